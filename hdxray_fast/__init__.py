@@ -1,0 +1,71 @@
+"""High-definition chest X-ray masked auto-encoders, made fast: see README.md for the way through the house."""
+
+from __future__ import annotations
+
+import importlib
+
+from .errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    BackendError,
+    CheckpointError,
+    ConfigError,
+    HDXrayError,
+    ImageReadError,
+    ImageTooLargeError,
+    MissingDependencyError,
+    TrainingError,
+    UnsupportedImageError,
+)
+
+__version__ = "0.1.0"
+
+# Rooms load on first use (PEP 562), so that a data-loading worker that only reads canvases never pays for torch.
+_ROOMS = {
+    "Canvas": "canvas",
+    "read_canvas": "canvas",
+    "Contour": "contour",
+    "find_contour": "contour",
+    "find_contours": "contour",
+    "MaskPlan": "masking",
+    "plan_masks": "masking",
+    "plan_all": "masking",
+    "gather_patches": "ops.gather",
+    "reconstruction_loss": "ops.loss",
+    "attention": "ops.attention",
+    "create_encoder": "encoder",
+    "list_encoders": "encoder",
+    "create_mae": "mae",
+    "load_model": "checkpoint",
+    "save_model": "checkpoint",
+    "PretrainConfig": "pretrain",
+    "pretrain": "pretrain",
+}
+
+__all__ = [
+    "ArgumentError",
+    "ArgumentTypeError",
+    "BackendError",
+    "CheckpointError",
+    "ConfigError",
+    "HDXrayError",
+    "ImageReadError",
+    "ImageTooLargeError",
+    "MissingDependencyError",
+    "TrainingError",
+    "UnsupportedImageError",
+    "__version__",
+    *_ROOMS,
+]
+
+
+def __getattr__(name: str):
+    if name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_ROOMS[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_ROOMS})
