@@ -39,7 +39,7 @@ _ROOMS = {
     "load_model": "checkpoint",
     "save_model": "checkpoint",
     "PretrainConfig": "pretrain",
-    "pretrain": "pretrain",
+    "run_pretraining": "pretrain",
 }
 
 __all__ = [
