@@ -38,7 +38,7 @@ _ROOMS = {
     "create_mae": "mae",
     "load_model": "checkpoint",
     "save_model": "checkpoint",
-    "PretrainConfig": "pretrain",
+    "PretrainConfig": "config",
     "run_pretraining": "pretrain",
 }
 

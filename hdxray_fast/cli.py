@@ -1,0 +1,117 @@
+"""The command line: ``hdxray-fast doctor | demo | contour | pretrain``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+
+from .errors import HDXrayError, MissingDependencyError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status (2 for an error named on stderr)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        if argv[:1] == ["doctor"]:  # must work when the optional packages are missing: that is what it reports
+            return _doctor(as_json="--json" in argv)
+        return _run(argv)
+    except HDXrayError as error:
+        print(f"hdxray-fast: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hdxray-fast: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(argv: list[str]) -> int:
+    try:
+        from jsonargparse import ArgumentParser
+    except ImportError as error:
+        raise MissingDependencyError("the command line needs jsonargparse: pip install 'hdxray-fast[train]'") from error
+    from .config import PretrainConfig
+    from .demo import DemoConfig
+
+    parser = ArgumentParser(prog="hdxray-fast", description="High-definition chest X-ray pre-training, made fast.")
+    commands = parser.add_subcommands(required=True, dest="command")
+
+    doctor = ArgumentParser(description="What this machine has, which backend each operation uses, what is missing.")
+    doctor.add_argument("--json", action="store_true", help="machine-readable")
+    commands.add_subcommand("doctor", doctor, help="versions, backends, what is missing")
+
+    demo = ArgumentParser(description="Train a small model on a real radiograph and show what it reconstructs.")
+    demo.add_class_arguments(DemoConfig)
+    commands.add_subcommand("demo", demo, help="from a DICOM file to a reconstruction in minutes")
+
+    contour = ArgumentParser(description="Find the chest contour of radiographs: overlay, JSON and a contact sheet.")
+    contour.add_argument("paths", nargs="+", help="radiographs, folders of them, or CSV manifests")
+    contour.add_argument("--out", required=True, help="folder for the pictures and JSON files")
+    contour.add_argument("--method", default="network", help="network, classical, prior or rectangle")
+    contour.add_argument("--size", type=int, default=1280, help="canvas side, pixels")
+    contour.add_argument("--patch_size", "--patch-size", type=int, default=16, help="side of a patch, pixels")
+    commands.add_subcommand("contour", contour, help="chest contours of radiographs, as pictures and JSON")
+
+    pretrain = ArgumentParser(description="Pre-train a contour-masked auto-encoder.")
+    pretrain.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    pretrain.add_class_arguments(PretrainConfig)
+    commands.add_subcommand("pretrain", pretrain, help="pre-train on a folder of radiographs")
+
+    parsed = parser.parse_args(_with_underscores(argv))
+    options = parsed[parsed.command]
+    options.pop("config", None)
+    return {"demo": _demo, "contour": _contour, "pretrain": _pretrain}[parsed.command](**options.as_dict())
+
+
+def _with_underscores(argv: list[str]) -> list[str]:
+    """``--batch-size 4`` and ``--batch_size 4`` mean the same."""
+    renamed = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+        renamed.append(name + equals + value)
+    return renamed
+
+
+def _doctor(as_json: bool) -> int:
+    from .env import doctor_report, format_doctor
+
+    report = doctor_report()
+    print(json.dumps(report, indent=1) if as_json else format_doctor(report))
+    return 0
+
+
+def _demo(**options) -> int:
+    from .demo import DemoConfig, describe, run_demo
+
+    metrics = run_demo(DemoConfig(**options))
+    print(describe(metrics, options["out"]))
+    return 0
+
+
+def _contour(paths: list[str], out: str, method: str, size: int, patch_size: int) -> int:
+    from .overlay import write_contours
+    from .prepare import list_images
+
+    files = [file for path in paths for file in list_images(path)]
+    summary = write_contours(files, out, method=method, size=size, patch_size=patch_size)
+    return 0 if summary["written"] else 2
+
+
+def _pretrain(**options) -> int:
+    from .config import PretrainConfig
+    from .pretrain import run_pretraining
+
+    result = run_pretraining(PretrainConfig(**options))
+    if result.losses:
+        print(f"loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f}")
+        print(f"(predicting each patch by its own mean would give {result.baseline:.4f})")
+    if result.picture:
+        print(f"picture: {result.picture}")
+    where = result.out / "model" if result.finished else result.out / "checkpoints"
+    print(f"{'model' if result.finished else 'stopped early; resume with --resume auto'}: {where}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,120 @@
+"""One typed object configures pre-training from Python, YAML and the command line alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+from .errors import ConfigError
+
+# What may change between a run and its resumption without changing a single loss value.
+FREE_ON_RESUME = frozenset(
+    {"out", "cache", "resume", "workers", "save_every", "keep_checkpoints", "picture_every", "tensorboard", "threads"}
+)
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-training of a contour-masked auto-encoder.
+
+    Args:
+        data: folder of radiographs (searched recursively), one image, or a CSV manifest with an ``image`` column.
+        out: folder for checkpoints, logs and pictures.
+        images: folder that relative paths in the manifest start from; the manifest's own by default.
+        cache: folder for canvases and contours computed once; ``<out>/cache`` by default.
+        model: encoder preset, see ``list_encoders()``.
+        decoder: ``cross`` predicts a share of the masked patches by cross-attention (CrossMAE); ``self`` is MAE's.
+        decoder_embed_dim: width of the decoder.
+        decoder_depth: blocks of the decoder.
+        img_size: canvas side, pixels.
+        contour: how the chest contour is found: ``network``, ``classical``, ``prior`` or ``rectangle``.
+        strategy: how patches are masked: ``contour``, ``random``, ``rectangle`` or ``block``.
+        ratio_inside: share of the patches inside the contour that are masked.
+        ratio_outside: share of the patches outside the contour that are masked.
+        predict: share of the masked patches that are predicted; 0.25 for ``cross`` and 1 for ``self`` by default.
+        norm_pix_loss: predict patches normalised by their own mean and deviation (MAE).
+        augment: rotate, zoom, shift and re-expose the radiographs slightly; never mirrored.
+        steps: optimizer steps.
+        batch_size: images per process and forward pass.
+        grad_accum: forward passes per optimizer step.
+        lr: peak learning rate; by default 1.5e-4 times the square root of (images per step / 8), at most 2.4e-3.
+        weight_decay: of AdamW, on matrices only.
+        beta2: second moment decay of AdamW (the first is 0.9).
+        warmup: share of the steps with a linearly rising learning rate; a cosine to ``lr * 0.01`` follows.
+        clip_grad: largest gradient norm; 0 for none.
+        ema: decay of an exponential moving average of the weights (for example 0.999); 0 for none.
+        precision: ``auto`` is bf16 on GPUs that have it and fp32 elsewhere.
+        seed: of weights, order, augmentation and masks.
+        workers: processes that read files; ``-1`` picks by the machine.
+        threads: CPU threads of the model; 0 leaves PyTorch's choice. The loss curve is reproducible for equal numbers.
+        save_every: steps between checkpoints.
+        keep_checkpoints: newest checkpoints to keep.
+        picture_every: steps between pictures; 0 for the last step only.
+        tensorboard: write TensorBoard events under ``<out>/tensorboard``.
+        resume: ``auto`` continues the run found in ``out``, if any; ``never`` refuses a folder that holds one.
+    """
+
+    data: str
+    out: str
+    images: str | None = None
+    cache: str | None = None
+    model: str = "vit_small_patch16"
+    decoder: Literal["cross", "self"] = "cross"
+    decoder_embed_dim: int = 512
+    decoder_depth: int = 8
+    img_size: int = 1280
+    contour: Literal["network", "classical", "prior", "rectangle"] = "network"
+    strategy: Literal["contour", "random", "rectangle", "block"] = "contour"
+    ratio_inside: float = 0.95
+    ratio_outside: float = 0.85
+    predict: float | None = None
+    norm_pix_loss: bool = True
+    augment: bool = True
+    steps: int = 1000
+    batch_size: int = 8
+    grad_accum: int = 1
+    lr: float | None = None
+    weight_decay: float = 0.05
+    beta2: float = 0.95
+    warmup: float = 0.05
+    clip_grad: float = 1.0
+    ema: float = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = 0
+    workers: int = -1
+    threads: int = 0
+    save_every: int = 100
+    keep_checkpoints: int = 2
+    picture_every: int = 100
+    tensorboard: bool = True
+    resume: Literal["auto", "never"] = "never"
+
+    def __post_init__(self) -> None:
+        positive = ("steps", "batch_size", "grad_accum", "save_every", "keep_checkpoints", "img_size", "decoder_depth")
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not accepted; give a whole number of at least 1")
+        for name in ("ratio_inside", "ratio_outside", "ema", "warmup", "beta2"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not accepted; give a number from 0 to 1")
+        if self.predict is not None and not 0 < self.predict <= 1:
+            raise ConfigError(f"predict: {self.predict} is not accepted; give a share above 0 and up to 1")
+        if self.ratio_inside == 0 and self.ratio_outside == 0:
+            raise ConfigError("ratio_inside and ratio_outside are both 0: nothing would be masked or learned")
+        if self.lr is not None and not self.lr > 0:
+            raise ConfigError(f"lr: {self.lr} is not accepted; give a number above 0")
+        if self.seed < 0:
+            raise ConfigError(f"seed: {self.seed} is not accepted; give a whole number of at least 0")
+
+    def as_dict(self) -> dict:
+        """Plain dict, as it is kept in ``config.json``."""
+        return dataclasses.asdict(self)
+
+    def differences(self, other: dict) -> list[str]:
+        """Settings whose change since ``other`` (a saved :meth:`as_dict`) moves the loss, as ``name: saved -> now``."""
+        return [
+            f"{name}: {other.get(name)!r} -> {value!r}"
+            for name, value in self.as_dict().items()
+            if name not in FREE_ON_RESUME and other.get(name) != value
+        ]

@@ -1,0 +1,185 @@
+"""Cached canvases to training batches: what sample comes when, and how it is augmented, depends on counters alone.
+
+Order, augmentation and masks are functions of ``(seed, epoch, sample index)``: the same for any number of workers or
+ranks, and after a resume, with no random state to save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import Dataset, Sampler
+
+from .canvas import Canvas
+from .contour import rasterize_polygon
+from .prepare import PreparedImage, prepare_one
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Changes a radiograph can undergo and stay one: none of them mirrors it, since the heart lies on the left.
+
+    Attributes:
+        rotate: largest rotation, degrees.
+        zoom: largest relative change of scale.
+        shift: largest shift, as a share of the canvas side.
+        gamma: largest ``|log2|`` of the exponent applied to the pixel values.
+    """
+
+    rotate: float = 5.0
+    zoom: float = 0.1
+    shift: float = 0.04
+    gamma: float = 0.3
+
+    def draw(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, float]:
+        """A random affine map (``[2, 3] float64``, canvas to canvas pixels) and a gamma exponent."""
+        angle = rng.uniform(-self.rotate, self.rotate)
+        scale = float(np.exp2(rng.uniform(-1, 1) * np.log2(1 + self.zoom)))
+        affine = cv2.getRotationMatrix2D((size / 2, size / 2), angle, scale)
+        affine[:, 2] += rng.uniform(-self.shift, self.shift, 2) * size
+        return affine, float(np.exp2(rng.uniform(-self.gamma, self.gamma)))
+
+
+class RadiographDataset(Dataset):
+    """Map from ``(epoch, index)`` to one training sample.
+
+    Each sample is a dict of ``pixels [1, S, S] uint8``, ``inside`` and ``valid`` ``[S/p, S/p] bool``, ``scale`` and
+    ``shift`` float32 (``pixel * scale + shift`` has mean 0 and deviation 1 over the radiograph), ``index`` and
+    ``epoch`` int64.
+
+    Args:
+        images: from :func:`hdxray_fast.prepare.prepare_images`.
+        size: canvas side the cache was made for, pixels.
+        patch_size: side of a patch, pixels.
+        contour: method the cache was made with.
+        augmentation: ``None`` for the canvas as it is.
+        seed: of the augmentation.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[PreparedImage],
+        *,
+        size: int = 1280,
+        patch_size: int = 16,
+        contour: str = "network",
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.images = list(images)
+        self.size, self.patch_size, self.contour = size, patch_size, contour
+        self.augmentation, self.seed = augmentation, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
+        epoch, index = key
+        pixels, box, polygon = self._load(self.images[index])  # [S, S] uint8, (top, left, height, width), [K, 2]
+        if self.augmentation is None:
+            valid = Canvas(pixels, box, {}).valid_grid(self.patch_size)
+        else:
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, (epoch << 32) + index]))
+            affine, gamma = self.augmentation.draw(rng, self.size)
+            pixels = cv2.warpAffine(pixels, affine, (self.size, self.size), flags=cv2.INTER_LINEAR)
+            levels = np.linspace(0, 1, 256) ** gamma * 255
+            pixels = cv2.LUT(pixels, levels.round().astype(np.uint8))
+            polygon = _transform(polygon, affine)
+            valid = self._warped_valid(box, affine)
+        inside = rasterize_polygon(polygon, self.size, self.patch_size) & valid
+        scale, shift = standardisation(pixels, valid)
+        return {
+            "pixels": torch.from_numpy(pixels)[None],
+            "inside": torch.from_numpy(inside),
+            "valid": torch.from_numpy(valid),
+            "scale": torch.tensor(scale, dtype=torch.float32),
+            "shift": torch.tensor(shift, dtype=torch.float32),
+            "index": torch.tensor(index),
+            "epoch": torch.tensor(epoch),
+        }
+
+    def _load(self, image: PreparedImage) -> tuple[np.ndarray, tuple[int, int, int, int], np.ndarray]:
+        try:
+            with np.load(image.cache) as arrays:
+                return arrays["pixels"], tuple(int(v) for v in arrays["valid_box"]), arrays["polygon"]
+        except Exception:  # the cache was removed or damaged under us: the source file still has it all
+            again = prepare_one(image.path, image.cache, self.size, self.contour)
+            if not isinstance(again, PreparedImage):
+                raise
+            return self._load(again)
+
+    def _warped_valid(self, box: tuple[int, int, int, int], affine: np.ndarray) -> np.ndarray:
+        """Patches that the moved radiograph still touches, to a quarter of a patch. ``[S/p, S/p] bool``."""
+        top, left, height, width = box
+        right, bottom = left + width, top + height
+        corners = np.array([[left, top], [right, top], [right, bottom], [left, bottom]], np.float32)
+        cell = self.patch_size / 4
+        grid = self.size // self.patch_size
+        fine = np.zeros((4 * grid, 4 * grid), np.uint8)
+        # pixel centres of `fine` lie at (i + 0.5) cells
+        cv2.fillConvexPoly(fine, np.rint(_transform(corners, affine) / cell - 0.5).astype(np.int32), 1)
+        return fine.reshape(grid, 4, grid, 4).any(axis=(1, 3))
+
+
+def _transform(points: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    return (points @ affine[:, :2].T + affine[:, 2]).astype(np.float32)
+
+
+def standardisation(pixels: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
+    """``(scale, shift)`` that bring the valid patches of ``pixels [S, S]`` to mean 0 and deviation 1.
+
+    The deviation is floored at one grey level, so that a flat image stays finite.
+    """
+    side = pixels.shape[0] // valid.shape[0]
+    mask = cv2.resize(valid.astype(np.uint8), None, fx=side, fy=side, interpolation=cv2.INTER_NEAREST)
+    mean, deviation = (float(v[0, 0]) for v in cv2.meanStdDev(pixels, mask=mask))
+    deviation = max(deviation, 1.0)
+    return 1.0 / deviation, -mean / deviation
+
+
+class StepSampler(Sampler):
+    """Batches of ``(epoch, index)``: an endless walk through freshly shuffled epochs, cut by step and rank.
+
+    Global batch ``s`` holds the positions ``[s * G, (s + 1) * G)`` of the walk, ``G = batch_size * world_size``; rank
+    ``r`` takes the ``r``-th slice. Starting at a later step continues the same walk.
+
+    Args:
+        length: images in the data set.
+        batch_size: images per rank and micro-batch.
+        first, last: micro-batches to yield, ``range(first, last)``.
+        seed: of the order.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        *,
+        first: int = 0,
+        last: int,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.length, self.batch_size, self.first, self.last = length, batch_size, first, last
+        self.seed, self.rank, self.world_size = seed, rank, world_size
+
+    def __len__(self) -> int:
+        return self.last - self.first
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch_of_order, order = -1, None
+        for batch in range(self.first, self.last):
+            start = (batch * self.world_size + self.rank) * self.batch_size
+            keys = []
+            for position in range(start, start + self.batch_size):
+                epoch, offset = divmod(position, self.length)
+                if epoch != epoch_of_order:
+                    rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+                    epoch_of_order, order = epoch, rng.permutation(self.length)
+                keys.append((epoch, int(order[offset])))
+            yield keys

@@ -1,0 +1,154 @@
+"""Pictures of a training step: what the model was shown, what it made of it, and where it was wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+GUTTER = 12  # pixels between panels
+HEADER = 44  # pixels above each panel, for its title
+TITLE_COLOUR = (235, 235, 235)
+OUTLINE_COLOUR = (80, 220, 120)
+
+
+def masked_view(pixels: np.ndarray, keep_ids: np.ndarray, patch_size: int) -> np.ndarray:
+    """The canvas with every patch that is not kept painted dark grey.
+
+    Args:
+        pixels: ``[S, S] uint8``.
+        keep_ids: ``[N] int``, row-major patch ids.
+        patch_size: side of a patch, pixels.
+
+    Returns:
+        ``[S, S] uint8``.
+    """
+    grid = pixels.shape[0] // patch_size
+    kept = np.zeros(grid * grid, bool)
+    kept[keep_ids] = True
+    return np.where(_to_pixels(kept.reshape(grid, grid), patch_size), pixels, 48).astype(np.uint8)
+
+
+def paste_patches(pixels: np.ndarray, ids: np.ndarray, patches: np.ndarray, patch_size: int) -> np.ndarray:
+    """The canvas with the patches ``ids`` replaced.
+
+    Args:
+        pixels: ``[S, S] uint8``.
+        ids: ``[N] int``, row-major patch ids.
+        patches: ``[N, p*p] float``, grey levels 0 to 255.
+        patch_size: side of a patch, pixels.
+
+    Returns:
+        ``[S, S] uint8``.
+    """
+    grid, p = pixels.shape[0] // patch_size, patch_size
+    tiles = pixels.reshape(grid, p, grid, p).transpose(0, 2, 1, 3).reshape(grid * grid, p * p).copy()
+    tiles[ids] = np.clip(np.rint(patches), 0, 255).astype(np.uint8)
+    return tiles.reshape(grid, grid, p, p).transpose(0, 2, 1, 3).reshape(pixels.shape)
+
+
+def contour_view(pixels: np.ndarray, inside: np.ndarray, polygon: np.ndarray | None = None) -> np.ndarray:
+    """The canvas with the patches inside the contour tinted and the contour drawn. ``[S, S, 3] uint8`` BGR."""
+    view = cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
+    area = _to_pixels(inside, pixels.shape[0] // inside.shape[0])
+    tinted = cv2.addWeighted(view, 0.8, np.full_like(view, OUTLINE_COLOUR), 0.2, 0)
+    view[area] = tinted[area]
+    if polygon is None:
+        outlines, _ = cv2.findContours(area.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    else:
+        outlines = [np.rint(polygon).astype(np.int32)]
+    cv2.polylines(view, outlines, True, OUTLINE_COLOUR, 4, cv2.LINE_AA)
+    return view
+
+
+def error_view(pixels: np.ndarray, reconstruction: np.ndarray, full_scale: int = 64) -> np.ndarray:
+    """Absolute error in grey levels as a heat map, black at 0 and white at ``full_scale``. ``[S, S, 3] uint8`` BGR."""
+    error = cv2.absdiff(pixels, reconstruction).astype(np.float32) * (255 / full_scale)
+    return cv2.applyColorMap(np.clip(error, 0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
+
+
+def reconstruction_panel(
+    pixels: np.ndarray,
+    inside: np.ndarray,
+    keep_ids: np.ndarray,
+    predict_ids: np.ndarray,
+    patches: np.ndarray,
+    *,
+    polygon: np.ndarray | None = None,
+    caption: str = "",
+    side: int = 640,
+) -> np.ndarray:
+    """Five pictures in a row: original, contour and inside grid, kept patches, reconstruction, error.
+
+    Args:
+        pixels: ``[S, S] uint8`` canvas.
+        inside: ``[S/p, S/p] bool``.
+        keep_ids, predict_ids: ``[N] int`` row-major patch ids.
+        patches: ``[N_predict, p*p] float`` predicted grey levels, 0 to 255.
+        polygon: ``[K, 2] float32`` contour, canvas pixels; the border of ``inside`` is drawn without it.
+        caption: a line below the pictures.
+        side: side of each picture, pixels.
+
+    Returns:
+        ``[h, w, 3] uint8`` BGR.
+    """
+    patch_size = pixels.shape[0] // inside.shape[0]
+    reconstruction = paste_patches(pixels, predict_ids, patches, patch_size)
+    mean_error = _error_on(pixels, reconstruction, predict_ids, patch_size)
+    share = len(keep_ids) / inside.size
+    views = {
+        "original": pixels,
+        f"contour: {inside.mean():.0%} of patches inside": contour_view(pixels, inside, polygon),
+        f"shown to the model: {len(keep_ids)} patches ({share:.0%})": masked_view(pixels, keep_ids, patch_size),
+        "reconstruction (shown patches kept)": reconstruction,
+        f"error: mean {mean_error:.1f} of 255 (white = 64)": error_view(pixels, reconstruction),
+    }
+    return tile([_titled(view, title, side) for title, view in views.items()], caption)
+
+
+def tile(panels: list[np.ndarray], caption: str = "") -> np.ndarray:
+    """Panels of equal height side by side, with a caption line below. ``[h, w, 3] uint8`` BGR."""
+    gap = np.full((panels[0].shape[0], GUTTER, 3), 24, np.uint8)
+    row = np.concatenate([part for panel in panels for part in (panel, gap)][:-1], axis=1)
+    if not caption:
+        return row
+    strip = np.full((HEADER, row.shape[1], 3), 24, np.uint8)
+    _write(strip, caption)
+    return np.concatenate([row, strip])
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """PNG by name; a failure to write is an ``OSError`` that names the file."""
+    done, data = cv2.imencode(".png", image)
+    if not done:  # pragma: no cover - PNG encodes every uint8 array
+        raise OSError(f"{path}: cannot encode the picture")
+    Path(path).write_bytes(data.tobytes())
+
+
+def _titled(view: np.ndarray, title: str, side: int) -> np.ndarray:
+    if view.ndim == 2:
+        view = cv2.cvtColor(view, cv2.COLOR_GRAY2BGR)
+    header = np.full((HEADER, side, 3), 24, np.uint8)
+    _write(header, title)
+    return np.concatenate([header, cv2.resize(view, (side, side), interpolation=cv2.INTER_AREA)])
+
+
+def _write(strip: np.ndarray, text: str) -> None:
+    """Text on one line, shrunk where it would not fit."""
+    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.75
+    (width, _), _ = cv2.getTextSize(text, font, scale, 1)
+    scale = min(scale, scale * (strip.shape[1] - 20) / max(width, 1))
+    cv2.putText(strip, text, (10, HEADER - 15), font, scale, TITLE_COLOUR, 1, cv2.LINE_AA)
+
+
+def _to_pixels(grid: np.ndarray, patch_size: int) -> np.ndarray:
+    return np.repeat(np.repeat(grid, patch_size, axis=0), patch_size, axis=1)
+
+
+def _error_on(pixels: np.ndarray, reconstruction: np.ndarray, ids: np.ndarray, patch_size: int) -> float:
+    grid = pixels.shape[0] // patch_size
+    chosen = np.zeros(grid * grid, bool)
+    chosen[ids] = True
+    where = _to_pixels(chosen.reshape(grid, grid), patch_size)
+    return float(cv2.absdiff(pixels, reconstruction)[where].mean()) if chosen.any() else 0.0
