@@ -1,0 +1,140 @@
+"""Transformer blocks over packed tokens, shared by encoder and decoders; module names follow facebookresearch/mae."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .errors import ArgumentError
+from .ops.attention import attention
+
+LAYER_NORM_EPS = 1e-6  # as MAE
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact (erf) GELU between."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:  # [N, D]
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention within each packed sequence."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        check_heads("num_heads", num_heads, dim)
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:  # [N, D], [B + 1] int32
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # [N, 3, H, Dh] -> 3 x [N, H, Dh]
+        out = attention(q, k, v, cu_seqlens_q=cu_seqlens, max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen)
+        return self.proj(out.flatten(1))  # [N, H, Dh] -> [N, D]
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of decoder queries to encoder tokens of the same image (CrossMAE, section 3)."""
+
+    def __init__(self, encoder_dim: int, dim: int, num_heads: int) -> None:
+        super().__init__()
+        check_heads("decoder_num_heads", num_heads, dim)
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(encoder_dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(
+        self,
+        x: Tensor,  # [Nq, D] queries
+        y: Tensor,  # [Nk, encoder_dim] tokens attended to
+        cu_seqlens_q: Tensor,  # [B + 1] int32
+        cu_seqlens_k: Tensor,  # [B + 1] int32
+        max_seqlen_q: int,
+        max_seqlen_k: int,
+    ) -> Tensor:
+        q = self.q(x).unflatten(-1, (self.num_heads, -1))  # [Nq, H, Dh]
+        k, v = self.kv(y).unflatten(-1, (2, self.num_heads, -1)).unbind(1)  # [Nk, 2, H, Dh] -> 2 x [Nk, H, Dh]
+        out = attention(
+            q,
+            k,
+            v,
+            cu_seqlens_q=cu_seqlens_q,
+            cu_seqlens_k=cu_seqlens_k,
+            max_seqlen_q=max_seqlen_q,
+            max_seqlen_k=max_seqlen_k,
+        )
+        return self.proj(out.flatten(1))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: self-attention, then MLP."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = SelfAttention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:  # [N, D], [B + 1] int32
+        x = x + self.attn(self.norm1(x), cu_seqlens, max_seqlen)
+        return x + self.mlp(self.norm2(x))
+
+
+class CrossBlock(nn.Module):
+    """Pre-norm block of CrossMAE: cross-attention to encoder tokens, then MLP; queries never see each other."""
+
+    def __init__(self, encoder_dim: int, dim: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.cross_attn = CrossAttention(encoder_dim, dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor, y: Tensor, *seqlens: Tensor | int) -> Tensor:  # [Nq, D], [Nk, encoder_dim]
+        x = x + self.cross_attn(self.norm1(x), y, *seqlens)
+        return x + self.mlp(self.norm2(x))
+
+
+def sincos_positions(dim: int, grid_size: tuple[int, int]) -> Tensor:
+    """Fixed 2-D sine-cosine positions with a zero row for the class token, float32 ``[1, 1 + gh * gw, dim]``.
+
+    As facebookresearch/mae (``get_2d_sincos_pos_embed``): the first half of the channels encodes the column (w goes first),
+    the second half the row; each is sin then cos of ``position / 10000^(i / (dim / 4))``.
+
+    Raises:
+        ArgumentError: ``dim`` is no multiple of 4.
+    """
+    if dim % 4:
+        raise ArgumentError(f"embed_dim: got {dim}, 2-D sine-cosine positions need a multiple of 4")
+    frequencies = 1.0 / 10000 ** (np.arange(dim // 4, dtype=np.float64) / (dim / 4))  # [dim / 4]
+    rows, columns = np.indices(grid_size, dtype=np.float64).reshape(2, -1)  # each [gh * gw]
+    angles = np.stack([np.outer(columns, frequencies), np.outer(rows, frequencies)], axis=1)  # [P, 2, dim / 4]
+    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).reshape(-1, dim)  # [P, dim]
+    return torch.from_numpy(np.concatenate([np.zeros((1, dim)), waves])).float().unsqueeze(0)
+
+
+def init_weights(module: nn.Module) -> None:
+    """Initialise as MAE: xavier-uniform linear (and patch-embedding) weights, zero biases, unit norms."""
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        nn.init.xavier_uniform_(module.weight.flatten(1))  # a patch embedding is a linear layer on the flattened patch
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+def check_heads(name: str, num_heads: int, dim: int) -> None:
+    """Raise ArgumentError naming ``name`` unless ``dim`` splits evenly into ``num_heads``."""
+    if num_heads < 1 or dim % num_heads:
+        raise ArgumentError(f"{name}: got {num_heads}, accepted is a divisor of the embedding dimension {dim}")
