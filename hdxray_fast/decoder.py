@@ -1,8 +1,8 @@
 """Decoders: encoder tokens and a mask plan in, predicted patches out.
 
 ``SelfDecoder`` is MAE's (https://arxiv.org/abs/2111.06377): mask tokens join the visible ones and all attend to all.
-``CrossDecoder`` is CrossMAE's (https://arxiv.org/abs/2401.14391): each predicted patch is a query that attends to the visible
-tokens only, so the cost is proportional to the number of predicted patches and not to the square of the grid.
+``CrossDecoder`` is CrossMAE's (https://arxiv.org/abs/2401.14391): each predicted patch is a query that attends to the
+visible tokens only, so the cost is proportional to the number of predicted patches and not to the square of the grid.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from .masking import MaskPlan
 class SelfDecoder(nn.Module):
     """MAE's decoder over kept and predicted patches; parameter names are those of facebookresearch/mae.
 
-    A sequence is the class token, then kept and predicted patches in grid order. With a plan that predicts every masked patch
-    (``predict=1``) these are all valid patches, which is MAE. With ``predict < 1`` the masked patches that are not predicted
-    are left out of the sequence: their mask tokens would carry nothing but a position.
+    A sequence is the class token, then kept and predicted patches in grid order. With a plan that predicts every masked
+    patch (``predict=1``) these are all valid patches, which is MAE. With ``predict < 1`` the masked patches that are not
+    predicted are left out of the sequence: their mask tokens would carry nothing but a position.
     """
 
     default_predict = 1.0
@@ -72,8 +72,8 @@ def _sequence_rows(plan: MaskPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows of the decoder's packed sequences (class token, then kept and predicted patches in grid order).
 
     Returns:
-        Row of each encoder token ``[N_keep + B]``, row of each predicted patch ``[N_predict]``, position (0 is the class
-        token's) of each row ``[M]``, all int64, and ``cu_seqlens [B + 1]`` int32; ``M = N_keep + N_predict + B``.
+        Row of each encoder token ``[N_keep + B]``, row of each predicted patch ``[N_predict]``, position of each row ``[M]``
+        (0 is the class token's), all int64, and ``cu_seqlens [B + 1]`` int32; ``M = N_keep + N_predict + B``.
     """
     batch, patches = plan.batch_size, plan.grid_size[0] * plan.grid_size[1]
     n_keep, n_predict = plan.keep_ids.shape[0], plan.predict_ids.shape[0]
@@ -103,9 +103,10 @@ def _sequence_rows(plan: MaskPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 class CrossDecoder(nn.Module):
     """CrossMAE's decoder: queries at the predicted patches attend to the encoder's tokens, never to each other.
 
-    Each block attends to its own learned mixture of the encoder's feature maps (``wfm``, "inter-block attention" in section
-    3.3 of the paper), normalised by its own ``dec_norms``. As in the published training recipe the embedded input is one of
-    the maps; unlike it the last map is the encoder's normalised output, so that the norm an encoder is used with is trained.
+    Each block attends to its own learned mixture of the encoder's feature maps (``wfm``, the paper's inter-block
+    attention), normalised by its own ``dec_norms``. As in the published code the embedded input may be one of the maps, and
+    here it is; unlike there the last map is the encoder's normalised output, so that the norm an encoder is used with is
+    trained.
     """
 
     default_predict = 0.25

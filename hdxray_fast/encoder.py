@@ -54,7 +54,8 @@ class PatchEmbed(nn.Module):
 class StemPatchEmbed(nn.Module):
     """HD X-ray's embedding of a 64-px patch: 16-px convolution, 4x4 convolution, 1x1 projection, ReLU between.
 
-    Every stride equals its kernel, so a patch never looks at its neighbours and each layer is a matrix product on gathered rows.
+    Every stride equals its kernel, so a patch never looks at its neighbours, and each layer is a matrix product on
+    gathered rows.
     """
 
     patch_size = 64
@@ -157,8 +158,8 @@ class Encoder(nn.Module):
         """As :meth:`forward`, with the tokens at every depth.
 
         Returns:
-            ``depth + 1`` maps ``[N_keep + B, D]`` and their ``cu_seqlens [B + 1]`` int32: the embedded patches, the output of
-            every block but the last, and the normalised output of the last, which is what :meth:`forward` returns.
+            ``depth + 1`` maps ``[N_keep + B, D]`` and their ``cu_seqlens [B + 1]`` int32: the embedded patches, the output
+            of every block but the last, and the normalised output of the last, which is what :meth:`forward` returns.
         """
         plan = self._plan(images, plan)
         tokens = self.embed(images, plan, scale, shift)
@@ -191,8 +192,8 @@ class Encoder(nn.Module):
             return plan_all(valid, patch_size=self.patch_size).to(images.device)
         if tuple(plan.grid_size) != self.grid_size or plan.patch_size != self.patch_size:
             raise ArgumentError(
-                f"plan: is for a {plan.grid_size[0]} x {plan.grid_size[1]} grid of {plan.patch_size}-px patches, this encoder "
-                f"has a {self.grid_size[0]} x {self.grid_size[1]} grid of {self.patch_size}-px patches"
+                f"plan: is for a {plan.grid_size[0]} x {plan.grid_size[1]} grid of {plan.patch_size}-px patches, "
+                f"this encoder has a {self.grid_size[0]} x {self.grid_size[1]} grid of {self.patch_size}-px patches"
             )
         if plan.batch_size != images.shape[0]:
             raise ArgumentError(f"plan: is for {plan.batch_size} images, images has {images.shape[0]}")
@@ -237,8 +238,8 @@ def create_encoder(
         name: one of :func:`list_encoders`.
         img_size: edge in pixels, or ``(height, width)``; multiples of the patch size.
         in_chans: 1 or 3.
-        **overrides: ``embed_dim``, ``depth``, ``num_heads``, ``mlp_ratio`` or (without stem) ``patch_size`` in place of the
-            preset's.
+        **overrides: ``embed_dim``, ``depth``, ``num_heads``, ``mlp_ratio`` or (without stem) ``patch_size`` in place of
+            the preset's.
 
     Raises:
         ArgumentError: unknown name or override, or sizes that do not fit together.

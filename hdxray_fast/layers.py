@@ -108,8 +108,8 @@ class CrossBlock(nn.Module):
 def sincos_positions(dim: int, grid_size: tuple[int, int]) -> Tensor:
     """Fixed 2-D sine-cosine positions with a zero row for the class token, float32 ``[1, 1 + gh * gw, dim]``.
 
-    As facebookresearch/mae (``get_2d_sincos_pos_embed``): the first half of the channels encodes the column (w goes first),
-    the second half the row; each is sin then cos of ``position / 10000^(i / (dim / 4))``.
+    As facebookresearch/mae (``get_2d_sincos_pos_embed``): the first half of the channels encodes the column (w goes
+    first), the second half the row; each is sin then cos of ``position / 10000^(i / (dim / 4))``.
 
     Raises:
         ArgumentError: ``dim`` is no multiple of 4.

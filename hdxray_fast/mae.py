@@ -53,7 +53,7 @@ class MaskedAutoencoder(nn.Module):
         self.encoder = create_encoder(name, img_size, in_chans, **encoder_overrides)
         self.norm_pix_loss = norm_pix_loss
         if decoder_num_heads is None:
-            # self: 32 channels a head, so that MAE's weights mean the same; cross: 64, half the exponentials for equal cost
+            # self: 32 channels a head, so that MAE's weights mean the same; cross: 64, with half as many exponentials
             decoder_num_heads = max(1, decoder_embed_dim // (32 if decoder == "self" else 64))
         sizes = {
             "encoder_dim": self.encoder.embed_dim,
@@ -94,7 +94,7 @@ class MaskedAutoencoder(nn.Module):
 
         Args:
             images: ``[B, C, H, W]``, any dtype that :func:`hdxray_fast.gather_patches` reads.
-            plan: from :func:`hdxray_fast.plan_masks` with ``predict=model.default_predict``, on the device of the images.
+            plan: from :func:`hdxray_fast.plan_masks` with ``predict=model.default_predict``, on the images' device.
             scale: a number, or float32 ``[B]``.
             shift: see ``scale``.
 

@@ -2,10 +2,13 @@
 
 Images of one batch keep different numbers of patches, so tokens are packed: sequence ``b`` lies in the rows
 ``cu_seqlens[b] : cu_seqlens[b + 1]`` of one tensor, as in the variable-length interface of FlashAttention
-(https://arxiv.org/abs/2307.08691). Queries and keys may have different lengths (cross-attention), and a sequence may be empty.
+(https://arxiv.org/abs/2307.08691). Queries and keys may have different lengths (cross-attention), and a sequence may be
+empty.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -97,8 +100,8 @@ def pick_backend(backend: str, device: torch.device) -> str:
         raise ArgumentError(f"backend: got {backend!r}, accepted are {', '.join(map(repr, BACKENDS))}")
     if backend == "triton":
         raise BackendError(
-            f"backend='triton': this build has no Triton attention kernel (they need a GPU build), tensors are on {device}; "
-            "use backend='auto' or 'sdpa'"
+            f"backend='triton': this build has no Triton attention kernel (that needs a GPU build); the tensors are on "
+            f"{device}; use backend='auto' or 'sdpa'"
         )
     return "sdpa" if backend == "auto" else backend
 
@@ -138,7 +141,7 @@ def _lse(q: Tensor, k: Tensor, scale: float) -> Tensor:
 
 def _lengths(cu_seqlens: Tensor) -> list[int]:
     bounds = cu_seqlens.tolist()
-    return [end - start for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [end - start for start, end in pairwise(bounds)]
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None) -> None:
@@ -152,7 +155,7 @@ def _check(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor | None, cu_seql
     packed = cu_seqlens_q is not None
     if not packed and cu_seqlens_k is not None:
         raise ArgumentError(
-            "cu_seqlens_q: got None while cu_seqlens_k is given; packed tensors need both (or only cu_seqlens_q)"
+            "cu_seqlens_q: got None while cu_seqlens_k is given; packed tensors need both or only the former"
         )
     layout = "[N, H, D] (packed, cu_seqlens_q is given)" if packed else "[B, S, H, D] (dense, no cu_seqlens_q)"
     for name, tensor in (("q", q), ("k", k), ("v", v)):
@@ -196,7 +199,7 @@ def _check_cu_seqlens(name: str, cu_seqlens: Tensor, rows: int, device: torch.de
     if device.type != "cpu":  # looking at the values would stall the device
         return
     bounds = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != rows or any(a > b for a, b in zip(bounds, bounds[1:], strict=False)):
+    if bounds[0] != 0 or bounds[-1] != rows or any(a > b for a, b in pairwise(bounds)):
         raise ArgumentError(f"{name}: must rise from 0 to the number of rows, {rows}; got {_short(bounds)}")
 
 
