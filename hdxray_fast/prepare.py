@@ -24,7 +24,9 @@ from .canvas import read_canvas
 from .contour import find_contour
 from .errors import ConfigError, HDXrayError, TrainingError
 
-IMAGE_SUFFIXES = frozenset(".dcm .dicom .ima .png .jpg .jpeg .tif .tiff .bmp .webp .npy".split())
+IMAGE_SUFFIXES = frozenset(
+    (".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
+)
 PATH_COLUMNS = ("image", "path", "Path", "file", "filename", "image_path", "Image Index")
 CACHE_FORMAT = 1  # part of every cache key: raise it when the cached arrays change meaning
 

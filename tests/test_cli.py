@@ -1,0 +1,68 @@
+"""The command line a user types."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from hdxray_fast.cli import main
+
+pytest.importorskip("jsonargparse")
+
+
+def test_doctor_answers_as_text_and_json(capsys):
+    assert main(["doctor"]) == 0
+    assert "torch" in capsys.readouterr().out
+    assert main(["doctor", "--json"]) == 0
+    assert "versions" in json.loads(capsys.readouterr().out)
+
+
+def test_pretrain_takes_yaml_and_flags_with_dashes(radiographs, tmp_path, capsys):
+    pytest.importorskip("accelerate")
+    (tmp_path / "c.yaml").write_text(
+        "model: vit_tiny_patch16\nimg_size: 128\ndecoder_embed_dim: 32\ndecoder_depth: 1\n"
+        "contour: rectangle\ntensorboard: false\nsteps: 9\n"
+    )
+    argv = [
+        "pretrain",
+        "--config",
+        str(tmp_path / "c.yaml"),
+        "--data",
+        str(radiographs),
+        "--out",
+        str(tmp_path / "run"),
+    ]
+    assert main([*argv, "--steps", "2", "--batch-size", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "model:" in out and (tmp_path / "run" / "model" / "model.safetensors").exists()
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert saved["steps"] == 2 and saved["batch_size"] == 1 and saved["img_size"] == 128
+    assert main([*argv, "--steps", "2", "--batch-size", "1"]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_errors_are_one_line_on_stderr(tmp_path, capsys):
+    assert main(["pretrain", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("hdxray-fast: data:") and "Traceback" not in message
+    assert main(["contour", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
+
+
+def test_contour_writes_pictures(radiographs, tmp_path):
+    assert main(["contour", str(radiographs), "--out", str(tmp_path / "out"), "--method", "rectangle"]) == 0
+    assert len(list((tmp_path / "out").rglob("*.json"))) >= 5
+
+
+@pytest.mark.slow
+def test_demo_goes_from_dicom_to_panel(tmp_path, capsys):
+    pytest.importorskip("pydicom")
+    pytest.importorskip("data_store")
+    assert main(["demo", "--steps", "3", "--img_size", "640", "--out", str(tmp_path / "demo")]) == 0
+    metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
+    assert metrics["tokens_total"] == 1600 and 0 < metrics["tokens_kept"] < 400
+    assert {"loss_first", "loss_last", "seconds_per_step", "peak_rss_mib", "inside_share", "contour_confidence"} <= set(
+        metrics
+    )
+    assert (tmp_path / "demo" / "panel.png").stat().st_size > 10_000
+    assert "panel.png" in capsys.readouterr().out

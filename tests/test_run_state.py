@@ -1,0 +1,119 @@
+"""Checkpoints are whole or absent, and the log never runs ahead of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from hdxray_fast.errors import CheckpointError
+from hdxray_fast.mae import create_mae
+from hdxray_fast.optim import averaged_model, parameter_groups, warmup_cosine
+from hdxray_fast.run_state import (
+    checkpoint_folder,
+    prune_checkpoints,
+    resume_latest,
+    save_checkpoint,
+    truncate_log,
+)
+
+pytest.importorskip("safetensors")
+
+
+def small_model(seed: int = 0):
+    torch.manual_seed(seed)
+    model = create_mae("vit_tiny_patch16", img_size=64, decoder_embed_dim=32, decoder_depth=1)
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3)
+    return model, optimizer, averaged_model(model, 0.9)
+
+
+def fake_step(model, optimizer, ema) -> None:
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    ema.update_parameters(model)
+
+
+def test_round_trip_restores_every_tensor(tmp_path):
+    model, optimizer, ema = small_model()
+    fake_step(model, optimizer, ema)
+    save_checkpoint(checkpoint_folder(tmp_path, 1), model, optimizer, {"step": 1, "note": "x"}, ema)
+    other, other_optimizer, other_ema = small_model(seed=1)
+    assert resume_latest(tmp_path, other, other_optimizer, other_ema) == {"step": 1, "note": "x"}
+    for saved, restored in ((model, other), (ema, other_ema)):
+        for name, value in saved.state_dict().items():
+            assert torch.equal(value, restored.state_dict()[name]), name
+    torch.manual_seed(7)
+    fake_step(model, optimizer, ema)
+    torch.manual_seed(7)
+    fake_step(other, other_optimizer, other_ema)
+    for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_damaged_newest_falls_back_loudly(tmp_path, name, damage):
+    model, optimizer, ema = small_model()
+    for step in (1, 2):
+        fake_step(model, optimizer, ema)
+        save_checkpoint(checkpoint_folder(tmp_path, step), model, optimizer, {"step": step}, ema)
+    target = checkpoint_folder(tmp_path, 2) / name
+    target.write_bytes(target.read_bytes()[:50]) if damage == "truncate" else target.unlink()
+    with pytest.warns(UserWarning, match="step_00000002"):
+        assert resume_latest(tmp_path, model, optimizer, ema)["step"] == 1
+
+
+def test_nothing_to_resume_is_none_and_all_damaged_is_an_error(tmp_path):
+    model, optimizer, ema = small_model()
+    assert resume_latest(tmp_path, model, optimizer, ema) is None
+    save_checkpoint(checkpoint_folder(tmp_path, 1), model, optimizer, {"step": 1}, ema)
+    (checkpoint_folder(tmp_path, 1) / "state.json").write_text("{")
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError, match="step_00000001"):
+        resume_latest(tmp_path, model, optimizer, ema)
+
+
+def test_another_model_is_refused(tmp_path):
+    model, optimizer, ema = small_model()
+    save_checkpoint(checkpoint_folder(tmp_path, 1), model, optimizer, {"step": 1})
+    wider = create_mae("vit_small_patch16", img_size=64, decoder_embed_dim=32, decoder_depth=1)
+    with pytest.warns(UserWarning), pytest.raises(CheckpointError):
+        resume_latest(tmp_path, wider, torch.optim.AdamW(parameter_groups(wider, 0.05)))
+
+
+def test_an_interrupted_save_is_never_read_and_is_cleaned_up(tmp_path):
+    model, optimizer, _ = small_model()
+    for step in (1, 2, 3):
+        save_checkpoint(checkpoint_folder(tmp_path, step), model, optimizer, {"step": step})
+    (tmp_path / ".step_00000004.tmp").mkdir()
+    assert resume_latest(tmp_path, model, optimizer)["step"] == 3
+    prune_checkpoints(tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
+
+
+def test_log_loses_what_lies_after_the_checkpoint_and_a_cut_line(tmp_path):
+    log = tmp_path / "log.jsonl"
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 6)]
+    log.write_text("\n".join(lines) + '\n{"step": 6, "lo')
+    truncate_log(log, 9)
+    assert log.read_text().splitlines() == lines
+    truncate_log(log, 3)
+    assert log.read_text() == "\n".join(lines[:3]) + "\n"
+
+
+def test_learning_rate_rises_and_falls():
+    rates = [warmup_cosine(step, 100, 0.1) for step in range(100)]
+    assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and max(rates) == 1.0
+    assert all(a >= b for a, b in zip(rates[10:], rates[11:], strict=False)) and rates[-1] == pytest.approx(
+        0.01, abs=1e-3
+    )
+
+
+def test_weight_decay_spares_biases_norms_and_tokens():
+    model, *_ = small_model()
+    decayed, free = parameter_groups(model, 0.05)
+    assert all(parameter.ndim >= 2 for parameter in decayed["params"]) and free["weight_decay"] == 0.0
+    tokens = {id(p) for name, p in model.named_parameters() if name.endswith("_token")}
+    assert tokens and tokens <= {id(p) for p in free["params"]}
