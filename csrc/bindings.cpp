@@ -1,0 +1,187 @@
+// The only file that includes pybind11. Tensors arrive as plain integers (pointer, sizes, strides, dtype code), so that
+// the core depends on no version of torch; hdxray_fast/_native.py is the only caller and validates everything first.
+//
+// Every op takes `device` (-1: CPU, otherwise a CUDA device index) and `stream` (a cudaStream_t as an integer, 0 on
+// CPU).
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <tuple>
+
+#include "check.h"
+#include "cpu.h"
+#include "gather.h"
+#include "loss.h"
+#include "mask_plan.h"
+
+namespace py = pybind11;
+using namespace hdxray;
+
+namespace {
+
+template <typename T>
+T* pointer(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+void check_device(int device) {
+    if (device != -1) {
+        throw std::invalid_argument("device " + std::to_string(device) +
+                                    ": this build of the core has CPU paths only (" + HDXRAY_CUDA_NOTE + ")");
+    }
+}
+
+// (pointer, dtype, batch, channels, stride_b, stride_c, stride_h, grid_h, grid_w, patch_size): images [B, C, H, W]
+using ImagesTuple = std::tuple<uintptr_t, int, int64_t, int32_t, int64_t, int64_t, int64_t, int32_t, int32_t, int32_t>;
+// (ids, cu_seqlens, n_rows, scale, shift): pointers but for n_rows
+using RowsTuple = std::tuple<uintptr_t, uintptr_t, int64_t, uintptr_t, uintptr_t>;
+
+Patches make_patches(const ImagesTuple& images, const RowsTuple& rows) {
+    const auto& [image, dtype, batch, channels, stride_b, stride_c, stride_h, grid_h, grid_w, patch_size] = images;
+    const auto& [ids, cu_seqlens, n_rows, scale, shift] = rows;
+    return {{pointer<const void>(image), stride_b, stride_c, stride_h, channels, patch_size, grid_w,
+             pointer<const int32_t>(ids), pointer<const int32_t>(cu_seqlens), pointer<const float>(scale),
+             pointer<const float>(shift)},
+            batch,
+            n_rows,
+            grid_h,
+            static_cast<DType>(dtype)};
+}
+
+// (inside, valid, index, batch, grid_h, grid_w): pointers, then sizes
+using GridsTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int32_t, int32_t>;
+// (strategy, ratio_inside, ratio_outside, predict, seed, epoch)
+using ChoiceTuple = std::tuple<int, double, double, double, uint64_t, uint32_t>;
+
+MaskPlanSpec make_spec(const GridsTuple& grids, const ChoiceTuple& choice) {
+    const auto& [inside, valid, index, batch, grid_h, grid_w] = grids;
+    const auto& [strategy, ratio_inside, ratio_outside, predict, seed, epoch] = choice;
+    check(strategy >= 0 && strategy <= static_cast<int>(Strategy::kBlock), "mask_plan: unknown strategy code");
+    return {batch,
+            grid_h,
+            grid_w,
+            static_cast<Strategy>(strategy),
+            ratio_inside,
+            ratio_outside,
+            predict,
+            seed,
+            epoch,
+            pointer<const uint8_t>(inside),
+            pointer<const uint8_t>(valid),
+            pointer<const int64_t>(index)};
+}
+
+py::dict build_info() {
+    py::dict info;
+#if defined(__clang__)
+    info["compiler"] = "clang " __clang_version__;
+#else
+    info["compiler"] = "gcc " __VERSION__;
+#endif
+    info["cuda"] = HDXRAY_CUDA_NOTE;
+    return info;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_core, m) {
+    m.doc() = "Native core of hdxray_fast; use the functions of the package, not this module.";
+    const py::call_guard<py::gil_scoped_release> no_gil;
+
+    m.def("build_info", &build_info);
+    m.def("cpu_features", &cpu_features);
+    m.def("vector_paths", &vector_paths);
+    m.def("vector_path", &vector_path);
+    m.def("set_vector_path", &set_vector_path, py::arg("name"));
+
+    m.def(
+        "check_packed_ids",
+        [](uintptr_t ids, uintptr_t cu_seqlens, int64_t batch, int64_t n_rows, int64_t n_patches) {
+            check(cu_seqlens && (ids || n_rows == 0) && batch >= 0 && n_rows >= 0, "check_packed_ids: bad arguments");
+            const PlanFault fault = check_packed_ids(pointer<const int32_t>(ids), pointer<const int32_t>(cu_seqlens),
+                                                     batch, n_rows, n_patches);
+            return std::make_tuple(static_cast<int>(fault.kind), fault.row, fault.value);
+        },
+        py::arg("ids"), py::arg("cu_seqlens"), py::arg("batch"), py::arg("n_rows"), py::arg("n_patches"), no_gil);
+
+    m.def(
+        "philox",
+        [](uintptr_t words, int64_t n, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0, uint32_t key1) {
+            philox(pointer<uint32_t>(words), n, c1, c2, c3, key0, key1);
+        },
+        py::arg("words"), py::arg("n"), py::arg("c1"), py::arg("c2"), py::arg("c3"), py::arg("key0"), py::arg("key1"),
+        no_gil);
+
+    m.def(
+        "mask_plan_counts",
+        [](const GridsTuple& grids, const ChoiceTuple& choice, uintptr_t keep_cu, uintptr_t predict_cu, int device,
+           uintptr_t /*stream*/) {
+            check_device(device);
+            check(keep_cu && predict_cu, "mask_plan_counts: null pointer");
+            mask_plan_counts(make_spec(grids, choice), pointer<int32_t>(keep_cu), pointer<int32_t>(predict_cu));
+        },
+        py::arg("grids"), py::arg("choice"), py::arg("keep_cu"), py::arg("predict_cu"), py::arg("device"),
+        py::arg("stream"), no_gil);
+
+    m.def(
+        "mask_plan_ids",
+        [](const GridsTuple& grids, const ChoiceTuple& choice, uintptr_t keep_cu, uintptr_t predict_cu,
+           uintptr_t keep_ids, uintptr_t predict_ids, int n_threads, int device, uintptr_t /*stream*/) {
+            check_device(device);
+            check(keep_cu && predict_cu, "mask_plan_ids: null pointer");
+            mask_plan_ids(make_spec(grids, choice), pointer<const int32_t>(keep_cu), pointer<const int32_t>(predict_cu),
+                          pointer<int32_t>(keep_ids), pointer<int32_t>(predict_ids), n_threads);
+        },
+        py::arg("grids"), py::arg("choice"), py::arg("keep_cu"), py::arg("predict_cu"), py::arg("keep_ids"),
+        py::arg("predict_ids"), py::arg("n_threads"), py::arg("device"), py::arg("stream"), no_gil);
+
+    m.def(
+        "gather",
+        [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t out, int out_dtype, int n_threads, int device,
+           uintptr_t /*stream*/) {
+            check_device(device);
+            gather(make_patches(images, rows), pointer<void>(out), static_cast<DType>(out_dtype), n_threads);
+        },
+        py::arg("images"), py::arg("rows"), py::arg("out"), py::arg("out_dtype"), py::arg("n_threads"),
+        py::arg("device"), py::arg("stream"), no_gil);
+
+    m.def(
+        "scatter",
+        [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t grad_rows, int grad_dtype, int n_threads,
+           int device, uintptr_t /*stream*/) {
+            check_device(device);
+            scatter(make_patches(images, rows), pointer<const void>(grad_rows), static_cast<DType>(grad_dtype),
+                    n_threads);
+        },
+        py::arg("images"), py::arg("rows"), py::arg("grad_rows"), py::arg("grad_dtype"), py::arg("n_threads"),
+        py::arg("device"), py::arg("stream"), no_gil);
+
+    m.def(
+        "loss_forward",
+        [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t pred, int pred_dtype, bool norm_pix_loss,
+           uintptr_t loss, uintptr_t patch_loss, uintptr_t mean, uintptr_t rstd, int n_threads, int device,
+           uintptr_t /*stream*/) {
+            check_device(device);
+            check(loss, "loss_forward: null pointer");
+            *pointer<float>(loss) = loss_forward(
+                make_patches(images, rows), pointer<const void>(pred), static_cast<DType>(pred_dtype), norm_pix_loss,
+                pointer<float>(patch_loss), pointer<float>(mean), pointer<float>(rstd), n_threads);
+        },
+        py::arg("images"), py::arg("rows"), py::arg("pred"), py::arg("pred_dtype"), py::arg("norm_pix_loss"),
+        py::arg("loss"), py::arg("patch_loss"), py::arg("mean"), py::arg("rstd"), py::arg("n_threads"),
+        py::arg("device"), py::arg("stream"), no_gil);
+
+    m.def(
+        "loss_backward",
+        [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t pred, int pred_dtype, uintptr_t mean,
+           uintptr_t rstd, uintptr_t grad_loss, uintptr_t grad_pred, int n_threads, int device, uintptr_t /*stream*/) {
+            check_device(device);
+            check(grad_loss, "loss_backward: null pointer");
+            loss_backward(make_patches(images, rows), pointer<const void>(pred), static_cast<DType>(pred_dtype),
+                          pointer<const float>(mean), pointer<const float>(rstd), *pointer<const float>(grad_loss),
+                          pointer<void>(grad_pred), n_threads);
+        },
+        py::arg("images"), py::arg("rows"), py::arg("pred"), py::arg("pred_dtype"), py::arg("mean"), py::arg("rstd"),
+        py::arg("grad_loss"), py::arg("grad_pred"), py::arg("n_threads"), py::arg("device"), py::arg("stream"), no_gil);
+}

@@ -1,0 +1,32 @@
+// Which patches of each image are kept and which are predicted (hdxray_fast/masking.py states the rules).
+#pragma once
+#include <cstdint>
+
+namespace hdxray {
+
+enum class Strategy : int { kContour = 0, kRandom = 1, kRectangle = 2, kBlock = 3 };
+
+struct MaskPlanSpec {
+    int64_t batch;
+    int32_t grid_h, grid_w;
+    Strategy strategy;
+    double ratio_inside, ratio_outside, predict;
+    uint64_t seed;
+    uint32_t epoch;         // below 2^31
+    const uint8_t* inside;  // [B, gh, gw] bool
+    const uint8_t* valid;   // [B, gh, gw] bool
+    const int64_t* index;   // [B] int64
+};
+
+// Fills keep_cu and predict_cu, [B + 1] int32 each: how much room mask_plan_ids needs.
+void mask_plan_counts(const MaskPlanSpec& spec, int32_t* keep_cu, int32_t* predict_cu);
+
+// Fills keep_ids [keep_cu[B]] and predict_ids [predict_cu[B]], int32, ascending within each image. The two cu arrays
+// must be what mask_plan_counts gave for the same spec (checked).
+void mask_plan_ids(const MaskPlanSpec& spec, const int32_t* keep_cu, const int32_t* predict_cu, int32_t* keep_ids,
+                   int32_t* predict_ids, int n_threads);
+
+// words[i] = word i % 4 of Philox-4x32-10 at counter (i / 4, c1, c2, c3), for i < n.
+void philox(uint32_t* words, int64_t n, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0, uint32_t key1);
+
+}  // namespace hdxray
