@@ -19,8 +19,8 @@ class SelfDecoder(nn.Module):
     """MAE's decoder over kept and predicted patches; parameter names are those of facebookresearch/mae.
 
     A sequence is the class token, then kept and predicted patches in grid order. With a plan that predicts every masked
-    patch (``predict=1``) these are all valid patches, which is MAE. With ``predict < 1`` the masked patches that are not
-    predicted are left out of the sequence: their mask tokens would carry nothing but a position.
+    patch (``predict=1``) these are all valid patches, which is MAE. With ``predict < 1`` the masked patches that are
+    not predicted are left out of the sequence: their mask tokens would carry nothing but a position.
     """
 
     default_predict = 1.0
@@ -72,8 +72,8 @@ def _sequence_rows(plan: MaskPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows of the decoder's packed sequences (class token, then kept and predicted patches in grid order).
 
     Returns:
-        Row of each encoder token ``[N_keep + B]``, row of each predicted patch ``[N_predict]``, position of each row ``[M]``
-        (0 is the class token's), all int64, and ``cu_seqlens [B + 1]`` int32; ``M = N_keep + N_predict + B``.
+        Row of each encoder token ``[N_keep + B]``, row of each predicted patch ``[N_predict]``, position of each row
+        ``[M]`` (0 is the class token's), all int64, and ``cu_seqlens [B + 1]`` int32; ``M = N_keep + N_predict + B``.
     """
     batch, patches = plan.batch_size, plan.grid_size[0] * plan.grid_size[1]
     n_keep, n_predict = plan.keep_ids.shape[0], plan.predict_ids.shape[0]
@@ -104,9 +104,9 @@ class CrossDecoder(nn.Module):
     """CrossMAE's decoder: queries at the predicted patches attend to the encoder's tokens, never to each other.
 
     Each block attends to its own learned mixture of the encoder's feature maps (``wfm``, the paper's inter-block
-    attention), normalised by its own ``dec_norms``. As in the published code the embedded input may be one of the maps, and
-    here it is; unlike there the last map is the encoder's normalised output, so that the norm an encoder is used with is
-    trained.
+    attention), normalised by its own ``dec_norms``. As in the published code the embedded input may be one of the maps,
+    and here it is; unlike there the last map is the encoder's normalised output, so that the norm an encoder is used
+    with is trained.
     """
 
     default_predict = 0.25

@@ -158,8 +158,8 @@ class Encoder(nn.Module):
         """As :meth:`forward`, with the tokens at every depth.
 
         Returns:
-            ``depth + 1`` maps ``[N_keep + B, D]`` and their ``cu_seqlens [B + 1]`` int32: the embedded patches, the output
-            of every block but the last, and the normalised output of the last, which is what :meth:`forward` returns.
+            ``depth + 1`` maps ``[N_keep + B, D]`` and their ``cu_seqlens [B + 1]`` int32: the embedded patches, the
+            output of every block but the last, and the normalised output of the last, which is what :meth:`forward` returns.
         """
         plan = self._plan(images, plan)
         tokens = self.embed(images, plan, scale, shift)

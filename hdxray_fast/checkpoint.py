@@ -1,0 +1,202 @@
+"""Models on disk: safetensors and a JSON config, written atomically; weights in MAE's layout both ways."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .errors import CheckpointError, HDXrayError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from .mae import MaskedAutoencoder
+
+MODEL_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+FORMAT = "hdxray_fast.mae"
+FORMAT_VERSION = 1
+
+
+def save_model(model: MaskedAutoencoder, directory: str | Path) -> Path:
+    """Write ``model.safetensors`` and ``config.json``; a crash at any moment leaves each file either old or new.
+
+    Args:
+        model: from :func:`hdxray_fast.create_mae`.
+        directory: created if missing.
+
+    Returns:
+        The directory.
+
+    Raises:
+        CheckpointError: the directory cannot be written.
+        MissingDependencyError: safetensors is not installed.
+    """
+    directory = Path(directory)
+    save = _safetensors().save
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    config = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": model.config}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        _write_atomically(directory / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
+        _write_atomically(directory / MODEL_FILE, save(tensors, metadata={"format": "pt"}))
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be written ({error.strerror or error})") from error
+    return directory
+
+
+def load_model(directory: str | Path) -> MaskedAutoencoder:
+    """Build the model that :func:`save_model` wrote, in float32 on the CPU and in training mode.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or foreign, or config and tensors do not belong together; the message
+            names the file and what differs.
+        MissingDependencyError: safetensors is not installed.
+    """
+    from .mae import create_mae
+
+    directory = Path(directory)
+    arguments = _read_config(directory / CONFIG_FILE)
+    tensors = _read_tensors(directory / MODEL_FILE)
+    try:
+        model = create_mae(**arguments)
+    except (HDXrayError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{directory / CONFIG_FILE}: describes no model this version can build ({error})"
+        ) from error
+    _load_strictly(model, tensors, source=str(directory / MODEL_FILE))
+    return model
+
+
+def load_mae_state_dict(model: MaskedAutoencoder, state_dict: Mapping[str, Tensor], source: str = "state_dict") -> None:
+    """Load weights in the layout of facebookresearch/mae (``cls_token``, ``blocks.0.norm1.weight``, ``decoder_pred.bias``...).
+
+    Args:
+        model: with ``decoder="self"``, whose parameters are those of MAE.
+        state_dict: every parameter of the model, nothing else.
+        source: file name for the error.
+
+    Raises:
+        CheckpointError: names, shapes or dtypes differ; the model is left as it was.
+    """
+    ours = {_from_mae_name(name): tensor for name, tensor in state_dict.items()}
+    _load_strictly(model, ours, source)
+
+
+def to_mae_state_dict(model: MaskedAutoencoder) -> dict[str, Tensor]:
+    """Weights of the model in the layout of facebookresearch/mae; tensors are shared with the model."""
+    return {name.partition(".")[2]: tensor for name, tensor in model.state_dict().items()}
+
+
+def read_mae_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Read a legacy ``.pth`` of the MAE layout without running code from it.
+
+    Tensors may lie under ``"model"`` (as facebookresearch/mae saves them) or at the top. The ``argparse.Namespace`` that such
+    files carry is allowed; any other Python object is refused.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, contains code or other objects, or holds no tensors.
+    """
+    path = Path(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).split("\n\n")[0].strip().replace("\n", " ")
+        raise CheckpointError(f"{path}: refused, it is damaged or holds more than tensors ({reason[:300]})") from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: cannot be read as a PyTorch checkpoint ({error})") from error
+    tensors = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(tensors, Mapping) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise CheckpointError(f"{path}: holds no state dict of tensors, neither at the top nor under 'model'")
+    return dict(tensors)
+
+
+def _from_mae_name(name: str) -> str:
+    room = "decoder" if name == "mask_token" or name.startswith("decoder_") else "encoder"
+    return f"{room}.{name}"
+
+
+def _load_strictly(model: MaskedAutoencoder, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy ``tensors`` into the model, all or none."""
+    expected = model.state_dict()
+    differences = [f"missing {name}" for name in expected if name not in tensors]
+    differences += [f"unexpected {name}" for name in tensors if name not in expected]
+    for name, tensor in tensors.items():
+        if name not in expected:
+            continue
+        if tensor.shape != expected[name].shape:
+            differences.append(f"{name} is {list(tensor.shape)}, the model has {list(expected[name].shape)}")
+        elif not tensor.is_floating_point():
+            differences.append(f"{name} is {tensor.dtype}, accepted are floating-point tensors")
+    if differences:
+        more = f", and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise CheckpointError(f"{source}: does not fit the model: {'; '.join(differences[:5])}{more}")
+    model.load_state_dict(dict(tensors))
+
+
+def _read_config(path: Path) -> dict:
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path}: is missing; a checkpoint is a folder with {MODEL_FILE} and {CONFIG_FILE}"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is damaged or no JSON ({error})") from error
+    if not isinstance(config, dict) or config.get("format") != FORMAT or not isinstance(config.get("model"), dict):
+        raise CheckpointError(f"{path}: is no config of this package (its 'format' should be {FORMAT!r})")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: has format_version {config.get('format_version')!r}, this version reads {FORMAT_VERSION}"
+        )
+    return config["model"]
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    safetensors_torch = _safetensors()
+    from safetensors import SafetensorError
+
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing; a checkpoint is a folder with {MODEL_FILE} and {CONFIG_FILE}")
+    try:
+        return safetensors_torch.load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from error
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Write beside the target, flush to disk, then rename over it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if hasattr(os, "O_DIRECTORY"):  # POSIX: the rename itself is durable once the folder is flushed
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _safetensors():
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise MissingDependencyError(
+            "checkpoints need safetensors: pip install 'hdxray-fast[train]' (or pip install safetensors)"
+        ) from error
+    return safetensors.torch
