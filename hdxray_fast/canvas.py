@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from .errors import ArgumentError, ArgumentTypeError, ImageReadError, ImageTooLargeError, UnsupportedImageError
+from .exposure import exposed_box, looks_inverted, thumbnail
 from .raster import decode_array, decode_npy, decode_raster
 from .sniff import sniff
 from .tone import ConstantImageError, Grey, VoiOptions, render
@@ -133,19 +134,47 @@ def read_canvas(
         raise ImageReadError(
             path, "every pixel that is not padding has the same value: there is no picture in it"
         ) from None
+    rows, columns = brightness.shape
+    exposed = (0, 0, rows, columns)
+    if crop == "exposed":
+        exposed = _scale_box(exposed_box(thumb := thumbnail(brightness)), thumb.shape, (rows, columns))
+        top, left, height, width = exposed
+        brightness = brightness[top : top + height, left : left + width]
     pixels, box = fit_square(brightness, size, fit, grey.spacing)
+    top, left, height, width = box
+    thumb = thumbnail(pixels[top : top + height, left : left + width])  # cheap: from the canvas, not from the file
+    if crop == "none":
+        exposed = _scale_box(exposed_box(thumb), thumb.shape, (rows, columns))
+    flags = list(grey.flags)
+    if looks_inverted(thumb):
+        flags.append("polarity_suspect")
+    if exposed != (0, 0, rows, columns):
+        flags.append("flat_border_cropped" if crop == "exposed" else "flat_border")
     provenance = {
         "source": path,
         **grey.provenance,
-        "original_size": [int(grey.pixels.shape[0]), int(grey.pixels.shape[1])],
+        "original_size": [rows, columns],
+        "exposed_box": list(exposed),
+        "cropped": crop == "exposed",
         "window": voi,
         "inverted": grey.invert,
         "fit": fit,
-        "flags": grey.flags,
+        "flags": flags,
     }
     if pixel_hash:
         provenance["pixel_sha256"] = stored_hash(grey)
     return Canvas(pixels, box, provenance)
+
+
+def _scale_box(
+    box: tuple[int, int, int, int], shape: tuple[int, int], target: tuple[int, int]
+) -> tuple[int, int, int, int]:
+    """A box in pixels of an image of ``shape`` to pixels of an image of ``target``, rounded outwards."""
+    top, left, height, width = box
+    (rows, columns), (down, right) = target, (target[0] / shape[0], target[1] / shape[1])
+    first, start = int(top * down), int(left * right)
+    last = min(rows, int(np.ceil((top + height) * down)))
+    return first, start, last - first, min(columns, int(np.ceil((left + width) * right))) - start
 
 
 def stored_hash(grey: Grey) -> str:

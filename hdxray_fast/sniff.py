@@ -44,7 +44,7 @@ class Header:
 
 
 def sniff(data: bytes) -> str:
-    """Format by magic bytes: ``png jpeg tiff bmp webp npy dicom``, ``dicom?`` (no preamble), or words for what it is."""
+    """Format by magic bytes: png, jpeg, tiff, bmp, webp, npy, dicom, "dicom?" (no preamble), or words that say what else."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
     if data[:3] == b"\xff\xd8\xff":
@@ -142,7 +142,7 @@ def _jpeg(data: bytes) -> Header:
             raise DamagedFile("the JPEG ends inside a segment: the file is truncated")
         if marker in _JPEG_FRAMES:
             bits, height, width, samples = struct.unpack_from(">BHHB", data, offset + 2)
-            header = Header("jpeg", width, height, samples, bits)
+            header = Header("jpeg", width, height, samples, bits, colour="jpeg-ls" if marker == 0xF7 else "")
         elif marker == 0xEE and data[offset + 2 : offset + 7] == b"Adobe":
             adobe = data[offset + 13]
         elif marker == 0xE1 and data[offset + 2 : offset + 8] == b"Exif\0\0":
@@ -150,7 +150,7 @@ def _jpeg(data: bytes) -> Header:
         offset += length
         if marker == 0xDA:
             scans += 1
-            offset = _end_of_scan(data, offset)
+            offset = _end_of_scan(data, offset, jpeg_ls=header is not None and header.colour == "jpeg-ls")
     if header is None or not scans:
         raise DamagedFile("the JPEG has no image data")
     header.orientation = orientation
@@ -171,13 +171,14 @@ def _skip_fill(data: bytes, offset: int) -> int:
     return offset
 
 
-def _end_of_scan(data: bytes, start: int) -> int:
-    """Offset of the first marker after entropy-coded data that is neither a stuffed zero nor a restart."""
+def _end_of_scan(data: bytes, start: int, jpeg_ls: bool) -> int:
+    """Offset of the first marker after entropy-coded data that is neither stuffing nor a restart."""
+    stuffed = 0x7F if jpeg_ls else 0  # JPEG-LS stuffs one bit after 0xFF, the others a whole zero byte
     for block in range(start, len(data), 1 << 20):
         coded = np.frombuffer(data, np.uint8, count=min(len(data) - block, (1 << 20) + 1), offset=block)
         at = np.flatnonzero(coded[:-1] == 0xFF)
         follower = coded[at + 1]
-        ends = at[(follower != 0) & (follower != 0xFF) & ((follower < 0xD0) | (follower > 0xD7))]
+        ends = at[(follower > stuffed) & (follower != 0xFF) & ((follower < 0xD0) | (follower > 0xD7))]
         if ends.size:
             return block + int(ends[0])
     raise DamagedFile("the JPEG ends before its end-of-image marker: the file is truncated")

@@ -240,7 +240,8 @@ def _choose_voi(grey: Grey, modality: np.ndarray, counts: np.ndarray, options: V
         choices = first or second
         if options.window_index >= len(choices):
             raise ArgumentError(
-                f"window_index={options.window_index}: this file has {len(choices)} of them; accepted: 0 to {len(choices) - 1}"
+                f"window_index={options.window_index}: this file has {len(choices)} of them; accepted: 0 to "
+                f"{len(choices) - 1}"
             )
         chosen = choices[options.window_index]
         if chosen.is_valid():
