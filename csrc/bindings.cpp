@@ -107,11 +107,10 @@ PYBIND11_MODULE(_core, m) {
 
     m.def(
         "philox",
-        [](uintptr_t words, int64_t n, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0, uint32_t key1) {
-            philox(pointer<uint32_t>(words), n, c1, c2, c3, key0, key1);
-        },
-        py::arg("words"), py::arg("n"), py::arg("c1"), py::arg("c2"), py::arg("c3"), py::arg("key0"), py::arg("key1"),
-        no_gil);
+        [](uintptr_t words, int64_t n, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0,
+           uint32_t key1) { philox(pointer<uint32_t>(words), n, c0, c1, c2, c3, key0, key1); },
+        py::arg("words"), py::arg("n"), py::arg("c0"), py::arg("c1"), py::arg("c2"), py::arg("c3"), py::arg("key0"),
+        py::arg("key1"), no_gil);
 
     m.def(
         "mask_plan_counts",

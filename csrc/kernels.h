@@ -70,8 +70,8 @@ struct Kernels {
     ScatterFn scatter[kNumDTypes][kNumDTypes];     // [image gradient][row gradient]
     LossFn loss_forward[kNumDTypes][kNumDTypes];   // [image][pred]
     LossFn loss_backward[kNumDTypes][kNumDTypes];  // [image][pred]
-    // words[i] = word i % 4 of Philox-4x32-10 at counter (i / 4, c1, c2, c3); room for n rounded up to 32 words.
-    void (*philox_words)(uint32_t* words, int64_t n, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0,
+    // words[i] = word i % 4 of Philox-4x32-10 at counter (c0 + i / 4, c1, c2, c3); room for n rounded up to 32 words.
+    void (*philox_words)(uint32_t* words, int64_t n, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0,
                          uint32_t key1);
     // Positions of `wanted` in bins[n]; returns how many. Room for n.
     int64_t (*find_bin)(const uint16_t* bins, int64_t n, uint16_t wanted, int32_t* found);

@@ -117,7 +117,7 @@ void make_keys(const MaskPlanSpec& spec, int64_t b, Workspace& ws) {
     const int64_t n = static_cast<int64_t>(spec.grid_h) * spec.grid_w;
     const auto index = static_cast<uint64_t>(spec.index[b]);
     const auto words = [&](uint32_t* out, int64_t count, uint32_t epoch) {
-        kernels().philox_words(out, count, epoch, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
+        kernels().philox_words(out, count, 0, epoch, static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32),
                                static_cast<uint32_t>(spec.seed), static_cast<uint32_t>(spec.seed >> 32));
     };
     if (spec.strategy == Strategy::kBlock) {
@@ -264,10 +264,11 @@ void mask_plan_ids(const MaskPlanSpec& spec, const int32_t* keep_cu, const int32
     });
 }
 
-void philox(uint32_t* words, int64_t n, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0, uint32_t key1) {
+void philox(uint32_t* words, int64_t n, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0,
+            uint32_t key1) {
     check(n >= 0 && (words || n == 0), "philox: bad arguments");
     std::vector<uint32_t> padded(static_cast<size_t>((n + 31) / 32 * 32));
-    kernels().philox_words(padded.data(), n, c1, c2, c3, key0, key1);
+    kernels().philox_words(padded.data(), n, c0, c1, c2, c3, key0, key1);
     std::copy_n(padded.data(), n, words);
 }
 

@@ -26,7 +26,8 @@ void mask_plan_counts(const MaskPlanSpec& spec, int32_t* keep_cu, int32_t* predi
 void mask_plan_ids(const MaskPlanSpec& spec, const int32_t* keep_cu, const int32_t* predict_cu, int32_t* keep_ids,
                    int32_t* predict_ids, int n_threads);
 
-// words[i] = word i % 4 of Philox-4x32-10 at counter (i / 4, c1, c2, c3), for i < n.
-void philox(uint32_t* words, int64_t n, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0, uint32_t key1);
+// words[i] = word i % 4 of Philox-4x32-10 at counter (c0 + i / 4, c1, c2, c3), for i < n.
+void philox(uint32_t* words, int64_t n, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0,
+            uint32_t key1);
 
 }  // namespace hdxray

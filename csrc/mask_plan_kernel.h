@@ -22,10 +22,12 @@ inline void multiply(__m256i a, __m256i m, __m256i* high, __m256i* low) {
 }
 
 // Eight counters a turn, all four words of each used.
-void philox_words(uint32_t* words, int64_t n, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0, uint32_t key1) {
+void philox_words(uint32_t* words, int64_t n, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0,
+                  uint32_t key1) {
     const __m256i m0 = _mm256_set1_epi32(static_cast<int>(kPhiloxM0));
     const __m256i m1 = _mm256_set1_epi32(static_cast<int>(kPhiloxM1));
-    __m256i counter = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    __m256i counter =
+        _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(c0)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     for (int64_t i = 0; i < n; i += 32, counter = _mm256_add_epi32(counter, _mm256_set1_epi32(8))) {
         __m256i x0 = counter, x1 = _mm256_set1_epi32(static_cast<int>(c1));
         __m256i x2 = _mm256_set1_epi32(static_cast<int>(c2)), x3 = _mm256_set1_epi32(static_cast<int>(c3));
@@ -138,9 +140,10 @@ void emit(const EmitJob& job, int64_t* n_keep, int64_t* n_predict) {
 
 #else
 
-void philox_words(uint32_t* words, int64_t n, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0, uint32_t key1) {
+void philox_words(uint32_t* words, int64_t n, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0,
+                  uint32_t key1) {
     for (int64_t i = 0; i < n; i += 4) {
-        uint32_t x0 = static_cast<uint32_t>(i / 4), x1 = c1, x2 = c2, x3 = c3, k0 = key0, k1 = key1;
+        uint32_t x0 = c0 + static_cast<uint32_t>(i / 4), x1 = c1, x2 = c2, x3 = c3, k0 = key0, k1 = key1;
         for (int round = 0; round < kPhiloxRounds; ++round, k0 += kPhiloxW0, k1 += kPhiloxW1) {
             const uint64_t a = static_cast<uint64_t>(kPhiloxM0) * x0, b = static_cast<uint64_t>(kPhiloxM1) * x2;
             x0 = static_cast<uint32_t>(b >> 32) ^ x1 ^ k0;

@@ -1,0 +1,317 @@
+"""The one door to the native core: validates every argument, names what is wrong, then calls ``hdxray_fast._core``.
+
+Nothing else imports ``_core``. Tensors cross as plain integers (pointer, sizes, strides, dtype code), so the core depends on
+no version of torch; see csrc/bindings.cpp for the other side.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .errors import ArgumentError, ArgumentTypeError, BackendError
+
+try:
+    from . import _core as core
+except ImportError as error:  # a source tree without a build, or a foreign machine's build
+    core = None
+    why_missing = str(error)
+else:
+    why_missing = ""
+
+if TYPE_CHECKING:
+    from .masking import MaskPlan
+
+HOW_TO_BUILD = "build it with `pip install .` in the project's folder (needs a C++17 compiler and Python's headers)"
+MAX_PATCH_SIZE = 256  # csrc/kernels.h holds the same limits
+CHANNELS = (1, 3)
+
+# The codes of csrc/dtype.h.
+DTYPE_CODES = {torch.uint8: 0, torch.uint16: 1, torch.float16: 2, torch.bfloat16: 3, torch.float32: 4}
+FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+BACKENDS = ("auto", "native", "reference")
+_CPU = -1  # device code of the core; a CUDA device would be its index
+_NO_STREAM = 0
+
+
+# --- backends -------------------------------------------------------------------------------------------------------------
+def resolve_backend(backend: str, device: torch.device) -> str:
+    """``"native"`` or ``"reference"`` for one call of a pixel op.
+
+    Raises:
+        ArgumentError: `backend` is not one of ``"auto"``, ``"native"``, ``"reference"``.
+        BackendError: ``"native"`` was asked for and is not there for this device.
+    """
+    if backend not in BACKENDS:
+        raise ArgumentError(f"backend: got {backend!r}, accepted are {', '.join(map(repr, BACKENDS))}")
+    if backend == "reference":
+        return backend
+    if device.type == "cpu" and core is not None:
+        return "native"
+    if backend == "auto":
+        return "reference"
+    if core is None:
+        raise BackendError(f"backend='native': the native core is missing ({why_missing}); {HOW_TO_BUILD}")
+    raise BackendError(
+        f"backend='native': the core has CPU paths only, and the tensors are on {device}; "
+        "use backend='auto', or move them with .cpu()"
+    )
+
+
+# --- checks ---------------------------------------------------------------------------------------------------------------
+def dtype_names(dtypes) -> str:
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def check_tensor(name: str, value: Any, dtypes, device: torch.device | None = None) -> Tensor:
+    """`value`, if it is a tensor of one of `dtypes` on `device`."""
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(f"{name}: got {type(value).__name__}, accepted is a torch.Tensor")
+    if value.dtype not in dtypes:
+        raise ArgumentError(f"{name}: got dtype {dtype_names([value.dtype])}, accepted are {dtype_names(dtypes)}")
+    if device is not None and value.device != device:
+        raise ArgumentError(f"{name}: got a tensor on {value.device}, accepted is {device}, where the images are")
+    return value
+
+
+def check_images(images: Any, plan: MaskPlan) -> Tensor:
+    """Images ``[B, C, H, W]`` that belong to `plan`."""
+    images = check_tensor("images", images, tuple(DTYPE_CODES))
+    if images.ndim != 4:
+        raise ArgumentError(f"images: got shape {tuple(images.shape)}, accepted is [B, C, H, W]")
+    batch, channels, height, width = images.shape
+    (grid_h, grid_w), p = plan.grid_size, plan.patch_size
+    if channels not in CHANNELS:
+        raise ArgumentError(f"images: got {channels} channels (shape {tuple(images.shape)}), accepted are 1 or 3")
+    if batch != plan.batch_size:
+        raise ArgumentError(f"images: got a batch of {batch}, but plan was made for {plan.batch_size} images")
+    if (height, width) != (grid_h * p, grid_w * p):
+        raise ArgumentError(
+            f"images: got {height} x {width} pixels, but plan has a grid of {grid_h} x {grid_w} patches of {p} pixels, "
+            f"that is {grid_h * p} x {grid_w * p}"
+        )
+    if images.stride(3) != 1 and width > 1:
+        raise ArgumentError(
+            f"images: got strides {tuple(images.stride())}, the last one must be 1; call .contiguous() on the images"
+        )
+    return images
+
+
+def check_packed(plan: MaskPlan, which: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Packed ids and cu_seqlens of the kept or the predicted patches. Their values are checked at the call (CPU tensors)."""
+    if which not in ("keep", "predict"):
+        raise ArgumentError(f"which: got {which!r}, accepted are 'keep', 'predict'")
+    if plan.device != device:
+        raise ArgumentError(f"plan: its ids are on {plan.device}, the images on {device}; use plan.to(images.device)")
+    if which == "keep":
+        return plan.keep_ids, plan.keep_cu_seqlens
+    return plan.predict_ids, plan.predict_cu_seqlens
+
+
+def per_image(name: str, value: Any, images: Tensor) -> Tensor:
+    """A float, or a float32 tensor ``[]`` or ``[B]``, as ``[B]`` float32 on the images' device."""
+    batch = images.shape[0]
+    if isinstance(value, Tensor):
+        check_tensor(name, value, (torch.float32,), images.device)
+        if value.shape not in ((), (batch,)):
+            raise ArgumentError(f"{name}: got shape {tuple(value.shape)}, accepted are a float, [] or [B] = [{batch}]")
+        if value.requires_grad:
+            raise ArgumentError(f"{name}: requires_grad is set, but no gradient flows to it; pass {name}.detach()")
+        return value.expand(batch).contiguous()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ArgumentTypeError(
+            f"{name}: got {type(value).__name__}, accepted are a float or a float32 tensor [] or [B]"
+        )
+    if not math.isfinite(value):
+        raise ArgumentError(f"{name}: got {value}, accepted is a finite number")
+    return torch.full((batch,), float(value), dtype=torch.float32, device=images.device)
+
+
+_FAULTS = {
+    1: "{cu}: must start at 0, got {value}",
+    2: "{cu}: must not fall, but entry {row} is {value}, less than the one before",
+    3: "{cu}: must end at the number of ids, {n_rows}, got {value}",
+    4: "{ids}: entry {row} is {value}, accepted are ids in [0, {n_patches}) for this grid",
+    5: "{ids}: must be strictly ascending within each image, but entry {row} is {value}, not above the one before",
+}
+
+
+def check_packed_values(ids: Tensor, cu_seqlens: Tensor, n_patches: int, which: str) -> None:
+    """Ids within the grid and ascending, cu_seqlens from 0 to N without falling. Tensors that are not on the CPU pass."""
+    if ids.device.type != "cpu":
+        return
+    n_rows, batch = ids.numel(), cu_seqlens.numel() - 1
+    if core is not None:
+        fault, row, value = core.check_packed_ids(ids.data_ptr(), cu_seqlens.data_ptr(), batch, n_rows, n_patches)
+    else:
+        fault, row, value = _packed_fault(ids, cu_seqlens, n_patches)
+    if fault:
+        names = {"ids": f"plan.{which}_ids", "cu": f"plan.{which}_cu_seqlens"}
+        raise ArgumentError(_FAULTS[fault].format(row=row, value=value, n_rows=n_rows, n_patches=n_patches, **names))
+
+
+def _packed_fault(ids: Tensor, cu_seqlens: Tensor, n_patches: int) -> tuple[int, int, int]:
+    """csrc/check.cpp in Python, for machines without the core."""
+
+    def first(bad: Tensor, fault: int, values: Tensor, offset: int = 0) -> tuple[int, int, int] | None:
+        if not bool(bad.any()):
+            return None
+        row = int(bad.nonzero()[0]) + offset
+        return fault, row, int(values[row])
+
+    starts = torch.zeros(ids.numel() + 1, dtype=torch.bool)
+    if int(cu_seqlens[0]) != 0:
+        return 1, 0, int(cu_seqlens[0])
+    if found := first(cu_seqlens[1:] < cu_seqlens[:-1], 2, cu_seqlens, 1):
+        return found
+    if int(cu_seqlens[-1]) != ids.numel():
+        return 3, cu_seqlens.numel() - 1, int(cu_seqlens[-1])
+    starts[cu_seqlens.long()] = True
+    if found := first((ids < 0) | (ids >= n_patches), 4, ids):
+        return found
+    return first((ids[1:] <= ids[:-1]) & ~starts[1 : ids.numel()], 5, ids, 1) or (0, 0, 0)
+
+
+# --- calls ----------------------------------------------------------------------------------------------------------------
+def _require_core() -> Any:
+    if core is None:
+        raise BackendError(f"the native core is missing ({why_missing}); {HOW_TO_BUILD}")
+    return core
+
+
+def _images(images: Tensor, patch_size: int) -> tuple:
+    batch, channels, height, width = images.shape
+    stride_b, stride_c, stride_h, _ = images.stride()
+    return (
+        images.data_ptr(), DTYPE_CODES[images.dtype], batch, channels, stride_b, stride_c, stride_h,
+        height // patch_size, width // patch_size, patch_size,
+    )  # fmt: skip
+
+
+def _rows(ids: Tensor, cu_seqlens: Tensor, scale: Tensor, shift: Tensor) -> tuple:
+    return ids.data_ptr(), cu_seqlens.data_ptr(), ids.numel(), scale.data_ptr(), shift.data_ptr()
+
+
+def _n_patches(images: Tensor, patch_size: int) -> int:
+    return (images.shape[2] // patch_size) * (images.shape[3] // patch_size)
+
+
+def philox(n: int, counter: tuple[int, int, int, int], key: tuple[int, int]) -> Tensor:
+    """Words ``[n]`` (int64, each in [0, 2^32)) of Philox-4x32-10 from `counter` on, its first word counting up."""
+    words = torch.empty(n, dtype=torch.int32)
+    _require_core().philox(words.data_ptr(), n, *counter, *key)
+    return words.long() & 0xFFFFFFFF
+
+
+def mask_plan(
+    inside: Tensor,  # [B, gh, gw] bool, CPU, contiguous
+    valid: Tensor,  # [B, gh, gw] bool, likewise
+    index: Tensor,  # [B] int64, likewise
+    choice: tuple[
+        int, float, float, float, int, int
+    ],  # strategy code, ratio_inside, ratio_outside, predict, seed, epoch
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """keep_ids, keep_cu_seqlens, predict_ids, predict_cu_seqlens, int32 (arguments checked by `masking.plan_masks`)."""
+    native = _require_core()
+    batch, grid_h, grid_w = inside.shape
+    grids = (inside.data_ptr(), valid.data_ptr(), index.data_ptr(), batch, grid_h, grid_w)
+    keep_cu, predict_cu = torch.empty(2, batch + 1, dtype=torch.int32).unbind(0)
+    native.mask_plan_counts(grids, choice, keep_cu.data_ptr(), predict_cu.data_ptr(), _CPU, _NO_STREAM)
+    keep_ids = torch.empty(int(keep_cu[-1]), dtype=torch.int32)
+    predict_ids = torch.empty(int(predict_cu[-1]), dtype=torch.int32)
+    native.mask_plan_ids(
+        grids, choice, keep_cu.data_ptr(), predict_cu.data_ptr(), keep_ids.data_ptr(), predict_ids.data_ptr(),
+        torch.get_num_threads(), _CPU, _NO_STREAM,
+    )  # fmt: skip
+    return keep_ids, keep_cu, predict_ids, predict_cu
+
+
+def gather(
+    images: Tensor,  # [B, C, H, W]
+    ids: Tensor,  # [N] int32
+    cu_seqlens: Tensor,  # [B + 1] int32
+    scale: Tensor,  # [B] f32
+    shift: Tensor,  # [B] f32
+    patch_size: int,
+    out_dtype: torch.dtype,
+    which: str,
+) -> Tensor:
+    """Rows ``[N, C*p*p]`` of `out_dtype`."""
+    native = _require_core()
+    check_packed_values(ids, cu_seqlens, _n_patches(images, patch_size), which)
+    rows = torch.empty(ids.numel(), images.shape[1] * patch_size**2, dtype=out_dtype)
+    native.gather(
+        _images(images, patch_size), _rows(ids, cu_seqlens, scale, shift), rows.data_ptr(), DTYPE_CODES[out_dtype],
+        torch.get_num_threads(), _CPU, _NO_STREAM,
+    )  # fmt: skip
+    return rows
+
+
+def scatter(
+    grad_rows: Tensor,  # [N, C*p*p], contiguous, of a float dtype
+    ids: Tensor,  # [N] int32
+    cu_seqlens: Tensor,  # [B + 1] int32
+    scale: Tensor,  # [B] f32
+    shape: list[int],  # B, C, H, W
+    patch_size: int,
+    image_dtype: torch.dtype,
+) -> Tensor:
+    """Gradient of the images, ``[B, C, H, W]`` of `image_dtype`: zero wherever no row came from."""
+    native = _require_core()
+    grad_images = torch.zeros(shape, dtype=image_dtype)
+    check_packed_values(ids, cu_seqlens, _n_patches(grad_images, patch_size), "keep")
+    native.scatter(
+        _images(grad_images, patch_size), _rows(ids, cu_seqlens, scale, scale), grad_rows.data_ptr(),
+        DTYPE_CODES[grad_rows.dtype], torch.get_num_threads(), _CPU, _NO_STREAM,
+    )  # fmt: skip
+    return grad_images
+
+
+def loss_forward(
+    images: Tensor,  # [B, C, H, W]
+    pred: Tensor,  # [N, C*p*p], contiguous, of a float dtype
+    ids: Tensor,  # [N] int32
+    cu_seqlens: Tensor,  # [B + 1] int32
+    scale: Tensor,  # [B] f32
+    shift: Tensor,  # [B] f32
+    patch_size: int,
+    norm_pix_loss: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """loss ``[]``, patch_loss ``[N]``, mean ``[N]``, rstd ``[N]``: all float32."""
+    native = _require_core()
+    check_packed_values(ids, cu_seqlens, _n_patches(images, patch_size), "predict")
+    loss = torch.empty((), dtype=torch.float32)
+    patch_loss, mean, rstd = (torch.empty(ids.numel(), dtype=torch.float32) for _ in range(3))
+    native.loss_forward(
+        _images(images, patch_size), _rows(ids, cu_seqlens, scale, shift), pred.data_ptr(), DTYPE_CODES[pred.dtype],
+        norm_pix_loss, loss.data_ptr(), patch_loss.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
+        torch.get_num_threads(), _CPU, _NO_STREAM,
+    )  # fmt: skip
+    return loss, patch_loss, mean, rstd
+
+
+def loss_backward(
+    images: Tensor,  # as in loss_forward
+    pred: Tensor,
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mean: Tensor,  # [N] f32, from loss_forward
+    rstd: Tensor,  # [N] f32, likewise
+    grad_loss: Tensor,  # [] f32
+    patch_size: int,
+) -> Tensor:
+    """Gradient of pred, in its shape and dtype."""
+    native = _require_core()
+    check_packed_values(ids, cu_seqlens, _n_patches(images, patch_size), "predict")
+    grad_pred = torch.empty_like(pred)
+    native.loss_backward(
+        _images(images, patch_size), _rows(ids, cu_seqlens, scale, shift), pred.data_ptr(), DTYPE_CODES[pred.dtype],
+        mean.data_ptr(), rstd.data_ptr(), grad_loss.data_ptr(), grad_pred.data_ptr(),
+        torch.get_num_threads(), _CPU, _NO_STREAM,
+    )  # fmt: skip
+    return grad_pred

@@ -1,0 +1,147 @@
+"""The pixels of the chosen patches, normalised, as rows ready for the patch-embedding product; the rest is never touched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from ..errors import ArgumentError, ArgumentTypeError
+from ..masking import MaskPlan
+
+
+def gather_patches(
+    images: Tensor,  # [B, C, H, W] u8 | u16 | f16 | bf16 | f32
+    plan: MaskPlan,
+    scale: float | Tensor = 1.0,  # [] or [B] f32
+    shift: float | Tensor = 0.0,  # [] or [B] f32
+    out_dtype: torch.dtype = torch.float32,
+    which: str = "keep",
+    backend: str = "auto",
+) -> Tensor:
+    """Rows of the kept (or predicted) patches: ``pixel * scale + shift``, in fp32, then rounded once to `out_dtype`.
+
+    The order of a row's elements is that of MAE's ``patchify``: (row in the patch, column in the patch, channel). Multiplication
+    and addition are two roundings, as in PyTorch, so fp32 rows equal the reference bit for bit.
+
+    Args:
+        images: ``[B, C, H, W]``, C = 1 or 3, with H, W and B as `plan` was made for; uint8, uint16, float16, bfloat16 or
+            float32; any strides whose last is 1.
+        plan: which patches.
+        scale: a number, or one per image (float32 ``[B]``).
+        shift: likewise.
+        out_dtype: float32, float16 or bfloat16.
+        which: ``"keep"`` or ``"predict"``.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``.
+
+    Returns:
+        ``[N, C*p*p]`` of `out_dtype`. Differentiable with respect to float images.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument is not as described, or plan and images do not fit; nothing was read.
+        BackendError: ``backend="native"`` where it cannot run.
+    """
+    images, ids, cu_seqlens = check_call(images, plan, which)
+    if out_dtype not in _native.FLOAT_DTYPES:
+        raise ArgumentError(f"out_dtype: got {out_dtype}, accepted are {_native.dtype_names(_native.FLOAT_DTYPES)}")
+    scale, shift = _native.per_image("scale", scale, images), _native.per_image("shift", shift, images)
+    if _native.resolve_backend(backend, images.device) == "reference":
+        check_values_eagerly(plan, which)
+        return gather_patches_ref(images, plan, scale, shift, out_dtype, which)
+    return _gather_op(images, ids, cu_seqlens, scale, shift, plan.patch_size, out_dtype, which)
+
+
+def gather_patches_ref(
+    images: Tensor,
+    plan: MaskPlan,
+    scale: float | Tensor = 1.0,
+    shift: float | Tensor = 0.0,
+    out_dtype: torch.dtype = torch.float32,
+    which: str = "keep",
+) -> Tensor:
+    """`gather_patches` in plain PyTorch: normalise everything, patchify everything, index. Arguments are not checked."""
+    (gh, gw), p, (batch, channels) = plan.grid_size, plan.patch_size, images.shape[:2]
+    scale, shift = (s.view(-1, 1, 1, 1) if isinstance(s, Tensor) else s for s in (scale, shift))
+    work = torch.float64 if out_dtype == torch.float64 else torch.float32
+    pixels = images.to(work) * scale + shift  # [B, C, H, W]
+    # [B, C, gh, p, gw, p] -> [B, gh, gw, p, p, C]
+    rows = (
+        pixels.reshape(batch, channels, gh, p, gw, p)
+        .permute(0, 2, 4, 3, 5, 1)
+        .reshape(batch * gh * gw, p * p * channels)
+    )
+    ids = plan.keep_ids if which == "keep" else plan.predict_ids
+    counts = plan.keep_counts if which == "keep" else plan.predict_counts
+    image = torch.repeat_interleave(torch.arange(batch, device=ids.device), counts, output_size=ids.shape[0])
+    return rows[image * (gh * gw) + ids].to(out_dtype)
+
+
+def check_call(images: Any, plan: Any, which: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Images, ids and cu_seqlens of a pixel op's call, if they fit together; all but the values of the ids."""
+    if not isinstance(plan, MaskPlan):
+        raise ArgumentTypeError(f"plan: got {type(plan).__name__}, accepted is a MaskPlan (see plan_masks)")
+    images = _native.check_images(images, plan)
+    return images, *_native.check_packed(plan, which, images.device)
+
+
+def check_values_eagerly(plan: MaskPlan, which: str) -> None:
+    """The values of the ids, for the reference path; the native ops look at them by themselves, compiled or not."""
+    if not torch.compiler.is_compiling():
+        ids, cu_seqlens = _native.check_packed(plan, which, plan.device)
+        _native.check_packed_values(ids, cu_seqlens, plan.grid_size[0] * plan.grid_size[1], which)
+
+
+# --- registration ---------------------------------------------------------------------------------------------------------
+@torch.library.custom_op("hdxray_fast::gather_patches", mutates_args=(), device_types="cpu")
+def _gather_op(
+    images: Tensor,
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    patch_size: int,
+    out_dtype: torch.dtype,
+    which: str,
+) -> Tensor:
+    return _native.gather(images, ids, cu_seqlens, scale, shift, patch_size, out_dtype, which)
+
+
+@_gather_op.register_fake
+def _(images, ids, cu_seqlens, scale, shift, patch_size, out_dtype, which):
+    return images.new_empty(ids.shape[0], images.shape[1] * patch_size**2, dtype=out_dtype)
+
+
+@torch.library.custom_op("hdxray_fast::gather_patches_backward", mutates_args=(), device_types="cpu")
+def _scatter_op(
+    grad_rows: Tensor,
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    scale: Tensor,
+    shape: list[int],
+    patch_size: int,
+    image_dtype: torch.dtype,
+) -> Tensor:
+    return _native.scatter(grad_rows.contiguous(), ids, cu_seqlens, scale, shape, patch_size, image_dtype)
+
+
+@_scatter_op.register_fake
+def _(grad_rows, ids, cu_seqlens, scale, shape, patch_size, image_dtype):
+    return grad_rows.new_empty(shape, dtype=image_dtype)
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    images, ids, cu_seqlens, scale, _, ctx.patch_size, _, _ = inputs
+    ctx.save_for_backward(ids, cu_seqlens, scale)
+    ctx.shape, ctx.image_dtype = list(images.shape), images.dtype
+
+
+def _backward(ctx, grad_rows):
+    grad_images = None
+    if ctx.needs_input_grad[0]:
+        grad_images = _scatter_op(grad_rows, *ctx.saved_tensors, ctx.shape, ctx.patch_size, ctx.image_dtype)
+    return grad_images, None, None, None, None, None, None, None
+
+
+_gather_op.register_autograd(_backward, setup_context=_save_for_backward)

@@ -1,0 +1,143 @@
+"""MAE's reconstruction loss on the predicted patches only, straight from the images: targets are never stored."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _native
+from ..errors import ArgumentError, ArgumentTypeError
+from ..masking import MaskPlan
+from .gather import check_call, check_values_eagerly, gather_patches_ref
+
+VARIANCE_EPSILON = 1e-6  # csrc/loss_kernel.h holds the same
+
+
+def reconstruction_loss(
+    images: Tensor,  # [B, C, H, W] u8 | u16 | f16 | bf16 | f32
+    pred: Tensor,  # [N_predict, C*p*p] f32 | f16 | bf16
+    plan: MaskPlan,
+    scale: float | Tensor = 1.0,  # [] or [B] f32
+    shift: float | Tensor = 0.0,  # [] or [B] f32
+    norm_pix_loss: bool = True,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Mean squared error between predictions and the (normalised) pixels of the predicted patches.
+
+    The target is ``t = pixel * scale + shift``; with `norm_pix_loss` it is ``(t - mean) / sqrt(var + 1e-6)``, mean and
+    unbiased variance over the patch (He et al., "Masked autoencoders are scalable vision learners", 2022, section 4). All
+    arithmetic is fp32 with a fixed order of summation: the result does not depend on the number of threads.
+
+    Args:
+        images: as in `gather_patches`. No gradient flows to them.
+        pred: ``[N_predict, C*p*p]``, float32, float16 or bfloat16; elements in the order (row, column, channel).
+        plan: its predicted patches are the rows of `pred`.
+        scale: a number, or one per image (float32 ``[B]``).
+        shift: likewise.
+        norm_pix_loss: normalise each target patch by its own mean and variance.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``.
+
+    Returns:
+        ``loss``, a float32 scalar: the mean over all predicted patches of the batch, 0 if there are none; differentiable
+        with respect to `pred`. ``patch_loss`` ``[N_predict]`` float32: each patch's mean squared error, without gradient.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument is not as described, or they do not fit together; nothing was read.
+        BackendError: ``backend="native"`` where it cannot run.
+    """
+    images, ids, cu_seqlens = check_call(images, plan, "predict")
+    pred = _native.check_tensor("pred", pred, _native.FLOAT_DTYPES, images.device)
+    row_size = images.shape[1] * plan.patch_size**2
+    if pred.shape != (ids.shape[0], row_size):
+        raise ArgumentError(
+            f"pred: got shape {tuple(pred.shape)}, accepted is [N_predict, C*p*p] = [{ids.shape[0]}, {row_size}] for this plan"
+        )
+    if not isinstance(norm_pix_loss, bool):
+        raise ArgumentTypeError(f"norm_pix_loss: got {type(norm_pix_loss).__name__}, accepted is a bool")
+    if norm_pix_loss and row_size < 2:
+        raise ArgumentError("norm_pix_loss: a patch of one pixel has no variance; use norm_pix_loss=False")
+    scale, shift = _native.per_image("scale", scale, images), _native.per_image("shift", shift, images)
+    if _native.resolve_backend(backend, images.device) == "reference":
+        check_values_eagerly(plan, "predict")
+        return reconstruction_loss_ref(images, pred, plan, scale, shift, norm_pix_loss)
+    loss, patch_loss, _, _ = _loss_op(
+        images.detach(), pred.contiguous(), ids, cu_seqlens, scale, shift, plan.patch_size, norm_pix_loss
+    )
+    return loss, patch_loss.detach()
+
+
+def reconstruction_loss_ref(
+    images: Tensor,
+    pred: Tensor,
+    plan: MaskPlan,
+    scale: float | Tensor = 1.0,
+    shift: float | Tensor = 0.0,
+    norm_pix_loss: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """`reconstruction_loss` in plain PyTorch, in fp32 (in fp64 for fp64 predictions). Arguments are not checked."""
+    work = torch.float64 if pred.dtype == torch.float64 else torch.float32
+    target = gather_patches_ref(images.detach(), plan, scale, shift, work, "predict")  # [N_predict, C*p*p]
+    if norm_pix_loss:
+        mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
+        target = (target - mean) / (var + VARIANCE_EPSILON).sqrt()
+    patch_loss = (pred.to(work) - target).square().mean(-1)  # [N_predict]
+    loss = patch_loss.mean() if patch_loss.numel() else pred.to(work).sum()
+    return loss, patch_loss.detach()
+
+
+# --- registration ---------------------------------------------------------------------------------------------------------
+@torch.library.custom_op("hdxray_fast::reconstruction_loss", mutates_args=(), device_types="cpu")
+def _loss_op(
+    images: Tensor,
+    pred: Tensor,
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    patch_size: int,
+    norm_pix_loss: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return _native.loss_forward(images, pred, ids, cu_seqlens, scale, shift, patch_size, norm_pix_loss)
+
+
+@_loss_op.register_fake
+def _(images, pred, ids, cu_seqlens, scale, shift, patch_size, norm_pix_loss):
+    per_patch = [pred.new_empty(ids.shape[0], dtype=torch.float32) for _ in range(3)]
+    return pred.new_empty((), dtype=torch.float32), *per_patch
+
+
+@torch.library.custom_op("hdxray_fast::reconstruction_loss_backward", mutates_args=(), device_types="cpu")
+def _loss_backward_op(
+    images: Tensor,
+    pred: Tensor,
+    ids: Tensor,
+    cu_seqlens: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mean: Tensor,
+    rstd: Tensor,
+    grad_loss: Tensor,
+    patch_size: int,
+) -> Tensor:
+    return _native.loss_backward(images, pred, ids, cu_seqlens, scale, shift, mean, rstd, grad_loss, patch_size)
+
+
+@_loss_backward_op.register_fake
+def _(images, pred, ids, cu_seqlens, scale, shift, mean, rstd, grad_loss, patch_size):
+    return torch.empty_like(pred)
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    images, pred, ids, cu_seqlens, scale, shift, ctx.patch_size, _ = inputs
+    _, _, mean, rstd = output
+    ctx.save_for_backward(images, pred, ids, cu_seqlens, scale, shift, mean, rstd)
+
+
+def _backward(ctx, grad_loss, *_):
+    grad_pred = None
+    if ctx.needs_input_grad[1]:
+        grad_pred = _loss_backward_op(*ctx.saved_tensors, grad_loss, ctx.patch_size)
+    return None, grad_pred, None, None, None, None, None, None
+
+
+_loss_op.register_autograd(_backward, setup_context=_save_for_backward)
