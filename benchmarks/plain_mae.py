@@ -1,9 +1,9 @@
 """The rival: a masked auto-encoder as facebookresearch/mae lays it out, written from the paper (arXiv 2111.06377).
 
-Everything is done the usual way: a convolution embeds all patches, argsort of noise picks the kept ones, mask tokens join
-them in a self-attention decoder over the whole grid, and the loss patchifies the whole image. Blocks come from timm (whose
-attention is PyTorch's SDPA), or with ``blocks="torch"`` from the few lines below, for parity tests where timm is missing.
-Parameter names and shapes are those of published MAE checkpoints.
+Everything is done the usual way: a convolution embeds all patches, argsort of noise picks the kept ones, mask tokens
+join them in a self-attention decoder over the whole grid, and the loss patchifies the whole image. Blocks come from
+timm (whose attention is PyTorch's SDPA), or with ``blocks="torch"`` from the few lines below, for parity tests where
+timm is missing. Parameter names and shapes are those of published MAE checkpoints.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ def import_timm():
     try:
         import torchvision  # noqa: F401
     except RuntimeError:
-        # A torchvision wheel built for another torch cannot load its C++ ops, and then fails to register shape functions
-        # for two of them. timm needs neither: with their schemas declared, torchvision imports.
+        # A torchvision wheel built for another torch cannot load its C++ ops, and then fails to register shape
+        # functions for two of them. timm needs neither: with their schemas declared, torchvision imports.
         for op in ("nms", "qnms"):
             torch.library.define(f"torchvision::{op}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
     except ImportError:

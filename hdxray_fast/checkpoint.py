@@ -55,8 +55,8 @@ def load_model(directory: str | Path) -> MaskedAutoencoder:
     """Build the model that :func:`save_model` wrote, in float32 on the CPU and in training mode.
 
     Raises:
-        CheckpointError: a file is missing, truncated or foreign, or config and tensors do not belong together; the message
-            names the file and what differs.
+        CheckpointError: a file is missing, truncated or foreign, or config and tensors do not belong together; the
+            message names the file and what differs.
         MissingDependencyError: safetensors is not installed.
     """
     from .mae import create_mae
@@ -75,7 +75,7 @@ def load_model(directory: str | Path) -> MaskedAutoencoder:
 
 
 def load_mae_state_dict(model: MaskedAutoencoder, state_dict: Mapping[str, Tensor], source: str = "state_dict") -> None:
-    """Load weights in the layout of facebookresearch/mae (``cls_token``, ``blocks.0.norm1.weight``, ``decoder_pred.bias``...).
+    """Load weights in the layout of facebookresearch/mae (``cls_token``, ``blocks.0.norm1.weight``, ``mask_token``...).
 
     Args:
         model: with ``decoder="self"``, whose parameters are those of MAE.
@@ -97,8 +97,8 @@ def to_mae_state_dict(model: MaskedAutoencoder) -> dict[str, Tensor]:
 def read_mae_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """Read a legacy ``.pth`` of the MAE layout without running code from it.
 
-    Tensors may lie under ``"model"`` (as facebookresearch/mae saves them) or at the top. The ``argparse.Namespace`` that such
-    files carry is allowed; any other Python object is refused.
+    Tensors may lie under ``"model"`` (as facebookresearch/mae saves them) or at the top. The ``argparse.Namespace``
+    that such files carry is allowed; any other Python object is refused.
 
     Raises:
         CheckpointError: the file is missing, damaged, contains code or other objects, or holds no tensors.

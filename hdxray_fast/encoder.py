@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .errors import ArgumentError
+from .errors import ArgumentError, ArgumentTypeError
 from .layers import LAYER_NORM_EPS, Block, init_weights, sincos_positions
 from .masking import MaskPlan, plan_all
 from .ops.gather import gather_patches
@@ -158,8 +158,9 @@ class Encoder(nn.Module):
         """As :meth:`forward`, with the tokens at every depth.
 
         Returns:
-            ``depth + 1`` maps ``[N_keep + B, D]`` and their ``cu_seqlens [B + 1]`` int32: the embedded patches, the
-            output of every block but the last, and the normalised output of the last, which is what :meth:`forward` returns.
+            ``depth + 1`` maps ``[N_keep + B, D]`` and their ``cu_seqlens [B + 1]`` int32: the embedded patches,
+            the output of every block but the last, and the normalised output of the last,
+            which is what :meth:`forward` returns.
         """
         plan = self._plan(images, plan)
         tokens = self.embed(images, plan, scale, shift)
@@ -182,6 +183,8 @@ class Encoder(nn.Module):
 
     def _plan(self, images: Tensor, plan: MaskPlan | None) -> MaskPlan:
         expected = (self.in_chans, *self.img_size)
+        if not isinstance(images, Tensor):
+            raise ArgumentTypeError(f"images: got {type(images).__name__}, accepted is a torch.Tensor [B, C, H, W]")
         if images.dim() != 4 or tuple(images.shape[1:]) != expected:
             raise ArgumentError(
                 f"images: got shape {list(images.shape)}, this encoder takes [B, {', '.join(map(str, expected))}]; "
@@ -190,6 +193,8 @@ class Encoder(nn.Module):
         if plan is None:
             valid = torch.ones(images.shape[0], *self.grid_size, dtype=torch.bool)
             return plan_all(valid, patch_size=self.patch_size).to(images.device)
+        if not isinstance(plan, MaskPlan):
+            raise ArgumentTypeError(f"plan: got {type(plan).__name__}, accepted is a MaskPlan (see plan_masks) or None")
         if tuple(plan.grid_size) != self.grid_size or plan.patch_size != self.patch_size:
             raise ArgumentError(
                 f"plan: is for a {plan.grid_size[0]} x {plan.grid_size[1]} grid of {plan.patch_size}-px patches, "

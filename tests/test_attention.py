@@ -1,4 +1,4 @@
-"""Attention: every backend against the definition in float64, packed and dense, forward and backward; bad input by name."""
+"""Attention: every backend against the definition in float64, packed and dense, both directions; bad input by name."""
 
 from __future__ import annotations
 
@@ -178,5 +178,5 @@ def test_bad_input_names_the_argument(error, culprit, change):
 
 
 def test_dense_batches_must_agree():
-    with pytest.raises(ArgumentError, match="^k:"):
+    with pytest.raises(ArgumentError, match=r"^k:"):
         attention(torch.randn(2, 3, 1, 8), torch.randn(1, 3, 1, 8), torch.randn(1, 3, 1, 8))
