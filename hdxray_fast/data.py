@@ -48,8 +48,9 @@ class RadiographDataset(Dataset):
     """Map from ``(epoch, index)`` to one training sample.
 
     Each sample is a dict of ``pixels [1, S, S] uint8``, ``inside`` and ``valid`` ``[S/p, S/p] bool``, ``scale`` and
-    ``shift`` float32 (``pixel * scale + shift`` has mean 0 and deviation 1 over the radiograph), ``index`` and
-    ``epoch`` int64.
+    ``shift`` float32 (``pixel * scale + shift`` has mean 0 and deviation 1 over the radiograph), ``index`` int64, and
+    ``draw`` int64: the count of this epoch's turn of this image, which its mask is drawn by (a batch may straddle two
+    epochs).
 
     Args:
         images: from :func:`hdxray_fast.prepare.prepare_images`.
@@ -99,7 +100,7 @@ class RadiographDataset(Dataset):
             "scale": torch.tensor(scale, dtype=torch.float32),
             "shift": torch.tensor(shift, dtype=torch.float32),
             "index": torch.tensor(index),
-            "epoch": torch.tensor(epoch),
+            "draw": torch.tensor(epoch * len(self) + index),
         }
 
     def _load(self, image: PreparedImage) -> tuple[np.ndarray, tuple[int, int, int, int], np.ndarray]:

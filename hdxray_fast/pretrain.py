@@ -257,10 +257,10 @@ class _Run:
             rate = schedule(step)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            loss, keys, kept = 0.0, [], 0
+            loss, indices, kept = 0.0, [], 0
             for micro in range(config.grad_accum):
                 batch = next(batches)
-                keys += zip(batch["epoch"].tolist(), batch["index"].tolist(), strict=True)
+                indices += batch["index"].tolist()
                 batch = {name: value.to(accelerator.device, non_blocking=True) for name, value in batch.items()}
                 plan = self._plan(batch, predict)
                 kept += plan.keep_ids.numel()
@@ -274,7 +274,8 @@ class _Run:
             limit = config.clip_grad or math.inf
             norm = float(accelerator.clip_grad_norm_(wrapped.parameters(), limit))
             if not (math.isfinite(loss) and math.isfinite(norm)):
-                self._fail(step, loss, norm, keys, result.images, model, optimizer, ema)
+                files = [result.images[index].path for index in indices]
+                self._fail(step, loss, norm, files, model, optimizer, ema)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if ema is not None:
@@ -295,7 +296,7 @@ class _Run:
         if durations:
             result.seconds_per_step = sorted(durations)[len(durations) // 2]
 
-    def _plan(self, batch: dict, predict: float, epoch: torch.Tensor | int | None = None) -> MaskPlan:
+    def _plan(self, batch: dict, predict: float, picture: bool = False) -> MaskPlan:
         config = self.config
         return plan_masks(
             batch["inside"],
@@ -305,8 +306,8 @@ class _Run:
             strategy=config.strategy,
             predict=predict,
             seed=config.seed,
-            epoch=batch["epoch"] if epoch is None else epoch,
-            index=batch["index"],
+            epoch=PICTURE_EPOCH if picture else 0,
+            index=batch["draw"],
             patch_size=batch["pixels"].shape[-1] // batch["inside"].shape[-1],
         )
 
@@ -347,7 +348,7 @@ class _Run:
             dataset.images, size=dataset.size, patch_size=dataset.patch_size, contour=dataset.contour
         )
         sample = {name: value[None].to(self.accelerator.device) for name, value in plain[0, 0].items()}
-        plan = self._plan(sample, predict=1.0, epoch=PICTURE_EPOCH)
+        plan = self._plan(sample, predict=1.0, picture=True)
         model.eval()
         levels = predicted_levels(model, sample, plan)
         model.train()
@@ -365,9 +366,8 @@ class _Run:
         write_image(path, panel)
         return path
 
-    def _fail(self, step, loss, norm, keys, images, model, optimizer, ema) -> None:
+    def _fail(self, step, loss, norm, files, model, optimizer, ema) -> None:
         """Keep the state that led to a loss that is not finite, name the files, and stop."""
-        files = [images[index].path for _, index in keys]
         folder = checkpoint_folder(self.out / "failed", step + 1)
         if self.accelerator.is_main_process:
             state = {"step": step, "images": self.fingerprint, "files": files}
