@@ -81,7 +81,7 @@ def read_canvas(
     any_modality: bool = False,
     for_processing: str = "log",
     force: bool = False,
-    pixel_hash: bool = True,
+    pixel_hash: str = "sampled",
     limits: Limits | None = None,
 ) -> Canvas:
     """Read a radiograph onto a square canvas.
@@ -107,7 +107,8 @@ def read_canvas(
         for_processing: ``"log"`` turns raw detector data (FOR PROCESSING) into a picture by logarithm and percentile
             window, flagged; ``"refuse"`` raises UnsupportedImageError.
         force: try a file without preamble, or without transfer syntax, once as (implicit little endian) DICOM.
-        pixel_hash: put the SHA-256 of the stored pixels and their shape into the provenance.
+        pixel_hash: SHA-256 of the stored pixels and their shape in the provenance, to find duplicates: ``"sampled"``
+            (every fourth row), ``"full"`` or ``"none"``.
         limits: caps on declared pixels, bytes and frames; default ``Limits()``.
 
     Returns:
@@ -121,6 +122,7 @@ def read_canvas(
         MissingDependencyError: DICOM without pydicom, or a transfer syntax without its plugin.
     """
     limits = Limits() if limits is None else limits
+    _check_choice("pixel_hash", pixel_hash, ("sampled", "full", "none"))
     options = _check_options(size, bits, fit, frame, window, window_index, prefer, percentiles, crop, for_processing)
     if isinstance(path_or_array, np.ndarray):
         path = "<array>"
@@ -135,18 +137,17 @@ def read_canvas(
             path, "every pixel that is not padding has the same value: there is no picture in it"
         ) from None
     rows, columns = brightness.shape
-    exposed = (0, 0, rows, columns)
     if crop == "exposed":
-        exposed = _scale_box(exposed_box(thumb := thumbnail(brightness)), thumb.shape, (rows, columns))
+        exposed = _exposed_box(brightness.shape, *thumbnail(brightness), (rows, columns))
         top, left, height, width = exposed
         brightness = brightness[top : top + height, left : left + width]
     pixels, box = fit_square(brightness, size, fit, grey.spacing)
     top, left, height, width = box
-    thumb = thumbnail(pixels[top : top + height, left : left + width])  # cheap: from the canvas, not from the file
-    if crop == "none":
-        exposed = _scale_box(exposed_box(thumb), thumb.shape, (rows, columns))
+    levels, factor = thumbnail(pixels[top : top + height, left : left + width])
+    if crop == "none":  # looked for on the canvas, which is smaller than the file
+        exposed = _exposed_box((height, width), levels, factor, (rows, columns))
     flags = list(grey.flags)
-    if looks_inverted(thumb):
+    if looks_inverted(levels):
         flags.append("polarity_suspect")
     if exposed != (0, 0, rows, columns):
         flags.append("flat_border_cropped" if crop == "exposed" else "flat_border")
@@ -161,26 +162,35 @@ def read_canvas(
         "fit": fit,
         "flags": flags,
     }
-    if pixel_hash:
-        provenance["pixel_sha256"] = stored_hash(grey)
+    if pixel_hash != "none":
+        provenance["pixel_sha256"] = stored_hash(grey, 1 if pixel_hash == "full" else 4)
     return Canvas(pixels, box, provenance)
 
 
-def _scale_box(
-    box: tuple[int, int, int, int], shape: tuple[int, int], target: tuple[int, int]
+def _exposed_box(
+    shape: tuple[int, int], levels: np.ndarray, factor: int, target: tuple[int, int]
 ) -> tuple[int, int, int, int]:
-    """A box in pixels of an image of ``shape`` to pixels of an image of ``target``, rounded outwards."""
-    top, left, height, width = box
-    (rows, columns), (down, right) = target, (target[0] / shape[0], target[1] / shape[1])
-    first, start = int(top * down), int(left * right)
-    last = min(rows, int(np.ceil((top + height) * down)))
-    return first, start, last - first, min(columns, int(np.ceil((left + width) * right))) - start
+    """The exposed box found on the thumbnail of an image of ``shape``, in pixels of one of shape ``target``."""
+    top, left, height, width = exposed_box(levels)
+
+    def stretch(start: int, length: int, whole: int, extent: int, out: int) -> tuple[int, int]:
+        last = out if start + length == whole else int(np.ceil((start + length) * factor * out / extent))
+        first = int(start * factor * out / extent)
+        return first, min(out, last) - first
+
+    first_row, rows = stretch(top, height, levels.shape[0], shape[0], target[0])
+    first_column, columns = stretch(left, width, levels.shape[1], shape[1], target[1])
+    return first_row, first_column, rows, columns
 
 
-def stored_hash(grey: Grey) -> str:
-    """SHA-256 of the decoded stored pixels and their shape: equal for every lossless encoding of one image."""
-    digest = hashlib.sha256(f"{grey.pixels.dtype.str} {grey.pixels.shape}".encode())
-    digest.update(np.ascontiguousarray(grey.pixels))
+def stored_hash(grey: Grey, every: int = 4) -> str:
+    """SHA-256 of shape, dtype and every fourth row of the stored pixels: equal for every lossless encoding of an image.
+
+    Every fourth row, because hashing all of them costs as much as half a resize; any mark taller than three rows still
+    changes it. ``every=1`` takes all rows.
+    """
+    digest = hashlib.sha256(f"{grey.pixels.dtype.name} {grey.pixels.shape} {every}".encode())
+    digest.update(np.ascontiguousarray(grey.pixels[::every]))
     return digest.hexdigest()
 
 

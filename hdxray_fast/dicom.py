@@ -24,6 +24,7 @@ EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
+DEFER_BYTES = 1 << 19
 NATIVE_LITTLE = (IMPLICIT_LITTLE, EXPLICIT_LITTLE, DEFLATED)
 
 
@@ -67,7 +68,7 @@ def _decode(pydicom, path, data, frame, limits, any_modality, for_processing, fo
             path,
             "holds raw detector data (FOR PROCESSING); give the FOR PRESENTATION image, or pass for_processing='log'",
         )
-    pixels, precision = _pixels(pydicom, path, dataset, syntax, declared, chosen)
+    pixels, precision = _pixels(pydicom, path, data, dataset, syntax, declared, chosen)
     if precision and precision != declared.stored:
         flags.append("codestream_bits_differ")
     photometric = text(dataset, "PhotometricInterpretation")
@@ -132,7 +133,9 @@ def _read_dataset(pydicom, path, data, limits, force) -> tuple:
         )
     if syntax == DEFLATED:
         return _inflate(pydicom, path, data, limits), syntax
-    dataset = pydicom.dcmread(io.BytesIO(data), force=force, specific_tags=list(TAGS))
+    # native pixels stay in `data`: pydicom only notes where they are
+    defer = DEFER_BYTES if syntax in NATIVE_LITTLE else None
+    dataset = pydicom.dcmread(io.BytesIO(data), force=force, specific_tags=list(TAGS), defer_size=defer)
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
     if not syntax:  # forced: pydicom has guessed the encoding of the elements, the pixels follow it
         implicit, little = dataset.original_encoding
@@ -166,13 +169,19 @@ def _inflate(pydicom, path, data, limits):
     return dataset
 
 
-def _pixels(pydicom, path, dataset, syntax, declared: ImagePixel, frame: int) -> tuple[np.ndarray, int | None]:
+def _pixels(pydicom, path, data, dataset, syntax, declared: ImagePixel, frame: int) -> tuple[np.ndarray, int | None]:
     """One frame's stored grey pixels ([H, W] uint8 | uint16 patterns) and the codestream's precision if it has one."""
-    if dataset.get("PixelData") is None:
+    element = dataset.get_item("PixelData") if "PixelData" in dataset else None
+    if element is None:
         raise ImageReadError(path, "has no pixel data: the file is truncated, or holds no image")
+    stored = element.value
+    if stored is None and element.length:  # deferred
+        stored = memoryview(data)[element.value_tell : element.value_tell + element.length]
     if syntax in NATIVE_LITTLE and declared.samples == 1:
-        pixels, precision = _native_frame(path, dataset.PixelData, declared, frame), None
+        pixels, precision = _native_frame(path, stored or b"", declared, frame), None
     else:
+        if isinstance(stored, memoryview):
+            dataset.add_new("PixelData", "OW", bytes(stored))
         pixels, precision = _decoded_frame(pydicom, path, dataset, syntax, declared, frame)
     if text(dataset, "PhotometricInterpretation") == "PALETTE COLOR":
         pixels = pydicom.pixels.apply_color_lut(pixels, dataset)[..., :3]
@@ -184,7 +193,7 @@ def _pixels(pydicom, path, dataset, syntax, declared: ImagePixel, frame: int) ->
     return pixels, precision
 
 
-def _native_frame(path: str, stored: bytes, declared: ImagePixel, frame: int) -> np.ndarray:
+def _native_frame(path: str, stored: bytes | memoryview, declared: ImagePixel, frame: int) -> np.ndarray:
     count = declared.rows * declared.columns
     size = count * declared.allocated // 8
     if len(stored) < size * declared.frames:

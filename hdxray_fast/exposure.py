@@ -13,14 +13,23 @@ FLAT_RANGE = 5.0  # a row or column whose middle 96 % of pixels lie within this 
 SMALLEST_SHARE = 0.25  # of rows or columns that must remain; a smaller box is a mistake of ours
 
 
-def thumbnail(brightness: np.ndarray) -> np.ndarray:
-    """[H, W] uint8 | uint16 to float32 8-bit levels with a long side of at most 256."""
-    scale = THUMBNAIL / max(brightness.shape)
-    if scale < 1:
-        height, width = (max(1, round(extent * scale)) for extent in brightness.shape)
-        brightness = cv2.resize(brightness, (width, height), interpolation=cv2.INTER_AREA)
+def thumbnail(brightness: np.ndarray) -> tuple[np.ndarray, int]:
+    """A small copy for looking at: whole blocks of k x k pixels averaged, which is OpenCV's fast case.
+
+    Args:
+        brightness: [H, W] uint8 | uint16.
+
+    Returns:
+        (float32 8-bit levels [H // k, W // k], k).
+    """
+    rows, columns = brightness.shape
+    factor = max(1, min(-(-max(rows, columns) // THUMBNAIL), rows, columns))
+    height, width = rows // factor, columns // factor
+    if factor > 1:
+        whole = brightness[: height * factor, : width * factor]
+        brightness = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
     levels = brightness.astype(np.float32)
-    return levels / 257.0 if brightness.dtype == np.uint16 else levels
+    return (levels / 257.0 if brightness.dtype == np.uint16 else levels), factor
 
 
 def exposed_box(levels: np.ndarray) -> tuple[int, int, int, int]:

@@ -44,7 +44,7 @@ class Header:
 
 
 def sniff(data: bytes) -> str:
-    """Format by magic bytes: png, jpeg, tiff, bmp, webp, npy, dicom, "dicom?" (no preamble), or words that say what else."""
+    """Format by magic bytes: png, jpeg, tiff, bmp, webp, npy, dicom, "dicom?" (no preamble), or what else it is."""
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         return "png"
     if data[:3] == b"\xff\xd8\xff":
@@ -100,6 +100,9 @@ def _png(data: bytes) -> Header:
             raise DamagedFile("the PNG ends inside a chunk: the file is truncated")
         if header is None and (name != b"IHDR" or length != 13):
             raise DamagedFile("the PNG does not begin with an IHDR chunk")
+        if name == b"IDAT":  # libpng checks the sums of these itself while it decodes
+            seen_data, offset = True, end
+            continue
         if zlib.crc32(view[offset + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             raise DamagedFile("a PNG chunk fails its checksum: the file is damaged")
         if name == b"IHDR":
@@ -114,8 +117,6 @@ def _png(data: bytes) -> Header:
             header.samples = 2 if header.samples == 1 else 4
         elif name == b"eXIf":
             header.orientation = _exif_orientation(data[offset + 8 : end - 4])
-        elif name == b"IDAT":
-            seen_data = True
         elif name == b"IEND":
             break
         offset = end
