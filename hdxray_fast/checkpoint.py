@@ -110,7 +110,7 @@ def read_mae_checkpoint(path: str | Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         reason = str(error).split("\n\n")[0].strip().replace("\n", " ")
         raise CheckpointError(f"{path}: refused, it is damaged or holds more than tensors ({reason[:300]})") from error
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # what an unpickler stumbles over in foreign bytes can be any error
         raise CheckpointError(f"{path}: cannot be read as a PyTorch checkpoint ({error})") from error
     tensors = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(tensors, Mapping) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
@@ -128,11 +128,10 @@ def _load_strictly(model: MaskedAutoencoder, tensors: Mapping[str, Tensor], sour
     expected = model.state_dict()
     differences = [f"missing {name}" for name in expected if name not in tensors]
     differences += [f"unexpected {name}" for name in tensors if name not in expected]
-    for name, tensor in tensors.items():
-        if name not in expected:
-            continue
-        if tensor.shape != expected[name].shape:
-            differences.append(f"{name} is {list(tensor.shape)}, the model has {list(expected[name].shape)}")
+    for name, parameter in expected.items():
+        tensor = tensors.get(name, parameter)
+        if tensor.shape != parameter.shape:
+            differences.append(f"{name} is {list(tensor.shape)}, the model has {list(parameter.shape)}")
         elif not tensor.is_floating_point():
             differences.append(f"{name} is {tensor.dtype}, accepted are floating-point tensors")
     if differences:

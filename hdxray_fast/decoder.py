@@ -39,7 +39,7 @@ class SelfDecoder(nn.Module):
         self.decoder_embed = nn.Linear(encoder_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.decoder_pos_embed = nn.Parameter(
-            sincos_positions(embed_dim, grid_size), requires_grad=False
+            sincos_positions(embed_dim, grid_size, "decoder_embed_dim"), requires_grad=False
         )  # [1, 1 + P, D]
         self.decoder_blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
         self.decoder_norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
@@ -127,7 +127,7 @@ class CrossDecoder(nn.Module):
         self.dec_norms = nn.ModuleList(nn.LayerNorm(encoder_dim, eps=LAYER_NORM_EPS) for _ in range(depth))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.decoder_pos_embed = nn.Parameter(
-            sincos_positions(embed_dim, grid_size), requires_grad=False
+            sincos_positions(embed_dim, grid_size, "decoder_embed_dim"), requires_grad=False
         )  # [1, 1 + P, D]
         self.decoder_blocks = nn.ModuleList(
             CrossBlock(encoder_dim, embed_dim, num_heads, mlp_ratio) for _ in range(depth)

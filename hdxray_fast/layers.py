@@ -133,17 +133,17 @@ class CrossBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def sincos_positions(dim: int, grid_size: tuple[int, int]) -> Tensor:
+def sincos_positions(dim: int, grid_size: tuple[int, int], name: str = "embed_dim") -> Tensor:
     """Fixed 2-D sine-cosine positions with a zero row for the class token, float32 ``[1, 1 + gh * gw, dim]``.
 
     As facebookresearch/mae (``get_2d_sincos_pos_embed``): the first half of the channels encodes the column (w goes
     first), the second half the row; each is sin then cos of ``position / 10000^(i / (dim / 4))``.
 
     Raises:
-        ArgumentError: ``dim`` is no multiple of 4.
+        ArgumentError: ``dim`` (called ``name`` in the message) is no multiple of 4.
     """
     if dim % 4:
-        raise ArgumentError(f"embed_dim: got {dim}, 2-D sine-cosine positions need a multiple of 4")
+        raise ArgumentError(f"{name}: got {dim}, 2-D sine-cosine positions need a multiple of 4")
     frequencies = 1.0 / 10000 ** (np.arange(dim // 4, dtype=np.float64) / (dim / 4))  # [dim / 4]
     rows, columns = np.indices(grid_size, dtype=np.float64).reshape(2, -1)  # each [gh * gw]
     angles = np.stack([np.outer(columns, frequencies), np.outer(rows, frequencies)], axis=1)  # [P, 2, dim / 4]

@@ -1,0 +1,209 @@
+"""Models on disk: what is written is read back bit for bit, and damage is refused by name with nothing half-loaded."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+
+import pytest
+import torch
+
+import hdxray_fast as hx
+from hdxray_fast import checkpoint
+from hdxray_fast.checkpoint import load_mae_state_dict, read_mae_checkpoint, to_mae_state_dict
+
+pytest.importorskip("safetensors", reason="checkpoints need safetensors (extra 'train')")
+
+
+def small_mae(decoder: str = "self", **kwargs) -> torch.nn.Module:
+    sizes = {"depth": 1, "embed_dim": 48, "num_heads": 3, "decoder_embed_dim": 32, "decoder_depth": 1}
+    return hx.create_mae("vit_tiny_patch16", decoder=decoder, img_size=(32, 48), **{**sizes, **kwargs})
+
+
+@pytest.mark.parametrize("decoder", ["self", "cross"])
+def test_round_trip(tmp_path, decoder):
+    model = small_mae(decoder, norm_pix_loss=False)
+    folder = hx.save_model(model, tmp_path / "deep" / "model")
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    again = hx.load_model(folder)
+    assert again.config == model.config
+    assert again.norm_pix_loss is False
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_overwriting_leaves_no_temporary_files(tmp_path):
+    hx.save_model(small_mae(), tmp_path)
+    newer = small_mae()
+    hx.save_model(newer, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    assert torch.equal(hx.load_model(tmp_path).encoder.cls_token, newer.encoder.cls_token)
+
+
+def test_interrupted_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
+    old = small_mae()
+    hx.save_model(old, tmp_path)
+
+    def full_disk(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(hx.CheckpointError, match="No space left"):
+        hx.save_model(small_mae(), tmp_path)
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert torch.equal(hx.load_model(tmp_path).encoder.cls_token, old.encoder.cls_token)
+
+
+def test_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(hx.CheckpointError, match="file"):
+        hx.save_model(small_mae(), tmp_path / "file")
+
+
+def damage(folder, kind: str) -> None:
+    model, config = folder / "model.safetensors", folder / "config.json"
+    content = json.loads(config.read_text())
+    if kind == "empty folder":
+        model.unlink()
+        config.unlink()
+    elif kind == "no tensors":
+        model.unlink()
+    elif kind == "truncated tensors":
+        model.write_bytes(model.read_bytes()[:-100])
+    elif kind == "truncated header":
+        model.write_bytes(model.read_bytes()[:20])
+    elif kind == "empty tensors":
+        model.write_bytes(b"")
+    elif kind == "text for tensors":
+        model.write_text("these are not tensors")
+    elif kind == "config is no JSON":
+        config.write_text("{")
+    elif kind == "config is binary":
+        config.write_bytes(b"\xff\xfe\x00")
+    elif kind == "foreign config":
+        config.write_text(json.dumps({"model_type": "vit"}))
+    elif kind == "config is a list":
+        config.write_text("[1]")
+    elif kind == "newer format":
+        config.write_text(json.dumps({**content, "format_version": 99}))
+    elif kind == "unknown preset":
+        content["model"]["name"] = "vit_giant_patch14"
+        config.write_text(json.dumps(content))
+    elif kind == "unknown option":
+        content["model"]["window"] = 7
+        config.write_text(json.dumps(content))
+    elif kind == "missing option":
+        content["model"]["img_size"] = None
+        config.write_text(json.dumps(content))
+    elif kind == "other size":
+        content["model"]["embed_dim"] = 96
+        config.write_text(json.dumps(content))
+    elif kind == "other decoder":
+        content["model"]["decoder"] = "cross"
+        config.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("kind", "named", "says"),
+    [
+        ("empty folder", "config.json", "is missing"),
+        ("no tensors", "model.safetensors", "is missing"),
+        ("truncated tensors", "model.safetensors", "damaged"),
+        ("truncated header", "model.safetensors", "damaged"),
+        ("empty tensors", "model.safetensors", "damaged"),
+        ("text for tensors", "model.safetensors", "damaged"),
+        ("config is no JSON", "config.json", "no JSON"),
+        ("config is binary", "config.json", "no JSON"),
+        ("foreign config", "config.json", "hdxray_fast.mae"),
+        ("config is a list", "config.json", "hdxray_fast.mae"),
+        ("newer format", "config.json", "99"),
+        ("unknown preset", "config.json", "vit_giant_patch14"),
+        ("unknown option", "config.json", "window"),
+        ("missing option", "config.json", "no model"),
+        ("other size", "model.safetensors", r"encoder\.cls_token is \[1, 1, 48\], the model has \[1, 1, 96\]"),
+        ("other decoder", "model.safetensors", r"missing decoder\.wfm"),
+    ],
+)
+def test_damage_is_named(tmp_path, kind, named, says):
+    hx.save_model(small_mae(), tmp_path)
+    damage(tmp_path, kind)
+    with pytest.raises(hx.CheckpointError, match=says) as caught:
+        hx.load_model(tmp_path)
+    assert named in str(caught.value)
+    assert isinstance(caught.value, OSError)
+
+
+def test_mae_layout_is_loaded_whole_or_not_at_all():
+    model, other = small_mae(), small_mae()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    good = to_mae_state_dict(other)
+    for change, says in (
+        (lambda d: d.pop("norm.weight"), r"missing encoder\.norm\.weight"),
+        (lambda d: d.update({"head.weight": torch.zeros(3)}), r"unexpected encoder\.head\.weight"),
+        (lambda d: d.update({"cls_token": torch.zeros(1, 1, 7)}), r"cls_token is \[1, 1, 7\]"),
+        (lambda d: d.update({"cls_token": torch.zeros(1, 1, 48, dtype=torch.int64)}), "int64"),
+    ):
+        bad = dict(good)
+        change(bad)
+        with pytest.raises(hx.CheckpointError, match=says):
+            load_mae_state_dict(model, bad, source="some.pth")
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(tensor, before[name]), name
+    load_mae_state_dict(model, good)
+    assert torch.equal(model.encoder.cls_token, other.encoder.cls_token)
+
+
+@pytest.mark.parametrize("wrapped", [True, False])
+def test_legacy_file_with_a_namespace_is_read(tmp_path, wrapped):
+    tensors = to_mae_state_dict(small_mae())
+    content = {"model": tensors, "args": argparse.Namespace(lr=1e-3), "epoch": 3} if wrapped else tensors
+    torch.save(content, tmp_path / "mae.pth")
+    read = read_mae_checkpoint(tmp_path / "mae.pth")
+    assert read.keys() == tensors.keys()
+    load_mae_state_dict(small_mae(), read)
+
+
+class Bomb:
+    """Pickles into a call; loading it would leave a trace."""
+
+    def __init__(self, trace: str) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return open, (self.trace, "w")
+
+
+def test_legacy_file_with_code_is_refused(tmp_path):
+    trace = tmp_path / "trace"
+    torch.save({"model": to_mae_state_dict(small_mae()), "extra": Bomb(str(trace))}, tmp_path / "bomb.pth")
+    with pytest.raises(hx.CheckpointError, match=r"bomb\.pth: refused"):
+        read_mae_checkpoint(tmp_path / "bomb.pth")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"PK\x03\x04 half a zip"])
+def test_legacy_file_that_is_none(tmp_path, content):
+    (tmp_path / "broken.pth").write_bytes(content)
+    with pytest.raises(hx.CheckpointError, match=r"broken\.pth"):
+        read_mae_checkpoint(tmp_path / "broken.pth")
+
+
+def test_legacy_file_truncated_missing_or_without_tensors(tmp_path):
+    torch.save(to_mae_state_dict(small_mae()), tmp_path / "whole.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "whole.pth").read_bytes()[:-500])
+    torch.save({"epoch": 3}, tmp_path / "number.pth")
+    torch.save([torch.zeros(1)], tmp_path / "list.pth")
+    for name in ("cut.pth", "missing.pth", "number.pth", "list.pth"):
+        with pytest.raises(hx.CheckpointError, match=name):
+            read_mae_checkpoint(tmp_path / name)
+
+
+def test_without_safetensors_the_message_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    with pytest.raises(hx.MissingDependencyError, match=r"pip install 'hdxray-fast\[train\]'"):
+        checkpoint.save_model(small_mae(), tmp_path)
+    assert not list(tmp_path.iterdir())
