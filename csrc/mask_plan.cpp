@@ -133,12 +133,16 @@ void make_keys(const MaskPlanSpec& spec, int64_t b, Workspace& ws) {
     } else {
         words(ws.keys.data(), n, spec.epoch);
     }
-    std::memset(ws.histogram, 0, sizeof ws.histogram);
+    const uint8_t* stratum = ws.stratum.data();
+    const uint32_t* keys = ws.keys.data();
+    uint16_t* bins = ws.bins.data();
+    int32_t histogram[3 * kBins] = {};
     for (int64_t i = 0; i < n; ++i) {
-        const auto bin = static_cast<uint16_t>(ws.stratum[i] << 8 | ws.keys[i] >> 24);
-        ws.bins[i] = bin;
-        ++ws.histogram[bin];
+        const auto bin = static_cast<uint16_t>(stratum[i] << 8 | keys[i] >> 24);
+        bins[i] = bin;
+        ++histogram[bin];
     }
+    std::memcpy(ws.histogram, histogram, sizeof histogram);
     ws.keys_ready = true;
 }
 
@@ -152,10 +156,10 @@ Threshold rank(Workspace& ws, int s, int64_t k, int64_t size) {
     while (k > histogram[bin]) k -= histogram[bin++];
     const int64_t n_found = kernels().find_bin(ws.bins.data(), static_cast<int64_t>(ws.bins.size()),
                                                static_cast<uint16_t>(s * kBins + bin), ws.found.data());
-    ws.ranked.clear();
+    ws.ranked.resize(static_cast<size_t>(n_found));
     for (int64_t i = 0; i < n_found; ++i) {
         const int32_t id = ws.found[i];
-        ws.ranked.push_back(static_cast<uint64_t>(ws.keys[id]) << 32 | static_cast<uint32_t>(id));
+        ws.ranked[i] = static_cast<uint64_t>(ws.keys[id]) << 32 | static_cast<uint32_t>(id);
     }
     const auto at = ws.ranked.begin() + (k - 1);
     std::nth_element(ws.ranked.begin(), at, ws.ranked.end());

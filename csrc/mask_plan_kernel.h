@@ -13,44 +13,48 @@ constexpr int kPhiloxRounds = 10;
 
 #if HDXRAY_AVX2
 
-// a * m in 64 bits, lane by lane, as high and low words.
-inline void multiply(__m256i a, __m256i m, __m256i* high, __m256i* low) {
-    const __m256i even = _mm256_mul_epu32(a, m);
-    const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), m);
-    *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
-    *low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+// Four counters, each word in the low half of a 64-bit lane: the multiplication reads the low halves only, so what the
+// other operations leave in the high halves does no harm and is never cleared.
+struct PhiloxLanes {
+    __m256i x0, x1, x2, x3;
+
+    void round(__m256i m0, __m256i m1, __m256i k0, __m256i k1) {
+        const __m256i a = _mm256_mul_epu32(x0, m0), b = _mm256_mul_epu32(x2, m1);
+        x0 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(b, 32), x1), k0);
+        x2 = _mm256_xor_si256(_mm256_xor_si256(_mm256_srli_epi64(a, 32), x3), k1);
+        x1 = b;
+        x3 = a;
+    }
+    // [word][counter] -> [counter][word]
+    void store(uint32_t* words) const {
+        const __m256i low = _mm256_blend_epi32(x0, _mm256_slli_epi64(x1, 32), 0xAA);   // words 0, 1 of each counter
+        const __m256i high = _mm256_blend_epi32(x2, _mm256_slli_epi64(x3, 32), 0xAA);  // words 2, 3
+        const __m256i even = _mm256_unpacklo_epi64(low, high), odd = _mm256_unpackhi_epi64(low, high);
+        __m256i* out = reinterpret_cast<__m256i*>(words);
+        _mm256_storeu_si256(out, _mm256_permute2x128_si256(even, odd, 0x20));
+        _mm256_storeu_si256(out + 1, _mm256_permute2x128_si256(even, odd, 0x31));
+    }
+};
+
+inline __m256i wide(uint32_t x) {
+    return _mm256_set1_epi64x(x);
 }
 
 // Eight counters a turn, all four words of each used.
 void philox_words(uint32_t* words, int64_t n, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0,
                   uint32_t key1) {
-    const __m256i m0 = _mm256_set1_epi32(static_cast<int>(kPhiloxM0));
-    const __m256i m1 = _mm256_set1_epi32(static_cast<int>(kPhiloxM1));
-    __m256i counter =
-        _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(c0)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-    for (int64_t i = 0; i < n; i += 32, counter = _mm256_add_epi32(counter, _mm256_set1_epi32(8))) {
-        __m256i x0 = counter, x1 = _mm256_set1_epi32(static_cast<int>(c1));
-        __m256i x2 = _mm256_set1_epi32(static_cast<int>(c2)), x3 = _mm256_set1_epi32(static_cast<int>(c3));
+    const __m256i m0 = wide(kPhiloxM0), m1 = wide(kPhiloxM1);
+    __m256i counter = _mm256_add_epi64(wide(c0), _mm256_setr_epi64x(0, 1, 2, 3));
+    for (int64_t i = 0; i < n; i += 32, counter = _mm256_add_epi64(counter, wide(8))) {
+        PhiloxLanes first{counter, wide(c1), wide(c2), wide(c3)};
+        PhiloxLanes second{_mm256_add_epi64(counter, wide(4)), wide(c1), wide(c2), wide(c3)};
         uint32_t k0 = key0, k1 = key1;
         for (int round = 0; round < kPhiloxRounds; ++round, k0 += kPhiloxW0, k1 += kPhiloxW1) {
-            __m256i high0, low0, high1, low1;
-            multiply(x0, m0, &high0, &low0);
-            multiply(x2, m1, &high1, &low1);
-            x0 = _mm256_xor_si256(_mm256_xor_si256(high1, x1), _mm256_set1_epi32(static_cast<int>(k0)));
-            x2 = _mm256_xor_si256(_mm256_xor_si256(high0, x3), _mm256_set1_epi32(static_cast<int>(k1)));
-            x1 = low1;
-            x3 = low0;
+            first.round(m0, m1, wide(k0), wide(k1));
+            second.round(m0, m1, wide(k0), wide(k1));
         }
-        // Transpose [word][counter] -> [counter][word].
-        const __m256i a = _mm256_unpacklo_epi32(x0, x1), b = _mm256_unpackhi_epi32(x0, x1);
-        const __m256i c = _mm256_unpacklo_epi32(x2, x3), d = _mm256_unpackhi_epi32(x2, x3);
-        const __m256i r0 = _mm256_unpacklo_epi64(a, c), r1 = _mm256_unpackhi_epi64(a, c);
-        const __m256i r2 = _mm256_unpacklo_epi64(b, d), r3 = _mm256_unpackhi_epi64(b, d);
-        __m256i* out = reinterpret_cast<__m256i*>(words + i);
-        _mm256_storeu_si256(out + 0, _mm256_permute2x128_si256(r0, r1, 0x20));
-        _mm256_storeu_si256(out + 1, _mm256_permute2x128_si256(r2, r3, 0x20));
-        _mm256_storeu_si256(out + 2, _mm256_permute2x128_si256(r0, r1, 0x31));
-        _mm256_storeu_si256(out + 3, _mm256_permute2x128_si256(r2, r3, 0x31));
+        first.store(words + i);
+        second.store(words + i + 16);
     }
 }
 

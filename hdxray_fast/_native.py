@@ -1,7 +1,7 @@
 """The one door to the native core: validates every argument, names what is wrong, then calls ``hdxray_fast._core``.
 
-Nothing else imports ``_core``. Tensors cross as plain integers (pointer, sizes, strides, dtype code), so the core depends on
-no version of torch; see csrc/bindings.cpp for the other side.
+Nothing else imports ``_core``. Tensors cross as plain integers (pointer, sizes, strides, dtype code), so the core
+depends on no version of torch; see csrc/bindings.cpp for the other side.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _CPU = -1  # device code of the core; a CUDA device would be its index
 _NO_STREAM = 0
 
 
-# --- backends -------------------------------------------------------------------------------------------------------------
+# --- backends ---------------------------------------------------------------------------------------------------------
 def resolve_backend(backend: str, device: torch.device) -> str:
     """``"native"`` or ``"reference"`` for one call of a pixel op.
 
@@ -61,7 +61,7 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     )
 
 
-# --- checks ---------------------------------------------------------------------------------------------------------------
+# --- checks -----------------------------------------------------------------------------------------------------------
 def dtype_names(dtypes) -> str:
     return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
 
@@ -101,7 +101,7 @@ def check_images(images: Any, plan: MaskPlan) -> Tensor:
 
 
 def check_packed(plan: MaskPlan, which: str, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Packed ids and cu_seqlens of the kept or the predicted patches. Their values are checked at the call (CPU tensors)."""
+    """Packed ids and cu_seqlens of the kept or the predicted patches; `check_packed_values` looks at their values."""
     if which not in ("keep", "predict"):
         raise ArgumentError(f"which: got {which!r}, accepted are 'keep', 'predict'")
     if plan.device != device:
@@ -140,7 +140,7 @@ _FAULTS = {
 
 
 def check_packed_values(ids: Tensor, cu_seqlens: Tensor, n_patches: int, which: str) -> None:
-    """Ids within the grid and ascending, cu_seqlens from 0 to N without falling. Tensors that are not on the CPU pass."""
+    """Ids ascending within the grid, cu_seqlens from 0 to N without falling; looked at on the CPU only."""
     if ids.device.type != "cpu":
         return
     n_rows, batch = ids.numel(), cu_seqlens.numel() - 1
@@ -175,7 +175,7 @@ def _packed_fault(ids: Tensor, cu_seqlens: Tensor, n_patches: int) -> tuple[int,
     return first((ids[1:] <= ids[:-1]) & ~starts[1 : ids.numel()], 5, ids, 1) or (0, 0, 0)
 
 
-# --- calls ----------------------------------------------------------------------------------------------------------------
+# --- calls ------------------------------------------------------------------------------------------------------------
 def _require_core() -> Any:
     if core is None:
         raise BackendError(f"the native core is missing ({why_missing}); {HOW_TO_BUILD}")

@@ -1,8 +1,8 @@
 """Which patches an image's encoder sees and which ones its decoder must predict: grids and ratios in, a `MaskPlan` out.
 
-The random key of a patch is one word of Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC
-2011), a pure function of (seed, epoch, sample index, patch id): the same on any machine, with any number of workers or
-ranks, whatever else is in the batch, and after a resume, with no generator state to save.
+The random key of a patch is one word of Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
+SC 2011), a pure function of (seed, epoch, sample index, patch id): the same on any machine, with any number of workers
+or ranks, whatever else is in the batch, and after a resume, with no generator state to save.
 """
 
 from __future__ import annotations
@@ -114,10 +114,11 @@ def plan_masks(
 ) -> MaskPlan:
     """Choose the kept and the predicted patches of each image.
 
-    The valid patches fall into strata; in each, exactly ``floor(ratio * n + 0.5)`` of the n patches are masked (round half
-    up, in float64) and those with the smallest (key, id) are kept. Of the m masked ones, the next ``floor(predict * m + 0.5)``
-    are predicted. An image with any valid patch keeps at least one (the one with the smallest key, if rounding leaves none),
-    and with any masked patch predicts at least one if ``predict > 0``. An image without valid patches has none of either.
+    The valid patches fall into strata; in each, exactly ``floor(ratio * n + 0.5)`` of the n patches are masked (round
+    half up, in float64) and those with the smallest (key, id) are kept. Of the m masked ones, the next ``floor(predict
+    * m + 0.5)`` are predicted. An image with any valid patch keeps at least one (the one with the smallest key, if
+    rounding leaves none), and with any masked patch predicts at least one if ``predict > 0``. An image without valid
+    patches has none of either.
 
     Args:
         inside: patches inside the chest contour, bool ``[B, gh, gw]`` (or ``[gh, gw]`` for a batch of one).
@@ -125,15 +126,16 @@ def plan_masks(
         ratio_inside: share masked of the valid patches inside, in [0, 1].
         ratio_outside: share masked of the valid patches outside, in [0, 1].
         strategy: ``"contour"``: strata inside and outside. ``"random"``: one stratum, in which as many are masked as
-            ``"contour"`` would mask, so that strategies compare at an equal budget. ``"rectangle"``: as ``"contour"`` with a
-            fixed box for the inside, rows ``int(.25*gh)+1 : int(.75*gh)+1`` and columns ``int(.125*gw)+1 : int(.75*gw)+1``.
-            ``"block"``: as ``"contour"``, but the patches of a square block of 4 x 4 (or of the grid's shorter side, if that
-            is less) share one key, so that the masked area is made of blocks; counts stay exact.
+            ``"contour"`` would mask, so that strategies compare at an equal budget. ``"rectangle"``: as ``"contour"``
+            with a fixed box for the inside, rows ``int(.25*gh)+1 : int(.75*gh)+1`` and columns ``int(.125*gw)+1 :
+            int(.75*gw)+1``. ``"block"``: as ``"contour"``, but the patches of a square block of 4 x 4 (or of the
+            grid's shorter side, if that is less) share one key, so that the masked area is made of blocks; counts stay
+            exact.
         predict: share predicted of the masked patches, in [0, 1].
         seed: 0 <= seed < 2^64.
         epoch: 0 <= epoch < 2^31.
-        index: the images' sample indices in the data set, ``[B]``, 0 <= index < 2^63; default ``0..B-1``. An image's plan
-            depends on its own index only, not on its place in the batch.
+        index: the images' sample indices in the data set, ``[B]``, 0 <= index < 2^63; default ``0..B-1``. An image's
+            plan depends on its own index only, not on its place in the batch.
         patch_size: p, in pixels; kept in the plan for the ops that read pixels.
         backend: ``"auto"``, ``"native"`` or ``"reference"``; all give the same ids.
 
@@ -198,7 +200,7 @@ def plan_all(valid: Tensor | np.ndarray, patch_size: int = 16) -> MaskPlan:
     )
 
 
-# --- reference ------------------------------------------------------------------------------------------------------------
+# --- reference --------------------------------------------------------------------------------------------------------
 def philox_ref(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
     """Philox-4x32-10 of counters ``[N, 4]`` (any unsigned dtype, 32 bits used) under one key; ``[N, 4]`` uint32."""
     low = np.uint64(0xFFFFFFFF)
@@ -292,7 +294,7 @@ def plan_masks_ref(
     return tuple(packed)
 
 
-# --- arguments ------------------------------------------------------------------------------------------------------------
+# --- arguments --------------------------------------------------------------------------------------------------------
 def _grid(name: str, value: object) -> Tensor:
     """A bool grid as a contiguous tensor ``[B, gh, gw]``."""
     if isinstance(value, np.ndarray):

@@ -1,4 +1,4 @@
-"""The pixels of the chosen patches, normalised, as rows ready for the patch-embedding product; the rest is never touched."""
+"""The pixels of the chosen patches, normalised, as rows ready for the patch-embedding product; no other is touched."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def gather_patches(
 ) -> Tensor:
     """Rows of the kept (or predicted) patches: ``pixel * scale + shift``, in fp32, then rounded once to `out_dtype`.
 
-    The order of a row's elements is that of MAE's ``patchify``: (row in the patch, column in the patch, channel). Multiplication
-    and addition are two roundings, as in PyTorch, so fp32 rows equal the reference bit for bit.
+    The order of a row's elements is that of MAE's ``patchify``: (row in the patch, column in the patch, channel).
+    Multiplication and addition are two roundings, as in PyTorch, so fp32 rows equal the reference bit for bit.
 
     Args:
-        images: ``[B, C, H, W]``, C = 1 or 3, with H, W and B as `plan` was made for; uint8, uint16, float16, bfloat16 or
-            float32; any strides whose last is 1.
+        images: ``[B, C, H, W]``, C = 1 or 3, with H, W and B as `plan` was made for; uint8, uint16, float16, bfloat16
+            or float32; any strides whose last is 1.
         plan: which patches.
         scale: a number, or one per image (float32 ``[B]``).
         shift: likewise.
@@ -40,7 +40,8 @@ def gather_patches(
         ``[N, C*p*p]`` of `out_dtype`. Differentiable with respect to float images.
 
     Raises:
-        ArgumentError, ArgumentTypeError: an argument is not as described, or plan and images do not fit; nothing was read.
+        ArgumentError, ArgumentTypeError: an argument is not as described, or plan and images do not fit; nothing was
+        read.
         BackendError: ``backend="native"`` where it cannot run.
     """
     images, ids, cu_seqlens = check_call(images, plan, which)
@@ -61,7 +62,7 @@ def gather_patches_ref(
     out_dtype: torch.dtype = torch.float32,
     which: str = "keep",
 ) -> Tensor:
-    """`gather_patches` in plain PyTorch: normalise everything, patchify everything, index. Arguments are not checked."""
+    """`gather_patches` in plain PyTorch: normalise everything, patchify everything, index. Checks nothing."""
     (gh, gw), p, (batch, channels) = plan.grid_size, plan.patch_size, images.shape[:2]
     scale, shift = (s.view(-1, 1, 1, 1) if isinstance(s, Tensor) else s for s in (scale, shift))
     work = torch.float64 if out_dtype == torch.float64 else torch.float32
@@ -93,7 +94,7 @@ def check_values_eagerly(plan: MaskPlan, which: str) -> None:
         _native.check_packed_values(ids, cu_seqlens, plan.grid_size[0] * plan.grid_size[1], which)
 
 
-# --- registration ---------------------------------------------------------------------------------------------------------
+# --- registration -----------------------------------------------------------------------------------------------------
 @torch.library.custom_op("hdxray_fast::gather_patches", mutates_args=(), device_types="cpu")
 def _gather_op(
     images: Tensor,

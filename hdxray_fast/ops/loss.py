@@ -25,8 +25,8 @@ def reconstruction_loss(
     """Mean squared error between predictions and the (normalised) pixels of the predicted patches.
 
     The target is ``t = pixel * scale + shift``; with `norm_pix_loss` it is ``(t - mean) / sqrt(var + 1e-6)``, mean and
-    unbiased variance over the patch (He et al., "Masked autoencoders are scalable vision learners", 2022, section 4). All
-    arithmetic is fp32 with a fixed order of summation: the result does not depend on the number of threads.
+    unbiased variance over the patch (He et al., "Masked autoencoders are scalable vision learners", 2022, section 4).
+    All arithmetic is fp32 with a fixed order of summation: the result does not depend on the number of threads.
 
     Args:
         images: as in `gather_patches`. No gradient flows to them.
@@ -38,11 +38,13 @@ def reconstruction_loss(
         backend: ``"auto"``, ``"native"`` or ``"reference"``.
 
     Returns:
-        ``loss``, a float32 scalar: the mean over all predicted patches of the batch, 0 if there are none; differentiable
-        with respect to `pred`. ``patch_loss`` ``[N_predict]`` float32: each patch's mean squared error, without gradient.
+        ``loss``, a float32 scalar: the mean over all predicted patches of the batch, 0 if there are none;
+        differentiable with respect to `pred`. ``patch_loss`` ``[N_predict]`` float32: each patch's mean squared error,
+        without gradient.
 
     Raises:
-        ArgumentError, ArgumentTypeError: an argument is not as described, or they do not fit together; nothing was read.
+        ArgumentError, ArgumentTypeError: an argument is not as described, or they do not fit together; nothing was
+        read.
         BackendError: ``backend="native"`` where it cannot run.
     """
     images, ids, cu_seqlens = check_call(images, plan, "predict")
@@ -50,7 +52,8 @@ def reconstruction_loss(
     row_size = images.shape[1] * plan.patch_size**2
     if pred.shape != (ids.shape[0], row_size):
         raise ArgumentError(
-            f"pred: got shape {tuple(pred.shape)}, accepted is [N_predict, C*p*p] = [{ids.shape[0]}, {row_size}] for this plan"
+            f"pred: got shape {tuple(pred.shape)}, but plan predicts {ids.shape[0]} patches; accepted is [N_predict, C*p*p] "
+            f"= [{ids.shape[0]}, {row_size}]"
         )
     if not isinstance(norm_pix_loss, bool):
         raise ArgumentTypeError(f"norm_pix_loss: got {type(norm_pix_loss).__name__}, accepted is a bool")
@@ -85,7 +88,7 @@ def reconstruction_loss_ref(
     return loss, patch_loss.detach()
 
 
-# --- registration ---------------------------------------------------------------------------------------------------------
+# --- registration -----------------------------------------------------------------------------------------------------
 @torch.library.custom_op("hdxray_fast::reconstruction_loss", mutates_args=(), device_types="cpu")
 def _loss_op(
     images: Tensor,
