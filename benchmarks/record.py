@@ -14,7 +14,6 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import statistics
@@ -26,28 +25,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hdxray_fast.env import cpu_model, usable_cores
+
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("torch", "triton", "numpy", "opencv-python-headless", "timm")
-
-
-def cpu_model() -> str:
-    """The processor's name, with the number of cores this process may use."""
-    name = platform.processor() or platform.machine()
-    if Path("/proc/cpuinfo").exists():
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        name = found.group(1) if found else name
-    elif sys.platform == "darwin":
-        name = subprocess.run(
-            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True
-        ).stdout.strip()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores"
 
 
 def device_info(kind: str) -> dict[str, str]:
     """Name (and driver) of the CPU or of the current CUDA device."""
     if kind == "cpu":
-        return {"kind": "cpu", "name": cpu_model()}
+        return {"kind": "cpu", "name": f"{cpu_model()}, {usable_cores()} cores"}
     import torch
 
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]

@@ -52,8 +52,8 @@ def reconstruction_loss(
     row_size = images.shape[1] * plan.patch_size**2
     if pred.shape != (ids.shape[0], row_size):
         raise ArgumentError(
-            f"pred: got shape {tuple(pred.shape)}, but plan predicts {ids.shape[0]} patches; accepted is [N_predict, C*p*p] "
-            f"= [{ids.shape[0]}, {row_size}]"
+            f"pred: got shape {tuple(pred.shape)}, but plan predicts {ids.shape[0]} patches; "
+            f"accepted is [N_predict, C*p*p] = [{ids.shape[0]}, {row_size}]"
         )
     if not isinstance(norm_pix_loss, bool):
         raise ArgumentTypeError(f"norm_pix_loss: got {type(norm_pix_loss).__name__}, accepted is a bool")

@@ -1,0 +1,114 @@
+# The front door. Every target does its own set-up in .venv; stamp files make the second call fast.
+# On a fresh machine it needs Python 3.10+ (with venv and headers) and a C++17 compiler, and says so if one is missing.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+# The version that continuous integration runs; any torch>=2.10 works: make test TORCH='torch>=2.10'
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# No build isolation: the tools below are in .venv already, and the build keeps its objects between calls.
+BUILD_TOOLS := "scikit-build-core>=0.11" "pybind11>=2.12" "cmake>=3.20" "ninja>=1.10"
+INSTALL := $(PIP) install --quiet --no-build-isolation --config-settings=build-dir=build/venv
+DEV_TOOLS = $(shell sed -n 's/^dev = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
+
+PACKAGE := pyproject.toml CMakeLists.txt LICENSE $(wildcard csrc/*) \
+	$(shell find hdxray_fast -type f -not -name '*.so' -not -name '*.pyc' 2>/dev/null)
+CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu)
+
+.PHONY: help demo test lint format bench sanitize wheel clean distclean
+
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+
+demo: $(VENV)/.demo  ## set up, then train on a real radiograph and show the reconstruction (demo/panel.png)
+	$(BIN)/hdxray-fast demo --out demo $(DEMO_ARGS)
+
+test: $(VENV)/.test  ## set up, then run all tests
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.lint  ## ruff and clang-format, without changing anything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+format: $(VENV)/.lint  ## the same tools, changing files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+bench: $(VENV)/.bench  ## time ours against the strongest rivals; results to benchmarks/results, table to README.md
+	$(BIN)/pytest benchmarks -q -s --benchmark-disable-gc --benchmark-columns=min,median,iqr,rounds $(PYTEST_ARGS)
+	$(BIN)/python benchmarks/table.py README.md
+
+wheel: $(VENV)/.created  ## sdist and wheel into dist/
+	$(PIP) install --quiet build $(BUILD_TOOLS)
+	$(BIN)/python -m build --no-isolation --outdir dist .
+
+# The core with AddressSanitizer and UndefinedBehaviorSanitizer, under the tests that call it.
+SANITIZE_TESTS := tests/test_native.py tests/test_masking.py tests/test_gather.py tests/test_loss.py
+sanitize: $(VENV)/.test  ## the core's tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DHDXRAY_SANITIZE=ON -DHDXRAY_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug \
+		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python
+	$(BIN)/cmake --build build/sanitize
+	rm -rf build/sanitize/site && mkdir -p build/sanitize/site
+	cp -r hdxray_fast build/sanitize/site/ && rm -f build/sanitize/site/hdxray_fast/_core*
+	$(BIN)/cmake --install build/sanitize --prefix build/sanitize/site
+	@asan=$$($${CXX:-c++} -print-file-name=libasan.so); stdcpp=$$($${CXX:-c++} -print-file-name=libstdc++.so); \
+	[[ -e "$$asan" ]] || { echo "make sanitize needs the sanitizer library of $${CXX:-c++} (libasan.so)" >&2; exit 1; }; \
+	LD_PRELOAD="$$asan $$stdcpp" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+		PYTHONPATH=build/sanitize/site PYTHONMALLOC=malloc HDXRAY_EXPECT_SANITIZED=1 \
+		$(BIN)/python -m pytest -p no:cacheprovider -q -m "not slow" $(SANITIZE_TESTS) $(PYTEST_ARGS)
+
+clean:  ## remove what was built; keeps .venv
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks $(VENV)/.demo $(VENV)/.test $(VENV)/.bench
+	find hdxray_fast tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+
+distclean: clean  ## remove .venv as well
+	rm -rf $(VENV)
+
+# --- set-up --------------------------------------------------------------------------------------------------------------
+$(VENV)/.created:
+	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) was not found; install Python 3.10 or later," \
+		"or name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "make: $(PYTHON) is" \
+		"$$($(PYTHON) -V 2>&1), needed is 3.10 or later; name another: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo "make: $(PYTHON) has no venv module;" \
+		"on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+# Compiler and headers are looked for before anything large is downloaded.
+$(VENV)/.torch: $(VENV)/.created
+	@for c in "$${CXX:-c++}" g++ clang++; do command -v $$c >/dev/null && exit 0; done; \
+		echo "make: no C++ compiler was found (looked for \$$CXX, c++, g++, clang++);" \
+		"on Debian and Ubuntu: apt install g++" >&2; exit 1
+	@$(BIN)/python -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' \
+		|| { echo "make: the C headers of $$($(BIN)/python -V) are missing (Python.h);" \
+		"on Debian and Ubuntu: apt install python3-dev" >&2; exit 1; }
+	$(PIP) install --quiet $(BUILD_TOOLS)
+	$(PIP) install --quiet "$(TORCH)"
+	@touch $@
+
+# What an extra needs is installed when pyproject.toml changes; the package itself whenever any of its files does.
+$(VENV)/.deps-%: $(VENV)/.torch pyproject.toml
+	$(INSTALL) "$(TORCH)" ".[$*]"
+	@touch $@
+
+$(VENV)/.demo $(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(VENV)/.deps-% $(PACKAGE)
+	$(INSTALL) --no-deps --force-reinstall .
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.created pyproject.toml
+	$(PIP) install --quiet $(DEV_TOOLS)
+	@touch $@
+
+.PRECIOUS: $(VENV)/.deps-demo $(VENV)/.deps-test $(VENV)/.deps-bench

@@ -1,0 +1,246 @@
+"""What this machine has, which backend each operation takes and why, and how to get what is missing (``doctor``)."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+
+# Distributions of each extra, as in pyproject.toml (a test compares the two): metadata is not there in a source tree.
+EXTRAS = {
+    "dicom": [
+        "pydicom>=3",
+        "pylibjpeg>=2",
+        "pylibjpeg-libjpeg>=2.1",
+        "pylibjpeg-openjpeg>=2.3",
+        "pylibjpeg-rle>=2",
+    ],
+    "train": [
+        "accelerate>=1",
+        "safetensors>=0.4",
+        "jsonargparse[signatures]>=4.35",
+        "tensorboard>=2.15",
+        "tqdm>=4.66",
+        "pyyaml>=6",
+    ],
+    "demo": ["pydicom-data>=1"],
+}
+WHAT_FOR = {
+    "dicom": "DICOM files, compressed ones included",
+    "train": "pre-training, checkpoints and the command line",
+    "demo": "the demo's radiograph (with dicom and train)",
+}
+MODULES = {"torch": "torch", "numpy": "numpy", "opencv": "cv2"}  # what `import hdxray_fast` cannot do without
+
+
+def cpu_model() -> str:
+    """The processor's name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE)
+        if found:
+            return found.group(1)
+    if sys.platform == "darwin":
+        query = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(query, capture_output=True, text=True, check=False).stdout.strip()
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def doctor_report() -> dict[str, Any]:
+    """Everything ``hdxray-fast doctor`` tells, as a JSON-able dictionary.
+
+    Returns:
+        ``package``, ``python``, ``platform``, ``versions`` (name to version, or to the reason why it cannot be
+        imported), ``cpu``, ``threads``, ``core`` (the native core), ``gpus``, ``backends`` (operation, device,
+        backend, why), ``extras`` (each with ``missing`` and the ``command`` that installs it), ``advice`` (what to do,
+        most useful first).
+    """
+    versions = {name: _module_version(module) for name, module in MODULES.items()}
+    versions["triton"] = _installed("triton") or "not installed (it comes with CUDA builds of torch)"
+    core = _core_report()
+    gpus = _gpus()
+    extras = {name: _extra_report(name) for name in EXTRAS}
+    return {
+        "package": {"version": __version__, "location": str(Path(__file__).parent)},
+        "python": {"version": platform.python_version(), "executable": sys.executable},
+        "platform": platform.platform(),
+        "versions": versions,
+        "cpu": {"model": cpu_model(), "machine": platform.machine(), "cores": usable_cores(), **core.pop("cpu")},
+        "threads": _threads(),
+        "core": core,
+        "gpus": gpus,
+        "backends": _backends(gpus),
+        "extras": extras,
+        "advice": _advice(versions, core, gpus, extras),
+    }
+
+
+def format_doctor(report: dict[str, Any]) -> str:
+    """`report` as text for a terminal."""
+    cpu, core = report["cpu"], report["core"]
+    sections = [
+        ("hdxray_fast", [f"{report['package']['version']} in {report['package']['location']}"]),
+        ("Python", [f"{report['python']['version']} ({report['python']['executable']}), {report['platform']}"]),
+        ("Versions", [f"{name} {version}" for name, version in report["versions"].items()]),
+        (
+            "CPU",
+            [
+                f"{cpu['model']}, {cpu['cores']} cores usable",
+                f"features: {', '.join(cpu['features']) or 'unknown'}",
+                f"vector path: {cpu['vector_path'] or 'none'}",
+                "threads: " + ", ".join(f"{name} {n}" for name, n in report["threads"].items()),
+            ],
+        ),
+        (
+            "Native core",
+            [f"present, {core['compiler']}; CUDA {core['cuda']}" if core["present"] else f"MISSING: {core['reason']}"],
+        ),
+        ("GPU", [_gpu_line(gpu) for gpu in report["gpus"]] or ["none that torch can use"]),
+        ("Backends", [f"{b['operation']} on {b['device']}: {b['backend']} ({b['why']})" for b in report["backends"]]),
+        ("Extras", [_extra_line(name, extra) for name, extra in report["extras"].items()]),
+        ("To do", report["advice"] or ["nothing: all is there"]),
+    ]
+    return "\n".join(f"{title}\n" + "\n".join(f"  {line}" for line in lines) for title, lines in sections)
+
+
+# --- parts of the report ----------------------------------------------------------------------------------------------
+def _installed(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _module_version(module: str) -> str:
+    try:
+        return importlib.import_module(module).__version__
+    except Exception as error:  # a broken installation fails in many ways, and the doctor must survive them all
+        return f"cannot be imported: {error}"
+
+
+def _threads() -> dict[str, int]:
+    threads = {}
+    for name, module, function in (("torch", "torch", "get_num_threads"), ("opencv", "cv2", "getNumThreads")):
+        try:
+            threads[name] = getattr(importlib.import_module(module), function)()
+        except Exception:  # said under versions
+            continue
+    return threads
+
+
+def _core_report() -> dict[str, Any]:
+    nothing = {"features": [], "vector_path": None, "vector_paths": []}
+    try:
+        from ._native import HOW_TO_BUILD, core, why_missing
+    except Exception as error:  # torch cannot be imported
+        return {"present": False, "reason": str(error), "cpu": nothing}
+    if core is None:
+        return {"present": False, "reason": f"{why_missing}; {HOW_TO_BUILD}", "cpu": nothing}
+    cpu = {
+        "features": core.cpu_features(),
+        "vector_path": core.vector_path(),
+        "vector_paths": core.vector_paths(),
+    }
+    return {"present": True, **core.build_info(), "cpu": cpu}
+
+
+def _gpus() -> list[dict[str, Any]]:
+    try:
+        import torch
+
+        if not torch.cuda.is_available():
+            return []
+        found = []
+        for i in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(i)
+            found.append(
+                {
+                    "name": properties.name,
+                    "capability": f"{properties.major}.{properties.minor}",
+                    "memory_mib": properties.total_memory // 2**20,
+                    "cuda": torch.version.cuda,
+                    "driver": _driver(),
+                }
+            )
+        return found
+    except Exception:  # no torch, or a driver that fails: both are said elsewhere
+        return []
+
+
+def _driver() -> str:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return (
+            subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.split("\n")[0].strip()
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+
+
+def _backends(gpus: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """What ``backend="auto"`` takes, operation by operation, asked of the functions that take it."""
+    try:
+        import torch
+
+        from . import _native
+        from .ops.attention import pick_backend
+    except Exception:  # said under versions
+        return []
+
+    def pixels(device: str) -> tuple[str, str]:
+        backend = _native.resolve_backend("auto", torch.device(device))
+        if backend == "native":
+            return backend, f"the compiled core, vector path {_native.core.vector_path()}"
+        if _native.core is None:
+            return backend, "plain PyTorch, because the native core is missing"
+        return backend, "plain PyTorch, because the core has CPU paths only"
+
+    rows = []
+    for device in ["cpu", *(["cuda"] if gpus else [])]:
+        for operation in ("gather_patches", "reconstruction_loss"):
+            rows.append((operation, device, *pixels(device)))
+        backend = pick_backend("auto", torch.device(device))
+        rows.append(("attention", device, backend, "PyTorch's scaled_dot_product_attention, sequence by sequence"))
+    rows.insert(0, ("plan_masks", "cpu", *pixels("cpu")))
+    return [dict(zip(("operation", "device", "backend", "why"), row, strict=True)) for row in rows]
+
+
+def _extra_report(name: str) -> dict[str, Any]:
+    missing = [r for r in EXTRAS[name] if _installed(re.split(r"[\[<>=]", r)[0]) is None]
+    command = f"{sys.executable} -m pip install " + " ".join(f"'{r}'" for r in missing) if missing else None
+    return {"for": WHAT_FOR[name], "missing": missing, "command": command}
+
+
+def _advice(versions: dict[str, str], core: dict, gpus: list, extras: dict) -> list[str]:
+    advice = [f"repair {name}: {v}" for name, v in versions.items() if v.startswith("cannot be imported")]
+    if not core["present"]:
+        advice.append(f"native core: {core['reason']}")
+    advice += [f"{extra['for']}: {extra['command']}" for extra in extras.values() if extra["missing"]]
+    if gpus:
+        advice.append("nothing to do about the GPU: this version runs its pixel operations there in plain PyTorch")
+    return advice
+
+
+def _gpu_line(gpu: dict[str, Any]) -> str:
+    return (
+        f"{gpu['name']}, {gpu['memory_mib']} MiB, compute capability {gpu['capability']}, "
+        f"driver {gpu['driver']}, CUDA {gpu['cuda']}"
+    )
+
+
+def _extra_line(name: str, extra: dict[str, Any]) -> str:
+    state = "there" if not extra["missing"] else "missing " + ", ".join(extra["missing"])
+    return f"{name} ({extra['for']}): {state}"
