@@ -40,8 +40,9 @@ class Contour:
         polygon: [K, 2] float32, convex, (x, y) in canvas pixels: the canvas spans 0..S.
         inside: [S/p, S/p] bool, True where at least half of a patch's area lies inside the polygon.
         confidence: 0..1; for the network the estimated chance that the outline overlaps the true one well.
-        method: what happened: "network", "network:zoom", "network:invert", "network:rot90", ..., "classical", "prior",
-            "rectangle".
+        method: what happened: "network"; after a rescue "network:zoom", "network:trim" (plain borders cut off),
+            "network:invert" or "network:rot90", "rot180", "rot270" (the picture was turned by as much, anticlockwise,
+            before the chest was found); "classical"; "prior"; "rectangle".
         flagged: the confidence is under the acceptance threshold: look at it before relying on it.
     """
 
@@ -176,7 +177,7 @@ def _check_canvas(canvas: Canvas, patch_size: int) -> None:
         raise ArgumentError(f"canvas.valid_box {tuple(box)} does not lie on the canvas of {size} px")
 
 
-# --- views: a box of the canvas, letterboxed into the net's frame, inverted or turned -----------------------------------
+# Views: a box of the canvas, letterboxed into the net's frame, inverted or turned.
 
 
 @dataclass(frozen=True)

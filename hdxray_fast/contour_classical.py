@@ -1,9 +1,9 @@
 """The contour without a network: template matching, then a cascade of linear shape regressions; and the prior.
 
 Matching: the mean chest (a 32 x 32 patch of locally equalised grey values, :func:`equalise`) is compared by normalised
-cross-correlation with the picture at 9 widths x 9 aspects. The cascade moves 32 points on the outline, starting from the
-mean outline in the matched box: each stage projects the picture around the current outline on principal components and
-adds a ridge regression's answer (the supervised descent of Xiong and De la Torre, CVPR 2013, with one global patch in
+cross-correlation with the picture at 9 widths x 9 aspects. The cascade moves the outline, starting from the mean one in
+the matched box: each stage projects the picture around the current box on principal components and adds a ridge
+regression's answer (the supervised descent of Xiong and De la Torre, CVPR 2013, with one global patch in
 place of local descriptors).
 
 The template, the components, the regressions and the prior are averages over the same labelled radiographs as the net's
@@ -26,19 +26,15 @@ PATCH = 24  # px, side of the patch that the cascade looks at
 PATCH_MARGIN = 0.2
 WIDTHS = np.geomspace(0.42, 1.02, 9)  # box widths tried, as shares of the longer side of the valid box
 ASPECTS = np.geomspace(0.62, 1.32, 9)  # box heights / widths tried
+PLACE_WEIGHT = 0.012  # of the squared distance from the usual place and size, against a correlation of -1..1
 BLANK = 2.0  # grey levels of 255: a picture with a smaller deviation shows nothing
 
 
 def load_shape_model(path: Path | None = None) -> dict[str, np.ndarray]:
-    """The arrays of weights/contour_shape.npz as float32 (8-bit ones times their scale)."""
-    if path is None:
-        with resources.files("hdxray_fast").joinpath("weights/contour_shape.npz").open("rb") as handle:
-            with np.load(handle) as stored:
-                arrays = {key: stored[key] for key in stored.files}
-    else:
-        with np.load(path) as stored:
-            arrays = {key: stored[key] for key in stored.files}
-    return {key: value.astype(np.float32) for key, value in arrays.items()}
+    """The arrays of weights/contour_shape.npz, or of another file of its kind, as float32."""
+    source = path if path is not None else resources.files("hdxray_fast").joinpath("weights/contour_shape.npz")
+    with source.open("rb") as handle, np.load(handle) as stored:
+        return {key: stored[key].astype(np.float32) for key in stored.files}
 
 
 @lru_cache(maxsize=1)
@@ -69,7 +65,7 @@ def equalise(image: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, tuple[in
 
 
 def outline_points(polygon: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A convex polygon [K, 2] as (box [4]: x, y, width, height; radii [32] in units of half the box, at equal angles)."""
+    """A convex polygon [K, 2] as its box [4] (x, y, width, height) and radii [32] at equal angles, in half boxes."""
     low, high = polygon.min(0), polygon.max(0)
     half = np.maximum((high - low) / 2, 1e-3)
     unit = (polygon - (low + high) / 2) / half  # [K, 2] in -1..1

@@ -1,8 +1,8 @@
 """Runs the contour net on the CPU with ``cv2.dnn``: no torch, no onnx package.
 
 The weights lie in ``weights/contour_net.npz`` as 8-bit integers with one scale per output channel. They are put into a
-small ONNX message here (the format is protobuf; the five kinds of message that are needed are written by hand) and given
-to ``cv2.dnn``, so that one file of weights serves every OpenCV from 4.9 on.
+small ONNX message here (the format is protobuf; the few kinds of message that are needed are written by hand) and
+given to ``cv2.dnn``, so that one file of weights serves every OpenCV from 4.9 on.
 
 Architecture: a U-Net (Ronneberger et al., 2015) of 111 thousand parameters, batch norm folded into the convolutions:
 input [B, 1, 160, 160] float32, output [B, 2, 80, 80] probabilities (hull of lungs and mediastinum; lungs) and [B, 48]
@@ -50,14 +50,14 @@ SHARP, AGREE = 0.88, 0.85  # a result that is less sharp, or changes more in the
 
 
 def load_weights(path: Path | None = None) -> dict[str, np.ndarray]:
-    """Read the weights: name -> float32 [cout, cin, k, k], and "<name>.bias" -> float32 [cout]."""
-    if path is None:
-        source = resources.files("hdxray_fast").joinpath("weights/contour_net.npz")
-        with source.open("rb") as handle, np.load(handle) as stored:
-            arrays = {key: stored[key] for key in stored.files}
-    else:
-        with np.load(path) as stored:
-            arrays = {key: stored[key] for key in stored.files}
+    """Read weights/contour_net.npz, or another file of its kind.
+
+    Returns:
+        name -> float32 [cout, cin, k, k], "<name>.bias" -> float32 [cout], and the arrays of ``CONFIDENCE``.
+    """
+    source = path if path is not None else resources.files("hdxray_fast").joinpath("weights/contour_net.npz")
+    with source.open("rb") as handle, np.load(handle) as stored:
+        arrays = {key: stored[key] for key in stored.files}
     weights = {}
     for name in LAYERS:
         scale = arrays[f"{name}.scale"].astype(np.float32)
@@ -237,7 +237,9 @@ def hull_polygon(probability: np.ndarray) -> np.ndarray | None:  # [80, 80] f32
     areas = np.array([cv2.contourArea(outline) for outline in outlines])
     if areas.max() < 64:
         return None
-    points = np.concatenate([outline for outline, area in zip(outlines, areas) if area >= 0.1 * areas.max()])
+    points = np.concatenate(
+        [outline for outline, area in zip(outlines, areas, strict=True) if area >= 0.1 * areas.max()]
+    )
     corners = np.concatenate(
         [points + shift for shift in ([0, 0], [0, 1], [1, 0], [1, 1])]
     )  # of the pixels, not centres
@@ -260,8 +262,10 @@ def _mean_over(x: np.ndarray, weight: np.ndarray) -> float:
 def describe(
     x: np.ndarray, valid: np.ndarray, straight: np.ndarray, mirrored: np.ndarray, features: np.ndarray
 ) -> np.ndarray:
-    """The signs the confidence is made of, [D] float32: sharpness, mirror agreement, sizes, grey values, shape, and what
-    the bottleneck saw (mean of both passes)."""
+    """The signs the confidence is made of, [D] float32.
+
+    Sharpness, agreement with the mirror image, sizes, grey values, shape, and what the bottleneck saw (both passes).
+    """
     small = cv2.resize(x, (GRID, GRID), interpolation=cv2.INTER_AREA)
     area = float(valid.mean()) * GRID * GRID
     hull, lungs = (straight + mirrored) / 2  # [80, 80] each

@@ -1,4 +1,4 @@
-"""Pictures that the contour must survive or refuse: damaged radiographs with their moved truth, and things with no chest."""
+"""Pictures that the contour must survive or refuse: damaged radiographs with their moved truth, and no chests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ def to_canvas(image: np.ndarray, size: int = 1280) -> Canvas:
 def to_shares(image: np.ndarray, polygon: np.ndarray) -> np.ndarray:
     """A polygon in an image's pixels as shares of the letterboxed canvas."""
     side = max(image.shape)
-    return (polygon + [(side - image.shape[1]) / 2, (side - image.shape[0]) / 2]) / side
+    padding = np.array([side - image.shape[1], side - image.shape[0]]) / 2
+    return (polygon + padding) / side
 
 
 def _clip(polygon: np.ndarray, width: int, height: int) -> np.ndarray:
@@ -92,7 +93,7 @@ def border(rng, image, polygon):
         big += rng.normal(0, 12, big.shape)
     y, x = int(rng.uniform(0, big.shape[0] - h)), int(rng.uniform(0, big.shape[1] - w))
     big[y : y + h, x : x + w] = image
-    return np.clip(big, 0, 255).astype(np.uint8), polygon + (x, y)
+    return np.clip(big, 0, 255).astype(np.uint8), polygon + np.array([x, y])
 
 
 def noise(rng, image, polygon):
@@ -153,8 +154,8 @@ def clipped(rng, image, polygon):
 
 DAMAGES: dict[str, Callable] = {
     f.__name__: f
-    for f in (clean, mirror, invert, rot90, rot180, rot270, invert_rot90, tilt, crop, detail, border, noise, low_contrast,
-              gamma, blur, stretch, white_out, occlude, clipped)
+    for f in (clean, mirror, invert, rot90, rot180, rot270, invert_rot90, tilt, crop, detail, border, noise,
+              low_contrast, gamma, blur, stretch, white_out, occlude, clipped)
 }  # fmt: skip
 
 
@@ -255,3 +256,29 @@ def not_a_chest(rng: np.random.Generator, radiographs: list[np.ndarray], n: int 
     if kind == "shuffled":
         return kind, _shuffled(rng, n, radiographs[rng.integers(len(radiographs))])
     return kind, NOT_CHESTS[kind](rng, n)
+
+
+def dicom_pictures() -> list[tuple[str, np.ndarray]]:
+    """(kind, grey [H, W] uint8) of pydicom's own test files that are no chest radiographs; empty without pydicom."""
+    try:
+        import pydicom
+        from pydicom.data import get_testdata_files
+    except ImportError:
+        return []
+    pictures = []
+    for path in sorted(get_testdata_files("*.dcm")):
+        try:
+            dataset = pydicom.dcmread(path, force=True)
+            kind, frames = str(dataset.get("Modality", "")), dataset.pixel_array
+        except Exception:  # many of these files are broken on purpose, or need codecs that are not installed
+            continue
+        if kind not in ("CT", "MR", "US", "NM", "XA", "OT", "RTDOSE") and "RG3" not in path:
+            continue
+        samples = int(dataset.get("SamplesPerPixel", 1))
+        frame = frames[0] if int(dataset.get("NumberOfFrames", 1) or 1) > 1 else frames
+        grey = frame.astype(np.float32).mean(-1) if samples > 1 else frame.astype(np.float32)
+        if grey.ndim != 2 or min(grey.shape) < 16:
+            continue
+        grey = (grey - grey.min()) / max(1e-6, float(np.ptp(grey))) * 255
+        pictures.append((f"DICOM {kind}" if "RG3" not in path else "DICOM leg", grey.astype(np.uint8)))
+    return pictures

@@ -1,4 +1,4 @@
-"""Images, masks and augmentation for training the contour net: a letterboxed frame of 160 px, kept as a small pyramid."""
+"""Images, masks and augmentation for training the contour net: a letterboxed frame of 160 px, as a small pyramid."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class Sample:
     polygon: np.ndarray | None = None  # [K, 2] float32 xy as shares of the frame: the hull of all three mask bits
     licence: str = ""
     path: str = ""
+    url: str = ""
 
 
 def letterbox(image: np.ndarray, size: int, interpolation: int | None = None) -> tuple[np.ndarray, tuple]:
@@ -96,6 +97,7 @@ def load_labelled(root: Path) -> list[Sample]:
                 polygon.astype(np.float32),
                 row["license"],
                 str(root / row["image"]),
+                row.get("url", ""),
             )
         )
     # balanced folds by patient: the patients with most images first, each to the emptiest fold, ties by the hash

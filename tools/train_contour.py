@@ -1,13 +1,15 @@
 """Train, cross-validate and export the contour net, and write its report.
 
-    python tools/train_contour.py --labelled DIR --unlabelled DIR [DIR ...] --work DIR folds
-    python tools/train_contour.py ... final     # on all images, taught by the five folds' nets
-    python tools/train_contour.py ... classical # shape model and prior
-    python tools/train_contour.py ... report    # tables and pictures of docs/contour.md
+    PYTHONPATH=. python tools/train_contour.py folds final classical report --timings \\
+        --labelled DIR --unlabelled DIR [DIR ...] --work DIR
 
-Per fold (split by patient): a teacher is trained on the labelled images of the other four folds, it labels the
-unlabelled images (the confident ones are kept), and a student is trained on both. One thread is enough: about ten
-minutes a fold.
+* ``folds``: five-fold cross-validation by patient. Per fold a teacher is trained on the labelled images of the other
+  folds, it labels the unlabelled images (the confident ones are kept), and a student is trained on both.
+* ``final``: the shipped net, on all images, taught by the five students together.
+* ``classical``: the shape models of the folds and the shipped one.
+* ``report``: tables and pictures of docs/contour.md, from the folds' nets on the patients they never saw.
+
+One thread is enough: about three minutes for a teacher and six for a student. What is there is not made again.
 """
 
 from __future__ import annotations
@@ -18,15 +20,25 @@ import json
 import time
 from pathlib import Path
 
+import contour_confidence as confidence
+import contour_report
+import contour_shape
 import cv2
 import numpy as np
 import torch
 from contour_data import FRAME, LEVELS, Sample, augment, load_labelled, load_unlabelled, standardise, valid_mask
+from contour_export import fold_batch_norm
 from contour_model import ContourNet, contour_loss
+
+import hdxray_fast
+from hdxray_fast.contour import rasterize_polygon
+from hdxray_fast.contour_net import ContourRunner, load_weights, quantise
+
+WEIGHTS = Path(hdxray_fast.__file__).parent / "weights"
 
 
 def train(
-    labelled: list[Sample], pseudo: list[Sample], steps: int, seed: int, batch: int = 16, lr: float = 4e-3, log=print
+    labelled: list[Sample], pseudo: list[Sample], steps: int, seed: int, batch: int = 16, lr: float = 4e-3
 ) -> ContourNet:
     """Train one net; with pseudo-labelled images, every batch is half of them. Returns the weights' moving average."""
     rng, _ = np.random.default_rng(seed), torch.manual_seed(seed)
@@ -54,7 +66,8 @@ def train(
                 a.copy_(b if not a.is_floating_point() else a * keep + b * (1 - keep))
         running += loss.item()
         if (step + 1) % 100 == 0:
-            log(f"step {step + 1}/{steps} loss {running / 100:.4f} {(time.time() - started) / (step + 1) * 1e3:.0f} ms")
+            pace = (time.time() - started) / (step + 1) * 1e3
+            print(f"step {step + 1}/{steps} loss {running / 100:.4f} {pace:.0f} ms", flush=True)
             running = 0.0
     return average.eval()
 
@@ -97,10 +110,7 @@ def score(nets: list[ContourNet], samples: list[Sample]) -> list[dict]:
         mean = (p[0] + mirrored[0]) / 2
         inside = hull_mask(mean, 80)[0] >= 0.5
         truth = cv2.resize(sample.truth[160], (80, 80), interpolation=cv2.INTER_AREA)
-        truth_hull = cv2.fillPoly(
-            np.zeros((1280, 1280), np.uint8), [np.round(sample.polygon * 1280).astype(np.int32)], 1
-        )
-        truth_hull = cv2.resize(truth_hull.astype(np.float32), (80, 80), interpolation=cv2.INTER_AREA) >= 0.5
+        truth_hull = rasterize_polygon(sample.polygon * 1280, 1280)
         rows.append(
             {
                 "name": sample.name,
@@ -141,9 +151,25 @@ def pseudo_label(nets: list[ContourNet], samples: list[Sample]) -> list[Sample]:
     return kept
 
 
+def export(net: ContourNet, labelled: list[Sample], unlabelled: list[Sample], path: Path) -> None:
+    """Fold, quantise, fit the confidence on these images, and write the file that the package reads."""
+    weights = fold_batch_norm(net) | confidence.blank_confidence()
+    weights = load_quantised(weights, path)
+    found = confidence.collect(ContourRunner(weights), labelled + unlabelled, seed=0, rounds=6)
+    weights |= confidence.fit(*found)
+    np.savez_compressed(path, **quantise(weights))
+    print(f"{path.name}: {path.stat().st_size / 1024:.0f} KB, confidence from {len(found[1])} pictures", flush=True)
+
+
+def load_quantised(weights: dict, path: Path) -> dict:
+    """The weights as they will be read back, rounding included."""
+    np.savez_compressed(path, **quantise(weights))
+    return load_weights(path)
+
+
 def run_folds(args: argparse.Namespace) -> None:
-    labelled = load_labelled(args.labelled)
-    unlabelled = load_unlabelled(args.unlabelled)
+    """Teachers, students, and per fold the files that the package would read."""
+    labelled, unlabelled = load_labelled(args.labelled), load_unlabelled(args.unlabelled)
     rows = {"teacher": [], "student": []}
     for stage in ("teacher", "student"):
         for fold in range(5):
@@ -154,12 +180,39 @@ def run_folds(args: argparse.Namespace) -> None:
                 pseudo = pseudo_label([load(args.work / f"teacher{fold}.pt")], unlabelled) if stage == "student" else []
                 print(f"{stage} {fold}: {len(ours)} labelled, {len(pseudo)} pseudo-labelled", flush=True)
                 steps = args.student_steps if pseudo else args.teacher_steps
-                net = train(ours, pseudo, steps, seed=fold, log=lambda t: print(t, flush=True))
-                torch.save(net.state_dict(), path)
+                torch.save(train(ours, pseudo, steps, seed=fold).state_dict(), path)
             rows[stage] += score([load(path)], held)
             print(f"{stage} {fold}: {summary(score([load(path)], held))}", flush=True)
+            if stage == "student" and not (args.work / f"net{fold}.npz").exists():
+                export(load(path), ours, unlabelled, args.work / f"net{fold}.npz")
         print(f"{stage}: {summary(rows[stage])}", flush=True)
         (args.work / f"{stage}.json").write_text(json.dumps(rows[stage], indent=1))
+
+
+def run_final(args: argparse.Namespace) -> None:
+    """The shipped net: on all labelled images, and on what the five students together say of the unlabelled ones."""
+    labelled, unlabelled = load_labelled(args.labelled), load_unlabelled(args.unlabelled)
+    path = args.work / "final.pt"
+    if not path.exists():
+        pseudo = pseudo_label([load(args.work / f"student{fold}.pt") for fold in range(5)], unlabelled)
+        print(f"final: {len(labelled)} labelled, {len(pseudo)} pseudo-labelled", flush=True)
+        torch.save(train(labelled, pseudo, args.student_steps, seed=9).state_dict(), path)
+    print(f"final, on its own training images: {summary(score([load(path)], labelled))}", flush=True)
+    export(load(path), labelled, unlabelled, WEIGHTS / "contour_net.npz")
+
+
+def run_classical(args: argparse.Namespace) -> None:
+    """Shape models of the folds, and the shipped one of all labelled images."""
+    labelled = load_labelled(args.labelled)
+    for fold in range(5):
+        model = contour_shape.fit([s for s in labelled if s.fold != fold])
+        np.savez_compressed(args.work / f"shape{fold}.npz", **contour_shape.store(model))
+    np.savez_compressed(WEIGHTS / "contour_shape.npz", **contour_shape.store(contour_shape.fit(labelled)))
+
+
+def run_report(args: argparse.Namespace) -> None:
+    """Tables and pictures of docs/contour.md."""
+    contour_report.write(load_labelled(args.labelled), args.unlabelled, args.work, args.timings)
 
 
 def load(path: Path) -> ContourNet:
@@ -170,17 +223,20 @@ def load(path: Path) -> ContourNet:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("folds",))
+    stages = {"folds": run_folds, "final": run_final, "classical": run_classical, "report": run_report}
+    parser.add_argument("stage", nargs="+", choices=stages)
     parser.add_argument("--labelled", type=Path, required=True, help="folder with index.csv, images and masks")
     parser.add_argument("--unlabelled", type=Path, nargs="*", default=[], help="folders of JPEGs")
     parser.add_argument("--work", type=Path, required=True, help="where checkpoints and figures of the run go")
     parser.add_argument("--teacher-steps", type=int, default=1500)
     parser.add_argument("--student-steps", type=int, default=2500)
+    parser.add_argument("--timings", action="store_true", help="report: measure the times anew (on a quiet machine)")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    {"folds": run_folds}[args.stage](args)
+    for stage in args.stage:
+        stages[stage](args)
 
 
 if __name__ == "__main__":
