@@ -108,7 +108,7 @@ def read_canvas(
             window, flagged; ``"refuse"`` raises UnsupportedImageError.
         force: try a file without preamble, or without transfer syntax, once as (implicit little endian) DICOM.
         pixel_hash: SHA-256 of the stored pixels and their shape in the provenance, to find duplicates: ``"sampled"``
-            (every fourth row), ``"full"`` or ``"none"``.
+            (every 16th row), ``"full"`` or ``"none"``.
         limits: caps on declared pixels, bytes and frames; default ``Limits()``.
 
     Returns:
@@ -163,7 +163,7 @@ def read_canvas(
         "flags": flags,
     }
     if pixel_hash != "none":
-        provenance["pixel_sha256"] = stored_hash(grey, 1 if pixel_hash == "full" else 4)
+        provenance["pixel_sha256"] = stored_hash(grey, 1 if pixel_hash == "full" else 16)
     return Canvas(pixels, box, provenance)
 
 
@@ -183,14 +183,15 @@ def _exposed_box(
     return first_row, first_column, rows, columns
 
 
-def stored_hash(grey: Grey, every: int = 4) -> str:
-    """SHA-256 of shape, dtype and every fourth row of the stored pixels: equal for every lossless encoding of an image.
+def stored_hash(grey: Grey, every: int = 16) -> str:
+    """SHA-256 of shape, dtype and every 16th row of the stored pixels: equal for every lossless encoding of an image.
 
-    Every fourth row, because hashing all of them costs as much as half a resize; any mark taller than three rows still
+    Every 16th row, because hashing all of them costs half a resize; any mark taller than 15 rows still
     changes it. ``every=1`` takes all rows.
     """
     digest = hashlib.sha256(f"{grey.pixels.dtype.name} {grey.pixels.shape} {every}".encode())
-    digest.update(np.ascontiguousarray(grey.pixels[::every]))
+    for row in range(0, grey.pixels.shape[0], every):
+        digest.update(grey.pixels[row])
     return digest.hexdigest()
 
 
@@ -217,20 +218,22 @@ def fit_square(
         height, width = (min(size, max(1, int(extent * scale + 0.5))) for extent in (tall, wide))
     top, left = (size - height) // 2, (size - width) // 2
     canvas = np.zeros((size, size), image.dtype)
-    canvas[top : top + height, left : left + width] = _resize(image, height, width)
+    _resize(image, canvas[top : top + height, left : left + width])
     return canvas, (top, left, height, width)
 
 
-def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    rows, columns = image.shape
-    # one axis down and the other up: OpenCV's area mode would fall back to nearest or linear for both
-    if height < rows or width < columns:
-        down = (min(width, columns), min(height, rows))
-        image = cv2.resize(image, down, interpolation=cv2.INTER_AREA)
-    if image.shape != (height, width):
+def _resize(image: np.ndarray, out: np.ndarray) -> None:
+    """Fill ``out`` (a view of the canvas) with ``image``: each axis by area averages down or by cubic up."""
+    height, width = out.shape
+    # one axis at a time where one shrinks and the other grows: OpenCV's area mode would give up on both
+    down = (min(height, image.shape[0]), min(width, image.shape[1]))
+    if down != image.shape:
+        image = cv2.resize(image, down[::-1], dst=out if down == out.shape else None, interpolation=cv2.INTER_AREA)
+    if down != out.shape:
         low, high = cv2.minMaxLoc(image)[:2]
         image = np.clip(cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC), int(low), int(high))
-    return image
+    if image is not out:
+        out[...] = image
 
 
 def _decode_file(

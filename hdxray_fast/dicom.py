@@ -24,7 +24,6 @@ EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
 DEFLATED = "1.2.840.10008.1.2.1.99"
-DEFER_BYTES = 1 << 19
 NATIVE_LITTLE = (IMPLICIT_LITTLE, EXPLICIT_LITTLE, DEFLATED)
 
 
@@ -56,7 +55,7 @@ def decode_dicom(
 
 
 def _decode(pydicom, path, data, frame, limits, any_modality, for_processing, force) -> Grey:
-    dataset, syntax = _read_dataset(pydicom, path, data, limits, force)
+    dataset, syntax, stored = _read_dataset(pydicom, path, data, limits, force)
     flags: list[str] = []
     about = check_modality(path, dataset, any_modality, flags)
     declared = image_pixel(path, dataset)
@@ -68,7 +67,7 @@ def _decode(pydicom, path, data, frame, limits, any_modality, for_processing, fo
             path,
             "holds raw detector data (FOR PROCESSING); give the FOR PRESENTATION image, or pass for_processing='log'",
         )
-    pixels, precision = _pixels(pydicom, path, data, dataset, syntax, declared, chosen)
+    pixels, precision = _pixels(pydicom, path, dataset, stored, syntax, declared, chosen)
     if precision and precision != declared.stored:
         flags.append("codestream_bits_differ")
     photometric = text(dataset, "PhotometricInterpretation")
@@ -123,7 +122,7 @@ def meta_syntax(data: bytes) -> str | None:
 
 
 def _read_dataset(pydicom, path, data, limits, force) -> tuple:
-    """The data set (only the elements this package reads) and its transfer syntax UID."""
+    """The data set (only the elements this package reads), its transfer syntax UID, and native pixels if kept apart."""
     syntax = meta_syntax(data)
     if not syntax and not force:
         raise UnsupportedImageError(
@@ -132,16 +131,30 @@ def _read_dataset(pydicom, path, data, limits, force) -> tuple:
             "force=True to try it as little endian",
         )
     if syntax == DEFLATED:
-        return _inflate(pydicom, path, data, limits), syntax
-    # native pixels stay in `data`: pydicom only notes where they are
-    defer = DEFER_BYTES if syntax in NATIVE_LITTLE else None
-    dataset = pydicom.dcmread(io.BytesIO(data), force=force, specific_tags=list(TAGS), defer_size=defer)
+        return _inflate(pydicom, path, data, limits), syntax, None
+    stream = io.BytesIO(data)
+    native = syntax in NATIVE_LITTLE
+    dataset = pydicom.dcmread(stream, force=force, specific_tags=list(TAGS), stop_before_pixels=native)
+    if native:
+        return dataset, syntax, _pixel_element(path, data, stream.tell(), explicit=syntax == EXPLICIT_LITTLE)
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
     if not syntax:  # forced: pydicom has guessed the encoding of the elements, the pixels follow it
         implicit, little = dataset.original_encoding
         syntax = IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE if little else EXPLICIT_BIG
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
-    return dataset, syntax
+    return dataset, syntax, None
+
+
+def _pixel_element(path: str, data: bytes, at: int, explicit: bool) -> memoryview:
+    """The value of the pixel data element at offset ``at``: a view, so that native pixels are never copied."""
+    tag = data[at : at + 4]
+    if tag in (b"\xe0\x7f\x08\0", b"\xe0\x7f\x09\0"):
+        raise UnsupportedImageError(path, "holds floating-point DICOM pixels; accepted: integers of 8 or 16 bits")
+    start = at + (12 if explicit else 8)
+    if tag != b"\xe0\x7f\x10\0" or start > len(data):
+        return memoryview(b"")
+    length = struct.unpack_from("<I", data, start - 4)[0]
+    return memoryview(data)[start : start + length]
 
 
 def _inflate(pydicom, path, data, limits):
@@ -169,19 +182,17 @@ def _inflate(pydicom, path, data, limits):
     return dataset
 
 
-def _pixels(pydicom, path, data, dataset, syntax, declared: ImagePixel, frame: int) -> tuple[np.ndarray, int | None]:
+def _pixels(pydicom, path, dataset, stored, syntax, declared: ImagePixel, frame: int) -> tuple[np.ndarray, int | None]:
     """One frame's stored grey pixels ([H, W] uint8 | uint16 patterns) and the codestream's precision if it has one."""
-    element = dataset.get_item("PixelData") if "PixelData" in dataset else None
-    if element is None:
+    if stored is None:
+        stored = dataset.get("PixelData")
+    if not stored:
         raise ImageReadError(path, "has no pixel data: the file is truncated, or holds no image")
-    stored = element.value
-    if stored is None and element.length:  # deferred
-        stored = memoryview(data)[element.value_tell : element.value_tell + element.length]
     if syntax in NATIVE_LITTLE and declared.samples == 1:
-        pixels, precision = _native_frame(path, stored or b"", declared, frame), None
+        pixels, precision = _native_frame(path, stored, declared, frame), None
     else:
-        if isinstance(stored, memoryview):
-            dataset.add_new("PixelData", "OW", bytes(stored))
+        if "PixelData" not in dataset:
+            dataset.add_new("PixelData", "OW" if declared.allocated > 8 else "OB", bytes(stored))
         pixels, precision = _decoded_frame(pydicom, path, dataset, syntax, declared, frame)
     if text(dataset, "PhotometricInterpretation") == "PALETTE COLOR":
         pixels = pydicom.pixels.apply_color_lut(pixels, dataset)[..., :3]
