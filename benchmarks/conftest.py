@@ -28,8 +28,8 @@ def compare(benchmark, request) -> Callable[..., Comparison]:
     """Time `ours` and `rival` in turns and save the row; see `record.Comparison` for what is kept.
 
     ``compare(case, ours, rival, *, rival_name, bar=None, rounds=15, warmup=2, inner=1, extra=None)`` times two
-    callables, once per test (a rule of pytest-benchmark). ``compare.values(case, ours, rival, *, rival_name, unit, bar=None,
-    extra=None)`` keeps figures measured otherwise, peak memory for example; less is better.
+    callables, once per test (a rule of pytest-benchmark). ``compare.values(case, ours, rival, *, rival_name, unit,
+    bar=None, extra=None)`` keeps figures measured otherwise, peak memory for example; less is better.
     """
     bench = Path(request.node.path).stem.removeprefix("bench_")
 

@@ -215,7 +215,7 @@ void check_spec(const MaskPlanSpec& spec) {
     check(spec.batch >= 0 && spec.grid_h > 0 && spec.grid_w > 0, "mask_plan: sizes must be positive");
     check(static_cast<int64_t>(spec.grid_h) * spec.grid_w * std::max<int64_t>(spec.batch, 1) <= INT32_MAX,
           "mask_plan: more patches than int32 can count");
-    check(spec.inside && spec.valid && spec.index, "mask_plan: null pointer");
+    check(spec.batch == 0 || (spec.inside && spec.valid && spec.index), "mask_plan: null pointer");
     for (const double share : {spec.ratio_inside, spec.ratio_outside, spec.predict}) {
         check(share >= 0 && share <= 1, "mask_plan: ratios must lie in [0, 1]");
     }

@@ -210,9 +210,7 @@ def mask_plan(
     inside: Tensor,  # [B, gh, gw] bool, CPU, contiguous
     valid: Tensor,  # [B, gh, gw] bool, likewise
     index: Tensor,  # [B] int64, likewise
-    choice: tuple[
-        int, float, float, float, int, int
-    ],  # strategy code, ratio_inside, ratio_outside, predict, seed, epoch
+    choice: tuple[int, float, float, float, int, int],  # strategy, ratio_inside, ratio_outside, predict, seed, epoch
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """keep_ids, keep_cu_seqlens, predict_ids, predict_cu_seqlens, int32 (arguments checked by `masking.plan_masks`)."""
     native = _require_core()

@@ -84,7 +84,7 @@ def doctor_report() -> dict[str, Any]:
         "gpus": gpus,
         "backends": _backends(gpus),
         "extras": extras,
-        "advice": _advice(versions, core, gpus, extras),
+        "advice": _advice(versions, core, extras),
     }
 
 
@@ -183,9 +183,8 @@ def _gpus() -> list[dict[str, Any]]:
 def _driver() -> str:
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
     try:
-        return (
-            subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout.split("\n")[0].strip()
-        )
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        return answer.stdout.split("\n")[0].strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"
 
@@ -224,13 +223,11 @@ def _extra_report(name: str) -> dict[str, Any]:
     return {"for": WHAT_FOR[name], "missing": missing, "command": command}
 
 
-def _advice(versions: dict[str, str], core: dict, gpus: list, extras: dict) -> list[str]:
+def _advice(versions: dict[str, str], core: dict, extras: dict) -> list[str]:
     advice = [f"repair {name}: {v}" for name, v in versions.items() if v.startswith("cannot be imported")]
     if not core["present"]:
         advice.append(f"native core: {core['reason']}")
     advice += [f"{extra['for']}: {extra['command']}" for extra in extras.values() if extra["missing"]]
-    if gpus:
-        advice.append("nothing to do about the GPU: this version runs its pixel operations there in plain PyTorch")
     return advice
 
 

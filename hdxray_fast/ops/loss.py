@@ -80,7 +80,7 @@ def reconstruction_loss_ref(
     """`reconstruction_loss` in plain PyTorch, in fp32 (in fp64 for fp64 predictions). Arguments are not checked."""
     work = torch.float64 if pred.dtype == torch.float64 else torch.float32
     target = gather_patches_ref(images.detach(), plan, scale, shift, work, "predict")  # [N_predict, C*p*p]
-    if norm_pix_loss:
+    if norm_pix_loss and target.shape[0]:  # the variance of no patches is not worth a warning
         mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
         target = (target - mean) / (var + VARIANCE_EPSILON).sqrt()
     patch_loss = (pred.to(work) - target).square().mean(-1)  # [N_predict]
