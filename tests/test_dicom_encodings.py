@@ -1,0 +1,148 @@
+"""Every transfer syntax that hospitals use, on pydicom's own files: the same picture whatever the encoding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from xray_makers import dicom, pydicom_file, ramp
+
+import hdxray_fast as hx
+
+pydicom = pytest.importorskip("pydicom")
+
+
+@pytest.mark.parametrize(
+    ("name", "syntax"),
+    [
+        ("MR_small_implicit.dcm", "Implicit VR Little Endian"),
+        ("MR_small.dcm", "Explicit VR Little Endian"),
+        ("MR_small_bigendian.dcm", "Explicit VR Big Endian"),
+        ("ExplVR_BigEnd.dcm", "Explicit VR Big Endian"),
+        ("image_dfl.dcm", "Deflated Explicit VR Little Endian"),
+        ("MR_small_RLE.dcm", "RLE Lossless"),
+        ("SC_rgb_rle_16bit.dcm", "RLE Lossless"),
+        ("SC_rgb_jpeg_dcmtk.dcm", "JPEG Baseline (Process 1)"),
+        ("JPGExtended.dcm", "JPEG Extended (Process 2 and 4)"),
+        ("SC_rgb_jpeg_gdcm.dcm", "JPEG Lossless, Non-Hierarchical, First-Order Prediction"),
+        ("MR_small_jpeg_ls_lossless.dcm", "JPEG-LS Lossless Image Compression"),
+        ("JPEGLSNearLossless_16.dcm", "JPEG-LS Lossy (Near-Lossless) Image Compression"),
+        ("MR_small_jp2klossless.dcm", "JPEG 2000 Image Compression (Lossless Only)"),
+        ("JPEG2000.dcm", "JPEG 2000 Image Compression"),
+        ("693_J2KI.dcm", "JPEG 2000 Image Compression"),
+        ("SC_ybr_full_422_uncompressed.dcm", "Explicit VR Little Endian"),
+        ("examples_palette.dcm", "Explicit VR Little Endian"),
+        ("examples_jpeg2k.dcm", "JPEG 2000 Image Compression (Lossless Only)"),
+    ],
+)
+def test_transfer_syntax(name, syntax):
+    path = pydicom_file(name)
+    canvas = hx.read_canvas(path, size=64, any_modality=True)
+    assert canvas.provenance["transfer_syntax"].startswith(syntax)
+    dataset = pydicom.dcmread(path)
+    rival = dataset.pixel_array
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        rival = pydicom.pixels.apply_color_lut(rival, dataset)
+    if rival.ndim == 3:
+        rival = rival @ np.array([0.299, 0.587, 0.114])
+    assert canvas.provenance["original_size"] == list(rival.shape)
+    # the whole way once more with other tools: pydicom's values, the same linear window, the same fit
+    ours = hx.read_canvas(path, size=64, any_modality=True, window="minmax", bits=16).pixels
+    values = pydicom.pixels.apply_modality_lut(rival, dataset).astype(np.float64)
+    theirs = hx.read_canvas(values, size=64, window="minmax", bits=16).pixels
+    assert np.abs(ours.astype(float) - theirs).mean() < 330  # half a percent of the range
+
+
+def test_htj2k(tmp_path):
+    syntaxes = ("1.2.840.10008.1.2.4.201", "1.2.840.10008.1.2.4.203")
+    for syntax in syntaxes:
+        assert pydicom.pixels.get_decoder(syntax).is_available
+    # no HTJ2K writer is at hand: a damaged frame must come out as an error of this package
+    path = dicom(tmp_path / "a.dcm", ramp(64, 64, np.uint16, 4095), BitsStored=12)
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = syntaxes[0]
+    frame = b"\xff\x4f\xff\x51" + bytes(60) + b"\xff\xd9"
+    dataset.PixelData = pydicom.encaps.encapsulate([frame])
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(tmp_path / "ht.dcm")
+    with pytest.raises(hx.ImageReadError, match="damaged"):
+        hx.read_canvas(tmp_path / "ht.dcm", size=64)
+
+
+MR_ENCODINGS = ["", "_implicit", "_bigendian", "_expb", "_padded", "_RLE", "_jp2klossless", "_jpeg_ls_lossless"]
+
+
+def test_lossless_encodings_of_one_image_are_equal_bit_for_bit():
+    canvases = [hx.read_canvas(pydicom_file(f"MR_small{end}.dcm"), size=64, any_modality=True) for end in MR_ENCODINGS]
+    for canvas in canvases[1:]:
+        assert np.array_equal(canvas.pixels, canvases[0].pixels)
+        assert canvas.provenance["pixel_sha256"] == canvases[0].provenance["pixel_sha256"]
+
+
+def test_the_four_encodings_of_the_shared_radiograph():
+    """UNCR and J2KR hold the original; UNCI and J2KI hold what a lossy JPEG 2000 made of it."""
+    canvases = {name: hx.read_canvas(pydicom_file(f"RG1_{name}.dcm")) for name in ("UNCR", "J2KR", "UNCI", "J2KI")}
+    for lossless, twin in (("UNCR", "J2KR"), ("UNCI", "J2KI")):
+        assert np.array_equal(canvases[lossless].pixels, canvases[twin].pixels)
+        assert canvases[lossless].provenance["pixel_sha256"] == canvases[twin].provenance["pixel_sha256"]
+    difference = np.abs(canvases["UNCR"].pixels.astype(int) - canvases["J2KI"].pixels)
+    assert difference.mean() < 0.5  # grey levels of 255
+    assert difference.max() <= 8
+    assert canvases["UNCR"].provenance["pixel_sha256"] != canvases["UNCI"].provenance["pixel_sha256"]
+    assert canvases["UNCR"].valid_box == (0, 37, 1280, 1205)
+    assert canvases["UNCR"].provenance["inverted"] is True
+
+
+def test_codestream_and_header_that_disagree(tmp_path):
+    path = pydicom_file("MR_small_jp2klossless.dcm")
+    dataset = pydicom.dcmread(path)
+    dataset.Rows = 48
+    dataset.save_as(tmp_path / "rows.dcm")
+    with pytest.raises(hx.ImageReadError, match="64 x 48 pixels and its codestream 64 x 64"):
+        hx.read_canvas(tmp_path / "rows.dcm", any_modality=True)
+    plain = hx.read_canvas(path, size=64, any_modality=True, window="percentile")
+    dataset = pydicom.dcmread(path)
+    dataset.BitsStored, dataset.HighBit = 10, 9  # the codestream carries 16
+    dataset.save_as(tmp_path / "bits.dcm")
+    canvas = hx.read_canvas(tmp_path / "bits.dcm", size=64, any_modality=True, window="percentile")
+    assert "codestream_bits_differ" in canvas.provenance["flags"]
+    assert np.array_equal(canvas.pixels, plain.pixels)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "MR_small.dcm",
+        "MR_small_implicit.dcm",
+        "MR_small_expb.dcm",
+        "MR_small_RLE.dcm",
+        "MR_small_jp2klossless.dcm",
+        "MR_small_jpeg_ls_lossless.dcm",
+        "SC_rgb_jpeg_dcmtk.dcm",
+        "SC_rgb_jpeg_gdcm.dcm",
+        "image_dfl.dcm",
+    ],
+)
+def test_truncated_dicom_is_an_error(tmp_path, name):
+    with open(pydicom_file(name), "rb") as stream:
+        whole = stream.read()
+    path = tmp_path / "cut.dcm"
+    for share in (0.01, 0.1, 0.3, 0.6, 0.9, 0.95):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(hx.ImageReadError):
+            hx.read_canvas(path, size=64, any_modality=True)
+
+
+def test_files_that_hold_no_radiograph():
+    for name in (
+        "CT_small.dcm",
+        "examples_rgb_color.dcm",
+        "MR_small.dcm",
+        "rtplan.dcm",
+        "reportsi.dcm",
+        "liver_1frame.dcm",
+    ):
+        with pytest.raises(hx.UnsupportedImageError):
+            hx.read_canvas(pydicom_file(name))
+    with pytest.raises(hx.UnsupportedImageError, match="30 frames"):
+        hx.read_canvas(pydicom_file("examples_ybr_color.dcm"), any_modality=True)
+    assert hx.read_canvas(pydicom_file("examples_ybr_color.dcm"), any_modality=True, frame=3, size=64).pixels.any()
