@@ -79,7 +79,7 @@ def test_step(compare, decoder, name, bar):
         training_step("plain", name),
         rival_name=RIVAL,
         bar=bar,
-        rounds=3,  # a step of the plain MAE takes a minute; the median leaves out the first, which makes optimizer state
+        rounds=3,  # a step of the plain MAE takes a minute; medians leave out the first, with optimizer set-up
         warmup=0,
         extra={
             "tokens": 6400,

@@ -6,7 +6,8 @@ import argparse
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,15 +40,17 @@ def save_model(model: MaskedAutoencoder, directory: str | Path) -> Path:
         MissingDependencyError: safetensors is not installed.
     """
     directory = Path(directory)
-    save = _safetensors().save
+    safetensors_torch = _safetensors()
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     config = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": model.config}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        _write_atomically(directory / CONFIG_FILE, (json.dumps(config, indent=2) + "\n").encode())
-        _write_atomically(directory / MODEL_FILE, save(tensors, metadata={"format": "pt"}))
-    except OSError as error:
-        raise CheckpointError(f"{directory}: cannot be written ({error.strerror or error})") from error
+        with _written_whole(directory / CONFIG_FILE) as temporary:
+            temporary.write_text(json.dumps(config, indent=2) + "\n")
+        with _written_whole(directory / MODEL_FILE) as temporary:
+            safetensors_torch.save_file(tensors, temporary, metadata={"format": "pt"})
+    except (OSError, _safetensor_error()) as error:
+        raise CheckpointError(f"{directory}: cannot be written ({error})") from error
     return directory
 
 
@@ -162,23 +165,21 @@ def _read_config(path: Path) -> dict:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     safetensors_torch = _safetensors()
-    from safetensors import SafetensorError
-
     if not path.is_file():
         raise CheckpointError(f"{path}: is missing; a checkpoint is a folder with {MODEL_FILE} and {CONFIG_FILE}")
     try:
         return safetensors_torch.load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (_safetensor_error(), OSError, ValueError) as error:
         raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from error
 
 
-def _write_atomically(path: Path, content: bytes) -> None:
-    """Write beside the target, flush to disk, then rename over it."""
+@contextmanager
+def _written_whole(path: Path) -> Iterator[Path]:
+    """A path beside the target to write to; at the end it is flushed to disk and renamed over the target."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
@@ -189,6 +190,12 @@ def _write_atomically(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def _safetensor_error() -> type[Exception]:
+    from safetensors import SafetensorError
+
+    return SafetensorError
 
 
 def _safetensors():

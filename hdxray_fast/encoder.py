@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .errors import ArgumentError, ArgumentTypeError
-from .layers import LAYER_NORM_EPS, Block, init_weights, sincos_positions
+from .layers import LAYER_NORM_EPS, Block, check_count, init_weights, sincos_positions
 from .masking import MaskPlan, plan_all
 from .ops.gather import gather_patches
 
@@ -101,15 +101,13 @@ class Encoder(nn.Module):
         mlp_ratio: float = 4.0,
     ) -> None:
         super().__init__()
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        if height < patch_size or width < patch_size or height % patch_size or width % patch_size:
-            raise ArgumentError(
-                f"img_size: got {height} x {width}, accepted are positive multiples of patch_size {patch_size}"
-            )
+        for option, value in (("patch_size", patch_size), ("embed_dim", embed_dim), ("depth", depth)):
+            check_count(option, value)
+        if isinstance(mlp_ratio, bool) or not isinstance(mlp_ratio, int | float) or int(embed_dim * mlp_ratio) < 1:
+            raise ArgumentError(f"mlp_ratio: got {mlp_ratio!r}, accepted is a number above 0")
         if in_chans not in (1, 3):
             raise ArgumentError(f"in_chans: got {in_chans}, accepted are 1 and 3")
-        if depth < 1:
-            raise ArgumentError(f"depth: got {depth}, accepted is at least 1")
+        height, width = _height_width(img_size, patch_size)
         if stem == "stem64" and patch_size != StemPatchEmbed.patch_size:
             raise ArgumentError(f"patch_size: got {patch_size}, the stem64 embedding has patches of 64 pixels")
         self.img_size = (height, width)
@@ -158,9 +156,9 @@ class Encoder(nn.Module):
         """As :meth:`forward`, with the tokens at every depth.
 
         Returns:
-            ``depth + 1`` maps ``[N_keep + B, D]`` and their ``cu_seqlens [B + 1]`` int32: the embedded patches,
-            the output of every block but the last, and the normalised output of the last,
-            which is what :meth:`forward` returns.
+            ``depth + 1`` maps ``[N_keep + B, D]`` and their ``cu_seqlens [B + 1]`` int32: the embedded patches, the
+            output of every block but the last, and the normalised output of the last, which is what
+            :meth:`forward` returns.
         """
         plan = self._plan(images, plan)
         tokens = self.embed(images, plan, scale, shift)
@@ -209,6 +207,17 @@ class Encoder(nn.Module):
         if torch.is_autocast_enabled(device.type):
             return torch.get_autocast_dtype(device.type)
         return self.cls_token.dtype
+
+
+def _height_width(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
+    sides = (img_size, img_size) if isinstance(img_size, int) else img_size
+    if not isinstance(sides, tuple | list) or len(sides) != 2 or not all(type(side) is int for side in sides):
+        raise ArgumentTypeError(f"img_size: got {img_size!r}, accepted is an int or (height, width)")
+    if min(sides) < patch_size or sides[0] % patch_size or sides[1] % patch_size:
+        raise ArgumentError(
+            f"img_size: got {sides[0]} x {sides[1]}, accepted are positive multiples of patch_size {patch_size}"
+        )
+    return sides[0], sides[1]
 
 
 def token_rows(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .errors import ArgumentError
+from .errors import ArgumentError, ArgumentTypeError
 from .ops.attention import attention
 
 LAYER_NORM_EPS = 1e-6  # as MAE
@@ -17,7 +17,8 @@ LAYER_NORM_EPS = 1e-6  # as MAE
 class GeluLinear(torch.autograd.Function):
     """``linear(gelu(x))`` that keeps ``x`` for the backward pass and computes the GELU again instead of keeping it too.
 
-    The hidden activations of the MLPs are half of what a block keeps; the second GELU costs about 1 % of a step.
+    The hidden activations of the MLPs are half of what a block keeps; the second GELU costs about 1 % of a step. It
+    can be differentiated once.
     """
 
     @staticmethod
@@ -162,7 +163,16 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+def check_count(name: str, value: int) -> None:
+    """Raise an error naming ``name`` unless ``value`` is an int of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ArgumentTypeError(f"{name}: got {value!r}, accepted is an int of at least 1")
+    if value < 1:
+        raise ArgumentError(f"{name}: got {value}, accepted is at least 1")
+
+
 def check_heads(name: str, num_heads: int, dim: int) -> None:
-    """Raise ArgumentError naming ``name`` unless ``dim`` splits evenly into ``num_heads``."""
-    if num_heads < 1 or dim % num_heads:
+    """Raise an error naming ``name`` unless ``dim`` splits evenly into ``num_heads``."""
+    check_count(name, num_heads)
+    if dim % num_heads:
         raise ArgumentError(f"{name}: got {num_heads}, accepted is a divisor of the embedding dimension {dim}")

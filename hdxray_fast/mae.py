@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from .decoder import CrossDecoder, SelfDecoder
 from .encoder import create_encoder
 from .errors import ArgumentError
+from .layers import check_count
 from .masking import MaskPlan
 from .ops.loss import reconstruction_loss
 
@@ -48,8 +49,8 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         if decoder not in DECODERS:
             raise ArgumentError(f"decoder: got {decoder!r}, accepted are {', '.join(map(repr, DECODERS))}")
-        if decoder_depth < 1:
-            raise ArgumentError(f"decoder_depth: got {decoder_depth}, accepted is at least 1")
+        check_count("decoder_embed_dim", decoder_embed_dim)
+        check_count("decoder_depth", decoder_depth)
         self.encoder = create_encoder(name, img_size, in_chans, **encoder_overrides)
         self.norm_pix_loss = norm_pix_loss
         if decoder_num_heads is None:

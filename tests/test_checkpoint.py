@@ -95,7 +95,7 @@ def damage(folder, kind: str) -> None:
     elif kind == "unknown option":
         content["model"]["window"] = 7
         config.write_text(json.dumps(content))
-    elif kind == "missing option":
+    elif kind == "bad option":
         content["model"]["img_size"] = None
         config.write_text(json.dumps(content))
     elif kind == "other size":
@@ -122,7 +122,7 @@ def damage(folder, kind: str) -> None:
         ("newer format", "config.json", "99"),
         ("unknown preset", "config.json", "vit_giant_patch14"),
         ("unknown option", "config.json", "window"),
-        ("missing option", "config.json", "no model"),
+        ("bad option", "config.json", "img_size"),
         ("other size", "model.safetensors", r"encoder\.cls_token is \[1, 1, 48\], the model has \[1, 1, 96\]"),
         ("other decoder", "model.safetensors", r"missing decoder\.wfm"),
     ],

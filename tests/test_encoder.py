@@ -11,7 +11,7 @@ from plan_helpers import make_plan, ragged_plan, single_plan
 
 import hdxray_fast as hx
 from hdxray_fast.encoder import ENCODERS, image_of_row, token_rows
-from hdxray_fast.layers import sincos_positions
+from hdxray_fast.layers import GeluLinear, Mlp, sincos_positions
 
 GRID = (4, 6)
 SIZE = (64, 96)
@@ -155,6 +155,29 @@ def test_bfloat16_autocast_and_bfloat16_weights():
         torch.testing.assert_close(out.float(), expected, rtol=0.1, atol=0.1)
 
 
+def test_gelu_linear_equals_its_parts():
+    x, weight, bias = torch.randn(7, 5), torch.randn(4, 5), torch.randn(4)
+    for arguments in ((x, weight, bias), (x, weight, None)):
+        inputs = [t.double().requires_grad_() for t in arguments if t is not None]
+        padded = [*inputs, None][:3]
+        torch.testing.assert_close(GeluLinear.apply(*padded), F.linear(F.gelu(padded[0]), *padded[1:]))
+        assert torch.autograd.gradcheck(lambda *p: GeluLinear.apply(*[*p, None][:3]), inputs)
+
+
+def test_a_replaced_linear_layer_is_called():
+    class Doubled(torch.nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    mlp = Mlp(8, 16)
+    x = torch.randn(3, 8)
+    expected = 2 * mlp(x)
+    replacement = Doubled(16, 8)
+    replacement.load_state_dict(mlp.fc2.state_dict())
+    mlp.fc2 = replacement
+    torch.testing.assert_close(mlp(x), expected)
+
+
 def test_packing_helpers():
     cu_seqlens = torch.tensor([0, 2, 2, 5], dtype=torch.int32)
     assert image_of_row(cu_seqlens, 5).tolist() == [0, 0, 2, 2, 2]
@@ -171,7 +194,13 @@ def test_packing_helpers():
         ("img_size", {"img_size": 100}),
         ("img_size", {"img_size": (64, 0)}),
         ("in_chans", {"in_chans": 2}),
+        ("img_size", {"img_size": 64.0}),
+        ("img_size", {"img_size": (64, 64, 1)}),
+        ("img_size", {"img_size": None}),
         ("depth", {"depth": 0}),
+        ("depth", {"depth": "12"}),
+        ("mlp_ratio", {"mlp_ratio": 0}),
+        ("num_heads", {"num_heads": 0}),
         ("num_heads", {"num_heads": 5}),
         ("embed_dim", {"embed_dim": 6, "num_heads": 3}),
         ("patch_size", {"name": "vit_tiny_stem64", "patch_size": 16}),
@@ -179,7 +208,7 @@ def test_packing_helpers():
     ],
 )
 def test_bad_options_name_the_argument(culprit, kwargs):
-    with pytest.raises(hx.ArgumentError, match=rf"^{culprit}:"):
+    with pytest.raises((hx.ArgumentError, hx.ArgumentTypeError), match=rf"^{culprit}:"):
         hx.create_encoder(**{"name": "vit_tiny_patch16", "img_size": 64, "depth": 1, **kwargs})
 
 

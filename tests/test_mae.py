@@ -224,6 +224,8 @@ def test_default_heads_are_mae_s_for_self_and_wider_for_cross():
     [
         ("decoder", {"decoder": "linear"}),
         ("decoder_depth", {"decoder_depth": 0}),
+        ("decoder_depth", {"decoder_depth": 2.0}),
+        ("decoder_embed_dim", {"decoder_embed_dim": 0}),
         ("decoder_num_heads", {"decoder_num_heads": 7}),
         ("decoder_embed_dim", {"decoder_embed_dim": 34}),
         ("name", {"name": "resnet50"}),
@@ -231,5 +233,5 @@ def test_default_heads_are_mae_s_for_self_and_wider_for_cross():
     ],
 )
 def test_bad_options_name_the_argument(culprit, kwargs):
-    with pytest.raises(hx.ArgumentError, match=rf"^{culprit}:"):
+    with pytest.raises((hx.ArgumentError, hx.ArgumentTypeError), match=rf"^{culprit}:"):
         hx.create_mae(**{"name": "vit_tiny_patch16", "img_size": 32, "depth": 1, **kwargs})

@@ -18,7 +18,7 @@ from ..errors import ArgumentError, ArgumentTypeError, BackendError
 
 BACKENDS = ("auto", "triton", "sdpa", "reference")
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_LSE_CHUNK = 1024  # query rows whose scores are in memory at once when the log-sum-exp is asked for
+_LSE_CHUNK = 256  # query rows whose scores are in memory at once when the log-sum-exp is asked for
 
 
 def attention(
