@@ -25,8 +25,8 @@ class PretrainConfig:
         cache: folder for canvases and contours computed once; ``<out>/cache`` by default.
         model: encoder preset, see ``list_encoders()``.
         decoder: ``cross`` predicts a share of the masked patches by cross-attention (CrossMAE); ``self`` is MAE's.
-        decoder_embed_dim: width of the decoder.
-        decoder_depth: blocks of the decoder.
+        decoder_embed_dim: width of the decoder; 512 by default, 192 for tiny encoders.
+        decoder_depth: blocks of the decoder; 8 by default, 4 for tiny encoders.
         img_size: canvas side, pixels.
         contour: how the chest contour is found: ``network``, ``classical``, ``prior`` or ``rectangle``.
         strategy: how patches are masked: ``contour``, ``random``, ``rectangle`` or ``block``.
@@ -61,8 +61,8 @@ class PretrainConfig:
     cache: str | None = None
     model: str = "vit_small_patch16"
     decoder: Literal["cross", "self"] = "cross"
-    decoder_embed_dim: int = 512
-    decoder_depth: int = 8
+    decoder_embed_dim: int | None = None
+    decoder_depth: int | None = None
     img_size: int = 1280
     contour: Literal["network", "classical", "prior", "rectangle"] = "network"
     strategy: Literal["contour", "random", "rectangle", "block"] = "contour"
@@ -91,10 +91,11 @@ class PretrainConfig:
     resume: Literal["auto", "never"] = "never"
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch_size", "grad_accum", "save_every", "keep_checkpoints", "img_size", "decoder_depth")
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not accepted; give a whole number of at least 1")
+        sizes = ("decoder_embed_dim", "decoder_depth", "img_size")
+        for name in ("steps", "batch_size", "grad_accum", "save_every", "keep_checkpoints", *sizes):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}: {value} is not accepted; give a whole number of at least 1")
         for name in ("ratio_inside", "ratio_outside", "ema", "warmup", "beta2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not accepted; give a number from 0 to 1")
@@ -106,6 +107,12 @@ class PretrainConfig:
             raise ConfigError(f"lr: {self.lr} is not accepted; give a number above 0")
         if self.seed < 0:
             raise ConfigError(f"seed: {self.seed} is not accepted; give a whole number of at least 0")
+
+    @property
+    def decoder_size(self) -> tuple[int, int]:
+        """Width and depth of the decoder: MAE's 8 x 512 would be ten times the work of a tiny encoder."""
+        width, depth = (192, 4) if "tiny" in self.model else (512, 8)
+        return self.decoder_embed_dim or width, self.decoder_depth or depth
 
     def as_dict(self) -> dict:
         """Plain dict, as it is kept in ``config.json``."""

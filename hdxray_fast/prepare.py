@@ -8,11 +8,10 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import multiprocessing
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 
 from .canvas import read_canvas
 from .contour import find_contour
-from .errors import ConfigError, HDXrayError, TrainingError
+from .errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
 
 IMAGE_SUFFIXES = frozenset(
     (".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
@@ -223,9 +222,7 @@ def _run(jobs: Sequence[tuple], workers: int, on_done: Callable) -> Iterable[tup
             yield job[0], result
         return
     broken = []
-    # spawn: a fork would copy the locks of torch's and OpenCV's running thread pools
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+    with _pool(min(workers, len(jobs))) as pool:
         futures: dict[Future, tuple] = {pool.submit(prepare_one, *job): job for job in jobs}
         for future in as_completed(futures):
             job = futures[future]
@@ -237,7 +234,7 @@ def _run(jobs: Sequence[tuple], workers: int, on_done: Callable) -> Iterable[tup
             on_done(result)
             yield job[0], result
     for job in broken:
-        with ProcessPoolExecutor(1, mp_context=context) as pool:
+        with _pool(1) as pool:
             try:
                 result = pool.submit(prepare_one, *job).result()
             except BrokenProcessPool:
@@ -245,6 +242,22 @@ def _run(jobs: Sequence[tuple], workers: int, on_done: Callable) -> Iterable[tup
                 result = Quarantined(job[0], "BrokenProcessPool", reason)
         on_done(result)
         yield job[0], result
+
+
+def _pool(workers: int):
+    """Fresh processes, by loky.
+
+    A fork would copy the locks of running thread pools, and multiprocessing's spawn would run the caller's script again
+    where it lacks an ``if __name__ == "__main__"``; loky does neither.
+    """
+    try:
+        from loky import ProcessPoolExecutor
+    except ImportError as error:
+        raise MissingDependencyError(
+            "reading files in worker processes needs loky; install it with: pip install 'hdxray-fast[train]', or set "
+            "workers to 0"
+        ) from error
+    return ProcessPoolExecutor(workers)
 
 
 def write_quarantine(path: str | Path, quarantined: Sequence[Quarantined]) -> None:

@@ -199,13 +199,14 @@ class _Run:
     def _build(self):
         config = self.config
         torch.manual_seed(config.seed)
+        width, depth = config.decoder_size
         model = create_mae(
             config.model,
             decoder=config.decoder,
             img_size=config.img_size,
             norm_pix_loss=config.norm_pix_loss,
-            decoder_embed_dim=config.decoder_embed_dim,
-            decoder_depth=config.decoder_depth,
+            decoder_embed_dim=width,
+            decoder_depth=depth,
         )
         images = config.batch_size * config.grad_accum * self.accelerator.num_processes
         peak = config.lr or min(1.5e-4 * math.sqrt(images / 8), 2.4e-3)

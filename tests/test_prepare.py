@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -91,3 +93,34 @@ def test_all_unreadable_is_a_clear_error(tmp_path):
     with pytest.raises(TrainingError, match=r"none of the 1 files.*bad\.png"):
         prepare_images([bad], tmp_path / "cache", size=128)
     assert isinstance(prepare_one(str(bad), str(tmp_path / "x.npz"), 128, "rectangle"), Quarantined)
+
+
+def test_a_reader_that_dies_costs_one_file_and_no_more(radiographs, tmp_path, monkeypatch):
+    """The one file whose reader is killed is quarantined; those that waited behind it are read all the same."""
+    pytest.importorskip("loky")
+    from hdxray_fast import prepare
+
+    monkeypatch.setattr(prepare, "prepare_one", _dies_on_2)
+    prepared, bad = prepare_images(list_images(radiographs), tmp_path / "cache", size=128, workers=2)
+    assert [os.path.basename(item.path) for item in bad] == ["2.png"]
+    assert "died" in bad[0].reason
+    assert len(prepared) == 4
+
+
+def _dies_on_2(path, cache, size, contour):
+    if path.endswith("2.png"):
+        os.kill(os.getpid(), 9)
+    return PreparedImage(path, cache, 1.0, contour, False, 0.5)
+
+
+def test_a_script_without_a_main_guard_works(radiographs, tmp_path):
+    pytest.importorskip("loky")
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from hdxray_fast.prepare import list_images, prepare_images\n"
+        f"done, bad = prepare_images(list_images({str(radiographs)!r}), {str(tmp_path / 'cache')!r},\n"
+        "    size=128, contour='rectangle', workers=2)\n"
+        "print('ready', len(done))\n"
+    )
+    ran = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=True)
+    assert ran.stdout == "ready 5\n"
