@@ -74,7 +74,7 @@ def run_demo(config: DemoConfig) -> dict:
             model="vit_tiny_patch16",
             decoder="cross",
             img_size=config.img_size,
-            augment=False,  # one radiograph for a few minutes: it is learned by heart, and that is what the picture shows
+            augment=False,  # one radiograph and a few minutes: the model learns this image by heart
             norm_pix_loss=False,  # so that the picture shows raw predictions, nothing borrowed from the original
             steps=config.steps,
             batch_size=1,
