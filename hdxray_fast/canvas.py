@@ -122,6 +122,8 @@ def read_canvas(
         MissingDependencyError: DICOM without pydicom, or a transfer syntax without its plugin.
     """
     limits = Limits() if limits is None else limits
+    if not isinstance(limits, Limits):
+        raise ArgumentTypeError(f"limits={limits!r}: accepted: hdxray_fast.canvas.Limits(...) or None")
     _check_choice("pixel_hash", pixel_hash, ("sampled", "full", "none"))
     options = _check_options(size, bits, fit, frame, window, window_index, prefer, percentiles, crop, for_processing)
     if isinstance(path_or_array, np.ndarray):

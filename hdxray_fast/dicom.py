@@ -6,7 +6,9 @@ What the header means lives in ``dicom_header.py``, compressed frames in ``codes
 from __future__ import annotations
 
 import io
+import logging
 import struct
+import threading
 import warnings
 import zlib
 
@@ -23,6 +25,7 @@ from .tone import Grey
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
+RLE = "1.2.840.10008.1.2.5"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 NATIVE_LITTLE = (IMPLICIT_LITTLE, EXPLICIT_LITTLE, DEFLATED)
 
@@ -38,19 +41,37 @@ def _pydicom():
     return pydicom
 
 
+_QUIET = threading.local()
+
+
+def _quiet(record: logging.LogRecord) -> bool:
+    return not getattr(_QUIET, "active", False)
+
+
+def _install_quiet_filter() -> None:
+    """Keep pydicom's own log silent while this thread decodes: its messages quote values from the file."""
+    logger = logging.getLogger("pydicom")
+    if _quiet not in logger.filters:
+        logger.addFilter(_quiet)
+
+
 def decode_dicom(
     path: str, data: bytes, frame: int | None, limits, any_modality: bool, for_processing: str, force: bool
 ) -> Grey:
     """A DICOM file's bytes to grey stored pixels with their modality, VOI, polarity and padding."""
     pydicom = _pydicom()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pydicom's warnings quote values from the file
-        try:
+    _install_quiet_filter()
+    _QUIET.active = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return _decode(pydicom, path, data, frame, limits, any_modality, for_processing, force)
-        except HDXrayError:
-            raise
-        except Exception as error:  # pydicom and its plugins raise anything, and their texts may quote the file
-            failure = type(error).__name__
+    except (HDXrayError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # pydicom and its plugins raise anything (Rust panics are no Exception), and their
+        failure = type(error).__name__  # texts may quote the file
+    finally:
+        _QUIET.active = False
     raise ImageReadError(path, f"the DICOM data are damaged or truncated (decoding stopped with {failure})")
 
 
@@ -230,7 +251,8 @@ def _decoded_frame(pydicom, path, dataset, syntax, declared: ImagePixel, frame: 
     if decoder.is_encapsulated:
         try:
             encoded = pydicom.encaps.get_frame(dataset.PixelData, frame, number_of_frames=declared.frames)
-            codestream = inspect_codestream(encoded)
+            planes = declared.samples * declared.allocated // 8
+            codestream = inspect_codestream(encoded, planes, rle=syntax == RLE)
         except DamagedFile as damage:
             codestream, reason = None, str(damage)
         else:

@@ -21,7 +21,7 @@ def shown(path, **options) -> np.ndarray:
     return hx.read_canvas(path, size=SIZE, **options).pixels
 
 
-@pytest.fixture()
+@pytest.fixture
 def stored() -> np.ndarray:
     return ramp(SIZE, SIZE, np.uint16, 4095)
 
@@ -149,7 +149,7 @@ def test_several_windows_by_index(tmp_path, stored):
     path = dicom(tmp_path / "a.dcm", stored, **windows)
     assert (window_of(path)["center"], window_of(path, window_index=1)["center"]) == (1000, 3000)
     assert window_of(path)["of"] == 2
-    with pytest.raises(hx.ArgumentError, match="window_index=2.*0 to 1"):
+    with pytest.raises(hx.ArgumentError, match=r"window_index=2.*0 to 1"):
         shown(path, window_index=2)
 
 
@@ -241,7 +241,7 @@ def test_signed_values_of_few_bits_are_sign_extended(tmp_path):
 
 
 def test_bit_depth_that_contradicts_itself(tmp_path, stored):
-    with pytest.raises(hx.ImageReadError, match="contradicts itself.*BitsStored 17"):
+    with pytest.raises(hx.ImageReadError, match=r"contradicts itself.*BitsStored 17"):
         shown(dicom(tmp_path / "a.dcm", stored, BitsStored=17, HighBit=15))
     with pytest.raises(hx.ImageReadError, match="HighBit 9"):
         shown(dicom(tmp_path / "b.dcm", stored, BitsStored=12, HighBit=9))
@@ -315,7 +315,7 @@ def test_multi_frame_needs_a_choice(tmp_path, stored):
         shown(path)
     for number, frame in enumerate(frames):
         assert np.array_equal(shown(path, frame=number, window="full"), np.floor(frame / 4095 * 255 + 0.5))
-    with pytest.raises(hx.ArgumentError, match="frame=3.*0 to 2"):
+    with pytest.raises(hx.ArgumentError, match=r"frame=3.*0 to 2"):
         shown(path, frame=3)
 
 
@@ -416,7 +416,7 @@ def test_missing_transfer_syntax_only_when_asked(tmp_path, stored):
     short = b"\x02\0\x02\0UI\x02\x001\0"
     patched = whole[:132] + b"\x02\0\0\0UL\x04\0" + len(short).to_bytes(4, "little") + short + whole[meta:]
     (tmp_path / "bare.dcm").write_bytes(patched)
-    with pytest.raises(hx.UnsupportedImageError, match="no transfer syntax.*force=True"):
+    with pytest.raises(hx.UnsupportedImageError, match=r"no transfer syntax.*force=True"):
         shown(tmp_path / "bare.dcm")
     assert np.array_equal(shown(tmp_path / "bare.dcm", force=True), shown(path))
 
@@ -446,13 +446,15 @@ def test_deflated_bomb_is_not_inflated(tmp_path):
 
 
 def test_no_patient_data_in_provenance_errors_or_logs(tmp_path, stored, capfd, caplog, recwarn):
-    caplog.set_level(logging.DEBUG)
-    elements = {
-        "BodyPartExamined": "SENTINEL CHEST",
-        "ViewPosition": "SENTINEL",
-        "PatientOrientation": ["SENTINEL", "F"],
+    elements = {  # not allowed in these elements, so that pydicom complains, and quotes them
+        "BodyPartExamined": "Sentinel's chest",
+        "ViewPosition": "sentinel",
+        "PatientOrientation": ["sentinel", "F"],
+        "WindowCenterWidthExplanation": "sentinel",
     }
-    path = dicom(tmp_path / "a.dcm", stored, BitsStored=12, WindowCenterWidthExplanation="sentinel", **elements)
+    path = dicom(tmp_path / "a.dcm", stored, BitsStored=12, **elements)
+    caplog.clear()
+    caplog.set_level(logging.DEBUG)
     text = json.dumps(hx.read_canvas(path, size=SIZE).provenance)
     whole = path.read_bytes()
     for cut in range(140, len(whole) - 1, 97):  # through all of the header and into the pixels

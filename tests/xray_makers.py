@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -148,9 +149,11 @@ def dicom(path: Path, pixels: np.ndarray, transfer_syntax: str = "1.2.840.10008.
         **elements,
     }
     settings.setdefault("HighBit", settings["BitsStored"] - 1)
-    for name, value in settings.items():
-        if value is not None:
-            setattr(dataset, name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some of the values are wrong on purpose
+        for name, value in settings.items():
+            if value is not None:
+                setattr(dataset, name, value)
     big = transfer_syntax == "1.2.840.10008.1.2.2"
     raw = pixels.astype(pixels.dtype.newbyteorder(">" if big else "<")).tobytes()
     dataset.add_new("PixelData", "OW" if pixels.dtype.itemsize > 1 else "OB", raw + b"\0" * (len(raw) % 2))
