@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .encoder import image_of_row, token_rows
-from .layers import LAYER_NORM_EPS, Block, CrossBlock, init_weights, sincos_positions
+from .layers import LAYER_NORM_EPS, Block, CrossBlock, Queries, init_weights, sincos_positions
 from .masking import MaskPlan
 
 
@@ -63,9 +63,11 @@ class SelfDecoder(nn.Module):
         x = self.mask_token[0].expand(position_rows.shape[0], -1).index_copy(0, encoder_rows, tokens)  # [M, D]
         x = x + self.decoder_pos_embed[0].index_select(0, position_rows)
         max_seqlen = 1 + min(plan.max_keep + plan.max_predict, plan.grid_size[0] * plan.grid_size[1])
-        for block in self.decoder_blocks:
+        for block in self.decoder_blocks[:-1]:
             x = block(x, cu_seqlens, max_seqlen)
-        return self.decoder_pred(self.decoder_norm(x.index_select(0, predict_rows)))
+        predicted = Queries(predict_rows, plan.predict_cu_seqlens, plan.max_predict)
+        x = self.decoder_blocks[-1](x, cu_seqlens, max_seqlen, predicted)  # nobody asks for its other rows
+        return self.decoder_pred(self.decoder_norm(x))
 
 
 def _sequence_rows(plan: MaskPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:

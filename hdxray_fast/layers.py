@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -54,6 +56,14 @@ class Mlp(nn.Module):
         return GeluLinear.apply(self.fc1(x), self.fc2.weight, self.fc2.bias)
 
 
+class Queries(NamedTuple):
+    """The rows of packed tokens whose output is wanted, where the others only serve as keys and values."""
+
+    rows: Tensor  # [Nq] int64, grouped by sequence
+    cu_seqlens: Tensor  # [B + 1] int32
+    max_seqlen: int
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention within each packed sequence."""
 
@@ -64,10 +74,20 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:  # [N, D], [B + 1] int32
+    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, queries: Queries | None = None) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # [N, 3, H, Dh] -> 3 x [N, H, Dh]
-        out = attention(q, k, v, cu_seqlens_q=cu_seqlens, max_seqlen_q=max_seqlen, max_seqlen_k=max_seqlen)
-        return self.proj(out.flatten(1))  # [N, H, Dh] -> [N, D]
+        if queries is not None:
+            q = q.index_select(0, queries.rows)  # [Nq, H, Dh]
+        out = attention(
+            q,
+            k,
+            v,
+            cu_seqlens_q=cu_seqlens if queries is None else queries.cu_seqlens,
+            cu_seqlens_k=cu_seqlens,
+            max_seqlen_q=max_seqlen if queries is None else queries.max_seqlen,
+            max_seqlen_k=max_seqlen,
+        )
+        return self.proj(out.flatten(1))  # [N or Nq, H, Dh] -> [N or Nq, D]
 
 
 class CrossAttention(nn.Module):
@@ -114,8 +134,16 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:  # [N, D], [B + 1] int32
-        x = x + self.attn(self.norm1(x), cu_seqlens, max_seqlen)
+    def forward(
+        self,
+        x: Tensor,  # [N, D]
+        cu_seqlens: Tensor,  # [B + 1] int32
+        max_seqlen: int,
+        queries: Queries | None = None,
+    ) -> Tensor:
+        """All rows ``[N, D]``, or those of ``queries`` alone ``[Nq, D]`` (equal to the same rows of all)."""
+        attended = self.attn(self.norm1(x), cu_seqlens, max_seqlen, queries)
+        x = (x if queries is None else x.index_select(0, queries.rows)) + attended
         return x + self.mlp(self.norm2(x))
 
 
