@@ -140,16 +140,18 @@ def read_canvas(
         ) from None
     rows, columns = brightness.shape
     if crop == "exposed":
-        exposed = _exposed_box(brightness.shape, *thumbnail(brightness), (rows, columns))
+        levels, factor = thumbnail(brightness)
+        exposed = _scale_box(exposed_box(levels), levels.shape, factor, brightness.shape, (rows, columns))
         top, left, height, width = exposed
         brightness = brightness[top : top + height, left : left + width]
     pixels, box = fit_square(brightness, size, fit, grey.spacing)
     top, left, height, width = box
     levels, factor = thumbnail(pixels[top : top + height, left : left + width])
-    if crop == "none":  # looked for on the canvas, which is smaller than the file
-        exposed = _exposed_box((height, width), levels, factor, (rows, columns))
+    inner = exposed_box(levels)  # looked for on the canvas, which is smaller than the file
+    if crop == "none":
+        exposed = _scale_box(inner, levels.shape, factor, (height, width), (rows, columns))
     flags = list(grey.flags)
-    if looks_inverted(levels):
+    if looks_inverted(levels[inner[0] : inner[0] + inner[2], inner[1] : inner[1] + inner[3]]):
         flags.append("polarity_suspect")
     if exposed != (0, 0, rows, columns):
         flags.append("flat_border_cropped" if crop == "exposed" else "flat_border")
@@ -169,19 +171,23 @@ def read_canvas(
     return Canvas(pixels, box, provenance)
 
 
-def _exposed_box(
-    shape: tuple[int, int], levels: np.ndarray, factor: int, target: tuple[int, int]
+def _scale_box(
+    box: tuple[int, int, int, int],
+    small: tuple[int, int],
+    factor: int,
+    shape: tuple[int, int],
+    target: tuple[int, int],
 ) -> tuple[int, int, int, int]:
-    """The exposed box found on the thumbnail of an image of ``shape``, in pixels of one of shape ``target``."""
-    top, left, height, width = exposed_box(levels)
+    """A box on the ``small`` thumbnail (1 / factor) of an image of ``shape``, on one of shape ``target``, outwards."""
+    top, left, height, width = box
 
     def stretch(start: int, length: int, whole: int, extent: int, out: int) -> tuple[int, int]:
         last = out if start + length == whole else int(np.ceil((start + length) * factor * out / extent))
         first = int(start * factor * out / extent)
         return first, min(out, last) - first
 
-    first_row, rows = stretch(top, height, levels.shape[0], shape[0], target[0])
-    first_column, columns = stretch(left, width, levels.shape[1], shape[1], target[1])
+    first_row, rows = stretch(top, height, small[0], shape[0], target[0])
+    first_column, columns = stretch(left, width, small[1], shape[1], target[1])
     return first_row, first_column, rows, columns
 
 

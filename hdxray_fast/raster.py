@@ -60,14 +60,9 @@ def decode_raster(path: str, kind: str, data: bytes, frame: int | None, limits) 
         raise ImageReadError(path, str(damage)) from None
     check_caps(path, header.width, header.height, header.samples, header.bits, header.frames, limits)
     frame = check_frame(path, header.frames, frame)
-    if header.colour in ("cmyk_plain", "unknown"):
-        raise UnsupportedImageError(
-            path,
-            "a four-channel JPEG without an Adobe marker does not say whether its inks are inverted; convert it to "
-            "grey first"
-            if header.colour == "cmyk_plain"
-            else "the TIFF's sample format is not integer or float; convert it to 8- or 16-bit grey first",
-        )
+    reason = _unsupported(header)
+    if reason:
+        raise UnsupportedImageError(path, reason)
     if header.frames > 1 and kind != "tiff":
         raise UnsupportedImageError(path, f"is an animated {kind.upper()}; accepted: still pictures")
     pixels = _decode(path, header, data, frame)
@@ -86,6 +81,17 @@ def decode_raster(path: str, kind: str, data: bytes, frame: int | None, limits) 
     return _describe(grey, path, provenance, flags, invert)
 
 
+def _unsupported(header: Header) -> str:
+    """Why a picture is refused although its file is whole; empty for those that are read."""
+    if header.format == "jpeg" and (header.bits != 8 or header.colour == "jpeg-ls"):
+        return f"is a {header.bits}-bit JPEG or a JPEG-LS outside DICOM; accepted: 8-bit JPEG (or the DICOM file)"
+    if header.colour == "cmyk_plain":
+        return "is a four-channel JPEG without an Adobe marker: are its inks inverted? Convert it to grey first"
+    if header.format == "tiff" and header.colour in ("cmyk", "unknown"):
+        return "is a TIFF in CMYK or of samples that are not numbers; convert it to 8- or 16-bit grey first"
+    return ""
+
+
 def _decode(path: str, header: Header, data: bytes, frame: int) -> np.ndarray:
     buffer = np.frombuffer(data, np.uint8)
     mode = cv2.IMREAD_UNCHANGED
@@ -94,14 +100,16 @@ def _decode(path: str, header: Header, data: bytes, frame: int) -> np.ndarray:
         mode = cv2.IMREAD_GRAYSCALE | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         if frame:
-            done, pages = cv2.imdecodemulti(buffer, mode)
-            pixels = pages[frame] if done and len(pages) > frame else None
+            done, pages = cv2.imdecodemulti(buffer, mode, None, (frame, frame + 1))  # no other page is decoded
+            pixels = pages[0] if done and len(pages) == 1 else None
         else:
             pixels = cv2.imdecode(buffer, mode)
     except (cv2.error, MemoryError):
         pixels = None
     if pixels is None:
         raise ImageReadError(path, f"the {header.format.upper()} cannot be decoded: its data are damaged")
+    if header.format == "bmp" and pixels.ndim == 3:
+        pixels = pixels[..., :3]  # the fourth byte of a BMP pixel is filler, and mostly 0
     if {pixels.shape[0], pixels.shape[1]} != {header.height, header.width} and frame == 0:
         raise ImageReadError(path, f"the {header.format.upper()} decodes to another size than its header declares")
     return pixels

@@ -112,6 +112,20 @@ def test_colour_becomes_luma(tmp_path):
     assert np.abs(shown(tmp_path, deep, bits=16, window="full") - luma * 257).max() <= 2
 
 
+def test_the_fourth_byte_of_a_bmp_is_no_transparency(tmp_path):
+    filled = np.dstack([SQUARE, SQUARE, SQUARE, np.zeros_like(SQUARE)])[::-1]
+    header = struct.pack("<2sIII", b"BM", 54 + filled.nbytes, 0, 54)
+    header += struct.pack("<IiiHHIIiiII", 40, SIZE, SIZE, 1, 32, 0, filled.nbytes, 0, 0, 0, 0)
+    assert np.array_equal(shown(tmp_path, header + filled.tobytes()), SQUARE)
+
+
+def test_jpegs_that_opencv_cannot_mean(tmp_path):
+    at = WHOLE["jpeg"].index(b"\xff\xc0")
+    twelve = WHOLE["jpeg"][: at + 1] + b"\xc1" + WHOLE["jpeg"][at + 2 : at + 4] + b"\x0c" + WHOLE["jpeg"][at + 5 :]
+    with pytest.raises(hx.UnsupportedImageError, match="12-bit JPEG"):
+        shown(tmp_path, twelve)
+
+
 def test_palette_png(tmp_path):
     palette = np.dstack([np.arange(256), 255 - np.arange(256), np.arange(256) // 2])[0].astype(np.uint8)
     data = png(SIZE, SIZE, scanlines(SQUARE), colour=3, extra=png_chunk(b"PLTE", palette.tobytes()))
@@ -200,10 +214,11 @@ def test_tiff_of_other_sample_formats(tmp_path, dtype):
 
 
 def test_tiff_pages_need_a_choice(tmp_path):
-    data = tiff([SQUARE, 255 - SQUARE])
-    with pytest.raises(hx.UnsupportedImageError, match="2 frames"):
+    data = tiff([SQUARE, 255 - SQUARE, SQUARE.T.copy()])
+    with pytest.raises(hx.UnsupportedImageError, match="3 frames"):
         shown(tmp_path, data)
     assert np.array_equal(shown(tmp_path, data, frame=1), 255 - SQUARE)
+    assert np.array_equal(shown(tmp_path, data, frame=2), SQUARE.T)
 
 
 def test_animations_are_refused(tmp_path):
