@@ -1,4 +1,4 @@
-"""Gathered rows: bit for bit the reference in fp32, once rounded in half precision, and gradients back to the images."""
+"""Gathered rows: bit for bit the reference in fp32, once rounded in half precision, and gradients back to images."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ def test_every_half_precision_value_is_read_and_written(vector_path, dtype, out_
 @pytest.mark.parametrize("out_dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_rounding_to_half_precision_is_to_nearest_even(vector_path, out_dtype):
     """Halfway cases, overflow, subnormal results, and random bit patterns of every exponent."""
-    special = torch.tensor([65504.0, 65519.9, 65520.0, 1e38, 3.39e38, 2**-24, 2**-25, 2**-25 * 1.0001, 6.1e-5, 5.96e-8,
-    0.0]) halfway = (torch.arange(4096, dtype=torch.int32) * 0x1000 + 0x38800000).view(torch.float32)
+    special = torch.tensor([65504.0, 65519.9, 65520.0, 1e38, 3.39e38, 2**-24, 2**-25, 2**-25 * 1.0001, 6e-5, 6e-8, 0.0])
+    halfway = (torch.arange(4096, dtype=torch.int32) * 0x1000 + 0x38800000).view(torch.float32)
     bf16_halfway = (torch.arange(4096, dtype=torch.int32) * 0x8000 + 0x3F800000).view(torch.float32)
     anything = torch.randint(0, 0x7F800000, (57309,), dtype=torch.int32).view(torch.float32)
     values = torch.cat([special, -special, halfway, bf16_halfway, anything])[: 256 * 256]
@@ -226,7 +226,7 @@ IMAGES = torch.zeros(2, 1, 32, 32, dtype=torch.uint8)
         ({"plan": plan_with(keep_ids=int32(3, 0, 2))}, hx.ArgumentError, "plan.keep_ids: must be strictly ascending"),
         ({"plan": plan_with(keep_ids=int32(3, 3, 2))}, hx.ArgumentError, "plan.keep_ids: must be strictly ascending"),
         ({"plan": plan_with(keep_cu_seqlens=int32(0, 4, 3))}, hx.ArgumentError, "plan.keep_cu_seqlens: must not fall"),
-        ({"plan": plan_with(keep_cu_seqlens=int32(1, 2, 3))}, hx.ArgumentError, "plan.keep_cu_seqlens: must start at 0"),
+        ({"plan": plan_with(keep_cu_seqlens=int32(1, 2, 3))}, hx.ArgumentError, "plan.keep_cu_seqlens: must start"),
         ({"plan": plan_with(keep_cu_seqlens=int32(0, 2, 4))}, hx.ArgumentError, "plan.keep_cu_seqlens: must end at"),
         ({"plan": plan_with(keep_cu_seqlens=int32(0, -5, 3))}, hx.ArgumentError, "plan.keep_cu_seqlens: must not fall"),
         ({"scale": float("nan")}, hx.ArgumentError, "scale: got nan"),

@@ -188,7 +188,7 @@ PLAN = make_plan([[0], [1]], [[1, 2], [0]], (2, 2))
         (
             {"plan": make_plan([[0], [1]], [[2, 1], [0]], (2, 2))},
             hx.ArgumentError,
-            "plan.predict_ids: must be strictly",
+            "plan.predict_ids: must be",
         ),
         ({"scale": float("nan")}, hx.ArgumentError, "scale: got nan"),
         ({"norm_pix_loss": 1}, hx.ArgumentTypeError, "norm_pix_loss: got int"),

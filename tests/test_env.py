@@ -1,0 +1,77 @@
+"""The doctor: true on this machine, and still talking when things are missing."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import hdxray_fast as hx
+from hdxray_fast import _native, env
+
+PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
+
+
+def test_report_is_json_and_says_what_is_here():
+    report = json.loads(json.dumps(env.doctor_report()))
+    assert report["package"]["version"] == hx.__version__
+    assert report["versions"]["torch"] == torch.__version__
+    assert report["threads"]["torch"] == torch.get_num_threads()
+    assert report["core"]["present"] == (_native.core is not None)
+    chosen = {(b["operation"], b["device"]): b["backend"] for b in report["backends"]}
+    expected = _native.resolve_backend("auto", torch.device("cpu"))
+    assert chosen["gather_patches", "cpu"] == chosen["plan_masks", "cpu"] == expected
+    assert chosen["attention", "cpu"] == "sdpa"
+
+
+def test_text_names_every_part():
+    text = env.format_doctor(env.doctor_report())
+    for title in ("Python", "Versions", "CPU", "Native core", "GPU", "Backends", "Extras", "To do"):
+        assert re.search(rf"^{title}$", text, re.MULTILINE), title
+    assert f"torch {torch.__version__}" in text
+    assert env.cpu_model() in text
+
+
+def test_a_missing_package_comes_with_the_command_that_installs_it(monkeypatch):
+    real = importlib.metadata.version
+
+    def without_rle(name: str) -> str:
+        if name == "pylibjpeg-rle":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without_rle)
+    report = env.doctor_report()
+    assert report["extras"]["dicom"]["missing"] == ["pylibjpeg-rle>=2"]
+    assert report["extras"]["dicom"]["command"].endswith("-m pip install 'pylibjpeg-rle>=2'")
+    text = env.format_doctor(report)
+    assert "missing pylibjpeg-rle>=2" in text
+    assert report["extras"]["dicom"]["command"] in text
+
+
+def test_a_missing_core_is_said_with_the_way_to_build_it(monkeypatch):
+    monkeypatch.setattr(_native, "core", None)
+    monkeypatch.setattr(_native, "why_missing", "No module named hdxray_fast._core")
+    report = env.doctor_report()
+    assert not report["core"]["present"]
+    assert {b["backend"] for b in report["backends"] if b["operation"] != "attention"} == {"reference"}
+    assert "MISSING: No module named hdxray_fast._core; build it with `pip install .`" in env.format_doctor(report)
+
+
+def test_a_broken_package_is_reported_not_raised(monkeypatch):
+    monkeypatch.setitem(env.MODULES, "opencv", "hdxray_fast_no_such_module")
+    report = env.doctor_report()
+    assert report["versions"]["opencv"].startswith("cannot be imported")
+    assert any(line.startswith("repair opencv") for line in report["advice"])
+
+
+@pytest.mark.skipif(not PYPROJECT.exists(), reason="needs the project's own pyproject.toml beside the tests")
+@pytest.mark.parametrize("extra", env.EXTRAS)
+def test_extras_are_those_of_pyproject(extra):
+    line = re.search(rf"^{extra} = \[(.*)\]$", PYPROJECT.read_text(), re.MULTILINE).group(1)
+    declared = [r for r in re.findall(r'"([^"]+)"', line) if not r.startswith("hdxray-fast")]
+    assert env.EXTRAS[extra] == declared

@@ -1,0 +1,157 @@
+"""What a user installs: sdist and wheel are built, the wheel is looked into, installed and imported."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# The build back end runs in this environment: nothing is downloaded, and pip's build isolation is not what is tested.
+BUILD = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input"]
+CORE = re.compile(r"^hdxray_fast/_core\.[^/]*so$")
+
+pytest.importorskip("scikit_build_core", reason="the build back end is not installed (make test installs it)")
+pytest.importorskip("pybind11", reason="pybind11 is not installed (make test installs it)")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (ROOT / "CMakeLists.txt").exists(), reason="needs the project's sources beside the tests"),
+]
+
+
+def run(*command: object, **options) -> subprocess.CompletedProcess:
+    return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=600, **options)
+
+
+def environment(**changes: str) -> dict[str, str]:
+    """This process's environment with its own tools (cmake, ninja) found first."""
+    scripts = str(Path(sys.executable).parent)
+    return {**os.environ, "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]), **changes}
+
+
+def wheel(source: Path, out: Path, *settings: str, **changes: str) -> subprocess.CompletedProcess:
+    options = [f"--config-settings={s}" for s in settings]
+    command = [*BUILD, "wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir", "-w", out, *options, source]
+    return run(*command, env=environment(**changes), cwd=out)
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory) -> Path:
+    """The unpacked source distribution."""
+    out = tmp_path_factory.mktemp("sdist")
+    code = f"from scikit_build_core.build import build_sdist; build_sdist({str(out)!r})"
+    built = run(sys.executable, "-c", code, env=environment(), cwd=ROOT)
+    assert built.returncode == 0, built.stderr
+    (archive,) = out.glob("hdxray_fast-*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(out, filter="data") if hasattr(tarfile, "data_filter") else tar.extractall(out)
+    (folder,) = (p for p in out.iterdir() if p.is_dir())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built_wheel(sdist, tmp_path_factory) -> Path:
+    """The wheel, built from the source distribution."""
+    out = tmp_path_factory.mktemp("wheel")
+    built = wheel(sdist, out)
+    assert built.returncode == 0, built.stdout + built.stderr
+    (path,) = out.glob("hdxray_fast-*.whl")
+    return path
+
+
+def test_sdist_holds_what_a_build_needs_and_no_build(sdist):
+    for name in (
+        "pyproject.toml",
+        "CMakeLists.txt",
+        "LICENSE",
+        "README.md",
+        "csrc/bindings.cpp",
+        "hdxray_fast/py.typed",
+    ):
+        assert (sdist / name).is_file(), name
+    assert not list(sdist.rglob("*.so"))
+    assert not list(sdist.rglob("__pycache__"))
+
+
+def test_wheel_holds_package_data_and_metadata(built_wheel):
+    with zipfile.ZipFile(built_wheel) as archive:
+        names = set(archive.namelist())
+        (metadata,) = (archive.read(n).decode() for n in names if n.endswith(".dist-info/METADATA"))
+        (entry_points,) = (archive.read(n).decode() for n in names if n.endswith(".dist-info/entry_points.txt"))
+    assert "hdxray_fast/py.typed" in names
+    assert len([n for n in names if CORE.match(n)]) == 1
+    in_tree = {
+        p.relative_to(ROOT).as_posix()
+        for p in (ROOT / "hdxray_fast" / "weights").rglob("*")
+        if p.suffix not in (".pyc", "")
+    }
+    assert in_tree <= names
+    assert not [n for n in names if n.startswith(("csrc/", "tests/", "benchmarks/")) or n.endswith(".pyc")]
+    needs = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
+    assert sorted(re.split(r"[ <>=]", line.removeprefix("Requires-Dist: "))[0] for line in needs) == [
+        "numpy",
+        "opencv-python-headless",
+        "torch",
+    ]
+    assert "License-Expression: Apache-2.0" in metadata
+    assert "hdxray-fast = hdxray_fast.cli:main" in entry_points
+
+
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or not shutil.which("readelf"), reason="needs Linux and readelf"
+)
+def test_core_needs_the_system_only(built_wheel, tmp_path):
+    with zipfile.ZipFile(built_wheel) as archive:
+        (core,) = (n for n in archive.namelist() if CORE.match(n))
+        archive.extract(core, tmp_path)
+    dynamic = run("readelf", "-d", tmp_path / core).stdout
+    needed = set(re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic))
+    assert needed
+    allowed = ("libstdc++.so", "libgcc_s.so", "libc.so", "libm.so", "libpthread.so", "ld-linux", "libdl.so", "librt.so")
+    assert not [n for n in needed if not n.startswith(allowed)], needed
+
+
+def test_wheel_imports_and_computes_away_from_the_sources(built_wheel, tmp_path):
+    site = tmp_path / "site"
+    installed = run(*BUILD, "install", "--no-deps", "--target", site, built_wheel)
+    assert installed.returncode == 0, installed.stderr
+    code = (
+        "import hdxray_fast as hx, torch;"
+        "valid = torch.ones(2, 4, 4, dtype=torch.bool);"
+        "plan = hx.plan_masks(valid, valid, backend='native');"
+        "rows = hx.gather_patches(torch.ones(2, 1, 64, 64, dtype=torch.uint8), plan, backend='native');"
+        "print(hx.__file__, tuple(rows.shape))"
+    )
+    used = run(sys.executable, "-c", code, env=environment(PYTHONPATH=str(site)), cwd=tmp_path)
+    assert used.returncode == 0, used.stderr
+    assert used.stdout.strip() == f"{site / 'hdxray_fast' / '__init__.py'} (2, 256)"
+
+
+def test_a_build_asked_for_cuda_fails_with_the_reason(sdist, tmp_path):
+    """There is no CUDA source in this version, and with the compiler hidden there would be none to compile it."""
+    refused = wheel(sdist, tmp_path, "cmake.define.HDXRAY_CUDA=ON")
+    assert refused.returncode != 0
+    assert "HDXRAY_CUDA=ON was asked for and cannot be had" in re.sub(r"\s+", " ", refused.stdout + refused.stderr)
+    mistyped = wheel(sdist, tmp_path, "cmake.define.HDXRAY_CUDA=MAYBE")
+    assert mistyped.returncode != 0
+    assert "accepted are ON, OFF and AUTO" in re.sub(r"\s+", " ", mistyped.stdout + mistyped.stderr)
+
+
+def test_cuda_compiler_hidden_or_not_the_wheel_is_built(sdist, tmp_path):
+    """PATH without any folder that has an nvcc, against the environment as it is (the fixture's wheel)."""
+    folders = environment()["PATH"].split(os.pathsep)
+    visible = os.pathsep.join(f for f in folders if not (Path(f) / "nvcc").exists())
+    if not all(shutil.which(tool, path=visible) for tool in ("cmake", "ninja", "c++")):
+        pytest.skip("the compiler and nvcc share a folder here, so nvcc cannot be hidden")
+    refused = wheel(sdist, tmp_path, "cmake.define.HDXRAY_CUDA=ON", PATH=visible, CUDACXX="", CUDA_PATH="")
+    assert refused.returncode != 0
+    assert "no CUDA compiler was found" in re.sub(r"\s+", " ", refused.stdout + refused.stderr)
+    built = wheel(sdist, tmp_path, PATH=visible, CUDACXX="", CUDA_PATH="")
+    assert built.returncode == 0, built.stdout + built.stderr
