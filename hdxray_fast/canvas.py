@@ -6,6 +6,7 @@ import hashlib
 import os
 import stat
 from dataclasses import dataclass, field
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -16,6 +17,7 @@ from .raster import decode_array, decode_npy, decode_raster
 from .sniff import sniff
 from .tone import ConstantImageError, Grey, VoiOptions, render
 
+HEAD_BYTES = 1 << 16  # enough to tell formats apart, and for the file meta group of DICOM
 FORMATS = "DICOM, PNG, JPEG, TIFF, BMP, WebP or .npy (recognised by content, not by suffix)"
 
 
@@ -131,7 +133,8 @@ def read_canvas(
         grey = decode_array(path, path_or_array, frame, limits)
     else:
         path = _path_text(path_or_array)
-        grey = _decode_file(path, _read_bytes(path, limits), frame, limits, any_modality, for_processing, force)
+        with _open(path, limits) as stream:
+            grey = _decode_file(path, stream, frame, limits, any_modality, for_processing, force)
     try:
         brightness, voi = render(grey, bits, options)
     except ConstantImageError:
@@ -245,17 +248,28 @@ def _resize(image: np.ndarray, out: np.ndarray) -> None:
 
 
 def _decode_file(
-    path: str, data: bytes, frame: int | None, limits: Limits, any_modality: bool, for_processing: str, force: bool
+    path: str,
+    stream: BinaryIO,
+    frame: int | None,
+    limits: Limits,
+    any_modality: bool,
+    for_processing: str,
+    force: bool,
 ) -> Grey:
-    kind = sniff(data)
-    if kind == "npy":
-        return decode_npy(path, data, frame, limits)
-    if kind in ("png", "jpeg", "tiff", "bmp", "webp"):
+    head = _read(path, stream, HEAD_BYTES)
+    if not head:
+        raise ImageReadError(path, f"is empty (0 bytes); accepted: {FORMATS}")
+    kind = sniff(head)
+    if kind in ("png", "jpeg", "tiff", "bmp", "webp", "npy"):
+        stream.seek(0)  # reading the head again is cheaper than joining two halves
+        data = _read(path, stream, -1)
+        if kind == "npy":
+            return decode_npy(path, data, frame, limits)
         return decode_raster(path, kind, data, frame, limits)
     if kind == "dicom" or force:
         from .dicom import decode_dicom  # pydicom is optional and slow to import
 
-        return decode_dicom(path, data, frame, limits, any_modality, for_processing, force)
+        return decode_dicom(path, stream, head, frame, limits, any_modality, for_processing, force)
     if kind == "dicom?":
         raise UnsupportedImageError(
             path, f"looks like DICOM without its preamble; pass force=True to try it, or give {FORMATS}"
@@ -275,7 +289,7 @@ def _path_text(path: object) -> str:
     return text
 
 
-def _read_bytes(path: str, limits: Limits) -> bytes:
+def _open(path: str, limits: Limits) -> BinaryIO:
     try:
         status = os.stat(path)
         if stat.S_ISDIR(status.st_mode):
@@ -288,18 +302,21 @@ def _read_bytes(path: str, limits: Limits) -> bytes:
                 f"has {status.st_size} bytes; accepted: up to {limits.max_bytes}. If this is expected, pass a larger "
                 "limits=Limits(max_bytes=...)",
             )
-        with open(path, "rb") as stream:
-            data = stream.read()
-    except (ImageReadError, ImageTooLargeError):
+        return open(path, "rb")
+    except ImageReadError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         reason = {FileNotFoundError: "does not exist", PermissionError: "cannot be read: permission denied"}.get(
             type(error), f"cannot be read: {getattr(error, 'strerror', None) or 'not a valid path'}"
         )
         raise ImageReadError(path, f"{reason}; accepted: a readable file, {FORMATS}") from None
-    if not data:
-        raise ImageReadError(path, f"is empty (0 bytes); accepted: {FORMATS}")
-    return data
+
+
+def _read(path: str, stream: BinaryIO, count: int) -> bytes:
+    try:
+        return stream.read(count)
+    except OSError as error:
+        raise ImageReadError(path, f"cannot be read to its end: {error.strerror}") from None
 
 
 def _check_choice(name: str, value: object, accepted: tuple) -> None:

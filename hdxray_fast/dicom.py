@@ -5,12 +5,15 @@ What the header means lives in ``dicom_header.py``, compressed frames in ``codes
 
 from __future__ import annotations
 
+import functools
 import io
 import logging
 import struct
 import threading
 import warnings
 import zlib
+from dataclasses import dataclass
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -20,7 +23,7 @@ from .dicom_header import PHOTOMETRIC, TAGS, ImagePixel, check_modality, image_p
 from .errors import HDXrayError, ImageReadError, ImageTooLargeError, MissingDependencyError, UnsupportedImageError
 from .raster import check_caps, check_frame
 from .sniff import DamagedFile
-from .tone import Grey
+from .tone import Grey, scratch
 
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
@@ -56,16 +59,26 @@ def _install_quiet_filter() -> None:
 
 
 def decode_dicom(
-    path: str, data: bytes, frame: int | None, limits, any_modality: bool, for_processing: str, force: bool
+    path: str,
+    stream: BinaryIO,
+    head: bytes,
+    frame: int | None,
+    limits,
+    any_modality: bool,
+    for_processing: str,
+    force: bool,
 ) -> Grey:
-    """A DICOM file's bytes to grey stored pixels with their modality, VOI, polarity and padding."""
+    """A DICOM file (open, and its first bytes) to grey stored pixels with their modality, VOI, polarity and padding.
+
+    The pixels may lie in this thread's buffer: use them up before the next call.
+    """
     pydicom = _pydicom()
     _install_quiet_filter()
     _QUIET.active = True
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return _decode(pydicom, path, data, frame, limits, any_modality, for_processing, force)
+            return _decode(pydicom, path, stream, head, frame, limits, any_modality, for_processing, force)
     except (HDXrayError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # pydicom and its plugins raise anything (Rust panics are no Exception), and their
@@ -75,8 +88,8 @@ def decode_dicom(
     raise ImageReadError(path, f"the DICOM data are damaged or truncated (decoding stopped with {failure})")
 
 
-def _decode(pydicom, path, data, frame, limits, any_modality, for_processing, force) -> Grey:
-    dataset, syntax, stored = _read_dataset(pydicom, path, data, limits, force)
+def _decode(pydicom, path, stream, head, frame, limits, any_modality, for_processing, force) -> Grey:
+    dataset, syntax, native = _read_dataset(pydicom, path, stream, head, limits, force)
     flags: list[str] = []
     about = check_modality(path, dataset, any_modality, flags)
     declared = image_pixel(path, dataset)
@@ -88,7 +101,7 @@ def _decode(pydicom, path, data, frame, limits, any_modality, for_processing, fo
             path,
             "holds raw detector data (FOR PROCESSING); give the FOR PRESENTATION image, or pass for_processing='log'",
         )
-    pixels, precision = _pixels(pydicom, path, dataset, stored, syntax, declared, chosen)
+    pixels, precision = _pixels(pydicom, path, dataset, native, syntax, declared, chosen)
     if precision and precision != declared.stored:
         flags.append("codestream_bits_differ")
     photometric = text(dataset, "PhotometricInterpretation")
@@ -142,22 +155,29 @@ def meta_syntax(data: bytes) -> str | None:
     return ""
 
 
-def _read_dataset(pydicom, path, data, limits, force) -> tuple:
-    """The data set (only the elements this package reads), its transfer syntax UID, and native pixels if kept apart."""
-    syntax = meta_syntax(data)
+@functools.cache
+def _tags() -> list:
+    from pydicom.tag import Tag  # by number: pydicom would look the names up again for every file
+
+    return [Tag(name) for name in TAGS]
+
+
+def _read_dataset(pydicom, path, stream, head, limits, force) -> tuple:
+    """The data set (only the elements this package reads), its transfer syntax UID, and where native pixels lie."""
+    syntax = meta_syntax(head)
     if not syntax and not force:
         raise UnsupportedImageError(
             path,
             "names no transfer syntax" + (" and has no DICOM preamble" if syntax is None else "") + "; pass "
             "force=True to try it as little endian",
         )
+    stream.seek(0)
     if syntax == DEFLATED:
-        return _inflate(pydicom, path, data, limits), syntax, None
-    stream = io.BytesIO(data)
+        return _inflate(pydicom, path, stream.read(), limits), syntax, None
     native = syntax in NATIVE_LITTLE
-    dataset = pydicom.dcmread(stream, force=force, specific_tags=list(TAGS), stop_before_pixels=native)
+    dataset = pydicom.dcmread(stream, force=force, specific_tags=_tags(), stop_before_pixels=native)
     if native:
-        return dataset, syntax, _pixel_element(path, data, stream.tell(), explicit=syntax == EXPLICIT_LITTLE)
+        return dataset, syntax, _pixel_element(path, stream, explicit=syntax == EXPLICIT_LITTLE)
     syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
     if not syntax:  # forced: pydicom has guessed the encoding of the elements, the pixels follow it
         implicit, little = dataset.original_encoding
@@ -166,16 +186,43 @@ def _read_dataset(pydicom, path, data, limits, force) -> tuple:
     return dataset, syntax, None
 
 
-def _pixel_element(path: str, data: bytes, at: int, explicit: bool) -> memoryview:
-    """The value of the pixel data element at offset ``at``: a view, so that native pixels are never copied."""
-    tag = data[at : at + 4]
+@dataclass
+class _NativePixels:
+    """Uncompressed little-endian pixel data that are still in the file."""
+
+    stream: BinaryIO
+    start: int
+    length: int
+
+    def frame(self, path: str, declared: ImagePixel, frame: int) -> np.ndarray:
+        """[H, W] uint8 | uint16, read straight into this thread's buffer."""
+        size = declared.rows * declared.columns * declared.allocated // 8
+        if self.length < size * declared.frames:
+            raise ImageReadError(
+                path, f"holds {self.length} bytes of pixels where {size * declared.frames} belong: it is truncated"
+            )
+        pixels = scratch("stored", (declared.rows, declared.columns), np.dtype(f"<u{declared.allocated // 8}"))
+        self.stream.seek(self.start + size * frame)
+        if self.stream.readinto(memoryview(pixels).cast("B")) != size:
+            raise ImageReadError(path, "ends before its last pixel: it is truncated")
+        return pixels
+
+    def all(self) -> bytes:
+        self.stream.seek(self.start)
+        return self.stream.read(self.length)
+
+
+def _pixel_element(path: str, stream: BinaryIO, explicit: bool) -> _NativePixels | None:
+    """The pixel data element at which the stream stands, if it is one."""
+    tag = stream.read(4)
     if tag in (b"\xe0\x7f\x08\0", b"\xe0\x7f\x09\0"):
         raise UnsupportedImageError(path, "holds floating-point DICOM pixels; accepted: integers of 8 or 16 bits")
-    start = at + (12 if explicit else 8)
-    if tag != b"\xe0\x7f\x10\0" or start > len(data):
-        return memoryview(b"")
-    length = struct.unpack_from("<I", data, start - 4)[0]
-    return memoryview(data)[start : start + length]
+    header = stream.read(8 if explicit else 4)
+    if tag != b"\xe0\x7f\x10\0" or len(header) < (8 if explicit else 4):
+        return None
+    start = stream.tell()
+    held = max(0, stream.seek(0, io.SEEK_END) - start)
+    return _NativePixels(stream, start, min(held, struct.unpack("<I", header[-4:])[0]))
 
 
 def _inflate(pydicom, path, data, limits):
@@ -196,24 +243,22 @@ def _inflate(pydicom, path, data, limits):
         io.BytesIO(plain),
         is_implicit_VR=False,
         is_little_endian=True,
-        specific_tags=[pydicom.tag.Tag(name) for name in TAGS],
+        specific_tags=_tags(),
     )
     dataset.file_meta = pydicom.dataset.FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = DEFLATED
     return dataset
 
 
-def _pixels(pydicom, path, dataset, stored, syntax, declared: ImagePixel, frame: int) -> tuple[np.ndarray, int | None]:
+def _pixels(pydicom, path, dataset, native, syntax, declared: ImagePixel, frame: int) -> tuple[np.ndarray, int | None]:
     """One frame's stored grey pixels ([H, W] uint8 | uint16 patterns) and the codestream's precision if it has one."""
-    if stored is None:
-        stored = dataset.get("PixelData")
-    if not stored:
-        raise ImageReadError(path, "has no pixel data: the file is truncated, or holds no image")
-    if syntax in NATIVE_LITTLE and declared.samples == 1:
-        pixels, precision = _native_frame(path, stored, declared, frame), None
+    if native is not None and declared.samples == 1:
+        pixels, precision = native.frame(path, declared, frame), None
     else:
-        if "PixelData" not in dataset:
-            dataset.add_new("PixelData", "OW" if declared.allocated > 8 else "OB", bytes(stored))
+        if native is not None:
+            dataset.add_new("PixelData", "OW" if declared.allocated > 8 else "OB", native.all())
+        if not dataset.get("PixelData"):
+            raise ImageReadError(path, "has no pixel data: the file is truncated, or holds no image")
         pixels, precision = _decoded_frame(pydicom, path, dataset, syntax, declared, frame)
     if text(dataset, "PhotometricInterpretation") == "PALETTE COLOR":
         pixels = pydicom.pixels.apply_color_lut(pixels, dataset)[..., :3]
@@ -223,17 +268,6 @@ def _pixels(pydicom, path, dataset, stored, syntax, declared: ImagePixel, frame:
     if pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
     return pixels, precision
-
-
-def _native_frame(path: str, stored: bytes | memoryview, declared: ImagePixel, frame: int) -> np.ndarray:
-    count = declared.rows * declared.columns
-    size = count * declared.allocated // 8
-    if len(stored) < size * declared.frames:
-        raise ImageReadError(
-            path, f"holds {len(stored)} bytes of pixels where {size * declared.frames} belong: it is truncated"
-        )
-    pixels = np.frombuffer(stored, f"<u{declared.allocated // 8}", count=count, offset=size * frame)
-    return pixels.reshape(declared.rows, declared.columns)
 
 
 def _decoded_frame(pydicom, path, dataset, syntax, declared: ImagePixel, frame: int) -> tuple[np.ndarray, int | None]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-THUMBNAIL = 256  # long side, pixels
+THUMBNAIL = 214  # long side, pixels
 FLAT_RANGE = 5.0  # a row or column whose middle 96 % of pixels lie within this many 8-bit levels shows nothing
 SMALLEST_SHARE = 0.25  # of rows or columns that must remain; a smaller box is a mistake of ours
 
 
 def thumbnail(brightness: np.ndarray) -> tuple[np.ndarray, int]:
-    """A small copy for looking at: whole blocks of k x k pixels averaged, which is OpenCV's fast case.
+    """A small copy for looking at: averages over blocks of k x k pixels, which is OpenCV's fast case.
 
     Args:
         brightness: [H, W] uint8 | uint16.
@@ -24,11 +24,10 @@ def thumbnail(brightness: np.ndarray) -> tuple[np.ndarray, int]:
     """
     rows, columns = brightness.shape
     factor = max(1, min(-(-max(rows, columns) // THUMBNAIL), rows, columns))
-    factor += factor > 1 and factor % 2 and min(rows, columns) > factor  # even, where rows can be skipped
     height, width = rows // factor, columns // factor
     if factor > 1:
-        # every second row is enough to look at, and halves the work
-        whole = brightness[: height * factor : 2 if factor % 2 == 0 else 1, : width * factor]
+        skip = max(step for step in (1, 2, 3) if factor % step == 0)  # some of the rows are enough to look at
+        whole = brightness[: height * factor : skip, : width * factor]
         brightness = cv2.resize(whole, (width, height), interpolation=cv2.INTER_AREA)
     levels = brightness.astype(np.float32)
     return (levels / 257.0 if brightness.dtype == np.uint16 else levels), factor

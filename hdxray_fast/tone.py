@@ -308,20 +308,21 @@ _SCRATCH = threading.local()
 _SCRATCH_BYTES = 1 << 25  # larger images are rare, and their memory is given back
 
 
-def _scratch(shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
-    """A buffer that this thread's next call uses again: fresh pages cost about as much as the look-up itself."""
+def scratch(name: str, shape: tuple[int, int], dtype: np.dtype) -> np.ndarray:
+    """A buffer that this thread's next call of that name uses again: fresh pages cost as much as filling them."""
     count, dtype = shape[0] * shape[1], np.dtype(dtype)
     if count * dtype.itemsize > _SCRATCH_BYTES:
         return np.empty(shape, dtype)
-    held = getattr(_SCRATCH, "buffer", None)
+    held = getattr(_SCRATCH, name, None)
     if held is None or held.size < count * dtype.itemsize:
-        held = _SCRATCH.buffer = np.empty(count * dtype.itemsize, np.uint8)
+        held = np.empty(count * dtype.itemsize, np.uint8)
+        setattr(_SCRATCH, name, held)
     return held[: count * dtype.itemsize].view(dtype).reshape(shape)
 
 
 def apply_table(table: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     """``table[pixels]`` for uint8 or uint16 pixels ([H, W]), in this thread's buffer: used up before the next call."""
-    out = _scratch(pixels.shape, table.dtype)
+    out = scratch("brightness", pixels.shape, table.dtype)
     if pixels.dtype == np.uint8 or _WIDE_LUT:
         return cv2.LUT(pixels, table, dst=out)
     for row in range(0, pixels.shape[0], 32):  # blocks that stay in cache, so that no full-size index array is made
