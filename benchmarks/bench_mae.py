@@ -25,7 +25,7 @@ from hdxray_fast.encoder import ENCODERS
 SCALE, SHIFT = 1 / 127.5, -1.0
 NUM_KEEP = 640
 RIVAL = "plain MAE, timm blocks"
-STEPS = 3  # of which the first brings the optimizer's state and is not measured
+STEPS = 2  # of which the first brings the optimizer's state and is not measured
 
 
 def chest_plan(predict: float) -> hx.MaskPlan:
