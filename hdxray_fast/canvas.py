@@ -31,8 +31,8 @@ class Limits:
         max_frames: of a multi-frame file.
     """
 
-    max_pixels: int = 100_000_000
-    max_bytes: int = 1 << 30
+    max_pixels: int = 64_000_000
+    max_bytes: int = 1 << 29
     max_frames: int = 4096
 
 

@@ -16,6 +16,7 @@ from .sniff import DamagedFile, read_header
 class Codestream:
     width: int
     height: int
+    samples: int
     bits: int
 
 
@@ -35,18 +36,18 @@ def inspect_codestream(frame: bytes, planes: int, rle: bool) -> Codestream | Non
         return None
     if frame[:2] == b"\xff\xd8":
         header = read_header("jpeg", frame)
-        return Codestream(header.width, header.height, header.bits)
+        return Codestream(header.width, header.height, header.samples, header.bits)
     start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # some writers wrap the codestream into a JP2 file
     if start < 0:
         return None
     try:
         x1, y1, x0, y0 = struct.unpack_from(">4I", frame, start + 8)
-        precision = struct.unpack_from(">B", frame, start + 42)[0]
+        samples, precision = struct.unpack_from(">HB", frame, start + 40)
     except struct.error:
         raise DamagedFile("the JPEG 2000 codestream ends inside its header: it is truncated") from None
     if b"\xff\xd9" not in frame[-16:]:  # the end marker and a little padding
         raise DamagedFile("the JPEG 2000 codestream has no end marker: it is truncated")
-    return Codestream(x1 - x0, y1 - y0, (precision & 0x7F) + 1)
+    return Codestream(x1 - x0, y1 - y0, samples, (precision & 0x7F) + 1)
 
 
 def _check_rle(frame: bytes, planes: int) -> None:

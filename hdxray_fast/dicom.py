@@ -293,11 +293,12 @@ def _decoded_frame(pydicom, path, dataset, syntax, declared: ImagePixel, frame: 
             reason = ""
         if reason:
             raise ImageReadError(path, reason)
-    if codestream and (codestream.width, codestream.height) != (declared.columns, declared.rows):
+    size = (declared.columns, declared.rows, declared.samples)
+    if codestream and (codestream.width, codestream.height, codestream.samples) != size:
         raise ImageReadError(
             path,
-            f"its header declares {declared.columns} x {declared.rows} pixels and its codestream "
-            f"{codestream.width} x {codestream.height}: the file is damaged",
+            "its header declares {} x {} pixels of {} samples and its codestream ".format(*size)
+            + f"{codestream.width} x {codestream.height} of {codestream.samples}: the file is damaged",
         )
     # bits above BitsStored are masked later, by the same table for every encoding
     pixels, _ = decoder.as_array(dataset, index=frame, correct_unused_bits=False)

@@ -184,20 +184,19 @@ def _check_dtype(path: str, dtype: np.dtype) -> None:
 
 def decode_array(path: str, array: np.ndarray, frame: int | None, limits) -> Grey:
     """A NumPy array to grey stored pixels (never modified)."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise UnsupportedImageError(path, "is a masked array; fill the masked pixels first: array.filled(value)")
+    array = np.asarray(array)
     _check_dtype(path, array.dtype)
     if array.ndim not in (2, 3) or array.size == 0:
         raise UnsupportedImageError(path, f"has shape {list(array.shape)}; accepted: non-empty {ARRAY_SHAPES}")
-    frames = 1
-    if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
-        frames = array.shape[0]
-    elif array.ndim == 3 and array.shape[0] == 1:
-        array, frame = array[0] if array.shape[2] not in (3, 4) else array, frame
-    height, width = array.shape[-2:] if frames > 1 or array.ndim == 2 else array.shape[:2]
-    if array.ndim == 3 and array.shape[0] == 1 and array.shape[2] not in (1, 3, 4):
-        height, width = array.shape[1:]
-    check_caps(path, width, height, 1, 8 * array.dtype.itemsize, frames, limits)
+    frames_first = array.ndim == 3 and array.shape[2] not in (1, 3, 4)
+    frames = array.shape[0] if frames_first else 1
+    height, width = array.shape[1:] if frames_first else array.shape[:2]
+    samples = 1 if frames_first or array.ndim == 2 else array.shape[2]
+    check_caps(path, width, height, samples, 8 * array.dtype.itemsize, frames, limits)
     chosen = check_frame(path, frames, frame)
-    if array.ndim == 3 and array.shape[2] not in (1, 3, 4):
+    if frames_first:
         array = array[chosen]
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ImageReadError(path, "has values that are NaN or infinite; accepted: finite values only")

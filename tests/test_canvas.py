@@ -238,6 +238,7 @@ def test_read_only_arrays_are_not_modified():
         (np.ones(5), r"shape \[5\]"),
         (np.ones((0, 5)), r"shape \[0, 5\]"),
         (np.ones((2, 2, 2, 2)), r"shape \[2, 2, 2, 2\]"),
+        (np.ma.masked_equal(np.eye(8), 0), "masked"),
         (np.ones((8, 8)), "same value"),
         (np.zeros((1, 1), np.uint8), "same value"),
         (np.full((8, 8), 65535, np.uint16), "same value"),

@@ -97,7 +97,7 @@ def test_codestream_and_header_that_disagree(tmp_path):
     dataset = pydicom.dcmread(path)
     dataset.Rows = 48
     dataset.save_as(tmp_path / "rows.dcm")
-    with pytest.raises(hx.ImageReadError, match="64 x 48 pixels and its codestream 64 x 64"):
+    with pytest.raises(hx.ImageReadError, match="64 x 48 pixels of 1 samples and its codestream 64 x 64"):
         hx.read_canvas(tmp_path / "rows.dcm", any_modality=True)
     plain = hx.read_canvas(path, size=64, any_modality=True, window="percentile")
     dataset = pydicom.dcmread(path)

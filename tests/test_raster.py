@@ -58,6 +58,15 @@ def test_truncated_is_an_error_at_every_cut(tmp_path, name):
             shown(tmp_path, whole[:cut])
 
 
+def test_jpeg_that_was_cut_and_closed_again_shows_in_the_exposed_box(tmp_path):
+    whole = encode(".jpg", cv2.resize(thorax(), (640, 640)), cv2.IMWRITE_JPEG_QUALITY, 95)
+    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2] + b"\xff\xd9")  # as some recovery tools do
+    about = hx.read_canvas(tmp_path / "cut.jpg", size=640).provenance
+    assert "flat_border" in about["flags"]
+    top, _, height, _ = about["exposed_box"]
+    assert top + height < 500
+
+
 def test_damaged_checksums_are_errors(tmp_path):
     whole = bytearray(WHOLE["png"])
     whole[20] ^= 1  # in IHDR
@@ -257,7 +266,7 @@ def test_bombs_are_refused_by_their_header(tmp_path, kind):
 
 def test_npy_bomb_and_settable_caps(tmp_path):
     with pytest.raises(hx.ImageReadError, match="truncated"):
-        shown(tmp_path, huge("npy"))
+        shown(tmp_path, huge("npy", 20000))
     with pytest.raises(hx.ImageTooLargeError, match="max_bytes"):
         shown(tmp_path, huge("npy", 60000))
     with pytest.raises(hx.ImageTooLargeError, match="4096 pixels; accepted: up to 1000"):
