@@ -65,8 +65,8 @@ sanitize: $(VENV)/.test  ## the core's tests under AddressSanitizer and Undefine
 	@asan=$$($${CXX:-c++} -print-file-name=libasan.so); stdcpp=$$($${CXX:-c++} -print-file-name=libstdc++.so); \
 	[[ -e "$$asan" ]] || { echo "make sanitize needs the sanitizer library of $${CXX:-c++} (libasan.so)" >&2; exit 1; }; \
 	LD_PRELOAD="$$asan $$stdcpp" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
-		PYTHONPATH=build/sanitize/site PYTHONMALLOC=malloc HDXRAY_EXPECT_SANITIZED=1 \
-		$(BIN)/python -m pytest -p no:cacheprovider -q -m "not slow" $(SANITIZE_TESTS) $(PYTEST_ARGS)
+		PYTHONPATH=$(CURDIR)/build/sanitize/site HDXRAY_EXPECT_SANITIZED=1 \
+		$(BIN)/pytest -p no:cacheprovider -q -m "not slow" $(SANITIZE_TESTS) $(PYTEST_ARGS)
 
 clean:  ## remove what was built; keeps .venv
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks $(VENV)/.demo $(VENV)/.test $(VENV)/.bench

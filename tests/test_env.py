@@ -28,6 +28,11 @@ def test_report_is_json_and_says_what_is_here():
     assert chosen["attention", "cpu"] == "sdpa"
 
 
+def test_the_core_is_built():
+    """The tests of the core skip without it, so that the rest can run; this one does not let that pass unseen."""
+    assert _native.core is not None, _native.why_missing
+
+
 def test_text_names_every_part():
     text = env.format_doctor(env.doctor_report())
     for title in ("Python", "Versions", "CPU", "Native core", "GPU", "Backends", "Extras", "To do"):
