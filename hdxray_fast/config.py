@@ -38,7 +38,7 @@ class PretrainConfig:
         steps: optimizer steps.
         batch_size: images per process and forward pass.
         grad_accum: forward passes per optimizer step.
-        lr: peak learning rate; by default 1.5e-4 times the square root of (images per step / 8), at most 2.4e-3.
+        lr: peak learning rate; by default 5e-4 times the square root of (images per step / 8), at most 2.4e-3.
         weight_decay: of AdamW, on matrices only.
         beta2: second moment decay of AdamW (the first is 0.9).
         warmup: share of the steps with a linearly rising learning rate; a cosine to ``lr * 0.01`` follows.
