@@ -1,4 +1,4 @@
-"""Which DICOM files are read at all: fitness, geometry, broken headers, bombs, and patient data that must stay inside."""
+"""Which DICOM files are read at all: fitness, geometry, broken headers, bombs; and that patient data stay inside."""
 
 from __future__ import annotations
 
