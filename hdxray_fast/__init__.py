@@ -23,6 +23,7 @@ __version__ = "0.1.0"
 # Rooms load on first use (PEP 562), so that a data-loading worker that only reads canvases never pays for torch.
 _ROOMS = {
     "Canvas": "canvas",
+    "Limits": "canvas",
     "read_canvas": "canvas",
     "Contour": "contour",
     "find_contour": "contour",

@@ -48,6 +48,17 @@ def paste_patches(pixels: np.ndarray, ids: np.ndarray, patches: np.ndarray, patc
     return tiles.reshape(grid, grid, p, p).transpose(0, 2, 1, 3).reshape(pixels.shape)
 
 
+def display_levels(pixels: np.ndarray) -> np.ndarray:
+    """Contrast for the eye: the grey levels between the 1st and 99.5th percentile spread over the screen. ``[256] uint8``.
+
+    Black is left out of the percentiles, since padding is black.
+    """
+    lit = pixels[pixels > 0]
+    low, high = np.percentile(lit, (1, 99.5)) if lit.size else (0, 255)
+    levels = (np.arange(256) - low) * (255 / max(high - low, 1))
+    return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+
+
 def contour_view(pixels: np.ndarray, inside: np.ndarray, polygon: np.ndarray | None = None) -> np.ndarray:
     """The canvas with the patches inside the contour tinted and the contour drawn. ``[S, S, 3] uint8`` BGR."""
     view = cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
@@ -81,6 +92,8 @@ def reconstruction_panel(
 ) -> np.ndarray:
     """Five pictures in a row: original, contour and inside grid, kept patches, reconstruction, error.
 
+    The first four share one stretch of contrast; the error is in unstretched grey levels.
+
     Args:
         pixels: ``[S, S] uint8`` canvas.
         inside: ``[S/p, S/p] bool``.
@@ -97,11 +110,12 @@ def reconstruction_panel(
     reconstruction = paste_patches(pixels, predict_ids, patches, patch_size)
     mean_error = _error_on(pixels, reconstruction, predict_ids, patch_size)
     share = len(keep_ids) / inside.size
+    show = display_levels(pixels)
     views = {
-        "original": pixels,
-        f"contour: {inside.mean():.0%} of patches inside": contour_view(pixels, inside, polygon),
-        f"shown to the model: {len(keep_ids)} patches ({share:.0%})": masked_view(pixels, keep_ids, patch_size),
-        "reconstruction (shown patches kept)": reconstruction,
+        "original": show[pixels],
+        f"contour: {inside.mean():.0%} of patches inside": contour_view(show[pixels], inside, polygon),
+        f"shown to the model: {len(keep_ids)} patches ({share:.0%})": masked_view(show[pixels], keep_ids, patch_size),
+        "reconstruction (shown patches kept)": show[reconstruction],
         f"error: mean {mean_error:.1f} of 255 (white = 64)": error_view(pixels, reconstruction),
     }
     return tile([_titled(view, title, side) for title, view in views.items()], caption)
