@@ -111,10 +111,11 @@ def reconstruction_panel(
     mean_error = _error_on(pixels, reconstruction, predict_ids, patch_size)
     share = len(keep_ids) / inside.size
     show = display_levels(pixels)
+    original = show[pixels]
     views = {
-        "original": show[pixels],
-        f"contour: {inside.mean():.0%} of patches inside": contour_view(show[pixels], inside, polygon),
-        f"shown to the model: {len(keep_ids)} patches ({share:.0%})": masked_view(show[pixels], keep_ids, patch_size),
+        "original": original,
+        f"contour: {inside.mean():.0%} of patches inside": contour_view(original, inside, polygon),
+        f"shown to the model: {len(keep_ids)} patches ({share:.0%})": masked_view(original, keep_ids, patch_size),
         "reconstruction (shown patches kept)": show[reconstruction],
         f"error: mean {mean_error:.1f} of 255 (white = 64)": error_view(pixels, reconstruction),
     }
