@@ -3,7 +3,7 @@
 The contour is the convex hull of lungs and mediastinum together. Methods, best first:
 
 * ``network``: a small U-Net run by ``cv2.dnn`` (:mod:`hdxray_fast.contour_net`), with a confidence; a picture it is not
-  sure of is looked at again zoomed, inverted and turned (the rescue), and failing that given to the classical method;
+  sure of is looked at again zoomed, inverted and turned (the rescue), and failing that is flagged;
 * ``classical``: template matching and a shape model (:mod:`hdxray_fast.contour_classical`), no network;
 * ``prior``: the mean shape, placed in the radiograph's box; the picture is not looked at;
 * ``rectangle``: the fixed box of the published code, for comparisons.
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 METHODS = ("network", "classical", "prior", "rectangle")
 ACCEPT = 0.5  # a contour with less confidence is flagged
+RESCUE_ACCEPT = 0.75  # the best of many looks is high by chance too: more is asked of it
 FALLBACK_CONFIDENCE = 0.45  # what fell back never passes for accepted
 PRIOR_CONFIDENCE = 0.1  # the prior and the rectangle have not looked at the picture
 
@@ -115,8 +116,9 @@ def find_contour(canvas: Canvas, method: str = "network", patch_size: int = 16, 
         canvas: from ``read_canvas``: pixels [S, S] uint8 or uint16, bright = dense.
         method: "network", "classical", "prior" or "rectangle".
         patch_size: p, in pixels; S must be a multiple of it.
-        rescue: network only: when the first look is not convincing, look again (zoomed, inverted, turned), then fall
-            back to the classical method. False returns the first look as it is, flagged if unconvincing.
+        rescue: network only: when the first look is not convincing, look again (zoomed, inverted, turned); if that
+            does not help, take what the classical method finds, or else the first look, flagged. False returns the
+            first look as it is, flagged if unconvincing.
 
     Returns:
         The contour. A picture with no chest gives a contour too: flagged.
@@ -257,10 +259,12 @@ def _network(canvas: Canvas, rescue: bool) -> tuple[np.ndarray, float, str]:
     for name, again, found in _second_looks(canvas, polygon):
         if found is not None and (best is None or again.confidence > best[0].confidence):
             best = (again, found, name)
-    if best is not None and best[0].confidence >= ACCEPT:
+    if best is not None and best[0].confidence >= RESCUE_ACCEPT:
         return best[1], best[0].confidence, f"network:{best[2]}"
-    polygon, confidence, name = _classical(canvas)
-    return polygon, min(confidence, FALLBACK_CONFIDENCE), name
+    fallback, confidence, name = _classical(canvas)
+    if polygon is not None and confidence < ACCEPT:  # neither convinces: the net is the better guesser
+        return polygon, reading.confidence, "network"
+    return fallback, min(confidence, FALLBACK_CONFIDENCE), name
 
 
 def _second_looks(canvas: Canvas, polygon: np.ndarray | None):
@@ -277,7 +281,7 @@ def _second_looks(canvas: Canvas, polygon: np.ndarray | None):
     for name, turns, inverted in (("invert", 0, True), ("rot90", 1, False), ("rot180", 2, False), ("rot270", 3, False)):
         reading, found = _look(canvas, base, turns, inverted)
         yield name, reading, found
-        if found is not None and reading.confidence < ACCEPT:
+        if found is not None and reading.confidence < RESCUE_ACCEPT:
             reading, found = _look(canvas, _zoom_box(canvas, found), turns, inverted)
             yield name, reading, found
 

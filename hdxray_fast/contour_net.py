@@ -278,6 +278,8 @@ def describe(
     skew_y = float((rows * ((at - cy) / sy) ** 3).sum()) / total
     lung_total = float(lungs.sum()) + 1e-3
     lung_rows, lung_columns = lungs.sum(1), lungs.sum(0)
+    skew_x = float((columns * ((at - cx) / sx) ** 3).sum()) / total
+    left, right = float(lung_columns[: int(cx + 0.5)].sum()), float(lung_columns[int(cx + 0.5) :].sum())
     between = np.clip(hull - lungs, 0, 1)
     outside = 1 - hull
     around = cv2.blur(small, (5, 5))
@@ -294,7 +296,8 @@ def describe(
         skew_y,
         float(sy / sx),
         (float((lung_rows * at).sum()) / lung_total - cy) / float(sy),
-        float(lung_columns[: int(cx)].sum()) / lung_total - 0.5,
+        min(left, right) / (max(left, right) + 1e-3),
+        abs(skew_x),
         float(hull[:2].sum() + hull[-2:].sum() + hull[:, :2].sum() + hull[:, -2:].sum()) / total,
         float(np.abs(small - around).mean()),
         float(np.abs(x[1:] - x[:-1]).mean()),

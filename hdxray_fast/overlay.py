@@ -27,7 +27,8 @@ def draw_overlay(canvas: Canvas, contour: Contour, title: str = "") -> np.ndarra
     Args:
         canvas: what the contour was found on.
         contour: of that canvas.
-        title: first words of the caption, such as a file's name; characters outside ASCII become "?".
+        title: first words of the caption, such as a file's name; long ones are shortened, and what is not ASCII
+            becomes "?".
 
     Returns:
         [S + caption, S, 3] uint8, BGR. Accepted contours are turquoise, flagged ones orange.
@@ -47,7 +48,7 @@ def draw_overlay(canvas: Canvas, contour: Contour, title: str = "") -> np.ndarra
     corners = np.round((contour.polygon - 0.5) * 16).astype(np.int32)  # cv2 counts from pixel centres
     if len(corners):
         cv2.polylines(picture, [corners], True, colour, line, cv2.LINE_AA, shift=4)
-    words = [title] if title else []
+    words = [_elide(title, 60)] if title else []
     words += [contour.method, f"confidence {contour.confidence:.2f}", f"inside {contour.inside.mean():.0%}"]
     words += ["FLAGGED"] if contour.flagged else []
     return np.vstack([picture, _caption("   ".join(words), size, colour)])
@@ -58,12 +59,20 @@ def _caption(text: str, width: int, colour: tuple[int, int, int]) -> np.ndarray:
     text = text.encode("ascii", "replace").decode()
     height = max(16, round(width * 0.034))
     strip = np.full((height, width, 3), 24, np.uint8)
-    scale, stroke = height / 40, max(1, round(height / 28))
+    scale, stroke, margin = height / 40, max(1, round(height / 28)), max(2, round(width * 0.01))
     (wide, tall), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, stroke)
-    scale = min(scale, scale * (width - 0.02 * width) / max(wide, 1))
-    at = (round(width * 0.01), (height + round(tall * 0.9)) // 2)
+    while wide > width - 2 * margin and scale > 0.02:  # letters are rounded to whole pixels: no closed form
+        scale *= 0.95
+        (wide, tall), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+        stroke = 1
+    at = (margin, (height + round(tall * 0.9)) // 2)
     cv2.putText(strip, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, stroke, cv2.LINE_AA)
     return strip
+
+
+def _elide(text: str, letters: int) -> str:
+    """The text, its middle left out if it is longer than some letters."""
+    return text if len(text) <= letters else f"{text[: letters - letters // 3 - 3]}...{text[-(letters // 3) :]}"
 
 
 def describe_contour(canvas: Canvas, contour: Contour, source: str, patch_size: int) -> dict:
@@ -213,9 +222,8 @@ def _tile(canvas: Canvas, contour: Contour, name: str) -> np.ndarray:
     if len(contour.polygon):
         corners = np.round((contour.polygon * ratio - 0.5) * 16).astype(np.int32)
         cv2.polylines(picture, [corners], True, colour, 2, cv2.LINE_AA, shift=4)
-    short = name if len(name) <= 34 else f"{name[:20]}...{name[-11:]}"
     state = "FLAGGED " if contour.flagged else ""
-    captions = [short, f"{state}{contour.method} {contour.confidence:.2f}"]
+    captions = [_elide(name, 34), f"{state}{contour.method} {contour.confidence:.2f}"]
     return np.vstack([picture, *(_line(text, colour) for text in captions)])
 
 

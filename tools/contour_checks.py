@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -260,13 +262,17 @@ def not_a_chest(rng: np.random.Generator, radiographs: list[np.ndarray], n: int 
 
 def dicom_pictures() -> list[tuple[str, np.ndarray]]:
     """(kind, grey [H, W] uint8) of pydicom's own test files that are no chest radiographs; empty without pydicom."""
-    try:
-        import pydicom
-        from pydicom.data import get_testdata_files
-    except ImportError:
+    folders = []
+    for package, below in (("pydicom", "data/test_files"), ("data_store", "data")):  # data_store: pydicom-data's files
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin:
+            folders.append(Path(spec.origin).parent / below)
+    if not folders:
         return []
+    import pydicom
+
     pictures = []
-    for path in sorted(get_testdata_files("*.dcm")):
+    for path in sorted(str(path) for folder in folders for path in folder.glob("*.dcm")):
         try:
             dataset = pydicom.dcmread(path, force=True)
             kind, frames = str(dataset.get("Modality", "")), dataset.pixel_array

@@ -75,13 +75,15 @@ def collect(
     return np.stack(signs), np.array(scores), kinds
 
 
-def fit(signs: np.ndarray, scores: np.ndarray, kinds: list[str], decay: float = 2.0) -> dict[str, np.ndarray]:
+def fit(
+    signs: np.ndarray, scores: np.ndarray, kinds: list[str], decay: float = 10.0, bad_weight: float = 2.5
+) -> dict[str, np.ndarray]:
     """Weights of the logistic regression (iteratively reweighted least squares), as the runner reads them."""
     mean, deviation = signs.mean(0), signs.std(0) + 1e-4
     x = np.hstack([np.clip((signs - mean) / deviation, -4, 4), np.ones((len(signs), 1))])
     y = (scores >= GOOD).astype(float)
     # near the limit either answer will do; a bad one that passes is worse than a good one looked at twice
-    weight = np.clip(np.abs(scores - GOOD) / 0.1, 0.1, 1) * np.where(y > 0, 1.0, 1.5)
+    weight = np.clip(np.abs(scores - GOOD) / 0.1, 0.1, 1) * np.where(y > 0, 1.0, bad_weight)
     weight *= np.where(np.array(kinds) == "clean", 2.0, 1.0)
     beta = np.zeros(x.shape[1])
     penalty = decay * np.eye(len(beta))
@@ -99,7 +101,7 @@ def fit(signs: np.ndarray, scores: np.ndarray, kinds: list[str], decay: float = 
     }
 
 
-def blank_confidence(signs: int = 64) -> dict[str, np.ndarray]:
+def blank_confidence(signs: int = 65) -> dict[str, np.ndarray]:
     """A confidence that says one half to everything: for a runner whose signs are to be collected."""
     return {
         "confidence.weight": np.zeros(signs, np.float32),
