@@ -105,6 +105,7 @@ $(VENV)/.deps-%: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.demo $(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(VENV)/.deps-% $(PACKAGE)
 	$(INSTALL) --no-deps --force-reinstall .
+	@cp -f $(VENV)/lib/python3*/site-packages/hdxray_fast/_core*.so hdxray_fast/  # for `python -m ...` run from here
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.created pyproject.toml

@@ -22,7 +22,7 @@ STRATEGIES = ("contour", "random", "rectangle", "block")  # positions are the co
 BLOCK_EDGE = 4  # patches; on a grid smaller than that, the grid's shorter side
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
 class MaskPlan:
     """The patches of a batch, packed: images follow each other without padding, `cu_seqlens` says where each begins.
 

@@ -31,9 +31,10 @@ def test_vector_paths_can_be_chosen():
     core.set_vector_path(before)
 
 
-def test_the_best_path_is_taken_on_its_own():
+def test_the_best_path_is_taken_on_its_own(tmp_path):
     code = "from hdxray_fast import _core; print(_core.vector_paths()[-1] == _core.vector_path())"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "True"
+    fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert fresh.stdout.strip() == "True", fresh.stderr
 
 
 @pytest.mark.skipif("HDXRAY_EXPECT_SANITIZED" not in os.environ, reason="only `make sanitize` sets this")
