@@ -6,7 +6,6 @@ depends on no version of torch; see csrc/bindings.cpp for the other side.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 HOW_TO_BUILD = "build it with `pip install .` in the project's folder (needs a C++17 compiler and Python's headers)"
 MAX_PATCH_SIZE = 256  # csrc/kernels.h holds the same limits
 CHANNELS = (1, 3)
+MAX_FLOAT32 = torch.finfo(torch.float32).max
 
 # The codes of csrc/dtype.h.
 DTYPE_CODES = {torch.uint8: 0, torch.uint16: 1, torch.float16: 2, torch.bfloat16: 3, torch.float32: 4}
@@ -125,8 +125,8 @@ def per_image(name: str, value: Any, images: Tensor) -> Tensor:
         raise ArgumentTypeError(
             f"{name}: got {type(value).__name__}, accepted are a float or a float32 tensor [] or [B]"
         )
-    if not math.isfinite(value):
-        raise ArgumentError(f"{name}: got {value}, accepted is a finite number")
+    if not -MAX_FLOAT32 <= value <= MAX_FLOAT32:  # not math.isfinite, which torch.compile cannot trace; NaN fails too
+        raise ArgumentError(f"{name}: got {value}, accepted is a finite float32")
     return torch.full((batch,), float(value), dtype=torch.float32, device=images.device)
 
 

@@ -174,14 +174,15 @@ def test_registration(dtype):
     torch.library.opcheck(_scatter_op, (rows, plan.keep_ids, plan.keep_cu_seqlens, scale, shape, 16, torch.float32))
 
 
-def test_compiles_into_one_graph():
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_into_one_graph(dynamic):
     images, plan = case(16, 1, torch.float32)
     images.requires_grad_()
 
     def step(x, p):
         return hx.gather_patches(x, p, 0.5, 1.0).square().sum()
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     assert torch.equal(compiled(images, plan), step(images, plan))
     (grad,) = torch.autograd.grad(compiled(images, plan), images)
     (expected,) = torch.autograd.grad(step(images, plan), images)

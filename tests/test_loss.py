@@ -153,13 +153,14 @@ def test_registration(pred_dtype):
     torch.library.opcheck(_loss_backward_op, (*detached, mean.detach(), rstd.detach(), torch.tensor(1.0), 16))
 
 
-def test_compiles_into_one_graph():
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_into_one_graph(dynamic):
     images, pred, plan = case(16, 1, torch.uint8)
 
     def step(x, y, p):
         return hx.reconstruction_loss(x, y * 2, p, 1 / 64, -2.0)[0] * 3
 
-    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(step, fullgraph=True, dynamic=dynamic, backend="aot_eager")
     (grad,) = torch.autograd.grad(compiled(images, pred, plan), pred)
     (expected,) = torch.autograd.grad(step(images, pred, plan), pred)
     assert torch.equal(grad, expected)
