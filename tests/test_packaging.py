@@ -38,8 +38,6 @@ def environment(**changes: str) -> dict[str, str]:
 
 def wheel(source: Path, out: Path, *settings: str, **changes: str) -> subprocess.CompletedProcess:
     options = [f"--config-settings={s}" for s in settings]
-    # One build folder for all of them, so that what does not change is compiled once.
-    options.append(f"--config-settings=build-dir={source.parent / 'build'}")
     command = [*BUILD, "wheel", "--no-deps", "--no-build-isolation", "--no-cache-dir", "-w", out, *options, source]
     return run(*command, env=environment(**changes), cwd=out)
 
