@@ -114,9 +114,9 @@ def test_core_needs_the_system_only(built_wheel, tmp_path):
     assert not [n for n in needed if not n.startswith(allowed)], needed
 
 
-def test_wheel_imports_and_computes_away_from_the_sources(built_wheel, tmp_path):
-    site = tmp_path / "site"
-    installed = run(*BUILD, "install", "--no-deps", "--target", site, built_wheel)
+def assert_imports_and_computes(path: Path, site: Path) -> None:
+    """Install the wheel into a folder of its own and use it there, away from the sources."""
+    installed = run(*BUILD, "install", "--no-deps", "--target", site, path)
     assert installed.returncode == 0, installed.stderr
     code = (
         "import hdxray_fast as hx, torch;"
@@ -125,9 +125,13 @@ def test_wheel_imports_and_computes_away_from_the_sources(built_wheel, tmp_path)
         "rows = hx.gather_patches(torch.ones(2, 1, 64, 64, dtype=torch.uint8), plan, backend='native');"
         "print(hx.__file__, tuple(rows.shape))"
     )
-    used = run(sys.executable, "-c", code, env=environment(PYTHONPATH=str(site)), cwd=tmp_path)
+    used = run(sys.executable, "-c", code, env=environment(PYTHONPATH=str(site)), cwd=site)
     assert used.returncode == 0, used.stderr
     assert used.stdout.strip() == f"{site / 'hdxray_fast' / '__init__.py'} (2, 256)"
+
+
+def test_wheel_imports_and_computes_away_from_the_sources(built_wheel, tmp_path):
+    assert_imports_and_computes(built_wheel, tmp_path / "site")
 
 
 def test_a_build_asked_for_cuda_fails_with_the_reason(sdist, tmp_path):
@@ -149,5 +153,7 @@ def test_cuda_compiler_hidden_or_not_the_wheel_is_built(sdist, tmp_path):
     refused = wheel(sdist, tmp_path, "cmake.define.HDXRAY_CUDA=ON", PATH=visible, CUDACXX="", CUDA_PATH="")
     assert refused.returncode != 0
     assert "no CUDA compiler was found" in re.sub(r"\s+", " ", refused.stdout + refused.stderr)
-    built = wheel(sdist, tmp_path, PATH=visible, CUDACXX="", CUDA_PATH="")
+    built = wheel(sdist, tmp_path, "cmake.build-type=Debug", PATH=visible, CUDACXX="", CUDA_PATH="")
     assert built.returncode == 0, built.stdout + built.stderr
+    (path,) = tmp_path.glob("hdxray_fast-*.whl")
+    assert_imports_and_computes(path, tmp_path / "site")
