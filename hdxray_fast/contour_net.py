@@ -22,6 +22,7 @@ import numpy as np
 
 FRAME = 160  # px, side of the net's input
 GRID = 80  # cells, side of its output
+LEVEL = 0.55  # a hull takes in every bump of a noisy border: a little over one half makes up for it
 MAX_BATCH = 2  # an input and its mirror image
 
 # name: (inputs, stride, dilation); "up:x" is x enlarged twice (nearest). The kernel's size is that of the weights.
@@ -226,12 +227,12 @@ def read_frames(runner: ContourRunner, image: np.ndarray, valid: np.ndarray) -> 
 
 
 def hull_polygon(probability: np.ndarray) -> np.ndarray | None:  # [80, 80] f32
-    """Convex hull of {p >= 0.5}, found at 320 px; [K, 2] float32 in frame pixels, None if there is nothing.
+    """Convex hull of {p >= LEVEL}, found at 320 px; [K, 2] float32 in frame pixels, None if there is nothing.
 
     Parts under a tenth of the largest part's area are specks and are left out.
     """
     fine = cv2.resize(probability, (4 * GRID, 4 * GRID), interpolation=cv2.INTER_LINEAR)
-    outlines, _ = cv2.findContours((fine >= 0.5).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    outlines, _ = cv2.findContours((fine >= LEVEL).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
     if not outlines:
         return None
     areas = np.array([cv2.contourArea(outline) for outline in outlines])
