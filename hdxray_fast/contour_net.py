@@ -44,8 +44,10 @@ LAYERS: dict[str, tuple[tuple[str, ...], int, int]] = {
     "head": (("dec1b",), 1, 1),
 }
 FEATURES = "enc4c"
-# The confidence: 1 / (1 + exp(-(weight . sign + bias))), sign = (signs - mean) / deviation held within -4..4.
-CONFIDENCE = ("confidence.weight", "confidence.bias", "confidence.mean", "confidence.deviation")
+# The confidence: 1 / (1 + exp(-(weight . [sign, strangeness] + bias))), where sign = (signs - mean) / deviation, held
+# within -4..4, and strangeness is its Mahalanobis distance from the good outlines of radiographs.
+CONFIDENCE = tuple(f"confidence.{name}" for name in ("weight", "bias", "mean", "deviation", "precision"))
+STRANGE = 7.25  # distance from which a picture is none of those the net was made for; good outlines: 5, 90 % under 7
 REFUSED = 0.4
 SHARP, AGREE = 0.88, 0.85  # a result that is less sharp, or changes more in the mirror, is never accepted
 
@@ -79,7 +81,7 @@ def quantise(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         arrays[f"{name}.scale"] = scale.astype(np.float32)
         arrays[f"{name}.bias"] = weights[f"{name}.bias"].astype(np.float32)
     for key in CONFIDENCE:
-        arrays[key] = weights[key].astype(np.float32)
+        arrays[key] = weights[key].astype(np.float16 if key.endswith("precision") else np.float32)
     return arrays
 
 
@@ -182,10 +184,18 @@ class ContourRunner:
 
     def confidence(self, signs: np.ndarray) -> float:  # signs [D] f32, from describe()
         """0..1: how likely the outline is a good one."""
-        weight, bias, mean, deviation = self._confidence
-        scaled = np.clip((signs - mean) / deviation, -4, 4)
-        chance = 1 / (1 + np.exp(-float(scaled @ weight + bias)))
-        return chance if signs[0] >= SHARP and signs[2] >= AGREE else min(chance, REFUSED)
+        weight, bias, mean, deviation, precision = self._confidence
+        scaled = (signs - mean) / deviation
+        strangeness = strangeness_of(scaled, precision)
+        inputs = np.append(np.clip(scaled, -4, 4), min(float(strangeness), 3 * STRANGE))
+        chance = float(1 / (1 + np.exp(-float(inputs @ weight + bias))))
+        convincing = signs[0] >= SHARP and signs[2] >= AGREE and strangeness <= STRANGE
+        return chance if convincing else min(chance, REFUSED)
+
+
+def strangeness_of(scaled: np.ndarray, precision: np.ndarray) -> np.ndarray:  # [..., D], [D, D] -> [...]
+    """Mahalanobis distance of scaled signs from the middle of the good ones."""
+    return np.sqrt(np.maximum(((scaled @ precision) * scaled).sum(-1), 0))
 
 
 _local = threading.local()

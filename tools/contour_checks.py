@@ -222,6 +222,33 @@ def _phantom(rng, n):
     return np.clip(image + rng.normal(0, rng.uniform(0, 12), (n, n)), 0, 255).astype(np.uint8)
 
 
+def _slice(rng, n):
+    """An axial slice of a trunk: a bright rim, two dark halves or none, a vertebra, a table below."""
+    image = np.full((n, n), float(rng.choice([0, 0, 10])), np.float32)
+    a, b = int(rng.uniform(0.3, 0.49) * n), int(rng.uniform(0.22, 0.42) * n)
+    middle = n // 2
+
+    def ellipse(x, y, p, q, grey, angle=0.0):
+        cv2.ellipse(image, (int(x), int(y)), (max(2, int(p)), max(2, int(q))), angle, 0, 360, float(grey), -1)
+
+    ellipse(middle, middle, a, b, rng.uniform(60, 150))
+    ellipse(middle, middle, a * 0.9, b * 0.88, rng.uniform(100, 190))
+    if rng.random() < 0.7:
+        dark = rng.uniform(0, 70)
+        for side in (-1, 1):
+            ellipse(middle + side * 0.45 * a, middle, a * rng.uniform(0.25, 0.42), b * rng.uniform(0.5, 0.8), dark)
+    for _ in range(int(rng.integers(0, 8))):
+        x, y = middle + rng.normal(0, 0.4) * a, middle + rng.normal(0, 0.4) * b
+        ellipse(
+            x, y, a * rng.uniform(0.03, 0.35), b * rng.uniform(0.03, 0.35), rng.uniform(60, 230), rng.uniform(0, 180)
+        )
+    ellipse(middle, middle + 0.62 * b, a * 0.14, b * 0.18, rng.uniform(200, 255))
+    if rng.random() < 0.5:
+        cv2.ellipse(image, (middle, int(middle + 0.6 * b)), (a, int(0.6 * b)), 0, 20, 160, 120, 2)
+    image = cv2.GaussianBlur(image, (0, 0), n * rng.uniform(0.002, 0.012))
+    return np.clip(image + rng.normal(0, rng.uniform(0, 15), (n, n)), 0, 255).astype(np.uint8)
+
+
 def _bars(rng, n):
     """Long bright bones on soft tissue: limbs and spines."""
     image = np.full((n, n), float(rng.uniform(0, 60)), np.float32)
@@ -248,13 +275,14 @@ def _shuffled(rng, n, image):
 
 
 NOT_CHESTS: dict[str, Callable] = {
-    f.__name__.strip("_"): f for f in (_blank, _white_noise, _pink_noise, _gradient, _text, _checks, _phantom, _bars)
+    f.__name__.strip("_"): f
+    for f in (_blank, _white_noise, _pink_noise, _gradient, _text, _checks, _phantom, _slice, _bars)
 }
 
 
 def not_a_chest(rng: np.random.Generator, radiographs: list[np.ndarray], n: int = 480) -> tuple[str, np.ndarray]:
     """One picture without a chest, [n, n] uint8, and its kind."""
-    kind = str(rng.choice([*NOT_CHESTS, "phantom", "pink_noise", "shuffled", "shuffled"]))
+    kind = str(rng.choice([*NOT_CHESTS, "phantom", "slice", "pink_noise", "shuffled", "shuffled"]))
     if kind == "shuffled":
         return kind, _shuffled(rng, n, radiographs[rng.integers(len(radiographs))])
     return kind, NOT_CHESTS[kind](rng, n)

@@ -8,9 +8,10 @@ from contour_checks import DAMAGES, not_a_chest, to_canvas, to_shares
 from contour_data import Sample
 
 from hdxray_fast.contour import _view, rasterize_polygon
-from hdxray_fast.contour_net import ContourRunner, read_frames
+from hdxray_fast.contour_net import STRANGE, ContourRunner, read_frames, strangeness_of
 
 SIZE = 480  # px, side of the pictures that are damaged
+HARD = ("tilt", "white_out", "white_out", "detail")  # kinds that the fit sees more of
 GOOD = 0.85  # IoU from which an outline is good
 
 
@@ -36,7 +37,7 @@ def collect(
     """
     rng = np.random.default_rng(seed)
     signs, scores, kinds, radiographs = [], [], [], []
-    names = list(DAMAGES)
+    names = [*DAMAGES, *HARD]
 
     def look(image: np.ndarray, polygon: np.ndarray | None, kind: str) -> None:
         canvas = to_canvas(image, SIZE)
@@ -50,7 +51,7 @@ def collect(
         scores.append(score)
         kinds.append(kind)
 
-    for count, sample in enumerate(samples):
+    for sample in samples:
         image = read_small(sample.path)
         side, polygon = max(image.shape), sample.polygon
         if polygon is None:
@@ -69,7 +70,7 @@ def collect(
             damaged, moved = DAMAGES[kind](rng, image, polygon)
             if min(damaged.shape) >= 32:
                 look(damaged, moved, kind)
-        if count % 2 == 0:
+        for _ in range(2):
             kind, picture = not_a_chest(rng, radiographs, SIZE)
             look(picture, None, kind)
     return np.stack(signs), np.array(scores), kinds
@@ -79,8 +80,12 @@ def fit(
     signs: np.ndarray, scores: np.ndarray, kinds: list[str], decay: float = 10.0, bad_weight: float = 2.5
 ) -> dict[str, np.ndarray]:
     """Weights of the logistic regression (iteratively reweighted least squares), as the runner reads them."""
-    mean, deviation = signs.mean(0), signs.std(0) + 1e-4
-    x = np.hstack([np.clip((signs - mean) / deviation, -4, 4), np.ones((len(signs), 1))])
+    good = scores >= GOOD
+    mean, deviation = signs[good].mean(0), signs[good].std(0) + 1e-4
+    scaled = (signs - mean) / deviation
+    precision = np.linalg.inv(np.cov(scaled[good].T) + 0.1 * np.eye(signs.shape[1]))
+    strange = np.minimum(strangeness_of(scaled, precision), 3 * STRANGE)
+    x = np.hstack([np.clip(scaled, -4, 4), strange[:, None], np.ones((len(signs), 1))])
     y = (scores >= GOOD).astype(float)
     # near the limit either answer will do; a bad one that passes is worse than a good one looked at twice
     weight = np.clip(np.abs(scores - GOOD) / 0.1, 0.1, 1) * np.where(y > 0, 1.0, bad_weight)
@@ -98,14 +103,16 @@ def fit(
         "confidence.bias": np.float32(beta[-1]),
         "confidence.mean": mean.astype(np.float32),
         "confidence.deviation": deviation.astype(np.float32),
+        "confidence.precision": precision.astype(np.float32),
     }
 
 
 def blank_confidence(signs: int = 65) -> dict[str, np.ndarray]:
     """A confidence that says one half to everything: for a runner whose signs are to be collected."""
     return {
-        "confidence.weight": np.zeros(signs, np.float32),
+        "confidence.weight": np.zeros(signs + 1, np.float32),
         "confidence.bias": np.float32(0),
         "confidence.mean": np.zeros(signs, np.float32),
         "confidence.deviation": np.ones(signs, np.float32),
+        "confidence.precision": np.zeros((signs, signs), np.float32),
     }
