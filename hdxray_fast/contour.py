@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
-from .contour_net import FRAME, Reading, default_runner, read_frames
+from .contour_net import FRAME, STRANGE, Reading, default_runner, read_frames
 from .errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from .canvas import Canvas
 
 METHODS = ("network", "classical", "prior", "rectangle")
-ACCEPT = 0.5  # a contour with less confidence is flagged
-RESCUE_ACCEPT = 0.75  # the best of many looks is high by chance too: more is asked of it
+ACCEPT = 0.7  # a contour with less confidence is flagged
+RESCUE_ACCEPT, RESCUE_STRANGE = 0.92, 7.25  # the best of many looks is high by chance too: more is asked of it
 FALLBACK_CONFIDENCE = 0.45  # what fell back never passes for accepted
 PRIOR_CONFIDENCE = 0.1  # the prior and the rectangle have not looked at the picture
 
@@ -219,9 +219,11 @@ def _view(canvas: Canvas, box: tuple[int, int, int, int], turns: int = 0, invert
     return _View(image, valid, (left - x * scale, top - y * scale), scale, turns, inverted)
 
 
-def _look(canvas: Canvas, box: tuple[int, int, int, int], turns: int = 0, inverted: bool = False):
+def _look(
+    canvas: Canvas, box: tuple[int, int, int, int], turns: int = 0, inverted: bool = False, strange: float = STRANGE
+) -> tuple[Reading, np.ndarray | None]:
     view = _view(canvas, box, turns, inverted)
-    reading = read_frames(default_runner(), view.image, view.valid)
+    reading = read_frames(default_runner(), view.image, view.valid, strange)
     return reading, (None if reading.polygon is None else view.to_canvas(reading.polygon))
 
 
@@ -276,13 +278,13 @@ def _second_looks(canvas: Canvas, polygon: np.ndarray | None):
     if trimmed != tuple(canvas.valid_box):
         boxes["trim"] = trimmed
     for name, box in boxes.items():
-        yield (name, *_look(canvas, box))
+        yield (name, *_look(canvas, box, strange=RESCUE_STRANGE))
     base = trimmed
     for name, turns, inverted in (("invert", 0, True), ("rot90", 1, False), ("rot180", 2, False), ("rot270", 3, False)):
-        reading, found = _look(canvas, base, turns, inverted)
+        reading, found = _look(canvas, base, turns, inverted, RESCUE_STRANGE)
         yield name, reading, found
         if found is not None and reading.confidence < RESCUE_ACCEPT:
-            reading, found = _look(canvas, _zoom_box(canvas, found), turns, inverted)
+            reading, found = _look(canvas, _zoom_box(canvas, found), turns, inverted, RESCUE_STRANGE)
             yield name, reading, found
 
 

@@ -175,8 +175,8 @@ def match_shape(
 ) -> tuple[np.ndarray | None, float]:
     """Find the chest's outline in a frame: ([K, 2] float32 in frame pixels or None, confidence 0..1).
 
-    The confidence is the correlation of the picture in the final box with the mean chest, put on a scale where half
-    means 0.5 (docs/contour.md: how well it separates).
+    The confidence is the correlation of the picture in the final box with the mean chest, on a logistic scale where a
+    correlation of 0.5 means one half.
     """
     model = _model() if model is None else model
     seen = equalise(image, valid)

@@ -47,7 +47,7 @@ FEATURES = "enc4c"
 # The confidence: 1 / (1 + exp(-(weight . [sign, strangeness] + bias))), where sign = (signs - mean) / deviation, held
 # within -4..4, and strangeness is its Mahalanobis distance from the good outlines of radiographs.
 CONFIDENCE = tuple(f"confidence.{name}" for name in ("weight", "bias", "mean", "deviation", "precision"))
-STRANGE = 7.25  # distance from which a picture is none of those the net was made for; good outlines: 5, 90 % under 7
+STRANGE = 9.0  # distance from which a picture is none of those the net was made for; good outlines: 5, 90 % under 7
 REFUSED = 0.4
 SHARP, AGREE = 0.88, 0.85  # a result that is less sharp, or changes more in the mirror, is never accepted
 
@@ -182,14 +182,14 @@ class ContourRunner:
         probability, features = net.forward(["probability", "features"])
         return probability, features.reshape(len(frames), -1)
 
-    def confidence(self, signs: np.ndarray) -> float:  # signs [D] f32, from describe()
+    def confidence(self, signs: np.ndarray, strange: float = STRANGE) -> float:  # signs [D] f32, from describe()
         """0..1: how likely the outline is a good one."""
         weight, bias, mean, deviation, precision = self._confidence
         scaled = (signs - mean) / deviation
         strangeness = strangeness_of(scaled, precision)
         inputs = np.append(np.clip(scaled, -4, 4), min(float(strangeness), 3 * STRANGE))
         chance = float(1 / (1 + np.exp(-float(inputs @ weight + bias))))
-        convincing = signs[0] >= SHARP and signs[2] >= AGREE and strangeness <= STRANGE
+        convincing = signs[0] >= SHARP and signs[2] >= AGREE and strangeness <= strange
         return chance if convincing else min(chance, REFUSED)
 
 
@@ -224,7 +224,7 @@ def standardise(image: np.ndarray, valid: np.ndarray) -> np.ndarray:
     return np.where(valid, (image - inside.mean()) / (inside.std() + 1e-3), 0).astype(np.float32)
 
 
-def read_frames(runner: ContourRunner, image: np.ndarray, valid: np.ndarray) -> Reading:
+def read_frames(runner: ContourRunner, image: np.ndarray, valid: np.ndarray, strange: float = STRANGE) -> Reading:
     """Run the net on a frame and its mirror image: the mean is the answer, the difference is a sign of doubt."""
     x = standardise(image, valid)  # [160, 160] f32
     both, features = runner(np.stack([x, x[:, ::-1]]))  # [2, 2, 80, 80], [2, 48]
@@ -232,7 +232,7 @@ def read_frames(runner: ContourRunner, image: np.ndarray, valid: np.ndarray) -> 
     probability = (both[0] + mirrored) / 2
     signs = describe(x, valid, both[0], mirrored, features)
     polygon = hull_polygon(probability[0])
-    confidence = 0.0 if polygon is None else runner.confidence(signs)
+    confidence = 0.0 if polygon is None else runner.confidence(signs, strange)
     return Reading(polygon, confidence, signs, probability)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from hdxray_fast import contour_classical, contour_net
 from hdxray_fast.canvas import Canvas, read_canvas
-from hdxray_fast.contour import METHODS, _view, find_contour, find_contours, rasterize_polygon
+from hdxray_fast.contour import ACCEPT, METHODS, _view, find_contour, find_contours, rasterize_polygon
 from hdxray_fast.errors import ArgumentError, ArgumentTypeError, HDXrayError
 
 
@@ -143,7 +143,7 @@ class TestResults:
         assert contour.polygon.min() >= 0
         assert contour.polygon.max() <= size
         assert 0 <= contour.confidence <= 1
-        assert contour.flagged == (contour.confidence < 0.5)
+        assert contour.flagged == (contour.confidence < ACCEPT)
         np.testing.assert_array_equal(contour.inside, rasterize_polygon(contour.polygon, size, patch_size))
         hull = cv2.convexHull(contour.polygon)
         assert cv2.contourArea(hull) == pytest.approx(cv2.contourArea(contour.polygon), rel=0.02)
