@@ -30,6 +30,7 @@ EXTRAS = {
         "tensorboard>=2.15",
         "tqdm>=4.66",
         "pyyaml>=6",
+        "loky>=3.4",
     ],
     "demo": ["pydicom-data>=1"],
 }

@@ -9,11 +9,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two AdamW groups: weight decay on matrices; none on biases, norms and the learned tokens (as MAE)."""
+    """Two AdamW groups: weight decay on matrices; none on biases, norms, learned tokens (as MAE) and map mixtures."""
     decayed, free = [], []
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            (free if parameter.ndim <= 1 or name.endswith("_token") else decayed).append(parameter)
+            (free if parameter.ndim <= 1 or name.endswith(("_token", "wfm")) else decayed).append(parameter)
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": free, "weight_decay": 0.0}]
 
 

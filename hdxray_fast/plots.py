@@ -49,7 +49,7 @@ def paste_patches(pixels: np.ndarray, ids: np.ndarray, patches: np.ndarray, patc
 
 
 def display_levels(pixels: np.ndarray) -> np.ndarray:
-    """Contrast for the eye: the grey levels between the 1st and 99.5th percentile spread over the screen. ``[256] uint8``.
+    """Contrast for the eye: the 1st to 99.5th percentile of the grey levels spread over the screen. ``[256] uint8``.
 
     Black is left out of the percentiles, since padding is black.
     """

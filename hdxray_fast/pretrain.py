@@ -211,7 +211,7 @@ class _Run:
         images = config.batch_size * config.grad_accum * self.accelerator.num_processes
         peak = config.lr or min(5e-4 * math.sqrt(images / 8), 2.4e-3)
         optimizer = torch.optim.AdamW(
-            parameter_groups(model, config.weight_decay), lr=peak, betas=(0.9, config.beta2), foreach=True
+            parameter_groups(model, config.weight_decay), lr=peak, betas=(0.9, config.beta2), fused=True
         )
         return model, optimizer, lambda step: peak * warmup_cosine(step, config.steps, config.warmup)
 

@@ -43,7 +43,7 @@ def assert_two_times_rule(out, same_dtype, ref32, tiny: float = 1e-6) -> None:
 
 
 def draw_radiograph(seed: int, height: int = 150, width: int = 130) -> np.ndarray:
-    """A toy chest: bright body, two dark lungs, noise. [height, width] uint8. For plumbing tests, never for accuracy."""
+    """A toy chest, [height, width] uint8: bright body, two dark lungs, noise. For plumbing, never for accuracy."""
     rng = np.random.default_rng(seed)
     image = np.full((height, width), 40, np.uint8)
     cx, cy = width // 2 + int(rng.integers(-4, 5)), height // 2 + int(rng.integers(-4, 5))

@@ -118,7 +118,7 @@ def test_a_folder_with_a_run_is_not_overwritten(radiographs, tmp_path):
     run_pretraining(config(radiographs, tmp_path / "run", steps=1), progress=False)
     with pytest.raises(ConfigError, match="already holds a run"):
         run_pretraining(config(radiographs, tmp_path / "run", steps=1), progress=False)
-    with pytest.raises(ConfigError, match="lr: None -> 0.5"):
+    with pytest.raises(ConfigError, match=r"lr: None -> 0\.5"):
         run_pretraining(config(radiographs, tmp_path / "run", steps=1, lr=0.5, resume="auto"), progress=False)
 
 
