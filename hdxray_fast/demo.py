@@ -30,7 +30,7 @@ class DemoConfig:
 
     out: str = "demo"
     data: str | None = None
-    steps: int = 300
+    steps: int = 500
     img_size: int = 1280
     seed: int = 0
 
