@@ -126,6 +126,9 @@ def read_canvas(
     limits = Limits() if limits is None else limits
     if not isinstance(limits, Limits):
         raise ArgumentTypeError(f"limits={limits!r}: accepted: hdxray_fast.canvas.Limits(...) or None")
+    for name, value in (("any_modality", any_modality), ("force", force)):
+        if not isinstance(value, bool):
+            raise ArgumentTypeError(f"{name}={value!r}: accepted: True, False")
     _check_choice("pixel_hash", pixel_hash, ("sampled", "full", "none"))
     options = _check_options(size, bits, fit, frame, window, window_index, prefer, percentiles, crop, for_processing)
     if isinstance(path_or_array, np.ndarray):
@@ -320,7 +323,7 @@ def _read(path: str, stream: BinaryIO, count: int) -> bytes:
 
 
 def _check_choice(name: str, value: object, accepted: tuple) -> None:
-    if isinstance(value, bool) or value not in accepted:
+    if isinstance(value, bool) or not isinstance(value, (str, int, np.integer)) or value not in accepted:
         raise ArgumentError(f"{name}={value!r}: accepted: {', '.join(repr(choice) for choice in accepted)}")
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError, HDXrayError, MissingDependencyError
+from .errors import ArgumentTypeError, CheckpointError, HDXrayError, MissingDependencyError
 
 if TYPE_CHECKING:
     from .mae import MaskedAutoencoder
@@ -36,10 +36,16 @@ def save_model(model: MaskedAutoencoder, directory: str | Path) -> Path:
         The directory.
 
     Raises:
+        ArgumentTypeError: not a masked auto-encoder, or not a path.
         CheckpointError: the directory cannot be written.
         MissingDependencyError: safetensors is not installed.
     """
-    directory = Path(directory)
+    if not hasattr(model, "config"):
+        raise ArgumentTypeError(
+            f"model: got {type(model).__name__}, accepted is a masked auto-encoder (see create_mae); an encoder is "
+            "saved with its auto-encoder and found again as load_model(directory).encoder"
+        )
+    directory = _as_path(directory)
     safetensors_torch = _safetensors()
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     config = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": model.config}
@@ -49,9 +55,16 @@ def save_model(model: MaskedAutoencoder, directory: str | Path) -> Path:
             temporary.write_text(json.dumps(config, indent=2) + "\n")
         with _written_whole(directory / MODEL_FILE) as temporary:
             safetensors_torch.save_file(tensors, temporary, metadata={"format": "pt"})
+            temporary.chmod((directory / CONFIG_FILE).stat().st_mode)  # safetensors writes for the owner alone
     except (OSError, _safetensor_error()) as error:
         raise CheckpointError(f"{directory}: cannot be written ({error})") from error
     return directory
+
+
+def _as_path(directory: object) -> Path:
+    if not isinstance(directory, (str, os.PathLike)):
+        raise ArgumentTypeError(f"directory: got {type(directory).__name__}, accepted is a path")
+    return Path(directory)
 
 
 def load_model(directory: str | Path) -> MaskedAutoencoder:
@@ -64,7 +77,11 @@ def load_model(directory: str | Path) -> MaskedAutoencoder:
     """
     from .mae import create_mae
 
-    directory = Path(directory)
+    directory = _as_path(directory)
+    if directory.is_file():
+        raise CheckpointError(f"{directory}: is a file; give the folder that save_model wrote")
+    if not (directory / MODEL_FILE).exists() and (directory / "model" / MODEL_FILE).exists():
+        raise CheckpointError(f"{directory}: is the folder of a run; its model is in {directory / 'model'}")
     arguments = _read_config(directory / CONFIG_FILE)
     tensors = _read_tensors(directory / MODEL_FILE)
     try:

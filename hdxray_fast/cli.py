@@ -6,17 +6,19 @@ import json
 import sys
 from collections.abc import Sequence
 
-from .errors import HDXrayError, MissingDependencyError
+from .errors import ConfigError, HDXrayError, MissingDependencyError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status (2 for an error named on stderr)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        if argv[:1] == ["doctor"]:  # must work when the optional packages are missing: that is what it reports
+        if argv[:1] == ["doctor"] and set(argv[1:]) <= {
+            "--json"
+        }:  # must work when the optional packages are missing: that is what it reports
             return _doctor(as_json="--json" in argv)
         return _run(argv)
-    except HDXrayError as error:
+    except (HDXrayError, OSError) as error:
         print(f"hdxray-fast: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -26,24 +28,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     try:
-        from jsonargparse import ArgumentParser
+        from jsonargparse import ArgumentError, ArgumentParser
     except ImportError as error:
         raise MissingDependencyError("the command line needs jsonargparse: pip install 'hdxray-fast[train]'") from error
     from .config import PretrainConfig
     from .demo import DemoConfig
 
-    parser = ArgumentParser(prog="hdxray-fast", description="High-definition chest X-ray pre-training, made fast.")
+    parser = ArgumentParser(
+        exit_on_error=False, prog="hdxray-fast", description="High-definition chest X-ray pre-training, made fast."
+    )
     commands = parser.add_subcommands(required=True, dest="command")
 
-    doctor = ArgumentParser(description="What this machine has, which backend each operation uses, what is missing.")
+    doctor = ArgumentParser(
+        exit_on_error=False, description="What this machine has, which backend each operation uses, what is missing."
+    )
     doctor.add_argument("--json", action="store_true", help="machine-readable")
     commands.add_subcommand("doctor", doctor, help="versions, backends, what is missing")
 
-    demo = ArgumentParser(description="Train a small model on a real radiograph and show what it reconstructs.")
+    demo = ArgumentParser(
+        exit_on_error=False, description="Train a small model on a real radiograph and show what it reconstructs."
+    )
     demo.add_class_arguments(DemoConfig)
     commands.add_subcommand("demo", demo, help="from a DICOM file to a reconstruction in minutes")
 
-    contour = ArgumentParser(description="Find the chest contour of radiographs: overlay, JSON and a contact sheet.")
+    contour = ArgumentParser(
+        exit_on_error=False, description="Find the chest contour of radiographs: overlay, JSON and a contact sheet."
+    )
     contour.add_argument("paths", nargs="+", help="radiographs, folders of them, or CSV manifests")
     contour.add_argument("--out", required=True, help="folder for the pictures and JSON files")
     contour.add_argument("--method", default="network", help="network, classical, prior or rectangle")
@@ -51,15 +61,22 @@ def _run(argv: list[str]) -> int:
     contour.add_argument("--patch_size", "--patch-size", type=int, default=16, help="side of a patch, pixels")
     commands.add_subcommand("contour", contour, help="chest contours of radiographs, as pictures and JSON")
 
-    pretrain = ArgumentParser(description="Pre-train a contour-masked auto-encoder.")
+    pretrain = ArgumentParser(exit_on_error=False, description="Pre-train a contour-masked auto-encoder.")
     pretrain.add_argument("--config", action="config", help="YAML file with any of the settings below")
     pretrain.add_class_arguments(PretrainConfig)
     commands.add_subcommand("pretrain", pretrain, help="pre-train on a folder of radiographs")
 
-    parsed = parser.parse_args(_with_underscores(argv))
+    try:
+        parsed = parser.parse_args(_with_underscores(argv))
+    except (ArgumentError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        hint = f"hdxray-fast {argv[0]} --help" if argv and not argv[0].startswith("-") else "hdxray-fast --help"
+        raise ConfigError(f"{reason} ({hint} lists the settings)") from error
     options = parsed[parsed.command]
     options.pop("config", None)
-    return {"demo": _demo, "contour": _contour, "pretrain": _pretrain}[parsed.command](**options.as_dict())
+    return {"doctor": lambda json: _doctor(json), "demo": _demo, "contour": _contour, "pretrain": _pretrain}[
+        parsed.command
+    ](**options.as_dict())
 
 
 def _with_underscores(argv: list[str]) -> list[str]:
@@ -93,7 +110,7 @@ def _contour(paths: list[str], out: str, method: str, size: int, patch_size: int
     from .overlay import write_contours
     from .prepare import list_images
 
-    files = [file for path in paths for file in list_images(path)]
+    files = [file for path in paths for file in list_images(path, exclude=(out,))]
     summary = write_contours(files, out, method=method, size=size, patch_size=patch_size)
     return 0 if summary["written"] else 2
 

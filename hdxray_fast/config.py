@@ -91,11 +91,23 @@ class PretrainConfig:
     resume: Literal["auto", "never"] = "never"
 
     def __post_init__(self) -> None:
+        if not (self.data and self.out):
+            raise ConfigError("data and out must both be named: the radiographs, and a folder for the run")
+        try:
+            self._check_numbers()
+        except TypeError as error:
+            raise ConfigError(f"a setting is of the wrong type ({error}); numbers are given as numbers") from error
+
+    def _check_numbers(self) -> None:
         sizes = ("decoder_embed_dim", "decoder_depth", "img_size")
         for name in ("steps", "batch_size", "grad_accum", "save_every", "keep_checkpoints", *sizes):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: {value} is not accepted; give a whole number of at least 1")
+        least = {"threads": 0, "workers": -1, "picture_every": 0, "clip_grad": 0, "weight_decay": 0, "seed": 0}
+        for name, value in least.items():
+            if not getattr(self, name) >= value:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not accepted; give a number of at least {value}")
         for name in ("ratio_inside", "ratio_outside", "ema", "warmup", "beta2"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not accepted; give a number from 0 to 1")
@@ -105,8 +117,6 @@ class PretrainConfig:
             raise ConfigError("ratio_inside and ratio_outside are both 0: nothing would be masked or learned")
         if self.lr is not None and not self.lr > 0:
             raise ConfigError(f"lr: {self.lr} is not accepted; give a number above 0")
-        if self.seed < 0:
-            raise ConfigError(f"seed: {self.seed} is not accepted; give a whole number of at least 0")
 
     @property
     def decoder_size(self) -> tuple[int, int]:

@@ -103,10 +103,14 @@ class Encoder(nn.Module):
         super().__init__()
         for option, value in (("patch_size", patch_size), ("embed_dim", embed_dim), ("depth", depth)):
             check_count(option, value)
-        if isinstance(mlp_ratio, bool) or not isinstance(mlp_ratio, int | float) or int(embed_dim * mlp_ratio) < 1:
+        if (
+            isinstance(mlp_ratio, bool)
+            or not isinstance(mlp_ratio, int | float)
+            or not 1 <= embed_dim * mlp_ratio < 2**31
+        ):
             raise ArgumentError(f"mlp_ratio: got {mlp_ratio!r}, accepted is a number above 0")
         if in_chans not in (1, 3):
-            raise ArgumentError(f"in_chans: got {in_chans}, accepted are 1 and 3")
+            raise ArgumentError(f"in_chans: got {in_chans!r}, accepted are 1 and 3")
         height, width = _height_width(img_size, patch_size)
         if stem == "stem64" and patch_size != StemPatchEmbed.patch_size:
             raise ArgumentError(f"patch_size: got {patch_size}, the stem64 embedding has patches of 64 pixels")
@@ -258,7 +262,7 @@ def create_encoder(
     Raises:
         ArgumentError: unknown name or override, or sizes that do not fit together.
     """
-    if name not in ENCODERS:
+    if not isinstance(name, str) or name not in ENCODERS:
         raise ArgumentError(f"name: got {name!r}, accepted are {', '.join(list_encoders())}")
     accepted = {"embed_dim", "depth", "num_heads", "mlp_ratio", "patch_size"}
     if unknown := sorted(set(overrides) - accepted):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from .decoder import CrossDecoder, SelfDecoder
 from .encoder import create_encoder
-from .errors import ArgumentError
+from .errors import ArgumentError, ArgumentTypeError
 from .layers import check_count
 from .masking import MaskPlan
 from .ops.loss import reconstruction_loss
@@ -49,6 +49,8 @@ class MaskedAutoencoder(nn.Module):
         super().__init__()
         if decoder not in DECODERS:
             raise ArgumentError(f"decoder: got {decoder!r}, accepted are {', '.join(map(repr, DECODERS))}")
+        if not isinstance(norm_pix_loss, bool):
+            raise ArgumentTypeError(f"norm_pix_loss: got {norm_pix_loss!r}, accepted are True and False")
         check_count("decoder_embed_dim", decoder_embed_dim)
         check_count("decoder_depth", decoder_depth)
         self.encoder = create_encoder(name, img_size, in_chans, **encoder_overrides)
@@ -102,6 +104,8 @@ class MaskedAutoencoder(nn.Module):
         Raises:
             ArgumentError: images and plan do not fit the model or each other.
         """
+        if not isinstance(plan, MaskPlan):
+            raise ArgumentTypeError(f"plan: got {type(plan).__name__}, accepted is a MaskPlan (see plan_masks)")
         maps, cu_seqlens = self.encoder.forward_maps(images, plan, scale, shift)
         pred = self.decoder(maps, cu_seqlens, plan)
         loss, patch_loss = reconstruction_loss(

@@ -132,6 +132,8 @@ def write_contours(
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise ArgumentError(f"out must be a folder, {out} is a file") from error
+    except OSError as error:
+        raise ArgumentError(f"out must be a folder that can be written to, {out} is not ({error.strerror})") from error
     summary: dict = {"written": {}, "flagged": [], "failed": {}, "contacts": []}
     taken: set[str] = set()
     tiles: list[np.ndarray] = []

@@ -60,13 +60,15 @@ class Quarantined:
     reason: str
 
 
-def list_images(data: str | Path, images: str | Path | None = None) -> list[Path]:
+def list_images(data: str | Path, images: str | Path | None = None, exclude: Iterable[str | Path] = ()) -> list[Path]:
     """The radiographs that ``data`` names, in an order that does not depend on the file system.
 
     Args:
         data: a folder (searched recursively; files without a suffix are taken for DICOM), one image file, or a CSV
             manifest with one of the columns ``image``, ``path``, ``file``, ``filename``, ``image_path``.
         images: folder that relative paths of a manifest start from; the manifest's own folder by default.
+        exclude: folders to leave out of a search: where results go, lest they be taken for radiographs. Folders of
+            pre-training runs and of contour overlays are left out in any case.
 
     Returns:
         Paths, sorted for a folder and in the manifest's order otherwise, without repeats.
@@ -78,10 +80,10 @@ def list_images(data: str | Path, images: str | Path | None = None) -> list[Path
     if root.is_dir():
         found = sorted(
             path
-            for path in root.rglob("*")
+            for path in _walk(root, {Path(folder).resolve() for folder in exclude})
             if path.suffix.lower() in (*IMAGE_SUFFIXES, "")
-            and path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(root).parts)
+            and not path.name.startswith(".")
+            and not path.name.endswith(".contour.png")
         )
     elif root.is_file() and root.suffix.lower() == ".csv":
         found = _manifest_paths(root, Path(images) if images else root.parent)
@@ -95,6 +97,17 @@ def list_images(data: str | Path, images: str | Path | None = None) -> list[Path
     return list(dict.fromkeys(found))
 
 
+def _walk(root: Path, exclude: set[Path]) -> Iterable[Path]:
+    for folder, subfolders, names in os.walk(root):
+        here = Path(folder)
+        if here.resolve() in exclude or {"log.jsonl", "config.json"} <= set(names):
+            subfolders.clear()
+            continue
+        overlays = any(name.endswith(".contour.json") for name in names)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        yield from (here / name for name in names if not (overlays and name.startswith("contacts")))
+
+
 def _manifest_paths(manifest: Path, root: Path) -> list[Path]:
     try:
         with manifest.open(newline="", encoding="utf-8-sig") as stream:
@@ -102,10 +115,11 @@ def _manifest_paths(manifest: Path, root: Path) -> list[Path]:
             column = next((name for name in PATH_COLUMNS if name in (reader.fieldnames or ())), None)
             if column is None:
                 raise ConfigError(
-                    f"data: {manifest} has the columns {reader.fieldnames}; one of {list(PATH_COLUMNS)} is needed"
+                    f"data: {manifest} has the columns {reader.fieldnames}; one of {list(PATH_COLUMNS)} is needed, "
+                    "and commas between columns"
                 )
             return [root / row[column] for row in reader if row[column]]
-    except (UnicodeDecodeError, csv.Error) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"data: {manifest} is not a readable CSV file ({error})") from error
 
 
@@ -199,7 +213,10 @@ def prepare_images(
     Raises:
         TrainingError: none of the files can be read.
     """
-    Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(cache_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cache: cannot make the folder {cache_dir} ({error.strerror})") from error
     folder = Path(cache_dir)
     jobs = [(str(path), str(folder / f"{cache_key(path, size, contour)}.npz"), size, contour) for path in paths]
     results = dict(_run(jobs, workers, on_done or (lambda result: None)))

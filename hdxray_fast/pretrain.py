@@ -25,7 +25,7 @@ from .ops.gather import gather_patches
 from .ops.loss import reconstruction_loss
 from .optim import averaged_model, parameter_groups, warmup_cosine
 from .plots import reconstruction_panel, write_image
-from .prepare import PreparedImage, list_images, prepare_images, write_quarantine
+from .prepare import PreparedImage, Quarantined, list_images, prepare_images, write_quarantine
 from .run_state import checkpoint_folder, prune_checkpoints, resume_latest, save_checkpoint, truncate_log
 
 PICTURE_EPOCH = 2**31 - 1  # the picture's mask: always the same, and none that training draws
@@ -92,6 +92,7 @@ class _Run:
         self.out = Path(config.out)
         self.log = self.out / "log.jsonl"
         self.checkpoints = self.out / "checkpoints"
+        self.cache = Path(config.cache) if config.cache else self.out / "cache"
         self.accelerator = Accelerator(
             mixed_precision=_precision(config.precision),
             log_with="tensorboard" if config.tensorboard else None,
@@ -104,10 +105,12 @@ class _Run:
 
     def run(self) -> PretrainResult:
         result = PretrainResult(self.out)
-        self._claim_folder()
-        result.images = self._prepare()
-        dataset = self._dataset(result.images)
+        # settings that contradict each other show here, before hours of preparation and before anything is written
         model, optimizer, schedule = self._build()
+        paths = list_images(self.config.data, self.config.images, exclude=(self.out, self.cache))
+        self._claim_folder()
+        result.images = self._prepare(paths)
+        dataset = self._dataset(result.images)
         ema = averaged_model(model, self.config.ema)
         start, result.baseline = self._restore(model, optimizer, ema, result.images)
         predict = self.config.predict or model.default_predict
@@ -130,7 +133,8 @@ class _Run:
     def _claim_folder(self) -> None:
         """Refuse to mix two runs in one folder; write this run's settings down."""
         saved = self.out / "config.json"
-        if saved.exists():
+        started = self.log.exists() or any(self.checkpoints.glob("step_*"))
+        if saved.exists() and started:
             if self.config.resume == "never":
                 raise ConfigError(
                     f"out: {self.out} already holds a run; continue it with resume=auto (--resume auto), "
@@ -156,32 +160,40 @@ class _Run:
                 raise ConfigError(f"out: cannot write to {self.out} ({error.strerror})") from error
         self.accelerator.wait_for_everyone()
 
-    def _prepare(self) -> list[PreparedImage]:
+    def _prepare(self, paths: list[Path]) -> list[PreparedImage]:
         """Canvas and contour of every file; unreadable ones are listed and set aside."""
         config = self.config
-        paths = list_images(config.data, config.images)
-        cache = config.cache or self.out / "cache"
+        quarantine = self.out / "quarantine.csv"
+        bad: list[Quarantined] = []
+
+        def done(item: PreparedImage | Quarantined) -> None:
+            if isinstance(item, Quarantined):
+                bad.append(item)
+            bar.update()
+
         with self.accelerator.main_process_first():  # the others then find everything cached
             workers = (os.cpu_count() or 1) if config.workers < 0 else config.workers
             if not self.accelerator.is_main_process:
                 workers = 0
             with self.bar(total=len(paths), unit="image", desc="canvas + contour") as bar:
-                prepared, bad = prepare_images(
-                    paths,
-                    cache,
-                    size=config.img_size,
-                    contour=config.contour,
-                    workers=workers,
-                    on_done=lambda _: bar.update(),
-                )
-            if self.accelerator.is_main_process:
-                write_quarantine(self.out / "quarantine.csv", bad)
+                try:
+                    prepared, bad = prepare_images(
+                        paths,
+                        self.cache,
+                        size=config.img_size,
+                        contour=config.contour,
+                        workers=workers,
+                        on_done=done,
+                    )
+                finally:
+                    if self.accelerator.is_main_process:
+                        write_quarantine(quarantine, bad)
         for item in bad:
             self.accelerator.print(f"unreadable: {item.path}: {item.reason}")
         flagged = sum(image.flagged for image in prepared)
         self.accelerator.print(
             f"{len(prepared)} radiographs ready, {flagged} with a contour of low confidence, "
-            f"{len(bad)} set aside in {self.out / 'quarantine.csv'}"
+            f"{len(bad)} set aside in {quarantine}"
         )
         return prepared
 

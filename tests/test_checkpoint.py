@@ -207,3 +207,21 @@ def test_without_safetensors_the_message_says_what_to_install(tmp_path, monkeypa
     with pytest.raises(hx.MissingDependencyError, match=r"pip install 'hdxray-fast\[train\]'"):
         checkpoint.save_model(small_mae(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_model_or_no_path_is_refused_by_name(tmp_path):
+    model = hx.create_mae("vit_tiny_patch16", img_size=64, decoder_embed_dim=32, decoder_depth=1)
+    with pytest.raises(hx.ArgumentTypeError, match="model"):
+        hx.save_model(model.encoder, tmp_path)
+    with pytest.raises(hx.ArgumentTypeError, match="directory"):
+        hx.load_model(None)
+    hx.save_model(model, tmp_path / "run" / "model")
+    with pytest.raises(hx.CheckpointError, match="its model is in"):
+        hx.load_model(tmp_path / "run")
+    with pytest.raises(hx.CheckpointError, match="give the folder"):
+        hx.load_model(tmp_path / "run" / "model" / "model.safetensors")
+
+
+def test_a_saved_model_can_be_read_by_others(tmp_path):
+    hx.save_model(hx.create_mae("vit_tiny_patch16", img_size=64, decoder_embed_dim=32, decoder_depth=1), tmp_path)
+    assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1

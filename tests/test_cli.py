@@ -66,3 +66,21 @@ def test_demo_goes_from_dicom_to_panel(tmp_path, capsys):
     )
     assert (tmp_path / "demo" / "panel.png").stat().st_size > 10_000
     assert "panel.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["pretrain"], ["nonsense"], ["doctor", "--bogus"], ["pretrain", "--steps", "two", "--data", "x", "--out", "y"]],
+)
+def test_usage_errors_are_one_line(words, capsys):
+    assert main(words) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("hdxray-fast: ")
+    assert "--help" in line
+
+
+def test_contour_never_reads_its_own_overlays(radiographs):
+    for _ in range(2):
+        assert main(["contour", str(radiographs), "--out", str(radiographs / "out"), "--method", "rectangle"]) == 0
+    assert main(["contour", str(radiographs), "--out", str(radiographs / "new"), "--method", "rectangle"]) == 0
+    assert len(list((radiographs / "new").rglob("*.contour.json"))) == 5

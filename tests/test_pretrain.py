@@ -154,6 +154,10 @@ def test_a_loss_that_is_not_finite_names_step_and_files_and_keeps_the_state(radi
         ({"lr": -1.0}, "lr"),
         ({"ratio_inside": 0.0, "ratio_outside": 0.0}, "ratio_inside"),
         ({"seed": -1}, "seed"),
+        ({"threads": -1}, "threads"),
+        ({"workers": -5}, "workers"),
+        ({"clip_grad": -1.0}, "clip_grad"),
+        ({"steps": "3"}, "wrong type"),
     ],
 )
 def test_settings_are_checked_by_name(changes, named):
@@ -196,3 +200,30 @@ def test_kill_9_at_any_moment_then_resume_gives_the_same_curve(radiographs, tmp_
         process.wait()
     subprocess.run(command(out, "--resume=auto"), check=True, capture_output=True)
     assert losses_of(out) == losses_of(tmp_path / "whole") and len(losses_of(out)) == 40
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"model": "vit_typo"}, "vit_typo"), ({"img_size": 129}, "129"), ({"data": "nowhere"}, "nowhere")],
+)
+def test_a_mistake_leaves_the_folder_free_for_the_next_try(radiographs, tmp_path, changes, named):
+    wrong = {"data": str(radiographs), "out": str(tmp_path / "run"), **SMALL, "steps": 1, **changes}
+    with pytest.raises(hx.HDXrayError, match=named):
+        run_pretraining(PretrainConfig(**wrong), progress=False)
+    assert run_pretraining(config(radiographs, tmp_path / "run", steps=1), progress=False).finished
+
+
+def test_a_run_inside_its_data_never_trains_on_its_own_pictures(radiographs):
+    options = {"steps": 2, "save_every": 1}
+    run_pretraining(config(radiographs, radiographs / "run", **options), progress=False)
+    again = run_pretraining(config(radiographs, radiographs / "run", resume="auto", **options), progress=False)
+    beside = run_pretraining(config(radiographs, radiographs / "other", **options), progress=False)
+    assert len(again.images) == len(beside.images) == 5
+
+
+def test_quarantine_is_written_when_nothing_is_readable(tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.png").write_text("no picture")
+    with pytest.raises(TrainingError, match=r"x\.png"):
+        run_pretraining(config(tmp_path / "bad", tmp_path / "run"), progress=False)
+    assert "x.png" in (tmp_path / "run" / "quarantine.csv").read_text()

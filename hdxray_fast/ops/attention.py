@@ -8,6 +8,7 @@ empty.
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import torch
@@ -64,7 +65,7 @@ def attention(
     _check(q, k, v, cu_seqlens_q, cu_seqlens_k)
     _check_max_seqlen("max_seqlen_q", max_seqlen_q)
     _check_max_seqlen("max_seqlen_k", max_seqlen_k)
-    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    scale = q.shape[-1] ** -0.5 if scale is None else _finite_scale(scale)
     dense = _sdpa if pick_backend(backend, q.device) == "sdpa" else attention_ref
 
     if cu_seqlens_q is None:
@@ -201,6 +202,14 @@ def _check_cu_seqlens(name: str, cu_seqlens: Tensor, rows: int, device: torch.de
     bounds = cu_seqlens.tolist()
     if bounds[0] != 0 or bounds[-1] != rows or any(a > b for a, b in pairwise(bounds)):
         raise ArgumentError(f"{name}: must rise from 0 to the number of rows, {rows}; got {_short(bounds)}")
+
+
+def _finite_scale(scale: object) -> float:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise ArgumentTypeError(f"scale: got {type(scale).__name__}, accepted is a number")
+    if not math.isfinite(scale):
+        raise ArgumentError(f"scale: got {scale}, accepted is a finite number")
+    return float(scale)
 
 
 def _check_max_seqlen(name: str, value: int | None) -> None:
