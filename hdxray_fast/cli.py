@@ -58,7 +58,7 @@ def _run(argv: list[str]) -> int:
     contour.add_argument("--out", required=True, help="folder for the pictures and JSON files")
     contour.add_argument("--method", default="network", help="network, classical, prior or rectangle")
     contour.add_argument("--size", type=int, default=1280, help="canvas side, pixels")
-    contour.add_argument("--patch_size", "--patch-size", type=int, default=16, help="side of a patch, pixels")
+    contour.add_argument("--patch_size", type=int, default=16, help="side of a patch, pixels")
     commands.add_subcommand("contour", contour, help="chest contours of radiographs, as pictures and JSON")
 
     pretrain = ArgumentParser(exit_on_error=False, description="Pre-train a contour-masked auto-encoder.")

@@ -8,16 +8,24 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import torch
+
+from hdxray_fast import _native
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     np.random.seed(0)
-    try:
-        import torch
-    except ImportError:  # pragma: no cover - torch is a hard dependency, canvas tests alone do not need it
-        return
     torch.manual_seed(0)
+
+
+@pytest.fixture(params=_native.core.vector_paths() if _native.core else [])
+def vector_path(request):
+    """Each vector path of the native core that this machine can run, in turn."""
+    before = _native.core.vector_path()
+    _native.core.set_vector_path(request.param)
+    yield request.param
+    _native.core.set_vector_path(before)
 
 
 @pytest.fixture(scope="session")

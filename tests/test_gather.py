@@ -15,14 +15,6 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 pytestmark = pytest.mark.skipif(_native.core is None, reason=f"the native core is not built: {_native.why_missing}")
 
 
-@pytest.fixture(params=_native.core.vector_paths() if _native.core else [])
-def vector_path(request):
-    before = _native.core.vector_path()
-    _native.core.set_vector_path(request.param)
-    yield request.param
-    _native.core.set_vector_path(before)
-
-
 def pixels(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     if dtype == torch.uint8:
         return torch.randint(0, 256, shape, dtype=dtype)

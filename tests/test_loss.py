@@ -16,14 +16,6 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 pytestmark = pytest.mark.skipif(_native.core is None, reason=f"the native core is not built: {_native.why_missing}")
 
 
-@pytest.fixture(params=_native.core.vector_paths() if _native.core else [])
-def vector_path(request):
-    before = _native.core.vector_path()
-    _native.core.set_vector_path(request.param)
-    yield request.param
-    _native.core.set_vector_path(before)
-
-
 def case(patch: int, channels: int, dtype: torch.dtype, pred_dtype: torch.dtype = torch.float32):
     """Images, predictions and a plan on a 3 x 5 grid; the middle image predicts nothing."""
     plan = ragged_plan((3, 5), [4, 3, 1], [11, 0, 13], patch)
