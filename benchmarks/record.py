@@ -116,7 +116,7 @@ class Comparison:
             "device": device_info(self.device),
             "versions": versions(),
             "commit": commit(),
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": " ".join(["pytest", *sys.argv[1:]]),
             "measured": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "extra": self.extra,
         }

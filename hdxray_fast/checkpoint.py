@@ -6,8 +6,7 @@ import argparse
 import json
 import os
 import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .errors import ArgumentTypeError, CheckpointError, HDXrayError, MissingDependencyError
+from .files import written_whole
 
 if TYPE_CHECKING:
     from .mae import MaskedAutoencoder
@@ -51,9 +51,9 @@ def save_model(model: MaskedAutoencoder, directory: str | Path) -> Path:
     config = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": model.config}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with _written_whole(directory / CONFIG_FILE) as temporary:
+        with written_whole(directory / CONFIG_FILE) as temporary:
             temporary.write_text(json.dumps(config, indent=2) + "\n")
-        with _written_whole(directory / MODEL_FILE) as temporary:
+        with written_whole(directory / MODEL_FILE) as temporary:
             safetensors_torch.save_file(tensors, temporary, metadata={"format": "pt"})
             temporary.chmod((directory / CONFIG_FILE).stat().st_mode)  # safetensors writes for the owner alone
     except (OSError, _safetensor_error()) as error:
@@ -188,25 +188,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         return safetensors_torch.load_file(path)
     except (_safetensor_error(), OSError, ValueError) as error:
         raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from error
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[Path]:
-    """A path beside the target to write to; at the end it is flushed to disk and renamed over the target."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    if hasattr(os, "O_DIRECTORY"):  # POSIX: the rename itself is durable once the folder is flushed
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 def _safetensor_error() -> type[Exception]:

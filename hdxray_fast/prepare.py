@@ -9,7 +9,6 @@ import csv
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +21,7 @@ import numpy as np
 from .canvas import read_canvas
 from .contour import find_contour
 from .errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
+from .files import written_whole
 
 IMAGE_SUFFIXES = frozenset(
     (".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
@@ -154,13 +154,14 @@ def prepare_one(path: str, cache: str, size: int, contour: str) -> PreparedImage
             "flagged": bool(outline.flagged),
             "inside_share": float(outline.inside.mean()),
         }
-        _write_atomically(
-            cache,
-            pixels=canvas.pixels,
-            valid_box=np.asarray(canvas.valid_box, np.int32),
-            polygon=np.asarray(outline.polygon, np.float32),
-            summary=np.frombuffer(json.dumps(summary).encode(), np.uint8),
-        )
+        with written_whole(Path(cache), durable=False) as temporary, temporary.open("wb") as stream:
+            np.savez(
+                stream,
+                pixels=canvas.pixels,
+                valid_box=np.asarray(canvas.valid_box, np.int32),
+                polygon=np.asarray(outline.polygon, np.float32),
+                summary=np.frombuffer(json.dumps(summary).encode(), np.uint8),
+            )
     return PreparedImage(path=path, cache=cache, **summary)
 
 
@@ -173,18 +174,6 @@ def _read_summary(cache: str) -> dict | None:
     except Exception as error:  # zipfile.BadZipFile and zlib.error share no base class with the above
         if type(error).__module__ in {"zipfile", "zlib"}:
             return None
-        raise
-
-
-def _write_atomically(target: str, **arrays: np.ndarray) -> None:
-    folder = os.path.dirname(target)
-    handle, temporary = tempfile.mkstemp(dir=folder, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, **arrays)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
         raise
 
 

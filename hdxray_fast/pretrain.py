@@ -19,13 +19,15 @@ from torch import nn
 from .config import PretrainConfig
 from .data import Augmentation, RadiographDataset, StepSampler
 from .errors import ConfigError, MissingDependencyError, TrainingError
+from .files import written_whole
 from .mae import create_mae
 from .masking import MaskPlan, plan_masks
 from .ops.gather import gather_patches
 from .ops.loss import reconstruction_loss
 from .optim import averaged_model, parameter_groups, warmup_cosine
-from .plots import reconstruction_panel, write_image
+from .plots import write_image
 from .prepare import PreparedImage, Quarantined, list_images, prepare_images, write_quarantine
+from .reconstruction import reconstruction_picture
 from .run_state import checkpoint_folder, prune_checkpoints, resume_latest, save_checkpoint, truncate_log
 
 PICTURE_EPOCH = 2**31 - 1  # the picture's mask: always the same, and none that training draws
@@ -153,9 +155,8 @@ class _Run:
             try:
                 self.checkpoints.mkdir(parents=True, exist_ok=True)
                 (self.out / "pictures").mkdir(exist_ok=True)
-                temporary = saved.with_suffix(".tmp")
-                temporary.write_text(json.dumps(self.config.as_dict(), indent=1))
-                os.replace(temporary, saved)
+                with written_whole(saved) as temporary:
+                    temporary.write_text(json.dumps(self.config.as_dict(), indent=1))
             except OSError as error:
                 raise ConfigError(f"out: cannot write to {self.out} ({error.strerror})") from error
         self.accelerator.wait_for_everyone()
@@ -354,7 +355,6 @@ class _Run:
         bar.update()
         self.on_step(line)
 
-    @torch.no_grad()
     def _picture(self, model, dataset: RadiographDataset, step: int) -> Path:
         """The first radiograph, unaugmented, under one mask that never changes; every masked patch predicted."""
         plain = RadiographDataset(
@@ -362,19 +362,8 @@ class _Run:
         )
         sample = {name: value[None].to(self.accelerator.device) for name, value in plain[0, 0].items()}
         plan = self._plan(sample, predict=1.0, picture=True)
-        model.eval()
-        levels = predicted_levels(model, sample, plan)
-        model.train()
-        borrowed = "each predicted patch carries the original's mean and contrast"
-        note = borrowed if model.norm_pix_loss else "raw prediction"
-        panel = reconstruction_panel(
-            sample["pixels"][0, 0].cpu().numpy(),
-            sample["inside"][0].cpu().numpy(),
-            plan.keep_ids.cpu().numpy(),
-            plan.predict_ids.cpu().numpy(),
-            levels.cpu().numpy(),
-            caption=f"step {step}: {self.config.model}, {self.config.decoder} decoder; {note}",
-        )
+        caption = f"step {step}: {self.config.model}, {self.config.decoder} decoder"
+        panel = reconstruction_picture(model, sample, plan, caption)
         path = self.out / "pictures" / f"step_{step:08d}.png"
         write_image(path, panel)
         return path
@@ -406,20 +395,6 @@ class _Run:
             yield
         finally:
             signal.signal(signal.SIGTERM, previous)
-
-
-def predicted_levels(model: nn.Module, sample: dict, plan: MaskPlan) -> torch.Tensor:
-    """Predicted patches as grey levels, ``[N_predict, p*p] float32``.
-
-    With ``norm_pix_loss`` the model predicts normalised patches; mean and deviation are then taken from the original,
-    as MAE's own visualisation does.
-    """
-    scale, shift = sample["scale"], sample["shift"]
-    levels = model(sample["pixels"], plan, scale, shift).pred.float()  # [N_predict, p*p]
-    if model.norm_pix_loss:
-        target = gather_patches(sample["pixels"], plan, scale=scale, shift=shift, which="predict")
-        levels = levels * (target.var(1, keepdim=True) + 1e-6).sqrt() + target.mean(1, keepdim=True)
-    return (levels - shift[0]) / scale[0]
 
 
 def _precision(wanted: str) -> str:

@@ -13,6 +13,7 @@ from torch import nn
 
 from .checkpoint import save_model
 from .errors import CheckpointError
+from .files import flush, written_whole
 
 STATE_FILE = "state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
@@ -44,10 +45,10 @@ def save_checkpoint(
         save_file({name: value.contiguous() for name, value in ema.state_dict().items()}, temporary / EMA_FILE)
     (temporary / STATE_FILE).write_text(json.dumps({**state, "optimizer_scalars": scalars}, indent=1))
     for path in temporary.iterdir():
-        _flush(path)
+        flush(path)
     shutil.rmtree(folder, ignore_errors=True)  # only a failed step saved twice finds one here
     os.replace(temporary, folder)
-    _flush(folder.parent)
+    flush(folder.parent)
 
 
 def load_checkpoint(
@@ -119,9 +120,8 @@ def truncate_log(path: Path, step: int) -> None:
         except (ValueError, KeyError):
             break
         kept.append(line + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    os.replace(temporary, path)
+    with written_whole(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict]:
@@ -147,12 +147,3 @@ def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor],
         raise ValueError("the optimizer has other parameter groups")
     groups = [{**saved, "params": now["params"]} for saved, now in zip(scalars["param_groups"], current, strict=True)]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _flush(path: Path) -> None:
-    """fsync a file or a folder: after a power loss the rename must not outlive the bytes."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,0 +1,38 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def written_whole(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A path beside ``path`` to write to; at the end it is renamed over ``path``.
+
+    A reader, or a restart after ``kill -9``, finds the old file or the new one. After an error the old one stays.
+    ``durable`` holds that after a power loss too, at the price of waiting for the disk.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        if durable:
+            flush(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    if durable:
+        flush(path.parent)  # the rename itself is durable once the folder is flushed
+
+
+def flush(path: Path) -> None:
+    """Wait until a file, or on POSIX the names in a folder, are on the disk."""
+    if path.is_dir() and not hasattr(os, "O_DIRECTORY"):
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
