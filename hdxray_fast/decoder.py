@@ -73,26 +73,32 @@ class SelfDecoder(nn.Module):
 def _sequence_rows(plan: MaskPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Rows of the decoder's packed sequences (class token, then kept and predicted patches in grid order).
 
+    A plan's slack (rows past the end of ``cu_seqlens``) goes behind all sequences, each row to a place of its own.
+
     Returns:
         Row of each encoder token ``[N_keep + B]``, row of each predicted patch ``[N_predict]``, position of each row
         ``[M]`` (0 is the class token's), all int64, and ``cu_seqlens [B + 1]`` int32; ``M = N_keep + N_predict + B``.
     """
     batch, patches = plan.batch_size, plan.grid_size[0] * plan.grid_size[1]
     n_keep, n_predict = plan.keep_ids.shape[0], plan.predict_ids.shape[0]
-    keep_image = image_of_row(plan.keep_cu_seqlens, n_keep)
-    predict_image = image_of_row(plan.predict_cu_seqlens, n_predict)
-    keep_cells = keep_image * patches + plan.keep_ids  # [N_keep] cell of the batch's grids laid end to end
-    predict_cells = predict_image * patches + plan.predict_ids
     device = plan.keep_ids.device
+    cu_seqlens = plan.keep_cu_seqlens + plan.predict_cu_seqlens
+    cu_seqlens = cu_seqlens + torch.arange(batch + 1, device=device, dtype=torch.int32)
+
+    keep_image, keep_real, keep_past = _real_rows(plan.keep_cu_seqlens, n_keep)
+    predict_image, predict_real, predict_past = _real_rows(plan.predict_cu_seqlens, n_predict)
+    # cells of the batch's grids laid end to end, and one more for slack
+    keep_cells = torch.where(keep_real, keep_image * patches + plan.keep_ids, batch * patches)
+    predict_cells = torch.where(predict_real, predict_image * patches + plan.predict_ids, batch * patches)
 
     # the rank of a cell among the used ones is its row, before the class tokens are counted
-    used = torch.zeros(batch * patches, dtype=torch.int32, device=device)
+    used = torch.zeros(batch * patches + 1, dtype=torch.int32, device=device)
     rank = used.index_fill(0, keep_cells, 1).index_fill(0, predict_cells, 1).cumsum(0) - 1
-    keep_rows = rank[keep_cells] + keep_image + 1
-    predict_rows = rank[predict_cells] + predict_image + 1
+    first_slack = cu_seqlens[-1] + keep_past
+    keep_rows = torch.where(keep_real, rank[keep_cells] + keep_image + 1, first_slack)
+    first_slack = cu_seqlens[-1] + (n_keep - plan.keep_cu_seqlens[-1]) + predict_past
+    predict_rows = torch.where(predict_real, rank[predict_cells] + predict_image + 1, first_slack)
 
-    batch_range = torch.arange(batch + 1, device=device, dtype=torch.int32)
-    cu_seqlens = plan.keep_cu_seqlens + plan.predict_cu_seqlens + batch_range
     patch_tokens, cls_tokens, _ = token_rows(plan.keep_cu_seqlens, n_keep)  # rows in the encoder's packing
     rows = torch.empty(n_keep + batch, dtype=torch.int64, device=device)
     rows = rows.index_copy(0, patch_tokens, keep_rows).index_copy(0, cls_tokens, cu_seqlens[:-1].long())
@@ -100,6 +106,12 @@ def _sequence_rows(plan: MaskPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     positions = positions.index_copy(0, keep_rows, plan.keep_ids.long() + 1)
     positions = positions.index_copy(0, predict_rows, plan.predict_ids.long() + 1)
     return rows, predict_rows, positions, cu_seqlens
+
+
+def _real_rows(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Image of each row, whether it belongs to a sequence, and how far it lies past the last one, each ``[total]``."""
+    past = torch.arange(total, device=cu_seqlens.device) - cu_seqlens[-1]
+    return image_of_row(cu_seqlens, total), past < 0, past
 
 
 class CrossDecoder(nn.Module):

@@ -229,7 +229,8 @@ def token_rows(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Args:
         cu_seqlens: ``[B + 1]`` int32, of the patches alone.
-        total: number of patches (a Python int, so that no device has to be waited for).
+        total: number of rows (a Python int, so that no device has to be waited for); those past ``cu_seqlens[-1]``,
+            a plan's slack, stay behind all sequences.
 
     Returns:
         ``patch_rows [total]`` int64, ``cls_rows [B]`` int64, and the new ``cu_seqlens [B + 1]`` int32.
@@ -241,10 +242,10 @@ def token_rows(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def image_of_row(cu_seqlens: Tensor, total: int) -> Tensor:
-    """Image number of each packed row, int64 ``[total]``."""
-    counts = cu_seqlens.diff()
-    images = torch.arange(counts.shape[0], device=cu_seqlens.device)
-    return torch.repeat_interleave(images, counts, output_size=total)
+    """Image number of each packed row, int64 ``[total]``; the last image's for rows past ``cu_seqlens[-1]``."""
+    rows = torch.arange(total, device=cu_seqlens.device, dtype=torch.int32)
+    images = torch.searchsorted(cu_seqlens[1:], rows, right=True)
+    return images.clamp_(max=cu_seqlens.shape[0] - 2)
 
 
 def create_encoder(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from plan_helpers import ragged_plan, single_plan
 
-from hdxray_fast.decoder import CrossDecoder, SelfDecoder
+from hdxray_fast.decoder import CrossDecoder, SelfDecoder, _sequence_rows
+from hdxray_fast.encoder import token_rows
 
 GRID = (4, 6)
 KEPT, PREDICTED = [5, 1, 0, 9], [3, 23, 0, 15]
@@ -118,3 +121,29 @@ def test_nothing_to_predict(kind):
 def test_default_shares():
     assert SelfDecoder.default_predict == 1.0
     assert CrossDecoder.default_predict == 0.25
+
+
+@pytest.mark.parametrize(("keep_slack", "predict_slack"), [(0, 0), (3, 0), (0, 4), (5, 2)])
+def test_slack_of_a_plan_stays_behind_the_sequences(keep_slack, predict_slack):
+    """A plan made on a GPU with upper bounds has rows past the end of its cu_seqlens; they must disturb nothing."""
+    exact = ragged_plan((5, 4), [3, 0, 6], [4, 5, 0])
+    padded = replace(
+        exact,
+        keep_ids=torch.cat([exact.keep_ids, torch.zeros(keep_slack, dtype=torch.int32)]),
+        predict_ids=torch.cat([exact.predict_ids, torch.zeros(predict_slack, dtype=torch.int32)]),
+    )
+    n_keep, n_predict, batch = exact.keep_ids.shape[0], exact.predict_ids.shape[0], 3
+    wanted_rows, wanted_predict, wanted_positions, wanted_cu = _sequence_rows(exact)
+    rows, predict_rows, positions, cu_seqlens = _sequence_rows(padded)
+    assert torch.equal(cu_seqlens, wanted_cu)
+    assert torch.equal(rows[: n_keep + batch], wanted_rows)
+    assert torch.equal(predict_rows[:n_predict], wanted_predict)
+    assert torch.equal(positions[: len(wanted_positions)], wanted_positions)
+    slack = torch.cat([rows[n_keep + batch :], predict_rows[n_predict:]])
+    first, last = len(wanted_positions), len(wanted_positions) + keep_slack + predict_slack
+    assert sorted(slack.tolist()) == list(range(first, last))
+
+    patch_rows, cls_rows, with_cls = token_rows(padded.keep_cu_seqlens, n_keep + keep_slack)
+    wanted_patch_rows, wanted_cls_rows, _ = token_rows(exact.keep_cu_seqlens, n_keep)
+    assert torch.equal(patch_rows[:n_keep], wanted_patch_rows) and torch.equal(cls_rows, wanted_cls_rows)
+    assert patch_rows[n_keep:].tolist() == list(range(int(with_cls[-1]), int(with_cls[-1]) + keep_slack))
