@@ -25,6 +25,7 @@ _SIZES = {
     "large": (1024, 24, 16),
     "huge": (1280, 32, 16),
 }
+MAX_PATCHES = 2**20  # 16384 x 16384 pixels in patches of 16: a mistyped img_size fails by name, not for want of memory
 _STEMS = {"patch16": 16, "stem64": 64}
 ENCODERS = {
     f"vit_{size}_{stem}": {"patch_size": patch, "stem": stem, "embed_dim": dim, "depth": depth, "num_heads": heads}
@@ -220,6 +221,10 @@ def _height_width(img_size: int | tuple[int, int], patch_size: int) -> tuple[int
     if min(sides) < patch_size or sides[0] % patch_size or sides[1] % patch_size:
         raise ArgumentError(
             f"img_size: got {sides[0]} x {sides[1]}, accepted are positive multiples of patch_size {patch_size}"
+        )
+    if (sides[0] // patch_size) * (sides[1] // patch_size) > MAX_PATCHES:
+        raise ArgumentError(
+            f"img_size: got {sides[0]} x {sides[1]}, accepted are up to {MAX_PATCHES} patches of {patch_size} pixels"
         )
     return sides[0], sides[1]
 

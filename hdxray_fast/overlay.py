@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import sys
@@ -79,6 +80,7 @@ def describe_contour(canvas: Canvas, contour: Contour, source: str, patch_size: 
     """What the JSON file beside an overlay holds; all lengths in canvas pixels."""
     return {
         "source": source,
+        "coordinates": "canvas pixels: x right, y down, from the top left corner",
         "canvas_size": int(canvas.pixels.shape[0]),
         "patch_size": int(patch_size),
         "valid_box": [int(v) for v in canvas.valid_box],
@@ -104,7 +106,7 @@ def write_contours(
 
     For every readable file ``NAME.contour.png`` (overlay) and ``NAME.contour.json`` are written to `out`, where NAME is
     the file's stem, numbered when several files share it; then ``contacts.png`` (``contacts-2.png`` ... beyond 48).
-    Unreadable files are reported on stderr with the reason, and skipped.
+    Unreadable files are reported on stderr with the reason, listed in ``unreadable.csv``, and skipped.
 
     Args:
         paths: files, of any format that ``read_canvas`` takes.
@@ -137,12 +139,14 @@ def write_contours(
     summary: dict = {"written": {}, "flagged": [], "failed": {}, "contacts": []}
     taken: set[str] = set()
     tiles: list[np.ndarray] = []
+    unreadable: list[tuple[str, str, str]] = []
     for source in _with_progress(sources, progress):
         try:
             canvas = read_canvas(source, size=size)
             contour = find_contour(canvas, method, patch_size)
         except (HDXrayError, OSError) as error:
             summary["failed"][source] = str(getattr(error, "reason", error))
+            unreadable.append((source, type(error).__name__, summary["failed"][source]))
             continue
         name = _free_name(Path(source).stem or "image", taken)
         picture = draw_overlay(canvas, contour, Path(source).name)
@@ -157,6 +161,8 @@ def write_contours(
             tiles = []
     if tiles:
         summary["contacts"].append(_write_sheet(folder, tiles, summary["contacts"], sources))
+    with (folder / "unreadable.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([("path", "error", "reason"), *unreadable])
     if progress:
         _report(summary, folder)
     return summary

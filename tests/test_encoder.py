@@ -193,6 +193,7 @@ def test_packing_helpers():
         ("name", {"name": "vit_giant"}),
         ("img_size", {"img_size": 100}),
         ("img_size", {"img_size": (64, 0)}),
+        ("img_size", {"img_size": 16 * 1025}),
         ("in_chans", {"in_chans": 2}),
         ("img_size", {"img_size": 64.0}),
         ("img_size", {"img_size": (64, 64, 1)}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
@@ -66,6 +67,9 @@ class TestWrite:
         assert list(summary["written"]) == [str(good)]
         assert set(summary["failed"]) == {str(bad), str(missing)}
         assert all(summary["failed"].values())
+        with (out / "unreadable.csv").open(newline="") as stream:
+            listed = {row["path"]: row["reason"] for row in csv.DictReader(stream)}
+        assert listed == summary["failed"]
         assert sorted(p.name for p in out.iterdir()) == ["chest.contour.json", "chest.contour.png", "contacts.png"]
         picture = cv2.imread(summary["written"][str(good)])
         assert picture.shape[1] == 320
