@@ -70,7 +70,8 @@ class TestWrite:
         with (out / "unreadable.csv").open(newline="") as stream:
             listed = {row["path"]: row["reason"] for row in csv.DictReader(stream)}
         assert listed == summary["failed"]
-        assert sorted(p.name for p in out.iterdir()) == ["chest.contour.json", "chest.contour.png", "contacts.png"]
+        written = ["chest.contour.json", "chest.contour.png", "contacts.png", "unreadable.csv"]
+        assert sorted(p.name for p in out.iterdir()) == written
         picture = cv2.imread(summary["written"][str(good)])
         assert picture.shape[1] == 320
         record = json.loads((out / "chest.contour.json").read_text())
