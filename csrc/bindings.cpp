@@ -11,6 +11,7 @@
 
 #include "check.h"
 #include "cpu.h"
+#include "device.h"
 #include "gather.h"
 #include "loss.h"
 #include "mask_plan.h"
@@ -25,11 +26,9 @@ T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-void check_device(int device) {
-    if (device != -1) {
-        throw std::invalid_argument("device " + std::to_string(device) +
-                                    ": this build of the core has CPU paths only (" + HDXRAY_CUDA_NOTE + ")");
-    }
+// For the operations that have no CUDA path yet.
+void cpu_only(int device, const char* what) {
+    check(!on_cuda(device), what);
 }
 
 // (pointer, dtype, batch, channels, stride_b, stride_c, stride_h, grid_h, grid_w, patch_size): images [B, C, H, W]
@@ -53,8 +52,12 @@ Patches make_patches(const ImagesTuple& images, const RowsTuple& rows) {
 using GridsTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int32_t, int32_t>;
 // (strategy, ratio_inside, ratio_outside, predict, seed, epoch)
 using ChoiceTuple = std::tuple<int, double, double, double, uint64_t, uint32_t>;
+// (max_keep, max_predict) per image
+using BoundsTuple = std::tuple<int64_t, int64_t>;
+// (keep_ids, predict_ids, keep_capacity, predict_capacity): pointers, then sizes
+using PlanIdsTuple = std::tuple<uintptr_t, uintptr_t, int64_t, int64_t>;
 
-MaskPlanSpec make_spec(const GridsTuple& grids, const ChoiceTuple& choice) {
+MaskPlanSpec make_spec(const GridsTuple& grids, const ChoiceTuple& choice, const BoundsTuple& bounds) {
     const auto& [inside, valid, index, batch, grid_h, grid_w] = grids;
     const auto& [strategy, ratio_inside, ratio_outside, predict, seed, epoch] = choice;
     check(strategy >= 0 && strategy <= static_cast<int>(Strategy::kBlock), "mask_plan: unknown strategy code");
@@ -69,7 +72,14 @@ MaskPlanSpec make_spec(const GridsTuple& grids, const ChoiceTuple& choice) {
             epoch,
             pointer<const uint8_t>(inside),
             pointer<const uint8_t>(valid),
-            pointer<const int64_t>(index)};
+            pointer<const int64_t>(index),
+            std::get<0>(bounds),
+            std::get<1>(bounds)};
+}
+
+PlanIds make_plan_ids(const PlanIdsTuple& ids) {
+    const auto& [keep_ids, predict_ids, keep_capacity, predict_capacity] = ids;
+    return {pointer<int32_t>(keep_ids), pointer<int32_t>(predict_ids), keep_capacity, predict_capacity};
 }
 
 py::dict build_info() {
@@ -93,6 +103,7 @@ PYBIND11_MODULE(_core, m) {
     m.def("cpu_features", &cpu_features);
     m.def("vector_paths", &vector_paths);
     m.def("vector_path", &vector_path);
+    m.def("why_no_cuda", &why_no_cuda, py::arg("device"), no_gil);
     m.def("set_vector_path", &set_vector_path, py::arg("name"));
 
     m.def(
@@ -116,7 +127,7 @@ PYBIND11_MODULE(_core, m) {
         "mask_plan_counts",
         [](const GridsTuple& grids, const ChoiceTuple& choice, uintptr_t keep_cu, uintptr_t predict_cu, int device,
            uintptr_t /*stream*/) {
-            check_device(device);
+            cpu_only(device, "mask_plan_counts: has no CUDA path");
             check(keep_cu && predict_cu, "mask_plan_counts: null pointer");
             mask_plan_counts(make_spec(grids, choice), pointer<int32_t>(keep_cu), pointer<int32_t>(predict_cu));
         },
@@ -125,21 +136,21 @@ PYBIND11_MODULE(_core, m) {
 
     m.def(
         "mask_plan_ids",
-        [](const GridsTuple& grids, const ChoiceTuple& choice, uintptr_t keep_cu, uintptr_t predict_cu,
-           uintptr_t keep_ids, uintptr_t predict_ids, int n_threads, int device, uintptr_t /*stream*/) {
-            check_device(device);
+        [](const GridsTuple& grids, const ChoiceTuple& choice, const BoundsTuple& bounds, uintptr_t keep_cu,
+           uintptr_t predict_cu, const PlanIdsTuple& ids, int n_threads, int device, uintptr_t /*stream*/) {
+            cpu_only(device, "mask_plan_ids: has no CUDA path");
             check(keep_cu && predict_cu, "mask_plan_ids: null pointer");
-            mask_plan_ids(make_spec(grids, choice), pointer<const int32_t>(keep_cu), pointer<const int32_t>(predict_cu),
-                          pointer<int32_t>(keep_ids), pointer<int32_t>(predict_ids), n_threads);
+            mask_plan_ids(make_spec(grids, choice, bounds), pointer<const int32_t>(keep_cu),
+                          pointer<const int32_t>(predict_cu), make_plan_ids(ids), n_threads);
         },
-        py::arg("grids"), py::arg("choice"), py::arg("keep_cu"), py::arg("predict_cu"), py::arg("keep_ids"),
-        py::arg("predict_ids"), py::arg("n_threads"), py::arg("device"), py::arg("stream"), no_gil);
+        py::arg("grids"), py::arg("choice"), py::arg("bounds"), py::arg("keep_cu"), py::arg("predict_cu"),
+        py::arg("ids"), py::arg("n_threads"), py::arg("device"), py::arg("stream"), no_gil);
 
     m.def(
         "gather",
         [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t out, int out_dtype, int n_threads, int device,
            uintptr_t /*stream*/) {
-            check_device(device);
+            cpu_only(device, "gather: has no CUDA path");
             gather(make_patches(images, rows), pointer<void>(out), static_cast<DType>(out_dtype), n_threads);
         },
         py::arg("images"), py::arg("rows"), py::arg("out"), py::arg("out_dtype"), py::arg("n_threads"),
@@ -149,7 +160,7 @@ PYBIND11_MODULE(_core, m) {
         "scatter",
         [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t grad_rows, int grad_dtype, int n_threads,
            int device, uintptr_t /*stream*/) {
-            check_device(device);
+            cpu_only(device, "scatter: has no CUDA path");
             scatter(make_patches(images, rows), pointer<const void>(grad_rows), static_cast<DType>(grad_dtype),
                     n_threads);
         },
@@ -161,7 +172,7 @@ PYBIND11_MODULE(_core, m) {
         [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t pred, int pred_dtype, bool norm_pix_loss,
            uintptr_t loss, uintptr_t patch_loss, uintptr_t mean, uintptr_t rstd, int n_threads, int device,
            uintptr_t /*stream*/) {
-            check_device(device);
+            cpu_only(device, "loss_forward: has no CUDA path");
             check(loss, "loss_forward: null pointer");
             *pointer<float>(loss) = loss_forward(
                 make_patches(images, rows), pointer<const void>(pred), static_cast<DType>(pred_dtype), norm_pix_loss,
@@ -175,7 +186,7 @@ PYBIND11_MODULE(_core, m) {
         "loss_backward",
         [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t pred, int pred_dtype, uintptr_t mean,
            uintptr_t rstd, uintptr_t grad_loss, uintptr_t grad_pred, int n_threads, int device, uintptr_t /*stream*/) {
-            check_device(device);
+            cpu_only(device, "loss_backward: has no CUDA path");
             check(grad_loss, "loss_backward: null pointer");
             loss_backward(make_patches(images, rows), pointer<const void>(pred), static_cast<DType>(pred_dtype),
                           pointer<const float>(mean), pointer<const float>(rstd), *pointer<const float>(grad_loss),
