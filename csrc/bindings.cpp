@@ -125,14 +125,14 @@ PYBIND11_MODULE(_core, m) {
 
     m.def(
         "mask_plan_counts",
-        [](const GridsTuple& grids, const ChoiceTuple& choice, uintptr_t keep_cu, uintptr_t predict_cu, int device,
-           uintptr_t /*stream*/) {
+        [](const GridsTuple& grids, const ChoiceTuple& choice, const BoundsTuple& bounds, uintptr_t keep_cu,
+           uintptr_t predict_cu, int device, uintptr_t /*stream*/) {
             cpu_only(device, "mask_plan_counts: has no CUDA path");
             check(keep_cu && predict_cu, "mask_plan_counts: null pointer");
-            mask_plan_counts(make_spec(grids, choice), pointer<int32_t>(keep_cu), pointer<int32_t>(predict_cu));
+            mask_plan_counts(make_spec(grids, choice, bounds), pointer<int32_t>(keep_cu), pointer<int32_t>(predict_cu));
         },
-        py::arg("grids"), py::arg("choice"), py::arg("keep_cu"), py::arg("predict_cu"), py::arg("device"),
-        py::arg("stream"), no_gil);
+        py::arg("grids"), py::arg("choice"), py::arg("bounds"), py::arg("keep_cu"), py::arg("predict_cu"),
+        py::arg("device"), py::arg("stream"), no_gil);
 
     m.def(
         "mask_plan_ids",

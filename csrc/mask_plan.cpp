@@ -2,19 +2,18 @@
 
 #include <algorithm>
 #include <climits>
-#include <cmath>
 #include <cstring>
 #include <vector>
 
 #include "check.h"
 #include "cpu.h"
+#include "mask_plan_index.h"
 #include "parallel.h"
 
 namespace hdxray {
 namespace {
 
-constexpr int kBlockEdge = 4;  // patches
-constexpr int kBins = 256;     // of a stratum's keys, by their top byte
+constexpr int kBins = 256;  // of a stratum's keys, by their top byte
 constexpr Threshold kNone{0, -1};
 constexpr Threshold kAll{UINT32_MAX, INT32_MAX};
 
@@ -48,38 +47,17 @@ Workspace& workspace() {
     return ws;
 }
 
-struct Budget {
-    int64_t size[3] = {0, 0, 0}, keep[3] = {0, 0, 0}, predict[3] = {0, 0, 0};  // by stratum, entry 0 not used
-    bool one_predicted =
-        false;  // no stratum's share rounds to one patch: the masked patch with the smallest key is predicted
-
-    int64_t total() const { return size[1] + size[2]; }
-    int64_t masked(int s) const { return size[s] - keep[s]; }
-    int64_t keep_total() const { return keep[1] + keep[2]; }
-    int64_t predict_total() const { return one_predicted ? 1 : predict[1] + predict[2]; }
-};
-
-int64_t round_half_up(double share, int64_t n) {
-    const auto rounded = static_cast<int64_t>(std::floor(share * static_cast<double>(n) + 0.5));
-    return std::clamp<int64_t>(rounded, 0, n);
-}
-
-// The fixed box of the published code, in patches: 20 x 20 gives rows 6:16, columns 3:16.
-bool in_rectangle(int y, int x, int gh, int gw) {
-    return y >= static_cast<int>(.25 * gh) + 1 && y < static_cast<int>(.75 * gh) + 1 &&
-           x >= static_cast<int>(.125 * gw) + 1 && x < static_cast<int>(.75 * gw) + 1;
-}
-
 // Strata of image b: 1 inside, 2 outside, 0 not valid; sizes of both go to `size`.
 void classify(const MaskPlanSpec& spec, int64_t b, uint8_t* stratum, int64_t* size) {
     const int64_t n = static_cast<int64_t>(spec.grid_h) * spec.grid_w;
     const uint8_t* valid = spec.valid + b * n;
     const uint8_t* inside = spec.inside + b * n;
     if (spec.strategy == Strategy::kRectangle) {
+        const Rectangle box = rectangle_of(spec.grid_h, spec.grid_w);
         for (int y = 0; y < spec.grid_h; ++y) {
             for (int x = 0; x < spec.grid_w; ++x) {
                 const int64_t i = static_cast<int64_t>(y) * spec.grid_w + x;
-                stratum[i] = valid[i] ? (in_rectangle(y, x, spec.grid_h, spec.grid_w) ? 1 : 2) : 0;
+                stratum[i] = static_cast<uint8_t>(stratum_of(valid[i] != 0, in_rectangle(box, y, x)));
             }
         }
     } else {
@@ -121,10 +99,10 @@ void make_keys(const MaskPlanSpec& spec, int64_t b, Workspace& ws) {
                                static_cast<uint32_t>(spec.seed), static_cast<uint32_t>(spec.seed >> 32));
     };
     if (spec.strategy == Strategy::kBlock) {
-        const int edge = std::min({kBlockEdge, spec.grid_h, spec.grid_w});
-        const int64_t across = (spec.grid_w + edge - 1) / edge, down = (spec.grid_h + edge - 1) / edge;
+        const int edge = block_edge(spec.grid_h, spec.grid_w);
+        const int64_t across = blocks_along(spec.grid_w, edge), down = blocks_along(spec.grid_h, edge);
         ws.block_keys.resize(static_cast<size_t>((across * down + 31) / 32 * 32));
-        words(ws.block_keys.data(), across * down, spec.epoch | 0x80000000u);
+        words(ws.block_keys.data(), across * down, spec.epoch | kBlockEpochBit);
         for (int y = 0; y < spec.grid_h; ++y) {
             const uint32_t* line = ws.block_keys.data() + y / edge * across;
             uint32_t* out = ws.keys.data() + static_cast<int64_t>(y) * spec.grid_w;
@@ -159,7 +137,7 @@ Threshold rank(Workspace& ws, int s, int64_t k, int64_t size) {
     ws.ranked.resize(static_cast<size_t>(n_found));
     for (int64_t i = 0; i < n_found; ++i) {
         const int32_t id = ws.found[i];
-        ws.ranked[i] = static_cast<uint64_t>(ws.keys[id]) << 32 | static_cast<uint32_t>(id);
+        ws.ranked[i] = place_of(ws.keys[id], static_cast<uint32_t>(id));
     }
     const auto at = ws.ranked.begin() + (k - 1);
     std::nth_element(ws.ranked.begin(), at, ws.ranked.end());
@@ -174,7 +152,7 @@ int stratum_of_smallest(Workspace& ws, const int64_t* size, const int64_t* k) {
         if (k[s] > size[s]) continue;
         // A rank equal to the size would come back as kAll; one more makes rank() look it up.
         const Threshold t = rank(ws, s, k[s], size[s] + 1);
-        const uint64_t place = static_cast<uint64_t>(t.key) << 32 | static_cast<uint32_t>(t.id);
+        const uint64_t place = place_of(t.key, static_cast<uint32_t>(t.id));
         if (chosen == 0 || place < smallest) {
             smallest = place;
             chosen = s;
@@ -186,32 +164,28 @@ int stratum_of_smallest(Workspace& ws, const int64_t* size, const int64_t* k) {
 // How many patches of each stratum of image b are kept and predicted. Leaves the strata in ws.
 Budget plan_budget(const MaskPlanSpec& spec, int64_t b, Workspace& ws) {
     ws.prepare(static_cast<int64_t>(spec.grid_h) * spec.grid_w);
-    Budget budget;
-    classify(spec, b, ws.stratum.data(), budget.size);
-    int64_t masked[3] = {0, round_half_up(spec.ratio_inside, budget.size[1]),
-                         round_half_up(spec.ratio_outside, budget.size[2])};
-    if (spec.strategy == Strategy::kRandom) {  // one stratum, with the number that "contour" would mask
+    int64_t size[3];
+    classify(spec, b, ws.stratum.data(), size);
+    if (spec.strategy == Strategy::kRandom) {  // one stratum
         for (auto& s : ws.stratum) s = s != 0;
-        budget.size[1] = budget.total();
-        masked[1] += masked[2];
-        budget.size[2] = masked[2] = 0;
     }
-    for (int s = 1; s <= 2; ++s) budget.keep[s] = budget.size[s] - masked[s];
-    if (budget.keep_total() == 0 && budget.total() > 0) {
+    Budget budget = keep_budget(spec, size[1], size[2]);
+    if (budget.lacks_one_kept()) {
         int s = budget.size[1] > 0 ? 1 : 2;
         if (budget.size[1] > 0 && budget.size[2] > 0) {
             make_keys(spec, b, ws);
             const int64_t first[3] = {0, 1, 1};
             s = stratum_of_smallest(ws, budget.size, first);
         }
-        budget.keep[s] = 1;
+        keep_one(budget, s);
     }
-    for (int s = 1; s <= 2; ++s) budget.predict[s] = round_half_up(spec.predict, budget.masked(s));
-    budget.one_predicted = spec.predict > 0 && budget.predict_total() == 0 && budget.masked(1) + budget.masked(2) > 0;
+    predict_budget(spec.predict, budget);
     return budget;
 }
 
-void check_spec(const MaskPlanSpec& spec) {
+}  // namespace
+
+void check_mask_plan(const MaskPlanSpec& spec) {
     check(spec.batch >= 0 && spec.grid_h > 0 && spec.grid_w > 0, "mask_plan: sizes must be positive");
     check(static_cast<int64_t>(spec.grid_h) * spec.grid_w * std::max<int64_t>(spec.batch, 1) <= INT32_MAX,
           "mask_plan: more patches than int32 can count");
@@ -219,30 +193,43 @@ void check_spec(const MaskPlanSpec& spec) {
     for (const double share : {spec.ratio_inside, spec.ratio_outside, spec.predict}) {
         check(share >= 0 && share <= 1, "mask_plan: ratios must lie in [0, 1]");
     }
-    check(spec.epoch < 0x80000000u, "mask_plan: epoch must be below 2^31");
+    check(spec.epoch < kBlockEpochBit, "mask_plan: epoch must be below 2^31");
+    check(spec.max_keep >= 0 && spec.max_predict >= 0, "mask_plan: bounds must not be negative");
 }
 
-}  // namespace
+void check_plan_ids(const PlanIds& out) {
+    check(out.keep_capacity >= 0 && out.predict_capacity >= 0 && (out.keep_ids || out.keep_capacity == 0) &&
+              (out.predict_ids || out.predict_capacity == 0),
+          "mask_plan: no room for the ids");
+}
 
 void mask_plan_counts(const MaskPlanSpec& spec, int32_t* keep_cu, int32_t* predict_cu) {
-    check_spec(spec);
+    check_mask_plan(spec);
     keep_cu[0] = predict_cu[0] = 0;
     for (int64_t b = 0; b < spec.batch; ++b) {
         const Budget budget = plan_budget(spec, b, workspace());
-        keep_cu[b + 1] = static_cast<int32_t>(keep_cu[b] + budget.keep_total());
-        predict_cu[b + 1] = static_cast<int32_t>(predict_cu[b] + budget.predict_total());
+        keep_cu[b + 1] = static_cast<int32_t>(keep_cu[b] + bounded(budget.keep_total(), spec.max_keep));
+        predict_cu[b + 1] = static_cast<int32_t>(predict_cu[b] + bounded(budget.predict_total(), spec.max_predict));
     }
 }
 
-void mask_plan_ids(const MaskPlanSpec& spec, const int32_t* keep_cu, const int32_t* predict_cu, int32_t* keep_ids,
-                   int32_t* predict_ids, int n_threads) {
-    check_spec(spec);
+void mask_plan_ids(const MaskPlanSpec& spec, const int32_t* keep_cu, const int32_t* predict_cu, const PlanIds& out,
+                   int n_threads) {
+    check_mask_plan(spec);
+    check_plan_ids(out);
+    const int64_t n_keep_ids = keep_cu[spec.batch], n_predict_ids = predict_cu[spec.batch];
+    check(n_keep_ids >= 0 && n_keep_ids <= out.keep_capacity && n_predict_ids >= 0 &&
+              n_predict_ids <= out.predict_capacity,
+          "mask_plan: no room for the ids");
     parallel_for(spec.batch, 1, n_threads, [&](int64_t begin, int64_t end) {
         Workspace& ws = workspace();
         for (int64_t b = begin; b < end; ++b) {
             Budget budget = plan_budget(spec, b, ws);
-            check(budget.keep_total() == keep_cu[b + 1] - keep_cu[b] &&
-                      budget.predict_total() == predict_cu[b + 1] - predict_cu[b],
+            const int64_t n_keep = bounded(budget.keep_total(), spec.max_keep);
+            const int64_t n_predict = bounded(budget.predict_total(), spec.max_predict);
+            check(n_keep == keep_cu[b + 1] - keep_cu[b] && n_predict == predict_cu[b + 1] - predict_cu[b] &&
+                      keep_cu[b] >= 0 && keep_cu[b + 1] <= n_keep_ids && predict_cu[b] >= 0 &&
+                      predict_cu[b + 1] <= n_predict_ids,
                   "mask_plan: cu_seqlens do not belong to these arguments");
             if (budget.total() == 0) continue;
             if (!ws.keys_ready) make_keys(spec, b, ws);
@@ -260,12 +247,14 @@ void mask_plan_ids(const MaskPlanSpec& spec, const int32_t* keep_cu, const int32
                 job.keep[s] = rank(ws, s, budget.keep[s], budget.size[s]);
                 job.predict[s] = rank(ws, s, budget.keep[s] + budget.predict[s], budget.size[s]);
             }
-            int64_t n_keep = 0, n_predict = 0;
-            kernels().emit(job, &n_keep, &n_predict);
-            std::copy_n(ws.keep_ids.data(), n_keep, keep_ids + keep_cu[b]);
-            std::copy_n(ws.predict_ids.data(), n_predict, predict_ids + predict_cu[b]);
+            int64_t n_kept = 0, n_predicted = 0;  // before the bounds
+            kernels().emit(job, &n_kept, &n_predicted);
+            std::copy_n(ws.keep_ids.data(), n_keep, out.keep_ids + keep_cu[b]);
+            std::copy_n(ws.predict_ids.data(), n_predict, out.predict_ids + predict_cu[b]);
         }
     });
+    std::fill(out.keep_ids + n_keep_ids, out.keep_ids + out.keep_capacity, 0);
+    std::fill(out.predict_ids + n_predict_ids, out.predict_ids + out.predict_capacity, 0);
 }
 
 void philox(uint32_t* words, int64_t n, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0,

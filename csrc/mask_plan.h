@@ -16,15 +16,28 @@ struct MaskPlanSpec {
     const uint8_t* inside;  // [B, gh, gw] bool
     const uint8_t* valid;   // [B, gh, gw] bool
     const int64_t* index;   // [B] int64
+    int64_t max_keep = INT32_MAX,
+            max_predict = INT32_MAX;  // per image: what exceeds them, the highest ids, is left out
 };
+
+// Where the ids go: packed from the start on; entries past the last one, up to the capacity, become 0.
+struct PlanIds {
+    int32_t* keep_ids;     // [keep_capacity]
+    int32_t* predict_ids;  // [predict_capacity]
+    int64_t keep_capacity, predict_capacity;
+};
+
+// Throw std::invalid_argument for what a kernel must not see.
+void check_mask_plan(const MaskPlanSpec& spec);
+void check_plan_ids(const PlanIds& out);
 
 // Fills keep_cu and predict_cu, [B + 1] int32 each: how much room mask_plan_ids needs.
 void mask_plan_counts(const MaskPlanSpec& spec, int32_t* keep_cu, int32_t* predict_cu);
 
-// Fills keep_ids [keep_cu[B]] and predict_ids [predict_cu[B]], int32, ascending within each image. The two cu arrays
-// must be what mask_plan_counts gave for the same spec (checked).
-void mask_plan_ids(const MaskPlanSpec& spec, const int32_t* keep_cu, const int32_t* predict_cu, int32_t* keep_ids,
-                   int32_t* predict_ids, int n_threads);
+// Fills `out`, ascending within each image. The two cu arrays must be what mask_plan_counts gave for the same spec
+// (checked).
+void mask_plan_ids(const MaskPlanSpec& spec, const int32_t* keep_cu, const int32_t* predict_cu, const PlanIds& out,
+                   int n_threads);
 
 // words[i] = word i % 4 of Philox-4x32-10 at counter (c0 + i / 4, c1, c2, c3), for i < n.
 void philox(uint32_t* words, int64_t n, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0,

@@ -1,15 +1,11 @@
-// Random keys by Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011), and the
-// emission of the chosen patch ids in ascending order.
+// Random keys, and the emission of the chosen patch ids in ascending order.
 #pragma once
 #include "kernels.h"
+#include "mask_plan_index.h"
 #include "simd.h"
 
 namespace hdxray::HDXRAY_ISA {
 namespace {
-
-constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
-constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
-constexpr int kPhiloxRounds = 10;
 
 #if HDXRAY_AVX2
 
@@ -147,18 +143,8 @@ void emit(const EmitJob& job, int64_t* n_keep, int64_t* n_predict) {
 void philox_words(uint32_t* words, int64_t n, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0,
                   uint32_t key1) {
     for (int64_t i = 0; i < n; i += 4) {
-        uint32_t x0 = c0 + static_cast<uint32_t>(i / 4), x1 = c1, x2 = c2, x3 = c3, k0 = key0, k1 = key1;
-        for (int round = 0; round < kPhiloxRounds; ++round, k0 += kPhiloxW0, k1 += kPhiloxW1) {
-            const uint64_t a = static_cast<uint64_t>(kPhiloxM0) * x0, b = static_cast<uint64_t>(kPhiloxM1) * x2;
-            x0 = static_cast<uint32_t>(b >> 32) ^ x1 ^ k0;
-            x2 = static_cast<uint32_t>(a >> 32) ^ x3 ^ k1;
-            x1 = static_cast<uint32_t>(b);
-            x3 = static_cast<uint32_t>(a);
-        }
-        words[i] = x0;
-        words[i + 1] = x1;
-        words[i + 2] = x2;
-        words[i + 3] = x3;
+        const Words4 four = philox4(c0 + static_cast<uint32_t>(i / 4), c1, c2, c3, key0, key1);
+        memcpy(words + i, four.word, sizeof four.word);
     }
 }
 

@@ -217,11 +217,13 @@ def mask_plan(
     batch, grid_h, grid_w = inside.shape
     grids = (inside.data_ptr(), valid.data_ptr(), index.data_ptr(), batch, grid_h, grid_w)
     keep_cu, predict_cu = torch.empty(2, batch + 1, dtype=torch.int32).unbind(0)
-    native.mask_plan_counts(grids, choice, keep_cu.data_ptr(), predict_cu.data_ptr(), _CPU, _NO_STREAM)
+    bounds = (grid_h * grid_w, grid_h * grid_w)
+    native.mask_plan_counts(grids, choice, bounds, keep_cu.data_ptr(), predict_cu.data_ptr(), _CPU, _NO_STREAM)
     keep_ids = torch.empty(int(keep_cu[-1]), dtype=torch.int32)
     predict_ids = torch.empty(int(predict_cu[-1]), dtype=torch.int32)
     native.mask_plan_ids(
-        grids, choice, keep_cu.data_ptr(), predict_cu.data_ptr(), keep_ids.data_ptr(), predict_ids.data_ptr(),
+        grids, choice, bounds, keep_cu.data_ptr(), predict_cu.data_ptr(),
+        (keep_ids.data_ptr(), predict_ids.data_ptr(), keep_ids.numel(), predict_ids.numel()),
         torch.get_num_threads(), _CPU, _NO_STREAM,
     )  # fmt: skip
     return keep_ids, keep_cu, predict_ids, predict_cu

@@ -174,8 +174,8 @@ def test_mask_plan_refuses_counts_of_another_request():
     ids = torch.zeros(64, dtype=torch.int32)
     with pytest.raises(ValueError, match="do not belong"):
         core.mask_plan_ids(
-            grids, (0, 0.5, 0.5, 1.0, 0, 0), keep_cu.data_ptr(), predict_cu.data_ptr(), ids.data_ptr(), ids.data_ptr(),
-            1, CPU, NO_STREAM,
+            grids, (0, 0.5, 0.5, 1.0, 0, 0), (64, 64), keep_cu.data_ptr(), predict_cu.data_ptr(),
+            (ids.data_ptr(), ids.data_ptr(), 64, 64), 1, CPU, NO_STREAM,
         )  # fmt: skip
     assert (ids == 0).all()
 
@@ -188,7 +188,7 @@ def test_mask_plan_refuses_shares_that_are_none(position):
     choice[position] = float("nan") if position else 9
     cu = torch.zeros(2, 2, dtype=torch.int32)
     with pytest.raises(ValueError, match="mask_plan"):
-        core.mask_plan_counts(grids, tuple(choice), cu[0].data_ptr(), cu[1].data_ptr(), CPU, NO_STREAM)
+        core.mask_plan_counts(grids, tuple(choice), (4, 4), cu[0].data_ptr(), cu[1].data_ptr(), CPU, NO_STREAM)
 
 
 # --- buffers are written to the last element and no further -----------------------------------------------------------
