@@ -5,29 +5,36 @@ A benchmark asks for the `compare` fixture (benchmarks/conftest.py)::
     def test_gather(compare):
         compare("gather, 8 x 1280^2 u8 -> fp32", ours, rival, rival_name="eager patchify + normalise + index", bar=20)
 
-Rows go to ``benchmarks/results/<device>/<bench>.json``; a row of the same case is replaced, others stay. Figures
-are written by this module only, never by hand.
+GPU cases run any number of contenders (race.py) and keep a row through `Comparison.of`. Rows go to
+``benchmarks/results/<device>/<bench>.json``, and under ``$OUT/results`` as well if that is set; a row of the same case
+is replaced, others stay. Figures are written by this module only, never by hand.
 """
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import re
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from race import Outcome, best
+
 from hdxray_fast.env import cpu_model, usable_cores
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+SOURCES = ("hdxray_fast/**/*.py", "csrc/*", "benchmarks/*.py")
 PACKAGES = ("torch", "triton", "numpy", "opencv-python-headless", "timm")
 
 
@@ -37,9 +44,13 @@ def device_info(kind: str) -> dict[str, str]:
         return {"kind": "cpu", "name": f"{cpu_model()}, {usable_cores()} cores"}
     import torch
 
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    driver = subprocess.run(query, capture_output=True, text=True).stdout.split("\n")[0].strip()
-    return {"kind": "cuda", "name": torch.cuda.get_device_name(), "driver": driver, "cuda": str(torch.version.cuda)}
+    driver = _answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]
+    return {
+        "kind": "cuda",
+        "name": torch.cuda.get_device_name(),
+        "driver": driver or "unknown",
+        "cuda": str(torch.version.cuda),
+    }
 
 
 def slug(name: str) -> str:
@@ -59,19 +70,36 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """Short commit of the checkout, with ``+changes`` if tracked files differ from it."""
-    here = Path(__file__).parent.parent
+    """Short commit of the checkout, with ``+changes`` if tracked files differ from it.
 
-    def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True).stdout.strip()
-
-    head = git("rev-parse", "--short", "HEAD") or "unknown"
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "hdxray_fast", "csrc", "benchmarks/*.py")
+    A copy of the sources without git is known by a digest of the files that the figures depend on.
+    """
+    head = _answer("git", "rev-parse", "--short", "HEAD")
+    if not head:
+        files = sorted({path for pattern in SOURCES for path in ROOT.glob(pattern) if path.is_file()})
+        digest = hashlib.sha256()
+        for path in files:
+            digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
+        return f"sources {digest.hexdigest()[:12]}"
+    changed = _answer(
+        "git", "status", "--porcelain", "--untracked-files=no", "--", "hdxray_fast", "csrc", "benchmarks/*.py"
+    )
     return f"{head}+changes" if changed else head
+
+
+def _answer(*command: str) -> str:
+    """What a command prints, run in the checkout; nothing if it is missing, fails or takes long."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
 
 
 def spread(samples: list[float]) -> dict[str, float]:
     """Median, quartiles, least value and number of samples."""
+    if not samples:
+        return {}
     if len(samples) == 1:
         return {"median": samples[0], "q25": samples[0], "q75": samples[0], "min": samples[0], "rounds": 1}
     q25, median, q75 = statistics.quantiles(samples, n=4, method="inclusive")
@@ -83,8 +111,9 @@ class Comparison:
     """One row: what we measured, what the rival measured, and the bar that the ratio is held against.
 
     Attributes:
-        ours, rival: samples, in `unit`; less is better.
+        ours, rival: samples, in `unit`; less is better; empty where the run failed.
         bar: least ratio rival / ours that the project promises (None: no promise).
+        failed, rival_failed: why there are no samples.
     """
 
     bench: str
@@ -97,26 +126,78 @@ class Comparison:
     threads: int = 1
     device: str = "cpu"
     extra: dict[str, Any] = field(default_factory=dict)
+    failed: str | None = None
+    rival_failed: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        bench: str,
+        case: str,
+        outcomes: dict[str, Outcome],
+        ours: str,
+        rivals: Sequence[str],
+        *,
+        bar: float | None = None,
+        device: str = "cuda",
+        extra: dict[str, Any] | None = None,
+    ) -> Comparison:
+        """The row of a race: ours against the fastest of `rivals` that ran; every outcome is kept in ``extra``."""
+        mine, strongest = outcomes[ours], best(outcomes, rivals)
+        why_none = "; ".join(f"{name}: {outcomes[name].failed}" for name in rivals if name in outcomes)
+        everyone = [
+            {
+                "name": o.name,
+                **({"failed": f"failed: {o.failed}"} if o.failed else spread(o.samples)),
+                "relative_error": o.error,
+                "peak_mib": None if o.peak_bytes is None else o.peak_bytes / 2**20,
+                "setup_seconds": round(o.setup_seconds, 1),
+            }
+            for o in outcomes.values()
+        ]
+        return cls(
+            bench,
+            case,
+            mine.samples,
+            strongest.samples if strongest else [],
+            strongest.name if strongest else " / ".join(rivals),
+            bar=bar,
+            device=device,
+            extra={**(extra or {}), "contenders": everyone},
+            failed=mine.failed,
+            rival_failed=None if strongest else why_none or "none was run",
+        )
 
     @property
-    def ratio(self) -> float:
-        """How many times more the rival needs, median by median."""
+    def ratio(self) -> float | None:
+        """How many times more the rival needs, median by median; None if either has no samples."""
+        if not self.ours or not self.rival:
+            return None
         return statistics.median(self.rival) / statistics.median(self.ours)
 
+    @property
+    def bar_met(self) -> bool | None:
+        """Whether the ratio reaches the bar. None without a bar, or where only the rival failed: then nobody knows."""
+        if self.bar is None or (self.ours and not self.rival):
+            return None
+        return self.ratio is not None and self.ratio >= self.bar
+
     def row(self) -> dict[str, Any]:
+        ours = spread(self.ours) or {"failed": f"failed: {self.failed}"}
+        rival = spread(self.rival) or {"failed": f"failed: {self.rival_failed}"}
         return {
             "case": self.case,
             "unit": self.unit,
-            "ours": spread(self.ours),
-            "rival": {"name": self.rival_name, **spread(self.rival)},
+            "ours": ours,
+            "rival": {"name": self.rival_name, **rival},
             "ratio": self.ratio,
             "bar": self.bar,
-            "bar_met": None if self.bar is None else self.ratio >= self.bar,
+            "bar_met": self.bar_met,
             "threads": self.threads,
             "device": device_info(self.device),
             "versions": versions(),
             "commit": commit(),
-            "command": " ".join(["pytest", *sys.argv[1:]]),
+            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
             "measured": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "extra": self.extra,
         }
@@ -124,6 +205,12 @@ class Comparison:
     def save(self, results: Path = RESULTS) -> Path:
         """Write the row into its bench's file, in place of an older row of the same case."""
         row = self.row()
+        path = self._write(row, results)
+        if os.environ.get("OUT"):
+            self._write(row, Path(os.environ["OUT"]) / "results")
+        return path
+
+    def _write(self, row: dict[str, Any], results: Path) -> Path:
         path = results / slug(row["device"]["name"]) / f"{self.bench}.json"
         rows = json.loads(path.read_text())["rows"] if path.exists() else []
         rows = [r for r in rows if r["case"] != self.case] + [row]

@@ -1,0 +1,87 @@
+"""The GPU cases and their bars: what the benchmarks run and what README's table shows, measured or not.
+
+A bar is the least ratio rival / ours that the project promises, on an H100 or H200. The bars are held against the
+fastest rival of those named; a case without one is there to be known.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+SDPA = "the fastest SDPA backend"
+COPY = "a copy of the bytes it must touch"
+EAGER = "eager PyTorch"
+COMPILED = "torch.compile"
+PLAIN = "plain MAE, timm blocks"
+PLAIN_MEMORY = 0.35  # of the plain MAE's peak memory
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table.
+
+    Attributes:
+        bench: the file it is in, ``bench_<bench>.py``.
+        title: what the row is called.
+        rival: whom the bar is held against, in words.
+    """
+
+    bench: str
+    title: str
+    rival: str
+    bar: float | None = None
+
+
+CASES = {
+    "dense 64 forward": Case("gpu_attention", "attention forward, S = 6401, 12 × D = 64, bf16", SDPA, 1.1),
+    "dense 64 training": Case("gpu_attention", "attention forward + backward, S = 6401, 12 × D = 64, bf16", SDPA, 1.0),
+    "dense 32 forward": Case("gpu_attention", "attention forward, S = 6401, 16 × D = 32, bf16", SDPA, 1.5),
+    "dense 32 training": Case("gpu_attention", "attention forward + backward, S = 6401, 16 × D = 32, bf16", SDPA, 1.3),
+    "ragged forward": Case(
+        "gpu_attention", "attention forward, 64 images of 500–900 tokens, 12 × D = 64, bf16", "padded SDPA"
+    ),
+    "ragged training": Case(
+        "gpu_attention",
+        "attention forward + backward, 64 images of 500–900 tokens, 12 × D = 64, bf16",
+        "padded SDPA",
+        1.5,
+    ),
+    "ragged training varlen": Case(
+        "gpu_attention",
+        "attention forward + backward, 64 images of 500–900 tokens, 12 × D = 64, bf16; varlen",
+        "torch's varlen attention",
+        1.1,
+    ),
+    "cross forward": Case(
+        "gpu_attention", "attention forward, 64 × 1440 queries to 641 keys, 8 × D = 64, bf16", "the fastest rival"
+    ),
+    "cross training": Case(
+        "gpu_attention",
+        "attention forward + backward, 64 × 1440 queries to 641 keys, 8 × D = 64, bf16",
+        "the fastest rival",
+    ),
+    "gather copy": Case("gpu_pixels", "gather, 64 × 1280² uint8 → bf16, share of the copy bandwidth", COPY, 0.8),
+    "gather eager": Case("gpu_pixels", "gather, 64 × 1280² uint8 → bf16, kept patches", EAGER, 10),
+    "gather compiled": Case("gpu_pixels", "gather, 64 × 1280² uint8 → bf16, kept patches; compiled rivals", COMPILED),
+    "loss forward": Case("gpu_pixels", "loss, 64 × 1280² uint8, bf16 predictions, forward", f"{EAGER}, {COMPILED}"),
+    "loss training": Case(
+        "gpu_pixels", "loss, 64 × 1280² uint8, bf16 predictions, forward + backward", f"{EAGER}, {COMPILED}"
+    ),
+    "mask plan": Case("gpu_pixels", "mask plan, 64 × 80 × 80, with bounds (no host sync)", "argsort masking"),
+    "mask plan synced": Case("gpu_pixels", "mask plan, 64 × 80 × 80, without bounds", "argsort masking"),
+    "encoder all": Case("gpu_encoder", "encoder ViT-B/16, all 6400 patches, bf16", "timm's ViT over all patches"),
+    "encoder contour": Case(
+        "gpu_encoder", "encoder ViT-B/16, patches inside the contour, bf16", "timm's ViT over all patches", 2.5
+    ),
+    "step base cross": Case("gpu_mae", "MAE step, ViT-B/16, cross decoder, bf16", PLAIN, 5),
+    "memory base cross": Case(
+        "gpu_mae", "peak memory of an MAE step, ViT-B/16, cross decoder, bf16", PLAIN, 1 / PLAIN_MEMORY
+    ),
+    "step base self": Case("gpu_mae", "MAE step, ViT-B/16, self decoder, bf16", PLAIN, 1.8),
+    "memory base self": Case("gpu_mae", "peak memory of an MAE step, ViT-B/16, self decoder, bf16", PLAIN),
+    "step large cross": Case("gpu_mae", "MAE step, ViT-L/16, cross decoder, bf16", PLAIN),
+    "memory large cross": Case("gpu_mae", "peak memory of an MAE step, ViT-L/16, cross decoder, bf16", PLAIN),
+    "step large self": Case("gpu_mae", "MAE step, ViT-L/16, self decoder, bf16", PLAIN),
+    "memory large self": Case("gpu_mae", "peak memory of an MAE step, ViT-L/16, self decoder, bf16", PLAIN),
+    "step base cross compiled": Case("gpu_mae_compiled", "MAE step, ViT-B/16, cross decoder, bf16; compiled", PLAIN),
+}
