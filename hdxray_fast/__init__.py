@@ -36,6 +36,7 @@ _ROOMS = {
     "attention": "ops.attention",
     "create_encoder": "encoder",
     "list_encoders": "encoder",
+    "EncoderConfig": "encoder_config",
     "create_mae": "mae",
     "load_model": "checkpoint",
     "save_model": "checkpoint",

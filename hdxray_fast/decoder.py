@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .encoder import image_of_row, token_rows
-from .layers import LAYER_NORM_EPS, Block, CrossBlock, Queries, init_weights, sincos_positions
+from .layers import LAYER_NORM_EPS, Block, CrossBlock, Queries, init_weights
 from .masking import MaskPlan
+from .packing import image_of_row, token_rows
+from .positions import sincos_positions
 
 
 class SelfDecoder(nn.Module):

@@ -1,4 +1,4 @@
-"""The ViT encoder: images and a mask plan in, packed tokens out. Only the kept patches are ever read or computed.
+"""The ViT encoder: images in, tokens out. Only the patches that are kept are ever read or computed.
 
 Parameter names and shapes are those of facebookresearch/mae (encoder half), so its checkpoints load as they are. The
 ``stem64`` presets use the three-layer patch embedding of HD X-ray (https://arxiv.org/abs/2404.17926) with its names.
@@ -6,154 +6,180 @@ Parameter names and shapes are those of facebookresearch/mae (encoder half), so 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import fields, replace
+from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from .encoder_config import ENCODERS, EncoderConfig
 from .errors import ArgumentError, ArgumentTypeError
-from .layers import LAYER_NORM_EPS, Block, check_count, init_weights, sincos_positions
-from .masking import MaskPlan, plan_all
+from .layers import Block, init_weights
+from .masking import MaskPlan
 from .ops.gather import gather_patches
-
-# name: (embed_dim, depth, num_heads)
-_SIZES = {
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-    "large": (1024, 24, 16),
-    "huge": (1280, 32, 16),
-}
-MAX_PATCHES = 2**20  # 16384 x 16384 pixels in patches of 16: a mistyped img_size fails by name, not for want of memory
-_STEMS = {"patch16": 16, "stem64": 64}
-ENCODERS = {
-    f"vit_{size}_{stem}": {"patch_size": patch, "stem": stem, "embed_dim": dim, "depth": depth, "num_heads": heads}
-    for stem, patch in _STEMS.items()
-    for size, (dim, depth, heads) in _SIZES.items()
-}
+from .packing import to_grid, token_rows
+from .patch_embed import build_patch_embed
+from .pool import AttentionPool, mean_pool
+from .positions import resample_positions, sincos_positions
+from .selection import every_patch, selected_patches
 
 
 class Tokens(NamedTuple):
-    """Packed tokens of a batch; the class token comes first in each sequence."""
+    """Packed tokens of a batch; class and register tokens come first in each sequence."""
 
-    values: Tensor  # [N_keep + B, D]
+    values: Tensor  # [N_keep + B * num_prefix_tokens, D]
     cu_seqlens: Tensor  # [B + 1] int32
 
 
-class PatchEmbed(nn.Module):
-    """One linear layer on the flattened patch; the weight has the shape of MAE's convolution, ``[D, C, p, p]``."""
-
-    def __init__(self, patch_size: int, in_chans: int, embed_dim: int) -> None:
-        super().__init__()
-        self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size)
-
-    def forward(self, rows: Tensor) -> Tensor:  # [N, p * p * C] in MAE's order (p row, q column, c) -> [N, D]
-        return F.linear(rows, _rows_weight(self.proj), self.proj.bias)
-
-
-class StemPatchEmbed(nn.Module):
-    """HD X-ray's embedding of a 64-px patch: 16-px convolution, 4x4 convolution, 1x1 projection, ReLU between.
-
-    Every stride equals its kernel, so a patch never looks at its neighbours, and each layer is a matrix product on
-    gathered rows.
-    """
-
-    patch_size = 64
-
-    def __init__(self, in_chans: int, embed_dim: int) -> None:
-        super().__init__()
-        self.in_chans = in_chans
-        self.conv1 = nn.Conv2d(in_chans, embed_dim, 16, stride=16)
-        self.conv2 = nn.Conv2d(embed_dim, embed_dim, 4, stride=4)
-        self.proj = nn.Conv2d(embed_dim, embed_dim, 1)
-
-    def forward(self, rows: Tensor) -> Tensor:  # [N, 64 * 64 * C] in the order (p row, q column, c) -> [N, D]
-        cells = rows.unflatten(-1, (4, 16, 4, 16, self.in_chans))  # [N, 4, 16, 4, 16, C]
-        cells = cells.permute(0, 1, 3, 2, 4, 5).flatten(3)  # -> [N, 4, 4, 16, 16, C] -> [N, 4, 4, 16 * 16 * C]
-        cells = F.relu(F.linear(cells, _rows_weight(self.conv1), self.conv1.bias))  # [N, 4, 4, D]
-        patches = F.relu(F.linear(cells.flatten(1), _rows_weight(self.conv2), self.conv2.bias))  # [N, D]
-        return F.linear(patches, _rows_weight(self.proj), self.proj.bias)
-
-
-def _rows_weight(conv: nn.Conv2d) -> Tensor:
-    return conv.weight.permute(0, 2, 3, 1).flatten(1)  # [D, C, p, p] -> [D, p, p, C] -> [D, p * p * C]
-
-
 class Encoder(nn.Module):
-    """Vision transformer over packed tokens; see :func:`create_encoder`.
+    """Vision transformer; see :func:`create_encoder`.
 
     Attributes:
         img_size: ``(height, width)`` in pixels.
         patch_size: edge of a patch in pixels.
         grid_size: ``(height, width)`` in patches.
         embed_dim, num_features: width of a token.
+        num_prefix_tokens: class and register tokens in front of an image's patches.
+        keep: which patches it looks at when no plan is given: ``"all"``, ``"valid"`` or ``"contour"``.
+        margin: patches around the chest that ``"contour"`` keeps as well.
+        pool: ``None``, ``"cls"``, ``"mean"`` or ``"attention"``.
+        normalisation: ``"per_image"`` or ``(mean, std)`` of pixels on [0, 1]; how integer images are normalised when
+            no ``scale`` is given.
+        config: the settings that build this encoder again.
     """
 
-    def __init__(
-        self,
-        img_size: int | tuple[int, int],
-        patch_size: int,
-        in_chans: int,
-        embed_dim: int,
-        depth: int,
-        num_heads: int,
-        stem: str = "patch16",
-        mlp_ratio: float = 4.0,
-    ) -> None:
+    def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
-        for option, value in (("patch_size", patch_size), ("embed_dim", embed_dim), ("depth", depth)):
-            check_count(option, value)
-        if (
-            isinstance(mlp_ratio, bool)
-            or not isinstance(mlp_ratio, int | float)
-            or not 1 <= embed_dim * mlp_ratio < 2**31
-        ):
-            raise ArgumentError(f"mlp_ratio: got {mlp_ratio!r}, accepted is a number above 0")
-        if in_chans not in (1, 3):
-            raise ArgumentError(f"in_chans: got {in_chans!r}, accepted are 1 and 3")
-        height, width = _height_width(img_size, patch_size)
-        if stem == "stem64" and patch_size != StemPatchEmbed.patch_size:
-            raise ArgumentError(f"patch_size: got {patch_size}, the stem64 embedding has patches of 64 pixels")
-        self.img_size = (height, width)
-        self.in_chans = in_chans
-        self.patch_size = patch_size
-        self.grid_size = (height // patch_size, width // patch_size)
-        self.embed_dim = self.num_features = embed_dim
-        self.patch_embed = (
-            StemPatchEmbed(in_chans, embed_dim) if stem == "stem64" else PatchEmbed(patch_size, in_chans, embed_dim)
-        )
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.pos_embed = nn.Parameter(sincos_positions(embed_dim, self.grid_size), requires_grad=False)  # [1, 1 + P, D]
-        self.blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
-        self.norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
-        self.apply(init_weights)
-        nn.init.normal_(self.cls_token, std=0.02)
+        c = self.config = config
+        self.img_size, self.in_chans, self.patch_size = c.img_size, c.in_chans, c.patch_size
+        self.grid_size = c.grid_size
+        self.embed_dim = self.num_features = c.embed_dim
+        self.num_prefix_tokens = int(c.class_token) + c.reg_tokens
+        self.learned_positions, self.normalisation = c.learned_positions, c.normalisation
+        self.keep, self.margin, self.pool = c.keep, c.margin, c.pool
+        self.grad_checkpointing = False
 
+        self.patch_embed = build_patch_embed(c.stem, c.patch_size, c.in_chans, c.embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, c.embed_dim)) if c.class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, c.reg_tokens, c.embed_dim)) if c.reg_tokens else None
+        self.pos_embed = nn.Parameter(
+            sincos_positions(c.embed_dim, self.grid_size, class_token=c.class_token), requires_grad=c.learned_positions
+        )  # [1, class_token + P, D]
+        self.blocks = nn.ModuleList(
+            Block(c.embed_dim, c.num_heads, c.mlp_ratio, c.qkv_bias, c.layer_scale, c.norm_eps) for _ in range(c.depth)
+        )
+        self.norm = nn.LayerNorm(c.embed_dim, eps=c.norm_eps)
+        if c.pool == "attention":
+            self.attn_pool = AttentionPool(c.embed_dim, c.num_heads)
+        self.apply(init_weights)
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
+
+    # --- images to features ---------------------------------------------------------------------------------------
     def forward(
         self,
         images: Tensor,  # [B, C, H, W] uint8, uint16 or float
         plan: MaskPlan | None = None,
-        scale: float | Tensor = 1.0,
-        shift: float | Tensor = 0.0,
-    ) -> Tokens:
-        """Encode the patches that ``plan`` keeps (all of them without a plan).
+        scale: float | Tensor | None = None,
+        shift: float | Tensor | None = None,
+        *,
+        inside: Tensor | None = None,  # [B, gh, gw] bool
+        valid: Tensor | None = None,  # [B, gh, gw] bool
+    ) -> Tokens | Tensor:
+        """Encode the patches that ``plan`` keeps; without a plan those that ``keep`` says.
 
         Args:
             images: ``[B, C, H, W]``, any dtype that :func:`hdxray_fast.gather_patches` reads.
             plan: which patches are kept; its grid must be the encoder's.
-            scale: the network sees ``pixel * scale + shift``; a number, or float32 ``[B]``.
+            scale: the network sees ``pixel * scale + shift``; a number, or float32 ``[B]``. Left out, float images are
+                taken as they are, and integer images are normalised as ``normalisation`` says.
             shift: see ``scale``.
+            inside: patches of the chest, for ``keep="contour"``; left out, contours are looked for in the images.
+            valid: patches that are no padding, for ``keep="valid"`` and ``"contour"``; left out, all.
 
         Returns:
-            Normalised tokens ``[N_keep + B, D]`` with their ``cu_seqlens``; the class token is first in each sequence.
+            Without ``pool``: normalised tokens ``[N_keep + B * num_prefix_tokens, D]`` with their ``cu_seqlens``.
+            With ``pool``: features ``[B, D]``.
         """
-        plan = self._plan(images, plan)
-        tokens = self.embed(images, plan, scale, shift)
-        x = tokens.values
-        for block in self.blocks:
-            x = block(x, tokens.cu_seqlens, plan.max_keep + 1)
-        return Tokens(self.norm(x), tokens.cu_seqlens)
+        tokens, _, longest = self._encode(images, plan, scale, shift, inside, valid)
+        if self.pool is None:
+            return tokens
+        if self.pool == "cls":
+            return tokens.values.index_select(0, tokens.cu_seqlens[:-1])
+        if self.pool == "mean":
+            return mean_pool(*tokens, self.num_prefix_tokens)
+        return self.attn_pool(*tokens, longest)
+
+    def forward_features(
+        self,
+        images: Tensor,
+        plan: MaskPlan | None = None,
+        scale: float | Tensor | None = None,
+        shift: float | Tensor | None = None,
+        *,
+        inside: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """Normalised tokens as timm gives them, ``[B, num_prefix_tokens + P, D]``; arguments as for :meth:`forward`.
+
+        Patches that are not kept are zero.
+        """
+        tokens, plan, _ = self._encode(images, plan, scale, shift, inside, valid)
+        prefix, grid = self._to_dense(tokens.values, plan)
+        return torch.cat([prefix, grid], dim=1)
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | list[int] | tuple[int, ...] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        *,
+        plan: MaskPlan | None = None,
+        scale: float | Tensor | None = None,
+        shift: float | Tensor | None = None,
+        inside: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> list | tuple[Tensor, list]:
+        """Outputs of some blocks on the full grid, with timm's arguments and meanings.
+
+        Args:
+            images: as for :meth:`forward`.
+            indices: blocks, counted from 0 or from the end; an int takes that many from the end; ``None`` takes all.
+            return_prefix_tokens: give ``(map, prefix [B, num_prefix_tokens, D])`` for each block.
+            norm: apply the final norm to each.
+            stop_early: leave out the blocks after the last one asked for.
+            output_fmt: ``"NCHW"`` for ``[B, D, gh, gw]``, ``"NLC"`` for ``[B, gh * gw, D]``.
+            intermediates_only: give the list alone.
+            plan, scale, shift, inside, valid: as for :meth:`forward`.
+
+        Returns:
+            ``(features, intermediates)`` with features as from :meth:`forward_features`, or the list alone. Patches
+            that are not kept are zero.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ArgumentError(f"output_fmt: got {output_fmt!r}, accepted are 'NCHW' and 'NLC'")
+        wanted = _block_indices(indices, len(self.blocks))
+        plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
+        x, cu_seqlens, longest = self._start(images, plan, scale, shift)
+        intermediates = []
+        for index, block in enumerate(self.blocks):
+            if stop_early and index > max(wanted):
+                break
+            x = self._run(block, x, cu_seqlens, longest)
+            if index in wanted:
+                prefix, grid = self._to_dense(self.norm(x) if norm else x, plan)
+                if output_fmt == "NCHW":
+                    grid = grid.unflatten(1, self.grid_size).permute(0, 3, 1, 2)  # [B, P, D] -> [B, D, gh, gw]
+                intermediates.append((grid, prefix) if return_prefix_tokens else grid)
+        if intermediates_only:
+            return intermediates
+        return torch.cat(self._to_dense(self.norm(x), plan), dim=1), intermediates
 
     def forward_maps(
         self, images: Tensor, plan: MaskPlan, scale: float | Tensor = 1.0, shift: float | Tensor = 0.0
@@ -165,26 +191,128 @@ class Encoder(nn.Module):
             output of every block but the last, and the normalised output of the last, which is what
             :meth:`forward` returns.
         """
-        plan = self._plan(images, plan)
+        self._check_images(images)
+        self._check_plan(images, plan)
         tokens = self.embed(images, plan, scale, shift)
         maps = [tokens.values]
         for block in self.blocks:
-            maps.append(block(maps[-1], tokens.cu_seqlens, plan.max_keep + 1))
+            maps.append(self._run(block, maps[-1], tokens.cu_seqlens, plan.max_keep + self.num_prefix_tokens))
         maps[-1] = self.norm(maps[-1])
         return maps, tokens.cu_seqlens
 
     def embed(self, images: Tensor, plan: MaskPlan, scale: float | Tensor = 1.0, shift: float | Tensor = 0.0) -> Tokens:
-        """Kept patches as tokens with positions, class tokens put in front of each sequence."""
+        """Kept patches as tokens with positions, prefix tokens put in front of each sequence."""
         rows = gather_patches(images, plan, scale=scale, shift=shift, out_dtype=self._rows_dtype(images.device))
-        positions = self.pos_embed[0]  # [1 + P, D]
-        patches = self.patch_embed(rows) + positions.index_select(0, plan.keep_ids + 1)  # [N_keep, D]
-        patch_rows, cls_rows, cu_seqlens = token_rows(plan.keep_cu_seqlens, patches.shape[0])
-        cls = (self.cls_token[0] + positions[:1]).to(patches.dtype).expand(plan.batch_size, -1)  # [B, D]
-        values = patches.new_empty(patches.shape[0] + plan.batch_size, self.embed_dim)
-        values = values.index_copy(0, patch_rows, patches).index_copy(0, cls_rows, cls)
+        first = self.pos_embed.shape[1] - self.grid_size[0] * self.grid_size[1]
+        positions = self.pos_embed[0].index_select(0, plan.keep_ids + first)
+        patches = self.patch_embed(rows) + positions  # [N_keep, D]
+        patch_rows, prefix_rows, cu_seqlens = token_rows(plan.keep_cu_seqlens, patches.shape[0], self.num_prefix_tokens)
+        if not self.num_prefix_tokens:
+            return Tokens(patches, cu_seqlens)
+        prefix = self._prefix().to(patches.dtype).repeat(plan.batch_size, 1)  # [B * num_prefix_tokens, D]
+        values = patches.new_empty(patches.shape[0] + prefix.shape[0], self.embed_dim)
+        values = values.index_copy(0, patch_rows, patches).index_copy(0, prefix_rows, prefix)
         return Tokens(values, cu_seqlens)
 
-    def _plan(self, images: Tensor, plan: MaskPlan | None) -> MaskPlan:
+    # --- timm's verbs -----------------------------------------------------------------------------------------------
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay leaves alone."""
+        return {"pos_embed", "cls_token", "reg_token", "attn_pool.query"}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute each block again in the backward pass instead of keeping what it needs."""
+        self.grad_checkpointing = enable
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Take images of another size: fixed positions are made anew, learned ones resampled (bicubic)."""
+        config = replace(self.config, img_size=img_size)
+        grid = config.grid_size
+        if self.learned_positions:
+            table = resample_positions(self.pos_embed.detach(), self.grid_size, grid)
+        else:
+            table = sincos_positions(self.embed_dim, grid, class_token=self.cls_token is not None).to(self.pos_embed)
+        self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
+        self.config, self.img_size, self.grid_size = config, config.img_size, grid
+
+    # --- the parts --------------------------------------------------------------------------------------------------
+    def _encode(self, images, plan, scale, shift, inside, valid) -> tuple[Tokens, MaskPlan | None, int]:
+        """Tokens, the plan (None if every patch was kept), and the length of the longest sequence."""
+        plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
+        x, cu_seqlens, longest = self._start(images, plan, scale, shift)
+        for block in self.blocks:
+            x = self._run(block, x, cu_seqlens, longest)
+        x = self.norm(x)
+        if plan is None:  # dense: the packed view of it costs nothing
+            cu_seqlens = x.shape[1] * torch.arange(x.shape[0] + 1, dtype=torch.int32, device=x.device)
+            x = x.flatten(0, 1)
+        return Tokens(x, cu_seqlens), plan, longest
+
+    def _start(self, images, plan, scale, shift) -> tuple[Tensor, Tensor | None, int]:
+        """Embedded tokens: packed ``[N, D]`` with cu_seqlens, or dense ``[B, S, D]`` without if there is no plan."""
+        if plan is not None:
+            tokens = self.embed(images, plan, scale, shift)
+            return tokens.values, tokens.cu_seqlens, plan.max_keep + self.num_prefix_tokens
+        plan = every_patch(images.shape[0], self.grid_size, self.patch_size, images.device)
+        rows = gather_patches(images, plan, scale=scale, shift=shift, out_dtype=self._rows_dtype(images.device))
+        x = self.add_prefix(self.patch_embed(rows).unflatten(0, (images.shape[0], -1)))
+        return x, None, x.shape[1]
+
+    def add_prefix(self, patches: Tensor) -> Tensor:  # [B, P, D] -> [B, num_prefix_tokens + P, D]
+        """Embedded patches of whole images with their positions, behind the prefix tokens."""
+        first = self.pos_embed.shape[1] - patches.shape[1]
+        patches = patches + self.pos_embed[:, first:]
+        if not self.num_prefix_tokens:
+            return patches
+        prefix = self._prefix().to(patches.dtype).expand(patches.shape[0], -1, -1)
+        return torch.cat([prefix, patches], dim=1)
+
+    def _prefix(self) -> Tensor:  # [num_prefix_tokens, D]
+        tokens = []
+        if self.cls_token is not None:
+            tokens.append(self.cls_token[0] + self.pos_embed[0, :1])
+        if self.reg_token is not None:
+            tokens.append(self.reg_token[0])
+        return torch.cat(tokens)
+
+    def _run(self, block: Block, x: Tensor, cu_seqlens: Tensor | None, longest: int) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, cu_seqlens, longest, use_reentrant=False)
+        return block(x, cu_seqlens, longest)
+
+    def _to_dense(self, x: Tensor, plan: MaskPlan | None) -> tuple[Tensor, Tensor]:
+        """Prefix tokens ``[B, num_prefix_tokens, D]`` and patches on the full grid ``[B, P, D]``."""
+        prefix, patches = self.num_prefix_tokens, self.grid_size[0] * self.grid_size[1]
+        if plan is None:
+            x = x.unflatten(0, (-1, prefix + patches)) if x.dim() == 2 else x
+            return x[:, :prefix], x[:, prefix:]
+        patch_rows, prefix_rows, _ = token_rows(plan.keep_cu_seqlens, plan.keep_ids.shape[0], prefix)
+        grid = to_grid(x.index_select(0, patch_rows), plan.keep_ids, plan.keep_cu_seqlens, patches)
+        return x.index_select(0, prefix_rows).unflatten(0, (plan.batch_size, prefix)), grid
+
+    # --- what comes in ----------------------------------------------------------------------------------------------
+    def _inputs(self, images, plan, scale, shift, inside, valid):
+        self._check_images(images)
+        if plan is not None:
+            self._check_plan(images, plan)
+        elif self.keep != "all":
+            plan = selected_patches(self.keep, images, self.grid_size, self.patch_size, inside, valid, self.margin)
+        if scale is None and shift is None:
+            scale, shift = self.pixel_scale(images)
+        return plan, 1.0 if scale is None else scale, 0.0 if shift is None else shift
+
+    def pixel_scale(self, images: Tensor) -> tuple[float | Tensor, float | Tensor]:
+        """``(scale, shift)`` that normalise ``images``: the identity for float images."""
+        if images.is_floating_point():
+            return 1.0, 0.0
+        white = 255.0 if images.dtype == torch.uint8 else 65535.0
+        if self.normalisation != "per_image":
+            mean, std = self.normalisation
+            return 1.0 / (white * std), -mean / std
+        std, mean = torch.std_mean(images.float().flatten(1), dim=1, correction=0)  # [B] each
+        std = std.clamp(min=white / 255)  # a flat image stays finite
+        return 1.0 / std, -mean / std
+
+    def _check_images(self, images: Tensor) -> None:
         expected = (self.in_chans, *self.img_size)
         if not isinstance(images, Tensor):
             raise ArgumentTypeError(f"images: got {type(images).__name__}, accepted is a torch.Tensor [B, C, H, W]")
@@ -193,9 +321,8 @@ class Encoder(nn.Module):
                 f"images: got shape {list(images.shape)}, this encoder takes [B, {', '.join(map(str, expected))}]; "
                 "create it with the img_size and in_chans of the images"
             )
-        if plan is None:
-            valid = torch.ones(images.shape[0], *self.grid_size, dtype=torch.bool)
-            return plan_all(valid, patch_size=self.patch_size).to(images.device)
+
+    def _check_plan(self, images: Tensor, plan: MaskPlan) -> None:
         if not isinstance(plan, MaskPlan):
             raise ArgumentTypeError(f"plan: got {type(plan).__name__}, accepted is a MaskPlan (see plan_masks) or None")
         if tuple(plan.grid_size) != self.grid_size or plan.patch_size != self.patch_size:
@@ -205,56 +332,28 @@ class Encoder(nn.Module):
             )
         if plan.batch_size != images.shape[0]:
             raise ArgumentError(f"plan: is for {plan.batch_size} images, images has {images.shape[0]}")
-        return plan
 
     def _rows_dtype(self, device: torch.device) -> torch.dtype:
         """What the first matrix product computes in, so that the gathered rows are written once in the right dtype."""
         if torch.is_autocast_enabled(device.type):
             return torch.get_autocast_dtype(device.type)
-        return self.cls_token.dtype
+        return self.pos_embed.dtype
 
 
-def _height_width(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:
-    sides = (img_size, img_size) if isinstance(img_size, int) else img_size
-    if not isinstance(sides, tuple | list) or len(sides) != 2 or not all(type(side) is int for side in sides):
-        raise ArgumentTypeError(f"img_size: got {img_size!r}, accepted is an int or (height, width)")
-    if min(sides) < patch_size or sides[0] % patch_size or sides[1] % patch_size:
-        raise ArgumentError(
-            f"img_size: got {sides[0]} x {sides[1]}, accepted are positive multiples of patch_size {patch_size}"
-        )
-    if (sides[0] // patch_size) * (sides[1] // patch_size) > MAX_PATCHES:
-        raise ArgumentError(
-            f"img_size: got {sides[0]} x {sides[1]}, accepted are up to {MAX_PATCHES} patches of {patch_size} pixels"
-        )
-    return sides[0], sides[1]
-
-
-def token_rows(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Where patches and class tokens go when each of the packed sequences gets a class token in front.
-
-    Args:
-        cu_seqlens: ``[B + 1]`` int32, of the patches alone.
-        total: number of rows (a Python int, so that no device has to be waited for); those past ``cu_seqlens[-1]``,
-            a plan's slack, stay behind all sequences.
-
-    Returns:
-        ``patch_rows [total]`` int64, ``cls_rows [B]`` int64, and the new ``cu_seqlens [B + 1]`` int32.
-    """
-    image = image_of_row(cu_seqlens, total)
-    patch_rows = torch.arange(1, total + 1, device=cu_seqlens.device) + image
-    with_cls = cu_seqlens + torch.arange(cu_seqlens.shape[0], device=cu_seqlens.device, dtype=torch.int32)
-    return patch_rows, with_cls[:-1].long(), with_cls
-
-
-def image_of_row(cu_seqlens: Tensor, total: int) -> Tensor:
-    """Image number of each packed row, int64 ``[total]``; the last image's for rows past ``cu_seqlens[-1]``."""
-    rows = torch.arange(total, device=cu_seqlens.device, dtype=torch.int32)
-    images = torch.searchsorted(cu_seqlens[1:], rows, right=True)
-    return images.clamp_(max=cu_seqlens.shape[0] - 2)
+def _block_indices(indices: int | list[int] | tuple[int, ...] | None, depth: int) -> set[int]:
+    if indices is None:
+        return set(range(depth))
+    wanted = range(depth - indices, depth) if isinstance(indices, int) else [i + depth if i < 0 else i for i in indices]
+    if not wanted or not all(0 <= i < depth for i in wanted):
+        raise ArgumentError(f"indices: got {indices!r}, accepted are blocks 0 to {depth - 1} (or -{depth} to -1)")
+    return set(wanted)
 
 
 def create_encoder(
-    name: str = "vit_small_patch16", img_size: int | tuple[int, int] = 1280, in_chans: int = 1, **overrides: int | float
+    name: str = "vit_small_patch16",
+    img_size: int | tuple[int, int] = 1280,
+    in_chans: int = 1,
+    **overrides: Any,
 ) -> Encoder:
     """Build an encoder from the presets' table.
 
@@ -262,18 +361,17 @@ def create_encoder(
         name: one of :func:`list_encoders`.
         img_size: edge in pixels, or ``(height, width)``; multiples of the patch size.
         in_chans: 1 or 3.
-        **overrides: ``embed_dim``, ``depth``, ``num_heads``, ``mlp_ratio`` or (without stem) ``patch_size`` in place of
-            the preset's.
+        **overrides: any other field of :class:`hdxray_fast.EncoderConfig`, such as ``keep``, ``pool`` or ``depth``.
 
     Raises:
-        ArgumentError: unknown name or override, or sizes that do not fit together.
+        ArgumentError: unknown name or override, or settings that do not fit together.
     """
     if not isinstance(name, str) or name not in ENCODERS:
         raise ArgumentError(f"name: got {name!r}, accepted are {', '.join(list_encoders())}")
-    accepted = {"embed_dim", "depth", "num_heads", "mlp_ratio", "patch_size"}
+    accepted = {field.name for field in fields(EncoderConfig)} - {"img_size", "in_chans", "stem"}
     if unknown := sorted(set(overrides) - accepted):
         raise ArgumentError(f"{unknown[0]}: is no option of an encoder, accepted are {', '.join(sorted(accepted))}")
-    return Encoder(img_size=img_size, in_chans=in_chans, **{**ENCODERS[name], **overrides})
+    return Encoder(EncoderConfig(img_size=img_size, in_chans=in_chans, **{**ENCODERS[name], **overrides}))
 
 
 def list_encoders() -> list[str]:

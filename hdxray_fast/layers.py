@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,10 +49,13 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:  # [N, D]
-        if type(self.fc2) is not nn.Linear:  # adapters and quantisers replace the module: then it is called as it is
-            return self.fc2(F.gelu(self.fc1(x)))
-        return GeluLinear.apply(self.fc1(x), self.fc2.weight, self.fc2.bias)
+    def forward(self, x: Tensor) -> Tensor:  # [..., D]
+        hidden = self.fc1(x)
+        # adapters and quantisers replace the module: then it is called as it is; without gradient nothing is kept
+        if type(self.fc2) is not nn.Linear or not torch.is_grad_enabled():
+            return self.fc2(F.gelu(hidden))
+        out = GeluLinear.apply(hidden.flatten(0, -2), self.fc2.weight, self.fc2.bias)
+        return out.view(*x.shape[:-1], self.fc2.out_features)
 
 
 class Queries(NamedTuple):
@@ -65,17 +67,24 @@ class Queries(NamedTuple):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention within each packed sequence."""
+    """Multi-head self-attention within each packed sequence, or over a dense batch (without ``cu_seqlens``)."""
 
-    def __init__(self, dim: int, num_heads: int) -> None:
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
         check_heads("num_heads", num_heads, dim)
         self.num_heads = num_heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor, cu_seqlens: Tensor, max_seqlen: int, queries: Queries | None = None) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(1)  # [N, 3, H, Dh] -> 3 x [N, H, Dh]
+    def forward(
+        self,
+        x: Tensor,  # [N, D] packed or [B, S, D] dense
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+        queries: Queries | None = None,
+    ) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [N, 3, H, Dh] or [B, S, 3, H, Dh]
+        q, k, v = qkv.unbind(-3)  # 3 x [N, H, Dh] or [B, S, H, Dh]: views, attention reads strides
         if queries is not None:
             q = q.index_select(0, queries.rows)  # [Nq, H, Dh]
         out = attention(
@@ -87,7 +96,7 @@ class SelfAttention(nn.Module):
             max_seqlen_q=max_seqlen if queries is None else queries.max_seqlen,
             max_seqlen_k=max_seqlen,
         )
-        return self.proj(out.flatten(1))  # [N or Nq, H, Dh] -> [N or Nq, D]
+        return self.proj(out.flatten(-2))  # [..., H, Dh] -> [..., D]
 
 
 class CrossAttention(nn.Module):
@@ -124,27 +133,48 @@ class CrossAttention(nn.Module):
         return self.proj(out.flatten(1))
 
 
+class LayerScale(nn.Module):
+    """A learned factor per channel (https://arxiv.org/abs/2103.17239)."""
+
+    def __init__(self, dim: int, init_value: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), float(init_value)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
 class Block(nn.Module):
     """Pre-norm transformer block: self-attention, then MLP."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        qkv_bias: bool = True,
+        layer_scale: float | None = None,
+        norm_eps: float = LAYER_NORM_EPS,
+    ) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-        self.attn = SelfAttention(dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = SelfAttention(dim, num_heads, qkv_bias)
+        self.ls1 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.ls2 = nn.Identity() if layer_scale is None else LayerScale(dim, layer_scale)
 
     def forward(
         self,
-        x: Tensor,  # [N, D]
-        cu_seqlens: Tensor,  # [B + 1] int32
-        max_seqlen: int,
+        x: Tensor,  # [N, D] packed or [B, S, D] dense
+        cu_seqlens: Tensor | None = None,  # [B + 1] int32
+        max_seqlen: int | None = None,
         queries: Queries | None = None,
     ) -> Tensor:
-        """All rows ``[N, D]``, or those of ``queries`` alone ``[Nq, D]`` (equal to the same rows of all)."""
-        attended = self.attn(self.norm1(x), cu_seqlens, max_seqlen, queries)
+        """All rows, or those of ``queries`` alone ``[Nq, D]`` (equal to the same rows of all)."""
+        attended = self.ls1(self.attn(self.norm1(x), cu_seqlens, max_seqlen, queries))
         x = (x if queries is None else x.index_select(0, queries.rows)) + attended
-        return x + self.mlp(self.norm2(x))
+        return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 class CrossBlock(nn.Module):
@@ -160,24 +190,6 @@ class CrossBlock(nn.Module):
     def forward(self, x: Tensor, y: Tensor, *seqlens: Tensor | int) -> Tensor:  # [Nq, D], [Nk, encoder_dim]
         x = x + self.cross_attn(self.norm1(x), y, *seqlens)
         return x + self.mlp(self.norm2(x))
-
-
-def sincos_positions(dim: int, grid_size: tuple[int, int], name: str = "embed_dim") -> Tensor:
-    """Fixed 2-D sine-cosine positions with a zero row for the class token, float32 ``[1, 1 + gh * gw, dim]``.
-
-    As facebookresearch/mae (``get_2d_sincos_pos_embed``): the first half of the channels encodes the column (w goes
-    first), the second half the row; each is sin then cos of ``position / 10000^(i / (dim / 4))``.
-
-    Raises:
-        ArgumentError: ``dim`` (called ``name`` in the message) is no multiple of 4.
-    """
-    if dim % 4:
-        raise ArgumentError(f"{name}: got {dim}, 2-D sine-cosine positions need a multiple of 4")
-    frequencies = 1.0 / 10000 ** (np.arange(dim // 4, dtype=np.float64) / (dim / 4))  # [dim / 4]
-    rows, columns = np.indices(grid_size, dtype=np.float64).reshape(2, -1)  # each [gh * gw]
-    angles = np.stack([np.outer(columns, frequencies), np.outer(rows, frequencies)], axis=1)  # [P, 2, dim / 4]
-    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).reshape(-1, dim)  # [P, dim]
-    return torch.from_numpy(np.concatenate([np.zeros((1, dim)), waves])).float().unsqueeze(0)
 
 
 def init_weights(module: nn.Module) -> None:

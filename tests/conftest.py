@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -70,3 +71,15 @@ def radiographs(tmp_path: Path) -> Path:
     for seed in range(5):
         cv2.imwrite(str(folder / f"{seed}.png"), draw_radiograph(seed))
     return folder
+
+
+@pytest.fixture(scope="session")
+def plain_mae():
+    """The plain MAE of the benchmarks, and with it timm (``plain_mae.import_timm()``)."""
+    source = Path(__file__).parent.parent / "benchmarks" / "plain_mae.py"
+    if not source.is_file():
+        pytest.skip("benchmarks/plain_mae.py is not here (an installed copy of the tests without the repository)")
+    spec = importlib.util.spec_from_file_location("plain_mae", source)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from plan_helpers import make_plan, ragged_plan, single_plan
@@ -12,19 +9,8 @@ from plan_helpers import make_plan, ragged_plan, single_plan
 import hdxray_fast as hx
 from hdxray_fast.checkpoint import load_mae_state_dict, to_mae_state_dict
 
-PLAIN_MAE = Path(__file__).parent.parent / "benchmarks" / "plain_mae.py"
 SIZES = {"embed_dim": 96, "depth": 3, "num_heads": 3, "decoder_embed_dim": 64, "decoder_depth": 2}
 SCALE, SHIFT = 1 / 255, -0.5
-
-
-@pytest.fixture(scope="module")
-def plain_mae():
-    if not PLAIN_MAE.is_file():
-        pytest.skip("benchmarks/plain_mae.py is not here (an installed copy of the tests without the repository)")
-    spec = importlib.util.spec_from_file_location("plain_mae", PLAIN_MAE)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def small_mae(decoder: str = "self", img_size: tuple[int, int] = (64, 96), **kwargs) -> torch.nn.Module:
@@ -235,3 +221,9 @@ def test_default_heads_are_mae_s_for_self_and_wider_for_cross():
 def test_bad_options_name_the_argument(culprit, kwargs):
     with pytest.raises((hx.ArgumentError, hx.ArgumentTypeError), match=rf"^{culprit}:"):
         hx.create_mae(**{"name": "vit_tiny_patch16", "img_size": 32, "depth": 1, **kwargs})
+
+
+@pytest.mark.parametrize("option", [{"pool": "mean"}, {"keep": "contour"}, {"reg_tokens": 4}, {"class_token": False}])
+def test_options_of_an_encoder_alone_are_refused(option):
+    with pytest.raises(hx.ArgumentError, match=f"^{next(iter(option))}: "):
+        small_mae(**option)
