@@ -7,48 +7,54 @@ import json
 import os
 import pickle
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from .encoder_config import EncoderConfig
 from .errors import ArgumentTypeError, CheckpointError, HDXrayError, MissingDependencyError
 from .files import written_whole
 
 if TYPE_CHECKING:
+    from .encoder import Encoder
     from .mae import MaskedAutoencoder
 
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
-FORMAT = "hdxray_fast.mae"
+MAE_FORMAT, ENCODER_FORMAT = "hdxray_fast.mae", "hdxray_fast.encoder"
 FORMAT_VERSION = 1
 
 
-def save_model(model: MaskedAutoencoder, directory: str | Path) -> Path:
+def save_model(model: MaskedAutoencoder | Encoder, directory: str | Path) -> Path:
     """Write ``model.safetensors`` and ``config.json``; a crash at any moment leaves each file either old or new.
 
     Args:
-        model: from :func:`hdxray_fast.create_mae`.
+        model: from :func:`hdxray_fast.create_mae` or :func:`hdxray_fast.create_encoder`.
         directory: created if missing.
 
     Returns:
         The directory.
 
     Raises:
-        ArgumentTypeError: not a masked auto-encoder, or not a path.
+        ArgumentTypeError: not such a model, or not a path.
         CheckpointError: the directory cannot be written.
         MissingDependencyError: safetensors is not installed.
     """
-    if not hasattr(model, "config"):
+    if isinstance(getattr(model, "config", None), EncoderConfig):
+        kind, settings = ENCODER_FORMAT, asdict(model.config)
+    elif isinstance(getattr(model, "config", None), dict) and hasattr(model, "encoder"):
+        kind, settings = MAE_FORMAT, model.config
+    else:
         raise ArgumentTypeError(
-            f"model: got {type(model).__name__}, accepted is a masked auto-encoder (see create_mae); an encoder is "
-            "saved with its auto-encoder and found again as load_model(directory).encoder"
+            f"model: got {type(model).__name__}, accepted are what create_mae and create_encoder make"
         )
     directory = _as_path(directory)
     safetensors_torch = _safetensors()
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    config = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": model.config}
+    config = {"format": kind, "format_version": FORMAT_VERSION, "model": settings}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with written_whole(directory / CONFIG_FILE) as temporary:
@@ -67,7 +73,7 @@ def _as_path(directory: object) -> Path:
     return Path(directory)
 
 
-def load_model(directory: str | Path) -> MaskedAutoencoder:
+def load_model(directory: str | Path) -> MaskedAutoencoder | Encoder:
     """Build the model that :func:`save_model` wrote, in float32 on the CPU and in training mode.
 
     Raises:
@@ -75,23 +81,31 @@ def load_model(directory: str | Path) -> MaskedAutoencoder:
             message names the file and what differs.
         MissingDependencyError: safetensors is not installed.
     """
-    from .mae import create_mae
-
     directory = _as_path(directory)
     if directory.is_file():
         raise CheckpointError(f"{directory}: is a file; give the folder that save_model wrote")
     if not (directory / MODEL_FILE).exists() and (directory / "model" / MODEL_FILE).exists():
         raise CheckpointError(f"{directory}: is the folder of a run; its model is in {directory / 'model'}")
-    arguments = _read_config(directory / CONFIG_FILE)
+    kind, settings = _read_config(directory / CONFIG_FILE)
     tensors = _read_tensors(directory / MODEL_FILE)
     try:
-        model = create_mae(**arguments)
+        model = _build(kind, settings)
     except (HDXrayError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{directory / CONFIG_FILE}: describes no model this version can build ({error})"
         ) from error
     _load_strictly(model, tensors, source=str(directory / MODEL_FILE))
     return model
+
+
+def _build(kind: str, settings: dict) -> MaskedAutoencoder | Encoder:
+    if kind == ENCODER_FORMAT:
+        from .encoder import Encoder
+
+        return Encoder(EncoderConfig(**settings))
+    from .mae import create_mae
+
+    return create_mae(**settings)
 
 
 def load_mae_state_dict(model: MaskedAutoencoder, state_dict: Mapping[str, Tensor], source: str = "state_dict") -> None:
@@ -143,7 +157,7 @@ def _from_mae_name(name: str) -> str:
     return f"{room}.{name}"
 
 
-def _load_strictly(model: MaskedAutoencoder, tensors: Mapping[str, Tensor], source: str) -> None:
+def _load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
     """Copy ``tensors`` into the model, all or none."""
     expected = model.state_dict()
     differences = [f"missing {name}" for name in expected if name not in tensors]
@@ -160,7 +174,8 @@ def _load_strictly(model: MaskedAutoencoder, tensors: Mapping[str, Tensor], sour
     model.load_state_dict(dict(tensors))
 
 
-def _read_config(path: Path) -> dict:
+def _read_config(path: Path) -> tuple[str, dict]:
+    """What kind of model a checkpoint holds, and its settings."""
     try:
         config = json.loads(path.read_bytes())
     except FileNotFoundError as error:
@@ -171,13 +186,14 @@ def _read_config(path: Path) -> dict:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
         raise CheckpointError(f"{path}: is damaged or no JSON ({error})") from error
-    if not isinstance(config, dict) or config.get("format") != FORMAT or not isinstance(config.get("model"), dict):
-        raise CheckpointError(f"{path}: is no config of this package (its 'format' should be {FORMAT!r})")
+    kinds = (MAE_FORMAT, ENCODER_FORMAT)
+    if not isinstance(config, dict) or config.get("format") not in kinds or not isinstance(config.get("model"), dict):
+        raise CheckpointError(f"{path}: is no config of this package (its 'format' should be one of {kinds})")
     if config.get("format_version") != FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: has format_version {config.get('format_version')!r}, this version reads {FORMAT_VERSION}"
         )
-    return config["model"]
+    return config["format"], config["model"]
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:

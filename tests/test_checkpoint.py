@@ -212,7 +212,7 @@ def test_without_safetensors_the_message_says_what_to_install(tmp_path, monkeypa
 def test_what_is_no_model_or_no_path_is_refused_by_name(tmp_path):
     model = hx.create_mae("vit_tiny_patch16", img_size=64, decoder_embed_dim=32, decoder_depth=1)
     with pytest.raises(hx.ArgumentTypeError, match="model"):
-        hx.save_model(model.encoder, tmp_path)
+        hx.save_model(torch.nn.Linear(2, 2), tmp_path)
     with pytest.raises(hx.ArgumentTypeError, match="directory"):
         hx.load_model(None)
     hx.save_model(model, tmp_path / "run" / "model")
@@ -225,3 +225,12 @@ def test_what_is_no_model_or_no_path_is_refused_by_name(tmp_path):
 def test_a_saved_model_can_be_read_by_others(tmp_path):
     hx.save_model(hx.create_mae("vit_tiny_patch16", img_size=64, decoder_embed_dim=32, decoder_depth=1), tmp_path)
     assert len({path.stat().st_mode for path in tmp_path.iterdir()}) == 1
+
+
+def test_an_encoder_comes_back(tmp_path):
+    options = {"img_size": (64, 96), "depth": 1, "keep": "contour", "pool": "mean", "normalisation": (0.5, 0.25)}
+    encoder = hx.create_encoder("vit_tiny_patch16", reg_tokens=2, **options)
+    again = hx.load_model(hx.save_model(encoder, tmp_path / "encoder"))
+    assert again.config == encoder.config
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
