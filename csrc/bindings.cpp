@@ -15,6 +15,7 @@
 #include "gather.h"
 #include "loss.h"
 #include "mask_plan.h"
+#include "mask_plan_emulation.h"
 
 namespace py = pybind11;
 using namespace hdxray;
@@ -145,6 +146,17 @@ PYBIND11_MODULE(_core, m) {
         },
         py::arg("grids"), py::arg("choice"), py::arg("bounds"), py::arg("keep_cu"), py::arg("predict_cu"),
         py::arg("ids"), py::arg("n_threads"), py::arg("device"), py::arg("stream"), no_gil);
+
+    m.def(
+        "_emulate_mask_plan",
+        [](const GridsTuple& grids, const ChoiceTuple& choice, const BoundsTuple& bounds, uintptr_t keep_cu,
+           uintptr_t predict_cu, const PlanIdsTuple& ids, int order, bool remember) {
+            check(keep_cu && predict_cu, "_emulate_mask_plan: null pointer");
+            emulate_mask_plan(make_spec(grids, choice, bounds), pointer<int32_t>(keep_cu), pointer<int32_t>(predict_cu),
+                              make_plan_ids(ids), order, remember);
+        },
+        py::arg("grids"), py::arg("choice"), py::arg("bounds"), py::arg("keep_cu"), py::arg("predict_cu"),
+        py::arg("ids"), py::arg("order"), py::arg("remember"), no_gil);
 
     m.def(
         "gather",

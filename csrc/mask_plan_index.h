@@ -18,7 +18,7 @@
 #endif
 
 #ifndef HDXRAY_UNROLL  // small arrays stay in a GPU's registers only if every index into them is known when compiling
-#ifdef __CUDACC__
+#ifdef __CUDA_ARCH__
 #define HDXRAY_UNROLL _Pragma("unroll")
 #else
 #define HDXRAY_UNROLL

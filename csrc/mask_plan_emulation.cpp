@@ -1,0 +1,74 @@
+#include "mask_plan_emulation.h"
+
+#include <algorithm>
+#include <cstring>
+#include <vector>
+
+#include "check.h"
+#include "mask_plan_block.h"
+
+namespace hdxray {
+namespace {
+
+struct EmulatedBlock {
+    explicit EmulatedBlock(int order) : order(order) { std::memset(&shared, 0xA5, sizeof shared); }
+
+    PlanShared shared;  // begins as rubbish, like a GPU's
+    int order;
+
+    template <class F>
+    void each(F f) {
+        for (int i = 0; i < kPlanThreads; ++i) {
+            f(order == 0 ? i : order == 1 ? kPlanThreads - 1 - i : i * 37 % kPlanThreads);
+        }
+    }
+    template <class F>
+    auto read(F f) {
+        return f();
+    }
+    void scan() {
+        uint64_t sum = 0;
+        for (uint64_t& value : shared.values) {
+            const uint64_t own = value;
+            value = sum;
+            sum += own;
+        }
+        shared.total = sum;
+    }
+    static void count_up(int32_t* counter) { ++*counter; }
+    static uint32_t load_word(const uint8_t* bytes) {
+        uint32_t word;
+        std::memcpy(&word, bytes, sizeof word);
+        return word;
+    }
+};
+
+}  // namespace
+
+void emulate_mask_plan(const MaskPlanSpec& spec, int32_t* keep_cu, int32_t* predict_cu, const PlanIds& out, int order,
+                       bool remember) {
+    check_mask_plan(spec);
+    check_plan_ids(out);
+    if (spec.batch == 0) {  // no block clears the slack
+        std::fill_n(out.keep_ids, out.keep_capacity, 0);
+        std::fill_n(out.predict_ids, out.predict_capacity, 0);
+    }
+    const int64_t fours = four_count(static_cast<int64_t>(spec.grid_h) * spec.grid_w);
+    std::vector<Words4> keys(static_cast<size_t>(remember ? fours : 0));
+    std::vector<uint8_t> strata(static_cast<size_t>(remember ? fours : 0));
+    const PlanMemory memory = remember ? PlanMemory{keys.data(), strata.data()} : PlanMemory{};
+    for (int64_t b = 0; b < spec.batch; ++b) {
+        EmulatedBlock block(order);
+        block_counts(block, spec, b, keep_cu, predict_cu);
+    }
+    {
+        EmulatedBlock block(order);
+        block_offsets(block, spec.batch, keep_cu, predict_cu);
+    }
+    for (int64_t b = 0; b < spec.batch; ++b) {
+        EmulatedBlock block(order);
+        block_ids(block, spec, b, memory, keep_cu, predict_cu, out);
+    }
+}
+
+}  // namespace hdxray
