@@ -14,6 +14,8 @@ struct RowCursor {
     RowCursor(const PatchSource& source, int64_t begin) : s(source) {
         while (begin >= s.cu_seqlens[b + 1]) ++b;
     }
+    float scale() const { return s.scale ? s.scale[b] : s.scale_value; }
+    float shift() const { return s.shift ? s.shift[b] : s.shift_value; }
     // Offset in elements of the patch's first pixel; `row` must not fall from call to call.
     int64_t offset(int64_t row) {
         while (row >= s.cu_seqlens[b + 1]) ++b;
@@ -62,7 +64,7 @@ void gather_rows_of(const GatherJob& job, int64_t begin, int64_t end, P p) {
     RowCursor cursor(s, begin);
     for (int64_t row = begin; row < end; ++row, out += row_size) {
         const In* first = static_cast<const In*>(s.images) + cursor.offset(row);
-        convert_patch(s, first, out, p, s.scale[cursor.b], s.shift[cursor.b]);
+        convert_patch(s, first, out, p, cursor.scale(), cursor.shift());
     }
 }
 
@@ -81,7 +83,7 @@ void scatter_rows(const ScatterJob& job, int64_t begin, int64_t end) {
     RowCursor cursor(s, begin);
     for (int64_t row = begin; row < end; ++row) {
         Image* first = images + cursor.offset(row);
-        const float scale = s.scale[cursor.b];
+        const float scale = cursor.scale();
         const Row* grad = static_cast<const Row*>(job.grad_rows) + row * row_size;
         for (int64_t r = 0; r < p; ++r) {
             if (channels == 1) {

@@ -17,8 +17,9 @@ struct PatchSource {
     int32_t channels, patch_size, grid_w;
     const int32_t* ids;         // [N] int32, local to the image
     const int32_t* cu_seqlens;  // [B + 1] int32
-    const float* scale;         // [B] f32
-    const float* shift;         // [B] f32
+    const float* scale;         // [B] f32, or null: scale_value for all
+    const float* shift;         // [B] f32, or null: shift_value for all
+    float scale_value, shift_value;
 };
 
 struct GatherJob {

@@ -37,7 +37,7 @@ void loss_forward_of(const LossJob& job, int64_t begin, int64_t end, float* t, P
     RowCursor cursor(s, begin);
     for (int64_t row = begin; row < end; ++row, pred += size) {
         const In* first = static_cast<const In*>(s.images) + cursor.offset(row);
-        convert_patch(s, first, t, p, s.scale[cursor.b], s.shift[cursor.b]);
+        convert_patch(s, first, t, p, cursor.scale(), cursor.shift());
         for (int64_t i = size; i < padded; ++i) t[i] = 0.0f;
         float mean = 0.0f, rstd = 1.0f;
         if (job.norm_pix_loss) {
@@ -70,7 +70,7 @@ void loss_backward_of(const LossJob& job, int64_t begin, int64_t end, float* t, 
     RowCursor cursor(s, begin);
     for (int64_t row = begin; row < end; ++row, pred += size, grad += size) {
         const In* first = static_cast<const In*>(s.images) + cursor.offset(row);
-        convert_patch(s, first, t, p, s.scale[cursor.b], s.shift[cursor.b]);
+        convert_patch(s, first, t, p, cursor.scale(), cursor.shift());
         const F8 mean = splat(job.mean[row]), rstd = splat(job.rstd[row]);
         int64_t i = 0;
         for (; i < whole; i += 8) store8(grad + i, (load8(pred + i) - (load8(t + i) - mean) * rstd) * factor);

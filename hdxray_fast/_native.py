@@ -192,7 +192,7 @@ def _images(images: Tensor, patch_size: int) -> tuple:
 
 
 def _rows(ids: Tensor, cu_seqlens: Tensor, scale: Tensor, shift: Tensor) -> tuple:
-    return ids.data_ptr(), cu_seqlens.data_ptr(), ids.numel(), scale.data_ptr(), shift.data_ptr()
+    return ids.data_ptr(), cu_seqlens.data_ptr(), ids.numel(), scale.data_ptr(), shift.data_ptr(), 1.0, 0.0
 
 
 def _n_patches(images: Tensor, patch_size: int) -> int:

@@ -61,7 +61,7 @@ class Call:
         }  # fmt: skip
         self.rows = {
             "ids": self.ids.data_ptr(), "cu_seqlens": self.cu.data_ptr(), "n_rows": 2, "scale": self.scale.data_ptr(),
-            "shift": self.shift.data_ptr(),
+            "shift": self.shift.data_ptr(), "scale_value": 1.0, "shift_value": 0.0,
         }  # fmt: skip
         self.rest = {
             "out": self.out.data_ptr(), "out_dtype": 4, "n_threads": 1, "device": CPU, "stream": NO_STREAM,
@@ -77,6 +77,11 @@ def test_a_legal_call_works():
     call = Call()
     picture = call.pixels.view(32, 32).float()
     assert torch.equal(call.run(), torch.stack([picture[:16, :16].flatten(), picture[16:, 16:].flatten()]))
+
+
+def test_scale_and_shift_are_one_number_where_there_is_no_vector():
+    expected = Call().run() * 0.5 - 3.0
+    assert torch.equal(Call().run(scale=0, shift=0, scale_value=0.5, shift_value=-3.0), expected)
 
 
 @pytest.mark.parametrize(
@@ -100,12 +105,9 @@ def test_a_legal_call_works():
         {"n_rows": 1},
         {"n_rows": 3},
         {"n_rows": -1},
-        {"scale": 0},
-        {"shift": 0},
         {"out": 0},
         {"out_dtype": 0},
         {"out_dtype": 17},
-        {"device": 0},
         {"device": -2},
     ],
     ids=str,
@@ -207,7 +209,7 @@ def _gather_threaded(n_threads: int) -> bool:
     ids, cu = np.arange(1024, dtype=np.int32), np.array([0, 1024], np.int32)
     scale, shift, out = np.ones(1, np.float32), np.zeros(1, np.float32), np.empty((1024, 256), np.float32)
     images = (pixels.ctypes.data, 0, 1, 1, 512 * 512, 512 * 512, 512, 32, 32, 16)
-    rows = (ids.ctypes.data, cu.ctypes.data, 1024, scale.ctypes.data, shift.ctypes.data)
+    rows = (ids.ctypes.data, cu.ctypes.data, 1024, scale.ctypes.data, shift.ctypes.data, 1.0, 0.0)
     core.gather(images, rows, out.ctypes.data, 4, n_threads, CPU, NO_STREAM)
     return bool((out.reshape(32, 32, 16, 16).transpose(0, 2, 1, 3).reshape(512, 512) == pixels).all())
 
