@@ -16,6 +16,7 @@
 #include "loss.h"
 #include "mask_plan.h"
 #include "mask_plan_emulation.h"
+#include "pixels_emulation.h"
 
 namespace py = pybind11;
 using namespace hdxray;
@@ -34,15 +35,16 @@ void cpu_only(int device, const char* what) {
 
 // (pointer, dtype, batch, channels, stride_b, stride_c, stride_h, grid_h, grid_w, patch_size): images [B, C, H, W]
 using ImagesTuple = std::tuple<uintptr_t, int, int64_t, int32_t, int64_t, int64_t, int64_t, int32_t, int32_t, int32_t>;
-// (ids, cu_seqlens, n_rows, scale, shift): pointers but for n_rows
-using RowsTuple = std::tuple<uintptr_t, uintptr_t, int64_t, uintptr_t, uintptr_t>;
+// (ids, cu_seqlens, n_rows, scale, shift, scale_value, shift_value): pointers, n_rows, pointers, floats; a null scale
+// or shift takes the value
+using RowsTuple = std::tuple<uintptr_t, uintptr_t, int64_t, uintptr_t, uintptr_t, float, float>;
 
 Patches make_patches(const ImagesTuple& images, const RowsTuple& rows) {
     const auto& [image, dtype, batch, channels, stride_b, stride_c, stride_h, grid_h, grid_w, patch_size] = images;
-    const auto& [ids, cu_seqlens, n_rows, scale, shift] = rows;
+    const auto& [ids, cu_seqlens, n_rows, scale, shift, scale_value, shift_value] = rows;
     return {{pointer<const void>(image), stride_b, stride_c, stride_h, channels, patch_size, grid_w,
              pointer<const int32_t>(ids), pointer<const int32_t>(cu_seqlens), pointer<const float>(scale),
-             pointer<const float>(shift)},
+             pointer<const float>(shift), scale_value, shift_value},
             batch,
             n_rows,
             grid_h,
@@ -161,9 +163,11 @@ PYBIND11_MODULE(_core, m) {
     m.def(
         "gather",
         [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t out, int out_dtype, int n_threads, int device,
-           uintptr_t /*stream*/) {
-            cpu_only(device, "gather: has no CUDA path");
-            gather(make_patches(images, rows), pointer<void>(out), static_cast<DType>(out_dtype), n_threads);
+           uintptr_t stream) {
+            const Patches patches = make_patches(images, rows);
+            const auto dtype = static_cast<DType>(out_dtype);
+            if (!on_cuda(device)) return gather(patches, pointer<void>(out), dtype, n_threads);
+            gather_cuda(patches, pointer<void>(out), dtype, device, stream);
         },
         py::arg("images"), py::arg("rows"), py::arg("out"), py::arg("out_dtype"), py::arg("n_threads"),
         py::arg("device"), py::arg("stream"), no_gil);
@@ -171,13 +175,28 @@ PYBIND11_MODULE(_core, m) {
     m.def(
         "scatter",
         [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t grad_rows, int grad_dtype, int n_threads,
-           int device, uintptr_t /*stream*/) {
-            cpu_only(device, "scatter: has no CUDA path");
-            scatter(make_patches(images, rows), pointer<const void>(grad_rows), static_cast<DType>(grad_dtype),
-                    n_threads);
+           int device, uintptr_t stream) {
+            const Patches patches = make_patches(images, rows);
+            const auto dtype = static_cast<DType>(grad_dtype);
+            if (!on_cuda(device)) return scatter(patches, pointer<const void>(grad_rows), dtype, n_threads);
+            scatter_cuda(patches, pointer<const void>(grad_rows), dtype, device, stream);
         },
         py::arg("images"), py::arg("rows"), py::arg("grad_rows"), py::arg("grad_dtype"), py::arg("n_threads"),
         py::arg("device"), py::arg("stream"), no_gil);
+
+    m.def(
+        "_emulate_gather",
+        [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t out, int out_dtype) {
+            emulate_gather(make_patches(images, rows), pointer<void>(out), static_cast<DType>(out_dtype));
+        },
+        py::arg("images"), py::arg("rows"), py::arg("out"), py::arg("out_dtype"), no_gil);
+
+    m.def(
+        "_emulate_scatter",
+        [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t grad_rows, int grad_dtype) {
+            emulate_scatter(make_patches(images, rows), pointer<const void>(grad_rows), static_cast<DType>(grad_dtype));
+        },
+        py::arg("images"), py::arg("rows"), py::arg("grad_rows"), py::arg("grad_dtype"), no_gil);
 
     m.def(
         "loss_forward",
