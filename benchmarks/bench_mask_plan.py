@@ -15,17 +15,17 @@ def argsort_plan(inside: torch.Tensor, valid: torch.Tensor, ratio_inside: float 
     """
     inside, valid = inside.flatten(1), valid.flatten(1)  # [B, n]
     stratum = torch.where(valid, (~inside).float(), 2.0)
-    order = (torch.rand(stratum.shape) + stratum).argsort(dim=1)
+    order = (torch.rand(stratum.shape, device=stratum.device) + stratum).argsort(dim=1)
     n_inside = (inside & valid).sum(1, keepdim=True)
     n_outside = (~inside & valid).sum(1, keepdim=True)
     keep_inside = n_inside - (ratio_inside * n_inside + 0.5).floor().long()
     keep_outside = n_outside - (ratio_outside * n_outside + 0.5).floor().long()
-    rank = torch.arange(order.shape[1])
+    rank = torch.arange(order.shape[1], device=order.device)
     chosen = (rank < keep_inside) | ((rank >= n_inside) & (rank < n_inside + keep_outside))
     keep = torch.zeros_like(valid).scatter_(1, order, chosen)
     packed = []
     for patches in (keep, valid & ~keep):
-        cu = torch.zeros(len(patches) + 1, dtype=torch.int32)
+        cu = torch.zeros(len(patches) + 1, dtype=torch.int32, device=patches.device)
         cu[1:] = patches.sum(1).cumsum(0)
         packed += [patches.nonzero()[:, 1].to(torch.int32), cu]
     return packed

@@ -1,14 +1,16 @@
-"""The `compare` fixture: pytest-benchmark times ours, the rival is timed between the rounds, and the row is kept."""
+"""The fixtures `compare` (CPU: ours and one rival in turns) and `gpu` (any number of contenders); both keep rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import cv2
 import pytest
 import torch
+from gpu import why_no_gpu
+from gpu_bench import GpuBench, out_of_time
 from record import Comparison, once
 
 
@@ -21,6 +23,22 @@ def _one_thread():
     yield
     torch.set_num_threads(before[0])
     cv2.setNumThreads(before[1])
+
+
+@pytest.fixture(autouse=True)
+def _gpu_cases_need_a_gpu(request) -> None:
+    if request.node.get_closest_marker("gpu"):
+        reason = why_no_gpu() or out_of_time()
+        if reason:
+            pytest.skip(reason)
+
+
+@pytest.fixture
+def gpu(benchmark) -> Iterator[GpuBench]:
+    """Races on the GPU; see `GpuBench`."""
+    bench = GpuBench(benchmark)
+    yield bench
+    bench.finish()
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from typing import Any
 
 from gpu import Clock
 
-SAMPLE_SECONDS = 1e-3  # least length of a sample: shorter calls are timed several in a row
+SAMPLE_SECONDS = 1e-3
 MOST_INNER = 40
 LEAST_ROUNDS = 5
 REASON_LENGTH = 400
@@ -71,11 +71,8 @@ class _Runner:
     outcome: Outcome
     seconds: float
     host_seconds: float
+    inner: int = 1  # calls in a row that make a sample
     turn: int = 0
-
-    @property
-    def inner(self) -> int:
-        return max(1, min(MOST_INNER, math.ceil(SAMPLE_SECONDS / max(self.seconds, 1e-9))))
 
 
 def race(
@@ -88,6 +85,7 @@ def race(
     seconds: float = 2.0,
     warmup: int = 3,
     sets: int = 1,
+    sample_seconds: float = SAMPLE_SECONDS,
     run: Callable[[Callable[[], None], int], None] | None = None,
 ) -> dict[str, Outcome]:
     """Prepare each contender, then sample all of them in turns.
@@ -97,6 +95,7 @@ def race(
         tolerance: largest error that counts as the same result.
         rounds: most samples of each.
         seconds: about how long the turns may take together; at least `LEAST_ROUNDS` are taken whatever it says.
+        sample_seconds: least length of a sample; shorter calls are timed several in a row.
         sets: number of input sets that ``call(i)`` rotates through; warming up touches each.
         run: ``run(one_round, n)`` runs the rounds (pytest-benchmark's pedantic mode, for one).
 
@@ -134,6 +133,8 @@ def race(
                 runner.outcome.samples.append(sample)
                 runner.turn += runner.inner
 
+    for runner in runners:
+        runner.inner = max(1, min(MOST_INNER, math.ceil(sample_seconds / max(runner.seconds, 1e-9))))
     if runners:
         cost = sum(r.inner * (r.seconds + (1.5 * r.host_seconds if clock.hold else 0)) for r in runners)
         count = max(LEAST_ROUNDS, min(rounds, int(seconds / max(cost, 1e-9))))

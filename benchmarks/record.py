@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ SOURCES = ("hdxray_fast/**/*.py", "csrc/*", "benchmarks/*.py")
 PACKAGES = ("torch", "triton", "numpy", "opencv-python-headless", "timm")
 
 
+@lru_cache
 def device_info(kind: str) -> dict[str, str]:
     """Name (and driver) of the CPU or of the current CUDA device."""
     if kind == "cpu":
@@ -69,6 +71,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@lru_cache(maxsize=1)
 def commit() -> str:
     """Short commit of the checkout, with ``+changes`` if tracked files differ from it.
 

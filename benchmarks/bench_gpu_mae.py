@@ -1,0 +1,60 @@
+"""A training step of the masked auto-encoder on the GPU against the plain MAE: images a second and peak memory.
+
+1280 x 1280 bytes, 16-px patches, bf16 autocast, both decoders of ours in one race with the plain MAE; launch gaps
+count. Peak memory is of model, optimizer and step together.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+from gpu_bench import GpuBench, quick
+from mae_steps import Setting, largest_batch, not_finite, our_step, plain_step
+from plain_mae import import_timm
+from race import Contender
+
+pytestmark = pytest.mark.gpu
+PLAIN, PLAIN_COMPILED = "plain MAE, timm blocks", "plain MAE, timm blocks, compiled"
+
+
+@pytest.mark.parametrize(
+    ("size", "batches"), [("base", (32, 16, 8)), ("large", (16, 8, 4))], ids=["ViT-B", "ViT-L"]
+)  # fmt: skip
+def test_step(gpu: GpuBench, size: str, batches: tuple[int, ...]):
+    if import_timm() is None:
+        pytest.skip("the plain MAE is written with timm blocks, and timm is not installed")
+    name = f"vit_{size}_patch16"
+    setting = Setting(name, largest_batch(name, batches))
+    field = [
+        Contender("cross", partial(our_step, setting, "cross")),
+        Contender("self", partial(our_step, setting, "self")),
+        Contender(PLAIN, partial(plain_step, setting)),
+    ]
+    if not quick():
+        field.append(Contender(PLAIN_COMPILED, partial(plain_step, setting, compiled=True)))
+    outcomes = gpu.race(field, hold=False, check=not_finite, warmup=2)
+    plain = outcomes[PLAIN]
+    for decoder in ("cross", "self"):
+        mine = outcomes[decoder]
+        keep, predict = setting.counts(0.25 if decoder == "cross" else 1.0)
+        extra = {"batch": setting.batch, "tokens": setting.grid**2, "kept": keep, "predicted": predict}
+        gpu.row(
+            f"step {size} {decoder}",
+            outcomes,
+            decoder,
+            [PLAIN, PLAIN_COMPILED],
+            flops=setting.flops(decoder),
+            items=setting.batch,
+            extra=extra,
+        )
+        gpu.values(
+            f"memory {size} {decoder}",
+            mine.peak_bytes / 2**20 if mine.samples else None,
+            plain.peak_bytes / 2**20 if plain.samples else None,
+            PLAIN,
+            "MiB",
+            extra=extra,
+            failed=mine.failed,
+            rival_failed=plain.failed,
+        )
