@@ -38,6 +38,8 @@ _ROOMS = {
     "list_encoders": "encoder",
     "EncoderConfig": "encoder_config",
     "create_mae": "mae",
+    "embed": "embedding",
+    "embed_files": "embedding_files",
     "load_model": "checkpoint",
     "save_model": "checkpoint",
     "PretrainConfig": "config",

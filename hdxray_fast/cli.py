@@ -61,6 +61,20 @@ def _run(argv: list[str]) -> int:
     contour.add_argument("--patch_size", type=int, default=16, help="side of a patch, pixels")
     commands.add_subcommand("contour", contour, help="chest contours of radiographs, as pictures and JSON")
 
+    embed = ArgumentParser(
+        exit_on_error=False, description="Features of radiographs as a Parquet table; interrupted, it goes on."
+    )
+    embed.add_argument("paths", nargs="+", help="radiographs, folders of them, or CSV manifests")
+    embed.add_argument("--weights", required=True, help="a model folder of this package, or other published weights")
+    embed.add_argument("--out", required=True, help="Parquet file, such as features.parquet")
+    embed.add_argument("--pool", help="cls, mean or attention; left out, the encoder's, or mean")
+    embed.add_argument("--keep", help="all, valid or contour; left out, the encoder's")
+    embed.add_argument("--img_size", type=int, help="canvas side, pixels; left out, the encoder's")
+    embed.add_argument("--batch_size", type=int, default=4)
+    embed.add_argument("--workers", type=int, default=-1, help="processes that read files; -1: one per core")
+    embed.add_argument("--device", help="where the encoder runs; left out, a GPU if there is one")
+    commands.add_subcommand("embed", embed, help="features of radiographs, as a table")
+
     pretrain = ArgumentParser(exit_on_error=False, description="Pre-train a contour-masked auto-encoder.")
     pretrain.add_argument("--config", action="config", help="YAML file with any of the settings below")
     pretrain.add_class_arguments(PretrainConfig)
@@ -74,9 +88,13 @@ def _run(argv: list[str]) -> int:
         raise ConfigError(f"{reason} ({hint} lists the settings)") from error
     options = parsed[parsed.command]
     options.pop("config", None)
-    return {"doctor": lambda json: _doctor(json), "demo": _demo, "contour": _contour, "pretrain": _pretrain}[
-        parsed.command
-    ](**options.as_dict())
+    return {
+        "doctor": lambda json: _doctor(json),
+        "demo": _demo,
+        "contour": _contour,
+        "embed": _embed,
+        "pretrain": _pretrain,
+    }[parsed.command](**options.as_dict())
 
 
 def _with_underscores(argv: list[str]) -> list[str]:
@@ -113,6 +131,16 @@ def _contour(paths: list[str], out: str, method: str, size: int, patch_size: int
     files = [file for path in paths for file in list_images(path, exclude=(out,))]
     summary = write_contours(files, out, method=method, size=size, patch_size=patch_size)
     return 0 if summary["written"] else 2
+
+
+def _embed(paths: list[str], out: str, **options) -> int:
+    from .embedding_files import embed_files
+
+    done = embed_files(paths, out, **options)
+    print(f"{done.rows} rows of {done.width} numbers in {done.out} ({done.new} new)")
+    if done.unreadable:
+        print(f"{done.unreadable} files could not be read: {done.unreadable_csv}", file=sys.stderr)
+    return 0 if done.rows else 2
 
 
 def _pretrain(**options) -> int:

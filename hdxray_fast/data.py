@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Sampler
 from .canvas import Canvas
 from .contour import rasterize_polygon
 from .prepare import PreparedImage, prepare_one
+from .radiographs import standardisation
 
 
 @dataclass(frozen=True)
@@ -128,18 +129,6 @@ class RadiographDataset(Dataset):
 
 def _transform(points: np.ndarray, affine: np.ndarray) -> np.ndarray:
     return (points @ affine[:, :2].T + affine[:, 2]).astype(np.float32)
-
-
-def standardisation(pixels: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
-    """``(scale, shift)`` that bring the valid patches of ``pixels [S, S]`` to mean 0 and deviation 1.
-
-    The deviation is floored at one grey level, so that a flat image stays finite.
-    """
-    side = pixels.shape[0] // valid.shape[0]
-    mask = cv2.resize(valid.astype(np.uint8), None, fx=side, fy=side, interpolation=cv2.INTER_NEAREST)
-    mean, deviation = (float(v[0, 0]) for v in cv2.meanStdDev(pixels, mask=mask))
-    deviation = max(deviation, 1.0)
-    return 1.0 / deviation, -mean / deviation
 
 
 class StepSampler(Sampler):

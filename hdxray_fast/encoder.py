@@ -104,13 +104,37 @@ class Encoder(nn.Module):
             With ``pool``: features ``[B, D]``.
         """
         tokens, _, longest = self._encode(images, plan, scale, shift, inside, valid)
-        if self.pool is None:
-            return tokens
-        if self.pool == "cls":
+        return tokens if self.pool is None else self.pool_tokens(tokens, self.pool, longest)
+
+    def pool_tokens(self, tokens: Tokens, pool: str, max_seqlen: int | None = None) -> Tensor:
+        """One feature per image, ``[B, D]``, from tokens of this encoder.
+
+        Args:
+            tokens: as :meth:`forward` gives them without ``pool``.
+            pool: ``"cls"``, ``"mean"`` (of the patches) or, in an encoder built with it, ``"attention"``.
+            max_seqlen: length of the longest sequence, if it is known.
+        """
+        if pool == "cls" and self.cls_token is not None:
             return tokens.values.index_select(0, tokens.cu_seqlens[:-1])
-        if self.pool == "mean":
+        if pool == "mean":
             return mean_pool(*tokens, self.num_prefix_tokens)
-        return self.attn_pool(*tokens, longest)
+        if pool == "attention" and self.pool == "attention":
+            return self.attn_pool(*tokens, max_seqlen)
+        raise ArgumentError(
+            f"pool: got {pool!r}, accepted are 'mean', 'cls' with a class token, and 'attention' in an encoder built "
+            "with pool='attention'"
+        )
+
+    def encode(
+        self,
+        images: Tensor,
+        plan: MaskPlan | None = None,
+        scale: float | Tensor | None = None,
+        shift: float | Tensor | None = None,
+    ) -> Tokens:
+        """Normalised tokens of the patches that ``plan`` keeps (all without one), whatever ``keep`` says."""
+        plan, scale, shift = self._inputs(images, plan, scale, shift, None, None, keep="all")
+        return self._run_blocks(images, plan, scale, shift)[0]
 
     def forward_features(
         self,
@@ -191,7 +215,7 @@ class Encoder(nn.Module):
             output of every block but the last, and the normalised output of the last, which is what
             :meth:`forward` returns.
         """
-        self._check_images(images)
+        self.check_images(images)
         self._check_plan(images, plan)
         tokens = self.embed(images, plan, scale, shift)
         maps = [tokens.values]
@@ -238,6 +262,9 @@ class Encoder(nn.Module):
     def _encode(self, images, plan, scale, shift, inside, valid) -> tuple[Tokens, MaskPlan | None, int]:
         """Tokens, the plan (None if every patch was kept), and the length of the longest sequence."""
         plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
+        return self._run_blocks(images, plan, scale, shift)
+
+    def _run_blocks(self, images, plan, scale, shift) -> tuple[Tokens, MaskPlan | None, int]:
         x, cu_seqlens, longest = self._start(images, plan, scale, shift)
         for block in self.blocks:
             x = self._run(block, x, cu_seqlens, longest)
@@ -254,7 +281,7 @@ class Encoder(nn.Module):
             return tokens.values, tokens.cu_seqlens, plan.max_keep + self.num_prefix_tokens
         plan = every_patch(images.shape[0], self.grid_size, self.patch_size, images.device)
         rows = gather_patches(images, plan, scale=scale, shift=shift, out_dtype=self._rows_dtype(images.device))
-        x = self.add_prefix(self.patch_embed(rows).unflatten(0, (images.shape[0], -1)))
+        x = self.add_prefix(self.patch_embed(rows).unflatten(0, (images.shape[0], plan.max_keep)))
         return x, None, x.shape[1]
 
     def add_prefix(self, patches: Tensor) -> Tensor:  # [B, P, D] -> [B, num_prefix_tokens + P, D]
@@ -283,19 +310,21 @@ class Encoder(nn.Module):
         """Prefix tokens ``[B, num_prefix_tokens, D]`` and patches on the full grid ``[B, P, D]``."""
         prefix, patches = self.num_prefix_tokens, self.grid_size[0] * self.grid_size[1]
         if plan is None:
-            x = x.unflatten(0, (-1, prefix + patches)) if x.dim() == 2 else x
+            x = x.view(-1, prefix + patches, self.embed_dim)
             return x[:, :prefix], x[:, prefix:]
         patch_rows, prefix_rows, _ = token_rows(plan.keep_cu_seqlens, plan.keep_ids.shape[0], prefix)
         grid = to_grid(x.index_select(0, patch_rows), plan.keep_ids, plan.keep_cu_seqlens, patches)
         return x.index_select(0, prefix_rows).unflatten(0, (plan.batch_size, prefix)), grid
 
     # --- what comes in ----------------------------------------------------------------------------------------------
-    def _inputs(self, images, plan, scale, shift, inside, valid):
-        self._check_images(images)
+    def _inputs(self, images, plan, scale, shift, inside, valid, keep: str | None = None):
+        """Plan (None for every patch), scale and shift, checked and filled in."""
+        keep = keep or self.keep
+        self.check_images(images)
         if plan is not None:
             self._check_plan(images, plan)
-        elif self.keep != "all":
-            plan = selected_patches(self.keep, images, self.grid_size, self.patch_size, inside, valid, self.margin)
+        elif keep != "all":
+            plan = selected_patches(keep, images, self.grid_size, self.patch_size, inside, valid, self.margin)
         if scale is None and shift is None:
             scale, shift = self.pixel_scale(images)
         return plan, 1.0 if scale is None else scale, 0.0 if shift is None else shift
@@ -312,7 +341,8 @@ class Encoder(nn.Module):
         std = std.clamp(min=white / 255)  # a flat image stays finite
         return 1.0 / std, -mean / std
 
-    def _check_images(self, images: Tensor) -> None:
+    def check_images(self, images: Tensor) -> None:
+        """Raise an error naming ``images`` unless they have the shape this encoder takes."""
         expected = (self.in_chans, *self.img_size)
         if not isinstance(images, Tensor):
             raise ArgumentTypeError(f"images: got {type(images).__name__}, accepted is a torch.Tensor [B, C, H, W]")

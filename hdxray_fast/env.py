@@ -33,11 +33,13 @@ EXTRAS = {
         "loky>=3.4",
     ],
     "demo": ["pydicom-data>=1"],
+    "embed": ["pyarrow>=14"],
 }
 WHAT_FOR = {
     "dicom": "DICOM files, compressed ones included",
     "train": "pre-training, checkpoints and the command line",
     "demo": "the demo's radiograph (with dicom and train)",
+    "embed": "feature tables of the embed command",
 }
 MODULES = {"torch": "torch", "numpy": "numpy", "opencv": "cv2"}  # what `import hdxray_fast` cannot do without
 

@@ -228,7 +228,7 @@ def _run(jobs: Sequence[tuple], workers: int, on_done: Callable) -> Iterable[tup
             yield job[0], result
         return
     broken = []
-    with _pool(min(workers, len(jobs))) as pool:
+    with worker_pool(min(workers, len(jobs))) as pool:
         futures: dict[Future, tuple] = {pool.submit(prepare_one, *job): job for job in jobs}
         for future in as_completed(futures):
             job = futures[future]
@@ -240,7 +240,7 @@ def _run(jobs: Sequence[tuple], workers: int, on_done: Callable) -> Iterable[tup
             on_done(result)
             yield job[0], result
     for job in broken:
-        with _pool(1) as pool:
+        with worker_pool(1) as pool:
             try:
                 result = pool.submit(prepare_one, *job).result()
             except BrokenProcessPool:
@@ -250,7 +250,7 @@ def _run(jobs: Sequence[tuple], workers: int, on_done: Callable) -> Iterable[tup
         yield job[0], result
 
 
-def _pool(workers: int):
+def worker_pool(workers: int):
     """Fresh processes, by loky.
 
     A fork would copy the locks of running thread pools, and multiprocessing's spawn would run the caller's script again

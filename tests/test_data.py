@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from hdxray_fast.data import Augmentation, RadiographDataset, StepSampler, standardisation
+from hdxray_fast.data import Augmentation, RadiographDataset, StepSampler
 from hdxray_fast.prepare import list_images, prepare_images
+from hdxray_fast.radiographs import standardisation
 
 
 @pytest.fixture

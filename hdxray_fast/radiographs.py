@@ -1,0 +1,123 @@
+"""Canvas, contour and grids of many radiographs, read ahead in worker processes; unreadable ones come back as such.
+
+This module never imports torch, so that its workers start fast and stay small.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from itertools import islice
+
+import cv2
+import numpy as np
+
+from .canvas import read_canvas
+from .contour import find_contour
+from .errors import HDXrayError
+from .prepare import Quarantined, worker_pool
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """One radiograph, ready for an encoder.
+
+    Attributes:
+        source: path as given, or ``"<array N>"``.
+        pixels: ``[S, S] uint8``.
+        inside: ``[S/p, S/p] bool``, patches of the chest.
+        valid: ``[S/p, S/p] bool``, patches that are no padding.
+        scale, shift: ``pixel * scale + shift`` has mean 0 and deviation 1 over the valid patches.
+        confidence: of the contour, 0 to 1.
+        flagged: the contour is not to be relied on.
+        provenance_id: hash of the stored pixels, to find duplicates.
+    """
+
+    source: str
+    pixels: np.ndarray
+    inside: np.ndarray
+    valid: np.ndarray
+    scale: float
+    shift: float
+    confidence: float
+    flagged: bool
+    provenance_id: str
+
+
+def read_radiograph(image: str | np.ndarray, source: str, size: int, patch_size: int) -> Radiograph | Quarantined:
+    """Read one image (a path, or pixels ``[H, W]``) and find its contour."""
+    try:
+        canvas = read_canvas(image, size=size)
+        contour = find_contour(canvas, patch_size=patch_size)
+    except HDXrayError as error:
+        return Quarantined(source, type(error).__name__, getattr(error, "reason", str(error)))
+    valid = canvas.valid_grid(patch_size)
+    scale, shift = standardisation(canvas.pixels, valid)
+    return Radiograph(
+        source=source,
+        pixels=canvas.pixels,
+        inside=contour.inside & valid,
+        valid=valid,
+        scale=scale,
+        shift=shift,
+        confidence=float(contour.confidence),
+        flagged=bool(contour.flagged),
+        provenance_id=canvas.provenance.get("pixel_sha256", ""),
+    )
+
+
+def read_ahead(
+    images: Iterable[tuple[str | np.ndarray, str]], size: int, patch_size: int, workers: int
+) -> Iterator[Radiograph | Quarantined]:
+    """:func:`read_radiograph` of each ``(image, source)``, in order, a few images ahead of the consumer."""
+    jobs = ((image, source, size, patch_size) for image, source in images)
+    if workers <= 1:
+        yield from (read_radiograph(*job) for job in jobs)
+        return
+    waiting: deque = deque()
+    pool = worker_pool(workers)
+    try:
+        while True:
+            for job in islice(jobs, 2 * workers - len(waiting)):
+                waiting.append((job, pool.submit(_read_in_worker, *job)))
+            if not waiting:
+                return
+            job, future = waiting.popleft()
+            try:
+                yield future.result()
+            except BrokenProcessPool:
+                # the image at fault is this one or one behind it: each is tried alone, in order
+                pool.shutdown(kill_workers=True)
+                yield _read_alone(job)
+                pool = worker_pool(workers)
+                waiting = deque((job, pool.submit(_read_in_worker, *job)) for job, _ in waiting)
+    finally:
+        pool.shutdown(kill_workers=True)
+
+
+def _read_in_worker(*job) -> Radiograph | Quarantined:
+    cv2.setNumThreads(1)  # the pool is the parallelism
+    return read_radiograph(*job)
+
+
+def _read_alone(job: tuple) -> Radiograph | Quarantined:
+    with worker_pool(1) as pool:
+        try:
+            return pool.submit(_read_in_worker, *job).result()
+        except BrokenProcessPool:
+            reason = "the process that read this file died (out of memory, or a decoder crash)"
+            return Quarantined(job[1], "BrokenProcessPool", reason)
+
+
+def standardisation(pixels: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
+    """``(scale, shift)`` that bring the valid patches of ``pixels [S, S]`` to mean 0 and deviation 1.
+
+    The deviation is floored at one grey level, so that a flat image stays finite.
+    """
+    side = pixels.shape[0] // valid.shape[0]
+    mask = cv2.resize(valid.astype(np.uint8), None, fx=side, fy=side, interpolation=cv2.INTER_NEAREST)
+    mean, deviation = (float(v[0, 0]) for v in cv2.meanStdDev(pixels, mask=mask))
+    deviation = max(deviation, 1.0)
+    return 1.0 / deviation, -mean / deviation

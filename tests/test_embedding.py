@@ -1,0 +1,174 @@
+"""Embedding images: the same features whatever form they come in, and a table that survives interruptions."""
+
+from __future__ import annotations
+
+import csv
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import hdxray_fast as hx
+from hdxray_fast import embedding_files
+from hdxray_fast.canvas import read_canvas
+from hdxray_fast.embedding import Embedder
+from hdxray_fast.embedding_files import embed_files, fingerprint
+from hdxray_fast.radiographs import read_radiograph, standardisation
+
+
+def small(**kwargs):
+    torch.manual_seed(1)
+    options = {"img_size": 128, "depth": 2, "embed_dim": 48, "num_heads": 3, **kwargs}
+    return hx.create_encoder("vit_tiny_patch16", **options).eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three readable images of different shapes and one that is not."""
+    root = tmp_path / "xrays"
+    root.mkdir()
+    rng = np.random.default_rng(0)
+    for name, shape in (("a", (300, 200)), ("b", (128, 128)), ("d", (150, 260))):
+        image = cv2.resize(rng.integers(0, 256, (9, 9)).astype(np.uint8), shape[::-1], interpolation=cv2.INTER_CUBIC)
+        assert cv2.imwrite(str(root / f"{name}.png"), image)
+    (root / "c.png").write_bytes(b"not a picture")
+    return root
+
+
+@pytest.mark.parametrize("keep", ["all", "valid", "contour"])
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_features_are_the_encoders(folder, keep, pool):
+    encoder = small()
+    result = hx.embed(folder, encoder, keep=keep, pool=pool, batch_size=2)
+    assert [source.rsplit("/", 1)[-1] for source in result.sources] == ["a.png", "b.png", "d.png"]
+    assert [bad.path.rsplit("/", 1)[-1] for bad in result.quarantined] == ["c.png"]
+    assert result.features.shape == (3, 48)
+    assert result.features.dtype == np.float32
+    alone = small(keep=keep, pool=pool)
+    for row, source in enumerate(result.sources):
+        read = read_radiograph(source, source, 128, 16)
+        grids = {name: torch.from_numpy(getattr(read, name))[None] for name in ("inside", "valid")}
+        with torch.no_grad():
+            expected = alone(torch.from_numpy(read.pixels)[None, None], None, read.scale, read.shift, **grids)
+        np.testing.assert_allclose(result.features[row], expected[0].numpy(), rtol=1e-4, atol=1e-5)
+        canvas = read_canvas(source, size=128)
+        assert result.provenance_ids[row] == canvas.provenance["pixel_sha256"]
+        assert result.confidence[row] == np.float32(hx.find_contour(canvas).confidence)
+    everything = 64
+    assert (result.kept == everything).all() if keep == "all" else (result.kept < everything).any()
+
+
+def test_files_arrays_and_workers_agree(folder):
+    encoder = small(keep="contour")
+    paths = [folder / "a.png", folder / "b.png"]
+    files = hx.embed(paths, encoder)
+    arrays = hx.embed([cv2.imread(str(path), cv2.IMREAD_GRAYSCALE) for path in paths], encoder)
+    np.testing.assert_array_equal(files.features, arrays.features)
+    assert arrays.sources == ["<array 0>", "<array 1>"]
+    parallel = hx.embed(folder, encoder, workers=2)
+    np.testing.assert_array_equal(parallel.features[:2], files.features)
+    assert len(parallel.quarantined) == 1
+
+
+def test_tensors_are_taken_as_they_are():
+    encoder = small(img_size=(64, 96), pool="cls")
+    images = torch.rand(5, 1, 64, 96)
+    result = hx.embed(images, encoder, batch_size=2)
+    with torch.no_grad():
+        expected = torch.cat([encoder(part) for part in images.split(2)])
+    np.testing.assert_allclose(result.features, expected.numpy(), rtol=1e-5, atol=1e-6)
+    assert np.isnan(result.confidence).all()
+    assert len(hx.embed(images[:0], encoder)) == 0
+
+
+def test_three_channels_and_fixed_normalisation(folder):
+    encoder = small(in_chans=3, normalisation=(0.5, 0.25), pool="mean")
+    result = hx.embed([folder / "b.png"], encoder)
+    pixels = torch.from_numpy(read_canvas(folder / "b.png", size=128).pixels)[None, None].float()
+    with torch.no_grad():
+        expected = encoder(((pixels / 255 - 0.5) / 0.25).expand(-1, 3, -1, -1))
+    np.testing.assert_allclose(result.features, expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_a_table_goes_on_where_it_was_interrupted(folder, tmp_path, monkeypatch):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(embedding_files, "ROWS_PER_PART", 1)
+    out = tmp_path / "features.parquet"
+    encoder = small()
+    whole = embed_files([folder], tmp_path / "whole.parquet", encoder, batch_size=1, progress=False)
+    assert (whole.rows, whole.new, whole.unreadable) == (3, 3, 1)
+
+    read, original = [], Embedder._radiographs
+
+    def interrupted(self, batch, bad):
+        read.extend(item.source for item in batch)
+        if len(read) == 2:
+            raise KeyboardInterrupt
+        return original(self, batch, bad)
+
+    monkeypatch.setattr(Embedder, "_radiographs", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        embed_files([folder], out, encoder, batch_size=1, progress=False)
+    assert not out.exists()
+    result = embed_files([folder], out, encoder, batch_size=1, progress=False)
+    assert (result.rows, result.new) == (3, 2)
+    assert parquet.read_table(out).equals(parquet.read_table(tmp_path / "whole.parquet"))
+    assert not (tmp_path / "features.parquet.parts").exists()
+    with result.unreadable_csv.open(newline="") as stream:
+        (bad,) = csv.DictReader(stream)
+    assert bad["path"].endswith("c.png")
+
+    again = embed_files([folder], out, encoder, progress=False)  # nothing to do
+    assert (again.rows, again.new) == (3, 0)
+    assert parquet.read_table(out).equals(parquet.read_table(tmp_path / "whole.parquet"))
+    row = parquet.read_table(out).to_pylist()[0]
+    assert row.keys() == {"path", "feature", "confidence", "flagged", "provenance_id", "kept"}
+    assert len(row["feature"]) == 48
+
+
+def test_tables_of_other_settings_are_never_mixed(folder, tmp_path):
+    pytest.importorskip("pyarrow")
+    out = tmp_path / "features.parquet"
+    encoder = small()
+    embed_files([folder], out, encoder, progress=False)
+    with pytest.raises(hx.ConfigError, match="other settings \\(keep\\)"):
+        embed_files([folder], out, encoder, keep="contour", progress=False)
+    other = small()
+    with torch.no_grad():
+        other.cls_token += 1
+    assert fingerprint(other) != fingerprint(encoder)
+    with pytest.raises(hx.ConfigError, match="other settings \\(weights\\)"):
+        embed_files([folder], out, other, progress=False)
+    out.write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(hx.ConfigError, match="cannot be read as Parquet"):
+        embed_files([folder], out, encoder, progress=False)
+
+
+def test_bad_input_is_named(folder):
+    encoder = small()
+    with pytest.raises(hx.ArgumentError, match=r"^encoder: takes 64 x 96"):
+        hx.embed(folder, small(img_size=(64, 96)))
+    for culprit, kwargs in (("pool", {"pool": "max"}), ("keep", {"keep": "lungs"}), ("batch_size", {"batch_size": 0})):
+        with pytest.raises(hx.ArgumentError, match=f"^{culprit}: "):
+            hx.embed(folder, encoder, **kwargs)
+    with pytest.raises(hx.ArgumentTypeError, match=r"^encoder: "):
+        hx.embed(folder, torch.nn.Identity())
+    for images in (3, [3], [None]):
+        with pytest.raises(hx.ArgumentTypeError, match=r"^images: "):
+            hx.embed(images, encoder)
+    with pytest.raises(hx.ConfigError, match="nowhere"):
+        hx.embed(folder / "nowhere", encoder)
+    only_bad = hx.embed(folder / "c.png", encoder)
+    assert len(only_bad) == 0
+    assert only_bad.features.shape == (0, 48)
+    assert len(only_bad.quarantined) == 1
+
+
+def test_standardisation_looks_at_valid_patches_alone():
+    pixels = np.zeros((32, 32), np.uint8)
+    pixels[:16, :16] = np.arange(256).reshape(16, 16)
+    valid = np.zeros((2, 2), bool)
+    valid[0, 0] = True
+    scale, shift = standardisation(pixels, valid)
+    assert scale * 127.5 + shift == pytest.approx(0, abs=1e-6)
