@@ -137,19 +137,31 @@ def read_mae_checkpoint(path: str | Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing, damaged, contains code or other objects, or holds no tensors.
     """
-    path = Path(path)
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).split("\n\n")[0].strip().replace("\n", " ")
-        raise CheckpointError(f"{path}: refused, it is damaged or holds more than tensors ({reason[:300]})") from error
-    except Exception as error:  # what an unpickler stumbles over in foreign bytes can be any error
-        raise CheckpointError(f"{path}: cannot be read as a PyTorch checkpoint ({error})") from error
+    content = read_legacy(path)
     tensors = content.get("model", content) if isinstance(content, Mapping) else None
     if not isinstance(tensors, Mapping) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
         raise CheckpointError(f"{path}: holds no state dict of tensors, neither at the top nor under 'model'")
     return dict(tensors)
+
+
+def read_legacy(path: str | Path) -> object:
+    """What ``torch.save`` wrote, without running code from it.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds more than tensors, plain values and an
+            ``argparse.Namespace``.
+    """
+    path = Path(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        # PyTorch's message tells how to run the file's code all the same, and the reason after that
+        reason = " ".join(str(error).split("WeightsUnpickler error:")[-1].split("Check the documentation")[0].split())
+        reason = reason.split(" Please use")[0].replace("GLOBAL ", "").replace(" by default", "").rstrip(".")
+        raise CheckpointError(f"{path}: refused, it is damaged or holds more than tensors ({reason[:300]})") from error
+    except Exception as error:  # what an unpickler stumbles over in foreign bytes can be any error
+        raise CheckpointError(f"{path}: cannot be read as a PyTorch checkpoint ({error})") from error
 
 
 def _from_mae_name(name: str) -> str:

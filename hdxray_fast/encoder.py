@@ -6,14 +6,15 @@ Parameter names and shapes are those of facebookresearch/mae (encoder half), so 
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
-from typing import Any, NamedTuple
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .encoder_config import ENCODERS, EncoderConfig
+from .encoder_config import ENCODERS, EncoderConfig, preset
 from .errors import ArgumentError, ArgumentTypeError
 from .layers import Block, init_weights
 from .masking import MaskPlan
@@ -23,6 +24,9 @@ from .patch_embed import build_patch_embed
 from .pool import AttentionPool, mean_pool
 from .positions import resample_positions, sincos_positions
 from .selection import every_patch, selected_patches
+
+if TYPE_CHECKING:
+    from .weights import LoadReport
 
 
 class Tokens(NamedTuple):
@@ -47,7 +51,10 @@ class Encoder(nn.Module):
         normalisation: ``"per_image"`` or ``(mean, std)`` of pixels on [0, 1]; how integer images are normalised when
             no ``scale`` is given.
         config: the settings that build this encoder again.
+        load_report: what became of the weights it was created with, if any.
     """
+
+    load_report: LoadReport | None = None
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -69,7 +76,8 @@ class Encoder(nn.Module):
         self.blocks = nn.ModuleList(
             Block(c.embed_dim, c.num_heads, c.mlp_ratio, c.qkv_bias, c.layer_scale, c.norm_eps) for _ in range(c.depth)
         )
-        self.norm = nn.LayerNorm(c.embed_dim, eps=c.norm_eps)
+        norm = nn.LayerNorm(c.embed_dim, eps=c.norm_eps)
+        self.norm, self.fc_norm = (nn.Identity(), norm) if c.fc_norm else (norm, nn.Identity())
         if c.pool == "attention":
             self.attn_pool = AttentionPool(c.embed_dim, c.num_heads)
         self.apply(init_weights)
@@ -115,11 +123,11 @@ class Encoder(nn.Module):
             max_seqlen: length of the longest sequence, if it is known.
         """
         if pool == "cls" and self.cls_token is not None:
-            return tokens.values.index_select(0, tokens.cu_seqlens[:-1])
+            return self.fc_norm(tokens.values.index_select(0, tokens.cu_seqlens[:-1]))
         if pool == "mean":
-            return mean_pool(*tokens, self.num_prefix_tokens)
+            return self.fc_norm(mean_pool(*tokens, self.num_prefix_tokens))
         if pool == "attention" and self.pool == "attention":
-            return self.attn_pool(*tokens, max_seqlen)
+            return self.fc_norm(self.attn_pool(*tokens, max_seqlen))
         raise ArgumentError(
             f"pool: got {pool!r}, accepted are 'mean', 'cls' with a class token, and 'attention' in an encoder built "
             "with pool='attention'"
@@ -380,28 +388,36 @@ def _block_indices(indices: int | list[int] | tuple[int, ...] | None, depth: int
 
 
 def create_encoder(
-    name: str = "vit_small_patch16",
-    img_size: int | tuple[int, int] = 1280,
-    in_chans: int = 1,
+    name: str | None = None,
+    img_size: int | tuple[int, int] | None = 1280,
+    in_chans: int | None = 1,
+    weights: str | Path | None = None,
+    strict: bool = True,
     **overrides: Any,
 ) -> Encoder:
-    """Build an encoder from the presets' table.
+    """Build an encoder from the presets' table, or from published weights.
 
     Args:
-        name: one of :func:`list_encoders`.
-        img_size: edge in pixels, or ``(height, width)``; multiples of the patch size.
-        in_chans: 1 or 3.
+        name: one of :func:`list_encoders`; left out, ``weights`` say what to build, or without them it is
+            ``"vit_small_patch16"``.
+        img_size: edge in pixels, or ``(height, width)``; multiples of the patch size. ``None`` takes that of
+            ``weights``.
+        in_chans: 1 or 3. ``None`` takes that of ``weights``.
+        weights: a path, ``"hf:org/name"`` (``@revision`` may follow) or ``"timm:name"``; see
+            :mod:`hdxray_fast.weights` for what is read, and ``load_report`` of the encoder for what became of it.
+        strict: refuse weights that lack something, or hold something unexpected.
         **overrides: any other field of :class:`hdxray_fast.EncoderConfig`, such as ``keep``, ``pool`` or ``depth``.
 
     Raises:
         ArgumentError: unknown name or override, or settings that do not fit together.
+        CheckpointError: ``weights`` cannot be read, are unsafe, or do not fit; the message names the file.
     """
-    if not isinstance(name, str) or name not in ENCODERS:
-        raise ArgumentError(f"name: got {name!r}, accepted are {', '.join(list_encoders())}")
-    accepted = {field.name for field in fields(EncoderConfig)} - {"img_size", "in_chans", "stem"}
-    if unknown := sorted(set(overrides) - accepted):
-        raise ArgumentError(f"{unknown[0]}: is no option of an encoder, accepted are {', '.join(sorted(accepted))}")
-    return Encoder(EncoderConfig(img_size=img_size, in_chans=in_chans, **{**ENCODERS[name], **overrides}))
+    if weights is not None:
+        from .weights import load_encoder
+
+        return load_encoder(weights, name, img_size, in_chans, strict, **overrides)
+    settings = preset("vit_small_patch16" if name is None else name, overrides)
+    return Encoder(EncoderConfig(img_size=img_size, in_chans=in_chans, **{**settings, **overrides}))
 
 
 def list_encoders() -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 from .errors import ArgumentError, ArgumentTypeError
 from .layers import LAYER_NORM_EPS, check_count
@@ -41,6 +42,8 @@ class EncoderConfig:
         qkv_bias: biases of the query, key and value projections.
         layer_scale: initial LayerScale factor; ``None`` for none.
         norm_eps: of all LayerNorms.
+        fc_norm: the last LayerNorm comes after pooling instead of before it (as timm's models for mean pooling); tokens
+            are then not normalised.
         learned_positions: train the position table; otherwise it is fixed sine-cosine.
         normalisation: ``"per_image"`` (mean 0, deviation 1) or ``(mean, std)`` of pixels on [0, 1]: how integer
             images are normalised.
@@ -65,6 +68,7 @@ class EncoderConfig:
     qkv_bias: bool = True
     layer_scale: float | None = None
     norm_eps: float = LAYER_NORM_EPS
+    fc_norm: bool = False
     learned_positions: bool = False
     normalisation: str | tuple[float, float] = "per_image"
     keep: str = "all"
@@ -78,7 +82,7 @@ class EncoderConfig:
             value = getattr(self, option)
             if isinstance(value, bool) or not isinstance(value, int) or value < 0:
                 raise ArgumentError(f"{option}: got {value!r}, accepted is an int of at least 0")
-        for option in ("class_token", "qkv_bias", "learned_positions"):
+        for option in ("class_token", "qkv_bias", "fc_norm", "learned_positions"):
             if not isinstance(getattr(self, option), bool):
                 raise ArgumentTypeError(f"{option}: got {getattr(self, option)!r}, accepted are True and False")
         if not _is_number(self.mlp_ratio) or not 1 <= self.embed_dim * self.mlp_ratio < 2**31:
@@ -101,6 +105,25 @@ class EncoderConfig:
     def grid_size(self) -> tuple[int, int]:
         """``(height, width)`` in patches."""
         return self.img_size[0] // self.patch_size, self.img_size[1] // self.patch_size
+
+
+def preset(name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Settings of the preset ``name``.
+
+    Raises:
+        ArgumentError: there is no such preset, or ``options`` names something that is no option of an encoder.
+    """
+    if not isinstance(name, str) or name not in ENCODERS:
+        raise ArgumentError(f"name: got {name!r}, accepted are {', '.join(ENCODERS)}")
+    check_options(options)
+    return ENCODERS[name]
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """Raise an error naming the first of ``options`` that is no option of an encoder."""
+    accepted = {field.name for field in fields(EncoderConfig)} - {"img_size", "in_chans", "stem"}
+    if unknown := sorted(set(options) - accepted):
+        raise ArgumentError(f"{unknown[0]}: is no option of an encoder, accepted are {', '.join(sorted(accepted))}")
 
 
 def _is_number(value: object) -> bool:

@@ -53,7 +53,9 @@ class MaskedAutoencoder(nn.Module):
             raise ArgumentTypeError(f"norm_pix_loss: got {norm_pix_loss!r}, accepted are True and False")
         check_count("decoder_embed_dim", decoder_embed_dim)
         check_count("decoder_depth", decoder_depth)
-        if unfit := sorted({"class_token", "reg_tokens", "keep", "margin", "pool"} & set(encoder_overrides)):
+        if unfit := sorted({"weights", "strict"} & set(encoder_overrides)):
+            raise ArgumentError(f"{unfit[0]}: is no option of an auto-encoder, whose weights load_model reads")
+        if unfit := sorted({"class_token", "reg_tokens", "keep", "margin", "pool", "fc_norm"} & set(encoder_overrides)):
             raise ArgumentError(
                 f"{unfit[0]}: is no option of an auto-encoder: the plan says what is kept, and its one "
                 "prefix token is the class token"
