@@ -129,10 +129,12 @@ PYBIND11_MODULE(_core, m) {
     m.def(
         "mask_plan_counts",
         [](const GridsTuple& grids, const ChoiceTuple& choice, const BoundsTuple& bounds, uintptr_t keep_cu,
-           uintptr_t predict_cu, int device, uintptr_t /*stream*/) {
-            cpu_only(device, "mask_plan_counts: has no CUDA path");
+           uintptr_t predict_cu, int device, uintptr_t stream) {
             check(keep_cu && predict_cu, "mask_plan_counts: null pointer");
-            mask_plan_counts(make_spec(grids, choice, bounds), pointer<int32_t>(keep_cu), pointer<int32_t>(predict_cu));
+            const MaskPlanSpec spec = make_spec(grids, choice, bounds);
+            int32_t *keep = pointer<int32_t>(keep_cu), *predict = pointer<int32_t>(predict_cu);
+            if (on_cuda(device)) return mask_plan_counts_cuda(spec, keep, predict, device, stream);
+            mask_plan_counts(spec, keep, predict);
         },
         py::arg("grids"), py::arg("choice"), py::arg("bounds"), py::arg("keep_cu"), py::arg("predict_cu"),
         py::arg("device"), py::arg("stream"), no_gil);
@@ -140,11 +142,13 @@ PYBIND11_MODULE(_core, m) {
     m.def(
         "mask_plan_ids",
         [](const GridsTuple& grids, const ChoiceTuple& choice, const BoundsTuple& bounds, uintptr_t keep_cu,
-           uintptr_t predict_cu, const PlanIdsTuple& ids, int n_threads, int device, uintptr_t /*stream*/) {
-            cpu_only(device, "mask_plan_ids: has no CUDA path");
+           uintptr_t predict_cu, const PlanIdsTuple& ids, int n_threads, int device, uintptr_t stream) {
             check(keep_cu && predict_cu, "mask_plan_ids: null pointer");
-            mask_plan_ids(make_spec(grids, choice, bounds), pointer<const int32_t>(keep_cu),
-                          pointer<const int32_t>(predict_cu), make_plan_ids(ids), n_threads);
+            const MaskPlanSpec spec = make_spec(grids, choice, bounds);
+            const int32_t *keep = pointer<const int32_t>(keep_cu), *predict = pointer<const int32_t>(predict_cu);
+            const PlanIds out = make_plan_ids(ids);
+            if (on_cuda(device)) return mask_plan_ids_cuda(spec, keep, predict, out, device, stream);
+            mask_plan_ids(spec, keep, predict, out, n_threads);
         },
         py::arg("grids"), py::arg("choice"), py::arg("bounds"), py::arg("keep_cu"), py::arg("predict_cu"),
         py::arg("ids"), py::arg("n_threads"), py::arg("device"), py::arg("stream"), no_gil);

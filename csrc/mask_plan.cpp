@@ -7,6 +7,7 @@
 
 #include "check.h"
 #include "cpu.h"
+#include "device.h"
 #include "mask_plan_index.h"
 #include "parallel.h"
 
@@ -256,6 +257,16 @@ void mask_plan_ids(const MaskPlanSpec& spec, const int32_t* keep_cu, const int32
     std::fill(out.keep_ids + n_keep_ids, out.keep_ids + out.keep_capacity, 0);
     std::fill(out.predict_ids + n_predict_ids, out.predict_ids + out.predict_capacity, 0);
 }
+
+#if !HDXRAY_HAVE_CUDA  // on_cuda() has refused the device before
+void mask_plan_counts_cuda(const MaskPlanSpec&, int32_t*, int32_t*, int device, uintptr_t) {
+    throw std::invalid_argument("mask_plan: device " + std::to_string(device) + ": " + why_no_cuda(device));
+}
+
+void mask_plan_ids_cuda(const MaskPlanSpec&, const int32_t*, const int32_t*, const PlanIds&, int device, uintptr_t) {
+    throw std::invalid_argument("mask_plan: device " + std::to_string(device) + ": " + why_no_cuda(device));
+}
+#endif
 
 void philox(uint32_t* words, int64_t n, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0,
             uint32_t key1) {

@@ -39,6 +39,13 @@ void mask_plan_counts(const MaskPlanSpec& spec, int32_t* keep_cu, int32_t* predi
 void mask_plan_ids(const MaskPlanSpec& spec, const int32_t* keep_cu, const int32_t* predict_cu, const PlanIds& out,
                    int n_threads);
 
+// The same on a CUDA device, in `stream` (a cudaStream_t), without waiting: every pointer is the device's. The cu
+// arrays are not checked; whatever they hold, nothing outside the capacities is written.
+void mask_plan_counts_cuda(const MaskPlanSpec& spec, int32_t* keep_cu, int32_t* predict_cu, int device,
+                           uintptr_t stream);
+void mask_plan_ids_cuda(const MaskPlanSpec& spec, const int32_t* keep_cu, const int32_t* predict_cu, const PlanIds& out,
+                        int device, uintptr_t stream);
+
 // words[i] = word i % 4 of Philox-4x32-10 at counter (c0 + i / 4, c1, c2, c3), for i < n.
 void philox(uint32_t* words, int64_t n, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0,
             uint32_t key1);

@@ -35,7 +35,7 @@ struct EmulatedBlock {
         }
         shared.total = sum;
     }
-    static void count_up(int32_t* counter) { ++*counter; }
+    static void count_up(uint32_t* counter) { ++*counter; }
     static uint32_t load_word(const uint8_t* bytes) {
         uint32_t word;
         std::memcpy(&word, bytes, sizeof word);
@@ -53,10 +53,9 @@ void emulate_mask_plan(const MaskPlanSpec& spec, int32_t* keep_cu, int32_t* pred
         std::fill_n(out.keep_ids, out.keep_capacity, 0);
         std::fill_n(out.predict_ids, out.predict_capacity, 0);
     }
-    const int64_t fours = four_count(static_cast<int64_t>(spec.grid_h) * spec.grid_w);
-    std::vector<Words4> keys(static_cast<size_t>(remember ? fours : 0));
-    std::vector<uint8_t> strata(static_cast<size_t>(remember ? fours : 0));
-    const PlanMemory memory = remember ? PlanMemory{keys.data(), strata.data()} : PlanMemory{};
+    const uint32_t fours = four_count(patch_count(spec));
+    std::vector<Words4> keys(remember ? fours : 0);
+    std::vector<uint8_t> strata(remember ? fours : 0);
     for (int64_t b = 0; b < spec.batch; ++b) {
         EmulatedBlock block(order);
         block_counts(block, spec, b, keep_cu, predict_cu);
@@ -67,7 +66,11 @@ void emulate_mask_plan(const MaskPlanSpec& spec, int32_t* keep_cu, int32_t* pred
     }
     for (int64_t b = 0; b < spec.batch; ++b) {
         EmulatedBlock block(order);
-        block_ids(block, spec, b, memory, keep_cu, predict_cu, out);
+        if (remember) {
+            block_ids<true>(block, spec, b, {keys.data(), strata.data()}, keep_cu, predict_cu, out);
+        } else {
+            block_ids<false>(block, spec, b, {}, keep_cu, predict_cu, out);
+        }
     }
 }
 

@@ -103,11 +103,11 @@ HDXRAY_HD static inline int64_t round_half_up(double share, int64_t n) {
     return count < 0 ? 0 : count > n ? n : count;
 }
 
-// How many patches of each stratum of one image are kept and predicted; entry 0 of the arrays is not used.
+// How many patches of each stratum of one image are kept and predicted; entry 0 of the arrays is not used. Without
+// initialisers, so that a GPU's shared memory can hold one.
 struct Budget {
-    int64_t size[3] = {0, 0, 0}, keep[3] = {0, 0, 0}, predict[3] = {0, 0, 0};
-    bool one_predicted =
-        false;  // no stratum's share rounds to one patch: the masked patch with the smallest key is predicted
+    int64_t size[3], keep[3], predict[3];
+    bool one_predicted;  // no stratum's share rounds to one patch: the masked patch with the smallest key is predicted
 
     HDXRAY_HD int64_t total() const { return size[1] + size[2]; }
     HDXRAY_HD int64_t masked(int s) const { return size[s] - keep[s]; }
@@ -120,7 +120,7 @@ struct Budget {
 // The budget of the kept patches, from the number of valid patches inside and outside. "random" merges the strata here:
 // one stratum, with the number masked that "contour" would mask.
 HDXRAY_HD static inline Budget keep_budget(const MaskPlanSpec& spec, int64_t n_inside, int64_t n_outside) {
-    Budget budget;
+    Budget budget{};
     int64_t masked_inside = round_half_up(spec.ratio_inside, n_inside);
     int64_t masked_outside = round_half_up(spec.ratio_outside, n_outside);
     if (spec.strategy == Strategy::kRandom) {
