@@ -51,6 +51,15 @@ Patches make_patches(const ImagesTuple& images, const RowsTuple& rows) {
             static_cast<DType>(dtype)};
 }
 
+// (loss, patch_loss, mean, rstd, partials): pointers, the last one for a CUDA device only
+using LossTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
+
+std::tuple<float*, float*, float*, float*, double*> loss_outputs(const LossTuple& out) {
+    const auto& [loss, patch_loss, mean, rstd, partials] = out;
+    return {pointer<float>(loss), pointer<float>(patch_loss), pointer<float>(mean), pointer<float>(rstd),
+            pointer<double>(partials)};
+}
+
 // (inside, valid, index, batch, grid_h, grid_w): pointers, then sizes
 using GridsTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, int64_t, int32_t, int32_t>;
 // (strategy, ratio_inside, ratio_outside, predict, seed, epoch)
@@ -202,31 +211,71 @@ PYBIND11_MODULE(_core, m) {
         },
         py::arg("images"), py::arg("rows"), py::arg("grad_rows"), py::arg("grad_dtype"), no_gil);
 
+    m.def("loss_partials", &loss_partials, py::arg("n_rows"));
+
     m.def(
         "loss_forward",
         [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t pred, int pred_dtype, bool norm_pix_loss,
-           uintptr_t loss, uintptr_t patch_loss, uintptr_t mean, uintptr_t rstd, int n_threads, int device,
-           uintptr_t /*stream*/) {
-            cpu_only(device, "loss_forward: has no CUDA path");
+           const LossTuple& out, int n_threads, int device, uintptr_t stream) {
+            const auto [loss, patch_loss, mean, rstd, partials] = loss_outputs(out);
+            const Patches patches = make_patches(images, rows);
+            const auto dtype = static_cast<DType>(pred_dtype);
+            if (on_cuda(device)) {
+                return loss_forward_cuda(patches, pointer<const void>(pred), dtype, norm_pix_loss, loss, patch_loss,
+                                         mean, rstd, partials, device, stream);
+            }
             check(loss, "loss_forward: null pointer");
-            *pointer<float>(loss) = loss_forward(
-                make_patches(images, rows), pointer<const void>(pred), static_cast<DType>(pred_dtype), norm_pix_loss,
-                pointer<float>(patch_loss), pointer<float>(mean), pointer<float>(rstd), n_threads);
+            *loss = loss_forward(patches, pointer<const void>(pred), dtype, norm_pix_loss, patch_loss, mean, rstd,
+                                 n_threads);
         },
         py::arg("images"), py::arg("rows"), py::arg("pred"), py::arg("pred_dtype"), py::arg("norm_pix_loss"),
-        py::arg("loss"), py::arg("patch_loss"), py::arg("mean"), py::arg("rstd"), py::arg("n_threads"),
-        py::arg("device"), py::arg("stream"), no_gil);
+        py::arg("out"), py::arg("n_threads"), py::arg("device"), py::arg("stream"), no_gil);
 
     m.def(
         "loss_backward",
         [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t pred, int pred_dtype, uintptr_t mean,
-           uintptr_t rstd, uintptr_t grad_loss, uintptr_t grad_pred, int n_threads, int device, uintptr_t /*stream*/) {
-            cpu_only(device, "loss_backward: has no CUDA path");
+           uintptr_t rstd, uintptr_t grad_loss, uintptr_t grad_pred, int n_threads, int device, uintptr_t stream) {
+            const Patches patches = make_patches(images, rows);
+            const auto dtype = static_cast<DType>(pred_dtype);
+            if (on_cuda(device)) {
+                return loss_backward_cuda(patches, pointer<const void>(pred), dtype, pointer<const float>(mean),
+                                          pointer<const float>(rstd), pointer<const float>(grad_loss),
+                                          pointer<void>(grad_pred), device, stream);
+            }
             check(grad_loss, "loss_backward: null pointer");
-            loss_backward(make_patches(images, rows), pointer<const void>(pred), static_cast<DType>(pred_dtype),
-                          pointer<const float>(mean), pointer<const float>(rstd), *pointer<const float>(grad_loss),
-                          pointer<void>(grad_pred), n_threads);
+            loss_backward(patches, pointer<const void>(pred), dtype, pointer<const float>(mean),
+                          pointer<const float>(rstd), *pointer<const float>(grad_loss), pointer<void>(grad_pred),
+                          n_threads);
         },
         py::arg("images"), py::arg("rows"), py::arg("pred"), py::arg("pred_dtype"), py::arg("mean"), py::arg("rstd"),
         py::arg("grad_loss"), py::arg("grad_pred"), py::arg("n_threads"), py::arg("device"), py::arg("stream"), no_gil);
+
+    m.def(
+        "_emulate_loss_forward",
+        [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t pred, int pred_dtype, bool norm_pix_loss,
+           const LossTuple& out) {
+            const auto [loss, patch_loss, mean, rstd, partials] = loss_outputs(out);
+            emulate_loss_forward(make_patches(images, rows), pointer<const void>(pred), static_cast<DType>(pred_dtype),
+                                 norm_pix_loss, loss, patch_loss, mean, rstd, partials);
+        },
+        py::arg("images"), py::arg("rows"), py::arg("pred"), py::arg("pred_dtype"), py::arg("norm_pix_loss"),
+        py::arg("out"), no_gil);
+
+    m.def(
+        "_emulate_loss_backward",
+        [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t pred, int pred_dtype, uintptr_t mean,
+           uintptr_t rstd, uintptr_t grad_loss, uintptr_t grad_pred) {
+            emulate_loss_backward(make_patches(images, rows), pointer<const void>(pred), static_cast<DType>(pred_dtype),
+                                  pointer<const float>(mean), pointer<const float>(rstd),
+                                  pointer<const float>(grad_loss), pointer<void>(grad_pred));
+        },
+        py::arg("images"), py::arg("rows"), py::arg("pred"), py::arg("pred_dtype"), py::arg("mean"), py::arg("rstd"),
+        py::arg("grad_loss"), py::arg("grad_pred"), no_gil);
+
+    m.def(
+        "_emulate_image_of_row",
+        [](uintptr_t cu_seqlens, int32_t batch, int64_t first, int64_t n, uintptr_t images) {
+            emulate_image_of_row(pointer<const int32_t>(cu_seqlens), batch, first, n, pointer<int32_t>(images));
+        },
+        py::arg("cu_seqlens"), py::arg("batch"), py::arg("first"), py::arg("n"), py::arg("images"), no_gil);
 }

@@ -67,7 +67,8 @@ struct GatherWide {
                 HDXRAY_UNROLL
                 for (int c = 0; c < kChannels; ++c) {
                     pixels[u][c].clear();
-                    if (places[u].image >= 0) gather_words(from + (places[u].offset + c * s.stride_c), pixels[u][c]);
+                    if (places[u].image >= 0)
+                        pixels_one_by_one<In, kPixels>(from + (places[u].offset + c * s.stride_c), pixels[u][c]);
                 }
             }
         }
@@ -88,13 +89,6 @@ struct GatherWide {
             Element<Out>::template pack<kValues>(packed.word, values);
             packed.store(rows + ((first_row + u) * job.chunks + chunk) * kValues);
         }
-    }
-
-    // The same words, out of pixels that do not lie aligned, one at a time.
-    HDXRAY_HD static void gather_words(const In* from, Words<kInBytes>& words) {
-        constexpr int kBits = 8 * static_cast<int>(sizeof(In)), kOfWord = 32 / kBits;
-        HDXRAY_UNROLL
-        for (int i = 0; i < kPixels; ++i) words.word[i / kOfWord] |= bits_at(from + i) << (kBits * (i % kOfWord));
     }
 };
 

@@ -21,6 +21,12 @@
 #endif
 #endif
 
+#ifdef __CUDA_ARCH__
+#define HDXRAY_NO_UNROLL _Pragma("unroll 1")
+#else
+#define HDXRAY_NO_UNROLL
+#endif
+
 // The GPU's and the CPU's build of these inline functions differ, so each has symbols of its own.
 #ifdef __CUDACC__
 #define HDXRAY_SIDE gpu_side
@@ -43,6 +49,44 @@ HDXRAY_HD inline int count_lanes(int lane, Pred pred) {
     (void)lane;  // the loop is all lanes
     for (int other = 0; other < kLanes; ++other) count += pred(other) ? 1 : 0;
     return count;
+#endif
+}
+
+// One T for each lane: on the GPU a lane holds its own, on the CPU all 32 lie here.
+template <typename T>
+struct PerLane {
+#ifdef __CUDA_ARCH__
+    T mine;
+    HDXRAY_HD T& at(int /*lane*/) { return mine; }
+#else
+    T all[kLanes];
+    T& at(int lane) { return all[lane]; }
+#endif
+};
+
+// body(lane) for every lane: on the GPU each lane runs its own, on the CPU they run in turn.
+template <typename Body>
+HDXRAY_HD inline void for_lanes(int lane, Body body) {
+#ifdef __CUDA_ARCH__
+    body(lane);
+#else
+    (void)lane;
+    for (int each = 0; each < kLanes; ++each) body(each);
+#endif
+}
+
+// The sum over lanes, the same bits in every lane: a + b is b + a, so each level of the exchange agrees on both sides.
+HDXRAY_HD inline float sum_lanes(PerLane<float>& values) {
+#ifdef __CUDA_ARCH__
+    float sum = values.mine;
+    HDXRAY_UNROLL
+    for (int distance = kLanes / 2; distance > 0; distance /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, distance);
+    return sum;
+#else
+    for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+        for (int lane = 0; lane < distance; ++lane) values.all[lane] += values.all[lane + distance];
+    }
+    return values.all[0];
 #endif
 }
 

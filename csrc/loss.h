@@ -12,4 +12,17 @@ float loss_forward(const Patches& patches, const void* pred, DType pred_dtype, b
 void loss_backward(const Patches& patches, const void* pred, DType pred_dtype, const float* mean, const float* rstd,
                    float grad_loss, void* grad_pred, int n_threads);
 
+// The same on a CUDA device, in `stream` (a cudaStream_t), without waiting; loss and grad_loss are the device's. Rows
+// at or past cu_seqlens[B] are slack: their patch_loss and gradient are zero, and the mean is over the real rows.
+// partials: room for loss_partials(n_rows) doubles.
+void loss_forward_cuda(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss, float* loss,
+                       float* patch_loss, float* mean, float* rstd, double* partials, int device, uintptr_t stream);
+void loss_backward_cuda(const Patches& patches, const void* pred, DType pred_dtype, const float* mean,
+                        const float* rstd, const float* grad_loss, void* grad_pred, int device, uintptr_t stream);
+
+// Sums that the first stage of the reduction leaves for the second: at most one for eight rows.
+inline int64_t loss_partials(int64_t n_rows) {
+    return (n_rows + 7) / 8;
+}
+
 }  // namespace hdxray

@@ -195,6 +195,14 @@ struct Element<float> {
     }
 };
 
+// A chunk's words out of pixels that do not lie aligned, one at a time; `words` must be clear before.
+template <typename In, int kPixels>
+HDXRAY_HD inline void pixels_one_by_one(const In* from, Words<kPixels* static_cast<int>(sizeof(In))>& words) {
+    constexpr int kBits = 8 * static_cast<int>(sizeof(In)), kOfWord = 32 / kBits;
+    HDXRAY_UNROLL
+    for (int i = 0; i < kPixels; ++i) words.word[i / kOfWord] |= bits_at(from + i) << (kBits * (i % kOfWord));
+}
+
 // --- any dtype, chosen while running: for the paths that shape and alignment force off the wide accesses
 // ---------------
 HDXRAY_HD inline float load_any(const void* from, int64_t i, DType dtype) {

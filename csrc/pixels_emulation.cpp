@@ -1,8 +1,10 @@
 #include "pixels_emulation.h"
 
+#include <vector>
+
 #include "check.h"
 #include "dispatch.h"
-#include "gather_index.h"
+#include "loss_index.h"
 
 namespace hdxray {
 namespace {
@@ -55,7 +57,75 @@ struct EmulateScatter {
     }
 };
 
+// body(block in x, warp of the grid in x) for every warp; bodies of the loss run all lanes of a warp by themselves.
+template <typename Body>
+void for_each_warp(const LaunchShape& shape, Body body) {
+    for (int64_t block = 0; block < shape.x; ++block) {
+        for (int warp = 0; warp < kWarpsOfBlock; ++warp) body(block, warp);
+    }
+}
+
+template <typename In, typename Pred>
+struct EmulateLossForward {
+    static void run(const Patches& patches, DType pred_dtype, const LossKernelJob& given, double* partials,
+                    float* loss) {
+        using Body = LossWide<In, Pred>;
+        LossPlan plan = plan_loss<In, Pred>(patches, given);
+        const int rows_each = plan.wide ? Body::kRows : 1;
+        std::vector<float> of_block(static_cast<size_t>(kWarpsOfBlock * rows_each));
+        for_each_warp(plan.forward, [&](int64_t block, int warp) {
+            const int64_t first_row = (block * kWarpsOfBlock + warp) * rows_each;
+            float* losses = of_block.data() + warp * rows_each;
+            for (int u = 0; u < rows_each; ++u) losses[u] = 0.0f;
+            if (first_row < patches.n_rows && plan.wide) Body::forward(plan.job, first_row, 0, losses);
+            if (first_row < patches.n_rows && !plan.wide) {
+                LossAny::forward(plan.job, patches.dtype, pred_dtype, first_row, 0, losses);
+            }
+            if (warp + 1 == kWarpsOfBlock) partials[block] = sum_in_order(of_block.data(), kWarpsOfBlock * rows_each);
+        });
+        std::vector<double> sums(kTotalThreads);
+        for (int t = 0; t < kTotalThreads; ++t)
+            sums[static_cast<size_t>(t)] = sum_of_thread(partials, plan.forward.x, t);
+        for (int width = kTotalThreads / 2; width > 0; width /= 2) {
+            for (int t = 0; t < kTotalThreads; ++t) fold(sums.data(), width, t);
+        }
+        *loss = mean_loss(sums[0], plan.job.pixels);
+    }
+};
+
+template <typename In, typename Pred>
+struct EmulateLossBackward {
+    static void run(const Patches& patches, DType pred_dtype, const LossKernelJob& given) {
+        using Body = LossWide<In, Pred>;
+        const LossPlan plan = plan_loss<In, Pred>(patches, given);
+        for_each_thread(plan.backward, [&](int64_t warp, int y, int lane) {
+            if (!plan.wide) {
+                if (warp >= patches.n_rows) return;
+                LossAny::backward(plan.job, patches.dtype, pred_dtype, warp, y, lane);
+            } else if (warp * Body::kBackwardRows < patches.n_rows) {
+                Body::backward(plan.job, warp * Body::kBackwardRows, y * kLanes + lane, lane);
+            }
+        });
+    }
+};
+
 }  // namespace
+
+void emulate_loss_forward(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss, float* loss,
+                          float* patch_loss, float* mean, float* rstd, double* partials) {
+    const LossKernelJob job = forward_job(patches, pred, norm_pix_loss, loss, patch_loss, mean, rstd, partials);
+    for_pixel_dtypes<EmulateLossForward>(patches.dtype, pred_dtype, patches, pred_dtype, job, partials, loss);
+}
+
+void emulate_loss_backward(const Patches& patches, const void* pred, DType pred_dtype, const float* mean,
+                           const float* rstd, const float* grad_loss, void* grad_pred) {
+    const LossKernelJob job = backward_job(patches, pred, mean, rstd, grad_loss, grad_pred);
+    for_pixel_dtypes<EmulateLossBackward>(patches.dtype, pred_dtype, patches, pred_dtype, job);
+}
+
+void emulate_image_of_row(const int32_t* cu_seqlens, int32_t batch, int64_t first, int64_t n, int32_t* images) {
+    for (int64_t i = 0; i < n; ++i) images[i] = image_of_row(cu_seqlens, batch, first + i, 0);
+}
 
 void emulate_gather(const Patches& patches, void* rows, DType row_dtype) {
     check_shapes(patches);

@@ -2,7 +2,7 @@
 #include <stdexcept>
 
 #include "device.h"
-#include "gather.h"
+#include "loss.h"
 
 namespace hdxray {
 namespace {
@@ -17,6 +17,18 @@ void gather_cuda(const Patches& /*patches*/, void* /*rows*/, DType /*row_dtype*/
 
 void scatter_cuda(const Patches& /*patches*/, const void* /*grad_rows*/, DType /*row_dtype*/, int device,
                   uintptr_t /*stream*/) {
+    refuse(device);
+}
+
+void loss_forward_cuda(const Patches& /*patches*/, const void* /*pred*/, DType /*pred_dtype*/, bool /*norm_pix_loss*/,
+                       float* /*loss*/, float* /*patch_loss*/, float* /*mean*/, float* /*rstd*/, double* /*partials*/,
+                       int device, uintptr_t /*stream*/) {
+    refuse(device);
+}
+
+void loss_backward_cuda(const Patches& /*patches*/, const void* /*pred*/, DType /*pred_dtype*/, const float* /*mean*/,
+                        const float* /*rstd*/, const float* /*grad_loss*/, void* /*grad_pred*/, int device,
+                        uintptr_t /*stream*/) {
     refuse(device);
 }
 

@@ -287,7 +287,7 @@ def loss_forward(
     patch_loss, mean, rstd = (torch.empty(ids.numel(), dtype=torch.float32) for _ in range(3))
     native.loss_forward(
         _images(images, patch_size), _rows(ids, cu_seqlens, scale, shift), pred.data_ptr(), DTYPE_CODES[pred.dtype],
-        norm_pix_loss, loss.data_ptr(), patch_loss.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
+        norm_pix_loss, (loss.data_ptr(), patch_loss.data_ptr(), mean.data_ptr(), rstd.data_ptr(), 0),
         torch.get_num_threads(), _CPU, _NO_STREAM,
     )  # fmt: skip
     return loss, patch_loss, mean, rstd

@@ -181,6 +181,157 @@ def test_no_values_lead_outside(patch, channels):
         assert torch.isin(written, torch.tensor([-7.0, 1.0])).all()
 
 
+# --- loss -------------------------------------------------------------------------------------------------------------
+def loss_forward(case: Call, pred: torch.Tensor, norm_pix_loss: bool, emulated: bool) -> tuple[torch.Tensor, ...]:
+    """loss, patch_loss, mean, rstd; poisoned before."""
+    n_rows = case.ids.numel()
+    out = [torch.full(shape, float("nan")) for shape in ((), (n_rows,), (n_rows,), (n_rows,))]
+    partials = torch.full((core.loss_partials(n_rows),), float("nan"), dtype=torch.float64)
+    arguments = (*case.tuples(), pred.data_ptr(), CODES[pred.dtype], norm_pix_loss)
+    pointers = tuple(t.data_ptr() for t in (*out, partials))
+    if emulated:
+        core._emulate_loss_forward(*arguments, pointers)
+    else:
+        core.loss_forward(*arguments, pointers, 1, CPU, NO_STREAM)
+    return tuple(out)
+
+
+def loss_backward(case: Call, pred: torch.Tensor, stats: tuple[torch.Tensor, ...], emulated: bool) -> torch.Tensor:
+    """Gradient of pred for grad_loss = 3; poisoned before."""
+    grad_loss, grad_pred = torch.tensor(3.0), torch.full_like(pred, float("nan"))
+    mean, rstd = stats[2:]
+    pointers = tuple(t.data_ptr() for t in (mean, rstd, grad_loss, grad_pred))
+    arguments = (*case.tuples(), pred.data_ptr(), CODES[pred.dtype], *pointers)
+    core._emulate_loss_backward(*arguments) if emulated else core.loss_backward(*arguments, 1, CPU, NO_STREAM)
+    return grad_pred
+
+
+def unit_scale(case: Call, dtype: torch.dtype) -> None:
+    """Targets of order one, so that one tolerance fits all dtypes."""
+    case.scale.mul_({torch.uint8: 1 / 64, torch.uint16: 1 / 16384}.get(dtype, 1.0))
+
+
+def assert_close(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype, what: object) -> None:
+    """Sums are taken in another order than on the CPU, and gradients are rounded to their dtype."""
+    last_bit = {torch.float32: 0.0, torch.float16: 2**-10, torch.bfloat16: 2**-7}[dtype]
+    bound = (2e-5 + last_bit) * expected.abs().max().item() + 1e-7
+    assert (got.double() - expected.double()).abs().max().item() <= bound, what
+
+
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("patch", PATCHES)
+def test_loss_equals_the_cpu_path(patch, channels, norm_pix_loss):
+    if norm_pix_loss and patch * channels == 1:
+        pytest.skip("one pixel has no variance")
+    for dtype in PIXELS:
+        case = call(patch, channels, dtype)
+        unit_scale(case, dtype)
+        for pred_dtype in FLOATS:
+            pred = torch.randn(13, case.row_size).to(pred_dtype)
+            ours, theirs = (loss_forward(case, pred, norm_pix_loss, emulated) for emulated in (True, False))
+            for name, a, b in zip(("loss", "patch_loss", "mean", "rstd"), ours, theirs, strict=True):
+                assert_close(a, b, torch.float32, (name, dtype, pred_dtype))
+            grads = (loss_backward(case, pred, theirs, emulated) for emulated in (True, False))
+            assert_close(*grads, pred_dtype, ("grad", dtype, pred_dtype))
+
+
+@pytest.mark.parametrize("offset", [0, 1, 3, 8])
+def test_loss_takes_images_and_predictions_at_any_address(offset):
+    for dtype in PIXELS:
+        case = call(16, 1, dtype, (3, 5))
+        unit_scale(case, dtype)
+        case.images = pixels((2, 1, 50, 97), dtype)[:, :, 1:49, offset : offset + 48]
+        for pred_dtype in FLOATS:
+            pred = torch.randn(8 * 256 + 16).to(pred_dtype)[offset : offset + 8 * 256].view(8, 256)
+            ours, theirs = (loss_forward(case, pred, True, emulated) for emulated in (True, False))
+            assert_close(ours[1], theirs[1], torch.float32, (dtype, pred_dtype))
+            grads = (loss_backward(case, pred, theirs, emulated) for emulated in (True, False))
+            assert_close(*grads, pred_dtype, (dtype, pred_dtype))
+
+
+@pytest.mark.parametrize(("patch", "channels"), [(16, 1), (16, 3), (7, 1), (32, 1)])
+@pytest.mark.parametrize("slack", [1, 3, 64])
+def test_slack_rows_cost_nothing(patch, channels, slack):
+    """The mean is over the real rows, and slack has neither loss nor gradient, whatever its predictions are."""
+    case = call(patch, channels, torch.float32)
+    pred = torch.randn(13 + slack, case.row_size)
+    pred[13:] = float("nan")
+    expected = loss_forward(case, pred[:13], True, False)
+    expected_grad = loss_backward(case, pred[:13], expected, False)
+    case.ids = torch.cat([case.ids, torch.zeros(slack, dtype=torch.int32)])
+    got = loss_forward(case, pred, True, True)
+    grad = loss_backward(case, pred, got, True)
+    assert got[0].item() == pytest.approx(expected[0].item(), rel=1e-5)
+    assert_close(got[1][:13], expected[1], torch.float32, "patch_loss")
+    assert (got[1][13:] == 0).all()
+    assert_close(grad[:13], expected_grad, torch.float32, "grad")
+    assert (grad[13:] == 0).all()
+
+
+def test_nothing_predicted_is_a_loss_of_zero():
+    case = call(16, 1, torch.uint8, (0, 0))
+    assert loss_forward(case, torch.empty(0, 256), True, True)[0].item() == 0.0
+    case.ids = torch.zeros(5, dtype=torch.int32)  # slack only
+    loss, patch_loss, _, _ = loss_forward(case, torch.ones(5, 256), True, True)
+    assert loss.item() == 0.0
+    assert (patch_loss == 0).all()
+
+
+@pytest.mark.parametrize(("patch", "channels"), [(16, 1), (8, 3), (7, 1)])
+def test_no_values_lead_the_loss_outside(patch, channels):
+    generator = torch.Generator().manual_seed(patch)
+    for _ in range(40):
+        case = call(patch, channels, torch.float32)
+        wild = torch.rand(1, generator=generator) < 0.5
+        low, high = (-(2**31), 2**31 - 1) if wild else (-2, 15)
+        case.ids = torch.randint(low, high, (13,), generator=generator).to(torch.int32)
+        case.cu = torch.randint(low, high, (4,), generator=generator).to(torch.int32)
+        pred = torch.randn(13, case.row_size, generator=generator)
+        got = loss_forward(case, pred, True, True)
+        assert all(t.isfinite().all() for t in got)
+        assert loss_backward(case, pred, got, True).isfinite().all()
+
+
+def test_large_sums_keep_their_digits():
+    """16-bit pixels near the top of their range: one pass over sums of squares would lose the variance."""
+    case = call(16, 1, torch.uint16)
+    case.images = (65000 + torch.randint(0, 16, case.images.shape)).to(torch.uint16)
+    case.scale.fill_(1.0)
+    case.shift.fill_(0.0)
+    pred = torch.zeros(13, 256)
+    ours, theirs = (loss_forward(case, pred, True, emulated) for emulated in (True, False))
+    assert_close(ours[3], theirs[3], torch.float32, "rstd")
+    assert ours[0].item() == pytest.approx(255 / 256, rel=1e-4)  # of a target with unit variance, unbiased
+
+
+# --- the search by itself ---------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("batch", [0, 1, 2, 31, 32, 33, 64, 65, 1023, 1024, 1025, 40000])
+def test_the_search_equals_searchsorted(batch):
+    """Every row of small batches, the rows around every boundary of large ones, rows before and after all."""
+    for density in (0.0, 0.5, 0.99):
+        counts = torch.randint(0, 5, (batch,)) * (torch.rand(batch) >= density)
+        cu = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).to(torch.int32)
+        end = int(cu[-1])
+        first, n = (0, end + 3) if end < 5000 else (end - 4000, 4010)
+        images = torch.full((n,), -1, dtype=torch.int32)
+        core._emulate_image_of_row(cu.data_ptr(), batch, first, n, images.data_ptr())
+        expected = torch.searchsorted(
+            cu[1:].contiguous(), torch.arange(first, first + n, dtype=torch.int32), right=True
+        )
+        assert torch.equal(images.long(), expected)
+
+
+def test_the_search_stays_in_range_for_any_values():
+    generator = torch.Generator().manual_seed(3)
+    for batch in (1, 7, 33, 100, 1500):
+        for _ in range(20):
+            cu = torch.randint(-(2**31), 2**31 - 1, (batch + 1,), generator=generator).to(torch.int32)
+            images = torch.full((50,), -1, dtype=torch.int32)
+            core._emulate_image_of_row(cu.data_ptr(), batch, 0, 50, images.data_ptr())
+            assert ((images >= 0) & (images <= batch)).all()
+
+
 def test_no_images_at_all():
     case = Call(torch.empty(0, 1, 32, 32), torch.zeros(5, dtype=torch.int32), torch.zeros(1, dtype=torch.int32), 16)
     assert (case.gather(torch.float32, True) == 0).all()
