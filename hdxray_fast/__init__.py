@@ -34,6 +34,7 @@ _ROOMS = {
     "gather_patches": "ops.gather",
     "reconstruction_loss": "ops.loss",
     "attention": "ops.attention",
+    "debug_checks": "debug",
     "create_encoder": "encoder",
     "list_encoders": "encoder",
     "EncoderConfig": "encoder_config",

@@ -6,11 +6,13 @@ depends on no version of torch; see csrc/bindings.cpp for the other side.
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from . import debug
 from .errors import ArgumentError, ArgumentTypeError, BackendError
 
 try:
@@ -33,7 +35,7 @@ MAX_FLOAT32 = torch.finfo(torch.float32).max
 DTYPE_CODES = {torch.uint8: 0, torch.uint16: 1, torch.float16: 2, torch.bfloat16: 3, torch.float32: 4}
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS = ("auto", "native", "reference")
-_CPU = -1  # device code of the core; a CUDA device would be its index
+_CPU = -1  # device code of the core; a CUDA device is its index
 _NO_STREAM = 0
 
 
@@ -49,16 +51,29 @@ def resolve_backend(backend: str, device: torch.device) -> str:
         raise ArgumentError(f"backend: got {backend!r}, accepted are {', '.join(map(repr, BACKENDS))}")
     if backend == "reference":
         return backend
-    if device.type == "cpu" and core is not None:
+    reason = why_not_native(device.type, device.index)
+    if not reason:
         return "native"
     if backend == "auto":
         return "reference"
+    raise BackendError(f"backend='native': {reason}; use backend='auto', or move the tensors with .cpu()")
+
+
+@torch.compiler.assume_constant_result  # traced once, as it is: what a machine can do does not change
+def why_not_native(device_type: str, index: int | None = None) -> str:
+    """Why the native core cannot work on a device, in words; empty if it can."""
     if core is None:
-        raise BackendError(f"backend='native': the native core is missing ({why_missing}); {HOW_TO_BUILD}")
-    raise BackendError(
-        f"backend='native': the core has CPU paths only, and the tensors are on {device}; "
-        "use backend='auto', or move them with .cpu()"
-    )
+        return f"the native core is missing ({why_missing}); {HOW_TO_BUILD}"
+    if device_type == "cpu":
+        return ""
+    if device_type != "cuda":
+        return f"the core has paths for CPU and CUDA tensors, and these are on {device_type}"
+    return _why_not_cuda(0 if index is None else index)
+
+
+@functools.cache
+def _why_not_cuda(index: int) -> str:
+    return core.why_no_cuda(index)
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
@@ -111,8 +126,8 @@ def check_packed(plan: MaskPlan, which: str, device: torch.device) -> tuple[Tens
     return plan.predict_ids, plan.predict_cu_seqlens
 
 
-def per_image(name: str, value: Any, images: Tensor) -> Tensor:
-    """A float, or a float32 tensor ``[]`` or ``[B]``, as ``[B]`` float32 on the images' device."""
+def per_image(name: str, value: Any, images: Tensor) -> Tensor | float:
+    """A number as it is, so that no tensor is made of it; a float32 tensor ``[]`` or ``[B]`` as ``[B]``, contiguous."""
     batch = images.shape[0]
     if isinstance(value, Tensor):
         check_tensor(name, value, (torch.float32,), images.device)
@@ -127,7 +142,17 @@ def per_image(name: str, value: Any, images: Tensor) -> Tensor:
         )
     if not -MAX_FLOAT32 <= value <= MAX_FLOAT32:  # not math.isfinite, which torch.compile cannot trace; NaN fails too
         raise ArgumentError(f"{name}: got {value}, accepted is a finite float32")
-    return torch.full((batch,), float(value), dtype=torch.float32, device=images.device)
+    return float(value)
+
+
+def split_scaling(scale: Tensor | float, shift: Tensor | float) -> tuple[Tensor | None, Tensor | None, float, float]:
+    """What `per_image` gave, as operators take it: two tensors or None, two numbers that count where None is."""
+    return (
+        scale if isinstance(scale, Tensor) else None,
+        shift if isinstance(shift, Tensor) else None,
+        1.0 if isinstance(scale, Tensor) else scale,
+        0.0 if isinstance(shift, Tensor) else shift,
+    )
 
 
 _FAULTS = {
@@ -140,9 +165,17 @@ _FAULTS = {
 
 
 def check_packed_values(ids: Tensor, cu_seqlens: Tensor, n_patches: int, which: str) -> None:
-    """Ids ascending within the grid, cu_seqlens from 0 to N without falling; looked at on the CPU only."""
+    """Ids ascending within the grid, cu_seqlens from 0 to N without falling.
+
+    GPU tensors are looked at under `debug_checks` only, because that waits for the GPU. There cu_seqlens may end before
+    N: what follows is slack.
+    """
     if ids.device.type != "cpu":
-        return
+        if not debug.checks_are_on():
+            return
+        ids, cu_seqlens = ids.cpu(), cu_seqlens.cpu()
+        if 0 <= int(cu_seqlens[-1]) <= ids.numel():
+            ids = ids[: int(cu_seqlens[-1])]
     n_rows, batch = ids.numel(), cu_seqlens.numel() - 1
     if core is not None:
         fault, row, value = core.check_packed_ids(ids.data_ptr(), cu_seqlens.data_ptr(), batch, n_rows, n_patches)
@@ -175,6 +208,10 @@ def _packed_fault(ids: Tensor, cu_seqlens: Tensor, n_patches: int) -> tuple[int,
     return first((ids[1:] <= ids[:-1]) & ~starts[1 : ids.numel()], 5, ids, 1) or (0, 0, 0)
 
 
+# Of the images, as the core takes them: scale [B] f32 or None, shift likewise, the numbers that count where None is.
+Scaling = tuple[Tensor | None, Tensor | None, float, float]
+
+
 # --- calls ------------------------------------------------------------------------------------------------------------
 def _require_core() -> Any:
     if core is None:
@@ -191,8 +228,21 @@ def _images(images: Tensor, patch_size: int) -> tuple:
     )  # fmt: skip
 
 
-def _rows(ids: Tensor, cu_seqlens: Tensor, scale: Tensor, shift: Tensor) -> tuple:
-    return ids.data_ptr(), cu_seqlens.data_ptr(), ids.numel(), scale.data_ptr(), shift.data_ptr(), 1.0, 0.0
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _rows(ids: Tensor, cu_seqlens: Tensor, scaling: Scaling) -> tuple:
+    scale, shift, scale_value, shift_value = scaling
+    pointers = ids.data_ptr(), cu_seqlens.data_ptr(), ids.numel(), _address(scale), _address(shift)
+    return *pointers, scale_value, shift_value
+
+
+def _place(device: torch.device) -> tuple[int, int]:
+    """Device code and stream of a call: the stream that is current for this device, whatever device is."""
+    if device.type == "cpu":
+        return _CPU, _NO_STREAM
+    return device.index, torch.cuda.current_stream(device).cuda_stream
 
 
 def _n_patches(images: Tensor, patch_size: int) -> int:
@@ -233,8 +283,7 @@ def gather(
     images: Tensor,  # [B, C, H, W]
     ids: Tensor,  # [N] int32
     cu_seqlens: Tensor,  # [B + 1] int32
-    scale: Tensor,  # [B] f32
-    shift: Tensor,  # [B] f32
+    scaling: Scaling,
     patch_size: int,
     out_dtype: torch.dtype,
     which: str,
@@ -242,10 +291,10 @@ def gather(
     """Rows ``[N, C*p*p]`` of `out_dtype`."""
     native = _require_core()
     check_packed_values(ids, cu_seqlens, _n_patches(images, patch_size), which)
-    rows = torch.empty(ids.numel(), images.shape[1] * patch_size**2, dtype=out_dtype)
+    rows = torch.empty(ids.numel(), images.shape[1] * patch_size**2, dtype=out_dtype, device=images.device)
     native.gather(
-        _images(images, patch_size), _rows(ids, cu_seqlens, scale, shift), rows.data_ptr(), DTYPE_CODES[out_dtype],
-        torch.get_num_threads(), _CPU, _NO_STREAM,
+        _images(images, patch_size), _rows(ids, cu_seqlens, scaling), rows.data_ptr(), DTYPE_CODES[out_dtype],
+        torch.get_num_threads(), *_place(images.device),
     )  # fmt: skip
     return rows
 
@@ -254,18 +303,18 @@ def scatter(
     grad_rows: Tensor,  # [N, C*p*p], contiguous, of a float dtype
     ids: Tensor,  # [N] int32
     cu_seqlens: Tensor,  # [B + 1] int32
-    scale: Tensor,  # [B] f32
+    scaling: Scaling,
     shape: list[int],  # B, C, H, W
     patch_size: int,
     image_dtype: torch.dtype,
 ) -> Tensor:
     """Gradient of the images, ``[B, C, H, W]`` of `image_dtype`: zero wherever no row came from."""
     native = _require_core()
-    grad_images = torch.zeros(shape, dtype=image_dtype)
+    grad_images = torch.zeros(shape, dtype=image_dtype, device=grad_rows.device)
     check_packed_values(ids, cu_seqlens, _n_patches(grad_images, patch_size), "keep")
     native.scatter(
-        _images(grad_images, patch_size), _rows(ids, cu_seqlens, scale, scale), grad_rows.data_ptr(),
-        DTYPE_CODES[grad_rows.dtype], torch.get_num_threads(), _CPU, _NO_STREAM,
+        _images(grad_images, patch_size), _rows(ids, cu_seqlens, scaling), grad_rows.data_ptr(),
+        DTYPE_CODES[grad_rows.dtype], torch.get_num_threads(), *_place(grad_rows.device),
     )  # fmt: skip
     return grad_images
 
@@ -275,20 +324,22 @@ def loss_forward(
     pred: Tensor,  # [N, C*p*p], contiguous, of a float dtype
     ids: Tensor,  # [N] int32
     cu_seqlens: Tensor,  # [B + 1] int32
-    scale: Tensor,  # [B] f32
-    shift: Tensor,  # [B] f32
+    scaling: Scaling,
     patch_size: int,
     norm_pix_loss: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """loss ``[]``, patch_loss ``[N]``, mean ``[N]``, rstd ``[N]``: all float32."""
     native = _require_core()
     check_packed_values(ids, cu_seqlens, _n_patches(images, patch_size), "predict")
-    loss = torch.empty((), dtype=torch.float32)
-    patch_loss, mean, rstd = (torch.empty(ids.numel(), dtype=torch.float32) for _ in range(3))
+    device, n_rows, partials = images.device, ids.numel(), None
+    loss = torch.empty((), dtype=torch.float32, device=device)
+    patch_loss, mean, rstd = (torch.empty(n_rows, dtype=torch.float32, device=device) for _ in range(3))
+    if device.type == "cuda":  # what the first stage of the reduction leaves for the second
+        partials = torch.empty(native.loss_partials(n_rows), dtype=torch.float64, device=device)
     native.loss_forward(
-        _images(images, patch_size), _rows(ids, cu_seqlens, scale, shift), pred.data_ptr(), DTYPE_CODES[pred.dtype],
-        norm_pix_loss, (loss.data_ptr(), patch_loss.data_ptr(), mean.data_ptr(), rstd.data_ptr(), 0),
-        torch.get_num_threads(), _CPU, _NO_STREAM,
+        _images(images, patch_size), _rows(ids, cu_seqlens, scaling), pred.data_ptr(), DTYPE_CODES[pred.dtype],
+        norm_pix_loss, tuple(map(_address, (loss, patch_loss, mean, rstd, partials))),
+        torch.get_num_threads(), *_place(device),
     )  # fmt: skip
     return loss, patch_loss, mean, rstd
 
@@ -298,8 +349,7 @@ def loss_backward(
     pred: Tensor,
     ids: Tensor,
     cu_seqlens: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    scaling: Scaling,
     mean: Tensor,  # [N] f32, from loss_forward
     rstd: Tensor,  # [N] f32, likewise
     grad_loss: Tensor,  # [] f32
@@ -310,8 +360,8 @@ def loss_backward(
     check_packed_values(ids, cu_seqlens, _n_patches(images, patch_size), "predict")
     grad_pred = torch.empty_like(pred)
     native.loss_backward(
-        _images(images, patch_size), _rows(ids, cu_seqlens, scale, shift), pred.data_ptr(), DTYPE_CODES[pred.dtype],
+        _images(images, patch_size), _rows(ids, cu_seqlens, scaling), pred.data_ptr(), DTYPE_CODES[pred.dtype],
         mean.data_ptr(), rstd.data_ptr(), grad_loss.data_ptr(), grad_pred.data_ptr(),
-        torch.get_num_threads(), _CPU, _NO_STREAM,
+        torch.get_num_threads(), *_place(images.device),
     )  # fmt: skip
     return grad_pred

@@ -159,11 +159,13 @@ def test_registration(dtype):
     images, plan = case(16, 3, dtype)
     images.requires_grad_(dtype.is_floating_point)
     scale, shift = PER_IMAGE
-    arguments = (images, plan.keep_ids, plan.keep_cu_seqlens, scale, shift, 16, torch.float32, "keep")
+    arguments = (images, plan.keep_ids, plan.keep_cu_seqlens, scale, shift, 1.0, 0.0, 16, torch.float32, "keep")
     torch.library.opcheck(_gather_op, arguments)
     rows = torch.randn(plan.keep_ids.numel(), 768)
     shape = list(images.shape)
-    torch.library.opcheck(_scatter_op, (rows, plan.keep_ids, plan.keep_cu_seqlens, scale, shape, 16, torch.float32))
+    torch.library.opcheck(
+        _scatter_op, (rows, plan.keep_ids, plan.keep_cu_seqlens, scale, 1.0, shape, 16, torch.float32)
+    )
 
 
 @pytest.mark.parametrize("dynamic", [None, True])
@@ -241,4 +243,4 @@ def test_bad_arguments_are_named(arguments, error, says, backend):
 
 def test_bad_ids_are_refused_in_the_backward_pass_too():
     with pytest.raises(hx.ArgumentError, match=r"plan\.keep_ids: entry 0 is 9"):
-        _scatter_op(torch.zeros(1, 256), int32(9), int32(0, 1), torch.ones(1), [1, 1, 32, 32], 16, torch.float32)
+        _scatter_op(torch.zeros(1, 256), int32(9), int32(0, 1), None, 1.0, [1, 1, 32, 32], 16, torch.float32)

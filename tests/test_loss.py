@@ -139,10 +139,11 @@ def test_registration(pred_dtype):
     images, pred, plan = case(16, 1, torch.uint8, pred_dtype)
     scale, shift = scaling(torch.uint8)
     arguments = (images, pred, plan.predict_ids, plan.predict_cu_seqlens, scale, shift)
-    torch.library.opcheck(_loss_op, (*arguments, 16, True), rtol=1e-3, atol=1e-5)
-    _, _, mean, rstd = _loss_op(*arguments, 16, True)
+    values = (1.0, 0.0, 16)
+    torch.library.opcheck(_loss_op, (*arguments, *values, True), rtol=1e-3, atol=1e-5)
+    _, _, mean, rstd = _loss_op(*arguments, *values, True)
     detached = (images, pred.detach(), *arguments[2:])
-    torch.library.opcheck(_loss_backward_op, (*detached, mean.detach(), rstd.detach(), torch.tensor(1.0), 16))
+    torch.library.opcheck(_loss_backward_op, (*detached, mean.detach(), rstd.detach(), torch.tensor(1.0), *values))
 
 
 @pytest.mark.parametrize("dynamic", [None, True])

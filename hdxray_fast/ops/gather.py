@@ -51,7 +51,8 @@ def gather_patches(
     if _native.resolve_backend(backend, images.device) == "reference":
         check_values_eagerly(plan, which)
         return gather_patches_ref(images, plan, scale, shift, out_dtype, which)
-    return _gather_op(images, ids, cu_seqlens, scale, shift, plan.patch_size, out_dtype, which)
+    scaling = _native.split_scaling(scale, shift)
+    return _gather_op(images, ids, cu_seqlens, *scaling, plan.patch_size, out_dtype, which)
 
 
 def gather_patches_ref(
@@ -74,9 +75,22 @@ def gather_patches_ref(
         .reshape(batch * gh * gw, p * p * channels)
     )
     ids = plan.keep_ids if which == "keep" else plan.predict_ids
-    counts = plan.keep_counts if which == "keep" else plan.predict_counts
-    image = torch.repeat_interleave(torch.arange(batch, device=ids.device), counts, output_size=ids.shape[0])
-    return rows[image * (gh * gw) + ids].to(out_dtype)
+    if ids.device.type == "cpu":
+        counts = plan.keep_counts if which == "keep" else plan.predict_counts
+        image = torch.repeat_interleave(torch.arange(batch), counts, output_size=ids.shape[0])
+        return rows[image * (gh * gw) + ids].to(out_dtype)
+    real, image = rows_with_patch(plan, which)
+    chosen = rows[torch.where(real, image * (gh * gw) + ids, 0)]
+    return torch.where(real[:, None], chosen, 0).to(out_dtype)
+
+
+def rows_with_patch(plan: MaskPlan, which: str) -> tuple[Tensor, Tensor]:
+    """Which packed rows have a patch, ``[N]`` bool, and the image of each, ``[N]`` int64; slack has none."""
+    ids, cu_seqlens = _native.check_packed(plan, which, plan.device)
+    row = torch.arange(ids.shape[0], dtype=torch.int32, device=ids.device)
+    image = torch.searchsorted(cu_seqlens[1:], row, right=True)  # [N], the batch size for slack
+    n_patches = plan.grid_size[0] * plan.grid_size[1]
+    return (image < plan.batch_size) & (ids >= 0) & (ids < n_patches), image
 
 
 def check_call(images: Any, plan: Any, which: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,45 +109,51 @@ def check_values_eagerly(plan: MaskPlan, which: str) -> None:
 
 
 # --- registration -----------------------------------------------------------------------------------------------------
-@torch.library.custom_op("hdxray_fast::gather_patches", mutates_args=(), device_types="cpu")
+# scale and shift are [B] f32 or None; where None, the number counts, so that none has to be written to a GPU.
+@torch.library.custom_op("hdxray_fast::gather_patches", mutates_args=(), device_types=("cpu", "cuda"))
 def _gather_op(
     images: Tensor,
     ids: Tensor,
     cu_seqlens: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    scale_value: float,
+    shift_value: float,
     patch_size: int,
     out_dtype: torch.dtype,
     which: str,
 ) -> Tensor:
-    return _native.gather(images, ids, cu_seqlens, scale, shift, patch_size, out_dtype, which)
+    scaling = (scale, shift, scale_value, shift_value)
+    return _native.gather(images, ids, cu_seqlens, scaling, patch_size, out_dtype, which)
 
 
 @_gather_op.register_fake
-def _(images, ids, cu_seqlens, scale, shift, patch_size, out_dtype, which):
+def _(images, ids, cu_seqlens, scale, shift, scale_value, shift_value, patch_size, out_dtype, which):
     return images.new_empty(ids.shape[0], images.shape[1] * patch_size**2, dtype=out_dtype)
 
 
-@torch.library.custom_op("hdxray_fast::gather_patches_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("hdxray_fast::gather_patches_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _scatter_op(
     grad_rows: Tensor,
     ids: Tensor,
     cu_seqlens: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
+    scale_value: float,
     shape: list[int],
     patch_size: int,
     image_dtype: torch.dtype,
 ) -> Tensor:
-    return _native.scatter(grad_rows.contiguous(), ids, cu_seqlens, scale, shape, patch_size, image_dtype)
+    scaling = (scale, None, scale_value, 0.0)
+    return _native.scatter(grad_rows.contiguous(), ids, cu_seqlens, scaling, shape, patch_size, image_dtype)
 
 
 @_scatter_op.register_fake
-def _(grad_rows, ids, cu_seqlens, scale, shape, patch_size, image_dtype):
+def _(grad_rows, ids, cu_seqlens, scale, scale_value, shape, patch_size, image_dtype):
     return grad_rows.new_empty(shape, dtype=image_dtype)
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
-    images, ids, cu_seqlens, scale, _, ctx.patch_size, _, _ = inputs
+    images, ids, cu_seqlens, scale, _, ctx.scale_value, _, ctx.patch_size, _, _ = inputs
     ctx.save_for_backward(ids, cu_seqlens, scale)
     ctx.shape, ctx.image_dtype = list(images.shape), images.dtype
 
@@ -141,8 +161,10 @@ def _save_for_backward(ctx, inputs, output) -> None:
 def _backward(ctx, grad_rows):
     grad_images = None
     if ctx.needs_input_grad[0]:
-        grad_images = _scatter_op(grad_rows, *ctx.saved_tensors, ctx.shape, ctx.patch_size, ctx.image_dtype)
-    return grad_images, None, None, None, None, None, None, None
+        grad_images = _scatter_op(
+            grad_rows, *ctx.saved_tensors, ctx.scale_value, ctx.shape, ctx.patch_size, ctx.image_dtype
+        )
+    return grad_images, *[None] * 9
 
 
 _gather_op.register_autograd(_backward, setup_context=_save_for_backward)

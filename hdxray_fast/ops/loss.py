@@ -8,7 +8,7 @@ from torch import Tensor
 from .. import _native
 from ..errors import ArgumentError, ArgumentTypeError
 from ..masking import MaskPlan
-from .gather import check_call, check_values_eagerly, gather_patches_ref
+from .gather import check_call, check_values_eagerly, gather_patches_ref, rows_with_patch
 
 VARIANCE_EPSILON = 1e-6  # csrc/loss_kernel.h holds the same
 
@@ -63,8 +63,9 @@ def reconstruction_loss(
     if _native.resolve_backend(backend, images.device) == "reference":
         check_values_eagerly(plan, "predict")
         return reconstruction_loss_ref(images, pred, plan, scale, shift, norm_pix_loss)
+    scaling = _native.split_scaling(scale, shift)
     loss, patch_loss, _, _ = _loss_op(
-        images.detach(), pred.contiguous(), ids, cu_seqlens, scale, shift, plan.patch_size, norm_pix_loss
+        images.detach(), pred.contiguous(), ids, cu_seqlens, *scaling, plan.patch_size, norm_pix_loss
     )
     return loss, patch_loss.detach()
 
@@ -83,55 +84,68 @@ def reconstruction_loss_ref(
     if norm_pix_loss and target.shape[0]:  # the variance of no patches is not worth a warning
         mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
         target = (target - mean) / (var + VARIANCE_EPSILON).sqrt()
-    patch_loss = (pred.to(work) - target).square().mean(-1)  # [N_predict]
-    loss = patch_loss.mean() if patch_loss.numel() else pred.to(work).sum()
-    return loss, patch_loss.detach()
+    if pred.device.type == "cpu":
+        patch_loss = (pred.to(work) - target).square().mean(-1)  # [N_predict]
+        loss = patch_loss.mean() if patch_loss.numel() else pred.to(work).sum()
+        return loss, patch_loss.detach()
+    # Slack may follow the real rows: its targets are zero, and so its predictions count as zero, whatever they are.
+    real, _ = rows_with_patch(plan, "predict")
+    patch_loss = (torch.where(real[:, None], pred.to(work), 0) - target).square().mean(-1)
+    count = plan.predict_cu_seqlens[-1].clamp(min=1)
+    return patch_loss.sum() / count, patch_loss.detach()
 
 
 # --- registration -----------------------------------------------------------------------------------------------------
-@torch.library.custom_op("hdxray_fast::reconstruction_loss", mutates_args=(), device_types="cpu")
+# scale and shift are [B] f32 or None; where None, the number counts.
+@torch.library.custom_op("hdxray_fast::reconstruction_loss", mutates_args=(), device_types=("cpu", "cuda"))
 def _loss_op(
     images: Tensor,
     pred: Tensor,
     ids: Tensor,
     cu_seqlens: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    scale_value: float,
+    shift_value: float,
     patch_size: int,
     norm_pix_loss: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return _native.loss_forward(images, pred, ids, cu_seqlens, scale, shift, patch_size, norm_pix_loss)
+    scaling = (scale, shift, scale_value, shift_value)
+    return _native.loss_forward(images, pred, ids, cu_seqlens, scaling, patch_size, norm_pix_loss)
 
 
 @_loss_op.register_fake
-def _(images, pred, ids, cu_seqlens, scale, shift, patch_size, norm_pix_loss):
+def _(images, pred, ids, cu_seqlens, scale, shift, scale_value, shift_value, patch_size, norm_pix_loss):
     per_patch = [pred.new_empty(ids.shape[0], dtype=torch.float32) for _ in range(3)]
     return pred.new_empty((), dtype=torch.float32), *per_patch
 
 
-@torch.library.custom_op("hdxray_fast::reconstruction_loss_backward", mutates_args=(), device_types="cpu")
+@torch.library.custom_op("hdxray_fast::reconstruction_loss_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _loss_backward_op(
     images: Tensor,
     pred: Tensor,
     ids: Tensor,
     cu_seqlens: Tensor,
-    scale: Tensor,
-    shift: Tensor,
+    scale: Tensor | None,
+    shift: Tensor | None,
     mean: Tensor,
     rstd: Tensor,
     grad_loss: Tensor,
+    scale_value: float,
+    shift_value: float,
     patch_size: int,
 ) -> Tensor:
-    return _native.loss_backward(images, pred, ids, cu_seqlens, scale, shift, mean, rstd, grad_loss, patch_size)
+    scaling = (scale, shift, scale_value, shift_value)
+    return _native.loss_backward(images, pred, ids, cu_seqlens, scaling, mean, rstd, grad_loss, patch_size)
 
 
 @_loss_backward_op.register_fake
-def _(images, pred, ids, cu_seqlens, scale, shift, mean, rstd, grad_loss, patch_size):
+def _(images, pred, ids, cu_seqlens, scale, shift, mean, rstd, grad_loss, scale_value, shift_value, patch_size):
     return torch.empty_like(pred)
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
-    images, pred, ids, cu_seqlens, scale, shift, ctx.patch_size, _ = inputs
+    images, pred, ids, cu_seqlens, scale, shift, *ctx.values, _ = inputs  # values: scale, shift, patch size
     _, _, mean, rstd = output
     ctx.save_for_backward(images, pred, ids, cu_seqlens, scale, shift, mean, rstd)
 
@@ -139,8 +153,8 @@ def _save_for_backward(ctx, inputs, output) -> None:
 def _backward(ctx, grad_loss, *_):
     grad_pred = None
     if ctx.needs_input_grad[1]:
-        grad_pred = _loss_backward_op(*ctx.saved_tensors, grad_loss, ctx.patch_size)
-    return None, grad_pred, None, None, None, None, None, None
+        grad_pred = _loss_backward_op(*ctx.saved_tensors, grad_loss, *ctx.values)
+    return None, grad_pred, *[None] * 8
 
 
 _loss_op.register_autograd(_backward, setup_context=_save_for_backward)
