@@ -34,12 +34,14 @@ EXTRAS = {
     ],
     "demo": ["pydicom-data>=1"],
     "embed": ["pyarrow>=14"],
+    "classify": ["scikit-learn>=1.3", "pandas>=2", "matplotlib>=3.8"],
 }
 WHAT_FOR = {
     "dicom": "DICOM files, compressed ones included",
     "train": "pre-training, checkpoints and the command line",
     "demo": "the demo's radiograph (with dicom and train)",
     "embed": "feature tables of the embed command",
+    "classify": "labels, probes and evaluation (with train)",
 }
 MODULES = {"torch": "torch", "numpy": "numpy", "opencv": "cv2"}  # what `import hdxray_fast` cannot do without
 

@@ -1,0 +1,252 @@
+"""Labels of radiographs: a manifest in, one checked table out, split by patient and never mixed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from .errors import ConfigError, MissingDependencyError
+
+SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {
+    "training": "train",
+    "validate": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "testing": "test",
+}
+PATIENT_COLUMNS = ("patient", "patient_id", "PatientID", "Patient ID", "subject_id", "patientId")
+POLICIES = ("ignore", "zeros", "ones")
+UNCERTAIN = -1.0
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTable:
+    """Radiographs with labels.
+
+    Attributes:
+        paths: ``N`` files.
+        labels: ``[N, C] float32``: 1, 0, or NaN where a label is not known (left out of loss and metrics).
+        classes: ``C`` names.
+        patients: ``N`` patient ids.
+        splits: ``N`` of ``"train"``, ``"val"``, ``"test"``.
+        multiclass: exactly one class of each image holds.
+        notes: what was left out on reading, and why.
+    """
+
+    paths: list[str]
+    labels: np.ndarray
+    classes: list[str]
+    patients: list[str]
+    splits: list[str]
+    multiclass: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def rows(self, chosen: Sequence[int] | np.ndarray) -> LabelTable:
+        """The table of the chosen rows."""
+        chosen = [int(i) for i in chosen]
+        picked = {name: [getattr(self, name)[i] for i in chosen] for name in ("paths", "patients", "splits")}
+        return replace(self, labels=self.labels[chosen], **picked)
+
+    def split(self, name: str) -> LabelTable:
+        """The rows of one split."""
+        return self.rows([i for i, split in enumerate(self.splits) if split == name])
+
+    def balance(self) -> list[dict]:
+        """Per split and class: how many are positive, negative and not known."""
+        lines = []
+        for split in SPLITS:
+            part = self.split(split)
+            for column, name in enumerate(self.classes):
+                values = part.labels[:, column]
+                lines.append(
+                    {
+                        "split": split,
+                        "class": name,
+                        "positive": int((values == 1).sum()),
+                        "negative": int((values == 0).sum()),
+                        "unknown": int(np.isnan(values).sum()),
+                    }
+                )
+        return lines
+
+
+def read_labels(
+    data: str | Path,
+    *,
+    images: str | Path | None = None,
+    preset: str | None = None,
+    classes: Sequence[str] | None = None,
+    multiclass: bool = False,
+    uncertain: str | Mapping[str, str] = "ignore",
+    val_share: float = 0.1,
+    test_share: float = 0.2,
+    seed: int = 0,
+) -> LabelTable:
+    """Read a manifest.
+
+    Args:
+        data: a CSV with a path column (``image``, ``path``, ...), one column per class with 1, 0, -1 (uncertain) or
+            blank (not known), and optionally ``patient`` and ``split``; or what a preset reads.
+        images: folder that relative paths start from; the manifest's own by default.
+        preset: ``"chexpert"``, ``"mimic-cxr"``, ``"nih14"``, ``"rsna"``, ``"vindr"`` or ``"padchest"``: the files of
+            these data sets as they are published.
+        classes: which classes, in this order; all by default (in a generic CSV: every other column of numbers).
+        multiclass: exactly one class of each image holds; a generic CSV may then have one column ``label`` of names.
+        uncertain: what -1 means: ``"ignore"``, ``"zeros"``, ``"ones"``, or one of them per class (the classes not
+            named are ignored).
+        val_share: share of the patients in ``val`` if the manifest has no such rows; taken from ``train``.
+        test_share: likewise for ``test``.
+        seed: of the splits made here; a patient's place depends on seed and patient id alone.
+
+    Raises:
+        ConfigError: the manifest cannot be read, lacks columns, holds values that are no labels, or has a patient in
+            two splits; the message names the file and what is wrong.
+        MissingDependencyError: pandas is not installed.
+    """
+    from .label_presets import PRESETS, read_generic
+
+    path = Path(data)
+    if not path.exists():
+        raise ConfigError(f"data: {path} does not exist; give a CSV manifest, or the folder that the preset reads")
+    if preset is not None and preset not in PRESETS:
+        raise ConfigError(f"preset: got {preset!r}, accepted are {', '.join(PRESETS)}")
+    reader = PRESETS[preset] if preset else read_generic
+    table = reader(path, Path(images) if images else None, classes=classes, multiclass=multiclass)
+    if not len(table):
+        raise ConfigError(f"data: {path} holds no usable row ({'; '.join(table.notes) or 'it is empty'})")
+    labels = decide_uncertain(table.labels, table.classes, uncertain)
+    table = replace(table, labels=labels, splits=fill_splits(table, val_share, test_share, seed))
+    check_table(table, str(path))
+    return table
+
+
+def decide_uncertain(labels: np.ndarray, classes: Sequence[str], policy: str | Mapping[str, str]) -> np.ndarray:
+    """Uncertain labels (-1) by ``policy``; ``[N, C]`` in and out.
+
+    Raises:
+        ConfigError: unknown policy or class.
+    """
+    by_class = dict.fromkeys(classes, policy) if isinstance(policy, str) else {**policy}
+    if foreign := sorted(set(by_class) - set(classes)):
+        raise ConfigError(f"uncertain: names {foreign[0]!r}, classes are {', '.join(classes)}")
+    if wrong := sorted({str(value) for value in by_class.values()} - set(POLICIES)):
+        raise ConfigError(f"uncertain: got {wrong[0]!r}, accepted are {', '.join(POLICIES)}")
+    decided = labels.astype(np.float32, copy=True)
+    value = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}
+    for column, name in enumerate(classes):
+        here = decided[:, column]
+        here[here == UNCERTAIN] = value[by_class.get(name, "ignore")]
+    return decided
+
+
+def fill_splits(table: LabelTable, val_share: float, test_share: float, seed: int) -> list[str]:
+    """The manifest's splits, with patients of ``train`` moved to the splits that have none."""
+    for name, share in (("val_share", val_share), ("test_share", test_share)):
+        if not 0 <= share < 1:
+            raise ConfigError(f"{name}: got {share}, accepted is a share from 0 to below 1")
+    splits = [SPLIT_NAMES.get(split.strip().lower(), split.strip().lower()) for split in table.splits]
+    if unknown := sorted(set(splits) - {"", *SPLITS}):
+        raise ConfigError(f"split: got {unknown[0]!r}, accepted are {', '.join(SPLITS)}")
+    if "" in splits and any(splits):
+        raise ConfigError("split: some rows have a split and some have none; give it for all or for none")
+    given = set(splits) - {""}
+    test = 0.0 if "test" in given else test_share
+    val = 0.0 if "val" in given else val_share
+    places = {patient: _uniform(patient, seed) for patient in set(table.patients)}
+    made = []
+    for split, patient in zip(splits, table.patients, strict=True):
+        if split in ("val", "test"):
+            made.append(split)
+        else:
+            place = places[patient]
+            made.append("test" if place < test else "val" if place < test + val else "train")
+    return made
+
+
+def check_table(table: LabelTable, source: str) -> None:
+    """Raise a ConfigError naming ``source`` for a patient in two splits, or a class that cannot be learned."""
+    seen: dict[str, str] = {}
+    for patient, split in zip(table.patients, table.splits, strict=True):
+        if seen.setdefault(patient, split) != split:
+            raise ConfigError(
+                f"{source}: patient {patient} is in two splits ({seen[patient]} and {split}); split by patient"
+            )
+    if len(set(table.paths)) != len(table.paths):
+        twice = next(path for path in table.paths if table.paths.count(path) > 1)
+        raise ConfigError(f"{source}: {twice} is listed more than once")
+    train = table.split("train")
+    for split in SPLITS:
+        if split not in table.splits:
+            raise ConfigError(f"{source}: no image is in the split {split!r}; there are too few patients to split")
+    for column, name in enumerate(table.classes):
+        values = train.labels[:, column]
+        positive, negative = int((values == 1).sum()), int((values == 0).sum())
+        if positive < 2 or negative < 2:
+            raise ConfigError(
+                f"{source}: class {name!r} has {positive} positive and {negative} negative training images, needed are "
+                "2 of each; leave it out with classes"
+            )
+    if table.multiclass and not np.allclose(np.nansum(table.labels, axis=1), 1):
+        row = int(np.flatnonzero(~np.isclose(np.nansum(table.labels, axis=1), 1))[0])
+        raise ConfigError(f"{source}: {table.paths[row]} belongs to no class or to several, and multiclass is set")
+
+
+def refuse_duplicates(table: LabelTable, hashes: Iterable[str], source: str) -> None:
+    """Raise a ConfigError if the same pixels are in two splits; ``hashes`` are those of the rows, blank if unknown."""
+    seen: dict[str, tuple[str, str]] = {}
+    for path, split, key in zip(table.paths, table.splits, hashes, strict=True):
+        if not key:
+            continue
+        first_path, first_split = seen.setdefault(key, (path, split))
+        if first_split != split:
+            raise ConfigError(
+                f"{source}: {first_path} ({first_split}) and {path} ({split}) hold the same pixels; a duplicate on "
+                "both sides of a split makes the result worthless"
+            )
+
+
+def take_fraction(table: LabelTable, share: float, seed: int) -> LabelTable:
+    """All of ``val`` and ``test``, and the training images of a share of the patients (at least two per class kept).
+
+    Patients are taken in an order that depends on seed and patient id alone, so that a smaller share is part of a
+    larger one.
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"label_fraction: got {share}, accepted is a share above 0 and up to 1")
+    train = [i for i, split in enumerate(table.splits) if split == "train"]
+    patients = sorted({table.patients[i] for i in train}, key=lambda patient: _uniform(patient, seed + 1))
+    wanted = set(patients[: max(1, round(share * len(patients)))])
+    for column in range(len(table.classes)):
+        for value in (1, 0):
+            holders = {table.patients[i] for i in train if table.labels[i, column] == value}
+            wanted.update([patient for patient in patients if patient in holders][:2])
+    return table.rows([i for i, s in enumerate(table.splits) if s != "train" or table.patients[i] in wanted])
+
+
+def import_pandas():
+    """pandas, or an error that says how to install it."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingDependencyError("reading labels needs pandas: pip install 'hdxray-fast[classify]'") from error
+    return pandas
+
+
+def find_column(columns: Iterable[str], candidates: Sequence[str]) -> str | None:
+    """The first of ``candidates`` among ``columns``."""
+    present = set(columns)
+    return next((name for name in candidates if name in present), None)
+
+
+def _uniform(patient: str, seed: int) -> float:
+    digest = hashlib.sha256(f"{seed}\0{patient}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

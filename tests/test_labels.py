@@ -1,0 +1,292 @@
+"""Label tables: every preset on a small file with the real columns and quirks, policies, splits, refusals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import hdxray_fast as hx
+from hdxray_fast.label_presets import CHEXPERT, NIH14, PRESETS
+from hdxray_fast.labels import (
+    LabelTable,
+    check_table,
+    decide_uncertain,
+    fill_splits,
+    read_labels,
+    refuse_duplicates,
+    take_fraction,
+)
+
+pytest.importorskip("pandas")
+NAN = float("nan")
+
+
+def write(path, text: str):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def generic(tmp_path, rows: int = 40, **columns):
+    """A manifest with `rows` images of rows / 2 patients."""
+    frame = {
+        "image": [f"{i}.png" for i in range(rows)],
+        "patient": [f"p{i // 2}" for i in range(rows)],
+        "edema": [i % 2 for i in range(rows)],
+        "nodule": [int(i % 3 == 0) for i in range(rows)],
+        **columns,
+    }
+    lines = [",".join(frame), *(",".join(str(v) for v in row) for row in zip(*frame.values(), strict=True))]
+    return write(tmp_path / "labels.csv", "\n".join(lines) + "\n")
+
+
+def test_generic_manifest(tmp_path):
+    table = read_labels(generic(tmp_path), val_share=0.2, test_share=0.3)
+    assert table.classes == ["edema", "nodule"]
+    assert table.paths[3] == str(tmp_path / "3.png")
+    assert table.labels.dtype == np.float32
+    np.testing.assert_array_equal(table.labels[:, 0], np.arange(40) % 2)
+    assert set(table.splits) == {"train", "val", "test"}
+    assert table.splits[::2] == table.splits[1::2]  # both images of a patient are together
+    balance = {(line["split"], line["class"]): line for line in table.balance()}
+    assert sum(line["positive"] for key, line in balance.items() if key[1] == "edema") == 20
+    again = read_labels(generic(tmp_path, rows=60), val_share=0.2, test_share=0.3)
+    assert again.splits[:40] == table.splits  # a patient's place does not depend on the others
+    assert read_labels(generic(tmp_path), classes=["nodule"]).classes == ["nodule"]
+    other = read_labels(generic(tmp_path), images=tmp_path / "elsewhere")
+    assert other.paths[0] == str(tmp_path / "elsewhere" / "0.png")
+
+
+def test_given_splits_are_kept_and_val_comes_out_of_train(tmp_path):
+    split = ["train"] * 30 + ["testing"] * 10
+    table = read_labels(generic(tmp_path, split=split), val_share=0.3)
+    assert table.splits[30:] == ["test"] * 10
+    assert set(table.splits[:30]) == {"train", "val"}
+    without_test = read_labels(generic(tmp_path, split=["train"] * 30 + ["val"] * 10), test_share=0.3)
+    assert set(without_test.splits[:30]) == {"train", "test"}
+    complete = ["train"] * 20 + ["valid"] * 10 + ["test"] * 10
+    assert read_labels(generic(tmp_path, split=complete)).splits[20:30] == ["val"] * 10
+
+
+def test_multiclass_names(tmp_path):
+    path = generic(tmp_path, label=["normal", "tb", "mass", "tb"] * 10)
+    table = read_labels(path, multiclass=True)
+    assert table.classes == ["mass", "normal", "tb"]
+    np.testing.assert_array_equal(table.labels.sum(1), 1)
+    assert table.labels[1].tolist() == [0, 0, 1]
+    with pytest.raises(hx.ConfigError, match="'mass' is none of the classes"):
+        read_labels(path, multiclass=True, classes=["normal", "tb"])
+    with pytest.raises(hx.ConfigError, match="no class or to several"):
+        read_labels(generic(tmp_path), multiclass=True)
+
+
+@pytest.mark.parametrize(
+    ("policy", "expected"),
+    [
+        ("ignore", [NAN, NAN]),
+        ("zeros", [0, 0]),
+        ("ones", [1, 1]),
+        ({"a": "ones"}, [1, NAN]),
+        ({"a": "zeros", "b": "ones"}, [0, 1]),
+    ],
+)
+def test_uncertain_labels(policy, expected):
+    decided = decide_uncertain(np.array([[-1, -1], [1, 0]], np.float32), ["a", "b"], policy)
+    np.testing.assert_array_equal(decided, np.array([expected, [1, 0]], np.float32))
+
+
+def test_uncertain_policies_are_checked():
+    for policy, message in (("maybe", "'maybe'"), ({"c": "ones"}, "names 'c'"), ({"a": "soft"}, "'soft'")):
+        with pytest.raises(hx.ConfigError, match=message):
+            decide_uncertain(np.zeros((1, 2), np.float32), ["a", "b"], policy)
+
+
+def chexpert(tmp_path):
+    header = "Path,Sex,Age,Frontal/Lateral,AP/PA," + ",".join(CHEXPERT)
+    blank, first = [""] * 14, "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg"
+    lines = [header]
+    for patient in range(1, 13):
+        values = list(blank)
+        values[2] = ["1.0", "0.0", "-1.0", ""][patient % 4]
+        name = f"CheXpert-v1.0-small/train/patient{patient:05d}/study1/view1_frontal.jpg"
+        lines.append(f"{name},Female,68,Frontal,AP," + ",".join(values))
+    lines.append(first.replace("view1_frontal", "view2_lateral") + ",Female,68,Lateral,," + ",".join(blank))
+    root = tmp_path / "CheXpert-v1.0-small"
+    write(root / "train.csv", "\n".join(lines) + "\n")
+    valid = [header]
+    for patient in range(1, 5):
+        name = f"CheXpert-v1.0-small/valid/patient6454{patient}/study1/view1_frontal.jpg"
+        valid.append(f"{name},Male,73,Frontal,AP," + ",".join([str(patient % 2)] * 14))
+    write(root / "valid.csv", "\n".join(valid) + "\n")
+    write(tmp_path / first, "")
+    return root
+
+
+def test_chexpert(tmp_path):
+    root = chexpert(tmp_path)
+    raw = PRESETS["chexpert"](root, None)
+    assert raw.classes == list(CHEXPERT)
+    assert len(raw) == 16
+    assert raw.notes == ["1 images that are no frontal view"]
+    assert raw.labels[:4, 2].tolist() == [0, -1, 0, 1]  # patients 1 to 4: 0.0, -1.0, blank, 1.0
+    assert raw.labels[:12, 0].tolist() == [0] * 12  # a blank is a negative
+    assert raw.patients[0] == "patient00001"
+    assert raw.splits == ["train"] * 12 + ["val"] * 4
+    assert raw.paths[0] == str(tmp_path / "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg")
+    table = read_labels(root, preset="chexpert", classes=["Cardiomegaly"], uncertain="ones", test_share=0.3)
+    assert table.labels[:4, 0].tolist() == [0, 1, 0, 1]
+
+
+def test_mimic(tmp_path):
+    labels, splits, views = ["subject_id,study_id,Edema,Pneumonia"], ["dicom_id,study_id,subject_id,split"], []
+    for i in range(12):
+        labels.append(f"1000{i:04d},5000{i:04d},{['1.0', '0.0', '-1.0', ''][i % 4]},{i % 2}.0")
+        for view in ("PA", "LATERAL"):
+            splits.append(f"d{i}{view},5000{i:04d},1000{i:04d},{['train', 'train', 'validate', 'test'][i // 3]}")
+            views.append(f"d{i}{view},{view}")
+    splits.append("dX,59999999,19999999,train")
+    views.append("dX,PA")
+    write(tmp_path / "mimic-cxr-2.0.0-chexpert.csv", "\n".join(labels))
+    write(tmp_path / "mimic-cxr-2.0.0-split.csv", "\n".join(splits))
+    write(tmp_path / "mimic-cxr-2.0.0-metadata.csv", "\n".join(["dicom_id,ViewPosition", *views]))
+    table = read_labels(tmp_path, preset="mimic-cxr", classes=["Edema", "Pneumonia"], uncertain="zeros")
+    assert len(table) == 12
+    assert table.splits == ["train"] * 6 + ["val"] * 3 + ["test"] * 3
+    assert table.labels[:4, 0].tolist() == [1, 0, 0, 0]
+    assert table.paths[0] == str(tmp_path / "files/p10/p10000000/s50000000/d0PA.jpg")
+    assert table.notes == ["1 images of studies without labels", "12 images that are no frontal view"]
+
+
+def test_nih14(tmp_path):
+    lines = ["Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position"]
+    for i in range(30):
+        finding = ["No Finding", "Hernia|Mass", "Pleural_Thickening"][i % 3]
+        lines.append(f"{i:08d}_000.png,{finding},0,{i},60,M,PA")
+    write(tmp_path / "Data_Entry_2017.csv", "\n".join(lines))
+    write(tmp_path / "images_003" / "images" / "00000001_000.png", "")
+    table = PRESETS["nih14"](tmp_path, None)
+    assert table.classes == list(NIH14)
+    assert table.labels[0].sum() == 0
+    assert [table.classes[c] for c in np.flatnonzero(table.labels[1])] == ["Mass", "Hernia"]
+    assert table.paths[1].endswith("images_003/images/00000001_000.png")
+    assert "are not beside the CSV" in table.notes[0]
+    write(tmp_path / "train_val_list.txt", "\n".join(f"{i:08d}_000.png" for i in range(20)))
+    write(tmp_path / "test_list.txt", "\n".join(f"{i:08d}_000.png" for i in range(20, 30)))
+    assert PRESETS["nih14"](tmp_path, None).splits == ["train"] * 20 + ["test"] * 10
+    write(tmp_path / "Data_Entry_2017.csv", lines[0] + "\n1.png,Scoliosis,0,1,60,M,PA\n")
+    with pytest.raises(hx.ConfigError, match="'Scoliosis'"):
+        PRESETS["nih14"](tmp_path, None)
+
+
+def test_rsna_repeats_rows(tmp_path):
+    lines = ["patientId,x,y,width,height,Target"]
+    for i in range(30):
+        boxes = ["10,20,30,40,1", "50,20,30,40,1"] if i % 3 == 0 else [",,,,0"]
+        lines += [f"id{i:02d},{box}" for box in boxes]
+    path = write(tmp_path / "stage_2_train_labels.csv", "\n".join(lines))
+    table = read_labels(path, preset="rsna", val_share=0.2, test_share=0.2)
+    assert len(table) == 30
+    assert table.labels[:, 0].tolist() == [float(i % 3 == 0) for i in range(30)]
+    assert table.paths[0] == str(tmp_path / "stage_2_train_images" / "id00.dcm")
+
+
+def test_vindr_readers_vote(tmp_path):
+    lines = ["image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max"]
+    lines += ["a,Cardiomegaly,3,R1,1,1,2,2", "a,Cardiomegaly,3,R1,3,3,4,4", "a,No finding,14,R2,,,,", "a,Mass,1,R3,,,,"]
+    lines += ["b,Cardiomegaly,3,R1,1,1,2,2", "b,Cardiomegaly,3,R2,1,1,2,2", "b,No finding,14,R3,,,,"]
+    lines += ["c,No finding,14,R1,,,,", "c,No finding,14,R2,,,,", "c,No finding,14,R3,,,,"]
+    table = PRESETS["vindr"](write(tmp_path / "train.csv", "\n".join(lines)), None)
+    assert table.classes == ["Cardiomegaly", "Mass"]
+    assert table.labels.tolist() == [[0, 0], [1, 0], [0, 0]]  # one of three, two of three, none
+    wide = write(tmp_path / "wide.csv", "image_id,rad_id,Mass,No finding\na,R1,1,0\na,R2,1,0\na,R3,0,1\nb,R1,0,1\n")
+    table = PRESETS["vindr"](wide, None)
+    assert (table.classes, table.labels.tolist()) == (["Mass"], [[1], [0]])
+
+
+def test_padchest_lists_in_text(tmp_path):
+    lines = ["ImageID,ImageDir,PatientID,Projection,Labels"]
+    for i in range(120):
+        labels = "\"['cardiomegaly', ' pleural effusion ']\"" if i % 2 else "\"['normal']\""
+        lines.append(f"{i}.png,{i % 3},pt{i},PA,{labels}")
+    lines += ["x.png,0,ptx,L,\"['cardiomegaly']\"", "y.png,0,pty,PA,"]
+    path = write(tmp_path / "PADCHEST_chest_x_ray_images_labels_160K.csv", "\n".join(lines))
+    table = PRESETS["padchest"](path, None)
+    assert table.classes == ["cardiomegaly", "pleural effusion"]
+    assert table.labels[:2].tolist() == [[0, 0], [1, 1]]
+    assert table.notes == ["1 images that are no frontal view", "1 images without labels"]
+    assert table.paths[4] == str(tmp_path / "1" / "4.png")
+    with pytest.raises(hx.ConfigError, match="'tuberculosis' is not in"):
+        PRESETS["padchest"](path, None, classes=["tuberculosis"])
+
+
+def table_of(splits, patients=None, labels=None) -> LabelTable:
+    count = len(splits)
+    labels = np.tile([[1.0], [0.0]], (count, 1))[:count] if labels is None else labels
+    patients = patients or [f"p{i}" for i in range(count)]
+    return LabelTable([f"{i}.png" for i in range(count)], np.asarray(labels, np.float32), ["mass"], patients, splits)
+
+
+def test_what_is_refused_before_training():
+    good = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
+    check_table(table_of(good), "m.csv")
+    with pytest.raises(hx.ConfigError, match=r"m.csv: patient p0 is in two splits"):
+        check_table(table_of(good, patients=["p0", *(f"p{i}" for i in range(1, 7)), "p0"]), "m.csv")
+    with pytest.raises(hx.ConfigError, match="'mass' has 1 positive and 3 negative"):
+        check_table(table_of(good, labels=[[1], [0], [0], [0], [1], [0], [1], [0]]), "m.csv")
+    with pytest.raises(hx.ConfigError, match="no image is in the split 'val'"):
+        check_table(table_of(["train"] * 6 + ["test"] * 2), "m.csv")
+    refuse_duplicates(table_of(good), ["a", "a", "b", "", "", "c", "d", "e"], "m.csv")
+    with pytest.raises(hx.ConfigError, match=r"0.png \(train\) and 7.png \(test\) hold the same pixels"):
+        refuse_duplicates(table_of(good), ["a", "b", "c", "d", "e", "f", "g", "a"], "m.csv")
+    with pytest.raises(hx.ConfigError, match="some have none"):
+        fill_splits(table_of(["train", ""]), 0.1, 0.2, 0)
+    with pytest.raises(hx.ConfigError, match="got 'holdout'"):
+        fill_splits(table_of(["holdout"]), 0.1, 0.2, 0)
+    with pytest.raises(hx.ConfigError, match="val_share"):
+        fill_splits(table_of(["train"]), 1.0, 0.2, 0)
+
+
+def test_fractions_are_nested_and_leave_evaluation_alone():
+    table = table_of(["train"] * 200 + ["val"] * 10 + ["test"] * 10)
+    small, large = take_fraction(table, 0.05, 3), take_fraction(table, 0.2, 3)
+    assert small.splits.count("test") == large.splits.count("test") == 10
+    assert 10 <= small.splits.count("train") <= 14
+    assert 40 <= large.splits.count("train") <= 44
+    assert set(small.paths) <= set(large.paths)
+    assert set(take_fraction(table, 0.05, 4).paths) != set(small.paths)
+    one = take_fraction(table, 0.001, 0).split("train")
+    assert (one.labels == 1).sum() >= 2
+    assert (one.labels == 0).sum() >= 2
+    with pytest.raises(hx.ConfigError, match="label_fraction"):
+        take_fraction(table, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "cannot be read as CSV"),
+        ("a,b\n1,2\n", "no column for the image's path"),
+        ("image,patient\na.png,1\n", "no column of labels"),
+        ("image,mass\na.png,2\n", r"row 2, column 'mass' holds '2'"),
+        ("image,mass\na.png,1\na.png,0\n", "listed more than once"),
+        ("image,mass\n", "holds no usable row"),
+    ],
+)
+def test_bad_manifests_are_named(tmp_path, text, message):
+    with pytest.raises(hx.ConfigError, match=message):
+        read_labels(write(tmp_path / "labels.csv", text), classes=["mass"] if "mass" in text else None)
+
+
+def test_bad_arguments_are_named(tmp_path):
+    with pytest.raises(hx.ConfigError, match="does not exist"):
+        read_labels(tmp_path / "nowhere.csv")
+    with pytest.raises(hx.ConfigError, match="preset: got 'brax'"):
+        read_labels(generic(tmp_path), preset="brax")
+    with pytest.raises(hx.ConfigError, match="has no column 'fracture'"):
+        read_labels(generic(tmp_path), classes=["fracture"])
+    for preset in ("chexpert", "mimic-cxr", "nih14", "rsna", "vindr", "padchest"):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(hx.ConfigError, match="holds n"):
+            read_labels(tmp_path / "empty", preset=preset)
+        with pytest.raises(hx.ConfigError, match=r"has no column|holds no"):
+            read_labels(write(tmp_path / "foreign.csv", "x,y\n1,2\n"), preset=preset)
