@@ -24,10 +24,10 @@ PACKAGE := pyproject.toml CMakeLists.txt LICENSE $(wildcard cmake/* csrc/*) \
 	$(shell find hdxray_fast -type f -not -name '*.so' -not -name '*.pyc' 2>/dev/null)
 CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu)
 
-.PHONY: help demo test lint format bench sanitize wheel clean distclean
+.PHONY: help demo test lint format bench sanitize gpu-check gpu-tune wheel clean distclean
 
 help:  ## this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
 demo: $(VENV)/.demo  ## set up, then train on a real radiograph and show the reconstruction (demo/panel.png)
 	$(BIN)/hdxray-fast demo --out demo $(DEMO_ARGS)
@@ -48,6 +48,13 @@ format: $(VENV)/.lint  ## the same tools, changing files
 bench: $(VENV)/.bench  ## time ours against the strongest rivals; results to benchmarks/results, table to README.md
 	$(BIN)/pytest benchmarks -q -s --benchmark-disable-gc --benchmark-columns=min,median,iqr,rounds $(PYTEST_ARGS)
 	$(BIN)/python benchmarks/table.py README.md
+
+# On a machine with a GPU whose Python has PyTorch and the build tools; nothing is downloaded, and .venv is not used.
+gpu-check:  ## on a machine with a GPU: build with CUDA, test, look for bad accesses, measure; 8 minutes (TUNE=1: 12)
+	$(PYTHON) tools/gpu_check.py $(if $(filter-out 0,$(TUNE)),--tune) $(GPU_ARGS)
+
+gpu-tune:  ## on a machine with a GPU: choose the attention kernels' configurations, then measure the attention
+	$(PYTHON) tools/gpu_check.py --tune --only build tune attention backends table $(GPU_ARGS)
 
 wheel: $(VENV)/.created  ## sdist and wheel into dist/
 	$(PIP) install --quiet build $(BUILD_TOOLS)

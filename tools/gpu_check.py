@@ -203,7 +203,7 @@ class Check:
             [self.bench("mae_compiled", 120, optional=True)],
         ]
         if tune:
-            seconds = ["--seconds", str(int(TUNE_SECONDS * 0.9)), "--site", str(self.site)]
+            seconds = ["--seconds", str(int(TUNE_SECONDS * 0.9))]
             batches.insert(3, [self.script("tune", TUNE_SECONDS, "tune_attention.py", *seconds)])
         return batches
 
