@@ -1,0 +1,140 @@
+"""Metrics against scikit-learn called directly, and intervals against a bootstrap written out."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+import hdxray_fast as hx
+from hdxray_fast.metrics import (
+    METRICS,
+    best_threshold,
+    bootstrap_counts,
+    calibration_error,
+    evaluate_predictions,
+    format_metrics,
+)
+
+sklearn = pytest.importorskip("sklearn.metrics")
+
+
+def cases(rng, n: int = 200, classes: int = 3, ties: bool = True):
+    labels = (rng.random((n, classes)) < 0.3).astype(float)
+    probabilities = rng.random((n, classes)) * 0.6 + labels * 0.3
+    if ties:
+        probabilities = probabilities.round(1)
+    labels[rng.random((n, classes)) < 0.1] = np.nan
+    patients = [f"p{i}" for i in rng.integers(0, n // 3, n)]
+    return labels, probabilities.clip(0, 1), patients
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("ties", [False, True])
+def test_values_are_those_of_scikit_learn(seed, ties):
+    labels, probabilities, patients = cases(np.random.default_rng(seed), ties=ties)
+    thresholds = [0.4, 0.5, 0.6]
+    report = evaluate_predictions(labels, probabilities, ["a", "b", "c"], patients, thresholds, bootstraps=0)
+    for column, name in enumerate("abc"):
+        known = ~np.isnan(labels[:, column])
+        truth, score = labels[known, column].astype(int), probabilities[known, column]
+        decided = (score >= thresholds[column]).astype(int)
+        expected = {
+            "auroc": sklearn.roc_auc_score(truth, score),
+            "auprc": sklearn.average_precision_score(truth, score),
+            "f1": sklearn.f1_score(truth, decided),
+            "balanced_accuracy": sklearn.balanced_accuracy_score(truth, decided),
+        }
+        row = report["classes"][name]
+        for metric, value in expected.items():
+            assert row[metric]["value"] == pytest.approx(value, abs=1e-9)
+            assert row[metric]["low"] is None
+        assert (row["positive"], row["negative"]) == (truth.sum(), (1 - truth).sum())
+    values = [report["classes"][name]["auroc"]["value"] for name in "abc"]
+    assert report["mean"]["auroc"]["value"] == pytest.approx(np.mean(values), abs=1e-12)
+    json.dumps(report)
+
+
+def test_intervals_are_those_of_a_direct_bootstrap_over_patients():
+    rng = np.random.default_rng(7)
+    labels, probabilities, patients = cases(rng, n=90, classes=1)
+    thresholds, draws = [0.5], 200
+    report = evaluate_predictions(labels, probabilities, ["a"], patients, thresholds, bootstraps=draws, seed=3)
+    counts = bootstrap_counts(patients, draws, 3)
+    values = {metric: [] for metric in METRICS}
+    for draw in counts:  # every image written out as often as its patient was drawn
+        rows = np.repeat(np.arange(90), draw)
+        rows = rows[~np.isnan(labels[rows, 0])]
+        truth, score = labels[rows, 0].astype(int), probabilities[rows, 0]
+        if truth.min() == truth.max():
+            continue
+        decided = (score >= 0.5).astype(int)
+        values["auroc"].append(sklearn.roc_auc_score(truth, score))
+        values["auprc"].append(sklearn.average_precision_score(truth, score))
+        values["f1"].append(sklearn.f1_score(truth, decided))
+        values["balanced_accuracy"].append(sklearn.balanced_accuracy_score(truth, decided))
+        values["calibration_error"].append(calibration_error(truth, score))
+    for metric in METRICS:
+        low, high = np.percentile(values[metric], (2.5, 97.5))
+        row = report["classes"]["a"][metric]
+        assert (row["low"], row["high"]) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
+        assert report["mean"][metric]["low"] == pytest.approx(low, abs=1e-9)
+
+
+def test_draws_take_whole_patients():
+    patients = ["a", "b", "a", "c", "b"]
+    counts = bootstrap_counts(patients, 500, 0)
+    assert counts.shape == (500, 5)
+    assert np.array_equal(counts[:, 0], counts[:, 2])
+    assert np.array_equal(counts[:, 1], counts[:, 4])
+    assert (counts[:, [0, 1, 3]].sum(1) == 3).all()
+    assert counts[:, 0].mean() == pytest.approx(1, abs=0.15)
+    assert np.array_equal(counts, bootstrap_counts(patients, 500, 0))
+
+
+def test_a_class_without_positives_is_not_available():
+    labels = np.array([[0, 1], [0, 0], [0, 1], [np.nan, 0]], float)
+    probabilities = np.array([[0.1, 0.8], [0.2, 0.3], [0.3, 0.9], [0.4, 0.1]])
+    report = evaluate_predictions(labels, probabilities, ["none", "all"], list("abcd"), [0.5, 0.5], bootstraps=20)
+    assert all(report["classes"]["none"][metric] is None for metric in METRICS)
+    assert report["classes"]["none"]["negative"] == 3
+    assert report["mean"]["auroc"]["value"] == report["classes"]["all"]["auroc"]["value"] == 1
+    text = format_metrics(report)
+    assert "N/A" in text
+    assert "1.000 (1.000-1.000)" in text
+    empty = evaluate_predictions(labels[:, :1], probabilities[:, :1], ["none"], list("abcd"), [0.5], bootstraps=20)
+    assert empty["mean"]["auroc"] is None
+
+
+def test_calibration_error_by_hand():
+    truth, score = np.array([1, 0, 1, 1]), np.array([0.95, 0.94, 0.05, 1.0])
+    # the last bin holds three: mean score .963, two of three positive; the first holds .05 and a positive
+    expected = (abs(0.95 + 0.94 + 1.0 - 2) + abs(0.05 - 1)) / 4
+    assert calibration_error(truth, score) == pytest.approx(expected)
+    weights = np.array([2, 1, 0, 3])
+    assert calibration_error(truth, score, weights) == pytest.approx(
+        calibration_error(np.repeat(truth, weights), np.repeat(score, weights))
+    )
+
+
+def test_best_threshold_is_the_best_of_all():
+    rng = np.random.default_rng(1)
+    labels, probabilities, _ = cases(rng, classes=1)
+    found = best_threshold(labels[:, 0], probabilities[:, 0])
+    known = ~np.isnan(labels[:, 0])
+    truth, score = labels[known, 0].astype(int), probabilities[known, 0]
+    scores = {t: sklearn.f1_score(truth, (score >= t).astype(int)) for t in np.unique(score)}
+    assert scores[found] == pytest.approx(max(scores.values()))
+    assert best_threshold(np.zeros(3), np.zeros(3)) == 0.5
+
+
+def test_bad_input_is_named():
+    good = np.array([[0.0], [1.0]]), np.array([[0.1], [0.9]]), ["a"], ["x", "y"], [0.5]
+    for position, value in ((1, np.zeros((3, 1))), (1, np.array([[0.1], [np.nan]])), (1, np.array([[0.1], [1.2]]))):
+        arguments = list(good)
+        arguments[position] = value
+        with pytest.raises(hx.ArgumentError, match=r"^probabilities: "):
+            evaluate_predictions(*arguments)
+    with pytest.raises(hx.ArgumentError, match=r"^patients: "):
+        evaluate_predictions(good[0], good[1], ["a"], ["x"], [0.5])
