@@ -189,7 +189,7 @@ def test_mask_plan(gpu: GpuBench, key: str):
     exact = hx.plan_masks(inside, valid)
     bounds = {} if key.endswith("synced") else {"max_keep": exact.max_keep, "max_predict": exact.max_predict}
     on_device = inside.cuda(), valid.cuda()
-    index = list(range(BATCH))
+    index = torch.arange(BATCH, device="cuda")
 
     def same_plan(plan: Any, name: str) -> float:
         """0 if the plan is the CPU's, id for id; of other plans only the counts are looked at."""

@@ -1,6 +1,7 @@
 """Writes README's table of measured ratios from all result files: ``python benchmarks/table.py [README.md]``.
 
-GPU cases (cases.py) stand in it whether they were measured or not: what no results file holds is "not measured".
+``-`` in place of a file prints it. GPU cases (cases.py) stand in it whether they were measured or not: what no results
+file holds is "not measured".
 """
 
 from __future__ import annotations
@@ -147,4 +148,7 @@ def write(readme: Path, results: Path = RESULTS) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "README.md")
+    if sys.argv[1:] == ["-"]:
+        print(table())
+    else:
+        write(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "README.md")

@@ -186,6 +186,7 @@ def test_a_gpu_that_is_there_decides_what_is_compiled_for(tmp_path, monkeypatch)
     assert "-n" in plan["tests"].command
     assert plan["memcheck"].command[:3] == ["compute-sanitizer", "--tool", "memcheck"]
     assert "not attention" in plan["racecheck"].command
+    assert str(ROOT / "tests" / "test_gpu_small.py") in plan["memcheck"].command
     assert plan["mae"].env["HDXRAY_BENCH"] == "quick"
     assert [n for n, s in plan.items() if s.optional] == ["mae_compiled"]
     order = list(plan)
@@ -216,7 +217,7 @@ def test_an_interrupted_check_keeps_what_it_has(tmp_path):
 def test_a_machine_without_a_gpu_builds_and_runs_the_doctor(tmp_path):
     pytest.importorskip("scikit_build_core", reason="the build back end is not installed")
     pytest.importorskip("pybind11", reason="pybind11 is not installed")
-    process = run_check("--seconds", "1200", out=tmp_path / "out")
+    process = run_check(out=tmp_path / "out")
     said, _ = process.communicate(timeout=1300)
     assert process.returncode == 3, said
     summary = (tmp_path / "out" / "summary.txt").read_text()
