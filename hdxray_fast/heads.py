@@ -1,0 +1,143 @@
+"""From an encoder's tokens to one logit per class: linear, attentive pooling, or a query per disease."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ArgumentError, MissingDependencyError
+from .layers import Block, CrossBlock, check_count
+from .pool import AttentionPool, mean_pool
+
+HEADS = ("linear", "attention", "label-query")
+TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class LinearHead(nn.Module):
+    """One linear layer on the pooled feature: the class token, or the mean of the patches."""
+
+    def __init__(self, dim: int, num_classes: int, pool: str = "mean", num_prefix: int = 1) -> None:
+        super().__init__()
+        if pool not in ("cls", "mean") or (pool == "cls" and not num_prefix):
+            raise ArgumentError(f"pool: got {pool!r}, accepted are 'mean', and 'cls' where there is a class token")
+        self.pool, self.num_prefix = pool, num_prefix
+        self.norm = nn.LayerNorm(dim)
+        self.fc = nn.Linear(dim, num_classes)
+        nn.init.trunc_normal_(self.fc.weight, std=2e-5)
+        nn.init.zeros_(self.fc.bias)
+
+    def forward(self, values: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None) -> Tensor:
+        """Packed tokens ``[N, D]`` to logits ``[B, C]``."""
+        if self.pool == "cls":
+            pooled = values.index_select(0, cu_seqlens[:-1])
+        else:
+            pooled = mean_pool(values, cu_seqlens, self.num_prefix)
+        return self.fc(self.norm(pooled))
+
+
+class AttentionHead(nn.Module):
+    """A learned query attends to all tokens; one linear layer follows."""
+
+    def __init__(self, dim: int, num_classes: int, num_heads: int) -> None:
+        super().__init__()
+        self.attn_pool = AttentionPool(dim, num_heads)
+        self.norm = nn.LayerNorm(dim)
+        self.fc = nn.Linear(dim, num_classes)
+
+    def forward(self, values: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None) -> Tensor:
+        """Packed tokens ``[N, D]`` to logits ``[B, C]``."""
+        return self.fc(self.norm(self.attn_pool(values, cu_seqlens, max_seqlen)))
+
+
+class LabelQueryHead(nn.Module):
+    """A query per disease, after the multi-modal head of HD X-ray (https://arxiv.org/abs/2404.17926, section 3.3).
+
+    The queries look at each other and then at the image's tokens; one linear layer, the same for all, reads a logit off
+    each. With text embeddings a query is a learned projection of its disease's name, so that names that were never
+    trained can be asked about.
+
+    Args:
+        dim: width of the image tokens.
+        classes: names.
+        num_heads: of the attention.
+        text: ``[C, T] float32`` embeddings of the names; without them each query is a learned vector.
+        depth: blocks.
+    """
+
+    def __init__(
+        self, dim: int, classes: Sequence[str], num_heads: int, text: Tensor | None = None, depth: int = 1
+    ) -> None:
+        super().__init__()
+        check_count("depth", depth)
+        if text is not None and (text.dim() != 2 or text.shape[0] != len(classes)):
+            raise ArgumentError(f"text: got shape {list(text.shape)}, accepted is [{len(classes)}, T], a row per class")
+        self.register_buffer("text", text)
+        if text is None:
+            self.queries = nn.Parameter(torch.randn(len(classes), dim) * dim**-0.5)
+        else:
+            self.project = nn.Linear(text.shape[1], dim)
+        self.self_blocks = nn.ModuleList(Block(dim, num_heads, 4.0) for _ in range(depth))
+        self.cross_blocks = nn.ModuleList(CrossBlock(dim, dim, num_heads, 4.0) for _ in range(depth))
+        self.norm = nn.LayerNorm(dim)
+        self.fc = nn.Linear(dim, 1)
+
+    def forward(
+        self, values: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None, text: Tensor | None = None
+    ) -> Tensor:
+        """Packed tokens ``[N, D]`` to logits ``[B, C]``; ``text [C', T]`` asks about other names, ``[B, C']``."""
+        text = self.text if text is None else text
+        if text is None:
+            queries = self.queries
+        elif self.text is None:
+            raise ArgumentError("text: this head learned a vector per class and knows no other names")
+        else:
+            queries = self.project(text.to(self.project.weight.dtype))
+        batch, count = cu_seqlens.shape[0] - 1, queries.shape[0]
+        x = queries.expand(batch, -1, -1)  # [B, C, D]
+        query_seqlens = count * torch.arange(batch + 1, dtype=torch.int32, device=cu_seqlens.device)
+        for block, cross in zip(self.self_blocks, self.cross_blocks, strict=True):
+            x = block(x)
+            x = cross(x.flatten(0, 1), values, query_seqlens, cu_seqlens, count, max_seqlen)
+            x = x.unflatten(0, (batch, count))
+        return self.fc(self.norm(x)).squeeze(-1)
+
+
+def build_head(
+    kind: str,
+    dim: int,
+    classes: Sequence[str],
+    num_heads: int,
+    *,
+    pool: str = "mean",
+    num_prefix: int = 1,
+    text: Tensor | None = None,
+) -> nn.Module:
+    """The head called ``kind``, one of ``HEADS``."""
+    if kind == "linear":
+        return LinearHead(dim, len(classes), pool, num_prefix)
+    if kind == "attention":
+        return AttentionHead(dim, len(classes), num_heads)
+    if kind == "label-query":
+        return LabelQueryHead(dim, classes, num_heads, text)
+    raise ArgumentError(f"head: got {kind!r}, accepted are {', '.join(map(repr, HEADS))}")
+
+
+def embed_names(names: Sequence[str], model: str = TEXT_MODEL) -> Tensor:
+    """Sentence embeddings of disease names, ``[C, T] float32``.
+
+    Raises:
+        MissingDependencyError: sentence-transformers is not installed, or its model cannot be had.
+    """
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError as error:
+        raise MissingDependencyError(
+            "text embeddings of disease names need sentence-transformers: pip install sentence-transformers"
+        ) from error
+    try:
+        encoder = SentenceTransformer(model, device="cpu")
+    except (OSError, ValueError) as error:
+        raise MissingDependencyError(f"the text model {model} cannot be loaded ({error})") from error
+    return torch.as_tensor(encoder.encode(list(names), convert_to_numpy=True)).float()

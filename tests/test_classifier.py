@@ -1,0 +1,100 @@
+"""Heads on packed tokens, and classifiers on disk."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import hdxray_fast as hx
+from hdxray_fast.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
+from hdxray_fast.heads import HEADS, LabelQueryHead, build_head
+
+DIM, CU = 24, torch.tensor([0, 4, 5, 11], dtype=torch.int32)  # three images, the second without patches
+NAMES = [f"disease {i}" for i in range(14)]
+
+
+def tiny_encoder(**kwargs):
+    return hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1, embed_dim=DIM, num_heads=3, **kwargs)
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("count", [1, 14])
+def test_images_of_a_batch_do_not_touch_each_other(head, count):
+    values = torch.randn(11, DIM)
+    module = build_head(head, DIM, NAMES[:count], 3).eval()
+    for parameter in module.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    logits = module(values, CU, 6)
+    assert logits.shape == (3, count)
+    for image in range(3):
+        part = values[CU[image] : CU[image + 1]]
+        alone = module(part, torch.tensor([0, len(part)], dtype=torch.int32), len(part))
+        torch.testing.assert_close(logits[image : image + 1], alone, rtol=1e-4, atol=1e-5)
+    logits.sum().backward()
+    assert all(parameter.grad is not None for parameter in module.parameters())
+
+
+def test_label_queries_from_text_answer_for_new_names():
+    text = torch.randn(3, 7)
+    head = LabelQueryHead(DIM, NAMES[:3], 3, text).eval()
+    values = torch.randn(11, DIM)
+    logits = head(values, CU, 6)
+    torch.testing.assert_close(head(values, CU, 6, text=text), logits)
+    swapped = head(values, CU, 6, text=text[[2, 0, 1]])  # the order of the questions does not matter
+    torch.testing.assert_close(swapped, logits[:, [2, 0, 1]], rtol=1e-4, atol=1e-5)
+    assert head(values, CU, 6, text=torch.randn(5, 7)).shape == (3, 5)
+    with pytest.raises(hx.ArgumentError, match=r"^text: this head"):
+        LabelQueryHead(DIM, NAMES[:3], 3)(values, CU, 6, text=text)
+    with pytest.raises(hx.ArgumentError, match=r"^text: got"):
+        LabelQueryHead(DIM, NAMES[:3], 3, torch.randn(4, 7))
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("multiclass", [False, True])
+def test_a_classifier_comes_back_from_disk(tmp_path, head, multiclass):
+    text = torch.randn(3, 5) if head == "label-query" else None
+    config = ClassifierConfig(NAMES[:3], head=head, multiclass=multiclass, thresholds=[0.1, 0.2, 0.3])
+    model = Classifier(tiny_encoder(keep="contour", normalisation=(0.5, 0.25)), config, text).eval()
+    for parameter in model.head.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    images = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
+    again = load_classifier(save_classifier(model, tmp_path / "model"))
+    with torch.no_grad():
+        probabilities = model.probabilities(model(images))
+        torch.testing.assert_close(again.probabilities(again(images)), probabilities)
+    assert again.config == config
+    assert again.encoder.config == model.encoder.config
+    if multiclass:
+        torch.testing.assert_close(probabilities.sum(1), torch.ones(2))
+    assert ((probabilities > 0) & (probabilities < 1)).all()
+
+
+def test_damaged_folders_are_named(tmp_path):
+    model = Classifier(tiny_encoder(), ClassifierConfig(["mass"]))
+    folder = save_classifier(model, tmp_path)
+    with pytest.raises(hx.CheckpointError, match=r"classifier.json: is missing"):
+        load_classifier(tmp_path / "nowhere")
+    saved = (folder / "head.safetensors").read_bytes()
+    for damage in (b"", saved[: len(saved) // 2]):
+        (folder / "head.safetensors").write_bytes(damage)
+        with pytest.raises(hx.CheckpointError, match=r"head.safetensors: does not fit"):
+            load_classifier(folder)
+    (folder / "head.safetensors").unlink()
+    with pytest.raises(hx.CheckpointError, match=r"head.safetensors"):
+        load_classifier(folder)
+    (folder / "classifier.json").write_text("{")
+    with pytest.raises(hx.CheckpointError, match=r"classifier.json: is damaged"):
+        load_classifier(folder)
+
+
+def test_bad_arguments_are_named():
+    with pytest.raises(hx.ArgumentError, match=r"^classes: "):
+        ClassifierConfig([])
+    with pytest.raises(hx.ArgumentError, match=r"^classes: "):
+        ClassifierConfig(["a", "a"])
+    with pytest.raises(hx.ArgumentError, match=r"^head: "):
+        Classifier(tiny_encoder(), ClassifierConfig(["a"], head="mlp"))
+    with pytest.raises(hx.ArgumentError, match=r"^pool: "):
+        Classifier(tiny_encoder(class_token=False), ClassifierConfig(["a"], pool="cls"))
+    with pytest.raises(hx.ArgumentTypeError, match=r"^encoder: "):
+        Classifier(torch.nn.Identity(), ClassifierConfig(["a"]))
