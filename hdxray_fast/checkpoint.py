@@ -17,6 +17,7 @@ from torch import Tensor
 from .encoder_config import EncoderConfig
 from .errors import ArgumentTypeError, CheckpointError, HDXrayError, MissingDependencyError
 from .files import written_whole
+from .hub_files import HUB_KEYS, PREPROCESSOR_FILE, preprocessor_settings
 
 if TYPE_CHECKING:
     from .encoder import Encoder
@@ -30,6 +31,8 @@ FORMAT_VERSION = 1
 
 def save_model(model: MaskedAutoencoder | Encoder, directory: str | Path) -> Path:
     """Write ``model.safetensors`` and ``config.json``; a crash at any moment leaves each file either old or new.
+
+    An encoder's folder is one for transformers' ``AutoModel`` and ``AutoImageProcessor`` too.
 
     Args:
         model: from :func:`hdxray_fast.create_mae` or :func:`hdxray_fast.create_encoder`.
@@ -55,10 +58,14 @@ def save_model(model: MaskedAutoencoder | Encoder, directory: str | Path) -> Pat
     safetensors_torch = _safetensors()
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     config = {"format": kind, "format_version": FORMAT_VERSION, "model": settings}
+    files = {CONFIG_FILE: config}
+    if kind == ENCODER_FORMAT:
+        files = {CONFIG_FILE: HUB_KEYS | config, PREPROCESSOR_FILE: preprocessor_settings(model.config)}
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with written_whole(directory / CONFIG_FILE) as temporary:
-            temporary.write_text(json.dumps(config, indent=2) + "\n")
+        for name, content in files.items():
+            with written_whole(directory / name) as temporary:
+                temporary.write_text(json.dumps(content, indent=2) + "\n")
         with written_whole(directory / MODEL_FILE) as temporary:
             safetensors_torch.save_file(tensors, temporary, metadata={"format": "pt"})
             temporary.chmod((directory / CONFIG_FILE).stat().st_mode)  # safetensors writes for the owner alone
@@ -87,7 +94,7 @@ def load_model(directory: str | Path) -> MaskedAutoencoder | Encoder:
     if not (directory / MODEL_FILE).exists() and (directory / "model" / MODEL_FILE).exists():
         raise CheckpointError(f"{directory}: is the folder of a run; its model is in {directory / 'model'}")
     kind, settings = _read_config(directory / CONFIG_FILE)
-    tensors = _read_tensors(directory / MODEL_FILE)
+    tensors = read_tensors(directory / MODEL_FILE)
     try:
         model = _build(kind, settings)
     except (HDXrayError, TypeError, ValueError) as error:
@@ -208,7 +215,13 @@ def _read_config(path: Path) -> tuple[str, dict]:
     return config["format"], config["model"]
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """What a safetensors file holds.
+
+    Raises:
+        CheckpointError: it is missing or damaged; the message names it.
+        MissingDependencyError: safetensors is not installed.
+    """
     safetensors_torch = _safetensors()
     if not path.is_file():
         raise CheckpointError(f"{path}: is missing; a checkpoint is a folder with {MODEL_FILE} and {CONFIG_FILE}")

@@ -22,6 +22,7 @@ ENCODERS = {
     for stem, patch in _STEMS.items()
     for size, (dim, depth, heads) in _SIZES.items()
 }
+DEFAULTS = {"img_size": 1280, "in_chans": 1}
 KEEPS = ("all", "valid", "contour")
 POOLS = ("cls", "mean", "attention")
 MAX_PATCHES = 2**20  # 16384 x 16384 pixels in patches of 16: a mistyped img_size fails by name, not for want of memory

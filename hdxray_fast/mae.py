@@ -7,7 +7,8 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from .decoder import CrossDecoder, SelfDecoder
-from .encoder import create_encoder
+from .encoder import Encoder
+from .encoder_config import EncoderConfig, preset
 from .errors import ArgumentError, ArgumentTypeError
 from .layers import check_count
 from .masking import MaskPlan
@@ -53,14 +54,13 @@ class MaskedAutoencoder(nn.Module):
             raise ArgumentTypeError(f"norm_pix_loss: got {norm_pix_loss!r}, accepted are True and False")
         check_count("decoder_embed_dim", decoder_embed_dim)
         check_count("decoder_depth", decoder_depth)
-        if unfit := sorted({"weights", "strict"} & set(encoder_overrides)):
-            raise ArgumentError(f"{unfit[0]}: is no option of an auto-encoder, whose weights load_model reads")
         if unfit := sorted({"class_token", "reg_tokens", "keep", "margin", "pool", "fc_norm"} & set(encoder_overrides)):
             raise ArgumentError(
                 f"{unfit[0]}: is no option of an auto-encoder: the plan says what is kept, and its one "
                 "prefix token is the class token"
             )
-        self.encoder = create_encoder(name, img_size, in_chans, **encoder_overrides)
+        settings = {**preset(name, encoder_overrides), **encoder_overrides}
+        self.encoder = Encoder(EncoderConfig(img_size=img_size, in_chans=in_chans, **settings))
         self.norm_pix_loss = norm_pix_loss
         if decoder_num_heads is None:
             # self: 32 channels a head, so that MAE's weights mean the same; cross: 64, with half as many exponentials
