@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 
+from . import registration as _registration
 from .errors import (
     ArgumentError,
     ArgumentTypeError,
@@ -31,6 +32,7 @@ _ROOMS = {
     "MaskPlan": "masking",
     "plan_masks": "masking",
     "plan_all": "masking",
+    "plan_bounds": "masking",
     "gather_patches": "ops.gather",
     "reconstruction_loss": "ops.loss",
     "attention": "ops.attention",
@@ -62,6 +64,9 @@ __all__ = [
     "__version__",
     *_ROOMS,
 ]
+
+
+_registration.register_or_wait()
 
 
 def __getattr__(name: str):

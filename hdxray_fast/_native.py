@@ -7,8 +7,10 @@ depends on no version of torch; see csrc/bindings.cpp for the other side.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -208,6 +210,16 @@ def _packed_fault(ids: Tensor, cu_seqlens: Tensor, n_patches: int) -> tuple[int,
     return first((ids[1:] <= ids[:-1]) & ~starts[1 : ids.numel()], 5, ids, 1) or (0, 0, 0)
 
 
+def check_bounds(longest: Sequence[int], bounds: Sequence[int | None]) -> None:
+    """That no image has more kept and predicted patches than `bounds`, max_keep and max_predict, say."""
+    for which, most, bound in zip(("keep", "predict"), longest, bounds, strict=True):
+        if bound is not None and most > bound:
+            raise ArgumentError(
+                f"max_{which}: got {bound}, but an image of this batch has {most} patches to {which}; "
+                "hdxray_fast.plan_bounds gives bounds that always suffice"
+            )
+
+
 # Of the images, as the core takes them: scale [B] f32 or None, shift likewise, the numbers that count where None is.
 Scaling = tuple[Tensor | None, Tensor | None, float, float]
 
@@ -257,26 +269,49 @@ def philox(n: int, counter: tuple[int, int, int, int], key: tuple[int, int]) -> 
 
 
 def mask_plan(
-    inside: Tensor,  # [B, gh, gw] bool, CPU, contiguous
-    valid: Tensor,  # [B, gh, gw] bool, likewise
+    inside: Tensor,  # [B, gh, gw] bool, contiguous
+    valid: Tensor,  # [B, gh, gw] bool, likewise, on the same device
     index: Tensor,  # [B] int64, likewise
     choice: tuple[int, float, float, float, int, int],  # strategy, ratio_inside, ratio_outside, predict, seed, epoch
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """keep_ids, keep_cu_seqlens, predict_ids, predict_cu_seqlens, int32 (arguments checked by `masking.plan_masks`)."""
-    native = _require_core()
+    bounds: tuple[int | None, int | None] = (None, None),  # max_keep, max_predict
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], tuple[int, int]]:
+    """(keep_ids, keep_cu_seqlens, predict_ids, predict_cu_seqlens), int32, and (max_keep, max_predict).
+
+    On a CUDA device, ids with a bound have room for it in every image, slack included, and nothing waits for the
+    device because of them. On the CPU, and under `debug_checks`, a bound that is exceeded raises. All other arguments
+    were checked by `masking.plan_masks`.
+    """
+    native, device = _require_core(), inside.device
     batch, grid_h, grid_w = inside.shape
     grids = (inside.data_ptr(), valid.data_ptr(), index.data_ptr(), batch, grid_h, grid_w)
-    keep_cu, predict_cu = torch.empty(2, batch + 1, dtype=torch.int32).unbind(0)
-    bounds = (grid_h * grid_w, grid_h * grid_w)
-    native.mask_plan_counts(grids, choice, bounds, keep_cu.data_ptr(), predict_cu.data_ptr(), _CPU, _NO_STREAM)
-    keep_ids = torch.empty(int(keep_cu[-1]), dtype=torch.int32)
-    predict_ids = torch.empty(int(predict_cu[-1]), dtype=torch.int32)
+    n_patches, place = grid_h * grid_w, _place(device)
+    on_cpu, limits = device.type == "cpu", (n_patches, n_patches)
+    if not (on_cpu or debug.checks_are_on()):  # otherwise the whole counts are wanted, to compare them with the bounds
+        limits = tuple(n_patches if bound is None else min(bound, n_patches) for bound in bounds)
+    cu = torch.empty(2, batch + 1, dtype=torch.int32, device=device)
+    pointers = cu[0].data_ptr(), cu[1].data_ptr()
+    native.mask_plan_counts(grids, choice, limits, *pointers, *place)
+    if on_cpu or debug.checks_are_on() or None in bounds:
+        counts = cu.cpu().numpy()
+        longest, room = np.diff(counts).max(axis=1, initial=0).tolist(), counts[:, -1].tolist()
+        if on_cpu or debug.checks_are_on():
+            check_bounds(longest, bounds)
+    else:
+        longest, room = [0, 0], [0, 0]
+    if not on_cpu:
+        if debug.checks_are_on() and batch and int(index.min()) < 0:
+            raise ArgumentError(f"index: got {int(index.min())}, accepted is 0 <= index < {2**63}")
+        for i, bound in enumerate(bounds):
+            if bound is not None:
+                longest[i] = min(bound, n_patches)
+                room[i] = batch * longest[i]
+    keep_ids = torch.empty(room[0], dtype=torch.int32, device=device)
+    predict_ids = torch.empty(room[1], dtype=torch.int32, device=device)
     native.mask_plan_ids(
-        grids, choice, bounds, keep_cu.data_ptr(), predict_cu.data_ptr(),
-        (keep_ids.data_ptr(), predict_ids.data_ptr(), keep_ids.numel(), predict_ids.numel()),
-        torch.get_num_threads(), _CPU, _NO_STREAM,
+        grids, choice, limits, *pointers, (keep_ids.data_ptr(), predict_ids.data_ptr(), *room),
+        torch.get_num_threads(), *place,
     )  # fmt: skip
-    return keep_ids, keep_cu, predict_ids, predict_cu
+    return (keep_ids, cu[0], predict_ids, cu[1]), tuple(longest)
 
 
 def gather(

@@ -1,14 +1,8 @@
-"""Which patches an image's encoder sees and which ones its decoder must predict: grids and ratios in, a `MaskPlan` out.
-
-The random key of a patch is one word of Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3",
-SC 2011), a pure function of (seed, epoch, sample index, patch id): the same on any machine, with any number of workers
-or ranks, whatever else is in the batch, and after a resume, with no generator state to save.
-"""
+"""Which patches an image's encoder sees and which its decoder must predict: grids and ratios in, a `MaskPlan` out."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,14 +11,16 @@ from torch import Tensor
 
 from . import _native
 from .errors import ArgumentError, ArgumentTypeError
-
-STRATEGIES = ("contour", "random", "rectangle", "block")  # positions are the codes of csrc/mask_plan.h
-BLOCK_EDGE = 4  # patches; on a grid smaller than that, the grid's shorter side
+from .masking_rules import STRATEGIES, most_patches, plan_masks_ref
 
 
 @dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
 class MaskPlan:
     """The patches of a batch, packed: images follow each other without padding, `cu_seqlens` says where each begins.
+
+    A plan made on a GPU with upper bounds has *slack*: ``keep_ids`` and ``predict_ids`` are longer than the last entry
+    of their ``cu_seqlens``, so that their length is known without waiting for the GPU. Ids in the slack are 0 and stand
+    for nothing: ops write zeros for these rows and leave them out of losses and gradients. Plans on the CPU have none.
 
     Attributes:
         keep_ids: ``[N_keep]`` int32, ids of the patches the encoder sees; row-major in the image's own grid, ascending
@@ -34,8 +30,12 @@ class MaskPlan:
         predict_cu_seqlens: ``[B+1]`` int32.
         grid_size: ``(H/p, W/p)``.
         patch_size: p, in pixels.
-        max_keep: kept patches of the image that keeps most.
-        max_predict: predicted patches of the image that has most.
+        max_keep: kept patches of the image that keeps most, or an upper bound of it.
+        max_predict: predicted patches of the image that has most, or an upper bound of it.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an attribute is not as described. The values of tensors on a GPU are not
+        looked at.
     """
 
     keep_ids: Tensor
@@ -62,6 +62,33 @@ class MaskPlan:
                 f"plan.predict_cu_seqlens: has {self.predict_cu_seqlens.shape[0]} entries and plan.keep_cu_seqlens "
                 f"{self.keep_cu_seqlens.shape[0]}; both need batch + 1"
             )
+        if not torch.compiler.is_compiling():  # there, sizes are symbols
+            self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        _grid_size("plan.grid_size", self.grid_size)
+        _integer("plan.patch_size", self.patch_size, 1, _native.MAX_PATCH_SIZE + 1)
+        for which in ("keep", "predict"):
+            bound = _integer(f"plan.max_{which}", getattr(self, f"max_{which}"), 0, 2**31)
+            total = getattr(self, f"{which}_ids").shape[0]
+            if total > self.batch_size * bound:
+                raise ArgumentError(
+                    f"plan.max_{which}: got {bound}, but plan.{which}_ids holds {total} ids for "
+                    f"{self.batch_size} images"
+                )
+            cu_seqlens = getattr(self, f"{which}_cu_seqlens")
+            if type(cu_seqlens) is Tensor and cu_seqlens.device.type == "cpu":  # not a compiler's stand-in
+                counts = np.diff(cu_seqlens.numpy())
+                # cu_seqlens that fall are the ops' to name
+                if counts.min(initial=0) >= 0 and counts.max(initial=0) > bound:
+                    raise ArgumentError(f"plan.max_{which}: got {bound}, but an image has {counts.max()} patches")
+
+    @classmethod
+    def _unchecked(cls, *values: object) -> MaskPlan:
+        """For what was just made to be right: the checks take as long as a small plan."""
+        plan = object.__new__(cls)
+        plan.__dict__.update(zip(cls.__dataclass_fields__, values, strict=True))
+        return plan
 
     @property
     def batch_size(self) -> int:
@@ -81,15 +108,25 @@ class MaskPlan:
         """Predicted patches of each image, ``[B]`` int32."""
         return self.predict_cu_seqlens.diff()
 
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> MaskPlan:
-        """The plan with its tensors on `device`."""
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> MaskPlan:
+        """The plan with its tensors on `device`.
+
+        From a GPU to the CPU this waits for the plan, drops its slack, and makes ``max_keep`` and ``max_predict`` what
+        the images have.
+        """
+        if torch.device(device).type == "cpu" and self.device.type != "cpu":
+            keep_ids, keep_cu, max_keep = _fetch(self.keep_ids, self.keep_cu_seqlens)
+            predict_ids, predict_cu, max_predict = _fetch(self.predict_ids, self.predict_cu_seqlens)
+            return MaskPlan(
+                keep_ids, keep_cu, predict_ids, predict_cu, self.grid_size, self.patch_size, max_keep, max_predict
+            )
         return self._with(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> MaskPlan:
         """The plan in page-locked memory (a DataLoader with ``pin_memory=True`` calls this)."""
         return self._with(lambda t: t.pin_memory())
 
-    def _with(self, change) -> MaskPlan:
+    def _with(self, change: Callable[[Tensor], Tensor]) -> MaskPlan:
         return replace(
             self,
             keep_ids=change(self.keep_ids),
@@ -111,6 +148,8 @@ def plan_masks(
     index: Tensor | np.ndarray | Sequence[int] | None = None,  # [B] int64
     patch_size: int = 16,
     backend: str = "auto",
+    max_keep: int | None = None,
+    max_predict: int | None = None,
 ) -> MaskPlan:
     """Choose the kept and the predicted patches of each image.
 
@@ -120,9 +159,14 @@ def plan_masks(
     rounding leaves none), and with any masked patch predicts at least one if ``predict > 0``. An image without valid
     patches has none of either.
 
+    Grids on a CUDA device are planned there, with the ids the CPU would give, if the native core has CUDA paths;
+    otherwise they are planned on the CPU, and the plan is moved. With both bounds nothing waits for the GPU; without,
+    the call waits once, to learn the number of ids.
+
     Args:
         inside: patches inside the chest contour, bool ``[B, gh, gw]`` (or ``[gh, gw]`` for a batch of one).
-        valid: patches that hold any of the radiograph; the others (padding) are neither kept nor predicted. Same shape.
+        valid: patches that hold any of the radiograph; the others (padding) are neither kept nor predicted. Same
+            shape and device.
         ratio_inside: share masked of the valid patches inside, in [0, 1].
         ratio_outside: share masked of the valid patches outside, in [0, 1].
         strategy: ``"contour"``: strata inside and outside. ``"random"``: one stratum, in which as many are masked as
@@ -135,12 +179,18 @@ def plan_masks(
         seed: 0 <= seed < 2^64.
         epoch: 0 <= epoch < 2^31.
         index: the images' sample indices in the data set, ``[B]``, 0 <= index < 2^63; default ``0..B-1``. An image's
-            plan depends on its own index only, not on its place in the batch.
+            plan depends on its own index only, not on its place in the batch. Negative ones on a GPU are noticed under
+            `debug_checks` only, and are taken as what their 64 bits mean without sign.
         patch_size: p, in pixels; kept in the plan for the ops that read pixels.
-        backend: ``"auto"``, ``"native"`` or ``"reference"``; all give the same ids.
+        backend: ``"auto"``, ``"native"`` or ``"reference"``; all give the same ids. ``"reference"`` runs on the CPU.
+        max_keep: upper bound of the kept patches of an image. On a GPU the plan has room for this many in each image,
+            the slack of `MaskPlan`; an image that would keep more loses those with the highest ids, or raises under
+            `debug_checks`. `plan_bounds` gives bounds that always suffice. A plan made on the CPU has no slack, and a
+            bound that is exceeded raises.
+        max_predict: likewise of the predicted patches.
 
     Returns:
-        A `MaskPlan` on the device of `inside` (the plan is made on the CPU).
+        A `MaskPlan` on the device of `inside`.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument is not as described; the message names it.
@@ -151,6 +201,8 @@ def plan_masks(
         raise ArgumentError(
             f"valid: got shape {tuple(valid.shape)}, but inside has {tuple(inside.shape)}; they must agree"
         )
+    if inside.device != valid.device:
+        raise ArgumentError(f"valid: is on {valid.device}, but inside is on {inside.device}; they must agree")
     if strategy not in STRATEGIES:
         raise ArgumentError(f"strategy: got {strategy!r}, accepted are {', '.join(map(repr, STRATEGIES))}")
     choice = (
@@ -162,136 +214,73 @@ def plan_masks(
         _integer("epoch", epoch, 0, 2**31),
     )
     patch_size = _integer("patch_size", patch_size, 1, _native.MAX_PATCH_SIZE + 1)
-    index = _indices(index, inside.shape[0])
-    run = _native.mask_plan if _native.resolve_backend(backend, torch.device("cpu")) == "native" else plan_masks_ref
-    keep_ids, keep_cu, predict_ids, predict_cu = run(inside.cpu(), valid.cpu(), index, choice)
-    plan = MaskPlan(
-        keep_ids,
-        keep_cu,
-        predict_ids,
-        predict_cu,
-        tuple(inside.shape[1:]),
-        patch_size,
-        _longest(keep_cu),
-        _longest(predict_cu),
-    )
-    return plan if inside.device.type == "cpu" else plan.to(inside.device)
+    bounds = _bound("max_keep", max_keep), _bound("max_predict", max_predict)
+    return _plan(inside, valid, index, choice, bounds, patch_size, backend)
 
 
-def plan_all(valid: Tensor | np.ndarray, patch_size: int = 16) -> MaskPlan:
+def plan_all(valid: Tensor | np.ndarray, patch_size: int = 16, max_keep: int | None = None) -> MaskPlan:
     """The plan that keeps every valid patch and predicts none: the encoder's dense path.
 
     Args:
         valid: bool ``[B, gh, gw]`` or ``[gh, gw]``.
         patch_size: p, in pixels.
+        max_keep: upper bound of the valid patches of an image, as in `plan_masks`; the patches of a grid always
+            suffice.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument is not as described.
     """
     valid = _grid("valid", valid)
     patch_size = _integer("patch_size", patch_size, 1, _native.MAX_PATCH_SIZE + 1)
-    flat = valid.flatten(1)  # [B, n] bool
-    keep_cu = torch.zeros(flat.shape[0] + 1, dtype=torch.int32, device=valid.device)
-    keep_cu[1:] = flat.sum(1).cumsum(0)
-    keep_ids = flat.nonzero()[:, 1].to(torch.int32)
-    none = torch.empty(0, dtype=torch.int32, device=valid.device)
-    return MaskPlan(
-        keep_ids, keep_cu, none, torch.zeros_like(keep_cu), tuple(valid.shape[1:]), patch_size, _longest(keep_cu), 0
-    )
+    keep_all = (STRATEGIES.index("contour"), 0.0, 0.0, 0.0, 0, 0)
+    return _plan(valid, valid, None, keep_all, (_bound("max_keep", max_keep), 0), patch_size, "auto")
 
 
-# --- reference --------------------------------------------------------------------------------------------------------
-def philox_ref(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    """Philox-4x32-10 of counters ``[N, 4]`` (any unsigned dtype, 32 bits used) under one key; ``[N, 4]`` uint32."""
-    low = np.uint64(0xFFFFFFFF)
-    x0, x1, x2, x3 = (counter[:, i].astype(np.uint64) & low for i in range(4))
-    k0, k1 = key
-    for _ in range(10):
-        a, b = x0 * np.uint64(0xD2511F53), x2 * np.uint64(0xCD9E8D57)
-        x0, x1, x2, x3 = (
-            (b >> np.uint64(32)) ^ x1 ^ np.uint64(k0),
-            b & low,
-            (a >> np.uint64(32)) ^ x3 ^ np.uint64(k1),
-            a & low,
-        )
-        k0, k1 = (k0 + 0x9E3779B9) & 0xFFFFFFFF, (k1 + 0xBB67AE85) & 0xFFFFFFFF
-    return np.stack([x0, x1, x2, x3], axis=1).astype(np.uint32)
+def plan_bounds(
+    grid_size: Sequence[int], ratio_inside: float = 0.95, ratio_outside: float = 0.85, predict: float = 1.0
+) -> tuple[int, int]:
+    """``(max_keep, max_predict)`` for `plan_masks` that no image exceeds, whatever its grids and the strategy.
 
-
-def patch_keys_ref(n: int, seed: int, epoch: int, index: int) -> np.ndarray:
-    """The keys of patches (or blocks) 0..n-1, ``[n]`` uint32: word ``id % 4`` at counter (id // 4, epoch, index)."""
-    counter = np.zeros(((n + 3) // 4, 4), np.uint64)
-    counter[:, 0] = np.arange(len(counter))
-    counter[:, 1:] = epoch, index & 0xFFFFFFFF, index >> 32
-    return philox_ref(counter, (seed & 0xFFFFFFFF, seed >> 32)).reshape(-1)[:n]
-
-
-def _rectangle(gh: int, gw: int) -> np.ndarray:
-    box = np.zeros((gh, gw), bool)
-    box[int(0.25 * gh) + 1 : int(0.75 * gh) + 1, int(0.125 * gw) + 1 : int(0.75 * gw) + 1] = True
-    return box
-
-
-def _round_half_up(share: float, n: int) -> int:
-    return min(max(math.floor(share * n + 0.5), 0), n)
-
-
-def _plan_image_ref(inside: np.ndarray, valid: np.ndarray, index: int, choice: tuple) -> tuple[np.ndarray, np.ndarray]:
-    """Kept and predicted ids of one image, ascending."""
-    code, ratio_inside, ratio_outside, predict, seed, epoch = choice
-    strategy, (gh, gw) = STRATEGIES[code], inside.shape
-    if strategy == "block":
-        edge = min(BLOCK_EDGE, gh, gw)
-        rows, cols = np.arange(gh) // edge, np.arange(gw) // edge
-        across = -(-gw // edge)
-        blocks = patch_keys_ref(-(-gh // edge) * across, seed, epoch | 0x80000000, index)
-        keys = blocks[rows[:, None] * across + cols[None, :]].reshape(-1)
-    else:
-        keys = patch_keys_ref(gh * gw, seed, epoch, index)
-    if strategy == "rectangle":
-        inside = _rectangle(gh, gw)
-    inside, valid = inside.reshape(-1), valid.reshape(-1)
-    order = np.argsort(keys, kind="stable")  # by (key, id)
-    strata = [order[(inside & valid)[order]], order[(~inside & valid)[order]]]
-    masked = [_round_half_up(ratio_inside, len(strata[0])), _round_half_up(ratio_outside, len(strata[1]))]
-    if strategy == "random":
-        strata, masked = [order[valid[order]]], [sum(masked)]
-    keep = [len(s) - m for s, m in zip(strata, masked, strict=True)]
-    if not any(keep) and valid.any():
-        first = order[valid[order]][0]
-        keep = [int(first in s) for s in strata]
-    hidden = [s[k:] for s, k in zip(strata, keep, strict=True)]
-    share = [_round_half_up(predict, len(h)) for h in hidden]
-    if predict > 0 and not any(share) and any(map(len, hidden)):
-        first = order[np.isin(order, np.concatenate(hidden))][0]
-        share = [int(first in h) for h in hidden]
-    kept = np.concatenate([s[:k] for s, k in zip(strata, keep, strict=True)])
-    predicted = np.concatenate([h[:n] for h, n in zip(hidden, share, strict=True)])
-    return np.sort(kept), np.sort(predicted)
-
-
-def plan_masks_ref(
-    inside: Tensor, valid: Tensor, index: Tensor, choice: tuple
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`_native.mask_plan` in NumPy, by a full sort: the rules in their plainest form, id for id the same.
+    They allow for images that are all inside or all outside and have no padding, so slack is what real ones have less.
+    Bounds measured on the data at hand are tighter, but have to be watched.
 
     Args:
-        inside: ``[B, gh, gw]`` bool. valid: likewise. index: ``[B]`` int64.
-        choice: position in `STRATEGIES`, ratio_inside, ratio_outside, predict, seed, epoch.
+        grid_size: ``(gh, gw)``.
+        ratio_inside: share masked of the patches inside, in [0, 1].
+        ratio_outside: share masked of the patches outside, in [0, 1].
+        predict: share predicted of the masked patches, in [0, 1].
 
-    Returns:
-        keep_ids, keep_cu_seqlens, predict_ids, predict_cu_seqlens, int32.
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument is not as described.
     """
-    plans = [
-        _plan_image_ref(i, v, int(n), choice)
-        for i, v, n in zip(inside.numpy(), valid.numpy(), index.tolist(), strict=True)
-    ]
-    packed = []
-    for part in zip(*plans, strict=True) if plans else ((), ()):
-        ids = np.concatenate([np.empty(0, np.int64), *part])
-        cu = np.cumsum([0, *map(len, part)])
-        packed += [torch.from_numpy(ids.astype(np.int32)), torch.from_numpy(cu.astype(np.int32))]
-    return tuple(packed)
+    grid_h, grid_w = _grid_size("grid_size", grid_size)
+    ratios = _share("ratio_inside", ratio_inside), _share("ratio_outside", ratio_outside)
+    return most_patches(grid_h * grid_w, *ratios, _share("predict", predict))
+
+
+def _plan(
+    inside: Tensor,  # [B, gh, gw] bool, contiguous, as valid
+    valid: Tensor,
+    index: object,
+    choice: tuple[int, float, float, float, int, int],  # as plan_masks_ref
+    bounds: tuple[int | None, int | None],
+    patch_size: int,
+    backend: str,
+) -> MaskPlan:
+    """`plan_masks` with all arguments checked but `index` and `backend`."""
+    device, cpu = inside.device, torch.device("cpu")
+    runs = _native.resolve_backend(backend, cpu)
+    on_device = device.type == "cuda" and runs == "native" and _native.resolve_backend("auto", device) == "native"
+    where = device if on_device else cpu
+    arguments = inside.to(where), valid.to(where), _indices(index, inside.shape[0], where), choice
+    if runs == "native":
+        packed, longest = _native.mask_plan(*arguments, bounds)
+    else:
+        packed = plan_masks_ref(*arguments)
+        longest = _longest(packed[1].numpy()), _longest(packed[3].numpy())
+        _native.check_bounds(longest, bounds)
+    plan = MaskPlan._unchecked(*packed, tuple(inside.shape[1:]), patch_size, *longest)
+    return plan if where == device else plan.to(device)
 
 
 # --- arguments --------------------------------------------------------------------------------------------------------
@@ -334,10 +323,22 @@ def _integer(name: str, value: object, low: int, above: int) -> int:
     return int(value)
 
 
-def _indices(value: object, batch: int) -> Tensor:
-    """Sample indices as a contiguous ``[B]`` int64 tensor on the CPU."""
+def _bound(name: str, value: object) -> int | None:
+    return None if value is None else _integer(name, value, 0, 2**31)
+
+
+def _grid_size(name: str, value: object) -> tuple[int, int]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ArgumentTypeError(f"{name}: got {type(value).__name__}, accepted are two integers (gh, gw)")
+    if len(value) != 2:
+        raise ArgumentError(f"{name}: got {len(value)} numbers, accepted are two integers (gh, gw)")
+    return _integer(f"{name}[0]", value[0], 1, 2**31), _integer(f"{name}[1]", value[1], 1, 2**31)
+
+
+def _indices(value: object, batch: int, device: torch.device) -> Tensor:
+    """Sample indices as a contiguous ``[B]`` int64 tensor on `device`; not waiting for it."""
     if value is None:
-        return torch.arange(batch)
+        return torch.arange(batch, device=device)
     if not isinstance(value, (Tensor, np.ndarray)):
         if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
             raise ArgumentTypeError(f"index: got {type(value).__name__}, accepted are integers [B]")
@@ -352,12 +353,22 @@ def _indices(value: object, batch: int) -> Tensor:
         raise ArgumentError(f"index: got dtype {_native.dtype_names([value.dtype])}, accepted are integers")
     if value.shape != (batch,):
         raise ArgumentError(f"index: got shape {tuple(value.shape)}, accepted is [B] = [{batch}]")
-    value = value.to("cpu", torch.int64).contiguous()
-    if batch and int(value.min()) < 0:
-        raise ArgumentError(f"index: got {int(value.min())}, accepted is 0 <= index < {2**63}")
-    return value
+    if value.device.type != "cuda" or device.type != "cuda":
+        value = value.to("cpu", torch.int64)
+        if batch and int(value.min()) < 0:
+            raise ArgumentError(f"index: got {int(value.min())}, accepted is 0 <= index < {2**63}")
+        if device.type == "cuda" and value.is_pinned():
+            value = value.clone()  # pageable memory is copied before .to returns; the caller may reuse its own
+    return value.to(device, torch.int64, non_blocking=True).contiguous()
 
 
-def _longest(cu_seqlens: Tensor) -> int:
+# --- packed sequences -------------------------------------------------------------------------------------------------
+def _longest(cu_seqlens: np.ndarray) -> int:
     """Length of the longest sequence."""
-    return int(cu_seqlens.diff().max()) if cu_seqlens.shape[0] > 1 else 0
+    return int(np.diff(cu_seqlens).max(initial=0))
+
+
+def _fetch(ids: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Ids without slack, cu_seqlens and longest sequence, on the CPU."""
+    cu_seqlens = cu_seqlens.cpu()
+    return ids[: int(cu_seqlens[-1])].cpu(), cu_seqlens, _longest(cu_seqlens.numpy())

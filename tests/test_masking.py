@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hdxray_fast as hx
-from hdxray_fast import _native, masking
+from hdxray_fast import _native, masking, masking_rules
 
 TENSORS = ("keep_ids", "keep_cu_seqlens", "predict_ids", "predict_cu_seqlens")
 needs_core = pytest.mark.skipif(_native.core is None, reason=f"the native core is not built: {_native.why_missing}")
@@ -69,7 +69,7 @@ def round_half_up(ratio: float, n: int) -> int:
 # --- keys -------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("counter", "key", "words"), KNOWN_ANSWERS, ids=["zeros", "ones", "pi"])
 def test_philox_reference_gives_the_known_answers(counter, key, words):
-    assert masking.philox_ref(np.array([counter], np.uint64), key).tolist() == [list(words)]
+    assert masking_rules.philox_ref(np.array([counter], np.uint64), key).tolist() == [list(words)]
 
 
 @needs_core
@@ -86,7 +86,7 @@ def test_philox_core_gives_the_known_answers_in_every_lane(vector_path, counter,
 def test_philox_core_equals_the_reference(vector_path, n):
     words = _native.philox(n, (0, 7, 0x89ABCDEF, 0x01234567), (0xDEADBEEF, 0xFEEDF00D))
     index = 0x0123456789ABCDEF
-    assert words.tolist() == masking.patch_keys_ref(n, 0xFEEDF00DDEADBEEF, 7, index).tolist()
+    assert words.tolist() == masking_rules.patch_keys_ref(n, 0xFEEDF00DDEADBEEF, 7, index).tolist()
 
 
 # --- the same ids from every path -------------------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def test_at_least_one_patch_is_kept_and_it_has_the_smallest_key(backend, strateg
     assert plan.keep_counts.tolist() == [1, 0, 1]
     assert plan.predict_counts.tolist() == [int(v.sum()) - 1 if v.any() else 0 for v in valid]
     if strategy != "block":
-        keys = masking.patch_keys_ref(99, 11, 0, 2).astype(np.int64)
+        keys = masking_rules.patch_keys_ref(99, 11, 0, 2).astype(np.int64)
         keys[~valid[2].flatten().numpy()] = 2**32
         assert plan.keep_ids[-1].item() == int(keys.argmin())
 

@@ -42,7 +42,7 @@ def trimmed(ids: torch.Tensor, cu: torch.Tensor) -> torch.Tensor:
 
 
 def assert_equal_to_cpu(inside, valid, index, choice, **options) -> None:
-    want = _native.mask_plan(inside, valid, index, choice)
+    want = _native.mask_plan(inside, valid, index, choice)[0]
     keep_ids, keep_cu, predict_ids, predict_cu = emulate(inside, valid, index, choice, **options)
     got = trimmed(keep_ids, keep_cu), keep_cu, trimmed(predict_ids, predict_cu), predict_cu
     for name, a, b in zip(("keep_ids", "keep_cu", "predict_ids", "predict_cu"), got, want, strict=True):
@@ -112,7 +112,7 @@ def test_any_request_is_answered_as_by_the_cpu(request_, order, remember, data):
     inside, valid, index = torch.from_numpy(inside), torch.from_numpy(valid), index.long()
     assert_equal_to_cpu(inside, valid, index, choice, order=order, remember=remember)
     bounds = tuple(data.draw(st.tuples(st.integers(0, 150), st.integers(0, 150))))
-    want = truncated(_native.mask_plan(inside, valid, index, choice), bounds)
+    want = truncated(_native.mask_plan(inside, valid, index, choice)[0], bounds)
     keep_ids, keep_cu, predict_ids, predict_cu = emulate(
         inside, valid, index, choice, bounds=bounds, order=order, remember=remember
     )
@@ -161,7 +161,7 @@ def test_bounds_cut_the_highest_ids_as_the_cpu_core_does(bounds):
     index, choice = torch.arange(3), choice_of("contour", 0.5, 0.5, 0.5)
     room = (400, 300)
     got = emulate(inside, valid, index, choice, bounds=bounds, room=room)
-    want = truncated(_native.mask_plan(inside, valid, index, choice), bounds)
+    want = truncated(_native.mask_plan(inside, valid, index, choice)[0], bounds)
     assert all(
         torch.equal(a, b) for a, b in zip((trimmed(*got[:2]), got[1], trimmed(*got[2:]), got[3]), want, strict=True)
     )
@@ -179,7 +179,7 @@ def test_nothing_is_written_past_too_little_room(room):
     """The kernels cannot look at the counts first; `emulate` checks what surrounds the lists."""
     inside, valid = ellipse(3, 12, 13)
     index, choice = torch.arange(3), choice_of("contour", 0.5, 0.5, 0.5)
-    want = _native.mask_plan(inside, valid, index, choice)
+    want = _native.mask_plan(inside, valid, index, choice)[0]
     keep_ids, keep_cu, predict_ids, predict_cu = emulate(inside, valid, index, choice, room=room)
     assert torch.equal(keep_cu, want[1])
     assert torch.equal(predict_cu, want[3])
