@@ -43,6 +43,8 @@ _ROOMS = {
     "create_mae": "mae",
     "embed": "embedding",
     "embed_files": "embedding_files",
+    "export_onnx": "export",
+    "export_program": "export",
     "load_model": "checkpoint",
     "save_model": "checkpoint",
     "PretrainConfig": "config",

@@ -75,6 +75,15 @@ def _run(argv: list[str]) -> int:
     embed.add_argument("--device", help="where the encoder runs; left out, a GPU if there is one")
     commands.add_subcommand("embed", embed, help="features of radiographs, as a table")
 
+    export = ArgumentParser(exit_on_error=False, description="Write an encoder as an ONNX file with a dynamic batch.")
+    export.add_argument("weights", help="a model folder of this package, or other published weights")
+    export.add_argument("--out", required=True, help="ONNX file, such as encoder.onnx")
+    export.add_argument("--output", default="features", help="features, tokens or map")
+    export.add_argument("--pool", help="cls, mean or attention; left out, the encoder's")
+    export.add_argument("--img_size", type=int, help="side of the images, pixels; left out, the encoder's")
+    export.add_argument("--normalise", action="store_true", help="the graph takes pixels on [0, 1]")
+    commands.add_subcommand("export", export, help="an encoder as an ONNX file")
+
     pretrain = ArgumentParser(exit_on_error=False, description="Pre-train a contour-masked auto-encoder.")
     pretrain.add_argument("--config", action="config", help="YAML file with any of the settings below")
     pretrain.add_class_arguments(PretrainConfig)
@@ -93,6 +102,7 @@ def _run(argv: list[str]) -> int:
         "demo": _demo,
         "contour": _contour,
         "embed": _embed,
+        "export": _export,
         "pretrain": _pretrain,
     }[parsed.command](**options.as_dict())
 
@@ -141,6 +151,18 @@ def _embed(paths: list[str], out: str, **options) -> int:
     if done.unreadable:
         print(f"{done.unreadable} files could not be read: {done.unreadable_csv}", file=sys.stderr)
     return 0 if done.rows else 2
+
+
+def _export(weights: str, out: str, img_size: int | None, **options) -> int:
+    from .encoder import create_encoder
+    from .export import export_onnx
+
+    encoder = create_encoder(weights=weights)
+    encoder.keep = "all"  # the graph has no contours
+    if img_size is not None:
+        encoder.set_input_size(img_size)
+    print(export_onnx(encoder, out, **options))
+    return 0
 
 
 def _pretrain(**options) -> int:

@@ -34,6 +34,9 @@ EXTRAS = {
     ],
     "demo": ["pydicom-data>=1"],
     "embed": ["pyarrow>=14"],
+    "hf": ["transformers>=4.56", "safetensors>=0.4", "pillow>=10"],
+    "timm": ["timm>=1"],
+    "export": ["onnx>=1.17", "onnxscript>=0.5"],
     "classify": ["scikit-learn>=1.3", "pandas>=2", "matplotlib>=3.8"],
 }
 WHAT_FOR = {
@@ -41,6 +44,9 @@ WHAT_FOR = {
     "train": "pre-training, checkpoints and the command line",
     "demo": "the demo's radiograph (with dicom and train)",
     "embed": "feature tables of the embed command",
+    "hf": "the encoder as a transformers model",
+    "timm": "the encoder in timm's registry",
+    "export": "the encoder as an ONNX graph",
     "classify": "labels, probes and evaluation (with train)",
 }
 MODULES = {"torch": "torch", "numpy": "numpy", "opencv": "cv2"}  # what `import hdxray_fast` cannot do without
