@@ -27,9 +27,9 @@ class ClassifierConfig:
 
     Attributes:
         classes: names.
-        head: ``"linear"``, ``"attention"`` or ``"label-query"``.
+        head: ``"linear"``, ``"attention"``, ``"label-query"`` or ``"probe"``.
         multiclass: exactly one class holds: probabilities are a softmax, otherwise a sigmoid each.
-        pool: of the linear head.
+        pool: of the linear head and the probe.
         text_dim: width of the names' text embeddings, 0 for none.
         thresholds: a class is called present from this probability on, chosen on validation.
     """

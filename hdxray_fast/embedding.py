@@ -205,10 +205,14 @@ class Embedder:
                 self.keep, images, encoder.grid_size, encoder.patch_size, inside, valid, encoder.margin
             )
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            tokens: Tokens = encoder.encode(images, plan, scale, shift)
-            features = encoder.pool_tokens(tokens, self.pool).float().cpu().numpy()
-        kept = tokens.cu_seqlens.diff().cpu().numpy() - encoder.num_prefix_tokens
-        return features, kept.astype(np.int32)
+            features, cu_seqlens = self.pooled(images, plan, scale, shift)
+        kept = cu_seqlens.diff().cpu().numpy() - encoder.num_prefix_tokens
+        return features.float().cpu().numpy(), kept.astype(np.int32)
+
+    def pooled(self, images, plan, scale, shift) -> tuple[Tensor, Tensor]:
+        """Features ``[B, D]`` of one batch and the ``cu_seqlens`` of its tokens."""
+        tokens: Tokens = self.encoder.encode(images, plan, scale, shift)
+        return self.encoder.pool_tokens(tokens, self.pool), tokens.cu_seqlens
 
 
 def _sources(images: object) -> Iterator[tuple[str | np.ndarray, str]]:

@@ -118,3 +118,14 @@ class FeatureTable:
             what = f"other settings ({', '.join(differing)})" if found else "something else"
             raise ConfigError(f"out: {path} holds features made with {what}; choose another file")
         return table.cast(self.schema)
+
+
+def read_features(path: str | Path) -> dict:
+    """Columns of a finished table: ``feature [N, D] float32``; ``path``, ``provenance_id`` and the others as lists."""
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path)
+    columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "feature"}
+    feature = table.column("feature").combine_chunks()
+    flat = feature.flatten().to_numpy(zero_copy_only=False)
+    return {**columns, "feature": flat.reshape(len(table), feature.type.list_size).astype(np.float32)}

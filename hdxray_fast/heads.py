@@ -11,19 +11,22 @@ from .errors import ArgumentError, MissingDependencyError
 from .layers import Block, CrossBlock, check_count
 from .pool import AttentionPool, mean_pool
 
-HEADS = ("linear", "attention", "label-query")
+HEADS = ("linear", "attention", "label-query", "probe")
 TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 class LinearHead(nn.Module):
-    """One linear layer on the pooled feature: the class token, or the mean of the patches."""
+    """One linear layer on the pooled feature: the class token, or the mean of the patches.
 
-    def __init__(self, dim: int, num_classes: int, pool: str = "mean", num_prefix: int = 1) -> None:
+    Without ``norm`` it is what a linear probe on stored features becomes.
+    """
+
+    def __init__(self, dim: int, num_classes: int, pool: str = "mean", num_prefix: int = 1, norm: bool = True) -> None:
         super().__init__()
         if pool not in ("cls", "mean") or (pool == "cls" and not num_prefix):
             raise ArgumentError(f"pool: got {pool!r}, accepted are 'mean', and 'cls' where there is a class token")
         self.pool, self.num_prefix = pool, num_prefix
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
         self.fc = nn.Linear(dim, num_classes)
         nn.init.trunc_normal_(self.fc.weight, std=2e-5)
         nn.init.zeros_(self.fc.bias)
@@ -115,8 +118,8 @@ def build_head(
     text: Tensor | None = None,
 ) -> nn.Module:
     """The head called ``kind``, one of ``HEADS``."""
-    if kind == "linear":
-        return LinearHead(dim, len(classes), pool, num_prefix)
+    if kind in ("linear", "probe"):
+        return LinearHead(dim, len(classes), pool, num_prefix, norm=kind == "linear")
     if kind == "attention":
         return AttentionHead(dim, len(classes), num_heads)
     if kind == "label-query":

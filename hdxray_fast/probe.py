@@ -1,0 +1,253 @@
+"""A linear probe: features of a frozen encoder, computed once, and a logistic regression on them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .classifier import Classifier, ClassifierConfig, save_classifier
+from .embedding_files import embed_files
+from .encoder import Encoder, create_encoder
+from .errors import ConfigError, MissingDependencyError, TrainingError
+from .evaluation import report_predictions
+from .feature_table import read_features
+from .labels import LabelTable, read_labels, refuse_duplicates, take_fraction
+from .metrics import best_threshold
+
+STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """A linear probe.
+
+    Args:
+        data: CSV manifest, or what a preset reads; see ``read_labels``.
+        out: folder for features, model, metrics and plots.
+        weights: encoder: a model folder of this package or other published weights.
+        images: folder that relative paths in the manifest start from.
+        preset: ``chexpert``, ``mimic-cxr``, ``nih14``, ``rsna``, ``vindr`` or ``padchest``.
+        classes: which classes; all by default.
+        multiclass: exactly one class of each image holds.
+        uncertain: what the label -1 means: ``ignore``, ``zeros`` or ``ones``.
+        val_share: share of the patients that choose the regularisation, where the manifest has no such split.
+        test_share: share of the patients to test on, likewise.
+        label_fraction: share of the training patients that is used.
+        pool: ``cls``, ``mean`` or ``attention``; the encoder's, or ``mean``, by default.
+        keep: patches the encoder looks at: ``all``, ``valid`` or ``contour``; the encoder's by default.
+        img_size: canvas side, pixels; the encoder's by default.
+        batch_size: images at once.
+        workers: processes that read files; -1 takes one per core.
+        device: where the encoder runs; a GPU if there is one by default.
+        bootstraps: draws of patients for the 95 % intervals.
+        seed: of splits, fractions and draws.
+    """
+
+    data: str
+    out: str
+    weights: str
+    images: str | None = None
+    preset: str | None = None
+    classes: list[str] | None = None
+    multiclass: bool = False
+    uncertain: str = "ignore"
+    val_share: float = 0.1
+    test_share: float = 0.2
+    label_fraction: float = 1.0
+    pool: str | None = None
+    keep: str | None = None
+    img_size: int | None = None
+    batch_size: int = 4
+    workers: int = -1
+    device: str | None = None
+    bootstraps: int = 1000
+    seed: int = 0
+
+
+@dataclass
+class ProbeResult:
+    """What a probe found.
+
+    Attributes:
+        out: its folder, with ``metrics.json``, plots and ``model/``.
+        report: test metrics, see :func:`hdxray_fast.metrics.evaluate_predictions`.
+        strengths: the C chosen for each class.
+        left_out: files that could not be read.
+        notes: what was left out on reading the labels.
+    """
+
+    out: Path
+    report: dict
+    strengths: list[float]
+    left_out: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: bool = True) -> ProbeResult:
+    """Features of every image (kept in ``out/features.parquet``, so that a second probe is quick), then the probe.
+
+    Raises:
+        ConfigError: the manifest, or features made with other settings; nothing was trained.
+        TrainingError: too few images could be read.
+        MissingDependencyError: scikit-learn, pandas or pyarrow is not installed.
+    """
+    if not 0 < config.label_fraction <= 1:
+        raise ConfigError(f"label_fraction: got {config.label_fraction}, accepted is a share above 0 and up to 1")
+    table = read_labels(
+        config.data,
+        images=config.images,
+        preset=config.preset,
+        classes=config.classes,
+        multiclass=config.multiclass,
+        uncertain=config.uncertain,
+        val_share=config.val_share,
+        test_share=config.test_share,
+        seed=config.seed,
+    )
+    out = Path(config.out)
+    encoder = encoder or create_encoder(weights=config.weights)
+    options = {name: getattr(config, name) for name in ("pool", "keep", "img_size", "batch_size", "workers", "device")}
+    done = embed_files(table.paths, out / "features.parquet", encoder, progress=progress, **options)
+    rows = read_features(done.out)
+    table, features = _matched(table, rows, config.data)
+    table_used = take_fraction(table, config.label_fraction, config.seed)
+    chosen = {path: number for number, path in enumerate(table.paths)}
+    features = features[[chosen[path] for path in table_used.paths]]
+
+    probe = fit_probe(features, table_used)
+    pool = config.pool or encoder.pool or "mean"
+    classifier = as_classifier(encoder, probe, table_used, pool, config.keep)
+    scores = {split: probe.probabilities(features[_rows(table_used, split)]) for split in ("val", "test")}
+    val = table_used.split("val")
+    classifier.config.thresholds = [
+        best_threshold(val.labels[:, c], scores["val"][:, c]) for c in range(len(table.classes))
+    ]
+    save_classifier(classifier, out / "model")
+    report = report_predictions(
+        out,
+        table_used.split("test"),
+        scores["test"],
+        classifier.config.thresholds,
+        bootstraps=config.bootstraps,
+        seed=config.seed,
+        extra={"config": asdict(replace(config, out=str(out))), "strengths": probe.strengths},
+    )
+    return ProbeResult(out, report, probe.strengths, done.unreadable, table.notes)
+
+
+@dataclass
+class LinearProbe:
+    """A fitted probe: ``sigmoid(features @ weight.T + bias)``, or the softmax of it.
+
+    Attributes:
+        weight: ``[C, D]``, bias: ``[C]``, on features as the encoder gives them.
+        multiclass: softmax.
+        strengths: the C chosen for each class.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    multiclass: bool
+    strengths: list[float]
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """``[N, D]`` to ``[N, C]``."""
+        logits = torch.from_numpy(features.astype(np.float64) @ self.weight.T + self.bias)
+        return (logits.softmax(-1) if self.multiclass else logits.sigmoid()).numpy()
+
+
+def fit_probe(features: np.ndarray, table: LabelTable, strengths: Sequence[float] = STRENGTHS) -> LinearProbe:
+    """Logistic regressions on standardised training features; the regularisation with the least loss on validation.
+
+    Args:
+        features: ``[N, D]``, rows of ``table``.
+        table: labels and splits; nothing of ``test`` is looked at.
+        strengths: values of C to choose from.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.metrics import log_loss
+    except ImportError as error:
+        raise MissingDependencyError("a probe needs scikit-learn: pip install 'hdxray-fast[classify]'") from error
+
+    train, val = _rows(table, "train"), _rows(table, "val")
+    mean, std = features[train].mean(0, dtype=np.float64), features[train].std(0, dtype=np.float64)
+    std = np.where(std > 1e-6, std, 1.0)
+    scaled = (features - mean) / std
+
+    def best(target: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """Coefficients, intercepts and C for targets ``[N]`` (NaN: not known)."""
+        known = ~np.isnan(target)
+        fit_rows = train & known
+        seen = val & known
+        candidates = []
+        for strength in strengths:
+            model = LogisticRegression(C=strength, max_iter=2000)
+            model.fit(scaled[fit_rows], target[fit_rows].astype(int))
+            # a proper score: unlike a ranking it also tells a calibrated fit from one that was shrunk to nothing
+            predicted = model.predict_proba(scaled[seen]) if seen.any() else None
+            loss = 0.0 if predicted is None else log_loss(target[seen], predicted, labels=model.classes_)
+            candidates.append((loss, strength, model))
+        _, chosen, model = min(candidates, key=lambda candidate: candidate[:2])
+        return model.coef_, model.intercept_, chosen
+
+    if table.multiclass:
+        weight, bias, strength = best(table.labels.argmax(1).astype(float))
+        if len(weight) == 1:  # two classes: scikit-learn keeps the second's logit alone
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        chosen = [strength] * len(table.classes)
+    else:
+        fits = [best(table.labels[:, column]) for column in range(len(table.classes))]
+        weight, bias = np.concatenate([fit[0] for fit in fits]), np.concatenate([fit[1] for fit in fits])
+        chosen = [fit[2] for fit in fits]
+    return LinearProbe(weight / std, bias - (weight / std) @ mean, table.multiclass, chosen)
+
+
+def as_classifier(
+    encoder: Encoder, probe: LinearProbe, table: LabelTable, pool: str, keep: str | None = None
+) -> Classifier:
+    """The probe as a head on its encoder, so that it can be saved, evaluated and used on new files."""
+    if pool == "attention":
+        raise ConfigError("pool: a probe is kept on 'cls' or 'mean' features, got 'attention'")
+    if keep is not None:
+        encoder.keep, encoder.config = keep, replace(encoder.config, keep=keep)
+    settings = ClassifierConfig(list(table.classes), head="probe", multiclass=table.multiclass, pool=pool)
+    model = Classifier(encoder, settings)
+    with torch.no_grad():
+        model.head.fc.weight.copy_(torch.from_numpy(probe.weight))
+        model.head.fc.bias.copy_(torch.from_numpy(probe.bias))
+    return model
+
+
+def _rows(table: LabelTable, split: str) -> np.ndarray:
+    return np.array([name == split for name in table.splits], bool)
+
+
+def _matched(table: LabelTable, rows: dict, source: str) -> tuple[LabelTable, np.ndarray]:
+    """The images that have features, in the table's order; duplicates across splits are refused."""
+    place = {path: number for number, path in enumerate(rows["path"])}
+    readable = [i for i, path in enumerate(table.paths) if path in place]
+    if not readable:
+        raise TrainingError(f"{source}: none of the {len(table)} images could be read")
+    table = table.rows(readable)
+    order = [place[path] for path in table.paths]
+    refuse_duplicates(table, [rows["provenance_id"][i] for i in order], source)
+    for split in ("train", "val", "test"):
+        if split not in table.splits:
+            raise TrainingError(f"{source}: none of the images of {split!r} could be read")
+    return table, rows["feature"][order]
+
+
+def describe_probe(result: ProbeResult) -> str:
+    """What the command prints."""
+    from .metrics import format_metrics
+
+    lines = [*result.notes, format_metrics(result.report)]
+    if result.left_out:
+        lines.append(f"{result.left_out} images could not be read: {result.out / 'features.unreadable.csv'}")
+    lines.append(f"metrics, plots and the model are in {result.out}")
+    return "\n".join(lines)

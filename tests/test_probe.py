@@ -1,0 +1,160 @@
+"""The linear probe, from a manifest to a saved model that predicts; and its fit against scikit-learn."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import hdxray_fast as hx
+from hdxray_fast.classifier import load_classifier
+from hdxray_fast.evaluation import predict
+from hdxray_fast.labels import LabelTable
+from hdxray_fast.probe import ProbeConfig, describe_probe, fit_probe, run_probe
+
+pytest.importorskip("sklearn")
+pytest.importorskip("pyarrow")
+
+
+def small_encoder(**kwargs):
+    torch.manual_seed(1)
+    return hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1, embed_dim=24, num_heads=3, **kwargs)
+
+
+@pytest.fixture
+def manifest(tmp_path):
+    """Images with a bright square above (class 1) or below (class 0), two to a patient, and one that is broken."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "xrays"
+    root.mkdir()
+    lines = ["image,patient,high"]
+    for i in range(60):
+        image = rng.integers(60, 100, (64, 64)).astype(np.uint8)
+        top = 4 if i % 2 else 40
+        image[top : top + 18, 20:44] = rng.integers(180, 250)
+        assert cv2.imwrite(str(root / f"{i}.png"), image)
+        lines.append(f"xrays/{i}.png,p{i // 2},{i % 2}")
+    (root / "broken.png").write_bytes(b"")
+    lines.append("xrays/broken.png,px,1")
+    path = tmp_path / "labels.csv"
+    path.write_text("\n".join(lines))
+    return path
+
+
+def config(manifest, out, **kwargs) -> ProbeConfig:
+    options = {"val_share": 0.25, "test_share": 0.3, "bootstraps": 20, "workers": 0, **kwargs}
+    return ProbeConfig(str(manifest), str(out), weights="", **options)
+
+
+def test_end_to_end(manifest, tmp_path):
+    out = tmp_path / "probe"
+    result = run_probe(config(manifest, out), small_encoder(), progress=False)
+    assert result.left_out == 1
+    assert result.report["mean"]["auroc"]["value"] > 0.95
+    saved = json.loads((out / "metrics.json").read_text())
+    assert saved["classes"]["high"]["auroc"] == result.report["classes"]["high"]["auroc"]
+    curves = cv2.imread(str(out / "curves.png"))
+    assert curves.shape[1] > 1000
+    assert curves.std() > 5
+    assert "high" in describe_probe(result)
+
+    # the saved model gives on files what the probe gave on features
+    with (out / "predictions.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    found = predict([row["image"] for row in rows], out / "model", batch_size=3)
+    np.testing.assert_allclose(found.probabilities[:, 0], [float(row["high"]) for row in rows], atol=1e-4)
+    assert found.thresholds == [saved["classes"]["high"]["threshold"]]
+    assert load_classifier(out / "model").config.head == "probe"
+    bad = predict(manifest.parent / "xrays" / "broken.png", out / "model")
+    assert (bad.images, bad.probabilities.shape, len(bad.quarantined)) == ([], (0, 1), 1)
+
+    # a second probe takes the features as they are
+    again = run_probe(config(manifest, out, label_fraction=0.3), small_encoder(), progress=False)
+    assert again.report["images"] == result.report["images"]
+
+
+def test_duplicates_across_splits_are_refused(manifest, tmp_path):
+    lines = manifest.read_text().splitlines()
+    copy = manifest.parent / "xrays" / "copy.png"
+    splits = ["train" if i < 40 else "val" if i < 50 else "test" for i in range(60)]
+    copy.write_bytes((manifest.parent / "xrays" / "0.png").read_bytes())
+    rows = [f"{line},{split}" for line, split in zip(lines[1:61], splits, strict=True)]
+    manifest.write_text("\n".join([lines[0] + ",split", *rows, "xrays/copy.png,new,0,test"]))
+    with pytest.raises(hx.ConfigError, match="hold the same pixels"):
+        run_probe(config(manifest, tmp_path / "out"), small_encoder(), progress=False)
+
+
+def table_of(labels, multiclass=False) -> LabelTable:
+    count = len(labels)
+    splits = ["train" if i % 5 < 3 else "val" if i % 5 == 3 else "test" for i in range(count)]
+    classes = [f"c{i}" for i in range(labels.shape[1])]
+    names = [str(i) for i in range(count)]
+    return LabelTable(names, labels.astype(np.float32), classes, names, splits, multiclass)
+
+
+@pytest.mark.parametrize("multiclass", [False, True])
+def test_fit_is_scikit_learns(multiclass):
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    rng = np.random.default_rng(0)
+    features = (rng.normal(size=(300, 6)) * [1, 10, 0.1, 5, 1, 0] + 3).astype(np.float32)
+    kind = (features[:, 0] > 3).astype(int) + (features[:, 1] > 6)
+    labels = np.eye(3)[kind] if multiclass else np.stack([kind > 0, kind > 1], 1).astype(float)
+    table = table_of(labels, multiclass)
+    probe = fit_probe(features, table, strengths=[0.1])
+    train = np.array([split == "train" for split in table.splits])
+    scaler = StandardScaler().fit(features[train])
+    if multiclass:
+        model = LogisticRegression(C=0.1, max_iter=2000).fit(scaler.transform(features[train]), kind[train])
+        expected = model.predict_proba(scaler.transform(features))
+    else:
+        columns = []
+        for column in range(2):
+            model = LogisticRegression(C=0.1, max_iter=2000)
+            model.fit(scaler.transform(features[train]), labels[train, column])
+            columns.append(model.predict_proba(scaler.transform(features))[:, 1])
+        expected = np.stack(columns, 1)
+    np.testing.assert_allclose(probe.probabilities(features), expected, atol=1e-4)
+
+
+def test_two_exclusive_classes_and_unknown_labels():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 4)).astype(np.float32)
+    kind = (features[:, 0] > 0).astype(int)
+    probe = fit_probe(features, table_of(np.eye(2)[kind], multiclass=True))
+    found = probe.probabilities(features)
+    np.testing.assert_allclose(found.sum(1), 1)
+    assert (found.argmax(1) == kind).mean() > 0.95
+
+    labels = kind[:, None].astype(float)
+    wrong = labels.copy()
+    wrong[::7] = 1 - wrong[::7]
+    unknown = labels.copy()
+    unknown[::7] = np.nan  # where the label would have been wrong it is left out
+    good, bad = fit_probe(features, table_of(unknown)), fit_probe(features, table_of(wrong))
+    assert good.weight.shape == bad.weight.shape == (1, 4)
+    assert abs(good.weight[0, 0]) > abs(bad.weight[0, 0])
+
+
+def test_nothing_of_test_is_looked_at():
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 4)).astype(np.float32)
+    labels = (features[:, :1] + rng.normal(size=(200, 1)) > 0).astype(float)
+    table = table_of(labels)
+    test = np.array([split == "test" for split in table.splits])
+    other_features, other_labels = features.copy(), labels.copy()
+    other_features[test] = 100
+    other_labels[test] = 1 - other_labels[test]
+    one, two = fit_probe(features, table), fit_probe(other_features, table_of(other_labels))
+    np.testing.assert_array_equal(one.weight, two.weight)
+    assert one.strengths == two.strengths
+
+
+def test_bad_settings_are_named(manifest, tmp_path):
+    with pytest.raises(hx.ConfigError, match=r"^label_fraction: "):
+        run_probe(config(manifest, tmp_path / "out", label_fraction=0), small_encoder(), progress=False)
