@@ -1,4 +1,4 @@
-"""The command line: ``hdxray-fast doctor | demo | contour | pretrain``."""
+"""The command line: ``hdxray-fast doctor | demo | contour | embed | convert | pretrain``."""
 
 from __future__ import annotations
 
@@ -84,6 +84,20 @@ def _run(argv: list[str]) -> int:
     export.add_argument("--normalise", action="store_true", help="the graph takes pixels on [0, 1]")
     commands.add_subcommand("export", export, help="an encoder as an ONNX file")
 
+    convert = ArgumentParser(
+        exit_on_error=False,
+        description="Published weights as a model folder of this package; says what became of each.",
+    )
+    convert.add_argument("source", help="a file or folder of weights, hf:org/name, hf:org/name@revision or timm:name")
+    convert.add_argument("folder", help="where model.safetensors and config.json go")
+    convert.add_argument(
+        "--img_size", type=int, nargs="+", help="side, or height and width; left out, the weights' own"
+    )
+    convert.add_argument("--in_chans", type=int, help="1 or 3; left out, the weights' own")
+    convert.add_argument("--num_heads", type=int, help="where the weights do not tell")
+    convert.add_argument("--partial", action="store_true", help="take weights that lack or have more than an encoder")
+    commands.add_subcommand("convert", convert, help="published weights to safetensors and config.json")
+
     pretrain = ArgumentParser(exit_on_error=False, description="Pre-train a contour-masked auto-encoder.")
     pretrain.add_argument("--config", action="config", help="YAML file with any of the settings below")
     pretrain.add_class_arguments(PretrainConfig)
@@ -102,6 +116,7 @@ def _run(argv: list[str]) -> int:
         "demo": _demo,
         "contour": _contour,
         "embed": _embed,
+        "convert": _convert,
         "export": _export,
         "pretrain": _pretrain,
     }[parsed.command](**options.as_dict())
@@ -162,6 +177,17 @@ def _export(weights: str, out: str, img_size: int | None, **options) -> int:
     if img_size is not None:
         encoder.set_input_size(img_size)
     print(export_onnx(encoder, out, **options))
+    return 0
+
+
+def _convert(
+    source: str, folder: str, img_size: list[int] | None, in_chans: int | None, num_heads: int | None, partial: bool
+) -> int:
+    from .weights import convert
+
+    size = None if img_size is None else img_size[0] if len(img_size) == 1 else tuple(img_size)
+    overrides = {} if num_heads is None else {"num_heads": num_heads}
+    print(convert(source, folder, img_size=size, in_chans=in_chans, strict=not partial, **overrides))
     return 0
 
 

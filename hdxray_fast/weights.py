@@ -138,6 +138,8 @@ def _fit(
         )
     grid = EncoderConfig(**wanted).grid_size if "img_size" in wanted else None  # names what is wrong with a setting
     rows, sincos = _read_positions(source, settings, tensors, told, grid)
+    if rows and rows[0] < settings["class_token"] and not told:
+        report.assumed.append(f"pos_embed: {rows[1][0]} x {rows[1][1]} patches, without a row for the class token")
     old_grid = rows[1] if rows else told
     if grid is None and old_grid is None:
         raise CheckpointError(f"{source.label}: has no position table; give img_size")

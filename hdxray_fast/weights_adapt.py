@@ -42,11 +42,8 @@ def split_positions(
             return prefix, grid, True
     for prefix in prefixes:
         side = round(max(rows - prefix, 0) ** 0.5)
-        if side and side * side == rows - prefix:
-            return prefix, (side, side), False
-    for prefix in prefixes:
-        for grid in guesses:
-            if grid and rows - prefix == grid[0] * grid[1]:
+        for grid in ((side, side), *guesses):
+            if grid and rows > prefix and rows - prefix == grid[0] * grid[1]:
                 return prefix, grid, False
     raise CheckpointError(
         f"{label}: its position table has {rows} rows, which is no square grid with {' or '.join(map(str, prefixes))} "

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .errors import ArgumentTypeError, CheckpointError, MissingDependencyError
+from .hub_files import PREPROCESSOR_FILE
 
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
-PREPROCESSOR_FILE = "preprocessor_config.json"
 # where training scripts put the model; a teacher goes before its student, as in DINO's own evaluation
 STATE_DICTS = ("model", "state_dict", "model_state_dict", "teacher", "student", "model_ema", "net", "encoder")
 
@@ -206,7 +206,9 @@ def _read_timm(weights: str) -> Source:
         from timm.layers import PatchEmbed
         from timm.models.vision_transformer import Block, VisionTransformer
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
-        raise MissingDependencyError(f"{weights}: timm cannot be imported ({error}): pip install timm") from error
+        raise MissingDependencyError(
+            f"{weights}: timm cannot be imported ({error}): pip install 'hdxray-fast[timm]'"
+        ) from error
     try:
         model = timm.create_model(weights.removeprefix("timm:"), pretrained=True, num_classes=0)
     except Exception as error:  # names, network, files: timm's errors share no base class

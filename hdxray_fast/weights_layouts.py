@@ -92,8 +92,8 @@ def rename(source: Source) -> Renamed:
     found = Renamed({}, layout, left_out=list(source.left_out))
     for name, tensor in source.tensors.items():
         owner = max((p for p in encoders if name.startswith(p)), key=len, default=None)
-        inner = name.removeprefix(prefix) if owner == prefix else _WRAPPERS.sub("", name)
-        if owner not in (prefix, None) or _LEFT_OUT.match(inner):
+        inner = name.removeprefix(prefix) if owner == prefix else name
+        if owner not in (prefix, None) or _LEFT_OUT.match(_WRAPPERS.sub("", inner)):
             found.left_out.append(name)
             continue
         for pattern, replacement in renames:

@@ -69,21 +69,11 @@ def compare_with_transformers(theirs, ours, size, **inputs) -> None:
         assert_close(torch.cat([prefix, grid], dim=1), expected, f"block {index}")
 
 
-def save_timm(model, folder) -> None:
-    from safetensors.torch import save_file
-
-    folder.mkdir()
-    save_file(model.state_dict(), folder / "model.safetensors")
-    pretrained = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "input_size": [3, 224, 224]}
-    config = {"architecture": "vit", "pretrained_cfg": pretrained}
-    (folder / "config.json").write_text(json.dumps(config))
-
-
 @pytest.mark.parametrize("size", SIZES)
 def test_timm_vit_base_patch16_224(timm, tmp_path, size):
     """ViT-B's width and heads, fewer blocks to save time."""
     theirs = shaken(timm.create_model("vit_base_patch16_224", img_size=size, depth=4 if size == 224 else 2))
-    save_timm(theirs, tmp_path / "vit")
+    timm.models.save_for_hf(theirs, tmp_path / "vit", safe_serialization=True)
     ours = hx.create_encoder(weights=tmp_path / "vit", img_size=size, in_chans=3)
     report = ours.load_report
     assert report.complete
