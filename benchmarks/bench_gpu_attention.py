@@ -52,8 +52,7 @@ def test_attention(gpu, name, training):
     shape = SHAPES[name]()
     inputs = Inputs.make(shape, gpu.sets(shape.bytes), training)
     inputs.answer()
-    # FlexAttention compiles for half a minute over all cases: in a quick run where a bar is
-    flex = not quick() or (name.startswith("dense") and training)
+    flex = not quick() or (name == "dense 64" and training)  # it compiles for a quarter of a minute each time
     field = contenders(inputs, flex)
     outcomes = gpu.race(field, check=lambda results, _: inputs.error(unpacked(results)), sets=len(inputs.sets))
 

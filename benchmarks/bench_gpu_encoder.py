@@ -78,7 +78,7 @@ def test_encoder(gpu: GpuBench):
             f"encoder {key}",
             outcomes,
             key,
-            [TIMM, TIMM_COMPILED],
+            [TIMM],
             flops=sum(encoder_flops(n, *sizes) for n in lengths),
             items=setting.batch,
             extra={"batch": setting.batch, "tokens": sum(lengths)},

@@ -173,8 +173,8 @@ class Comparison:
 
     @property
     def ratio(self) -> float | None:
-        """How many times more the rival needs, median by median; None if either has no samples."""
-        if not self.ours or not self.rival:
+        """How many times more the rival needs, median by median; None if either has no samples, or ours are zero."""
+        if not self.ours or not self.rival or not statistics.median(self.ours):
             return None
         return statistics.median(self.rival) / statistics.median(self.ours)
 

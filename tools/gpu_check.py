@@ -198,11 +198,11 @@ class Check:
                 self.sanitizer("memcheck"),
                 self.sanitizer("racecheck", "-k", "not attention"),  # Triton's own barriers are not ours to check
             ],
-            [self.bench("attention", 110)],
+            [self.bench("attention", 150)],
             [self.script("backends", 20, "backend_table.py", *tables)],
-            [self.bench("pixels", 70)],
-            [self.bench("encoder", 50)],
-            [self.bench("mae", 100)],
+            [self.bench("pixels", 80)],
+            [self.bench("mae", 110)],
+            [self.bench("encoder", 60)],
             [self.script("table", 20, "table.py", "-", needs_gpu=False)],
             [self.bench("mae_compiled", 120, optional=True)],
         ]

@@ -20,6 +20,7 @@ from pathlib import Path
 PASS, FAIL, TIMEOUT, NOT_RUN = "PASS", "FAIL", "TIMEOUT", "NOT RUN"
 GRACE = 5.0  # seconds between asking a process to end and ending it
 TAIL_LINES = 25
+SHOWN = 300  # characters of a command
 
 
 @dataclass
@@ -161,7 +162,8 @@ class Runner:
 
     def _start(self, stage: Stage) -> _Running:
         limit = min(stage.limit, self._end - time.monotonic())
-        self.say(f"--- {stage.name} (at most {limit:.0f} s): {' '.join(stage.command)}")
+        shown = " ".join(" ".join(stage.command).split())
+        self.say(f"--- {stage.name} (at most {limit:.0f} s): {shown[:SHOWN] + (' …' if shown[SHOWN:] else '')}")
         with self.log(stage.name).open("wb") as log:
             process = subprocess.Popen(
                 list(stage.command),
