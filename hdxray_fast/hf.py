@@ -145,8 +145,9 @@ class HDXrayModel(PreTrainedModel):
             model, info = super().from_pretrained(source, *args, output_loading_info=True, **kwargs)
         except Exception as error:
             if type(error).__name__ == "SafetensorError" or "size mismatch" in str(error) or "mismatched" in str(error):
+                reason = " ".join(str(error).split())
                 raise CheckpointError(
-                    f"{source}: its weights are damaged or do not fit its config ({error}); for another image size "
+                    f"{source}: its weights are damaged or do not fit its config ({reason}); for another image size "
                     "load it as it is and call set_input_size"
                 ) from error
             raise
