@@ -28,11 +28,6 @@ T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-// For the operations that have no CUDA path yet.
-void cpu_only(int device, const char* what) {
-    check(!on_cuda(device), what);
-}
-
 // (pointer, dtype, batch, channels, stride_b, stride_c, stride_h, grid_h, grid_w, patch_size): images [B, C, H, W]
 using ImagesTuple = std::tuple<uintptr_t, int, int64_t, int32_t, int64_t, int64_t, int64_t, int32_t, int32_t, int32_t>;
 // (ids, cu_seqlens, n_rows, scale, shift, scale_value, shift_value): pointers, n_rows, pointers, floats; a null scale
@@ -163,12 +158,23 @@ PYBIND11_MODULE(_core, m) {
         py::arg("ids"), py::arg("n_threads"), py::arg("device"), py::arg("stream"), no_gil);
 
     m.def(
-        "_emulate_mask_plan",
+        "_emulate_mask_plan_counts",
+        [](const GridsTuple& grids, const ChoiceTuple& choice, const BoundsTuple& bounds, uintptr_t keep_cu,
+           uintptr_t predict_cu, int order) {
+            check(keep_cu && predict_cu, "_emulate_mask_plan_counts: null pointer");
+            emulate_mask_plan_counts(make_spec(grids, choice, bounds), pointer<int32_t>(keep_cu),
+                                     pointer<int32_t>(predict_cu), order);
+        },
+        py::arg("grids"), py::arg("choice"), py::arg("bounds"), py::arg("keep_cu"), py::arg("predict_cu"),
+        py::arg("order"), no_gil);
+
+    m.def(
+        "_emulate_mask_plan_ids",
         [](const GridsTuple& grids, const ChoiceTuple& choice, const BoundsTuple& bounds, uintptr_t keep_cu,
            uintptr_t predict_cu, const PlanIdsTuple& ids, int order, bool remember) {
-            check(keep_cu && predict_cu, "_emulate_mask_plan: null pointer");
-            emulate_mask_plan(make_spec(grids, choice, bounds), pointer<int32_t>(keep_cu), pointer<int32_t>(predict_cu),
-                              make_plan_ids(ids), order, remember);
+            check(keep_cu && predict_cu, "_emulate_mask_plan_ids: null pointer");
+            emulate_mask_plan_ids(make_spec(grids, choice, bounds), pointer<const int32_t>(keep_cu),
+                                  pointer<const int32_t>(predict_cu), make_plan_ids(ids), order, remember);
         },
         py::arg("grids"), py::arg("choice"), py::arg("bounds"), py::arg("keep_cu"), py::arg("predict_cu"),
         py::arg("ids"), py::arg("order"), py::arg("remember"), no_gil);

@@ -198,10 +198,11 @@ void check_mask_plan(const MaskPlanSpec& spec) {
     check(spec.max_keep >= 0 && spec.max_predict >= 0, "mask_plan: bounds must not be negative");
 }
 
-void check_plan_ids(const PlanIds& out) {
+void check_plan_ids(const MaskPlanSpec& spec, const PlanIds& out) {
     check(out.keep_capacity >= 0 && out.predict_capacity >= 0 && (out.keep_ids || out.keep_capacity == 0) &&
               (out.predict_ids || out.predict_capacity == 0),
           "mask_plan: no room for the ids");
+    check(spec.batch > 0 || (out.keep_capacity == 0 && out.predict_capacity == 0), "mask_plan: ids of no images");
 }
 
 void mask_plan_counts(const MaskPlanSpec& spec, int32_t* keep_cu, int32_t* predict_cu) {
@@ -217,7 +218,7 @@ void mask_plan_counts(const MaskPlanSpec& spec, int32_t* keep_cu, int32_t* predi
 void mask_plan_ids(const MaskPlanSpec& spec, const int32_t* keep_cu, const int32_t* predict_cu, const PlanIds& out,
                    int n_threads) {
     check_mask_plan(spec);
-    check_plan_ids(out);
+    check_plan_ids(spec, out);
     const int64_t n_keep_ids = keep_cu[spec.batch], n_predict_ids = predict_cu[spec.batch];
     check(n_keep_ids >= 0 && n_keep_ids <= out.keep_capacity && n_predict_ids >= 0 &&
               n_predict_ids <= out.predict_capacity,

@@ -122,12 +122,9 @@ void mask_plan_counts_cuda(const MaskPlanSpec& spec, int32_t* keep_cu, int32_t* 
 void mask_plan_ids_cuda(const MaskPlanSpec& spec, const int32_t* keep_cu, const int32_t* predict_cu, const PlanIds& out,
                         int device, uintptr_t stream) {
     check_mask_plan(spec);
-    check_plan_ids(out);
+    check_plan_ids(spec, out);
     check(keep_cu && predict_cu, "mask_plan: null pointer");
-    if (spec.batch == 0) {
-        check(out.keep_capacity == 0 && out.predict_capacity == 0, "mask_plan: ids of no images");
-        return;
-    }
+    if (spec.batch == 0) return;
     const DeviceGuard guard(device);
     const size_t memory = id_kernel_memory(spec, device);
     const auto kernel = memory > 0 ? id_kernel<true> : id_kernel<false>;

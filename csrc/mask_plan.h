@@ -29,7 +29,7 @@ struct PlanIds {
 
 // Throw std::invalid_argument for what a kernel must not see.
 void check_mask_plan(const MaskPlanSpec& spec);
-void check_plan_ids(const PlanIds& out);
+void check_plan_ids(const MaskPlanSpec& spec, const PlanIds& out);
 
 // Fills keep_cu and predict_cu, [B + 1] int32 each: how much room mask_plan_ids needs.
 void mask_plan_counts(const MaskPlanSpec& spec, int32_t* keep_cu, int32_t* predict_cu);

@@ -1,6 +1,5 @@
 #include "mask_plan_emulation.h"
 
-#include <algorithm>
 #include <cstring>
 #include <vector>
 
@@ -45,25 +44,23 @@ struct EmulatedBlock {
 
 }  // namespace
 
-void emulate_mask_plan(const MaskPlanSpec& spec, int32_t* keep_cu, int32_t* predict_cu, const PlanIds& out, int order,
-                       bool remember) {
+void emulate_mask_plan_counts(const MaskPlanSpec& spec, int32_t* keep_cu, int32_t* predict_cu, int order) {
     check_mask_plan(spec);
-    check_plan_ids(out);
-    if (spec.batch == 0) {  // no block clears the slack
-        std::fill_n(out.keep_ids, out.keep_capacity, 0);
-        std::fill_n(out.predict_ids, out.predict_capacity, 0);
-    }
-    const uint32_t fours = four_count(patch_count(spec));
-    std::vector<Words4> keys(remember ? fours : 0);
-    std::vector<uint8_t> strata(remember ? fours : 0);
     for (int64_t b = 0; b < spec.batch; ++b) {
         EmulatedBlock block(order);
         block_counts(block, spec, b, keep_cu, predict_cu);
     }
-    {
-        EmulatedBlock block(order);
-        block_offsets(block, spec.batch, keep_cu, predict_cu);
-    }
+    EmulatedBlock block(order);
+    block_offsets(block, spec.batch, keep_cu, predict_cu);
+}
+
+void emulate_mask_plan_ids(const MaskPlanSpec& spec, const int32_t* keep_cu, const int32_t* predict_cu,
+                           const PlanIds& out, int order, bool remember) {
+    check_mask_plan(spec);
+    check_plan_ids(spec, out);
+    const uint32_t fours = four_count(patch_count(spec));
+    std::vector<Words4> keys(remember ? fours : 0);
+    std::vector<uint8_t> strata(remember ? fours : 0);
     for (int64_t b = 0; b < spec.batch; ++b) {
         EmulatedBlock block(order);
         if (remember) {

@@ -285,7 +285,7 @@ def mask_plan(
     batch, grid_h, grid_w = inside.shape
     grids = (inside.data_ptr(), valid.data_ptr(), index.data_ptr(), batch, grid_h, grid_w)
     n_patches, place = grid_h * grid_w, _place(device)
-    on_cpu, limits = device.type == "cpu", (n_patches, n_patches)
+    on_cpu, limits = place[0] == _CPU, (n_patches, n_patches)
     if not (on_cpu or debug.checks_are_on()):  # otherwise the whole counts are wanted, to compare them with the bounds
         limits = tuple(n_patches if bound is None else min(bound, n_patches) for bound in bounds)
     cu = torch.empty(2, batch + 1, dtype=torch.int32, device=device)

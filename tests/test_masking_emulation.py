@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_masking import ellipse, requests
 
+import hdxray_fast as hx
 from hdxray_fast import _native, masking
 
 core = _native.core
@@ -17,7 +18,7 @@ GUARD, UNTOUCHED = 64, -7
 FORWARDS, BACKWARDS, INTERLEAVED = range(3)
 
 
-def emulate(inside, valid, index, choice, bounds=None, order=FORWARDS, remember=False, room=None):
+def emulate(inside, valid, index, choice, bounds=None, order=FORWARDS, remember=False, room=None, offsets=None):
     """keep_ids, keep_cu, predict_ids, predict_cu as the kernels leave them, slack included; guards are checked."""
     batch, grid_h, grid_w = inside.shape
     bounds = bounds or (grid_h * grid_w, grid_h * grid_w)
@@ -25,10 +26,12 @@ def emulate(inside, valid, index, choice, bounds=None, order=FORWARDS, remember=
     cu = torch.full((2, batch + 1), UNTOUCHED, dtype=torch.int32)
     lists = [torch.full((n + 2 * GUARD,), UNTOUCHED, dtype=torch.int32) for n in room]
     ids = [whole[GUARD : GUARD + n] for whole, n in zip(lists, room, strict=True)]
-    core._emulate_mask_plan(
-        (inside.data_ptr(), valid.data_ptr(), index.data_ptr(), batch, grid_h, grid_w), choice, bounds,
-        cu[0].data_ptr(), cu[1].data_ptr(), (ids[0].data_ptr(), ids[1].data_ptr(), *room), order, remember,
-    )  # fmt: skip
+    grids = (inside.data_ptr(), valid.data_ptr(), index.data_ptr(), batch, grid_h, grid_w)
+    call = grids, choice, bounds, cu[0].data_ptr(), cu[1].data_ptr()
+    core._emulate_mask_plan_counts(*call, order)
+    if offsets is not None:
+        cu[:] = torch.tensor(offsets)
+    core._emulate_mask_plan_ids(*call, (ids[0].data_ptr(), ids[1].data_ptr(), *room), order, remember)
     for whole in lists:
         assert (whole[:GUARD] == UNTOUCHED).all()
         assert (whole[-GUARD:] == UNTOUCHED).all()
@@ -144,13 +147,13 @@ def test_many_images_are_packed_by_one_block():
         assert_equal_to_cpu(inside, valid, torch.arange(1300), choice_of("contour", 0.5, 0.5), order=order)
 
 
-def test_an_empty_batch_has_one_offset_and_clears_its_slack():
+def test_an_empty_batch_has_one_offset_and_no_room():
     none = torch.zeros(0, 5, 5, dtype=torch.bool)
     index = torch.zeros(0, dtype=torch.int64)
-    keep_ids, keep_cu, predict_ids, predict_cu = emulate(none, none, index, choice_of("contour"), room=(3, 2))
+    _, keep_cu, _, predict_cu = emulate(none, none, index, choice_of("contour"))
     assert keep_cu.tolist() == predict_cu.tolist() == [0]
-    assert keep_ids.tolist() == [0, 0, 0]
-    assert predict_ids.tolist() == [0, 0]
+    with pytest.raises(ValueError, match="no images"):
+        emulate(none, none, index, choice_of("contour"), room=(3, 2))
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------
@@ -187,6 +190,13 @@ def test_nothing_is_written_past_too_little_room(room):
     assert torch.equal(predict_ids, want[2][: room[1]])
 
 
+@pytest.mark.parametrize("room", [(0, 0), (1, 5), (75, 2), (468, 468)], ids=str)
+@pytest.mark.parametrize("offsets", [[0, 2**31 - 1, -5, 7], [9, 3, 1, 0], [-(2**31)] * 4, [2**31 - 1] * 4], ids=str)
+def test_nothing_is_written_outside_whatever_the_offsets_hold(room, offsets):
+    inside, valid = ellipse(3, 12, 13)
+    emulate(inside, valid, torch.arange(3), choice_of("contour", 0.5, 0.5, 0.5), room=room, offsets=offsets)
+
+
 def test_the_cpu_path_refuses_too_little_room():
     inside, valid = ellipse(1, 12, 13)
     index = torch.zeros(1, dtype=torch.int64)
@@ -202,3 +212,80 @@ def test_the_cpu_path_refuses_too_little_room():
                 (ids.data_ptr(), ids.data_ptr(), *room), 1, -1, 0,
             )  # fmt: skip
     assert (ids == UNTOUCHED).all()
+
+
+# --- the calls around the kernels -------------------------------------------------------------------------------------
+class EmulatedCore:
+    """The core, with device 0 emulated in the CPU's memory."""
+
+    def __getattr__(self, name: str):
+        return getattr(core, name)
+
+    def mask_plan_counts(self, *call):
+        *arguments, device, _ = call
+        assert device == 0
+        core._emulate_mask_plan_counts(*arguments, FORWARDS)
+
+    def mask_plan_ids(self, *call):
+        *arguments, _, device, _ = call
+        assert device == 0
+        core._emulate_mask_plan_ids(*arguments, FORWARDS, True)
+
+
+@pytest.fixture
+def emulated_gpu(monkeypatch):
+    monkeypatch.setattr(_native, "core", EmulatedCore())
+    monkeypatch.setattr(_native, "_place", lambda device: (0, 0))
+
+
+@pytest.mark.parametrize("strategy", masking.STRATEGIES)
+@pytest.mark.parametrize(("keep", "predict"), [(None, None), (99, None), (None, 156), (40, 200), (2**31 - 1, 150)])
+def test_plans_have_the_room_their_bounds_say(emulated_gpu, strategy, keep, predict):
+    inside, valid = ellipse(3, 12, 13)
+    valid[1] = False
+    options = {"strategy": strategy, "predict": 0.8, "index": [3, 5, 2**50]}
+    want = hx.plan_masks(inside, valid, backend="reference", **options)
+    plan = hx.plan_masks(inside, valid, **options, max_keep=keep, max_predict=predict)
+    for which, bound in (("keep", keep), ("predict", predict)):
+        ids, cu = getattr(plan, f"{which}_ids"), getattr(plan, f"{which}_cu_seqlens")
+        want_ids, want_cu = getattr(want, f"{which}_ids"), getattr(want, f"{which}_cu_seqlens")
+        longest = getattr(want, f"max_{which}") if bound is None else min(bound, 156)
+        assert getattr(plan, f"max_{which}") == longest
+        assert ids.numel() == (want_ids.numel() if bound is None else 3 * longest)
+        assert torch.equal(trimmed(ids, cu), want_ids)
+        assert torch.equal(cu, want_cu)
+        assert torch.equal(getattr(plan, f"{which}_counts"), getattr(want, f"{which}_counts"))
+        fetched = masking._fetch(ids, cu)  # what MaskPlan.to("cpu") does to each list of a plan on a GPU
+        assert torch.equal(fetched[0], want_ids)
+        assert fetched[2] == getattr(want, f"max_{which}")
+
+
+def test_bounds_cut_unless_checks_are_on(emulated_gpu):
+    grids = ellipse(3, 12, 13)
+    plan = hx.plan_masks(*grids, max_keep=2, max_predict=5)
+    assert plan.keep_counts.tolist() == [2, 2, 2]
+    assert plan.predict_counts.tolist() == [5, 5, 5]
+    with hx.debug_checks():
+        with pytest.raises(hx.ArgumentError, match=r"max_keep: got 2, but an image of this batch has \d+ patches"):
+            hx.plan_masks(*grids, max_keep=2)
+        with pytest.raises(hx.ArgumentError, match="max_predict: got 5"):
+            hx.plan_masks(*grids, max_predict=5)
+        plan = hx.plan_masks(*grids, max_keep=60, max_predict=156)
+    assert plan.keep_ids.numel() == 180
+    assert torch.equal(plan.keep_counts, hx.plan_masks(*grids, backend="reference").keep_counts)
+
+
+def test_plan_all_with_a_bound(emulated_gpu):
+    _, valid = ellipse(3, 7, 20)
+    valid[1] = False
+    plan = hx.plan_all(valid, max_keep=140)
+    assert (plan.keep_ids.numel(), plan.predict_ids.numel(), plan.max_keep, plan.max_predict) == (420, 0, 140, 0)
+    rows = [v.flatten().nonzero().flatten() for v in valid]
+    assert torch.equal(trimmed(plan.keep_ids, plan.keep_cu_seqlens), torch.cat(rows).int())
+    assert hx.plan_all(valid).keep_ids.numel() == int(valid.sum())
+
+
+def test_empty_batches_with_bounds(emulated_gpu):
+    none = torch.zeros(0, 5, 5, dtype=torch.bool)
+    plan = hx.plan_masks(none, none, max_keep=7, max_predict=3)
+    assert (plan.batch_size, plan.keep_ids.numel(), plan.max_keep, plan.max_predict) == (0, 0, 7, 3)
