@@ -15,6 +15,8 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import record  # noqa: E402
 import table  # noqa: E402
+from cases import CASES  # noqa: E402
+from race import Outcome  # noqa: E402
 
 
 def comparison(case: str, ours: float, rival: float, bar: float | None) -> record.Comparison:
@@ -57,3 +59,81 @@ def test_a_readme_without_markers_is_refused(tmp_path):
     readme.write_text("nothing")
     with pytest.raises(SystemExit, match="markers"):
         table.write(readme, tmp_path)
+
+
+# --- GPU rows ---------------------------------------------------------------------------------------------------------
+def outcomes() -> dict[str, Outcome]:
+    return {
+        "triton": Outcome("triton", [1e-3, 1.1e-3, 0.9e-3], error=0.004, peak_bytes=2**30, setup_seconds=3.21),
+        "flash": Outcome("flash", [1.5e-3] * 3, error=0.003),
+        "cudnn": Outcome("cudnn", [1.2e-3] * 3, error=0.003),
+        "broken": Outcome("broken", failed="RuntimeError: no | kernel"),
+    }
+
+
+def gpu_row(tmp_path: Path, monkeypatch, **changes) -> record.Comparison:
+    info = {"kind": "cuda", "name": "NVIDIA Test 1", "driver": "580.1", "cuda": "13.0"}
+    monkeypatch.setattr(record, "device_info", lambda kind: info)
+    arguments = {"bar": 1.1, "extra": {"rate": {"tflops": 400.0, "of_matmul": 0.5}}, **changes}
+    title = CASES["dense 64 forward"].title
+    rivals = arguments.pop("rivals", ["flash", "cudnn", "broken"])
+    ours = arguments.pop("ours", "triton")
+    comparison = record.Comparison.of("gpu_attention", title, outcomes(), ours, rivals, **arguments)
+    comparison.save(tmp_path)
+    return comparison
+
+
+def test_a_race_becomes_a_row_against_its_strongest_rival(tmp_path, monkeypatch):
+    comparison = gpu_row(tmp_path, monkeypatch)
+    (row,) = json.loads((tmp_path / "nvidia-test-1" / "gpu_attention.json").read_text())["rows"]
+    assert row["rival"]["name"] == "cudnn"
+    assert row["ratio"] == comparison.ratio == pytest.approx(1.2)
+    assert row["bar_met"] is True
+    field = {c["name"]: c for c in row["extra"]["contenders"]}
+    assert field["broken"]["failed"] == "failed: RuntimeError: no | kernel"
+    assert (field["triton"]["peak_mib"], field["triton"]["relative_error"]) == (1024, 0.004)
+    assert field["flash"]["median"] == 1.5e-3
+    text = table.table(tmp_path)
+    assert "| 1 ms | 1.2 ms (cudnn) | **1.20×** | ≥ 1.1× | 400 TFLOP/s, 50% of a big product |" in text
+    assert text.count("not measured") >= 3 * (len(CASES) - 1)
+    assert "driver 580.1, CUDA 13.0" in text
+
+
+def test_failed_rows_stand_in_the_table_and_promise_nothing(tmp_path, monkeypatch):
+    comparison = gpu_row(tmp_path, monkeypatch, ours="broken", rivals=["flash"])
+    assert (comparison.ratio, comparison.bar_met) == (None, False)
+    assert "| failed: RuntimeError: no / kernel | 1.5 ms (flash) | – | ≥ 1.1× (missed) |" in table.table(tmp_path)
+    comparison = gpu_row(tmp_path, monkeypatch, rivals=["broken"])
+    assert (comparison.ratio, comparison.bar_met) == (None, None)
+    assert "≥ 1.1× (not known)" in table.table(tmp_path)
+
+
+def test_out_gets_a_copy_of_the_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    gpu_row(tmp_path / "results", monkeypatch)
+    where = Path("nvidia-test-1", "gpu_attention.json")
+    assert (tmp_path / "out" / "results" / where).read_text() == (tmp_path / "results" / where).read_text()
+
+
+def test_without_a_gpu_the_table_says_not_measured(tmp_path):
+    text = table.table(tmp_path)
+    for case in CASES.values():
+        assert (f"| {case.title} | not measured | {case.rival} | not measured |" in text) == (case.bar is not None)
+    (tmp_path / "compile").mkdir()
+    (tmp_path / "compile" / "attention.json").write_text('[{"kernel": "not a row"}]')
+    assert table.table(tmp_path) == text
+
+
+def test_sources_without_git_are_known_by_a_digest(monkeypatch):
+    record.commit.cache_clear()
+    monkeypatch.setattr(record, "_answer", lambda *command: "")
+    try:
+        assert record.commit().startswith("sources ")
+    finally:
+        record.commit.cache_clear()
+
+
+def test_cases_and_benchmarks_name_each_other():
+    for case in CASES.values():
+        assert (BENCHMARKS / f"bench_{case.bench}.py").is_file(), case
+    assert len({case.title for case in CASES.values()}) == len(CASES)

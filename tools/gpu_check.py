@@ -32,7 +32,12 @@ from stages import FAIL, Result, Runner, Stage, pytest_verdict
 ROOT = Path(__file__).resolve().parent.parent
 TOTAL = 470.0  # seconds
 TUNE_SECONDS = 240.0
-KEPT = ("benchmarks/results", "hdxray_fast/ops/attention_table.json", "hdxray_fast/ops/triton/*.json")
+KEPT = (
+    "benchmarks/results",
+    "build/tuning/*.json",
+    "hdxray_fast/ops/attention_table.json",
+    "hdxray_fast/ops/triton/*.json",
+)
 CUDA_FOLDERS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/cuda/bin")
 
 PROBE = """
