@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .encoder_config import DEFAULTS, ENCODERS, EncoderConfig, preset
+from .encoder_config import DEFAULTS, ENCODERS, EncoderConfig, LeftOut, preset
 from .errors import ArgumentError, ArgumentTypeError
 from .layers import Block, init_weights
 from .masking import MaskPlan
@@ -389,8 +389,8 @@ def _block_indices(indices: int | list[int] | tuple[int, ...] | None, depth: int
 
 def create_encoder(
     name: str | None = None,
-    img_size: int | tuple[int, int] | None = None,
-    in_chans: int | None = None,
+    img_size: int | tuple[int, int] | None = LeftOut(DEFAULTS["img_size"]),
+    in_chans: int | None = LeftOut(DEFAULTS["in_chans"]),
     weights: str | Path | None = None,
     strict: bool = True,
     **overrides: Any,
@@ -401,8 +401,9 @@ def create_encoder(
         name: one of :func:`list_encoders`; left out, ``weights`` say what to build, or without them it is
             ``"vit_small_patch16"``.
         img_size: edge in pixels, or ``(height, width)``; multiples of the patch size. Left out, it is 1280, or that of
-            ``weights`` that this package wrote.
-        in_chans: 1 or 3. Left out, it is 1, or that of ``weights`` that this package wrote.
+            ``weights`` that this package wrote. ``None`` takes that of any ``weights``.
+        in_chans: 1 or 3. Left out, it is 1, or that of ``weights`` that this package wrote. ``None`` takes that of any
+            ``weights``.
         weights: a path, ``"hf:org/name"`` (``@revision`` may follow) or ``"timm:name"``; see
             :mod:`hdxray_fast.weights` for what is read, and ``load_report`` of the encoder for what became of it.
         strict: refuse weights that lack something, or hold something unexpected.
@@ -416,9 +417,9 @@ def create_encoder(
         from .weights import load_encoder
 
         return load_encoder(weights, name, img_size, in_chans, strict, **overrides)
-    settings = {**DEFAULTS, **preset("vit_small_patch16" if name is None else name, overrides), **overrides}
-    size = {"img_size": img_size, "in_chans": in_chans}
-    settings.update({option: value for option, value in size.items() if value is not None})
+    settings = {**preset("vit_small_patch16" if name is None else name, overrides), **overrides}
+    for option, value in (("img_size", img_size), ("in_chans", in_chans)):
+        settings[option] = int(value) if isinstance(value, LeftOut) else value
     return Encoder(EncoderConfig(**settings))
 
 

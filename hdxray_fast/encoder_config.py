@@ -28,6 +28,10 @@ POOLS = ("cls", "mean", "attention")
 MAX_PATCHES = 2**20  # 16384 x 16384 pixels in patches of 16: a mistyped img_size fails by name, not for want of memory
 
 
+class LeftOut(int):
+    """A number that an argument has if it is left out; it can be told from the same number given by the caller."""
+
+
 @dataclass(frozen=True)
 class EncoderConfig:
     """Settings of an encoder; JSON-able through ``dataclasses.asdict``.

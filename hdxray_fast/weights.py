@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .checkpoint import CONFIG_FILE, ENCODER_FORMAT, MAE_FORMAT, save_model
 from .encoder import Encoder
-from .encoder_config import DEFAULTS, EncoderConfig, check_options, preset
+from .encoder_config import DEFAULTS, EncoderConfig, LeftOut, check_options, preset
 from .errors import ArgumentError, ArgumentTypeError, CheckpointError
 from .weights_adapt import fit_channels, fit_positions, split_positions
 from .weights_files import TENSOR_FILES, Source, read_json, read_source
@@ -31,18 +31,15 @@ _STEM64_PIXELS = (0.5, 0.5)  # mean and deviation in HD X-ray's published traini
 def load_encoder(
     weights: str | os.PathLike,
     name: str | None = None,
-    img_size: int | tuple[int, int] | None = None,
-    in_chans: int | None = None,
+    img_size: int | tuple[int, int] | None = LeftOut(DEFAULTS["img_size"]),
+    in_chans: int | None = LeftOut(DEFAULTS["in_chans"]),
     strict: bool = True,
-    *,
-    as_saved: bool = False,
     **overrides: Any,
 ) -> Encoder:
     """Build an encoder and load ``weights`` into it, or raise and load nothing; see :func:`hdxray_fast.create_encoder`.
 
     Args:
         weights, name, img_size, in_chans, strict, overrides: as for :func:`hdxray_fast.create_encoder`.
-        as_saved: an ``img_size`` or ``in_chans`` that is left out is that of the weights, wherever they come from.
 
     Returns:
         The encoder in float32 on the CPU and in training mode, with its ``load_report``.
@@ -68,10 +65,11 @@ def load_encoder(
         converted=found.converted,
         assumed=[line for option, line in assumed.items() if option not in chosen],
     )
-    size = {"img_size": img_size, "in_chans": in_chans}
-    chosen.update({option: value for option, value in size.items() if value is not None})
-    if not (as_saved or source.own):
-        chosen = {**DEFAULTS, **chosen}
+    for option, value in (("img_size", img_size), ("in_chans", in_chans)):
+        if isinstance(value, LeftOut):
+            value = None if source.own else int(value)
+        if value is not None:
+            chosen[option] = value
     config = _fit(source, settings, chosen, found.tensors, report)
     encoder = Encoder(config)
     _fill(encoder, found.tensors, report, strict)
@@ -102,7 +100,7 @@ def convert(
     if not isinstance(folder, str | os.PathLike):
         raise ArgumentTypeError(f"folder: got {type(folder).__name__}, accepted is a path")
     _check_free(Path(folder), source)
-    encoder = load_encoder(source, None, img_size, in_chans, strict, as_saved=True, **overrides)
+    encoder = load_encoder(source, None, img_size, in_chans, strict, **overrides)
     save_model(encoder, folder)
     return encoder.load_report
 

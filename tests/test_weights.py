@@ -12,7 +12,7 @@ import torch.nn.functional as F
 import hdxray_fast as hx
 from hdxray_fast.cli import main
 from hdxray_fast.positions import resample_positions, sincos_positions
-from hdxray_fast.weights import LoadReport, convert, load_encoder
+from hdxray_fast.weights import LoadReport, convert
 
 pytest.importorskip("safetensors", reason="weights need safetensors (extra 'train')")
 
@@ -526,8 +526,15 @@ def test_convert_takes_partial_weights_if_told(tmp_path):
     assert hx.load_model(tmp_path / "out").norm.bias.eq(0).all()
 
 
-def test_the_same_through_load_encoder(tmp_path):
+def test_a_size_left_out_and_the_size_of_the_weights(tmp_path):
     path = save(tmp_path / "vit.pth", small(in_chans=3).state_dict())
-    assert load_encoder(path, as_saved=True, num_heads=3).config.img_size == (64, 64)
-    assert load_encoder(path, num_heads=3).config.img_size == (1280, 1280)
-    assert load_encoder(path, num_heads=3).config.in_chans == 1
+    left_out = hx.create_encoder(weights=path, num_heads=3).config
+    assert (left_out.img_size, left_out.in_chans) == ((1280, 1280), 1)
+    theirs = hx.create_encoder(weights=path, num_heads=3, img_size=None, in_chans=None).config
+    assert (theirs.img_size, theirs.in_chans) == ((64, 64), 3)
+    hx.save_model(small(in_chans=3), tmp_path / "own")
+    own = hx.create_encoder(weights=tmp_path / "own").config
+    assert (own.img_size, own.in_chans) == ((64, 64), 3)
+    given = hx.create_encoder(weights=tmp_path / "own", img_size=1280, in_chans=1).config
+    assert (given.img_size, given.in_chans) == ((1280, 1280), 1)
+    assert type(left_out.in_chans) is int and type(hx.create_encoder(depth=1).config.img_size[0]) is int
