@@ -68,11 +68,10 @@ def export_program(
 
     Arguments and errors are those of :func:`export_onnx`.
     """
-    model = DenseEncoder(encoder, output, pool, normalise).eval()
+    model, training = DenseEncoder(encoder, output, pool, normalise), encoder.training
     # two images, because torch.export would take a batch of one for a constant
     images = torch.zeros(2, encoder.in_chans, *encoder.img_size).to(encoder.pos_embed)
-    training = encoder.training
-    encoder.eval()
+    model.eval()
     try:
         with torch.no_grad():
             return torch.export.export(model, (images,), dynamic_shapes={"images": {0: torch.export.Dim("batch")}})

@@ -68,8 +68,8 @@ class TimmEncoder(Encoder):
             {"module": f"blocks.{i}", "num_chs": self.num_features, "reduction": self.patch_size}
             for i in range(config.depth)
         ]
-        for block, rate in zip(self.blocks, torch.linspace(0, drop_path_rate, config.depth).tolist(), strict=True):
-            if rate:
+        for index, block in enumerate(self.blocks):
+            if rate := drop_path_rate * index / max(1, config.depth - 1):
                 block.ls1, block.ls2 = _with_drop_path(block.ls1, rate), _with_drop_path(block.ls2, rate)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, num_classes], without head [B, D]

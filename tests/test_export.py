@@ -1,0 +1,139 @@
+"""The exported encoder: the same numbers through torch.export and onnxruntime, for every batch size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import hdxray_fast as hx
+from hdxray_fast.cli import main
+from hdxray_fast.encoder import Encoder
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:torch.*")
+VARIANTS = {
+    "plain": {},
+    "attention pool": {"reg_tokens": 2, "layer_scale": 0.1, "pool": "attention"},
+    "no class token": {"class_token": False},
+    "fc_norm": {"in_chans": 3, "pool": "mean", "fc_norm": True},
+    "stem64": {"name": "vit_tiny_stem64", "img_size": (64, 128)},
+}
+
+
+def small(name: str = "vit_tiny_patch16", img_size=(32, 48), **kwargs) -> Encoder:
+    encoder = hx.create_encoder(name, img_size=img_size, depth=2, embed_dim=48, num_heads=3, **kwargs)
+    for parameter in encoder.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    return encoder
+
+
+def expected(encoder: Encoder, images: torch.Tensor, output: str) -> torch.Tensor:
+    with torch.no_grad():
+        tokens, (grid,) = encoder.forward_intermediates(images, 1, norm=True)
+        if output == "features":
+            packed = encoder.encode(images)
+            pool = encoder.pool or ("cls" if encoder.cls_token is not None else "mean")
+            return encoder.pool_tokens(packed, pool, tokens.shape[1])
+        return tokens if output == "tokens" else grid
+
+
+def run_onnx(path, images: torch.Tensor) -> np.ndarray:
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (result,) = session.run(None, {"images": images.numpy()})
+    return result
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("output", ["features", "tokens", "map"])
+def test_torch_export_agrees(variant, output):
+    encoder = small(**VARIANTS[variant])
+    program = hx.export_program(encoder, output)
+    assert encoder.training  # left as it was
+    for batch in (1, 3):
+        images = torch.randn(batch, encoder.in_chans, *encoder.img_size)
+        result = program.module()(images)
+        torch.testing.assert_close(result, expected(encoder, images, output), rtol=1e-4, atol=1e-5)
+    operators = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
+    assert not [name for name in operators if "hdxray" in name]
+    assert any("scaled_dot_product_attention" in name for name in operators)
+
+
+@pytest.mark.parametrize(
+    ("variant", "output"), [("attention pool", "features"), ("fc_norm", "tokens"), ("plain", "map")]
+)
+def test_onnx_agrees(variant, output, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    encoder = small(**VARIANTS[variant])
+    path = hx.export_onnx(encoder, tmp_path / "encoder.onnx", output)
+    assert [p.name for p in tmp_path.iterdir()] == ["encoder.onnx"]
+    for batch in (1, 3):
+        images = torch.randn(batch, encoder.in_chans, *encoder.img_size)
+        np.testing.assert_allclose(run_onnx(path, images), expected(encoder, images, output), rtol=1e-4, atol=1e-5)
+    graph = onnx.load(path).graph
+    assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
+    (given,), (result,) = graph.input, graph.output
+    assert (given.name, result.name) == ("images", output)
+    assert given.type.tensor_type.shape.dim[0].dim_param == result.type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+@pytest.mark.parametrize("normalisation", ["per_image", (0.5, 0.25)])
+def test_normalisation_in_the_graph(normalisation):
+    encoder = small(normalisation=normalisation)
+    images = torch.randint(0, 256, (2, 1, 32, 48), dtype=torch.uint8)
+    images[1] = 7  # a flat image stays finite
+    program = hx.export_program(encoder, "tokens", normalise=True)
+    result = program.module()(images.float() / 255)
+    torch.testing.assert_close(result, expected(encoder, images, "tokens"), rtol=1e-4, atol=1e-4)
+
+
+def test_a_saved_program_runs_without_the_encoder(tmp_path):
+    encoder = small()
+    torch.export.save(hx.export_program(encoder), tmp_path / "encoder.pt2")
+    images = torch.randn(2, 1, 32, 48)
+    result = torch.export.load(tmp_path / "encoder.pt2").module()(images)
+    torch.testing.assert_close(result, expected(encoder, images, "features"), rtol=1e-4, atol=1e-5)
+
+
+def test_the_command(tmp_path, capsys):
+    for package in ("onnx", "onnxscript", "safetensors", "jsonargparse"):
+        pytest.importorskip(package)
+    encoder = small(img_size=32, keep="contour")
+    hx.save_model(encoder, tmp_path / "model")
+    path = tmp_path / "encoder.onnx"
+    argv = ["export", str(tmp_path / "model"), "--out", str(path), "--img-size", "48", "--normalise", "--pool", "mean"]
+    assert main(argv) == 0
+    assert capsys.readouterr().out.strip().endswith(str(path))
+    encoder.keep = "all"
+    encoder.set_input_size(48)
+    images = torch.randint(0, 256, (1, 1, 48, 48), dtype=torch.uint8)
+    features = encoder.pool_tokens(encoder.encode(images), "mean").detach()
+    np.testing.assert_allclose(run_onnx(path, images.float() / 255), features, rtol=1e-3, atol=1e-4)
+    assert main(["export", str(tmp_path / "none"), "--out", str(path)]) == 2
+    assert "none" in capsys.readouterr().err
+
+
+def test_what_is_refused(tmp_path, monkeypatch):
+    encoder = small()
+    path = tmp_path / "encoder.onnx"
+    with pytest.raises(hx.ArgumentError, match=r"^encoder: has keep='contour'"):
+        hx.export_onnx(small(keep="contour"), path)
+    with pytest.raises(hx.ArgumentTypeError, match=r"^encoder: got Linear"):
+        hx.export_program(torch.nn.Linear(2, 2))
+    with pytest.raises(hx.ArgumentError, match=r"^output: got 'logits'"):
+        hx.export_onnx(encoder, path, "logits")
+    for pool in ("attention", "max"):
+        with pytest.raises(hx.ArgumentError, match=rf"^pool: got '{pool}'"):
+            hx.export_onnx(encoder, path, pool=pool)
+    with pytest.raises(hx.ArgumentError, match=r"^pool: got 'cls'"):
+        hx.export_onnx(small(class_token=False), path, pool="cls")
+    with pytest.raises(hx.ArgumentError, match=r"^path: got .* there is no folder"):
+        hx.export_onnx(encoder, tmp_path / "none" / "encoder.onnx")
+    with pytest.raises(hx.ArgumentTypeError, match=r"^path: got int"):
+        hx.export_onnx(encoder, 3)
+    with pytest.raises(hx.ArgumentError, match=r"^opset: got 11"):
+        hx.export_onnx(encoder, path, opset=11)
+    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
+    with pytest.raises(hx.MissingDependencyError, match=r"hdxray-fast\[export\]"):
+        hx.export_onnx(encoder, path)
+    assert not path.exists()
