@@ -95,7 +95,7 @@ def doctor_report() -> dict[str, Any]:
         "gpus": gpus,
         "backends": _backends(gpus),
         "extras": extras,
-        "advice": _advice(versions, core, extras),
+        "advice": _advice(versions, core, extras, gpus),
     }
 
 
@@ -117,7 +117,7 @@ def format_doctor(report: dict[str, Any]) -> str:
         ),
         (
             "Native core",
-            [f"present, {core['compiler']}; CUDA {core['cuda']}" if core["present"] else f"MISSING: {core['reason']}"],
+            _core_lines(core),
         ),
         ("GPU", [_gpu_line(gpu) for gpu in report["gpus"]] or ["none that torch can use"]),
         ("Backends", [f"{b['operation']} on {b['device']}: {b['backend']} ({b['why']})" for b in report["backends"]]),
@@ -155,7 +155,7 @@ def _threads() -> dict[str, int]:
 def _core_report() -> dict[str, Any]:
     nothing = {"features": [], "vector_path": None, "vector_paths": []}
     try:
-        from ._native import HOW_TO_BUILD, core, why_missing
+        from ._native import HOW_TO_BUILD, core, why_missing, why_not_native
     except Exception as error:  # torch cannot be imported
         return {"present": False, "reason": str(error), "cpu": nothing}
     if core is None:
@@ -165,7 +165,17 @@ def _core_report() -> dict[str, Any]:
         "vector_path": core.vector_path(),
         "vector_paths": core.vector_paths(),
     }
-    return {"present": True, **core.build_info(), "cpu": cpu}
+    built = core.build_info()  # compiler, cuda: "on: ..." or "off: why"
+    return {"present": True, **built, "cuda_unusable": why_not_native("cuda", 0) or None, "cpu": cpu}
+
+
+def _core_lines(core: dict[str, Any]) -> list[str]:
+    if not core["present"]:
+        return [f"MISSING: {core['reason']}"]
+    lines = [f"present, {core['compiler']}; CUDA {core['cuda']}"]
+    if core["cuda"].startswith("on") and core["cuda_unusable"]:
+        lines.append(f"CUDA cannot be used here: {core['cuda_unusable']}; CPU paths are")
+    return lines
 
 
 def _gpus() -> list[dict[str, Any]]:
@@ -211,20 +221,19 @@ def _backends(gpus: list[dict[str, Any]]) -> list[dict[str, str]]:
         return []
 
     def pixels(device: str) -> tuple[str, str]:
-        backend = _native.resolve_backend("auto", torch.device(device))
-        if backend == "native":
-            return backend, f"the compiled core, vector path {_native.core.vector_path()}"
-        if _native.core is None:
-            return backend, "plain PyTorch, because the native core is missing"
-        return backend, "plain PyTorch, because the core has CPU paths only"
+        where = torch.device(device)
+        backend = _native.resolve_backend("auto", where)
+        if backend == "reference":
+            return backend, f"plain PyTorch, because {_native.why_not_native(where.type, where.index)}"
+        path = f"vector path {_native.core.vector_path()}" if where.type == "cpu" else "CUDA kernels"
+        return backend, f"the compiled core, {path}"
 
     rows = []
     for device in ["cpu", *(["cuda"] if gpus else [])]:
-        for operation in ("gather_patches", "reconstruction_loss"):
+        for operation in ("plan_masks", "gather_patches", "reconstruction_loss"):
             rows.append((operation, device, *pixels(device)))
         backend = pick_backend("auto", torch.device(device))
         rows.append(("attention", device, backend, "PyTorch's scaled_dot_product_attention, sequence by sequence"))
-    rows.insert(0, ("plan_masks", "cpu", *pixels("cpu")))
     return [dict(zip(("operation", "device", "backend", "why"), row, strict=True)) for row in rows]
 
 
@@ -234,10 +243,15 @@ def _extra_report(name: str) -> dict[str, Any]:
     return {"for": WHAT_FOR[name], "missing": missing, "command": command}
 
 
-def _advice(versions: dict[str, str], core: dict, extras: dict) -> list[str]:
+def _advice(versions: dict[str, str], core: dict, extras: dict, gpus: list) -> list[str]:
     advice = [f"repair {name}: {v}" for name, v in versions.items() if v.startswith("cannot be imported")]
     if not core["present"]:
         advice.append(f"native core: {core['reason']}")
+    elif gpus and core["cuda"].startswith("off"):
+        advice.append(
+            "CUDA kernels: with nvcc on PATH, `pip install . -Ccmake.define.HDXRAY_CUDA=ON` in the project's folder "
+            f"(the core was built with CUDA {core['cuda']})"
+        )
     advice += [f"{extra['for']}: {extra['command']}" for extra in extras.values() if extra["missing"]]
     return advice
 

@@ -67,6 +67,30 @@ def test_a_missing_core_is_said_with_the_way_to_build_it(monkeypatch):
     assert "MISSING: No module named hdxray_fast._core; build it with `pip install .`" in env.format_doctor(report)
 
 
+def test_why_cuda_cannot_be_used_is_said(monkeypatch):
+    """A core with CUDA paths on a machine without a usable GPU: it imports, works on the CPU, and says so."""
+    if _native.core is None:
+        pytest.skip("the core is not built")
+    core, unusable = env.doctor_report()["core"], _native.why_not_native("cuda", 0)
+    assert core["cuda_unusable"] == (unusable or None)
+    if core["cuda"].startswith("off"):
+        assert f"CUDA {core['cuda']}" in unusable
+    elif not torch.cuda.is_available():
+        assert re.search(r"CUDA (driver|device)", unusable)
+    text = env.format_doctor(
+        {**env.doctor_report(), "core": {**core, "cuda": "on: sm_90 ptx", "cuda_unusable": "no GPU"}}
+    )
+    assert "CUDA on: sm_90 ptx\n  CUDA cannot be used here: no GPU; CPU paths are" in text
+
+
+def test_a_gpu_without_cuda_paths_in_the_core_gets_advice():
+    core = {"present": True, "cuda": "off: no CUDA compiler was found", "cuda_unusable": "CPU paths only"}
+    (advice,) = env._advice({}, core, {}, [{"name": "a GPU"}])
+    assert "HDXRAY_CUDA=ON" in advice
+    assert "no CUDA compiler was found" in advice
+    assert not env._advice({}, core, {}, [])
+
+
 def test_a_broken_package_is_reported_not_raised(monkeypatch):
     monkeypatch.setitem(env.MODULES, "opencv", "hdxray_fast_no_such_module")
     report = env.doctor_report()
