@@ -1,4 +1,4 @@
-"""One typed object configures pre-training from Python, YAML and the command line alike."""
+"""One typed object a task configures it from Python, YAML and the command line alike."""
 
 from __future__ import annotations
 
@@ -135,3 +135,58 @@ class PretrainConfig:
             for name, value in self.as_dict().items()
             if name not in FREE_ON_RESUME and other.get(name) != value
         ]
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """A linear probe.
+
+    Args:
+        data: CSV manifest, or what a preset reads; see ``read_labels``.
+        out: folder for features, model, metrics and plots.
+        weights: encoder: a model folder of this package or other published weights.
+        images: folder that relative paths in the manifest start from.
+        preset: ``chexpert``, ``mimic-cxr``, ``nih14``, ``rsna``, ``vindr`` or ``padchest``.
+        classes: which classes; all by default.
+        multiclass: exactly one class of each image holds.
+        uncertain: what the label -1 means: ``ignore``, ``zeros`` or ``ones``.
+        val_share: share of the patients that choose the regularisation, where the manifest has no such split.
+        test_share: share of the patients to test on, likewise.
+        label_fraction: share of the training patients that is used.
+        pool: ``cls``, ``mean`` or ``attention``; the encoder's, or ``mean``, by default.
+        keep: patches the encoder looks at: ``all``, ``valid`` or ``contour``; the encoder's by default.
+        img_size: canvas side, pixels; the encoder's by default.
+        batch_size: images at once.
+        workers: processes that read files; -1 takes one per core.
+        device: where the encoder runs; a GPU if there is one by default.
+        bootstraps: draws of patients for the 95 % intervals.
+        seed: of splits, fractions and draws.
+    """
+
+    data: str
+    out: str
+    weights: str
+    images: str | None = None
+    preset: str | None = None
+    classes: list[str] | None = None
+    multiclass: bool = False
+    uncertain: str = "ignore"
+    val_share: float = 0.1
+    test_share: float = 0.2
+    label_fraction: float = 1.0
+    pool: str | None = None
+    keep: str | None = None
+    img_size: int | None = None
+    batch_size: int = 4
+    workers: int = -1
+    device: str | None = None
+    bootstraps: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.data and self.out):
+            raise ConfigError("data and out must both be named: the labels, and a folder for the results")
+        if not 0 < self.label_fraction <= 1:
+            raise ConfigError(f"label_fraction: {self.label_fraction} is not accepted; give a share above 0, up to 1")
+        if self.batch_size < 1 or self.bootstraps < 0:
+            raise ConfigError("batch_size is at least 1, and bootstraps at least 0")

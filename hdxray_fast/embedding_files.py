@@ -13,7 +13,7 @@ import torch
 from .embedding import Embedder, Embeddings
 from .encoder import Encoder, create_encoder
 from .feature_table import FeatureTable
-from .prepare import list_images
+from .prepare import list_images, worker_count
 
 ROWS_PER_PART = 64  # what an interruption can cost
 
@@ -58,6 +58,27 @@ def embed_files(
         ConfigError: a path names no image, or ``out`` holds features made with other settings.
         MissingDependencyError: pyarrow is not installed.
     """
+    files = list(dict.fromkeys(str(file) for path in paths for file in list_images(path)))
+    return embed_list(
+        files, out, weights, pool=pool, keep=keep, img_size=img_size, batch_size=batch_size, workers=workers,
+        device=device, progress=progress,
+    )  # fmt: skip
+
+
+def embed_list(
+    files: Sequence[str],
+    out: str | os.PathLike,
+    weights: str | os.PathLike | Encoder,
+    *,
+    pool: str | None = None,
+    keep: str | None = None,
+    img_size: int | None = None,
+    batch_size: int = 4,
+    workers: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+) -> EmbeddedFiles:
+    """:func:`embed_files` for files as they are listed; missing ones count as unreadable."""
     encoder = weights if isinstance(weights, Encoder) else create_encoder(weights=weights)
     if img_size is not None:
         encoder.set_input_size(img_size)
@@ -69,11 +90,11 @@ def embed_files(
         "keep": job.keep,
     }
     table = FeatureTable(out, settings, encoder.num_features)
-    files = list(dict.fromkeys(str(file) for path in paths for file in list_images(path)))
     todo = [file for file in files if file not in table.done]
-    workers = (os.cpu_count() or 1) if workers < 0 else workers
     bad, waiting, new = [], [], 0
-    for rows in job.batches([(file, file) for file in todo], batch_size=batch_size, workers=workers, progress=progress):
+    for rows in job.batches(
+        [(file, file) for file in todo], batch_size=batch_size, workers=worker_count(workers), progress=progress
+    ):
         bad += [(item.path, item.error, item.reason) for item in rows.quarantined]
         new += len(rows)
         waiting.append(rows)

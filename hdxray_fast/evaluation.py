@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,10 +15,11 @@ import torch
 from .classification_plots import plot_curves
 from .classifier import Classifier, load_classifier
 from .embedding import Embedder
+from .errors import ConfigError, TrainingError
 from .files import written_whole
-from .labels import LabelTable
+from .labels import LabelTable, read_manifest, require_files
 from .metrics import evaluate_predictions
-from .prepare import Quarantined, list_images
+from .prepare import Quarantined, list_images, worker_count, write_quarantine
 
 
 def report_predictions(
@@ -95,17 +96,80 @@ def predict(
         model: a classifier, or the folder of one.
         batch_size, workers, device, progress: as for :func:`hdxray_fast.embed`.
     """
-    model = load_classifier(model) if isinstance(model, str | os.PathLike) else model.eval()
+    model = load_classifier(model) if isinstance(model, str | os.PathLike) else model
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     files = list(dict.fromkeys(str(file) for name in names for file in list_images(name)))
-    rows, bad = [], []
+    return predict_list(files, model, batch_size, workers, device, progress)
+
+
+def predict_list(
+    files: Sequence[str],
+    model: Classifier,
+    batch_size: int = 4,
+    workers: int = 0,
+    device: str | None = None,
+    progress: bool = False,
+) -> Predictions:
+    """:func:`predict` for files as they are listed; missing ones count as unreadable."""
+    scorer = _Scorer(model.eval(), device)
+    jobs = [(file, file) for file in files]
     images: list[str] = []
-    for sources, probabilities, quarantined in _batches(model, files, batch_size, workers, device, progress):
-        images += sources
-        rows.append(probabilities)
-        bad += quarantined
-    joined = np.concatenate(rows) if rows else np.zeros((0, len(model.config.classes)), np.float32)
-    return Predictions(images, joined, model.config.classes, model.config.thresholds, bad)
+    bad: list[Quarantined] = []
+    rows = [np.zeros((0, len(model.config.classes)), np.float32)]
+    for part in scorer.batches(jobs, batch_size=batch_size, workers=worker_count(workers), progress=progress):
+        bad += part.quarantined
+        if len(part):
+            images += part.sources
+            rows.append(part.features)
+    return Predictions(images, np.concatenate(rows), model.config.classes, model.config.thresholds, bad)
+
+
+def evaluate_files(
+    model: str | os.PathLike,
+    data: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    images: str | os.PathLike | None = None,
+    preset: str | None = None,
+    split: str = "test",
+    uncertain: str = "ignore",
+    batch_size: int = 4,
+    workers: int = 0,
+    device: str | None = None,
+    bootstraps: int = 1000,
+    progress: bool = True,
+) -> dict:
+    """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
+
+    Thresholds are those chosen on validation when the classifier was made. Writes what :func:`report_predictions`
+    writes, and ``unreadable.csv``.
+
+    Raises:
+        ConfigError: the manifest lacks a class of the classifier, or has no image in the split.
+        TrainingError: none of the images can be read.
+    """
+    classifier = load_classifier(model)
+    table = read_manifest(
+        data, images=images, preset=preset, classes=classifier.config.classes,
+        multiclass=classifier.config.multiclass, uncertain=uncertain,
+    )  # fmt: skip
+    if split != "all":
+        table = table.split(split)
+    if not len(table):
+        raise ConfigError(f"split: {data} has no image in {split!r}; choose another, or 'all'")
+    require_files(table, str(data))
+    found = predict_list(table.paths, classifier, batch_size, workers, device, progress)
+    if not found.images:
+        raise TrainingError(f"{data}: none of the {len(table)} images could be read")
+    place = {path: row for row, path in enumerate(found.images)}
+    table = table.rows([row for row, path in enumerate(table.paths) if path in place])
+    scores = found.probabilities[[place[path] for path in table.paths]]
+    out = Path(out)
+    report = report_predictions(
+        out, table, scores, found.thresholds, bootstraps=bootstraps, extra={"model": str(model), "split": split}
+    )
+    write_quarantine(out / "unreadable.csv", found.quarantined)
+    return report
 
 
 class _Scorer(Embedder):
@@ -118,13 +182,3 @@ class _Scorer(Embedder):
     def pooled(self, images, plan, scale, shift) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.model(images, plan, scale, shift)
         return self.model.probabilities(logits), torch.zeros(len(images) + 1)
-
-
-def _batches(
-    model: Classifier, files: list[str], batch_size: int, workers: int, device: str | None, progress: bool
-) -> Iterator[tuple[list[str], np.ndarray, list[Quarantined]]]:
-    scorer = _Scorer(model, device)
-    jobs = [(file, file) for file in files]
-    for rows in scorer.batches(jobs, batch_size=batch_size, workers=workers, progress=progress):
-        shape = (len(rows), len(model.config.classes))
-        yield rows.sources, rows.features if len(rows) else np.zeros(shape, np.float32), rows.quarantined

@@ -112,6 +112,24 @@ def read_labels(
             two splits; the message names the file and what is wrong.
         MissingDependencyError: pandas is not installed.
     """
+    table = read_manifest(
+        data, images=images, preset=preset, classes=classes, multiclass=multiclass, uncertain=uncertain
+    )
+    table = replace(table, splits=fill_splits(table, val_share, test_share, seed))
+    check_table(table, str(data))
+    return table
+
+
+def read_manifest(
+    data: str | Path,
+    *,
+    images: str | Path | None = None,
+    preset: str | None = None,
+    classes: Sequence[str] | None = None,
+    multiclass: bool = False,
+    uncertain: str | Mapping[str, str] = "ignore",
+) -> LabelTable:
+    """As :func:`read_labels`, with the splits as the manifest has them (blank where it has none), unchecked."""
     from .label_presets import PRESETS, read_generic
 
     path = Path(data)
@@ -123,10 +141,7 @@ def read_labels(
     table = reader(path, Path(images) if images else None, classes=classes, multiclass=multiclass)
     if not len(table):
         raise ConfigError(f"data: {path} holds no usable row ({'; '.join(table.notes) or 'it is empty'})")
-    labels = decide_uncertain(table.labels, table.classes, uncertain)
-    table = replace(table, labels=labels, splits=fill_splits(table, val_share, test_share, seed))
-    check_table(table, str(path))
-    return table
+    return replace(table, labels=decide_uncertain(table.labels, table.classes, uncertain))
 
 
 def decide_uncertain(labels: np.ndarray, classes: Sequence[str], policy: str | Mapping[str, str]) -> np.ndarray:
@@ -198,6 +213,18 @@ def check_table(table: LabelTable, source: str) -> None:
     if table.multiclass and not np.allclose(np.nansum(table.labels, axis=1), 1):
         row = int(np.flatnonzero(~np.isclose(np.nansum(table.labels, axis=1), 1))[0])
         raise ConfigError(f"{source}: {table.paths[row]} belongs to no class or to several, and multiclass is set")
+
+
+def require_files(table: LabelTable, source: str) -> None:
+    """Note how many files are missing; raise a ConfigError if that is all of them."""
+    missing = [path for path in table.paths if not Path(path).is_file()]
+    if len(missing) == len(table.paths):
+        raise ConfigError(
+            f"{source}: none of the {len(missing)} images exists, the first is {missing[0]}; name their folder with "
+            "images"
+        )
+    if missing:
+        table.notes.append(f"{len(missing)} files are missing, the first is {missing[0]}")
 
 
 def refuse_duplicates(table: LabelTable, hashes: Iterable[str], source: str) -> None:

@@ -250,6 +250,13 @@ def _run(jobs: Sequence[tuple], workers: int, on_done: Callable) -> Iterable[tup
         yield job[0], result
 
 
+def worker_count(workers: int) -> int:
+    """``workers``, or with -1 one for each core that this process may run on."""
+    if workers >= 0:
+        return workers
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def worker_pool(workers: int):
     """Fresh processes, by loky.
 

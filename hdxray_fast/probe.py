@@ -10,62 +10,16 @@ import numpy as np
 import torch
 
 from .classifier import Classifier, ClassifierConfig, save_classifier
-from .embedding_files import embed_files
+from .config import ProbeConfig
+from .embedding_files import embed_list
 from .encoder import Encoder, create_encoder
 from .errors import ConfigError, MissingDependencyError, TrainingError
 from .evaluation import report_predictions
 from .feature_table import read_features
-from .labels import LabelTable, read_labels, refuse_duplicates, take_fraction
+from .labels import LabelTable, read_labels, refuse_duplicates, require_files, take_fraction
 from .metrics import best_threshold
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    """A linear probe.
-
-    Args:
-        data: CSV manifest, or what a preset reads; see ``read_labels``.
-        out: folder for features, model, metrics and plots.
-        weights: encoder: a model folder of this package or other published weights.
-        images: folder that relative paths in the manifest start from.
-        preset: ``chexpert``, ``mimic-cxr``, ``nih14``, ``rsna``, ``vindr`` or ``padchest``.
-        classes: which classes; all by default.
-        multiclass: exactly one class of each image holds.
-        uncertain: what the label -1 means: ``ignore``, ``zeros`` or ``ones``.
-        val_share: share of the patients that choose the regularisation, where the manifest has no such split.
-        test_share: share of the patients to test on, likewise.
-        label_fraction: share of the training patients that is used.
-        pool: ``cls``, ``mean`` or ``attention``; the encoder's, or ``mean``, by default.
-        keep: patches the encoder looks at: ``all``, ``valid`` or ``contour``; the encoder's by default.
-        img_size: canvas side, pixels; the encoder's by default.
-        batch_size: images at once.
-        workers: processes that read files; -1 takes one per core.
-        device: where the encoder runs; a GPU if there is one by default.
-        bootstraps: draws of patients for the 95 % intervals.
-        seed: of splits, fractions and draws.
-    """
-
-    data: str
-    out: str
-    weights: str
-    images: str | None = None
-    preset: str | None = None
-    classes: list[str] | None = None
-    multiclass: bool = False
-    uncertain: str = "ignore"
-    val_share: float = 0.1
-    test_share: float = 0.2
-    label_fraction: float = 1.0
-    pool: str | None = None
-    keep: str | None = None
-    img_size: int | None = None
-    batch_size: int = 4
-    workers: int = -1
-    device: str | None = None
-    bootstraps: int = 1000
-    seed: int = 0
 
 
 @dataclass
@@ -95,8 +49,6 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
         TrainingError: too few images could be read.
         MissingDependencyError: scikit-learn, pandas or pyarrow is not installed.
     """
-    if not 0 < config.label_fraction <= 1:
-        raise ConfigError(f"label_fraction: got {config.label_fraction}, accepted is a share above 0 and up to 1")
     table = read_labels(
         config.data,
         images=config.images,
@@ -108,10 +60,11 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
         test_share=config.test_share,
         seed=config.seed,
     )
+    require_files(table, config.data)
     out = Path(config.out)
     encoder = encoder or create_encoder(weights=config.weights)
     options = {name: getattr(config, name) for name in ("pool", "keep", "img_size", "batch_size", "workers", "device")}
-    done = embed_files(table.paths, out / "features.parquet", encoder, progress=progress, **options)
+    done = embed_list(table.paths, out / "features.parquet", encoder, progress=progress, **options)
     rows = read_features(done.out)
     table, features = _matched(table, rows, config.data)
     table_used = take_fraction(table, config.label_fraction, config.seed)

@@ -12,9 +12,11 @@ import torch
 
 import hdxray_fast as hx
 from hdxray_fast.classifier import load_classifier
-from hdxray_fast.evaluation import predict
+from hdxray_fast.cli import main
+from hdxray_fast.config import ProbeConfig
+from hdxray_fast.evaluation import evaluate_files, predict
 from hdxray_fast.labels import LabelTable
-from hdxray_fast.probe import ProbeConfig, describe_probe, fit_probe, run_probe
+from hdxray_fast.probe import describe_probe, fit_probe, run_probe
 
 pytest.importorskip("sklearn")
 pytest.importorskip("pyarrow")
@@ -71,6 +73,14 @@ def test_end_to_end(manifest, tmp_path):
     assert load_classifier(out / "model").config.head == "probe"
     bad = predict(manifest.parent / "xrays" / "broken.png", out / "model")
     assert (bad.images, bad.probabilities.shape, len(bad.quarantined)) == ([], (0, 1), 1)
+
+    options = {"data": manifest, "split": "all", "bootstraps": 10, "progress": False}
+    everything = evaluate_files(out / "model", out=tmp_path / "all", **options)
+    assert everything["images"] == 60
+    assert everything["classes"]["high"]["threshold"] == saved["classes"]["high"]["threshold"]
+    assert "broken.png" in (tmp_path / "all" / "unreadable.csv").read_text()
+    with pytest.raises(hx.ConfigError, match="has no image in 'test'"):
+        evaluate_files(out / "model", out=tmp_path / "none", **{**options, "split": "test"})
 
     # a second probe takes the features as they are
     again = run_probe(config(manifest, out, label_fraction=0.3), small_encoder(), progress=False)
@@ -157,4 +167,26 @@ def test_nothing_of_test_is_looked_at():
 
 def test_bad_settings_are_named(manifest, tmp_path):
     with pytest.raises(hx.ConfigError, match=r"^label_fraction: "):
-        run_probe(config(manifest, tmp_path / "out", label_fraction=0), small_encoder(), progress=False)
+        config(manifest, tmp_path / "out", label_fraction=0)
+    elsewhere = config(manifest, tmp_path / "out", images=str(tmp_path / "nowhere"))
+    with pytest.raises(hx.ConfigError, match="none of the 61 images exists"):
+        run_probe(elsewhere, small_encoder(), progress=False)
+
+
+def test_the_commands(manifest, tmp_path, capsys):
+    folder = hx.save_model(small_encoder(pool="mean"), tmp_path / "weights")
+    common = ["--val-share", "0.25", "--test-share", "0.3", "--bootstraps", "5", "--workers", "0"]
+    assert (
+        main(["probe", "--data", str(manifest), "--weights", str(folder), "--out", str(tmp_path / "p"), *common]) == 0
+    )
+    assert "high" in capsys.readouterr().out
+    model = str(tmp_path / "p" / "model")
+    out = tmp_path / "new.csv"
+    paths = [str(manifest.parent / "xrays" / name) for name in ("0.png", "1.png", "broken.png")]
+    assert main(["predict", *paths, "--model", model, "--out", str(out), "--workers", "0"]) == 0
+    assert len(out.read_text().splitlines()) == 3
+    assert "unreadable" in capsys.readouterr().err
+    arguments = ["--data", str(manifest), "--split", "all", "--out", str(tmp_path / "e"), "--workers", "0"]
+    assert main(["evaluate", "--model", model, "--bootstraps", "5", *arguments]) == 0
+    assert main(["evaluate", "--model", str(tmp_path), *arguments]) == 2
+    assert "is missing" in capsys.readouterr().err
