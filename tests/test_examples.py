@@ -1,0 +1,119 @@
+"""The examples and the code in the documents do what they say, at small sizes."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from xray_makers import pydicom_file
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+pytestmark = pytest.mark.skipif(not EXAMPLES.is_dir(), reason="needs the repository beside the tests")
+
+
+def example(name: str):
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_every_example_is_tested():
+    tested = re.findall(r'example\("(\w+)"\)', Path(__file__).read_text(encoding="utf-8"))
+    assert sorted(path.stem for path in EXAMPLES.glob("*.py")) == sorted(set(tested))
+
+
+def test_features_for_scikit_learn():
+    pytest.importorskip("sklearn")
+    score = example("classify_with_sklearn").main(img_size=128, count=18)
+    assert 0 <= score <= 1
+
+
+def test_features_for_scikit_learn_from_a_manifest(radiographs, tmp_path):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("safetensors")
+    import hdxray_fast as hx
+
+    hx.save_model(hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1), tmp_path / "model")
+    (radiographs / "broken.png").write_bytes(b"no image")
+    rows = [f"{path},{number % 2}" for number, path in enumerate(sorted(radiographs.glob("*.png")) * 2)]
+    (tmp_path / "m.csv").write_text("\n".join(["path,label", *rows]))
+    score = example("classify_with_sklearn").main(str(tmp_path / "m.csv"), str(tmp_path / "model"))
+    assert 0 <= score <= 1
+
+
+def test_dense_features_for_segmentation():
+    assert example("segment_with_dense_features").main(img_size=128, count=4, steps=40) > 0.6
+
+
+def test_swapping_a_hugging_face_backbone(plain_mae):
+    plain_mae.import_timm()  # transformers looks into torchvision too
+    pytest.importorskip("transformers")
+    pytest.importorskip("PIL")
+    losses = example("swap_huggingface_backbone").main(img_size=64, steps=3)
+    assert set(losses) == {"before", "after"} and all(np.isfinite(list(losses.values())))
+
+
+def test_embedding_a_folder_of_dicoms(tmp_path, capsys):
+    pytest.importorskip("pyarrow")
+    pydicom_file("RG1_UNCI.dcm")
+    main = example("embed_dicom_folder").main
+    alike = main(out=str(tmp_path / "features.parquet"), img_size=64)
+    assert alike.shape == (3, 3)
+    assert "again.dcm: most like RG1_UNCI.dcm (1.000)" in capsys.readouterr().out
+    assert "CT_small.dcm" in (tmp_path / "features.unreadable.csv").read_text()
+
+
+def code_blocks(document: str, heading: str) -> list[str]:
+    """The Python code under a heading of a document."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    section = re.search(rf"^#+ {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", section.group(1), re.DOTALL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("document", "heading"),
+    [("README.md", "Use the encoder in your own project"), ("docs/encoder.md", "Ten lines")],
+)
+def test_ten_lines_pasted_into_a_fresh_environment(document, heading, tmp_path):
+    """They run as they are, in an empty folder, without the optional packages."""
+    code = code_blocks(document, heading)[0]
+    lines = [line for line in code.splitlines() if line.strip()]
+    assert len(lines) <= 10
+    optional = ("timm", "transformers", "safetensors", "onnx", "pydicom", "pyarrow", "sklearn", "jsonargparse", "tqdm")
+    fresh = f"import sys; sys.modules.update(dict.fromkeys({optional}))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", fresh + code], cwd=tmp_path, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_rest_of_the_page(tmp_path, monkeypatch, plain_mae):
+    """Every other block of docs/encoder.md runs too, one after the other, at a small size."""
+    if plain_mae.import_timm() is None:
+        pytest.skip("timm is not installed")
+    for package in ("transformers", "safetensors", "onnx", "onnxscript", "pyarrow"):
+        pytest.importorskip(package)
+    monkeypatch.chdir(tmp_path)
+    import cv2
+    from conftest import draw_radiograph
+
+    (tmp_path / "xrays").mkdir()
+    for seed in range(2):
+        cv2.imwrite(str(tmp_path / "xrays" / f"{seed}.png"), draw_radiograph(seed))
+    text = (ROOT / "docs/encoder.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[1:]
+    assert len(blocks) >= 5
+    names: dict = {}
+    with torch.no_grad():
+        for block in blocks:
+            exec(compile(re.sub(r"(?<!_)1280", "128", block), "docs/encoder.md", "exec"), names)
