@@ -1,9 +1,10 @@
 """Block shapes of the attention kernels: the candidates, the default, and the choice that was measured on a device.
 
 Nothing is tuned while a program runs: a tuner keyed on lengths would start again with every ragged batch. Candidates
-are per (kernel, architecture, head dimension, dtype); the first is the default. tools/compile_kernels.py compiles all of
-them ahead of time and fails if one spills registers or exceeds the shared memory; benchmarks/tune_attention.py measures
-them on a device and writes the fastest to configs_measured.json beside this file, which then goes before the default.
+are per (kernel, architecture, head dimension, dtype); the first is the default. tools/compile_kernels.py compiles all
+of them ahead of time and fails if one spills registers or exceeds the shared memory; benchmarks/tune_attention.py
+measures them on a device and writes the fastest to configs_measured.json beside this file, which then goes before the
+default.
 
 What bounds a choice on sm_90 (65,536 registers and 227 KiB of shared memory a multiprocessor, 255 registers a thread),
 for the forward kernel with 8 warps, M x N scores in fp32 and M x D accumulators: (M N + M D) / 256 registers a thread
