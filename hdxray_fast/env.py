@@ -34,8 +34,8 @@ EXTRAS = {
     ],
     "demo": ["pydicom-data>=1"],
     "embed": ["pyarrow>=14"],
-    "hf": ["transformers>=4.56", "safetensors>=0.4", "pillow>=10"],
-    "timm": ["timm>=1"],
+    "hf": ["transformers>=4.57", "safetensors>=0.4", "pillow>=10"],
+    "timm": ["timm>=1.0.9"],
     "export": ["onnx>=1.17", "onnxscript>=0.5"],
     "classify": ["scikit-learn>=1.3", "pandas>=2", "matplotlib>=3.8"],
 }
