@@ -216,7 +216,7 @@ def _backends(gpus: list[dict[str, Any]]) -> list[dict[str, str]]:
         import torch
 
         from . import _native
-        from .ops.attention import pick_backend
+        from .ops import attention, attention_table
     except Exception:  # said under versions
         return []
 
@@ -232,8 +232,10 @@ def _backends(gpus: list[dict[str, Any]]) -> list[dict[str, str]]:
     for device in ["cpu", *(["cuda"] if gpus else [])]:
         for operation in ("plan_masks", "gather_patches", "reconstruction_loss"):
             rows.append((operation, device, *pixels(device)))
-        backend = pick_backend("auto", torch.device(device))
-        rows.append(("attention", device, backend, "PyTorch's scaled_dot_product_attention, sequence by sequence"))
+    rows.append(("attention", "cpu", "sdpa", "PyTorch's scaled_dot_product_attention, sequence by sequence"))
+    for name, index in {gpu["name"]: i for i, gpu in enumerate(gpus)}.items():  # each model of GPU once
+        choices = attention_table.explain(name, attention.why_not_triton("cuda", index))
+        rows += [(f"attention, {shape}", f"cuda ({name})", backend, why) for shape, backend, why in choices]
     return [dict(zip(("operation", "device", "backend", "why"), row, strict=True)) for row in rows]
 
 

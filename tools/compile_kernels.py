@@ -6,7 +6,8 @@
 
 Registers, spills and shared memory are read from the compiled code. A configuration fails if it does not compile,
 spills, needs more shared memory than a program of the architecture can have, or (16-bit dtypes) does its products
-without the tensor-core instructions of the architecture: ``mma.sync`` on sm_80, ``wgmma`` on sm_90, ``tcgen05`` on sm_100.
+without the tensor-core instructions of the architecture: ``mma.sync`` on sm_80 and sm_86, ``wgmma`` on sm_90,
+``tcgen05`` on sm_100.
 """
 
 from __future__ import annotations
@@ -46,7 +47,12 @@ KERNELS = {
 TENSORS = ("q", "k", "v", "out", "grad_out", "dq", "dk", "dv")  # in the caller's dtype
 POINTERS = {"lse": "*fp32", "delta": "*fp32", "schedule": "*i32", "cu_own": "*i32", "cu_other": "*i32"}
 POINTEES = {"bf16": "*bf16", "fp16": "*fp16", "fp32": "*fp32", "tf32": "*fp32"}
-INSTRUCTIONS = {"wgmma": r"wgmma\.mma_async", "tcgen05": r"tcgen05\.mma", "mma.sync": r"\bmma\.sync", "tma": r"cp\.async\.bulk\.tensor"}  # fmt: skip
+INSTRUCTIONS = {  # in PTX
+    "wgmma": r"wgmma\.mma_async",
+    "tcgen05": r"tcgen05\.mma",
+    "mma.sync": r"\bmma\.sync",
+    "tma": r"cp\.async\.bulk\.tensor",
+}
 EXPECTED = {"sm80": "mma.sync", "sm86": "mma.sync", "sm90": "wgmma", "sm100": "tcgen05"}
 
 
@@ -152,6 +158,7 @@ def _shown(row: dict[str, Any]) -> dict[str, Any]:
 
 def _name(config: dict[str, Any]) -> str:
     extras = [word for word, key in (("tma", "tma"), ("ws", "warp_specialize"), ("poly", "poly")) if config[key]]
+    extras += [f"cut {config['part']}"] if config["part"] else []
     return " ".join([f"{config['m']}x{config['n']} w{config['warps']} s{config['stages']}", *extras])
 
 
@@ -160,9 +167,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Attention kernels, compiled ahead of time",
         "",
-        f"Triton {triton.__version__}; written by tools/compile_kernels.py. A configuration is queries x keys, warps (w),",
-        "stages (s), tensor descriptors (tma), specialised warps (ws), a quarter of the exponentials as polynomials (poly).",
-        "The first line of each kernel, head dimension and dtype is the default. None spills unless the last column says so.",
+        f"Triton {triton.__version__}; written by tools/compile_kernels.py. A configuration is queries x keys (schedule:",
+        "rows of a tile), warps (w), stages (s), tensor descriptors (tma), specialised warps (ws), a quarter of the",
+        "exponentials as polynomials (poly), parts of the head dimension (cut). The first line of each kernel, head",
+        "dimension and dtype is the default. None spills unless the last column says so.",
     ]
     by_arch = defaultdict(list)
     for row in rows:

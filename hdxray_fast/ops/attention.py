@@ -3,23 +3,27 @@
 Images of one batch keep different numbers of patches, so tokens are packed: sequence ``b`` lies in the rows
 ``cu_seqlens[b] : cu_seqlens[b + 1]`` of one tensor, as in the variable-length interface of FlashAttention
 (https://arxiv.org/abs/2307.08691). Queries and keys may have different lengths (cross-attention), and a sequence may be
-empty.
+empty. On a GPU nothing here waits for the lengths, and rows behind the last sequence (a plan's slack) give zeros.
 """
 
 from __future__ import annotations
 
-import math
-from itertools import pairwise
+import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from ..errors import ArgumentError, ArgumentTypeError, BackendError
+from ..errors import ArgumentError, BackendError
+from . import attention_table, attention_torch
+from .attention_checks import check_dtype, check_max_seqlen, check_tensors, check_values, finite_scale
+from .attention_torch import reference as attention_ref
 
-BACKENDS = ("auto", "triton", "sdpa", "reference")
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
-_LSE_CHUNK = 256  # query rows whose scores are in memory at once when the log-sum-exp is asked for
+__all__ = ["BACKENDS", "attention", "attention_ref", "resolve_backend", "why_not_triton"]
+
+BACKENDS = ("auto", "triton", "sdpa", "flash", "cudnn", "efficient", "varlen", "reference")
+TRITON_HEAD_DIMS = (32, 64, 80, 96, 128)
+TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_MAX_HEADS = 65535  # the second dimension of a CUDA grid
 
 
 def attention(
@@ -37,18 +41,26 @@ def attention(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``softmax(scale * q @ k^T) @ v`` for every head of every sequence.
 
+    Under autocast, q, k and v are cast to its dtype first, as PyTorch does for its own attention. Products of float32
+    tensors are exact on the Triton kernels unless ``torch.backends.cuda.matmul.fp32_precision`` is ``"tf32"``.
+
     Args:
         q: queries, packed ``[N, H, D]`` (with ``cu_seqlens_q``) or dense ``[B, S, H, D]`` (without);
-            float32, float64, float16 or bfloat16, any strides.
+            float32, float64, float16 or bfloat16, any strides (Triton copies those whose last is not 1).
         k: keys ``[Nk, H, D]`` or ``[B, Sk, H, D]``; dtype, device, heads and head dimension of ``q``.
         v: values, shape of ``k``.
-        cu_seqlens_q: first row of each query sequence and the total, int32 ``[B + 1]`` on the device of ``q``.
+        cu_seqlens_q: first row of each query sequence and the total, int32 ``[B + 1]`` on the device of ``q``. On a
+            GPU the total may be less than N: the rows behind it give zeros.
         cu_seqlens_k: the same for keys; left out, that of the queries (self-attention).
-        max_seqlen_q: longest query sequence, for backends that size their launch by it; never needed on CPU.
-        max_seqlen_k: longest key sequence.
+        max_seqlen_q: longest query sequence or an upper bound, for backends that size their launch by it: ``"varlen"``
+            and padded ``"sdpa"``, ``"efficient"``, ``"cudnn"`` on a GPU, which then do not wait for the device. Never
+            needed on the CPU, and by ``"triton"`` only to choose a configuration.
+        max_seqlen_k: longest key sequence or an upper bound.
         scale: factor on the scores; left out, ``D ** -0.5``.
-        backend: ``"sdpa"`` (PyTorch, one call per sequence, one for all if they are equally long), ``"reference"``
-            (plain softmax in at least float32), ``"triton"``, or ``"auto"``.
+        backend: ``"triton"`` (this package's kernels; D of 32, 64, 80, 96 or 128, not float64), ``"sdpa"`` (PyTorch,
+            whichever kernel it takes), ``"flash"``, ``"cudnn"``, ``"efficient"`` (PyTorch, held to that kernel),
+            ``"varlen"`` (PyTorch's variable-length FlashAttention), ``"reference"`` (plain softmax in at least
+            float32), or ``"auto"``: the fastest of them as measured on this device, see :func:`resolve_backend`.
         return_lse: return the log-sum-exp of the scaled scores as well (no gradient flows through it).
 
     Returns:
@@ -57,165 +69,234 @@ def attention(
 
     Raises:
         ArgumentTypeError: an argument is not a tensor, or has a dtype that is not accepted.
-        ArgumentError: shapes, devices or ``cu_seqlens`` do not fit together.
-        BackendError: the backend asked for is not available.
+        ArgumentError: shapes, devices or ``cu_seqlens`` do not fit together (the values of ``cu_seqlens`` on a GPU are
+            looked at under :class:`hdxray_fast.debug_checks` only; whatever they are, nothing outside the tensors is
+            touched by ``"triton"``).
+        BackendError: the backend asked for is not available, or does not take these tensors.
     """
-    if cu_seqlens_q is not None and cu_seqlens_k is None:
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        check_dtype(name, tensor)
+    q, k, v = _autocast(q, k, v)
+    packed = cu_seqlens_q is not None
+    if packed and cu_seqlens_k is None:
         cu_seqlens_k = cu_seqlens_q
-    _check(q, k, v, cu_seqlens_q, cu_seqlens_k)
-    _check_max_seqlen("max_seqlen_q", max_seqlen_q)
-    _check_max_seqlen("max_seqlen_k", max_seqlen_k)
-    scale = q.shape[-1] ** -0.5 if scale is None else _finite_scale(scale)
-    dense = _sdpa if pick_backend(backend, q.device) == "sdpa" else attention_ref
+    check_tensors(q, k, v, cu_seqlens_q, cu_seqlens_k)
+    check_max_seqlen("max_seqlen_q", max_seqlen_q)
+    check_max_seqlen("max_seqlen_k", max_seqlen_k)
+    longest_q, longest_k = (max_seqlen_q or 0, max_seqlen_k or 0) if packed else (q.shape[1], k.shape[1])
+    if packed and not torch.compiler.is_compiling():  # compiled, the operator below looks at them
+        check_values(cu_seqlens_q, cu_seqlens_k, q.shape[0], k.shape[0], longest_q, longest_k)
+    scale = q.shape[-1] ** -0.5 if scale is None else finite_scale(scale)
+    backend = resolve_backend(backend, q, packed, max(longest_q, longest_k), _trains(q, k, v))
 
-    if cu_seqlens_q is None:
-        out = dense(q, k, v, scale)
-        return (out, _lse(q, k, scale)) if return_lse else out
-
-    parts = _sequences(q, k, v, _lengths(cu_seqlens_q), _lengths(cu_seqlens_k))
-    outs = [dense(*part, scale).flatten(0, 1) for part in parts]  # each [B, S, H, D] -> [B * S, H, D]
-    out = outs[0] if len(outs) == 1 else torch.cat(outs)  # [N, H, D]
-    if not return_lse:
-        return out
-    lse = torch.cat([_lse(a, b, scale).transpose(0, 1).flatten(1) for a, b, _ in parts], dim=1)  # [H, N]
-    return out, lse
-
-
-def attention_ref(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """The definition, dense ``[B, S, H, D]``, computed in at least float32 and returned in the dtype of ``q``."""
-    scores = _scores(q, k, scale)  # [B, H, Sq, Sk]
-    if k.shape[1] == 0:
-        return torch.zeros_like(q)
-    out = scores.softmax(dim=-1) @ v.transpose(1, 2).to(scores.dtype)  # [B, H, Sq, D]
-    return out.transpose(1, 2).to(q.dtype)
+    if backend == "triton":
+        rows = (q, k, v) if packed else (t.flatten(0, 1) for t in (q, k, v))  # [B, S, H, D] -> [B * S, H, D]
+        out, lse = _attention_op(*rows, cu_seqlens_q, cu_seqlens_k, longest_q, longest_k, scale, backend, return_lse)
+        out, lse = out.view(q.shape), lse.detach()
+        if not packed:
+            lse = lse.unflatten(1, q.shape[:2]).transpose(0, 1)  # [H, B * S] -> [B, H, S]
+    elif not packed:
+        out = attention_torch.dense(q, k, v, scale, backend)
+        lse = attention_torch.lse_dense(q, k, scale) if return_lse else None
+    else:
+        sides = (cu_seqlens_q, cu_seqlens_k, longest_q, longest_k)
+        if torch.compiler.is_compiling() and _looks_at_values(backend, q.device.type, longest_q and longest_k):
+            out, lse = _attention_op(q, k, v, *sides, scale, backend, return_lse)
+            lse = lse.detach()
+        else:
+            out = attention_torch.packed(q, k, v, *sides, scale, backend)
+            lse = attention_torch.lse_packed(q, k, *sides, scale) if return_lse else None
+    return (out, lse) if return_lse else out
 
 
-def pick_backend(backend: str, device: torch.device) -> str:
-    """The backend that ``backend`` stands for on ``device``: ``"sdpa"`` or ``"reference"``.
+# --- backends ---------------------------------------------------------------------------------------------------------
+def resolve_backend(backend: str, q: Tensor, packed: bool, longest: int, training: bool) -> str:
+    """The backend that ``backend`` stands for.
+
+    ``"auto"`` is ``"sdpa"`` on the CPU. On a GPU it is the backend measured to be fastest for the shape class
+    (attention_table.py), on a GPU that was not measured ``"triton"`` for packed and ``"sdpa"`` for dense tensors; and
+    ``"sdpa"`` wherever the kernel chosen cannot take the tensors.
+
+    Args:
+        backend: one of BACKENDS.
+        q: the queries.
+        packed: whether ``cu_seqlens`` are given.
+        longest: longest sequence of queries or keys; 0 if that is not known.
+        training: whether a backward pass follows.
 
     Raises:
         ArgumentError: unknown name.
-        BackendError: ``"triton"``, which has no kernel in this build.
+        BackendError: the backend named cannot take such tensors, or is not there.
     """
     if backend not in BACKENDS:
         raise ArgumentError(f"backend: got {backend!r}, accepted are {', '.join(map(repr, BACKENDS))}")
+    if backend in ("sdpa", "reference"):
+        return backend
+    if backend == "auto":
+        if q.device.type != "cuda":
+            return "sdpa"
+        layout = "packed" if packed else "dense"
+        choices = _measured(q.device.index or 0)
+        chosen = attention_table.DEFAULTS[layout]
+        if choices:
+            longest = longest or q.shape[0]
+            chosen = choices.get(attention_table.shape_class(layout, q.shape[-1], q.dtype, longest, training), chosen)
+        return "sdpa" if _why_not(chosen, q, packed) else chosen
+    reason = _why_not(backend, q, packed)
+    if reason:
+        raise BackendError(f"backend={backend!r}: {reason}; use backend='auto' or 'sdpa'")
+    return backend
+
+
+def _why_not(backend: str, q: Tensor, packed: bool) -> str:
+    if backend == "sdpa":
+        return ""
+    if backend != "triton":
+        return attention_torch.why_not(backend, packed, q.device.type, q.dtype)
+    if q.dtype not in TRITON_DTYPES:
+        return f"its kernels take float32, float16 and bfloat16, these are {str(q.dtype).removeprefix('torch.')}"
+    if q.shape[-1] not in TRITON_HEAD_DIMS:
+        return f"its kernels take head dimensions {', '.join(map(str, TRITON_HEAD_DIMS))}, these have {q.shape[-1]}"
+    if q.shape[-2] > _MAX_HEADS:
+        return f"its kernels take at most {_MAX_HEADS} heads, these have {q.shape[-2]}"
+    return why_not_triton(q.device.type, q.device.index)
+
+
+@torch.compiler.assume_constant_result  # traced once, as it is: what a machine can do does not change
+def why_not_triton(device_type: str, index: int | None = None) -> str:
+    """Why the Triton kernels cannot run on a device, in words; empty if they can."""
+    return _why_not_triton(device_type, index or 0)
+
+
+@functools.cache
+def _why_not_triton(device_type: str, index: int) -> str:
+    try:
+        from .triton import attention as kernels
+        from .triton.configs import arch_of
+    except ImportError as error:
+        return f"Triton cannot be imported ({error}); it comes with CUDA builds of PyTorch for Linux"
+    if kernels.INTERPRETED:
+        return "" if device_type in ("cpu", "cuda") else f"Triton's interpreter takes no tensors on {device_type}"
+    if device_type != "cuda":
+        return (
+            f"its kernels need a CUDA GPU, the tensors are on {device_type} (TRITON_INTERPRET=1, set before Triton is "
+            "imported, runs them very slowly on the CPU)"
+        )
+    capability = torch.cuda.get_device_capability(index)
+    if arch_of(capability) is None:
+        return f"its kernels need compute capability 8.0, this GPU has {capability[0]}.{capability[1]}"
+    return ""
+
+
+@torch.compiler.assume_constant_result
+def _measured(index: int) -> dict[str, str]:
+    return attention_table.measured(torch.cuda.get_device_name(index))
+
+
+def _looks_at_values(backend: str, device_type: str, bounded: int) -> bool:
+    """Whether the PyTorch path of packed tensors reads lengths on the host, which a compiled graph cannot hold."""
+    return device_type == "cpu" or backend == "reference" or (backend != "varlen" and not bounded)
+
+
+def _trains(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    return torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
+
+
+def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    device_type = q.device.type
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return q, k, v
+    dtype = torch.get_autocast_dtype(device_type)
+    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in (q, k, v))
+
+
+# --- registration -----------------------------------------------------------------------------------------------------
+# Packed rows only; without cu_seqlens the sequences have max_seqlen_q and max_seqlen_k rows each. A max_seqlen of 0
+# with cu_seqlens is none. The log-sum-exp is [H, N], or [0, 0] where nobody needs it.
+_SIDES = "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k"
+
+
+@torch.library.custom_op(
+    "hdxray_fast::attention",
+    mutates_args=(),
+    schema=f"(Tensor q, Tensor k, Tensor v, {_SIDES}, float scale, str backend, bool with_lse) -> (Tensor, Tensor)",
+)
+def _attention_op(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, backend, with_lse):
+    sides = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    if cu_seqlens_q is not None:
+        check_values(cu_seqlens_q, cu_seqlens_k, q.shape[0], k.shape[0], max_seqlen_q, max_seqlen_k)
     if backend == "triton":
-        raise BackendError(
-            f"backend='triton': this build has no Triton attention kernel (that needs a GPU build); the tensors are on "
-            f"{device}; use backend='auto' or 'sdpa'"
-        )
-    return "sdpa" if backend == "auto" else backend
+        from .triton import attention as kernels
+
+        return kernels.forward(q, k, v, *sides, scale)
+    out = attention_torch.packed(q, k, v, *sides, scale, backend)
+    lse = attention_torch.lse_packed(q, k, *sides, scale) if with_lse else q.new_empty(0, 0, dtype=torch.float32)
+    # an operator's outputs are contiguous, and none of its inputs
+    return out.clone(memory_format=torch.contiguous_format), lse.contiguous()
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    if k.shape[1] == 0 or q.numel() == 0:  # PyTorch's kernels differ in what they make of empty tensors
-        return q if q.numel() == 0 else torch.zeros_like(q)
-    # [B, S, H, D] -> [B, H, S, D] and back: views, the kernels read strides
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), scale=scale)
-    return out.transpose(1, 2)
+@_attention_op.register_fake
+def _(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, backend, with_lse):
+    shape = (q.shape[1], q.shape[0]) if with_lse or backend == "triton" else (0, 0)
+    return q.new_empty(q.shape), q.new_empty(shape, dtype=torch.float32)
 
 
-def _sequences(
-    q: Tensor, k: Tensor, v: Tensor, lengths_q: list[int], lengths_k: list[int]
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Packed tensors as dense ones: the whole batch if it is a rectangle, otherwise one triple per sequence."""
-    batch = len(lengths_q)
-    if batch == 0:
-        return [(q[None], k[None], v[None])]
-    if len(set(lengths_q)) == 1 and len(set(lengths_k)) == 1 and lengths_q[0] and lengths_k[0]:
-        return [(q.unflatten(0, (batch, -1)), k.unflatten(0, (batch, -1)), v.unflatten(0, (batch, -1)))]
-    split = zip(q.split(lengths_q), k.split(lengths_k), v.split(lengths_k), strict=True)
-    return [(a[None], b[None], c[None]) for a, b, c in split]
+@torch.library.custom_op(
+    "hdxray_fast::attention_backward",
+    mutates_args=(),
+    schema=f"(Tensor grad_out, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, {_SIDES}, float scale, "
+    "str backend) -> (Tensor, Tensor, Tensor)",
+)
+def _attention_backward_op(
+    grad_out, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, backend
+):
+    sides = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    if backend == "triton":
+        from .triton import attention as kernels
+
+        return kernels.backward(grad_out, q, k, v, out, lse, *sides, scale)
+    with torch.enable_grad():  # once more, and then PyTorch's own backward pass
+        q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
+        out = attention_torch.packed(q, k, v, *sides, scale, backend)
+    if not out.requires_grad:  # no query has a key
+        return tuple(torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+    grads = torch.autograd.grad(out, (q, k, v), grad_out, allow_unused=True, materialize_grads=True)
+    return tuple(grad.clone(memory_format=torch.contiguous_format) for grad in grads)
 
 
-def _scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    dtype = torch.promote_types(q.dtype, torch.float32)
-    return (q.transpose(1, 2).to(dtype) @ k.permute(0, 2, 3, 1).to(dtype)) * scale  # [B, H, Sq, Sk]
+@_attention_backward_op.register_fake
+def _(grad_out, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, backend):
+    return tuple(t.new_empty(t.shape) for t in (q, k, v))
 
 
-@torch.no_grad()
-def _lse(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Log-sum-exp of the scores, float32 ``[B, H, Sq]``; a few query rows at a time, because it builds the scores."""
-    chunks = [torch.logsumexp(_scores(rows, k, scale), dim=-1) for rows in q.split(_LSE_CHUNK, dim=1)]
-    return torch.cat(chunks, dim=-1).float()
+def _setup_context(ctx, inputs, output) -> None:
+    q, k, v, cu_seqlens_q, cu_seqlens_k, ctx.max_seqlen_q, ctx.max_seqlen_k, ctx.scale, ctx.backend, _ = inputs
+    ctx.save_for_backward(q, k, v, *output, cu_seqlens_q, cu_seqlens_k)
+    ctx.set_materialize_grads(False)  # the log-sum-exp has none
 
 
-def _lengths(cu_seqlens: Tensor) -> list[int]:
-    bounds = cu_seqlens.tolist()
-    return [end - start for start, end in pairwise(bounds)]
+def _backward(ctx, grad_out, grad_lse):
+    grads = (None, None, None)
+    if grad_out is not None:
+        sides = (ctx.max_seqlen_q, ctx.max_seqlen_k, ctx.scale, ctx.backend)
+        grads = _attention_backward_op(grad_out, *ctx.saved_tensors, *sides)
+    return (*grads, None, None, None, None, None, None, None)
 
 
-def _check(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None) -> None:
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(tensor, Tensor):
-            raise ArgumentTypeError(f"{name}: got {type(tensor).__name__}, accepted is a torch.Tensor")
-        if tensor.dtype not in _DTYPES:
-            raise ArgumentTypeError(
-                f"{name}: got dtype {tensor.dtype}, accepted are float32, float64, float16, bfloat16"
-            )
-    packed = cu_seqlens_q is not None
-    if not packed and cu_seqlens_k is not None:
-        raise ArgumentError(
-            "cu_seqlens_q: got None while cu_seqlens_k is given; packed tensors need both or only the former"
-        )
-    layout = "[N, H, D] (packed, cu_seqlens_q is given)" if packed else "[B, S, H, D] (dense, no cu_seqlens_q)"
-    for name, tensor in (("q", q), ("k", k), ("v", v)):
-        if tensor.dim() != (3 if packed else 4):
-            raise ArgumentError(f"{name}: got shape {list(tensor.shape)}, accepted is {layout}")
-        if tensor.shape[-1] == 0 or tensor.shape[-2] == 0:
-            raise ArgumentError(
-                f"{name}: got shape {list(tensor.shape)}, heads H and head dimension D must be at least 1"
-            )
-        if tensor.dtype != q.dtype:
-            raise ArgumentTypeError(f"{name}: got dtype {tensor.dtype}, accepted is the dtype of q, {q.dtype}")
-        if tensor.device != q.device:
-            raise ArgumentError(f"{name}: is on {tensor.device}, must be on the device of q, {q.device}")
-        if tensor.shape[-2:] != q.shape[-2:]:
-            raise ArgumentError(
-                f"{name}: got {tensor.shape[-2]} heads of dimension {tensor.shape[-1]}, "
-                f"q has {q.shape[-2]} heads of dimension {q.shape[-1]}; they must be equal"
-            )
-        if not packed and tensor.shape[0] != q.shape[0]:
-            raise ArgumentError(f"{name}: got batch {tensor.shape[0]}, q has batch {q.shape[0]}; they must be equal")
-    if k.shape != v.shape:
-        raise ArgumentError(f"v: got shape {list(v.shape)}, accepted is the shape of k, {list(k.shape)}")
-    if packed:
-        _check_cu_seqlens("cu_seqlens_q", cu_seqlens_q, q.shape[0], q.device)
-        _check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, k.shape[0], q.device)
-        if cu_seqlens_q.shape != cu_seqlens_k.shape:
-            raise ArgumentError(
-                f"cu_seqlens_k: got {cu_seqlens_k.shape[0] - 1} sequences, cu_seqlens_q has {cu_seqlens_q.shape[0] - 1}"
-            )
+_attention_op.register_autograd(_backward, setup_context=_setup_context)
+_library = torch.library.Library("hdxray_fast", "FRAGMENT")
 
 
-def _check_cu_seqlens(name: str, cu_seqlens: Tensor, rows: int, device: torch.device) -> None:
-    if not isinstance(cu_seqlens, Tensor):
-        raise ArgumentTypeError(f"{name}: got {type(cu_seqlens).__name__}, accepted is an int32 torch.Tensor [B + 1]")
-    if cu_seqlens.dtype != torch.int32:
-        raise ArgumentTypeError(f"{name}: got dtype {cu_seqlens.dtype}, accepted is int32")
-    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
-        raise ArgumentError(f"{name}: got shape {list(cu_seqlens.shape)}, accepted is [B + 1]")
-    if cu_seqlens.device != device:
-        raise ArgumentError(f"{name}: is on {cu_seqlens.device}, must be on the device of q, {device}")
-    if device.type != "cpu":  # looking at the values would stall the device
-        return
-    bounds = cu_seqlens.tolist()
-    if bounds[0] != 0 or bounds[-1] != rows or any(a > b for a, b in pairwise(bounds)):
-        raise ArgumentError(f"{name}: must rise from 0 to the number of rows, {rows}; got {_short(bounds)}")
+def _register_autocast(device_type: str, key: str) -> None:
+    """As attention() itself does: to the dtype of the autocast in force (register_autocast knows one dtype only)."""
+
+    def cast(_, q, k, v, *rest):
+        q, k, v = _autocast(q, k, v)
+        with torch.autocast(device_type, enabled=False):
+            return _attention_op(q, k, v, *rest)
+
+    _library.impl("attention", cast, key, with_keyset=True)
 
 
-def _finite_scale(scale: object) -> float:
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise ArgumentTypeError(f"scale: got {type(scale).__name__}, accepted is a number")
-    if not math.isfinite(scale):
-        raise ArgumentError(f"scale: got {scale}, accepted is a finite number")
-    return float(scale)
-
-
-def _check_max_seqlen(name: str, value: int | None) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise ArgumentError(f"{name}: got {value!r}, accepted is an int of at least 0, or None")
-
-
-def _short(values: list[int]) -> str:
-    return str(values) if len(values) <= 8 else f"[{', '.join(map(str, values[:6]))}, ..., {values[-1]}]"
+_register_autocast("cpu", "AutocastCPU")
+_register_autocast("cuda", "AutocastCUDA")

@@ -125,13 +125,14 @@ def dq_kernel(
     lse2 = load_lse2(lse + own_rows, first, length, BLOCK_M)
 
     sums = zero_parts(BLOCK_M, D0, D1, PARTS)
-    whole = other_length // BLOCK_N * BLOCK_N
-    for tile in tl.range(0, whole, BLOCK_N):
+    ONE_LOOP: tl.constexpr = D0 == D1  # as in the forward kernel
+    whole = other_length if ONE_LOOP else other_length // BLOCK_N * BLOCK_N
+    for tile in tl.range(0, whole, BLOCK_N, disable_licm=D0 == D1):
         sums = _dq_tile(
             q_parts, do_parts, k_sources, v_sources, stride_kn, stride_vn, tile, other_length, scale, lse2, own_delta,
-            sums, D0, D1, PARTS, BLOCK_N, TMA, PRECISION, False,
+            sums, D0, D1, PARTS, BLOCK_N, TMA, PRECISION, ONE_LOOP,
         )  # fmt: skip
-    if whole < other_length:
+    if whole < other_length and not ONE_LOOP:
         sums = _dq_tile(
             q_parts, do_parts, k_sources, v_sources, stride_kn, stride_vn, whole, other_length, scale, lse2, own_delta,
             sums, D0, D1, PARTS, BLOCK_N, TMA, PRECISION, True,
@@ -198,7 +199,7 @@ def dkdv_kernel(
     delta_rows = delta + head * rows_q + other_start
     dk_sums = zero_parts(BLOCK_N, D0, D1, PARTS)
     dv_sums = zero_parts(BLOCK_N, D0, D1, PARTS)
-    for tile in tl.range(0, other_length, BLOCK_M):
+    for tile in tl.range(0, other_length, BLOCK_M, disable_licm=D0 == D1):
         q_parts = load_parts(q_sources, tile, other_length, stride_qn, BLOCK_M, D0, D1, PARTS, TMA, True)
         lse2 = load_lse2(lse_rows, tile, other_length, BLOCK_M)
         scores = dot_parts(k_parts, q_parts, PARTS, PRECISION)  # [N, M]

@@ -73,9 +73,12 @@ def arch_of(capability: tuple[int, int]) -> str | None:
 def candidates(kernel: str, head_dim: int, dtype: str, arch: str) -> list[Config]:
     """Configurations worth measuring, the default first; ``arch`` is one of ARCHES or ``"interpreter"``."""
     if arch == "interpreter":
-        return [Config(32, 16, 4, 2), Config(32, 16, 4, 2, tma=True), Config(16, 32, 4, 2, poly=kernel == "forward")]
-    table = _FP32 if dtype == "fp32" else _TF32 if dtype == "tf32" else _HALF[arch]
-    found = [Config(*entry) for dims, entry in table[kernel] if head_dim in dims]
+        return [Config(32, 32, 4, 2), Config(32, 16, 4, 2, tma=True), Config(16, 32, 4, 2, part=16)]
+    if dtype in ("fp32", "tf32"):
+        entries = [next(entry for entry in _float32(dtype, arch)[kernel] if head_dim in entry[0])]
+    else:
+        entries = _HALF[arch][kernel]
+    found = [Config(*fields) for dims, fields in entries if head_dim in dims]
     if kernel == "forward" and head_dim == 32 and dtype in ("bf16", "fp16"):  # where exponentials are the limit
         found += [replace(c, poly=True) for c in found if c.m == 128 and not c.warp_specialize]
     return found
@@ -123,7 +126,12 @@ def _measured() -> dict[str, dict[str, Config]]:
     return {device: {key: Config(**fields) for key, fields in found.items()} for device, found in table.items()}
 
 
-# --- the candidates: (head dimensions, (m, n, warps, stages, tma, warp_specialize)) -------------------------------------
+# --- the candidates: (head dimensions, fields of Config in their order) -----------------------------------------------
+def _cut(part: int, *fields: int) -> tuple:
+    """Fields of a configuration whose head dimension is cut into parts of one width."""
+    return (*fields, False, False, False, part)
+
+
 _SMALL, _SPLIT, _BIG = (32, 64), (80, 96), (128,)
 _ALL = _SMALL + _SPLIT + _BIG
 
@@ -182,40 +190,42 @@ _HALF = {
             (_SMALL, (128, 64, 4, 3)),
             (_SMALL, (128, 64, 8, 3)),
             (_SMALL, (64, 64, 4, 3)),
-            (_SPLIT, (128, 32, 4, 2)),
             (_SPLIT, (128, 64, 8, 2)),
+            (_SPLIT, (128, 32, 4, 2)),
             (_SPLIT, (64, 64, 4, 2)),
             (_BIG, (128, 64, 8, 2)),
-            (_BIG, (64, 64, 4, 2)),
-            (_BIG, (128, 32, 4, 2)),
         ],
         "dq": [
             (_SMALL, (128, 64, 8, 2)),
             (_SMALL, (64, 64, 4, 2)),
-            (_SMALL, (128, 32, 4, 2)),
-            (_SPLIT + _BIG, (128, 32, 8, 2)),
-            (_SPLIT + _BIG, (64, 32, 4, 2)),
-            (_SPLIT + _BIG, (128, 64, 8, 2)),
+            (_SPLIT, (128, 32, 8, 2)),
+            (_SPLIT, (64, 32, 4, 2)),
+            (_BIG, _cut(64, 64, 32, 4, 2)),
+            (_BIG, _cut(64, 128, 32, 8, 2)),
+            (_BIG, _cut(64, 64, 64, 8, 2)),
         ],
         "dkdv": [
             (_SMALL, (64, 128, 8, 2)),
             (_SMALL, (64, 64, 4, 2)),
             (_SMALL, (32, 128, 8, 2)),
-            (_SPLIT + _BIG, (32, 128, 8, 2)),
-            (_SPLIT + _BIG, (32, 64, 4, 2)),
-            (_SPLIT + _BIG, (64, 64, 8, 2)),
+            ((80,), (32, 128, 8, 2)),
+            ((80,), (32, 64, 4, 2)),
+            ((96,), (32, 64, 8, 2)),
+            ((96,), _cut(32, 32, 128, 8, 2)),
+            (_BIG, (32, 128, 8, 2)),
+            (_BIG, (32, 64, 8, 2)),
         ],
     },
-    "sm86": {
-        "forward": [(_SMALL, (128, 64, 4, 2)), (_SPLIT + _BIG, (64, 32, 4, 2))],
-        "dq": [(_SMALL, (64, 64, 4, 2)), (_SPLIT + _BIG, (64, 32, 4, 2))],
-        "dkdv": [(_SMALL, (64, 64, 4, 2)), (_SPLIT + _BIG, (32, 64, 4, 2))],
+    "sm86": {  # 99 KiB of shared memory a program
+        "forward": [(_SMALL, (128, 64, 4, 2)), (_SPLIT, (64, 32, 4, 2)), (_BIG, _cut(64, 64, 32, 4, 2))],
+        "dq": [(_SMALL, (64, 64, 4, 2)), (_SPLIT, (64, 32, 4, 2)), (_BIG, _cut(64, 64, 32, 4, 2))],
+        "dkdv": [(_SMALL, (64, 64, 4, 2)), ((80,), (32, 64, 4, 2)), ((96, 128), (32, 64, 8, 2))],
     },
     "sm100": {
         "forward": [
-            (_ALL, (128, 64, 4, 2)),
+            (_ALL, (128, 64, 8, 2)),
             (_ALL, (128, 128, 8, 2)),
-            (_ALL, (128, 128, 4, 2, True)),
+            (_ALL, (64, 64, 4, 2)),
             (_ALL, (128, 64, 8, 2, True)),
         ],
         "dq": [
@@ -228,13 +238,20 @@ _HALF = {
         ],
     },
 }
-_FP32 = {  # products on the multiply-add units
-    "forward": [(_ALL, (32, 32, 4, 2))],
-    "dq": [(_ALL, (32, 32, 4, 2))],
-    "dkdv": [(_ALL, (32, 32, 4, 2))],
-}
-_TF32 = {
-    "forward": [(_ALL, (64, 32, 4, 2))],
-    "dq": [(_ALL, (64, 32, 4, 2))],
-    "dkdv": [(_ALL, (32, 64, 4, 2))],
-}
+
+
+def _float32(dtype: str, arch: str) -> dict[str, list[tuple]]:
+    """float32 on the multiply-add units, or as TF32 on tensor cores: small tiles, the head dimension in parts."""
+    ampere = arch in ("sm80", "sm86")
+    if dtype == "fp32":
+        rows = [((32,), _cut(32, 64, 32, 8, 1)), ((64, 80, 96, 128), _cut(16, 64, 32, 8, 1))]
+        keys = [((80,), _cut(16, 32, 32, 8, 1))]
+        keys += [((128,), _cut(16, 32, 32, 8, 1))] if arch == "sm86" else []
+        return {"forward": rows, "dq": rows, "dkdv": [*keys, (_ALL, _cut(32, 32, 32, 8, 1))]}
+    rows = [((80,), _cut(16, 64, 32, 8, 2)), (_ALL, _cut(32, 64, 32, 8, 2))]
+    keys = [((80,), _cut(16, 32, 64, 8, 2))]
+    if ampere:
+        narrow = _cut(16, 32, 64, 8, 2) if arch == "sm80" else _cut(32, 32, 32, 8, 2)
+        keys += [((32,), (32, 64, 8, 2)), ((96,), narrow), ((128,), (32, 32, 8, 2))]
+    keys.append((_ALL, _cut(32, 32, 64, 8, 2)))
+    return {"forward": rows, "dq": [((128,), _cut(16, 64, 32, 8, 2)), *rows] if ampere else rows, "dkdv": keys}

@@ -102,22 +102,20 @@ def forward_kernel(
     top = tl.full([BLOCK_M], -float("inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     sums = zero_parts(BLOCK_M, D0, D1, PARTS)
-    if WARP_SPECIALIZE:
-        # one loop with every tile masked: the compiler specialises no tile outside of it
-        whole = other_length
-    else:
-        whole = other_length // BLOCK_N * BLOCK_N
-    for tile in tl.range(0, whole, BLOCK_N, warp_specialize=WARP_SPECIALIZE):
+    # one loop with every tile masked where a tile after the loop does harm: the compiler specialises no warps outside
+    # of a loop, and for float32 products it would keep the queries in registers for that tile throughout the loop
+    ONE_LOOP: tl.constexpr = WARP_SPECIALIZE or D0 == D1
+    whole = other_length if ONE_LOOP else other_length // BLOCK_N * BLOCK_N
+    for tile in tl.range(0, whole, BLOCK_N, warp_specialize=WARP_SPECIALIZE, disable_licm=D0 == D1):
         sums, top, total = _attend(
             q_parts, k_sources, v_sources, stride_kn, stride_vn, tile, other_length, scale, sums, top, total,
-            D0, D1, PARTS, BLOCK_N, TMA, POLY, PRECISION, WARP_SPECIALIZE,
+            D0, D1, PARTS, BLOCK_N, TMA, POLY, PRECISION, ONE_LOOP,
         )  # fmt: skip
-    if not WARP_SPECIALIZE:
-        if whole < other_length:  # noqa: SIM102 (the first is decided by the compiler, the second by the program)
-            sums, top, total = _attend(
-                q_parts, k_sources, v_sources, stride_kn, stride_vn, whole, other_length, scale, sums, top, total,
-                D0, D1, PARTS, BLOCK_N, TMA, POLY, PRECISION, True,
-            )  # fmt: skip
+    if whole < other_length and not ONE_LOOP:
+        sums, top, total = _attend(
+            q_parts, k_sources, v_sources, stride_kn, stride_vn, whole, other_length, scale, sums, top, total,
+            D0, D1, PARTS, BLOCK_N, TMA, POLY, PRECISION, True,
+        )  # fmt: skip
 
     # total is at least 1 as soon as there is a key; NaN stays NaN
     share = 1.0 / tl.where(total == 0.0, 1.0, total)

@@ -1,0 +1,112 @@
+"""What attention accepts: every argument checked by name before anything is launched."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from .. import debug
+from ..errors import ArgumentError, ArgumentTypeError
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def check_tensors(q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor | None, cu_seqlens_k: Tensor | None) -> None:
+    """All but the values of ``cu_seqlens`` on a device that would have to be waited for (see check_values)."""
+    packed = cu_seqlens_q is not None
+    if not packed and cu_seqlens_k is not None:
+        raise ArgumentError(
+            "cu_seqlens_q: got None while cu_seqlens_k is given; packed tensors need both or only the former"
+        )
+    layout = "[N, H, D] (packed, cu_seqlens_q is given)" if packed else "[B, S, H, D] (dense, no cu_seqlens_q)"
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        if tensor.dim() != (3 if packed else 4):
+            raise ArgumentError(f"{name}: got shape {list(tensor.shape)}, accepted is {layout}")
+        if tensor.shape[-1] == 0 or tensor.shape[-2] == 0:
+            raise ArgumentError(
+                f"{name}: got shape {list(tensor.shape)}, heads H and head dimension D must be at least 1"
+            )
+        if tensor.dtype != q.dtype:
+            raise ArgumentTypeError(f"{name}: got dtype {tensor.dtype}, accepted is the dtype of q, {q.dtype}")
+        if tensor.device != q.device:
+            raise ArgumentError(f"{name}: is on {tensor.device}, must be on the device of q, {q.device}")
+        if tensor.shape[-2:] != q.shape[-2:]:
+            raise ArgumentError(
+                f"{name}: got {tensor.shape[-2]} heads of dimension {tensor.shape[-1]}, "
+                f"q has {q.shape[-2]} heads of dimension {q.shape[-1]}; they must be equal"
+            )
+        if not packed and tensor.shape[0] != q.shape[0]:
+            raise ArgumentError(f"{name}: got batch {tensor.shape[0]}, q has batch {q.shape[0]}; they must be equal")
+    if k.shape != v.shape:
+        raise ArgumentError(f"v: got shape {list(v.shape)}, accepted is the shape of k, {list(k.shape)}")
+    if packed:
+        _check_cu_seqlens("cu_seqlens_q", cu_seqlens_q, q.device)
+        _check_cu_seqlens("cu_seqlens_k", cu_seqlens_k, q.device)
+        if cu_seqlens_q.shape != cu_seqlens_k.shape:
+            raise ArgumentError(
+                f"cu_seqlens_k: got {cu_seqlens_k.shape[0] - 1} sequences, cu_seqlens_q has {cu_seqlens_q.shape[0] - 1}"
+            )
+
+
+def check_dtype(name: str, tensor: object) -> None:
+    """A tensor of a dtype that attention computes in."""
+    if not isinstance(tensor, Tensor):
+        raise ArgumentTypeError(f"{name}: got {type(tensor).__name__}, accepted is a torch.Tensor")
+    if tensor.dtype not in DTYPES:
+        raise ArgumentTypeError(f"{name}: got dtype {tensor.dtype}, accepted are float32, float64, float16, bfloat16")
+
+
+def check_values(
+    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, rows_q: int, rows_k: int, max_seqlen_q: int, max_seqlen_k: int
+) -> None:
+    """The values of ``cu_seqlens``: always on the CPU, elsewhere (which waits for the device) under ``debug_checks``.
+
+    On a GPU rows may be left over behind the last sequence, the slack of a plan that was made without waiting; on the
+    CPU they may not. A ``max_seqlen`` of 0 stands for none.
+    """
+    sides = (
+        ("cu_seqlens_q", cu_seqlens_q, rows_q, "max_seqlen_q", max_seqlen_q),
+        ("cu_seqlens_k", cu_seqlens_k, rows_k, "max_seqlen_k", max_seqlen_k),
+    )
+    on_cpu = cu_seqlens_q.device.type == "cpu"
+    if not on_cpu and not debug.checks_are_on():
+        return
+    for name, cu_seqlens, rows, max_name, longest in sides:
+        bounds = cu_seqlens.tolist()
+        reaches = bounds[-1] == rows if on_cpu else bounds[-1] <= rows
+        if bounds[0] != 0 or not reaches or any(a > b for a, b in pairwise(bounds)):
+            rule = f"to the number of rows, {rows}" if on_cpu else f"to at most the number of rows, {rows}"
+            raise ArgumentError(f"{name}: must rise from 0 {rule}; got {_short(bounds)}")
+        if not on_cpu and longest and any(b - a > longest for a, b in pairwise(bounds)):
+            raise ArgumentError(f"{max_name}: got {longest}, but {name} has a longer sequence; got {_short(bounds)}")
+
+
+def finite_scale(scale: object) -> float:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise ArgumentTypeError(f"scale: got {type(scale).__name__}, accepted is a number")
+    if not math.isfinite(scale):
+        raise ArgumentError(f"scale: got {scale}, accepted is a finite number")
+    return float(scale)
+
+
+def check_max_seqlen(name: str, value: int | None) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+        raise ArgumentError(f"{name}: got {value!r}, accepted is an int of at least 0, or None")
+
+
+def _check_cu_seqlens(name: str, cu_seqlens: object, device: torch.device) -> None:
+    if not isinstance(cu_seqlens, Tensor):
+        raise ArgumentTypeError(f"{name}: got {type(cu_seqlens).__name__}, accepted is an int32 torch.Tensor [B + 1]")
+    if cu_seqlens.dtype != torch.int32:
+        raise ArgumentTypeError(f"{name}: got dtype {cu_seqlens.dtype}, accepted is int32")
+    if cu_seqlens.dim() != 1 or cu_seqlens.shape[0] == 0:
+        raise ArgumentError(f"{name}: got shape {list(cu_seqlens.shape)}, accepted is [B + 1]")
+    if cu_seqlens.device != device:
+        raise ArgumentError(f"{name}: is on {cu_seqlens.device}, must be on the device of q, {device}")
+
+
+def _short(values: list[int]) -> str:
+    return str(values) if len(values) <= 8 else f"[{', '.join(map(str, values[:6]))}, ..., {values[-1]}]"
