@@ -240,6 +240,11 @@ def _images(images: Tensor, patch_size: int) -> tuple:
     )  # fmt: skip
 
 
+def _readable(images: Tensor) -> Tensor:
+    """`images` with pixels of a row side by side, as they were when checked; a compiler may have laid them out anew."""
+    return images if images.shape[3] <= 1 or images.stride(3) == 1 else images.contiguous()
+
+
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
@@ -324,7 +329,7 @@ def gather(
     which: str,
 ) -> Tensor:
     """Rows ``[N, C*p*p]`` of `out_dtype`."""
-    native = _require_core()
+    native, images = _require_core(), _readable(images)
     check_packed_values(ids, cu_seqlens, _n_patches(images, patch_size), which)
     rows = torch.empty(ids.numel(), images.shape[1] * patch_size**2, dtype=out_dtype, device=images.device)
     native.gather(
@@ -356,7 +361,7 @@ def scatter(
 
 def loss_forward(
     images: Tensor,  # [B, C, H, W]
-    pred: Tensor,  # [N, C*p*p], contiguous, of a float dtype
+    pred: Tensor,  # [N, C*p*p] of a float dtype
     ids: Tensor,  # [N] int32
     cu_seqlens: Tensor,  # [B + 1] int32
     scaling: Scaling,
@@ -364,7 +369,7 @@ def loss_forward(
     norm_pix_loss: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """loss ``[]``, patch_loss ``[N]``, mean ``[N]``, rstd ``[N]``: all float32."""
-    native = _require_core()
+    native, images, pred = _require_core(), _readable(images), pred.contiguous()
     check_packed_values(ids, cu_seqlens, _n_patches(images, patch_size), "predict")
     device, n_rows, partials = images.device, ids.numel(), None
     loss = torch.empty((), dtype=torch.float32, device=device)
@@ -391,7 +396,7 @@ def loss_backward(
     patch_size: int,
 ) -> Tensor:
     """Gradient of pred, in its shape and dtype."""
-    native = _require_core()
+    native, images, pred = _require_core(), _readable(images), pred.contiguous()
     check_packed_values(ids, cu_seqlens, _n_patches(images, patch_size), "predict")
     grad_pred = torch.empty_like(pred)
     native.loss_backward(

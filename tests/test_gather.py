@@ -161,11 +161,23 @@ def test_registration(dtype):
     scale, shift = PER_IMAGE
     arguments = (images, plan.keep_ids, plan.keep_cu_seqlens, scale, shift, 1.0, 0.0, 16, torch.float32, "keep")
     torch.library.opcheck(_gather_op, arguments)
+    numbers = (images, plan.keep_ids, plan.keep_cu_seqlens, None, None, 0.5, 1.0, 16, torch.bfloat16, "keep")
+    torch.library.opcheck(_gather_op, numbers)
     rows = torch.randn(plan.keep_ids.numel(), 768)
     shape = list(images.shape)
     torch.library.opcheck(
         _scatter_op, (rows, plan.keep_ids, plan.keep_cu_seqlens, scale, 1.0, shape, 16, torch.float32)
     )
+
+
+def test_a_layout_that_a_compiler_changed_is_read_right():
+    """The operator by itself, on images whose pixels of a row do not lie side by side."""
+    images, plan = case(16, 3, torch.float32)
+    rows = hx.gather_patches(images, plan)
+    packed = (plan.keep_ids, plan.keep_cu_seqlens)
+    for layout in (torch.channels_last, torch.contiguous_format):
+        arranged = images.contiguous(memory_format=layout)
+        assert torch.equal(_gather_op(arranged, *packed, None, None, 1.0, 0.0, 16, torch.float32, "keep"), rows)
 
 
 @pytest.mark.parametrize("dynamic", [None, True])
