@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from attention_helpers import cumulate, definition, definition_lse, packed
 from conftest import assert_two_times_rule
 
 from hdxray_fast import ArgumentError, ArgumentTypeError, BackendError, HDXrayError
@@ -12,21 +13,6 @@ from hdxray_fast.ops.attention import attention, attention_ref
 BACKENDS = ["auto", "sdpa", "reference"]
 RAGGED_Q = [1, 63, 0, 65, 130]
 RAGGED_K = [65, 1, 7, 63, 33]
-
-
-def cumulate(lengths: list[int]) -> torch.Tensor:
-    return torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
-
-
-def packed(lengths: list[int], heads: int = 3, dim: int = 32, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    return torch.randn(sum(lengths), heads, dim).to(dtype).requires_grad_()
-
-
-def ref64(q, k, v, lengths_q, lengths_k, scale=None) -> torch.Tensor:
-    """The definition, sequence by sequence in float64."""
-    scale = q.shape[-1] ** -0.5 if scale is None else scale
-    parts = zip(q.double().split(lengths_q), k.double().split(lengths_k), v.double().split(lengths_k), strict=True)
-    return torch.cat([attention_ref(a[None], b[None], c[None], scale)[0] for a, b, c in parts])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -40,7 +26,7 @@ def test_packed_equals_definition(backend, lengths_q, lengths_k):
     out = attention(q, k, v, cu_seqlens_q=cumulate(lengths_q), cu_seqlens_k=cumulate(lengths_k), backend=backend)
     assert out.shape == q.shape
     assert out.dtype == q.dtype
-    expected = ref64(q, k, v, lengths_q, lengths_k)
+    expected = definition(q, k, v, lengths_q, lengths_k)
     torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=2e-6)
 
     upstream = torch.randn_like(out)
@@ -74,7 +60,7 @@ def test_half_precision_is_as_accurate_as_pytorch(dtype):
     parts = zip(q.split(RAGGED_Q), k.split(RAGGED_Q), v.split(RAGGED_Q), strict=True)
     plain = [((a.transpose(0, 1) @ b.permute(1, 2, 0)) * 32**-0.5).softmax(-1) @ c.transpose(0, 1) for a, b, c in parts]
     plain = torch.cat([part.transpose(0, 1) for part in plain])
-    assert_two_times_rule(out, plain, ref64(q, k, v, RAGGED_Q, RAGGED_Q))
+    assert_two_times_rule(out, plain, definition(q, k, v, RAGGED_Q, RAGGED_Q))
 
 
 def test_reads_strided_views_of_a_fused_projection():
@@ -82,7 +68,7 @@ def test_reads_strided_views_of_a_fused_projection():
     q, k, v = qkv.unbind(1)
     assert not q.is_contiguous()
     out = attention(q, k, v, cu_seqlens_q=cumulate(RAGGED_Q))
-    torch.testing.assert_close(out.double(), ref64(q, k, v, RAGGED_Q, RAGGED_Q), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(out.double(), definition(q, k, v, RAGGED_Q, RAGGED_Q), rtol=1e-5, atol=2e-6)
 
 
 def test_long_sequence_and_scale():
@@ -103,8 +89,7 @@ def test_lse(backend):
     assert lse.shape == (3, sum(RAGGED_Q))
     assert lse.dtype == torch.float32
     assert not lse.requires_grad
-    parts = zip(q.double().split(RAGGED_Q), k.double().split(RAGGED_K), strict=True)
-    expected = torch.cat([torch.logsumexp(torch.einsum("qhd,khd->hqk", a, b) * 32**-0.5, -1) for a, b in parts], dim=1)
+    expected = definition_lse(q, k, RAGGED_Q, RAGGED_K)
     torch.testing.assert_close(lse.double(), expected, rtol=1e-5, atol=1e-5)
 
     dense = torch.randn(2, 9, 3, 8)
@@ -120,7 +105,7 @@ def test_queries_without_keys_are_zero(backend):
     )
     assert out[:4].eq(0).all()
     assert lse[:, :4].eq(-torch.inf).all()
-    torch.testing.assert_close(out[4:].double(), ref64(q[4:], k, v, [5], [6]), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(out[4:].double(), definition(q[4:], k, v, [5], [6]), rtol=1e-5, atol=2e-6)
     for grad in torch.autograd.grad(out.sum(), (q, k, v)):
         assert grad.isfinite().all()
 
@@ -133,10 +118,19 @@ def test_batch_of_nothing(backend, lengths):
     assert out.shape == (0, 3, 32)
 
 
-def test_triton_is_refused_with_the_reason():
-    q = torch.randn(4, 2, 8)
-    with pytest.raises(BackendError, match=r"triton.*GPU build"):
-        attention(q, q, q, cu_seqlens_q=cumulate([4]), backend="triton")
+@pytest.mark.parametrize(
+    ("backend", "dim", "reason"),
+    [
+        ("triton", 8, "head dimensions 32, 64, 80, 96, 128, these have 8"),
+        ("triton", 32, "CUDA GPU|Triton cannot be imported"),
+        ("varlen", 32, "takes CUDA tensors"),
+        ("flash", 32, "takes CUDA tensors"),
+    ],
+)
+def test_a_backend_that_cannot_run_here_is_refused_with_the_reason(backend, dim, reason):
+    q = torch.randn(4, 2, dim)
+    with pytest.raises(BackendError, match=rf"backend='{backend}': .*({reason})"):
+        attention(q, q, q, cu_seqlens_q=cumulate([4]), backend=backend)
 
 
 GOOD = {"q": torch.randn(5, 2, 8), "k": torch.randn(6, 2, 8), "v": torch.randn(6, 2, 8)}
@@ -167,7 +161,7 @@ GOOD |= {"cu_seqlens_q": cumulate([2, 3]), "cu_seqlens_k": cumulate([6, 0])}
         (ArgumentError, "cu_seqlens_q", {"cu_seqlens_q": None}),
         (ArgumentError, "max_seqlen_q", {"max_seqlen_q": -1}),
         (ArgumentError, "max_seqlen_k", {"max_seqlen_k": 2.5}),
-        (ArgumentError, "backend", {"backend": "flash"}),
+        (ArgumentError, "backend", {"backend": "fastest"}),
     ],
 )
 def test_bad_input_names_the_argument(error, culprit, change):

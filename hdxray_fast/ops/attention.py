@@ -255,13 +255,7 @@ def _attention_backward_op(
         from .triton import attention as kernels
 
         return kernels.backward(grad_out, q, k, v, out, lse, *sides, scale)
-    with torch.enable_grad():  # once more, and then PyTorch's own backward pass
-        q, k, v = (t.detach().requires_grad_() for t in (q, k, v))
-        out = attention_torch.packed(q, k, v, *sides, scale, backend)
-    if not out.requires_grad:  # no query has a key
-        return tuple(torch.zeros(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
-    grads = torch.autograd.grad(out, (q, k, v), grad_out, allow_unused=True, materialize_grads=True)
-    return tuple(grad.clone(memory_format=torch.contiguous_format) for grad in grads)
+    return attention_torch.packed_backward(grad_out, q, k, v, cu_seqlens_q, cu_seqlens_k, scale)
 
 
 @_attention_backward_op.register_fake

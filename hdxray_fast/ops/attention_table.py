@@ -55,8 +55,9 @@ def explain(device_name: str, why_not_triton: str = "") -> list[tuple[str, str, 
             continue
         times = ", ".join(f"{name} {ms:.3g}" for name, ms in sorted(choice["ms"].items(), key=lambda item: item[1]))
         rows.append((shape, choice["backend"], f"measured {found['measured']}, ms: {times}"))
+    which = "other shapes" if rows else "all shapes"
     for layout, backend in DEFAULTS.items():
-        what = f"{layout}, other shapes" if rows else f"{layout}, all shapes"
+        what = f"{layout}, {which}"
         if why_not_triton and backend == "triton":
             rows.append((what, "sdpa", fallback))
         else:

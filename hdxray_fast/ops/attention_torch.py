@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import BackendError
 
-_LSE_CHUNK = 256  # query rows whose scores are in memory at once when the log-sum-exp is asked for
+_CHUNK = 256  # query rows whose scores are in memory at once where a log-sum-exp or a gradient builds them
 _PAD_TO = 16  # padded keys are a multiple of this, so that rows of the mask are aligned as the kernels want them
 _HALF = (torch.float16, torch.bfloat16)
 _KERNELS = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION"}
@@ -82,10 +82,17 @@ def packed(
         rows = sum(out.shape[0] for out in outs)
         outs += [torch.zeros_like(q[rows:])] if rows < q.shape[0] else []
         return outs[0] if len(outs) == 1 else torch.cat(outs)  # [N, H, D]
-    if q.shape[0] == 0 or k.shape[0] == 0:
+    return padded(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, backend)
+
+
+def padded(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int, scale: float, backend: str
+) -> Tensor:
+    """As :func:`packed`, in one call on padded tensors with a mask."""
+    if q.shape[0] == 0 or k.shape[0] == 0 or cu_q.shape[0] == 1:
         return torch.zeros_like(q)
-    padded, mask, slots, answered = _pad(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    out = dense(*padded, scale, backend, mask).flatten(0, 1).index_select(0, slots)
+    tensors, mask, slots, answered = _pad(q, k, v, cu_q, cu_k, max_q, max_k)
+    out = dense(*tensors, scale, backend, mask).flatten(0, 1).index_select(0, slots)
     return torch.where(answered[:, None, None], out, 0)
 
 
@@ -97,7 +104,7 @@ def lse_dense(q: Tensor, k: Tensor, scale: float, mask: Tensor | None = None) ->
         scores = _scores(rows, k, scale)
         return torch.logsumexp(scores if mask is None else scores.masked_fill(~mask, -torch.inf), dim=-1)
 
-    return torch.cat([chunk(rows) for rows in q.split(_LSE_CHUNK, dim=1)], dim=-1).float()
+    return torch.cat([chunk(rows) for rows in q.split(_CHUNK, dim=1)], dim=-1).float()
 
 
 @torch.no_grad()
@@ -105,13 +112,39 @@ def lse_packed(
     q: Tensor, k: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, max_q: int, max_k: int, scale: float
 ) -> Tensor:
     """Log-sum-exp of packed sequences, float32 ``[H, N]``; ``-inf`` for slack and for queries without keys."""
-    if q.device.type != "cpu" and q.shape[0] and k.shape[0]:
+    if q.device.type != "cpu" and q.shape[0] and k.shape[0] and cu_seqlens_q.shape[0] > 1:
         (q_padded, k_padded, _), mask, slots, answered = _pad(q, k, k, cu_seqlens_q, cu_seqlens_k, max_q, max_k)
         lse = lse_dense(q_padded, k_padded, scale, mask).transpose(0, 1).flatten(1)  # [B, H, S] -> [H, B * S]
         return lse.index_select(1, slots).masked_fill(~answered, -torch.inf)
     parts = sequences(q, k, k, _lengths(cu_seqlens_q), _lengths(cu_seqlens_k))
     known = torch.cat([lse_dense(a, b, scale).transpose(0, 1).flatten(1) for a, b, _ in parts], dim=1)  # [H, rows]
     return F.pad(known, (0, q.shape[0] - known.shape[1]), value=-torch.inf)
+
+
+@torch.no_grad()
+def packed_backward(
+    grad_out: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, k and v of packed attention, written out, for the operator (no graph is recorded inside of one).
+
+    A few query rows at a time, in at least float32. With P = softmax(scale Q K^T) and dP = dO V^T:
+    dS = scale P * (dP - rowsum(P * dP)), dQ = dS K, dK = dS^T Q, dV = P^T dO.
+    """
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    dq, dk, dv = (torch.zeros(t.shape, dtype=dtype, device=t.device) for t in (q, k, v))
+    bounds = zip(pairwise(cu_seqlens_q.tolist()), pairwise(cu_seqlens_k.tolist()), strict=True)
+    for (start, end), (start_k, end_k) in bounds:
+        keys, values = (t[start_k:end_k].transpose(0, 1).to(dtype) for t in (k, v))  # [H, Sk, D]
+        for first in range(start, end, _CHUNK) if end_k > start_k else ():
+            rows = slice(first, min(first + _CHUNK, end))
+            queries, grads = (t[rows].transpose(0, 1).to(dtype) for t in (q, grad_out))  # [H, chunk, D]
+            p = (queries @ keys.mT * scale).softmax(-1)
+            dp = grads @ values.mT
+            ds = p * (dp - (p * dp).sum(-1, keepdim=True)) * scale
+            dq[rows] = (ds @ keys).transpose(0, 1)
+            dk[start_k:end_k] += (ds.mT @ queries).transpose(0, 1)
+            dv[start_k:end_k] += (p.mT @ grads).transpose(0, 1)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
 def sequences(

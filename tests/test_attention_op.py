@@ -1,0 +1,200 @@
+"""Attention as an operator: opcheck, autocast, compiled graphs that stay compiled from batch to batch, backend choice."""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from attention_helpers import cumulate, definition, definition_lse, packed
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from hdxray_fast import ArgumentError, BackendError, env
+from hdxray_fast.layers import Block
+from hdxray_fast.ops import attention as attention_module
+from hdxray_fast.ops import attention_table, attention_torch
+from hdxray_fast.ops.attention import attention, resolve_backend
+
+BATCHES = [([1, 63, 0, 65], [65, 1, 7, 33]), ([5, 9, 30, 2], [3, 70, 1, 1]), ([20, 20, 20, 20], [9, 8, 7, 6])]
+
+
+def test_opcheck():
+    q, k, v = packed([3, 5], dim=32), packed([4, 6], dim=32), packed([4, 6], dim=32)
+    sides = (cumulate([3, 5]), cumulate([4, 6]), 5, 6)
+    op = torch.ops.hdxray_fast.attention.default
+    torch.library.opcheck(op, (q, k, v, *sides, 0.3, "sdpa", True))
+    torch.library.opcheck(op, (q, k, v, *sides, 0.3, "reference", False))
+    out, lse = op(q.detach(), k.detach(), v.detach(), *sides, 0.3, "sdpa", True)
+    arguments = (torch.randn_like(out), q.detach(), k.detach(), v.detach(), out, lse, *sides, 0.3, "sdpa")
+    torch.library.opcheck(torch.ops.hdxray_fast.attention_backward.default, arguments)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize(("lengths_q", "lengths_k"), [*BATCHES, ([3, 4], [0, 0]), ([0], [4])])
+def test_operator_equals_definition(backend, lengths_q, lengths_k):
+    q, k, v = packed(lengths_q), packed(lengths_k), packed(lengths_k)
+    sides = (cumulate(lengths_q), cumulate(lengths_k), 0, 0)
+    out, lse = torch.ops.hdxray_fast.attention(q, k, v, *sides, 0.2, backend, True)
+    expected = definition(q, k, v, lengths_q, lengths_k, 0.2)
+    torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(lse.double(), definition_lse(q, k, lengths_q, lengths_k, 0.2), rtol=1e-5, atol=1e-5)
+    upstream = torch.randn_like(out)
+    grads = torch.autograd.grad(out, (q, k, v), upstream)
+    if not expected.requires_grad or sum(lengths_k) == 0:
+        assert all(grad.eq(0).all() for grad in grads)
+        return
+    for grad, expected_grad in zip(grads, torch.autograd.grad(expected, (q, k, v), upstream.double()), strict=True):
+        torch.testing.assert_close(grad, expected_grad.float(), rtol=1e-4, atol=5e-6)
+
+
+@pytest.mark.parametrize("backend", ["auto", "sdpa", "reference"])
+@pytest.mark.parametrize("bounds", [True, False], ids=["bounded", "unbounded"])
+def test_one_compilation_serves_all_ragged_batches(backend, bounds):
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def run(q, k, v, cu_q, cu_k, max_q, max_k):
+        return attention(
+            q, k, v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, max_seqlen_q=max_q, max_seqlen_k=max_k,
+            backend=backend, return_lse=True,
+        )  # fmt: skip
+
+    torch._dynamo.reset()
+    compiled = torch.compile(run, backend=counter, fullgraph=True)
+    frames = []
+    for lengths_q, lengths_k in BATCHES * 2:
+        q, k, v = (packed(n) for n in (lengths_q, lengths_k, lengths_k))
+        longest = (max(lengths_q), max(lengths_k)) if bounds else (None, None)
+        out, lse = compiled(q, k, v, cumulate(lengths_q), cumulate(lengths_k), *longest)
+        expected = definition(q, k, v, lengths_q, lengths_k)
+        torch.testing.assert_close(out.double(), expected, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(lse.double(), definition_lse(q, k, lengths_q, lengths_k), rtol=1e-5, atol=1e-5)
+        upstream = torch.randn_like(out)
+        grads = torch.autograd.grad(out, (q, k, v), upstream)
+        for grad, wanted in zip(grads, torch.autograd.grad(expected, (q, k, v), upstream.double()), strict=True):
+            torch.testing.assert_close(grad, wanted, rtol=1e-4, atol=5e-6)
+        frames.append(counter.frame_count)
+    assert frames[0] == 1
+    assert frames[-1] == frames[1] <= 2  # the second batch makes the sizes dynamic, no later one compiles
+
+
+def test_a_block_compiles_without_a_break():
+    torch.manual_seed(0)
+    block = Block(64, 2, 2.0)
+    compiled = torch.compile(block, backend="aot_eager", fullgraph=True)
+    for lengths, _ in BATCHES:
+        x = torch.randn(sum(lengths), 64)
+        wanted = block(x, cumulate(lengths), max(lengths))
+        torch.testing.assert_close(compiled(x, cumulate(lengths), max(lengths)), wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_wrong_cu_seqlens_are_found_in_compiled_graphs_too():
+    compiled = torch.compile(
+        lambda q, cu: attention(q, q, q, cu_seqlens_q=cu), backend="aot_eager", fullgraph=True, dynamic=True
+    )
+    q = torch.randn(8, 2, 16)
+    compiled(q, cumulate([3, 5]))
+    with pytest.raises(ArgumentError, match=r"^cu_seqlens_q: must rise from 0"):
+        compiled(q, cumulate([3, 6]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_casts_to_the_dtype_in_force(dtype):
+    q, k, v = packed([3, 5]), packed([4, 6]), packed([4, 6]).to(torch.bfloat16)
+    cu = {"cu_seqlens_q": cumulate([3, 5]), "cu_seqlens_k": cumulate([4, 6])}
+    with torch.autocast("cpu", dtype=dtype):
+        out = attention(q, k, v, **cu)
+        op_out, _ = torch.ops.hdxray_fast.attention(q, k, v, *cu.values(), 0, 0, 32**-0.5, "sdpa", False)
+        assert attention(*(t.double() for t in (q, k, v)), **cu).dtype == torch.float64
+    assert out.dtype == op_out.dtype == dtype
+    torch.testing.assert_close(out, op_out)
+    wanted = attention(q.to(dtype), k.to(dtype), v.to(dtype), **cu)
+    torch.testing.assert_close(out, wanted)
+    (grad,) = torch.autograd.grad(out.sum(), q)
+    assert grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("slack", [0, 5])
+@pytest.mark.parametrize("bounds", [True, False])
+def test_padded_sequences_equal_definition(slack, bounds):
+    """The path of packed tensors on PyTorch's GPU kernels, on the CPU; slack is poisoned, and must not be seen."""
+    lengths_q, lengths_k = [1, 63, 0, 65, 7], [65, 1, 7, 33, 0]
+    q, k, v = (packed(n, slack=slack) for n in (lengths_q, lengths_k, lengths_k))
+    with torch.no_grad():
+        for t, n in ((q, sum(lengths_q)), (k, sum(lengths_k)), (v, sum(lengths_k))):
+            t[n:] = torch.nan
+    longest = (70, 65) if bounds else (0, 0)
+    sides = (cumulate(lengths_q), cumulate(lengths_k))
+    out = attention_torch.padded(q, k, v, *sides, *longest, 0.3, "sdpa")
+    rows = sum(lengths_q)
+    expected = definition(q, k, v, lengths_q, lengths_k, 0.3)
+    torch.testing.assert_close(out[:rows].double(), expected, rtol=1e-5, atol=2e-6)
+    assert out[rows:].eq(0).all()
+    upstream = torch.randn_like(out)
+    grads = torch.autograd.grad(out, (q, k, v), upstream)
+    wanted = torch.autograd.grad(expected, (q, k, v), upstream[:rows].double())
+    for grad, want, n in zip(grads, wanted, (rows, sum(lengths_k), sum(lengths_k)), strict=True):
+        torch.testing.assert_close(grad[:n].double(), want[:n].double(), rtol=1e-4, atol=5e-6)
+        assert grad[n:].eq(0).all()
+
+
+# --- the choice -------------------------------------------------------------------------------------------------------
+def queries(dim=64, dtype=torch.bfloat16):
+    return SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype, shape=(100, 12, dim))
+
+
+def test_shape_classes():
+    assert attention_table.shape_class("packed", 64, torch.bfloat16, 900, True) == "packed D=64 bf16 short train"
+    assert attention_table.shape_class("dense", 80, torch.float32, 6401, False) == "dense D=80 fp32 long forward"
+
+
+def test_auto_takes_what_was_measured(monkeypatch):
+    choices = {
+        "packed D=64 bf16 short train": "varlen",
+        "packed D=64 bf16 long train": "triton",
+        "dense D=64 bf16 long train": "cudnn",
+    }
+    monkeypatch.setattr(attention_module, "_measured", lambda index: choices)
+    monkeypatch.setattr(attention_module, "why_not_triton", lambda *_: "")
+    monkeypatch.setattr(attention_torch.importlib.util, "find_spec", lambda name: name)
+    assert resolve_backend("auto", queries(), True, 900, True) == "varlen"
+    assert resolve_backend("auto", queries(), True, 6401, True) == "triton"
+    assert resolve_backend("auto", queries(), False, 6401, True) == "cudnn"
+    assert resolve_backend("auto", queries(), False, 900, True) == "sdpa"  # not measured: the default
+    assert resolve_backend("auto", queries(), True, 900, False) == "triton"
+    assert resolve_backend("auto", queries(dim=48), True, 900, False) == "sdpa"  # no kernel has this size
+    assert resolve_backend("auto", queries(dtype=torch.float64), True, 900, False) == "sdpa"
+    monkeypatch.setattr(attention_module, "why_not_triton", lambda *_: "too old")
+    assert resolve_backend("auto", queries(), True, 6401, True) == "sdpa"
+    with pytest.raises(BackendError, match="too old"):
+        resolve_backend("triton", queries(), True, 6401, True)
+
+
+def test_doctor_says_which_and_why(monkeypatch):
+    rows = attention_table.explain("a GPU")
+    assert rows == [
+        ("packed, all shapes", "triton", "the default: not measured on this device"),
+        ("dense, all shapes", "sdpa", "the default: not measured on this device"),
+    ]
+    assert attention_table.explain("a GPU", "it is too old")[0][1:] == (
+        "sdpa",
+        "the Triton kernels are out: it is too old",
+    )
+    choice = {"packed D=64 bf16 long train": {"backend": "triton", "ms": {"varlen": 2.0, "triton": 1.5}}}
+    found = {"a GPU": {"measured": "2026-01-02", "torch": "2.11", "triton": "3.6", "choices": choice}}
+    monkeypatch.setattr(attention_table, "table", lambda: found)
+    first = attention_table.explain("a GPU")[0]
+    assert first == ("packed D=64 bf16 long train", "triton", "measured 2026-01-02, ms: triton 1.5, varlen 2")
+
+    monkeypatch.setattr(env, "_gpus", lambda: [{"name": "a GPU", "memory_mib": 1, "capability": "9.0", "driver": "1", "cuda": "13"}])  # fmt: skip
+    monkeypatch.setattr(attention_module, "why_not_triton", lambda *_: "")
+    text = env.format_doctor(env.doctor_report())
+    assert "attention, packed D=64 bf16 long train on cuda (a GPU): triton (measured 2026-01-02, ms: triton 1.5" in text
+
+
+def test_the_packages_table_is_well_formed():
+    for found in json.loads(attention_table.TABLE.read_text()).values():
+        assert {"measured", "torch", "triton", "choices"} <= set(found)
+        for choice in found["choices"].values():
+            assert choice["backend"] in attention_module.BACKENDS
+            assert choice["backend"] in choice["ms"]
