@@ -83,7 +83,7 @@ class Classifier(nn.Module):
     ) -> Tensor:
         """Logits ``[B, num_classes]``; arguments as for :meth:`hdxray_fast.encoder.Encoder.encode`."""
         tokens = self.encoder.encode(images, plan, scale, shift)
-        longest = None if plan is None else plan.max_keep + self.encoder.num_prefix_tokens
+        longest = None if plan is None else plan.longest[0] + self.encoder.num_prefix_tokens
         return self.head(*tokens, longest)
 
     def probabilities(self, logits: Tensor) -> Tensor:

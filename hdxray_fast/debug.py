@@ -7,7 +7,7 @@ from .errors import ArgumentTypeError
 _on = False
 
 
-class debug_checks:  # noqa: N801 - reads as a function, and as a block: `with debug_checks():`
+class debug_checks:  # reads as a function, and as a block: `with debug_checks():`
     """Look at the values of patch ids and ``cu_seqlens`` on GPUs too, and raise the errors that the CPU raises.
 
     On CPU tensors these are always checked. On GPU tensors a check has to wait for the GPU, so none is made by default:

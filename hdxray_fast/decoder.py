@@ -63,10 +63,10 @@ class SelfDecoder(nn.Module):
         tokens = self.decoder_embed(maps[-1]).to(self.mask_token.dtype)  # [N_keep + B, D]
         x = self.mask_token[0].expand(position_rows.shape[0], -1).index_copy(0, encoder_rows, tokens)  # [M, D]
         x = x + self.decoder_pos_embed[0].index_select(0, position_rows)
-        max_seqlen = 1 + min(plan.max_keep + plan.max_predict, plan.grid_size[0] * plan.grid_size[1])
+        max_seqlen = 1 + sum(plan.longest)
         for block in self.decoder_blocks[:-1]:
             x = block(x, cu_seqlens, max_seqlen)
-        predicted = Queries(predict_rows, plan.predict_cu_seqlens, plan.max_predict)
+        predicted = Queries(predict_rows, plan.predict_cu_seqlens, plan.longest[1])
         x = self.decoder_blocks[-1](x, cu_seqlens, max_seqlen, predicted)  # nobody asks for its other rows
         return self.decoder_pred(self.decoder_norm(x))
 
@@ -168,5 +168,5 @@ class CrossDecoder(nn.Module):
         mixtures = self.wfm @ torch.stack(maps).flatten(1)  # [depth, num_maps] @ [num_maps, N * De] -> [depth, N * De]
         for block, norm, mixture in zip(self.decoder_blocks, self.dec_norms, mixtures.unbind(), strict=True):
             y = norm(mixture.view_as(maps[0]))  # [N_keep + B, De]
-            x = block(x, y, plan.predict_cu_seqlens, cu_seqlens, plan.max_predict, plan.max_keep + 1)
+            x = block(x, y, plan.predict_cu_seqlens, cu_seqlens, plan.longest[1], plan.longest[0] + 1)
         return self.decoder_pred(self.decoder_norm(x))

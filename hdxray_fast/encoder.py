@@ -228,7 +228,7 @@ class Encoder(nn.Module):
         tokens = self.embed(images, plan, scale, shift)
         maps = [tokens.values]
         for block in self.blocks:
-            maps.append(self._run(block, maps[-1], tokens.cu_seqlens, plan.max_keep + self.num_prefix_tokens))
+            maps.append(self._run(block, maps[-1], tokens.cu_seqlens, plan.longest[0] + self.num_prefix_tokens))
         maps[-1] = self.norm(maps[-1])
         return maps, tokens.cu_seqlens
 
@@ -286,7 +286,7 @@ class Encoder(nn.Module):
         """Embedded tokens: packed ``[N, D]`` with cu_seqlens, or dense ``[B, S, D]`` without if there is no plan."""
         if plan is not None:
             tokens = self.embed(images, plan, scale, shift)
-            return tokens.values, tokens.cu_seqlens, plan.max_keep + self.num_prefix_tokens
+            return tokens.values, tokens.cu_seqlens, plan.longest[0] + self.num_prefix_tokens
         plan = every_patch(images.shape[0], self.grid_size, self.patch_size, images.device)
         rows = gather_patches(images, plan, scale=scale, shift=shift, out_dtype=self._rows_dtype(images.device))
         x = self.add_prefix(self.patch_embed(rows).unflatten(0, (images.shape[0], plan.max_keep)))

@@ -32,6 +32,8 @@ class MaskPlan:
         patch_size: p, in pixels.
         max_keep: kept patches of the image that keeps most, or an upper bound of it.
         max_predict: predicted patches of the image that has most, or an upper bound of it.
+        longest: ``max_keep`` and ``max_predict`` rounded up to steps of 128. A compiled model is bound to the numbers
+            that it looks at, and these rarely differ from batch to batch.
 
     Raises:
         ArgumentError, ArgumentTypeError: an attribute is not as described. The values of tensors on a GPU are not
@@ -64,6 +66,7 @@ class MaskPlan:
             )
         if not torch.compiler.is_compiling():  # there, sizes are symbols
             self._check_sizes()
+        object.__setattr__(self, "longest", (_step(self.max_keep), _step(self.max_predict)))
 
     def _check_sizes(self) -> None:
         _grid_size("plan.grid_size", self.grid_size)
@@ -88,6 +91,7 @@ class MaskPlan:
         """For what was just made to be right: the checks take as long as a small plan."""
         plan = object.__new__(cls)
         plan.__dict__.update(zip(cls.__dataclass_fields__, values, strict=True))
+        plan.__dict__["longest"] = _step(plan.max_keep), _step(plan.max_predict)
         return plan
 
     @property
@@ -121,6 +125,17 @@ class MaskPlan:
                 keep_ids, keep_cu, predict_ids, predict_cu, self.grid_size, self.patch_size, max_keep, max_predict
             )
         return self._with(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def mark_dynamic(self) -> MaskPlan:
+        """The same plan, with its numbers of patches marked as changing from batch to batch for ``torch.compile``.
+
+        Without it a compiled model is compiled again for the second number that it meets, and only then for any.
+        """
+        import torch._dynamo
+
+        for ids in (self.keep_ids, self.predict_ids):
+            torch._dynamo.maybe_mark_dynamic(ids, 0)
+        return self
 
     def pin_memory(self) -> MaskPlan:
         """The plan in page-locked memory (a DataLoader with ``pin_memory=True`` calls this)."""
@@ -372,3 +387,7 @@ def _fetch(ids: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, int]:
     """Ids without slack, cu_seqlens and longest sequence, on the CPU."""
     cu_seqlens = cu_seqlens.cpu()
     return ids[: int(cu_seqlens[-1])].cpu(), cu_seqlens, _longest(cu_seqlens.numpy())
+
+
+def _step(count: int) -> int:
+    return -(-count // 128) * 128
