@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from . import debug
+from .compiling import constant_result
 from .errors import ArgumentError, ArgumentTypeError, BackendError
 
 try:
@@ -61,7 +62,7 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     raise BackendError(f"backend='native': {reason}; use backend='auto', or move the tensors with .cpu()")
 
 
-@torch.compiler.assume_constant_result  # traced once, as it is: what a machine can do does not change
+@constant_result
 def why_not_native(device_type: str, index: int | None = None) -> str:
     """Why the native core cannot work on a device, in words; empty if it can."""
     if core is None:

@@ -13,6 +13,7 @@ import functools
 import torch
 from torch import Tensor
 
+from ..compiling import constant_result
 from ..errors import ArgumentError, BackendError
 from . import attention_table, attention_torch
 from .attention_checks import check_dtype, check_max_seqlen, check_tensors, check_values, finite_scale
@@ -162,7 +163,7 @@ def _why_not(backend: str, q: Tensor, packed: bool) -> str:
     return why_not_triton(q.device.type, q.device.index)
 
 
-@torch.compiler.assume_constant_result  # traced once, as it is: what a machine can do does not change
+@constant_result
 def why_not_triton(device_type: str, index: int | None = None) -> str:
     """Why the Triton kernels cannot run on a device, in words; empty if they can."""
     return _why_not_triton(device_type, index or 0)
@@ -188,7 +189,7 @@ def _why_not_triton(device_type: str, index: int) -> str:
     return ""
 
 
-@torch.compiler.assume_constant_result
+@constant_result
 def _measured(index: int) -> dict[str, str]:
     return attention_table.measured(torch.cuda.get_device_name(index))
 

@@ -1,0 +1,17 @@
+"""What compiled models need to be told, without importing the compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+F = TypeVar("F", bound=Callable)
+
+
+def constant_result(function: F) -> F:
+    """Have ``torch.compile`` call a function while it traces and keep the answer: what a machine can do does not change.
+
+    As ``torch.compiler.assume_constant_result``, which imports the whole compiler (a second) to set this mark.
+    """
+    function._dynamo_marked_constant = True
+    return function
