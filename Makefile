@@ -113,7 +113,9 @@ $(VENV)/.deps-%: $(VENV)/.torch pyproject.toml
 
 $(VENV)/.demo $(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(VENV)/.deps-% $(PACKAGE)
 	$(INSTALL) --no-deps --force-reinstall .
-	@cp -f $(VENV)/lib/python3*/site-packages/hdxray_fast/_core*.so hdxray_fast/  # for `python -m ...` run from here
+	@# for `python -m ...` run from here; by a rename, since a process may have the old one loaded
+	@for core in $(VENV)/lib/python3*/site-packages/hdxray_fast/_core*.so; do \
+		cp -f "$$core" hdxray_fast/.core.new && mv -f hdxray_fast/.core.new "hdxray_fast/$${core##*/}"; done
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.created pyproject.toml

@@ -9,7 +9,7 @@ F = TypeVar("F", bound=Callable)
 
 
 def constant_result(function: F) -> F:
-    """Have ``torch.compile`` call a function while it traces and keep the answer: what a machine can do does not change.
+    """Have ``torch.compile`` call a function while it traces and keep the answer, since machines do not change.
 
     As ``torch.compiler.assume_constant_result``, which imports the whole compiler (a second) to set this mark.
     """
