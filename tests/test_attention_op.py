@@ -1,4 +1,4 @@
-"""Attention as an operator: opcheck, autocast, compiled graphs that stay compiled from batch to batch, backend choice."""
+"""Attention as an operator: opcheck, autocast, graphs that stay compiled from batch to batch, choice of backend."""
 
 from __future__ import annotations
 
@@ -186,7 +186,8 @@ def test_doctor_says_which_and_why(monkeypatch):
     first = attention_table.explain("a GPU")[0]
     assert first == ("packed D=64 bf16 long train", "triton", "measured 2026-01-02, ms: triton 1.5, varlen 2")
 
-    monkeypatch.setattr(env, "_gpus", lambda: [{"name": "a GPU", "memory_mib": 1, "capability": "9.0", "driver": "1", "cuda": "13"}])  # fmt: skip
+    gpu = {"name": "a GPU", "memory_mib": 1, "capability": "9.0", "driver": "1", "cuda": "13"}
+    monkeypatch.setattr(env, "_gpus", lambda: [gpu])
     monkeypatch.setattr(attention_module, "why_not_triton", lambda *_: "")
     text = env.format_doctor(env.doctor_report())
     assert "attention, packed D=64 bf16 long train on cuda (a GPU): triton (measured 2026-01-02, ms: triton 1.5" in text

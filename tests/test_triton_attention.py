@@ -1,0 +1,22 @@
+"""Runs triton_attention_cases.py in a process of its own: Triton's interpreter is chosen before Triton is imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed (it comes with CUDA builds of PyTorch for Linux)")
+
+CASES = Path(__file__).with_name("triton_attention_cases.py")
+
+
+def test_kernels_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(CASES)]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout[-10000:] + found.stderr[-2000:]
+    assert " passed" in found.stdout
