@@ -167,10 +167,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Attention kernels, compiled ahead of time",
         "",
-        f"Triton {triton.__version__}; written by tools/compile_kernels.py. A configuration is queries x keys (schedule:",
-        "rows of a tile), warps (w), stages (s), tensor descriptors (tma), specialised warps (ws), a quarter of the",
-        "exponentials as polynomials (poly), parts of the head dimension (cut). The first line of each kernel, head",
-        "dimension and dtype is the default. None spills unless the last column says so.",
+        f"Triton {triton.__version__}; written by tools/compile_kernels.py. A configuration is queries x keys",
+        "(schedule: rows of a tile), warps (w), stages (s), tensor descriptors (tma), specialised warps (ws), a",
+        "quarter of the exponentials as polynomials (poly), parts of the head dimension (cut). The first line of each",
+        "kernel, head dimension and dtype is the default. None spills unless the last column says so.",
     ]
     by_arch = defaultdict(list)
     for row in rows:
