@@ -24,6 +24,7 @@ __all__ = ["BACKENDS", "attention", "attention_ref", "resolve_backend", "why_not
 BACKENDS = ("auto", "triton", "sdpa", "flash", "cudnn", "efficient", "varlen", "reference")
 TRITON_HEAD_DIMS = (32, 64, 80, 96, 128)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+_AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 _MAX_HEADS = 65535  # the second dimension of a CUDA grid
 
 
@@ -205,7 +206,7 @@ def _trains(q: Tensor, k: Tensor, v: Tensor) -> bool:
 
 def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     device_type = q.device.type
-    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+    if device_type not in _AUTOCAST or not torch.is_autocast_enabled(device_type):
         return q, k, v
     dtype = torch.get_autocast_dtype(device_type)
     return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in (q, k, v))

@@ -1,0 +1,89 @@
+"""Ahead-of-time compilation of the Triton kernels: no spills, shared memory within limits, tensor-core instructions."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip(
+    "triton", reason="Triton is not installed (it comes with CUDA builds of PyTorch for Linux)"
+)
+
+from hdxray_fast.ops.triton import configs  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+TOOL = ROOT / "tools" / "compile_kernels.py"
+TABLES = ROOT / "benchmarks" / "results" / "compile"
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+pytestmark = [
+    pytest.mark.skipif(not TOOL.exists(), reason="needs the project's own tools beside the tests"),
+    pytest.mark.skipif(not CUOBJDUMP.exists(), reason="this Triton has no NVIDIA compiler"),
+]
+
+
+def compile_all(*arguments: str) -> subprocess.CompletedProcess:
+    """In a process of its own, which no other test has switched to the interpreter."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(TOOL), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_defaults_of_hopper_compile(tmp_path):
+    found = compile_all("--defaults", "--arch", "sm90", "--dtype", "bf16", "--out", str(tmp_path))
+    assert found.returncode == 0, found.stdout + found.stderr[-3000:]
+    (path,) = tmp_path.glob("*.json")
+    rows = json.loads(path.read_text())
+    attention = [row for row in rows if row["kernel"] != "schedule"]
+    assert len(attention) == len(configs.KERNELS) * len(configs.HEAD_DIMS)
+    assert all(row["instructions"]["wgmma"] for row in attention)
+    assert all(0 < row["registers"] <= 255 for row in rows)
+    assert path.with_suffix(".json").exists()
+    assert "| forward | 64 | bf16 |" in next(tmp_path.glob("*.md")).read_text()
+
+
+@pytest.mark.slow
+def test_every_configuration_compiles_for_every_architecture():
+    found = compile_all("--workers", str(min(4, os.cpu_count() or 1)))
+    assert found.returncode == 0, found.stdout + found.stderr[-3000:]
+
+
+def test_a_configuration_that_spills_is_a_problem():
+    spec = importlib.util.spec_from_file_location("compile_kernels", TOOL)
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    row = {"arch": "sm86", "dtype": "bf16", "config": {"tma": True, "warp_specialize": True, "warps": 4}, "warps": 4}
+    row |= {"stack_bytes": 8, "spill_moves": 2, "shared_bytes": 100 * 1024, "instructions": {"mma.sync": 0, "tma": 0}}
+    problem = tool._problem(row)
+    for part in (
+        "spills: 8 bytes",
+        "100 KiB of shared memory, limit 99",
+        "no mma.sync",
+        "no bulk tensor",
+        "specialised",
+    ):
+        assert part in problem
+    good = {"stack_bytes": 0, "spill_moves": 0, "shared_bytes": 1024, "instructions": {"mma.sync": 9, "tma": 2}}
+    assert tool._problem(row | good | {"warps": 12}) == ""
+
+
+@pytest.mark.skipif(not TABLES.exists(), reason="needs the project's own results beside the tests")
+def test_the_tables_hold_every_configuration_that_can_be_picked():
+    tables = sorted(TABLES.glob("triton-*.json"))
+    assert tables
+    for path in tables:
+        rows = json.loads(path.read_text())
+        assert not [row for row in rows if row["problem"]]
+        known = {(r["arch"], r["kernel"], r["head_dim"], r["dtype"], configs.Config(**r["config"])) for r in rows}
+        for arch in configs.ARCHES:
+            for kernel in configs.KERNELS:
+                for dim in configs.HEAD_DIMS:
+                    for dtype in configs.DTYPES:
+                        for config in configs.candidates(kernel, dim, dtype, arch):
+                            assert (arch, kernel, dim, dtype, config) in known, path.name
