@@ -170,14 +170,20 @@ def tune(seconds: float, workers: int) -> int:
             if name not in expected:
                 default = configs.candidates(job.kernel, bench.inputs.shape.head_dim, "bf16", arch)[0]
                 expected[name] = bench.call(job.kernel, default)(0)
+            times[job.key] = "did not return"  # what stays if it hangs: the next run leaves it out
+            save(progress, done)
             times[job.key] = seconds_of(bench.call(job.kernel, job.config), expected[name], clock)
         except Exception as failure:
             times[job.key] = reason(failure)
-            if "CUDA error" in times[job.key]:  # the device is lost to this process: the next run goes on
+            try:
+                torch.cuda.synchronize()
+            except Exception:  # the device is lost to this process: the next run goes on behind this candidate
                 save(progress, done)
-                raise
+                raise failure from None
         print(f"{name}: {job.key}: {times[job.key]}", flush=True)
         save(progress, done)
+        if not todo or todo[0].shape != job.shape or todo[0].kernel != job.kernel:  # what is known is put to use
+            write_choices(configs, device, arch, done)
     write_choices(configs, device, arch, done)
     return len(todo)
 

@@ -46,7 +46,7 @@ list(GET architectures -1 newest)
 
 # --- whether it works ----------------------------------------------------------------------------------------------------
 set(probe "${CMAKE_CURRENT_BINARY_DIR}/cuda_probe")
-file(WRITE "${probe}.cu" "#include <cuda_runtime.h>\n#include <cuda_bf16.h>\n#include <cub/block/block_scan.cuh>\n"
+file(WRITE "${probe}.cu" "#include <cuda_runtime.h>\n#include <cuda_bf16.h>\n"
      "__global__ void kernel(float* x) { *x = 1.0f; }\n"
      "int main() { kernel<<<1, 1>>>(nullptr); return cudaGetLastError() == cudaSuccess; }\n")
 set(host_compiler "")

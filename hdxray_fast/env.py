@@ -174,7 +174,7 @@ def _core_lines(core: dict[str, Any]) -> list[str]:
         return [f"MISSING: {core['reason']}"]
     lines = [f"present, {core['compiler']}; CUDA {core['cuda']}"]
     if core["cuda"].startswith("on") and core["cuda_unusable"]:
-        lines.append(f"CUDA cannot be used here: {core['cuda_unusable']}; CPU paths are")
+        lines.append(f"CUDA cannot be used here: {core['cuda_unusable']}; the CPU paths are used")
     return lines
 
 
@@ -253,6 +253,11 @@ def _advice(versions: dict[str, str], core: dict, extras: dict, gpus: list) -> l
         advice.append(
             "CUDA kernels: with nvcc on PATH, `pip install . -Ccmake.define.HDXRAY_CUDA=ON` in the project's folder "
             f"(the core was built with CUDA {core['cuda']})"
+        )
+    elif gpus and core.get("cuda_unusable"):
+        advice.append(
+            f"CUDA kernels: {core['cuda_unusable']}; after a new driver, or a build for this GPU with `pip install . "
+            "-Ccmake.define.HDXRAY_CUDA=ON`, they are used"
         )
     advice += [f"{extra['for']}: {extra['command']}" for extra in extras.values() if extra["missing"]]
     return advice

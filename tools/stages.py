@@ -172,7 +172,9 @@ class Runner:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # so that its children can be ended with it
+                # a group of its own, so that its children can be ended with it, but in our session: what ends that from
+                # outside ends them too
+                preexec_fn=os.setpgrp,
             )
         return _Running(stage, process, time.monotonic(), limit)
 
@@ -207,7 +209,8 @@ def _end(process: subprocess.Popen) -> None:
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(GRACE)
     _signal(process, signal.SIGKILL)  # also children that outlived it
-    process.wait()
+    with contextlib.suppress(subprocess.TimeoutExpired):  # stuck in a driver: the next stages go on without it
+        process.wait(GRACE)
 
 
 def _signal(process: subprocess.Popen, kind: signal.Signals) -> None:

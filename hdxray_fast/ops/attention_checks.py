@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from itertools import pairwise
 
 import torch
@@ -80,12 +81,12 @@ def check_values(
         if bounds[0] != 0 or not reaches or any(a > b for a, b in pairwise(bounds)):
             rule = f"to the number of rows, {rows}" if on_cpu else f"to at most the number of rows, {rows}"
             raise ArgumentError(f"{name}: must rise from 0 {rule}; got {_short(bounds)}")
-        if not on_cpu and longest and any(b - a > longest for a, b in pairwise(bounds)):
+        if longest and any(b - a > longest for a, b in pairwise(bounds)):
             raise ArgumentError(f"{max_name}: got {longest}, but {name} has a longer sequence; got {_short(bounds)}")
 
 
 def finite_scale(scale: object) -> float:
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)):
+    if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
         raise ArgumentTypeError(f"scale: got {type(scale).__name__}, accepted is a number")
     if not math.isfinite(scale):
         raise ArgumentError(f"scale: got {scale}, accepted is a finite number")
