@@ -80,7 +80,7 @@ def test_why_cuda_cannot_be_used_is_said(monkeypatch):
     text = env.format_doctor(
         {**env.doctor_report(), "core": {**core, "cuda": "on: sm_90 ptx", "cuda_unusable": "no GPU"}}
     )
-    assert "CUDA on: sm_90 ptx\n  CUDA cannot be used here: no GPU; CPU paths are" in text
+    assert "CUDA on: sm_90 ptx\n  CUDA cannot be used here: no GPU; the CPU paths are used" in text
 
 
 def test_a_gpu_without_cuda_paths_in_the_core_gets_advice():

@@ -175,7 +175,8 @@ def test_a_python_without_torch_is_named(tmp_path):
 
 
 def test_a_gpu_that_is_there_decides_what_is_compiled_for(tmp_path, monkeypatch):
-    found = {"torch": "2.11", "built": "13.0", "gpu": True, "name": "NVIDIA H100", "capability": "90", "xdist": True}
+    found = {"torch": "2.11", "built": "13.0", "gpu": True, "name": "NVIDIA H100", "capability": "90"}
+    found |= {"xdist": True, "timeout": True, "benchmark": True}
     monkeypatch.setattr(gpu_check.Check, "probe", lambda self: found)
     check = gpu_check.Check(tmp_path, tmp_path / "out")
     assert check.no_gpu is None

@@ -178,7 +178,8 @@ class Check:
         marked = [p for p in sorted((ROOT / "tests").glob("test_*.py")) if "mark.sanitize" in p.read_text("utf-8")]
         arguments = [*map(str, marked), "-m", "gpu and sanitize", *select]
         stage = self.pytest(tool, 170, arguments, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-        options = ["--tool", tool, "--target-processes", "application-only", "--report-api-errors", "no", "--print-limit", "20"]
+        options = ["--tool", tool, "--target-processes", "application-only", "--report-api-errors", "no"]
+        options += ["--print-limit", "20"]
         stage.command = ["compute-sanitizer", *options, "--error-exitcode", "9", *stage.command]
         return stage
 
