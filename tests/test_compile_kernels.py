@@ -48,6 +48,30 @@ def test_defaults_of_hopper_compile(tmp_path):
     assert "| forward | 64 | bf16 |" in next(tmp_path.glob("*.md")).read_text()
 
 
+def test_ragged_batches_share_their_kernels():
+    """The launches themselves, compiled for a GPU that is not there: one variant each, specialised as in the tables."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(Path(configs.__file__).parents[3])  # the package that this process has
+    command = [sys.executable, str(Path(__file__).with_name("triton_launches.py"))]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout[-2000:] + found.stderr[-3000:]
+    compiled = json.loads(found.stdout.splitlines()[-1])
+    names = {"forward_kernel", "dq_kernel", "dkdv_kernel"}
+    assert set(compiled) == {f"{name} {kind}" for name in names for kind in ("pointers", "tma")} | {
+        "schedule_kernel pointers"
+    }
+    for name, variants in compiled.items():
+        # the schedule is one per height of tile; dense and ragged sequences are the same kernels
+        assert len(variants) <= (2 if name.startswith("schedule") else 1), name
+        for signature, divisible in variants.values():
+            pointers = {n for n, kind in signature.items() if kind.startswith("*")}
+            strides = {n for n in signature if n.startswith("stride")}
+            assert set(divisible) == pointers | strides  # so that loads are 16 bytes wide
+            assert all(
+                kind == "i32" for n, kind in signature.items() if n in strides or n.startswith(("rows", "length"))
+            )
+
+
 @pytest.mark.slow
 def test_every_configuration_compiles_for_every_architecture():
     found = compile_all("--workers", str(min(4, os.cpu_count() or 1)))
@@ -84,6 +108,6 @@ def test_the_tables_hold_every_configuration_that_can_be_picked():
         for arch in configs.ARCHES:
             for kernel in configs.KERNELS:
                 for dim in configs.HEAD_DIMS:
-                    for dtype in configs.DTYPES:
+                    for dtype in {configs.computed_dtype(d, dim, arch) for d in configs.DTYPES}:
                         for config in configs.candidates(kernel, dim, dtype, arch):
                             assert (arch, kernel, dim, dtype, config) in known, path.name

@@ -63,6 +63,8 @@ def jobs_of(arches: list[str], head_dims: list[int], dtypes: list[str], defaults
         for kernel in configs.KERNELS:
             for head_dim in head_dims:
                 for dtype in dtypes:
+                    if configs.computed_dtype(dtype, head_dim, arch) != dtype:
+                        continue
                     candidates = configs.candidates(kernel, head_dim, dtype, arch)
                     found += [(arch, kernel, head_dim, dtype, c) for c in candidates[: 1 if defaults else None]]
         blocks = {c.m if kernel != "dkdv" else c.n for _, kernel, _, _, c in found}

@@ -52,7 +52,8 @@ def forward(
         return out.zero_(), lse.fill_(-torch.inf)
     q, scale = _positive_scale(q, scale)
     q, k, v = (_readable(t) for t in (q, k, v))
-    config = config or _config("forward", q, (k, v), max_seqlen_q, max_seqlen_k)
+    longest = _longest(q, k, cu_seqlens_q, max_seqlen_q, max_seqlen_k)
+    config = config or _config("forward", q, (k, v), longest)
     with _device(q):
         tiles, schedule, lengths = _schedule(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, config.m)
         _launch(
@@ -85,10 +86,12 @@ def backward(
         return dq.zero_(), dk.zero_(), dv.zero_()
     negative = scale < 0
     q, scale = _positive_scale(q, scale)
-    q, k, v, grad_out, out = (_readable(t) for t in (q, k, v, grad_out, out))
+    q, k, v, grad_out = (_readable(t) for t in (q, k, v, grad_out))
+    out, lse = out.contiguous(), lse.contiguous()
     delta = torch.empty_like(lse)
-    dq_config = dq_config or _config("dq", q, (k, v), max_seqlen_q, max_seqlen_k)
-    dkdv_config = dkdv_config or _config("dkdv", q, (q, grad_out), max_seqlen_q, max_seqlen_k)
+    longest = _longest(q, k, cu_seqlens_q, max_seqlen_q, max_seqlen_k)
+    dq_config = dq_config or _config("dq", q, (k, v), longest)
+    dkdv_config = dkdv_config or _config("dkdv", q, (q, grad_out), longest)
     with _device(q):
         tiles, schedule, lengths = _schedule(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dq_config.m)
         _launch(
@@ -127,7 +130,17 @@ def _schedule(
     tiles = triton.cdiv(rows, block) + batch
     schedule = torch.empty(tiles, FIELDS, dtype=torch.int32, device=own.device)
     schedule_kernel[(batch + 1,)](
-        cu_own, cu_other, schedule, batch, rows, other.shape[0], tiles, BLOCK=block, CHUNK=CHUNK, num_warps=1
+        cu_own,
+        cu_other,
+        schedule,
+        batch,
+        rows,
+        other.shape[0],
+        tiles,
+        BLOCK=block,
+        CHUNK=CHUNK,
+        num_warps=1,
+        enable_fp_fusion=True,
     )
     return tiles, schedule, (0, 0)
 
@@ -155,23 +168,30 @@ def _workspace(device: torch.device, size: int, alignment: int, stream: int | No
     return torch.empty(size, dtype=torch.int8, device=device)
 
 
-def _config(kernel: str, q: Tensor, streamed: tuple[Tensor, ...], max_seqlen_q: int, max_seqlen_k: int) -> Config:
+def _config(kernel: str, q: Tensor, streamed: tuple[Tensor, ...], longest: int) -> Config:
     aligned = all(_describable(t) for t in (q, *streamed))
-    longest = max(max_seqlen_q, max_seqlen_k)
-    if INTERPRETED:
-        return configs.choose(kernel, q.shape[-1], _dtype(q), "interpreter")
     arch, device_name = _arch(q.device)
     return configs.choose(kernel, q.shape[-1], _dtype(q), arch, device_name, longest, aligned)
 
 
+def _longest(q: Tensor, k: Tensor, cu_seqlens_q: Tensor | None, max_seqlen_q: int, max_seqlen_k: int) -> int:
+    """The longest sequence as the caller has it, or else the average: it only chooses among configurations."""
+    sequences = 1 if cu_seqlens_q is None else max(1, cu_seqlens_q.shape[0] - 1)
+    return max(max_seqlen_q, max_seqlen_k) or max(q.shape[0], k.shape[0]) // sequences
+
+
 @functools.cache
 def _arch(device: torch.device) -> tuple[str | None, str]:
+    if INTERPRETED:
+        return "interpreter", ""
     return configs.arch_of(torch.cuda.get_device_capability(device)), torch.cuda.get_device_name(device)
 
 
 def _dtype(q: Tensor) -> str:
     dtype = DTYPES[q.dtype]
-    return "tf32" if dtype == "fp32" and tf32() else dtype
+    if dtype != "fp32" or not tf32():
+        return dtype
+    return configs.computed_dtype("tf32", q.shape[-1], _arch(q.device)[0])
 
 
 def _device(tensor: Tensor):

@@ -54,9 +54,9 @@ class Config:
             constants |= {"WARP_SPECIALIZE": self.warp_specialize, "POLY": self.poly}
         return constants
 
-    def options(self) -> dict[str, int]:
-        """The compiler's options."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
+    def options(self) -> dict[str, int | bool]:
+        """The compiler's options; multiply-add contraction is named because Triton 3.10 stops doing it by itself."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
 def arch_of(capability: tuple[int, int]) -> str | None:
@@ -82,6 +82,11 @@ def candidates(kernel: str, head_dim: int, dtype: str, arch: str) -> list[Config
     if kernel == "forward" and head_dim == 32 and dtype in ("bf16", "fp16"):  # where exponentials are the limit
         found += [replace(c, poly=True) for c in found if c.m == 128 and not c.warp_specialize]
     return found
+
+
+def computed_dtype(dtype: str, head_dim: int, arch: str) -> str:
+    """What a kernel computes in: TF32 where it was allowed, unless its operands do not fit the registers (sm_8x)."""
+    return "fp32" if dtype == "tf32" and arch in ("sm80", "sm86") and head_dim > 64 else dtype
 
 
 def choose(
@@ -179,7 +184,7 @@ _HALF = {
             (_SMALL, (64, 64, 4, 3, True)),
             (_SMALL, (32, 128, 8, 3, True)),
             (_SPLIT + _BIG, (32, 128, 8, 2)),
-            (_SPLIT + _BIG, (64, 128, 8, 2)),
+            (_SPLIT, (64, 128, 8, 2)),
             (_SPLIT + _BIG, (32, 64, 4, 2)),
             (_SPLIT + _BIG, (64, 128, 8, 2, True)),
             (_SPLIT + _BIG, (32, 64, 4, 2, True)),
@@ -187,8 +192,8 @@ _HALF = {
     },
     "sm80": {
         "forward": [
-            (_SMALL, (128, 64, 4, 3)),
             (_SMALL, (128, 64, 8, 3)),
+            ((32,), (128, 64, 4, 3)),
             (_SMALL, (64, 64, 4, 3)),
             (_SPLIT, (128, 64, 8, 2)),
             (_SPLIT, (128, 32, 4, 2)),
@@ -200,9 +205,7 @@ _HALF = {
             (_SMALL, (64, 64, 4, 2)),
             (_SPLIT, (128, 32, 8, 2)),
             (_SPLIT, (64, 32, 4, 2)),
-            (_BIG, _cut(64, 64, 32, 4, 2)),
-            (_BIG, _cut(64, 128, 32, 8, 2)),
-            (_BIG, _cut(64, 64, 64, 8, 2)),
+            (_BIG, _cut(64, 32, 32, 4, 2)),
         ],
         "dkdv": [
             (_SMALL, (64, 128, 8, 2)),
@@ -211,14 +214,13 @@ _HALF = {
             ((80,), (32, 128, 8, 2)),
             ((80,), (32, 64, 4, 2)),
             ((96,), (32, 64, 8, 2)),
-            ((96,), _cut(32, 32, 128, 8, 2)),
             (_BIG, (32, 128, 8, 2)),
             (_BIG, (32, 64, 8, 2)),
         ],
     },
     "sm86": {  # 99 KiB of shared memory a program
-        "forward": [(_SMALL, (128, 64, 4, 2)), (_SPLIT, (64, 32, 4, 2)), (_BIG, _cut(64, 64, 32, 4, 2))],
-        "dq": [(_SMALL, (64, 64, 4, 2)), (_SPLIT, (64, 32, 4, 2)), (_BIG, _cut(64, 64, 32, 4, 2))],
+        "forward": [(_SMALL, (128, 64, 8, 2)), (_SPLIT, (64, 32, 4, 2)), (_BIG, _cut(64, 64, 32, 4, 2))],
+        "dq": [(_SMALL, (64, 64, 4, 2)), (_SPLIT, (64, 32, 4, 2)), (_BIG, _cut(64, 32, 32, 4, 2))],
         "dkdv": [(_SMALL, (64, 64, 4, 2)), ((80,), (32, 64, 4, 2)), ((96, 128), (32, 64, 8, 2))],
     },
     "sm100": {
@@ -242,16 +244,13 @@ _HALF = {
 
 def _float32(dtype: str, arch: str) -> dict[str, list[tuple]]:
     """float32 on the multiply-add units, or as TF32 on tensor cores: small tiles, the head dimension in parts."""
-    ampere = arch in ("sm80", "sm86")
     if dtype == "fp32":
         rows = [((32,), _cut(32, 64, 32, 8, 1)), ((64, 80, 96, 128), _cut(16, 64, 32, 8, 1))]
-        keys = [((80,), _cut(16, 32, 32, 8, 1))]
-        keys += [((128,), _cut(16, 32, 32, 8, 1))] if arch == "sm86" else []
-        return {"forward": rows, "dq": rows, "dkdv": [*keys, (_ALL, _cut(32, 32, 32, 8, 1))]}
+        narrow = (64, 80, 128) if arch == "sm86" else (64, 80)
+        keys = [(narrow, _cut(16, 32, 32, 8, 1)), (_ALL, _cut(32, 32, 32, 8, 1))]
+        return {"forward": rows, "dq": rows, "dkdv": keys}
     rows = [((80,), _cut(16, 64, 32, 8, 2)), (_ALL, _cut(32, 64, 32, 8, 2))]
-    keys = [((80,), _cut(16, 32, 64, 8, 2))]
-    if ampere:
-        narrow = _cut(16, 32, 64, 8, 2) if arch == "sm80" else _cut(32, 32, 32, 8, 2)
-        keys += [((32,), (32, 64, 8, 2)), ((96,), narrow), ((128,), (32, 32, 8, 2))]
-    keys.append((_ALL, _cut(32, 32, 64, 8, 2)))
-    return {"forward": rows, "dq": [((128,), _cut(16, 64, 32, 8, 2)), *rows] if ampere else rows, "dkdv": keys}
+    keys = [((80,), _cut(16, 32, 64, 8, 2)), (_ALL, _cut(32, 32, 64, 8, 2))]
+    if arch in ("sm80", "sm86"):
+        keys = [((32,), (32, 64, 8, 2)), *keys]
+    return {"forward": rows, "dq": rows, "dkdv": keys}
