@@ -31,6 +31,7 @@ from record import slug
 ROOT = Path(__file__).parent.parent
 PROGRESS = ROOT / "build" / "tuning"
 ROUNDS = 9
+QUIET = 60.0  # seconds in which at least one of the processes that compile must finish a candidate
 TOLERANCE = 0.02  # against the default configuration's result
 SHAPES: dict[str, Callable[[], Shape]] = {
     "12 x D=64, 6401 tokens": lambda: dense_shape(4, 6401, 12, 64),
@@ -118,23 +119,32 @@ def compile_ahead(device: int, shape: str, kernel: str, config: Any) -> None:
     torch.cuda.synchronize()
 
 
-def compile_all(todo: list[Job], workers: int, end: float) -> None:
-    """Compile what there is to time; failures show again when it is timed."""
-    different = {(j.kernel, SHAPES[j.shape]().head_dim, j.config): j for j in todo}.values()
+def compile_all(todo: list[Job], workers: int, end: float) -> list[Job]:
+    """Compile what there is to time, and run it once; failures show again when it is timed.
+
+    Returns:
+        What did not finish, because time was up or because it hangs: not to be run in this process.
+    """
+    different: dict[tuple, Job] = {(j.kernel, SHAPES[j.shape]().head_dim, j.config): j for j in todo}
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-    waiting = [pool.submit(compile_ahead, torch.cuda.current_device(), j.shape, j.kernel, j.config) for j in different]
+    device = torch.cuda.current_device()
+    futures = {pool.submit(compile_ahead, device, j.shape, j.kernel, j.config): k for k, j in different.items()}
+    waiting = set(futures)
     try:
-        for future in waiting:
-            try:
-                future.result(timeout=max(0.1, end - time.monotonic()))
-            except concurrent.futures.TimeoutError:  # a class of its own before Python 3.11
-                return
-            except Exception as failure:
-                print("compiling ahead:", reason(failure), flush=True)
+        while waiting:
+            patience = max(0.1, min(QUIET, end - time.monotonic()))
+            done, waiting = concurrent.futures.wait(waiting, patience, concurrent.futures.FIRST_COMPLETED)
+            for future in done:
+                if future.exception():
+                    print("compiling ahead:", reason(future.exception()), flush=True)
+            if not done:
+                break
     finally:
         for process in list((pool._processes or {}).values()):  # their work is in the cache, or late
             process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
+    late = {futures[future] for future in waiting}
+    return [j for j in todo if (j.kernel, SHAPES[j.shape]().head_dim, j.config) in late]
 
 
 def fastest(times: dict[str, float | str], default: str) -> str | None:
@@ -155,7 +165,10 @@ def tune(seconds: float, workers: int) -> int:
     done: dict[str, dict[str, float | str]] = json.loads(progress.read_text()) if progress.exists() else {}
     every = list(jobs(configs.candidates, configs.KERNELS, arch))
     todo = [j for j in every if j.key not in done.get(f"{j.kernel}, {j.shape}", {})]
-    compile_all(todo, workers, time.monotonic() + 0.6 * seconds)
+    late = compile_all(todo, workers, time.monotonic() + 0.6 * seconds)
+    for job in late:
+        print(f"{job.kernel}, {job.shape}: {job.key}: did not finish ahead of time, left out", flush=True)
+    todo = [j for j in todo if j not in late]
 
     clock, benches, expected = CudaClock(), {}, {}
     while todo and time.monotonic() < end:
@@ -185,7 +198,7 @@ def tune(seconds: float, workers: int) -> int:
         if not todo or todo[0].shape != job.shape or todo[0].kernel != job.kernel:  # what is known is put to use
             write_choices(configs, device, arch, done)
     write_choices(configs, device, arch, done)
-    return len(todo)
+    return len(todo) + len(late)
 
 
 def save(progress: Path, done: dict) -> None:
