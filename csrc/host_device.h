@@ -5,27 +5,7 @@
 #include <cstring>
 #include <stdexcept>
 
-#ifndef HDXRAY_HD
-#ifdef __CUDACC__
-#define HDXRAY_HD __host__ __device__
-#else
-#define HDXRAY_HD
-#endif
-#endif
-
-#ifndef HDXRAY_UNROLL  // small arrays stay in a GPU's registers only if every index into them is known when compiling
-#ifdef __CUDA_ARCH__
-#define HDXRAY_UNROLL _Pragma("unroll")
-#else
-#define HDXRAY_UNROLL
-#endif
-#endif
-
-#ifdef __CUDA_ARCH__
-#define HDXRAY_NO_UNROLL _Pragma("unroll 1")
-#else
-#define HDXRAY_NO_UNROLL
-#endif
+#include "qualifiers.h"
 
 // The GPU's and the CPU's build of these inline functions differ, so each has symbols of its own.
 #ifdef __CUDACC__

@@ -8,22 +8,7 @@
 #include <cstdint>
 
 #include "mask_plan.h"
-
-#ifndef HDXRAY_HD
-#ifdef __CUDACC__
-#define HDXRAY_HD __host__ __device__
-#else
-#define HDXRAY_HD
-#endif
-#endif
-
-#ifndef HDXRAY_UNROLL  // small arrays stay in a GPU's registers only if every index into them is known when compiling
-#ifdef __CUDA_ARCH__
-#define HDXRAY_UNROLL _Pragma("unroll")
-#else
-#define HDXRAY_UNROLL
-#endif
-#endif
+#include "qualifiers.h"
 
 namespace hdxray {
 

@@ -311,6 +311,8 @@ def _grid(name: str, value: object) -> Tensor:
         )
     if value.dtype != torch.bool:
         raise ArgumentError(f"{name}: got dtype {_native.dtype_names([value.dtype])}, accepted is bool")
+    if value.is_meta:
+        raise ArgumentError(f"{name}: is on meta, which holds no values to plan from")
     if value.ndim == 2:
         value = value.unsqueeze(0)
     if value.ndim != 3 or 0 in value.shape[1:]:

@@ -160,7 +160,8 @@ GOOD |= {"cu_seqlens_q": cumulate([2, 3]), "cu_seqlens_k": cumulate([6, 0])}
         (ArgumentError, "cu_seqlens_k", {"cu_seqlens_k": cumulate([6, 0]).to("meta")}),
         (ArgumentError, "cu_seqlens_q", {"cu_seqlens_q": None}),
         (ArgumentError, "max_seqlen_q", {"max_seqlen_q": -1}),
-        (ArgumentError, "max_seqlen_k", {"max_seqlen_k": 2.5}),
+        (ArgumentTypeError, "max_seqlen_k", {"max_seqlen_k": 2.5}),
+        (ArgumentTypeError, "return_lse", {"return_lse": "yes"}),
         (ArgumentError, "backend", {"backend": "fastest"}),
     ],
 )
@@ -169,6 +170,13 @@ def test_bad_input_names_the_argument(error, culprit, change):
     with pytest.raises(error, match=f"^{culprit}:") as caught:
         attention(**{**GOOD, **change})
     assert isinstance(caught.value, HDXrayError)
+
+
+def test_tensors_without_values_give_shapes():
+    q, k = torch.randn(5, 2, 8, device="meta"), torch.randn(6, 2, 8, device="meta")
+    sides = {"cu_seqlens_q": cumulate([2, 3]).to("meta"), "cu_seqlens_k": cumulate([6, 0]).to("meta")}
+    out, lse = attention(q, k, k, **sides, return_lse=True)
+    assert (out.shape, out.device.type, lse.shape) == ((5, 2, 8), "meta", (2, 5))
 
 
 def test_dense_batches_must_agree():

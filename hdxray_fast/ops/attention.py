@@ -16,7 +16,7 @@ from torch import Tensor
 from ..compiling import constant_result
 from ..errors import ArgumentError, BackendError
 from . import attention_table, attention_torch
-from .attention_checks import check_dtype, check_max_seqlen, check_tensors, check_values, finite_scale
+from .attention_checks import check_dtype, check_flag, check_max_seqlen, check_tensors, check_values, finite_scale
 from .attention_torch import reference as attention_ref
 
 __all__ = ["BACKENDS", "attention", "attention_ref", "resolve_backend", "why_not_triton"]
@@ -85,6 +85,7 @@ def attention(
     check_tensors(q, k, v, cu_seqlens_q, cu_seqlens_k)
     check_max_seqlen("max_seqlen_q", max_seqlen_q)
     check_max_seqlen("max_seqlen_k", max_seqlen_k)
+    check_flag("return_lse", return_lse)
     longest_q, longest_k = (max_seqlen_q or 0, max_seqlen_k or 0) if packed else (q.shape[1], k.shape[1])
     if packed and not torch.compiler.is_compiling():  # compiled, the operator below looks at them
         check_values(cu_seqlens_q, cu_seqlens_k, q.shape[0], k.shape[0], longest_q, longest_k)
@@ -102,7 +103,8 @@ def attention(
         lse = attention_torch.lse_dense(q, k, scale) if return_lse else None
     else:
         sides = (cu_seqlens_q, cu_seqlens_k, longest_q, longest_k)
-        if torch.compiler.is_compiling() and _looks_at_values(backend, q.device.type, longest_q and longest_k):
+        traced = torch.compiler.is_compiling() and _looks_at_values(backend, q.device.type, longest_q and longest_k)
+        if traced or q.is_meta:  # neither has values to look at
             out, lse = _attention_op(q, k, v, *sides, scale, backend, return_lse)
             lse = lse.detach()
         else:
@@ -154,7 +156,7 @@ def _why_not(backend: str, q: Tensor, packed: bool) -> str:
     if backend == "sdpa":
         return ""
     if backend != "triton":
-        return attention_torch.why_not(backend, packed, q.device.type, q.dtype)
+        return attention_torch.why_not(backend, packed, q)
     if q.dtype not in TRITON_DTYPES:
         return f"its kernels take float32, float16 and bfloat16, these are {str(q.dtype).removeprefix('torch.')}"
     if q.shape[-1] not in TRITON_HEAD_DIMS:

@@ -94,8 +94,17 @@ def finite_scale(scale: object) -> float:
 
 
 def check_max_seqlen(name: str, value: int | None) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-        raise ArgumentError(f"{name}: got {value!r}, accepted is an int of at least 0, or None")
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ArgumentTypeError(f"{name}: got {type(value).__name__}, accepted is an int of at least 0, or None")
+    if value < 0:
+        raise ArgumentError(f"{name}: got {value}, accepted is an int of at least 0, or None")
+
+
+def check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise ArgumentTypeError(f"{name}: got {type(value).__name__}, accepted is True or False")
 
 
 def _check_cu_seqlens(name: str, cu_seqlens: object, device: torch.device) -> None:

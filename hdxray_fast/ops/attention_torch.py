@@ -21,18 +21,20 @@ _HALF = (torch.float16, torch.bfloat16)
 _KERNELS = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION"}
 
 
-def why_not(backend: str, packed: bool, device_type: str, dtype: torch.dtype) -> str:
+def why_not(backend: str, packed: bool, q: Tensor) -> str:
     """Why ``"flash"``, ``"cudnn"``, ``"efficient"`` or ``"varlen"`` cannot take such tensors; empty if they can."""
-    if device_type != "cuda":
-        return f"it takes CUDA tensors, these are on {device_type}"
+    if q.device.type != "cuda":
+        return f"it takes CUDA tensors, these are on {q.device.type}"
     if backend == "varlen" and not packed:
         return "it takes packed tensors, these are dense"
     if backend == "varlen" and importlib.util.find_spec("torch.nn.attention.varlen") is None:
         return f"PyTorch {torch.__version__} does not have it"
     if backend == "flash" and packed:
         return "it takes dense tensors, these are packed; the kernel for those is 'varlen'"
-    if backend != "efficient" and dtype not in _HALF:
-        return f"it takes float16 and bfloat16, these are {str(dtype).removeprefix('torch.')}"
+    if backend != "efficient" and q.dtype not in _HALF:
+        return f"it takes float16 and bfloat16, these are {str(q.dtype).removeprefix('torch.')}"
+    if backend == "varlen" and (q.shape[-1] % 8 or q.shape[-1] > 256):  # dense FlashAttention pads by itself
+        return f"it takes head dimensions that are multiples of 8 up to 256, these have {q.shape[-1]}"
     return ""
 
 
