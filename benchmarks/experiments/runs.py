@@ -1,0 +1,106 @@
+"""What the experiments share: pre-train once per setting, probe, and show the AUROCs of several seeds."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import hdxray_fast as hx
+from hdxray_fast.config import PretrainConfig, ProbeConfig
+from hdxray_fast.files import written_whole
+from hdxray_fast.labels import read_labels
+from hdxray_fast.pretrain import run_pretraining
+from hdxray_fast.probe import run_probe
+
+NO_PRETRAINING = "none"
+
+
+def training_images(labels: str, images: str | None, out: Path) -> tuple[Path, int]:
+    """A manifest of the images that labels may be learned from; the encoder is to see no test image either."""
+    table = read_labels(labels, images=images)
+    paths = [str(Path(path).resolve()) for path in table.split("train").paths]
+    out.mkdir(parents=True, exist_ok=True)
+    with written_whole(out / "pretrain.csv") as temporary, temporary.open("w", newline="") as stream:
+        csv.writer(stream).writerows([["image"], *([path] for path in paths)])
+    return out / "pretrain.csv", len(paths)
+
+
+def pretrained(folder: Path, **settings) -> hx.Encoder:
+    """The encoder of a pre-training run; a run that was cut off goes on, a finished one is read."""
+    model = folder / "model"
+    if not model.exists():
+        result = run_pretraining(
+            PretrainConfig(out=str(folder), resume="auto", picture_every=0, tensorboard=False, **settings)
+        )
+        if not result.finished:
+            raise SystemExit(f"stopped; start again to go on with {folder}")
+    return hx.create_encoder(weights=model)
+
+
+def untrained(model: str, img_size: int, seed: int) -> hx.Encoder:
+    """An encoder with random weights."""
+    import torch
+
+    torch.manual_seed(seed)
+    return hx.create_encoder(model, img_size=img_size)
+
+
+def probe_auroc(folder: Path, encoder: hx.Encoder, labels: str, images: str | None, seed: int, **settings) -> dict:
+    """Test AUROC of a linear probe, ``{"value", "low", "high"}``; read again if it was measured before."""
+    metrics = folder / "metrics.json"
+    if not metrics.exists():
+        config = ProbeConfig(
+            labels, str(folder), str(folder), images=images, val_share=0.2, pool="mean", seed=seed, **settings
+        )
+        run_probe(config, encoder)
+    return json.loads(metrics.read_text())["mean"]["auroc"]
+
+
+def summary(aurocs: Mapping[str, Sequence[dict]], heading: str) -> str:
+    """A Markdown table: mean and standard deviation over seeds, and each seed's interval over patients."""
+    lines = [f"| {heading} | test AUROC, mean ± sd | each seed (95 % over patients) |", "|---|---|---|"]
+    for name, seeds in aurocs.items():
+        values = np.array([seed["value"] for seed in seeds])
+        spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
+        each = ", ".join(f"{s['value']:.3f} ({s['low']:.3f}–{s['high']:.3f})" for s in seeds)
+        lines.append(f"| {name} | {values.mean():.3f}{spread} | {each} |")
+    return "\n".join(lines)
+
+
+def write_results(out: Path, aurocs: Mapping[str, Sequence[dict]], heading: str, settings: dict) -> None:
+    """``results.json``, ``table.md`` and ``auroc.png`` under ``out``; prints the table."""
+    table = summary(aurocs, heading)
+    for name, text in (
+        ("results.json", json.dumps({"settings": settings, "auroc": dict(aurocs)}, indent=1)),
+        ("table.md", table),
+    ):
+        with written_whole(out / name) as temporary:
+            temporary.write_text(text + "\n")
+    plot_aurocs(out / "auroc.png", aurocs, heading)
+    print(f"{table}\n\ntable, plot and numbers are in {out}")
+
+
+def plot_aurocs(path: Path, aurocs: Mapping[str, Sequence[dict]], heading: str) -> None:
+    """A dot and an interval per seed, side by side for each setting."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.6 + 1.3 * len(aurocs), 4.2), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for place, seeds in enumerate(aurocs.values()):
+        values = np.array([[s["value"], s["low"], s["high"]] for s in seeds])
+        x = place + 0.16 * (np.arange(len(values)) - (len(values) - 1) / 2)
+        error = np.abs(values[:, 1:].T - values[:, 0])
+        axes.errorbar(x, values[:, 0], yerr=error, fmt="o", markersize=4, linewidth=0.9, color=f"C{place}")
+        axes.hlines(values[:, 0].mean(), place - 0.32, place + 0.32, color=f"C{place}", linewidth=2.2)
+    axes.axhline(0.5, color="grey", linewidth=0.8, linestyle="--")
+    axes.set(xticks=range(len(aurocs)), xticklabels=list(aurocs), xlabel=heading, ylabel="test AUROC")
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_title("bar: mean of the seeds; dots: seeds, 95 % over patients", fontsize=9)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png")
