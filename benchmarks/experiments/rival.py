@@ -1,0 +1,117 @@
+"""The strong simple rival: a timm model trained from scratch at 224 x 224, on the same split, by the same metrics.
+
+    python benchmarks/experiments/rival.py --labels labels.csv --model resnet18 --out results/rival
+
+Same canvases, same mild augmentation, AdamW and a cosine; the epoch is chosen on validation, the test split is looked
+at once per seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import torch.nn.functional as F
+from runs import write_results
+from tqdm.auto import tqdm
+
+from hdxray_fast.data import Augmentation, RadiographDataset, StepSampler
+from hdxray_fast.evaluation import report_predictions
+from hdxray_fast.labels import LabelTable, read_labels, require_files
+from hdxray_fast.metrics import best_threshold, evaluate_predictions
+from hdxray_fast.optim import warmup_cosine
+from hdxray_fast.prepare import prepare_images, worker_count
+
+
+def train(table: LabelTable, datasets: dict, model: str, seed: int, options: argparse.Namespace) -> tuple:
+    """Probabilities on val and test of the epoch that is best on val."""
+    torch.manual_seed(seed)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = timm.create_model(model, in_chans=1, num_classes=len(table.classes)).to(device)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=options.lr, weight_decay=0.05)
+    labels = {split: torch.from_numpy(table.split(split).labels) for split in datasets}
+    per_epoch = math.ceil(len(datasets["train"]) / options.batch_size)
+    steps = options.epochs * per_epoch
+    sampler = StepSampler(len(datasets["train"]), options.batch_size, last=steps, seed=seed)
+    loader = torch.utils.data.DataLoader(datasets["train"], batch_sampler=sampler)
+    best, kept = -1.0, None
+    for step, batch in enumerate(tqdm(loader, desc=f"{model} seed {seed}", unit="step")):
+        network.train()
+        for group in optimizer.param_groups:
+            group["lr"] = options.lr * warmup_cosine(step, steps, 0.05)
+        target = labels["train"][batch["index"]].to(device)
+        logits = network(standardised(batch).to(device))
+        losses = F.binary_cross_entropy_with_logits(logits, target.nan_to_num(), reduction="none")
+        (losses * ~target.isnan()).sum().div((~target.isnan()).sum().clamp(min=1)).backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if (step + 1) % per_epoch == 0:
+            val = predict(network, datasets["val"], device)
+            found = evaluate_predictions(
+                labels["val"].numpy(), val, table.classes, table.split("val").patients, [0.5] * len(table.classes), 0
+            )
+            auroc = found["mean"]["auroc"]
+            if auroc is not None and auroc["value"] > best:
+                best, kept = auroc["value"], {k: v.clone() for k, v in network.state_dict().items()}
+    network.load_state_dict(kept)
+    return predict(network, datasets["val"], device), predict(network, datasets["test"], device)
+
+
+def standardised(batch: dict) -> torch.Tensor:
+    scale, shift = (batch[name].view(-1, 1, 1, 1) for name in ("scale", "shift"))
+    return batch["pixels"] * scale + shift
+
+
+@torch.no_grad()
+def predict(network: torch.nn.Module, dataset: RadiographDataset, device: str) -> np.ndarray:
+    network.eval()
+    loader = torch.utils.data.DataLoader(dataset, batch_sampler=[[(0, i)] for i in range(len(dataset))])
+    return torch.cat([network(standardised(batch).to(device)).sigmoid().cpu() for batch in loader]).numpy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--labels", required=True, help="CSV manifest with a train and a test split")
+    parser.add_argument("--images", help="folder that relative paths in the manifest start from")
+    parser.add_argument("--model", nargs="+", default=["resnet18", "vit_tiny_patch16_224"], help="names in timm")
+    parser.add_argument("--img-size", type=int, default=224)
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--lr", type=float, default=3e-4)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", default="results/rival")
+    options = parser.parse_args()
+    out = Path(options.out)
+    table = read_labels(options.labels, images=options.images, val_share=0.2)
+    require_files(table, options.labels)
+    prepared, bad = prepare_images(
+        [Path(p) for p in table.paths], out / "cache", size=options.img_size, workers=worker_count(-1)
+    )
+    place = {image.path: image for image in prepared}
+    table = table.rows([row for row, path in enumerate(table.paths) if path in place])
+    print(f"{len(table)} images, {len(bad)} could not be read")
+    datasets = {
+        split: RadiographDataset(
+            [place[path] for path in table.split(split).paths],
+            size=options.img_size,
+            augmentation=Augmentation() if split == "train" else None,
+        )
+        for split in ("train", "val", "test")
+    }
+    aurocs: dict[str, list[dict]] = {}
+    for model in options.model:
+        for seed in options.seeds:
+            val, test = train(table, datasets, model, seed, options)
+            truth = table.split("val").labels
+            thresholds = [best_threshold(truth[:, c], val[:, c]) for c in range(len(table.classes))]
+            report = report_predictions(out / f"{model}_{seed}", table.split("test"), test, thresholds, seed=seed)
+            aurocs.setdefault(model, []).append(report["mean"]["auroc"])
+    write_results(out, aurocs, "trained from scratch", vars(options))
+
+
+if __name__ == "__main__":
+    main()
