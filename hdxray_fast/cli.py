@@ -33,6 +33,8 @@ def _run(argv: list[str]) -> int:
         raise MissingDependencyError("the command line needs jsonargparse: pip install 'hdxray-fast[train]'") from error
     from .config import PretrainConfig, ProbeConfig
     from .demo import DemoConfig
+    from .prepared.cli import add_commands as add_prepare
+    from .prepared.cli import run_merge_command, run_prepare_command
 
     parser = ArgumentParser(
         exit_on_error=False, prog="hdxray-fast", description="High-definition chest X-ray pre-training, made fast."
@@ -98,6 +100,8 @@ def _run(argv: list[str]) -> int:
     convert.add_argument("--partial", action="store_true", help="take weights that lack or have more than an encoder")
     commands.add_subcommand("convert", convert, help="published weights to safetensors and config.json")
 
+    add_prepare(commands, ArgumentParser)
+
     pretrain = ArgumentParser(exit_on_error=False, description="Pre-train a contour-masked auto-encoder.")
     pretrain.add_argument("--config", action="config", help="YAML file with any of the settings below")
     pretrain.add_class_arguments(PretrainConfig)
@@ -146,6 +150,8 @@ def _run(argv: list[str]) -> int:
         "embed": _embed,
         "convert": _convert,
         "export": _export,
+        "prepare": run_prepare_command,
+        "merge": run_merge_command,
         "pretrain": _pretrain,
         "probe": _probe,
         "predict": _predict,

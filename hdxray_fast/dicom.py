@@ -12,6 +12,8 @@ import struct
 import threading
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -51,11 +53,19 @@ def _quiet(record: logging.LogRecord) -> bool:
     return not getattr(_QUIET, "active", False)
 
 
-def _install_quiet_filter() -> None:
-    """Keep pydicom's own log silent while this thread decodes: its messages quote values from the file."""
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Keep pydicom's log and warnings silent while this thread decodes: they quote values from the file."""
     logger = logging.getLogger("pydicom")
     if _quiet not in logger.filters:
         logger.addFilter(_quiet)
+    _QUIET.active = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        _QUIET.active = False
 
 
 def decode_dicom(
@@ -73,19 +83,24 @@ def decode_dicom(
     The pixels may lie in this thread's buffer: use them up before the next call.
     """
     pydicom = _pydicom()
-    _install_quiet_filter()
-    _QUIET.active = True
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _silence():
             return _decode(pydicom, path, stream, head, frame, limits, any_modality, for_processing, force)
     except (HDXrayError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # pydicom and its plugins raise anything (Rust panics are no Exception), and their
         failure = type(error).__name__  # texts may quote the file
-    finally:
-        _QUIET.active = False
     raise ImageReadError(path, f"the DICOM data are damaged or truncated (decoding stopped with {failure})")
+
+
+def read_patient_id(path: str) -> str:
+    """PatientID of a DICOM file; empty where there is none that can be read. To be hashed, never to be shown."""
+    try:
+        with _silence():
+            header = _pydicom().dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
+            return str(header.get("PatientID") or "")
+    except Exception:  # pydicom raises anything
+        return ""
 
 
 def _decode(pydicom, path, stream, head, frame, limits, any_modality, for_processing, force) -> Grey:

@@ -68,7 +68,7 @@ def list_images(data: str | Path, images: str | Path | None = None, exclude: Ite
             manifest with one of the columns ``image``, ``path``, ``file``, ``filename``, ``image_path``.
         images: folder that relative paths of a manifest start from; the manifest's own folder by default.
         exclude: folders to leave out of a search: where results go, lest they be taken for radiographs. Folders of
-            pre-training runs and of contour overlays are left out in any case.
+            pre-training runs, of prepared data sets and of contour overlays are left out in any case.
 
     Returns:
         Paths, sorted for a folder and in the manifest's order otherwise, without repeats.
@@ -100,7 +100,8 @@ def list_images(data: str | Path, images: str | Path | None = None, exclude: Ite
 def _walk(root: Path, exclude: set[Path]) -> Iterable[Path]:
     for folder, subfolders, names in os.walk(root):
         here = Path(folder)
-        if here.resolve() in exclude or {"log.jsonl", "config.json"} <= set(names):
+        runs = ({"log.jsonl", "config.json"}, {"settings.json", "sources.parquet"})  # of pre-training, of prepare
+        if here.resolve() in exclude or any(marks <= set(names) for marks in runs):
             subfolders.clear()
             continue
         overlays = any(name.endswith(".contour.json") for name in names)

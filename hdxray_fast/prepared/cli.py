@@ -1,0 +1,44 @@
+"""The commands ``prepare`` and ``merge``."""
+
+from __future__ import annotations
+
+from .config import PrepareConfig
+
+
+def add_commands(commands, parser_class) -> None:
+    """Add both to jsonargparse's subcommands."""
+    prepare = parser_class(
+        exit_on_error=False,
+        description="Canvas and contour of every radiograph, once, into shards that training reads at once.",
+    )
+    prepare.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    prepare.add_argument("sources", nargs="+", help="folders, images, .zip and .tar archives, CSV manifests")
+    prepare.add_class_arguments(PrepareConfig, skip={"sources"})
+    commands.add_subcommand("prepare", prepare, help="files to a prepared data set")
+
+    merge = parser_class(exit_on_error=False, description="Join the parts of a prepared data set.")
+    merge.add_argument("folder", help="of the data set")
+    commands.add_subcommand("merge", merge, help="parts of a prepared data set to one")
+
+
+def run_prepare_command(**options) -> int:
+    from .index import describe
+    from .run import run_prepare
+
+    config = PrepareConfig(**options)
+    result = run_prepare(config)
+    if result.summary is None:
+        counts = ", ".join(f"{count} {status}" for status, count in sorted(result.counts.items()))
+        print(f"part {config.part}: {counts or 'nothing to do'}; {result.made} shards made, {result.found} were there")
+        print(f"other parts are not done yet; the last one merges, or: hdxray-fast merge {config.out}")
+        return 0
+    print(describe(result.summary))
+    print(f"the data set is {result.out}; look at summary.png, contacts.png and quarantine.csv in it")
+    return 0
+
+
+def run_merge_command(folder: str) -> int:
+    from .index import describe, merge
+
+    print(describe(merge(folder)))
+    return 0

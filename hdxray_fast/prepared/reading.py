@@ -1,0 +1,165 @@
+"""A prepared data set as memory: an index, and pixels mapped from the shards when they are asked for."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from ..errors import ArgumentError, ConfigError
+from .shards import FORMAT, ShardError, ShardFolder, arrow, read_json
+from .worker import PATCH
+
+OPEN_SHARDS = 512  # mapped at once; a map is an address range, not memory
+
+
+class Prepared(NamedTuple):
+    """One image of a prepared data set.
+
+    Attributes:
+        pixels: ``[S, S] uint8 | uint16``; of a ``raw`` data set a read-only view of the file.
+        valid_box: (top, left, height, width) in pixels, where the radiograph lies on the canvas.
+        polygon: ``[K, 2] float32``, the contour in canvas pixels.
+        inside: ``[S/16, S/16] bool``, patches of the chest.
+        scale, shift: ``pixel * scale + shift`` has mean 0 and deviation 1 over the radiograph.
+    """
+
+    pixels: np.ndarray
+    valid_box: tuple[int, int, int, int]
+    polygon: np.ndarray
+    inside: np.ndarray
+    scale: float
+    shift: float
+
+
+class PreparedSet:
+    """Random access to what ``hdxray-fast prepare`` wrote.
+
+    Processes that fork or pickle it share the pages of the shards and keep nothing else.
+
+    Args:
+        folder: of the data set.
+        verify: check each image's checksum as it is read (an image of 1280 x 1280 takes about 1 ms more).
+
+    Attributes:
+        size: canvas side, pixels.
+        index: the Parquet index as a pyarrow table.
+
+    Raises:
+        ConfigError: the folder is no prepared data set, or its parts are not merged.
+        ShardError: reading an image whose shard is missing or damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike, verify: bool = False) -> None:
+        self.folder, self.verify = Path(folder), verify
+        settings = read_json(self.folder / "settings.json")
+        if settings.get("format") != FORMAT:
+            raise ConfigError(f"{self.folder}: is no prepared data set")
+        self.recipe = settings["recipe"]
+        self.size = int(self.recipe["size"])
+        path = self.folder / "index.parquet"
+        if not path.exists():
+            raise ConfigError(
+                f"{path}: is missing; once all parts are prepared, hdxray-fast merge {self.folder} writes it"
+            )
+        pa = arrow()
+        try:
+            self.index = pa.parquet.read_table(path, memory_map=True).combine_chunks()
+        except (OSError, pa.ArrowException) as error:
+            raise ConfigError(
+                f"{path}: is damaged ({error}); hdxray-fast merge {self.folder} writes it again"
+            ) from error
+        take = {name: self.index.column(name).to_numpy() for name in ("shard", "offset", "length", "crc32")}
+        self._shard, self._offset, self._length, self._crc32 = take.values()
+        self._scale, self._shift = (self.index.column(name).to_numpy() for name in ("scale", "shift"))
+        self._box = self.index.column("valid_box").combine_chunks().flatten().to_numpy().reshape(-1, 4)
+        self._polygon, self._inside = (self.index.column(name).combine_chunks() for name in ("polygon", "inside"))
+        self._shards = ShardFolder(self.folder / "shards")
+        self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def __getitem__(self, row: int) -> Prepared:
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of a data set of {len(self)} images")
+        row %= len(self)
+        polygon = self._polygon[row].values.to_numpy().reshape(-1, 2)
+        inside = inside_grid(self._inside[row].as_py(), self.size)
+        box = tuple(int(v) for v in self._box[row])
+        return Prepared(self.pixels(row), box, polygon, inside, float(self._scale[row]), float(self._shift[row]))
+
+    def pixels(self, row: int) -> np.ndarray:
+        """``[S, S]``, decoded or mapped."""
+        number, start, length = int(self._shard[row]), int(self._offset[row]), int(self._length[row])
+        data = self._map(number)[start : start + length]
+        if len(data) != length:
+            raise ShardError(f"{self._shards.pixels(number)}: ends before the image of row {row}; prepare it again")
+        if self.verify and zlib.crc32(data) != int(self._crc32[row]):
+            raise ShardError(f"{self._shards.pixels(number)}: the image of row {row} is damaged; prepare it again")
+        try:
+            return decode(data, self.recipe)
+        except ArgumentError as error:
+            raise ShardError(f"{self._shards.pixels(number)}: the image of row {row} is damaged ({error})") from error
+
+    def source(self, row: int) -> str:
+        """Name of the source of a row, for errors and reports."""
+        return self.index.column("source")[row].as_py()
+
+    def _map(self, number: int) -> np.ndarray:
+        if number not in self._maps:
+            path = self._shards.pixels(number)
+            try:
+                self._maps[number] = np.memmap(path, np.uint8, "r")
+            except (OSError, ValueError) as error:
+                raise ShardError(f"{path}: cannot be read ({error})") from error
+            if len(self._maps) > OPEN_SHARDS:
+                self._maps.popitem(last=False)
+        self._maps.move_to_end(number)
+        return self._maps[number]
+
+    def __getstate__(self) -> dict:
+        return {"folder": self.folder, "verify": self.verify}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+
+def decode(data: bytes | np.ndarray, recipe: dict) -> np.ndarray:
+    """Pixels ``[S, S]`` from what :func:`hdxray_fast.prepared.worker.encode` made.
+
+    Raises:
+        ArgumentError: the data are not a picture of the recipe's size and depth.
+    """
+    size, dtype = recipe["size"], np.dtype("<u2" if recipe["bits"] == 16 else "u1")
+    flat = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data
+    if recipe["format"] == "raw":
+        if flat.nbytes != size * size * dtype.itemsize:
+            raise ArgumentError(f"data: {flat.nbytes} bytes, accepted are {size * size * dtype.itemsize}")
+        return flat.view(dtype).reshape(size, size)
+    pixels = cv2.imdecode(flat, cv2.IMREAD_UNCHANGED) if len(flat) else None
+    if pixels is None or pixels.shape != (size, size) or pixels.dtype != dtype:
+        raise ArgumentError(f"data: are no {recipe['format']} of {size} x {size} pixels of {recipe['bits']} bits")
+    return pixels
+
+
+def inside_grid(packed: bytes, size: int) -> np.ndarray:
+    """``[S/16, S/16] bool`` from its packed bits."""
+    side = size // PATCH
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=side * side).reshape(side, side).astype(bool)
+
+
+def is_prepared(folder: str | os.PathLike) -> bool:
+    """Whether a folder is a prepared data set, finished or not."""
+    path = Path(folder) / "settings.json"
+    if not path.is_file():
+        return False
+    try:
+        return read_json(path).get("format") == FORMAT
+    except ConfigError:
+        return False

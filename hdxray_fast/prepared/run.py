@@ -1,0 +1,206 @@
+"""``hdxray-fast prepare``: which shards are to be made, made, and joined into one data set."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+
+from ..errors import ConfigError, HDXrayError, TrainingError
+from ..files import written_whole
+from ..prepare import worker_count
+from .config import PrepareConfig
+from .index import merge
+from .pool import prepared_rows
+from .shards import FORMAT, FORMAT_VERSION, ShardFolder, arrow, read_json, write_json
+from .sources import Source, list_sources
+from .worker import Row, patient_hash
+
+SETTINGS, SOURCES, KEY = "settings.json", "sources.parquet", "patient.key"
+
+
+@dataclass
+class PrepareResult:
+    """What a preparation did.
+
+    Attributes:
+        out: folder of the data set.
+        counts: sources of this part by ``"ok"``, ``"unreadable"`` and ``"filtered"``, those of earlier runs included.
+        made: shards made now; found: shards that were there.
+        summary: of the whole data set, if all its shards are there (see :func:`hdxray_fast.prepared.index.merge`).
+    """
+
+    out: Path
+    counts: Counter = field(default_factory=Counter)
+    made: int = 0
+    found: int = 0
+    summary: dict | None = None
+
+
+def run_prepare(
+    config: PrepareConfig, *, progress: bool = True, on_row: Callable[[Row], None] | None = None
+) -> PrepareResult:
+    """Prepare this part of the sources; with all parts done, merge them.
+
+    Which source goes into which shard is written down at the start, so a run that was killed makes the shards that are
+    missing, and the result is that of a run that was not.
+
+    Raises:
+        ConfigError: settings that contradict each other or those the data set was begun with, or no source.
+        TrainingError: not one of the sources can be used, or the disk is full.
+        MissingDependencyError: pyarrow, pebble or loky is not installed.
+    """
+    from filelock import FileLock, Timeout
+    from tqdm.auto import tqdm
+
+    arrow()  # missing: said before anything else
+    out = Path(config.out)
+    try:
+        (out / "shards").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"out: cannot make the folder {out / 'shards'} ({error.strerror})") from error
+    which, of = config.share()
+    begun = FileLock(out / ".begin.lock")
+    with begun:  # machines that start together agree on one list
+        key = _patient_key(out, config)
+        sources = _begin(out, config, key)
+    shards = ShardFolder(out / "shards")
+    numbers = range(which, -(-len(sources) // config.shard_size), of)
+    lock = FileLock(out / f".part-{which + 1}-of-{of}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigError(f"part: {config.part} of {out} is being prepared by another process") from None
+    result = PrepareResult(out)
+    try:
+        shards.clean(numbers)
+        chosen = {number: _sources_of(sources, number, config.shard_size) for number in numbers}
+        missing = [number for number in numbers if not shards.is_whole(number, len(chosen[number]))]
+        result.found = len(numbers) - len(missing)
+        total = sum(map(len, chosen.values()))
+        bar = tqdm(
+            total=total, initial=total - sum(len(chosen[number]) for number in missing), unit="image",
+            desc="prepare" if of == 1 else f"prepare {config.part}", disable=not progress, dynamic_ncols=True,
+        )  # fmt: skip
+        rows = prepared_rows(
+            (source for number in missing for source in chosen[number]),
+            config.recipe(),
+            key,
+            workers=worker_count(config.workers),
+            timeout=config.timeout,
+            max_memory=config.max_memory,
+        )
+        with bar:
+            counted = _counting(rows, bar, on_row)
+            for number in missing:
+                shards.write(number, islice(counted, len(chosen[number])))
+                result.made += 1
+        for number in numbers:
+            result.counts.update(shards.read_facts(number).column("status").to_pylist())
+    except HDXrayError:
+        raise
+    except OSError as error:
+        raise TrainingError(
+            f"{out}: cannot be written ({error.strerror or error}); what is done is kept, start again to go on"
+        ) from error
+    finally:
+        lock.release()
+    total_shards = range(-(-len(sources) // config.shard_size))
+    if all(shards.facts(number).exists() for number in total_shards):
+        result.summary = merge(out)
+    return result
+
+
+def _counting(rows, bar, on_row):
+    counts = Counter()
+    for row in rows:
+        counts[row.status] += 1
+        bar.update()
+        bar.set_postfix(counts, refresh=False)
+        if on_row:
+            on_row(row)
+        yield row
+
+
+def _sources_of(sources: list[Source], number: int, size: int) -> list[Source]:
+    return sources[number * size : (number + 1) * size]
+
+
+def _begin(out: Path, config: PrepareConfig, key: bytes) -> list[Source]:
+    """The list of sources, as it was when the data set was begun (and added to since)."""
+    given = [str(source) for source in config.sources]
+    settings = {"format": FORMAT, "format_version": FORMAT_VERSION, "recipe": config.recipe(), "sources": given}
+    if (out / SETTINGS).exists():
+        found = read_json(out / SETTINGS)
+        if found.get("format") != FORMAT or found.get("format_version") != FORMAT_VERSION:
+            raise ConfigError(f"out: {out} is no prepared data set of this version; choose another folder")
+        differing = [
+            f"{name}: {found['recipe'].get(name)!r} -> {value!r}"
+            for name, value in settings["recipe"].items()
+            if found["recipe"].get(name) != value
+        ]
+        if differing:
+            raise ConfigError(
+                f"out: {out} was begun with other settings ({'; '.join(differing)}); use the same ones, or choose "
+                "another folder"
+            )
+        new = [source for source in given if source not in found["sources"]]
+        if new and not config.add:
+            raise ConfigError(
+                f"sources: {out} was begun without {', '.join(new)}; --add takes them in, or choose another folder"
+            )
+        settings["sources"] = found["sources"] + new
+    known = _read_sources(out)
+    if known and not config.add:
+        return known
+    listed = [
+        replace(source, patient=patient_hash(key, source.patient))
+        for source in list_sources(config.sources, config.images, exclude=(out,))
+    ]
+    names = {source.name for source in known}
+    added = [source for source in listed if source.name not in names]
+    if added:
+        _write_sources(out, known + added)
+    write_json(out / SETTINGS, settings)
+    return known + added
+
+
+def _read_sources(out: Path) -> list[Source]:
+    if not (out / SOURCES).exists():
+        return []
+    pa = arrow()
+    try:
+        table = pa.parquet.read_table(out / SOURCES)
+        return [
+            Source(*values)
+            for values in zip(*(table.column(name).to_pylist() for name in ("path", "member", "patient")), strict=True)
+        ]
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise ConfigError(f"out: {out / SOURCES} is damaged ({error}); choose another folder") from error
+
+
+def _write_sources(out: Path, sources: list[Source]) -> None:
+    pa = arrow()
+    columns = {name: [getattr(source, name) for source in sources] for name in ("path", "member", "patient")}
+    with written_whole(out / SOURCES) as temporary:
+        pa.parquet.write_table(pa.table(columns), temporary)
+
+
+def _patient_key(out: Path, config: PrepareConfig) -> bytes:
+    """The secret of the patients' hashes; without it nobody can try ids against them."""
+    path = Path(config.patient_key) if config.patient_key else out / KEY
+    if not path.exists() and not config.patient_key:
+        with written_whole(path) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_text(secrets.token_hex(32) + "\n")
+    try:
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(f"patient_key: {path} cannot be read ({error.strerror})") from error
+    if len(key) < 16:
+        raise ConfigError(f"patient_key: {path} holds {len(key)} bytes, at least 16 are needed")
+    return hashlib.sha256(key).digest()

@@ -1,0 +1,155 @@
+"""One source to one row: canvas, contour, filters, encoded pixels. Runs in worker processes; never raises."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import sys
+import zlib
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+
+from ..canvas import Canvas, Limits, read_canvas
+from ..contour import Contour, find_contour
+from ..errors import HDXrayError
+from ..radiographs import standardisation
+from .sources import Source, as_file
+
+PATCH = 16  # side of a patch of the stored inside grid, pixels
+OK, UNREADABLE, FILTERED = "ok", "unreadable", "filtered"
+
+
+@dataclass
+class Row:
+    """What becomes of a source.
+
+    Attributes:
+        source: name, as the user gave it.
+        status: ``"ok"``, ``"unreadable"`` or ``"filtered"``.
+        reason: why it is not ok; never text out of a file's header.
+        data: encoded pixels.
+        facts: columns of the index, see ``shards.SCHEMA``.
+    """
+
+    source: str
+    status: str
+    reason: str = ""
+    data: bytes = b""
+    facts: dict = field(default_factory=dict)
+
+
+def limit_memory(mebibytes: int) -> None:
+    """Cap what this process may allocate beyond what it has; where the system cannot, nothing happens."""
+    cv2.setNumThreads(1)  # the pool is the parallelism
+    if not sys.platform.startswith("linux"):
+        return
+    import resource
+
+    with open("/proc/self/statm") as stream:
+        used = int(stream.read().split()[0]) * resource.getpagesize()
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    cap = used + (mebibytes << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (cap if hard < 0 else min(cap, hard), hard))
+
+
+def prepare_source(source: Source, recipe: dict, key: bytes) -> Row:
+    """Read, look, filter and encode one source.
+
+    Args:
+        source: what to read; its ``patient``, if any, is hashed already.
+        recipe: of :meth:`hdxray_fast.prepared.config.PrepareConfig.recipe`.
+        key: secret for the patient's hash.
+    """
+    limits = Limits()
+    try:
+        with as_file(source, limits.max_bytes) as path:
+            canvas = read_canvas(
+                path,
+                size=recipe["size"],
+                bits=recipe["bits"],
+                any_modality=recipe["modality"] == "any",
+                limits=limits,
+            )
+            patient = source.patient or patient_hash(key, _dicom_patient(path, canvas))
+        reason = _filtered(canvas, recipe)
+        if reason:
+            return Row(source.name, FILTERED, reason)
+        contour = find_contour(canvas, method=recipe["contour"], patch_size=PATCH)
+        if contour.confidence < recipe["min_confidence"]:
+            return Row(source.name, FILTERED, f"contour confidence {contour.confidence:.2f}")
+        data = encode(canvas.pixels, recipe["format"], recipe["quality"])
+    except HDXrayError as error:
+        return Row(source.name, UNREADABLE, f"{type(error).__name__}: {getattr(error, 'reason', error)}")
+    except MemoryError:
+        return Row(source.name, UNREADABLE, "MemoryError: needs more memory than one file may take")
+    except Exception as error:  # one file in a million must not stop the others; its text may quote the file
+        return Row(source.name, UNREADABLE, f"{type(error).__name__} while it was read")
+    return Row(source.name, OK, "", data, _facts(canvas, contour, data, patient))
+
+
+def encode(pixels: np.ndarray, kind: str, quality: int = 95) -> bytes:
+    """``[S, S] uint8 | uint16`` as it lies in a shard; ``raw`` is row-major, little endian."""
+    if kind == "raw":
+        return pixels.astype(pixels.dtype.newbyteorder("<"), copy=False).tobytes()
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if kind == "jpeg" else [cv2.IMWRITE_PNG_COMPRESSION, 3]
+    done, data = cv2.imencode(".jpg" if kind == "jpeg" else ".png", pixels, options)
+    if not done:
+        raise MemoryError
+    return data.tobytes()
+
+
+def patient_hash(key: bytes, patient: str) -> str:
+    """HMAC-SHA256 of a patient id, 16 hexadecimal digits; empty for none."""
+    return hmac.new(key, patient.strip().encode(), hashlib.sha256).hexdigest()[:16] if patient.strip() else ""
+
+
+def _filtered(canvas: Canvas, recipe: dict) -> str:
+    """Why an image is left out; empty if it is not. What a file does not say is no reason."""
+    flags = canvas.provenance.get("flags", ())
+    lateral = "lateral_view" in flags
+    if recipe["view"] == "frontal" and lateral:
+        return "lateral view"
+    if recipe["view"] == "lateral" and not lateral:
+        return "not a lateral view"
+    if recipe["body_part"] == "chest" and "body_part_not_chest" in flags:
+        return "body part is not the chest"
+    rows, columns = canvas.provenance["original_size"]
+    if min(rows, columns) < recipe["min_side"]:
+        return f"{columns} x {rows} pixels, less than min_side={recipe['min_side']}"
+    return ""
+
+
+def _dicom_patient(path: str, canvas: Canvas) -> str:
+    if canvas.provenance.get("format") != "dicom":
+        return ""
+    from ..dicom import read_patient_id
+
+    return read_patient_id(path)
+
+
+def _facts(canvas: Canvas, contour: Contour, data: bytes, patient: str) -> dict:
+    provenance = canvas.provenance
+    valid = canvas.valid_grid(PATCH)
+    scale, shift = standardisation(canvas.pixels, valid)
+    rows, columns = provenance["original_size"]
+    return {
+        "crc32": zlib.crc32(data),
+        "valid_box": [int(v) for v in canvas.valid_box],
+        "polygon": np.asarray(contour.polygon, np.float32).ravel().tolist(),
+        "inside": np.packbits(contour.inside & valid).tobytes(),
+        "inside_share": float(contour.inside.mean()),
+        "confidence": float(contour.confidence),
+        "method": contour.method,
+        "flagged": bool(contour.flagged),
+        "scale": scale,
+        "shift": shift,
+        "pixel_sha256": provenance.get("pixel_sha256", ""),
+        "patient": patient,
+        "height": int(rows),
+        "width": int(columns),
+        "format": str(provenance.get("format", "")),
+        "view": str(provenance.get("view", "")),
+        "flags": list(provenance.get("flags", ())),
+    }
