@@ -1,0 +1,149 @@
+"""Ten thousand damaged files through the workers of ``prepare``: each must end in a canvas or a named error.
+
+    python benchmarks/reliability/fuzz.py --count 10000 --out results/fuzz
+
+Seeds are pictures of every format made here, and pydicom's own test files (every transfer syntax); mutations are bit
+flips, truncations, rubbish and extreme numbers in headers, lost and doubled pieces; besides, decompression bombs and
+files that are no image. Counts how each ended, how many workers died or were stopped, and the workers' memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import struct
+import sys
+import tempfile
+import time
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from tqdm.auto import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+from fuzz_makers import mutate, rasters
+from xray_makers import png_chunk
+
+from hdxray_fast.files import written_whole
+from hdxray_fast.prepared.config import PrepareConfig
+from hdxray_fast.prepared.pool import prepared_rows
+from hdxray_fast.prepared.sources import Source
+from hdxray_fast.prepared.worker import Row
+
+LARGEST_SEED = 400_000  # bytes; larger ones are slow, not different
+
+
+def seeds() -> dict[str, bytes]:
+    found = dict(rasters())
+    try:
+        import pydicom.data
+    except ImportError:
+        return found
+    folder = Path(pydicom.data.__file__).parent / "test_files"
+    for path in sorted(folder.glob("*.dcm")):
+        if path.stat().st_size <= LARGEST_SEED:
+            found[path.name] = path.read_bytes()
+    return found
+
+
+def hostile(rng: np.random.Generator) -> bytes:
+    """No mutation of anything: bombs, and files that are no image."""
+    kind = rng.integers(6)
+    if kind == 0:  # a PNG that declares 60000 x 60000 pixels
+        header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0))
+        return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(bytes(100_000)))
+    if kind == 1:  # a PNG whose data inflate to far more than it declares
+        header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", 64, 64, 8, 0, 0, 0, 0))
+        return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(bytes(20_000_000), 9))
+    if kind == 2:
+        return rng.bytes(int(rng.integers(0, 5000)))
+    if kind == 3:
+        return b"%PDF-1.7\n" + rng.bytes(300)
+    if kind == 4:
+        return b"PK\x03\x04" + rng.bytes(300)
+    return b"image,label\n" * int(rng.integers(1, 100))
+
+
+def cases(folder: Path, count: int, seed: int) -> Iterator[Source]:
+    """Files, written as they are asked for and few at a time."""
+    whole = list(seeds().items())
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        name, data = whole[number % len(whole)]
+        data = hostile(rng) if number % 20 == 19 else mutate(data, rng)
+        path = folder / f"{number:06d}-{Path(name).stem}.bin"
+        path.write_bytes(data)
+        yield Source(str(path))
+
+
+def resident() -> list[int]:
+    """Resident memory of each worker, MiB."""
+    sizes = []
+    for child in multiprocessing.active_children():
+        try:
+            pages = int(Path(f"/proc/{child.pid}/statm").read_text().split()[1])
+        except (OSError, ValueError, IndexError):
+            continue
+        sizes.append(pages * resource.getpagesize() >> 20)
+    return sizes
+
+
+def outcome(row: Row) -> str:
+    """The kind of an ending: the name of the error, without what it says."""
+    if row.status != "unreadable":
+        return row.status
+    for words, name in (("takes longer", "stopped: time"), ("died", "worker died"), ("while it was read", "unnamed")):
+        if words in row.reason:
+            return name
+    return row.reason.partition(":")[0]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--size", type=int, default=320, help="canvas side, pixels")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--timeout", type=float, default=30.0, help="seconds that a file may take")
+    parser.add_argument("--max-memory", type=int, default=2048, help="MiB that a file may take")
+    parser.add_argument("--out", default="results/fuzz")
+    options = parser.parse_args()
+    out = Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    recipe = PrepareConfig(["-"], str(out), size=options.size, modality="any", view="any", body_part="any").recipe()
+    endings, examples, memory = Counter(), {}, []
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="hdxray-fuzz-") as folder:
+        rows = prepared_rows(
+            cases(Path(folder), options.count, options.seed), recipe, b"key", workers=options.workers,
+            timeout=options.timeout, max_memory=options.max_memory,
+        )  # fmt: skip
+        for number, row in enumerate(tqdm(rows, total=options.count, unit="file", dynamic_ncols=True)):
+            endings[outcome(row)] += 1
+            if outcome(row) in ("unnamed", "worker died", "stopped: time"):
+                examples.setdefault(outcome(row), []).append([Path(row.source).name, row.reason])
+                (out / Path(row.source).name).write_bytes(Path(row.source).read_bytes())
+            Path(row.source).unlink()
+            if number % 500 == 499:
+                memory.append(resident())
+    report = {
+        "files": sum(endings.values()),
+        "seeds": len(seeds()),
+        "seconds": round(time.monotonic() - began, 1),
+        "endings": dict(endings.most_common()),
+        "worker_memory_mib": {"first": memory[:1], "last": memory[-1:], "largest": max(map(max, filter(None, memory)))},
+        "examples": examples,
+    }
+    with written_whole(out / "fuzz.json") as temporary:
+        temporary.write_text(json.dumps(report, indent=1) + "\n")
+    print(json.dumps(report, indent=1))
+    return 0 if not examples else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
