@@ -1,0 +1,64 @@
+"""IU X-ray as Open-i publishes it: one XML file per study, PNG or DICOM images beside them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree import ElementTree
+
+from ..errors import ConfigError
+from .layouts import chosen_sections
+from .studies import Study, StudyTable, counted
+
+SUFFIXES = (".png", ".dcm", ".jpg", ".jpeg")
+
+
+def read_iu_xray(folder: Path, images: Path, sections: str, language: str) -> StudyTable:
+    """Studies of a folder such as ``ecgen-radiology``, in the order of their numbers; splits are left blank.
+
+    Files that are no report are counted in the notes.
+    """
+    files = [folder] if folder.is_file() else sorted(folder.rglob("*.xml"), key=_order)
+    found = _image_files(images)
+    studies, bad = [], []
+    for path in files:
+        try:
+            studies.append(_read_one(path, images, found, sections, language))
+        except ConfigError as error:
+            bad.append(str(error))
+    table = StudyTable(studies)
+    if bad:
+        table.notes.append(counted(bad, "XML files", "left out: unreadable"))
+    return table
+
+
+def _order(path: Path) -> tuple:
+    return (0, int(path.stem), "") if path.stem.isdigit() else (1, 0, str(path))
+
+
+def _image_files(images: Path) -> dict[str, str]:
+    """Image id to path, of all files below ``images`` with an image's suffix."""
+    return {path.stem: str(path) for path in sorted(images.rglob("*")) if path.suffix.lower() in SUFFIXES}
+
+
+def _read_one(path: Path, images: Path, found: dict[str, str], sections: str, language: str) -> Study:
+    try:
+        content = path.read_bytes()
+        if b"<!ENTITY" in content:  # reports have none; a file with nested ones can fill the memory
+            raise ConfigError(f"{path.name}: declares XML entities, which are not read")
+        root = ElementTree.fromstring(content)
+    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
+        raise ConfigError(f"{path.name}: {error}") from error
+    texts: dict[str, list[str]] = {}
+    for element in root.iter("AbstractText"):
+        label = (element.get("Label") or "").strip().upper()
+        texts.setdefault(label, []).append(" ".join("".join(element.itertext()).split()))
+    if not texts:
+        raise ConfigError(f"{path.name}: holds no AbstractText")
+    uid = root.find(".//uId")
+    ids = list(dict.fromkeys(image.get("id") for image in root.iter("parentImage") if image.get("id")))
+    return Study(
+        id=(uid.get("id") if uid is not None else None) or path.stem,
+        images=tuple(found.get(name, str(images / f"{name}.png")) for name in ids),
+        report=chosen_sections(" ".join(texts.get("FINDINGS", ())), " ".join(texts.get("IMPRESSION", ())), sections),
+        language=language,
+    )

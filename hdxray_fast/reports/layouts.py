@@ -1,0 +1,204 @@
+"""Where studies are read from: R2Gen's annotation.json, CSV, IU X-ray's XML and MIMIC-CXR's text files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..labels import PATIENT_COLUMNS, find_column
+from ..prepare import PATH_COLUMNS
+from .studies import SECTIONS, Study, StudyTable, check_language, finish_table
+
+LAYOUTS = ("r2gen", "csv", "iu-xray", "mimic-cxr")
+IMAGE_COLUMNS = (*PATH_COLUMNS, "images", "image_1", "image_path_1", "frontal")
+SECOND_COLUMNS = ("image_2", "image_path_2", "lateral")
+REPORT_COLUMNS = ("report", "text", "report_text")
+ID_COLUMNS = ("id", "study", "study_id", "uid")
+
+
+def read_studies(
+    data: str | Path,
+    *,
+    layout: str | None = None,
+    images: str | Path | None = None,
+    sections: str = "findings",
+    report_column: str | None = None,
+    language: str = "en",
+    val_share: float = 0.1,
+    test_share: float = 0.2,
+    seed: int = 0,
+    need_images: bool = True,
+) -> StudyTable:
+    """Read studies.
+
+    Args:
+        data: ``annotation.json`` of R2Gen; a CSV with columns ``image`` (several separated by ``;``, or ``image_1``
+            and ``image_2``), ``report`` (or ``findings`` and ``impression``) and optionally ``split``, ``id``,
+            ``patient`` and ``language``; the folder of IU X-ray's XML reports; or the folder of MIMIC-CXR with its
+            reports and its split and metadata tables.
+        layout: ``"r2gen"``, ``"csv"``, ``"iu-xray"`` or ``"mimic-cxr"``; left out, it is told by what ``data`` is.
+        images: folder that relative image paths start from; that of ``data`` by default.
+        sections: ``"findings"`` (as R2Gen), ``"impression"`` or ``"both"``, where reports have sections: XML, text, and
+            CSV without a column ``report``.
+        report_column: the CSV column that holds the report.
+        language: ``"en"`` or ``"zh"``, of reports that do not say.
+        val_share: share of the patients for ``val`` if no study is in it; likewise ``test_share``.
+        test_share: see ``val_share``.
+        seed: of splits made here.
+        need_images: studies whose image files are missing are left out; ``False`` reads texts alone.
+
+    Raises:
+        ConfigError: ``data`` cannot be read or lacks what its layout needs, a language is not known, or a patient or
+            image is in two splits.
+    """
+    path = Path(data)
+    if not path.exists():
+        raise ConfigError(f"data: {path} does not exist; give annotation.json, a CSV, or the folder of the reports")
+    if sections not in SECTIONS:
+        raise ConfigError(f"sections: got {sections!r}, accepted are {', '.join(map(repr, SECTIONS))}")
+    check_language(language)
+    layout = layout or _guess_layout(path)
+    root = Path(images) if images else path.parent if path.is_file() else path
+    if layout == "r2gen":
+        table = _read_annotation(path, root, language)
+    elif layout == "csv":
+        table = _read_csv(path, root, sections, report_column, language)
+    elif layout == "iu-xray":
+        from .iu_xray import read_iu_xray
+
+        table = read_iu_xray(path, root, sections, language)
+    elif layout == "mimic-cxr":
+        from .mimic_cxr import read_mimic_cxr
+
+        table = read_mimic_cxr(path, root, sections, language)
+    else:
+        raise ConfigError(f"layout: got {layout!r}, accepted are {', '.join(map(repr, LAYOUTS))}")
+    return finish_table(table, str(path), val_share, test_share, seed, need_images)
+
+
+def _guess_layout(path: Path) -> str:
+    if path.is_file() and path.suffix.lower() in (".json", ".csv"):
+        return {".json": "r2gen", ".csv": "csv"}[path.suffix.lower()]
+    if path.is_dir():
+        if any(path.glob("mimic-cxr-*split.csv*")):
+            return "mimic-cxr"
+        if any(path.glob("*.xml")) or any(path.glob("*/*.xml")):
+            return "iu-xray"
+    raise ConfigError(
+        f"data: {path} is none of the layouts that are told by themselves (annotation.json, a .csv, a folder with .xml "
+        f"reports or with mimic-cxr-2.0.0-split.csv); give layout, one of {', '.join(LAYOUTS)}"
+    )
+
+
+def image_path(root: Path, name: str) -> str:
+    """``name`` below ``root``; R2Gen keeps images in a folder ``images`` beside the annotation."""
+    path = root / name
+    if not path.is_file() and (root / "images" / name).is_file():
+        path = root / "images" / name
+    return str(path)
+
+
+def chosen_sections(findings: str, impression: str, sections: str) -> str:
+    """The text of the wanted sections, joined by a space."""
+    parts = {"findings": [findings], "impression": [impression], "both": [findings, impression]}[sections]
+    return " ".join(part.strip() for part in parts if part.strip())
+
+
+def _read_annotation(path: Path, root: Path, language: str) -> StudyTable:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"data: {path} is not a readable JSON file ({error})") from error
+    if not isinstance(content, dict) or not {"train", "val", "test"} & set(content):
+        raise ConfigError(f"data: {path} has no 'train', 'val' or 'test' at its top, as R2Gen's annotation.json does")
+    studies = []
+    for split in ("train", "val", "test"):
+        if not isinstance(content.get(split, []), list):
+            raise ConfigError(f"data: {path}: {split} is no list of studies")
+        for number, entry in enumerate(content.get(split, [])):
+            where = f"data: {path}, {split}[{number}]"
+            if not isinstance(entry, dict):
+                raise ConfigError(f"{where} is no object with id, report and image_path")
+            for key in ("report", "image_path"):
+                if key not in entry:
+                    raise ConfigError(f"{where} (id {entry.get('id')!r}) has no {key!r}")
+            names = entry["image_path"]
+            names = [names] if isinstance(names, str) else names
+            report = entry["report"]
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise ConfigError(f"{where}: image_path is {names!r}, accepted is a path or a list of paths")
+            if report is not None and not isinstance(report, str):
+                raise ConfigError(f"{where}: report is a {type(report).__name__}, accepted is text")
+            studies.append(
+                Study(
+                    id=str(entry["id"]) if entry.get("id") is not None else f"{split}-{number}",
+                    images=tuple(image_path(root, name) for name in names),
+                    report=report or "",
+                    split=split,
+                    language=check_language(entry.get("language", language), f"{where}: language"),
+                    patient=str(entry.get("subject_id", "")),
+                )
+            )
+    return StudyTable(studies)
+
+
+def _read_csv(path: Path, root: Path, sections: str, report_column: str | None, language: str) -> StudyTable:
+    rows = read_rows(path)
+    columns = list(rows[0]) if rows else []
+    first = find_column(columns, IMAGE_COLUMNS)
+    second = find_column(columns, SECOND_COLUMNS)
+    text = report_column or find_column(columns, REPORT_COLUMNS)
+    if report_column and report_column not in columns:
+        raise ConfigError(f"report_column: {path} has no column {report_column!r}; it has {columns}")
+    if first is None or not (text or {"findings", "impression"} & set(columns)):
+        raise ConfigError(
+            f"data: {path} has the columns {columns}; needed are one of {list(IMAGE_COLUMNS)} and 'report' (or "
+            "'findings' and 'impression', or report_column), with commas between columns"
+        )
+    ids, patients = find_column(columns, ID_COLUMNS), find_column(columns, PATIENT_COLUMNS)
+    studies = []
+    for number, row in enumerate(rows, start=2):  # the header is row 1
+        names = [*row[first].split(";"), row[second] if second else ""]
+        names = [name.strip() for name in names if name.strip()]
+        report = row[text] if text else chosen_sections(row.get("findings", ""), row.get("impression", ""), sections)
+        studies.append(
+            Study(
+                id=(row[ids] if ids else "") or f"row-{number}",
+                images=tuple(image_path(root, name) for name in names),
+                report=report,
+                split=row.get("split", ""),
+                language=check_language(row.get("language") or language, f"data: {path}, row {number}: language"),
+                patient=row[patients] if patients else "",
+            )
+        )
+    return StudyTable(studies)
+
+
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, gzipped or not, as dictionaries; blank lines are passed over.
+
+    Raises:
+        ConfigError: it is missing, not UTF-8, or no CSV, or a row has more or fewer fields than the header.
+    """
+    import gzip
+    import zlib
+
+    opener = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rt", newline="", encoding="utf-8-sig") as stream:
+            rows = []
+            reader = csv.DictReader(stream, strict=True)
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ConfigError(
+                        f"data: {path}, line {reader.line_num}: {'more' if None in row else 'fewer'} fields than the "
+                        'header has; a text with commas, quotes or line ends stands in "quotes"'
+                    )
+                rows.append(row)
+            return rows
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"data: {path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
+        raise ConfigError(f"data: {path} is not a readable CSV file ({error})") from error

@@ -1,0 +1,147 @@
+"""A study: the radiographs of one examination and the report on them; and the table of many."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ..errors import ConfigError
+
+LANGUAGES = ("en", "zh")
+SECTIONS = ("findings", "impression", "both")
+SHOWN = 3  # examples that a note names
+
+
+@dataclass(frozen=True)
+class Study:
+    """One examination.
+
+    Attributes:
+        id: unique within a table.
+        images: paths, frontal views first where the views are known.
+        report: as it was written (the sections asked for); cleaning never changes it.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        language: ``"en"`` or ``"zh"``.
+        patient: ``""`` if it is not known.
+    """
+
+    id: str
+    images: tuple[str, ...]
+    report: str
+    split: str = ""
+    language: str = "en"
+    patient: str = ""
+
+
+@dataclass
+class StudyTable:
+    """Studies, and what was left out on the way.
+
+    Attributes:
+        studies: in the order of the source.
+        notes: a sentence for everything that was left out, with its count.
+    """
+
+    studies: list[Study]
+    notes: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def split(self, name: str) -> list[Study]:
+        """The studies of one split."""
+        return [study for study in self.studies if study.split == name]
+
+    def leave_out(self, unwanted: Callable[[Study], bool], reason: str) -> None:
+        """Remove studies and note how many, with the first few ids."""
+        out = [study.id for study in self.studies if unwanted(study)]
+        if out:
+            gone = set(out)
+            self.studies = [study for study in self.studies if study.id not in gone]
+            self.notes.append(counted(out, "studies", reason))
+
+
+def counted(names: Sequence[str], what: str, reason: str) -> str:
+    """``"12 studies left out: reason (CXR1, CXR2, CXR3, ...)"``."""
+    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    return f"{len(names)} {what} {reason} ({shown})"
+
+
+def check_language(language: str, name: str = "language") -> str:
+    """``language``, or a ConfigError if it is none of ``LANGUAGES``."""
+    if language not in LANGUAGES:
+        raise ConfigError(f"{name}: got {language!r}, accepted are {', '.join(map(repr, LANGUAGES))}")
+    return language
+
+
+def finish_table(
+    table: StudyTable, source: str, val_share: float, test_share: float, seed: int, need_images: bool = True
+) -> StudyTable:
+    """Leave out what cannot be used, fill in splits, and refuse what would make results worthless.
+
+    Empty reports and studies without any image file are left out and counted; of a study that lacks one image the
+    others are kept. Studies without a split get one that depends on seed and patient alone. Without ``need_images``
+    nothing is asked of images: texts are scored without them.
+
+    Raises:
+        ConfigError: an id is there twice, a patient or an image is in two splits, or nothing is left.
+    """
+    import numpy as np
+
+    from ..labels import LabelTable, fill_splits
+
+    twice = [name for name, count in Counter(study.id for study in table.studies).items() if count > 1]
+    if twice:
+        raise ConfigError(f"{source}: study {twice[0]!r} is listed more than once ({len(twice)} such ids)")
+    table.leave_out(lambda study: not study.report.strip(), "left out: the report, or the section asked for, is empty")
+    if need_images:
+        table.leave_out(lambda study: not study.images, "left out: no image is named")
+        _drop_missing_files(table, source)
+    if not table.studies:
+        raise ConfigError(f"{source}: no study can be used ({'; '.join(table.notes) or 'it is empty'})")
+    known = LabelTable(
+        paths=[study.id for study in table.studies],
+        labels=np.zeros((len(table), 0), np.float32),
+        classes=[],
+        patients=[study.patient or study.id for study in table.studies],
+        splits=[study.split for study in table.studies],
+    )
+    splits = fill_splits(known, val_share, test_share, seed)
+    table.studies = [replace(study, split=split) for study, split in zip(table.studies, splits, strict=True)]
+    for kind, keys in (("patient", lambda study: [study.patient]), ("image", lambda study: study.images)):
+        _refuse_leaks(table.studies, kind, keys, source)
+    return table
+
+
+def _drop_missing_files(table: StudyTable, source: str) -> None:
+    named = dict.fromkeys(path for study in table.studies for path in study.images)
+    missing = [path for path in named if not Path(path).is_file()]
+    if not missing:
+        return
+    gone = set(missing)
+    whole = [study for study in table.studies if not gone & set(study.images)]
+    left = [replace(study, images=tuple(path for path in study.images if path not in gone)) for study in table.studies]
+    kept = sum(bool(study.images) for study in left)
+    if not kept:
+        raise ConfigError(
+            f"{source}: none of the {len(missing)} images exists, the first is {missing[0]}; name their folder with "
+            "images"
+        )
+    table.studies = left
+    table.notes.append(counted(missing, "image files", "are missing"))
+    if kept > len(whole):
+        table.notes.append(f"{kept - len(whole)} studies go on without an image that is missing")
+    table.leave_out(lambda study: not study.images, "left out: none of the images exists")
+
+
+def _refuse_leaks(studies: Iterable[Study], kind: str, keys: Callable[[Study], Iterable[str]], source: str) -> None:
+    seen: dict[str, str] = {}
+    for study in studies:
+        for key in keys(study):
+            if key and seen.setdefault(key, study.split) != study.split:
+                raise ConfigError(
+                    f"{source}: {kind} {key} is in two splits ({seen[key]} and {study.split}), which makes the result "
+                    "worthless; split by patient"
+                )

@@ -1,0 +1,296 @@
+"""Studies from every layout with its quirks; what is left out is counted, what would spoil results is refused."""
+
+from __future__ import annotations
+
+import gzip
+import json
+
+import pytest
+from report_makers import MIMIC, mimic_place, write_annotation, write_csv, write_iu_xml, write_mimic
+
+import hdxray_fast as hx
+from hdxray_fast.reports.layouts import read_studies
+from hdxray_fast.reports.mimic_cxr import extract_sections
+from hdxray_fast.reports.studies import Study, StudyTable, finish_table
+
+
+def touch(folder, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def entry(number: int, images: list[str] | str, **more) -> dict:
+    return {"id": f"CXR{number}", "report": f"Report {number}.", "image_path": images, **more}
+
+
+# R2Gen's annotation.json ----------------------------------------------------------------------------------------------
+
+
+def test_annotation_with_one_and_two_images(tmp_path):
+    touch(tmp_path / "images", "CXR1/0.png", "CXR1/1.png", "CXR3/0.png")
+    touch(tmp_path, "CXR2.png")  # beside the annotation, not below images
+    path = write_annotation(
+        tmp_path,
+        train=[entry(1, ["CXR1/0.png", "CXR1/1.png"]), entry(2, "CXR2.png", subject_id=7)],
+        val=[],
+        test=[entry(3, ["CXR3/0.png"])],
+    )
+    table = read_studies(path)
+    assert table.notes == []
+    assert [study.id for study in table.studies] == ["CXR1", "CXR2", "CXR3"]
+    first, second, third = table.studies
+    assert first.images == tuple(str(tmp_path / "images" / "CXR1" / f"{i}.png") for i in (0, 1))
+    assert (second.images, second.patient) == ((str(tmp_path / "CXR2.png"),), "7")
+    assert (third.split, third.report, third.language) == ("test", "Report 3.", "en")
+    assert table.split("train") == [first, second]
+    assert read_studies(path, layout="r2gen", images=tmp_path / "images", need_images=False).studies[0] == first
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[]", "no 'train', 'val' or 'test'"),
+        ("{", "not a readable JSON"),
+        ('{"train": 3}', "train is no list"),
+        ('{"train": [5]}', r"train\[0\] is no object"),
+        ('{"train": [{"id": "a", "report": "x"}]}', r"train\[0\] \(id 'a'\) has no 'image_path'"),
+        ('{"train": [{"id": "a", "report": 4, "image_path": "x"}]}', "report is a int"),
+        ('{"train": [{"id": "a", "report": "x", "image_path": [4]}]}', "image_path is"),
+        (
+            '{"train": [{"id": "a", "report": "x", "image_path": "x", "language": "fr"}]}',
+            "'fr', accepted are 'en', 'zh'",
+        ),
+    ],
+)
+def test_annotation_that_is_none(tmp_path, content, message):
+    (tmp_path / "annotation.json").write_text(content)
+    with pytest.raises(hx.ConfigError, match=message):
+        read_studies(tmp_path / "annotation.json")
+
+
+# CSV ------------------------------------------------------------------------------------------------------------------
+
+
+def test_csv_with_two_images_and_sections(tmp_path):
+    touch(tmp_path, "a.png", "b.png", "c.png", "d.png", "e.png")
+    rows = [
+        {"uid": "1", "image": "a.png; b.png", "lateral": "", "findings": 'Says "a, b".\nAnd.', "impression": "Well."},
+        {"uid": "2", "image": "c.png", "lateral": "d.png", "findings": "", "impression": "Only this."},
+        {"uid": "", "image": "e.png", "lateral": "", "findings": "X.", "impression": ""},
+    ]
+    rows = [{**row, "split": split} for row, split in zip(rows, ("train", "valid", "test"), strict=True)]
+    path = write_csv(tmp_path / "studies.csv", rows)
+    both = read_studies(path, sections="both")
+    assert [study.id for study in both.studies] == ["1", "2", "row-4"]  # as a spreadsheet counts
+    assert both.studies[0].report == 'Says "a, b".\nAnd. Well.'
+    assert [len(study.images) for study in both.studies] == [2, 2, 1]
+    assert [study.split for study in both.studies] == ["train", "val", "test"]
+    findings = read_studies(path)
+    assert [study.id for study in findings.studies] == ["1", "row-4"]
+    assert findings.notes == ["1 studies left out: the report, or the section asked for, is empty (2)"]
+    assert read_studies(path, report_column="impression").studies[0].report == "Well."
+
+
+def test_csv_in_chinese_and_by_patient(tmp_path):
+    names = [f"{i}.png" for i in range(40)]
+    touch(tmp_path, *names)
+    rows = [{"image": n, "patient": f"p{i // 2}", "report": f"双肺清晰{i}。"} for i, n in enumerate(names)]
+    path = write_csv(tmp_path / "studies.csv", rows)
+    table = read_studies(path, language="zh", val_share=0.2, test_share=0.3)
+    assert {study.language for study in table.studies} == {"zh"}
+    splits = [study.split for study in table.studies]
+    assert splits[::2] == splits[1::2]  # both studies of a patient are together
+    assert set(splits) == {"train", "val", "test"}
+    assert [s.split for s in read_studies(path, language="zh", val_share=0.2, test_share=0.3).studies] == splits
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n1,2\n", "needed are one of"),
+        ("image,report\na.png,clear, and dry\n", "line 2: more fields"),
+        ("image,report,split\na.png,clear\n", "line 2: fewer fields"),
+        ('image,report\na.png,"never closed\n', "not a readable CSV"),
+        ("image,report,language\na.png,klar,de\n", "row 2: language: got 'de'"),
+        ("image,report,split\na.png,clear,train\nb.png,clear,\n", "some rows have a split and some have none"),
+        ("image,report,split\na.png,clear,holdout\n", "split: got 'holdout'"),
+        ("image,report\na.png,\nb.png, \n", r"no study can be used \(2 studies left out: the report"),
+        ("image,report\n", "no study can be used|needed are one of"),
+        ("id,image,report\n1,a.png,x\n1,b.png,y\n", "study '1' is listed more than once"),
+    ],
+)
+def test_csv_that_is_refused(tmp_path, text, message):
+    touch(tmp_path, "a.png", "b.png")
+    (tmp_path / "studies.csv").write_text(text)
+    with pytest.raises(hx.ConfigError, match=message):
+        read_studies(tmp_path / "studies.csv")
+
+
+def test_csv_gzipped_and_not_utf8(tmp_path):
+    touch(tmp_path, "a.png")
+    path = tmp_path / "studies.csv.gz"
+    path.write_bytes(gzip.compress("\ufeffimage,report\na.png,klar\n".encode()))
+    assert read_studies(path, layout="csv").studies[0].report == "klar"
+    path.write_bytes(gzip.compress(b"image,report\na.png,klar\n")[:20])
+    with pytest.raises(hx.ConfigError, match="not a readable CSV"):
+        read_studies(path, layout="csv")
+    (tmp_path / "gbk.csv").write_bytes("image,report\na.png,双肺清晰\n".encode("gbk"))
+    with pytest.raises(hx.ConfigError, match="not UTF-8"):
+        read_studies(tmp_path / "gbk.csv")
+
+
+# IU X-ray -------------------------------------------------------------------------------------------------------------
+
+
+def test_iu_xray_xml(tmp_path):
+    reports, images = tmp_path / "ecgen-radiology", tmp_path / "png"
+    sections = {"COMPARISON": "None.", "FINDINGS": "Heart is\n normal &amp; small.", "IMPRESSION": "Normal chest."}
+    write_iu_xml(reports / "10.xml", "CXR10", sections, ["CXR10_IM-0002-1001", "CXR10_IM-0002-2001"])
+    write_iu_xml(reports / "2.xml", "CXR2", {**sections, "FINDINGS": ""}, ["CXR2_IM-1"])
+    write_iu_xml(reports / "3.xml", "CXR3", sections, [])
+    (reports / "4.xml").write_text("<eCitation><uId id='CXR4'/>")
+    (reports / "5.xml").write_text('<!DOCTYPE a [<!ENTITY b "bbb">]><a>&b;</a>')
+    touch(images, "CXR10_IM-0002-1001.png", "deeper/CXR10_IM-0002-2001.dcm", "CXR2_IM-1.png")
+    table = read_studies(reports, images=images)
+    assert [study.id for study in table.studies] == ["CXR10"]
+    assert table.studies[0].report == "Heart is normal & small."
+    assert [path.rsplit(".", 1)[1] for path in table.studies[0].images] == ["png", "dcm"]
+    notes = " | ".join(table.notes)
+    assert "2 XML files left out: unreadable (4.xml" in notes and "5.xml: declares XML entities" in notes
+    assert "is empty (CXR2)" in notes and "no image is named (CXR3)" in notes
+    impressions = read_studies(reports, images=images, sections="impression", need_images=False)
+    assert [study.id for study in impressions.studies] == ["CXR2", "CXR3", "CXR10"]  # in the order of their numbers
+    assert impressions.studies[0].report == "Normal chest."
+
+
+# MIMIC-CXR ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "findings", "impression"),
+    [
+        (MIMIC, "There is no focal consolidation, pleural effusion or pneumothorax. Bilateral nodular opacities that "
+         "most likely represent nipple shadows.", "No acute cardiopulmonary process."),
+        (" FINAL REPORT\n HISTORY: Cough.\n\n CHEST, TWO VIEWS:  The lungs\n are clear.\n\n CONCLUSION: Normal.\n",
+         "The lungs are clear.", "Normal."),
+        (" PA AND LATERAL CHEST RADIOGRAPHS: Old.\n FINDINGS: New.\n", "New.", ""),
+        (" FINDINGS AND IMPRESSION:  Stable.\n\n NOTIFICATION: Called at 10:30.\n", "Stable.", ""),
+        (" Findings : Clear at 9:00.\n Impression:\n  1. Normal.\n  2. Dry.\n", "Clear at 9:00.", "1. Normal. 2. Dry."),
+        (" FINDINGS:\n LUNGS: Clear.\n HEART AND AORTA: Normal.\n OTHER: None.\n IMPRESSIONS: Fine.\n WET READ: x\n",
+         "LUNGS: Clear. HEART AND AORTA: Normal. OTHER: None.", "Fine."),
+        (" REASON FOR EXAMINATION: Cough.\n EXAMINATION: CHEST RADIOGRAPH\n TYPE OF VIEW: AP\n", "", ""),
+        (" FINAL REPORT\n The lungs are clear.\n", "", ""),
+        (" RIGHT RIB VIEWS: No fracture.\n", "No fracture.", ""),
+        ("", "", ""),
+    ],
+)  # fmt: skip
+def test_sections_of_mimic_reports(text, findings, impression):
+    assert extract_sections(text) == {"findings": findings, "impression": impression}
+    windows = text.replace("\n", "\r\n")
+    assert extract_sections(windows) == {"findings": findings, "impression": impression}
+
+
+def mimic_row(dicom: str, study: str, subject: str, split: str, view: str) -> dict:
+    return {"dicom_id": dicom, "study_id": study, "subject_id": subject, "split": split, "ViewPosition": view}
+
+
+def test_mimic_cxr_layout(tmp_path):
+    rows = [
+        mimic_row("aa", "50000001", "10000032", "train", "LATERAL"),
+        mimic_row("bb", "50000001", "10000032", "train", "PA"),
+        mimic_row("cc", "50000002", "10000032", "train", ""),
+        mimic_row("dd", "50000003", "11000033", "validate", "AP"),
+        mimic_row("ee", "50000004", "12000034", "test", "AP"),
+    ]
+    no_sections = " FINAL REPORT\n The lungs are clear.\n"
+    texts = {("10000032", "50000001"): MIMIC, ("11000033", "50000003"): MIMIC, ("12000034", "50000004"): no_sections}
+    folder = write_mimic(tmp_path / "mimic", rows, texts)
+    table = read_studies(folder)
+    assert [(study.id, study.split, study.patient) for study in table.studies] == [
+        ("s50000001", "train", "10000032"),
+        ("s50000003", "val", "11000033"),
+    ]
+    assert [path.rsplit("/", 1)[1] for path in table.studies[0].images] == ["bb.jpg", "aa.jpg"]  # frontal first
+    assert table.notes == [
+        "1 studies left out: their text file is missing (s50000002)",
+        "1 studies left out: the report, or the section asked for, is empty (s50000004)",
+    ]
+    assert (
+        read_studies(folder, sections="both").studies[0].report.endswith("shadows. No acute cardiopulmonary process.")
+    )
+    (folder / "mimic-cxr-2.0.0-split.csv").write_text("dicom_id,study_id\na,b\n")
+    with pytest.raises(hx.ConfigError, match="no column 'split'"):
+        read_studies(folder)
+
+
+def test_mimic_reports_in_a_folder_of_their_own(tmp_path):
+    folder = write_mimic(tmp_path / "mimic", [mimic_row("aa", "5", "10000032", "train", "PA")], {})
+    text = mimic_place(folder / "mimic-cxr-reports", "10000032") / "s5.txt"
+    text.parent.mkdir(parents=True)
+    text.write_bytes(MIMIC.encode() + b"\n ADDENDUM: caf\xe9\n")  # not UTF-8: read all the same
+    assert read_studies(folder).studies[0].report.startswith("There is no focal")
+
+
+# What goes for all of them --------------------------------------------------------------------------------------------
+
+
+def test_a_study_goes_on_without_the_image_that_is_missing(tmp_path):
+    touch(tmp_path, "1.png")
+    path = write_annotation(
+        tmp_path, train=[entry(1, ["1.png", "gone.png"]), entry(2, ["gone.png", "away.png"]), entry(3, [])]
+    )
+    table = read_studies(path, val_share=0, test_share=0)
+    assert [(study.id, study.images) for study in table.studies] == [("CXR1", (str(tmp_path / "1.png"),))]
+    notes = " | ".join(table.notes)
+    assert "1 studies left out: no image is named (CXR3)" in notes
+    assert "2 image files are missing" in notes
+    assert "1 studies go on without an image that is missing" in notes
+    assert "1 studies left out: none of the images exists (CXR2)" in notes
+    (tmp_path / "1.png").unlink()
+    with pytest.raises(hx.ConfigError, match=r"none of the 3 images exists.*name their folder"):
+        read_studies(path)
+    assert len(read_studies(path, need_images=False, val_share=0, test_share=0)) == 3
+
+
+def test_leaks_between_splits_are_refused(tmp_path):
+    touch(tmp_path, "1.png", "2.png")
+    leaks = {
+        "patient 7": ([entry(1, "1.png", subject_id=7)], [entry(2, "2.png", subject_id=7)]),
+        "image .*1.png": ([entry(1, "1.png")], [entry(2, "1.png")]),
+    }
+    for message, (train, test) in leaks.items():
+        path = write_annotation(tmp_path, train=train, val=[], test=test)
+        with pytest.raises(hx.ConfigError, match=f"{message} is in two splits"):
+            read_studies(path)
+
+
+def test_what_is_asked_for_is_checked(tmp_path):
+    touch(tmp_path, "1.png")
+    path = write_annotation(tmp_path, train=[entry(1, "1.png")])
+    for options, message in [
+        ({"sections": "all"}, "sections: got 'all'"),
+        ({"language": "fr"}, "language: got 'fr'"),
+        ({"layout": "coco"}, "layout: got 'coco'"),
+        ({"val_share": 1.5}, "val_share"),
+    ]:
+        with pytest.raises(hx.ConfigError, match=message):
+            read_studies(path, **options)
+    with pytest.raises(hx.ConfigError, match="does not exist"):
+        read_studies(tmp_path / "nothing.json")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(hx.ConfigError, match="none of the layouts"):
+        read_studies(tmp_path / "empty")
+    (tmp_path / "reports.txt").touch()
+    with pytest.raises(hx.ConfigError, match="none of the layouts"):
+        read_studies(tmp_path / "reports.txt")
+
+
+def test_raw_reports_are_kept(test_data):
+    """All 3,425 real reports pass through as they were written."""
+    source = json.loads((test_data / "reports" / "iu_xray_reports.json").read_text())
+    table = StudyTable([Study(id=e["id"], images=tuple(e["images"]), report=e["findings"]) for e in source])
+    table = finish_table(table, "IU X-ray", 0.1, 0.2, 0, need_images=False)
+    assert len(table) == 3425 and not table.notes
+    assert [study.report for study in table.studies] == [e["findings"] for e in source]
+    assert 0.05 < len(table.split("val")) / 3425 < 0.15
