@@ -22,8 +22,10 @@ def clean_none(report: str) -> str:
 
 
 def clean_english(report: str) -> str:
-    """White space, ``<br>`` and doubled full stops collapse, list numbers (``1. ``) at the start of a sentence go, and sentences
-    that were written together (``effusion.Heart``) are parted.
+    """Tidy English.
+
+    White space, ``<br>`` and doubled full stops collapse, list numbers (``1. ``) at the start of a sentence go, and
+    sentences that were written together (``effusion.Heart``) are parted.
 
     Case, hyphens, numbers and de-identified words (``XXXX``, ``___``) stay.
     """
