@@ -46,21 +46,10 @@ def save_model(model: MaskedAutoencoder | Encoder, directory: str | Path) -> Pat
         CheckpointError: the directory cannot be written.
         MissingDependencyError: safetensors is not installed.
     """
-    if isinstance(getattr(model, "config", None), EncoderConfig):
-        kind, settings = ENCODER_FORMAT, asdict(model.config)
-    elif isinstance(getattr(model, "config", None), dict) and hasattr(model, "encoder"):
-        kind, settings = MAE_FORMAT, model.config
-    else:
-        raise ArgumentTypeError(
-            f"model: got {type(model).__name__}, accepted are what create_mae and create_encoder make"
-        )
+    files = describe_model(model)
     directory = _as_path(directory)
     safetensors_torch = _safetensors()
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
-    config = {"format": kind, "format_version": FORMAT_VERSION, "model": settings}
-    files = {CONFIG_FILE: config}
-    if kind == ENCODER_FORMAT:
-        files = {CONFIG_FILE: HUB_KEYS | config, PREPROCESSOR_FILE: preprocessor_settings(model.config)}
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -72,6 +61,20 @@ def save_model(model: MaskedAutoencoder | Encoder, directory: str | Path) -> Pat
     except (OSError, _safetensor_error()) as error:
         raise CheckpointError(f"{directory}: cannot be written ({error})") from error
     return directory
+
+
+def describe_model(model: MaskedAutoencoder | Encoder) -> dict[str, dict]:
+    """The JSON files that make a folder with the tensors of ``model`` one for :func:`load_model`, by name.
+
+    Raises:
+        ArgumentTypeError: not such a model.
+    """
+    if isinstance(getattr(model, "config", None), EncoderConfig):
+        config = {"format": ENCODER_FORMAT, "format_version": FORMAT_VERSION, "model": asdict(model.config)}
+        return {CONFIG_FILE: HUB_KEYS | config, PREPROCESSOR_FILE: preprocessor_settings(model.config)}
+    if isinstance(getattr(model, "config", None), dict) and hasattr(model, "encoder"):
+        return {CONFIG_FILE: {"format": MAE_FORMAT, "format_version": FORMAT_VERSION, "model": model.config}}
+    raise ArgumentTypeError(f"model: got {type(model).__name__}, accepted are what create_mae and create_encoder make")
 
 
 def _as_path(directory: object) -> Path:

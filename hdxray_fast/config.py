@@ -8,37 +8,36 @@ from typing import Literal
 
 from .errors import ConfigError
 
-# What may change between a run and its resumption without changing a single loss value.
+# What may change between a run and its resumption without changing a single loss value. The batch is free as long as
+# the images per step stay the same, which the training loop checks.
 FREE_ON_RESUME = frozenset(
-    {"out", "cache", "resume", "workers", "save_every", "keep_checkpoints", "picture_every", "tensorboard", "threads"}
+    {
+        "out",
+        "cache",
+        "resume",
+        "workers",
+        "batch_size",
+        "grad_accum",
+        "save_every",
+        "keep_checkpoints",
+        "picture_every",
+        "tensorboard",
+        "wandb",
+        "threads",
+    }
 )
 
 
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Pre-training of a contour-masked auto-encoder.
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What every training run is told, whatever it trains.
 
     Args:
-        data: folder of radiographs (searched recursively), one image, or a CSV manifest with an ``image`` column.
         out: folder for checkpoints, logs and pictures.
-        images: folder that relative paths in the manifest start from; the manifest's own by default.
-        cache: folder for canvases and contours computed once; ``<out>/cache`` by default.
-        model: encoder preset, see ``list_encoders()``.
-        decoder: ``cross`` predicts a share of the masked patches by cross-attention (CrossMAE); ``self`` is MAE's.
-        decoder_embed_dim: width of the decoder; 512 by default, 192 for tiny encoders.
-        decoder_depth: blocks of the decoder; 8 by default, 4 for tiny encoders.
-        img_size: canvas side, pixels.
-        contour: how the chest contour is found: ``network``, ``classical``, ``prior`` or ``rectangle``.
-        strategy: how patches are masked: ``contour``, ``random``, ``rectangle`` or ``block``.
-        ratio_inside: share of the patches inside the contour that are masked.
-        ratio_outside: share of the patches outside the contour that are masked.
-        predict: share of the masked patches that are predicted; 0.25 for ``cross`` and 1 for ``self`` by default.
-        norm_pix_loss: predict patches normalised by their own mean and deviation (MAE).
-        augment: rotate, zoom, shift and re-expose the radiographs slightly; never mirrored.
         steps: optimizer steps.
         batch_size: images per process and forward pass.
         grad_accum: forward passes per optimizer step.
-        lr: peak learning rate; by default 5e-4 times the square root of (images per step / 8), at most 2.4e-3.
+        lr: peak learning rate.
         weight_decay: of AdamW, on matrices only.
         beta2: second moment decay of AdamW (the first is 0.9).
         warmup: share of the steps with a linearly rising learning rate; a cosine to ``lr * 0.01`` follows.
@@ -50,27 +49,12 @@ class PretrainConfig:
         threads: CPU threads of the model; 0 leaves PyTorch's choice. The loss curve is reproducible for equal numbers.
         save_every: steps between checkpoints.
         keep_checkpoints: newest checkpoints to keep.
-        picture_every: steps between pictures; 0 for the last step only.
         tensorboard: write TensorBoard events under ``<out>/tensorboard``.
+        wandb: Weights & Biases project to log to as well; needs the extra ``wandb``.
         resume: ``auto`` continues the run found in ``out``, if any; ``never`` refuses a folder that holds one.
     """
 
-    data: str
     out: str
-    images: str | None = None
-    cache: str | None = None
-    model: str = "vit_small_patch16"
-    decoder: Literal["cross", "self"] = "cross"
-    decoder_embed_dim: int | None = None
-    decoder_depth: int | None = None
-    img_size: int = 1280
-    contour: Literal["network", "classical", "prior", "rectangle"] = "network"
-    strategy: Literal["contour", "random", "rectangle", "block"] = "contour"
-    ratio_inside: float = 0.95
-    ratio_outside: float = 0.85
-    predict: float | None = None
-    norm_pix_loss: bool = True
-    augment: bool = True
     steps: int = 1000
     batch_size: int = 8
     grad_accum: int = 1
@@ -86,43 +70,38 @@ class PretrainConfig:
     threads: int = 0
     save_every: int = 100
     keep_checkpoints: int = 2
-    picture_every: int = 100
     tensorboard: bool = True
+    wandb: str | None = None
     resume: Literal["auto", "never"] = "never"
 
     def __post_init__(self) -> None:
-        if not (self.data and self.out):
-            raise ConfigError("data and out must both be named: the radiographs, and a folder for the run")
         try:
-            self._check_numbers()
+            self._check()
         except TypeError as error:
             raise ConfigError(f"a setting is of the wrong type ({error}); numbers are given as numbers") from error
 
-    def _check_numbers(self) -> None:
-        sizes = ("decoder_embed_dim", "decoder_depth", "img_size")
-        for name in ("steps", "batch_size", "grad_accum", "save_every", "keep_checkpoints", *sizes):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}: {value} is not accepted; give a whole number of at least 1")
-        least = {"threads": 0, "workers": -1, "picture_every": 0, "clip_grad": 0, "weight_decay": 0, "seed": 0}
-        for name, value in least.items():
-            if not getattr(self, name) >= value:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not accepted; give a number of at least {value}")
-        for name in ("ratio_inside", "ratio_outside", "ema", "warmup", "beta2"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name}: {getattr(self, name)} is not accepted; give a number from 0 to 1")
-        if self.predict is not None and not 0 < self.predict <= 1:
-            raise ConfigError(f"predict: {self.predict} is not accepted; give a share above 0 and up to 1")
-        if self.ratio_inside == 0 and self.ratio_outside == 0:
-            raise ConfigError("ratio_inside and ratio_outside are both 0: nothing would be masked or learned")
+    def _check(self) -> None:
+        """Refuse numbers out of range; a task's own settings are checked in its ``_check``, after these."""
+        self._at_least(1, "steps", "batch_size", "grad_accum", "save_every", "keep_checkpoints")
+        self._at_least(-1, "workers")
+        self._at_least(0, "threads", "clip_grad", "weight_decay", "seed")
+        self._share("ema", "warmup", "beta2")
         if self.lr is not None and not self.lr > 0:
             raise ConfigError(f"lr: {self.lr} is not accepted; give a number above 0")
 
-    @property
-    def decoder_size(self) -> tuple[int, int]:
-        """Width and depth of the decoder: MAE's 8 x 512 would be ten times the work of a tiny encoder."""
-        width, depth = (192, 4) if "tiny" in self.model else (512, 8)
-        return self.decoder_embed_dim or width, self.decoder_depth or depth
+    def _at_least(self, least: int, *names: str) -> None:
+        """Each of the settings is a number of at least ``least``, or left out."""
+        kind = "whole number" if least == 1 else "number"
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ConfigError(f"{name}: {value} is not accepted; give a {kind} of at least {least}")
+
+    def _share(self, *names: str) -> None:
+        """Each of the settings is a number from 0 to 1."""
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not accepted; give a number from 0 to 1")
 
     def as_dict(self) -> dict:
         """Plain dict, as it is kept in ``config.json``."""
@@ -135,6 +114,69 @@ class PretrainConfig:
             for name, value in self.as_dict().items()
             if name not in FREE_ON_RESUME and other.get(name) != value
         ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainingConfig):
+    """Pre-training of a contour-masked auto-encoder.
+
+    Args:
+        data: folder of radiographs (searched recursively), one image, or a CSV manifest with an ``image`` column.
+        images: folder that relative paths in the manifest start from; the manifest's own by default.
+        cache: folder for canvases and contours computed once; ``<out>/cache`` by default.
+        model: encoder preset, see ``list_encoders()``.
+        decoder: ``cross`` predicts a share of the masked patches by cross-attention (CrossMAE); ``self`` is MAE's.
+        decoder_embed_dim: width of the decoder; 512 by default, 192 for tiny encoders.
+        decoder_depth: blocks of the decoder; 8 by default, 4 for tiny encoders.
+        img_size: canvas side, pixels.
+        contour: how the chest contour is found: ``network``, ``classical``, ``prior`` or ``rectangle``.
+        strategy: how patches are masked: ``contour``, ``random``, ``rectangle`` or ``block``.
+        ratio_inside: share of the patches inside the contour that are masked.
+        ratio_outside: share of the patches outside the contour that are masked.
+        predict: share of the masked patches that are predicted; 0.25 for ``cross`` and 1 for ``self`` by default.
+        norm_pix_loss: predict patches normalised by their own mean and deviation (MAE).
+        augment: rotate, zoom, shift and re-expose the radiographs slightly; never mirrored.
+        lr: peak learning rate; by default 5e-4 times the square root of (images per step / 8), at most 2.4e-3.
+        picture_every: steps between pictures; 0 for the last step only.
+    """
+
+    data: str
+    images: str | None = None
+    cache: str | None = None
+    model: str = "vit_small_patch16"
+    decoder: Literal["cross", "self"] = "cross"
+    decoder_embed_dim: int | None = None
+    decoder_depth: int | None = None
+    img_size: int = 1280
+    contour: Literal["network", "classical", "prior", "rectangle"] = "network"
+    strategy: Literal["contour", "random", "rectangle", "block"] = "contour"
+    ratio_inside: float = 0.95
+    ratio_outside: float = 0.85
+    predict: float | None = None
+    norm_pix_loss: bool = True
+    augment: bool = True
+    picture_every: int = 100
+
+    def __post_init__(self) -> None:
+        if not (self.data and self.out):
+            raise ConfigError("data and out must both be named: the radiographs, and a folder for the run")
+        super().__post_init__()
+
+    def _check(self) -> None:
+        super()._check()
+        self._at_least(1, "decoder_embed_dim", "decoder_depth", "img_size")
+        self._at_least(0, "picture_every")
+        self._share("ratio_inside", "ratio_outside")
+        if self.predict is not None and not 0 < self.predict <= 1:
+            raise ConfigError(f"predict: {self.predict} is not accepted; give a share above 0 and up to 1")
+        if self.ratio_inside == 0 and self.ratio_outside == 0:
+            raise ConfigError("ratio_inside and ratio_outside are both 0: nothing would be masked or learned")
+
+    @property
+    def decoder_size(self) -> tuple[int, int]:
+        """Width and depth of the decoder: MAE's 8 x 512 would be ten times the work of a tiny encoder."""
+        width, depth = (192, 4) if "tiny" in self.model else (512, 8)
+        return self.decoder_embed_dim or width, self.decoder_depth or depth
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
@@ -26,6 +29,48 @@ def warmup_cosine(step: int, steps: int, warmup: float, floor: float = 0.01) -> 
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def averaged_model(model: nn.Module, decay: float) -> nn.Module | None:
-    """Exponential moving average of ``model`` with ``decay``, or ``None`` for 0."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay)) if decay else None
+class AveragedWeights:
+    """Exponential moving average of the trainable parameters of ``model``; each process averages the shards it holds.
+
+    Args:
+        model: as it is trained: after sharding, where it is sharded.
+        decay: share of the average that one update keeps; the first update copies.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.tensors = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        current = dict(model.named_parameters())
+        ours = [_local(tensor) for tensor in self.tensors.values()]
+        theirs = [_local(current[name]) for name in self.tensors]
+        if self.updates == 0:
+            torch._foreach_copy_(ours, theirs)
+        else:
+            torch._foreach_lerp_(ours, theirs, 1 - self.decay)
+        self.updates += 1
+
+    @contextmanager
+    @torch.no_grad()
+    def swapped_into(self, model: nn.Module) -> Iterator[None]:
+        """Within, ``model`` has the averaged weights."""
+        parameters = dict(model.named_parameters())
+        before = {name: parameters[name].detach().clone() for name in self.tensors}
+        for name, tensor in self.tensors.items():
+            parameters[name].copy_(tensor)
+        try:
+            yield
+        finally:
+            for name, tensor in before.items():
+                parameters[name].copy_(tensor)
+
+
+def averaged_weights(model: nn.Module, decay: float) -> AveragedWeights | None:
+    """Moving average of the weights of ``model`` with ``decay``, or ``None`` for 0."""
+    return AveragedWeights(model, decay) if decay else None
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -1,23 +1,33 @@
-"""A training run on disk: checkpoints that are whole or absent, and a loss log that never disagrees with them."""
+"""A training run on disk: checkpoints that are whole or absent, and a loss log that never disagrees with them.
+
+A checkpoint is a folder of safetensors and JSON files. It holds whole tensors under the names of the model's
+parameters, whatever the number of processes that trained it and however they shared the model: any number of processes
+can go on from it.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
-from .checkpoint import save_model
 from .errors import CheckpointError
 from .files import flush, written_whole
+from .optim import AveragedWeights
 
 STATE_FILE = "state.json"
+MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 EMA_FILE = "ema.safetensors"
+CHECKSUMS_FILE = "checksums.json"
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:
@@ -26,33 +36,80 @@ def checkpoint_folder(root: Path, step: int) -> Path:
 
 
 def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict, ema: nn.Module | None = None
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict,
+    ema: AveragedWeights | None = None,
+    json_files: Mapping[str, dict] | None = None,
+    write: bool = True,
 ) -> None:
     """Write model, optimizer, averaged weights and ``state`` (JSON-able) under ``folder``.
 
     All files are written and flushed in a temporary folder beside it, which is then renamed: a reader, or a restart
-    after ``kill -9``, finds the whole checkpoint or none.
+    after ``kill -9`` or a power loss, finds the whole checkpoint or none. The checksum of each file is kept with them.
+
+    Args:
+        folder: see :func:`checkpoint_folder`.
+        model: as it is trained. Where it is sharded, every process must call this: the tensors are gathered.
+        optimizer: of the model's parameters.
+        state: what else the run needs to go on.
+        ema: averaged weights, if any.
+        json_files: further files by name, such as the ``config.json`` that makes the folder a model to load.
+        write: whether this process writes; the others only take part in gathering.
+
+    Raises:
+        CheckpointError: the folder cannot be written; older checkpoints are as they were.
     """
+    tensors, groups = _flatten(model, optimizer)
+    files = {MODEL_FILE: whole_state(model, write), OPTIMIZER_FILE: _whole(tensors, write)}
+    state = {**state, "optimizer_groups": groups}
+    if ema is not None:
+        files[EMA_FILE] = _whole(ema.tensors, write)
+        state["ema_updates"] = ema.updates
+    if not write:
+        return
+    try:
+        _write(folder, files, {STATE_FILE: state, **(json_files or {})})
+    except Exception as error:  # safetensors raises its own, the file system OSError
+        shutil.rmtree(_temporary(folder), ignore_errors=True)
+        raise CheckpointError(f"{folder}: this checkpoint cannot be written ({error}); older ones are whole") from error
+
+
+def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], contents: dict[str, dict]) -> None:
     from safetensors.torch import save_file
 
-    temporary = folder.with_name(f".{folder.name}.tmp")
+    temporary = _temporary(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
-    save_model(model, temporary)
-    tensors, scalars = _flatten(optimizer)
-    save_file(tensors, temporary / OPTIMIZER_FILE)
-    if ema is not None:
-        save_file({name: value.contiguous() for name, value in ema.state_dict().items()}, temporary / EMA_FILE)
-    (temporary / STATE_FILE).write_text(json.dumps({**state, "optimizer_scalars": scalars}, indent=1))
+    for name, content in tensors.items():
+        save_file(content, temporary / name, metadata={"format": "pt"})
+    for name, content in contents.items():
+        (temporary / name).write_text(json.dumps(content, indent=1))
+    checksums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
+    (temporary / CHECKSUMS_FILE).write_text(json.dumps(checksums, indent=1))
     for path in temporary.iterdir():
         flush(path)
+    flush(temporary)
     shutil.rmtree(folder, ignore_errors=True)  # only a failed step saved twice finds one here
     os.replace(temporary, folder)
     flush(folder.parent)
 
 
+def _temporary(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.tmp")
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn.Module | None = None
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: AveragedWeights | None = None
 ) -> dict:
     """Restore what :func:`save_checkpoint` wrote, and return its ``state``.
 
@@ -63,21 +120,28 @@ def load_checkpoint(
     from safetensors.torch import load_file
 
     try:
+        for name, checksum in json.loads((folder / CHECKSUMS_FILE).read_text()).items():
+            if _checksum(folder / name) != checksum:
+                raise CheckpointError(f"{folder / name} is damaged: its checksum differs")
         state = json.loads((folder / STATE_FILE).read_text())
-        weights = load_file(folder / "model.safetensors")
+        weights = load_file(folder / MODEL_FILE)
         tensors = load_file(folder / OPTIMIZER_FILE)
-        averaged = load_file(folder / EMA_FILE) if ema is not None else None
-        model.load_state_dict(weights)
-        _restore(optimizer, tensors, state.pop("optimizer_scalars"))
+        averaged = load_file(folder / EMA_FILE) if ema is not None else {}
+        _restore_model(model, weights)
+        _restore_optimizer(model, optimizer, tensors, state.pop("optimizer_groups"))
         if ema is not None:
-            ema.load_state_dict(averaged)
+            if averaged.keys() != ema.tensors.keys():
+                raise ValueError("the averaged weights are of other parameters")
+            for name, tensor in ema.tensors.items():
+                tensor.copy_(_like(averaged[name], tensor))
+            ema.updates = state.pop("ema_updates")
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot resume from this checkpoint ({error})") from error
     return state
 
 
 def resume_latest(
-    root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: nn.Module | None = None
+    root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: AveragedWeights | None = None
 ) -> dict | None:
     """Restore the newest whole checkpoint under ``root``; an older one stands in for a damaged one, with a warning.
 
@@ -124,26 +188,83 @@ def truncate_log(path: Path, step: int) -> None:
         temporary.write_text("".join(kept), encoding="utf-8")
 
 
-def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict]:
-    """Optimizer state as safetensors wants it: ``{"<parameter>.<name>": tensor}`` and the numbers of the groups."""
-    saved = optimizer.state_dict()
-    tensors = {
-        f"{index}.{name}": value.contiguous()
-        for index, entry in saved["state"].items()
-        for name, value in entry.items()
-        if isinstance(value, torch.Tensor)
-    }
-    groups = [{key: value for key, value in group.items() if key != "params"} for group in saved["param_groups"]]
-    return tensors, {"param_groups": groups}
+def whole_state(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
+    """Every tensor of ``model`` whole, contiguous and on the CPU; where it is sharded, all processes must take part.
+
+    Args:
+        model: sharded or not.
+        keep: False on a process that has no use for them: it gets an empty dict.
+    """
+    return _whole(model.state_dict(), keep)
 
 
-def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], scalars: dict) -> None:
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for key, value in tensors.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
-    current = optimizer.state_dict()["param_groups"]
-    if len(current) != len(scalars["param_groups"]):
+def _whole(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    kept: dict[str, Tensor] = {}
+    seen = set()
+    for name, tensor in tensors.items():  # one at a time: no device ever holds the whole model
+        tensor = tensor.detach()
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if keep:
+            tensor = tensor.cpu().contiguous()
+            if tensor.data_ptr() in seen:  # tied weights; safetensors takes no two names for one memory
+                tensor = tensor.clone()
+            seen.add(tensor.data_ptr())
+            kept[name] = tensor
+    return kept
+
+
+def _like(tensor: Tensor, target: Tensor) -> Tensor:
+    """``tensor`` sharded as ``target`` is, on its device."""
+    if not isinstance(target, DTensor):
+        return tensor.to(target.device)
+    # every process has read the same file: nothing needs to be sent
+    return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def _restore_model(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    current = model.state_dict()
+    if any(isinstance(tensor, DTensor) for tensor in current.values()):
+        weights = {name: _like(weights[name], tensor) for name, tensor in current.items()}
+    model.load_state_dict(weights)
+
+
+def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
+    """Names of the parameters of each group of the optimizer."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def _flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict]]:
+    """Optimizer state as safetensors wants it: ``{"<parameter>/<name>": tensor}``, and the settings of the groups."""
+    tensors, groups = {}, []
+    for names, group in zip(_parameter_names(model, optimizer), optimizer.param_groups, strict=True):
+        for name, parameter in zip(names, group["params"], strict=True):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"{name}/{key}"] = value
+        groups.append({**{key: value for key, value in group.items() if key != "params"}, "parameters": names})
+    return tensors, groups
+
+
+def _restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict]
+) -> None:
+    names = _parameter_names(model, optimizer)
+    if names != [group["parameters"] for group in groups]:
         raise ValueError("the optimizer has other parameter groups")
-    groups = [{**saved, "params": now["params"]} for saved, now in zip(scalars["param_groups"], current, strict=True)]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    entries: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        entries.setdefault(name, {})[entry] = value
+    state: dict[int, dict[str, Tensor]] = {}
+    settings = []
+    count = 0
+    for saved, group in zip(groups, optimizer.param_groups, strict=True):
+        for index, (name, parameter) in enumerate(zip(saved["parameters"], group["params"], strict=True), count):
+            if name in entries:  # the step count is one number; moments are shaped, and sharded, as their parameter
+                state[index] = {k: _like(v, parameter) if v.ndim else v for k, v in entries[name].items()}
+        indices = list(range(count, count + len(group["params"])))
+        settings.append({**{k: v for k, v in saved.items() if k != "parameters"}, "params": indices})
+        count += len(indices)
+    optimizer.load_state_dict({"state": state, "param_groups": settings})

@@ -10,7 +10,7 @@ import torch
 
 from hdxray_fast.errors import CheckpointError
 from hdxray_fast.mae import create_mae
-from hdxray_fast.optim import averaged_model, parameter_groups, warmup_cosine
+from hdxray_fast.optim import averaged_weights, parameter_groups, warmup_cosine
 from hdxray_fast.run_state import (
     checkpoint_folder,
     prune_checkpoints,
@@ -26,7 +26,7 @@ def small_model(seed: int = 0):
     torch.manual_seed(seed)
     model = create_mae("vit_tiny_patch16", img_size=64, decoder_embed_dim=32, decoder_depth=1)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3)
-    return model, optimizer, averaged_model(model, 0.9)
+    return model, optimizer, averaged_weights(model, 0.9)
 
 
 def fake_step(model, optimizer, ema) -> None:
@@ -34,7 +34,7 @@ def fake_step(model, optimizer, ema) -> None:
         if parameter.requires_grad:
             parameter.grad = torch.randn_like(parameter)
     optimizer.step()
-    ema.update_parameters(model)
+    ema.update(model)
 
 
 def test_round_trip_restores_every_tensor(tmp_path):
@@ -43,9 +43,9 @@ def test_round_trip_restores_every_tensor(tmp_path):
     save_checkpoint(checkpoint_folder(tmp_path, 1), model, optimizer, {"step": 1, "note": "x"}, ema)
     other, other_optimizer, other_ema = small_model(seed=1)
     assert resume_latest(tmp_path, other, other_optimizer, other_ema) == {"step": 1, "note": "x"}
-    for saved, restored in ((model, other), (ema, other_ema)):
-        for name, value in saved.state_dict().items():
-            assert torch.equal(value, restored.state_dict()[name]), name
+    for saved, restored in ((model.state_dict(), other.state_dict()), (ema.tensors, other_ema.tensors)):
+        for name, value in saved.items():
+            assert torch.equal(value, restored[name]), name
     torch.manual_seed(7)
     fake_step(model, optimizer, ema)
     torch.manual_seed(7)
