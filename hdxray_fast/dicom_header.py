@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .errors import ImageReadError, UnsupportedImageError
+from .errors import ImageReadError, OtherModalityError, UnsupportedImageError
 from .tone import WINDOW_FUNCTIONS, Grey, Table, Window
 
 RADIOGRAPHY = ("CR", "DX", "DR", "RG", "XR", "RX")  # read as they are
@@ -109,7 +109,7 @@ def check_modality(path: str, dataset, any_modality: bool, flags: list[str]) -> 
         known, modality, kind = False, "other", sop_class
     if modality not in RADIOGRAPHY:
         if modality not in UNCERTAIN and not any_modality:
-            raise UnsupportedImageError(
+            raise OtherModalityError(
                 path,
                 f"has modality {kind}; accepted: projection radiographs ({', '.join(RADIOGRAPHY)}), or anything with "
                 "any_modality=True",

@@ -62,3 +62,7 @@ class ImageTooLargeError(ImageReadError):
 
 class UnsupportedImageError(ImageReadError):
     """The file is readable, but is not an image this package should guess about (CT, ultrasound, many frames...)."""
+
+
+class OtherModalityError(UnsupportedImageError):
+    """A DICOM file of another modality than projection radiography."""

@@ -155,7 +155,7 @@ def write_contours(
         summary["written"][source] = str(_write_png(folder / f"{name}.contour.png", picture))
         if contour.flagged:
             summary["flagged"].append(source)
-        tiles.append(_tile(canvas, contour, name))
+        tiles.append(contact_tile(canvas, contour, name))
         if len(tiles) == SHEET:
             summary["contacts"].append(_write_sheet(folder, tiles, summary["contacts"], sources))
             tiles = []
@@ -218,8 +218,8 @@ def _write_png(path: Path, picture: np.ndarray) -> Path:
     return path
 
 
-def _tile(canvas: Canvas, contour: Contour, name: str) -> np.ndarray:
-    """[TILE + captions, TILE, 3] overlay for a contact sheet, drawn at its own size so that lines stay visible."""
+def contact_tile(canvas: Canvas, contour: Contour, name: str) -> np.ndarray:
+    """[TILE + captions, TILE, 3] uint8 BGR overlay for a sheet, drawn at its own size so that lines stay visible."""
     ratio = TILE / canvas.pixels.shape[0]
     grey = canvas.pixels if canvas.pixels.dtype == np.uint8 else (canvas.pixels >> 8).astype(np.uint8)
     picture = cv2.cvtColor(cv2.resize(grey, (TILE, TILE), interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
@@ -247,6 +247,11 @@ def _write_sheet(folder: Path, tiles: list[np.ndarray], written: list[str], sour
     kept = {os.path.realpath(path) for path in (*written, *sources)}
     names = ("contacts.png" if page == 1 else f"contacts-{page}.png" for page in range(1, 3 + len(kept)))
     path = next(folder / name for name in names if os.path.realpath(folder / name) not in kept)
+    return str(_write_png(path, contact_sheet(tiles)))
+
+
+def contact_sheet(tiles: list[np.ndarray]) -> np.ndarray:
+    """Tiles of one size in rows. ``[H, W, 3] uint8`` BGR."""
     columns = min(len(tiles), 4 if len(tiles) <= 12 else 8)
     gap = 6
     height, width = tiles[0].shape[:2]
@@ -255,4 +260,4 @@ def _write_sheet(folder: Path, tiles: list[np.ndarray], written: list[str], sour
     for k, tile in enumerate(tiles):
         y, x = gap + k // columns * (height + gap), gap + k % columns * (width + gap)
         sheet[y : y + height, x : x + width] = tile
-    return str(_write_png(path, sheet))
+    return sheet

@@ -1,65 +1,33 @@
 """Prepared data sets: what goes in comes out, whatever was interrupted, damaged or planted in between."""
 
-import csv
-import io
 import json
 import os
 import pickle
 import signal
 import subprocess
 import sys
-import tarfile
 import time
-import zipfile
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from conftest import draw_radiograph
+from prepared_helpers import SIZE, contents, make_folder, prepare, rows_of
 from xray_makers import PATIENT, PLANTED, dicom
 
 import hdxray_fast as hx
 from hdxray_fast.canvas import read_canvas
 from hdxray_fast.errors import ConfigError, TrainingError
-from hdxray_fast.prepared.config import PrepareConfig
 from hdxray_fast.prepared.index import merge
 from hdxray_fast.prepared.reading import PreparedSet, is_prepared
-from hdxray_fast.prepared.run import run_prepare
 from hdxray_fast.prepared.shards import ShardError
-from hdxray_fast.prepared.sources import Source, as_file, list_sources
-
-SIZE = 96
+from hdxray_fast.prepared.sources import list_sources
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Seven radiographs, one of them twice, one damaged, one text."""
-    root = tmp_path / "xrays"
-    root.mkdir()
-    for number in range(6):
-        cv2.imwrite(str(root / f"{number}.png"), draw_radiograph(number))
-    cv2.imwrite(str(root / "again.tiff"), draw_radiograph(3))
-    (root / "cut.png").write_bytes((root / "0.png").read_bytes()[:200])
-    (root / "text.jpg").write_text("no picture")
-    return root
-
-
-def prepare(sources, out, **settings):
-    settings = {"size": SIZE, "workers": 0, "shard_size": 4, **settings}
-    return run_prepare(PrepareConfig([str(s) for s in sources], str(out), **settings), progress=False)
-
-
-def contents(out: Path) -> dict:
-    """Every file of a data set that its reader may look at."""
-    kinds = (".bin", ".csv", ".parquet", ".json", ".png")
-    files = sorted(path for path in out.rglob("*") if path.is_file() and path.suffix in kinds)
-    return {str(path.relative_to(out)): path.read_bytes() for path in files}
-
-
-def rows_of(path: Path) -> list[dict]:
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
+    return make_folder(tmp_path / "xrays")
 
 
 @pytest.mark.parametrize(("kind", "bits"), [("raw", 8), ("raw", 16), ("png", 8), ("png", 16), ("jpeg", 8)])
@@ -118,6 +86,25 @@ def test_a_second_run_makes_nothing_and_a_lost_shard_is_made_again(folder, tmp_p
     assert contents(tmp_path / "set") == before
 
 
+def test_mended_files_are_taken_in_by_a_retry(folder, tmp_path):
+    prepare([folder], tmp_path / "set")
+    cv2.imwrite(str(folder / "cut.png"), draw_radiograph(99))
+    assert prepare([folder], tmp_path / "set").summary["images"] == 6
+    again = prepare([folder], tmp_path / "set", retry=True)
+    assert again.summary["images"] == 7 and again.made == 2  # cut.png and text.jpg lie in two shards
+    prepare([folder], tmp_path / "fresh")
+    assert contents(tmp_path / "fresh") == contents(tmp_path / "set")
+
+
+def test_provenance_is_kept(folder, tmp_path):
+    dicom(folder / "a.dcm", draw_radiograph(50), PhotometricInterpretation="MONOCHROME1")
+    prepare([folder], tmp_path / "set")
+    index = PreparedSet(tmp_path / "set").index
+    rows = {Path(row["source"]).name: json.loads(row["provenance"]) for row in index.to_pylist()}
+    assert rows["a.dcm"]["inverted"] and rows["a.dcm"]["photometric"] == "MONOCHROME1"
+    assert rows["0.png"]["decoder"].startswith("opencv") and rows["0.png"]["original_size"] == [150, 130]
+
+
 def test_settings_and_sources_of_a_begun_set_hold(folder, tmp_path):
     prepare([folder], tmp_path / "set")
     with pytest.raises(ConfigError, match="size: 96 -> 128"):
@@ -131,61 +118,25 @@ def test_settings_and_sources_of_a_begun_set_hold(folder, tmp_path):
     assert (added.summary["images"], added.made) == (7, 1)
 
 
-def test_archives(folder, tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.write(folder / "0.png", "deep/0.png")
-        archive.writestr("__MACOSX/deep/._0.png", "rubbish")
-        archive.writestr("notes.txt", "no image")
-        archive.writestr("deep/broken.png", (folder / "1.png").read_bytes()[:100])
-    with tarfile.open(tmp_path / "b.tar.gz", "w:gz") as archive:
-        archive.add(folder / "1.png", "1.png")
-        archive.add(folder / "2.png", "x/2.png")
-    prepare([tmp_path / "a.zip", tmp_path / "b.tar.gz"], tmp_path / "set")
-    data = PreparedSet(tmp_path / "set")
-    names = [f"{tmp_path}/a.zip::deep/0.png", f"{tmp_path}/b.tar.gz::1.png", f"{tmp_path}/b.tar.gz::x/2.png"]
-    assert [data.source(row) for row in range(len(data))] == names
-    for row, number in enumerate((0, 1, 2)):
-        np.testing.assert_array_equal(data[row].pixels, read_canvas(folder / f"{number}.png", size=SIZE).pixels)
-    (bad,) = rows_of(tmp_path / "set" / "quarantine.csv")
-    assert bad["source"].endswith("a.zip::deep/broken.png") and "/tmp" not in bad["reason"]
-
-
-def test_damaged_archives_and_hostile_members_are_named(tmp_path):
-    (tmp_path / "cut.zip").write_bytes(b"PK\x03\x04 no more")
-    with pytest.raises(ConfigError, match=r"cut\.zip is damaged"):
-        list_sources([tmp_path / "cut.zip"])
-    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("zeros.png", bytes(5_000_000))
-    bomb = str(tmp_path / "bomb.zip")
-    with pytest.raises(hx.HDXrayError, match="declares 5000000 bytes"), as_file(Source(bomb, "zeros.png"), 1_000_000):
-        pass
-    with pytest.raises(hx.HDXrayError, match="no such member"), as_file(Source(bomb, "gone.png"), 1000):
-        pass
-    # a member's name never becomes a path to write to
-    with tarfile.open(tmp_path / "evil.tar", "w") as archive:
-        info = tarfile.TarInfo("up/../../../escaped.png")
-        info.size = 4
-        archive.addfile(info, io.BytesIO(b"data"))
-    with as_file(Source(str(tmp_path / "evil.tar"), "up/../../../escaped.png"), 1000) as path:
-        assert Path(path).name == "member.png" and Path(path).read_bytes() == b"data"
-    assert not (tmp_path.parent / "escaped.png").exists()
-
-
 def test_filters_by_header_and_size(tmp_path):
     root = tmp_path / "dicom"
     root.mkdir()
     dicom(root / "pa.dcm", draw_radiograph(0), ViewPosition="PA")
     dicom(root / "lateral.dcm", draw_radiograph(1), ViewPosition="LL")
     dicom(root / "hand.dcm", draw_radiograph(2), BodyPartExamined="HAND")
+    dicom(root / "ct.dcm", draw_radiograph(3), Modality="CT")
     cv2.imwrite(str(root / "small.png"), draw_radiograph(4)[::2, ::2])
     prepare([root], tmp_path / "set", min_side=100)
     reasons = {Path(row["source"]).stem: row["reason"] for row in rows_of(tmp_path / "set" / "quarantine.csv")}
     assert reasons == {
         "lateral": "lateral view",
         "hand": "body part is not the chest",
+        "ct": "has modality CT",
         "small": "65 x 75 pixels, less than min_side=100",
     }
     assert prepare([root], tmp_path / "any", view="any", body_part="any").summary["images"] == 4
+    everything = prepare([root], tmp_path / "all", view="any", body_part="any", modality="any")
+    assert everything.summary["images"] == 5 and everything.counts == {"ok": 5}
     assert prepare([root], tmp_path / "side", view="lateral").summary["images"] == 1
 
 

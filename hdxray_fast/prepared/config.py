@@ -9,7 +9,9 @@ from typing import Literal
 from ..errors import ConfigError
 
 # What a preparation can go on with otherwise; everything else decides what the shards hold.
-FREE = frozenset({"sources", "images", "out", "part", "workers", "timeout", "max_memory", "patient_key", "add"})
+FREE = frozenset(
+    {"sources", "images", "out", "part", "workers", "timeout", "max_memory", "patient_key", "add", "retry"}
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class PrepareConfig:
         contour: how the chest contour is found: ``network``, ``classical``, ``prior`` or ``rectangle``.
         view: ``frontal`` leaves out what a DICOM header calls lateral, ``lateral`` the rest, ``any`` nothing.
         body_part: ``chest`` leaves out what a DICOM header calls another part, ``any`` nothing.
-        modality: ``radiograph``, or ``any`` to take CT, MR and the like too.
+        modality: ``radiograph`` leaves out what a DICOM header calls CT, MR and the like, ``any`` nothing.
         min_side: least rows and columns of the stored image, pixels.
         min_confidence: least confidence of the contour, 0 to 1.
         keep_duplicates: keep images whose stored pixels are those of an earlier one.
@@ -38,6 +40,7 @@ class PrepareConfig:
         max_memory: MiB that one file may take.
         patient_key: file with the secret that patient ids are hashed with; made in ``out`` if not given.
         add: take sources in that were not there when the data set was begun.
+        retry: make the shards again that hold an unreadable file, once it is mended or a decoder installed.
     """
 
     sources: list[str]
@@ -61,6 +64,7 @@ class PrepareConfig:
     max_memory: int = 4096
     patient_key: str | None = None
     add: bool = False
+    retry: bool = False
 
     def __post_init__(self) -> None:
         if not self.sources or not self.out:

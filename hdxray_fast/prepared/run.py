@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import sys
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from .sources import Source, list_sources
 from .worker import Row, patient_hash
 
 SETTINGS, SOURCES, KEY = "settings.json", "sources.parquet", "patient.key"
+COLUMNS = tuple(column.name for column in fields(Source))  # of sources.parquet
 
 
 @dataclass
@@ -79,12 +81,17 @@ def run_prepare(
     try:
         shards.clean(numbers)
         chosen = {number: _sources_of(sources, number, config.shard_size) for number in numbers}
-        missing = [number for number in numbers if not shards.is_whole(number, len(chosen[number]))]
+        missing = [
+            number
+            for number in numbers
+            if not shards.is_whole(number, len(chosen[number]), without_unreadable=config.retry)
+        ]
         result.found = len(numbers) - len(missing)
         total = sum(map(len, chosen.values()))
         bar = tqdm(
             total=total, initial=total - sum(len(chosen[number]) for number in missing), unit="image",
             desc="prepare" if of == 1 else f"prepare {config.part}", disable=not progress, dynamic_ncols=True,
+            mininterval=0.2 if sys.stderr.isatty() else 20,  # logs of batch jobs stay short
         )  # fmt: skip
         rows = prepared_rows(
             (source for number in missing for source in chosen[number]),
@@ -93,6 +100,7 @@ def run_prepare(
             workers=worker_count(config.workers),
             timeout=config.timeout,
             max_memory=config.max_memory,
+            scratch=out / f".unpacked-{which + 1}-of-{of}",
         )
         with bar:
             counted = _counting(rows, bar, on_row)
@@ -175,17 +183,14 @@ def _read_sources(out: Path) -> list[Source]:
     pa = arrow()
     try:
         table = pa.parquet.read_table(out / SOURCES)
-        return [
-            Source(*values)
-            for values in zip(*(table.column(name).to_pylist() for name in ("path", "member", "patient")), strict=True)
-        ]
+        return [Source(*values) for values in zip(*(table.column(name).to_pylist() for name in COLUMNS), strict=True)]
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ConfigError(f"out: {out / SOURCES} is damaged ({error}); choose another folder") from error
 
 
 def _write_sources(out: Path, sources: list[Source]) -> None:
     pa = arrow()
-    columns = {name: [getattr(source, name) for source in sources] for name in ("path", "member", "patient")}
+    columns = {name: [getattr(source, name) for source in sources] for name in COLUMNS}
     with written_whole(out / SOURCES) as temporary:
         pa.parquet.write_table(pa.table(columns), temporary)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import ConfigError, HDXrayError, MissingDependencyError
 from ..files import written_whole
-from .worker import OK, Row
+from .worker import OK, UNREADABLE, Row
 
 FORMAT, FORMAT_VERSION = "hdxray_fast.prepared", 1
 
@@ -33,7 +33,8 @@ def schema():
     ``offset`` and ``length`` (bytes) say where its pixels lie in the shard's file, ``crc32`` guards them, ``inside`` is
     the packed inside grid (``numpy.packbits``, patches of 16 pixels), ``polygon`` x and y in turn in canvas pixels,
     ``pixel * scale + shift`` has mean 0 and deviation 1 over the valid patches, ``patient`` is a keyed hash,
-    ``height`` and ``width`` are those of the stored image.
+    ``height`` and ``width`` are those of the stored image, ``provenance`` tells as JSON how its pixels became those of
+    the canvas: decoder, transfer syntax, window, polarity, spacing.
     """
     pa = arrow()
     return pa.schema(
@@ -61,6 +62,7 @@ def schema():
             ("format", pa.string()),
             ("view", pa.string()),
             ("flags", pa.list_(pa.string())),
+            ("provenance", pa.string()),
         ],
         metadata={"format": FORMAT, "format_version": str(FORMAT_VERSION)},
     )
@@ -120,14 +122,15 @@ class ShardFolder:
             )
         return table
 
-    def is_whole(self, number: int, rows: int) -> bool:
-        """Whether a shard of so many rows is there, as far as its sizes tell."""
+    def is_whole(self, number: int, rows: int, without_unreadable: bool = False) -> bool:
+        """Whether a shard of so many rows (all of them readable) is there, as far as its sizes tell."""
         if not self.facts(number).exists():
             return False
         try:
-            return len(self.read_facts(number)) == rows
+            table = self.read_facts(number)
         except ShardError:
             return False
+        return len(table) == rows and not (without_unreadable and UNREADABLE in table.column("status").to_pylist())
 
     def clean(self, numbers: Iterable[int]) -> None:
         """Remove what interrupted writes of these shards left behind."""

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
-import shutil
-import tarfile
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-from ..errors import ConfigError, ImageReadError, ImageTooLargeError
+from ..errors import ConfigError
 from ..labels import PATIENT_COLUMNS
 from ..prepare import IMAGE_SUFFIXES, PATH_COLUMNS, list_images
+from .archives import Member, is_archive, list_members, unpacked
 
-ZIP_SUFFIXES = (".zip",)
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
 JOIN = "::"  # between an archive and its member, in names that people read
 
 
@@ -33,11 +25,14 @@ class Source:
         path: a file.
         member: name inside it, if it is an archive; empty otherwise.
         patient: from a manifest: the id, or the keyed hash of it, which alone is ever written down.
+        offset, size: bytes, where the member lies in an uncompressed tar; -1 otherwise.
     """
 
     path: str
     member: str = ""
     patient: str = ""
+    offset: int = -1
+    size: int = -1
 
     @property
     def name(self) -> str:
@@ -51,13 +46,14 @@ def list_sources(
 
     Args:
         data: folders (searched recursively, archives in them included), image files, ``.zip`` and ``.tar`` archives
-            (``.tar.gz`` and the like are read from their start by each process), CSV manifests with an image column
-            and optionally a patient column.
+            (``.tar.gz`` and the like are read from their start to their end by each part), CSV manifests with an image
+            column and optionally a patient column.
         images: folder that relative paths of manifests start from; the manifest's own by default.
         exclude: folders to leave out of a search.
 
     Raises:
-        ConfigError: something does not exist, holds no image, or is a damaged archive.
+        ConfigError: something does not exist, holds no image, or is a damaged archive; one that is found in a folder
+            becomes a source of its own, to be quarantined.
     """
     found: list[Source] = []
     for item in map(Path, data):
@@ -74,10 +70,6 @@ def list_sources(
     return list({source.name: source for source in found}.values())
 
 
-def is_archive(path: Path) -> bool:
-    return path.name.lower().endswith(ZIP_SUFFIXES + TAR_SUFFIXES)
-
-
 def _folder(folder: Path, exclude: Iterable[str | Path]) -> list[Source]:
     shunned = {Path(name).resolve() for name in exclude}
     archives: list[Path] = []
@@ -92,25 +84,18 @@ def _folder(folder: Path, exclude: Iterable[str | Path]) -> list[Source]:
         if not archives:
             raise
         files = []
-    return [Source(str(path)) for path in files] + [member for path in archives for member in _members(path)]
+    found = [Source(str(path)) for path in files]
+    for path in archives:
+        try:
+            found += _members(path)
+        except ConfigError:
+            found.append(Source(str(path)))
+    return found
 
 
 def _members(archive: Path) -> list[Source]:
-    """An archive's images, in its own order for tar (which is read from its start) and by name for zip."""
-    try:
-        if archive.name.lower().endswith(ZIP_SUFFIXES):
-            with zipfile.ZipFile(archive) as opened:
-                names = sorted(info.filename for info in opened.infolist() if not info.is_dir())
-        else:
-            with tarfile.open(archive) as opened:
-                names = [info.name for info in opened if info.isfile()]
-    except FileNotFoundError:
-        raise ConfigError(f"sources: {archive} does not exist") from None
-    except (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, ValueError) as error:
-        raise ConfigError(
-            f"sources: {archive} is damaged or no archive ({error}); leave it out or fetch it again"
-        ) from error
-    return [Source(str(archive), name) for name in names if _looks_like_image(name)]
+    found = [member for member in list_members(archive) if _looks_like_image(member.name)]
+    return [Source(str(archive), member.name, "", member.offset, member.size) for member in found]
 
 
 def _looks_like_image(name: str) -> bool:
@@ -132,60 +117,12 @@ def _manifest(manifest: Path, images: str | os.PathLike | None) -> list[Source]:
     return [Source(str(path), patient=patients.get(str(path), "")) for path in paths]
 
 
-# --- a source as a file -----------------------------------------------------------------------------------------------
 @contextmanager
 def as_file(source: Source, max_bytes: int) -> Iterator[str]:
-    """A path that holds the source's bytes; a member is unpacked to a temporary file first.
-
-    Raises:
-        ImageReadError: the member is missing, damaged, encrypted, or its archive cannot be read.
-        ImageTooLargeError: it declares, or turns out to have, more than ``max_bytes``.
-    """
+    """A path that holds the source's bytes; see :func:`hdxray_fast.prepared.archives.unpacked`."""
     if not source.member:
         yield source.path
         return
-    with tempfile.TemporaryDirectory(prefix="hdxray-") as folder:
-        unpacked = os.path.join(folder, "member" + PurePosixPath(source.member).suffix)
-        try:
-            with _open_member(source, max_bytes) as stream, open(unpacked, "wb") as out:
-                shutil.copyfileobj(_Capped(stream, source.name, max_bytes), out)
-        except ImageReadError:
-            raise
-        except KeyError:
-            raise ImageReadError(source.name, "the archive has no such member any more") from None
-        except Exception as error:  # what zipfile, tarfile and their decompressors raise on damage has no common base
-            raise ImageReadError(source.name, f"cannot be unpacked ({type(error).__name__}: {error})") from error
-        yield unpacked
-
-
-def _open_member(source: Source, max_bytes: int):
-    archive = _archive(source.path, os.stat(source.path).st_mtime_ns)
-    info = archive.getinfo(source.member) if isinstance(archive, zipfile.ZipFile) else archive.getmember(source.member)
-    size = info.file_size if isinstance(archive, zipfile.ZipFile) else info.size
-    if size > max_bytes:
-        raise ImageTooLargeError(source.name, f"declares {size} bytes; accepted: up to {max_bytes}")
-    if isinstance(archive, zipfile.ZipFile):
-        return archive.open(info)
-    stream = archive.extractfile(info)
-    if stream is None:
-        raise KeyError(source.member)
-    return stream
-
-
-@lru_cache(maxsize=4)  # a worker's archives stay open: listing a large one takes longer than reading a member
-def _archive(path: str, modified: int) -> zipfile.ZipFile | tarfile.TarFile:
-    return zipfile.ZipFile(path) if path.lower().endswith(ZIP_SUFFIXES) else tarfile.open(path)
-
-
-class _Capped(io.RawIOBase):
-    """A stream that refuses to give more than some bytes, whatever the archive declared."""
-
-    def __init__(self, stream, name: str, max_bytes: int) -> None:
-        self.stream, self.name, self.left = stream, name, max_bytes
-
-    def read(self, count: int = -1) -> bytes:
-        data = self.stream.read(min(count, 1 << 20) if count > 0 else 1 << 20)
-        self.left -= len(data)
-        if self.left < 0:
-            raise ImageTooLargeError(self.name, "unpacks to more bytes than it declares or are accepted")
-        return data
+    member = Member(source.member, source.offset, source.size)
+    with unpacked(source.path, member, source.name, max_bytes) as path:
+        yield path

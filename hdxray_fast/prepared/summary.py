@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
 import numpy as np
 
+from ..canvas import Canvas
+from ..contour import Contour
 from ..errors import MissingDependencyError
 from ..files import written_whole
-from ..plots import contour_view, display_levels, write_image
+from ..overlay import contact_sheet, contact_tile
+from ..plots import display_levels, write_image
 from .reading import decode, inside_grid
 from .shards import ShardFolder
 
-TILES, SIDE, COLUMNS = 24, 240, 6  # of the contact sheet; side of a picture in pixels
+SPREAD, UNSURE = 32, 8  # tiles of the contact sheet
 
 
 def write_pictures(out: Path, index, recipe: dict, summary: dict) -> None:
@@ -33,7 +35,7 @@ def _histograms(path: Path, index, summary: dict) -> None:
     size, confidence, share, fate = figure.subplots(1, 4)
     size.hist([index.column(name).to_numpy() for name in ("height", "width")], bins=30, label=["rows", "columns"])
     size.legend()
-    size.set(title="stored size", xlabel="pixels")
+    size.set(title="stored size", xlabel="pixels", ylabel="images")
     confidence.hist(index.column("confidence").to_numpy(), bins=np.linspace(0, 1, 41), color="C2")
     confidence.set(title="contour confidence", xlabel=f"{summary['flagged_contours']} flagged")
     share.hist(index.column("inside_share").to_numpy(), bins=np.linspace(0, 1, 41), color="C3")
@@ -49,23 +51,24 @@ def _histograms(path: Path, index, summary: dict) -> None:
 
 
 def _contacts(path: Path, shards: ShardFolder, index, recipe: dict) -> None:
-    chosen = np.unique(np.linspace(0, len(index) - 1, min(TILES, len(index))).round().astype(int))
-    pictures = []
-    for row in index.take(chosen.tolist()).to_pylist():
-        with shards.pixels(row["shard"]).open("rb") as stream:
-            stream.seek(row["offset"])
-            pixels = decode(stream.read(row["length"]), recipe)
-        polygon = np.asarray(row["polygon"], np.float32).reshape(-1, 2)
+    """Images spread evenly over the data set, then those whose contour is least sure; captions name index rows only."""
+    spread = np.unique(np.linspace(0, len(index) - 1, min(SPREAD, len(index))).round().astype(int)).tolist()
+    unsure = np.argsort(index.column("confidence").to_numpy(), kind="stable").tolist()
+    rows = spread + [row for row in unsure[: SPREAD + UNSURE] if row not in spread][:UNSURE]
+    tiles = []
+    for row, facts in zip(rows, index.take(rows).to_pylist(), strict=True):
+        with shards.pixels(facts["shard"]).open("rb") as stream:
+            stream.seek(facts["offset"])
+            pixels = decode(stream.read(facts["length"]), recipe)
         grey = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
-        view = contour_view(display_levels(grey)[grey], inside_grid(row["inside"], recipe["size"]), polygon)
-        picture = cv2.resize(view, (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-        colour = (60, 140, 255) if row["flagged"] else (220, 220, 220)
-        words = f"{row['confidence']:.2f}" + (" flagged" if row["flagged"] else "")
-        for shade, stroke in (((0, 0, 0), 3), (colour, 1)):
-            cv2.putText(picture, words, (6, SIDE - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.45, shade, stroke, cv2.LINE_AA)
-        pictures.append(picture)
-    blank = np.zeros_like(pictures[0])
-    pictures += [blank] * (-len(pictures) % min(COLUMNS, len(pictures)))
-    columns = min(COLUMNS, len(pictures))
-    rows = [np.hstack(pictures[start : start + columns]) for start in range(0, len(pictures), columns)]
-    write_image(path, np.vstack(rows))
+        contour = Contour(
+            polygon=np.asarray(facts["polygon"], np.float32).reshape(-1, 2),
+            inside=inside_grid(facts["inside"], recipe["size"]),
+            confidence=facts["confidence"],
+            method=facts["method"],
+            flagged=facts["flagged"],
+        )
+        canvas = Canvas(display_levels(grey)[grey], tuple(facts["valid_box"]))
+        tiles.append(contact_tile(canvas, contour, f"row {row}" + ("" if row in spread else ", least sure")))
+    with written_whole(path) as temporary:
+        write_image(temporary, contact_sheet(tiles))

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import sys
+import time
 import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import cv2
 import numpy as np
 
 from ..canvas import Canvas, Limits, read_canvas
 from ..contour import Contour, find_contour
-from ..errors import HDXrayError
+from ..errors import HDXrayError, ImageReadError, OtherModalityError
 from ..radiographs import standardisation
+from .archives import is_archive
 from .sources import Source, as_file
 
 PATCH = 16  # side of a patch of the stored inside grid, pixels
@@ -30,7 +35,8 @@ class Row:
         status: ``"ok"``, ``"unreadable"`` or ``"filtered"``.
         reason: why it is not ok; never text out of a file's header.
         data: encoded pixels.
-        facts: columns of the index, see ``shards.SCHEMA``.
+        facts: columns of the index, see ``shards.schema``.
+        seconds: that it took, in the worker.
     """
 
     source: str
@@ -38,6 +44,7 @@ class Row:
     reason: str = ""
     data: bytes = b""
     facts: dict = field(default_factory=dict)
+    seconds: float = 0.0
 
 
 def limit_memory(mebibytes: int) -> None:
@@ -54,38 +61,50 @@ def limit_memory(mebibytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (cap if hard < 0 else min(cap, hard), hard))
 
 
-def prepare_source(source: Source, recipe: dict, key: bytes) -> Row:
+def prepare_source(source: Source, recipe: dict, key: bytes, path: str | None = None) -> Row:
     """Read, look, filter and encode one source.
 
     Args:
         source: what to read; its ``patient``, if any, is hashed already.
         recipe: of :meth:`hdxray_fast.prepared.config.PrepareConfig.recipe`.
         key: secret for the patient's hash.
+        path: a file with the source's bytes, if they are unpacked already.
     """
-    limits = Limits()
+    began = time.monotonic()
     try:
-        with as_file(source, limits.max_bytes) as path:
-            canvas = read_canvas(
-                path,
-                size=recipe["size"],
-                bits=recipe["bits"],
-                any_modality=recipe["modality"] == "any",
-                limits=limits,
-            )
-            patient = source.patient or patient_hash(key, _dicom_patient(path, canvas))
-        reason = _filtered(canvas, recipe)
-        if reason:
-            return Row(source.name, FILTERED, reason)
-        contour = find_contour(canvas, method=recipe["contour"], patch_size=PATCH)
-        if contour.confidence < recipe["min_confidence"]:
-            return Row(source.name, FILTERED, f"contour confidence {contour.confidence:.2f}")
-        data = encode(canvas.pixels, recipe["format"], recipe["quality"])
+        row = _read(source, recipe, key, path)
+    except OtherModalityError as error:
+        row = Row(source.name, FILTERED, error.reason.partition(";")[0])
     except HDXrayError as error:
-        return Row(source.name, UNREADABLE, f"{type(error).__name__}: {getattr(error, 'reason', error)}")
+        row = Row(source.name, UNREADABLE, f"{type(error).__name__}: {getattr(error, 'reason', error)}")
     except MemoryError:
-        return Row(source.name, UNREADABLE, "MemoryError: needs more memory than one file may take")
+        row = Row(source.name, UNREADABLE, "MemoryError: needs more memory than one file may take")
     except Exception as error:  # one file in a million must not stop the others; its text may quote the file
-        return Row(source.name, UNREADABLE, f"{type(error).__name__} while it was read")
+        row = Row(source.name, UNREADABLE, f"{type(error).__name__} while it was read")
+    row.seconds = time.monotonic() - began
+    return row
+
+
+def _read(source: Source, recipe: dict, key: bytes, path: str | None) -> Row:
+    limits = Limits()
+    if not source.member and is_archive(Path(source.path)):
+        raise ImageReadError(source.name, "is an archive whose list of files is damaged")
+    with nullcontext(path) if path else as_file(source, limits.max_bytes) as file:
+        canvas = read_canvas(
+            file,
+            size=recipe["size"],
+            bits=recipe["bits"],
+            any_modality=recipe["modality"] == "any",
+            limits=limits,
+        )
+        patient = source.patient or patient_hash(key, _dicom_patient(file, canvas))
+    reason = _filtered(canvas, recipe)
+    if reason:
+        return Row(source.name, FILTERED, reason)
+    contour = find_contour(canvas, method=recipe["contour"], patch_size=PATCH)
+    if contour.confidence < recipe["min_confidence"]:
+        return Row(source.name, FILTERED, f"contour confidence below min_confidence={recipe['min_confidence']:g}")
+    data = encode(canvas.pixels, recipe["format"], recipe["quality"])
     return Row(source.name, OK, "", data, _facts(canvas, contour, data, patient))
 
 
@@ -152,4 +171,7 @@ def _facts(canvas: Canvas, contour: Contour, data: bytes, patient: str) -> dict:
         "format": str(provenance.get("format", "")),
         "view": str(provenance.get("view", "")),
         "flags": list(provenance.get("flags", ())),
+        "provenance": json.dumps(
+            {name: value for name, value in sorted(provenance.items()) if name not in ("source", "flags")}
+        ),
     }
