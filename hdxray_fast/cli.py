@@ -35,6 +35,8 @@ def _run(argv: list[str]) -> int:
     from .demo import DemoConfig
     from .prepared.cli import add_commands as add_prepare
     from .prepared.cli import run_merge_command, run_prepare_command
+    from .reports.cli import add_commands as add_report
+    from .reports.cli import run_report_command
 
     parser = ArgumentParser(
         exit_on_error=False, prog="hdxray-fast", description="High-definition chest X-ray pre-training, made fast."
@@ -101,6 +103,7 @@ def _run(argv: list[str]) -> int:
     commands.add_subcommand("convert", convert, help="published weights to safetensors and config.json")
 
     add_prepare(commands, ArgumentParser)
+    add_report(commands, ArgumentParser)
 
     pretrain = ArgumentParser(exit_on_error=False, description="Pre-train a contour-masked auto-encoder.")
     pretrain.add_argument("--config", action="config", help="YAML file with any of the settings below")
@@ -152,6 +155,7 @@ def _run(argv: list[str]) -> int:
         "export": _export,
         "prepare": run_prepare_command,
         "merge": run_merge_command,
+        "report": run_report_command,
         "pretrain": _pretrain,
         "probe": _probe,
         "predict": _predict,

@@ -54,12 +54,12 @@ def read_studies(
             image is in two splits.
     """
     path = Path(data)
+    layout = layout or guess_layout(path)
     if not path.exists():
-        raise ConfigError(f"data: {path} does not exist; give annotation.json, a CSV, or the folder of the reports")
+        raise _missing(path)
     if sections not in SECTIONS:
         raise ConfigError(f"sections: got {sections!r}, accepted are {', '.join(map(repr, SECTIONS))}")
     check_language(language)
-    layout = layout or _guess_layout(path)
     root = Path(images) if images else path.parent if path.is_file() else path
     if layout == "r2gen":
         table = _read_annotation(path, root, language)
@@ -78,7 +78,10 @@ def read_studies(
     return finish_table(table, str(path), val_share, test_share, seed, need_images)
 
 
-def _guess_layout(path: Path) -> str:
+def guess_layout(path: Path) -> str:
+    """The layout that ``path`` has by its looks, or a ConfigError."""
+    if not path.exists():
+        raise _missing(path)
     if path.is_file() and path.suffix.lower() in (".json", ".csv"):
         return {".json": "r2gen", ".csv": "csv"}[path.suffix.lower()]
     if path.is_dir():
@@ -90,6 +93,10 @@ def _guess_layout(path: Path) -> str:
         f"data: {path} is none of the layouts that are told by themselves (annotation.json, a .csv, a folder with .xml "
         f"reports or with mimic-cxr-2.0.0-split.csv); give layout, one of {', '.join(LAYOUTS)}"
     )
+
+
+def _missing(path: Path) -> ConfigError:
+    return ConfigError(f"data: {path} does not exist; give annotation.json, a CSV, or the folder of the reports")
 
 
 def image_path(root: Path, name: str) -> str:

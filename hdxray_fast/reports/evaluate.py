@@ -1,0 +1,233 @@
+"""Generated reports against references: scores under their labels, lengths, repeats."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from ..errors import ConfigError
+from .cleaning import R2GenReferences, mostly_chinese
+from .clinical import check_clinical, clinical_scores
+from .layouts import guess_layout, read_studies
+from .metrics import Convention, Scores, conventions, score_reports
+from .predictions import Prediction, read_predictions
+from .statistics import duplicate_statistics, length_statistics
+from .studies import Study, check_language, counted
+
+R2GEN_CHOICES = ("iu-xray", "mimic-cxr", "none")
+
+
+@dataclass
+class Evaluation:
+    """What was compared, and how it came out.
+
+    Attributes:
+        rows: one per study: ``id``, ``language``, ``generated``, ``reference``, ``images``, and its own scores under
+            the language's first convention.
+        metrics: what ``metrics.json`` holds.
+    """
+
+    rows: list[dict]
+    metrics: dict
+    notes: list[str] = field(default_factory=list)
+
+
+def evaluate_reports(
+    predictions: str | Path | Sequence[Prediction],
+    *,
+    data: str | Path | None = None,
+    layout: str | None = None,
+    images: str | Path | None = None,
+    split: str = "test",
+    sections: str = "findings",
+    report_column: str | None = None,
+    language: str = "en",
+    val_share: float = 0.1,
+    test_share: float = 0.2,
+    seed: int = 0,
+    r2gen: str | None = None,
+    partial: bool = False,
+    clinical: Sequence[str] = (),
+    radgraph_model: str = "radgraph-xl",
+    device: str | None = None,
+) -> Evaluation:
+    """Score generated reports.
+
+    Args:
+        predictions: see :func:`~hdxray_fast.reports.predictions.read_predictions`.
+        data: studies to take references from, by id, as :func:`~hdxray_fast.reports.layouts.read_studies` reads them
+            (with ``layout``, ``images``, ``sections``, ``report_column``, ``val_share``, ``test_share``, ``seed``);
+            left out, the predictions hold their references.
+        split: of ``data``: ``"train"``, ``"val"``, ``"test"`` or ``"all"``.
+        language: ``"en"`` or ``"zh"``, of studies that do not say.
+        r2gen: score R2Gen's references as well: ``"iu-xray"``, ``"mimic-cxr"`` or ``"none"``; left out, what the layout
+            says. Its rare words are those of the training split of ``data``.
+        partial: go on, and count, where studies of the split have no generated text.
+        clinical: of ``"radgraph"`` and ``"chexbert"``.
+        radgraph_model: see :func:`~hdxray_fast.reports.clinical.clinical_scores`; likewise ``device``.
+
+    Raises:
+        ConfigError: the files cannot be read or do not fit each other, or texts are in another language than said.
+        MissingDependencyError: pycocoevalcap is not installed.
+    """
+    check_language(language)
+    check_clinical(clinical)
+    if r2gen not in (None, *R2GEN_CHOICES):
+        raise ConfigError(f"r2gen: got {r2gen!r}, accepted are {', '.join(map(repr, R2GEN_CHOICES))}")
+    named = str(predictions) if isinstance(predictions, (str, Path)) else "predictions"
+    made = read_predictions(predictions) if isinstance(predictions, (str, Path)) else list(predictions)
+    notes: list[str] = []
+    training: list[str] | None = None
+    if data is None:
+        studies = _own_references(made, named, language)
+    else:
+        layout = layout or guess_layout(Path(data))
+        table = read_studies(
+            data,
+            layout=layout,
+            images=images,
+            sections=sections,
+            report_column=report_column,
+            language=language,
+            val_share=val_share,
+            test_share=test_share,
+            seed=seed,
+            need_images=False,
+        )
+        notes += table.notes
+        training = [study.report for study in table.split("train") if study.language == "en"]
+        studies = table.studies if split == "all" else table.split(split)
+        if not studies:
+            raise ConfigError(f"split: {data} has no study in {split!r}, accepted are 'train', 'val', 'test' and 'all'")
+        r2gen = r2gen or (layout if layout in R2GEN_CHOICES else None)
+    rows, paired = _pair(made, studies, named, partial)
+    notes += paired
+    _check_languages(rows, named)
+    references = None
+    if r2gen not in (None, "none"):
+        references = R2GenReferences.fit(training or (), r2gen)
+        references = references if training else replace(references, words=None)
+    metrics: dict = {
+        "predictions": named,
+        "data": None if data is None else str(data),
+        "split": None if data is None else split,
+        "sections": None if data is None else sections,
+        "studies": len(rows),
+        "notes": notes,
+        "languages": {},
+        "versions": _versions(),
+    }
+    for name in sorted({row["language"] for row in rows}):
+        mine = [row for row in rows if row["language"] == name]
+        texts, truths = [row["generated"] for row in mine], [row["reference"] for row in mine]
+        scored, missing = _score(texts, truths, name, references)
+        for key, values in scored[0].each.items():
+            for row, value in zip(mine, values, strict=True):
+                row[key] = value
+        first = scored[0].convention
+        found = {
+            "studies": len(mine),
+            "scores": [scores.as_dict() for scores in scored],
+            "not_scored": missing,
+            "clinical": clinical_scores(
+                texts, truths, clinical, language=name, radgraph_model=radgraph_model, device=device
+            ),
+            "lengths": {
+                "unit": first.unit,
+                "generated": length_statistics(texts, first.split),
+                "references": length_statistics(truths, first.split),
+            },
+            "repeats": duplicate_statistics(texts, truths, first.split),
+        }
+        metrics["languages"][name] = found
+        if empty := found["lengths"]["generated"]["empty"]:
+            notes.append(f"{empty} generated texts are empty; they are scored as they are")
+    return Evaluation(rows, metrics, notes)
+
+
+def _own_references(made: list[Prediction], named: str, language: str) -> list[Study]:
+    without = [prediction.id for prediction in made if prediction.reference is None]
+    if without:
+        raise ConfigError(
+            f"{named}: {len(without)} of {len(made)} have no reference (the first is {without[0]!r}); give data, or a "
+            "column 'reference'"
+        )
+    return [Study(p.id, (), p.reference or "", language=p.language or language) for p in made]
+
+
+def _pair(made: list[Prediction], studies: list[Study], named: str, partial: bool) -> tuple[list[dict], list[str]]:
+    """Rows of generated text and reference in the order of the studies, and notes on what has no partner."""
+    notes = []
+    texts = {prediction.id: prediction.generated for prediction in made}
+    known = {study.id for study in studies}
+    without = [study.id for study in studies if study.id not in texts]
+    if len(without) == len(studies):
+        raise ConfigError(
+            f"{named}: none of its ids ({made[0].id!r}, ...) is among the {len(studies)} studies "
+            f"({studies[0].id!r}, ...)"
+        )
+    if without and not partial:
+        raise ConfigError(
+            f"{named}: {counted(without, 'studies', 'have no generated text')}; generate theirs too, or score the "
+            "others with partial"
+        )
+    if without:
+        notes.append(counted(without, "studies", "are not scored: they have no generated text"))
+    if extra := [name for name in texts if name not in known]:
+        notes.append(counted(extra, "generated texts", "are not scored: no such study is in the data and split"))
+    rows, bare = [], []
+    for study in studies:
+        if study.id not in texts:
+            continue
+        if not any(character.isalnum() for character in study.report):
+            bare.append(study.id)
+            continue
+        rows.append(
+            {
+                "id": study.id,
+                "language": study.language,
+                "generated": texts[study.id],
+                "reference": study.report,
+                "images": study.images,
+            }
+        )
+    if bare:
+        notes.append(counted(bare, "studies", "are not scored: the reference is empty"))
+    if not rows:
+        raise ConfigError(f"{named}: nothing can be scored ({'; '.join(notes)})")
+    return rows, notes
+
+
+def _check_languages(rows: list[dict], named: str) -> None:
+    for language in {row["language"] for row in rows}:
+        chinese = mostly_chinese(row["reference"] for row in rows if row["language"] == language)
+        if chinese != (language == "zh"):
+            raise ConfigError(
+                f"{named}: the references are said to be {language!r} and are mostly "
+                f"{'Chinese' if chinese else 'not Chinese'}; give language, one of 'en', 'zh'"
+            )
+
+
+def _score(
+    texts: list[str], truths: list[str], language: str, r2gen: R2GenReferences | None
+) -> tuple[list[Scores], list[str]]:
+    scored, missing = [], []
+    for convention in conventions(language, r2gen):
+        if isinstance(convention, Convention):
+            scored.append(score_reports(texts, truths, convention))
+        else:
+            missing.append(convention)
+    return scored, missing
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in ("hdxray-fast", "pycocoevalcap", "jieba", "radgraph", "f1chexbert"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

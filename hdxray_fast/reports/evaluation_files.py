@@ -1,0 +1,31 @@
+"""An evaluation as files: JSON, Markdown, every study as CSV, a page to look at."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from ..files import written_whole
+from .evaluate import Evaluation
+from .evaluation_page import evaluation_page
+from .evaluation_table import format_evaluation
+
+
+def write_evaluation(evaluation: Evaluation, out: str | Path) -> Path:
+    """Write ``metrics.json``, ``metrics.md``, ``scores.csv`` (every study) and ``report.html`` into ``out``."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    columns = ["id", "language", "generated", "reference", "rouge_l", "bleu4", "cider_d", "meteor"]
+    with written_whole(out / "scores.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(evaluation.rows)
+    for name, text in {
+        "metrics.json": json.dumps(evaluation.metrics, ensure_ascii=False, indent=1),
+        "metrics.md": format_evaluation(evaluation.metrics),
+        "report.html": evaluation_page(evaluation),
+    }.items():
+        with written_whole(out / name) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
+    return out

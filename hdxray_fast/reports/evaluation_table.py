@@ -1,0 +1,59 @@
+"""An evaluation as a table for terminal and Markdown."""
+
+from __future__ import annotations
+
+from .metrics import SCORES
+
+HEADS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "METEOR")
+
+
+def format_evaluation(metrics: dict) -> str:
+    """``metrics`` as Markdown that reads well on a terminal."""
+    lines: list[str] = []
+    for language, found in metrics["languages"].items():
+        rows = [("references", "unit", *HEADS)]
+        marks: list[str] = []
+        for scores in found["scores"]:
+            cells = [_cell(scores[name], marks) for name in SCORES]
+            rows.append((scores["references"], scores["unit"], *cells))
+        lines += [f"{found['studies']} studies, language {language}", "", *_table(rows), ""]
+        lines += [f"{number}) {mark}" for number, mark in enumerate(marks, start=1)]
+        lines += [f"- {scores['references']}, {scores['unit']}: {scores['stated']}" for scores in found["scores"]]
+        lines += ["- rows of different references or units are unlike numbers: compare within a row only"]
+        lines += [f"- not scored by words: {text}" for text in found["not_scored"]]
+        for name, result in found["clinical"].items():
+            lines.append(f"- {name}: {result if isinstance(result, str) else numbers(result)}")
+        lengths, repeats = found["lengths"], found["repeats"]
+        for name in ("generated", "references"):
+            lines.append(f"- length of {name}, {lengths['unit']}s: {numbers(lengths[name])}")
+        lines.append(f"- different texts: {repeats['different']} (references {repeats['different_references']})")
+        if repeats["flagged"]:
+            lines.append(f"- WARNING, the model may not look at the images: {repeats['flagged']}")
+        lines.append("")
+    lines += [f"- note: {note}" for note in metrics["notes"]]
+    return "\n".join(lines).rstrip()
+
+
+def _cell(value: float | str, marks: list[str]) -> str:
+    if not isinstance(value, str):
+        return f"{value:.4f}"
+    if len(value) <= 10:  # "needs Java"
+        return value
+    if value not in marks:
+        marks.append(value)
+    return f"{marks.index(value) + 1})"
+
+
+def numbers(values: dict) -> str:
+    """``"mean 31.2, median 30, ..."``."""
+    return ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in values.items()
+    )
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [
+        "| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) + " |" for row in rows
+    ]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]]
