@@ -2,9 +2,11 @@
 
     python benchmarks/reliability/fuzz.py --count 10000 --out results/fuzz
 
-Seeds are pictures of every format made here, and pydicom's own test files (every transfer syntax); mutations are bit
-flips, truncations, rubbish and extreme numbers in headers, lost and doubled pieces; besides, decompression bombs and
-files that are no image. Counts how each ended, how many workers died or were stopped, and the workers' memory.
+Seeds are a real radiograph and patterns in every raster format, and pydicom's own test files (every transfer syntax)
+as far as they can be read whole; mutations are bit flips, truncations, rubbish and extreme numbers in headers, lost and
+doubled pieces; besides, decompression bombs and files that are no image. Counts how each ended, how many workers died
+or were stopped, the longest time of a file and the workers' memory. File N is the same in every run with one seed, so
+``--first`` and ``--count`` cut a long run into parts.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
 import struct
 import sys
 import tempfile
@@ -22,13 +23,18 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import cv2
 import numpy as np
 from tqdm.auto import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "tests")]
 from fuzz_makers import mutate, rasters
+from record import commit
 from xray_makers import png_chunk
 
+from hdxray_fast.canvas import read_canvas
+from hdxray_fast.errors import HDXrayError
 from hdxray_fast.files import written_whole
 from hdxray_fast.prepared.config import PrepareConfig
 from hdxray_fast.prepared.pool import prepared_rows
@@ -39,16 +45,32 @@ LARGEST_SEED = 400_000  # bytes; larger ones are slow, not different
 
 
 def seeds() -> dict[str, bytes]:
+    """Whole files that can be read, by name."""
+    import pydicom.data
+    from pydicom.data import get_testdata_file
+
     found = dict(rasters())
-    try:
-        import pydicom.data
-    except ImportError:
-        return found
     folder = Path(pydicom.data.__file__).parent / "test_files"
     for path in sorted(folder.glob("*.dcm")):
         if path.stat().st_size <= LARGEST_SEED:
             found[path.name] = path.read_bytes()
-    return found
+    real = get_testdata_file("RG1_UNCR.dcm", download=False)  # of pydicom-data
+    if real is not None:
+        pixels = read_canvas(real, size=512).pixels
+        for suffix in (".png", ".jpg", ".tiff", ".webp"):
+            found[f"radiograph{suffix}"] = cv2.imencode(suffix, pixels)[1].tobytes()
+    return {name: data for name, data in found.items() if is_readable(data)}
+
+
+def is_readable(data: bytes) -> bool:
+    with tempfile.NamedTemporaryFile() as stream:
+        stream.write(data)
+        stream.flush()
+        try:
+            read_canvas(stream.name, size=64, any_modality=True)
+        except HDXrayError:
+            return False
+    return True
 
 
 def hostile(rng: np.random.Generator) -> bytes:
@@ -69,27 +91,26 @@ def hostile(rng: np.random.Generator) -> bytes:
     return b"image,label\n" * int(rng.integers(1, 100))
 
 
-def cases(folder: Path, count: int, seed: int) -> Iterator[Source]:
+def cases(folder: Path, whole: dict[str, bytes], numbers: range, seed: int) -> Iterator[Source]:
     """Files, written as they are asked for and few at a time."""
-    whole = list(seeds().items())
-    rng = np.random.default_rng(seed)
-    for number in range(count):
-        name, data = whole[number % len(whole)]
+    for number in numbers:
+        rng = np.random.default_rng([seed, number])
+        name, data = list(whole.items())[number % len(whole)]
         data = hostile(rng) if number % 20 == 19 else mutate(data, rng)
         path = folder / f"{number:06d}-{Path(name).stem}.bin"
         path.write_bytes(data)
         yield Source(str(path))
 
 
-def resident() -> list[int]:
-    """Resident memory of each worker, MiB."""
+def memory(field: str) -> list[int]:
+    """``VmRSS`` (resident now) or ``VmHWM`` (most that ever was) of each worker, MiB."""
     sizes = []
     for child in multiprocessing.active_children():
         try:
-            pages = int(Path(f"/proc/{child.pid}/statm").read_text().split()[1])
-        except (OSError, ValueError, IndexError):
+            lines = Path(f"/proc/{child.pid}/status").read_text().splitlines()
+        except OSError:
             continue
-        sizes.append(pages * resource.getpagesize() >> 20)
+        sizes += [int(line.split()[1]) >> 10 for line in lines if line.startswith(field)]
     return sizes
 
 
@@ -106,6 +127,7 @@ def outcome(row: Row) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--first", type=int, default=0, help="number of the first file")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--size", type=int, default=320, help="canvas side, pixels")
     parser.add_argument("--workers", type=int, default=2)
@@ -116,30 +138,39 @@ def main() -> int:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     recipe = PrepareConfig(["-"], str(out), size=options.size, modality="any", view="any", body_part="any").recipe()
-    endings, examples, memory = Counter(), {}, []
+    endings, examples, residents, peak, slowest = Counter(), {}, [], 0, (0.0, "")
+    whole = seeds()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="hdxray-fuzz-") as folder:
         rows = prepared_rows(
-            cases(Path(folder), options.count, options.seed), recipe, b"key", workers=options.workers,
+            cases(Path(folder), whole, range(options.first, options.first + options.count), options.seed), recipe,
+            b"key", workers=options.workers,
             timeout=options.timeout, max_memory=options.max_memory,
         )  # fmt: skip
         for number, row in enumerate(tqdm(rows, total=options.count, unit="file", dynamic_ncols=True)):
             endings[outcome(row)] += 1
+            slowest = max(slowest, (row.seconds, Path(row.source).name))
             if outcome(row) in ("unnamed", "worker died", "stopped: time"):
                 examples.setdefault(outcome(row), []).append([Path(row.source).name, row.reason])
                 (out / Path(row.source).name).write_bytes(Path(row.source).read_bytes())
             Path(row.source).unlink()
-            if number % 500 == 499:
-                memory.append(resident())
+            if number % 200 == 199:
+                residents.append(memory("VmRSS"))
+                peak = max(peak, *memory("VmHWM"))
     report = {
         "files": sum(endings.values()),
-        "seeds": len(seeds()),
+        "first": options.first,
+        "seed": options.seed,
+        "seeds": len(whole),
+        "commit": commit(),
         "seconds": round(time.monotonic() - began, 1),
         "endings": dict(endings.most_common()),
-        "worker_memory_mib": {"first": memory[:1], "last": memory[-1:], "largest": max(map(max, filter(None, memory)))},
+        "caps": {"seconds": options.timeout, "mib": options.max_memory},
+        "slowest": {"seconds": round(slowest[0], 2), "file": slowest[1]},
+        "worker_memory_mib": {"first": residents[:1], "last": residents[-1:], "peak": peak},
         "examples": examples,
     }
-    with written_whole(out / "fuzz.json") as temporary:
+    with written_whole(out / f"fuzz-{options.first}.json") as temporary:
         temporary.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
     return 0 if not examples else 1
