@@ -27,8 +27,8 @@ import cv2
 import numpy as np
 from tqdm.auto import tqdm
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from fuzz_makers import mutate, rasters
 from record import commit
 from xray_makers import png_chunk
