@@ -34,7 +34,7 @@ def _run(argv: list[str]) -> int:
     from .config import PretrainConfig, ProbeConfig
     from .demo import DemoConfig
     from .prepared.cli import add_commands as add_prepare
-    from .prepared.cli import run_merge_command, run_prepare_command
+    from .prepared.cli import run_merge_command, run_prepare_command, run_stream_command
     from .reports.cli import add_commands as add_report
     from .reports.cli import run_report_command
 
@@ -156,6 +156,7 @@ def _run(argv: list[str]) -> int:
         "prepare": run_prepare_command,
         "merge": run_merge_command,
         "report": run_report_command,
+        "stream": run_stream_command,
         "pretrain": _pretrain,
         "probe": _probe,
         "predict": _predict,

@@ -228,13 +228,13 @@ def _look(
 
 
 def _zoom_box(canvas: Canvas, polygon: np.ndarray, factor: float = 1.3) -> tuple[int, int, int, int]:
-    """The polygon's bounding box enlarged, cut at the valid box."""
+    """The polygon's bounding box enlarged, cut at the valid box; at least a pixel of it, wherever the polygon lies."""
     top, left, height, width = canvas.valid_box
     low, high = polygon.min(0), polygon.max(0)
     centre, half = (low + high) / 2, (high - low) / 2 * factor
-    x0, y0 = np.maximum(np.floor(centre - half), (left, top)).astype(int)
-    x1, y1 = np.minimum(np.ceil(centre + half), (left + width, top + height)).astype(int)
-    return int(y0), int(x0), max(1, int(y1 - y0)), max(1, int(x1 - x0))
+    x0, y0 = np.clip(np.floor(centre - half), (left, top), (left + width - 1, top + height - 1)).astype(int)
+    x1, y1 = np.clip(np.ceil(centre + half), (x0 + 1, y0 + 1), (left + width, top + height)).astype(int)
+    return int(y0), int(x0), int(y1 - y0), int(x1 - x0)
 
 
 def _trim_box(canvas: Canvas) -> tuple[int, int, int, int]:

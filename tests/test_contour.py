@@ -11,7 +11,7 @@ import pytest
 
 from hdxray_fast import contour_classical, contour_net
 from hdxray_fast.canvas import Canvas, read_canvas
-from hdxray_fast.contour import ACCEPT, METHODS, _view, find_contour, find_contours, rasterize_polygon
+from hdxray_fast.contour import ACCEPT, METHODS, _view, _zoom_box, find_contour, find_contours, rasterize_polygon
 from hdxray_fast.errors import ArgumentError, ArgumentTypeError, HDXrayError
 
 
@@ -39,6 +39,15 @@ def phantom_chest(size: int = 640) -> Canvas:
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
     return float((a & b).sum() / max(1, (a | b).sum()))
+
+
+def test_a_second_look_never_leaves_the_radiograph():
+    canvas = Canvas(np.zeros((96, 96), np.uint8), (10, 20, 40, 30))
+    for corner in ((-300, -300), (20, 10), (49, 49), (50, 50), (60, 5), (5, 90), (300, 300)):
+        polygon = np.array(corner) + np.array([[0, 0], [4, 0], [4, 3], [0, 3]])
+        top, left, height, width = _zoom_box(canvas, polygon)
+        assert 10 <= top < top + height <= 50 and 20 <= left < left + width <= 50
+        assert _view(canvas, (top, left, height, width)).valid.any()
 
 
 class TestRasterize:

@@ -1,4 +1,4 @@
-"""The commands ``prepare`` and ``merge``."""
+"""The commands ``prepare``, ``merge`` and ``stream``."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from .config import PrepareConfig
 
 
 def add_commands(commands, parser_class) -> None:
-    """Add both to jsonargparse's subcommands."""
+    """Add them to jsonargparse's subcommands."""
     prepare = parser_class(
         exit_on_error=False,
         description="Canvas and contour of every radiograph, once, into shards that training reads at once.",
@@ -19,6 +19,12 @@ def add_commands(commands, parser_class) -> None:
     merge = parser_class(exit_on_error=False, description="Join the parts of a prepared data set.")
     merge.add_argument("folder", help="of the data set")
     commands.add_subcommand("merge", merge, help="parts of a prepared data set to one")
+
+    stream = parser_class(exit_on_error=False, description="Write a prepared data set as chunks for an object store.")
+    stream.add_argument("folder", help="of the prepared data set")
+    stream.add_argument("--out", required=True, help="an empty folder; copy it to the store")
+    stream.add_argument("--chunk_mib", type=int, default=64, help="about how large a chunk is, MiB")
+    commands.add_subcommand("stream", stream, help="a prepared data set to chunks for an object store")
 
 
 def run_prepare_command(**options) -> int:
@@ -41,4 +47,14 @@ def run_merge_command(folder: str) -> int:
     from .index import describe, merge
 
     print(describe(merge(folder)))
+    return 0
+
+
+def run_stream_command(folder: str, out: str, chunk_mib: int) -> int:
+    from ..errors import ConfigError
+    from .streaming import write_stream
+
+    if chunk_mib < 1:
+        raise ConfigError(f"chunk_mib: got {chunk_mib}, accepted are whole numbers from 1 on")
+    print(f"{write_stream(folder, out, chunk_bytes=chunk_mib << 20, progress=True)} images in {out}")
     return 0

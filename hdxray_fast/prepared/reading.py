@@ -15,6 +15,7 @@ from ..errors import ArgumentError, ConfigError
 from .shards import FORMAT, ShardError, ShardFolder, arrow, read_json
 from .worker import PATCH
 
+REMAKE = "remove the shard's two files and run prepare again"
 OPEN_SHARDS = 512  # mapped at once; a map is an address range, not memory
 
 
@@ -96,16 +97,35 @@ class PreparedSet:
 
     def pixels(self, row: int) -> np.ndarray:
         """``[S, S]``, decoded or mapped."""
-        number, start, length = int(self._shard[row]), int(self._offset[row]), int(self._length[row])
-        data = self._map(number)[start : start + length]
-        if len(data) != length:
-            raise ShardError(f"{self._shards.pixels(number)}: ends before the image of row {row}; prepare it again")
-        if self.verify and zlib.crc32(data) != int(self._crc32[row]):
-            raise ShardError(f"{self._shards.pixels(number)}: the image of row {row} is damaged; prepare it again")
+        data = self.encoded(row)
         try:
             return decode(data, self.recipe)
         except ArgumentError as error:
-            raise ShardError(f"{self._shards.pixels(number)}: the image of row {row} is damaged ({error})") from error
+            path = self._shards.pixels(int(self._shard[row]))
+            raise ShardError(f"{path}: the image of row {row} is damaged ({error}); {REMAKE}") from error
+
+    def encoded(self, row: int) -> np.ndarray:
+        """``[length] uint8``, mapped: the image as it lies in its shard."""
+        number, start, length = int(self._shard[row]), int(self._offset[row]), int(self._length[row])
+        data = self._map(number)[start : start + length]
+        if len(data) != length:
+            raise ShardError(f"{self._shards.pixels(number)}: ends before the image of row {row}; {REMAKE}")
+        if self.verify and zlib.crc32(data) != int(self._crc32[row]):
+            raise ShardError(f"{self._shards.pixels(number)}: the image of row {row} is damaged; {REMAKE}")
+        return data
+
+    def check(self) -> None:
+        """Look whether every shard is there and long enough, without reading it.
+
+        Raises:
+            ShardError: the first that is not.
+        """
+        ends = self._offset + self._length
+        for number in np.unique(self._shard).tolist():
+            path, end = self._shards.pixels(number), int(ends[self._shard == number].max())
+            found = path.stat().st_size if path.exists() else 0
+            if found < end:
+                raise ShardError(f"{path}: has {found} bytes, at least {end} belong there; {REMAKE}")
 
     def source(self, row: int) -> str:
         """Name of the source of a row, for errors and reports."""
@@ -117,7 +137,7 @@ class PreparedSet:
             try:
                 self._maps[number] = np.memmap(path, np.uint8, "r")
             except (OSError, ValueError) as error:
-                raise ShardError(f"{path}: cannot be read ({error})") from error
+                raise ShardError(f"{path}: cannot be read ({error}); {REMAKE}") from error
             if len(self._maps) > OPEN_SHARDS:
                 self._maps.popitem(last=False)
         self._maps.move_to_end(number)
