@@ -113,6 +113,9 @@ def test_what_is_written(tmp_path):
     assert (raw["references"], cleaned["references"]) == ("raw", "r2gen-cleaned")
     assert 0.9 < raw["bleu4"] < 1
     assert raw["meteor"] == "needs Java"
+    assert raw["intervals"]["bleu4"][0] < raw["bleu4"] <= raw["intervals"]["bleu4"][1]
+    assert "95 % intervals over 20 studies, raw, word: BLEU-1" in format_evaluation(metrics)
+    assert "intervals over" not in format_evaluation(evaluate_reports(rows, bootstraps=0).metrics)
     assert metrics["languages"]["en"]["repeats"]["flagged"] == ""
     with open(out / "scores.csv", newline="") as stream:
         table = list(csv.DictReader(stream))

@@ -34,12 +34,13 @@ def _add_evaluate(commands, parser_class) -> None:
     evaluate.add_argument("--language", default="en", help="en or zh, of reports that do not say")
     evaluate.add_argument("--val_share", type=float, default=0.1, help="of patients, where --data has no splits")
     evaluate.add_argument("--test_share", type=float, default=0.2, help="likewise")
-    evaluate.add_argument("--seed", type=int, default=0, help="of splits made here")
+    evaluate.add_argument("--seed", type=int, default=0, help="of splits made here and of the intervals")
     evaluate.add_argument("--r2gen", help="also on R2Gen's references: iu-xray, mimic-cxr or none; left out, by layout")
     evaluate.add_argument("--partial", action="store_true", help="go on where studies have no generated text")
     evaluate.add_argument("--clinical", nargs="+", default=[], help="radgraph, chexbert")
     evaluate.add_argument("--radgraph_model", default="radgraph-xl", help="radgraph, radgraph-xl, modern-radgraph-xl")
     evaluate.add_argument("--device", help="where clinical models run")
+    evaluate.add_argument("--bootstraps", type=int, default=1000, help="drawings for the 95 %% intervals; 0 for none")
     commands.add_subcommand("evaluate", evaluate, help="generated reports against references")
 
 

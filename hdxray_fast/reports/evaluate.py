@@ -11,6 +11,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from .cleaning import R2GenReferences, mostly_chinese
 from .clinical import check_clinical, clinical_scores
+from .intervals import score_intervals
 from .layouts import guess_layout, read_studies
 from .metrics import Convention, Scores, conventions, score_reports
 from .predictions import Prediction, read_predictions
@@ -25,8 +26,8 @@ class Evaluation:
     """What was compared, and how it came out.
 
     Attributes:
-        rows: one per study: ``id``, ``language``, ``generated``, ``reference``, ``images``, and its own scores under
-            the language's first convention.
+        rows: one per study: ``id``, ``language``, ``generated``, ``reference``, ``images``, ``patient``, and its own
+            scores under the language's first convention.
         metrics: what ``metrics.json`` holds.
     """
 
@@ -53,6 +54,7 @@ def evaluate_reports(
     clinical: Sequence[str] = (),
     radgraph_model: str = "radgraph-xl",
     device: str | None = None,
+    bootstraps: int = 1000,
 ) -> Evaluation:
     """Score generated reports.
 
@@ -68,6 +70,7 @@ def evaluate_reports(
         partial: go on, and count, where studies of the split have no generated text.
         clinical: of ``"radgraph"`` and ``"chexbert"``.
         radgraph_model: see :func:`~hdxray_fast.reports.clinical.clinical_scores`; likewise ``device``.
+        bootstraps: drawings of patients for the 95 % intervals (of studies, where patients are not known); 0 for none.
 
     Raises:
         ConfigError: the files cannot be read or do not fit each other, or texts are in another language than said.
@@ -122,7 +125,7 @@ def evaluate_reports(
     }
     for name in sorted({row["language"] for row in rows}):
         mine = [row for row in rows if row["language"] == name]
-        texts, truths = [row["generated"] for row in mine], [row["reference"] for row in mine]
+        texts, truths, patients = ([row[key] for row in mine] for key in ("generated", "reference", "patient"))
         scored, missing = _score(texts, truths, name, references)
         for key, values in scored[0].each.items():
             for row, value in zip(mine, values, strict=True):
@@ -130,7 +133,11 @@ def evaluate_reports(
         first = scored[0].convention
         found = {
             "studies": len(mine),
-            "scores": [scores.as_dict() for scores in scored],
+            "scores": [
+                {**scores.as_dict(), "intervals": score_intervals(texts, truths, patients, scores, bootstraps, seed)}
+                for scores in scored
+            ],
+            "drawn": f"{len(set(patients))} {'patients' if any(p.startswith('patient') for p in patients) else 'studies'}",
             "not_scored": missing,
             "clinical": clinical_scores(
                 texts, truths, clinical, language=name, radgraph_model=radgraph_model, device=device
@@ -192,6 +199,7 @@ def _pair(made: list[Prediction], studies: list[Study], named: str, partial: boo
                 "generated": texts[study.id],
                 "reference": study.report,
                 "images": study.images,
+                "patient": f"patient {study.patient}" if study.patient else f"study {study.id}",
             }
         )
     if bare:

@@ -13,7 +13,7 @@ from .evaluation_table import HEADS, numbers
 from .metrics import SCORES
 
 SHOWN = 3  # examples each of best, middle and worst
-THUMBNAIL = 280  # pixels; shown at half of that
+THUMBNAIL = 280  # pixels; shown at 140
 _ENGLISH = re.compile(r"\w+(?:[-'/.]\w+)*|\s+|[^\w\s]")
 _CHINESE = re.compile(r"[a-zA-Z0-9.]+|\s+|.", re.DOTALL)
 _STYLE = """
@@ -23,6 +23,7 @@ table{border-collapse:collapse;width:100%} td,th{padding:.4em .6em;text-align:le
 border-bottom:1px solid #d8dee4} .scores td+td+td,.scores th+th+th{text-align:right;font-variant-numeric:tabular-nums}
 .small{color:#57606a;font-size:.9em} .warning{background:#ffebe9;border-left:4px solid #cf222e;padding:.6em 1em}
 .extra{background:#ffe3b3} .missed{background:#cfe4ff} .views{display:flex;gap:4px;margin-top:.3em}
+.views img{width:140px;height:140px} tr{break-inside:avoid}
 .text{width:38%}
 """
 
@@ -52,11 +53,18 @@ def evaluation_page(evaluation: Evaluation) -> str:
 def _scores(found: dict) -> str:
     lines = ["".join(f"<th>{head}</th>" for head in ("references", "unit", *HEADS))]
     for scores in found["scores"]:
-        cells = [scores["references"], scores["unit"]]
-        cells += [v if isinstance(v := scores[name], str) else f"{v:.4f}" for name in SCORES]
-        lines.append("".join(f"<td>{html.escape(cell)}</td>" for cell in cells))
+        cells = [html.escape(scores["references"]), html.escape(scores["unit"])]
+        for name in SCORES:
+            value = scores[name]
+            cells.append(html.escape(value) if isinstance(value, str) else f"{value:.4f}")
+            if name in scores["intervals"]:
+                low, high = scores["intervals"][name]
+                cells[-1] += f'<br><span class="small">{low:.3f} to {high:.3f}</span>'
+        lines.append("".join(f"<td>{cell}</td>" for cell in cells))
     table = "".join(f"<tr>{line}</tr>" for line in lines)
     stated = [f"<b>{s['references']}, {s['unit']}</b>: {html.escape(s['stated'])}" for s in found["scores"]]
+    if any(scores["intervals"] for scores in found["scores"]):
+        stated.append(f"Small: 95 % intervals over {found['drawn']}.")
     stated.append("Rows of different references or units are unlike numbers: compare within a row only.")
     stated += [f"Not scored by words: {html.escape(text)}" for text in found["not_scored"]]
     for name, result in found["clinical"].items():
@@ -138,5 +146,5 @@ def _thumbnails(paths: Sequence[str]) -> str:
         except (HDXrayError, OSError):
             continue  # the page is about texts; whoever reads images names what is wrong with them
         data = base64.b64encode(cv2.imencode(".jpg", pixels)[1].tobytes()).decode()
-        made.append(f'<img alt="" width="{THUMBNAIL // 2}" src="data:image/jpeg;base64,{data}">')
+        made.append(f'<img alt="" src="data:image/jpeg;base64,{data}">')
     return f'<div class="views">{"".join(made)}</div>' if made else ""

@@ -19,6 +19,9 @@ def format_evaluation(metrics: dict) -> str:
         lines += [f"{found['studies']} studies, language {language}", "", *_table(rows), ""]
         lines += [f"{number}) {mark}" for number, mark in enumerate(marks, start=1)]
         lines += [f"- {scores['references']}, {scores['unit']}: {scores['stated']}" for scores in found["scores"]]
+        for scores in found["scores"]:
+            if scores["intervals"]:
+                lines.append(f"- 95 % intervals over {found['drawn']}, {_ranges(scores)}")
         lines += ["- rows of different references or units are unlike numbers: compare within a row only"]
         lines += [f"- not scored by words: {text}" for text in found["not_scored"]]
         for name, result in found["clinical"].items():
@@ -34,10 +37,16 @@ def format_evaluation(metrics: dict) -> str:
     return "\n".join(lines).rstrip()
 
 
+def _ranges(scores: dict) -> str:
+    heads = dict(zip(SCORES, HEADS, strict=True))
+    ranges = [f"{heads[name]} {low:.3f} to {high:.3f}" for name, (low, high) in scores["intervals"].items()]
+    return f"{scores['references']}, {scores['unit']}: {', '.join(ranges)}"
+
+
 def _cell(value: float | str, marks: list[str]) -> str:
     if not isinstance(value, str):
         return f"{value:.4f}"
-    if len(value) <= 10:  # "needs Java"
+    if len(value) <= 12:  # "needs Java"
         return value
     if value not in marks:
         marks.append(value)

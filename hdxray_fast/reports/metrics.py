@@ -10,6 +10,7 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from ..errors import ArgumentError, MissingDependencyError
@@ -18,7 +19,7 @@ from .cleaning import R2GenReferences
 NEEDS_JAVA = "needs Java"
 NEEDS_TWO = "needs two different references"
 NEEDS_JIEBA = "needs jieba: pip install 'hdxray-fast[report-chinese]'"
-ENGLISH_ONLY = "is for English only"
+ENGLISH_ONLY = "English only"
 SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d", "meteor")
 # As the Penn Treebank tokenizer of pycocoevalcap has words in 98 % of real reports; it also parts "patient 's" and
 # "can not", and makes words of brackets. <unk> is a word of its own.
@@ -188,5 +189,8 @@ def meteor_score(hypotheses: dict, truths: dict) -> tuple[float | str, list[floa
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         return f"failed: java does not run METEOR ({reason})", []
     finally:
-        if program is not None and program.lock.locked():
-            program.lock.release()  # kept after an error: its deletion would wait for it for ever
+        if program is not None:
+            with suppress(OSError):  # what is left to be written has no reader
+                program.meteor_p.stdin.close()
+            if program.lock.locked():
+                program.lock.release()  # kept after an error: its deletion would wait for it for ever
