@@ -131,13 +131,14 @@ def evaluate_reports(
             for row, value in zip(mine, values, strict=True):
                 row[key] = value
         first = scored[0].convention
+        unit = "patients" if any(patient.startswith("patient ") for patient in patients) else "studies"
         found = {
             "studies": len(mine),
             "scores": [
                 {**scores.as_dict(), "intervals": score_intervals(texts, truths, patients, scores, bootstraps, seed)}
                 for scores in scored
             ],
-            "drawn": f"{len(set(patients))} {'patients' if any(p.startswith('patient') for p in patients) else 'studies'}",
+            "drawn": f"{len(set(patients))} {unit}",
             "not_scored": missing,
             "clinical": clinical_scores(
                 texts, truths, clinical, language=name, radgraph_model=radgraph_model, device=device
