@@ -52,6 +52,7 @@ def test_annotation_with_one_and_two_images(tmp_path):
     [
         ("[]", "no 'train', 'val' or 'test'"),
         ("{", "not a readable JSON"),
+        ("[" * 100_000, "not a readable JSON"),
         ('{"train": 3}', "train is no list"),
         ('{"train": [5]}', r"train\[0\] is no object"),
         ('{"train": [{"id": "a", "report": "x"}]}', r"train\[0\] \(id 'a'\) has no 'image_path'"),
@@ -189,6 +190,11 @@ def test_sections_of_mimic_reports(text, findings, impression):
     assert extract_sections(text) == {"findings": findings, "impression": impression}
     windows = text.replace("\n", "\r\n")
     assert extract_sections(windows) == {"findings": findings, "impression": impression}
+
+
+def test_long_lines_take_no_time():
+    for text in ("FINDINGS" + " " * 300_000, "A " * 300_000, "FINDINGS: " + " \n" * 300_000):
+        assert extract_sections(text) == {"findings": "", "impression": ""}
 
 
 def mimic_row(dicom: str, study: str, subject: str, split: str, view: str) -> dict:

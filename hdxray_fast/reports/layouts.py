@@ -116,7 +116,7 @@ def chosen_sections(findings: str, impression: str, sections: str) -> str:
 def _read_annotation(path: Path, root: Path, language: str) -> StudyTable:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"data: {path} is not a readable JSON file ({error})") from error
     if not isinstance(content, dict) or not {"train", "val", "test"} & set(content):
         raise ConfigError(f"data: {path} has no 'train', 'val' or 'test' at its top, as R2Gen's annotation.json does")

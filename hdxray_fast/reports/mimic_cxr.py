@@ -10,8 +10,9 @@ from .layouts import chosen_sections, read_rows
 from .studies import Study, StudyTable, counted
 
 # A heading is a run of capitals at the start of a line, closed by a colon; the two that matter also in small letters.
+# Bounded, so that a line of nothing but spaces takes no time.
 _HEADING = re.compile(
-    r"^[ \t]*([A-Z][A-Z0-9 ()/,&.\-]*?|(?i:findings?|impressions?|conclusions?))[ \t]*:", re.MULTILINE
+    r"^[ \t]*([A-Z][A-Z0-9 \t()/,&.\-]{0,80}?|(?i:findings?|impressions?|conclusions?)[ \t]{0,20}):", re.MULTILINE
 )
 _IMPRESSION = re.compile(r"IMPRESSIONS?|CONCLUSIONS?")
 _FINDINGS = re.compile(r"FINDINGS?")
@@ -38,7 +39,7 @@ def extract_sections(text: str) -> dict[str, str]:
     (``CHEST, TWO VIEWS:``) opens them. Any other heading ends a section, except those of organs (``LUNGS:``), which
     stay in the text.
     """
-    headings = [heading for heading in _HEADING.finditer(text) if not _names_organ(heading.group(1))]
+    headings = [heading for heading in _HEADING.finditer(text) if not _names_organ(heading.group(1).strip())]
     found = {"findings": [], "impression": [], "examination": []}
     ends = [*(heading.start() for heading in headings), len(text)]
     for heading, end in zip(headings, ends[1:], strict=True):

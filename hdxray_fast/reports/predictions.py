@@ -87,7 +87,7 @@ def _read_json(path: Path, lines: bool) -> list[tuple[str, object]]:
         content = json.loads(text)
     except UnicodeDecodeError as error:
         raise ConfigError(f"predictions: {path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"predictions: {path} is not a readable JSON file ({error})") from error
     if isinstance(content, dict):
         return [(f"id {name!r}", {"id": name, "generated": text}) for name, text in content.items()]
