@@ -39,6 +39,9 @@ EXTRAS = {
     "timm": ["timm>=1.0.9"],
     "export": ["onnx>=1.17", "onnxscript>=0.5"],
     "classify": ["scikit-learn>=1.3", "pandas>=2", "matplotlib>=3.8"],
+    "report": ["transformers>=4.57", "tokenizers>=0.21", "pycocoevalcap>=1.2", "matplotlib>=3.8"],
+    "report-chinese": ["jieba>=0.42"],
+    "clinical": ["radgraph>=0.1.18", "f1chexbert>=0.0.2"],
 }
 WHAT_FOR = {
     "dicom": "DICOM files, compressed ones included",
@@ -50,6 +53,9 @@ WHAT_FOR = {
     "timm": "the encoder in timm's registry",
     "export": "the encoder as an ONNX graph",
     "classify": "labels, probes and evaluation (with train)",
+    "report": "reports and their scores (with train); METEOR takes Java where it is",
+    "report-chinese": "scores of Chinese reports by words (with report)",
+    "clinical": "RadGraph F1 and CheXbert F1 of English reports (with report)",
 }
 MODULES = {"torch": "torch", "numpy": "numpy", "opencv": "cv2"}  # what `import hdxray_fast` cannot do without
 
