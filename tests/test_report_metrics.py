@@ -406,6 +406,13 @@ def test_clinical_scores_say_what_is_missing(monkeypatch):
     assert missing["radgraph"] == "needs radgraph: pip install 'hdxray-fast[clinical]'"
     assert missing["chexbert"] == "needs f1chexbert: pip install 'hdxray-fast[clinical]'"
 
+    def broken(name):
+        raise ImportError("no BertModel here", name="transformers")
+
+    stub(monkeypatch, "f1chexbert", __getattr__=broken)
+    found = clinical_scores(["made"], ["true"], ["chexbert"])["chexbert"]
+    assert found == "needs f1chexbert, which is there and cannot be imported (no BertModel here)"
+
     class NoHub:
         def __init__(self, *args, **options):
             raise OSError("We couldn't connect to\n the hub")

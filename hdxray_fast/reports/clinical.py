@@ -64,7 +64,7 @@ def _radgraph(generated: list[str], references: list[str], model: str, device: s
     try:
         from radgraph import F1RadGraph
     except ImportError as error:
-        return f"needs {error.name or 'radgraph'}: {_INSTALL}"
+        return _no_package("radgraph", error)
     cuda = None if device is None else -1 if device == "cpu" else 0
     try:
         scorer = F1RadGraph(reward_level="all", model_type=model, cuda=cuda)
@@ -78,7 +78,7 @@ def _chexbert(generated: list[str], references: list[str], device: str | None) -
     try:
         from f1chexbert import F1CheXbert
     except ImportError as error:
-        return f"needs {error.name or 'f1chexbert'}: {_INSTALL}"
+        return _no_package("f1chexbert", error)
     try:
         scorer = F1CheXbert(device=device)
     except Exception as error:  # likewise
@@ -94,9 +94,18 @@ def _chexbert(generated: list[str], references: list[str], device: str | None) -
     }
 
 
+def _no_package(package: str, error: ImportError) -> str:
+    if error.name == package:
+        return f"needs {package}: {_INSTALL}"
+    return f"needs {package}, which is there and cannot be imported ({_brief(error)})"
+
+
 def _no_model(package: str, file: str, error: Exception) -> str:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
     return (
         f"needs its model: {package} fetches {file} of {_HUB} and its base language model from Hugging Face on first "
-        f"use ({reason})"
+        f"use ({_brief(error)})"
     )
+
+
+def _brief(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
