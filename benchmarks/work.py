@@ -1,51 +1,21 @@
 """What a case must do at least: floating-point operations, and bytes to and from device memory. Formulas, no timing.
 
-An operation is one multiplication or one addition; softmax, norms and GELU are left out, as is usual. A training step
-counts as three forward passes (each product is done again for either of its operands), attention by itself as 3.5: its
-backward pass has five products where the forward has two, one of them the scores once more.
+FLOPs are those that ``hdxray-fast plan`` counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
+from hdxray_fast.work import (  # noqa: F401 - for the benchmarks
+    attention_flops,
+    block_flops,
+    cross_decoder_flops,
+    encoder_flops,
+    self_decoder_flops,
+)
+
 SECTOR = 32  # bytes; the least that a GPU reads from or writes to device memory
-
-
-def attention_flops(
-    lengths_q: Sequence[int], lengths_k: Sequence[int], heads: int, head_dim: int, training: bool
-) -> float:
-    """Of softmax(q k^T) v over all sequences: 4 Sq Sk D a head, 3.5 times that with the backward pass."""
-    scores = sum(q * k for q, k in zip(lengths_q, lengths_k, strict=True))
-    return 4.0 * scores * heads * head_dim * (3.5 if training else 1.0)
-
-
-def block_flops(tokens: int, dim: int, mlp_ratio: float = 4.0) -> float:
-    """Forward pass of a transformer block: (8 + 4 r) n d^2 in the linear layers, 4 n^2 d in self-attention."""
-    return (8 + 4 * mlp_ratio) * tokens * dim**2 + 4.0 * tokens**2 * dim
-
-
-def encoder_flops(tokens: int, dim: int, depth: int, patch_values: int) -> float:
-    """Forward pass over one image; ``tokens`` counts the class token."""
-    return depth * block_flops(tokens, dim) + 2.0 * (tokens - 1) * patch_values * dim
-
-
-def self_decoder_flops(visible: int, tokens: int, encoder_dim: int, dim: int, depth: int, patch_values: int) -> float:
-    """Forward pass over one image: ``visible`` encoder tokens among ``tokens``, class tokens included."""
-    ends = 2.0 * visible * encoder_dim * dim + 2.0 * (tokens - 1) * dim * patch_values
-    return depth * block_flops(tokens, dim) + ends
-
-
-def cross_decoder_flops(
-    visible: int, queries: int, encoder_dim: int, dim: int, depth: int, patch_values: int, maps: int
-) -> float:
-    """Forward pass over one image: ``queries`` predicted patches attend to ``visible`` encoder tokens in each block."""
-    linear = (4 + 16) * queries * dim**2 + 4.0 * visible * encoder_dim * dim  # q, proj, MLP; k and v
-    attention = 4.0 * queries * visible * dim
-    mixtures = 2.0 * depth * maps * visible * encoder_dim
-    return depth * (linear + attention) + mixtures + 2.0 * queries * dim * patch_values
 
 
 def patch_sectors(

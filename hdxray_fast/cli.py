@@ -33,6 +33,8 @@ def _run(argv: list[str]) -> int:
         raise MissingDependencyError("the command line needs jsonargparse: pip install 'hdxray-fast[train]'") from error
     from .config import PretrainConfig, ProbeConfig
     from .demo import DemoConfig
+    from .planning import add_commands as add_plan
+    from .planning import run_plan_command
     from .prepared.cli import add_commands as add_prepare
     from .prepared.cli import run_merge_command, run_prepare_command, run_stream_command
     from .reports.cli import add_commands as add_report
@@ -103,6 +105,7 @@ def _run(argv: list[str]) -> int:
     commands.add_subcommand("convert", convert, help="published weights to safetensors and config.json")
 
     add_prepare(commands, ArgumentParser)
+    add_plan(commands, ArgumentParser)
     add_report(commands, ArgumentParser)
 
     pretrain = ArgumentParser(exit_on_error=False, description="Pre-train a contour-masked auto-encoder.")
@@ -157,6 +160,7 @@ def _run(argv: list[str]) -> int:
         "merge": run_merge_command,
         "report": run_report_command,
         "stream": run_stream_command,
+        "plan": run_plan_command,
         "pretrain": _pretrain,
         "probe": _probe,
         "predict": _predict,

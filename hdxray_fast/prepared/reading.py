@@ -127,6 +127,14 @@ class PreparedSet:
             if found < end:
                 raise ShardError(f"{path}: has {found} bytes, at least {end} belong there; {REMAKE}")
 
+    def shares(self) -> tuple[float, float]:
+        """Mean share of a canvas inside the contour, and mean share of its patches that are no padding."""
+        top, left, height, width = self._box.T.astype(np.int64)
+        rows = -(-(top + height) // PATCH) - top // PATCH
+        columns = -(-(left + width) // PATCH) - left // PATCH
+        inside = self.index.column("inside_share").to_numpy()
+        return float(inside.mean()), float((rows * columns).mean()) / (self.size // PATCH) ** 2
+
     def source(self, row: int) -> str:
         """Name of the source of a row, for errors and reports."""
         return self.index.column("source")[row].as_py()

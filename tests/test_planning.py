@@ -1,0 +1,151 @@
+"""The planner's formulas against what torch counts, keeps and plans, and its words."""
+
+import json
+
+import pytest
+import torch
+from prepared_helpers import SIZE, make_folder, prepare
+from torch.utils.flop_counter import FlopCounterMode
+
+import hdxray_fast as hx
+from hdxray_fast import work
+from hdxray_fast.cli import main
+from hdxray_fast.errors import ArgumentError, ConfigError
+from hdxray_fast.planning import DEVICES, PlanConfig, Shape, describe, device_rate, is_kind, plan
+from hdxray_fast.prepared.reading import PreparedSet
+
+
+def a_step(decoder: str, side: int = 320, half: bool = False, on_save=lambda tensor: tensor):
+    """A forward pass of a tiny auto-encoder: model, masks, output, and the planner's view of it."""
+    model = hx.create_mae("vit_tiny_patch16", decoder=decoder, img_size=side, decoder_depth=3)
+    grid = side // 16
+    inside = torch.zeros(2, grid, grid, dtype=torch.bool)
+    inside[:, grid // 5 : -grid // 5, grid // 8 : -grid // 8] = True
+    masks = hx.plan_masks(inside, torch.ones_like(inside), 0.95, 0.85, predict=model.default_predict)
+    config = PlanConfig(
+        images=10, model="vit_tiny_patch16", decoder=decoder, decoder_depth=3, img_size=side, batch_size=2,
+        inside=float(inside.float().mean()), valid=1.0, precision="bf16" if half else "fp32",
+    )  # fmt: skip
+    images = torch.randint(0, 256, (2, 1, side, side), dtype=torch.uint8)
+    with (
+        torch.autograd.graph.saved_tensors_hooks(on_save, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=half),
+    ):
+        output = model(images, masks, 1 / 64, -2.0)
+    return model, masks, output, config
+
+
+@pytest.mark.parametrize("decoder", ["cross", "self"])
+def test_tokens_parameters_and_flops_are_those_of_a_real_step(decoder):
+    with FlopCounterMode(display=False) as counter:
+        model, masks, output, config = a_step(decoder)
+        output.loss.backward()
+    found = plan(config)
+    assert (found.kept, found.predicted) == (masks.max_keep, masks.max_predict)
+    assert found.parameters == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    kept, predicted = found.kept + 1, found.predicted
+    if decoder == "cross":  # our attention is one operator, which the counter does not look into
+        attention = 12 * 4 * kept**2 * 192 + 3 * 4 * predicted * kept * 512
+    else:
+        attention = 12 * 4 * kept**2 * 192 + 3 * 4 * (kept + predicted) ** 2 * 512
+    counted = counter.get_total_flops() + 2 * 3 * attention
+    # self: the last block answers for the predicted tokens only
+    assert 2 * found.flops == pytest.approx(counted, rel=0.01 if decoder == "cross" else 0.05)
+
+
+@pytest.mark.parametrize("decoder", ["cross", "self"])
+@pytest.mark.parametrize("half", [False, True])
+def test_memory_is_what_autograd_keeps(decoder, half):
+    storages = {}
+
+    def keep(tensor):
+        storages[tensor.untyped_storage().data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
+        return tensor
+
+    model, _, _output, config = a_step(decoder, 512, half, keep)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept = sum(size for place, (size, _) in storages.items() if place not in weights)
+    assert plan(config).step_bytes == pytest.approx(kept, rel=0.1)
+
+
+def test_a_prepared_set_gives_its_own_figures(tmp_path):
+    make_folder(tmp_path / "xrays")
+    prepare([tmp_path / "xrays"], tmp_path / "set")
+    data = PreparedSet(tmp_path / "set")
+    inside, valid = data.shares()
+    assert inside == pytest.approx(sum(data[row].inside.mean() for row in range(6)) / 6, abs=0.02)
+    grids = [hx.read_canvas(data.source(row), size=SIZE).valid_grid().mean() for row in range(6)]
+    assert valid == pytest.approx(sum(grids) / 6)
+    found = plan(PlanConfig(data=str(tmp_path / "set"), img_size=SIZE, model="vit_tiny_patch16"))
+    assert found.images == 6 and found.prepared_bytes == 6 * SIZE * SIZE
+    with pytest.raises(ConfigError):
+        plan(PlanConfig(data=str(tmp_path / "xrays")))
+
+
+def test_rates_say_where_they_come_from(monkeypatch):
+    from hdxray_fast import planning
+
+    step = {"precision": "bf16", "batch": 8, "flops": 1e12, "seconds": 0.01}
+    steps = [
+        {**step, "device": "NVIDIA H100 80GB HBM3", "model": "vit_base_patch16", "decoder": "cross"},
+        {**step, "device": "AMD EPYC, 2 cores", "model": "vit_base_patch16", "decoder": "cross", "precision": "fp32"},
+    ]
+    monkeypatch.setattr(planning, "table", lambda: {"steps": steps, "prepare": {}, "stored_share": {"png 8": 0.5}})
+    base = Shape.of(PlanConfig(images=1))
+    found = device_rate("h100", base, 2e12, "bf16")
+    assert found.measured and found.images_per_second == pytest.approx(50) and "scaled by FLOPs" in found.source
+    other = device_rate("h100", Shape.of(PlanConfig(images=1, model="vit_large_patch16")), 1e12, "bf16")
+    assert not other.measured and other.images_per_second == pytest.approx(100) and "estimate" in other.source
+    guess = device_rate("a100", base, 1e12, "bf16")
+    assert (
+        not guess.measured and guess.images_per_second == pytest.approx(78) and "no step was measured" in guess.source
+    )
+    assert device_rate("cpu", base, 1e12, "fp32").measured
+    with pytest.raises(ConfigError, match="precision=fp32"):
+        device_rate("cpu", base, 1e12, "bf16")
+    small = plan(PlanConfig(images=100, format="png", gpus=2, batch_size=10, epochs=3))
+    assert small.prepared_bytes == 100 * 1280 * 1280 * 0.5 and small.steps == 15
+    assert small.prepare_core_seconds is None
+
+
+def test_kinds_of_devices():
+    assert is_kind("NVIDIA H100 80GB HBM3", "h100") and not is_kind("NVIDIA H100 80GB HBM3", "cpu")
+    assert is_kind("NVIDIA GeForce RTX 4090", "rtx4090") and is_kind("NVIDIA RTX A6000", "a6000")
+    assert is_kind("AMD EPYC 9B14, 2 cores", "cpu") and not is_kind("AMD EPYC 9B14, 2 cores", "h200")
+
+
+def test_the_command_prints_a_plan(capsys):
+    assert main(["plan", "--images", "1000000", "--gpus", "8", "--gpu", "h100"]) == 0
+    said = capsys.readouterr().out
+    for word in ("1,000,000 images", "GFLOP", "GiB a device", "images/s", "TiB prepared", "a checkpoint", "fits"):
+        assert word in said
+    assert main(["plan", "--images", "10", "--gpu", "cpu", "--precision", "fp32", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["rate"]["images_per_second"] > 0
+    big = PlanConfig(images=10, model="vit_huge_patch16", decoder="self", batch_size=256, gpu="rtx4090")
+    assert "DOES NOT FIT" in describe(plan(big), big)
+    sharded = plan(PlanConfig(images=10, gpus=8, sharded=True))
+    assert sharded.state_bytes == plan(PlanConfig(images=10, gpus=8)).state_bytes / 8
+
+
+@pytest.mark.parametrize(
+    ("change", "culprit"),
+    [
+        ({"gpu": "abacus"}, "gpu"),
+        ({"images": None}, "images"),
+        ({"images": 0}, "images"),
+        ({"inside": 1.5}, "inside"),
+        ({"epochs": 0}, "epochs"),
+        ({"predict": 0}, "epochs"),
+    ],
+)
+def test_plans_that_make_no_sense_are_named(change, culprit):
+    with pytest.raises(ConfigError, match=f"^{culprit}"):
+        PlanConfig(**{"images": 5, **change})
+    with pytest.raises(ArgumentError, match="name"):
+        plan(PlanConfig(images=5, model="vit_none"))
+
+
+def test_block_figures_by_hand():
+    assert work.block_flops(10, 4) == 24 * 10 * 16 + 4 * 100 * 4
+    assert work.block_kept(10, 4, half=False) == 10 * 4 * 48 and work.block_kept(10, 4, half=True) == 10 * 4 * 28
+    assert set(DEVICES) >= {"h100", "a100"}
