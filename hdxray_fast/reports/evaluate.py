@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -33,7 +33,11 @@ class Evaluation:
 
     rows: list[dict]
     metrics: dict
-    notes: list[str] = field(default_factory=list)
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence for everything that was left out or is odd, with its count."""
+        return self.metrics["notes"]
 
 
 def evaluate_reports(
@@ -83,7 +87,7 @@ def evaluate_reports(
     named = str(predictions) if isinstance(predictions, (str, Path)) else "predictions"
     made = read_predictions(predictions) if isinstance(predictions, (str, Path)) else list(predictions)
     notes: list[str] = []
-    training: list[str] | None = None
+    training: list[str] = []
     if data is None:
         studies = _own_references(made, named, language)
     else:
@@ -106,54 +110,65 @@ def evaluate_reports(
         if not studies:
             raise ConfigError(f"split: {data} has no study in {split!r}, accepted are 'train', 'val', 'test' and 'all'")
         r2gen = r2gen or (layout if layout in R2GEN_CHOICES else None)
-    rows, paired = _pair(made, studies, named, partial)
-    notes += paired
+    rows, unpaired = _pair(made, studies, named, partial)
+    notes += unpaired
     _check_languages(rows, named)
-    references = None
-    if r2gen not in (None, "none"):
-        references = R2GenReferences.fit(training or (), r2gen)
-        references = references if training else replace(references, words=None)
-    metrics: dict = {
+    references = None if r2gen in (None, "none") else _r2gen_references(training, r2gen)
+    languages = {}
+    for name in sorted({row["language"] for row in rows}):
+        mine = [row for row in rows if row["language"] == name]
+        found = _evaluate_language(mine, name, references, bootstraps, seed)
+        texts, truths = ([row[key] for row in mine] for key in ("generated", "reference"))
+        found["clinical"] = clinical_scores(
+            texts, truths, clinical, language=name, radgraph_model=radgraph_model, device=device
+        )
+        if empty := found["lengths"]["generated"]["empty"]:
+            notes.append(f"{empty} generated texts are empty; they are scored as they are")
+        languages[name] = found
+    metrics = {
         "predictions": named,
         "data": None if data is None else str(data),
         "split": None if data is None else split,
         "sections": None if data is None else sections,
         "studies": len(rows),
         "notes": notes,
-        "languages": {},
+        "languages": languages,
         "versions": _versions(),
     }
-    for name in sorted({row["language"] for row in rows}):
-        mine = [row for row in rows if row["language"] == name]
-        texts, truths, patients = ([row[key] for row in mine] for key in ("generated", "reference", "patient"))
-        scored, missing = _score(texts, truths, name, references)
-        for key, values in scored[0].each.items():
-            for row, value in zip(mine, values, strict=True):
-                row[key] = value
-        first = scored[0].convention
-        unit = "patients" if any(patient.startswith("patient ") for patient in patients) else "studies"
-        found = {
-            "studies": len(mine),
-            "scores": [
-                {**scores.as_dict(), "intervals": score_intervals(texts, truths, patients, scores, bootstraps, seed)}
-                for scores in scored
-            ],
-            "drawn": f"{len(set(patients))} {unit}",
-            "not_scored": missing,
-            "clinical": clinical_scores(
-                texts, truths, clinical, language=name, radgraph_model=radgraph_model, device=device
-            ),
-            "lengths": {
-                "unit": first.unit,
-                "generated": length_statistics(texts, first.split),
-                "references": length_statistics(truths, first.split),
-            },
-            "repeats": duplicate_statistics(texts, truths, first.split),
-        }
-        metrics["languages"][name] = found
-        if empty := found["lengths"]["generated"]["empty"]:
-            notes.append(f"{empty} generated texts are empty; they are scored as they are")
-    return Evaluation(rows, metrics, notes)
+    return Evaluation(rows, metrics)
+
+
+def _r2gen_references(training: list[str], data_set: str) -> R2GenReferences:
+    references = R2GenReferences.fit(training, data_set)
+    return references if training else replace(references, words=None)
+
+
+def _evaluate_language(
+    rows: list[dict], language: str, r2gen: R2GenReferences | None, bootstraps: int, seed: int
+) -> dict:
+    """Scores, lengths and repeats of the studies of one language; their own scores go into the rows."""
+    texts, truths, patients = ([row[key] for row in rows] for key in ("generated", "reference", "patient"))
+    scored, missing = _score(texts, truths, language, r2gen)
+    for key, values in scored[0].each.items():
+        for row, value in zip(rows, values, strict=True):
+            row[key] = value
+    first = scored[0].convention
+    unit = "patients" if any(patient.startswith("patient ") for patient in patients) else "studies"
+    return {
+        "studies": len(rows),
+        "scores": [
+            {**scores.as_dict(), "intervals": score_intervals(texts, truths, patients, scores, bootstraps, seed)}
+            for scores in scored
+        ],
+        "drawn": f"{len(set(patients))} {unit}",
+        "not_scored": missing,
+        "lengths": {
+            "unit": first.unit,
+            "generated": length_statistics(texts, first.split),
+            "references": length_statistics(truths, first.split),
+        },
+        "repeats": duplicate_statistics(texts, truths, first.split),
+    }
 
 
 def _own_references(made: list[Prediction], named: str, language: str) -> list[Study]:
