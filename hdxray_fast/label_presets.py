@@ -27,6 +27,9 @@ NIH14 = (
     "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
 )  # fmt: skip
 PADCHEST_FRONTAL = ("PA", "AP", "AP_horizontal", "AP-horizontal")
+PADCHEST_UNUSABLE = frozenset({"exclude", "suboptimal study"})
+PADCHEST_NO_CLASS = frozenset({"", "normal", "unchanged"})  # "unchanged" speaks of an earlier study
+NOT_NUMBERS = frozenset({"nan", "na", "n/a", "none", "null", "inf", "-inf", "#n/a"})
 PADCHEST_LEAST = 50  # images of a label that becomes a class by default
 
 
@@ -39,6 +42,9 @@ def read_generic(
     image = _require(frame, path, PATH_COLUMNS, "the image's path")
     patient = find_column(frame.columns, PATIENT_COLUMNS)
     split = find_column(frame.columns, ("split", "Split", "fold"))
+    for column in filter(None, (image, patient)):
+        if frame[column].isna().any():
+            raise ConfigError(f"{path}: row {_first(frame[column].isna())} has nothing in the column {column!r}")
     if multiclass and "label" in frame.columns:
         names = frame["label"].astype("string")
         if names.isna().any():
@@ -50,7 +56,7 @@ def read_generic(
     else:
         others = [name for name in frame.columns if name not in (image, patient, split)]
         if classes is None:
-            classes = [name for name in others if pandas.api.types.is_numeric_dtype(frame[name])]
+            classes = [name for name in others if _looks_like_labels(frame[name])]
             if not classes:
                 raise ConfigError(f"{path}: has no column of labels beside {', '.join(map(str, frame.columns))}")
         labels = _labels(frame, path, classes)
@@ -167,6 +173,7 @@ def read_rsna(path: Path, images: Path | None, **_) -> LabelTable:
         ["Pneumonia"],
         names,
         [""] * len(names),
+        notes=["patientId names an image: images of one person cannot be told to belong together"],
     )
 
 
@@ -214,12 +221,16 @@ def read_padchest(path: Path, images: Path | None, *, classes: Sequence[str] | N
         notes.append(f"{int((~known).sum())} images without labels")
         frame = frame[known]
     findings = [_listed(value, file) for value in frame["Labels"]]
+    usable = [not found & PADCHEST_UNUSABLE and found != {"unchanged"} for found in findings]
+    if not all(usable):
+        notes.append(f"{usable.count(False)} images marked as unusable, or as unchanged and no more")
+        frame, findings = frame[usable], [found for found, use in zip(findings, usable, strict=True) if use]
     counts: dict[str, int] = {}
     for found in findings:
         for name in found:
             counts[name] = counts.get(name, 0) + 1
     if classes is None:
-        classes = sorted(name for name, n in counts.items() if n >= PADCHEST_LEAST and name not in ("", "normal"))
+        classes = sorted(name for name, n in counts.items() if n >= PADCHEST_LEAST and name not in PADCHEST_NO_CLASS)
         if not classes:
             raise ConfigError(f"{file}: no label has {PADCHEST_LEAST} images; name the classes wanted")
     _check_classes(classes, list(counts), file)
@@ -252,9 +263,10 @@ PRESETS: dict[str, Callable[..., LabelTable]] = {
 
 # --- parts ------------------------------------------------------------------------------------------------------------
 def _read_csv(path: Path):
+    """A CSV as it stands: only an empty cell is blank, so that a "nan" left behind by a script is seen as such."""
     pandas = import_pandas()
     try:
-        return pandas.read_csv(path, low_memory=False)
+        return pandas.read_csv(path, low_memory=False, keep_default_na=False, na_values=[""])
     except (OSError, ValueError, UnicodeDecodeError, pandas.errors.ParserError) as error:
         raise ConfigError(f"{path}: cannot be read as CSV ({error})") from error
 
@@ -275,6 +287,16 @@ def _labels(frame, path: Path, classes: Sequence[str], blank: float = np.nan) ->
             )
         columns.append(values.fillna(blank).to_numpy(np.float32))
     return np.stack(columns, axis=1)
+
+
+def _looks_like_labels(column) -> bool:
+    """Whether a column holds numbers, or numbers and not-a-numbers (which are then refused by name)."""
+    pandas = import_pandas()
+    if pandas.api.types.is_numeric_dtype(column):
+        return True
+    numbers = pandas.to_numeric(column, errors="coerce")
+    others = column[numbers.isna() & column.notna()].astype(str).str.strip().str.lower()
+    return bool(numbers.notna().any()) and set(others) <= NOT_NUMBERS
 
 
 def _frontal(frame, column: str, wanted: Sequence[str]):

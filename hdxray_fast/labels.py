@@ -115,6 +115,7 @@ def read_labels(
     table = read_manifest(
         data, images=images, preset=preset, classes=classes, multiclass=multiclass, uncertain=uncertain
     )
+    table = leave_out_unlabelled(table, str(data))
     table = replace(table, splits=fill_splits(table, val_share, test_share, seed))
     check_table(table, str(data))
     return table
@@ -142,6 +143,17 @@ def read_manifest(
     if not len(table):
         raise ConfigError(f"data: {path} holds no usable row ({'; '.join(table.notes) or 'it is empty'})")
     return replace(table, labels=decide_uncertain(table.labels, table.classes, uncertain))
+
+
+def leave_out_unlabelled(table: LabelTable, source: str) -> LabelTable:
+    """The images with at least one label that is known; how many were left out is noted."""
+    known = ~np.isnan(table.labels).all(axis=1)
+    if not known.any():
+        raise ConfigError(f"{source}: no image has a label that is known (blank, or uncertain and ignored)")
+    if known.all():
+        return table
+    kept = table.rows(np.flatnonzero(known))
+    return replace(kept, notes=[*table.notes, f"{int((~known).sum())} images without any known label are left out"])
 
 
 def decide_uncertain(labels: np.ndarray, classes: Sequence[str], policy: str | Mapping[str, str]) -> np.ndarray:
@@ -225,6 +237,27 @@ def require_files(table: LabelTable, source: str) -> None:
         )
     if missing:
         table.notes.append(f"{len(missing)} files are missing, the first is {missing[0]}")
+
+
+def describe_labels(table: LabelTable) -> str:
+    """Images, patients and class balance of each split, and what was noted on reading: what is shown before training."""
+    width = max(len(name) for name in ("class", *table.classes))
+    head = [f"{split:>24}" for split in SPLITS]
+    counts = []
+    for split in SPLITS:
+        part = table.split(split)
+        counts.append(f"{len(part)} images, {len(set(part.patients))} patients")
+    lines = [f"{'':{width}}  {''.join(head)}", f"{'':{width}}  {''.join(f'{count:>24}' for count in counts)}"]
+    balance = {(row["split"], row["class"]): row for row in table.balance()}
+    for name in table.classes:
+        cells = []
+        for split in SPLITS:
+            row = balance[split, name]
+            unknown = f" ?{row['unknown']}" if row["unknown"] else ""
+            cells.append(f"+{row['positive']} -{row['negative']}{unknown}".rjust(24))
+        lines.append(f"{name:{width}}  {''.join(cells)}")
+    lines.append("(+ positive, - negative, ? not known)")
+    return "\n".join([*lines, *table.notes])
 
 
 def refuse_duplicates(table: LabelTable, hashes: Iterable[str], source: str) -> None:

@@ -20,6 +20,7 @@ def evaluate_predictions(
     thresholds: Sequence[float],
     bootstraps: int = 1000,
     seed: int = 0,
+    weights: Sequence[float] | None = None,
 ) -> dict:
     """All metrics of a test set.
 
@@ -32,6 +33,7 @@ def evaluate_predictions(
             (:func:`best_threshold`).
         bootstraps: draws for the 95 % percentile intervals; 0 for none.
         seed: of the draws.
+        weights: ``N`` weights of the images, at least 0 (for a sample that was not drawn evenly); left out, all equal.
 
     Returns:
         ``{"classes": {name: {"positive", "negative", "threshold", metric: {"value", "low", "high"}}}, "mean": ...}``,
@@ -51,6 +53,10 @@ def evaluate_predictions(
         raise ArgumentError("patients: one is needed per row, and thresholds: one per class")
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ArgumentError("probabilities: accepted are finite numbers from 0 to 1")
+    if weights is not None:
+        weights = np.asarray(weights, np.float64)
+        if weights.shape != (len(labels),) or not (np.isfinite(weights) & (weights >= 0)).all():
+            raise ArgumentError(f"weights: accepted is a finite number of at least 0 for each of {len(labels)} images")
     draws = bootstrap_counts(patients, bootstraps, seed)
     report: dict = {"classes": {}, "bootstraps": bootstraps, "images": len(labels), "patients": len(set(patients))}
     samples: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
@@ -64,9 +70,16 @@ def evaluate_predictions(
         }
         for metric in METRICS:
             measure = _measure(metric, thresholds[column])
-            drawn = np.array([_defined(measure, truth, score, weights[known]) for weights in draws], np.float64)
+            given = None if weights is None else weights[known]
+            drawn = np.array(
+                [
+                    _defined(measure, truth, score, counts[known] if given is None else counts[known] * given)
+                    for counts in draws
+                ],
+                np.float64,
+            )
             samples[metric].append(drawn)
-            row[metric] = _with_interval(_defined(measure, truth, score), drawn)
+            row[metric] = _with_interval(_defined(measure, truth, score, given), drawn)
         report["classes"][name] = row
     report["mean"] = {}
     for metric in METRICS:

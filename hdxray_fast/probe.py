@@ -16,7 +16,7 @@ from .encoder import Encoder, create_encoder
 from .errors import ConfigError, MissingDependencyError, TrainingError
 from .evaluation import report_predictions
 from .feature_table import read_features
-from .labels import LabelTable, read_labels, refuse_duplicates, require_files, take_fraction
+from .labels import LabelTable, describe_labels, read_labels, refuse_duplicates, require_files, take_fraction
 from .metrics import best_threshold
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation
@@ -61,6 +61,8 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
         seed=config.seed,
     )
     require_files(table, config.data)
+    if progress:
+        print(describe_labels(table))
     out = Path(config.out)
     encoder = encoder or create_encoder(weights=config.weights)
     options = {name: getattr(config, name) for name in ("pool", "keep", "img_size", "batch_size", "workers", "device")}
@@ -199,7 +201,7 @@ def describe_probe(result: ProbeResult) -> str:
     """What the command prints."""
     from .metrics import format_metrics
 
-    lines = [*result.notes, format_metrics(result.report)]
+    lines = [format_metrics(result.report)]
     if result.left_out:
         lines.append(f"{result.left_out} images could not be read: {result.out / 'features.unreadable.csv'}")
     lines.append(f"metrics, plots and the model are in {result.out}")

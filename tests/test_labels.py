@@ -11,6 +11,7 @@ from hdxray_fast.labels import (
     LabelTable,
     check_table,
     decide_uncertain,
+    describe_labels,
     fill_splits,
     read_labels,
     refuse_duplicates,
@@ -217,6 +218,45 @@ def test_padchest_lists_in_text(tmp_path):
     assert table.paths[4] == str(tmp_path / "1" / "4.png")
     with pytest.raises(hx.ConfigError, match="'tuberculosis' is not in"):
         PRESETS["padchest"](path, None, classes=["tuberculosis"])
+
+
+def test_padchest_images_that_say_nothing_are_left_out(tmp_path):
+    kinds = ["['nodule', 'exclude']", "['suboptimal study']", "['unchanged']", "['unchanged', 'nodule']", "['normal']"]
+    lines = ["ImageID,ImageDir,PatientID,Projection,Labels"]
+    lines += [f'{i}.png,0,pt{i},PA,"{kinds[i % 5]}"' for i in range(300)]
+    table = PRESETS["padchest"](write(tmp_path / "PADCHEST_x.csv", "\n".join(lines)), None)
+    assert table.classes == ["nodule"]  # "unchanged" is on 60 images and is no finding
+    assert len(table) == 120
+    assert table.labels[:2, 0].tolist() == [1, 0]
+    assert table.notes == ["180 images marked as unusable, or as unchanged and no more"]
+
+
+def test_what_is_shown_before_training(tmp_path):
+    text = describe_labels(read_labels(generic(tmp_path), val_share=0.2, test_share=0.3))
+    assert "train" in text
+    edema = next(line for line in text.splitlines() if line.startswith("edema"))
+    assert sum(int(cell[1:]) for cell in edema.split() if cell.startswith("+")) == 20
+    path = generic(tmp_path, edema=["", *(i % 2 for i in range(1, 40))], nodule=["", *(i % 2 for i in range(1, 40))])
+    table = read_labels(path, test_share=0.3)
+    assert len(table) == 39
+    assert "1 images without any known label are left out" in describe_labels(table)
+    with pytest.raises(hx.ConfigError, match="no image has a label"):
+        read_labels(generic(tmp_path, edema=[""] * 40), classes=["edema"])
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "NA", "inf", "null"])
+def test_numbers_that_are_none_are_named(tmp_path, word):
+    path = generic(tmp_path, edema=["", word, *(i % 2 for i in range(38))])
+    for classes in (None, ["edema"]):
+        with pytest.raises(hx.ConfigError, match=rf"labels.csv: row 3, column 'edema' holds '{word}'"):
+            read_labels(path, classes=classes)
+
+
+def test_rows_without_image_or_patient_are_named(tmp_path):
+    for column in ("image", "patient"):
+        values = [f"x{i}" if i != 4 else "" for i in range(40)]
+        with pytest.raises(hx.ConfigError, match=f"row 6 has nothing in the column '{column}'"):
+            read_labels(generic(tmp_path, **{column: values}))
 
 
 def table_of(splits, patients=None, labels=None) -> LabelTable:

@@ -82,6 +82,42 @@ def test_intervals_are_those_of_a_direct_bootstrap_over_patients():
         assert report["mean"][metric]["low"] == pytest.approx(low, abs=1e-9)
 
 
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("whole", [False, True])
+def test_weights_are_scikit_learns_sample_weights(seed, whole):
+    rng = np.random.default_rng(seed)
+    labels, probabilities, patients = cases(rng, n=120, classes=2)
+    labels[:, 1] = np.where(np.isnan(labels[:, 1]), np.nan, 0)  # a class that is missing
+    weights = rng.integers(0, 4, 120).astype(float) if whole else rng.random(120) * 3
+    arguments = (labels, probabilities, ["a", "gone"], patients, [0.5, 0.5])
+    report = evaluate_predictions(*arguments, bootstraps=50, seed=1, weights=weights)
+    assert all(report["classes"]["gone"][metric] is None for metric in METRICS)
+    known = ~np.isnan(labels[:, 0])
+    truth, score, given = labels[known, 0].astype(int), probabilities[known, 0], weights[known]
+    decided = (score >= 0.5).astype(int)
+    row = report["classes"]["a"]
+    for metric, value in {
+        "auroc": sklearn.roc_auc_score(truth, score, sample_weight=given),
+        "auprc": sklearn.average_precision_score(truth, score, sample_weight=given),
+        "f1": sklearn.f1_score(truth, decided, sample_weight=given),
+        "balanced_accuracy": sklearn.balanced_accuracy_score(truth, decided, sample_weight=given),
+    }.items():
+        assert row[metric]["value"] == pytest.approx(value, abs=1e-9)
+    drawn = [
+        sklearn.roc_auc_score(truth, score, sample_weight=given * counts[known])
+        for counts in bootstrap_counts(patients, 50, 1)
+    ]
+    expected = np.percentile(drawn, (2.5, 97.5))
+    assert (row["auroc"]["low"], row["auroc"]["high"]) == pytest.approx(tuple(expected), abs=1e-9)
+    if whole:  # a weight of 2 is the image twice
+        rows = np.repeat(np.arange(120), weights.astype(int))
+        again = evaluate_predictions(
+            labels[rows], probabilities[rows], ["a", "gone"], [patients[i] for i in rows], [0.5, 0.5], bootstraps=0
+        )
+        for metric in METRICS:
+            assert again["classes"]["a"][metric]["value"] == pytest.approx(row[metric]["value"], abs=1e-9)
+
+
 def test_draws_take_whole_patients():
     patients = ["a", "b", "a", "c", "b"]
     counts = bootstrap_counts(patients, 500, 0)
@@ -136,5 +172,8 @@ def test_bad_input_is_named():
         arguments[position] = value
         with pytest.raises(hx.ArgumentError, match=r"^probabilities: "):
             evaluate_predictions(*arguments)
+    for weights in ([1.0], [1.0, -1.0], [1.0, np.inf]):
+        with pytest.raises(hx.ArgumentError, match=r"^weights: "):
+            evaluate_predictions(*good, weights=weights)
     with pytest.raises(hx.ArgumentError, match=r"^patients: "):
         evaluate_predictions(good[0], good[1], ["a"], ["x"], [0.5])
