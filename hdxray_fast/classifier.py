@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import load_model, save_model
-from .encoder import Encoder
+from .encoder import Encoder, Tokens
 from .errors import ArgumentError, ArgumentTypeError, CheckpointError
 from .files import written_whole
-from .heads import build_head
+from .heads import LabelQueryHead, LinearHead, build_head
 from .masking import MaskPlan
 
 HEAD_FILE = "head.safetensors"
@@ -31,6 +31,7 @@ class ClassifierConfig:
         multiclass: exactly one class holds: probabilities are a softmax, otherwise a sigmoid each.
         pool: of the linear head and the probe.
         text_dim: width of the names' text embeddings, 0 for none.
+        text_model: what embedded them, for names asked about later.
         thresholds: a class is called present from this probability on, chosen on validation.
     """
 
@@ -39,6 +40,7 @@ class ClassifierConfig:
     multiclass: bool = False
     pool: str = "mean"
     text_dim: int = 0
+    text_model: str = ""
     thresholds: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -80,11 +82,27 @@ class Classifier(nn.Module):
         plan: MaskPlan | None = None,
         scale: float | Tensor | None = None,
         shift: float | Tensor | None = None,
+        new_names: Tensor | None = None,  # [C', T]
     ) -> Tensor:
-        """Logits ``[B, num_classes]``; arguments as for :meth:`hdxray_fast.encoder.Encoder.encode`."""
+        """Logits ``[B, num_classes]``; arguments as for :meth:`hdxray_fast.encoder.Encoder.encode`.
+
+        With ``new_names``, text embeddings of names that were never trained, theirs follow: ``[B, num_classes + C']``.
+        """
         tokens = self.encoder.encode(images, plan, scale, shift)
         longest = None if plan is None else plan.longest[0] + self.encoder.num_prefix_tokens
-        return self.head(*tokens, longest)
+        logits = self.classify(tokens, longest)
+        if new_names is None:
+            return logits
+        if not isinstance(self.head, LabelQueryHead):
+            raise ArgumentError(f"new_names: the head {self.config.head!r} knows its own classes alone")
+        values = self.encoder.fc_norm(tokens.values)
+        return torch.cat([logits, self.head.answer(values, tokens.cu_seqlens, longest, new_names)], dim=1)
+
+    def classify(self, tokens: Tokens, longest: int | None = None) -> Tensor:
+        """Tokens of the encoder to logits ``[B, num_classes]``."""
+        if isinstance(self.head, LinearHead):  # where the encoder's last norm comes after pooling, it does here too
+            return self.head.decide(self.encoder.fc_norm(self.head.pooled(*tokens)))
+        return self.head(self.encoder.fc_norm(tokens.values), tokens.cu_seqlens, longest)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """``[B, num_classes] float32``."""

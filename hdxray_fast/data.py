@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from .augment import RandAugment, Tone, gamma_tone
 from .canvas import Canvas
 from .contour import rasterize_polygon
 from .prepare import PreparedImage, prepare_one
@@ -36,13 +37,13 @@ class Augmentation:
     shift: float = 0.04
     gamma: float = 0.3
 
-    def draw(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, float]:
-        """A random affine map (``[2, 3] float64``, canvas to canvas pixels) and a gamma exponent."""
+    def draw(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, Tone]:
+        """A random affine map (``[2, 3] float64``, canvas to canvas pixels), and what follows it on the pixels."""
         angle = rng.uniform(-self.rotate, self.rotate)
         scale = float(np.exp2(rng.uniform(-1, 1) * np.log2(1 + self.zoom)))
         affine = cv2.getRotationMatrix2D((size / 2, size / 2), angle, scale)
         affine[:, 2] += rng.uniform(-self.shift, self.shift, 2) * size
-        return affine, float(np.exp2(rng.uniform(-self.gamma, self.gamma)))
+        return affine, gamma_tone(float(np.exp2(rng.uniform(-self.gamma, self.gamma))))
 
 
 class RadiographDataset(Dataset):
@@ -69,7 +70,7 @@ class RadiographDataset(Dataset):
         size: int = 1280,
         patch_size: int = 16,
         contour: str = "network",
-        augmentation: Augmentation | None = None,
+        augmentation: Augmentation | RandAugment | None = None,
         seed: int = 0,
     ) -> None:
         self.images = list(images)
@@ -86,10 +87,8 @@ class RadiographDataset(Dataset):
             valid = Canvas(pixels, box, {}).valid_grid(self.patch_size)
         else:
             rng = np.random.Generator(np.random.Philox(key=[self.seed, (epoch << 32) + index]))
-            affine, gamma = self.augmentation.draw(rng, self.size)
-            pixels = cv2.warpAffine(pixels, affine, (self.size, self.size), flags=cv2.INTER_LINEAR)
-            levels = np.linspace(0, 1, 256) ** gamma * 255
-            pixels = cv2.LUT(pixels, levels.round().astype(np.uint8))
+            affine, tone = self.augmentation.draw(rng, self.size)
+            pixels = tone(cv2.warpAffine(pixels, affine, (self.size, self.size), flags=cv2.INTER_LINEAR))
             polygon = _transform(polygon, affine)
             valid = self._warped_valid(box, affine)
         inside = rasterize_polygon(polygon, self.size, self.patch_size) & valid

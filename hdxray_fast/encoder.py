@@ -255,6 +255,13 @@ class Encoder(nn.Module):
         """Compute each block again in the backward pass instead of keeping what it needs."""
         self.grad_checkpointing = enable
 
+    def set_drop_path(self, rate: float = 0.0) -> None:
+        """Stochastic depth while training: ``rate`` in the last block, rising to it from 0 in the first."""
+        if not 0 <= rate < 1:
+            raise ArgumentError(f"drop_path: got {rate}, accepted is a share from 0 to below 1")
+        for index, block in enumerate(self.blocks):
+            block.drop_path = rate * index / max(1, len(self.blocks) - 1)
+
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Take images of another size: fixed positions are made anew, learned ones resampled (bicubic)."""
         config = replace(self.config, img_size=img_size)

@@ -15,8 +15,10 @@ import torch
 from .classification_plots import plot_curves
 from .classifier import Classifier, load_classifier
 from .embedding import Embedder
+from .error_sheet import write_error_sheet
 from .errors import ConfigError, TrainingError
 from .files import written_whole
+from .heads import LabelQueryHead, embed_names
 from .labels import LabelTable, read_manifest, require_files
 from .metrics import evaluate_predictions
 from .prepare import Quarantined, list_images, worker_count, write_quarantine
@@ -31,8 +33,12 @@ def report_predictions(
     bootstraps: int = 1000,
     seed: int = 0,
     extra: dict | None = None,
+    model: Classifier | None = None,
 ) -> dict:
-    """Write ``metrics.json``, ``predictions.csv`` and ``curves.png`` under ``out``; returns the metrics."""
+    """Write ``metrics.json``, ``predictions.csv`` and ``curves.png`` under ``out``; returns the metrics.
+
+    With ``model``, what made the probabilities, also ``errors.png``: its most confident errors and where it looked.
+    """
     report = evaluate_predictions(
         table.labels, probabilities, table.classes, table.patients, thresholds, bootstraps=bootstraps, seed=seed
     )
@@ -41,6 +47,8 @@ def report_predictions(
         temporary.write_text(json.dumps({**report, **(extra or {})}, indent=1) + "\n")
     write_predictions(out / "predictions.csv", table.paths, table.classes, probabilities, table.labels)
     plot_curves(out / "curves.png", table.labels, probabilities, table.classes)
+    if model is not None:
+        write_error_sheet(out / "errors.png", model, table, probabilities, thresholds)
     return report
 
 
@@ -88,6 +96,7 @@ def predict(
     workers: int = 0,
     device: str | None = None,
     progress: bool = False,
+    classes: Sequence[str] | None = None,
 ) -> Predictions:
     """Probabilities of a saved classifier for files, folders or CSV manifests.
 
@@ -95,11 +104,16 @@ def predict(
         paths: what to look at.
         model: a classifier, or the folder of one.
         batch_size, workers, device, progress: as for :func:`hdxray_fast.embed`.
+        classes: names to ask about; left out, those it was trained on. A ``label-query`` head with text embeddings
+            takes any name; the threshold of one that was never trained is 0.5.
+
+    Raises:
+        ConfigError: a name that the classifier cannot answer for.
     """
     model = load_classifier(model) if isinstance(model, str | os.PathLike) else model
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     files = list(dict.fromkeys(str(file) for name in names for file in list_images(name)))
-    return predict_list(files, model, batch_size, workers, device, progress)
+    return predict_list(files, model, batch_size, workers, device, progress, classes)
 
 
 def predict_list(
@@ -109,19 +123,70 @@ def predict_list(
     workers: int = 0,
     device: str | None = None,
     progress: bool = False,
+    classes: Sequence[str] | None = None,
 ) -> Predictions:
     """:func:`predict` for files as they are listed; missing ones count as unreadable."""
-    scorer = _Scorer(model.eval(), device)
+    questions = ask(model, classes)
+    scorer = _Scorer(model.eval(), device, questions)
     jobs = [(file, file) for file in files]
     images: list[str] = []
     bad: list[Quarantined] = []
-    rows = [np.zeros((0, len(model.config.classes)), np.float32)]
+    rows = [np.zeros((0, len(questions.names)), np.float32)]
     for part in scorer.batches(jobs, batch_size=batch_size, workers=worker_count(workers), progress=progress):
         bad += part.quarantined
         if len(part):
             images += part.sources
             rows.append(part.features)
-    return Predictions(images, np.concatenate(rows), model.config.classes, model.config.thresholds, bad)
+    return Predictions(images, np.concatenate(rows), questions.names, questions.thresholds, bad)
+
+
+@dataclass
+class Questions:
+    """Names asked about, of which a classifier was trained on some.
+
+    Attributes:
+        names: ``C'``.
+        thresholds: of each; 0.5 of a name that was never trained.
+        columns: where the answers stand among those for the trained classes and, behind them, the new names.
+        new_names: text embeddings of the new names ``[N, T]``, or ``None`` if there are none.
+    """
+
+    names: list[str]
+    thresholds: list[float]
+    columns: list[int]
+    new_names: torch.Tensor | None = None
+
+
+def ask(model: Classifier, classes: Sequence[str] | None) -> Questions:
+    """What a classifier has to work out to answer for ``classes`` (left out: its own).
+
+    Raises:
+        ConfigError: it cannot answer for one of them.
+        MissingDependencyError: a new name, and no sentence-transformers to embed it.
+    """
+    config = model.config
+    names = list(classes) if classes else list(config.classes)
+    if len(set(names)) != len(names):
+        raise ConfigError(f"classes: got {', '.join(names)}, accepted are different names")
+    new = [name for name in names if name not in config.classes]
+    if new:
+        why = ""
+        if not isinstance(model.head, LabelQueryHead):
+            why = f"its head {config.head!r} knows its own classes alone"
+        elif not config.text_model:
+            why = "its label queries are learned vectors, without the names' text"
+        elif config.multiclass:
+            why = "its classes exclude each other"
+        if why:
+            raise ConfigError(
+                f"classes: {new[0]!r} is none of the classifier's ({', '.join(config.classes)}), and it cannot be "
+                f"asked about others: {why}"
+            )
+    order = [*config.classes, *new]
+    thresholds = [*config.thresholds, *[0.5] * len(new)]
+    columns = [order.index(name) for name in names]
+    embedded = embed_names(new, config.text_model) if new else None
+    return Questions(names, [thresholds[column] for column in columns], columns, embedded)
 
 
 def evaluate_files(
@@ -138,10 +203,12 @@ def evaluate_files(
     device: str | None = None,
     bootstraps: int = 1000,
     progress: bool = True,
+    classes: Sequence[str] | None = None,
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
 
-    Thresholds are those chosen on validation when the classifier was made. Writes what :func:`report_predictions`
+    Thresholds are those chosen on validation when the classifier was made; ``classes`` are as for :func:`predict`, so
+    that names it has never seen can be put to the test. Writes what :func:`report_predictions`
     writes, and ``unreadable.csv``.
 
     Raises:
@@ -150,7 +217,7 @@ def evaluate_files(
     """
     classifier = load_classifier(model)
     table = read_manifest(
-        data, images=images, preset=preset, classes=classifier.config.classes,
+        data, images=images, preset=preset, classes=classes or classifier.config.classes,
         multiclass=classifier.config.multiclass, uncertain=uncertain,
     )  # fmt: skip
     if split != "all":
@@ -158,7 +225,9 @@ def evaluate_files(
     if not len(table):
         raise ConfigError(f"split: {data} has no image in {split!r}; choose another, or 'all'")
     require_files(table, str(data))
-    found = predict_list(table.paths, classifier, batch_size, workers, device, progress)
+    if progress:
+        print("\n".join(table.notes), end="\n" if table.notes else "")
+    found = predict_list(table.paths, classifier, batch_size, workers, device, progress, classes)
     if not found.images:
         raise TrainingError(f"{data}: none of the {len(table)} images could be read")
     place = {path: row for row, path in enumerate(found.images)}
@@ -166,19 +235,23 @@ def evaluate_files(
     scores = found.probabilities[[place[path] for path in table.paths]]
     out = Path(out)
     report = report_predictions(
-        out, table, scores, found.thresholds, bootstraps=bootstraps, extra={"model": str(model), "split": split}
-    )
+        out, table, scores, found.thresholds, bootstraps=bootstraps, extra={"model": str(model), "split": split},
+        model=None if classes else classifier,
+    )  # fmt: skip
     write_quarantine(out / "unreadable.csv", found.quarantined)
     return report
 
 
 class _Scorer(Embedder):
-    """Reads and batches as :func:`hdxray_fast.embed` does, with logits in the place of features."""
+    """Reads and batches as :func:`hdxray_fast.embed` does, with probabilities in the place of features."""
 
-    def __init__(self, model: Classifier, device: str | None) -> None:
+    def __init__(self, model: Classifier, device: str | None, questions: Questions) -> None:
         super().__init__(model.encoder, pool="mean", device=device)
-        self.model = model.to(self.device)
+        self.model, self.questions = model.to(self.device), questions
+        new = questions.new_names
+        self.new_names = None if new is None else new.to(self.device)
 
     def pooled(self, images, plan, scale, shift) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self.model(images, plan, scale, shift)
-        return self.model.probabilities(logits), torch.zeros(len(images) + 1)
+        logits = self.model(images, plan, scale, shift, self.new_names)
+        probabilities = self.model.probabilities(logits)[:, self.questions.columns]
+        return probabilities, torch.zeros(len(images) + 1)

@@ -33,10 +33,16 @@ class LinearHead(nn.Module):
 
     def forward(self, values: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None) -> Tensor:
         """Packed tokens ``[N, D]`` to logits ``[B, C]``."""
+        return self.decide(self.pooled(values, cu_seqlens))
+
+    def pooled(self, values: Tensor, cu_seqlens: Tensor) -> Tensor:
+        """Packed tokens ``[N, D]`` to a feature per image ``[B, D]``."""
         if self.pool == "cls":
-            pooled = values.index_select(0, cu_seqlens[:-1])
-        else:
-            pooled = mean_pool(values, cu_seqlens, self.num_prefix)
+            return values.index_select(0, cu_seqlens[:-1])
+        return mean_pool(values, cu_seqlens, self.num_prefix)
+
+    def decide(self, pooled: Tensor) -> Tensor:
+        """Features ``[B, D]`` to logits ``[B, C]``."""
         return self.fc(self.norm(pooled))
 
 
@@ -106,6 +112,18 @@ class LabelQueryHead(nn.Module):
             x = x.unflatten(0, (batch, count))
         return self.fc(self.norm(x)).squeeze(-1)
 
+    def answer(self, values: Tensor, cu_seqlens: Tensor, max_seqlen: int | None, text: Tensor) -> Tensor:
+        """Logits ``[B, C']`` of names that were never trained, from their embeddings ``text [C', T]``.
+
+        Queries look at each other, so each new name is asked beside the trained ones, as in training, and alone among
+        new names: its answer does not depend on what else is asked.
+        """
+        if self.text is None:
+            raise ArgumentError("text: this head learned a vector per class and knows no other names")
+        beside = [torch.cat([self.text, one[None].to(self.text)]) for one in text]
+        answers = [self.forward(values, cu_seqlens, max_seqlen, text=both)[:, -1:] for both in beside]
+        return torch.cat(answers, dim=1)
+
 
 def build_head(
     kind: str,
@@ -128,7 +146,11 @@ def build_head(
 
 
 def embed_names(names: Sequence[str], model: str = TEXT_MODEL) -> Tensor:
-    """Sentence embeddings of disease names, ``[C, T] float32``.
+    """Sentence embeddings of disease names, ``[C, T] float32``; an underscore is read as a space.
+
+    Args:
+        names: of diseases.
+        model: a name on the Hugging Face hub, or a folder.
 
     Raises:
         MissingDependencyError: sentence-transformers is not installed, or its model cannot be had.
@@ -137,10 +159,12 @@ def embed_names(names: Sequence[str], model: str = TEXT_MODEL) -> Tensor:
         from sentence_transformers import SentenceTransformer
     except ImportError as error:
         raise MissingDependencyError(
-            "text embeddings of disease names need sentence-transformers: pip install sentence-transformers"
+            "text embeddings of disease names need sentence-transformers: pip install 'hdxray-fast[text]'"
         ) from error
     try:
         encoder = SentenceTransformer(model, device="cpu")
-    except (OSError, ValueError) as error:
-        raise MissingDependencyError(f"the text model {model} cannot be loaded ({error})") from error
-    return torch.as_tensor(encoder.encode(list(names), convert_to_numpy=True)).float()
+    except Exception as error:  # offline, the hub's client raises errors of several libraries
+        reason = " ".join(str(error).split())[:300]
+        raise MissingDependencyError(f"the text model {model} cannot be loaded ({reason})") from error
+    words = [name.replace("_", " ") for name in names]
+    return torch.as_tensor(encoder.encode(words, convert_to_numpy=True, show_progress_bar=False)).float()

@@ -37,7 +37,6 @@ def read_generic(
     path: Path, images: Path | None, *, classes: Sequence[str] | None = None, multiclass: bool = False
 ) -> LabelTable:
     """A CSV with a path column, one column per class, and optionally patient and split columns."""
-    pandas = import_pandas()
     frame = _read_csv(path)
     image = _require(frame, path, PATH_COLUMNS, "the image's path")
     patient = find_column(frame.columns, PATIENT_COLUMNS)

@@ -240,7 +240,7 @@ def require_files(table: LabelTable, source: str) -> None:
 
 
 def describe_labels(table: LabelTable) -> str:
-    """Images, patients and class balance of each split, and what was noted on reading: what is shown before training."""
+    """Images, patients and class balance of each split, and what was noted on reading, to show before training."""
     width = max(len(name) for name in ("class", *table.classes))
     head = [f"{split:>24}" for split in SPLITS]
     counts = []

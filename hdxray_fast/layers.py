@@ -11,6 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from .errors import ArgumentError, ArgumentTypeError
 from .ops.attention import attention
+from .packing import image_of_row
 
 LAYER_NORM_EPS = 1e-6  # as MAE
 
@@ -144,8 +145,32 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
+def drop_path(branch: Tensor, rate: float, cu_seqlens: Tensor | None) -> Tensor:
+    """Stochastic depth (https://arxiv.org/abs/1603.09382): whole images lose this branch, the others make up for it.
+
+    Args:
+        branch: ``[N, D]`` packed or ``[B, S, D]`` dense.
+        rate: share of the images, 0 to below 1.
+        cu_seqlens: ``[B + 1]`` int32 of packed rows.
+    """
+    if cu_seqlens is None:
+        factor = branch.new_empty(branch.shape[0], 1, 1)
+    else:
+        factor = branch.new_empty(cu_seqlens.shape[0] - 1, 1)
+    factor.bernoulli_(1 - rate).div_(1 - rate)
+    if cu_seqlens is not None:
+        factor = factor.index_select(0, image_of_row(cu_seqlens, branch.shape[0]))  # [B, 1] -> [N, 1]
+    return branch * factor
+
+
 class Block(nn.Module):
-    """Pre-norm transformer block: self-attention, then MLP."""
+    """Pre-norm transformer block: self-attention, then MLP.
+
+    Attributes:
+        drop_path: share of the images that skip a branch of the block while it trains; no part of the saved model.
+    """
+
+    drop_path = 0.0
 
     def __init__(
         self,
@@ -172,9 +197,13 @@ class Block(nn.Module):
         queries: Queries | None = None,
     ) -> Tensor:
         """All rows, or those of ``queries`` alone ``[Nq, D]`` (equal to the same rows of all)."""
-        attended = self.ls1(self.attn(self.norm1(x), cu_seqlens, max_seqlen, queries))
+        rows = cu_seqlens if queries is None else queries.cu_seqlens
+        attended = self._dropped(self.ls1(self.attn(self.norm1(x), cu_seqlens, max_seqlen, queries)), rows)
         x = (x if queries is None else x.index_select(0, queries.rows)) + attended
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        return x + self._dropped(self.ls2(self.mlp(self.norm2(x))), rows)
+
+    def _dropped(self, branch: Tensor, cu_seqlens: Tensor | None) -> Tensor:
+        return drop_path(branch, self.drop_path, cu_seqlens) if self.training and self.drop_path else branch
 
 
 class CrossBlock(nn.Module):

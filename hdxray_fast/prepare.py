@@ -27,7 +27,7 @@ IMAGE_SUFFIXES = frozenset(
     (".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
 )
 PATH_COLUMNS = ("image", "path", "Path", "file", "filename", "image_path", "Image Index")
-CACHE_FORMAT = 1  # part of every cache key: raise it when the cached arrays change meaning
+CACHE_FORMAT = 2  # part of every cache key: raise it when the cached arrays change meaning
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class PreparedImage:
         method: how the contour was found.
         flagged: the contour is not to be trusted without a look.
         inside_share: share of all patches that lie inside the contour.
+        pixel_sha256: hash of the stored pixels, to find duplicates; blank if it is not known.
     """
 
     path: str
@@ -49,6 +50,7 @@ class PreparedImage:
     method: str
     flagged: bool
     inside_share: float
+    pixel_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -154,6 +156,7 @@ def prepare_one(path: str, cache: str, size: int, contour: str) -> PreparedImage
             "method": outline.method,
             "flagged": bool(outline.flagged),
             "inside_share": float(outline.inside.mean()),
+            "pixel_sha256": canvas.provenance.get("pixel_sha256", ""),
         }
         with written_whole(Path(cache), durable=False) as temporary, temporary.open("wb") as stream:
             np.savez(

@@ -90,6 +90,7 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
         bootstraps=config.bootstraps,
         seed=config.seed,
         extra={"config": asdict(replace(config, out=str(out))), "strengths": probe.strengths},
+        model=classifier.to(encoder.pos_embed.device),
     )
     return ProbeResult(out, report, probe.strengths, done.unreadable, table.notes)
 

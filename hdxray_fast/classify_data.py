@@ -1,0 +1,170 @@
+"""Labelled radiographs to batches for a classifier; a file that cannot be read any more is set aside, not fatal."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .augment import RandAugment
+from .data import Augmentation, RadiographDataset
+from .encoder import Encoder
+from .errors import TrainingError
+from .labels import LabelTable
+from .masking import MaskPlan
+from .prepare import PreparedImage
+from .selection import selected_patches
+
+
+class LabelledRadiographs(Dataset):
+    """Map from ``(epoch, index)`` to a training sample with its labels.
+
+    Samples are those of :class:`hdxray_fast.data.RadiographDataset` with ``labels [C] float32`` (NaN: not known) and
+    ``readable`` bool. A sample that cannot be read is black, without any label and ``readable`` False, so that it
+    adds nothing to loss or gradient and the walk through the data stays what it would have been.
+
+    Args:
+        images: prepared radiographs, rows of ``labels``.
+        labels: ``[N, C] float32``.
+        augmentation: ``None`` for the canvas as it is.
+        size, patch_size, contour, seed: as for :class:`hdxray_fast.data.RadiographDataset`.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[PreparedImage],
+        labels: np.ndarray,
+        *,
+        size: int,
+        patch_size: int,
+        contour: str = "network",
+        augmentation: Augmentation | RandAugment | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.radiographs = RadiographDataset(
+            images, size=size, patch_size=patch_size, contour=contour, augmentation=augmentation, seed=seed
+        )
+        self.labels = np.asarray(labels, np.float32)
+        if len(self.labels) != len(self.radiographs):
+            raise ValueError(f"{len(self.labels)} rows of labels for {len(self.radiographs)} images")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        epoch, index = key
+        try:
+            sample = self.radiographs[key]
+            labels, readable = self.labels[index], True
+        except Exception:  # whatever a damaged file or a lost disk raises: the run counts it and goes on
+            sample = self._black(epoch, index)
+            labels, readable = np.full(self.labels.shape[1], np.nan, np.float32), False
+        return {**sample, "labels": torch.from_numpy(labels.copy()), "readable": torch.tensor(readable)}
+
+    def _black(self, epoch: int, index: int) -> dict[str, Tensor]:
+        size, cells = self.radiographs.size, self.radiographs.size // self.radiographs.patch_size
+        return {
+            "pixels": torch.zeros(1, size, size, dtype=torch.uint8),
+            "inside": torch.zeros(cells, cells, dtype=torch.bool),
+            "valid": torch.ones(cells, cells, dtype=torch.bool),
+            "scale": torch.tensor(1.0),
+            "shift": torch.tensor(0.0),
+            "index": torch.tensor(index),
+            "draw": torch.tensor(epoch * len(self) + index),
+        }
+
+
+@dataclass
+class SetAside:
+    """Files that could not be read, before or while training, and how many may be.
+
+    Attributes:
+        path: CSV file that lists them.
+        total: images of the manifest.
+        limit: share of ``total`` above which training stops.
+        rows: ``(file, error, reason)``.
+    """
+
+    path: Path
+    total: int
+    limit: float
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def add(self, rows: Sequence[tuple[str, str, str]]) -> None:
+        """Note files (each once), and write the list.
+
+        Raises:
+            TrainingError: there are more than ``limit`` allows.
+        """
+        known = {row[0] for row in self.rows}
+        self.rows += [row for row in dict.fromkeys(rows) if row[0] not in known]
+        self.write()
+        if len(self.rows) > self.limit * self.total:
+            name, _, reason = self.rows[-1]
+            raise TrainingError(
+                f"{len(self.rows)} of {self.total} images cannot be read, more than max_bad_share={self.limit:g} "
+                f"allows; they are listed in {self.path}, the last is {name}: {reason}"
+            )
+
+    def write(self) -> None:
+        """Write ``path,error,reason`` rows, also if there are none."""
+        with self.path.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([("path", "error", "reason"), *self.rows])
+
+
+def model_inputs(encoder: Encoder, batch: dict) -> tuple[Tensor, MaskPlan | None, Tensor | None, Tensor | None]:
+    """Images ``[B, C, S, S]``, plan, scale and shift of a batch, as ``keep`` and ``normalisation`` say."""
+    images = batch["pixels"].expand(-1, encoder.in_chans, -1, -1)
+    plan = None
+    if encoder.keep != "all":
+        plan = selected_patches(
+            encoder.keep, images, encoder.grid_size, encoder.patch_size, batch["inside"], batch["valid"], encoder.margin
+        )
+    if encoder.normalisation == "per_image":
+        return images, plan, batch["scale"], batch["shift"]
+    return images, plan, None, None
+
+
+def mix(encoder: Encoder, batch: dict, share: float) -> dict:
+    """Mixup (https://arxiv.org/abs/1710.09412): every image and its neighbour in the batch, at one share.
+
+    Both are standardised first, so that the share is one of contrast; a patch that either of them shows is shown, and a
+    label that is not known of one of them is not known of both.
+
+    Args:
+        encoder: tells how images are standardised.
+        batch: of :class:`LabelledRadiographs`.
+        share: of the image itself, 0 to 1.
+
+    Returns:
+        A batch whose ``pixels`` are float32 ``[B, 1, S, S]``, ``scale`` 1 and ``shift`` 0.
+    """
+    if encoder.normalisation == "per_image":
+        scale, shift = batch["scale"], batch["shift"]
+    else:
+        scale, shift = (torch.as_tensor(value) for value in encoder.pixel_scale(batch["pixels"]))
+    scale, shift = (value.to(batch["pixels"].device).reshape(-1, 1, 1, 1) for value in (scale, shift))
+    images = batch["pixels"].float() * scale + shift
+    count = len(images)
+    return {
+        **batch,
+        "pixels": share * images + (1 - share) * images.roll(1, 0),
+        "inside": batch["inside"] | batch["inside"].roll(1, 0),
+        "valid": batch["valid"] | batch["valid"].roll(1, 0),
+        "scale": images.new_ones(count),
+        "shift": images.new_zeros(count),
+        "labels": share * batch["labels"] + (1 - share) * batch["labels"].roll(1, 0),
+    }
+
+
+def table_of_readable(table: LabelTable, prepared: Sequence[PreparedImage]) -> tuple[LabelTable, list[PreparedImage]]:
+    """The rows of ``table`` whose images were prepared, and those images in its order."""
+    place = {image.path: image for image in prepared}
+    table = table.rows([row for row, path in enumerate(table.paths) if path in place])
+    return table, [place[path] for path in table.paths]
