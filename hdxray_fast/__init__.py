@@ -49,6 +49,8 @@ _ROOMS = {
     "save_model": "checkpoint",
     "PretrainConfig": "config",
     "run_pretraining": "pretrain",
+    "FinetuneConfig": "classify_config",
+    "run_finetuning": "classify",
 }
 
 __all__ = [

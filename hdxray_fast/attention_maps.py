@@ -68,7 +68,7 @@ def patch_map(
         return PatchMap(_on_grid(model, rows - rows.mean(), plan), True, words)
     with torch.no_grad(), _captured(source) as calls:
         model(images, plan, scale, shift)
-    rows = _weights(source, calls[-1], query)[encoder.num_prefix_tokens :]
+        rows = _weights(source, calls[-1], query)[encoder.num_prefix_tokens :]
     return PatchMap(_on_grid(model, rows, plan), False, words)
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``hdxray-fast doctor | demo | contour | embed | convert | pretrain``."""
+"""The command line: ``hdxray-fast doctor | demo | contour | embed | convert | pretrain | finetune | ...``."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def _run(argv: list[str]) -> int:
         from jsonargparse import ArgumentError, ArgumentParser
     except ImportError as error:
         raise MissingDependencyError("the command line needs jsonargparse: pip install 'hdxray-fast[train]'") from error
-    from .config import PretrainConfig, ProbeConfig
+    from . import classify_cli
+    from .config import PretrainConfig
     from .demo import DemoConfig
     from .planning import add_commands as add_plan
     from .planning import run_plan_command
@@ -113,36 +114,11 @@ def _run(argv: list[str]) -> int:
     pretrain.add_class_arguments(PretrainConfig)
     commands.add_subcommand("pretrain", pretrain, help="pre-train on a folder of radiographs")
 
-    probe = ArgumentParser(exit_on_error=False, description="A linear probe on the features of a frozen encoder.")
-    probe.add_argument("--config", action="config", help="YAML file with any of the settings below")
-    probe.add_class_arguments(ProbeConfig)
-    commands.add_subcommand("probe", probe, help="labels and weights to test metrics with intervals")
-
-    predict = ArgumentParser(exit_on_error=False, description="Probabilities of a saved classifier for new files.")
-    predict.add_argument("paths", nargs="+", help="radiographs, folders of them, or CSV manifests")
-    predict.add_argument("--model", required=True, help="the model folder that a probe wrote")
-    predict.add_argument("--out", required=True, help="CSV file, such as predictions.csv")
-    predict.add_argument("--batch_size", type=int, default=4)
-    predict.add_argument("--workers", type=int, default=-1, help="processes that read files; -1: one per core")
-    predict.add_argument("--device", help="where the model runs; left out, a GPU if there is one")
-    commands.add_subcommand("predict", predict, help="a saved classifier on new files")
-
-    evaluate = ArgumentParser(exit_on_error=False, description="Metrics of a saved classifier on labelled files.")
-    evaluate.add_argument("--data", required=True, help="CSV manifest, or what the preset reads")
-    evaluate.add_argument("--model", required=True, help="the model folder that a probe wrote")
-    evaluate.add_argument("--out", required=True, help="folder for metrics, predictions and plots")
-    evaluate.add_argument("--images", help="folder that relative paths in the manifest start from")
-    evaluate.add_argument("--preset", help="chexpert, mimic-cxr, nih14, rsna, vindr or padchest")
-    evaluate.add_argument("--split", default="test", help="train, val, test, or all")
-    evaluate.add_argument("--uncertain", default="ignore", help="ignore, zeros or ones")
-    evaluate.add_argument("--batch_size", type=int, default=4)
-    evaluate.add_argument("--workers", type=int, default=-1, help="processes that read files; -1: one per core")
-    evaluate.add_argument("--device", help="where the model runs; left out, a GPU if there is one")
-    evaluate.add_argument("--bootstraps", type=int, default=1000)
-    commands.add_subcommand("evaluate", evaluate, help="a saved classifier on labelled files")
+    classify_cli.add_commands(commands, ArgumentParser)
 
     try:
-        parsed = parser.parse_args(_with_underscores(argv))
+        argv = _with_underscores(argv)
+        parsed = parser.parse_args(classify_cli.join_lists(argv) if argv[:1] in (["probe"], ["finetune"]) else argv)
     except (ArgumentError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         hint = f"hdxray-fast {argv[0]} --help" if argv and not argv[0].startswith("-") else "hdxray-fast --help"
@@ -162,9 +138,10 @@ def _run(argv: list[str]) -> int:
         "stream": run_stream_command,
         "plan": run_plan_command,
         "pretrain": _pretrain,
-        "probe": _probe,
-        "predict": _predict,
-        "evaluate": _evaluate,
+        "probe": classify_cli.run_probe_command,
+        "finetune": classify_cli.run_finetune_command,
+        "predict": classify_cli.run_predict_command,
+        "evaluate": classify_cli.run_evaluate_command,
     }[parsed.command](**options.as_dict())
 
 
@@ -249,36 +226,6 @@ def _pretrain(**options) -> int:
         print(f"picture: {result.picture}")
     where = result.out / "model" if result.finished else result.out / "checkpoints"
     print(f"{'model' if result.finished else 'stopped early; resume with --resume auto'}: {where}")
-    return 0
-
-
-def _probe(**options) -> int:
-    from .config import ProbeConfig
-    from .probe import describe_probe, run_probe
-
-    print(describe_probe(run_probe(ProbeConfig(**options))))
-    return 0
-
-
-def _predict(paths: list[str], model: str, out: str, **options) -> int:
-    from pathlib import Path
-
-    from .evaluation import predict, write_predictions
-
-    found = predict(paths, model, progress=True, **options)
-    for bad in found.quarantined:
-        print(f"unreadable: {bad.path}: {bad.reason}", file=sys.stderr)
-    write_predictions(Path(out), found.images, found.classes, found.probabilities)
-    print(f"{len(found.images)} images in {out}")
-    return 0 if found.images else 2
-
-
-def _evaluate(model: str, **options) -> int:
-    from .evaluation import evaluate_files
-    from .metrics import format_metrics
-
-    print(format_metrics(evaluate_files(model, **options)))
-    print(f"metrics, predictions and plots are in {options['out']}")
     return 0
 
 

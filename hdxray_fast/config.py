@@ -203,6 +203,8 @@ class ProbeConfig:
         device: where the encoder runs; a GPU if there is one by default.
         bootstraps: draws of patients for the 95 % intervals.
         seed: of splits, fractions and draws.
+        split_seed: of the splits alone; ``seed`` by default.
+        features: Parquet file that keeps the features; ``<out>/features.parquet`` by default.
     """
 
     data: str
@@ -224,6 +226,8 @@ class ProbeConfig:
     device: str | None = None
     bootstraps: int = 1000
     seed: int = 0
+    split_seed: int | None = None
+    features: str | None = None
 
     def __post_init__(self) -> None:
         if not (self.data and self.out):

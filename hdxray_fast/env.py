@@ -42,6 +42,7 @@ EXTRAS = {
     "report": ["transformers>=4.57", "tokenizers>=0.21", "pycocoevalcap>=1.2", "matplotlib>=3.8"],
     "report-chinese": ["jieba>=0.42"],
     "clinical": ["radgraph>=0.1.18", "f1chexbert>=0.0.2"],
+    "text": ["sentence-transformers>=3"],
 }
 WHAT_FOR = {
     "dicom": "DICOM files, compressed ones included",
@@ -52,7 +53,8 @@ WHAT_FOR = {
     "hf": "the encoder as a transformers model",
     "timm": "the encoder in timm's registry",
     "export": "the encoder as an ONNX graph",
-    "classify": "labels, probes and evaluation (with train)",
+    "classify": "labels, probes, fine-tuning and evaluation (with train)",
+    "text": "label queries from the diseases' names",
     "report": "reports and their scores (with train); METEOR takes Java where it is",
     "report-chinese": "scores of Chinese reports by words (with report)",
     "clinical": "RadGraph F1 and CheXbert F1 of English reports (with report)",

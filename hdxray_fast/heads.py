@@ -157,9 +157,10 @@ def embed_names(names: Sequence[str], model: str = TEXT_MODEL) -> Tensor:
     """
     try:
         from sentence_transformers import SentenceTransformer
-    except ImportError as error:
+    except Exception as error:  # what its own dependencies stumble over can be any error
         raise MissingDependencyError(
-            "text embeddings of disease names need sentence-transformers: pip install 'hdxray-fast[text]'"
+            f"text embeddings of disease names need sentence-transformers, which cannot be imported ({error}): "
+            "pip install 'hdxray-fast[text]'"
         ) from error
     try:
         encoder = SentenceTransformer(model, device="cpu")

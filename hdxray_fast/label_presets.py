@@ -179,10 +179,41 @@ def read_rsna(path: Path, images: Path | None, **_) -> LabelTable:
 def read_vindr(path: Path, images: Path | None, *, classes: Sequence[str] | None = None, **_) -> LabelTable:
     """VinDr-CXR: a row per box and reader (``class_name``) or per image and reader (one column per class).
 
-    A finding holds if at least half of the readers of the image saw it. Patients are not published: every image counts
-    as a patient of its own.
+    A finding holds if at least half of the readers of the image saw it. ``image_labels_test.csv`` beside
+    ``image_labels_train.csv`` is the test split. Patients are not published: every image counts as a patient of its
+    own.
     """
     file = path if path.is_file() else _one(path, "train.csv", "image_labels_train.csv")
+    shares = {"": _share_of_readers(file)}
+    test = file.with_name("image_labels_test.csv")
+    if file.name == "image_labels_train.csv" and test.exists():
+        shares = {"train": shares[""], "test": _share_of_readers(test)}
+    known = list(next(iter(shares.values())).columns)
+    classes = list(classes or known)
+    _check_classes(classes, known, file)
+    _require_all(shares.get("test", shares[next(iter(shares))]), test, classes)
+    paths, labels, names, splits = [], [], [], []
+    for split, share in shares.items():
+        folder = split or "train"
+        roots = [images / folder, images] if images else [file.parent / folder, file.parent.parent / folder]
+        for name in map(str, share.index):
+            ways = [root / f"{name}{suffix}" for root in roots for suffix in (".dicom", ".dcm", ".png")]
+            paths.append(str(_existing(*ways)))
+            names.append(name)
+            splits.append(split)
+        labels.append((share[classes].to_numpy() >= 0.5).astype(np.float32))
+    return LabelTable(
+        paths,
+        np.concatenate(labels),
+        classes,
+        names,
+        splits,
+        notes=["patients are not published: every image counts as a patient of its own"],
+    )
+
+
+def _share_of_readers(file: Path):
+    """Per image (rows) and class (columns): the share of the image's readers that saw it."""
     frame = _read_csv(file)
     _require_all(frame, file, ("image_id",))
     if "class_name" in frame.columns:
@@ -192,21 +223,9 @@ def read_vindr(path: Path, images: Path | None, *, classes: Sequence[str] | None
         counts = counts.drop(columns=[name for name in counts.columns if name.lower() == "no finding"])
         share = counts.div(readers if readers is not None else 1, axis=0)
     else:
-        numeric = [name for name in frame.columns if name not in ("image_id", "rad_id", "No finding")]
-        share = frame.groupby("image_id")[numeric].mean()
-    share = share.sort_index()
-    classes = list(classes or share.columns)
-    _check_classes(classes, list(share.columns), file)
-    names = [str(name) for name in share.index]
-    root = images or file.parent / "train"
-    return LabelTable(
-        [str(_existing(root / f"{name}.dicom", root / f"{name}.dcm", root / f"{name}.png")) for name in names],
-        (share[classes].to_numpy() >= 0.5).astype(np.float32),
-        classes,
-        names,
-        [""] * len(names),
-        notes=["patients are not published: every image counts as a patient of its own"],
-    )
+        share = frame.groupby("image_id")[[n for n in frame.columns if n not in ("image_id", "rad_id", "No finding")]]
+        share = share.mean()
+    return share.sort_index()
 
 
 def read_padchest(path: Path, images: Path | None, *, classes: Sequence[str] | None = None, **_) -> LabelTable:
@@ -289,13 +308,13 @@ def _labels(frame, path: Path, classes: Sequence[str], blank: float = np.nan) ->
 
 
 def _looks_like_labels(column) -> bool:
-    """Whether a column holds numbers, or numbers and not-a-numbers (which are then refused by name)."""
+    """Whether a column holds numbers, or not-a-numbers among or instead of them (which are then refused by name)."""
     pandas = import_pandas()
     if pandas.api.types.is_numeric_dtype(column):
         return True
     numbers = pandas.to_numeric(column, errors="coerce")
     others = column[numbers.isna() & column.notna()].astype(str).str.strip().str.lower()
-    return bool(numbers.notna().any()) and set(others) <= NOT_NUMBERS
+    return set(others) <= NOT_NUMBERS and (bool(numbers.notna().any()) or "nan" in set(others))
 
 
 def _frontal(frame, column: str, wanted: Sequence[str]):

@@ -74,7 +74,7 @@ def run_pretraining(
     training = Training(config, task, progress=progress, on_step=on_step)
     paths = list_images(config.data, config.images, exclude=(out, cache))
     training.claim_folder()
-    task.use(_prepare(training, paths, cache))
+    task.use(prepare_radiographs(training, paths, cache))
     done = training.run()
     if done.finished:
         model = training.whole_model()
@@ -201,7 +201,7 @@ class PretrainTask(Task):
             write_image(self.picture, panel)
 
 
-def _prepare(training: Training, paths: list[Path], cache: Path) -> list[PreparedImage]:
+def prepare_radiographs(training: Training, paths: list[Path], cache: Path) -> list[PreparedImage]:
     """Canvas and contour of every file; unreadable ones are listed and set aside."""
     config: PretrainConfig = training.config
     quarantine = training.out / "quarantine.csv"

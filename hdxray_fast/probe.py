@@ -32,6 +32,8 @@ class ProbeResult:
         strengths: the C chosen for each class.
         left_out: files that could not be read.
         notes: what was left out on reading the labels.
+        train_images: the regressions were fitted on.
+        unreadable_csv: names the files that could not be read.
     """
 
     out: Path
@@ -39,6 +41,8 @@ class ProbeResult:
     strengths: list[float]
     left_out: int = 0
     notes: list[str] = field(default_factory=list)
+    train_images: int = 0
+    unreadable_csv: Path | None = None
 
 
 def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: bool = True) -> ProbeResult:
@@ -58,7 +62,7 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
         uncertain=config.uncertain,
         val_share=config.val_share,
         test_share=config.test_share,
-        seed=config.seed,
+        seed=config.seed if config.split_seed is None else config.split_seed,
     )
     require_files(table, config.data)
     if progress:
@@ -66,7 +70,8 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
     out = Path(config.out)
     encoder = encoder or create_encoder(weights=config.weights)
     options = {name: getattr(config, name) for name in ("pool", "keep", "img_size", "batch_size", "workers", "device")}
-    done = embed_list(table.paths, out / "features.parquet", encoder, progress=progress, **options)
+    kept = Path(config.features) if config.features else out / "features.parquet"
+    done = embed_list(table.paths, kept, encoder, progress=progress, **options)
     rows = read_features(done.out)
     table, features = _matched(table, rows, config.data)
     table_used = take_fraction(table, config.label_fraction, config.seed)
@@ -92,7 +97,8 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
         extra={"config": asdict(replace(config, out=str(out))), "strengths": probe.strengths},
         model=classifier.to(encoder.pos_embed.device),
     )
-    return ProbeResult(out, report, probe.strengths, done.unreadable, table.notes)
+    train_images = table_used.splits.count("train")
+    return ProbeResult(out, report, probe.strengths, done.unreadable, table.notes, train_images, done.unreadable_csv)
 
 
 @dataclass
@@ -204,6 +210,6 @@ def describe_probe(result: ProbeResult) -> str:
 
     lines = [format_metrics(result.report)]
     if result.left_out:
-        lines.append(f"{result.left_out} images could not be read: {result.out / 'features.unreadable.csv'}")
+        lines.append(f"{result.left_out} images could not be read: {result.unreadable_csv}")
     lines.append(f"metrics, plots and the model are in {result.out}")
     return "\n".join(lines)

@@ -336,7 +336,8 @@ class Training:
             micro = [self.task.to_device(next(batches), self.accelerator.device) for _ in range(config.grad_accum)]
             loss, numbers = self._backward(micro)
             norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), config.clip_grad or math.inf))
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            # in fp16 a gradient may overflow: the scaler skips the step and scales the next one down
+            if not (math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler is not None)):
                 self._fail(loss, norm, [file for batch in micro for file in self.task.files(batch)])
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -432,4 +433,6 @@ class Training:
 def _precision(wanted: str) -> str:
     if wanted == "auto":
         return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    return "bf16" if wanted == "bf16" else "no"
+    if wanted == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("precision: fp16 needs a GPU; accepted here are bf16 and fp32")
+    return wanted if wanted in ("bf16", "fp16") else "no"

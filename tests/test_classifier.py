@@ -69,6 +69,19 @@ def test_a_classifier_comes_back_from_disk(tmp_path, head, multiclass):
     assert ((probabilities > 0) & (probabilities < 1)).all()
 
 
+@pytest.mark.parametrize("pool", ["cls", "mean"])
+def test_a_norm_after_pooling_is_not_forgotten(pool):
+    """Encoders of timm's kind normalise the pooled feature; a probe is fitted on what they give."""
+    encoder = tiny_encoder(fc_norm=True, pool=pool)
+    encoder.fc_norm.weight.data += torch.rand(DIM)
+    model = Classifier(encoder, ClassifierConfig(["mass"], head="probe", pool=pool)).eval()
+    images = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        model.head.fc.weight.normal_()
+        expected = model.head.fc(encoder(images))
+        torch.testing.assert_close(model(images), expected)
+
+
 def test_damaged_folders_are_named(tmp_path):
     model = Classifier(tiny_encoder(), ClassifierConfig(["mass"]))
     folder = save_classifier(model, tmp_path)

@@ -204,6 +204,19 @@ def test_vindr_readers_vote(tmp_path):
     assert (table.classes, table.labels.tolist()) == (["Mass"], [[1], [0]])
 
 
+def test_vindr_as_physionet_has_it(tmp_path):
+    rows = [f"im{i},R{r},{int(i % 2 == 0 and r < 2)},{int(i % 2)}" for i in range(8) for r in range(3)]
+    folder = tmp_path / "annotations"
+    write(folder / "image_labels_train.csv", "\n".join(["image_id,rad_id,Mass,No finding", *rows]))
+    write(folder / "image_labels_test.csv", "image_id,Mass,No finding\nt0,1,0\nt1,0,1\n")  # the readers' consensus
+    write(tmp_path / "test" / "t1.dicom", "")
+    table = PRESETS["vindr"](folder, None)
+    assert table.labels[:, 0].tolist() == [1, 0] * 4 + [1, 0]
+    assert table.splits == ["train"] * 8 + ["test"] * 2
+    assert table.paths[9] == str(tmp_path / "test" / "t1.dicom")
+    assert set(read_labels(folder, preset="vindr", val_share=0.4).splits) == {"train", "val", "test"}
+
+
 def test_padchest_lists_in_text(tmp_path):
     lines = ["ImageID,ImageDir,PatientID,Projection,Labels"]
     for i in range(120):

@@ -1,0 +1,112 @@
+"""The commands ``probe``, ``finetune``, ``predict`` and ``evaluate``."""
+
+from __future__ import annotations
+
+import sys
+
+from .classify_config import FinetuneConfig
+from .config import ProbeConfig
+
+LISTS = ("classes", "seeds", "label_fractions")  # settings of probe and finetune that take several values
+
+
+def add_commands(commands, parser_class) -> None:
+    """Add them to jsonargparse's subcommands."""
+    probe = parser_class(exit_on_error=False, description="A linear probe on the features of a frozen encoder.")
+    probe.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    probe.add_class_arguments(ProbeConfig)
+    commands.add_subcommand("probe", probe, help="labels and weights to test metrics with intervals")
+
+    finetune = parser_class(exit_on_error=False, description="Fine-tune an encoder to recognise diseases.")
+    finetune.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    finetune.add_class_arguments(FinetuneConfig)
+    commands.add_subcommand("finetune", finetune, help="labels and weights to a classifier and its test metrics")
+
+    predict = parser_class(exit_on_error=False, description="Probabilities of a saved classifier for new files.")
+    predict.add_argument("paths", nargs="+", help="radiographs, folders of them, or CSV manifests")
+    predict.add_argument("--out", required=True, help="CSV file, such as predictions.csv")
+    _add_model(predict)
+    commands.add_subcommand("predict", predict, help="a saved classifier on new files")
+
+    evaluate = parser_class(exit_on_error=False, description="Metrics of a saved classifier on labelled files.")
+    evaluate.add_argument("--data", required=True, help="CSV manifest, or what the preset reads")
+    evaluate.add_argument("--out", required=True, help="folder for metrics, predictions and plots")
+    evaluate.add_argument("--images", help="folder that relative paths in the manifest start from")
+    evaluate.add_argument("--preset", help="chexpert, mimic-cxr, nih14, rsna, vindr or padchest")
+    evaluate.add_argument("--split", default="test", help="train, val, test, or all")
+    evaluate.add_argument("--uncertain", default="ignore", help="ignore, zeros or ones")
+    evaluate.add_argument("--bootstraps", type=int, default=1000)
+    _add_model(evaluate)
+    commands.add_subcommand("evaluate", evaluate, help="a saved classifier on labelled files")
+
+
+def _add_model(parser) -> None:
+    parser.add_argument("--model", required=True, help="the model folder that probe or finetune wrote")
+    names = "names to ask about, left out those it was trained on; label queries with text take any"
+    parser.add_argument("--classes", nargs="+", help=names)
+    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--workers", type=int, default=-1, help="processes that read files; -1: one per core")
+    parser.add_argument("--device", help="where the model runs; left out, a GPU if there is one")
+
+
+def join_lists(argv: list[str]) -> list[str]:
+    """``--seeds 0 1 2`` as ``--seeds [0, 1, 2]``, which is what settings of a configuration take."""
+    joined: list[str] = []
+    words = iter(argv)
+    word = next(words, None)
+    while word is not None:
+        joined.append(word)
+        name, word = word, next(words, None)
+        if not (name.startswith("--") and name[2:] in LISTS and word is not None) or word.lstrip().startswith("["):
+            continue
+        values = []
+        while word is not None and not word.startswith("--"):
+            values.append(word)
+            word = next(words, None)
+        joined.append("[" + ", ".join(_quoted(value) for value in values) + "]")
+    return joined
+
+
+def _quoted(value: str) -> str:
+    try:
+        float(value)
+    except ValueError:
+        return "'" + value.replace("'", "''") + "'"  # YAML: a name stays a name, whatever is in it
+    return value
+
+
+def run_probe_command(**options) -> int:
+    from .probe import describe_probe, run_probe
+
+    print(describe_probe(run_probe(ProbeConfig(**options))))
+    return 0
+
+
+def run_finetune_command(**options) -> int:
+    from .classify import describe_finetuning, run_finetuning
+
+    config = FinetuneConfig(**options)
+    print(describe_finetuning(config, run_finetuning(config)))
+    return 0
+
+
+def run_predict_command(paths: list[str], model: str, out: str, **options) -> int:
+    from pathlib import Path
+
+    from .evaluation import predict, write_predictions
+
+    found = predict(paths, model, progress=True, **options)
+    for bad in found.quarantined:
+        print(f"unreadable: {bad.path}: {bad.reason}", file=sys.stderr)
+    write_predictions(Path(out), found.images, found.classes, found.probabilities)
+    print(f"{len(found.images)} images in {out}")
+    return 0 if found.images else 2
+
+
+def run_evaluate_command(model: str, **options) -> int:
+    from .evaluation import evaluate_files
+    from .metrics import format_metrics
+
+    print(format_metrics(evaluate_files(model, **options)))
+    print(f"metrics, predictions, plots and the most confident errors are in {options['out']}")
+    return 0

@@ -1,0 +1,167 @@
+"""Which model is kept: predictions on validation, a score, and the best weights so far on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from .classifier import Classifier
+from .classify_config import FinetuneConfig
+from .classify_data import LabelledRadiographs, model_inputs
+from .classify_loss import classification_loss
+from .errors import CheckpointError
+from .files import written_whole
+from .run_state import whole_state
+
+
+@torch.no_grad()
+def predict_rows(
+    accelerator,
+    model: Classifier,
+    dataset: LabelledRadiographs,
+    config: FinetuneConfig,
+    on_unreadable: Callable[[dict], None],
+    bar: Callable | None = None,
+    label: str = "",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of a data set's images as they are.
+
+    Args:
+        accelerator: of the training, whose processes share the work and all get all rows; ``None`` does it alone.
+        model: in evaluation mode.
+        dataset: without augmentation.
+        config: batch size, workers and precision.
+        on_unreadable: called with a batch that holds an image which cannot be read.
+        bar: makes a progress bar, named ``label``.
+
+    Returns:
+        Rows ``[N'] int64`` of the images that could be read, ascending, and their logits ``[N', C] float32``.
+    """
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    device = model.encoder.pos_embed.device
+    mine = list(range(rank, len(dataset), world))
+    keys = [[(0, row) for row in mine[i : i + config.batch_size]] for i in range(0, len(mine), config.batch_size)]
+    loader = DataLoader(dataset, batch_sampler=keys, num_workers=max(0, config.workers) if device.type == "cuda" else 0)
+    rows, logits = [], []
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(bar(total=len(mine), unit="image", desc=label)) if bar else None
+        if accelerator is not None:
+            stack.enter_context(accelerator.autocast())
+        elif device.type == "cuda" and config.precision != "fp32":
+            dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
+            stack.enter_context(torch.autocast("cuda", dtype))
+        for batch in loader:
+            good = batch["readable"]
+            if not bool(good.all()):
+                on_unreadable(batch)
+            on_device = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+            found = model(*model_inputs(model.encoder, on_device)).float().cpu().numpy()
+            rows += batch["index"][good].tolist()
+            logits.append(found[good.numpy()])
+            if progress is not None:
+                progress.update(len(good))
+    width = len(model.config.classes)
+    part = np.array(rows, np.int64), np.concatenate([np.zeros((0, width), np.float32), *logits])
+    if world == 1:
+        return part
+    from accelerate.utils import gather_object
+
+    parts = gather_object([part])
+    rows, logits = (np.concatenate([piece[i] for piece in parts]) for i in range(2))
+    order = np.argsort(rows)
+    return rows[order], logits[order]
+
+
+def validation_score(model: Classifier, labels: np.ndarray, logits: np.ndarray, select: str) -> dict[str, float]:
+    """Loss, mean AUROC and mean AUPRC (of the classes that have both kinds of label; NaN if none has), and the score.
+
+    Args:
+        model: tells how logits become probabilities.
+        labels, logits: ``[N, C]``.
+        select: ``"auroc"``, ``"auprc"`` or ``"loss"``; where a ranking is not defined, the loss stands in for it.
+
+    Returns:
+        ``{"loss", "auroc", "auprc", "score"}``; the larger the score the better.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    multiclass = model.config.multiclass
+    loss = float(classification_loss(torch.from_numpy(logits), torch.from_numpy(labels), multiclass))
+    scores = model.probabilities(torch.from_numpy(logits)).numpy()
+    ranked: dict[str, list[float]] = {"auroc": [], "auprc": []}
+    for column in range(labels.shape[1]):
+        known = ~np.isnan(labels[:, column])
+        truth, score = labels[known, column], scores[known, column]
+        if truth.size and truth.min() != truth.max():
+            ranked["auroc"].append(float(roc_auc_score(truth, score)))
+            ranked["auprc"].append(float(average_precision_score(truth, score)))
+    found = {"loss": loss, **{name: float(np.mean(v)) if v else math.nan for name, v in ranked.items()}}
+    score = -loss if select == "loss" or math.isnan(found[select]) else found[select]
+    return {**found, "score": score}
+
+
+class BestModel:
+    """The weights with the best validation score so far, in one file that is whole or absent.
+
+    Args:
+        path: safetensors file; its metadata hold score and step.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def exists(self) -> bool:
+        return self.path.exists()
+
+    def improved_by(self, score: dict[str, float]) -> bool:
+        """Whether ``score`` is better than what is kept; at equal scores the smaller loss is."""
+        if not math.isfinite(score["loss"]):
+            return False
+        if not self.exists():
+            return True
+        kept = self.read()
+        return (score["score"], -score["loss"]) > (kept["score"], -kept["loss"])
+
+    def save(self, model: Classifier, facts: dict, write: bool = True) -> None:
+        """Keep these weights; where they are sharded, every process must call this."""
+        from safetensors.torch import save_file
+
+        tensors = whole_state(model, write)
+        if write:
+            with written_whole(self.path) as temporary:
+                save_file(tensors, temporary, metadata={"format": "pt", "facts": json.dumps(facts)})
+
+    def read(self) -> dict:
+        """Score and step of what is kept.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, "pt") as stream:
+                return json.loads(stream.metadata()["facts"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: is missing or damaged ({error}); no model was chosen yet") from error
+
+    def load(self, model: Classifier) -> None:
+        """Fill ``model`` with what is kept.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or of another model.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            model.load_state_dict(load_file(self.path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise CheckpointError(f"{self.path}: cannot be loaded ({error})") from error

@@ -1,0 +1,238 @@
+"""What fine-tuning trains: a classifier on labelled radiographs, as the training loop asks for it."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .augment import RandAugment
+from .classifier import Classifier, ClassifierConfig, save_classifier
+from .classify_config import FinetuneConfig
+from .classify_data import LabelledRadiographs, SetAside, mix, model_inputs, table_of_readable
+from .classify_loss import class_weights, classification_loss, known_labels
+from .classify_selection import BestModel, predict_rows, validation_score
+from .data import Augmentation
+from .encoder import Encoder, create_encoder
+from .errors import ConfigError, MissingDependencyError, TrainingError
+from .evaluation import report_predictions
+from .heads import TEXT_MODEL, embed_names
+from .labels import SPLITS, LabelTable, check_table, refuse_duplicates
+from .metrics import best_threshold
+from .optim import layer_decay_groups
+from .prepare import PreparedImage
+from .training import Task, Training
+
+
+def build_encoder(config: FinetuneConfig) -> Encoder:
+    """The encoder that ``config`` starts from, at its size and with its ``keep``."""
+    options = {} if config.keep is None else {"keep": config.keep}
+    if config.img_size is not None:
+        options["img_size"] = config.img_size
+    if config.weights is None:
+        return create_encoder(config.model, **options)
+    return create_encoder(weights=config.weights, **options)
+
+
+class FinetuneTask(Task):
+    """A classifier on labelled radiographs."""
+
+    label = "finetune"
+
+    def __init__(self, config: FinetuneConfig, table: LabelTable) -> None:
+        self.config, self.table = config, table
+        self.notes: list[str] = []
+        self.out = Path(config.out)
+        self.best_model = BestModel(self.out / "best.safetensors")
+        self.text, self.text_model = self._embed_names()
+        weights = None
+        if config.class_weight == "balanced":
+            weights = torch.from_numpy(class_weights(table.split("train").labels, table.multiclass))
+        self.class_weights = weights
+
+    def use(self, prepared: list[PreparedImage]) -> None:
+        """Train on these; the rows of the others are left out.
+
+        Raises:
+            ConfigError: the same pixels are in two splits, or a class cannot be learned from what is readable.
+        """
+        config, source = self.config, self.config.data
+        total = len(self.table)
+        self.table, images = table_of_readable(self.table, prepared)
+        self.set_aside = SetAside(self.out / "quarantine.csv", total, config.max_bad_share)
+        refuse_duplicates(self.table, [image.pixel_sha256 for image in images], source)
+        check_table(self.table, source)
+        self.images = {split: [] for split in SPLITS}
+        for image, split in zip(images, self.table.splits, strict=True):
+            self.images[split].append(image)
+        augmentation = {
+            "rand": RandAugment(config.augment_operations, config.augment_magnitude),
+            "mild": Augmentation(),
+            "none": None,
+        }[config.augment]
+        options = {
+            "size": self.encoder.img_size[0],
+            "patch_size": self.encoder.patch_size,
+            "contour": config.contour,
+            "seed": config.seed,
+        }
+        self.datasets = {
+            split: LabelledRadiographs(
+                self.images[split],
+                self.table.split(split).labels,
+                augmentation=augmentation if split == "train" else None,
+                **options,
+            )
+            for split in SPLITS
+        }
+        rows = [f"{p}\0{s}" for p, s in zip(self.table.paths, self.table.splits, strict=True)]
+        digest = hashlib.sha256("\n".join(rows).encode() + self.table.labels.tobytes())
+        self.fingerprint = digest.hexdigest()[:16]
+
+    def set_aside_now(self, training: Training) -> None:
+        """Take up the files that preparation could not read, which it has listed; stop if they are too many."""
+        if not training.is_main:
+            self.set_aside.path = self.out / f"quarantine.{training.accelerator.process_index}.csv"
+            return
+        with self.set_aside.path.open(newline="", encoding="utf-8") as stream:
+            self.set_aside.add([tuple(row) for row in csv.reader(stream)][1:])
+
+    # --- what the training loop asks ----------------------------------------------------------------------------------
+    def build(self) -> Classifier:
+        config = self.config
+        encoder = build_encoder(config)
+        if encoder.img_size[0] != encoder.img_size[1]:
+            raise ConfigError(f"img_size: the encoder takes {encoder.img_size}, radiographs lie on square canvases")
+        pool = config.pool or (encoder.pool if encoder.pool == "cls" else "mean")
+        settings = ClassifierConfig(
+            list(self.table.classes), config.head, self.table.multiclass, pool, text_model=self.text_model
+        )
+        model = Classifier(encoder, settings, self.text)
+        if config.tune == "head":
+            encoder.requires_grad_(False)
+        else:
+            encoder.set_drop_path(config.drop_path)
+            encoder.set_grad_checkpointing(config.grad_checkpointing)
+        if encoder.pool == "attention":
+            encoder.attn_pool.requires_grad_(False)  # the head pools
+        self.encoder = encoder
+        return model
+
+    def groups(self, model: Classifier, config: FinetuneConfig) -> list[dict]:
+        return layer_decay_groups(model.encoder, model.head, config.weight_decay, config.layer_decay)
+
+    def peak_lr(self, images: int) -> float:
+        return (5e-4 if self.config.tune == "all" else 2e-3) * math.sqrt(images / 64)
+
+    def loader(self, training: Training, start: int) -> Iterable[dict]:
+        return training.loader(self.datasets["train"], start)
+
+    def to_device(self, batch: dict, device: torch.device) -> dict:
+        if not bool(batch["readable"].all()):
+            self._note_unreadable(batch, "train")
+        batch = super().to_device(batch, device)
+        if self.config.mixup:
+            # the share is a function of the batch, so that a resumed run draws the same
+            rng = np.random.Generator(np.random.Philox(key=[self.config.seed, int(batch["draw"][0])]))
+            batch = mix(self.encoder, batch, float(rng.beta(self.config.mixup, self.config.mixup)))
+        return batch
+
+    def weight(self, batch: dict) -> Tensor:
+        return known_labels(batch["labels"], self.table.multiclass)
+
+    def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict]:
+        weights = None if self.class_weights is None else self.class_weights.to(batch["labels"].device)
+        logits = model(*model_inputs(self.encoder, batch))
+        loss = classification_loss(logits, batch["labels"], self.table.multiclass, weights)
+        return loss, {"unreadable": (~batch["readable"]).sum()}
+
+    def files(self, batch: dict) -> list[str]:
+        return [self.images["train"][index].path for index in batch["index"].tolist()]
+
+    def after_step(self, training: Training, step: int, done: bool) -> dict | None:
+        if not done and step % self.config.eval_every:
+            return None
+        labels = self.datasets["val"].labels
+        with training.averaged() as model:
+            rows, logits = predict_rows(
+                training.accelerator, model, self.datasets["val"], self.config, self._on_unreadable("val")
+            )
+            score = validation_score(model, labels[rows], logits, self.config.select)
+            if self.best_model.improved_by(score):
+                self.best_model.save(model, {**score, "step": step}, write=training.is_main)
+        return {f"val_{name}": value for name, value in score.items() if name != "score"}
+
+    def state(self) -> dict:
+        return {"set_aside": self.set_aside.rows}
+
+    def load_state(self, state: dict) -> None:
+        self.set_aside.add([tuple(row) for row in state["set_aside"]])
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+    def finish(self, training: Training) -> tuple[dict, dict]:
+        """Thresholds on validation and metrics on test of the best model; it is saved. The test split is read here."""
+        best = self.best_model.read()
+        model = self.build()
+        self.best_model.load(model)
+        model.encoder.set_drop_path(0.0)
+        model = model.to(training.accelerator.device).eval()
+        found = {}
+        for split in ("val", "test"):
+            rows, logits = predict_rows(
+                None, model, self.datasets[split], self.config, self._on_unreadable(split), training.bar, split
+            )
+            if not len(rows):
+                raise TrainingError(f"{self.config.data}: none of the images of {split!r} could be read")
+            table = self.table.split(split).rows(rows)
+            found[split] = table, model.probabilities(torch.from_numpy(logits)).numpy()
+        table, scores = found["val"]
+        model.config.thresholds = [
+            best_threshold(table.labels[:, column], scores[:, column]) for column in range(len(table.classes))
+        ]
+        save_classifier(model, self.out / "model")
+        table, scores = found["test"]
+        extra = {
+            "config": self.config.as_dict(),
+            "chosen_on_validation": best,
+            "train_images": len(self.datasets["train"]),
+            "unreadable": len(self.set_aside.rows),
+        }
+        report = report_predictions(
+            self.out,
+            table,
+            scores,
+            model.config.thresholds,
+            bootstraps=self.config.bootstraps,
+            seed=self.config.split_seed,
+            extra=extra,
+            model=model,
+        )
+        return report, best
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+    def _embed_names(self) -> tuple[Tensor | None, str]:
+        wanted = self.config.text
+        if self.config.head != "label-query" or wanted == "none":
+            return None, ""
+        model = TEXT_MODEL if wanted == "auto" else wanted
+        try:
+            return embed_names(self.table.classes, model), model
+        except MissingDependencyError as error:
+            if wanted != "auto":
+                raise
+            self.notes.append(f"label queries are learned vectors: {error}")
+            return None, ""
+
+    def _on_unreadable(self, split: str) -> Callable[[dict], None]:
+        return lambda batch: self._note_unreadable(batch, split)
+
+    def _note_unreadable(self, batch: dict, split: str) -> None:
+        bad = batch["index"][~batch["readable"]].tolist()
+        reason = "could be read before, and no more"
+        self.set_aside.add([(self.images[split][index].path, "ImageReadError", reason) for index in bad])

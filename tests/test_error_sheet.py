@@ -1,0 +1,139 @@
+"""Where a classifier looked, and the sheet of its most confident errors."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import hdxray_fast as hx
+from hdxray_fast.attention_maps import patch_map
+from hdxray_fast.classifier import Classifier, ClassifierConfig
+from hdxray_fast.classify_data import model_inputs
+from hdxray_fast.error_sheet import as_batch, confident_errors, overlay, write_error_sheet
+from hdxray_fast.labels import LabelTable
+from hdxray_fast.radiographs import read_radiograph
+
+NAN = float("nan")
+
+
+def classifier(head="linear", pool="mean", **settings) -> Classifier:
+    encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, depth=2, embed_dim=24, num_heads=3, **settings)
+    model = Classifier(encoder, ClassifierConfig(["a", "b"], head=head, pool=pool)).eval()
+    for parameter in model.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return model
+
+
+def inputs(model, radiographs):
+    file = str(radiographs / "0.png")
+    return model_inputs(model.encoder, as_batch(read_radiograph(file, file, 64, 16)))
+
+
+@pytest.mark.parametrize("keep", ["all", "valid", "contour"])
+@pytest.mark.parametrize(
+    ("head", "pool"), [("linear", "cls"), ("attention", "mean"), ("label-query", "mean"), ("linear", "mean")]
+)
+def test_a_map_covers_what_was_looked_at(radiographs, keep, head, pool):
+    model = classifier(head, pool, keep=keep)
+    images, plan, scale, shift = inputs(model, radiographs)
+    found = patch_map(model, 1, images, plan, scale, shift)
+    assert found.values.shape == (4, 4)
+    looked = np.isfinite(found.values)
+    assert looked.sum() == (16 if plan is None else plan.keep_ids.numel())
+    if found.signed:
+        assert found.values[looked].mean() == pytest.approx(0, abs=1e-5)
+        assert "red for, blue against" in found.words
+    else:
+        assert (found.values[looked] > 0).all()
+        assert 0.2 < found.values[looked].sum() <= 1.0001  # the rest lies on the class token
+        assert "attention" in found.words
+
+
+def test_attention_is_that_of_the_model(radiographs):
+    """With values that tell the keys apart, the output of the model's own attention is the weighted mean."""
+    model = classifier("attention")
+    images, plan, scale, shift = inputs(model, radiographs)
+    attention = model.head.attn_pool.attn
+    width, heads = 24, 3
+    with torch.no_grad():
+        tokens = model.encoder.encode(images, plan, scale, shift)
+        attention.proj.weight.copy_(torch.eye(width))
+        attention.proj.bias.zero_()
+        attention.kv.weight[width:] = 0  # every value is one and the same row of ones, but that of one token
+        attention.kv.bias[width:] = 0
+        seen = {}
+
+        def put_value(module, args, output):
+            output = output.clone()
+            output[5, width:] = 1.0
+            return output
+
+        handle = attention.kv.register_forward_hook(put_value)
+        attention.register_forward_hook(lambda module, args, output: seen.update(out=output))
+        model.classify(tokens)
+        handle.remove()
+    expected = seen["out"][0].view(heads, -1).mean()
+    found = patch_map(model, 0, images, plan, scale, shift)
+    assert found.values.ravel()[5 - 1] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_contributions_of_a_probe_add_up_to_the_logit(radiographs):
+    model = classifier("probe")
+    images, plan, scale, shift = inputs(model, radiographs)
+    tokens = model.encoder.encode(images, plan, scale, shift)
+    shares = (tokens.values[1:] @ model.head.fc.weight[1]) / 16
+    logit = model(images, plan, scale, shift)[0, 1]
+    torch.testing.assert_close(shares.sum() + model.head.fc.bias[1], logit, rtol=1e-4, atol=1e-4)
+    found = patch_map(model, 1, images, plan, scale, shift)
+    assert "to first order" not in found.words
+    expected = (shares - shares.mean()).detach().numpy()
+    np.testing.assert_allclose(found.values.ravel(), expected, atol=1e-5)
+
+
+def test_the_most_confident_errors_of_both_kinds():
+    labels = np.array([[0, 1], [1, 0], [0, NAN], [1, 1], [0, 0]], float)
+    probabilities = np.array([[0.9, 0.2], [0.1, 0.8], [0.7, 0.9], [0.8, 0.4], [0.2, 0.1]])
+    errors = confident_errors(labels, probabilities, [0.5, 0.5])
+    positives = [(e.row, e.column) for e in errors if e.kind == "false positive"]
+    negatives = [(e.row, e.column) for e in errors if e.kind == "false negative"]
+    assert positives == [(0, 0), (1, 1), (2, 0)]
+    assert negatives == [(1, 0), (0, 1), (3, 1)]  # an unknown label is no error
+    few = confident_errors(labels, probabilities, [0.5, 0.5], most=4)
+    assert [(e.row, e.column) for e in few] == [(0, 0), (1, 1), (1, 0), (0, 1)]
+    one_kind = confident_errors(np.zeros((6, 1)), np.full((6, 1), 0.9), [0.5], most=4)
+    assert len(one_kind) == 4
+    assert len(confident_errors(np.ones((6, 1)), np.full((6, 1), 0.1), [0.5], most=4)) == 4
+    exclusive = confident_errors(np.eye(2)[[0, 0, 1]], np.array([[0.3, 0.7], [0.9, 0.1], [0.6, 0.4]]), [0.5, 0.5], True)
+    assert [(e.row, e.column, e.probability) for e in exclusive] == [(0, 1, 0.7), (2, 0, 0.6)]
+    assert confident_errors(labels, np.where(labels == 1, 1.0, 0.0), [0.5, 0.5]) == []
+
+
+def test_overlay_darkens_what_was_not_looked_at(radiographs):
+    model = classifier("attention", keep="contour")
+    batch = inputs(model, radiographs)
+    found = patch_map(model, 0, *batch)
+    values = np.full((4, 4), np.nan, np.float32)
+    values[1, 1], values[1, 2] = 0.2, 0.8
+    view = overlay(np.full((64, 64), 100, np.uint8), type(found)(values, False, ""))
+    assert view.shape == (64, 64, 3)
+    assert view[:16].mean() == pytest.approx(35, abs=1)
+    assert view[24, 40].sum() > view[24, 24].sum()
+
+
+@pytest.mark.parametrize("head", ["linear", "attention", "label-query"])
+def test_the_sheet(radiographs, tmp_path, head):
+    model = classifier(head)
+    model.config.thresholds = [0.5, 0.5]
+    paths = [str(path) for path in sorted(radiographs.glob("*.png"))]
+    (radiographs / "4.png").write_bytes(b"")  # gone bad since: its tile is left out
+    labels = np.array([[0, 1], [1, 1], [0, 0], [1, 0], [0, 1]], np.float32)
+    table = LabelTable(paths, labels, ["a", "b"], paths, ["test"] * 5)
+    probabilities = np.where(labels == 1, 0.1, 0.9)
+    sheet = write_error_sheet(tmp_path / "errors.png", model, table, probabilities, [0.5, 0.5])
+    picture = cv2.imread(str(sheet))
+    assert picture.shape[1] > 3 * 600
+    assert picture.std() > 20
+    assert write_error_sheet(tmp_path / "errors.png", model, table, 1 - probabilities, [0.5, 0.5]) is None
+    assert not (tmp_path / "errors.png").exists()

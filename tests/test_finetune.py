@@ -1,0 +1,375 @@
+"""Fine-tuning: it learns, chooses on validation, tests once, survives being killed, and fails by name."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import hdxray_fast as hx
+from hdxray_fast.classifier import load_classifier
+from hdxray_fast.classify import describe_finetuning, run_finetuning
+from hdxray_fast.classify_cli import join_lists
+from hdxray_fast.classify_config import FinetuneConfig
+from hdxray_fast.cli import main
+from hdxray_fast.evaluation import evaluate_files, predict
+
+for package in ("accelerate", "sklearn", "pandas", "matplotlib"):
+    pytest.importorskip(package)
+
+
+def split_of(patient: int) -> str:
+    return "train" if patient < 18 else "val" if patient < 24 else "test"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Images with a bright square above or below and left or right, two to a patient; and weights to start from."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    lines = ["image,patient,split,high,right"]
+    for i in range(60):
+        image = rng.integers(60, 100, (64, 64)).astype(np.uint8)
+        high, right = int(rng.integers(2)), int(rng.integers(2))
+        top, left = 4 if high else 40, 40 if right else 6
+        image[top : top + 18, left : left + 18] = rng.integers(180, 250)
+        assert cv2.imwrite(str(root / f"{i}.png"), image)
+        lines.append(f"{i}.png,p{i // 2},{split_of(i // 2)},{high},{right}")
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
+    torch.manual_seed(1)
+    encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, depth=2, embed_dim=24, num_heads=3)
+    hx.save_model(encoder, root / "weights")
+    return root
+
+
+def config(data, out, **changes) -> FinetuneConfig:
+    options = {
+        "weights": str(data / "weights"),
+        "contour": "rectangle",
+        "epochs": 25,
+        "batch_size": 6,
+        "lr": 6e-3,
+        "augment": "none",
+        "bootstraps": 20,
+        "workers": 0,
+        "threads": 1,
+        "text": "none",
+        "tensorboard": False,
+        "cache": str(data / "cache"),
+        **changes,
+    }
+    return FinetuneConfig(data=str(data / "labels.csv"), out=str(out), **options)
+
+
+def finetune(data, out, **changes):
+    return run_finetuning(config(data, out, **changes), progress=False)
+
+
+@pytest.mark.parametrize("head", ["linear", "attention", "label-query"])
+def test_every_head_learns_and_everything_is_written(data, tmp_path, head, capsys):
+    (result,) = finetune(data, tmp_path / "run", head=head, keep="valid" if head == "attention" else None)
+    assert result.finished
+    assert result.report["mean"]["auroc"]["value"] > 0.85
+    out = tmp_path / "run"
+    for name in ("log.jsonl", "quarantine.csv", "predictions.csv", "curves.png", "model/classifier.json"):
+        assert (out / name).exists(), name
+    saved = json.loads((out / "metrics.json").read_text())
+    assert saved["mean"] == result.report["mean"]
+    assert saved["train_images"] == 36
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
+    scores = {line["step"]: line["val_auroc"] for line in lines if "val_auroc" in line}
+    assert len(scores) == 25
+    assert saved["chosen_on_validation"]["auroc"] == max(scores.values())
+    assert scores[saved["chosen_on_validation"]["step"]] == max(scores.values())
+    assert "chosen on validation" in describe_finetuning(config(data, out, head=head), [result])
+
+    # the saved model gives on files what was reported
+    with (out / "predictions.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 12
+    found = predict([row["image"] for row in rows], out / "model", batch_size=3)
+    if head != "attention":  # keep="all" looks at the same patches whatever the contour
+        written = np.array([[float(row["high"]), float(row["right"])] for row in rows])
+        np.testing.assert_allclose(found.probabilities, written, atol=1e-4)
+    assert found.thresholds == [saved["classes"][name]["threshold"] for name in ("high", "right")]
+
+
+def test_nothing_of_test_is_looked_at_before_the_end(data, tmp_path):
+    """Other test images and labels: the same model, step for step."""
+    first = finetune(data, tmp_path / "a", epochs=3)[0]
+    lines = (data / "labels.csv").read_text().splitlines()
+    changed = [line[:-1] + str(1 - int(line[-1])) if ",test," in line else line for line in lines]
+    (data / "other.csv").write_text("\n".join(changed) + "\n")
+    other = FinetuneConfig(**{**config(data, tmp_path / "b", epochs=3).as_dict(), "data": str(data / "other.csv")})
+    second = run_finetuning(other, progress=False)[0]
+    assert first.best == second.best
+    one, two = (load_classifier(tmp_path / name / "model") for name in "ab")
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert one.config.thresholds == two.config.thresholds
+    assert first.report["classes"]["right"] != second.report["classes"]["right"]
+
+
+def test_exclusive_classes_end_to_end(data, tmp_path):
+    names = {(0, 0): "low left", (0, 1): "low right", (1, 0): "high left", (1, 1): "high right"}
+    with (data / "labels.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    lines = ["image,patient,split,label"]
+    lines += [f"{r['image']},{r['patient']},{r['split']},{names[int(r['high']), int(r['right'])]}" for r in rows]
+    (data / "exclusive.csv").write_text("\n".join(lines) + "\n")
+    settings = config(data, tmp_path / "run", multiclass=True, class_weight="balanced", epochs=30).as_dict()
+    (result,) = run_finetuning(FinetuneConfig(**{**settings, "data": str(data / "exclusive.csv")}), progress=False)
+    assert set(result.report["classes"]) == set(names.values())
+    assert result.report["mean"]["auroc"]["value"] > 0.8
+    found = predict(data / "0.png", tmp_path / "run" / "model")
+    assert found.probabilities.sum() == pytest.approx(1, abs=1e-5)
+    options = {"data": data / "exclusive.csv", "bootstraps": 20, "progress": False}
+    again = evaluate_files(tmp_path / "run" / "model", out=tmp_path / "again", **options)
+    assert again["mean"]["auroc"] == result.report["mean"]["auroc"]
+    with (tmp_path / "again" / "predictions.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    scores = np.array([[float(row[name]) for name in again["classes"]] for row in rows])
+    truth = np.array([[row[f"label {name}"] == "1" for name in again["classes"]] for row in rows])
+    wrong = (scores.argmax(1) != truth.argmax(1)).any()
+    assert (tmp_path / "again" / "errors.png").exists() == wrong
+
+
+def test_all_the_settings_together(data, tmp_path):
+    """EMA, mixup, RandAugment, drop-path, accumulation, gradient checkpointing, class weights, a frozen encoder."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()  # one process keeps one precision
+    common = {"epochs": 2, "ema": 0.5, "mixup": 0.4, "augment": "rand", "grad_accum": 2, "batch_size": 4}
+    more = {"drop_path": 0.3, "grad_checkpointing": True, "class_weight": "balanced", "keep": "contour"}
+    (result,) = finetune(data, tmp_path / "all", precision="bf16", select="loss", **common, **more)
+    assert result.finished
+    assert (tmp_path / "all" / "metrics.json").exists()
+    AcceleratorState._reset_state()
+    (frozen,) = finetune(data, tmp_path / "frozen", head="attention", tune="head", augment="mild", epochs=2)
+    assert frozen.finished
+    before = hx.create_encoder(weights=data / "weights")
+    after = load_classifier(tmp_path / "frozen" / "model").encoder
+    for name, tensor in before.state_dict().items():
+        assert torch.equal(after.state_dict()[name], tensor), name
+
+
+def test_grad_checkpointing_and_accumulation_change_no_gradient(data, tmp_path):
+    plain = finetune(data, tmp_path / "plain", epochs=2, drop_path=0.0)[0]
+    both = finetune(
+        data, tmp_path / "both", epochs=2, drop_path=0.0, grad_checkpointing=True, batch_size=3, grad_accum=2
+    )[0]
+    assert both.best["step"] == plain.best["step"]
+    assert both.best["loss"] == pytest.approx(plain.best["loss"], abs=1e-4)
+
+
+def test_label_fractions_and_seeds_make_a_table(data, tmp_path, capsys):
+    out = tmp_path / "runs"
+    arguments = ["finetune", "--data", str(data / "labels.csv"), "--weights", str(data / "weights"), "--out", str(out)]
+    arguments += ["--label-fractions", "0.3", "1", "--seeds", "0", "1", "--epochs", "2", "--contour", "rectangle"]
+    arguments += ["--workers", "0", "--threads", "1", "--bootstraps", "5", "--tensorboard", "false"]
+    assert main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert "| 0.3 |" in printed
+    table = (out / "table.md").read_text()
+    assert table.count("\n") == 4
+    found = json.loads((out / "results.json").read_text())
+    assert [row["seed"] for row in found["0.3"]] == [0, 1]
+    assert all(row["train_images"] == 36 for row in found["1"])
+    assert all(row["train_images"] < 20 for row in found["0.3"])
+    values = [row["auroc"]["value"] for row in found["1"]]
+    assert f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in table
+    assert cv2.imread(str(out / "fractions.png")).std() > 5
+    # again: runs that are whole are read, none is trained
+    written = (out / "fraction_1" / "seed_1" / "best.safetensors").stat().st_mtime_ns
+    assert main([*arguments, "--resume", "auto"]) == 0
+    assert (out / "fraction_1" / "seed_1" / "best.safetensors").stat().st_mtime_ns == written
+    assert (out / "table.md").read_text() == table
+    assert main(arguments) == 2
+    assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_frozen_linear_head_is_the_probe_on_features_computed_once(data, tmp_path):
+    options = {"tune": "head", "head": "linear", "label_fractions": [0.5, 1.0], "batch_size": 4}
+    results = finetune(data, tmp_path / "probe", **options)
+    assert [result.finished for result in results] == [True, True]
+    assert (tmp_path / "probe" / "features.parquet").exists()
+    assert not list((tmp_path / "probe").glob("fraction_*/**/features.parquet"))
+    assert load_classifier(tmp_path / "probe" / "fraction_1" / "seed_0" / "model").config.head == "probe"
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(data, tmp_path):
+    settings = {"epochs": 4, "drop_path": 0.2, "augment": "rand", "mixup": 0.3, "ema": 0.9, "save_every": 4}
+    whole = finetune(data, tmp_path / "whole", **settings)[0]
+
+    class Killed(Exception):
+        pass
+
+    def stop(line):
+        if line["step"] == 14:  # between two checkpoints, and after a validation
+            raise Killed
+
+    run = config(data, tmp_path / "cut", **settings)
+    with pytest.raises(Killed):
+        run_finetuning(run, progress=False, on_step=stop)
+    again = run_finetuning(FinetuneConfig(**{**run.as_dict(), "resume": "auto"}), progress=False)[0]
+    assert again.best == whole.best
+    assert again.report == whole.report
+    logs = [[json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").open()] for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_sigterm_leaves_a_run_to_go_on_with(data, tmp_path):
+    run = config(data, tmp_path / "run", epochs=3)
+    seen = []
+
+    def stop(line):
+        seen.append(line["step"])
+        if line["step"] == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    (result,) = run_finetuning(run, progress=False, on_step=stop)
+    assert not result.finished
+    assert seen[-1] in (5, 6)
+    assert "go on with --resume auto" in describe_finetuning(run, [result])
+    assert not (tmp_path / "run" / "metrics.json").exists()
+    (result,) = run_finetuning(FinetuneConfig(**{**run.as_dict(), "resume": "auto"}), progress=False)
+    assert result.finished
+
+
+def test_unreadable_images_are_set_aside_up_to_a_share(data, tmp_path):
+    lines = (data / "labels.csv").read_text().splitlines()
+    root = tmp_path / "data"
+    root.mkdir()
+    for path in data.glob("*.png"):
+        (root / path.name).write_bytes(path.read_bytes())
+    (root / "labels.csv").write_text("\n".join(lines) + "\n")
+    (root / "3.png").write_bytes(b"\x89PNG cut short")
+    (root / "5.png").unlink()
+
+    def run(out, **changes):
+        made = config(data, tmp_path / out, epochs=2, cache=str(tmp_path / out / "cache"), **changes).as_dict()
+        return FinetuneConfig(**{**made, "data": str(root / "labels.csv")})
+
+    (result,) = run_finetuning(run("some"), progress=False)
+    assert (result.left_out, result.train_images) == (2, 34)
+    listed = (tmp_path / "some" / "quarantine.csv").read_text()
+    assert "3.png" in listed
+    assert "5.png" in listed
+    with pytest.raises(hx.TrainingError, match=r"2 of 60 images cannot be read, more than max_bad_share=0.02"):
+        run_finetuning(run("few", max_bad_share=0.02), progress=False)
+    assert not (tmp_path / "few" / "log.jsonl").exists()
+
+    # one that goes while training: the disk loses the cache and the file
+    def lose(line):
+        if line["step"] == 2:
+            for path in (tmp_path / "later" / "cache").glob("*.npz"):
+                path.unlink()
+            (root / "7.png").unlink()
+
+    (result,) = run_finetuning(run("later"), progress=False, on_step=lose)
+    assert result.finished
+    assert result.left_out == 3
+    assert "7.png" in (tmp_path / "later" / "quarantine.csv").read_text()
+    assert sum(json.loads(line)["unreadable"] for line in (tmp_path / "later" / "log.jsonl").open()) >= 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda lines: [line.replace("image,", "picture,") for line in lines], "no column for the image's path"),
+        (lambda lines: [lines[0], *[line[:-1] + "nan" for line in lines[1:]]], "column 'right' holds 'nan'"),
+        (lambda lines: [lines[0], *[line[:-1] + ("1" if "p1," in line else "0") for line in lines[1:]]], None),
+        (lambda lines: [lines[0], *[line[:-1] + ("1" if line.startswith("4.") else "0") for line in lines[1:]]],
+         "'right' has 1 positive"),
+        (lambda lines: [*lines[:-1], lines[-1].replace("p29", "p0")], "patient p0 is in two splits"),
+    ],
+)  # fmt: skip
+def test_bad_manifests_are_named_before_anything_is_written(data, tmp_path, change, message):
+    lines = (data / "labels.csv").read_text().splitlines()
+    (data / "bad.csv").write_text("\n".join(change(lines)) + "\n")
+    settings = {**config(data, tmp_path / "run", epochs=1).as_dict(), "data": str(data / "bad.csv")}
+    if message is None:  # two positives of one patient are enough to learn from
+        assert run_finetuning(FinetuneConfig(**settings), progress=False)[0].finished
+        return
+    with pytest.raises(hx.ConfigError, match=message):
+        run_finetuning(FinetuneConfig(**settings), progress=False)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_same_pixels_in_two_splits_are_refused(data, tmp_path):
+    (data / "copy.png").write_bytes((data / "0.png").read_bytes())
+    (data / "twice.csv").write_text((data / "labels.csv").read_text() + "copy.png,new,test,0,1\n")
+    settings = {**config(data, tmp_path / "run").as_dict(), "data": str(data / "twice.csv")}
+    with pytest.raises(hx.ConfigError, match="hold the same pixels"):
+        run_finetuning(FinetuneConfig(**settings), progress=False)
+    (data / "copy.png").unlink()
+
+
+def test_balance_and_missing_files_are_told_first(data, tmp_path, capsys):
+    (data / "lacking.csv").write_text((data / "labels.csv").read_text() + "gone.png,new,train,0,1\n")
+    settings = {**config(data, tmp_path / "run", epochs=1).as_dict(), "data": str(data / "lacking.csv")}
+    run_finetuning(FinetuneConfig(**settings))
+    told = capsys.readouterr().out
+    assert "37 images, 19 patients" in told
+    assert "1 files are missing, the first is" in told
+    assert told.index("37 images") < told.index("radiographs ready")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label_fractions": [0.0]}, r"^label_fractions: 0.0"),
+        ({"label_fractions": []}, r"^label_fractions: \[\]"),
+        ({"seeds": [1, 1]}, r"^seeds: "),
+        ({"layer_decay": 0.0}, r"^layer_decay: "),
+        ({"drop_path": 1.0}, r"^drop_path: "),
+        ({"epochs": 0}, r"^epochs: "),
+        ({"augment_operations": 99}, r"^augment_operations: "),
+        ({"mixup": 0.2, "batch_size": 1}, r"^mixup: "),
+        ({"max_bad_share": 2}, r"^max_bad_share: "),
+    ],
+)
+def test_bad_settings_are_named(data, tmp_path, changes, message):
+    with pytest.raises(hx.ConfigError, match=message):
+        config(data, tmp_path / "out", **changes)
+
+
+def test_fp16_needs_a_gpu(data, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(hx.ConfigError, match=r"^precision: fp16 needs a GPU"):
+        finetune(data, tmp_path / "run", precision="fp16")
+
+
+def test_several_values_on_the_command_line():
+    words = ["finetune", "--seeds", "0", "1", "--classes", "Lung Opacity", "it's", "--out", "x", "--seeds", "[3]"]
+    assert join_lists(words) == [
+        "finetune", "--seeds", "[0, 1]", "--classes", "['Lung Opacity', 'it''s']", "--out", "x", "--seeds", "[3]",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch was built without torch.distributed")
+def test_two_processes_train_one_model(data, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
+    command += ["-m", "hdxray_fast", "finetune", "--data", str(data / "labels.csv"), "--weights", str(data / "weights")]
+    common = ["--contour", "rectangle", "--epochs", "3", "--batch_size", "3", "--workers", "0", "--threads", "1"]
+    common += ["--tensorboard", "false", "--bootstraps", "5", "--augment", "none", "--lr", "0.006", "--drop_path", "0"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "two"), *common],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "ACCELERATE_USE_CPU": "true"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    one = finetune(data, tmp_path / "one", epochs=3, drop_path=0.0)[0]
+    saved = json.loads((tmp_path / "two" / "metrics.json").read_text())
+    assert saved["chosen_on_validation"]["loss"] == pytest.approx(one.best["loss"], abs=1e-3)
+    assert saved["train_images"] == 36
