@@ -34,7 +34,9 @@ def add_commands(commands, parser_class) -> None:
     evaluate.add_argument("--images", help="folder that relative paths in the manifest start from")
     evaluate.add_argument("--preset", help="chexpert, mimic-cxr, nih14, rsna, vindr or padchest")
     evaluate.add_argument("--split", default="test", help="train, val, test, or all")
-    evaluate.add_argument("--uncertain", default="ignore", help="ignore, zeros or ones")
+    evaluate.add_argument(
+        "--uncertain", default="ignore", help="ignore, zeros, ones, or Edema=ones, ... for single classes"
+    )
     evaluate.add_argument("--bootstraps", type=int, default=1000)
     _add_model(evaluate)
     commands.add_subcommand("evaluate", evaluate, help="a saved classifier on labelled files")

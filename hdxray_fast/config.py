@@ -191,7 +191,7 @@ class ProbeConfig:
         preset: ``chexpert``, ``mimic-cxr``, ``nih14``, ``rsna``, ``vindr`` or ``padchest``.
         classes: which classes; all by default.
         multiclass: exactly one class of each image holds.
-        uncertain: what the label -1 means: ``ignore``, ``zeros`` or ``ones``.
+        uncertain: what the label -1 means: ``ignore``, ``zeros``, ``ones``, or ``Edema=ones, ...`` for single classes.
         val_share: share of the patients that choose the regularisation, where the manifest has no such split.
         test_share: share of the patients to test on, likewise.
         label_fraction: share of the training patients that is used.

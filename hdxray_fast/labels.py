@@ -101,8 +101,8 @@ def read_labels(
             these data sets as they are published.
         classes: which classes, in this order; all by default (in a generic CSV: every other column of numbers).
         multiclass: exactly one class of each image holds; a generic CSV may then have one column ``label`` of names.
-        uncertain: what -1 means: ``"ignore"``, ``"zeros"``, ``"ones"``, or one of them per class (the classes not
-            named are ignored).
+        uncertain: what -1 means: ``"ignore"``, ``"zeros"``, ``"ones"``, or one of them per class, as a dict or as
+            ``"Edema=ones, Atelectasis=ones"`` (the classes not named are ignored).
         val_share: share of the patients in ``val`` if the manifest has no such rows; taken from ``train``.
         test_share: likewise for ``test``.
         seed: of the splits made here; a patient's place depends on seed and patient id alone.
@@ -162,6 +162,9 @@ def decide_uncertain(labels: np.ndarray, classes: Sequence[str], policy: str | M
     Raises:
         ConfigError: unknown policy or class.
     """
+    if isinstance(policy, str) and "=" in policy:
+        pairs = (pair.rpartition("=") for pair in policy.split(","))  # a class may have "=" in its name
+        policy = {name.strip(): value.strip() for name, _, value in pairs}
     by_class = dict.fromkeys(classes, policy) if isinstance(policy, str) else {**policy}
     if foreign := sorted(set(by_class) - set(classes)):
         raise ConfigError(f"uncertain: names {foreign[0]!r}, classes are {', '.join(classes)}")

@@ -89,6 +89,8 @@ def test_multiclass_names(tmp_path):
         ("ones", [1, 1]),
         ({"a": "ones"}, [1, NAN]),
         ({"a": "zeros", "b": "ones"}, [0, 1]),
+        ("a=zeros, b=ones", [0, 1]),
+        ("b=ones", [NAN, 1]),
     ],
 )
 def test_uncertain_labels(policy, expected):
@@ -97,7 +99,13 @@ def test_uncertain_labels(policy, expected):
 
 
 def test_uncertain_policies_are_checked():
-    for policy, message in (("maybe", "'maybe'"), ({"c": "ones"}, "names 'c'"), ({"a": "soft"}, "'soft'")):
+    for policy, message in (
+        ("maybe", "'maybe'"),
+        ({"c": "ones"}, "names 'c'"),
+        ("a=ones,c=ones", "names 'c'"),
+        ("a=", "got ''"),
+        ({"a": "soft"}, "'soft'"),
+    ):
         with pytest.raises(hx.ConfigError, match=message):
             decide_uncertain(np.zeros((1, 2), np.float32), ["a", "b"], policy)
 
