@@ -16,6 +16,7 @@ import pytest
 import hdxray_fast as hx
 from hdxray_fast.reports.cleaning import R2GenReferences
 from hdxray_fast.reports.clinical import CLINICAL, clinical_scores
+from hdxray_fast.reports.exchange import exchange, exchanged_scores
 from hdxray_fast.reports.intervals import bleu_counts, bleu_of_counts, score_intervals
 from hdxray_fast.reports.metrics import (
     ENGLISH_ONLY,
@@ -350,6 +351,28 @@ def test_a_model_that_says_the_same_is_flagged(pairs):
     assert few["flagged"].startswith("20 different texts where the references have 4")
     for generated, references in ((["a"], ["b"]), (["a", "a"], ["b", "b"]), (["a", "b"], ["a", "b"])):
         assert duplicate_statistics(generated, references, english_words)["flagged"] == ""
+
+
+def test_texts_that_fit_other_studies_as_well_are_flagged(pairs, raw):
+    made, truths = (list(side[:200]) for side in zip(*pairs, strict=True))
+    patients = [f"p{i // 2}" for i in range(200)]
+    source = exchange(patients, 0)
+    assert sorted(source) == list(range(200))
+    assert all(patients[i] != patients[j] for i, j in enumerate(source))
+    seeing = exchanged_scores(made, truths, patients, score_reports(made, truths, raw, meteor=False), 200)
+    assert seeing["flagged"] == "" and 0.1 < seeing["interval"][0] < seeing["gain"] < seeing["interval"][1]
+    assert seeing["bleu4"] < 0.2 and seeing["cider_d"] < 0.5
+    # varied texts of a model that does not look: real reports, of other patients
+    blind = [truths[i] for i in exchange(patients, 7)]
+    scores = score_reports(blind, truths, raw, meteor=False)
+    assert duplicate_statistics(blind, truths, english_words)["flagged"] == ""
+    found = exchanged_scores(blind, truths, patients, scores, 200)
+    assert found["flagged"].startswith("given to other studies the same texts score ROUGE-L 0.2")
+    assert found["interval"][0] <= 0 < found["interval"][1]
+    assert exchanged_scores(blind, truths, patients, scores, 0)["interval"] == []
+    few = score_reports(made[:9], truths[:9], raw, meteor=False)
+    assert exchanged_scores(made[:9], truths[:9], patients[:9], few) == {}
+    assert exchanged_scores(made, truths, ["p"] * 200, scores) == {}
 
 
 # Clinical scores: stand-ins with the interfaces of radgraph 0.1.18 and f1chexbert 0.0.2 -------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from .cleaning import R2GenReferences, mostly_chinese
 from .clinical import check_clinical, clinical_scores
+from .exchange import exchanged_scores
 from .intervals import score_intervals
 from .layouts import guess_layout, read_studies
 from .metrics import Convention, Scores, conventions, score_reports
@@ -168,6 +169,7 @@ def _evaluate_language(
             "references": length_statistics(truths, first.split),
         },
         "repeats": duplicate_statistics(texts, truths, first.split),
+        "exchanged": exchanged_scores(texts, truths, patients, scored[0], bootstraps, seed),
     }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 
 from .evaluate import Evaluation
-from .evaluation_table import HEADS, numbers
+from .evaluation_table import HEADS, exchanged_line, flags, numbers
 from .metrics import SCORES
 
 SHOWN = 3  # examples each of best, middle and worst
@@ -35,11 +35,11 @@ def evaluation_page(evaluation: Evaluation) -> str:
     for language, found in metrics["languages"].items():
         rows = [row for row in evaluation.rows if row["language"] == language]
         parts += [f"<h2>{found['studies']} studies, language {language}</h2>"]
-        if found["repeats"]["flagged"]:
+        if why := flags(found):
             common = html.escape(found["repeats"]["most_common"])
             parts.append(
-                f'<p class="warning"><b>The model may not look at the images:</b> {found["repeats"]["flagged"]}. Most '
-                f"common: “{common}”</p>"
+                f'<p class="warning"><b>The model may not look at the images:</b> {"; ".join(why)}. Most common: '
+                f"“{common}”</p>"
             )
         parts += [_scores(found), _lengths(found), _examples(rows, language)]
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in metrics["notes"])
@@ -79,7 +79,8 @@ def _lengths(found: dict) -> str:
         for name, key in (("generated", "different"), ("references", "different_references"))
     ]
     head = f"<tr><th></th><th>length, {lengths['unit']}s</th><th>different texts</th></tr>"
-    return f"<table>{head}{''.join(lines)}</table>"
+    line = exchanged_line(found["exchanged"]) if found["exchanged"] else ""
+    return f"<table>{head}{''.join(lines)}</table><p>{line[:1].upper()}{line[1:]}</p>"
 
 
 def _examples(rows: list[dict], language: str) -> str:

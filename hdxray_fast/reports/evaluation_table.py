@@ -30,11 +30,29 @@ def format_evaluation(metrics: dict) -> str:
         for name in ("generated", "references"):
             lines.append(f"- length of {name}, {lengths['unit']}s: {numbers(lengths[name])}")
         lines.append(f"- different texts: {repeats['different']} (references {repeats['different_references']})")
-        if repeats["flagged"]:
-            lines.append(f"- WARNING, the model may not look at the images: {repeats['flagged']}")
+        if found["exchanged"]:
+            lines.append(f"- {exchanged_line(found['exchanged'])}")
+        for flag in flags(found):
+            lines.append(f"- WARNING, the model may not look at the images: {flag}")
         lines.append("")
     lines += [f"- note: {note}" for note in metrics["notes"]]
     return "\n".join(lines).rstrip()
+
+
+def flags(found: dict) -> list[str]:
+    """Why the model seems not to look at the images, in words."""
+    return [flag for flag in (found["repeats"]["flagged"], found["exchanged"].get("flagged")) if flag]
+
+
+def exchanged_line(exchanged: dict) -> str:
+    """What the same texts score with other studies."""
+    heads = dict(zip(SCORES, HEADS, strict=True))
+    scores = [f"{heads[k]} {v if isinstance(v, str) else format(v, '.4f')}" for k, v in exchanged.items() if k in heads]
+    interval = " ({:.4f} to {:.4f})".format(*exchanged["interval"]) if exchanged["interval"] else ""
+    return (
+        f"the same texts given to other studies: {', '.join(scores)}; with their own, ROUGE-L is higher by "
+        f"{exchanged['gain']:.4f}{interval}"
+    )
 
 
 def _ranges(scores: dict) -> str:
