@@ -32,6 +32,7 @@ def duplicate_statistics(generated: Sequence[str], references: Sequence[str], sp
     counts = Counter(split(text) for text in generated)
     truths = Counter(split(text) for text in references)
     (common, times) = counts.most_common(1)[0]
+    shown = next(text for text in generated if split(text) == common)
     share, usual = times / len(generated), truths.most_common(1)[0][1] / len(references)
     flagged = ""
     if len(generated) > 1 and len(truths) > 1:
@@ -44,7 +45,7 @@ def duplicate_statistics(generated: Sequence[str], references: Sequence[str], sp
     return {
         "different": len(counts),
         "different_references": len(truths),
-        "most_common": common,
+        "most_common": shown,
         "most_common_share": round(share, 4),
         "flagged": flagged,
     }
