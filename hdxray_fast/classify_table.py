@@ -82,7 +82,10 @@ def _plot(path: Path, found: dict[float, list[dict]]) -> None:
         middle.append((images.mean(), values[:, 0].mean()))
     axes.plot(*zip(*sorted(middle), strict=True) if middle else ([], []), color="C1", linewidth=1.6)
     axes.axhline(0.5, color="grey", linewidth=0.8, linestyle="--")
+    places = [x for x, _ in middle]
     axes.set(xscale="log", xlabel="training images", ylabel="test AUROC, mean of the classes")
+    axes.set_xticks(places, [f"{x:.0f}" for x in places])
+    axes.set_xticks([], minor=True)
     axes.set_title("dots: seeds, 95 % over patients; line: their mean", fontsize=9)
     axes.grid(alpha=0.3)
     with written_whole(path) as temporary:

@@ -245,19 +245,19 @@ def require_files(table: LabelTable, source: str) -> None:
 def describe_labels(table: LabelTable) -> str:
     """Images, patients and class balance of each split, and what was noted on reading, to show before training."""
     width = max(len(name) for name in ("class", *table.classes))
-    head = [f"{split:>24}" for split in SPLITS]
+    head = [f"{split:>28}" for split in SPLITS]
     counts = []
     for split in SPLITS:
         part = table.split(split)
         counts.append(f"{len(part)} images, {len(set(part.patients))} patients")
-    lines = [f"{'':{width}}  {''.join(head)}", f"{'':{width}}  {''.join(f'{count:>24}' for count in counts)}"]
+    lines = [f"{'':{width}}  {''.join(head)}", f"{'':{width}}  {''.join(f'{count:>28}' for count in counts)}"]
     balance = {(row["split"], row["class"]): row for row in table.balance()}
     for name in table.classes:
         cells = []
         for split in SPLITS:
             row = balance[split, name]
             unknown = f" ?{row['unknown']}" if row["unknown"] else ""
-            cells.append(f"+{row['positive']} -{row['negative']}{unknown}".rjust(24))
+            cells.append(f"+{row['positive']} -{row['negative']}{unknown}".rjust(28))
         lines.append(f"{name:{width}}  {''.join(cells)}")
     lines.append("(+ positive, - negative, ? not known)")
     return "\n".join([*lines, *table.notes])
