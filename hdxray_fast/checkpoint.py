@@ -70,6 +70,11 @@ def describe_model(model: MaskedAutoencoder | Encoder) -> dict[str, dict]:
         ArgumentTypeError: not such a model.
     """
     if isinstance(getattr(model, "config", None), EncoderConfig):
+        if any(name.startswith("head.") for name, _ in model.named_parameters()):
+            raise ArgumentTypeError(
+                "model: has a head, which an encoder's folder does not hold; save its state_dict with torch.save, or "
+                "take the head off first (reset_classifier(0))"
+            )
         config = {"format": ENCODER_FORMAT, "format_version": FORMAT_VERSION, "model": asdict(model.config)}
         return {CONFIG_FILE: HUB_KEYS | config, PREPROCESSOR_FILE: preprocessor_settings(model.config)}
     if isinstance(getattr(model, "config", None), dict) and hasattr(model, "encoder"):
@@ -166,12 +171,19 @@ def read_legacy(path: str | Path) -> object:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # PyTorch's message tells how to run the file's code all the same, and the reason after that
-        reason = " ".join(str(error).split("WeightsUnpickler error:")[-1].split("Check the documentation")[0].split())
-        reason = reason.split(" Please use")[0].replace("GLOBAL ", "").replace(" by default", "").rstrip(".")
-        raise CheckpointError(f"{path}: refused, it is damaged or holds more than tensors ({reason[:300]})") from error
+        raise CheckpointError(
+            f"{path}: refused, it is damaged or holds more than tensors ({_refused(error)})"
+        ) from error
     except Exception as error:  # what an unpickler stumbles over in foreign bytes can be any error
-        raise CheckpointError(f"{path}: cannot be read as a PyTorch checkpoint ({error})") from error
+        reason = str(error) or ("it ends too early" if isinstance(error, EOFError) else type(error).__name__)
+        raise CheckpointError(f"{path}: cannot be read as a PyTorch checkpoint ({reason})") from error
+
+
+def _refused(error: pickle.UnpicklingError) -> str:
+    """The reason in PyTorch's message: what stands between its advice to run the file's code and its links."""
+    reason = str(error).split("WeightsUnpickler error:")[-1].split("Check the documentation")[0].strip()
+    reason = " ".join(reason.split("\n\n")[-1].split()).split(" Please use")[0]
+    return reason.replace("GLOBAL ", "").replace(" by default", "").rstrip(".")[:300]
 
 
 def _from_mae_name(name: str) -> str:

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .devices import find_device
 from .encoder import Encoder, Tokens, create_encoder
 from .errors import ArgumentError, ArgumentTypeError
+from .layers import check_count
 from .prepare import Quarantined, list_images
 from .radiographs import Radiograph, read_ahead
 from .selection import selected_patches
@@ -75,9 +77,10 @@ def embed(
 
     Args:
         images: a file, a folder or a CSV manifest, or a list of them; or arrays ``[H, W]`` of any integer or float
-            dtype (bright = dense); or a tensor or array ``[B, C, H, W]`` of the encoder's size, taken as it is (no
-            canvas is made, so ``keep="contour"`` looks for the contours in it).
-        encoder: an encoder, or weights for :func:`hdxray_fast.create_encoder`.
+            dtype (bright = dense), ``[H, W, 3]`` or ``[H, W, 4]`` in colour; or a tensor or array ``[B, C, H, W]`` of
+            the encoder's size, taken as it is (no canvas is made, so ``keep="contour"`` looks for the contours in it).
+        encoder: an encoder, which is put in evaluation mode and on ``device``, or weights for
+            :func:`hdxray_fast.create_encoder`.
         pool: ``"cls"``, ``"mean"`` or ``"attention"``; left out, the encoder's, or ``"mean"``.
         keep: ``"all"``, ``"valid"`` or ``"contour"``; left out, the encoder's.
         batch_size: images at once.
@@ -92,6 +95,7 @@ def embed(
         ArgumentError, ArgumentTypeError: an argument is not as described.
         ConfigError: a path does not exist or names no image.
     """
+    check_count("batch_size", batch_size)
     job = Embedder(encoder, pool=pool, keep=keep, device=device)
     if isinstance(images, Tensor) or (isinstance(images, np.ndarray) and images.ndim == 4):
         return job.tensor(torch.as_tensor(images), batch_size)
@@ -124,7 +128,7 @@ class Embedder:
             raise ArgumentError(f"keep: got {keep!r}, accepted are 'all', 'valid' and 'contour'")
         if self.pool not in ("cls", "mean", "attention"):
             raise ArgumentError(f"pool: got {pool!r}, accepted are 'cls', 'mean' and 'attention'")
-        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        device = find_device(device)
         self.encoder = encoder.eval().to(device)
         self.device = device
 
@@ -144,8 +148,9 @@ class Embedder:
                 f"encoder: takes {height} x {width} pixels, files and arrays are laid on square canvases; make one "
                 "with a square img_size, or give a tensor [B, C, H, W]"
             )
-        if batch_size < 1:
-            raise ArgumentError(f"batch_size: got {batch_size}, accepted is at least 1")
+        check_count("batch_size", batch_size)
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+            raise ArgumentError(f"workers: got {workers!r}, accepted is an int of at least 0")
         read = read_ahead(jobs, height, self.encoder.patch_size, workers)
         batch: list[Radiograph] = []
         bad: list[Quarantined] = []
@@ -221,8 +226,11 @@ def _sources(images: object) -> Iterator[tuple[str | np.ndarray, str]]:
         images = [images]
     if isinstance(images, np.ndarray):
         if images.ndim not in (2, 3):
-            raise ArgumentError(f"images: got shape {list(images.shape)}, accepted are [H, W], [N, H, W], [B, C, H, W]")
-        images = [images] if images.ndim == 2 else list(images)
+            raise ArgumentError(
+                f"images: got shape {list(images.shape)}, accepted are [H, W], [H, W, 3], [N, H, W], [B, C, H, W]"
+            )
+        colour = images.ndim == 3 and images.shape[2] in (3, 4)
+        images = [images] if images.ndim == 2 or colour else list(images)
     if not isinstance(images, Iterable):
         raise ArgumentTypeError(f"images: got {type(images).__name__}, accepted are paths, arrays and tensors")
     arrays = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import torch
 
 from .embedding import Embedder, Embeddings
 from .encoder import Encoder, create_encoder
+from .errors import ArgumentTypeError
 from .feature_table import FeatureTable
 from .prepare import list_images, worker_count
 
@@ -31,7 +33,7 @@ class EmbeddedFiles:
 
 
 def embed_files(
-    paths: Sequence[str | os.PathLike],
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
     out: str | os.PathLike,
     weights: str | os.PathLike | Encoder,
     *,
@@ -46,7 +48,7 @@ def embed_files(
     """Write a row of features per radiograph to a Parquet file; files that it already holds are not read again.
 
     Args:
-        paths: files, folders, CSV manifests.
+        paths: files, folders, CSV manifests, or one of these.
         out: the Parquet file; ``<out>.parts/`` holds what is done while the run lasts, ``*.unreadable.csv`` beside it
             names the files that could not be read.
         weights: as for :func:`hdxray_fast.create_encoder`, or an encoder.
@@ -58,6 +60,10 @@ def embed_files(
         ConfigError: a path names no image, or ``out`` holds features made with other settings.
         MissingDependencyError: pyarrow is not installed.
     """
+    paths = [paths] if isinstance(paths, str | os.PathLike) else paths
+    for path in paths:
+        if not isinstance(path, str | os.PathLike):
+            raise ArgumentTypeError(f"paths: holds a {type(path).__name__}, accepted are paths (embed takes arrays)")
     files = list(dict.fromkeys(str(file) for path in paths for file in list_images(path)))
     return embed_list(
         files, out, weights, pool=pool, keep=keep, img_size=img_size, batch_size=batch_size, workers=workers,
@@ -81,6 +87,8 @@ def embed_list(
     """:func:`embed_files` for files as they are listed; missing ones count as unreadable."""
     encoder = weights if isinstance(weights, Encoder) else create_encoder(weights=weights)
     if img_size is not None:
+        if encoder is weights:  # the caller's encoder keeps its size
+            encoder = copy.deepcopy(encoder)
         encoder.set_input_size(img_size)
     job = Embedder(encoder, pool=pool, keep=keep, device=device)
     settings = {

@@ -6,6 +6,7 @@ Parameter names and shapes are those of facebookresearch/mae (encoder half), so 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +24,7 @@ from .packing import to_grid, token_rows
 from .patch_embed import build_patch_embed
 from .pool import AttentionPool, mean_pool
 from .positions import resample_positions, sincos_positions
-from .selection import every_patch, selected_patches
+from .selection import checked_grid, every_patch, selected_patches
 
 if TYPE_CHECKING:
     from .weights import LoadReport
@@ -45,9 +46,9 @@ class Encoder(nn.Module):
         grid_size: ``(height, width)`` in patches.
         embed_dim, num_features: width of a token.
         num_prefix_tokens: class and register tokens in front of an image's patches.
-        keep: which patches it looks at when no plan is given: ``"all"``, ``"valid"`` or ``"contour"``.
-        margin: patches around the chest that ``"contour"`` keeps as well.
-        pool: ``None``, ``"cls"``, ``"mean"`` or ``"attention"``.
+        keep: which patches it looks at when no plan is given: ``"all"``, ``"valid"`` or ``"contour"``; can be set.
+        margin: patches around the chest that ``"contour"`` keeps as well; can be set.
+        pool: ``None``, ``"cls"``, ``"mean"`` or ``"attention"``; can be set.
         normalisation: ``"per_image"`` or ``(mean, std)`` of pixels on [0, 1]; how integer images are normalised when
             no ``scale`` is given.
         config: the settings that build this encoder again.
@@ -64,14 +65,14 @@ class Encoder(nn.Module):
         self.embed_dim = self.num_features = c.embed_dim
         self.num_prefix_tokens = int(c.class_token) + c.reg_tokens
         self.learned_positions, self.normalisation = c.learned_positions, c.normalisation
-        self.keep, self.margin, self.pool = c.keep, c.margin, c.pool
         self.grad_checkpointing = False
 
         self.patch_embed = build_patch_embed(c.stem, c.patch_size, c.in_chans, c.embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, c.embed_dim)) if c.class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, c.reg_tokens, c.embed_dim)) if c.reg_tokens else None
         self.pos_embed = nn.Parameter(
-            sincos_positions(c.embed_dim, self.grid_size, class_token=c.class_token), requires_grad=c.learned_positions
+            sincos_positions(c.embed_dim, self.grid_size, class_token=c.class_token).to(torch.get_default_dtype()),
+            requires_grad=c.learned_positions,
         )  # [1, class_token + P, D]
         self.blocks = nn.ModuleList(
             Block(c.embed_dim, c.num_heads, c.mlp_ratio, c.qkv_bias, c.layer_scale, c.norm_eps) for _ in range(c.depth)
@@ -84,6 +85,36 @@ class Encoder(nn.Module):
         for token in (self.cls_token, self.reg_token):
             if token is not None:
                 nn.init.normal_(token, std=0.02)
+
+    # --- what can be set later; kept in the config, which is what is saved -----------------------------------------
+    @property
+    def keep(self) -> str:
+        return self.config.keep
+
+    @keep.setter
+    def keep(self, value: str) -> None:
+        self.config = replace(self.config, keep=value)
+
+    @property
+    def margin(self) -> int:
+        return self.config.margin
+
+    @margin.setter
+    def margin(self, value: int) -> None:
+        self.config = replace(self.config, margin=value)
+
+    @property
+    def pool(self) -> str | None:
+        return self.config.pool
+
+    @pool.setter
+    def pool(self, value: str | None) -> None:
+        if value != self.config.pool and "attention" in (value, self.config.pool):
+            raise ArgumentError(
+                f"pool: got {value!r} in an encoder with {self.config.pool!r}; attention pooling has weights, create "
+                "the encoder with it"
+            )
+        self.config = replace(self.config, pool=value)
 
     # --- images to features ---------------------------------------------------------------------------------------
     def forward(
@@ -102,10 +133,11 @@ class Encoder(nn.Module):
             images: ``[B, C, H, W]``, any dtype that :func:`hdxray_fast.gather_patches` reads.
             plan: which patches are kept; its grid must be the encoder's.
             scale: the network sees ``pixel * scale + shift``; a number, or float32 ``[B]``. Left out, float images are
-                taken as they are, and integer images are normalised as ``normalisation`` says.
+                taken as they are, and integer images are normalised as ``normalisation`` says, ``"per_image"`` over
+                the patches that are ``valid``.
             shift: see ``scale``.
             inside: patches of the chest, for ``keep="contour"``; left out, contours are looked for in the images.
-            valid: patches that are no padding, for ``keep="valid"`` and ``"contour"``; left out, all.
+            valid: patches that are no padding; left out, all.
 
         Returns:
             Without ``pool``: normalised tokens ``[N_keep + B * num_prefix_tokens, D]`` with their ``cu_seqlens``.
@@ -266,6 +298,8 @@ class Encoder(nn.Module):
         """Take images of another size: fixed positions are made anew, learned ones resampled (bicubic)."""
         config = replace(self.config, img_size=img_size)
         grid = config.grid_size
+        if config == self.config:
+            return
         if self.learned_positions:
             table = resample_positions(self.pos_embed.detach(), self.grid_size, grid)
         else:
@@ -341,18 +375,24 @@ class Encoder(nn.Module):
         elif keep != "all":
             plan = selected_patches(keep, images, self.grid_size, self.patch_size, inside, valid, self.margin)
         if scale is None and shift is None:
-            scale, shift = self.pixel_scale(images)
+            scale, shift = self.pixel_scale(images, valid)
         return plan, 1.0 if scale is None else scale, 0.0 if shift is None else shift
 
-    def pixel_scale(self, images: Tensor) -> tuple[float | Tensor, float | Tensor]:
-        """``(scale, shift)`` that normalise ``images``: the identity for float images."""
+    def pixel_scale(self, images: Tensor, valid: Tensor | None = None) -> tuple[float | Tensor, float | Tensor]:
+        """``(scale, shift)`` that normalise ``images``: the identity for float images.
+
+        ``"per_image"`` takes mean and deviation over the ``valid`` patches (bool ``[B, gh, gw]``), or over all.
+        """
         if images.is_floating_point():
             return 1.0, 0.0
         white = 255.0 if images.dtype == torch.uint8 else 65535.0
         if self.normalisation != "per_image":
             mean, std = self.normalisation
             return 1.0 / (white * std), -mean / std
-        std, mean = torch.std_mean(images.float().flatten(1), dim=1, correction=0)  # [B] each
+        if valid is None:
+            std, mean = torch.std_mean(images.float().flatten(1), dim=1, correction=0)  # [B] each
+        else:
+            std, mean = _std_mean_of_patches(images, checked_grid("valid", valid, (len(images), *self.grid_size)))
         std = std.clamp(min=white / 255)  # a flat image stays finite
         return 1.0 / std, -mean / std
 
@@ -385,10 +425,26 @@ class Encoder(nn.Module):
         return self.pos_embed.dtype
 
 
+def _std_mean_of_patches(images: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:  # [B, C, H, W], [B, gh, gw]
+    """Deviation and mean ``[B]`` over the valid patches; of an image without any, over all."""
+    valid = valid.to(images.device)
+    valid = valid | ~valid.flatten(1).any(1)[:, None, None]
+    side = images.shape[2] // valid.shape[1]
+    chosen = valid.repeat_interleave(side, 1).repeat_interleave(side, 2).unsqueeze(1)  # [B, 1, H, W]
+    pixels = images.float()
+    count = chosen.sum((1, 2, 3)) * images.shape[1]
+    mean = (pixels * chosen).sum((1, 2, 3)) / count
+    variance = ((pixels - mean[:, None, None, None]).square() * chosen).sum((1, 2, 3)) / count
+    return variance.sqrt(), mean
+
+
 def _block_indices(indices: int | list[int] | tuple[int, ...] | None, depth: int) -> set[int]:
     if indices is None:
         return set(range(depth))
-    wanted = range(depth - indices, depth) if isinstance(indices, int) else [i + depth if i < 0 else i for i in indices]
+    counted = [indices] if isinstance(indices, int) else list(indices) if isinstance(indices, Iterable) else [None]
+    if not all(isinstance(index, int) for index in counted):
+        raise ArgumentTypeError(f"indices: got {indices!r}, accepted are an int, a list of ints and None")
+    wanted = range(depth - indices, depth) if isinstance(indices, int) else [i + depth if i < 0 else i for i in counted]
     if not wanted or not all(0 <= i < depth for i in wanted):
         raise ArgumentError(f"indices: got {indices!r}, accepted are blocks 0 to {depth - 1} (or -{depth} to -1)")
     return set(wanted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -95,8 +96,8 @@ class EncoderConfig:
         if not _is_number(self.norm_eps) or not 0 < self.norm_eps < 1:
             raise ArgumentError(f"norm_eps: got {self.norm_eps!r}, accepted is a number between 0 and 1")
         if self.layer_scale is not None and not _is_number(self.layer_scale):
-            raise ArgumentTypeError(f"layer_scale: got {self.layer_scale!r}, accepted are a number and None")
-        if self.in_chans not in (1, 3):
+            raise ArgumentTypeError(f"layer_scale: got {self.layer_scale!r}, accepted are a finite number and None")
+        if type(self.in_chans) is not int or self.in_chans not in (1, 3):
             raise ArgumentError(f"in_chans: got {self.in_chans!r}, accepted are 1 and 3")
         _check_choice("stem", self.stem, _STEMS)
         _check_choice("keep", self.keep, KEEPS)
@@ -132,7 +133,7 @@ def check_options(options: dict[str, Any]) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _check_choice(option: str, value: object, accepted) -> None:

@@ -115,6 +115,8 @@ def export_onnx(
     path = Path(path)
     if not path.parent.is_dir():
         raise ArgumentError(f"path: got {path}, there is no folder {path.parent}")
+    if path.is_dir():
+        raise ArgumentError(f"path: got {path}, which is a folder; name a file such as {path / 'encoder.onnx'}")
     program = export_program(encoder, output, pool=pool, normalise=normalise)
     try:
         import onnx  # noqa: F401
@@ -132,6 +134,9 @@ def export_onnx(
         output_names=[output],
         verbose=False,
     )
+    written = next(entry.version for entry in graph.model_proto.opset_import if not entry.domain)
+    if written != opset:
+        raise ArgumentError(f"opset: got {opset}, this version of onnxscript writes {written} instead; give that")
     weights = sum(tensor.nbytes for tensor in encoder.state_dict().values())
     if weights > MAX_ONE_FILE:  # two files, which name each other, cannot appear at once
         graph.save(str(path), external_data=True)
@@ -144,6 +149,11 @@ def export_onnx(
 def _check(encoder: object, output: object) -> None:
     if not isinstance(encoder, Encoder):
         raise ArgumentTypeError(f"encoder: got {type(encoder).__name__}, accepted is an Encoder")
+    if isinstance(getattr(encoder, "head", None), nn.Module):
+        raise ArgumentError(
+            "encoder: is timm's model with its own pooling and head, which would be left out; save its state_dict and "
+            "make an encoder of it with create_encoder(weights=...), or export it with torch.onnx.export"
+        )
     if encoder.keep != "all":
         raise ArgumentError(
             f"encoder: has keep={encoder.keep!r}, the exported graph computes all patches; set encoder.keep = 'all'"

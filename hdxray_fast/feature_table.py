@@ -52,11 +52,11 @@ class FeatureTable:
             ("kept", pyarrow.int32()),
         ]
         self.schema = pyarrow.schema(fields, metadata={SETTINGS_KEY: json.dumps(self.settings).encode()})
+        self.tables = [self._read(path) for path in self._files()]
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"out: cannot write beside {self.out} ({error.strerror})") from error
-        self.tables = [self._read(path) for path in self._files()]
         self.done = {path for table in self.tables for path in table.column("path").to_pylist()}
         self._next = 1 + max((int(path.stem) for path in self.parts.glob("*.parquet")), default=-1)
 
@@ -82,18 +82,28 @@ class FeatureTable:
         self.done.update(rows.sources)
 
     def finish(self, order: list[str], unreadable: list[tuple[str, str, str]]) -> Path:
-        """Join everything into one file, in the order given (rows of other paths first), and remove the parts."""
+        """Join everything into one file, in the order given (rows of other paths first), and remove the parts.
+
+        Files of earlier runs that were unreadable stay listed, unless they were among these.
+        """
         table = self._arrow.concat_tables([self.schema.empty_table(), *self.tables])
         place = {path: number for number, path in enumerate(order)}
         rank = np.array([place.get(path, -1) for path in table.column("path").to_pylist()], np.int64)
         table = table.take(self._arrow.array(np.argsort(rank, kind="stable")))
         self._write(table.replace_schema_metadata(self.schema.metadata), self.out)
+        unreadable = [*(row for row in self._listed() if row[0] not in place), *unreadable]
         with written_whole(self.unreadable) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream).writerows([("path", "error", "reason"), *unreadable])
         for path in self.parts.glob("*.parquet"):
             path.unlink()
         self.parts.rmdir()
         return self.out
+
+    def _listed(self) -> list[tuple[str, ...]]:
+        if not self.unreadable.exists():
+            return []
+        with self.unreadable.open(newline="", encoding="utf-8") as stream:
+            return [tuple(row) for row in csv.reader(stream)][1:]
 
     def _files(self) -> list[Path]:
         return ([self.out] if self.out.exists() else []) + sorted(self.parts.glob("*.parquet"))

@@ -154,6 +154,12 @@ class HDXrayModel(PreTrainedModel):
         if missing := sorted(info["missing_keys"]):
             more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
             raise CheckpointError(f"{source}: its weights lack {', '.join(missing[:5])}{more}; nothing was loaded")
+        if unexpected := sorted(info["unexpected_keys"]):
+            more = f" and {len(unexpected) - 5} more" if len(unexpected) > 5 else ""
+            raise CheckpointError(
+                f"{source}: its weights hold {', '.join(unexpected[:5])}{more}, which its config.json does not "
+                "tell of; nothing was loaded"
+            )
         if told and info["mismatched_keys"]:
             _initialise(model, info["mismatched_keys"])
         model.encoder.pos_embed.requires_grad_(model.config.learned_positions)

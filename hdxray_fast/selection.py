@@ -44,11 +44,11 @@ def selected_patches(
     """
     batch = images.shape[0]
     shape = (batch, *grid_size)
-    valid = torch.ones(shape, dtype=torch.bool) if valid is None else _grid("valid", valid, shape)
+    valid = torch.ones(shape, dtype=torch.bool) if valid is None else checked_grid("valid", valid, shape)
     if keep == "valid":
         wanted = valid
     else:
-        inside = _find_inside(images, patch_size) if inside is None else _grid("inside", inside, shape)
+        inside = _find_inside(images, patch_size) if inside is None else checked_grid("inside", inside, shape)
         wanted = inside.to(valid.device)
         if margin:
             spread = F.max_pool2d(wanted.float().unsqueeze(1), 2 * margin + 1, stride=1, padding=margin)
@@ -58,7 +58,8 @@ def selected_patches(
     return plan.to(images.device)
 
 
-def _grid(name: str, value: Tensor | np.ndarray, shape: tuple[int, int, int]) -> Tensor:
+def checked_grid(name: str, value: Tensor | np.ndarray, shape: tuple[int, int, int]) -> Tensor:
+    """``value`` as a bool tensor of ``shape``, or an error that begins with ``name``."""
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
     if not isinstance(value, Tensor):

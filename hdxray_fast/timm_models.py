@@ -195,6 +195,8 @@ def _build(
     else:
         size = {option: settings.pop(option) for option in DEFAULTS if option in settings}
         config = EncoderConfig(**DEFAULTS | size | preset(name, settings) | settings)
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+        raise ArgumentError(f"num_classes: got {num_classes!r}, accepted is an int of at least 0")
     global_pool = global_pool if global_pool is not None else "token" if config.class_token else "avg"
     _check_pool(global_pool, config.class_token)
     config = replace(config, keep="all", pool="attention" if global_pool == "map" else None)

@@ -20,7 +20,7 @@ from .encoder_config import DEFAULTS, EncoderConfig, LeftOut, check_options, pre
 from .errors import ArgumentError, ArgumentTypeError, CheckpointError
 from .weights_adapt import fit_channels, fit_positions, split_positions
 from .weights_files import TENSOR_FILES, Source, read_json, read_source
-from .weights_layouts import Renamed, infer, rename
+from .weights_layouts import Renamed, contradictions, infer, rename
 from .weights_report import LoadReport, shortened
 
 __all__ = ["LoadReport", "convert", "load_encoder"]
@@ -65,6 +65,7 @@ def load_encoder(
         converted=found.converted,
         assumed=[line for option, line in assumed.items() if option not in chosen],
     )
+    report.missing += contradictions(source, settings)
     for option, value in (("img_size", img_size), ("in_chans", in_chans)):
         if isinstance(value, LeftOut):
             value = None if source.own else int(value)
@@ -113,10 +114,15 @@ def _check_tensors(source: Source, found: Renamed, dim: int) -> None:
         token = name in ("pos_embed", "cls_token", "reg_token")
         if token and (tensor.dim() != 3 or tensor.shape[0] != 1 or tensor.shape[2] != dim):
             raise CheckpointError(f"{source.label}: {name} is {list(tensor.shape)}, accepted is [1, rows, {dim}]")
-        if tensor.is_meta or tensor.layout != torch.strided or not tensor.is_floating_point():
+        if tensor.is_meta or tensor.layout != torch.strided:
+            kind = "without values" if tensor.is_meta else str(tensor.layout)
+            raise CheckpointError(f"{source.label}: {name} is {kind}, accepted are dense tensors")
+        if not tensor.is_floating_point():
             if token or name.startswith("patch_embed."):
                 raise CheckpointError(f"{source.label}: {name} is {tensor.dtype}, accepted are floating-point tensors")
             continue
+        if not tensor.isfinite().all():
+            raise CheckpointError(f"{source.label}: {name} holds values that are not finite; its training diverged")
         if tensor.dtype != torch.float32:
             halves[tensor.dtype] = halves.get(tensor.dtype, 0) + 1
         found.tensors[name] = tensor.detach().float()

@@ -17,7 +17,10 @@ from .hub_files import PREPROCESSOR_FILE
 
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
 # where training scripts put the model; a teacher goes before its student, as in DINO's own evaluation
-STATE_DICTS = ("model", "state_dict", "model_state_dict", "teacher", "student", "model_ema", "net", "encoder")
+STATE_DICTS = (
+    *("model", "state_dict", "model_state_dict", "teacher", "student", "model_ema", "net", "network"),
+    *("target_encoder", "encoder", "backbone"),
+)
 
 
 @dataclass

@@ -53,6 +53,17 @@ _TRANSFORMERS_NAMES = (
 _QKV = {"q": "query", "k": "key", "v": "value"}
 _MODEL_TYPES = ("vit", "vit_mae", "dinov2", "dinov2_with_registers")
 _HEADS = {size["embed_dim"]: size["num_heads"] for size in ENCODERS.values()}
+# Tensors of other architectures that share a plain ViT's names otherwise: without these they compute something else.
+_FOREIGN = (
+    (re.compile(r"(^|\.)(norm_pre|pre_norm|layernorm_pre|pre_layrnorm)\."), "a norm before the blocks"),
+    (re.compile(r"(relative_position|rel_pos)"), "relative positions"),
+    (re.compile(r"(^|\.)(rope|rotary)"), "rotary positions"),
+    (re.compile(r"\.mlp\.(weights_in|weights_out|w12|w1|fc1_g)\."), "gated MLPs (SwiGLU)"),
+    (re.compile(r"\.attn\.(q_bias|v_bias)$"), "separate biases of queries and values (BEiT, EVA)"),
+    (re.compile(r"\.attn\.(q_norm|k_norm)\."), "norms on queries and keys"),
+    (re.compile(r"\.attn\.proj_[lw]\."), "talking heads"),
+    (re.compile(r"(^|\.)(dist_token|distillation_token)$"), "a distillation token"),
+)
 # timm's names of models whose tensors look like a plain ViT's and that compute something else
 _NOT_PLAIN = re.compile(r"quickgelu|so400m|giantopt|_rpn|gelu_tanh")
 
@@ -127,6 +138,7 @@ def infer(source: Source, found: Renamed) -> tuple[dict[str, Any], dict[str, str
         )
     if source.own:
         return dict(source.settings), assumed
+    _refuse_foreign(source, tensors)
     dim, hidden = first.shape[0], tensors.get("blocks.0.mlp.fc1.weight")
     settings: dict[str, Any] = {
         "in_chans": first.shape[1],
@@ -135,12 +147,12 @@ def infer(source: Source, found: Renamed) -> tuple[dict[str, Any], dict[str, str
         "embed_dim": dim,
         "depth": max(blocks) + 1,
         "class_token": "cls_token" in tensors,
-        "reg_tokens": tensors["reg_token"].shape[1] if "reg_token" in tensors else 0,
+        "reg_tokens": tensors["reg_token"].shape[1] if _has_dims(tensors.get("reg_token"), 3) else 0,
         "qkv_bias": "blocks.0.attn.qkv.bias" in tensors,
         "layer_scale": 1.0 if "blocks.0.ls1.gamma" in tensors else None,
         "fc_norm": "fc_norm.weight" in tensors and "norm.weight" not in tensors,
     }
-    if hidden is not None:
+    if _has_dims(hidden, 2):
         ratio = hidden.shape[0] / dim
         settings["mlp_ratio"] = ratio if int(dim * ratio) == hidden.shape[0] else (hidden.shape[0] + 0.5) / dim
     settings.update(source.settings)
@@ -163,7 +175,48 @@ def infer(source: Source, found: Renamed) -> tuple[dict[str, Any], dict[str, str
     return settings, assumed
 
 
+def contradictions(source: Source, settings: dict[str, Any]) -> list[str]:
+    """What ``config.json`` of transformers tells of and the tensors do not show, in words."""
+    config, found = source.config, []
+    if source.own or config.get("model_type") not in _MODEL_TYPES:
+        return found
+    for key, option, default in (
+        ("num_hidden_layers", "depth", None),
+        ("hidden_size", "embed_dim", None),
+        ("patch_size", "patch_size", None),
+        ("qkv_bias", "qkv_bias", None),
+        ("num_register_tokens", "reg_tokens", None),
+    ):
+        told = config.get(key, default)
+        if told is not None and told != settings[option]:
+            found.append(f"{key} {told!r} of config.json (the tensors have {settings[option]!r})")
+    if config["model_type"].startswith("dinov2") and settings["layer_scale"] is None:
+        found.append("layer_scale*.lambda1")
+    return found
+
+
 # --- parts ------------------------------------------------------------------------------------------------------------
+def _refuse_foreign(source: Source, tensors: dict[str, Tensor]) -> None:
+    """Raise an error if the tensors are those of a model that an encoder cannot compute, whatever is left out."""
+    for pattern, what in _FOREIGN:
+        if name := next((name for name in tensors if pattern.search(name)), None):
+            raise CheckpointError(f"{source.label}: is another architecture: it has {what} ({name})")
+    if "pos_embed" not in tensors:
+        raise CheckpointError(
+            f"{source.label}: is another architecture: it has no position table (pos_embed), so its positions are "
+            "rotary or relative"
+        )
+    first = tensors.get("patch_embed.conv1.weight", tensors.get("patch_embed.proj.weight"))
+    if first.shape[1] not in (1, 3):
+        raise CheckpointError(
+            f"{source.label}: is another architecture: its first layer takes {first.shape[1]} channels, not 1 or 3"
+        )
+
+
+def _has_dims(tensor: Tensor | None, dims: int) -> bool:
+    return tensor is not None and tensor.dim() == dims
+
+
 def _find_encoders(source: Source) -> dict[str, str]:
     """Prefix to layout of every encoder in the file."""
     encoders: dict[str, str] = {}

@@ -82,6 +82,32 @@ def test_tensors_are_taken_as_they_are():
     assert len(hx.embed(images[:0], encoder)) == 0
 
 
+def test_one_image_in_colour_is_one_image():
+    grey = np.random.default_rng(0).integers(0, 256, (90, 70), dtype=np.uint8)
+    one = hx.embed(np.repeat(grey[:, :, None], 3, axis=2), small())
+    np.testing.assert_allclose(one.features, hx.embed(grey, small()).features, rtol=1e-3, atol=1e-3)
+    assert one.sources == ["<array 0>"]
+
+
+def test_files_tensors_and_what_is_valid_agree(folder):
+    """An encoder called with a canvas and its grids gives what ``embed`` gives for the file, padding or not."""
+    encoder = small(keep="contour", pool="mean")
+    for path in sorted(folder.glob("[abd].png")):
+        read = read_radiograph(str(path), str(path), 128, 16)
+        pixels, inside, valid = (torch.from_numpy(v)[None] for v in (read.pixels, read.inside, read.valid))
+        direct = encoder(pixels[None], inside=inside, valid=valid).detach().numpy()
+        np.testing.assert_allclose(hx.embed(path, encoder).features, direct, rtol=1e-4, atol=1e-4)
+
+
+def test_embedding_files_leaves_the_encoder_its_size(folder, tmp_path):
+    pytest.importorskip("pyarrow")
+    encoder = small()
+    embed_files(folder / "a.png", tmp_path / "one.parquet", encoder, img_size=64, progress=False)
+    assert encoder.img_size == (128, 128)
+    with pytest.raises(hx.ArgumentTypeError, match=r"^paths: holds a ndarray"):
+        embed_files([np.zeros((3, 3))], tmp_path / "two.parquet", encoder, progress=False)
+
+
 def test_three_channels_and_fixed_normalisation(folder):
     encoder = small(in_chans=3, normalisation=(0.5, 0.25), pool="mean")
     result = hx.embed([folder / "b.png"], encoder)
@@ -154,6 +180,17 @@ def test_bad_input_is_named(folder):
             hx.embed(folder, encoder, **kwargs)
     with pytest.raises(hx.ArgumentTypeError, match=r"^encoder: "):
         hx.embed(folder, torch.nn.Identity())
+    for culprit, kwargs in (
+        ("batch_size", {"batch_size": "4"}),
+        ("workers", {"workers": -5}),
+        ("workers", {"workers": "x"}),
+        ("device", {"device": "gpu"}),
+        ("device", {"device": "cuda:99"}),
+    ):
+        with pytest.raises((hx.ArgumentError, hx.ArgumentTypeError), match=f"^{culprit}: "):
+            hx.embed(folder, encoder, **kwargs)
+    with pytest.raises(hx.ArgumentError, match=r"^batch_size: "):
+        hx.embed(torch.rand(1, 1, 128, 128), encoder, batch_size=0)
     for images in (3, [3], [None]):
         with pytest.raises(hx.ArgumentTypeError, match=r"^images: "):
             hx.embed(images, encoder)

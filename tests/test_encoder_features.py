@@ -217,6 +217,48 @@ def test_gradient_checkpointing_changes_nothing(plan):
         torch.testing.assert_close(gradients[1][name], gradient)
 
 
+def test_padding_counts_for_nothing_when_it_is_told():
+    """The whole canvas and a crop without its padding are normalised alike; without valid patches all count."""
+    encoder = small(keep="valid")
+    valid = torch.zeros(2, *GRID, dtype=torch.bool)
+    valid[0, :, :2] = True
+    pixels = torch.randint(60, 200, (2, 1, *SIZE), dtype=torch.uint8)
+    pixels[0] *= valid[0].repeat_interleave(16, 0).repeat_interleave(16, 1)
+    scale, shift = encoder.pixel_scale(pixels, valid)
+    seen = pixels[0, :, :, :32].double()
+    torch.testing.assert_close(1 / scale[0].double(), seen.std(correction=0), rtol=1e-5, atol=0)
+    torch.testing.assert_close(shift[0].double(), -seen.mean() / seen.std(correction=0), rtol=1e-5, atol=0)
+    whole = encoder.pixel_scale(pixels)
+    torch.testing.assert_close((scale[1], shift[1]), (whole[0][1], whole[1][1]))
+    given = encoder(pixels[:1], valid=valid[:1], scale=scale[:1], shift=shift[:1]).values
+    torch.testing.assert_close(encoder(pixels[:1], valid=valid[:1]).values, given)
+
+
+def test_what_is_set_later_is_checked_and_saved(tmp_path):
+    pytest.importorskip("safetensors")
+    encoder = small()
+    encoder.keep, encoder.margin, encoder.pool = "contour", 2, "mean"
+    again = hx.load_model(hx.save_model(encoder, tmp_path / "model"))
+    assert (again.keep, again.margin, again.pool) == ("contour", 2, "mean")
+    for name, value in (("keep", "lungs"), ("margin", -1), ("pool", "max"), ("pool", "attention")):
+        with pytest.raises(hx.ArgumentError, match=f"^{name}: got"):
+            setattr(encoder, name, value)
+    assert (encoder.keep, encoder.margin, encoder.pool) == ("contour", 2, "mean")
+
+
+def test_the_same_size_again_changes_no_parameter():
+    encoder = small()
+    table = encoder.pos_embed
+    encoder.set_input_size(SIZE)
+    assert encoder.pos_embed is table
+
+
+def test_indices_that_are_no_numbers_are_refused():
+    for indices in ([1.5], "a", {}):
+        with pytest.raises((hx.ArgumentError, hx.ArgumentTypeError), match=r"^indices: got"):
+            small().forward_intermediates(torch.rand(1, 1, *SIZE), indices)
+
+
 def test_no_weight_decay_names_parameters():
     names = {name for name, _ in small(reg_tokens=1, pool="attention").named_parameters()}
     assert small(reg_tokens=1, pool="attention").no_weight_decay() <= names
@@ -235,6 +277,9 @@ def test_no_weight_decay_names_parameters():
         ("norm_eps", {"norm_eps": 0}),
         ("layer_scale", {"layer_scale": "yes"}),
         ("class_token", {"class_token": 1}),
+        ("in_chans", {"in_chans": True}),
+        ("layer_scale", {"layer_scale": float("nan")}),
+        ("normalisation", {"normalisation": (float("inf"), 1)}),
     ],
 )
 def test_bad_settings_name_the_argument(culprit, kwargs):

@@ -131,8 +131,12 @@ def test_what_is_refused(tmp_path, monkeypatch):
         hx.export_onnx(encoder, tmp_path / "none" / "encoder.onnx")
     with pytest.raises(hx.ArgumentTypeError, match=r"^path: got int"):
         hx.export_onnx(encoder, 3)
+    with pytest.raises(hx.ArgumentError, match=r"^path: got .* is a folder"):
+        hx.export_onnx(encoder, tmp_path)
     with pytest.raises(hx.ArgumentError, match=r"^opset: got 11"):
         hx.export_onnx(encoder, path, opset=11)
+    with pytest.raises(hx.ArgumentError, match=r"^opset: got 99"):
+        hx.export_onnx(encoder, path, opset=99)
     monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
     with pytest.raises(hx.MissingDependencyError, match=r"hdxray-fast\[export\]"):
         hx.export_onnx(encoder, path)

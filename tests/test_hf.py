@@ -184,6 +184,18 @@ def test_another_input_size(transformers, tmp_path):
     assert transformers.AutoModel.from_pretrained(tmp_path).encoder.grid_size == (2, 6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_other_precisions(transformers, tmp_path, dtype):
+    encoder = small()
+    hx.save_model(encoder, tmp_path / "model")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "model", dtype=dtype)
+    assert {p.dtype for p in model.parameters()} == {dtype}
+    expected = encoder(torch.ones(1, 1, SIZE, SIZE)).values[0]
+    features = model(torch.ones(1, 1, SIZE, SIZE, dtype=dtype)).pooler_output[0]
+    assert features.dtype == dtype
+    torch.testing.assert_close(features.float(), expected, rtol=0.05, atol=0.1)
+
+
 def test_what_is_refused(transformers, tmp_path):
     hx.save_model(small(), tmp_path / "good")
     model = transformers.AutoModel.from_pretrained(tmp_path / "good")
@@ -207,6 +219,8 @@ def test_what_is_refused(transformers, tmp_path):
         transformers.AutoModel.from_pretrained(tmp_path / "cut")
     told = transformers.AutoModel.from_pretrained(tmp_path / "good", img_size=[96, 96], ignore_mismatched_sizes=True)
     assert torch.equal(told.encoder.pos_embed, hx.create_encoder(**_sizes(96)).pos_embed)
+    with pytest.raises(hx.CheckpointError, match=r"good.*hold (encoder\.)?blocks\.1"):
+        transformers.AutoModel.from_pretrained(tmp_path / "good", depth=1)
     with pytest.raises(hx.ArgumentTypeError, match=r"^encoder: got Linear"):
         type(model).from_encoder(torch.nn.Linear(2, 2))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 
 import pytest
 import torch
@@ -299,16 +300,16 @@ def test_what_does_not_fit_is_refused_unless_asked_for(tmp_path):
     twin = small(learned_positions=True)
     tensors = twin.state_dict()
     del tensors["blocks.1.mlp.fc2.bias"]
-    tensors["blocks.0.attn.q_norm.weight"] = torch.ones(16)
+    tensors["blocks.0.attn.gate.weight"] = torch.ones(16)
     tensors["text.weight"] = torch.ones(2, dtype=torch.int64)
     path = save(tmp_path / "vit.pth", tensors)
     with pytest.raises(hx.CheckpointError) as caught:
         hx.create_encoder(weights=path, img_size=64, num_heads=3)
-    for said in (str(path), "missing 1: blocks.1.mlp.fc2.bias", "unexpected 2", "attn.q_norm.weight", "strict=False"):
+    for said in (str(path), "missing 1: blocks.1.mlp.fc2.bias", "unexpected 2", "attn.gate.weight", "strict=False"):
         assert said in str(caught.value)
     encoder = hx.create_encoder(weights=path, img_size=64, num_heads=3, strict=False)
     assert encoder.load_report.missing == ["blocks.1.mlp.fc2.bias"]
-    assert sorted(encoder.load_report.unexpected) == ["blocks.0.attn.q_norm.weight", "text.weight"]
+    assert sorted(encoder.load_report.unexpected) == ["blocks.0.attn.gate.weight", "text.weight"]
     assert encoder.blocks[1].mlp.fc2.bias.eq(0).all()
     assert torch.equal(encoder.blocks[1].mlp.fc2.weight, twin.blocks[1].mlp.fc2.weight)
 
@@ -341,6 +342,11 @@ def test_pickles_with_code_are_refused_with_the_reason(tmp_path):
     with pytest.raises(hx.CheckpointError, match=r"bomb\.pth: refused.*io\.open was not an allowed global") as caught:
         hx.create_encoder(weights=bomb)
     assert not trace.exists()
+    system = type("System", (), {"__reduce__": lambda self: (os.system, (f"touch {trace}",))})
+    with pytest.raises(hx.CheckpointError, match=r"os\.pth: refused.*(posix|nt)\.system") as caught_too:
+        hx.create_encoder(weights=save(tmp_path / "os.pth", small().state_dict(), extra=system()))
+    assert not trace.exists()
+    assert "weights_only" not in str(caught_too.value)
     assert "weights_only" not in str(caught.value)  # PyTorch's own message tells how to run the code all the same
     hx.save_model(small(), tmp_path / "folder")
     (tmp_path / "folder" / "config.json").unlink()
@@ -381,7 +387,17 @@ def test_truncated_files_are_named(tmp_path, name, keep):
         (lambda t: t.update({"norm.weight": torch.zeros(48, dtype=torch.int8)}), "norm.weight is torch.int8"),
         (lambda t: t.update({"blocks.1.mlp.fc1.weight": torch.zeros(96, 48)}), r"mlp\.fc1\.weight is \[96, 48\]"),
         (lambda t: t.pop("cls_token"), "position table has 17 rows"),
-        (lambda t: t.update({"patch_embed.proj.weight": torch.zeros(48, 4, 16, 16)}), r"\[48, 4, 16, 16\]"),
+        (lambda t: t.update({"patch_embed.proj.weight": torch.zeros(48, 4, 16, 16)}), "takes 4 channels"),
+        (lambda t: t.pop("pos_embed"), "no position table"),
+        (lambda t: t.update({"norm_pre.weight": torch.zeros(48)}), "a norm before the blocks"),
+        (lambda t: t.update({"blocks.0.attn.relative_position_bias_table": torch.zeros(3, 3)}), "relative positions"),
+        (lambda t: t.update({"blocks.1.mlp.w12.weight": torch.zeros(96, 48)}), "SwiGLU"),
+        (lambda t: t.update({"blocks.1.attn.q_norm.weight": torch.zeros(16)}), "norms on queries and keys"),
+        (lambda t: t.update({"dist_token": torch.zeros(1, 1, 48)}), "a distillation token"),
+        (lambda t: t.update({"norm.weight": torch.zeros(48).to_sparse()}), r"norm\.weight is torch\.sparse_coo"),
+        (lambda t: t.update({"blocks.0.mlp.fc1.weight": torch.tensor(1.0)}), r"mlp\.fc1\.weight is \[\]"),
+        (lambda t: t.update({"reg_token": torch.tensor(1.0)}), r"reg_token is \[\]"),
+        (lambda t: t["norm.weight"].fill_(float("nan")), r"norm\.weight holds values that are not finite"),
     ],
 )
 @pytest.mark.parametrize("strict", [True, False])
@@ -390,6 +406,66 @@ def test_other_architectures_are_refused_by_name(tmp_path, change, says, strict)
     change(tensors)
     with pytest.raises(hx.CheckpointError, match=rf"vit\.pth: .*{says}"):
         hx.create_encoder(weights=save(tmp_path / "vit.pth", tensors), img_size=64, num_heads=3, strict=strict)
+
+
+def transformers_layout(twin) -> dict[str, torch.Tensor]:
+    """The tensors of an encoder as transformers' Dinov2 names them."""
+    tensors = {}
+    for name, tensor in twin.state_dict().items():
+        block, _, rest = name.removeprefix("blocks.").partition(".")
+        layer = f"encoder.layer.{block}."
+        if rest.startswith("attn.qkv."):
+            for part, piece in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
+                tensors[f"{layer}attention.attention.{part}.{rest.split('.')[-1]}"] = piece
+            continue
+        renamed = {
+            "cls_token": "embeddings.cls_token",
+            "reg_token": "embeddings.register_tokens",
+            "pos_embed": "embeddings.position_embeddings",
+        }.get(name, name.replace("patch_embed.proj.", "embeddings.patch_embeddings.projection."))
+        if name.startswith("blocks."):
+            for ours, theirs in (
+                ("attn.proj.", "attention.output.dense."),
+                ("ls1.gamma", "layer_scale1.lambda1"),
+                ("ls2.gamma", "layer_scale2.lambda1"),
+            ):
+                rest = rest.replace(ours, theirs)
+            renamed = layer + rest
+        tensors[renamed.replace("norm.", "layernorm.") if name.startswith("norm.") else renamed] = tensor
+    return tensors
+
+
+@pytest.mark.parametrize(
+    ("lost", "says"),
+    [
+        ("encoder.layer.1.", "num_hidden_layers 2"),
+        ("embeddings.register_tokens", "num_register_tokens 2"),
+        ("lambda1", "layer_scale"),
+        ("bias", "qkv_bias True"),
+        (None, None),
+    ],
+)
+def test_a_config_that_tells_of_more_than_there_is(tmp_path, lost, says):
+    twin = small(reg_tokens=2, layer_scale=0.1, learned_positions=True)
+    everything = transformers_layout(twin)
+    inner = ("query.bias", "key.bias", "value.bias") if lost == "bias" else (lost,)
+    kept = {n: t.contiguous() for n, t in everything.items() if lost is None or not any(part in n for part in inner)}
+    assert lost is None or len(kept) < len(everything)
+    hx.checkpoint._safetensors().save_file(kept, tmp_path / "model.safetensors")
+    config = {
+        "model_type": "dinov2_with_registers", "num_hidden_layers": 2, "hidden_size": 48, "num_register_tokens": 2,
+        "num_attention_heads": 3, "image_size": 64, "patch_size": 16, "qkv_bias": True,
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    if lost is None:
+        images = torch.rand(1, 1, 64, 64)
+        torch.testing.assert_close(
+            values(hx.create_encoder(weights=tmp_path, img_size=64), images), values(twin, images)
+        )
+        return
+    with pytest.raises(hx.CheckpointError, match=f"was not loaded: missing.*{says}"):
+        hx.create_encoder(weights=tmp_path)
+    assert any(says in line for line in hx.create_encoder(weights=tmp_path, strict=False).load_report.missing)
 
 
 def test_weights_of_another_preset(tmp_path):
