@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import draw_radiograph
 from prepared_helpers import SIZE, contents, make_folder, prepare, rows_of
-from xray_makers import PATIENT, PLANTED, dicom
+from xray_makers import dicom
 
 import hdxray_fast as hx
 from hdxray_fast.canvas import read_canvas
@@ -138,28 +138,6 @@ def test_filters_by_header_and_size(tmp_path):
     everything = prepare([root], tmp_path / "all", view="any", body_part="any", modality="any")
     assert everything.summary["images"] == 5 and everything.counts == {"ok": 5}
     assert prepare([root], tmp_path / "side", view="lateral").summary["images"] == 1
-
-
-def test_no_patient_data_is_written(tmp_path, capfd):
-    root = tmp_path / "dicom"
-    root.mkdir()
-    dicom(root / "a.dcm", draw_radiograph(0))
-    dicom(root / "b.dcm", draw_radiograph(1))
-    dicom(root / "c.dcm", draw_radiograph(2), PatientID="OTHER-1")
-    (root / "d.dcm").write_bytes((root / "a.dcm").read_bytes()[:-3000])
-    prepare([root], tmp_path / "set", workers=1)
-    said = "".join(capfd.readouterr()).lower()
-    for name, data in {**contents(tmp_path / "set"), "terminal": said.encode()}.items():
-        for word in (*PLANTED, *(str(value).lower() for value in PATIENT.values())):
-            assert word.lower().encode() not in data.lower(), (name, word)
-    patients = PreparedSet(tmp_path / "set").index.column("patient").to_pylist()
-    assert patients[0] == patients[1] != patients[2] and all(len(patient) == 16 for patient in patients)
-    key = tmp_path / "set" / "patient.key"
-    assert key.stat().st_mode & 0o077 == 0
-    prepare([root], tmp_path / "same", patient_key=str(key))
-    assert PreparedSet(tmp_path / "same").index.column("patient").to_pylist() == patients
-    prepare([root], tmp_path / "other")
-    assert PreparedSet(tmp_path / "other").index.column("patient").to_pylist()[0] != patients[0]
 
 
 def test_patients_of_a_manifest_are_hashed(folder, tmp_path):
