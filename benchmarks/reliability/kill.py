@@ -122,6 +122,7 @@ def main() -> int:
                 try:
                     run.wait(moment)
                     missed += 1
+                    shutil.rmtree(out)  # the next one has all before it again
                     continue
                 except subprocess.TimeoutExpired:
                     pass
