@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ConfigError, TrainingError
 from ..files import written_whole
-from .shards import FORMAT, ShardFolder, arrow, read_json, write_json
+from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, writing
 from .summary import write_pictures
 from .worker import OK
 
@@ -29,9 +29,17 @@ def merge(out: str | Path) -> dict:
     Raises:
         ConfigError: ``out`` is no data set, or some of its shards are missing.
         ShardError: a shard is damaged.
-        TrainingError: no image is good.
+        TrainingError: no image is good, or the disk is full.
     """
+    from filelock import FileLock
+
     out = Path(out)
+    read_json(out / "settings.json")  # is there a data set at all
+    with writing(out), FileLock(out / ".merge.lock"):  # parts that end together merge one after the other
+        return _merge(out)
+
+
+def _merge(out: Path) -> dict:
     settings = read_json(out / "settings.json")
     if settings.get("format") != FORMAT:
         raise ConfigError(f"{out}: is no prepared data set")
@@ -47,17 +55,17 @@ def merge(out: str | Path) -> dict:
         )
     table = pa.concat_tables([shards.read_facts(number) for number in numbers])
     good = table.filter(pa.compute.equal(table.column("status"), OK))
+    repeats = _duplicates(good)
+    _write_lists(out, table, good, repeats)
     if not len(good):
         first = next(iter(table.column("reason").to_pylist()), "")
         raise TrainingError(f"{out}: none of the {len(table)} sources can be used; the first: {first}")
-    repeats = _duplicates(good)
     keep = np.ones(len(good), bool)
     if not settings["recipe"]["keep_duplicates"]:
         keep[list(repeats)] = False
     index = good.filter(pa.array(keep)).drop_columns(["status", "reason"])
     with written_whole(out / INDEX) as temporary:
         pa.parquet.write_table(index, temporary)
-    _write_lists(out, table, good, repeats)
     summary = _summary(table, index, len(repeats))
     write_json(out / SUMMARY, summary)
     write_pictures(out, index, settings["recipe"], summary)

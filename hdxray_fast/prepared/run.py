@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
 
-from ..errors import ConfigError, HDXrayError, TrainingError
+from ..errors import ConfigError
 from ..files import written_whole
 from ..prepare import worker_count
 from .config import PrepareConfig
 from .index import merge
 from .pool import prepared_rows
-from .shards import FORMAT, FORMAT_VERSION, ShardFolder, arrow, read_json, write_json
+from .shards import FORMAT, FORMAT_VERSION, ShardFolder, arrow, read_json, write_json, writing
 from .sources import Source, list_sources
 from .worker import Row, patient_hash
 
@@ -56,15 +56,20 @@ def run_prepare(
         TrainingError: not one of the sources can be used, or the disk is full.
         MissingDependencyError: pyarrow, pebble or loky is not installed.
     """
-    from filelock import FileLock, Timeout
-    from tqdm.auto import tqdm
-
     arrow()  # missing: said before anything else
     out = Path(config.out)
     try:
         (out / "shards").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out: cannot make the folder {out / 'shards'} ({error.strerror})") from error
+    with writing(out):
+        return _run(out, config, progress, on_row)
+
+
+def _run(out: Path, config: PrepareConfig, progress: bool, on_row: Callable[[Row], None] | None) -> PrepareResult:
+    from filelock import FileLock, Timeout
+    from tqdm.auto import tqdm
+
     which, of = config.share()
     begun = FileLock(out / ".begin.lock")
     with begun:  # machines that start together agree on one list
@@ -109,12 +114,6 @@ def run_prepare(
                 result.made += 1
         for number in numbers:
             result.counts.update(shards.read_facts(number).column("status").to_pylist())
-    except HDXrayError:
-        raise
-    except OSError as error:
-        raise TrainingError(
-            f"{out}: cannot be written ({error.strerror or error}); what is done is kept, start again to go on"
-        ) from error
     finally:
         lock.release()
     total_shards = range(-(-len(sources) // config.shard_size))

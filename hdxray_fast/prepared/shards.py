@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from ..errors import ConfigError, HDXrayError, MissingDependencyError
+from ..errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
 from ..files import written_whole
 from .worker import OK, UNREADABLE, Row
 
@@ -66,6 +67,19 @@ def schema():
         ],
         metadata={"format": FORMAT, "format_version": str(FORMAT_VERSION)},
     )
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """What goes wrong while a data set is written, such as a full disk, as an error that says how to go on."""
+    try:
+        yield
+    except HDXrayError:
+        raise
+    except OSError as error:
+        raise TrainingError(
+            f"{out}: cannot be written ({error.strerror or error}); what is done is kept, start again to go on"
+        ) from error
 
 
 class ShardFolder:
@@ -141,11 +155,8 @@ class ShardFolder:
 
 
 def write_json(path: Path, content: dict) -> None:
-    try:
-        with written_whole(path) as temporary:
-            temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"out: cannot write {path} ({error.strerror or error})") from error
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict:

@@ -1,0 +1,97 @@
+"""What goes wrong around a prepared data set, and how it goes on: disks, folders, shards, lists."""
+
+import subprocess
+import sys
+
+import pytest
+from prepared_helpers import SIZE, contents, make_folder, prepare
+
+from hdxray_fast.errors import ConfigError, TrainingError
+from hdxray_fast.prepared.index import merge
+from hdxray_fast.prepared.reading import PreparedSet
+from hdxray_fast.prepared.shards import ShardError
+
+
+@pytest.fixture
+def made(tmp_path):
+    make_folder(tmp_path / "xrays")
+    prepare([tmp_path / "xrays"], tmp_path / "set", contour="rectangle")
+    return tmp_path / "set"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+@pytest.mark.parametrize("limit", [100, 2 * SIZE * SIZE, 30_000])
+def test_a_full_disk_is_named_and_the_next_run_goes_on(made, limit):
+    """The limit cuts the list of sources, the first shard, or a picture of the summary."""
+    root, out, key = made.parent, made.parent / "full", made / "patient.key"
+    command = [
+        sys.executable, "-c",
+        "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "from hdxray_fast.cli import main; sys.exit(main(sys.argv[1:]))",
+        "prepare", str(root / "xrays"), "--out", str(out), "--size", str(SIZE), "--workers", "0", "--shard_size",
+        "1" if limit == 30_000 else "4", "--contour", "rectangle", "--patient_key", str(key),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert f"{out}: cannot be written (" in done.stderr and "; what is done is kept, start again" in done.stderr
+    assert "File too large" in done.stderr
+    assert "Traceback" not in done.stderr and not list(out.rglob("*.tmp"))
+    shard_size = 1 if limit == 30_000 else 4
+    assert prepare([root / "xrays"], out, contour="rectangle", patient_key=str(key), shard_size=shard_size).summary
+    if shard_size == 4:
+        assert contents(out) == contents(made)
+
+
+def test_places_that_cannot_be_written_are_named(made, tmp_path):
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match=r"out: cannot make the folder .*file"):
+            prepare([tmp_path / "xrays"], out)
+
+
+@pytest.mark.parametrize("damage", ["facts", "pixels", "no facts", "no pixels"])
+def test_a_damaged_shard_is_named_and_made_again(made, damage):
+    before, shards = contents(made), made / "shards"
+    path = shards / ("00001.parquet" if "facts" in damage else "00001.bin")
+    if damage.startswith("no"):
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises((ShardError, ConfigError), match=r"00001|1 of 3 shards are missing"):
+        merge(made)
+    assert prepare([made.parent / "xrays"], made, contour="rectangle").made == 1
+    assert contents(made) == before
+
+
+@pytest.mark.parametrize("name", ["settings.json", "sources.parquet", "index.parquet"])
+def test_damaged_lists_are_named(made, name):
+    (made / name).write_bytes(b"PAR1 rubbish")
+    again = {"index.parquet": lambda: PreparedSet(made)}
+    with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
+        again.get(name, lambda: prepare([made.parent / "xrays"], made, contour="rectangle"))()
+    if name == "index.parquet":  # it is made from the shards
+        merge(made)
+        assert len(PreparedSet(made)) == 6
+
+
+def test_merging_what_is_no_data_set(tmp_path):
+    with pytest.raises(ConfigError, match=r"settings\.json: is missing"):
+        merge(tmp_path)
+    with pytest.raises(ConfigError, match=r"settings\.json: is missing"):
+        PreparedSet(tmp_path / "gone")
+
+
+def test_a_key_that_is_too_short_or_gone(made, tmp_path):
+    (tmp_path / "short").write_text("abc")
+    for key in ("short", "gone"):
+        with pytest.raises(ConfigError, match=f"patient_key: .*{key}"):
+            prepare([tmp_path / "xrays"], tmp_path / "other", patient_key=str(tmp_path / key))
+
+
+def test_a_set_without_a_good_image_says_so(tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "a.png").write_text("no")
+    with pytest.raises(TrainingError, match="none of the 1 sources can be used; the first"):
+        prepare([tmp_path / "bad"], tmp_path / "set")
+    assert (tmp_path / "set" / "quarantine.csv").read_text().count("a.png") == 1
