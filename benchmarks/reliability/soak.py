@@ -23,9 +23,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 from conftest import draw_radiograph
+from pydicom.data import get_testdata_file
 from record import commit
 from xray_makers import dicom
 
+from hdxray_fast.canvas import read_canvas
 from hdxray_fast.prepared.config import PrepareConfig
 from hdxray_fast.prepared.run import run_prepare
 from hdxray_fast.prepared.worker import Row
@@ -36,8 +38,15 @@ EVERY = 50
 def make_sources(folder: Path, count: int) -> None:
     """PNG, JPEG and DICOM files of several sizes, hard links to 24 of them, one in twelve damaged."""
     folder.mkdir()
+    real = get_testdata_file("RG1_UNCR.dcm", download=False)  # of pydicom-data
+    chest = None if real is None else read_canvas(real, size=700).pixels
+    rng = np.random.default_rng(0)
     for number in range(24):
-        pixels = draw_radiograph(number, 600 + 50 * (number % 5), 500 + 70 * (number % 4))
+        height, width = 600 + 20 * (number % 5), 600 + 25 * (number % 4)
+        if chest is None:
+            pixels = draw_radiograph(number, height, width)
+        else:
+            pixels = np.clip(chest[:height, :width] + rng.normal(0, 4, (height, width)), 0, 255).astype(np.uint8)
         path = folder / f"{number:06d}{('.png', '.jpg', '.dcm')[number % 3]}"
         if path.suffix == ".dcm":
             dicom(path, pixels)
