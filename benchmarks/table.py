@@ -17,6 +17,7 @@ from cases import CASES
 RESULTS = Path(__file__).parent / "results"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NOT_MEASURED = "not measured"
+NO_RACE = ("plan.json",)  # docs/plan.md shows these
 REASON_LENGTH = 80
 
 
@@ -125,7 +126,7 @@ def table(results: Path = RESULTS) -> str:
     """All devices' tables, in the order of their folders; the GPU cases even if no GPU's results are there."""
     blocks, gpus = [], 0
     for folder in sorted(p for p in results.iterdir() if p.is_dir()) if results.is_dir() else []:
-        rows = [row for path in sorted(folder.glob("*.json")) for row in result_rows(path)]
+        rows = [row for path in sorted(folder.glob("*.json")) if path.name not in NO_RACE for row in result_rows(path)]
         if rows:
             blocks.append("\n".join(device_table(rows)))
             gpus += rows[0]["device"]["kind"] == "cuda"

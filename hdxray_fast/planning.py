@@ -372,7 +372,10 @@ def _size(count: float) -> str:
 def add_commands(commands, parser_class) -> None:
     parser = parser_class(exit_on_error=False, description="What a pre-training will take, before it is begun.")
     parser.add_argument("--json", action="store_true", help="machine-readable")
-    parser.add_class_arguments(PlanConfig)
+    parser.add_argument(
+        "--sharded", action="store_true", help="weights and optimizer state spread over the GPUs (FSDP)"
+    )
+    parser.add_class_arguments(PlanConfig, skip={"sharded"})
     commands.add_subcommand("plan", parser, help="tokens, FLOPs, memory, rate, storage and days of a pre-training")
 
 

@@ -121,6 +121,7 @@ def test_the_command_prints_a_plan(capsys):
         assert word in said
     assert main(["plan", "--images", "10", "--gpu", "cpu", "--precision", "fp32", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rate"]["images_per_second"] > 0
+    assert main(["plan", "--images", "10", "--sharded"]) == 0
     big = PlanConfig(images=10, model="vit_huge_patch16", decoder="self", batch_size=256, gpu="rtx4090")
     assert "DOES NOT FIT" in describe(plan(big), big)
     sharded = plan(PlanConfig(images=10, gpus=8, sharded=True))

@@ -95,3 +95,18 @@ def test_a_set_without_a_good_image_says_so(tmp_path):
     with pytest.raises(TrainingError, match="none of the 1 sources can be used; the first"):
         prepare([tmp_path / "bad"], tmp_path / "set")
     assert (tmp_path / "set" / "quarantine.csv").read_text().count("a.png") == 1
+
+
+def test_flags_of_the_command_stand_alone(made, capsys):
+    from hdxray_fast.cli import main
+
+    root = made.parent
+    (root / "more").mkdir()
+    (root / "more" / "0.png").write_bytes((root / "xrays" / "0.png").read_bytes())
+    settings = ["--size", str(SIZE), "--shard-size", "4", "--contour", "rectangle", "--workers", "0"]
+    begun = ["prepare", str(root / "xrays"), str(root / "more"), "--out", str(made), *settings]
+    assert main(begun) == 2 and "--add takes them in" in capsys.readouterr().err
+    assert main([*begun, "--add", "--retry"]) == 0
+    assert "10 sources" in capsys.readouterr().out
+    assert main([*begun[:-2], "--keep-duplicates", "--workers", "0"]) == 2
+    assert "keep_duplicates: False -> True" in capsys.readouterr().err

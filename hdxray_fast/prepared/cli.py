@@ -4,6 +4,12 @@ from __future__ import annotations
 
 from .config import PrepareConfig
 
+FLAGS = {  # --add, where class arguments would want --add true
+    "keep_duplicates": "keep images whose stored pixels are those of an earlier one",
+    "add": "take sources in that were not there when the data set was begun",
+    "retry": "make the shards again that hold an unreadable file, once it is mended or a decoder installed",
+}
+
 
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
@@ -13,7 +19,9 @@ def add_commands(commands, parser_class) -> None:
     )
     prepare.add_argument("--config", action="config", help="YAML file with any of the settings below")
     prepare.add_argument("sources", nargs="+", help="folders, images, .zip and .tar archives, CSV manifests")
-    prepare.add_class_arguments(PrepareConfig, skip={"sources"})
+    prepare.add_class_arguments(PrepareConfig, skip={"sources", *FLAGS})
+    for name, words in FLAGS.items():
+        prepare.add_argument(f"--{name}", action="store_true", help=words)
     commands.add_subcommand("prepare", prepare, help="files to a prepared data set")
 
     merge = parser_class(exit_on_error=False, description="Join the parts of a prepared data set.")
