@@ -70,8 +70,14 @@ class RandAugment:
 
 
 def gamma_tone(exponent: float) -> Tone:
-    """``(pixels / 255) ** exponent``, through a table."""
-    return _table(np.linspace(0, 1, 256) ** exponent * 255)
+    """``(pixels / 255) ** exponent``, through a table; ``pixels / 65535`` if they have 16 bits."""
+
+    def change(pixels: np.ndarray) -> np.ndarray:  # [S, S] u8 | u16
+        top = np.iinfo(pixels.dtype).max
+        levels = np.rint(np.linspace(0, 1, top + 1) ** exponent * top).astype(pixels.dtype)
+        return cv2.LUT(pixels, levels) if top == 255 else levels[pixels]
+
+    return change
 
 
 # --- operations: a strength from -1 to 1 to a [3, 3] map or a tone ----------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 
@@ -219,6 +220,8 @@ def _pretrain(**options) -> int:
     from .pretrain import run_pretraining
 
     result = run_pretraining(PretrainConfig(**options))
+    if int(os.environ.get("RANK", "0")):
+        return 0  # of several processes one speaks
     if result.losses:
         print(f"loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f}")
         print(f"(predicting each patch by its own mean would give {result.baseline:.4f})")

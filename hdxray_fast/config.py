@@ -20,6 +20,10 @@ FREE_ON_RESUME = frozenset(
         "grad_accum",
         "save_every",
         "keep_checkpoints",
+        "keep_every",
+        "timeout",
+        "shard",
+        "checkpoint_activations",
         "picture_every",
         "tensorboard",
         "wandb",
@@ -44,11 +48,15 @@ class TrainingConfig:
         clip_grad: largest gradient norm; 0 for none.
         ema: decay of an exponential moving average of the weights (for example 0.999); 0 for none.
         precision: ``auto`` is bf16 on GPUs that have it and fp32 elsewhere.
+        shard: share weights, gradients and optimizer state among the processes (FSDP2) instead of copying them (DDP).
+        checkpoint_activations: compute each block again in the backward pass instead of keeping what it needs.
+        timeout: seconds after which a process that waits for another gives up.
         seed: of weights, order, augmentation and masks.
         workers: processes that read files; ``-1`` picks by the machine.
         threads: CPU threads of the model; 0 leaves PyTorch's choice. The loss curve is reproducible for equal numbers.
         save_every: steps between checkpoints.
         keep_checkpoints: newest checkpoints to keep.
+        keep_every: keep the checkpoints of every so many steps as well; 0 for none.
         tensorboard: write TensorBoard events under ``<out>/tensorboard``.
         wandb: Weights & Biases project to log to as well; needs the extra ``wandb``.
         resume: ``auto`` continues the run found in ``out``, if any; ``never`` refuses a folder that holds one.
@@ -65,11 +73,15 @@ class TrainingConfig:
     clip_grad: float = 1.0
     ema: float = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    shard: bool = False
+    checkpoint_activations: bool = False
+    timeout: int = 600
     seed: int = 0
     workers: int = -1
     threads: int = 0
     save_every: int = 100
     keep_checkpoints: int = 2
+    keep_every: int = 0
     tensorboard: bool = True
     wandb: str | None = None
     resume: Literal["auto", "never"] = "never"
@@ -82,9 +94,9 @@ class TrainingConfig:
 
     def _check(self) -> None:
         """Refuse numbers out of range; a task's own settings are checked in its ``_check``, after these."""
-        self._at_least(1, "steps", "batch_size", "grad_accum", "save_every", "keep_checkpoints")
+        self._at_least(1, "steps", "batch_size", "grad_accum", "save_every", "keep_checkpoints", "timeout")
         self._at_least(-1, "workers")
-        self._at_least(0, "threads", "clip_grad", "weight_decay", "seed")
+        self._at_least(0, "keep_every", "threads", "clip_grad", "weight_decay", "seed")
         self._share("ema", "warmup", "beta2")
         if self.lr is not None and not self.lr > 0:
             raise ConfigError(f"lr: {self.lr} is not accepted; give a number above 0")

@@ -15,9 +15,11 @@ import torch
 from torch.utils.data import Dataset, Sampler
 
 from .augment import RandAugment, Tone, gamma_tone
+from .balance import deal_evenly, kept_patches
 from .canvas import Canvas
 from .contour import rasterize_polygon
 from .prepare import PreparedImage, prepare_one
+from .prepared.reading import PreparedSet
 from .radiographs import standardisation
 
 
@@ -49,13 +51,13 @@ class Augmentation:
 class RadiographDataset(Dataset):
     """Map from ``(epoch, index)`` to one training sample.
 
-    Each sample is a dict of ``pixels [1, S, S] uint8``, ``inside`` and ``valid`` ``[S/p, S/p] bool``, ``scale`` and
-    ``shift`` float32 (``pixel * scale + shift`` has mean 0 and deviation 1 over the radiograph), ``index`` int64, and
-    ``draw`` int64: the count of this epoch's turn of this image, which its mask is drawn by (a batch may straddle two
-    epochs).
+    Each sample is a dict of ``pixels [1, S, S] uint8`` (``uint16`` from a prepared data set of 16 bits), ``inside`` and
+    ``valid`` ``[S/p, S/p] bool``, ``scale`` and ``shift`` float32 (``pixel * scale + shift`` has mean 0 and deviation 1
+    over the radiograph), ``index`` int64, and ``draw`` int64: the count of this epoch's turn of this image, which its
+    mask is drawn by (a batch may straddle two epochs).
 
     Args:
-        images: from :func:`hdxray_fast.prepare.prepare_images`.
+        images: from :func:`hdxray_fast.prepare.prepare_images`, or a prepared data set.
         size: canvas side the cache was made for, pixels.
         patch_size: side of a patch, pixels.
         contour: method the cache was made with.
@@ -65,7 +67,7 @@ class RadiographDataset(Dataset):
 
     def __init__(
         self,
-        images: Sequence[PreparedImage],
+        images: Sequence[PreparedImage] | PreparedSet,
         *,
         size: int = 1280,
         patch_size: int = 16,
@@ -73,7 +75,7 @@ class RadiographDataset(Dataset):
         augmentation: Augmentation | RandAugment | None = None,
         seed: int = 0,
     ) -> None:
-        self.images = list(images)
+        self.images = images if isinstance(images, PreparedSet) else list(images)
         self.size, self.patch_size, self.contour = size, patch_size, contour
         self.augmentation, self.seed = augmentation, seed
 
@@ -82,8 +84,9 @@ class RadiographDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = key
-        pixels, box, polygon = self._load(self.images[index])  # [S, S] uint8, (top, left, height, width), [K, 2]
+        pixels, box, polygon = self._load(index)  # [S, S] u8 | u16, (top, left, height, width), [K, 2]
         if self.augmentation is None:
+            pixels = pixels if pixels.flags.writeable else pixels.copy()  # a tensor of a mapped file could be written
             valid = Canvas(pixels, box, {}).valid_grid(self.patch_size)
         else:
             rng = np.random.Generator(np.random.Philox(key=[self.seed, (epoch << 32) + index]))
@@ -103,7 +106,24 @@ class RadiographDataset(Dataset):
             "draw": torch.tensor(epoch * len(self) + index),
         }
 
-    def _load(self, image: PreparedImage) -> tuple[np.ndarray, tuple[int, int, int, int], np.ndarray]:
+    def name(self, index: int) -> str:
+        """Where an image comes from, as the user named it."""
+        return self.images.source(index) if isinstance(self.images, PreparedSet) else self.images[index].path
+
+    def kept_patches(self, ratio_inside: float, ratio_outside: float) -> np.ndarray:
+        """About how many patches of each image are kept, ``[N] float64``."""
+        if isinstance(self.images, PreparedSet):
+            inside, valid = self.images.shares_by_image()
+        else:
+            inside = np.array([image.inside_share for image in self.images])
+            valid = np.array([image.valid_share for image in self.images])
+        patches = (self.size // self.patch_size) ** 2
+        return kept_patches(inside, valid, patches, ratio_inside, ratio_outside)
+
+    def _load(self, index: int) -> tuple[np.ndarray, tuple[int, int, int, int], np.ndarray]:
+        image = self.images[index]
+        if isinstance(self.images, PreparedSet):
+            return image.pixels, image.valid_box, image.polygon
         try:
             with np.load(image.cache) as arrays:
                 return arrays["pixels"], tuple(int(v) for v in arrays["valid_box"]), arrays["polygon"]
@@ -111,7 +131,7 @@ class RadiographDataset(Dataset):
             again = prepare_one(image.path, image.cache, self.size, self.contour)
             if not isinstance(again, PreparedImage):
                 raise
-            return self._load(again)
+            return self._load(index)
 
     def _warped_valid(self, box: tuple[int, int, int, int], affine: np.ndarray) -> np.ndarray:
         """Patches that the moved radiograph still touches, to a quarter of a patch. ``[S/p, S/p] bool``."""
@@ -133,14 +153,18 @@ def _transform(points: np.ndarray, affine: np.ndarray) -> np.ndarray:
 class StepSampler(Sampler):
     """Batches of ``(epoch, index)``: an endless walk through freshly shuffled epochs, cut by step and rank.
 
-    Global batch ``s`` holds the positions ``[s * G, (s + 1) * G)`` of the walk, ``G = batch_size * world_size``; rank
-    ``r`` takes the ``r``-th slice. Starting at a later step continues the same walk.
+    Step ``s`` holds the positions ``[s * G, (s + 1) * G)`` of the walk, ``G = batch_size * grad_accum * world_size``.
+    Without ``costs``, micro-batch after micro-batch and rank after rank takes the next slice of them; with, they are
+    dealt out so that all have nearly the same cost. Starting at a later step continues the same walk.
 
     Args:
         length: images in the data set.
         batch_size: images per rank and micro-batch.
         first, last: micro-batches to yield, ``range(first, last)``.
         seed: of the order.
+        rank, world_size: this process, of how many.
+        grad_accum: micro-batches of a step.
+        costs: ``[length]``, of each image.
     """
 
     def __init__(
@@ -153,22 +177,41 @@ class StepSampler(Sampler):
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        grad_accum: int = 1,
+        costs: np.ndarray | None = None,
     ) -> None:
         self.length, self.batch_size, self.first, self.last = length, batch_size, first, last
         self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.grad_accum, self.costs = grad_accum, costs
+        self._epoch_of_order, self._order = -1, np.empty(0, np.int64)
 
     def __len__(self) -> int:
         return self.last - self.first
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch_of_order, order = -1, None
-        for batch in range(self.first, self.last):
-            start = (batch * self.world_size + self.rank) * self.batch_size
-            keys = []
-            for position in range(start, start + self.batch_size):
-                epoch, offset = divmod(position, self.length)
-                if epoch != epoch_of_order:
-                    rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
-                    epoch_of_order, order = epoch, rng.permutation(self.length)
-                keys.append((epoch, int(order[offset])))
-            yield keys
+        step_of_keys, keys, dealt = -1, [], []
+        for micro in range(self.first, self.last):
+            step, part = divmod(micro, self.grad_accum)
+            if step != step_of_keys:
+                step_of_keys, keys = step, self.step_keys(step)
+                dealt = self._deal(keys)
+            yield [keys[position] for position in dealt[part * self.world_size + self.rank]]
+
+    def step_keys(self, step: int) -> list[tuple[int, int]]:
+        """All images of a step, in the order of the walk: the same however many ranks share them."""
+        images = self.batch_size * self.grad_accum * self.world_size
+        return [self._key(position) for position in range(step * images, (step + 1) * images)]
+
+    def _key(self, position: int) -> tuple[int, int]:
+        epoch, offset = divmod(position, self.length)
+        if epoch != self._epoch_of_order:
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+            self._epoch_of_order, self._order = epoch, rng.permutation(self.length)
+        return epoch, int(self._order[offset])
+
+    def _deal(self, keys: list[tuple[int, int]]) -> list[list[int]]:
+        """Positions in ``keys`` of each batch: those of the first micro-batch by rank, then those of the second..."""
+        batches = self.grad_accum * self.world_size
+        if self.costs is not None:
+            return deal_evenly(self.costs[[index for _, index in keys]], batches)
+        return [list(range(i * self.batch_size, (i + 1) * self.batch_size)) for i in range(batches)]

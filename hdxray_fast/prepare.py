@@ -42,6 +42,7 @@ class PreparedImage:
         flagged: the contour is not to be trusted without a look.
         inside_share: share of all patches that lie inside the contour.
         pixel_sha256: hash of the stored pixels, to find duplicates; blank if it is not known.
+        valid_share: share of all patches that hold some of the radiograph.
     """
 
     path: str
@@ -51,6 +52,7 @@ class PreparedImage:
     flagged: bool
     inside_share: float
     pixel_sha256: str = ""
+    valid_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -157,6 +159,7 @@ def prepare_one(path: str, cache: str, size: int, contour: str) -> PreparedImage
             "flagged": bool(outline.flagged),
             "inside_share": float(outline.inside.mean()),
             "pixel_sha256": canvas.provenance.get("pixel_sha256", ""),
+            "valid_share": float(canvas.valid_grid().mean()),
         }
         with written_whole(Path(cache), durable=False) as temporary, temporary.open("wb") as stream:
             np.savez(

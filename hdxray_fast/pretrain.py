@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,12 +14,15 @@ from torch import Tensor, nn
 from .checkpoint import describe_model, save_model
 from .config import PretrainConfig
 from .data import Augmentation, RadiographDataset
+from .errors import ConfigError
 from .mae import MaskedAutoencoder, create_mae
 from .masking import MaskPlan, plan_masks
 from .ops.gather import gather_patches
 from .ops.loss import reconstruction_loss
 from .plots import write_image
-from .prepare import PreparedImage, Quarantined, list_images, prepare_images, write_quarantine
+from .prepare import PreparedImage, Quarantined, list_images, prepare_images, worker_count, write_quarantine
+from .prepared.reading import PreparedSet, is_prepared
+from .processes import patiently
 from .reconstruction import reconstruction_picture
 from .training import Task, Training
 
@@ -34,9 +36,9 @@ class PretrainResult:
     Attributes:
         out: its folder.
         losses: loss of each step this process ran.
-        baseline: loss of predicting each patch by its own mean, on the first batch.
+        baseline: loss of predicting each patch by its own mean, in the first step.
         seconds_per_step: median over the steps this process ran.
-        images: radiographs trained on.
+        images: radiographs trained on; a prepared data set as it is.
         picture: the last picture written.
         finished: all steps were run (False after SIGTERM).
     """
@@ -45,7 +47,7 @@ class PretrainResult:
     losses: list[float] = field(default_factory=list)
     baseline: float = math.nan
     seconds_per_step: float = math.nan
-    images: list[PreparedImage] = field(default_factory=list)
+    images: list[PreparedImage] | PreparedSet = field(default_factory=list)
     picture: Path | None = None
     finished: bool = False
 
@@ -72,9 +74,14 @@ def run_pretraining(
     cache = Path(config.cache) if config.cache else out / "cache"
     task = PretrainTask(config)
     training = Training(config, task, progress=progress, on_step=on_step)
-    paths = list_images(config.data, config.images, exclude=(out, cache))
-    training.claim_folder()
-    task.use(prepare_radiographs(training, paths, cache))
+    if is_prepared(config.data):
+        images = _open(config)
+        training.claim_folder()
+    else:
+        paths = list_images(config.data, config.images, exclude=(out, cache))
+        training.claim_folder()
+        images = prepare_radiographs(training, paths, cache)
+    task.use(images)
     done = training.run()
     if done.finished:
         model = training.whole_model()
@@ -92,15 +99,19 @@ class PretrainTask(Task):
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config
-        self.images: list[PreparedImage] = []
+        self.images: list[PreparedImage] | PreparedSet = []
         self.baseline = math.nan
         self.picture: Path | None = None
 
-    def use(self, images: list[PreparedImage]) -> None:
+    def use(self, images: list[PreparedImage] | PreparedSet) -> None:
         """Train on these."""
         config = self.config
         self.images = images
-        self.fingerprint = hashlib.sha256("\n".join(image.path for image in images).encode()).hexdigest()[:16]
+        if isinstance(images, PreparedSet):
+            names = images.index.column("source").to_pylist()
+        else:
+            names = [image.path for image in images]
+        self.fingerprint = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
         self.dataset = RadiographDataset(
             images,
             size=config.img_size,
@@ -128,7 +139,8 @@ class PretrainTask(Task):
         return min(5e-4 * math.sqrt(images / 8), 2.4e-3)
 
     def loader(self, training: Training, start: int) -> Iterable[dict]:
-        return training.loader(self.dataset, start)
+        costs = self.dataset.kept_patches(self.config.ratio_inside, self.config.ratio_outside)
+        return training.loader(self.dataset, start, costs=costs)
 
     def to_device(self, batch: dict, device: torch.device) -> dict:
         batch = super().to_device(batch, device)
@@ -138,15 +150,16 @@ class PretrainTask(Task):
         return batch["plan"].predict_cu_seqlens[-1]
 
     def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict]:
-        if math.isnan(self.baseline):
-            self.baseline = self._mean_patch_loss(batch)
+        baseline = self._mean_patch_loss(batch) if math.isnan(self.baseline) else self.baseline
         output = model(batch["pixels"], batch["plan"], batch["scale"], batch["shift"])
-        return output.loss, {"baseline": self.baseline, "tokens_kept": batch["plan"].keep_ids.numel()}
+        return output.loss, {"baseline": baseline, "tokens_kept": batch["plan"].keep_ids.numel()}
 
     def files(self, batch: dict) -> list[str]:
-        return [self.images[index].path for index in batch["index"].tolist()]
+        return [self.dataset.name(index) for index in batch["index"].tolist()]
 
     def after_step(self, training: Training, step: int, done: bool) -> None:
+        if step == 1:  # over all processes, of whom each has seen its own batches only
+            self.baseline = training.numbers["baseline"]
         every = self.config.picture_every
         if done or (every and step % every == 0):
             self._draw(training, step)
@@ -190,7 +203,11 @@ class PretrainTask(Task):
             self.images, size=self.dataset.size, patch_size=self.dataset.patch_size, contour=self.dataset.contour
         )
         device = training.accelerator.device
-        sample = {name: value[None].to(device) for name, value in plain[0, 0].items()}
+        sample = plain[0, 0]
+        if sample["pixels"].dtype == torch.uint16:  # a picture has 8 bits
+            sample["pixels"] = (sample["pixels"].int() // 256).to(torch.uint8)
+            sample["scale"] = sample["scale"] * 256
+        sample = {name: value[None].to(device) for name, value in sample.items()}
         plan = self._plan(sample, predict=1.0, picture=True)
         caption = f"step {step}: {self.config.model}, {self.config.decoder} decoder"
         panel = reconstruction_picture(training.model, sample, plan, caption)
@@ -199,6 +216,22 @@ class PretrainTask(Task):
             folder.mkdir(exist_ok=True)
             self.picture = folder / f"step_{step:08d}.png"
             write_image(self.picture, panel)
+
+
+def _open(config: PretrainConfig) -> PreparedSet:
+    """A prepared data set, if it is one for this run.
+
+    Raises:
+        ConfigError: it was prepared for another canvas or with another contour, or its parts are not merged.
+    """
+    images = PreparedSet(config.data, verify=True)
+    for name, prepared in (("img_size", images.size), ("contour", images.recipe["contour"])):
+        if getattr(config, name) != prepared:
+            raise ConfigError(
+                f"{name}: the data set in {config.data} was prepared with {prepared}, and not with "
+                f"{getattr(config, name)}; give {name}={prepared}, or prepare it anew"
+            )
+    return images
 
 
 def prepare_radiographs(training: Training, paths: list[Path], cache: Path) -> list[PreparedImage]:
@@ -212,18 +245,21 @@ def prepare_radiographs(training: Training, paths: list[Path], cache: Path) -> l
             bad.append(item)
         bar.update()
 
-    with training.accelerator.main_process_first():  # the others then find everything cached
-        workers = (os.cpu_count() or 1) if config.workers < 0 else config.workers
-        if not training.is_main:
-            workers = 0
-        with training.bar(total=len(paths), unit="image", desc="canvas + contour") as bar:
-            try:
-                prepared, bad = prepare_images(
-                    paths, cache, size=config.img_size, contour=config.contour, workers=workers, on_done=done
-                )
-            finally:
-                if training.is_main:
-                    write_quarantine(quarantine, bad)
+    workers = worker_count(config.workers)
+    meet = patiently(training.accelerator)
+    if not training.is_main:  # the main process first; the others then find everything cached
+        meet()
+        workers = 0
+    with training.bar(total=len(paths), unit="image", desc="canvas + contour") as bar:
+        try:
+            prepared, bad = prepare_images(
+                paths, cache, size=config.img_size, contour=config.contour, workers=workers, on_done=done
+            )
+        finally:
+            if training.is_main:
+                write_quarantine(quarantine, bad)
+    if training.is_main:
+        meet()
     for item in bad:
         training.print(f"unreadable: {item.path}: {item.reason}")
     flagged = sum(image.flagged for image in prepared)

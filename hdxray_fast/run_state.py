@@ -13,6 +13,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -35,6 +36,61 @@ def checkpoint_folder(root: Path, step: int) -> Path:
     return root / f"step_{step:08d}"
 
 
+@dataclass
+class Snapshot:
+    """Everything that a checkpoint holds of model, optimizer and averaged weights, whole and on the CPU."""
+
+    tensors: dict[str, dict[str, Tensor]]  # by file
+    numbers: dict
+
+
+def take_snapshot(
+    model: nn.Module, optimizer: torch.optim.Optimizer, ema: AveragedWeights | None = None, keep: bool = True
+) -> Snapshot:
+    """Gather what a checkpoint holds; where the model is sharded, every process must call this.
+
+    Args:
+        model: as it is trained.
+        optimizer: of the model's parameters.
+        ema: averaged weights, if any.
+        keep: False on a process that does not write: it gets empty files.
+    """
+    tensors, groups = _flatten(model, optimizer)
+    files = {MODEL_FILE: whole_state(model, keep), OPTIMIZER_FILE: _whole(tensors, keep)}
+    numbers = {"optimizer_groups": groups}
+    if ema is not None:
+        files[EMA_FILE] = _whole(ema.tensors, keep)
+        numbers["ema_updates"] = ema.updates
+    return Snapshot(files, numbers)
+
+
+def write_checkpoint(
+    folder: Path, snapshot: Snapshot, state: dict, json_files: Mapping[str, dict] | None = None
+) -> None:
+    """Write a snapshot and ``state`` (JSON-able) under ``folder``.
+
+    All files are written and flushed in a temporary folder beside it, which is then renamed: a reader, or a restart
+    after ``kill -9`` or a power loss, finds the whole checkpoint or none. The checksum of each file is kept with them.
+
+    Args:
+        folder: see :func:`checkpoint_folder`.
+        snapshot: from :func:`take_snapshot`.
+        state: what else the run needs to go on.
+        json_files: further files by name, such as the ``config.json`` that makes the folder a model to load.
+
+    Raises:
+        CheckpointError: the folder cannot be written; older checkpoints are as they were.
+    """
+    try:
+        _write(folder, snapshot.tensors, {STATE_FILE: {**state, **snapshot.numbers}, **(json_files or {})})
+    except Exception as error:  # safetensors raises its own, the file system OSError
+        shutil.rmtree(_temporary(folder), ignore_errors=True)
+        raise CheckpointError(
+            f"{folder}: this checkpoint cannot be written ({error}); the ones before it are whole, and --resume auto "
+            "goes on from them once there is room"
+        ) from error
+
+
 def save_checkpoint(
     folder: Path,
     model: nn.Module,
@@ -42,38 +98,9 @@ def save_checkpoint(
     state: dict,
     ema: AveragedWeights | None = None,
     json_files: Mapping[str, dict] | None = None,
-    write: bool = True,
 ) -> None:
-    """Write model, optimizer, averaged weights and ``state`` (JSON-able) under ``folder``.
-
-    All files are written and flushed in a temporary folder beside it, which is then renamed: a reader, or a restart
-    after ``kill -9`` or a power loss, finds the whole checkpoint or none. The checksum of each file is kept with them.
-
-    Args:
-        folder: see :func:`checkpoint_folder`.
-        model: as it is trained. Where it is sharded, every process must call this: the tensors are gathered.
-        optimizer: of the model's parameters.
-        state: what else the run needs to go on.
-        ema: averaged weights, if any.
-        json_files: further files by name, such as the ``config.json`` that makes the folder a model to load.
-        write: whether this process writes; the others only take part in gathering.
-
-    Raises:
-        CheckpointError: the folder cannot be written; older checkpoints are as they were.
-    """
-    tensors, groups = _flatten(model, optimizer)
-    files = {MODEL_FILE: whole_state(model, write), OPTIMIZER_FILE: _whole(tensors, write)}
-    state = {**state, "optimizer_groups": groups}
-    if ema is not None:
-        files[EMA_FILE] = _whole(ema.tensors, write)
-        state["ema_updates"] = ema.updates
-    if not write:
-        return
-    try:
-        _write(folder, files, {STATE_FILE: state, **(json_files or {})})
-    except Exception as error:  # safetensors raises its own, the file system OSError
-        shutil.rmtree(_temporary(folder), ignore_errors=True)
-        raise CheckpointError(f"{folder}: this checkpoint cannot be written ({error}); older ones are whole") from error
+    """:func:`take_snapshot` and :func:`write_checkpoint`, of a model that one process holds."""
+    write_checkpoint(folder, take_snapshot(model, optimizer, ema), state, json_files)
 
 
 def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], contents: dict[str, dict]) -> None:
@@ -164,12 +191,29 @@ def resume_latest(
     return None
 
 
-def prune_checkpoints(root: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints, and what an interrupted save left."""
+def prune_checkpoints(root: Path, keep: int, keep_every: int = 0) -> None:
+    """Remove what an interrupted save left, and all checkpoints but the newest ``keep``.
+
+    Those of the steps ``keep_every``, ``2 * keep_every``... stay too, unless it is 0.
+    """
     for folder in sorted(root.glob("step_*"))[:-keep]:
-        shutil.rmtree(folder, ignore_errors=True)
+        if not (keep_every and _step(folder) % keep_every == 0):
+            shutil.rmtree(folder, ignore_errors=True)
     for folder in root.glob(".step_*.tmp"):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def set_aside_after(root: Path, step: int) -> None:
+    """Rename what lies after ``step`` to ``damaged_step_...``: a resumed run has passed it over and will save anew."""
+    for folder in root.glob("step_*"):
+        if _step(folder) > step:
+            aside = folder.with_name(f"damaged_{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("_")[2])
 
 
 def truncate_log(path: Path, step: int) -> None:

@@ -1,113 +1,54 @@
 """The training loop: what pre-training, fine-tuning and report generation have in common.
 
-A :class:`Task` says what is trained on what; :class:`Training` runs it: one process or many, in steps that survive
-``kill -9``. What it writes under ``config.out``: ``config.json``, ``log.jsonl`` (a line per step), ``checkpoints/``,
-``tensorboard/``, and ``failed/`` where a loss was not finite.
+A :class:`hdxray_fast.task.Task` says what is trained on what; :class:`Training` runs it: one process or many, in steps
+that survive ``kill -9``. What it writes under ``config.out``: ``config.json``, ``log.jsonl`` (a line per step),
+``checkpoints/``, ``tensorboard/``, and ``failed/`` where a loss was not finite.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
 from .config import TrainingConfig
 from .data import StepSampler
-from .errors import ConfigError, MissingDependencyError, TrainingError
+from .errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
 from .files import written_whole
-from .optim import averaged_weights, parameter_groups, warmup_cosine
+from .optim import averaged_weights, warmup_cosine
+from .processes import (
+    checkpoint_activations,
+    gradients_stay,
+    launcher_shards,
+    make_accelerator,
+    named_losses,
+    on_main,
+    shard,
+)
 from .run_state import (
     checkpoint_folder,
     prune_checkpoints,
     resume_latest,
-    save_checkpoint,
+    set_aside_after,
+    take_snapshot,
     truncate_log,
     whole_state,
+    write_checkpoint,
 )
-
-
-class Task:
-    """What is trained. Subclasses override what they need; only :meth:`build`, :meth:`loader` and :meth:`loss` must be.
-
-    A task holds nothing that changes from step to step except what :meth:`state` returns: whatever is drawn at random
-    is drawn by counters (see :class:`hdxray_fast.data.StepSampler`), or by torch's generator within :meth:`loss`,
-    which every step seeds anew. So a resumed run is the run that never stopped.
-
-    Attributes:
-        label: name of the progress bar.
-        fingerprint: of the data, filled in before :meth:`Training.run`; a resumed run must have the same.
-    """
-
-    label = "train"
-    fingerprint = ""
-
-    def build(self) -> nn.Module:
-        """The model, on the CPU; torch's generator is seeded before. Called again where a whole copy is needed."""
-        raise NotImplementedError
-
-    def groups(self, model: nn.Module, config: TrainingConfig) -> list[dict]:
-        """AdamW's parameter groups; ``group["lr_scale"]`` scales the learning rate of a group."""
-        return parameter_groups(model, config.weight_decay)
-
-    def peak_lr(self, images: int) -> float:
-        """Peak learning rate for so many images per step, where the settings give none."""
-        return 5e-4 * math.sqrt(images / 8)
-
-    def loader(self, training: Training, start: int) -> Iterable[dict]:
-        """Batches of this process from step ``start`` on, ``grad_accum`` a step; see :meth:`Training.loader`."""
-        raise NotImplementedError
-
-    def to_device(self, batch: dict, device: torch.device) -> dict:
-        """The batch where the model is; what is not a tensor stays. A place to add what is computed there."""
-        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
-
-    def weight(self, batch: dict) -> int | Tensor:
-        """Number of things that the loss of ``batch`` is a mean over, such as images, tokens or predicted patches.
-
-        The loss of a step is the mean over all of them, whatever their spread over processes and forward passes.
-        """
-        return len(next(value for value in batch.values() if isinstance(value, Tensor)))
-
-    def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, int | float | Tensor]]:
-        """Loss (a mean, see :meth:`weight`) and numbers to log: integers are summed over the step, others averaged.
-
-        Args:
-            model: to be called as it is, not by its parts: it may be wrapped for several processes.
-            batch: from :meth:`to_device`.
-        """
-        raise NotImplementedError
-
-    def files(self, batch: dict) -> list[str]:
-        """Names of the files of a batch, for the error about a loss that is not finite."""
-        return []
-
-    def after_step(self, training: Training, step: int, done: bool) -> dict | None:
-        """Pictures, validation, the best model so far; every process calls it. Numbers returned are logged.
-
-        ``step`` steps are behind; ``done``: these were all. The checkpoint of the step is saved afterwards.
-        """
-
-    def state(self) -> dict:
-        """JSON-able values that a resumed run goes on from."""
-        return {}
-
-    def load_state(self, state: dict) -> None:
-        """Take what :meth:`state` gave."""
-
-    def json_files(self, model: nn.Module) -> dict[str, dict]:
-        """Further files of a checkpoint, such as the ``config.json`` that makes it a model to load."""
-        return {}
+from .task import Task
 
 
 @dataclass
@@ -141,6 +82,7 @@ class Training:
         accelerator: Accelerate's, for what a task does across processes.
         out: folder of the run.
         step: optimizer steps that lie behind.
+        numbers: what :meth:`Task.loss` had logged in the last of them, over all processes.
 
     Raises:
         MissingDependencyError: the extra ``train`` is not installed.
@@ -154,33 +96,32 @@ class Training:
         progress: bool = True,
         on_step: Callable[[dict], None] | None = None,
     ) -> None:
-        try:
-            from accelerate import Accelerator
-            from tqdm.auto import tqdm
-        except ImportError as error:
-            raise MissingDependencyError(
-                f"training needs {error.name}; install it with: pip install 'hdxray-fast[train]'"
-            ) from error
-        if config.threads:
+        sharded = launcher_shards() or config.shard
+        self.accelerator = make_accelerator(config.precision, config.timeout)
+        self.sharded = sharded and self.accelerator.num_processes > 1
+        if self.sharded and config.precision == "fp16":
+            raise ConfigError("precision: fp16 and shard do not go together; accepted with shard are bf16 and fp32")
+        if config.threads:  # after Accelerate, which sets them too
             torch.set_num_threads(config.threads)
         self.config, self.task, self.on_step = config, task, on_step or (lambda line: None)
         self.out = Path(config.out)
         self.log = self.out / "log.jsonl"
         self.checkpoints = self.out / "checkpoints"
-        self.accelerator = Accelerator(mixed_precision=_precision(config.precision))
-        self.bar = lambda **options: tqdm(
-            disable=not (progress and self.accelerator.is_main_process), dynamic_ncols=True, **options
-        )
+        self.progress = progress and self.is_main
         self.images_per_step = config.batch_size * config.grad_accum * self.accelerator.num_processes
         self.step = 0
+        self.numbers: dict[str, int | float] = {}
         self.stop_requested = False
         # what the model cannot be shows here, before hours of preparation and before anything is written
         torch.manual_seed(config.seed)
         self.model = task.build()
         self.peak = config.lr or task.peak_lr(self.images_per_step)
-        groups = task.groups(self.model, config)
-        self.optimizer = torch.optim.AdamW(groups, lr=self.peak, betas=(0.9, config.beta2), fused=True)
+        self.optimizer = self._make_optimizer()
         self.ema = None
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        groups = self.task.groups(self.model, self.config)
+        return torch.optim.AdamW(groups, lr=self.peak, betas=(0.9, self.config.beta2), fused=True)
 
     @property
     def is_main(self) -> bool:
@@ -190,6 +131,12 @@ class Training:
     def print(self, text: str) -> None:
         """Print once, whatever the number of processes."""
         self.accelerator.print(text)
+
+    def bar(self, **options):
+        """A progress bar, shown by the main process alone."""
+        from tqdm.auto import tqdm
+
+        return tqdm(disable=not self.progress, dynamic_ncols=True, **options)
 
     def claim_folder(self) -> None:
         """Refuse to mix two runs in one folder; write this run's settings down.
@@ -215,17 +162,27 @@ class Training:
                     "resume with the same ones, or choose another folder"
                 )
         self.accelerator.wait_for_everyone()  # all have looked before one writes
-        if self.is_main:
-            try:
-                self.checkpoints.mkdir(parents=True, exist_ok=True)
-                with written_whole(saved) as temporary:
-                    temporary.write_text(json.dumps(self.config.as_dict(), indent=1))
-            except OSError as error:
-                raise ConfigError(f"out: cannot write to {self.out} ({error.strerror})") from error
-        self.accelerator.wait_for_everyone()
+        on_main(self.accelerator, self._write_settings)
 
-    def loader(self, dataset: Dataset, start: int, collate_fn: Callable | None = None) -> DataLoader:
-        """Batches of this process from step ``start`` on, of a data set that maps ``(epoch, index)`` to samples."""
+    def _write_settings(self) -> None:
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            with written_whole(self.out / "config.json") as temporary:
+                temporary.write_text(json.dumps(self.config.as_dict(), indent=1))
+        except OSError as error:
+            raise ConfigError(f"out: cannot write to {self.out} ({error.strerror})") from error
+
+    def loader(
+        self, dataset: Dataset, start: int, collate_fn: Callable | None = None, costs: np.ndarray | None = None
+    ) -> DataLoader:
+        """Batches of this process from step ``start`` on, of a data set that maps ``(epoch, index)`` to samples.
+
+        Args:
+            dataset: its samples are drawn by their keys alone.
+            start: steps that lie behind.
+            collate_fn: samples to a batch; torch's by default.
+            costs: ``[N]``, of each sample; the samples of a step are dealt out so that its batches cost the same.
+        """
         config, accelerator = self.config, self.accelerator
         sampler = StepSampler(
             len(dataset),
@@ -235,6 +192,8 @@ class Training:
             seed=config.seed,
             rank=accelerator.process_index,
             world_size=accelerator.num_processes,
+            grad_accum=config.grad_accum,
+            costs=costs,
         )
         on_gpu = accelerator.device.type == "cuda"
         # on the CPU a step takes far longer than reading its batch, and the model wants every core
@@ -249,9 +208,12 @@ class Training:
             CheckpointError: there are checkpoints, and none can be read; or one cannot be written.
             TrainingError: a loss or gradient is not finite (state saved under ``failed/``).
         """
+        with named_losses(self.config.timeout, lambda: f"step {self.step + 1}"):
+            return self._run()
+
+    def _run(self) -> TrainingResult:
         result = TrainingResult()
-        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
-        self.model = self.accelerator.unwrap_model(self.wrapped)
+        self._distribute()
         self.ema = averaged_weights(self.model, self.config.ema)
         self._restore()
         result.start = self.step
@@ -260,8 +222,21 @@ class Training:
         with self._graceful_stop(), bar:
             self._train(bar, result)
         result.finished = self.step == self.config.steps
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # Accelerate's end_training would part the processes, too
+            tracker.finish()
         return result
+
+    def sum(self, values: dict[str, int | float | Tensor]) -> dict[str, int | float]:
+        """Sums over all processes, which must all call this with the same names."""
+        if self.accelerator.num_processes == 1:
+            return {k: v.item() if isinstance(v, Tensor) else v for k, v in values.items()}
+        device = self.accelerator.device
+        row = torch.stack([torch.as_tensor(v, device=device).double() for v in values.values()])
+        sums = self.accelerator.reduce(row, "sum").tolist()
+        whole = {
+            k: not (v.is_floating_point() if isinstance(v, Tensor) else isinstance(v, float)) for k, v in values.items()
+        }
+        return {k: int(v) if whole[k] else v for k, v in zip(values, sums, strict=True)}
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -285,6 +260,17 @@ class Training:
             model.load_state_dict(tensors)
         return model
 
+    def _distribute(self) -> None:
+        """The model on its device and, with several processes, wrapped (DDP) or shared among them (FSDP2)."""
+        config = self.config
+        if config.checkpoint_activations:
+            checkpoint_activations(self.model)
+        if self.sharded:
+            shard(self.model, self.accelerator.device, self.accelerator.mixed_precision == "bf16")
+            self.wrapped, self.optimizer = self.model, self.accelerator.prepare(self._make_optimizer())
+        else:
+            self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+
     def _restore(self) -> None:
         """Go on from the newest checkpoint; the log loses the lines that it does not cover."""
         state = None
@@ -302,10 +288,15 @@ class Training:
                     f"(batch_size * grad_accum * processes), and not {self.images_per_step}; resume needs the same"
                 )
             self.step = state["step"]
+            if self.accelerator.scaler and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
             self.task.load_state(state["task"])
             self.print(f"resumed at step {self.step} of {self.config.steps}")
+        if self.sum({"step": self.step})["step"] != self.step * self.accelerator.num_processes:
+            raise ConfigError(f"out: not all processes find the same checkpoints in {self.out}; they must share it")
         if self.is_main:
             truncate_log(self.log, self.step)
+            set_aside_after(self.checkpoints, self.step)
 
     def _start_trackers(self) -> None:
         from accelerate.tracking import TensorBoardTracker, WandBTracker
@@ -318,7 +309,10 @@ class Training:
                 import wandb  # noqa: F401
             except ImportError as error:
                 raise MissingDependencyError("wandb is not installed: pip install 'hdxray-fast[wandb]'") from error
-            trackers.append(WandBTracker(self.config.wandb, dir=str(self.out), name=self.out.name))
+            # a resumed run goes on in the same curve
+            run = hashlib.sha256(str(self.out.absolute()).encode()).hexdigest()[:16]
+            options = {"dir": str(self.out), "name": self.out.name, "id": run, "resume": "allow"}
+            trackers.append(WandBTracker(self.config.wandb, **options))
         self.accelerator.log_with = trackers
         self.accelerator.init_trackers("", config=None)
 
@@ -327,7 +321,8 @@ class Training:
         batches = iter(self.task.loader(self, self.step))
         durations = []
         self.wrapped.train()
-        while self.step < config.steps and not self.stop_requested:
+        stop = False
+        while self.step < config.steps and not stop:
             began = time.perf_counter()
             self._seed_step()
             rate = self.peak * warmup_cosine(self.step, config.steps, config.warmup)
@@ -335,7 +330,7 @@ class Training:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
             micro = [self.task.to_device(next(batches), self.accelerator.device) for _ in range(config.grad_accum)]
             loss, numbers = self._backward(micro)
-            norm = float(self.accelerator.clip_grad_norm_(self.wrapped.parameters(), config.clip_grad or math.inf))
+            norm = self._clip()
             # in fp16 a gradient may overflow: the scaler skips the step and scales the next one down
             if not (math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler is not None)):
                 self._fail(loss, norm, [file for batch in micro for file in self.task.files(batch)])
@@ -347,14 +342,16 @@ class Training:
             durations.append(time.perf_counter() - began)
             result.losses.append(loss)
             done = self.step == config.steps
+            self.numbers = numbers
             more = self.task.after_step(self, self.step, done) or {}
             speed = round(self.images_per_step / durations[-1], 4)
             line = {"step": self.step, "loss": loss, "lr": rate, "grad_norm": norm, **numbers, "images_per_s": speed}
             self._record({**line, **more}, bar)
-            if done or self.stop_requested or self.step % config.save_every == 0:
+            stop = bool(self.sum({"stop": self.stop_requested})["stop"])  # one notice stops all
+            if done or stop or self.step % config.save_every == 0:
                 self._save(checkpoint_folder(self.checkpoints, self.step))
                 if self.is_main:
-                    prune_checkpoints(self.checkpoints, config.keep_checkpoints)
+                    prune_checkpoints(self.checkpoints, config.keep_checkpoints, config.keep_every)
         if durations:
             result.seconds_per_step = sorted(durations)[len(durations) // 2]
 
@@ -365,28 +362,35 @@ class Training:
 
     def _backward(self, micro: list[dict]) -> tuple[float, dict[str, int | float]]:
         """Gradients of the mean over everything in the step; that mean, and the numbers to log."""
-        accelerator = self.accelerator
-        counts = torch.tensor([float(self.task.weight(batch)) for batch in micro], dtype=torch.float64)
-        total = float(accelerator.reduce(counts.sum().to(accelerator.device), "sum"))
-        # the gradients of the processes are averaged, hence their number
-        shares = [float(count) / total if total else 0.0 for count in counts]
-        sums: dict[str, Tensor] = {}
-        for index, (batch, share) in enumerate(zip(micro, shares, strict=True)):
+        counts = [float(self.task.weight(batch)) for batch in micro]
+        total = self.sum({"count": sum(counts)})["count"]
+        sums: dict[str, int | float | Tensor] = {}
+        for index, (batch, count) in enumerate(zip(micro, counts, strict=True)):
+            share = count / total if total else 0.0
             last = index == len(micro) - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.wrapped):
-                loss, numbers = self.task.loss(self.wrapped, batch)
-                accelerator.backward(loss * (share * accelerator.num_processes))
+            with contextlib.nullcontext() if last else gradients_stay(self.wrapped):
+                with self.accelerator.autocast():
+                    loss, numbers = self.task.loss(self.wrapped, batch)
+                # the gradients of the processes are averaged, hence their number
+                self.accelerator.backward(loss * (share * self.accelerator.num_processes))
             for name, value in {"loss": loss.detach(), **numbers}.items():
-                value = torch.as_tensor(value, device=accelerator.device)
-                value = value.double() * share if value.is_floating_point() else value
-                sums[name] = sums[name] + value if name in sums else value
-        whole = {name: accelerator.reduce(value, "sum").item() for name, value in sums.items()}
-        return whole.pop("loss"), whole
+                floating = value.is_floating_point() if isinstance(value, Tensor) else isinstance(value, float)
+                sums[name] = sums.get(name, 0) + (value * share if floating else value)
+        numbers = self.sum(sums)
+        return numbers.pop("loss"), numbers
+
+    def _clip(self) -> float:
+        """Clip the gradients; their norm before that, over all processes."""
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_grad or math.inf)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def _record(self, line: dict, bar) -> None:
         if self.is_main:
-            with self.log.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps(line) + "\n")
+            try:
+                with self.log.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise TrainingError(f"{self.log}: cannot be written ({error.strerror})") from error
         self.accelerator.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
         bar.set_postfix(loss=f"{line['loss']:.4f}", images_per_s=f"{line['images_per_s']:.2f}", refresh=False)
         bar.update()
@@ -398,18 +402,28 @@ class Training:
             "data": self.task.fingerprint,
             "images_per_step": self.images_per_step,
             "task": self.task.state(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,  # of fp16
             **more,
         }
         files = self.task.json_files(self.model)
-        save_checkpoint(folder, self.model, self.optimizer, state, self.ema, files, write=self.is_main)
+        snapshot = take_snapshot(self.model, self.optimizer, self.ema, keep=self.is_main)
+        on_main(self.accelerator, lambda: write_checkpoint(folder, snapshot, state, files))
 
     def _fail(self, loss: float, norm: float, files: list[str]) -> None:
         """Keep the state that led to a loss that is not finite, name the files, and stop."""
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            files = gather_object(files)
         folder = checkpoint_folder(self.out / "failed", self.step + 1)
-        self._save(folder, files=files)
+        try:
+            self._save(folder, files=files)
+            kept = f"The state before this step is in {folder}"
+        except HDXrayError as error:
+            kept = f"The state before this step could not be kept ({error})"
         raise TrainingError(
             f"step {self.step + 1}: loss {loss}, gradient norm {norm}: not finite. The batch: {', '.join(files)}. "
-            f"The state before this step is in {folder}; look at the files, or lower lr"
+            f"{kept}; look at the files, or lower lr"
         )
 
     @contextlib.contextmanager
@@ -428,11 +442,3 @@ class Training:
             yield
         finally:
             signal.signal(signal.SIGTERM, previous)
-
-
-def _precision(wanted: str) -> str:
-    if wanted == "auto":
-        return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "no"
-    if wanted == "fp16" and not torch.cuda.is_available():
-        raise ConfigError("precision: fp16 needs a GPU; accepted here are bf16 and fp32")
-    return wanted if wanted in ("bf16", "fp16") else "no"

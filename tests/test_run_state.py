@@ -16,6 +16,7 @@ from hdxray_fast.run_state import (
     prune_checkpoints,
     resume_latest,
     save_checkpoint,
+    set_aside_after,
     truncate_log,
 )
 
@@ -92,6 +93,27 @@ def test_an_interrupted_save_is_never_read_and_is_cleaned_up(tmp_path):
     assert resume_latest(tmp_path, model, optimizer)["step"] == 3
     prune_checkpoints(tmp_path, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000003"]
+
+
+def test_checkpoints_of_round_steps_stay(tmp_path):
+    for step in range(1, 10):
+        checkpoint_folder(tmp_path, step).mkdir()
+    prune_checkpoints(tmp_path, keep=2, keep_every=3)
+    assert [int(path.name[-8:]) for path in sorted(tmp_path.iterdir())] == [3, 6, 8, 9]
+
+
+def test_a_damaged_newest_does_not_outlive_the_good_ones(tmp_path):
+    """It would count as the newest, and pruning would remove what the run goes on from."""
+    model, optimizer, _ = small_model()
+    for step in (1, 2, 3):
+        save_checkpoint(checkpoint_folder(tmp_path, step), model, optimizer, {"step": step})
+    (checkpoint_folder(tmp_path, 3) / "state.json").write_text("{")
+    with pytest.warns(UserWarning, match="falling back"):
+        assert resume_latest(tmp_path, model, optimizer)["step"] == 2
+    set_aside_after(tmp_path, 2)
+    prune_checkpoints(tmp_path, keep=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged_step_00000003", "step_00000002"]
+    assert resume_latest(tmp_path, model, optimizer)["step"] == 2
 
 
 def test_log_loses_what_lies_after_the_checkpoint_and_a_cut_line(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from hdxray_fast.config import TrainingConfig
-from hdxray_fast.errors import CheckpointError, ConfigError
+from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
 from hdxray_fast.run_state import load_checkpoint
 from hdxray_fast.training import Task, Training
 
@@ -167,3 +168,71 @@ def test_weights_and_biases_is_a_setting(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     train(tmp_path, wandb="some-project", steps=2)
     assert list((tmp_path / "wandb").glob("offline-run-*"))
+
+
+@contextlib.contextmanager
+def files_no_larger_than(size: int):
+    """A full disk, as far as a process can tell: writing beyond ``size`` bytes of a file fails."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_costs_no_checkpoint_and_the_run_goes_on_once_there_is_room(tmp_path):
+    _, whole = train(tmp_path / "whole", steps=6)
+    full = contextlib.ExitStack()
+
+    def fill(line):
+        if line["step"] == 3:
+            saved = tmp_path / "full" / "checkpoints" / "step_00000002"
+            full.enter_context(files_no_larger_than(max(file.stat().st_size for file in saved.iterdir()) - 1))
+
+    named = r"step_00000004: this checkpoint cannot be written.*File too large"
+    with full, pytest.raises(CheckpointError, match=named):
+        train(tmp_path / "full", on_step=fill, steps=6)
+    assert [path.name for path in (tmp_path / "full" / "checkpoints").iterdir()] == ["step_00000002"]
+    _, rest = train(tmp_path / "full", steps=6, resume="auto")
+    assert rest.start == 2 and rest.losses == whole.losses[2:]
+
+
+def test_a_log_that_cannot_grow_is_named(tmp_path):
+    full = contextlib.ExitStack()
+    with full, pytest.raises(TrainingError, match=r"log\.jsonl: cannot be written \(File too large\)"):
+        train(tmp_path, on_step=lambda line: full.enter_context(files_no_larger_than(10)))
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_training(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match="out: cannot write to"):
+        train(tmp_path / "file" / "run")
+
+
+def test_activations_computed_again_change_nothing(tmp_path):
+    class Deep(Regression):
+        def build(self):
+            class Net(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.blocks = nn.ModuleList(
+                        nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Dropout(0.2)) for _ in range(3)
+                    )
+                    self.head = nn.Linear(4, 1)
+
+                def forward(self, x):
+                    for block in self.blocks:
+                        x = x + block(x)
+                    return self.head(x)
+
+            return Net()
+
+        def groups(self, model, config):
+            return [{"params": list(model.parameters())}]
+
+    _, kept = train(tmp_path / "kept", Deep())
+    training, again = train(tmp_path / "again", Deep(), checkpoint_activations=True)
+    assert again.losses == kept.losses
+    assert list(training.model.state_dict()) == list(Deep().build().state_dict())

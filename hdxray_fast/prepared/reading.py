@@ -129,11 +129,18 @@ class PreparedSet:
 
     def shares(self) -> tuple[float, float]:
         """Mean share of a canvas inside the contour, and mean share of its patches that are no padding."""
+        inside, valid = self.shares_by_image()
+        return float(inside.mean()), float(valid.mean())
+
+    def shares_by_image(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each image, the share of a canvas inside the contour and the share of its patches that are no padding.
+
+        Two ``[N] float64``.
+        """
         top, left, height, width = self._box.T.astype(np.int64)
         rows = -(-(top + height) // PATCH) - top // PATCH
         columns = -(-(left + width) // PATCH) - left // PATCH
-        inside = self.index.column("inside_share").to_numpy()
-        return float(inside.mean()), float((rows * columns).mean()) / (self.size // PATCH) ** 2
+        return self.index.column("inside_share").to_numpy(), rows * columns / (self.size // PATCH) ** 2
 
     def source(self, row: int) -> str:
         """Name of the source of a row, for errors and reports."""
