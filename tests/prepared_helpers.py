@@ -32,7 +32,7 @@ def prepare(sources, out, **settings):
 
 def contents(out: Path) -> dict:
     """Every file of a data set that its reader may look at."""
-    kinds = (".bin", ".csv", ".parquet", ".json", ".png")
+    kinds = (".bin", ".arrow", ".csv", ".parquet", ".json", ".png")
     files = sorted(path for path in out.rglob("*") if path.is_file() and path.suffix in kinds)
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
 

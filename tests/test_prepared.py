@@ -168,8 +168,8 @@ def test_damage_is_noticed(folder, tmp_path):
     shard.unlink()
     with pytest.raises(ShardError, match=r"00000\.bin: cannot be read"):
         PreparedSet(tmp_path / "set")[0]
-    (tmp_path / "set" / "index.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(ConfigError, match=r"index\.parquet: is damaged"):
+    (tmp_path / "set" / "lookup.arrow").write_bytes(b"ARROW1 no")
+    with pytest.raises(ConfigError, match=r"lookup\.arrow: is damaged"):
         PreparedSet(tmp_path / "set")
 
 

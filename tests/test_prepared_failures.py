@@ -64,15 +64,15 @@ def test_a_damaged_shard_is_named_and_made_again(made, damage):
     assert contents(made) == before
 
 
-@pytest.mark.parametrize("name", ["settings.json", "sources.parquet", "index.parquet"])
+@pytest.mark.parametrize("name", ["settings.json", "sources.parquet", "index.parquet", "lookup.arrow"])
 def test_damaged_lists_are_named(made, name):
     (made / name).write_bytes(b"PAR1 rubbish")
-    again = {"index.parquet": lambda: PreparedSet(made)}
+    again = {"index.parquet": lambda: PreparedSet(made).index, "lookup.arrow": lambda: PreparedSet(made)}
     with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
         again.get(name, lambda: prepare([made.parent / "xrays"], made, contour="rectangle"))()
-    if name == "index.parquet":  # it is made from the shards
+    if name in again:  # it is made from the shards
         merge(made)
-        assert len(PreparedSet(made)) == 6
+        assert len(PreparedSet(made)) == len(PreparedSet(made).index) == 6
 
 
 def test_merging_what_is_no_data_set(tmp_path):

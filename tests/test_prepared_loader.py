@@ -158,3 +158,22 @@ def test_streams_are_written_whole_or_refused(made, tmp_path):
             assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
     with pytest.raises(ConfigError, match=r"index\.json is missing"):
         read_stream(str(tmp_path))
+
+
+def test_lookups_span_several_batches(made, monkeypatch):
+    """As the index of a large data set does."""
+    from hdxray_fast.prepared import reading, shards
+    from hdxray_fast.prepared.index import merge
+
+    calm = PreparedSet(made["raw", 8])
+    expected = [calm[row] for row in range(6)]
+    monkeypatch.setattr(shards, "LOOKUP_ROWS", 4)
+    monkeypatch.setattr(reading, "LOOKUP_ROWS", 4)
+    merge(made["raw", 8])
+    data = PreparedSet(made["raw", 8])
+    assert len(data) == 6
+    for row in range(6):
+        for one, two in zip(data[row], expected[row], strict=True):
+            np.testing.assert_array_equal(one, two)
+    monkeypatch.undo()
+    merge(made["raw", 8])

@@ -31,7 +31,7 @@ from conftest import draw_radiograph
 from record import commit
 
 PER_ROUND = 5
-KINDS = (".bin", ".csv", ".parquet", ".json", ".png")
+KINDS = (".bin", ".arrow", ".csv", ".parquet", ".json", ".png")
 COMMAND = (
     "import sys; from hdxray_fast.prepared.run import run_prepare; from hdxray_fast.prepared.config import "
     "PrepareConfig as C; run_prepare(C(sys.argv[3:], sys.argv[1], size=96, workers=2, shard_size=4, "

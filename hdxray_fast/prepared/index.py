@@ -10,18 +10,24 @@ import numpy as np
 
 from ..errors import ConfigError, TrainingError
 from ..files import written_whole
-from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, writing
+from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, write_lookup, writing
 from .summary import write_pictures
 from .worker import OK
 
-INDEX, QUARANTINE, DUPLICATES, SUMMARY = "index.parquet", "quarantine.csv", "duplicates.csv", "summary.json"
+INDEX, LOOKUP, QUARANTINE, DUPLICATES, SUMMARY = (
+    "index.parquet",
+    "lookup.arrow",
+    "quarantine.csv",
+    "duplicates.csv",
+    "summary.json",
+)
 
 
 def merge(out: str | Path) -> dict:
     """Join the shards of a data set; the same shards give the same files.
 
-    Writes ``index.parquet`` (a row per image that is good and no duplicate of an earlier one), ``quarantine.csv``
-    (source, status and reason of the rest), ``duplicates.csv``, ``summary.json``, ``summary.png`` and ``contacts.png``.
+    Writes ``index.parquet`` (a row per image that is good and no duplicate of an earlier one), ``lookup.arrow`` (of it
+    what a reader needs, to be mapped), ``quarantine.csv`` (source, status and reason of the rest), ``duplicates.csv``, ``summary.json``, ``summary.png`` and ``contacts.png``.
 
     Returns:
         The summary: counts by status and reason, sizes, contours, patients.
@@ -66,6 +72,8 @@ def _merge(out: Path) -> dict:
     index = good.filter(pa.array(keep)).drop_columns(["status", "reason"])
     with written_whole(out / INDEX) as temporary:
         pa.parquet.write_table(index, temporary)
+    with written_whole(out / LOOKUP) as temporary:
+        write_lookup(index, temporary)
     summary = _summary(table, index, len(repeats))
     write_json(out / SUMMARY, summary)
     write_pictures(out, index, settings["recipe"], summary)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import OrderedDict
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ import cv2
 import numpy as np
 
 from ..errors import ArgumentError, ConfigError
-from .shards import FORMAT, ShardError, ShardFolder, arrow, read_json
+from .shards import FORMAT, LOOKUP_ROWS, ShardError, ShardFolder, arrow, read_json
 from .worker import PATCH
 
 REMAKE = "remove the shard's two files and run prepare again"
@@ -41,15 +42,16 @@ class Prepared(NamedTuple):
 class PreparedSet:
     """Random access to what ``hdxray-fast prepare`` wrote.
 
-    Processes that fork or pickle it share the pages of the shards and keep nothing else.
+    Processes that fork or pickle it share the pages of shards and contours, and keep 36 bytes an image of their own.
 
     Args:
         folder: of the data set.
         verify: check each image's checksum as it is read (an image of 1280 x 1280 takes about 1 ms more).
 
     Attributes:
+        folder: of the data set.
         size: canvas side, pixels.
-        index: the Parquet index as a pyarrow table.
+        recipe: settings that it was made with.
 
     Raises:
         ConfigError: the folder is no prepared data set, or its parts are not merged.
@@ -63,23 +65,28 @@ class PreparedSet:
             raise ConfigError(f"{self.folder}: is no prepared data set")
         self.recipe = settings["recipe"]
         self.size = int(self.recipe["size"])
-        path = self.folder / "index.parquet"
+        path = self.folder / "lookup.arrow"
         if not path.exists():
             raise ConfigError(
                 f"{path}: is missing; once all parts are prepared, hdxray-fast merge {self.folder} writes it"
             )
         pa = arrow()
         try:
-            self.index = pa.parquet.read_table(path, memory_map=True).combine_chunks()
-        except (OSError, pa.ArrowException) as error:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            table = pa.Table.from_batches(batches, reader.schema)
+            numbers = [table.column(name).to_numpy() for name in ("shard", "offset", "length", "crc32")]
+            self._scale, self._shift = (table.column(name).to_numpy() for name in ("scale", "shift"))
+            boxes = [batch.column("valid_box").flatten().to_numpy() for batch in batches]
+            self._polygons, self._insides = (
+                [batch.column(name) for batch in batches] for name in ("polygon", "inside")
+            )
+        except (OSError, KeyError, pa.ArrowException) as error:
             raise ConfigError(
                 f"{path}: is damaged ({error}); hdxray-fast merge {self.folder} writes it again"
             ) from error
-        take = {name: self.index.column(name).to_numpy() for name in ("shard", "offset", "length", "crc32")}
-        self._shard, self._offset, self._length, self._crc32 = take.values()
-        self._scale, self._shift = (self.index.column(name).to_numpy() for name in ("scale", "shift"))
-        self._box = self.index.column("valid_box").combine_chunks().flatten().to_numpy().reshape(-1, 4)
-        self._polygon, self._inside = (self.index.column(name).combine_chunks() for name in ("polygon", "inside"))
+        self._shard, self._offset, self._length, self._crc32 = numbers
+        self._box = np.concatenate([np.empty(0, np.int32), *boxes]).reshape(-1, 4)
         self._shards = ShardFolder(self.folder / "shards")
         self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
 
@@ -90,8 +97,9 @@ class PreparedSet:
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of a data set of {len(self)} images")
         row %= len(self)
-        polygon = self._polygon[row].values.to_numpy().reshape(-1, 2)
-        inside = inside_grid(self._inside[row].as_py(), self.size)
+        batch, place = divmod(row, LOOKUP_ROWS)
+        polygon = self._polygons[batch][place].values.to_numpy().reshape(-1, 2)
+        inside = inside_grid(self._insides[batch][place].as_buffer(), self.size)
         box = tuple(int(v) for v in self._box[row])
         return Prepared(self.pixels(row), box, polygon, inside, float(self._scale[row]), float(self._shift[row]))
 
@@ -126,6 +134,18 @@ class PreparedSet:
             found = path.stat().st_size if path.exists() else 0
             if found < end:
                 raise ShardError(f"{path}: has {found} bytes, at least {end} belong there; {REMAKE}")
+
+    @cached_property
+    def index(self):
+        """The Parquet index as a pyarrow table, read when it is first asked for."""
+        pa = arrow()
+        path = self.folder / "index.parquet"
+        try:
+            return pa.parquet.read_table(path)
+        except (OSError, pa.ArrowException) as error:
+            raise ConfigError(
+                f"{path}: is missing or damaged ({error}); hdxray-fast merge {self.folder} writes it again"
+            ) from error
 
     def shares(self) -> tuple[float, float]:
         """Mean share of a canvas inside the contour, and mean share of its patches that are no padding."""
@@ -183,8 +203,8 @@ def decode(data: bytes | np.ndarray, recipe: dict) -> np.ndarray:
     return pixels
 
 
-def inside_grid(packed: bytes, size: int) -> np.ndarray:
-    """``[S/16, S/16] bool`` from its packed bits."""
+def inside_grid(packed, size: int) -> np.ndarray:
+    """``[S/16, S/16] bool`` from its packed bits, bytes or a buffer."""
     side = size // PATCH
     return np.unpackbits(np.frombuffer(packed, np.uint8), count=side * side).reshape(side, side).astype(bool)
 

@@ -82,6 +82,21 @@ def writing(out: Path) -> Iterator[None]:
         ) from error
 
 
+LOOKED_UP = ("shard", "offset", "length", "crc32", "valid_box", "polygon", "inside", "scale", "shift")
+LOOKUP_ROWS = 1 << 16  # of a batch in the file
+
+
+def write_lookup(index, path: Path) -> None:
+    """Those columns of an index as an uncompressed Arrow file, whose pages all processes that map it share."""
+    pa = arrow()
+    table = index.select(LOOKED_UP)
+    with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, table.schema) as writer:
+        for start in range(0, len(table), LOOKUP_ROWS):
+            part = table.slice(start, LOOKUP_ROWS).combine_chunks()
+            for batch in part.to_batches():  # one, since a column of so few rows stays below 2 GiB
+                writer.write_batch(batch)
+
+
 class ShardFolder:
     """``shards/`` of a data set: ``00000.bin`` and ``00000.parquet``, ``00001.bin``, ..."""
 
