@@ -27,7 +27,8 @@ def merge(out: str | Path) -> dict:
     """Join the shards of a data set; the same shards give the same files.
 
     Writes ``index.parquet`` (a row per image that is good and no duplicate of an earlier one), ``lookup.arrow`` (of it
-    what a reader needs, to be mapped), ``quarantine.csv`` (source, status and reason of the rest), ``duplicates.csv``, ``summary.json``, ``summary.png`` and ``contacts.png``.
+    what a reader needs, to be mapped), ``quarantine.csv`` (source, status and reason of the rest), ``duplicates.csv``,
+    ``summary.json``, ``summary.png`` and ``contacts.png``.
 
     Returns:
         The summary: counts by status and reason, sizes, contours, patients.

@@ -138,10 +138,17 @@ class PreparedSet:
     @cached_property
     def index(self):
         """The Parquet index as a pyarrow table, read when it is first asked for."""
+        return self._read_index(None)
+
+    @cached_property
+    def _sources(self):
+        return self._read_index(["source"]).column("source")
+
+    def _read_index(self, columns: list[str] | None):
         pa = arrow()
         path = self.folder / "index.parquet"
         try:
-            return pa.parquet.read_table(path)
+            return pa.parquet.read_table(path, columns=columns)
         except (OSError, pa.ArrowException) as error:
             raise ConfigError(
                 f"{path}: is missing or damaged ({error}); hdxray-fast merge {self.folder} writes it again"
@@ -164,7 +171,7 @@ class PreparedSet:
 
     def source(self, row: int) -> str:
         """Name of the source of a row, for errors and reports."""
-        return self.index.column("source")[row].as_py()
+        return self._sources[row].as_py()
 
     def _map(self, number: int) -> np.ndarray:
         if number not in self._maps:
