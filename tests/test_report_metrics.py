@@ -12,6 +12,7 @@ import types
 from collections import Counter
 
 import pytest
+from report_corpus import CASES
 
 import hdxray_fast as hx
 from hdxray_fast.reports.cleaning import R2GenReferences
@@ -106,6 +107,18 @@ def cider_d(pairs: list[tuple[list[str], list[str]]]) -> list[float]:
 
 
 def test_scores_are_what_their_definitions_say(pairs, raw):
+    check_definitions(pairs, raw)
+
+
+def test_scores_of_the_small_corpus_are_what_their_definitions_say(raw):
+    texts = [case.english for case in CASES]
+    made = [" ".join([*text.split()[:6], *other.split()[4:]]) for text, other in zip(texts, texts[::-1], strict=True)]
+    check_definitions(list(zip(made, texts, strict=True)), raw)
+    same = score_reports(texts, texts, raw, meteor=False).totals
+    assert [same[name] for name in NUMBERS[:5]] == pytest.approx([1.0] * 5, abs=1e-6)
+
+
+def check_definitions(pairs, raw):
     found = score_reports(*zip(*pairs, strict=True), raw, meteor=False)
     split = [tuple(raw.split(text).split() for text in pair) for pair in pairs]
     for n in range(1, 5):
