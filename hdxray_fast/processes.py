@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from .errors import ConfigError, MissingDependencyError, TrainingError
 
+GRACE = 600  # seconds that a data loader's worker lives on after SIGTERM, if nobody ends it before
 GLOO_TALK = ("gloo", "connection closed", "connection reset", "socket", "broken pipe", "timed out")
 
 
@@ -39,8 +41,7 @@ def make_accelerator(precision: str, timeout: int):
         ) from error
     handlers = [
         InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
-        # buffers are constants here; sending them before each forward pass would be for nothing
-        DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
     ]
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
@@ -133,6 +134,12 @@ def named_losses(timeout: int, when: Callable[[], str]) -> Iterator[None]:
             f"{when()}: another process of this run is gone or has not answered for {timeout} s ({first}). Its own "
             "output says why; start all of them again with --resume auto"
         ) from error
+
+
+def outlive_notice(worker: int) -> None:
+    """A data loader's worker puts off its end after SIGTERM: torchrun and Slurm send it to the whole process group, but
+    the training process, which ends its workers itself, still has a step to finish and a checkpoint to write."""
+    signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(GRACE))
 
 
 def on_main(accelerator, work: Callable[[], None]) -> None:

@@ -14,6 +14,7 @@ import math
 import os
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ from .processes import (
     make_accelerator,
     named_losses,
     on_main,
+    outlive_notice,
     shard,
 )
 from .run_state import (
@@ -198,7 +200,14 @@ class Training:
         on_gpu = accelerator.device.type == "cuda"
         # on the CPU a step takes far longer than reading its batch, and the model wants every core
         workers = config.workers if config.workers >= 0 else (min(8, os.cpu_count() or 1) if on_gpu else 0)
-        return DataLoader(dataset, batch_sampler=sampler, num_workers=workers, pin_memory=on_gpu, collate_fn=collate_fn)
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=workers,
+            pin_memory=on_gpu,
+            collate_fn=collate_fn,
+            worker_init_fn=outlive_notice,
+        )
 
     def run(self) -> TrainingResult:
         """Train to the end, or to SIGTERM, from the newest checkpoint if there is one.
@@ -219,8 +228,12 @@ class Training:
         result.start = self.step
         self._start_trackers()
         bar = self.bar(total=self.config.steps, initial=self.step, unit="step", desc=self.task.label)
-        with self._graceful_stop(), bar:
-            self._train(bar, result)
+        batches = iter(self.task.loader(self, self.step))
+        try:
+            with self._graceful_stop(), bar:
+                self._train(batches, bar, result)
+        finally:  # an error that nobody catches keeps the iterator alive, and its workers with it
+            getattr(batches, "_shutdown_workers", lambda: None)()
         result.finished = self.step == self.config.steps
         for tracker in self.accelerator.trackers:  # Accelerate's end_training would part the processes, too
             tracker.finish()
@@ -265,6 +278,8 @@ class Training:
         config = self.config
         if config.checkpoint_activations:
             checkpoint_activations(self.model)
+        # of a convolution with one channel; the same numbers lie in the same places
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         if self.sharded:
             shard(self.model, self.accelerator.device, self.accelerator.mixed_precision == "bf16")
             self.wrapped, self.optimizer = self.model, self.accelerator.prepare(self._make_optimizer())
@@ -316,9 +331,8 @@ class Training:
         self.accelerator.log_with = trackers
         self.accelerator.init_trackers("", config=None)
 
-    def _train(self, bar, result: TrainingResult) -> None:
+    def _train(self, batches: Iterator[dict], bar, result: TrainingResult) -> None:
         config = self.config
-        batches = iter(self.task.loader(self, self.step))
         durations = []
         self.wrapped.train()
         stop = False

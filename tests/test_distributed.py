@@ -68,7 +68,8 @@ def start(runs: list[dict], folder: Path, processes: int = 2) -> list[subprocess
         }
         with (folder / f"output_{rank}.txt").open("w") as output:
             command = [sys.executable, str(WORKER), str(listed)]
-            started.append(subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT))
+            options = {"env": env, "stdout": output, "stderr": subprocess.STDOUT, "start_new_session": True}
+            started.append(subprocess.Popen(command, **options))
     return started
 
 
@@ -223,11 +224,13 @@ def test_when_one_process_is_gone_the_other_says_so(images, tmp_path, how):
 
 @pytest.mark.slow
 def test_a_notice_to_one_process_stops_both_at_the_same_step(images, tmp_path):
+    """As torchrun and Slurm send it: to the process and to the workers that read its files."""
     out = tmp_path / "run"
-    config = {**SMALL, "data": str(images), "out": str(out), "batch_size": 1, "steps": 10_000, "save_every": 10_000}
+    endless = {"steps": 10_000, "save_every": 10_000, "workers": 1}
+    config = {**SMALL, "data": str(images), "out": str(out), "batch_size": 1, **endless}
     processes = start([{"config": config}], tmp_path)
     until(out, 2, processes)
-    processes[1].send_signal(signal.SIGTERM)
+    os.killpg(processes[1].pid, signal.SIGTERM)
     assert finish(processes, tmp_path) == [0, 0]
     results = [result(out, rank) for rank in (0, 1)]
     assert results[0] == results[1] and not results[0]["finished"]

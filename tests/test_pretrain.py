@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -105,6 +106,23 @@ def test_sigterm_saves_and_stops(radiographs, tmp_path):
     result = run_pretraining(config(radiographs, out, steps=50, save_every=50), progress=False, on_step=terminate)
     assert not result.finished and len(result.losses) <= 4
     assert list((out / "checkpoints").glob("step_*"))
+
+
+def test_sigterm_to_the_readers_too_saves_and_stops(radiographs, tmp_path):
+    """As a scheduler sends it: to all processes of the group."""
+
+    def terminate(line):
+        if line["step"] == 2:
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    out = tmp_path / "run"
+    options = {"steps": 50, "save_every": 50, "workers": 2}
+    result = run_pretraining(config(radiographs, out, **options), progress=False, on_step=terminate)
+    assert not result.finished and len(result.losses) <= 4
+    assert list((out / "checkpoints").glob("step_*"))
+    assert not multiprocessing.active_children()
 
 
 def test_tensorboard_events_are_written(radiographs, tmp_path):
