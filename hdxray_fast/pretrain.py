@@ -108,7 +108,7 @@ class PretrainTask(Task):
         config = self.config
         self.images = images
         if isinstance(images, PreparedSet):
-            names = images.index.column("source").to_pylist()
+            names = images.sources()
         else:
             names = [image.path for image in images]
         self.fingerprint = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]

@@ -274,7 +274,7 @@ def test_a_prepared_data_set_of_another_kind_is_refused(radiographs, tmp_path):
         run_pretraining(config(data, tmp_path / "run", img_size=256), progress=False)
     with pytest.raises(ConfigError, match=r"contour: .* was prepared with rectangle, and not with prior"):
         run_pretraining(config(data, tmp_path / "run", contour="prior"), progress=False)
-    (data / "index.parquet").unlink()
+    (data / "lookup.arrow").unlink()
     with pytest.raises(ConfigError, match="merge"):
         run_pretraining(config(data, tmp_path / "run"), progress=False)
     assert not (tmp_path / "run").exists()

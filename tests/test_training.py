@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -236,3 +238,13 @@ def test_activations_computed_again_change_nothing(tmp_path):
     training, again = train(tmp_path / "again", Deep(), checkpoint_activations=True)
     assert again.losses == kept.losses
     assert list(training.model.state_dict()) == list(Deep().build().state_dict())
+
+
+def test_the_task_in_the_documents_learns(tmp_path, monkeypatch, capsys):
+    page = Path(__file__).parent.parent / "docs" / "training.md"
+    if not page.is_file():
+        pytest.skip("docs/training.md is not here (an installed copy of the tests without the repository)")
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(page), "exec"), {})
+    assert float(capsys.readouterr().out.split()[-1]) < 1e-3

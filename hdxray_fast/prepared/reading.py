@@ -167,11 +167,16 @@ class PreparedSet:
         top, left, height, width = self._box.T.astype(np.int64)
         rows = -(-(top + height) // PATCH) - top // PATCH
         columns = -(-(left + width) // PATCH) - left // PATCH
-        return self.index.column("inside_share").to_numpy(), rows * columns / (self.size // PATCH) ** 2
+        inside = self._read_index(["inside_share"]).column("inside_share")
+        return inside.to_numpy(), rows * columns / (self.size // PATCH) ** 2
 
     def source(self, row: int) -> str:
         """Name of the source of a row, for errors and reports."""
         return self._sources[row].as_py()
+
+    def sources(self) -> list[str]:
+        """Names of all sources, by row."""
+        return self._sources.to_pylist()
 
     def _map(self, number: int) -> np.ndarray:
         if number not in self._maps:
