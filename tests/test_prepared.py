@@ -32,7 +32,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize(("kind", "bits"), [("raw", 8), ("raw", 16), ("png", 8), ("png", 16), ("jpeg", 8)])
 def test_what_goes_in_comes_out(folder, tmp_path, kind, bits):
-    result = prepare([folder], tmp_path / "set", format=kind, bits=bits)
+    result = prepare([folder], tmp_path / "set", format=kind, bits=bits, contour="network")
     assert result.counts == {"ok": 7, "unreadable": 2}
     data = PreparedSet(tmp_path / "set", verify=True)
     assert len(data) == 6 and data.size == SIZE
@@ -265,7 +265,7 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(folder, tmp_path):
     prepare([folder], tmp_path / "whole")
     command = [
         sys.executable, "-m", "hdxray_fast", "prepare", str(folder), "--out", str(tmp_path / "set"),
-        "--size", str(SIZE), "--workers", "1", "--shard_size", "4",
+        "--size", str(SIZE), "--workers", "1", "--shard_size", "4", "--contour", "rectangle",
         "--patient_key", str(tmp_path / "whole" / "patient.key"),
     ]  # fmt: skip
     rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from hdxray_fast.prepared.shards import ShardError
 @pytest.fixture
 def made(tmp_path):
     make_folder(tmp_path / "xrays")
-    prepare([tmp_path / "xrays"], tmp_path / "set", contour="rectangle")
+    prepare([tmp_path / "xrays"], tmp_path / "set")
     return tmp_path / "set"
 
 
@@ -38,7 +38,7 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(made, limit):
     assert "File too large" in done.stderr
     assert "Traceback" not in done.stderr and not list(out.rglob("*.tmp"))
     shard_size = 1 if limit == 30_000 else 4
-    assert prepare([root / "xrays"], out, contour="rectangle", patient_key=str(key), shard_size=shard_size).summary
+    assert prepare([root / "xrays"], out, patient_key=str(key), shard_size=shard_size).summary
     if shard_size == 4:
         assert contents(out) == contents(made)
 
@@ -60,7 +60,7 @@ def test_a_damaged_shard_is_named_and_made_again(made, damage):
         path.write_bytes(path.read_bytes()[:-50])
     with pytest.raises((ShardError, ConfigError), match=r"00001|1 of 3 shards are missing"):
         merge(made)
-    assert prepare([made.parent / "xrays"], made, contour="rectangle").made == 1
+    assert prepare([made.parent / "xrays"], made).made == 1
     assert contents(made) == before
 
 
@@ -69,7 +69,7 @@ def test_damaged_lists_are_named(made, name):
     (made / name).write_bytes(b"PAR1 rubbish")
     again = {"index.parquet": lambda: PreparedSet(made).index, "lookup.arrow": lambda: PreparedSet(made)}
     with pytest.raises(ConfigError, match=name.replace(".", r"\.")):
-        again.get(name, lambda: prepare([made.parent / "xrays"], made, contour="rectangle"))()
+        again.get(name, lambda: prepare([made.parent / "xrays"], made))()
     if name in again:  # it is made from the shards
         merge(made)
         assert len(PreparedSet(made)) == len(PreparedSet(made).index) == 6

@@ -21,7 +21,7 @@ def made(tmp_path_factory):
     make_folder(root / "xrays")
     sets = {}
     for kind, bits in (("raw", 8), ("raw", 16), ("png", 8)):
-        prepare([root / "xrays"], root / f"{kind}{bits}", format=kind, bits=bits, contour="rectangle")
+        prepare([root / "xrays"], root / f"{kind}{bits}", format=kind, bits=bits)
         sets[kind, bits] = root / f"{kind}{bits}"
     return sets
 

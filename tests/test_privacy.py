@@ -104,6 +104,7 @@ def test_the_search_finds_what_is_there(tmp_path):
 def test_prepare_and_stream(dicoms, tmp_path, capfd, caplog):
     small = ["--size", "96", "--shard_size", "5"]
     assert main(["prepare", str(dicoms), "--out", str(tmp_path / "set"), "--workers", "1", *small]) == 0
+    small += ["--contour", "rectangle"]
     everything = ["--modality", "any", "--view", "any", "--body_part", "any", "--workers", "0"]
     assert main(["prepare", str(dicoms), "--out", str(tmp_path / "any"), *everything, *small]) == 0
     if __import__("importlib").util.find_spec("litdata"):
