@@ -16,7 +16,7 @@ import numpy as np
 
 from .errors import ArgumentError
 
-Tone = Callable[[np.ndarray], np.ndarray]  # [S, S] uint8 -> [S, S] uint8
+Tone = Callable[[np.ndarray], np.ndarray]  # [S, S] to [S, S], uint8 or uint16
 
 # largest change at magnitude 1
 ROTATE = 20.0  # degrees
@@ -61,12 +61,18 @@ class RandAugment:
             else:
                 tones.append(change)
 
-        def tone(pixels: np.ndarray) -> np.ndarray:
+        def tone(pixels: np.ndarray) -> np.ndarray:  # [S, S] u8 | u16 -> u8
+            pixels = eight_bits(pixels)
             for change in tones:
                 pixels = change(pixels)
             return pixels
 
         return affine[:2], tone
+
+
+def eight_bits(pixels: np.ndarray) -> np.ndarray:
+    """``[S, S] uint8``, of 16 bits the upper ones, rounded."""
+    return pixels if pixels.dtype == np.uint8 else np.rint(pixels / 257.0).astype(np.uint8)
 
 
 def gamma_tone(exponent: float) -> Tone:

@@ -33,6 +33,7 @@ class ClassifierConfig:
         text_dim: width of the names' text embeddings, 0 for none.
         text_model: what embedded them, for names asked about later.
         thresholds: a class is called present from this probability on, chosen on validation.
+        contour: how the contours of its training images were found.
     """
 
     classes: list[str]
@@ -42,6 +43,7 @@ class ClassifierConfig:
     text_dim: int = 0
     text_model: str = ""
     thresholds: list[float] = field(default_factory=list)
+    contour: str = "network"
 
     def __post_init__(self) -> None:
         if not self.classes or len(set(self.classes)) != len(self.classes):

@@ -11,10 +11,9 @@ from pathlib import Path
 import torch
 
 from .classify_config import FinetuneConfig
-from .classify_task import FinetuneTask, build_encoder
+from .classify_task import FinetuneTask, build_encoder, canvas_size
 from .errors import ConfigError
 from .labels import LabelTable, describe_labels, read_labels, require_files, take_fraction
-from .pretrain import prepare_radiographs
 from .training import Training
 
 
@@ -89,9 +88,10 @@ def _finetune(config: FinetuneConfig, processes: int, progress: bool, on_step) -
     out = Path(config.out)
     table = labels_of(config)
     table = take_fraction(table, config.label_fractions[0], config.seed)
-    require_files(table, config.data)
+    if config.prepared is None:
+        require_files(table, config.data)
     if config.img_size is None:
-        config = replace(config, img_size=build_encoder(config).img_size[0])
+        config = replace(config, img_size=canvas_size(build_encoder(config)))
     config = config.with_steps(table.splits.count("train"), processes)
     task = FinetuneTask(config, table)
     training = Training(config, task, progress=progress, on_step=on_step)
@@ -99,11 +99,9 @@ def _finetune(config: FinetuneConfig, processes: int, progress: bool, on_step) -
         training.print("\n".join([describe_labels(table), *task.notes]))
     metrics = out / "metrics.json"
     training.claim_folder()
-    if metrics.exists() and task.best_model.exists():  # this run is whole: several in one folder go on with the next
-        training.accelerator.end_training()
+    if metrics.exists() and task.best_model.facts:  # this run is whole: several in one folder go on with the next
         return _read_result(out)
-    task.use(prepare_radiographs(training, [Path(path) for path in table.paths], Path(config.cache or out / "cache")))
-    task.set_aside_now(training)
+    task.use(task.find_images(training))
     done = training.run()
     result = FinetuneResult(out, {}, len(task.datasets["train"]), {}, len(task.set_aside.rows), done.finished)
     if done.finished and training.is_main:
@@ -172,7 +170,8 @@ def describe_finetuning(config: FinetuneConfig, results: list[FinetuneResult]) -
         return f"{summary(config.runs(), results)}\n\ntable, plot and all runs are in {config.out}"
     lines = [format_metrics(last.report)] if last.report else []
     if "step" in last.best:
-        scores = ", ".join(f"{name} {last.best[name]:.4f}" for name in ("auroc", "auprc", "loss"))
+        known = {name: last.best[name] for name in ("auroc", "auprc", "loss") if last.best[name] is not None}
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in known.items())
         lines.append(f"chosen on validation: step {last.best['step']}, {scores}")
     if last.left_out:
         lines.append(f"{last.left_out} images could not be read: {last.out / 'quarantine.csv'}")

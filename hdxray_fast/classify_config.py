@@ -37,6 +37,7 @@ class FinetuneConfig(TrainingConfig):
             takes the usual one if it can be had and learned vectors otherwise; ``none`` takes learned vectors.
         img_size: canvas side, pixels; the encoder's by default (1280 for an untrained one).
         contour: how the chest contour is found: ``network``, ``classical``, ``prior`` or ``rectangle``.
+        prepared: data set of ``hdxray-fast prepare`` that holds the images; they are then not read again.
         cache: folder for canvases and contours computed once; ``<out>/cache`` by default.
         epochs: passes over the training images; ``steps``, if given, stands above it.
         steps: optimizer steps.
@@ -51,7 +52,6 @@ class FinetuneConfig(TrainingConfig):
         lr: peak learning rate; by default 5e-4 (head alone: 2e-3) times the square root of (images per step / 64).
         layer_decay: factor on the learning rate from each block to the one below it.
         drop_path: share of the images that skip the last block while training, falling to 0 in the first.
-        grad_checkpointing: compute each block again in the backward pass instead of keeping what it needs.
         precision: ``auto`` is bf16 on GPUs that have it and fp32 elsewhere; ``fp16`` needs a GPU.
         label_fractions: shares of the training patients; each is a run of its own (validation and test stay whole).
         seeds: of weights, order, augmentation and label fractions; each is a run of its own; ``seed`` by default.
@@ -77,6 +77,7 @@ class FinetuneConfig(TrainingConfig):
     text: str = "auto"
     img_size: int | None = None
     contour: Literal["network", "classical", "prior", "rectangle"] = "network"
+    prepared: str | None = None
     cache: str | None = None
     epochs: float = 20.0
     steps: int | None = None
@@ -90,7 +91,6 @@ class FinetuneConfig(TrainingConfig):
     layer_decay: float = 0.75
     beta2: float = 0.999
     drop_path: float = 0.1
-    grad_checkpointing: bool = False
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     label_fractions: list[float] = field(default_factory=lambda: [1.0])
     seeds: list[int] | None = None
@@ -123,6 +123,8 @@ class FinetuneConfig(TrainingConfig):
         for share in self.label_fractions:
             if not 0 < share <= 1:
                 raise ConfigError(f"label_fractions: {share} is not accepted; give shares above 0 and up to 1")
+        if self.prepared and self.is_probe:
+            raise ConfigError("prepared: a probe reads the images themselves; leave it out, or choose another head")
         if self.mixup and self.batch_size < 2:
             raise ConfigError("mixup: needs a batch_size of at least 2")
 

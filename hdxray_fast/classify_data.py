@@ -3,56 +3,104 @@
 from __future__ import annotations
 
 import csv
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from .augment import RandAugment
+from .augment import RandAugment, eight_bits
 from .data import Augmentation, RadiographDataset
 from .encoder import Encoder
 from .errors import TrainingError
 from .labels import LabelTable
 from .masking import MaskPlan
 from .prepare import PreparedImage
+from .prepared.reading import PreparedSet
 from .selection import selected_patches
+
+
+class PreparedRow(NamedTuple):
+    """An image of a manifest that stands in a prepared data set.
+
+    Attributes:
+        path: as the manifest names it.
+        row: of the data set.
+        pixel_sha256: hash of the stored pixels, to find duplicates.
+    """
+
+    path: str
+    row: int
+    pixel_sha256: str
+
+
+def find_prepared(paths: Sequence[str], images: PreparedSet) -> list[PreparedRow]:
+    """The images of ``paths`` that a prepared data set holds, in their order.
+
+    A path and a source are the same if they name one place on the disk; failing that, if their last names are equal and
+    no other source is called so (data sets that were moved, or prepared from archives).
+    """
+    sources = [str(source) for source in images.index.column("source").to_pylist()]
+    hashes = images.index.column("pixel_sha256").to_pylist()
+    place = {os.path.abspath(source): row for row, source in enumerate(sources)}
+    called: dict[str, int] = {}
+    for row, source in enumerate(sources):
+        name = re.split(r"[/\\]", source)[-1]
+        called[name] = -1 if name in called else row
+    found = []
+    for path in paths:
+        row = place.get(os.path.abspath(path), called.get(os.path.basename(path), -1))
+        if row >= 0:
+            found.append(PreparedRow(path, row, hashes[row] or ""))
+    return found
 
 
 class LabelledRadiographs(Dataset):
     """Map from ``(epoch, index)`` to a training sample with its labels.
 
-    Samples are those of :class:`hdxray_fast.data.RadiographDataset` with ``labels [C] float32`` (NaN: not known) and
-    ``readable`` bool. A sample that cannot be read is black, without any label and ``readable`` False, so that it
-    adds nothing to loss or gradient and the walk through the data stays what it would have been.
+    Samples are those of :class:`hdxray_fast.data.RadiographDataset` with ``labels [C] float32`` (NaN: not known),
+    ``readable`` bool and ``error`` str. A sample that cannot be read is black, without any label, ``readable`` is False
+    and ``error`` says why, so that it adds nothing to loss or gradient and the walk through the data stays what it
+    would have been.
 
     Args:
-        images: prepared radiographs, rows of ``labels``.
+        images: prepared radiographs, rows of ``labels``; of a prepared data set, which is then ``prepared``.
         labels: ``[N, C] float32``.
+        prepared: the data set that ``images`` are rows of.
         augmentation: ``None`` for the canvas as it is.
         size, patch_size, contour, seed: as for :class:`hdxray_fast.data.RadiographDataset`.
     """
 
     def __init__(
         self,
-        images: Sequence[PreparedImage],
+        images: Sequence[PreparedImage] | Sequence[PreparedRow],
         labels: np.ndarray,
         *,
+        prepared: PreparedSet | None = None,
         size: int,
         patch_size: int,
         contour: str = "network",
         augmentation: Augmentation | RandAugment | None = None,
         seed: int = 0,
     ) -> None:
+        self.rows = range(len(images)) if prepared is None else [image.row for image in images]
         self.radiographs = RadiographDataset(
-            images, size=size, patch_size=patch_size, contour=contour, augmentation=augmentation, seed=seed
+            images if prepared is None else prepared,
+            size=size,
+            patch_size=patch_size,
+            contour=contour,
+            augmentation=augmentation,
+            seed=seed,
         )
         self.labels = np.asarray(labels, np.float32)
-        if len(self.labels) != len(self.radiographs):
-            raise ValueError(f"{len(self.labels)} rows of labels for {len(self.radiographs)} images")
+        if len(self.labels) != len(images):
+            raise ValueError(f"{len(self.labels)} rows of labels for {len(images)} images")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,14 +108,19 @@ class LabelledRadiographs(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         epoch, index = key
         try:
-            sample = self.radiographs[key]
-            labels, readable = self.labels[index], True
-        except Exception:  # whatever a damaged file or a lost disk raises: the run counts it and goes on
-            sample = self._black(epoch, index)
-            labels, readable = np.full(self.labels.shape[1], np.nan, np.float32), False
-        return {**sample, "labels": torch.from_numpy(labels.copy()), "readable": torch.tensor(readable)}
+            sample = self.radiographs[epoch, self.rows[index]]
+            labels, error = self.labels[index], ""
+        except Exception as found:  # whatever a damaged file or a lost disk raises: the run counts it and goes on
+            sample = self._black()
+            labels, error = np.full(self.labels.shape[1], np.nan, np.float32), f"{type(found).__name__}: {found}"
+        if sample["pixels"].dtype != torch.uint8:  # a classifier sees what predict will show it: 8 bits
+            sample["pixels"] = torch.from_numpy(eight_bits(sample["pixels"].numpy()))
+            sample["scale"] = sample["scale"] * 257
+        own = {"index": torch.tensor(index), "draw": torch.tensor(epoch * len(self) + index)}
+        readable = torch.tensor(not error)
+        return {**sample, **own, "labels": torch.from_numpy(labels.copy()), "readable": readable, "error": error}
 
-    def _black(self, epoch: int, index: int) -> dict[str, Tensor]:
+    def _black(self) -> dict[str, Tensor]:
         size, cells = self.radiographs.size, self.radiographs.size // self.radiographs.patch_size
         return {
             "pixels": torch.zeros(1, size, size, dtype=torch.uint8),
@@ -75,8 +128,6 @@ class LabelledRadiographs(Dataset):
             "valid": torch.ones(cells, cells, dtype=torch.bool),
             "scale": torch.tensor(1.0),
             "shift": torch.tensor(0.0),
-            "index": torch.tensor(index),
-            "draw": torch.tensor(epoch * len(self) + index),
         }
 
 
@@ -163,7 +214,7 @@ def mix(encoder: Encoder, batch: dict, share: float) -> dict:
     }
 
 
-def table_of_readable(table: LabelTable, prepared: Sequence[PreparedImage]) -> tuple[LabelTable, list[PreparedImage]]:
+def table_of_readable(table: LabelTable, prepared: Sequence) -> tuple[LabelTable, list]:
     """The rows of ``table`` whose images were prepared, and those images in its order."""
     place = {image.path: image for image in prepared}
     table = table.rows([row for row, path in enumerate(table.paths) if path in place])

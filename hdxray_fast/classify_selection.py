@@ -18,6 +18,7 @@ from .classify_data import LabelledRadiographs, model_inputs
 from .classify_loss import classification_loss
 from .errors import CheckpointError
 from .files import written_whole
+from .prepare import worker_count
 from .run_state import whole_state
 
 
@@ -48,7 +49,9 @@ def predict_rows(
     device = model.encoder.pos_embed.device
     mine = list(range(rank, len(dataset), world))
     keys = [[(0, row) for row in mine[i : i + config.batch_size]] for i in range(0, len(mine), config.batch_size)]
-    loader = DataLoader(dataset, batch_sampler=keys, num_workers=max(0, config.workers) if device.type == "cuda" else 0)
+    # on the CPU the model wants every core
+    workers = min(8, worker_count(config.workers)) if device.type == "cuda" else 0
+    loader = DataLoader(dataset, batch_sampler=keys, num_workers=workers, pin_memory=device.type == "cuda")
     rows, logits = [], []
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(bar(total=len(mine), unit="image", desc=label)) if bar else None
@@ -61,7 +64,7 @@ def predict_rows(
             good = batch["readable"]
             if not bool(good.all()):
                 on_unreadable(batch)
-            on_device = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+            on_device = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, torch.Tensor)}
             found = model(*model_inputs(model.encoder, on_device)).float().cpu().numpy()
             rows += batch["index"][good].tolist()
             logits.append(found[good.numpy()])
@@ -79,8 +82,8 @@ def predict_rows(
     return rows[order], logits[order]
 
 
-def validation_score(model: Classifier, labels: np.ndarray, logits: np.ndarray, select: str) -> dict[str, float]:
-    """Loss, mean AUROC and mean AUPRC (of the classes that have both kinds of label; NaN if none has), and the score.
+def validation_score(model: Classifier, labels: np.ndarray, logits: np.ndarray, select: str) -> dict[str, float | None]:
+    """Loss, mean AUROC and mean AUPRC (of the classes that have both kinds of label; None if none has), and the score.
 
     Args:
         model: tells how logits become probabilities.
@@ -102,8 +105,8 @@ def validation_score(model: Classifier, labels: np.ndarray, logits: np.ndarray, 
         if truth.size and truth.min() != truth.max():
             ranked["auroc"].append(float(roc_auc_score(truth, score)))
             ranked["auprc"].append(float(average_precision_score(truth, score)))
-    found = {"loss": loss, **{name: float(np.mean(v)) if v else math.nan for name, v in ranked.items()}}
-    score = -loss if select == "loss" or math.isnan(found[select]) else found[select]
+    found = {"loss": loss, **{name: float(np.mean(values)) if values else None for name, values in ranked.items()}}
+    score = -loss if select == "loss" or found[select] is None else found[select]
     return {**found, "score": score}
 
 
@@ -111,28 +114,30 @@ class BestModel:
     """The weights with the best validation score so far, in one file that is whole or absent.
 
     Args:
-        path: safetensors file; its metadata hold score and step.
+        path: safetensors file; its metadata hold score and step. It is looked at here and now, so that all processes
+            have seen the same before one of them writes.
+
+    Attributes:
+        facts: score and step of what is kept; ``None`` if nothing is.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-
-    def exists(self) -> bool:
-        return self.path.exists()
+        self.facts = self.read() if path.exists() else None
 
     def improved_by(self, score: dict[str, float]) -> bool:
         """Whether ``score`` is better than what is kept; at equal scores the smaller loss is."""
         if not math.isfinite(score["loss"]):
             return False
-        if not self.exists():
+        if self.facts is None:
             return True
-        kept = self.read()
-        return (score["score"], -score["loss"]) > (kept["score"], -kept["loss"])
+        return (score["score"], -score["loss"]) > (self.facts["score"], -self.facts["loss"])
 
     def save(self, model: Classifier, facts: dict, write: bool = True) -> None:
         """Keep these weights; where they are sharded, every process must call this."""
         from safetensors.torch import save_file
 
+        self.facts = facts
         tensors = whole_state(model, write)
         if write:
             with written_whole(self.path) as temporary:

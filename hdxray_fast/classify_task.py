@@ -15,7 +15,15 @@ from torch import Tensor, nn
 from .augment import RandAugment
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .classify_config import FinetuneConfig
-from .classify_data import LabelledRadiographs, SetAside, mix, model_inputs, table_of_readable
+from .classify_data import (
+    LabelledRadiographs,
+    PreparedRow,
+    SetAside,
+    find_prepared,
+    mix,
+    model_inputs,
+    table_of_readable,
+)
 from .classify_loss import class_weights, classification_loss, known_labels
 from .classify_selection import BestModel, predict_rows, validation_score
 from .data import Augmentation
@@ -26,8 +34,11 @@ from .heads import TEXT_MODEL, embed_names
 from .labels import SPLITS, LabelTable, check_table, refuse_duplicates
 from .metrics import best_threshold
 from .optim import layer_decay_groups
-from .prepare import PreparedImage
-from .training import Task, Training
+from .prepare import PreparedImage, Quarantined, write_quarantine
+from .prepared.reading import PreparedSet
+from .pretrain import prepare_radiographs
+from .task import Task
+from .training import Training
 
 
 def build_encoder(config: FinetuneConfig) -> Encoder:
@@ -40,6 +51,31 @@ def build_encoder(config: FinetuneConfig) -> Encoder:
     return create_encoder(weights=config.weights, **options)
 
 
+def canvas_size(encoder: Encoder) -> int:
+    """Side of the canvases that an encoder takes, pixels; a ConfigError if they are not square."""
+    height, width = encoder.img_size
+    if height != width:
+        raise ConfigError(
+            f"img_size: the encoder takes {height} x {width} pixels, radiographs lie on square canvases; give a size"
+        )
+    return height
+
+
+def open_prepared(config: FinetuneConfig) -> PreparedSet:
+    """The prepared data set that ``config`` names.
+
+    Raises:
+        ConfigError: it is none, its parts are not merged, or it was prepared for another canvas.
+    """
+    images = PreparedSet(config.prepared, verify=True)
+    if images.size != config.img_size:
+        raise ConfigError(
+            f"img_size: the data set in {config.prepared} was prepared with {images.size}, and not with "
+            f"{config.img_size}; give img_size={images.size}, or prepare it anew"
+        )
+    return images
+
+
 class FinetuneTask(Task):
     """A classifier on labelled radiographs."""
 
@@ -49,6 +85,8 @@ class FinetuneTask(Task):
         self.config, self.table = config, table
         self.notes: list[str] = []
         self.out = Path(config.out)
+        self.prepared = open_prepared(config) if config.prepared else None
+        self.contour = self.prepared.recipe["contour"] if self.prepared else config.contour
         self.best_model = BestModel(self.out / "best.safetensors")
         self.text, self.text_model = self._embed_names()
         weights = None
@@ -56,16 +94,49 @@ class FinetuneTask(Task):
             weights = torch.from_numpy(class_weights(table.split("train").labels, table.multiclass))
         self.class_weights = weights
 
-    def use(self, prepared: list[PreparedImage]) -> None:
+    def find_images(self, training: Training) -> list[PreparedImage] | list[PreparedRow]:
+        """The images of the manifest, prepared now or before; the others are listed in ``quarantine.csv``.
+
+        Raises:
+            ConfigError: a prepared data set holds none of them.
+            TrainingError: too many cannot be read.
+        """
+        config = self.config
+        if self.prepared is None:
+            paths = [Path(path) for path in self.table.paths]
+            found = prepare_radiographs(training, paths, Path(config.cache or self.out / "cache"))
+        else:
+            found = self._find_prepared(training)
+        self.set_aside = SetAside(self.out / "quarantine.csv", len(self.table), config.max_bad_share)
+        with self.set_aside.path.open(newline="", encoding="utf-8") as stream:
+            rows = [tuple(row) for row in csv.reader(stream)][1:]
+        if not training.is_main:
+            self.set_aside.path = self.out / f"quarantine.{training.accelerator.process_index}.csv"
+        self.set_aside.add(rows)
+        return found
+
+    def _find_prepared(self, training: Training) -> list[PreparedRow]:
+        config = self.config
+        found = find_prepared(self.table.paths, self.prepared)
+        there = {image.path for image in found}
+        gone = [path for path in self.table.paths if path not in there]
+        if not found:
+            raise ConfigError(f"prepared: {config.prepared} holds none of the images of {config.data}")
+        if training.is_main:
+            reason = f"not in the prepared data set {config.prepared}"
+            write_quarantine(self.out / "quarantine.csv", [Quarantined(path, "NotPrepared", reason) for path in gone])
+        training.accelerator.wait_for_everyone()
+        training.print(f"{len(found)} radiographs in {config.prepared}, {len(gone)} are not there")
+        return found
+
+    def use(self, prepared: list[PreparedImage] | list[PreparedRow]) -> None:
         """Train on these; the rows of the others are left out.
 
         Raises:
             ConfigError: the same pixels are in two splits, or a class cannot be learned from what is readable.
         """
         config, source = self.config, self.config.data
-        total = len(self.table)
         self.table, images = table_of_readable(self.table, prepared)
-        self.set_aside = SetAside(self.out / "quarantine.csv", total, config.max_bad_share)
         refuse_duplicates(self.table, [image.pixel_sha256 for image in images], source)
         check_table(self.table, source)
         self.images = {split: [] for split in SPLITS}
@@ -81,6 +152,7 @@ class FinetuneTask(Task):
             "patch_size": self.encoder.patch_size,
             "contour": config.contour,
             "seed": config.seed,
+            "prepared": self.prepared,
         }
         self.datasets = {
             split: LabelledRadiographs(
@@ -95,30 +167,24 @@ class FinetuneTask(Task):
         digest = hashlib.sha256("\n".join(rows).encode() + self.table.labels.tobytes())
         self.fingerprint = digest.hexdigest()[:16]
 
-    def set_aside_now(self, training: Training) -> None:
-        """Take up the files that preparation could not read, which it has listed; stop if they are too many."""
-        if not training.is_main:
-            self.set_aside.path = self.out / f"quarantine.{training.accelerator.process_index}.csv"
-            return
-        with self.set_aside.path.open(newline="", encoding="utf-8") as stream:
-            self.set_aside.add([tuple(row) for row in csv.reader(stream)][1:])
-
     # --- what the training loop asks ----------------------------------------------------------------------------------
     def build(self) -> Classifier:
         config = self.config
         encoder = build_encoder(config)
-        if encoder.img_size[0] != encoder.img_size[1]:
-            raise ConfigError(f"img_size: the encoder takes {encoder.img_size}, radiographs lie on square canvases")
         pool = config.pool or (encoder.pool if encoder.pool == "cls" else "mean")
         settings = ClassifierConfig(
-            list(self.table.classes), config.head, self.table.multiclass, pool, text_model=self.text_model
+            list(self.table.classes),
+            config.head,
+            self.table.multiclass,
+            pool,
+            text_model=self.text_model,
+            contour=self.contour,
         )
         model = Classifier(encoder, settings, self.text)
         if config.tune == "head":
             encoder.requires_grad_(False)
         else:
             encoder.set_drop_path(config.drop_path)
-            encoder.set_grad_checkpointing(config.grad_checkpointing)
         if encoder.pool == "attention":
             encoder.attn_pool.requires_grad_(False)  # the head pools
         self.encoder = encoder
@@ -166,7 +232,7 @@ class FinetuneTask(Task):
             score = validation_score(model, labels[rows], logits, self.config.select)
             if self.best_model.improved_by(score):
                 self.best_model.save(model, {**score, "step": step}, write=training.is_main)
-        return {f"val_{name}": value for name, value in score.items() if name != "score"}
+        return {f"val_{name}": value for name, value in score.items() if name != "score" and value is not None}
 
     def state(self) -> dict:
         return {"set_aside": self.set_aside.rows}
@@ -177,7 +243,9 @@ class FinetuneTask(Task):
     # --- the end ------------------------------------------------------------------------------------------------------
     def finish(self, training: Training) -> tuple[dict, dict]:
         """Thresholds on validation and metrics on test of the best model; it is saved. The test split is read here."""
-        best = self.best_model.read()
+        best = self.best_model.facts
+        if best is None:
+            raise TrainingError("no validation gave a finite loss, so no model was chosen; lower lr")
         model = self.build()
         self.best_model.load(model)
         model.encoder.set_drop_path(0.0)
@@ -233,6 +301,6 @@ class FinetuneTask(Task):
         return lambda batch: self._note_unreadable(batch, split)
 
     def _note_unreadable(self, batch: dict, split: str) -> None:
-        bad = batch["index"][~batch["readable"]].tolist()
-        reason = "could be read before, and no more"
-        self.set_aside.add([(self.images[split][index].path, "ImageReadError", reason) for index in bad])
+        rows = zip(batch["index"].tolist(), batch["error"], strict=True)
+        bad = [(self.images[split][row].path, *error.split(": ", 1)) for row, error in rows if error]
+        self.set_aside.add(bad)

@@ -24,6 +24,8 @@ FREE_ON_RESUME = frozenset(
         "timeout",
         "shard",
         "checkpoint_activations",
+        "max_bad_share",
+        "bootstraps",
         "picture_every",
         "tensorboard",
         "wandb",

@@ -18,6 +18,7 @@ from .augment import RandAugment, Tone, gamma_tone
 from .balance import deal_evenly, kept_patches
 from .canvas import Canvas
 from .contour import rasterize_polygon
+from .errors import ImageReadError
 from .prepare import PreparedImage, prepare_one
 from .prepared.reading import PreparedSet
 from .radiographs import standardisation
@@ -130,7 +131,7 @@ class RadiographDataset(Dataset):
         except Exception:  # the cache was removed or damaged under us: the source file still has it all
             again = prepare_one(image.path, image.cache, self.size, self.contour)
             if not isinstance(again, PreparedImage):
-                raise
+                raise ImageReadError(again.path, again.reason) from None
             return self._load(index)
 
     def _warped_valid(self, box: tuple[int, int, int, int], affine: np.ndarray) -> np.ndarray:

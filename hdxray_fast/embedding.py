@@ -108,6 +108,8 @@ def embed(
 class Embedder:
     """An encoder made ready to embed; see :func:`embed` for the arguments."""
 
+    contour = "network"  # how the contours of files and arrays are found
+
     def __init__(
         self,
         encoder: Encoder | str | os.PathLike,
@@ -151,7 +153,7 @@ class Embedder:
         check_count("batch_size", batch_size)
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
             raise ArgumentError(f"workers: got {workers!r}, accepted is an int of at least 0")
-        read = read_ahead(jobs, height, self.encoder.patch_size, workers)
+        read = read_ahead(jobs, height, self.encoder.patch_size, workers, self.contour)
         batch: list[Radiograph] = []
         bad: list[Quarantined] = []
         for item in _with_progress(read, len(jobs), progress):

@@ -113,7 +113,7 @@ def _tile(
 ) -> tuple[np.ndarray, str] | None:
     file = table.paths[error.row]
     encoder = model.encoder
-    item = read_radiograph(file, file, encoder.img_size[0], encoder.patch_size)
+    item = read_radiograph(file, file, encoder.img_size[0], encoder.patch_size, model.config.contour)
     if isinstance(item, Quarantined):
         return None
     found = patch_map(model, error.column, *model_inputs(encoder, as_batch(item, encoder.pos_embed.device)))

@@ -248,6 +248,7 @@ class _Scorer(Embedder):
     def __init__(self, model: Classifier, device: str | None, questions: Questions) -> None:
         super().__init__(model.encoder, pool="mean", device=device)
         self.model, self.questions = model.to(self.device), questions
+        self.contour = model.config.contour
         new = questions.new_names
         self.new_names = None if new is None else new.to(self.device)
 

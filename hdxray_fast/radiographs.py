@@ -46,11 +46,13 @@ class Radiograph:
     provenance_id: str
 
 
-def read_radiograph(image: str | np.ndarray, source: str, size: int, patch_size: int) -> Radiograph | Quarantined:
-    """Read one image (a path, or pixels ``[H, W]``) and find its contour."""
+def read_radiograph(
+    image: str | np.ndarray, source: str, size: int, patch_size: int, method: str = "network"
+) -> Radiograph | Quarantined:
+    """Read one image (a path, or pixels ``[H, W]``) and find its contour by a method of ``find_contour``."""
     try:
         canvas = read_canvas(image, size=size)
-        contour = find_contour(canvas, patch_size=patch_size)
+        contour = find_contour(canvas, method=method, patch_size=patch_size)
     except HDXrayError as error:
         return Quarantined(source, type(error).__name__, getattr(error, "reason", str(error)))
     valid = canvas.valid_grid(patch_size)
@@ -69,10 +71,10 @@ def read_radiograph(image: str | np.ndarray, source: str, size: int, patch_size:
 
 
 def read_ahead(
-    images: Iterable[tuple[str | np.ndarray, str]], size: int, patch_size: int, workers: int
+    images: Iterable[tuple[str | np.ndarray, str]], size: int, patch_size: int, workers: int, method: str = "network"
 ) -> Iterator[Radiograph | Quarantined]:
     """:func:`read_radiograph` of each ``(image, source)``, in order, a few images ahead of the consumer."""
-    jobs = ((image, source, size, patch_size) for image, source in images)
+    jobs = ((image, source, size, patch_size, method) for image, source in images)
     if workers <= 1:
         yield from (read_radiograph(*job) for job in jobs)
         return

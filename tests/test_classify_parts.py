@@ -134,7 +134,7 @@ def dataset(radiographs, tmp_path):
 
 def batch_of(dataset, rows):
     samples = [dataset[0, row] for row in rows]
-    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+    return torch.utils.data.default_collate(samples)
 
 
 def test_a_file_that_is_gone_adds_nothing(dataset, radiographs):
@@ -146,6 +146,7 @@ def test_a_file_that_is_gone_adds_nothing(dataset, radiographs):
     batch = batch_of(dataset, [0, 1, 2])
     assert batch["readable"].tolist() == [True, False, True]
     assert batch["labels"][1].isnan().all()
+    assert [bool(error) for error in batch["error"]] == [False, True, False]
     for keep in ("all", "valid", "contour"):
         model = small_classifier(keep=keep)
         logits = model(*model_inputs(model.encoder, batch))
