@@ -23,6 +23,7 @@ from .labels import LabelTable
 from .masking import MaskPlan
 from .prepare import PreparedImage
 from .prepared.reading import PreparedSet
+from .prepared.shards import arrow
 from .selection import selected_patches
 
 
@@ -46,8 +47,8 @@ def find_prepared(paths: Sequence[str], images: PreparedSet) -> list[PreparedRow
     A path and a source are the same if they name one place on the disk; failing that, if their last names are equal and
     no other source is called so (data sets that were moved, or prepared from archives).
     """
-    sources = [str(source) for source in images.index.column("source").to_pylist()]
-    hashes = images.index.column("pixel_sha256").to_pylist()
+    table = arrow().parquet.read_table(images.folder / "index.parquet", columns=["source", "pixel_sha256"])
+    sources, hashes = (table.column(name).to_pylist() for name in ("source", "pixel_sha256"))
     place = {os.path.abspath(source): row for row, source in enumerate(sources)}
     called: dict[str, int] = {}
     for row, source in enumerate(sources):
