@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from .cli_models import add_model_commands, run_generate_command, run_train_command
+
 
 def add_commands(commands, parser_class) -> None:
     """Add ``report`` with its own subcommands to jsonargparse's subcommands."""
-    report = parser_class(exit_on_error=False, description="Radiology reports: evaluate generated ones.")
+    purpose = "Radiology reports: train a model that writes them, generate, evaluate."
+    report = parser_class(exit_on_error=False, description=purpose)
     commands.add_subcommand("report", report, help="radiology reports from radiographs")  # outer before inner ones
     own = report.add_subcommands(required=True, dest="report_command")
+    add_model_commands(own, parser_class)
     _add_evaluate(own, parser_class)
 
 
@@ -15,7 +19,8 @@ def run_report_command(report_command: str, **options) -> int:
     """Run one of the group's commands with the settings under its name."""
     settings = dict(options[report_command])
     settings.pop("config", None)
-    return {"evaluate": run_evaluate_command}[report_command](**settings)
+    run = {"train": run_train_command, "generate": run_generate_command, "evaluate": run_evaluate_command}
+    return run[report_command](**settings)
 
 
 def _add_evaluate(commands, parser_class) -> None:

@@ -1,0 +1,104 @@
+"""Studies to batches: radiographs or their features, which image is of which study, and the words to be taught."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..data import RadiographDataset
+from ..prepare import PreparedImage, Quarantined
+from .features import FeatureStore
+from .model import pad_targets
+from .studies import SHOWN, Study, counted
+from .visual_tokens import Views
+
+
+@dataclass(frozen=True)
+class ReadyStudy:
+    """A study whose radiographs can be read.
+
+    Attributes:
+        study: as it was listed.
+        images: numbers of its radiographs among all prepared ones.
+        target: token ids to be taught; empty where nothing is.
+    """
+
+    study: Study
+    images: tuple[int, ...]
+    target: tuple[int, ...] = ()
+
+
+def ready_studies(
+    studies: Sequence[Study], prepared: Sequence[PreparedImage], bad: Sequence[Quarantined], max_views: int
+) -> tuple[list[ReadyStudy], list[str]]:
+    """Studies with at least one readable radiograph, and a note for everything that was left out."""
+    number = {image.path: i for i, image in enumerate(prepared)}
+    ready, without, fewer, more = [], [], [], []
+    for study in studies:
+        wanted = study.images[:max_views]
+        found = tuple(number[path] for path in wanted if path in number)
+        if not found:
+            without.append(study.id)
+            continue
+        if len(found) < len(wanted):
+            fewer.append(study.id)
+        if len(study.images) > max_views:
+            more.append(study.id)
+        ready.append(ReadyStudy(study, found))
+    notes = []
+    if bad:
+        shown = "; ".join(f"{item.path}: {item.reason}" for item in bad[:SHOWN]) + ("; ..." if len(bad) > SHOWN else "")
+        notes.append(f"{len(bad)} radiographs cannot be read ({shown})")
+    if without:
+        notes.append(counted(without, "studies", "left out: none of their radiographs can be read"))
+    if fewer:
+        notes.append(counted(fewer, "studies", "go on without a radiograph that cannot be read"))
+    if more:
+        notes.append(counted(more, "studies", f"are read by their first {max_views} radiographs (max_views)"))
+    return ready, notes
+
+
+class StudyDataset(Dataset):
+    """Map from ``(epoch, index)`` to one study: ``views`` (samples of its radiographs, or their features), ``target``,
+    ``index``.
+
+    Args:
+        studies: what to draw from.
+        images: the prepared radiographs, augmented as they should be.
+        features: of a frozen encoder; left out, radiographs are given.
+    """
+
+    def __init__(
+        self, studies: Sequence[ReadyStudy], images: RadiographDataset, features: FeatureStore | None = None
+    ) -> None:
+        self.studies, self.images, self.features = list(studies), images, features
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        epoch, index = key
+        numbers = self.studies[index].images
+        read = (lambda i: self.images[epoch, i]) if self.features is None else self.features.load
+        return {"views": [read(i) for i in numbers], "target": self.studies[index].target, "index": index}
+
+    def collate(self, samples: Sequence[dict]) -> dict[str, Tensor]:
+        """One batch: ``targets [B, T]``, ``index``, ``study`` and ``view`` (see :class:`Views`), and the views."""
+        views = Views.of_counts([len(sample["views"]) for sample in samples])
+        rows = [row for sample in samples for row in sample["views"]]
+        if self.features is not None:
+            joined = self.features.join(rows)
+        else:
+            joined = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+            joined.pop("index"), joined.pop("draw")
+        return {
+            "targets": pad_targets([list(sample["target"]) for sample in samples]),
+            "study": views.study,
+            "view": views.view,
+            "index": torch.tensor([sample["index"] for sample in samples]),
+            **joined,
+        }

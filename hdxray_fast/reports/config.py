@@ -1,0 +1,157 @@
+"""Settings of training a report model, from Python, YAML and the command line alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..config import TrainingConfig
+from ..errors import ConfigError
+from .cleaning import DEFAULT_CLEANERS, cleaner
+from .layouts import LAYOUTS
+from .model import ReportModelConfig
+from .studies import SECTIONS, check_language
+from .writing_options import WritingOptions
+
+METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d")
+MIN_FREQUENCY = {"word": 3, "bpe": 2, "character": 1}
+AUGMENTED = "augment changes the images, of which a frozen encoder's features are computed once; give encoder_lr"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(TrainingConfig):
+    """Training of a report model.
+
+    Args:
+        data: ``annotation.json`` of R2Gen, a CSV with images and reports, the folder of IU X-ray's XML reports or of
+            MIMIC-CXR; see ``read_studies``.
+        images: folder that relative image paths start from.
+        layout: ``r2gen``, ``csv``, ``iu-xray`` or ``mimic-cxr``; told by what ``data`` is by default.
+        sections: ``findings``, ``impression`` or ``both``.
+        report_column: the CSV column that holds the report.
+        language: ``en`` or ``zh``, of reports that do not say.
+        val_share: share of the patients to validate on, where the data have no such split.
+        test_share: share of the patients kept for a test, likewise.
+        cleaning: how reports are cleaned before they are taught: ``none``, ``english``, ``chinese``,
+            ``r2gen-iu-xray`` or ``r2gen-mimic-cxr``; by the language by default.
+        tokenizer: ``word``, ``bpe`` or ``character``, trained on the training reports, or the name or path of a
+            Hugging Face tokenizer; words for English and characters for Chinese by default, and a language model's own.
+        min_frequency: tokens seen less often are unknown; 3 for words, 2 for BPE, 1 for characters by default.
+        vocab_size: most tokens.
+        weights: of the encoder: a model folder of this package, ``hf:org/name`` or ``timm:name``.
+        encoder: preset of an untrained encoder where no weights are given.
+        img_size: canvas side, pixels; the weights' own, or 1280, by default.
+        contour: how the chest contour is found: ``network``, ``classical``, ``prior`` or ``rectangle``.
+        cache: folder for canvases, contours and features computed once; ``<out>/cache`` by default.
+        decoder: ``transformer`` (encoder-decoder with cross-attention, R2Gen's size), ``relational`` (the same with
+            R2Gen's memory), or ``language-model``.
+        keep: patches that are looked at: ``all``, ``valid`` (no padding) or ``contour`` (the chest and a margin).
+        pool: how patches become visual tokens: ``grid`` (means over a square grid) or ``attention`` (learned queries).
+        visual_tokens: of one view.
+        max_views: radiographs of a study that are read; further ones are left out and counted.
+        max_length: most tokens of a report, the end token included; longer ones are cut and counted.
+        layers: of each half of the transformer.
+        width: of the transformer.
+        heads: of its attention.
+        ffn: hidden width of its feed-forward layers.
+        dropout: in it.
+        memory_slots: of the relational memory.
+        language_model: name or path of a causal language model.
+        lora_rank: of LoRA on the language model; 0 keeps it frozen.
+        lora_alpha: LoRA's matrices are scaled by ``lora_alpha / lora_rank``.
+        prompt: two texts, before and after the visual tokens of a language model.
+        lr: peak learning rate of everything behind the encoder; 2e-4 by default.
+        encoder_lr: peak learning rate of the encoder; 0 freezes it, and its features are computed once.
+        label_smoothing: share of the target's probability that is spread over all words.
+        augment: rotate, zoom, shift and re-expose the radiographs slightly; never mirrored.
+        validate_every: steps between validations by generated text; 0 for the last step only.
+        validate_split: ``val``; ``train`` to see how much is known by heart.
+        validate_studies: most studies of a validation.
+        metric: what makes a model the best: ``bleu1`` to ``bleu4``, ``rouge_l`` or ``cider_d``.
+        num_beams: beams of validation.
+        no_repeat_ngram_size: 3 blocks repeated trigrams in validation; 0 allows them.
+    """
+
+    data: str
+    images: str | None = None
+    layout: str | None = None
+    sections: str = "findings"
+    report_column: str | None = None
+    language: str = "en"
+    val_share: float = 0.1
+    test_share: float = 0.2
+    cleaning: str | None = None
+    tokenizer: str | None = None
+    min_frequency: int | None = None
+    vocab_size: int = 8000
+    weights: str | None = None
+    encoder: str = "vit_small_patch16"
+    img_size: int | None = None
+    contour: Literal["network", "classical", "prior", "rectangle"] = "network"
+    cache: str | None = None
+    decoder: Literal["transformer", "relational", "language-model"] = "transformer"
+    keep: Literal["all", "valid", "contour"] = "valid"
+    pool: Literal["grid", "attention"] = "grid"
+    visual_tokens: int = 196
+    max_views: int = 2
+    max_length: int = 100
+    layers: int = 3
+    width: int = 512
+    heads: int = 8
+    ffn: int = 512
+    dropout: float = 0.1
+    memory_slots: int = 3
+    language_model: str | None = None
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    prompt: list[str] | None = None
+    encoder_lr: float = 5e-5
+    label_smoothing: float = 0.0
+    augment: bool = False
+    validate_every: int = 500
+    validate_split: Literal["val", "train"] = "val"
+    validate_studies: int = 200
+    metric: str = "bleu4"
+    num_beams: int = 3
+    no_repeat_ngram_size: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.data and self.out):
+            raise ConfigError("data and out must both be named: the studies, and a folder for the run")
+        super().__post_init__()
+
+    def _check(self) -> None:
+        super()._check()
+        self._at_least(1, "vocab_size", "img_size", "validate_studies", "min_frequency")
+        self._at_least(0, "encoder_lr", "validate_every")
+        self._share("val_share", "test_share", "label_smoothing")
+        check_language(self.language)
+        for name, accepted in (("metric", METRICS), ("sections", SECTIONS), ("layout", (None, *LAYOUTS))):
+            if getattr(self, name) not in accepted:
+                raise ConfigError(f"{name}: got {getattr(self, name)!r}, accepted are {', '.join(map(str, accepted))}")
+        cleaner(self.cleaning_name)
+        if self.augment and not self.encoder_lr:
+            raise ConfigError(AUGMENTED)
+        if self.prompt is not None and len(self.prompt) != 2:
+            raise ConfigError(f"prompt: got {len(self.prompt)} texts, accepted are two: before and after the image")
+        if self.decoder == "language-model" and self.tokenizer is not None:
+            raise ConfigError("tokenizer: a language model reads its own tokens; leave the tokenizer out")
+        _ = self.model_config, self.writing
+
+    @property
+    def cleaning_name(self) -> str:
+        """Name of the cleaning function."""
+        return self.cleaning or DEFAULT_CLEANERS[self.language]
+
+    @property
+    def model_config(self) -> ReportModelConfig:
+        """Settings of the model."""
+        shared = set(ReportModelConfig.__dataclass_fields__) - {"cleaning", "prompt"}
+        prompt = None if self.prompt is None else tuple(self.prompt)
+        settings = {name: getattr(self, name) for name in shared}
+        return ReportModelConfig(**settings, cleaning=self.cleaning_name, prompt=prompt)
+
+    @property
+    def writing(self) -> WritingOptions:
+        """How text is generated for validation."""
+        return WritingOptions(num_beams=self.num_beams, no_repeat_ngram_size=self.no_repeat_ngram_size)

@@ -1,0 +1,157 @@
+"""What a frozen encoder makes of the radiographs, computed once and kept on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..data import RadiographDataset
+from ..encoder import Tokens
+from ..errors import HDXrayError
+from ..files import written_whole
+from ..masking import MaskPlan
+from .model import ReportModel
+from .visual_tokens import ViewTokens
+
+FORMAT = 1  # part of every name: raise it when the stored tensors change meaning
+
+
+def weights_print(module: nn.Module) -> str:
+    """Tells the weights of modules apart."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]
+
+
+class FeatureStore:
+    """Features of images, one safetensors file each.
+
+    With ``pool="grid"`` the pooled tokens are kept (``values [K, D]``, ``known [K]``), otherwise those of all patches
+    (``values [n, D]``, ``ids [n]``), from which learned queries pool. float16, where that holds them.
+
+    Args:
+        folder: made if needed.
+        images: prepared radiographs, unaugmented.
+        model: whose encoder is frozen.
+    """
+
+    def __init__(self, folder: Path, images: RadiographDataset, model: ReportModel) -> None:
+        self.folder, self.images = folder, images
+        self.grid_size, self.patch_size = model.encoder.grid_size, model.encoder.patch_size
+        self.pool, self.num_prefix = model.config.pool, model.encoder.num_prefix_tokens
+        c = model.config
+        settings = [FORMAT, c.keep, c.pool, c.visual_tokens if c.pool == "grid" else 0, model.encoder.margin]
+        self.made_by = json.dumps([weights_print(model.encoder), repr(model.encoder.config), *settings])
+
+    def path(self, index: int) -> Path:
+        """Where the features of image ``index`` are kept."""
+        key = hashlib.sha256(f"{self.made_by} {Path(self.images.images[index].cache).name}".encode()).hexdigest()[:32]
+        return self.folder / f"{key}.safetensors"
+
+    def fill(
+        self,
+        model: ReportModel,
+        indices: Sequence[int],
+        device: torch.device,
+        autocast: Callable,
+        on_done: Callable[[], None],
+        batch_size: int = 4,
+    ) -> int:
+        """Compute what is missing; returns how many images that were."""
+        from safetensors.torch import save_file
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        missing = [index for index in indices if not self._is_whole(index)]
+        for _ in range(len(indices) - len(missing)):
+            on_done()
+        for first in range(0, len(missing), batch_size):
+            chunk = missing[first : first + batch_size]
+            batch = image_batch([self.images[0, index] for index in chunk], device, model)
+            with torch.no_grad(), autocast():
+                plan = model.plan(batch["images"], batch["inside"], batch["valid"])
+                tokens = model.encoder.encode(batch["images"], plan, batch["scale"], batch["shift"])
+                stored = self._store(model, tokens, plan)
+            for index, tensors in zip(chunk, stored, strict=True):
+                with written_whole(self.path(index), durable=False) as temporary:
+                    save_file(tensors, temporary)
+                on_done()
+        return len(missing)
+
+    def _store(self, model: ReportModel, tokens: Tokens, plan: MaskPlan) -> list[dict[str, Tensor]]:
+        if self.pool == "grid":
+            pooled = model.resample(tokens, plan)
+            return [{"values": _half(v), "known": k.cpu()} for v, k in zip(pooled.values, pooled.known, strict=True)]
+        bounds, ids = tokens.cu_seqlens.tolist(), plan.keep_cu_seqlens.tolist()
+        return [
+            {
+                "values": _half(tokens.values[bounds[i] : bounds[i + 1]]),
+                "ids": plan.keep_ids[ids[i] : ids[i + 1]].cpu().clone(),
+            }
+            for i in range(plan.batch_size)
+        ]
+
+    def _is_whole(self, index: int) -> bool:
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path(index), "pt") as tensors:
+                return bool(tensors.keys())
+        except (SafetensorError, OSError):
+            return False
+
+    def load(self, index: int) -> dict[str, Tensor]:
+        """Features of one image."""
+        from safetensors.torch import load_file
+
+        return load_file(self.path(index))
+
+    def join(self, features: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Features of several images as one batch of tensors."""
+        values = [row["values"] for row in features]
+        if self.pool == "grid":
+            return {"values": torch.stack(values), "known": torch.stack([row["known"] for row in features])}
+        sizes = torch.tensor([0, *(len(row["ids"]) for row in features)])
+        return {
+            "values": torch.cat(values),
+            "ids": torch.cat([row["ids"] for row in features]),
+            "cu_seqlens": sizes.cumsum(0).int(),
+        }
+
+    def arguments(self, batch: dict[str, Tensor]) -> dict:
+        """What :meth:`ReportModel.forward` takes of a batch that :meth:`join` made."""
+        values = batch["values"].float()
+        if self.pool == "grid":
+            return {"view_tokens": ViewTokens(values, batch["known"])}
+        cu_seqlens = batch["cu_seqlens"]
+        longest = int(cu_seqlens.diff().max())
+        none, empty = batch["ids"][:0], torch.zeros_like(cu_seqlens)
+        plan = MaskPlan(batch["ids"], cu_seqlens, none, empty, self.grid_size, self.patch_size, longest, 0)
+        prefix = self.num_prefix * torch.arange(len(cu_seqlens), dtype=torch.int32, device=cu_seqlens.device)
+        return {"tokens": Tokens(values, cu_seqlens + prefix), "plan": plan}
+
+
+def _half(values: Tensor) -> Tensor:
+    half = values.detach().cpu().half()
+    return (half if bool(half.isfinite().all()) else values.detach().cpu().float()).contiguous().clone()
+
+
+def image_batch(samples: Sequence[dict[str, Tensor]], device: torch.device, model: ReportModel) -> dict:
+    """Samples of :class:`hdxray_fast.data.RadiographDataset` as one batch for the encoder."""
+    if not samples:
+        raise HDXrayError("there is no image")
+    batch = {name: torch.stack([sample[name] for sample in samples]).to(device) for name in samples[0]}
+    own = model.encoder.normalisation == "per_image"  # over the valid patches, as in pre-training
+    return {
+        "images": batch["pixels"].expand(-1, model.encoder.in_chans, -1, -1),
+        "inside": batch["inside"].cpu(),
+        "valid": batch["valid"].cpu(),
+        "scale": batch["scale"] if own else None,
+        "shift": batch["shift"] if own else None,
+    }

@@ -1,0 +1,194 @@
+"""A causal language model that reads visual tokens in the middle of a prompt; frozen, or tuned by LoRA.
+
+After R2GenGPT (https://arxiv.org/abs/2309.09812): ``prompt_before, visual tokens, prompt_after, report``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, ConfigError, MissingDependencyError
+from .seq2seq import until, weights_kept
+from .text_models import quietly
+from .visual_tokens import StudyTokens
+from .writing_options import WritingOptions
+
+
+class LanguageModelDecoder(nn.Module):
+    """A language model behind the visual projection.
+
+    Args:
+        model: a transformers causal language model; its own weights are frozen here.
+        special: ids of pad, start and end token.
+        prompts: token ids before and after the visual tokens.
+        max_length: most tokens of a text, the end token included.
+        lora_rank: rank of LoRA's matrices on all linear layers; 0 keeps the model frozen.
+        lora_alpha: their scale is ``lora_alpha / lora_rank``.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        special: tuple[int, int, int],
+        prompts: tuple[list[int], list[int]],
+        max_length: int,
+        lora_rank: int = 0,
+        lora_alpha: float = 16.0,
+    ) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        if lora_rank:
+            self.model = with_lora(model, lora_rank, lora_alpha)
+        self.special, self.max_length, self.lora_rank = special, max_length, lora_rank
+        embeddings = model.get_input_embeddings()
+        self.width, self.rows = embeddings.weight.shape[1], embeddings.weight.shape[0]
+        self.scale = float(embeddings.weight.float().std())
+        self.register_buffer("before", torch.tensor(prompts[0], dtype=torch.long), persistent=False)
+        self.register_buffer("after", torch.tensor(prompts[1], dtype=torch.long), persistent=False)
+        self.register_state_dict_post_hook(_leave_out_frozen)
+        self.register_load_state_dict_post_hook(_do_not_miss_frozen)
+        self.check_room(0)
+
+    def frozen(self) -> set[str]:
+        """Names of the language model's own tensors."""
+        everything = self.named_parameters(remove_duplicate=False)  # tied weights have two names
+        names = {name for name, parameter in everything if not parameter.requires_grad}
+        return names | {name for name, _ in self.named_buffers()}
+
+    def check_room(self, visual_tokens: int) -> None:
+        """Raise a ConfigError if prompts, visual tokens and text do not fit the model's positions."""
+        room = getattr(self.model.config, "max_position_embeddings", None)
+        need = len(self.before) + len(self.after) + visual_tokens + self.max_length
+        if room is not None and need > room:
+            raise ConfigError(
+                f"visual_tokens, max_length: prompts, {visual_tokens} visual tokens and a text of {self.max_length} "
+                f"are {need} positions, the language model has {room}"
+            )
+
+    def train(self, mode: bool = True) -> LanguageModelDecoder:
+        """Dropout inside a frozen model would be noise that nothing can learn to avoid: it stays in evaluation mode."""
+        super().train(mode)
+        if not self.lora_rank:
+            self.model.eval()
+        return self
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        return self.model.get_input_embeddings()(ids)
+
+    def _rows(self, visual: StudyTokens, texts: list[Tensor], left: bool) -> tuple[Tensor, Tensor, list[int]]:
+        """Prompt, visual tokens, prompt and text of each study, padded; its mask; where each text begins."""
+        dtype = self.model.get_input_embeddings().weight.dtype
+        rows, starts = [], []
+        for values, mask, text in zip(visual.values, visual.mask, texts, strict=True):
+            parts = [self._embed(self.before), values[mask].to(dtype), self._embed(self.after), self._embed(text)]
+            rows.append(torch.cat(parts))
+            starts.append(rows[-1].shape[0] - text.shape[0])
+        longest = max(row.shape[0] for row in rows)
+        padded = rows[0].new_zeros(len(rows), longest, self.width)
+        known = torch.zeros(len(rows), longest, dtype=torch.long, device=padded.device)
+        for i, row in enumerate(rows):
+            place = slice(longest - len(row), None) if left else slice(None, len(row))
+            padded[i, place] = row
+            known[i, place] = 1
+        return padded, known, starts
+
+    def logits(self, visual: StudyTokens, targets: Tensor) -> Tensor:
+        """Teacher forcing: the logits ``[B, T, V]`` that should name ``targets [B, T]`` (negative: none)."""
+        out, starts = self._run(visual, targets)
+        # the row before a word names it: the last of the prompt names the first word
+        places = torch.arange(targets.shape[1], device=targets.device)
+        at = torch.tensor(starts, device=targets.device)[:, None] - 1 + places
+        at = at.clamp(max=out.logits.shape[1] - 1)
+        return out.logits.gather(1, at.unsqueeze(-1).expand(-1, -1, out.logits.shape[-1]))
+
+    def _run(self, visual: StudyTokens, targets: Tensor, **options):
+        texts = [row[row >= 0] for row in targets]
+        embeds, known, starts = self._rows(visual, texts, left=False)
+        return self.model(inputs_embeds=embeds, attention_mask=known, use_cache=False, **options), starts
+
+    @torch.no_grad()
+    def generate(self, visual: StudyTokens, options: WritingOptions) -> list[list[int]]:
+        """Token ids of each study's text, without the end token."""
+        pad, bos, eos = self.special
+        settings = options.for_transformers(self.max_length, pad, bos, eos)
+        none = torch.empty(0, dtype=torch.long, device=visual.values.device)
+        embeds, known, _ = self._rows(visual, [none] * len(visual.values), left=True)
+        written = self.model.generate(inputs_embeds=embeds, attention_mask=known, generation_config=settings)
+        return [until(row, eos) for row in written.tolist()]
+
+    @torch.no_grad()
+    def attention(self, visual: StudyTokens, targets: Tensor) -> Tensor:
+        """Where each of ``targets [B, T]`` was read off the visual tokens: ``[B, T, S]`` float32, rows sum to 1.
+
+        Mean over all heads and layers of the self-attention, of which the visual tokens' part is taken.
+        """
+        with weights_kept(self.model):
+            out, starts = self._run(visual, targets, output_attentions=True)
+        weights = torch.stack([layer.float().mean(1) for layer in out.attentions]).mean(0)  # [B, N, N]
+        found = weights.new_zeros(*targets.shape, visual.mask.shape[1])
+        for i, (mask, start) in enumerate(zip(visual.mask, starts, strict=True)):
+            seen, words = int(mask.sum()), int((targets[i] >= 0).sum())
+            first = len(self.before)
+            found[i, :words, mask] = weights[i, start - 1 : start - 1 + words, first : first + seen]
+        return found / found.sum(-1, keepdim=True).clamp(min=1e-12)
+
+
+def _leave_out_frozen(module: LanguageModelDecoder, state_dict: dict, prefix: str, metadata: dict) -> None:
+    """Checkpoints hold what is trained: the language model itself is where it came from."""
+    for name in module.frozen():
+        state_dict.pop(prefix + name, None)
+
+
+def _do_not_miss_frozen(module: LanguageModelDecoder, keys: Any) -> None:
+    frozen = module.frozen()
+    keys.missing_keys[:] = [key for key in keys.missing_keys if key.removeprefix("decoder.") not in frozen]
+
+
+def load_language_model(source: str, dtype: str = "auto") -> Any:
+    """A causal language model by name or path.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quietly():
+            return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except Exception as error:  # its reader raises OSError, ValueError, KeyError and errors of its own
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"language_model: {source} cannot be loaded ({reason})") from error
+
+
+def language_model_fingerprint(model: Any) -> str:
+    """Tells language models apart: parameters' number, and some of the word embeddings."""
+    weight = model.get_input_embeddings().weight
+    some = weight[:: max(1, weight.shape[0] // 64)].detach().float().cpu().contiguous().numpy().tobytes()
+    return f"{sum(p.numel() for p in model.parameters())}-{hashlib.sha256(some).hexdigest()[:16]}"
+
+
+def with_lora(model: Any, rank: int, alpha: float) -> Any:
+    """``model`` with LoRA on all linear layers but the last."""
+    peft = _peft()
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=alpha, lora_dropout=0.05, target_modules="all-linear", task_type=peft.TaskType.CAUSAL_LM
+    )
+    return peft.get_peft_model(model, config)
+
+
+def load_lora(model: Any, folder: Path) -> Any:
+    """``model`` with the LoRA matrices in ``folder``, which can be trained on."""
+    return _peft().PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+
+
+def _peft():
+    try:
+        import peft
+    except ImportError as error:
+        raise MissingDependencyError("LoRA needs peft: pip install 'hdxray-fast[lora]'") from error
+    return peft

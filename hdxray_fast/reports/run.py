@@ -1,0 +1,361 @@
+"""Training a report model: studies in, the model that writes best out."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..data import Augmentation, RadiographDataset
+from ..encoder import Encoder, create_encoder
+from ..errors import ConfigError, TrainingError
+from ..optim import parameter_groups
+from ..prepare import PreparedImage, Quarantined, prepare_images, write_quarantine
+from ..training import Task, Training
+from .batches import ReadyStudy, StudyDataset, ready_studies
+from .cleaning import cleaner, mostly_chinese
+from .config import MIN_FREQUENCY, ReportConfig
+from .features import FeatureStore
+from .layouts import read_studies
+from .metrics import conventions, score_reports
+from .model import ReportModel, create_report_model
+from .predictions import Prediction, write_predictions
+from .saving import save_report_model
+from .studies import Study, StudyTable
+from .text_tokenizers import KINDS, ReportTokenizer, load_tokenizer, require_targets, train_tokenizer
+from .visual_tokens import Views
+
+
+@dataclass
+class ReportResult:
+    """What a run did.
+
+    Attributes:
+        out: its folder; the best model is in ``model`` below it.
+        losses: loss of each step this process ran.
+        scores: of each validation this process did, with its step.
+        best: the best score, NaN without validation.
+        best_step: when that was.
+        seconds_per_step: median over the steps this process ran.
+        notes: a sentence for everything that was left out or cut, with its count.
+        finished: all steps were run (False after SIGTERM).
+    """
+
+    out: Path
+    losses: list[float] = field(default_factory=list)
+    scores: list[dict] = field(default_factory=list)
+    best: float = math.nan
+    best_step: int = 0
+    seconds_per_step: float = math.nan
+    notes: list[str] = field(default_factory=list)
+    finished: bool = False
+
+
+def run_report_training(
+    config: ReportConfig, *, progress: bool = True, on_step: Callable[[dict], None] | None = None
+) -> ReportResult:
+    """Train as ``config`` says.
+
+    Writes under ``config.out`` what :mod:`hdxray_fast.training` lists, ``quarantine.csv``, ``validation.csv`` (the last
+    validation: generated beside reference), and ``model/``: the best model so far, for
+    :func:`hdxray_fast.reports.saving.load_report_model`.
+
+    Raises:
+        ConfigError: settings that contradict each other, the data, or the run found in ``config.out``.
+        TrainingError: no readable radiograph, a tokenizer for another language, or a loss that is not finite.
+        CheckpointError: weights, tokenizer or checkpoints cannot be read.
+        MissingDependencyError: an optional package is missing.
+    """
+    table = read_studies(
+        config.data,
+        layout=config.layout,
+        images=config.images,
+        sections=config.sections,
+        report_column=config.report_column,
+        language=config.language,
+        val_share=config.val_share,
+        test_share=config.test_share,
+        seed=config.seed,
+    )
+    task = ReportTask(config, table)
+    training = Training(config, task, progress=progress, on_step=on_step)
+    if training.sharded:
+        raise ConfigError("shard: report models are not sharded; every process holds the whole model, leave it out")
+    training.claim_folder()
+    task.read_images(training)
+    done = training.run()
+    return ReportResult(
+        out=training.out,
+        losses=done.losses,
+        scores=task.scores,
+        best=task.best,
+        best_step=task.best_step,
+        seconds_per_step=done.seconds_per_step,
+        notes=task.notes,
+        finished=done.finished,
+    )
+
+
+class ReportTask(Task):
+    """A report model on studies."""
+
+    label = "report train"
+
+    def __init__(self, config: ReportConfig, table: StudyTable) -> None:
+        self.config, self.notes = config, list(table.notes)
+        self.studies = {"train": table.split("train"), config.validate_split: table.split(config.validate_split)}
+        if not self.studies["train"]:
+            raise ConfigError(f"data: {config.data} has no study in the split 'train'")
+        wrong = [study.id for study in self.studies["train"] if study.language != config.language]
+        if wrong:
+            raise ConfigError(
+                f"language: {len(wrong)} training studies are not in {config.language!r} (the first is {wrong[0]}); a "
+                "model writes one language"
+            )
+        if mostly_chinese(study.report for study in self.studies["train"]) != (config.language == "zh"):
+            raise ConfigError(
+                f"language: got {config.language!r}, but the training reports are "
+                f"{'not Chinese' if config.language == 'zh' else 'Chinese'}; give language, one of 'en', 'zh'"
+            )
+        self.clean = cleaner(config.cleaning_name)
+        self.texts = [self.clean(study.report) for study in self.studies["train"]]
+        self.tokenizer = self._make_tokenizer()
+        self.best, self.best_step, self.scores = math.nan, 0, []
+        self.features: FeatureStore | None = None
+
+    def _make_tokenizer(self) -> ReportTokenizer | None:
+        config = self.config
+        if config.decoder == "language-model":
+            return None
+        kind = config.tokenizer or ("character" if config.language == "zh" else "word")
+        if kind not in KINDS:
+            return load_tokenizer(kind)
+        floor = config.min_frequency or MIN_FREQUENCY[kind]
+        return train_tokenizer(self.texts, kind, min_frequency=floor, vocab_size=config.vocab_size)
+
+    # --- what Training asks for -------------------------------------------------------------------------------------
+    def build(self) -> ReportModel:
+        config = self.config
+        model = create_report_model(self._make_encoder(), self.tokenizer, config.model_config)
+        self.tokenizer = model.tokenizer
+        if not config.encoder_lr:
+            model.encoder.requires_grad_(False)
+        else:
+            for part in (model.encoder.fc_norm, getattr(model.encoder, "attn_pool", None)):
+                if part is not None:  # pool features, which no report is read off
+                    part.requires_grad_(False)
+        self.model = model
+        return model
+
+    def _make_encoder(self) -> Encoder:
+        config = self.config
+        size = {} if config.img_size is None else {"img_size": config.img_size}
+        if config.weights is None:
+            return create_encoder(config.encoder, **size)
+        return create_encoder(weights=config.weights, **size)
+
+    def groups(self, model: ReportModel, config: ReportConfig) -> list[dict]:
+        peak = config.lr or self.peak_lr(config.batch_size)
+        groups = parameter_groups(model.visual, config.weight_decay)
+        groups += parameter_groups(model.decoder, config.weight_decay)
+        for group in parameter_groups(model.encoder, config.weight_decay):
+            groups.append({**group, "lr_scale": config.encoder_lr / peak})
+        return [group for group in groups if group["params"]]
+
+    def peak_lr(self, images: int) -> float:
+        return 2e-4
+
+    def loader(self, training: Training, start: int) -> Iterable[dict]:
+        return training.loader(self.train_set, start, collate_fn=self.train_set.collate)
+
+    def to_device(self, batch: dict, device: torch.device) -> dict:
+        batch = super().to_device(batch, device)
+        return {**batch, "views": Views(batch["study"], batch["view"], len(batch["targets"]))}
+
+    def weight(self, batch: dict) -> Tensor:
+        return (batch["targets"] >= 0).sum()
+
+    def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict]:
+        smoothing = self.config.label_smoothing
+        arguments = self._arguments(batch)
+        return model(batch["targets"], batch["views"], label_smoothing=smoothing, **arguments), {}
+
+    def _arguments(self, batch: dict) -> dict:
+        """What the model reads of a batch: features, or radiographs and the plan of their patches."""
+        if self.features is not None:
+            return self.features.arguments(batch)
+        images = batch["pixels"].expand(-1, self.model.encoder.in_chans, -1, -1)
+        own = self.model.encoder.normalisation == "per_image"  # over the valid patches, as in pre-training
+        return {
+            "images": images,
+            "plan": self.model.plan(images, batch["inside"].cpu(), batch["valid"].cpu()),
+            "scale": batch["scale"] if own else None,
+            "shift": batch["shift"] if own else None,
+        }
+
+    def files(self, batch: dict) -> list[str]:
+        return [path for i in batch["index"].tolist() for path in self.train_set.studies[i].study.images]
+
+    def after_step(self, training: Training, step: int, done: bool) -> dict | None:
+        every = self.config.validate_every
+        if not (done or (every and step % every == 0)):
+            return None
+        if not self.validation:
+            self._keep(training, step)
+            return None
+        scores = self._validate(training)
+        score = scores.get(self.config.metric, math.nan)
+        self.scores.append({"step": step, **scores})
+        if not self.best > score:  # the first, or better; of equals the later one, which was taught for longer
+            self.best, self.best_step = score, step
+            self._keep(training, step)
+        shown = f"{self.config.metric} {score:.4f} (best {self.best:.4f} at step {self.best_step})"
+        training.print(f"step {step}: {self.config.validate_split} {shown}")
+        return {f"{self.config.validate_split}_{name}": value for name, value in scores.items()}
+
+    def state(self) -> dict:
+        return {"best": None if math.isnan(self.best) else self.best, "best_step": self.best_step}
+
+    def load_state(self, state: dict) -> None:
+        self.best = math.nan if state["best"] is None else state["best"]
+        self.best_step = state["best_step"]
+
+    # --- the parts --------------------------------------------------------------------------------------------------
+    def read_images(self, training: Training) -> None:
+        """Canvas and contour of every radiograph, targets of every report; of a frozen encoder the features too."""
+        config = self.config
+        cache = Path(config.cache) if config.cache else training.out / "cache"
+        wanted = dict(self.studies)
+        if config.validate_split == "val":
+            wanted["val"] = wanted["val"][: config.validate_studies]
+        prepared, bad = self._prepare(training, wanted, cache)
+        ready, notes = {}, []
+        for split, studies in wanted.items():
+            ready[split], found = ready_studies(studies, prepared, bad if split == "train" else (), config.max_views)
+            notes += found if split == "train" else [f"{split}: {note}" for note in found]
+        if not ready["train"]:
+            raise TrainingError(f"none of the {len(wanted['train'])} training studies has a readable radiograph")
+        texts = [self.clean(row.study.report) for row in ready["train"]]
+        targets, cut = require_targets(texts, self.tokenizer, config.max_length)
+        if cut:
+            notes.append(
+                f"{cut} of {len(texts)} training reports are longer than {config.max_length} tokens and are cut there "
+                "(max_length)"
+            )
+        if share := self.tokenizer.unknown_share(texts):
+            notes.append(f"{share:.2%} of the tokens of the training reports are unknown to the tokenizer")
+        self.notes += notes
+        train = [replace(row, target=tuple(ids)) for row, ids in zip(ready["train"], targets, strict=True)]
+        self.validation = (train if config.validate_split == "train" else ready["val"])[: config.validate_studies]
+        text = "\n".join(f"{row.study.id} {row.target} {row.study.images}" for row in train)
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        options = {
+            "size": self.model.encoder.img_size[0],
+            "patch_size": self.model.encoder.patch_size,
+            "contour": config.contour,
+        }
+        plain = RadiographDataset(prepared, **options)
+        changed = RadiographDataset(
+            prepared, **options, augmentation=Augmentation() if config.augment else None, seed=config.seed
+        )
+        if not config.encoder_lr:
+            self.features = self._compute_features(training, plain, [*train, *self.validation], cache)
+        self.train_set = StudyDataset(train, changed, self.features)
+        self.validation_set = StudyDataset(self.validation, plain, self.features)
+        for note in self.notes:
+            training.print(f"note: {note}")
+        training.print(
+            f"{len(train)} studies to train on, {len(self.validation)} to validate on ({config.validate_split}); "
+            f"{len(self.tokenizer)} tokens"
+        )
+
+    def _prepare(
+        self, training: Training, wanted: dict[str, list[Study]], cache: Path
+    ) -> tuple[list[PreparedImage], list[Quarantined]]:
+        config = self.config
+        height, width = self.model.encoder.img_size
+        if height != width:
+            raise ConfigError(f"weights: the encoder takes {height} x {width} images, reports are read off square ones")
+        paths = dict.fromkeys(
+            Path(path) for studies in wanted.values() for study in studies for path in study.images[: config.max_views]
+        )
+        with training.accelerator.main_process_first():  # the others then find everything cached
+            workers = (os.cpu_count() or 1) if config.workers < 0 else config.workers
+            with training.bar(total=len(paths), unit="image", desc="canvas + contour") as bar:
+                prepared, bad = prepare_images(
+                    list(paths),
+                    cache,
+                    size=height,
+                    contour=config.contour,
+                    workers=workers if training.is_main else 0,
+                    on_done=lambda item: bar.update(),
+                )
+        if training.is_main:
+            write_quarantine(training.out / "quarantine.csv", bad)
+        return prepared, bad
+
+    def _compute_features(
+        self, training: Training, images: RadiographDataset, studies: list[ReadyStudy], cache: Path
+    ) -> FeatureStore:
+        """Every process computes its share; all wait for each other."""
+        accelerator = training.accelerator
+        store = FeatureStore(cache / "features", images, self.model)
+        numbers = sorted({number for row in studies for number in row.images})
+        mine = numbers[accelerator.process_index :: accelerator.num_processes]
+        self.model.encoder.to(accelerator.device).eval()
+        with training.bar(total=len(mine), unit="image", desc="features") as bar:
+            store.fill(self.model, mine, accelerator.device, accelerator.autocast, bar.update)
+        accelerator.wait_for_everyone()
+        return store
+
+    def _validate(self, training: Training) -> dict[str, float]:
+        """Scores of the texts written for the validation studies; every process writes its share of them."""
+        from accelerate.utils import gather_object
+
+        accelerator, size = training.accelerator, self.config.batch_size
+        mine = range(accelerator.process_index, len(self.validation), accelerator.num_processes)
+        texts: list[tuple[int, str]] = []
+        bar = training.bar(total=len(mine), unit="study", desc="write", leave=False)
+        with training.averaged() as model, bar:
+            for first in range(0, len(mine), size):
+                chunk = list(mine[first : first + size])
+                batch = self.validation_set.collate([self.validation_set[0, i] for i in chunk])
+                batch = self.to_device(batch, accelerator.device)
+                with accelerator.autocast():
+                    written = write_batch(model, self._arguments(batch), batch["views"], self.config)
+                texts += zip(chunk, written, strict=True)
+                bar.update(len(chunk))
+        found = dict(gather_object(texts))
+        generated = [found[i] for i in range(len(self.validation))]
+        studies = [row.study for row in self.validation]
+        if training.is_main:
+            rows = [Prediction(s.id, text, s.report, s.language) for s, text in zip(studies, generated, strict=True)]
+            write_predictions(training.out / "validation.csv", rows)
+        convention = conventions(self.config.language)[0]
+        scores = score_reports(generated, [study.report for study in studies], convention, meteor=False).as_dict()
+        numbers = {name: value for name, value in scores.items() if isinstance(value, float)}
+        return {**numbers, "different": len(set(generated))}
+
+    def _keep(self, training: Training, step: int) -> None:
+        """Save the model as the best so far."""
+        with training.averaged() as model:
+            if training.is_main:
+                save_report_model(model, training.out / "model")
+
+
+def write_batch(model: ReportModel, arguments: dict, views: Views, config: ReportConfig) -> list[str]:
+    """Texts for a batch given as :meth:`ReportModel.forward` takes it."""
+    view_tokens = arguments.get("view_tokens")
+    if view_tokens is None:
+        tokens, plan = arguments.get("tokens"), arguments["plan"]
+        if tokens is None:
+            view_tokens = model.view_tokens(arguments["images"], plan, arguments["scale"], arguments["shift"])
+        else:
+            view_tokens = model.resample(tokens, plan)
+    return model.write(view_tokens, views, config.writing)[0]

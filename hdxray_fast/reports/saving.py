@@ -1,0 +1,177 @@
+"""A report model as one folder: encoder, decoder, tokenizer, each readable by its own library, and what joins them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..checkpoint import load_model, save_model
+from ..encoder import Encoder
+from ..errors import CheckpointError, ConfigError, HDXrayError
+from ..files import flush
+from .model import ReportModel, ReportModelConfig, language_model_decoder, visual_tokens_for
+from .text_models import import_text_models, quietly
+from .text_tokenizers import check_fits, load_tokenizer
+
+REPORT_FILE = "report.json"
+VISUAL_FILE = "visual.safetensors"
+FORMAT, FORMAT_VERSION = "hdxray_fast.report", 1
+
+
+def save_report_model(model: ReportModel, directory: str | Path) -> Path:
+    """Write ``report.json``, ``visual.safetensors`` and the folders ``encoder``, ``decoder`` and ``tokenizer``.
+
+    All is written beside ``directory`` and takes its place when it is whole. Of a language model the LoRA matrices
+    alone are kept, or nothing if it is frozen: it is loaded from where it came.
+
+    Raises:
+        CheckpointError: the folder cannot be written, or holds something else than a report model.
+    """
+    from safetensors.torch import save_file
+
+    directory = Path(directory)
+    if directory.exists() and not (directory / REPORT_FILE).is_file() and any(directory.iterdir()):
+        raise CheckpointError(f"{directory}: holds something else than a report model; choose another folder")
+    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    settings = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "model": asdict(model.config),
+        "tokens": len(model.tokenizer),
+        "language_model": model.language_model_print,
+    }
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        save_model(model.encoder, temporary / "encoder")
+        visual = {name: tensor.detach().contiguous().cpu() for name, tensor in model.visual.state_dict().items()}
+        save_file(visual, temporary / VISUAL_FILE)
+        if model.config.decoder != "language-model" or model.config.lora_rank:
+            with quietly():
+                model.decoder.model.save_pretrained(temporary / "decoder")
+        model.tokenizer.save(temporary / "tokenizer")
+        text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
+        (temporary / REPORT_FILE).write_text(text, encoding="utf-8")
+        for path in temporary.rglob("*"):
+            flush(path)
+        shutil.rmtree(directory, ignore_errors=True)
+        temporary.replace(directory)
+        flush(directory.parent)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(f"{directory}: cannot be written ({error})") from error
+    return directory
+
+
+def load_report_model(directory: str | Path, device: str | torch.device | None = None) -> ReportModel:
+    """The model that :func:`save_report_model` wrote, in evaluation mode.
+
+    Args:
+        directory: the folder, or that of the training run it lies in.
+        device: where it goes; left out, a GPU if there is one.
+
+    Raises:
+        CheckpointError: a part is missing, damaged, or does not belong to the others: a tokenizer of another model,
+            another language model than it was trained with.
+        MissingDependencyError: transformers, or for LoRA peft, is not installed.
+    """
+    directory = Path(directory)
+    if not (directory / REPORT_FILE).is_file() and (directory / "model" / REPORT_FILE).is_file():
+        directory = directory / "model"
+    settings = _read_settings(directory / REPORT_FILE)
+    import_text_models()
+    encoder = load_model(directory / "encoder")
+    if not isinstance(encoder, Encoder):
+        raise CheckpointError(f"{directory / 'encoder'}: holds an auto-encoder, a report model's encoder is needed")
+    tokenizer = load_tokenizer(directory / "tokenizer")
+    if len(tokenizer) != settings["tokens"]:
+        raise CheckpointError(
+            f"{directory / 'tokenizer'}: has {len(tokenizer)} tokens, the model was made for {settings['tokens']}; it "
+            "is another model's tokenizer"
+        )
+    try:
+        config = ReportModelConfig(**settings["model"])
+        decoder = _load_decoder(directory / "decoder", config, tokenizer, settings["language_model"])
+        visual = visual_tokens_for(encoder, decoder, config)
+    except (TypeError, ConfigError) as error:
+        raise CheckpointError(f"{directory / REPORT_FILE}: describes no model of this package ({error})") from error
+    _load_visual(visual, directory / VISUAL_FILE)
+    model = ReportModel(encoder, visual, decoder, tokenizer, config)
+    model.language_model_print = settings["language_model"]
+    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+
+def _read_settings(path: Path) -> dict:
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: is missing; a report model is the folder that report train wrote") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: is damaged or cannot be read ({error})") from error
+    if not isinstance(settings, dict) or settings.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: describes no report model of this package")
+    if settings.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: has format_version {settings.get('format_version')!r}, this version reads {FORMAT_VERSION}"
+        )
+    if not {"model", "tokens", "language_model"} <= set(settings):
+        raise CheckpointError(f"{path}: lacks settings")
+    return settings
+
+
+def _load_decoder(folder: Path, config: ReportModelConfig, tokenizer, printed: str) -> nn.Module:
+    if config.decoder == "language-model":
+        from .language_model import language_model_fingerprint, load_language_model, load_lora
+
+        base = load_language_model(config.language_model)
+        if language_model_fingerprint(base) != printed:
+            raise CheckpointError(
+                f"language_model: {config.language_model} is another one than the report model was trained with"
+            )
+        decoder, _ = language_model_decoder(base, tokenizer, config, lora=False)
+        if config.lora_rank:
+            try:
+                decoder.model, decoder.lora_rank = load_lora(base, folder), config.lora_rank
+            except HDXrayError:
+                raise
+            except Exception as error:  # peft raises ValueError, OSError and errors of huggingface_hub
+                raise CheckpointError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+        return decoder
+    from .seq2seq import Seq2SeqDecoder
+
+    if config.decoder == "relational":
+        from .relational import RelationalReportModel as Kind
+    else:
+        from transformers import PegasusForConditionalGeneration as Kind
+    try:
+        with quietly():
+            model, found = Kind.from_pretrained(str(folder), output_loading_info=True)
+    except Exception as error:  # a folder that lacks a file or holds a damaged one raises whatever its reader raises
+        raise CheckpointError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+    for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if found[what]:
+            first = sorted(found[what])[0]
+            raise CheckpointError(f"{folder}: does not fit its config ({what.replace('_', ' ')}: {first})")
+    decoder = Seq2SeqDecoder(model, config.max_length)
+    try:
+        check_fits(tokenizer, decoder.rows)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder}: {error}") from error
+    return decoder
+
+
+def _load_visual(visual: nn.Module, path: Path) -> None:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        visual.load_state_dict(load_file(path))
+    except (SafetensorError, OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{path}: does not fit {REPORT_FILE} ({reason[:300]})") from error

@@ -1,0 +1,71 @@
+"""The door to transformers' text models."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import library
+
+from ..errors import MissingDependencyError
+
+
+def import_text_models() -> Any:
+    """transformers, once its text models can be imported.
+
+    transformers looks into torchvision even for text. One that was built for another torch cannot load its operators
+    and then fails to register shape functions for two of them; with their schemas declared it can be imported.
+
+    Raises:
+        MissingDependencyError: transformers is not installed, or cannot be imported.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"report models need {error.name}; install it with: pip install 'hdxray-fast[report]'"
+        ) from error
+    try:
+        _ = transformers.PegasusForConditionalGeneration
+    except (ImportError, RuntimeError) as error:
+        if not _torchvision_is_to_blame():
+            raise MissingDependencyError(f"transformers cannot be imported ({error})") from error
+        warnings.warn("torchvision was built for another torch; text models do without its operators", stacklevel=3)
+        try:
+            _ = transformers.PegasusForConditionalGeneration
+        except (ImportError, RuntimeError) as again:
+            raise MissingDependencyError(
+                f"transformers cannot be imported ({again}); install the torchvision that belongs to this torch"
+            ) from again
+    return transformers
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Within, transformers shows no progress bars of its own for reading and writing weights."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _torchvision_is_to_blame() -> bool:
+    """Whether torchvision lacks its operators; if so, their schemas are declared."""
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            return False
+        for op in ("nms", "qnms"):
+            library.define(f"torchvision::{op}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return True
+    except ImportError:
+        return False
+    return False

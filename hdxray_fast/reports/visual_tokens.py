@@ -1,0 +1,180 @@
+"""From the encoder's patches to the visual tokens that a decoder reads: a stated number per view, views marked."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..encoder import Tokens
+from ..errors import ArgumentError
+from ..layers import CrossBlock
+from ..masking import MaskPlan
+from ..packing import image_of_row, token_rows
+
+POOLS = ("grid", "attention")
+
+
+class ViewTokens(NamedTuple):
+    """Tokens of single images, before they are brought to the decoder's width."""
+
+    values: Tensor  # [N, K, D]
+    known: Tensor  # [N, K] bool; a cell of the grid that no kept patch lies in is not
+
+
+class StudyTokens(NamedTuple):
+    """What a decoder reads of each study; the views of a study follow each other, the shorter studies are padded."""
+
+    values: Tensor  # [B, S, W]
+    mask: Tensor  # [B, S] bool
+
+
+class Views(NamedTuple):
+    """Which study each image belongs to, and the how-manieth of it it is; sorted by both."""
+
+    study: Tensor  # [N] int64
+    view: Tensor  # [N] int64
+    studies: int
+
+    def to(self, device: torch.device | str) -> Views:
+        return Views(self.study.to(device), self.view.to(device), self.studies)
+
+    @classmethod
+    def of_counts(cls, counts: list[int]) -> Views:
+        """For studies of ``counts[0]``, ``counts[1]`` ... images."""
+        study = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+        view = torch.cat([torch.arange(count) for count in counts])
+        return cls(study, view, len(counts))
+
+
+def grid_side(tokens: int) -> int:
+    """Cells along a side of the pooled grid."""
+    side = math.isqrt(tokens)
+    if side < 1 or side * side != tokens:
+        near = max(1, round(math.sqrt(max(1, tokens)))) ** 2
+        raise ArgumentError(f"visual_tokens: got {tokens}, pool='grid' takes square numbers, such as {near}")
+    return side
+
+
+def pool_grid(tokens: Tokens, plan: MaskPlan, count: int, num_prefix: int) -> ViewTokens:
+    """Means of the kept patches in each cell of a ``sqrt(count)`` x ``sqrt(count)`` grid; nothing is learned.
+
+    Args:
+        tokens: of the encoder; prefix tokens are left out.
+        plan: the patches they are of.
+        count: K, a square number.
+        num_prefix: prefix tokens of each image.
+    """
+    cells = patch_cells(plan.grid_size, count).to(plan.keep_ids.device)  # [P]
+    batch, total = plan.batch_size, plan.keep_ids.shape[0]
+    rows, _, _ = token_rows(plan.keep_cu_seqlens, total, num_prefix)
+    patches = tokens.values.index_select(0, rows).float()  # [N_keep, D]
+    slot = image_of_row(plan.keep_cu_seqlens, total) * count + cells[plan.keep_ids.long()]
+    slot = torch.where(torch.arange(total, device=slot.device) < plan.keep_cu_seqlens[-1], slot, batch * count)
+    sums = patches.new_zeros(batch * count + 1, patches.shape[1]).index_add(0, slot, patches)[:-1]
+    sizes = patches.new_zeros(batch * count + 1).index_add(0, slot, torch.ones_like(slot, dtype=patches.dtype))[:-1]
+    values = (sums / sizes.clamp(min=1).unsqueeze(1)).unflatten(0, (batch, count))
+    return ViewTokens(values.to(tokens.values.dtype), (sizes > 0).unflatten(0, (batch, count)))
+
+
+def patch_cells(grid_size: tuple[int, int], count: int) -> Tensor:
+    """Cell of the pooled grid that each patch lies in, ``[P]`` int64."""
+    side = grid_side(count)
+    if side > min(grid_size):
+        raise ArgumentError(
+            f"visual_tokens: got {count}, {grid_size[0]} x {grid_size[1]} patches make no {side} x {side}"
+        )
+    rows = torch.arange(grid_size[0]) * side // grid_size[0]
+    columns = torch.arange(grid_size[1]) * side // grid_size[1]
+    return (rows[:, None] * side + columns).flatten()
+
+
+class VisualTokens(nn.Module):
+    """Resampler, projection and view embeddings.
+
+    Args:
+        dim: D, width of the encoder.
+        width: W, width of the decoder.
+        count: K, visual tokens of a view.
+        pool: ``"grid"``: means over the cells of a square grid. ``"attention"``: K learned queries attend to all
+            patches (https://arxiv.org/abs/2204.14198, section 3.1.1, with one layer).
+        max_views: views of a study that have an embedding.
+        num_heads: of the attention pool.
+        scale: standard deviation of what comes out at first; that of the word embeddings.
+    """
+
+    def __init__(
+        self, dim: int, width: int, count: int, pool: str, max_views: int, num_heads: int, scale: float = 1.0
+    ) -> None:
+        super().__init__()
+        if pool not in POOLS:
+            raise ArgumentError(f"pool: got {pool!r}, accepted are {', '.join(map(repr, POOLS))}")
+        self.count, self.pool, self.max_views = count, pool, max_views
+        if pool == "grid":
+            grid_side(count)
+        else:
+            self.queries = nn.Parameter(torch.randn(count, dim))
+            self.attend = CrossBlock(dim, dim, num_heads, 4.0)
+        self.project = nn.Linear(dim, width)
+        self.view_embed = nn.Parameter(0.02 * torch.randn(max_views, width))
+        self.norm = nn.LayerNorm(width)
+        nn.init.constant_(self.norm.weight, scale)
+
+    def resample(self, tokens: Tokens, plan: MaskPlan, num_prefix: int) -> ViewTokens:
+        """Tokens of single images, ``[N, K, D]``."""
+        if self.pool == "grid":
+            return pool_grid(tokens, plan, self.count, num_prefix)
+        batch, device = plan.batch_size, tokens.values.device
+        queries = self.queries.repeat(batch, 1).to(tokens.values.dtype)  # [N * K, D]
+        one_each = self.count * torch.arange(batch + 1, dtype=torch.int32, device=device)
+        longest = plan.longest[0] + num_prefix
+        pooled = self.attend(queries, tokens.values, one_each, tokens.cu_seqlens, self.count, longest)
+        known = torch.ones(batch, self.count, dtype=torch.bool, device=device)
+        return ViewTokens(pooled.unflatten(0, (batch, self.count)), known)
+
+    def forward(self, tokens: ViewTokens, views: Views) -> StudyTokens:
+        """Views in the decoder's width, marked and joined by study.
+
+        Raises:
+            ArgumentError: a study has more views than there are embeddings.
+        """
+        most = int(views.view.max()) + 1
+        if most > self.max_views:
+            raise ArgumentError(f"views: a study has {most} images, this model reads {self.max_views} (max_views)")
+        x = self.norm(self.project(tokens.values) + self.view_embed[views.view].unsqueeze(1))  # [N, K, W]
+        values = x.new_zeros(views.studies, most, *x.shape[1:])  # [B, V, K, W]
+        mask = tokens.known.new_zeros(views.studies, most, self.count)
+        values = values.index_put((views.study, views.view), x).flatten(1, 2)
+        mask = mask.index_put((views.study, views.view), tokens.known).flatten(1, 2)
+        return StudyTokens(values, mask)
+
+    @torch.no_grad()
+    def shares(self, tokens: Tokens, plan: MaskPlan, num_prefix: int) -> list[Tensor]:
+        """How each visual token is made up of the grid's patches: ``[K, P]`` float32 for each image, on the CPU.
+
+        Rows sum to 1, to less where prefix tokens were attended to, or to 0 for a cell without patches.
+        """
+        patches, found = plan.grid_size[0] * plan.grid_size[1], []
+        bounds, starts = plan.keep_cu_seqlens.tolist(), tokens.cu_seqlens.tolist()
+        for image in range(plan.batch_size):
+            ids = plan.keep_ids[bounds[image] : bounds[image + 1]].long()
+            if self.pool == "grid":
+                cells = patch_cells(plan.grid_size, self.count).to(ids.device)[ids]
+                kept = (torch.arange(self.count, device=ids.device)[:, None] == cells).float()  # [K, N_keep]
+                kept = kept / kept.sum(1, keepdim=True).clamp(min=1)
+            else:
+                kept = self._weights(tokens.values[starts[image] : starts[image + 1]])[:, num_prefix:]
+            share = torch.zeros(self.count, patches)
+            share[:, ids.cpu()] = kept.cpu()
+            found.append(share)
+        return found
+
+    def _weights(self, values: Tensor) -> Tensor:
+        """Attention of the queries to one image's tokens, mean over heads: ``[N, D]`` to ``[K, N]``."""
+        attn = self.attend.cross_attn
+        q = attn.q(self.attend.norm1(self.queries)).unflatten(-1, (attn.num_heads, -1))  # [K, H, Dh]
+        k = attn.kv(values.float()).unflatten(-1, (2, attn.num_heads, -1))[:, 0]  # [N, H, Dh]
+        scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(q.shape[-1])
+        return scores.softmax(-1).mean(0)

@@ -1,0 +1,252 @@
+"""Radiographs in, reports out: text, a table of predictions, and a picture of what each sentence was read off."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError, ConfigError
+from ..prepare import IMAGE_SUFFIXES, Quarantined, list_images, worker_count
+from ..radiographs import Radiograph, read_ahead
+from .attention_picture import draw_attention, sentence_maps
+from .model import ReportModel
+from .predictions import Prediction, write_predictions
+from .saving import load_report_model
+from .sentences import sentence_tokens
+from .studies import Study, counted
+from .visual_tokens import Views
+from .writing_options import WritingOptions
+
+
+@dataclass
+class WrittenReport:
+    """A report that a model wrote.
+
+    Attributes:
+        study: on which.
+        text: may be empty.
+        sentences: of the text.
+        attention: ``[sentences, views, gh, gw] float32`` weights over the patches; ``None`` if it was not asked for.
+        radiographs: those that were read.
+        picture: where the attention is drawn.
+    """
+
+    study: Study
+    text: str
+    sentences: list[str] = field(default_factory=list)
+    attention: np.ndarray | None = None
+    radiographs: list[Radiograph] = field(default_factory=list)
+    picture: Path | None = None
+
+
+@dataclass
+class WrittenReports:
+    """Reports, and what was left out on the way.
+
+    Attributes:
+        rows: in the order of the studies.
+        notes: a sentence for everything that was left out, with its count.
+        quarantined: radiographs that cannot be read.
+        predictions: CSV that ``report evaluate`` reads, where one was written.
+    """
+
+    rows: list[WrittenReport] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    quarantined: list[Quarantined] = field(default_factory=list)
+    predictions: Path | None = None
+
+
+def studies_of_files(paths: Sequence[str | os.PathLike], together: bool = False, language: str = "en") -> list[Study]:
+    """A study for each radiograph among files, folders and manifests; ``together``: one study of all of them.
+
+    Raises:
+        ConfigError: a path does not exist or names no image.
+    """
+    files = list(dict.fromkeys(str(file) for path in paths for file in list_images(path)))
+    if together:
+        return [Study(files[0], tuple(files), "", language=language)]
+    return [Study(file, (file,), "", language=language) for file in files]
+
+
+def write_reports(
+    studies: Sequence[Study] | str | os.PathLike,
+    model: ReportModel | str | os.PathLike,
+    *,
+    options: WritingOptions | None = None,
+    out: str | os.PathLike | None = None,
+    pictures: int = 8,
+    batch_size: int = 4,
+    workers: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> WrittenReports:
+    """Write a report on each study.
+
+    Args:
+        studies: from ``read_studies`` or :func:`studies_of_files`; or a radiograph or a folder of them.
+        model: a report model, or its folder.
+        options: of the search for words.
+        out: folder for ``predictions.csv`` and the pictures; left out, nothing is written.
+        pictures: the first so many studies get a picture; without ``out`` their ``attention`` alone is computed.
+        batch_size: studies at once.
+        workers: processes that read files ahead; 0 reads in this process, -1 takes one per core.
+        device: where the model runs; left out, a GPU if there is one.
+        progress: show a progress bar.
+
+    Raises:
+        ArgumentError, ConfigError: an argument is not as described, or no radiograph is named.
+        CheckpointError: the model cannot be loaded.
+    """
+    if batch_size < 1 or pictures < 0:
+        raise ArgumentError("batch_size is at least 1, and pictures at least 0")
+    if not isinstance(model, ReportModel):
+        model = load_report_model(model, device)
+    elif device is not None:
+        model = model.to(device)
+    model.eval()
+    if isinstance(studies, (str, os.PathLike)):
+        studies = studies_of_files([studies], language=model.config.language)
+    if not studies:
+        raise ConfigError("studies: there is none to write a report on")
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
+    done = WrittenReports()
+    taken: set[str] = set()
+    ready = _read(model, studies, worker_count(workers), done)
+    with _bar(len(studies), progress) as bar:
+        for chunk in _chunks(ready, batch_size):
+            drawn = max(0, min(len(chunk), pictures - len(done.rows)))
+            rows = _write_chunk(model, chunk, options or WritingOptions(), drawn)
+            for row in rows:
+                if out is not None and row.attention is not None:
+                    views = [radiograph.pixels for radiograph in row.radiographs]
+                    name = _file_name(row.study.id, taken)
+                    row.picture = draw_attention(Path(out) / f"{name}.png", views, row.sentences, row.attention)
+                row.radiographs = row.radiographs if row.attention is not None else []
+            done.rows += rows
+            bar.update(len(rows))
+    empty = [row.study.id for row in done.rows if not row.text]
+    if empty:
+        done.notes.append(counted(empty, "studies", "got an empty report"))
+    if out is not None:
+        done.predictions = Path(out) / "predictions.csv"
+        rows = [Prediction(r.study.id, r.text, r.study.report or None, r.study.language) for r in done.rows]
+        write_predictions(done.predictions, rows)
+    return done
+
+
+def _read(
+    model: ReportModel, studies: Sequence[Study], workers: int, done: WrittenReports
+) -> Iterator[tuple[Study, list[Radiograph]]]:
+    """Each study with its readable radiographs; what is not readable is noted in ``done``."""
+    side = model.encoder.img_size
+    if side[0] != side[1]:
+        raise ConfigError(f"model: its encoder takes {side[0]} x {side[1]} images, reports are read off square ones")
+    most = model.config.max_views
+    jobs = [(path, path) for study in studies for path in study.images[:most]]
+    images = read_ahead(jobs, side[0], model.encoder.patch_size, workers)
+    without, fewer = [], []
+    for study in studies:
+        wanted = len(study.images[:most])
+        found = [next(images) for _ in range(wanted)]
+        good = [image for image in found if isinstance(image, Radiograph)]
+        done.quarantined += [image for image in found if isinstance(image, Quarantined)]
+        if not good:
+            without.append(study.id)
+            continue
+        if len(good) < wanted:
+            fewer.append(study.id)
+        yield study, good
+    more = [study.id for study in studies if len(study.images) > most]
+    if without:
+        done.notes.append(counted(without, "studies", "left out: none of their radiographs can be read"))
+    if fewer:
+        done.notes.append(counted(fewer, "studies", "go on without a radiograph that cannot be read"))
+    if more:
+        done.notes.append(counted(more, "studies", f"are read by their first {most} radiographs (max_views)"))
+
+
+def _chunks(items: Iterator, size: int) -> Iterator[list]:
+    chunk: list[Any] = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+@torch.no_grad()
+def _write_chunk(
+    model: ReportModel, chunk: list[tuple[Study, list[Radiograph]]], options: WritingOptions, drawn: int
+) -> list[WrittenReport]:
+    """Reports on a few studies; the first ``drawn`` of them with their attention."""
+    device = next(model.visual.parameters()).device
+    radiographs = [radiograph for _, found in chunk for radiograph in found]
+    images, grids, scale, shift = radiograph_batch(radiographs, model, device)
+    views = Views.of_counts([len(found) for _, found in chunk]).to(device)
+    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        plan = model.plan(images, *grids)
+        tokens = model.encoder.encode(images, plan, scale, shift)
+        view_tokens = model.resample(tokens, plan)
+        texts, ids = model.write(view_tokens, views, options)
+        words: list[Tensor] = []
+        if drawn:
+            shares = model.visual.shares(tokens, plan, model.encoder.num_prefix_tokens)
+            words = model.attention(view_tokens, views, ids, shares)
+    rows = []
+    for number, ((study, found), text) in enumerate(zip(chunk, texts, strict=True)):
+        sentences, places = sentence_tokens(model.tokenizer, ids[number])
+        row = WrittenReport(study, text, sentences, radiographs=found)
+        if number < drawn:
+            grid = model.encoder.grid_size
+            row.attention = (
+                sentence_maps(words[number].numpy(), places, grid).astype(np.float32)
+                if sentences
+                else np.zeros((0, len(found), *grid), np.float32)
+            )
+        rows.append(row)
+    return rows
+
+
+def radiograph_batch(radiographs: Sequence[Radiograph], model: ReportModel, device: torch.device) -> tuple:
+    """Images ``[N, C, S, S]``, their grids, and scale and shift as the encoder wants them."""
+    images = torch.from_numpy(np.stack([item.pixels for item in radiographs])).unsqueeze(1)
+    images = images.expand(-1, model.encoder.in_chans, -1, -1).to(device)
+    grids = [torch.from_numpy(np.stack([getattr(item, name) for item in radiographs])) for name in ("inside", "valid")]
+    if model.encoder.normalisation != "per_image":
+        return images, grids, None, None
+    scale, shift = (
+        torch.tensor([getattr(item, name) for item in radiographs], dtype=torch.float32, device=device)
+        for name in ("scale", "shift")
+    )
+    return images, grids, scale, shift
+
+
+def _file_name(study: str, taken: set[str]) -> str:
+    """The last part of a study's id as a file name, numbered if it is taken."""
+    last = Path(study).name
+    if Path(study).suffix.lower() in IMAGE_SUFFIXES:
+        last = Path(study).stem
+    stem = re.sub(r"[^\w.-]+", "_", last).strip("._")[:80] or "study"
+    name, number = stem, 1
+    while name.lower() in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    taken.add(name.lower())
+    return name
+
+
+def _bar(total: int, show: bool):
+    from tqdm.auto import tqdm
+
+    return tqdm(total=total, unit="study", desc="write", disable=not show, dynamic_ncols=True)

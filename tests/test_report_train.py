@@ -1,0 +1,344 @@
+"""Report models from files to files: train, generate, evaluate, through the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from report_makers import write_annotation, write_csv
+from report_model_makers import CHINESE, ENGLISH, radiograph, save_small_encoder, small_language_model, study_csv
+
+pytest.importorskip("transformers")
+pytest.importorskip("pycocoevalcap")
+
+from hdxray_fast.checkpoint import load_model
+from hdxray_fast.cli import main
+from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
+from hdxray_fast.reports.attention_picture import draw_attention
+from hdxray_fast.reports.config import ReportConfig
+from hdxray_fast.reports.layouts import read_studies
+from hdxray_fast.reports.predictions import read_predictions
+from hdxray_fast.reports.run import ReportTask, run_report_training
+from hdxray_fast.reports.saving import load_report_model
+from hdxray_fast.reports.studies import Study
+from hdxray_fast.reports.writing import write_reports
+from hdxray_fast.training import Training
+
+QUICK = {
+    "encoder_lr": 0.0,
+    "val_share": 0.0,
+    "test_share": 0.0,
+    "width": 48,
+    "heads": 4,
+    "ffn": 48,
+    "layers": 1,
+    "dropout": 0.0,
+    "min_frequency": 1,
+    "visual_tokens": 9,
+    "max_length": 40,
+    "steps": 60,
+    "batch_size": 4,
+    "lr": 5e-3,
+    "weight_decay": 0.0,
+    "validate_split": "train",
+    "validate_every": 30,
+    "num_beams": 1,
+    "tensorboard": False,
+    "threads": 1,
+    "workers": 0,
+}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> str:
+    return str(save_small_encoder(tmp_path_factory.mktemp("encoder") / "model"))
+
+
+@pytest.fixture(scope="module")
+def english(tmp_path_factory, encoder) -> Path:
+    """A folder with ``studies.csv`` of one and two views, and a trained ``run``."""
+    folder = tmp_path_factory.mktemp("english")
+    data = study_csv(folder, ENGLISH, two_views=True)
+    run_report_training(quick(data, folder / "run", encoder), progress=False)
+    return folder
+
+
+def quick(data: Path, out: Path, encoder: str, **options) -> ReportConfig:
+    return ReportConfig(**{**QUICK, "data": str(data), "out": str(out), "weights": encoder, **options})
+
+
+def arguments(options: dict) -> list[str]:
+    return [word for name, value in options.items() for word in (f"--{name}", str(value).lower())]
+
+
+def trained_tensors(folder: Path, part: str) -> dict[str, torch.Tensor]:
+    return getattr(load_report_model(folder, "cpu"), part).state_dict()
+
+
+# --- the whole way ----------------------------------------------------------------------------------------------------
+def test_two_views_by_heart_through_the_command_line(english, encoder, tmp_path, capsys):
+    data = english / "studies.csv"
+    options = {"data": data, "out": tmp_path / "run", "weights": encoder, **QUICK}
+    assert main(["report", "train", *arguments(options)]) == 0
+    printed = capsys.readouterr().out
+    assert "best bleu4 on train: 1.0000" in printed and "4 studies to train on" in printed
+    options = {"model": tmp_path / "run", "data": data, "split": "train", "val_share": 0, "test_share": 0}
+    assert main(["report", "generate", *arguments(options), "--out", str(tmp_path / "made"), "--pictures", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert all(text in printed for text in ENGLISH)
+    made = read_predictions(tmp_path / "made" / "predictions.csv")
+    assert [(p.generated, p.reference, p.language) for p in made] == [(text, text, "en") for text in ENGLISH]
+    pictures = sorted(path.name for path in (tmp_path / "made").glob("*.png"))
+    assert pictures == ["s0.png", "s1.png"]
+    picture = cv2.imread(str(tmp_path / "made" / "s1.png"))
+    assert min(picture.shape[:2]) > 300 and picture.std() > 20
+    assert main(["report", "evaluate", str(tmp_path / "made" / "predictions.csv"), "--out", str(tmp_path / "s")]) == 0
+    scores = json.loads((tmp_path / "s" / "metrics.json").read_text())["languages"]["en"]["scores"][0]
+    assert scores["bleu4"] == pytest.approx(1.0)
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["loss"] < 0.2 < 1 < log[0]["loss"] and log[-1]["train_bleu4"] == pytest.approx(1.0)
+    validated = read_predictions(tmp_path / "run" / "validation.csv")
+    assert [p.generated for p in validated] == ENGLISH
+
+
+def test_files_without_reports(english, tmp_path, capsys):
+    """A second view changes what is read, files are studies of their own or views of one."""
+    run, first, second = (str(english / name) for name in ("run", "1_0.png", "1_1.png"))
+    assert main(["report", "generate", first, second, "--model", run, "--together"]) == 0
+    assert ENGLISH[1] in capsys.readouterr().out
+    assert main(["report", "generate", str(english), "--model", run, "--out", str(tmp_path)]) == 0
+    made = read_predictions(tmp_path / "predictions.csv")
+    assert len(made) == 6 and not any(p.reference for p in made)
+    assert len(list(tmp_path.glob("*.png"))) == 6
+    found = write_reports(str(english / "0_0.png"), run)
+    assert found.rows[0].text == ENGLISH[0] and found.predictions is None
+    assert found.rows[0].attention.shape == (3, 1, 6, 6)
+
+
+@pytest.mark.parametrize(
+    ("decoder", "pool", "tokenizer"), [("relational", "attention", "character"), ("transformer", "grid", "bpe")]
+)
+def test_chinese_by_heart(tmp_path, encoder, decoder, pool, tokenizer):
+    data = study_csv(tmp_path, CHINESE, language="zh")
+    config = quick(
+        data, tmp_path / "run", encoder, language="zh", decoder=decoder, pool=pool, tokenizer=tokenizer, steps=80,
+        keep="contour", validate_every=80,
+    )  # fmt: skip
+    result = run_report_training(config, progress=False)
+    assert result.best == pytest.approx(1.0)
+    made = write_reports(read_studies(data, language="zh", val_share=0, test_share=0).studies, config.out, out=tmp_path)
+    assert [row.text for row in made.rows] == CHINESE
+    assert made.rows[2].sentences == ["右下肺见片状高密度影，考虑肺炎。", "未见气胸。"]
+    assert main(["report", "evaluate", str(tmp_path / "predictions.csv"), "--out", str(tmp_path / "scores")]) == 0
+    scores = json.loads((tmp_path / "scores" / "metrics.json").read_text())["languages"]["zh"]["scores"]
+    assert scores[0]["unit"] == "character" and scores[0]["bleu4"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("rank", [0, 8])
+def test_language_model_with_and_without_lora(tmp_path, encoder, rank):
+    pytest.importorskip("peft")
+    path = str(small_language_model(tmp_path / "lm"))
+    data = study_csv(tmp_path, ENGLISH, two_views=True)
+    config = quick(
+        data, tmp_path / "run", encoder, decoder="language-model", language_model=path, lora_rank=rank, steps=12,
+        lr=2e-2, lora_alpha=32, validate_every=0, save_every=6,
+    )  # fmt: skip
+    result = run_report_training(config, progress=False)
+    assert result.losses[-1] < result.losses[0]
+    from safetensors import safe_open
+
+    with safe_open(tmp_path / "run" / "checkpoints" / "step_00000012" / "model.safetensors", "pt") as tensors:
+        kept = [name for name in tensors.keys() if name.startswith("decoder.")]  # noqa: SIM118
+    assert bool(kept) == bool(rank) and all("lora_" in name for name in kept)
+    assert len(write_reports(str(tmp_path), config.out, pictures=1).rows) == 6
+    shutil.rmtree(path)
+    with pytest.raises(CheckpointError, match="lm cannot be loaded"):
+        load_report_model(config.out)
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, encoder, frozen):
+    data = study_csv(tmp_path, ENGLISH, two_views=True)
+    options = {"steps": 6, "save_every": 2, "dropout": 0.3, "validate_every": 2, "grad_accum": 2, "batch_size": 2}
+    options |= {} if frozen else {"encoder_lr": 1e-3, "augment": True, "pool": "attention", "decoder": "relational"}
+    whole = quick(data, tmp_path / "whole", encoder, **options)
+    expected = run_report_training(whole, progress=False)
+
+    def kill(line: dict) -> None:
+        if line["step"] == 5:
+            raise Killed
+
+    halved = replace(whole, out=str(tmp_path / "halved"), cache=str(tmp_path / "whole" / "cache"), resume="auto")
+    with pytest.raises(Killed):
+        run_report_training(halved, progress=False, on_step=kill)
+    rest = run_report_training(halved, progress=False)
+    assert rest.losses == expected.losses[4:]
+    assert (rest.best, rest.best_step) == (expected.best, expected.best_step)
+    for part in ("encoder", "visual", "decoder"):
+        first, second = (trained_tensors(tmp_path / name, part) for name in ("whole", "halved"))
+        assert all(torch.equal(first[name], second[name]) for name in first)
+    now = trained_tensors(tmp_path / "whole", "encoder")
+    before = load_model(encoder).state_dict()
+    assert all(torch.equal(now[name], before[name]) for name in now) is frozen
+
+
+def test_rates_of_encoder_and_decoder(english, encoder, tmp_path):
+    config = quick(english / "studies.csv", tmp_path, encoder, encoder_lr=1e-3, lr=4e-3)
+    task = ReportTask(config, read_studies(config.data, val_share=0, test_share=0))
+    training = Training(config, task, progress=False)
+    names = {id(parameter): name for name, parameter in task.model.named_parameters()}
+    scales = {
+        names[id(parameter)]: group.get("lr_scale", 1.0)
+        for group in training.optimizer.param_groups
+        for parameter in group["params"]
+    }
+    assert {scale for name, scale in scales.items() if name.startswith("encoder.")} == {0.25}
+    assert {scale for name, scale in scales.items() if not name.startswith("encoder.")} == {1.0}
+    assert set(scales) == {name for name, p in task.model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(("pool", "keep"), [("grid", "contour"), ("attention", "contour"), ("attention", "all")])
+def test_kept_features_are_those_of_the_encoder(english, encoder, tmp_path, pool, keep):
+    options = {"pool": pool, "keep": keep, "cache": str(tmp_path / "cache")}
+    losses, made = [], []
+    for name, rate in (("frozen", 0.0), ("moving", 1e-12), ("again", 0.0)):
+        config = quick(english / "studies.csv", tmp_path / name, encoder, encoder_lr=rate, steps=1, **options)
+        losses.append(run_report_training(config, progress=False).losses[0])
+        made.append({path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("features/*")})
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3) and losses[2] == losses[0]
+    assert len(made[0]) == 6 and made[2] == made[0]
+
+
+@pytest.fixture
+def fresh_accelerate():
+    """Accelerate keeps the precision of a process's first run."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_averaged_weights_in_bf16(english, encoder, tmp_path):
+    config = quick(english / "studies.csv", tmp_path, encoder, precision="bf16", ema=0.9, label_smoothing=0.1, steps=40)
+    config = replace(config, decoder="relational", checkpoint_activations=True)
+    result = run_report_training(config, progress=False)
+    assert result.best > 0.25 and result.losses[-1] < 1.2 < result.losses[0]
+
+
+# --- what is not as it should be --------------------------------------------------------------------------------------
+def test_everything_left_out_or_cut_is_counted(tmp_path, encoder, capsys):
+    rows = []
+    for number, text in enumerate([*ENGLISH, " "]):
+        names = [radiograph(tmp_path / f"{number}_{view}.png", number % 4, view).name for view in range(3)]
+        rows.append({"id": f"s{number}", "image": ";".join(names), "report": text, "split": "train"})
+    rows[0]["image"] = "0_0.png;not_there.png"
+    rows[1]["image"] = "broken.png;1_0.png"
+    rows[2]["image"] = "broken.png"
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    data = write_csv(tmp_path / "studies.csv", rows)
+    options = {"data": data, "out": tmp_path / "run", "weights": encoder, **QUICK, "steps": 1, "max_length": 14}
+    assert main(["report", "train", *arguments(options)]) == 0
+    printed = capsys.readouterr().out
+    for note in (
+        "1 studies left out: the report, or the section asked for, is empty (s4)",
+        "1 image files are missing",
+        "1 radiographs cannot be read",
+        "1 studies left out: none of their radiographs can be read (s2)",
+        "1 studies go on without a radiograph that cannot be read (s1)",
+        "1 studies are read by their first 2 radiographs (max_views) (s3)",
+        "1 of 3 training reports are longer than 14 tokens and are cut there (max_length)",
+        "3 studies to train on",
+    ):
+        assert note in printed
+    with open(tmp_path / "run" / "quarantine.csv") as stream:
+        assert [Path(row["path"]).name for row in csv.DictReader(stream)] == ["broken.png"]
+    studies = [Study("a", (str(tmp_path / "broken.png"),), ""), Study("b", (str(tmp_path / "1_0.png"),), "")]
+    found = write_reports(studies, tmp_path / "run", pictures=0)
+    assert [row.study.id for row in found.rows] == ["b"] and found.rows[0].attention is None
+    assert found.notes[0] == "1 studies left out: none of their radiographs can be read (a)"
+    assert main(["report", "generate", str(tmp_path / "broken.png"), "--model", str(tmp_path / "run")]) == 2
+    assert "unreadable" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"language": "fr"}, ConfigError, "language"),
+        ({"language": "zh"}, ConfigError, "not Chinese"),
+        ({"metric": "meteor"}, ConfigError, "metric"),
+        ({"cleaning": "french"}, ConfigError, "cleaning"),
+        ({"augment": True}, ConfigError, "encoder_lr"),
+        ({"decoder": "language-model"}, ConfigError, "language_model"),
+        ({"tokenizer": "no/such/tokenizer"}, CheckpointError, "tokenizer"),
+        ({"weights": "/no/such/weights"}, CheckpointError, "/no/such/weights"),
+        ({"visual_tokens": 50}, ConfigError, "visual_tokens"),
+        ({"label_smoothing": 2.0}, ConfigError, "label_smoothing"),
+        ({"min_frequency": 99}, ConfigError, "min_frequency"),
+    ],
+)
+def test_settings_that_cannot_be(english, encoder, tmp_path, options, error, match):
+    with pytest.raises((error, ValueError), match=match):
+        run_report_training(quick(english / "studies.csv", tmp_path, **{"encoder": encoder, **options}), progress=False)
+
+
+def test_a_tokenizer_for_another_language(english, encoder, tmp_path):
+    from hdxray_fast.reports.text_tokenizers import train_tokenizer
+
+    train_tokenizer(CHINESE, "character", min_frequency=1).save(tmp_path / "tokenizer")
+    with pytest.raises(TrainingError, match="another language"):
+        run_report_training(
+            quick(english / "studies.csv", tmp_path / "run", encoder, tokenizer=str(tmp_path / "tokenizer")),
+            progress=False,
+        )
+
+
+def test_no_training_study(english, encoder, tmp_path):
+    entry = {"id": "1", "report": ENGLISH[0], "image_path": [str(english / "0_0.png")]}
+    data = write_annotation(tmp_path, test=[entry])
+    with pytest.raises(ConfigError, match="no study in the split 'train'"):
+        run_report_training(quick(data, tmp_path / "run", encoder), progress=False)
+
+
+def test_a_folder_with_another_run(english, encoder):
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run_report_training(quick(english / "studies.csv", english / "run", encoder), progress=False)
+    with pytest.raises(ConfigError, match="lr"):
+        run_report_training(
+            quick(english / "studies.csv", english / "run", encoder, lr=1e-3, resume="auto"), progress=False
+        )
+
+
+def test_what_generate_does_not_take(english, capsys):
+    run = str(english / "run")
+    for words, match in (
+        ([], "not both"),
+        ([str(english / "0_0.png"), "--data", "x.csv"], "not both"),
+        ([str(english / "nothing.dcm")], "nothing.dcm does not exist"),
+        (["--data", str(english / "studies.csv"), "--split", "val", "--val-share", "0"], "no study in 'val'"),
+        ([str(english / "0_0.png"), "--max-length", "41"], "up to 40 tokens"),
+    ):
+        assert main(["report", "generate", *words, "--model", run]) == 2
+        assert match in capsys.readouterr().err
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("sentences", [[], ["One $ sign."], [f"Sentence {i}." for i in range(13)], [CHINESE[1]]])
+def test_pictures_of_any_number_of_sentences(tmp_path, sentences):
+    views = [np.random.default_rng(view).integers(0, 255, (96, 96)).astype(np.uint8) for view in range(2)]
+    maps = np.random.default_rng(0).random((len(sentences), 2, 6, 6)) / 36
+    picture = cv2.imread(str(draw_attention(tmp_path / "a.png", views, sentences, maps)))
+    assert picture.shape[0] > 200 and picture.shape[1] > 400
