@@ -77,6 +77,10 @@ def test_tars_give_what_the_folder_gives(folder, tmp_path, kind, workers):
         assert one.source(row) == f"{name}::{Path(two.source(row)).name}"
         np.testing.assert_array_equal(one.pixels(row), two.pixels(row))
     assert not list((tmp_path / "set").glob(".unpacked*"))
+    # what a run left behind that was killed once all shards were made
+    (tmp_path / "set" / ".unpacked-1-of-1").mkdir()
+    assert prepare([name], tmp_path / "set", workers=workers).made == 0
+    assert not list((tmp_path / "set").glob(".unpacked*"))
     # a shard in the middle that was lost: the archive is gone through from its start again
     before = contents(tmp_path / "set")
     (tmp_path / "set" / "shards" / "00001.bin").unlink()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -85,6 +86,8 @@ def _run(out: Path, config: PrepareConfig, progress: bool, on_row: Callable[[Row
     result = PrepareResult(out)
     try:
         shards.clean(numbers)
+        scratch = out / f".unpacked-{which + 1}-of-{of}"
+        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
         chosen = {number: _sources_of(sources, number, config.shard_size) for number in numbers}
         missing = [
             number
@@ -105,7 +108,7 @@ def _run(out: Path, config: PrepareConfig, progress: bool, on_row: Callable[[Row
             workers=worker_count(config.workers),
             timeout=config.timeout,
             max_memory=config.max_memory,
-            scratch=out / f".unpacked-{which + 1}-of-{of}",
+            scratch=scratch,
         )
         with bar:
             counted = _counting(rows, bar, on_row)
