@@ -54,13 +54,13 @@ def patch_map(
     encoder, head = model.encoder, model.head
     if isinstance(head, LabelQueryHead):
         source, query = head.cross_blocks[-1].cross_attn, column
-        words = "attention of the disease's query"
+        words = "attention of the disease's query, yellow most"
     elif isinstance(head, AttentionHead):
         source, query = head.attn_pool.attn, 0
-        words = "attention of the pooling query (the same for every class)"
+        words = "attention of the pooling query (the same for every class), yellow most"
     elif head.pool == "cls":
         source, query = encoder.blocks[-1].attn, 0
-        words = "attention of the class token (the same for every class)"
+        words = "attention of the class token (the same for every class), yellow most"
     else:
         rows = _contributions(model, column, images, plan, scale, shift)
         exact = isinstance(head.norm, nn.Identity) and isinstance(encoder.fc_norm, nn.Identity)
