@@ -19,6 +19,7 @@ from .classify_loss import classification_loss
 from .errors import CheckpointError
 from .files import written_whole
 from .prepare import worker_count
+from .processes import outlive_notice
 from .run_state import whole_state
 
 
@@ -49,15 +50,19 @@ def predict_rows(
     device = model.encoder.pos_embed.device
     mine = list(range(rank, len(dataset), world))
     keys = [[(0, row) for row in mine[i : i + config.batch_size]] for i in range(0, len(mine), config.batch_size)]
-    # on the CPU the model wants every core
-    workers = min(8, worker_count(config.workers)) if device.type == "cuda" else 0
-    loader = DataLoader(dataset, batch_sampler=keys, num_workers=workers, pin_memory=device.type == "cuda")
+    # where the model is sharded all processes meet in each batch: who has none left repeats an image
+    keys += [[(0, rank % max(1, len(dataset)))]] * (-(-len(dataset) // (world * config.batch_size)) - len(keys))
+    on_gpu = device.type == "cuda"
+    workers = min(8, worker_count(config.workers)) if on_gpu else 0  # on the CPU the model wants every core
+    loader = DataLoader(
+        dataset, batch_sampler=keys, num_workers=workers, pin_memory=on_gpu, worker_init_fn=outlive_notice
+    )
     rows, logits = [], []
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(bar(total=len(mine), unit="image", desc=label)) if bar else None
         if accelerator is not None:
             stack.enter_context(accelerator.autocast())
-        elif device.type == "cuda" and config.precision != "fp32":
+        elif on_gpu and config.precision != "fp32":
             dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
             stack.enter_context(torch.autocast("cuda", dtype))
         for batch in loader:
@@ -78,8 +83,8 @@ def predict_rows(
 
     parts = gather_object([part])
     rows, logits = (np.concatenate([piece[i] for piece in parts]) for i in range(2))
-    order = np.argsort(rows)
-    return rows[order], logits[order]
+    rows, first = np.unique(rows, return_index=True)
+    return rows, logits[first]
 
 
 def validation_score(model: Classifier, labels: np.ndarray, logits: np.ndarray, select: str) -> dict[str, float | None]:

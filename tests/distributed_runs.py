@@ -1,7 +1,7 @@
 """What each process of the distributed tests runs: a list of pre-training runs, one after the other.
 
-Called as ``python distributed_runs.py RUNS.json``, a list of ``{"config": ..., "poison": step or null}``. Each run's
-losses and error go to ``<out>/result_<rank>.json``.
+Called as ``python distributed_runs.py RUNS.json``, a list of ``{"config": ..., "poison": step or null}``, or of
+``{"finetune": ...}``. Each run's losses and error go to ``<out>/result_<rank>.json``.
 """
 
 from __future__ import annotations
@@ -34,6 +34,12 @@ def poison(step: int) -> None:
 def main() -> int:
     failed = False
     for run in json.loads(Path(sys.argv[1]).read_text()):
+        if "finetune" in run:
+            from hdxray_fast.classify import run_finetuning
+            from hdxray_fast.classify_config import FinetuneConfig
+
+            run_finetuning(FinetuneConfig(**run["finetune"]), progress=False)
+            continue
         config = PretrainConfig(**run["config"])
         if run.get("poison"):
             poison(run["poison"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -108,8 +109,8 @@ def until(out: Path, step: int, processes: list[subprocess.Popen]) -> None:
 def images(tmp_path_factory) -> Path:
     """Radiographs of many shapes: unequal numbers of patches."""
     folder = tmp_path_factory.mktemp("images")
-    for seed in range(7):
-        cv2.imwrite(str(folder / f"{seed}.png"), draw_radiograph(seed, height=150, width=150 - 15 * seed))
+    for seed in range(9):
+        cv2.imwrite(str(folder / f"{seed}.png"), draw_radiograph(seed, height=150, width=150 - 12 * seed))
     return folder
 
 
@@ -130,10 +131,30 @@ def runs(images, tmp_path_factory) -> Path:
         "from_one_sharded": {"batch_size": 2, "resume": "auto", "shard": True},
     }
     listed = [{"config": {**common, "out": str(root / name), **more}} for name, more in variants.items()]
+    if have_classify():
+        listed.append(
+            {"finetune": finetuning(images, root, "finetune_sharded", batch_size=1, grad_accum=2, shard=True)}
+        )
     listed.append({"config": {**common, "out": str(root / "poisoned"), "batch_size": 2, "shard": True}, "poison": 2})
     codes = finish(start(listed, root), root)
     assert codes == [1, 1], (root / "output_0.txt").read_text()  # the poisoned one fails, on purpose
     return root
+
+
+def have_classify() -> bool:
+    return all(importlib.util.find_spec(package) for package in ("sklearn", "pandas", "matplotlib"))
+
+
+def finetuning(images: Path, root: Path, out: str, **changes) -> dict:
+    """Settings of a fine-tuning on nine images; three validate: two batches for one process, one for the other."""
+    labels = root / "labels.csv"
+    rows = [f"{i}.png,p{i},{i % 2},{'train' if i < 4 else 'val' if i < 7 else 'test'}" for i in range(9)]
+    labels.write_text("\n".join(["image,patient,sick,split", *rows]) + "\n")
+    same = {
+        name: SMALL[name] for name in ("model", "img_size", "contour", "tensorboard", "threads", "workers", "timeout")
+    }
+    options = {"steps": 3, "eval_every": 1, "drop_path": 0.0, "bootstraps": 0, "precision": "fp32", **same, **changes}
+    return {"data": str(labels), "images": str(images), "out": str(root / out), **options}
 
 
 def half_way(source: Path, target: Path) -> None:
@@ -179,6 +200,20 @@ def test_saved_by_two_resumed_by_one(runs, images, tmp_path, name):
 def test_saved_by_one_resumed_by_two(runs, name):
     losses = result(runs / name)["losses"]
     assert losses == pytest.approx([line["loss"] for line in log_of(runs / "one")[3:]], rel=1e-6)
+
+
+@pytest.mark.slow
+def test_sharded_fine_tuning_validates_on_few_images(runs, images, tmp_path):
+    if not have_classify():
+        pytest.skip("the extra classify is not installed")
+    from hdxray_fast.classify import run_finetuning
+    from hdxray_fast.classify_config import FinetuneConfig
+
+    run_finetuning(FinetuneConfig(**finetuning(images, tmp_path, "alone", batch_size=4)), progress=False)
+    ours, alone = log_of(runs / "finetune_sharded"), log_of(tmp_path / "alone")
+    for line, reference in zip(ours, alone, strict=True):
+        for number in ("loss", "val_loss", "val_auroc"):
+            assert line[number] == pytest.approx(reference[number], rel=1e-5), number
 
 
 @pytest.mark.slow
