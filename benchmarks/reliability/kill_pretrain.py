@@ -10,6 +10,7 @@ preparing canvases, reading a checkpoint, in a step, writing a checkpoint, in th
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import random
@@ -29,6 +30,10 @@ MODEL = {"model": "vit_tiny_patch16", "img_size": 160, "decoder_embed_dim": 64, 
 QUIET = {"tensorboard": False, "picture_every": 10, "threads": 1, "workers": 0, "contour": "classical"}
 
 
+# what a run imports on its way: loaded before the fork, so that a process trains for most of its short life
+AHEAD = ("accelerate.tracking", "loky", "safetensors.torch", "torch._dynamo", "torch.optim", "torch.utils.checkpoint")
+
+
 def start(config: PretrainConfig) -> int:
     """Process id of a fresh process that runs it; forked, so that it begins at once."""
     child = os.fork()
@@ -45,9 +50,9 @@ def start(config: PretrainConfig) -> int:
     os._exit(0)
 
 
-def where(out: Path) -> str:
-    """What the process was at when it was killed, from what it left."""
-    if any((out / "checkpoints").glob(".step_*.tmp")):
+def where(out: Path, since: float) -> str:
+    """What the process that began at ``since`` was at when it was killed, from what it left."""
+    if any(path.stat().st_mtime > since for path in (out / "checkpoints").glob(".step_*.tmp")):
         return "writing a checkpoint"
     if not (out / "log.jsonl").exists():
         return "before the first step"
@@ -74,12 +79,14 @@ def main() -> int:
         "data": options.data,
         "steps": options.steps,
         "batch_size": 2,
-        "save_every": 3,
+        "save_every": 5,
         "ema": 0.9,
         **MODEL,
         **QUIET,
     }
     alone, killed = options.out / "alone", options.out / "killed"
+    for name in AHEAD:
+        importlib.import_module(name)
     began = time.monotonic()
     assert os.waitpid(start(PretrainConfig(out=str(alone), **shared)), 0)[1] == 0, (alone / "error.txt").read_text()
     reference_seconds = time.monotonic() - began
@@ -89,6 +96,7 @@ def main() -> int:
     places: dict[str, int] = {}
     done_early = 0
     for _ in tqdm(range(options.kills), unit="kill", dynamic_ncols=True):
+        since = time.time()
         child = start(config)
         time.sleep(rng.uniform(0, options.longest))
         os.kill(child, signal.SIGKILL)
@@ -96,7 +104,8 @@ def main() -> int:
         if not os.WIFSIGNALED(status):  # it had ended before; nothing was killed
             done_early += 1
             continue
-        places[where(killed)] = places.get(where(killed), 0) + 1
+        place = where(killed, since)
+        places[place] = places.get(place, 0) + 1
     resumed_at = len(log_of_whole_lines(killed))
     finished = os.waitpid(start(config), 0)[1] == 0
 

@@ -49,8 +49,8 @@ def main() -> int:
 
     config = PretrainConfig(
         data=options.data, out=str(options.out / "run"), cache=str(options.out / "cache"), model="vit_tiny_patch16",
-        img_size=160, decoder_embed_dim=64, decoder_depth=1, contour="classical", batch_size=2, steps=options.steps,
-        save_every=50, picture_every=100, ema=0.999, threads=1, workers=options.workers,
+        img_size=96, decoder_embed_dim=64, decoder_depth=1, contour="classical", batch_size=1, steps=options.steps,
+        save_every=200, picture_every=250, ema=0.999, threads=1, workers=options.workers,
     )  # fmt: skip
     result = run_pretraining(config, on_step=note)
     blocks = np.median(np.reshape(memory[: len(memory) // BLOCK * BLOCK], (-1, BLOCK)), 1)[
