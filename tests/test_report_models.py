@@ -122,6 +122,28 @@ def test_shares_of_the_attention_pool_are_its_weights():
     torch.testing.assert_close(out, attn.proj(visual._weights(values) @ v))
 
 
+@pytest.mark.parametrize("pool", ["grid", "attention"])
+def test_standardised_tokens_tell_images_apart(pool):
+    torch.manual_seed(0)
+    visual = VisualTokens(dim=5, width=12, count=4, pool=pool, max_views=1, num_heads=1)
+    place = 10 * torch.randn(4, 5)
+    images = [place + 0.3 * torch.randn(4, 5) for _ in range(40)]
+    known = [torch.rand(4) < 0.8 for _ in images]
+    visual.standardise(zip(images, known, strict=True))
+    made = visual._standardised(torch.stack(images))
+    here = torch.stack(known)
+    if pool == "grid":  # each cell about its own mean
+        for cell in range(4):
+            torch.testing.assert_close(made[here[:, cell], cell].mean(0), torch.zeros(5), atol=1e-5, rtol=0)
+        assert 0.5 < made[here].std() <= 1.02
+    torch.testing.assert_close(made[here].mean(0), torch.zeros(5), atol=1e-5, rtol=0)
+    other = VisualTokens(dim=5, width=12, count=4, pool=pool, max_views=1, num_heads=1)
+    other.standardise([(images[0], known[0])])  # one image has no mean to be told from
+    assert torch.equal(other._standardised(place), place)
+    visual.standardise([(place, known[0])] * 3)  # nor have copies: nothing becomes infinite
+    assert visual._standardised(place + 1).isfinite().all()
+
+
 def test_views_are_marked_and_padding_is_not_read(tokenizer):
     model = report_model(tokenizer)
     tokens = view_tokens(model, 5)

@@ -28,6 +28,7 @@ from hdxray_fast.reports.predictions import read_predictions
 from hdxray_fast.reports.run import ReportTask, run_report_training
 from hdxray_fast.reports.saving import load_report_model
 from hdxray_fast.reports.studies import Study
+from hdxray_fast.reports.visual_tokens import VisualTokens
 from hdxray_fast.reports.writing import write_reports
 from hdxray_fast.training import Training
 
@@ -210,7 +211,8 @@ def test_rates_of_encoder_and_decoder(english, encoder, tmp_path):
 
 
 @pytest.mark.parametrize(("pool", "keep"), [("grid", "contour"), ("attention", "contour"), ("attention", "all")])
-def test_kept_features_are_those_of_the_encoder(english, encoder, tmp_path, pool, keep):
+def test_kept_features_are_those_of_the_encoder(english, encoder, tmp_path, monkeypatch, pool, keep):
+    monkeypatch.setattr(VisualTokens, "standardise", lambda self, images: None)  # what only a frozen encoder has
     options = {"pool": pool, "keep": keep, "cache": str(tmp_path / "cache")}
     losses, made = [], []
     for name, rate in (("frozen", 0.0), ("moving", 1e-12), ("again", 0.0)):
@@ -340,5 +342,5 @@ def test_what_generate_does_not_take(english, capsys):
 def test_pictures_of_any_number_of_sentences(tmp_path, sentences):
     views = [np.random.default_rng(view).integers(0, 255, (96, 96)).astype(np.uint8) for view in range(2)]
     maps = np.random.default_rng(0).random((len(sentences), 2, 6, 6)) / 36
-    picture = cv2.imread(str(draw_attention(tmp_path / "a.png", views, sentences, maps)))
+    picture = cv2.imread(str(draw_attention(tmp_path / "a.png", views, sentences, maps, 9)))
     assert picture.shape[0] > 200 and picture.shape[1] > 400

@@ -15,6 +15,7 @@ from ..plots import display_levels
 
 MOST_SENTENCES = 11  # of a picture; with the radiographs themselves twelve tiles
 COLUMNS = 4
+HEAT = (255, 95, 0)  # RGB
 CHINESE_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans SC",
@@ -38,14 +39,20 @@ def heat_overlay(pixels: np.ndarray, heat: np.ndarray) -> np.ndarray:
         heat: ``[gh, gw] float``, 0 to 1.
 
     Returns:
-        ``[S, S, 3] uint8``, RGB: where ``heat`` is 0 the radiograph alone shows.
+        ``[S, S, 3] uint8``, RGB: the radiograph, orange where ``heat`` is 1.
     """
     size = pixels.shape[::-1]
     smooth = np.clip(cv2.resize(heat.astype(np.float32), size, interpolation=cv2.INTER_LINEAR), 0, 1)
-    colours = cv2.applyColorMap((smooth * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
-    share = (0.7 * smooth)[..., None]
-    grey = display_levels(pixels)[pixels][..., None]
-    return (grey * (1 - share) + colours * share).astype(np.uint8)
+    share = (0.75 * smooth)[..., None]
+    grey = display_levels(pixels)[pixels][..., None] * 0.85  # white bones would swallow the colour
+    return (grey * (1 - share) + np.array(HEAT) * share).astype(np.uint8)
+
+
+def smoothed(heat: np.ndarray, tokens: int) -> np.ndarray:
+    """Weights ``[gh, gw]`` spread by half the width of a visual token, so that a token that few patches went into is no
+    brighter for it than one of many; the sum stays but for what leaves the image."""
+    sigma = 0.5 * max(1.0, float(np.sqrt(heat.size / tokens)))
+    return cv2.GaussianBlur(heat.astype(np.float32), (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
 
 
 def sentence_maps(words: np.ndarray, places: Sequence[Sequence[int]], grid_size: tuple[int, int]) -> np.ndarray:
@@ -54,7 +61,9 @@ def sentence_maps(words: np.ndarray, places: Sequence[Sequence[int]], grid_size:
     return np.stack(maps).reshape(len(maps), words.shape[1], *grid_size)
 
 
-def draw_attention(path: Path, views: Sequence[np.ndarray], sentences: Sequence[str], maps: np.ndarray) -> Path:
+def draw_attention(
+    path: Path, views: Sequence[np.ndarray], sentences: Sequence[str], maps: np.ndarray, tokens: int
+) -> Path:
     """Write a picture: the radiographs, and for each sentence the radiographs under its attention.
 
     The colours of each sentence run from 0 to its own largest weight, over all views. Sentences beyond
@@ -65,6 +74,7 @@ def draw_attention(path: Path, views: Sequence[np.ndarray], sentences: Sequence[
         views: ``[S, S] uint8`` each.
         sentences: their texts; may be none.
         maps: ``[sentences, V, gh, gw]`` weights.
+        tokens: visual tokens of a view.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -86,6 +96,7 @@ def draw_attention(path: Path, views: Sequence[np.ndarray], sentences: Sequence[
     fonts = _fonts(shown)
     axes[0].set_title("radiograph" if len(views) == 1 else f"{len(views)} radiographs", fontsize=10, loc="left")
     for number, (sentence, heat) in enumerate(zip(shown, maps, strict=False), start=1):
+        heat = np.stack([smoothed(part, tokens) for part in heat])
         heat = heat / max(float(heat.max()), 1e-12)
         axes[number].imshow(np.hstack([heat_overlay(view, part) for view, part in zip(views, heat, strict=True)]))
         words = sentence if fonts is not None else "(no font for Chinese is installed)"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from ..masking import MaskPlan
 from .model import ReportModel
 from .visual_tokens import ViewTokens
 
+STANDARDISE_BY = 512  # images: enough for means and deviations
 FORMAT = 1  # part of every name: raise it when the stored tensors change meaning
 
 
@@ -111,6 +112,13 @@ class FeatureStore:
         from safetensors.torch import load_file
 
         return load_file(self.path(index))
+
+    def for_standardising(self, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+        """``(values [n, D], known [n])`` of images, at most ``STANDARDISE_BY`` of them, evenly spread."""
+        for index in indices[:: -(-len(indices) // STANDARDISE_BY)]:
+            row = self.load(index)
+            values = row["values"]
+            yield values, row.get("known", torch.ones(len(values), dtype=torch.bool))
 
     def join(self, features: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Features of several images as one batch of tensors."""

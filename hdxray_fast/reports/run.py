@@ -266,6 +266,8 @@ class ReportTask(Task):
         )
         if not config.encoder_lr:
             self.features = self._compute_features(training, plain, [*train, *self.validation], cache)
+            seen = sorted({number for row in train for number in row.images})
+            self.model.visual.standardise(self.features.for_standardising(seen))
         self.train_set = StudyDataset(train, changed, self.features)
         self.validation_set = StudyDataset(self.validation, plain, self.features)
         for note in self.notes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -117,10 +118,44 @@ class VisualTokens(nn.Module):
         else:
             self.queries = nn.Parameter(torch.randn(count, dim))
             self.attend = CrossBlock(dim, dim, num_heads, 4.0)
+        self.register_buffer("centre", torch.zeros(count if pool == "grid" else 1, dim))
+        self.register_buffer("spread", torch.ones(dim))
         self.project = nn.Linear(dim, width)
         self.view_embed = nn.Parameter(0.02 * torch.randn(max_views, width))
         self.norm = nn.LayerNorm(width)
         nn.init.constant_(self.norm.weight, scale)
+
+    @torch.no_grad()
+    def standardise(self, images: Iterable[tuple[Tensor, Tensor]]) -> None:
+        """From now on subtract what a frozen encoder says of every image, and bring the rest to deviation 1.
+
+        Most of a token tells its place, not its image; what is left when the mean over images is taken away tells
+        images apart. With ``pool="grid"`` the mean is each cell's own.
+
+        Args:
+            images: ``(values [n, D], known [n])`` of the training images, ``n`` cells or patches; at least two, or
+                nothing changes.
+        """
+        count = sums = squares = number = 0
+        for values, known in images:
+            values, known = values.double(), known.double().unsqueeze(1)
+            kept = values * known
+            if self.pool == "attention":
+                kept, squared, known = kept.sum(0, True), (kept * values).sum(0, True), known.sum(0, True)
+            else:
+                squared = kept * values
+            count, sums, squares, number = count + known, sums + kept, squares + squared, number + 1
+        if number < 2:
+            return
+        centre = sums / count.clamp(min=1)
+        own = (squares - count * centre.square()).sum(0) / count.sum()  # [D] variance about the cells' means
+        mean = sums.sum(0) / count.sum()
+        whole = squares.sum(0) / count.sum() - mean.square()
+        self.centre.copy_(centre)
+        self.spread.copy_(torch.maximum(own, 0.0025 * whole).clamp(min=1e-8).sqrt())
+
+    def _standardised(self, values: Tensor) -> Tensor:  # [..., D]
+        return (values - self.centre) / self.spread
 
     def resample(self, tokens: Tokens, plan: MaskPlan, num_prefix: int) -> ViewTokens:
         """Tokens of single images, ``[N, K, D]``."""
@@ -130,7 +165,8 @@ class VisualTokens(nn.Module):
         queries = self.queries.repeat(batch, 1).to(tokens.values.dtype)  # [N * K, D]
         one_each = self.count * torch.arange(batch + 1, dtype=torch.int32, device=device)
         longest = plan.longest[0] + num_prefix
-        pooled = self.attend(queries, tokens.values, one_each, tokens.cu_seqlens, self.count, longest)
+        values = self._standardised(tokens.values).to(queries.dtype)
+        pooled = self.attend(queries, values, one_each, tokens.cu_seqlens, self.count, longest)
         known = torch.ones(batch, self.count, dtype=torch.bool, device=device)
         return ViewTokens(pooled.unflatten(0, (batch, self.count)), known)
 
@@ -143,7 +179,8 @@ class VisualTokens(nn.Module):
         most = int(views.view.max()) + 1
         if most > self.max_views:
             raise ArgumentError(f"views: a study has {most} images, this model reads {self.max_views} (max_views)")
-        x = self.norm(self.project(tokens.values) + self.view_embed[views.view].unsqueeze(1))  # [N, K, W]
+        values = self._standardised(tokens.values) if self.pool == "grid" else tokens.values
+        x = self.norm(self.project(values) + self.view_embed[views.view].unsqueeze(1))  # [N, K, W]
         values = x.new_zeros(views.studies, most, *x.shape[1:])  # [B, V, K, W]
         mask = tokens.known.new_zeros(views.studies, most, self.count)
         values = values.index_put((views.study, views.view), x).flatten(1, 2)
@@ -175,6 +212,6 @@ class VisualTokens(nn.Module):
         """Attention of the queries to one image's tokens, mean over heads: ``[N, D]`` to ``[K, N]``."""
         attn = self.attend.cross_attn
         q = attn.q(self.attend.norm1(self.queries)).unflatten(-1, (attn.num_heads, -1))  # [K, H, Dh]
-        k = attn.kv(values.float()).unflatten(-1, (2, attn.num_heads, -1))[:, 0]  # [N, H, Dh]
+        k = attn.kv(self._standardised(values.float())).unflatten(-1, (2, attn.num_heads, -1))[:, 0]  # [N, H, Dh]
         scores = torch.einsum("qhd,khd->hqk", q, k) / math.sqrt(q.shape[-1])
         return scores.softmax(-1).mean(0)

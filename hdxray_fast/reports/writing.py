@@ -129,7 +129,9 @@ def write_reports(
                 if out is not None and row.attention is not None:
                     views = [radiograph.pixels for radiograph in row.radiographs]
                     name = _file_name(row.study.id, taken)
-                    row.picture = draw_attention(Path(out) / f"{name}.png", views, row.sentences, row.attention)
+                    row.picture = draw_attention(
+                        Path(out) / f"{name}.png", views, row.sentences, row.attention, model.config.visual_tokens
+                    )
                 row.radiographs = row.radiographs if row.attention is not None else []
             done.rows += rows
             bar.update(len(rows))
