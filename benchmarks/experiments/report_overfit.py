@@ -46,11 +46,12 @@ def main() -> None:
     parser.add_argument("--decoder", default="transformer", help="transformer or relational")
     parser.add_argument("--keep", default="contour", help="all, valid or contour")
     parser.add_argument("--visual-tokens", type=int, default=49)
-    parser.add_argument("--max-length", type=int, default=320)
-    parser.add_argument("--width", type=int, default=256, help="of the decoder; R2Gen has 512")
+    parser.add_argument("--max-length", type=int, default=160)
+    parser.add_argument("--width", type=int, default=192, help="of the decoder; R2Gen has 512")
+    parser.add_argument("--layers", type=int, default=2, help="of the decoder; R2Gen has 3")
     parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
     out = Path(options.out)
@@ -65,7 +66,8 @@ def main() -> None:
         ReportConfig(
             data=str(pairs), out=str(out / "run"), weights=str(weights), encoder_lr=0, val_share=0, test_share=0,
             decoder=options.decoder, keep=options.keep, visual_tokens=options.visual_tokens, max_views=1,
-            width=options.width, max_length=options.max_length, dropout=0, min_frequency=1, cleaning="english",
+            width=options.width, layers=options.layers, ffn=2 * options.width,
+            max_length=options.max_length, dropout=0, min_frequency=1, cleaning="english",
             steps=options.steps, batch_size=options.batch_size, lr=options.lr, weight_decay=0, validate_split="train",
             validate_every=options.steps, num_beams=1, threads=options.threads, tensorboard=False, resume="auto",
         )
