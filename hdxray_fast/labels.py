@@ -20,6 +20,8 @@ SPLIT_NAMES = {
     "dev": "val",
     "testing": "test",
 }
+SPLIT_COLUMNS = ("split", "fold")
+SPLIT_SYNONYMS = ("set", "subset", "dataset", "partition")  # where they hold names of splits, and not of data sets
 PATIENT_COLUMNS = ("patient", "patient_id", "PatientID", "Patient ID", "subject_id", "patientId")
 POLICIES = ("ignore", "zeros", "ones")
 UNCERTAIN = -1.0
@@ -99,7 +101,7 @@ def read_labels(
         images: folder that relative paths start from; the manifest's own by default.
         preset: ``"chexpert"``, ``"mimic-cxr"``, ``"nih14"``, ``"rsna"``, ``"vindr"`` or ``"padchest"``: the files of
             these data sets as they are published.
-        classes: which classes, in this order; all by default (in a generic CSV: every other column of numbers).
+        classes: which classes, in this order; all by default (in a generic CSV: every other column of labels).
         multiclass: exactly one class of each image holds; a generic CSV may then have one column ``label`` of names.
         uncertain: what -1 means: ``"ignore"``, ``"zeros"``, ``"ones"``, or one of them per class, as a dict or as
             ``"Edema=ones, Atelectasis=ones"`` (the classes not named are ignored).
@@ -116,7 +118,8 @@ def read_labels(
         data, images=images, preset=preset, classes=classes, multiclass=multiclass, uncertain=uncertain
     )
     table = leave_out_unlabelled(table, str(data))
-    table = replace(table, splits=fill_splits(table, val_share, test_share, seed))
+    splits = fill_splits(table, val_share, test_share, seed)
+    table = replace(table, splits=splits, notes=[*table.notes, *_drawn_splits(table, splits, preset, seed)])
     check_table(table, str(data))
     return table
 
@@ -131,7 +134,8 @@ def read_manifest(
     uncertain: str | Mapping[str, str] = "ignore",
 ) -> LabelTable:
     """As :func:`read_labels`, with the splits as the manifest has them (blank where it has none), unchecked."""
-    from .label_presets import PRESETS, read_generic
+    from .label_csv import read_generic
+    from .label_presets import PRESETS
 
     path = Path(data)
     if not path.exists():
@@ -142,7 +146,8 @@ def read_manifest(
     table = reader(path, Path(images) if images else None, classes=classes, multiclass=multiclass)
     if not len(table):
         raise ConfigError(f"data: {path} holds no usable row ({'; '.join(table.notes) or 'it is empty'})")
-    return replace(table, labels=decide_uncertain(table.labels, table.classes, uncertain))
+    labels = decide_uncertain(table.labels, table.classes, uncertain)
+    return replace(table, labels=labels, splits=[canonical_split(split) for split in table.splits])
 
 
 def leave_out_unlabelled(table: LabelTable, source: str) -> LabelTable:
@@ -183,7 +188,7 @@ def fill_splits(table: LabelTable, val_share: float, test_share: float, seed: in
     for name, share in (("val_share", val_share), ("test_share", test_share)):
         if not 0 <= share < 1:
             raise ConfigError(f"{name}: got {share}, accepted is a share from 0 to below 1")
-    splits = [SPLIT_NAMES.get(split.strip().lower(), split.strip().lower()) for split in table.splits]
+    splits = [canonical_split(split) for split in table.splits]
     if unknown := sorted(set(splits) - {"", *SPLITS}):
         raise ConfigError(f"split: got {unknown[0]!r}, accepted are {', '.join(SPLITS)}")
     if "" in splits and any(splits):
@@ -200,6 +205,16 @@ def fill_splits(table: LabelTable, val_share: float, test_share: float, seed: in
             place = places[patient]
             made.append("test" if place < test else "val" if place < test + val else "train")
     return made
+
+
+def _drawn_splits(table: LabelTable, splits: Sequence[str], preset: str | None, seed: int) -> list[str]:
+    """What to say of the splits that the manifest does not have."""
+    given = set(table.splits) - {""}
+    if not given:
+        what = "split column" if preset is None else "official split"
+        return [f"no {what}: splits are drawn by patient, seed {seed}"]
+    drawn = [name for name in ("val", "test") if name in splits and name not in given]
+    return [f"no image is given as {name}: its patients are drawn from train, seed {seed}" for name in drawn]
 
 
 def check_table(table: LabelTable, source: str) -> None:
@@ -305,9 +320,20 @@ def import_pandas():
 
 
 def find_column(columns: Iterable[str], candidates: Sequence[str]) -> str | None:
-    """The first of ``candidates`` among ``columns``."""
-    present = set(columns)
-    return next((name for name in candidates if name in present), None)
+    """The first of ``candidates`` among ``columns``; failing that, the first but for case and spaces around it."""
+    present = list(columns)
+    if (exact := next((name for name in candidates if name in present), None)) is not None:
+        return exact
+    plain: dict[str, str] = {}
+    for name in present:
+        plain.setdefault(str(name).strip().lower(), name)
+    return next((plain[name.lower()] for name in candidates if name.lower() in plain), None)
+
+
+def canonical_split(name: str) -> str:
+    """``train``, ``val`` or ``test`` for the words that mean them; other words as they are, in lower case."""
+    plain = name.strip().lower()
+    return SPLIT_NAMES.get(plain, plain)
 
 
 def _uniform(patient: str, seed: int) -> float:

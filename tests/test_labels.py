@@ -58,6 +58,50 @@ def test_generic_manifest(tmp_path):
     assert other.paths[0] == str(tmp_path / "elsewhere" / "0.png")
 
 
+def test_a_bad_cell_does_not_make_a_class_vanish(tmp_path):
+    with pytest.raises(hx.ConfigError, match=r"labels.csv: row 5, column 'edema' holds 'O'"):
+        read_labels(generic(tmp_path, edema=[0, 1, 0, "O", *[1] * 36]))
+    sites = ["a", "b", *"1" * 8] * 4
+    path = generic(tmp_path, sex=["m", "f"] * 20, label=["tb"] * 40, site=["s" + s for s in sites], empty=[""] * 40)
+    table = read_labels(path, test_share=0.3)
+    assert table.classes == ["edema", "nodule"]
+    assert table.notes[:2] == [
+        "classes: edema, nodule; name them with --classes if one of these is none",
+        "not read as classes: sex, label, site; --multiclass true reads the names in 'label'",
+    ]
+    assert table.notes[2].endswith("left out: empty")
+    lines = generic(tmp_path).read_text().splitlines()
+    write(
+        tmp_path / "labels.csv", "\n".join([f",{lines[0]}", *(f"{i % 2},{line}" for i, line in enumerate(lines[1:]))])
+    )
+    assert read_labels(tmp_path / "labels.csv", test_share=0.3).classes == ["edema", "nodule"]  # an index is no class
+
+
+@pytest.mark.parametrize("name", ["SPLIT", " split ", "Dataset", "subset", "set", "Partition", "Fold"])
+def test_columns_are_found_whatever_their_case(tmp_path, name):
+    splits = ["Training"] * 20 + ["validation"] * 10 + ["TEST"] * 10
+    path = generic(tmp_path, **{name: splits})
+    table = read_labels(write(path, path.read_text().replace("patient,", "PatientId, ").replace("image,", "Image, ")))
+    assert table.splits == ["train"] * 20 + ["val"] * 10 + ["test"] * 10
+    assert table.patients[:3] == ["p0", "p0", "p1"]
+    assert not any("drawn" in note or "patient" in note for note in table.notes)
+    assert read_labels(generic(tmp_path, dataset=["nih", "chexpert"] * 20)).classes == ["edema", "nodule"]
+    with pytest.raises(hx.ConfigError, match=r"labels.csv: row 3, column '.*' holds 'tset'; accepted are train, val"):
+        read_labels(generic(tmp_path, **{name: ["train", "tset", *splits[2:]]}))
+
+
+def test_splits_that_are_drawn_are_said(tmp_path):
+    assert "no split column: splits are drawn by patient, seed 3" in read_labels(generic(tmp_path), seed=3).notes
+    table = read_labels(generic(tmp_path, split=["train"] * 30 + ["test"] * 10), val_share=0.3)
+    assert table.notes[-1] == "no image is given as val: its patients are drawn from train, seed 0"
+
+
+def test_patient_ids_are_text(tmp_path):
+    ids = ["000", "0", "007", "7 ", " 7", *(f"{i}" for i in range(10, 45))]
+    table = read_labels(generic(tmp_path, patient=ids), test_share=0.3)
+    assert table.patients[:5] == ["000", "0", "007", "7", "7"]
+
+
 def test_given_splits_are_kept_and_val_comes_out_of_train(tmp_path):
     split = ["train"] * 30 + ["testing"] * 10
     table = read_labels(generic(tmp_path, split=split), val_share=0.3)
@@ -330,7 +374,10 @@ def test_fractions_are_nested_and_leave_evaluation_alone():
         ("image,patient\na.png,1\n", "no column of labels"),
         ("image,mass\na.png,2\n", r"row 2, column 'mass' holds '2'"),
         ("image,mass\na.png,1\na.png,0\n", "listed more than once"),
-        ("image,mass\n", "holds no usable row"),
+        ("image,mass\n", "holds no usable row .the file holds no rows"),
+        ("image;mass\na.png;1\n", "its columns are image;mass; separate them by commas"),
+        ("image,label\na.png,tb\n", "no column of labels beside label; --multiclass true"),
+        ("image,mass,mass \na.png,1,0\n", "'mass' twice"),
     ],
 )
 def test_bad_manifests_are_named(tmp_path, text, message):
