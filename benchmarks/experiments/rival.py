@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
-import timm
 import torch
 import torch.nn.functional as F
 from runs import write_results
@@ -25,6 +25,12 @@ from hdxray_fast.labels import LabelTable, read_labels, require_files
 from hdxray_fast.metrics import best_threshold, evaluate_predictions
 from hdxray_fast.optim import warmup_cosine
 from hdxray_fast.prepare import prepare_images, worker_count
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from plain_mae import import_timm
+
+import_timm()  # also beside a torchvision of another build
+import timm  # noqa: E402
 
 
 def train(table: LabelTable, datasets: dict, model: str, seed: int, options: argparse.Namespace) -> tuple:
