@@ -41,7 +41,7 @@ def test_step(compare, model, decoder, img_size, batch):
     found = plan(
         PlanConfig(
             images=1, model=model, decoder=decoder, img_size=img_size, gpu="cpu", gpus=1, precision="fp32",
-            batch_size=batch, inside=float(inside.float().mean()), valid=1.0,
+            decoder_embed_dim=512, decoder_depth=8, batch_size=batch, inside=float(inside.float().mean()), valid=1.0,
         )
     )  # fmt: skip
     assert (found.kept, found.predicted) == (masks.max_keep, masks.max_predict)

@@ -188,9 +188,14 @@ class PretrainConfig(TrainingConfig):
 
     @property
     def decoder_size(self) -> tuple[int, int]:
-        """Width and depth of the decoder: MAE's 8 x 512 would be ten times the work of a tiny encoder."""
-        width, depth = (192, 4) if "tiny" in self.model else (512, 8)
-        return self.decoder_embed_dim or width, self.decoder_depth or depth
+        """Width and depth of the decoder."""
+        return decoder_size(self.model, self.decoder_embed_dim, self.decoder_depth)
+
+
+def decoder_size(model: str, width: int | None, depth: int | None) -> tuple[int, int]:
+    """Width and depth, filled in: MAE's 8 x 512 would be ten times the work of a tiny encoder."""
+    usual = (192, 4) if "tiny" in model else (512, 8)
+    return width or usual[0], depth or usual[1]
 
 
 @dataclass(frozen=True)

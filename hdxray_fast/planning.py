@@ -10,12 +10,13 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from . import work
+from .config import decoder_size
 from .errors import ConfigError
 
 # Dense bf16 peak, FLOP/s, and memory, GiB, as their makers state them
@@ -41,9 +42,9 @@ class PlanConfig:
         data: a prepared data set, to take the number of images, their contours and their padding from.
         model: encoder preset, see ``list_encoders()``.
         decoder: ``cross`` or ``self``.
-        decoder_embed_dim: width of the decoder.
-        decoder_depth: blocks of the decoder.
-        img_size: canvas side, pixels.
+        decoder_embed_dim: width of the decoder; as for ``pretrain`` by default: 512, and 192 for tiny encoders.
+        decoder_depth: blocks of the decoder; 8 by default, 4 for tiny encoders.
+        img_size: canvas side, pixels; that of ``data`` by default, or 1280.
         gpus: how many.
         gpu: their kind: ``h100``, ``h200``, ``a100``, ``b200``, ``l40s``, ``a6000``, ``rtx4090``, or ``cpu``.
         batch_size: images per GPU and step.
@@ -63,9 +64,9 @@ class PlanConfig:
     data: str | None = None
     model: str = "vit_base_patch16"
     decoder: Literal["cross", "self"] = "cross"
-    decoder_embed_dim: int = 512
-    decoder_depth: int = 8
-    img_size: int = 1280
+    decoder_embed_dim: int | None = None
+    decoder_depth: int | None = None
+    img_size: int | None = None
     gpus: int = 8
     gpu: str = "h100"
     batch_size: int = 32
@@ -94,6 +95,25 @@ class PlanConfig:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, accepted are shares from 0 to 1")
         if not self.epochs > 0 or (self.predict is not None and not 0 < self.predict <= 1):
             raise ConfigError("epochs is above 0, and predict a share above 0 and up to 1")
+
+    def filled_in(self) -> PlanConfig:
+        """These settings with a decoder and a size.
+
+        Raises:
+            ConfigError: ``data`` is no prepared data set, or of another size.
+        """
+        size = self.img_size or 1280
+        if self.data is not None:
+            from .prepared.reading import PreparedSet
+
+            prepared = PreparedSet(self.data).size
+            if self.img_size not in (None, prepared):
+                raise ConfigError(
+                    f"img_size: got {self.img_size}, {self.data} was prepared with {prepared}; leave it out"
+                )
+            size = prepared
+        width, depth = decoder_size(self.model, self.decoder_embed_dim, self.decoder_depth)
+        return replace(self, img_size=size, decoder_embed_dim=width, decoder_depth=depth)
 
 
 @dataclass(frozen=True)
@@ -157,6 +177,7 @@ def plan(config: PlanConfig) -> Plan:
         ConfigError: ``data`` is no prepared data set.
         ArgumentError: model and sizes do not fit together.
     """
+    config = config.filled_in()
     images, inside, valid, stored = _images(config)
     shape = Shape.of(config)
     kept, predicted = shape.counts(inside, valid, config)
@@ -207,6 +228,7 @@ class Shape:
 
         from .mae import create_mae
 
+        config = config.filled_in()
         with torch.device("meta"):  # shapes alone: nothing is allocated
             model = create_mae(
                 config.model,
@@ -380,7 +402,7 @@ def add_commands(commands, parser_class) -> None:
 
 
 def run_plan_command(json: bool, **options: str | int | float | os.PathLike) -> int:
-    config = PlanConfig(**options)
+    config = PlanConfig(**options).filled_in()
     found = plan(config)
     print(as_json(found) if json else describe(found, config))
     return 0

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import hdxray_fast as hx
 from hdxray_fast import work
 from hdxray_fast.cli import main
+from hdxray_fast.config import PretrainConfig
 from hdxray_fast.errors import ArgumentError, ConfigError
 from hdxray_fast.planning import DEVICES, PlanConfig, Shape, describe, device_rate, is_kind, plan
 from hdxray_fast.prepared.reading import PreparedSet
@@ -23,7 +24,8 @@ def a_step(decoder: str, side: int = 320, half: bool = False, on_save=lambda ten
     inside[:, grid // 5 : -grid // 5, grid // 8 : -grid // 8] = True
     masks = hx.plan_masks(inside, torch.ones_like(inside), 0.95, 0.85, predict=model.default_predict)
     config = PlanConfig(
-        images=10, model="vit_tiny_patch16", decoder=decoder, decoder_depth=3, img_size=side, batch_size=2,
+        images=10, model="vit_tiny_patch16", decoder=decoder, decoder_embed_dim=512, decoder_depth=3,
+        img_size=side, batch_size=2,
         inside=float(inside.float().mean()), valid=1.0, precision="bf16" if half else "fp32",
     )  # fmt: skip
     images = torch.randint(0, 256, (2, 1, side, side), dtype=torch.uint8)
@@ -76,7 +78,10 @@ def test_a_prepared_set_gives_its_own_figures(tmp_path):
     assert inside == pytest.approx(sum(data[row].inside.mean() for row in range(6)) / 6, abs=0.02)
     grids = [hx.read_canvas(data.source(row), size=SIZE).valid_grid().mean() for row in range(6)]
     assert valid == pytest.approx(sum(grids) / 6)
-    found = plan(PlanConfig(data=str(tmp_path / "set"), img_size=SIZE, model="vit_tiny_patch16"))
+    found = plan(PlanConfig(data=str(tmp_path / "set"), model="vit_tiny_patch16"))
+    assert found.tokens == (SIZE // 16) ** 2
+    with pytest.raises(ConfigError, match=rf"^img_size: got 1280, .* prepared with {SIZE}"):
+        plan(PlanConfig(data=str(tmp_path / "set"), img_size=1280))
     assert found.images == 6 and found.prepared_bytes == 6 * SIZE * SIZE
     with pytest.raises(ConfigError):
         plan(PlanConfig(data=str(tmp_path / "xrays")))
@@ -150,3 +155,11 @@ def test_block_figures_by_hand():
     assert work.block_flops(10, 4) == 24 * 10 * 16 + 4 * 100 * 4
     assert work.block_kept(10, 4, half=False) == 10 * 4 * 48 and work.block_kept(10, 4, half=True) == 10 * 4 * 28
     assert set(DEVICES) >= {"h100", "a100"}
+
+
+def test_the_decoder_is_the_one_that_pretrain_builds():
+    for model in ("vit_tiny_patch16", "vit_small_patch16"):
+        width, depth = PretrainConfig("x", "y", model=model).decoder_size
+        mae = hx.create_mae(model, decoder="cross", img_size=64, decoder_embed_dim=width, decoder_depth=depth)
+        found = plan(PlanConfig(images=1, model=model, img_size=64))
+        assert found.parameters == sum(p.numel() for p in mae.parameters() if p.requires_grad)
