@@ -159,7 +159,7 @@ def test_block_figures_by_hand():
 
 def test_the_decoder_is_the_one_that_pretrain_builds():
     for model in ("vit_tiny_patch16", "vit_small_patch16"):
-        width, depth = PretrainConfig("x", "y", model=model).decoder_size
+        width, depth = PretrainConfig(data="x", out="y", model=model).decoder_size
         mae = hx.create_mae(model, decoder="cross", img_size=64, decoder_embed_dim=width, decoder_depth=depth)
         found = plan(PlanConfig(images=1, model=model, img_size=64))
         assert found.parameters == sum(p.numel() for p in mae.parameters() if p.requires_grad)
