@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import cv2
 import numpy as np
@@ -68,8 +68,8 @@ def list_images(data: str | Path, images: str | Path | None = None, exclude: Ite
     """The radiographs that ``data`` names, in an order that does not depend on the file system.
 
     Args:
-        data: a folder (searched recursively; files without a suffix are taken for DICOM), one image file, or a CSV
-            manifest with one of the columns ``image``, ``path``, ``file``, ``filename``, ``image_path``.
+        data: a folder (searched recursively as by :func:`image_files`), one image file, or a CSV manifest with one of
+            the columns ``image``, ``path``, ``file``, ``filename``, ``image_path``.
         images: folder that relative paths of a manifest start from; the manifest's own folder by default.
         exclude: folders to leave out of a search: where results go, lest they be taken for radiographs. Folders of
             pre-training runs, of prepared data sets and of contour overlays are left out in any case.
@@ -82,15 +82,9 @@ def list_images(data: str | Path, images: str | Path | None = None, exclude: Ite
     """
     root = Path(data)
     if root.is_dir():
-        found = sorted(
-            path
-            for path in _walk(root, {Path(folder).resolve() for folder in exclude})
-            if path.suffix.lower() in (*IMAGE_SUFFIXES, "")
-            and not path.name.startswith(".")
-            and not path.name.endswith(".contour.png")
-        )
+        found = image_files(root, exclude)
     elif root.is_file() and root.suffix.lower() == ".csv":
-        found = _manifest_paths(root, Path(images) if images else root.parent)
+        found = manifest_paths(root, Path(images) if images else root.parent)
     elif root.is_file():
         found = [root]
     else:
@@ -101,31 +95,69 @@ def list_images(data: str | Path, images: str | Path | None = None, exclude: Ite
     return list(dict.fromkeys(found))
 
 
-def _walk(root: Path, exclude: set[Path]) -> Iterable[Path]:
-    for folder, subfolders, names in os.walk(root):
-        here = Path(folder)
-        runs = ({"log.jsonl", "config.json"}, {"settings.json", "sources.parquet"})  # of pre-training, of prepare
-        if here.resolve() in exclude or any(marks <= set(names) for marks in runs):
-            subfolders.clear()
+def image_files(
+    root: Path, exclude: Iterable[str | Path] = (), on_skip: Callable[[Path], None] = lambda path: None
+) -> list[Path]:
+    """The files of a folder and of its subfolders whose names may be those of images, sorted.
+
+    Links to folders are followed, each folder once. Hidden files and what this package wrote are left out.
+
+    Args:
+        root: the folder.
+        exclude: folders to leave out.
+        on_skip: called with each file that is left out for its suffix.
+    """
+    found = []
+    for path in _walk(root, {Path(folder).resolve() for folder in exclude}):
+        if path.name.startswith(".") or path.name.endswith((".contour.png", ".contour.json")):
             continue
-        overlays = any(name.endswith(".contour.json") for name in names)
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        yield from (here / name for name in names if not (overlays and name.startswith("contacts")))
+        if is_image_name(path.name):
+            found.append(path)
+        else:
+            on_skip(path)
+    return sorted(found)
 
 
-def _manifest_paths(manifest: Path, root: Path) -> list[Path]:
+def is_image_name(name: str) -> bool:
+    """Whether a name has the suffix of an image or none, as DICOM files often do: ``1.2.840.17`` is a name by UID."""
+    suffix = PurePath(name).suffix.lower()
+    return suffix in IMAGE_SUFFIXES or not suffix or suffix[1:].isdecimal()
+
+
+def _walk(root: Path, exclude: set[Path]) -> Iterable[Path]:
+    above = {root.resolve(), *root.resolve().parents}
+    seen: set[Path] = set()
+    pending = [root]  # links wait until the folders proper are through, so that a file keeps the name where it lies
+    while pending:
+        for folder, subfolders, names in os.walk(pending.pop(0)):
+            here = Path(folder)
+            real = here.resolve()
+            runs = ({"log.jsonl", "config.json"}, {"settings.json", "sources.parquet"})  # of pre-training, of prepare
+            if real in exclude or real in seen or any(marks <= set(names) for marks in runs):
+                subfolders.clear()
+                continue
+            seen.add(real)
+            overlays = any(name.endswith(".contour.json") for name in names)
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            links = (here / name for name in subfolders if (here / name).is_symlink())
+            pending += (link for link in links if link.resolve() not in above)  # others are loops
+            yield from (here / name for name in names if not (overlays and name.startswith("contacts")))
+
+
+def manifest_paths(manifest: Path, root: Path, argument: str = "data") -> list[Path]:
+    """The files that a CSV manifest names, below ``root`` where relative; errors are about ``argument``."""
     try:
         with manifest.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             column = next((name for name in PATH_COLUMNS if name in (reader.fieldnames or ())), None)
             if column is None:
                 raise ConfigError(
-                    f"data: {manifest} has the columns {reader.fieldnames}; one of {list(PATH_COLUMNS)} is needed, "
-                    "and commas between columns"
+                    f"{argument}: {manifest} has the columns {reader.fieldnames}; one of {list(PATH_COLUMNS)} is "
+                    "needed, and commas between columns"
                 )
             return [root / row[column] for row in reader if row[column]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ConfigError(f"data: {manifest} is not a readable CSV file ({error})") from error
+        raise ConfigError(f"{argument}: {manifest} is not a readable CSV file ({error})") from error
 
 
 def cache_key(path: Path, size: int, contour: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,16 @@ import numpy as np
 from ..errors import ConfigError, TrainingError
 from ..files import written_whole
 from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, write_lookup, writing
+from .sources import some_names
 from .summary import write_pictures
 from .worker import OK
 
-INDEX, LOOKUP, QUARANTINE, DUPLICATES, SUMMARY = (
+INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY = (
     "index.parquet",
     "lookup.arrow",
     "quarantine.csv",
     "duplicates.csv",
+    "skipped.csv",
     "summary.json",
 )
 
@@ -75,7 +78,7 @@ def _merge(out: Path) -> dict:
         pa.parquet.write_table(index, temporary)
     with written_whole(out / LOOKUP) as temporary:
         write_lookup(index, temporary)
-    summary = _summary(table, index, len(repeats))
+    summary = _summary(table, index, len(repeats), read_skipped(out))
     write_json(out / SUMMARY, summary)
     write_pictures(out, index, settings["recipe"], summary)
     return summary
@@ -100,11 +103,25 @@ def _write_lists(out: Path, table, good, repeats: dict[int, int]) -> None:
         (QUARANTINE, ("source", "status", "reason"), bad),
         (DUPLICATES, ("source", "same_pixels_as"), same),
     ):
-        with written_whole(out / name) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([header, *rows])
+        write_rows(out / name, header, rows)
 
 
-def _summary(table, index, duplicates: int) -> dict:
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A CSV file, whole or not at all."""
+    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([header, *rows])
+
+
+def read_skipped(out: Path) -> list[str]:
+    """Names that were left out for their suffix when the sources were listed."""
+    path = out / SKIPPED
+    if not path.exists():  # a set of an earlier version
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [row["source"] for row in csv.DictReader(stream)]
+
+
+def _summary(table, index, duplicates: int, skipped: list[str]) -> dict:
     status = Counter(table.column("status").to_pylist())
     reasons = Counter(reason for reason in table.column("reason").to_pylist() if reason)
     patients = [patient for patient in index.column("patient").to_pylist() if patient]
@@ -114,6 +131,8 @@ def _summary(table, index, duplicates: int) -> dict:
         "images": len(index),
         **{name: status.get(name, 0) for name in ("ok", "unreadable", "filtered")},
         "duplicates": duplicates,
+        "skipped": len(skipped),
+        "skipped_first": skipped[:3],
         "patients": len(set(patients)),
         "images_without_patient": len(index) - len(patients),
         "flagged_contours": int(np.sum(index.column("flagged").to_numpy())),
@@ -140,5 +159,8 @@ def describe(summary: dict) -> str:
         f"contours: confidence {summary['confidence']['median']:.2f} (5 % below {summary['confidence']['p05']:.2f}), "
         f"{summary['flagged_contours']} flagged; {summary['inside_share']['median']:.0%} of the patches inside",
     ]
+    if summary["skipped"]:
+        names = some_names(summary["skipped_first"], summary["skipped"])
+        lines.append(f"left out for the suffix: {names}; all of them: {SKIPPED}")
     lines += [f"  {count} x {reason}" for reason, count in list(summary["reasons"].items())[:5]]
     return "\n".join(lines)

@@ -16,7 +16,7 @@ from ..errors import ConfigError
 from ..files import written_whole
 from ..prepare import worker_count
 from .config import PrepareConfig
-from .index import merge
+from .index import SKIPPED, merge, read_skipped, write_rows
 from .pool import prepared_rows
 from .shards import FORMAT, FORMAT_VERSION, ShardFolder, arrow, read_json, write_json, writing
 from .sources import Source, list_sources
@@ -167,12 +167,14 @@ def _begin(out: Path, config: PrepareConfig, key: bytes) -> list[Source]:
     known = _read_sources(out)
     if known and not config.add:
         return known
+    skipped = read_skipped(out)
     listed = [
         replace(source, patient=patient_hash(key, source.patient))
-        for source in list_sources(config.sources, config.images, exclude=(out,))
+        for source in list_sources(config.sources, config.images, exclude=(out,), on_skip=skipped.append)
     ]
     names = {source.name for source in known}
     added = [source for source in listed if source.name not in names]
+    write_rows(out / SKIPPED, ("source",), ([name] for name in dict.fromkeys(skipped)))
     if added:
         _write_sources(out, known + added)
     write_json(out / SETTINGS, settings)

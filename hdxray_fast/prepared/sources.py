@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ..errors import ConfigError
 from ..labels import PATIENT_COLUMNS
-from ..prepare import IMAGE_SUFFIXES, PATH_COLUMNS, list_images
+from ..prepare import PATH_COLUMNS, image_files, is_image_name, manifest_paths
 from .archives import Member, is_archive, list_members, unpacked
 
 JOIN = "::"  # between an archive and its member, in names that people read
+ACCEPTED = "folders of radiographs, images, .zip and .tar archives, CSV manifests"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,10 @@ class Source:
 
 
 def list_sources(
-    data: Sequence[str | os.PathLike], images: str | os.PathLike | None = None, exclude: Iterable[str | Path] = ()
+    data: Sequence[str | os.PathLike],
+    images: str | os.PathLike | None = None,
+    exclude: Iterable[str | Path] = (),
+    on_skip: Callable[[str], None] = lambda name: None,
 ) -> list[Source]:
     """Files, archives' members and manifests' rows, without repeats.
 
@@ -50,62 +54,79 @@ def list_sources(
             column and optionally a patient column.
         images: folder that relative paths of manifests start from; the manifest's own by default.
         exclude: folders to leave out of a search.
+        on_skip: called with the name of each file or member that is left out for its suffix.
 
     Raises:
         ConfigError: something does not exist, holds no image, or is a damaged archive; one that is found in a folder
             becomes a source of its own, to be quarantined.
     """
     found: list[Source] = []
+    skipped: list[str] = []
     for item in map(Path, data):
+        before = len(found), len(skipped)
         if item.is_dir():
-            found += _folder(item, exclude)
+            found += _folder(item, exclude, skipped.append)
+        elif not item.exists():
+            raise ConfigError(f"sources: {item} does not exist; accepted are {ACCEPTED}")
         elif is_archive(item):
-            found += _members(item)
+            found += _members(item, skipped.append)
         elif item.suffix.lower() == ".csv":
             found += _manifest(item, images)
         else:
-            found += [Source(str(path)) for path in list_images(item)]
-    if not found:
-        raise ConfigError(f"sources: {', '.join(map(str, data))} name no image")
-    return list({source.name: source for source in found}.values())
+            found.append(Source(str(item)))
+        if len(found) == before[0] and not is_archive(item):
+            raise _no_image([item], skipped[before[1] :])
+    sources = {source.name: source for source in found}
+    if not sources:
+        raise _no_image(data, skipped)
+    named = {*sources, *map(str, data)}
+    for name in dict.fromkeys(skipped):
+        if name not in named:
+            on_skip(name)
+    return list(sources.values())
 
 
-def _folder(folder: Path, exclude: Iterable[str | Path]) -> list[Source]:
-    shunned = {Path(name).resolve() for name in exclude}
-    archives: list[Path] = []
-    for here, subfolders, names in os.walk(folder):
-        subfolders[:] = sorted(
-            name for name in subfolders if not name.startswith(".") and (Path(here) / name).resolve() not in shunned
-        )
-        archives += [Path(here) / name for name in sorted(names) if is_archive(Path(name))]
-    try:
-        files = list_images(folder, exclude=shunned)
-    except ConfigError:
-        if not archives:
-            raise
-        files = []
-    found = [Source(str(path)) for path in files]
-    for path in archives:
+def _no_image(data: Sequence[str | os.PathLike], skipped: Sequence[str]) -> ConfigError:
+    hint = f"; left out for the suffix: {some_names(skipped)}" if skipped else ""
+    return ConfigError(f"sources: no image in {', '.join(map(str, data))}{hint}; accepted are {ACCEPTED}")
+
+
+def some_names(names: Sequence[str], count: int | None = None) -> str:
+    """How many names there are (``count``, or as many as given), and the first three."""
+    count = len(names) if count is None else count
+    return f"{count} ({', '.join(names[:3])}{', ...' if count > 3 else ''})"
+
+
+def _folder(folder: Path, exclude: Iterable[str | Path], on_skip: Callable[[str], None]) -> list[Source]:
+    others: list[Path] = []
+    found = [Source(str(path)) for path in image_files(folder, exclude, others.append)]
+    for path in sorted(others):
+        if not is_archive(path):
+            on_skip(str(path))
+            continue
         try:
-            found += _members(path)
+            found += _members(path, on_skip)
         except ConfigError:
             found.append(Source(str(path)))
     return found
 
 
-def _members(archive: Path) -> list[Source]:
-    found = [member for member in list_members(archive) if _looks_like_image(member.name)]
-    return [Source(str(archive), member.name, "", member.offset, member.size) for member in found]
-
-
-def _looks_like_image(name: str) -> bool:
-    path = PurePosixPath(name)
-    hidden = any(part.startswith((".", "__MACOSX")) for part in path.parts)
-    return not hidden and path.suffix.lower() in (*IMAGE_SUFFIXES, "")
+def _members(archive: Path, on_skip: Callable[[str], None]) -> list[Source]:
+    found = []
+    for member in list_members(archive):
+        source = Source(str(archive), member.name, "", member.offset, member.size)
+        path = PurePosixPath(member.name)
+        if any(part.startswith((".", "__MACOSX")) for part in path.parts):
+            continue
+        if is_image_name(path.name):
+            found.append(source)
+        else:
+            on_skip(source.name)
+    return found
 
 
 def _manifest(manifest: Path, images: str | os.PathLike | None) -> list[Source]:
-    paths = list_images(manifest, images)
+    paths = list(dict.fromkeys(manifest_paths(manifest, Path(images) if images else manifest.parent, "sources")))
     patients: dict[str, str] = {}
     with manifest.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
