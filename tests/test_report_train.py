@@ -337,6 +337,14 @@ def test_what_generate_does_not_take(english, capsys):
         assert match in capsys.readouterr().err
 
 
+def test_a_long_caption_is_drawn_whole(tmp_path):
+    words = "The " + "cardiomediastinal silhouette is within normal limits for size and contour " * 3
+    view = np.full((64, 64), 128, np.uint8)
+    view[:20] = 30
+    picture = cv2.imread(str(draw_attention(tmp_path / "a.png", [view], [words], np.ones((1, 1, 8, 8)), 9)), 0)
+    assert picture[:3].min() > 200  # nothing is cut off by the upper edge
+
+
 # --- pictures ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("sentences", [[], ["One $ sign."], [f"Sentence {i}." for i in range(13)], [CHINESE[1]]])
 def test_pictures_of_any_number_of_sentences(tmp_path, sentences):

@@ -91,6 +91,7 @@ def draw_attention(
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes:
         axis.set_axis_off()
+        axis.set_anchor("S")  # what room is left over is the caption's
     plain = np.hstack([display_levels(view)[view] for view in views])
     axes[0].imshow(plain, cmap="gray", vmin=0, vmax=255)
     fonts = _fonts(shown)

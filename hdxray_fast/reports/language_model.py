@@ -52,7 +52,6 @@ class LanguageModelDecoder(nn.Module):
         self.register_buffer("after", torch.tensor(prompts[1], dtype=torch.long), persistent=False)
         self.register_state_dict_post_hook(_leave_out_frozen)
         self.register_load_state_dict_post_hook(_do_not_miss_frozen)
-        self.check_room(0)
 
     def frozen(self) -> set[str]:
         """Names of the language model's own tensors."""
@@ -66,8 +65,8 @@ class LanguageModelDecoder(nn.Module):
         need = len(self.before) + len(self.after) + visual_tokens + self.max_length
         if room is not None and need > room:
             raise ConfigError(
-                f"visual_tokens, max_length: prompts, {visual_tokens} visual tokens and a text of {self.max_length} "
-                f"are {need} positions, the language model has {room}"
+                f"visual_tokens, max_length: prompts of {len(self.before) + len(self.after)}, {visual_tokens} visual "
+                f"tokens and a text of {self.max_length} are {need} positions, the language model has {room}"
             )
 
     def train(self, mode: bool = True) -> LanguageModelDecoder:
@@ -157,6 +156,9 @@ def load_language_model(source: str, dtype: str = "auto") -> Any:
     """
     from transformers import AutoModelForCausalLM
 
+    looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
+    if looks_local and not Path(source).is_dir():
+        raise CheckpointError(f"language_model: there is no folder {source}")
     try:
         with quietly():
             return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
