@@ -110,3 +110,23 @@ def test_flags_of_the_command_stand_alone(made, capsys):
     assert "10 sources" in capsys.readouterr().out
     assert main([*begun[:-2], "--keep-duplicates", "--workers", "0"]) == 2
     assert "keep_duplicates: False -> True" in capsys.readouterr().err
+
+
+def test_a_refused_run_writes_nothing(made, tmp_path):
+    (tmp_path / "empty").mkdir()
+    xrays, fresh = tmp_path / "xrays", tmp_path / "fresh"
+    (tmp_path / "alias").symlink_to(xrays)
+    before = sorted(tmp_path.rglob("*"))
+    for source, out, words in (
+        (xrays, xrays, r"^out: .*xrays is a source itself"),
+        (xrays, tmp_path / "alias", r"^out: .*alias is a source itself"),
+        (tmp_path / "gone", fresh, r"^sources: .*gone does not exist; accepted are folders"),
+        (tmp_path / "empty", fresh, r"^sources: no image in .*empty"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            prepare([source], out)
+    with pytest.raises(ConfigError, match=r"^patient_key: .*none"):
+        prepare([xrays], fresh, patient_key=str(tmp_path / "none"))
+    assert sorted(tmp_path.rglob("*")) == before
+    (made / "settings.json").unlink()  # as if killed between the list of sources and the settings
+    assert prepare([xrays], made).found == 3

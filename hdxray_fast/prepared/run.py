@@ -59,15 +59,41 @@ def run_prepare(
     """
     arrow()  # missing: said before anything else
     out = Path(config.out)
+    listing = _look(out, config)
     try:
         (out / "shards").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"out: cannot make the folder {out / 'shards'} ({error.strerror})") from error
     with writing(out):
-        return _run(out, config, progress, on_row)
+        return _run(out, config, listing, progress, on_row)
 
 
-def _run(out: Path, config: PrepareConfig, progress: bool, on_row: Callable[[Row], None] | None) -> PrepareResult:
+@dataclass
+class Listing:
+    """What the configuration's sources hold now, and what was left out for its suffix."""
+
+    sources: list[Source] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+def _look(out: Path, config: PrepareConfig) -> Listing:
+    """Everything that can be refused, before anything is written; empty if the data set's own list holds."""
+    for source in map(Path, config.sources):
+        if source.is_dir() and source.resolve() == out.resolve():
+            raise ConfigError(f"out: {out} is a source itself; choose another folder, inside it or elsewhere")
+    _settings(out, config)
+    if config.patient_key:
+        _patient_key(out, config)
+    if (out / SOURCES).exists() and not config.add:
+        return Listing()
+    listing = Listing()
+    listing.sources = list_sources(config.sources, config.images, exclude=(out,), on_skip=listing.skipped.append)
+    return listing
+
+
+def _run(
+    out: Path, config: PrepareConfig, listing: Listing, progress: bool, on_row: Callable[[Row], None] | None
+) -> PrepareResult:
     from filelock import FileLock, Timeout
     from tqdm.auto import tqdm
 
@@ -75,7 +101,7 @@ def _run(out: Path, config: PrepareConfig, progress: bool, on_row: Callable[[Row
     begun = FileLock(out / ".begin.lock")
     with begun:  # machines that start together agree on one list
         key = _patient_key(out, config)
-        sources = _begin(out, config, key)
+        sources = _begin(out, config, key, listing)
     shards = ShardFolder(out / "shards")
     numbers = range(which, -(-len(sources) // config.shard_size), of)
     lock = FileLock(out / f".part-{which + 1}-of-{of}.lock")
@@ -140,8 +166,8 @@ def _sources_of(sources: list[Source], number: int, size: int) -> list[Source]:
     return sources[number * size : (number + 1) * size]
 
 
-def _begin(out: Path, config: PrepareConfig, key: bytes) -> list[Source]:
-    """The list of sources, as it was when the data set was begun (and added to since)."""
+def _settings(out: Path, config: PrepareConfig) -> dict:
+    """What is written down of the configuration; refused if the data set was begun otherwise."""
     given = [str(source) for source in config.sources]
     settings = {"format": FORMAT, "format_version": FORMAT_VERSION, "recipe": config.recipe(), "sources": given}
     if (out / SETTINGS).exists():
@@ -164,17 +190,25 @@ def _begin(out: Path, config: PrepareConfig, key: bytes) -> list[Source]:
                 f"sources: {out} was begun without {', '.join(new)}; --add takes them in, or choose another folder"
             )
         settings["sources"] = found["sources"] + new
+    return settings
+
+
+def _begin(out: Path, config: PrepareConfig, key: bytes, listing: Listing) -> list[Source]:
+    """The list of sources, as it was when the data set was begun (and added to since)."""
+    settings = _settings(out, config)  # again: another machine may have begun it meanwhile
     known = _read_sources(out)
     if known and not config.add:
+        if not (out / SETTINGS).exists():  # killed between the two
+            write_json(out / SETTINGS, settings)
         return known
-    skipped = read_skipped(out)
-    listed = [
-        replace(source, patient=patient_hash(key, source.patient))
-        for source in list_sources(config.sources, config.images, exclude=(out,), on_skip=skipped.append)
-    ]
     names = {source.name for source in known}
-    added = [source for source in listed if source.name not in names]
-    write_rows(out / SKIPPED, ("source",), ([name] for name in dict.fromkeys(skipped)))
+    added = [
+        replace(source, patient=patient_hash(key, source.patient))
+        for source in listing.sources
+        if source.name not in names
+    ]
+    skipped = dict.fromkeys(read_skipped(out) + listing.skipped)
+    write_rows(out / SKIPPED, ("source",), ([name] for name in skipped))
     if added:
         _write_sources(out, known + added)
     write_json(out / SETTINGS, settings)
