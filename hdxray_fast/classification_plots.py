@@ -38,14 +38,21 @@ def plot_curves(path: Path, labels: np.ndarray, probabilities: np.ndarray, class
         roc.plot(false, true, color=colour, label=f"{classes[column]} {roc_auc_score(truth, score):.3f}")
         precision, recalled, _ = precision_recall_curve(truth, score)
         recall.plot(recalled, precision, color=colour, label=f"{classes[column]} ({truth.mean():.0%} positive)")
-        predicted, observed = calibration_curve(truth, score)
-        calibration.plot(predicted, observed, "o-", color=colour, markersize=4, label=classes[column])
+        predicted, observed, counts = calibration_curve(truth, score)
+        calibration.plot(predicted, observed, "-", color=colour, linewidth=0.9, label=classes[column])
+        calibration.scatter(predicted, observed, np.maximum(120 * counts / counts.sum(), 3), color=colour, alpha=0.8)
     for axes in (roc, calibration):
         axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
     titles = (
         (roc, "ROC (area)", "false positive rate", "true positive rate", "lower right"),
         (recall, "precision and recall", "recall", "precision", "upper right"),
-        (calibration, "calibration", "predicted probability", "observed frequency", "upper left"),
+        (
+            calibration,
+            "calibration (area of a dot: share of the images)",
+            "predicted probability",
+            "observed frequency",
+            "upper left",
+        ),
     )
     for axes, title, x, y, place in titles:
         axes.set(title=title, xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
@@ -57,10 +64,10 @@ def plot_curves(path: Path, labels: np.ndarray, probabilities: np.ndarray, class
     return path
 
 
-def calibration_curve(truth: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean predicted probability and observed frequency of each bin that holds an image."""
+def calibration_curve(truth: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean predicted probability, observed frequency and number of images of each bin that holds an image."""
     bins = np.minimum((score * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     counts = np.bincount(bins, minlength=CALIBRATION_BINS)
     held = counts > 0
     predicted = np.bincount(bins, score, CALIBRATION_BINS)[held] / counts[held]
-    return predicted, np.bincount(bins, truth, CALIBRATION_BINS)[held] / counts[held]
+    return predicted, np.bincount(bins, truth, CALIBRATION_BINS)[held] / counts[held], counts[held]

@@ -34,6 +34,7 @@ class ClassifierConfig:
         text_model: what embedded them, for names asked about later.
         thresholds: a class is called present from this probability on, chosen on validation.
         contour: how the contours of its training images were found.
+        splits: a hash of the patients in the manifest it was made with, and how splits were drawn there.
     """
 
     classes: list[str]
@@ -44,6 +45,7 @@ class ClassifierConfig:
     text_model: str = ""
     thresholds: list[float] = field(default_factory=list)
     contour: str = "network"
+    splits: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.classes or len(set(self.classes)) != len(self.classes):

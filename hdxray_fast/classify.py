@@ -13,7 +13,7 @@ import torch
 from .classify_config import FinetuneConfig
 from .classify_task import FinetuneTask, build_encoder, canvas_size
 from .errors import ConfigError
-from .labels import LabelTable, describe_labels, read_labels, require_files, take_fraction
+from .labels import LabelTable, describe_labels, one_sided, read_labels, require_files, take_fraction
 from .training import Training
 
 
@@ -96,7 +96,10 @@ def _finetune(config: FinetuneConfig, processes: int, progress: bool, on_step) -
     task = FinetuneTask(config, table)
     training = Training(config, task, progress=progress, on_step=on_step)
     if progress:
-        training.print("\n".join([describe_labels(table), *task.notes]))
+        notes = list(task.notes)
+        if config.select != "loss" and len(one_sided(table.split("val"))) == len(table.classes):
+            notes.append(f"warning: {config.select} is not defined on val, so the loss chooses the model")
+        training.print("\n".join([describe_labels(table), *notes]))
     metrics = out / "metrics.json"
     training.claim_folder()
     if metrics.exists() and task.best_model.facts:  # this run is whole: several in one folder go on with the next
@@ -134,7 +137,7 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
     encoder = build_encoder(config)
     shared = {name: getattr(config, name) for name in (
         "data", "out", "images", "preset", "classes", "multiclass", "uncertain", "val_share", "test_share", "pool",
-        "keep", "img_size", "workers", "bootstraps", "seed", "split_seed", "batch_size",
+        "keep", "img_size", "workers", "bootstraps", "seed", "split_seed", "batch_size", "max_bad_share",
     )}  # fmt: skip
     features = None if config.weights is None else str(shared_out / "features.parquet")
     probe = run_probe(

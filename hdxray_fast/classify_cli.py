@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from .classify_config import FinetuneConfig
@@ -33,11 +34,13 @@ def add_commands(commands, parser_class) -> None:
     evaluate.add_argument("--out", required=True, help="folder for metrics, predictions and plots")
     evaluate.add_argument("--images", help="folder that relative paths in the manifest start from")
     evaluate.add_argument("--preset", help="chexpert, mimic-cxr, nih14, rsna, vindr or padchest")
-    evaluate.add_argument("--split", default="test", help="train, val, test, or all")
+    evaluate.add_argument("--split", default="test", help="train, val, test, or all (of data that the model never saw)")
     evaluate.add_argument(
         "--uncertain", default="ignore", help="ignore, zeros, ones, or Edema=ones, ... for single classes"
     )
     evaluate.add_argument("--bootstraps", type=int, default=1000)
+    bad = "share of the images that may be unreadable"
+    evaluate.add_argument("--max_bad_share", type=float, default=0.05, help=bad)
     _add_model(evaluate)
     commands.add_subcommand("evaluate", evaluate, help="a saved classifier on labelled files")
 
@@ -109,6 +112,10 @@ def run_evaluate_command(model: str, **options) -> int:
     from .evaluation import evaluate_files
     from .metrics import format_metrics
 
-    print(format_metrics(evaluate_files(model, **options)))
-    print(f"metrics, predictions, plots and the most confident errors are in {options['out']}")
+    report = evaluate_files(model, **options)
+    print(format_metrics(report))
+    if report["unreadable"]:
+        print(f"{report['unreadable']} images could not be read: {os.path.join(options['out'], 'unreadable.csv')}")
+    what = "and plots" if options.get("classes") else "plots and the most confident errors"  # no sheet of new names
+    print(f"metrics, predictions, {what} are in {options['out']}")
     return 0

@@ -31,7 +31,7 @@ from .encoder import Encoder, create_encoder
 from .errors import ConfigError, MissingDependencyError, TrainingError
 from .evaluation import report_predictions
 from .heads import TEXT_MODEL, embed_names
-from .labels import SPLITS, LabelTable, check_table, refuse_duplicates
+from .labels import SPLITS, LabelTable, check_table, one_sided, refuse_duplicates
 from .metrics import best_threshold
 from .optim import layer_decay_groups
 from .prepare import PreparedImage, Quarantined, write_quarantine
@@ -179,6 +179,7 @@ class FinetuneTask(Task):
             pool,
             text_model=self.text_model,
             contour=self.contour,
+            splits=self.table.origin,
         )
         model = Classifier(encoder, settings, self.text)
         if config.tune == "head":
@@ -270,6 +271,7 @@ class FinetuneTask(Task):
             "chosen_on_validation": best,
             "train_images": len(self.datasets["train"]),
             "unreadable": len(self.set_aside.rows),
+            "threshold_not_chosen": one_sided(found["val"][0]),
         }
         report = report_predictions(
             self.out,

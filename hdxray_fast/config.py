@@ -223,6 +223,7 @@ class ProbeConfig:
         bootstraps: draws of patients for the 95 % intervals.
         seed: of splits, fractions and draws.
         split_seed: of the splits alone; ``seed`` by default.
+        max_bad_share: share of all images that may be unreadable.
         features: Parquet file that keeps the features; ``<out>/features.parquet`` by default.
     """
 
@@ -246,6 +247,7 @@ class ProbeConfig:
     bootstraps: int = 1000
     seed: int = 0
     split_seed: int | None = None
+    max_bad_share: float = 0.05
     features: str | None = None
 
     def __post_init__(self) -> None:
@@ -253,5 +255,7 @@ class ProbeConfig:
             raise ConfigError("data and out must both be named: the labels, and a folder for the results")
         if not 0 < self.label_fraction <= 1:
             raise ConfigError(f"label_fraction: {self.label_fraction} is not accepted; give a share above 0, up to 1")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ConfigError(f"max_bad_share: {self.max_bad_share} is not accepted; give a share from 0 to 1")
         if self.batch_size < 1 or self.bootstraps < 0:
             raise ConfigError("batch_size is at least 1, and bootstraps at least 0")

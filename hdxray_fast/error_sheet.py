@@ -49,9 +49,11 @@ def confident_errors(
     multiclass: bool = False,
     most: int = 12,
 ) -> list[ConfidentError]:
-    """The wrong decisions furthest from the truth: false positives first, then false negatives, half and half.
+    """The wrong decisions furthest beyond their class's threshold: false positives first, then false negatives.
 
-    Where one kind has fewer, the other fills up. Of exclusive classes the likeliest is the decision.
+    Distances are shares of the way from the threshold to 1, or to 0: thresholds of rare classes are low, and a miss of
+    one is no less an error. Half are of each kind; where one kind has fewer, the other fills up. Of
+    exclusive classes the likeliest is the decision.
     """
     if multiclass:
         chosen = probabilities.argmax(1)
@@ -63,8 +65,8 @@ def confident_errors(
                  for r, c in np.argwhere(called & (labels == 0))]  # fmt: skip
     negatives = [ConfidentError(int(r), int(c), "false negative", float(probabilities[r, c]))
                  for r, c in np.argwhere(~called & (labels == 1))]  # fmt: skip
-    positives.sort(key=lambda error: -error.probability)
-    negatives.sort(key=lambda error: error.probability)
+    positives.sort(key=lambda e: (thresholds[e.column] - e.probability) / max(1 - thresholds[e.column], 1e-9))
+    negatives.sort(key=lambda e: (e.probability - thresholds[e.column]) / max(thresholds[e.column], 1e-9))
     half = most // 2
     share = max(half, most - len(negatives))
     return positives[:share] + negatives[: most - min(share, len(positives))]

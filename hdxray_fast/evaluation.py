@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,16 @@ from .error_sheet import write_error_sheet
 from .errors import ConfigError, TrainingError
 from .files import written_whole
 from .heads import LabelQueryHead, embed_names
-from .labels import LabelTable, read_manifest, require_files
+from .labels import (
+    SPLIT_NAMES,
+    SPLITS,
+    LabelTable,
+    canonical_split,
+    check_rows,
+    patients_hash,
+    read_manifest,
+    require_files,
+)
 from .metrics import evaluate_predictions
 from .prepare import Quarantined, list_images, worker_count, write_quarantine
 
@@ -127,6 +137,8 @@ def predict_list(
 ) -> Predictions:
     """:func:`predict` for files as they are listed; missing ones count as unreadable."""
     questions = ask(model, classes)
+    if progress and (strange := untrained(model, questions.names)):
+        print(f"not trained: {', '.join(strange)} (asked by name; threshold 0.5)")
     scorer = _Scorer(model.eval(), device, questions)
     jobs = [(file, file) for file in files]
     images: list[str] = []
@@ -138,6 +150,29 @@ def predict_list(
             images += part.sources
             rows.append(part.features)
     return Predictions(images, np.concatenate(rows), questions.names, questions.thresholds, bad)
+
+
+def untrained(model: Classifier, names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that a classifier was not trained on, each with the trained one that may be meant."""
+    known = model.config.classes
+    return [name + _meant(name, known) for name in names if name not in known]
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    plain = {other.lower().replace("_", " "): other for other in known}
+    close = difflib.get_close_matches(name.lower().replace("_", " "), plain, n=1, cutoff=0.8)
+    return f" [trained is {plain[close[0]]!r}: is that meant?]" if close else ""
+
+
+def refuse_unreadable(bad: int, total: int, limit: float, listed: Path) -> None:
+    """Raise a TrainingError if more than a share ``limit`` of the images cannot be read."""
+    if bad == total:
+        raise TrainingError(f"none of the {total} images could be read; they are listed in {listed}")
+    if bad > limit * total:
+        raise TrainingError(
+            f"{bad} of {total} images cannot be read, more than max_bad_share={limit:g} allows; they are listed in "
+            f"{listed}"
+        )
 
 
 @dataclass
@@ -180,7 +215,7 @@ def ask(model: Classifier, classes: Sequence[str] | None) -> Questions:
         if why:
             raise ConfigError(
                 f"classes: {new[0]!r} is none of the classifier's ({', '.join(config.classes)}), and it cannot be "
-                f"asked about others: {why}"
+                f"asked about others: {why}{_meant(new[0], config.classes)}"
             )
     order = [*config.classes, *new]
     thresholds = [*config.thresholds, *[0.5] * len(new)]
@@ -204,42 +239,74 @@ def evaluate_files(
     bootstraps: int = 1000,
     progress: bool = True,
     classes: Sequence[str] | None = None,
+    max_bad_share: float = 0.05,
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
 
     Thresholds are those chosen on validation when the classifier was made; ``classes`` are as for :func:`predict`, so
     that names it has never seen can be put to the test. Writes what :func:`report_predictions`
-    writes, and ``unreadable.csv``.
+    writes, and ``unreadable.csv``; the metrics also count those files as ``unreadable``. ``split`` takes the words that
+    a manifest may have for its splits.
 
     Raises:
-        ConfigError: the manifest lacks a class of the classifier, or has no image in the split.
-        TrainingError: none of the images can be read.
+        ConfigError: the manifest lacks a class of the classifier, lists an image twice or a patient in two splits, or
+            has no image in the split.
+        TrainingError: none of the images can be read, or more than a share ``max_bad_share`` cannot.
     """
     classifier = load_classifier(model)
     table = read_manifest(
         data, images=images, preset=preset, classes=classes or classifier.config.classes,
         multiclass=classifier.config.multiclass, uncertain=uncertain,
     )  # fmt: skip
-    if split != "all":
-        table = table.split(split)
-    if not len(table):
-        raise ConfigError(f"split: {data} has no image in {split!r}; choose another, or 'all'")
+    table = _part(table, split, str(data), classifier)
     require_files(table, str(data))
     if progress:
         print("\n".join(table.notes), end="\n" if table.notes else "")
     found = predict_list(table.paths, classifier, batch_size, workers, device, progress, classes)
-    if not found.images:
-        raise TrainingError(f"{data}: none of the {len(table)} images could be read")
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    write_quarantine(out / "unreadable.csv", found.quarantined)
+    bad = len(found.quarantined)
+    refuse_unreadable(bad, len(table), max_bad_share, out / "unreadable.csv")
+    extra = {"model": str(model), "split": split, "unreadable": bad, "untrained": untrained(classifier, found.classes)}
     place = {path: row for row, path in enumerate(found.images)}
     table = table.rows([row for row, path in enumerate(table.paths) if path in place])
     scores = found.probabilities[[place[path] for path in table.paths]]
-    out = Path(out)
     report = report_predictions(
-        out, table, scores, found.thresholds, bootstraps=bootstraps, extra={"model": str(model), "split": split},
+        out, table, scores, found.thresholds, bootstraps=bootstraps, extra=extra,
         model=None if classes else classifier,
     )  # fmt: skip
-    write_quarantine(out / "unreadable.csv", found.quarantined)
-    return report
+    return {**report, "unreadable": bad}
+
+
+def _part(table: LabelTable, split: str, source: str, classifier: Classifier) -> LabelTable:
+    """The images of a split that may be tested on, or all of them."""
+    name = canonical_split(split)
+    if name not in (*SPLITS, "all"):
+        words = ", ".join([*SPLITS, "all", *SPLIT_NAMES])
+        raise ConfigError(f"split: got {split!r}, accepted are {words}")
+    trained = classifier.config.splits
+    seen = trained.get("patients") == patients_hash(table.patients)
+    if name == "all":
+        check_rows(replace(table, splits=[""] * len(table)), source)
+        if seen:
+            table.notes.append(f"the model was trained on patients of {source}: on 'all' of it the metrics flatter")
+        return table
+    check_rows(table, source)
+    if name in table.splits:
+        return table.split(name)
+    given = [split for split in SPLITS if split in table.splits]
+    why = f"it has {', '.join(given)}" if given else "it has no splits"
+    if seen:
+        why += (
+            f"; the model was made with it, on splits drawn with seed {trained['seed']}, val_share "
+            f"{trained['val_share']:g} and test_share {trained['test_share']:g} where it has none: its run has the "
+            "test metrics"
+        )
+    raise ConfigError(
+        f"split: {source} has no image in {name!r}: {why}; give it a column 'split' (or another split; 'all' is right "
+        "only for data that the model never saw)"
+    )
 
 
 class _Scorer(Embedder):

@@ -40,6 +40,9 @@ def read_chexpert(path: Path, images: Path | None, *, classes: Sequence[str] | N
         raise ConfigError(f"data: {path} holds neither train.csv nor valid.csv of CheXpert")
     frame = pandas.concat([read_csv(file) for file in files], ignore_index=True)
     require_columns(frame, path, ("Path", *(classes or CHEXPERT)))
+    if "Frontal/Lateral" not in frame.columns:  # the names tell it too: view2_lateral.jpg
+        lateral = frame["Path"].fillna("").str.contains("_lateral", case=False)
+        frame["Frontal/Lateral"] = np.where(lateral, "Lateral", "Frontal")
     frame, notes = _frontal(frame, "Frontal/Lateral", ("Frontal",))
     root = images or files[0].parent
     patients = [re.search(r"patient\d+", name) for name in frame["Path"]]
@@ -99,19 +102,23 @@ def read_nih14(path: Path, images: Path | None, *, classes: Sequence[str] | None
     if foreign := sorted(set().union(*findings) - {*NIH14, "No Finding"}) if findings else []:
         raise ConfigError(f"{file}: finding {foreign[0]!r} is none of ChestX-ray14's")
     _check_classes(classes, NIH14, file)
+    labels = np.array([[float(name in found) for name in classes] for found in findings], np.float32)
     where = {found.name: found for found in (images or file.parent).rglob("*.png")}
     splits, notes = [""] * len(frame), []
     lists = {name: file.parent / f"{name}_list.txt" for name in ("train_val", "test")}
     if all(found.exists() for found in lists.values()):
-        test = set(lists["test"].read_text().split())
-        splits = ["test" if name in test else "train" for name in frame["Image Index"]]
+        place = dict.fromkeys(lists["train_val"].read_text().split(), "train")
+        place |= dict.fromkeys(lists["test"].read_text().split(), "test")
+        listed = frame["Image Index"].isin(place).to_numpy()
+        if not listed.all():
+            notes.append(f"{int((~listed).sum())} images that are in neither train_val_list.txt nor test_list.txt")
+            frame, labels = frame[listed], labels[listed]
+        splits = [place[name] for name in frame["Image Index"]]
     else:
         notes.append("train_val_list.txt and test_list.txt are not beside the CSV: split by patient instead")
     return LabelTable(
         [str(where.get(name, (images or file.parent) / "images" / name)) for name in frame["Image Index"]],
-        np.array([[float(name in found) for name in classes] for found in findings], np.float32).reshape(
-            -1, len(classes)
-        ),
+        labels.reshape(-1, len(classes)),
         classes,
         strings(frame["Patient ID"]),
         splits,
@@ -119,11 +126,12 @@ def read_nih14(path: Path, images: Path | None, *, classes: Sequence[str] | None
     )
 
 
-def read_rsna(path: Path, images: Path | None, **_) -> LabelTable:
+def read_rsna(path: Path, images: Path | None, *, classes: Sequence[str] | None = None, **_) -> LabelTable:
     """``stage_2_train_labels.csv`` of the RSNA pneumonia challenge: one row per box, so images repeat."""
     file = path if path.is_file() else _one(path, "stage_2_train_labels.csv")
     frame = read_csv(file)
     require_columns(frame, file, ("patientId", "Target"))
+    _check_classes(classes or (), ("Pneumonia",), file)
     boxes = import_pandas().Series(label_values(frame, file, ["Target"])[:, 0])
     grouped = boxes.groupby(frame["patientId"].to_numpy(), sort=True).max()
     root = images or file.parent / "stage_2_train_images"
@@ -145,7 +153,11 @@ def read_vindr(path: Path, images: Path | None, *, classes: Sequence[str] | None
     ``image_labels_train.csv`` is the test split. Patients are not published: every image counts as a patient of its
     own.
     """
-    file = path if path.is_file() else _one(path, "train.csv", "image_labels_train.csv")
+    file = (
+        path
+        if path.is_file()
+        else _one(path, "train.csv", "image_labels_train.csv", "annotations/image_labels_train.csv")
+    )
     shares = {"": _share_of_readers(file)}
     test = file.with_name("image_labels_test.csv")
     if file.name == "image_labels_train.csv" and test.exists():
@@ -216,17 +228,17 @@ def read_padchest(path: Path, images: Path | None, *, classes: Sequence[str] | N
             raise ConfigError(f"{file}: no label has {PADCHEST_LEAST} images; name the classes wanted")
     _check_classes(classes, list(counts), file)
     root = images or file.parent
-    folders = strings(frame["ImageDir"]) if "ImageDir" in frame.columns else [""] * len(frame)
+    names = frame["ImageID"].astype(str)
+    if (blank := frame["PatientID"].isna()).any():
+        notes.append(f"{int(blank.sum())} images without PatientID count as a patient of their own")
+    folders = strings(frame["ImageDir"].fillna("")) if "ImageDir" in frame.columns else [""] * len(frame)
     return LabelTable(
-        [
-            str(_existing(root / folder / name, root / name))
-            for folder, name in zip(folders, frame["ImageID"].astype(str), strict=True)
-        ],
+        [str(_existing(root / folder / name, root / name)) for folder, name in zip(folders, names, strict=True)],
         np.array([[float(name in found) for name in classes] for found in findings], np.float32).reshape(
             -1, len(classes)
         ),
         list(classes),
-        strings(frame["PatientID"]),
+        strings(frame["PatientID"].fillna(names)),
         [""] * len(frame),
         notes=notes,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ SPLIT_SYNONYMS = ("set", "subset", "dataset", "partition")  # where they hold na
 PATIENT_COLUMNS = ("patient", "patient_id", "PatientID", "Patient ID", "subject_id", "patientId")
 POLICIES = ("ignore", "zeros", "ones")
 UNCERTAIN = -1.0
+VALIDATION_LEAST = 10  # images, below which there is a warning
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +41,7 @@ class LabelTable:
         splits: ``N`` of ``"train"``, ``"val"``, ``"test"``.
         multiclass: exactly one class of each image holds.
         notes: what was left out on reading, and why.
+        origin: a hash of the manifest's patients, and how splits were drawn, to know the manifest again later.
     """
 
     paths: list[str]
@@ -48,6 +51,7 @@ class LabelTable:
     splits: list[str]
     multiclass: bool = False
     notes: list[str] = field(default_factory=list)
+    origin: dict = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -117,7 +121,8 @@ def read_labels(
     table = read_manifest(
         data, images=images, preset=preset, classes=classes, multiclass=multiclass, uncertain=uncertain
     )
-    table = leave_out_unlabelled(table, str(data))
+    origin = {"patients": patients_hash(table.patients), "seed": seed, "val_share": val_share, "test_share": test_share}
+    table = leave_out_unlabelled(replace(table, origin=origin), str(data))
     splits = fill_splits(table, val_share, test_share, seed)
     table = replace(table, splits=splits, notes=[*table.notes, *_drawn_splits(table, splits, preset, seed)])
     check_table(table, str(data))
@@ -142,6 +147,8 @@ def read_manifest(
         raise ConfigError(f"data: {path} does not exist; give a CSV manifest, or the folder that the preset reads")
     if preset is not None and preset not in PRESETS:
         raise ConfigError(f"preset: got {preset!r}, accepted are {', '.join(PRESETS)}")
+    if preset is not None and multiclass:
+        raise ConfigError("multiclass: the classes of published data sets may hold together; leave out multiclass")
     reader = PRESETS[preset] if preset else read_generic
     table = reader(path, Path(images) if images else None, classes=classes, multiclass=multiclass)
     if not len(table):
@@ -196,6 +203,8 @@ def fill_splits(table: LabelTable, val_share: float, test_share: float, seed: in
     given = set(splits) - {""}
     test = 0.0 if "test" in given else test_share
     val = 0.0 if "val" in given else val_share
+    if val + test >= 1:
+        raise ConfigError(f"val_share and test_share: {val:g} and {test:g} leave no patient to train on; lower them")
     places = {patient: _uniform(patient, seed) for patient in set(table.patients)}
     made = []
     for split, patient in zip(splits, table.patients, strict=True):
@@ -218,16 +227,8 @@ def _drawn_splits(table: LabelTable, splits: Sequence[str], preset: str | None, 
 
 
 def check_table(table: LabelTable, source: str) -> None:
-    """Raise a ConfigError naming ``source`` for a patient in two splits, or a class that cannot be learned."""
-    seen: dict[str, str] = {}
-    for patient, split in zip(table.patients, table.splits, strict=True):
-        if seen.setdefault(patient, split) != split:
-            raise ConfigError(
-                f"{source}: patient {patient} is in two splits ({seen[patient]} and {split}); split by patient"
-            )
-    if len(set(table.paths)) != len(table.paths):
-        twice = next(path for path in table.paths if table.paths.count(path) > 1)
-        raise ConfigError(f"{source}: {twice} is listed more than once")
+    """Raise a ConfigError naming ``source`` for what :func:`check_rows` refuses, or a class that cannot be learned."""
+    check_rows(table, source)
     train = table.split("train")
     for split in SPLITS:
         if split not in table.splits:
@@ -243,6 +244,19 @@ def check_table(table: LabelTable, source: str) -> None:
     if table.multiclass and not np.allclose(np.nansum(table.labels, axis=1), 1):
         row = int(np.flatnonzero(~np.isclose(np.nansum(table.labels, axis=1), 1))[0])
         raise ConfigError(f"{source}: {table.paths[row]} belongs to no class or to several, and multiclass is set")
+
+
+def check_rows(table: LabelTable, source: str) -> None:
+    """Raise a ConfigError naming ``source`` for a patient in two splits, or an image that is listed twice."""
+    seen: dict[str, str] = {}
+    for patient, split in zip(table.patients, table.splits, strict=True):
+        if seen.setdefault(patient, split) != split:
+            raise ConfigError(
+                f"{source}: patient {patient} is in two splits ({seen[patient]} and {split}); split by patient"
+            )
+    if len(set(table.paths)) != len(table.paths):
+        twice = next(path for path, count in Counter(table.paths).items() if count > 1)
+        raise ConfigError(f"{source}: {twice} is listed more than once")
 
 
 def require_files(table: LabelTable, source: str) -> None:
@@ -275,7 +289,24 @@ def describe_labels(table: LabelTable) -> str:
             cells.append(f"+{row['positive']} -{row['negative']}{unknown}".rjust(28))
         lines.append(f"{name:{width}}  {''.join(cells)}")
     lines.append("(+ positive, - negative, ? not known)")
-    return "\n".join([*lines, *table.notes])
+    return "\n".join([*lines, *table.notes, *thin_validation(table)])
+
+
+def one_sided(table: LabelTable) -> list[str]:
+    """Classes without a positive or without a negative image: no threshold can be chosen on these."""
+    kinds = [(table.labels == value).any(axis=0) for value in (1, 0)]  # [C] bool each
+    return [name for name, both in zip(table.classes, kinds[0] & kinds[1], strict=True) if not both]
+
+
+def thin_validation(table: LabelTable) -> list[str]:
+    """Warnings where validation is too small, or too one-sided, to choose by."""
+    val = table.split("val")
+    found = []
+    if len(val) < VALIDATION_LEAST:
+        found.append(f"warning: {len(val)} images are few to choose by (val); set val_share, or give more of them")
+    if names := one_sided(val):
+        found.append(f"warning: val has no positive or no negative of {', '.join(names)}: the threshold stays at 0.5")
+    return found
 
 
 def refuse_duplicates(table: LabelTable, hashes: Iterable[str], source: str) -> None:
@@ -328,6 +359,11 @@ def find_column(columns: Iterable[str], candidates: Sequence[str]) -> str | None
     for name in present:
         plain.setdefault(str(name).strip().lower(), name)
     return next((plain[name.lower()] for name in candidates if name.lower() in plain), None)
+
+
+def patients_hash(patients: Iterable[str]) -> str:
+    """Of the set of patients, whatever their order."""
+    return hashlib.sha256("\0".join(sorted(set(patients))).encode()).hexdigest()[:16]
 
 
 def canonical_split(name: str) -> str:

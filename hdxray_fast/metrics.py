@@ -135,7 +135,7 @@ class Resampled:
 
 
 def best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """The threshold with the best F1 (``probability >= threshold`` is positive); 0.5 where there is no positive.
+    """The threshold with the best F1 (``probability >= threshold`` is positive); 0.5 where one kind is missing.
 
     Args:
         labels: ``[N]`` 1, 0 or NaN, of validation images.
@@ -143,7 +143,7 @@ def best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """
     known = ~np.isnan(labels)
     truth, score = labels[known].astype(int), probabilities[known]
-    if not truth.any():
+    if not truth.any() or truth.all():
         return 0.5
     precision, recall, thresholds = _sklearn().precision_recall_curve(truth, score)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
@@ -207,6 +207,12 @@ def format_metrics(report: dict) -> str:
         row = report["classes"].get(name) or report["mean"]
         support = f"{row['positive']:>6} {row['negative']:>6}" if "positive" in row else " " * 13
         lines.append(f"{name:{width}}  {support}  " + "  ".join(f"{_cell(row[metric]):>22}" for metric in METRICS))
+    if any(
+        row["calibration_error"] and row["calibration_error"]["low"] is not None for row in report["classes"].values()
+    ):
+        lines.append(
+            "calibration error: draws of patients lie above it, so its interval leans upward and may leave it out"
+        )
     return "\n".join(lines)
 
 

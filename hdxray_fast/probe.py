@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,9 +16,18 @@ from .config import ProbeConfig
 from .embedding_files import embed_list
 from .encoder import Encoder, create_encoder
 from .errors import ConfigError, MissingDependencyError, TrainingError
-from .evaluation import report_predictions
+from .evaluation import refuse_unreadable, report_predictions
 from .feature_table import read_features
-from .labels import LabelTable, describe_labels, read_labels, refuse_duplicates, require_files, take_fraction
+from .labels import (
+    LabelTable,
+    check_table,
+    describe_labels,
+    one_sided,
+    read_labels,
+    refuse_duplicates,
+    require_files,
+    take_fraction,
+)
 from .metrics import best_threshold
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation
@@ -49,7 +60,8 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
     """Features of every image (kept in ``out/features.parquet``, so that a second probe is quick), then the probe.
 
     Raises:
-        ConfigError: the manifest, or features made with other settings; nothing was trained.
+        ConfigError: the manifest, a class that cannot be learned from what is readable, or features made with other
+            settings; nothing was trained.
         TrainingError: too few images could be read.
         MissingDependencyError: scikit-learn, pandas or pyarrow is not installed.
     """
@@ -68,11 +80,15 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
     if progress:
         print(describe_labels(table))
     out = Path(config.out)
+    _refuse_other_task(out, config, table)
     encoder = encoder or create_encoder(weights=config.weights)
     options = {name: getattr(config, name) for name in ("pool", "keep", "img_size", "batch_size", "workers", "device")}
     kept = Path(config.features) if config.features else out / "features.parquet"
     done = embed_list(table.paths, kept, encoder, progress=progress, **options)
     rows = read_features(done.out)
+    readable = set(rows["path"])
+    unreadable = sum(path not in readable for path in table.paths)
+    refuse_unreadable(unreadable, len(table), config.max_bad_share, done.unreadable_csv)
     table, features = _matched(table, rows, config.data)
     table_used = take_fraction(table, config.label_fraction, config.seed)
     chosen = {path: number for number, path in enumerate(table.paths)}
@@ -94,11 +110,16 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
         classifier.config.thresholds,
         bootstraps=config.bootstraps,
         seed=config.seed,
-        extra={"config": asdict(replace(config, out=str(out))), "strengths": probe.strengths},
+        extra={
+            "config": asdict(replace(config, out=str(out))),
+            "strengths": probe.strengths,
+            "unreadable": unreadable,
+            "threshold_not_chosen": one_sided(val),
+        },
         model=classifier.to(encoder.pos_embed.device),
     )
     train_images = table_used.splits.count("train")
-    return ProbeResult(out, report, probe.strengths, done.unreadable, table.notes, train_images, done.unreadable_csv)
+    return ProbeResult(out, report, probe.strengths, unreadable, table.notes, train_images, done.unreadable_csv)
 
 
 @dataclass
@@ -177,7 +198,9 @@ def as_classifier(
         raise ConfigError("pool: a probe is kept on 'cls' or 'mean' features, got 'attention'")
     if keep is not None:
         encoder.keep, encoder.config = keep, replace(encoder.config, keep=keep)
-    settings = ClassifierConfig(list(table.classes), head="probe", multiclass=table.multiclass, pool=pool)
+    settings = ClassifierConfig(
+        list(table.classes), head="probe", multiclass=table.multiclass, pool=pool, splits=table.origin
+    )
     model = Classifier(encoder, settings)
     with torch.no_grad():
         model.head.fc.weight.copy_(torch.from_numpy(probe.weight))
@@ -185,12 +208,29 @@ def as_classifier(
     return model
 
 
+def _refuse_other_task(out: Path, config: ProbeConfig, table: LabelTable) -> None:
+    """Raise a ConfigError if the folder holds results for other labels; the same ones may be probed anew."""
+    try:
+        saved = json.loads((out / "metrics.json").read_text())
+        before = {**saved["config"], "classes": list(saved["classes"])}
+    except (FileNotFoundError, ValueError, KeyError):  # none, or nothing that a probe wrote whole
+        return
+    now = {**asdict(config), "classes": table.classes}
+    for settings in (before, now):
+        settings["data"] = os.path.abspath(settings["data"])
+    for name in ("data", "preset", "classes", "multiclass", "uncertain"):
+        if before[name] != now[name]:
+            raise ConfigError(
+                f"out: {out} holds results with {name}={before[name]}, not {now[name]}; choose another folder for these"
+            )
+
+
 def _rows(table: LabelTable, split: str) -> np.ndarray:
     return np.array([name == split for name in table.splits], bool)
 
 
 def _matched(table: LabelTable, rows: dict, source: str) -> tuple[LabelTable, np.ndarray]:
-    """The images that have features, in the table's order; duplicates across splits are refused."""
+    """The images that have features, in the table's order; refused are duplicates across splits, and too few."""
     place = {path: number for number, path in enumerate(rows["path"])}
     readable = [i for i, path in enumerate(table.paths) if path in place]
     if not readable:
@@ -201,6 +241,7 @@ def _matched(table: LabelTable, rows: dict, source: str) -> tuple[LabelTable, np
     for split in ("train", "val", "test"):
         if split not in table.splits:
             raise TrainingError(f"{source}: none of the images of {split!r} could be read")
+    check_table(table, source)
     return table, rows["feature"][order]
 
 

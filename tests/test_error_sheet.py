@@ -100,6 +100,10 @@ def test_the_most_confident_errors_of_both_kinds():
     negatives = [(e.row, e.column) for e in errors if e.kind == "false negative"]
     assert positives == [(0, 0), (1, 1), (2, 0)]
     assert negatives == [(1, 0), (0, 1), (3, 1)]  # an unknown label is no error
+    rare = confident_errors(np.array([[0, 1], [0, 1]]), np.array([[0.6, 0.01], [0.7, 0.05]]), [0.5, 0.06])
+    assert [(e.row, e.column) for e in rare] == [(1, 0), (0, 0), (0, 1), (1, 1)]
+    rare = confident_errors(np.zeros((1, 2)), np.array([[0.6, 0.5]]), [0.55, 0.05])
+    assert [e.column for e in rare] == [1, 0]  # 0.5 is further beyond 0.05 than 0.6 beyond 0.55
     few = confident_errors(labels, probabilities, [0.5, 0.5], most=4)
     assert [(e.row, e.column) for e in few] == [(0, 0), (1, 1), (1, 0), (0, 1)]
     one_kind = confident_errors(np.zeros((6, 1)), np.full((6, 1), 0.9), [0.5], most=4)

@@ -186,6 +186,11 @@ def test_chexpert(tmp_path):
     assert raw.patients[0] == "patient00001"
     assert raw.splits == ["train"] * 12 + ["val"] * 4
     assert raw.paths[0] == str(tmp_path / "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg")
+    with pytest.raises(hx.ConfigError, match=r"^multiclass: "):
+        read_labels(root, preset="chexpert", multiclass=True)
+    without = (root / "train.csv").read_text().replace(",Frontal,", ",").replace(",Lateral,", ",")
+    path = write(tmp_path / "other" / "train.csv", without.replace(",Frontal/Lateral,", ","))
+    assert PRESETS["chexpert"](path, None).notes == raw.notes
     table = read_labels(root, preset="chexpert", classes=["Cardiomegaly"], uncertain="ones", test_share=0.3)
     assert table.labels[:4, 0].tolist() == [0, 1, 0, 1]
 
@@ -226,6 +231,10 @@ def test_nih14(tmp_path):
     write(tmp_path / "train_val_list.txt", "\n".join(f"{i:08d}_000.png" for i in range(20)))
     write(tmp_path / "test_list.txt", "\n".join(f"{i:08d}_000.png" for i in range(20, 30)))
     assert PRESETS["nih14"](tmp_path, None).splits == ["train"] * 20 + ["test"] * 10
+    write(tmp_path / "test_list.txt", "\n".join(f"{i:08d}_000.png" for i in range(22, 30)))
+    table = PRESETS["nih14"](tmp_path, None)
+    assert (len(table), table.splits.count("train")) == (28, 20)
+    assert table.notes == ["2 images that are in neither train_val_list.txt nor test_list.txt"]
     write(tmp_path / "Data_Entry_2017.csv", lines[0] + "\n1.png,Scoliosis,0,1,60,M,PA\n")
     with pytest.raises(hx.ConfigError, match="'Scoliosis'"):
         PRESETS["nih14"](tmp_path, None)
@@ -241,6 +250,8 @@ def test_rsna_repeats_rows(tmp_path):
     assert len(table) == 30
     assert table.labels[:, 0].tolist() == [float(i % 3 == 0) for i in range(30)]
     assert table.paths[0] == str(tmp_path / "stage_2_train_images" / "id00.dcm")
+    with pytest.raises(hx.ConfigError, match="'Nonsense' is not in"):
+        read_labels(path, preset="rsna", classes=["Nonsense"])
 
 
 def test_vindr_readers_vote(tmp_path):
@@ -266,6 +277,7 @@ def test_vindr_as_physionet_has_it(tmp_path):
     assert table.labels[:, 0].tolist() == [1, 0] * 4 + [1, 0]
     assert table.splits == ["train"] * 8 + ["test"] * 2
     assert table.paths[9] == str(tmp_path / "test" / "t1.dicom")
+    assert PRESETS["vindr"](tmp_path, None).paths == table.paths
     assert set(read_labels(folder, preset="vindr", val_share=0.4).splits) == {"train", "val", "test"}
 
 
@@ -281,6 +293,10 @@ def test_padchest_lists_in_text(tmp_path):
     assert table.labels[:2].tolist() == [[0, 0], [1, 1]]
     assert table.notes == ["1 images that are no frontal view", "1 images without labels"]
     assert table.paths[4] == str(tmp_path / "1" / "4.png")
+    write(path, path.read_text().replace(",pt5,", ",,").replace(",pt6,", ",,"))
+    table = PRESETS["padchest"](path, None)
+    assert table.patients[4:8] == ["pt4", "5.png", "6.png", "pt7"]
+    assert table.notes[-1] == "2 images without PatientID count as a patient of their own"
     with pytest.raises(hx.ConfigError, match="'tuberculosis' is not in"):
         PRESETS["padchest"](path, None, classes=["tuberculosis"])
 
@@ -331,6 +347,14 @@ def table_of(splits, patients=None, labels=None) -> LabelTable:
     return LabelTable([f"{i}.png" for i in range(count)], np.asarray(labels, np.float32), ["mass"], patients, splits)
 
 
+def test_a_validation_to_choose_little_by_is_told():
+    labels = [[1], [0]] * 10 + [[0]] * 9 + [[1], [0]]
+    text = describe_labels(table_of(["train"] * 20 + ["val"] * 9 + ["test"] * 2, labels=labels))
+    assert "warning: 9 images are few to choose by (val)" in text
+    assert "val has no positive or no negative of mass: the threshold stays at 0.5" in text
+    assert "warning" not in describe_labels(table_of(["train"] * 20 + ["val"] * 11 + ["test"] * 2))
+
+
 def test_what_is_refused_before_training():
     good = ["train"] * 4 + ["val"] * 2 + ["test"] * 2
     check_table(table_of(good), "m.csv")
@@ -347,6 +371,8 @@ def test_what_is_refused_before_training():
         fill_splits(table_of(["train", ""]), 0.1, 0.2, 0)
     with pytest.raises(hx.ConfigError, match="got 'holdout'"):
         fill_splits(table_of(["holdout"]), 0.1, 0.2, 0)
+    with pytest.raises(hx.ConfigError, match=r"val_share and test_share: 0\.6 and 0\.6"):
+        fill_splits(table_of([""]), 0.6, 0.6, 0)
     with pytest.raises(hx.ConfigError, match="val_share"):
         fill_splits(table_of(["train"]), 1.0, 0.2, 0)
 

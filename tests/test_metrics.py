@@ -137,6 +137,7 @@ def test_a_class_without_positives_is_not_available():
     assert report["classes"]["none"]["negative"] == 3
     assert report["mean"]["auroc"]["value"] == report["classes"]["all"]["auroc"]["value"] == 1
     text = format_metrics(report)
+    assert text.splitlines()[-1].startswith("calibration error: ")
     assert "N/A" in text
     assert "1.000 (1.000-1.000)" in text
     empty = evaluate_predictions(labels[:, :1], probabilities[:, :1], ["none"], list("abcd"), [0.5], bootstraps=20)
@@ -162,7 +163,7 @@ def test_best_threshold_is_the_best_of_all():
     truth, score = labels[known, 0].astype(int), probabilities[known, 0]
     scores = {t: sklearn.f1_score(truth, (score >= t).astype(int)) for t in np.unique(score)}
     assert scores[found] == pytest.approx(max(scores.values()))
-    assert best_threshold(np.zeros(3), np.zeros(3)) == 0.5
+    assert best_threshold(np.zeros(3), np.zeros(3)) == best_threshold(np.ones(3), np.full(3, 0.2)) == 0.5
 
 
 def test_bad_input_is_named():

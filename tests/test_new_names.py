@@ -72,6 +72,12 @@ def test_who_cannot_be_asked_says_why(tmp_path, stub):
         with pytest.raises(hx.ConfigError, match=rf"classes: 'hernia' is none of the classifier's .*{why}"):
             ask(model, ["hernia"])
         assert ask(model, [NAMES[1]]).columns == [1]
+        with pytest.raises(hx.ConfigError, match="trained is 'disease 1': is that meant"):
+            ask(model, ["Disease_1"])
+    assert evaluation.untrained(model, ["Disease 0", NAMES[1], "hernia"]) == [
+        "Disease 0 [trained is 'disease 0': is that meant?]",
+        "hernia",
+    ]
     with pytest.raises(hx.ConfigError, match="different names"):
         ask(model, [NAMES[1], NAMES[1]])
 

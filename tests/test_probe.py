@@ -79,12 +79,58 @@ def test_end_to_end(manifest, tmp_path):
     assert everything["images"] == 60
     assert everything["classes"]["high"]["threshold"] == saved["classes"]["high"]["threshold"]
     assert "broken.png" in (tmp_path / "all" / "unreadable.csv").read_text()
-    with pytest.raises(hx.ConfigError, match="has no image in 'test'"):
+    assert everything["unreadable"] == saved["unreadable"] == 1
+    drawn = "has no image in 'test': it has no splits; the model was made with it, on splits drawn with seed 0"
+    with pytest.raises(hx.ConfigError, match=drawn):
         evaluate_files(out / "model", out=tmp_path / "none", **{**options, "split": "test"})
 
     # a second probe takes the features as they are
     again = run_probe(config(manifest, out, label_fraction=0.3), small_encoder(), progress=False)
     assert again.report["images"] == result.report["images"]
+    other = manifest.with_name("other.csv")
+    other.write_text(manifest.read_text().replace("high", "low"))
+    with pytest.raises(hx.ConfigError, match=r"^out: .* holds results with data=.*choose another folder"):
+        run_probe(config(other, out), small_encoder(), progress=False)
+
+
+def test_too_few_readable_images_are_named(manifest, tmp_path):
+    for i in range(1, 60, 2):
+        (manifest.parent / "xrays" / f"{i}.png").write_bytes(b"")
+    made = config(manifest, tmp_path / "out", max_bad_share=0.6)
+    with pytest.raises(hx.ConfigError, match="class 'high' has 0 positive"):
+        run_probe(made, small_encoder(), progress=False)
+    with pytest.raises(hx.TrainingError, match=r"31 of 61 images .* max_bad_share=0.05.*features.unreadable.csv"):
+        run_probe(config(manifest, tmp_path / "out"), small_encoder(), progress=False)
+
+
+def test_evaluation_reads_splits_as_training_does(manifest, tmp_path, capsys):
+    out = tmp_path / "probe"
+    run_probe(config(manifest, out), small_encoder(), progress=False)
+    options = {"bootstraps": 0, "progress": False, "out": tmp_path / "e"}
+    evaluate_files(out / "model", manifest, split="all", **{**options, "progress": True})
+    assert "was trained on patients of" in capsys.readouterr().out
+    lines = manifest.read_text().splitlines()
+    words = ["Training"] * 40 + ["validation"] * 10 + ["Testing"] * 10
+    rows = [f"{line},{word}" for line, word in zip(lines[1:61], words, strict=True)]
+    other = manifest.with_name("other.csv")
+
+    def evaluate(split, rows, **more):
+        other.write_text("\n".join([lines[0] + ",SPLIT", *rows]))
+        return evaluate_files(out / "model", other, split=split, **options, **more)
+
+    assert [evaluate(split, rows)["images"] for split in ("test", "validate", "all")] == [10, 10, 60]
+    with pytest.raises(hx.ConfigError, match="split: got 'tset', accepted are train, val, test, all, training"):
+        evaluate("tset", rows)
+    with pytest.raises(hx.ConfigError, match=r"has no image in 'test': it has train, val; .* never saw"):
+        evaluate("test", rows[:50])
+    with pytest.raises(hx.ConfigError, match="listed more than once"):
+        evaluate("test", [*rows, rows[-1].replace(",1,", ",0,")])
+    with pytest.raises(hx.ConfigError, match="in two splits"):
+        evaluate("test", [*rows[:-1], rows[-1].replace("p29", "p0")])
+    (manifest.parent / "xrays" / "55.png").write_bytes(b"")
+    with pytest.raises(hx.TrainingError, match=r"1 of 10 images .* max_bad_share=0.05.*unreadable.csv"):
+        evaluate("test", rows)
+    assert evaluate("test", rows, max_bad_share=0.2)["unreadable"] == 1
 
 
 def test_duplicates_across_splits_are_refused(manifest, tmp_path):
