@@ -18,6 +18,7 @@ from typing import Literal
 from . import work
 from .config import decoder_size
 from .errors import ConfigError
+from .files import size_in_words
 
 # Dense bf16 peak, FLOP/s, and memory, GiB, as their makers state them
 DEVICES = {
@@ -30,7 +31,7 @@ DEVICES = {
     "rtx4090": (165e12, 24),
 }
 SHARE_OF_PEAK = 0.25  # what a step is taken to reach where nothing was measured
-GIB, TIB = 2**30, 2**40
+GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -344,7 +345,7 @@ def describe(found: Plan, config: PlanConfig) -> str:
     need, state, step = (
         f"{count / GIB:.1f}" for count in (found.state_bytes + found.step_bytes, found.state_bytes, found.step_bytes)
     )
-    total, stored = found.flops * found.images * config.epochs, _size(found.prepared_bytes)
+    total, stored = found.flops * found.images * config.epochs, size_in_words(found.prepared_bytes)
     batch, prepare = config.batch_size * config.gpus, found.prepare_core_seconds
     lines = [
         ("model", f"{config.model}, {config.decoder} decoder, {found.parameters / 1e6:.0f} M parameters"),
@@ -358,9 +359,10 @@ def describe(found: Plan, config: PlanConfig) -> str:
         ("", "(if devices scale perfectly)"),
         (
             "storage",
-            f"{stored} prepared ({config.format}, {config.bits} bits), {_size(found.checkpoint_bytes)} a checkpoint",
+            f"{stored} prepared ({config.format}, {config.bits} bits), "
+            f"{size_in_words(found.checkpoint_bytes)} a checkpoint",
         ),
-        ("reading", f"{_size(found.read_bytes_per_second)}/s a device"),
+        ("reading", f"{size_in_words(found.read_bytes_per_second)}/s a device"),
     ]
     if prepare is not None:
         lines.append(("prepare", f"{_duration(prepare)} of one core (measured: {table()['prepare']['of']})"))
@@ -381,13 +383,6 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-def _size(count: float) -> str:
-    for unit, size in (("TiB", TIB), ("GiB", GIB), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count:.0f} bytes"
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

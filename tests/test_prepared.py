@@ -225,7 +225,9 @@ def test_what_hangs_grows_or_dies_costs_itself_alone(folder, tmp_path, monkeypat
         ({"format": "gif"}, "format"),
         ({"view": "top"}, "view"),
         ({"shard_size": 0}, "shard_size"),
-        ({"timeout": 0.0}, "quality"),
+        ({"timeout": 0.0}, "timeout: got 0, "),
+        ({"quality": 101}, "quality: got 101, "),
+        ({"min_confidence": 2.0}, "min_confidence: got 2, "),
         ({"patient_key": "/nowhere/key"}, "patient_key"),
     ],
 )

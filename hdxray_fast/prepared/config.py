@@ -84,11 +84,15 @@ class PrepareConfig:
             raise ConfigError("format: jpeg holds 8 bits a pixel; take raw or png with bits=16")
         if self.size < 64 or self.size % 16:
             raise ConfigError(f"size: got {self.size}, accepted are multiples of 16 from 64 on")
-        for name, least in (("shard_size", 1), ("min_side", 0), ("workers", -1), ("max_memory", 256), ("quality", 1)):
+        for name, least in (("shard_size", 1), ("min_side", 0), ("workers", -1), ("max_memory", 256)):
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, accepted are whole numbers from {least} on")
-        if self.quality > 100 or not 0 <= self.min_confidence <= 1 or not self.timeout > 0:
-            raise ConfigError("quality is at most 100, min_confidence from 0 to 1, and timeout above 0")
+        if not 1 <= self.quality <= 100:
+            raise ConfigError(f"quality: got {self.quality}, accepted are whole numbers from 1 to 100")
+        if not 0 <= self.min_confidence <= 1:
+            raise ConfigError(f"min_confidence: got {self.min_confidence:g}, accepted are numbers from 0 to 1")
+        if not self.timeout > 0:
+            raise ConfigError(f"timeout: got {self.timeout:g}, accepted are seconds above 0")
         self.share()
 
     def share(self) -> tuple[int, int]:

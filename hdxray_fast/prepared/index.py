@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ConfigError, TrainingError
-from ..files import written_whole
+from ..files import size_in_words, written_whole
 from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, write_lookup, writing
 from .sources import some_names
 from .summary import write_pictures
@@ -154,7 +154,7 @@ def describe(summary: dict) -> str:
     lines = [
         f"{summary['images']} images of {summary['sources']} sources "
         f"({summary['unreadable']} unreadable, {summary['filtered']} filtered, {summary['duplicates']} duplicates), "
-        f"{summary['bytes'] / 2**30:.2f} GiB",
+        f"{size_in_words(summary['bytes'])}",
         f"patients: {summary['patients']} known by a hash, {summary['images_without_patient']} images without",
         f"contours: confidence {summary['confidence']['median']:.2f} (5 % below {summary['confidence']['p05']:.2f}), "
         f"{summary['flagged_contours']} flagged; {summary['inside_share']['median']:.0%} of the patches inside",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import json
+import re
 import sys
 import time
 import zlib
@@ -24,6 +25,9 @@ from .sources import Source, as_file
 
 PATCH = 16  # side of a patch of the stored inside grid, pixels
 OK, UNREADABLE, FILTERED = "ok", "unreadable", "filtered"
+# What a Python caller could do, which nobody can who runs prepare
+ADVICE = re.compile(r"(; pass force=|[.;] if this is expected, pass ).*", re.I | re.S)
+FRAMES = re.compile(r"; choose one with frame=.*", re.S)
 
 
 @dataclass
@@ -76,7 +80,9 @@ def prepare_source(source: Source, recipe: dict, key: bytes, path: str | None = 
     except OtherModalityError as error:
         row = Row(source.name, FILTERED, error.reason.partition(";")[0])
     except HDXrayError as error:
-        row = Row(source.name, UNREADABLE, f"{type(error).__name__}: {getattr(error, 'reason', error)}")
+        reason = ADVICE.sub("", getattr(error, "reason", str(error)))
+        reason = FRAMES.sub("; prepare reads single frames only", reason)
+        row = Row(source.name, UNREADABLE, f"{type(error).__name__}: {reason}")
     except MemoryError:
         row = Row(source.name, UNREADABLE, "MemoryError: needs more memory than one file may take")
     except Exception as error:  # one file in a million must not stop the others; its text may quote the file
