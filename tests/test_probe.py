@@ -103,6 +103,7 @@ def test_too_few_readable_images_are_named(manifest, tmp_path):
         run_probe(config(manifest, tmp_path / "out"), small_encoder(), progress=False)
 
 
+@pytest.mark.slow
 def test_evaluation_reads_splits_as_training_does(manifest, tmp_path, capsys):
     out = tmp_path / "probe"
     run_probe(config(manifest, out), small_encoder(), progress=False)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from runs import pretrained, probe_auroc, training_images, write_results
 
-SMALL = {"model": "vit_tiny_patch16", "epochs": 4, "batch_size": 8}
+SMALL = {"model": "vit_tiny_patch16", "epochs": 2, "batch_size": 8}
 FULL = {"model": "vit_base_patch16", "epochs": 400, "batch_size": 64}
 
 
