@@ -13,7 +13,7 @@ import torch
 from .classify_config import FinetuneConfig
 from .classify_task import FinetuneTask, build_encoder, canvas_size
 from .errors import ConfigError
-from .labels import LabelTable, describe_labels, one_sided, read_labels, require_files, take_fraction
+from .labels import describe_labels, labels_of, one_sided, require_files, take_fraction
 from .training import Training
 
 
@@ -110,21 +110,6 @@ def _finetune(config: FinetuneConfig, processes: int, progress: bool, on_step) -
     if done.finished and training.is_main:
         result.report, result.best = task.finish(training)
     return result
-
-
-def labels_of(config: FinetuneConfig) -> LabelTable:
-    """The labels that ``config`` names, split."""
-    return read_labels(
-        config.data,
-        images=config.images,
-        preset=config.preset,
-        classes=config.classes,
-        multiclass=config.multiclass,
-        uncertain=config.uncertain,
-        val_share=config.val_share,
-        test_share=config.test_share,
-        seed=config.split_seed,
-    )
 
 
 def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> FinetuneResult:

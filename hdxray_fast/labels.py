@@ -7,10 +7,15 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .errors import ConfigError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from .classify_config import FinetuneConfig
+    from .config import ProbeConfig
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
@@ -375,3 +380,18 @@ def canonical_split(name: str) -> str:
 def _uniform(patient: str, seed: int) -> float:
     digest = hashlib.sha256(f"{seed}\0{patient}".encode()).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def labels_of(config: ProbeConfig | FinetuneConfig) -> LabelTable:
+    """The labels that ``config`` names, split."""
+    return read_labels(
+        config.data,
+        images=config.images,
+        preset=config.preset,
+        classes=config.classes,
+        multiclass=config.multiclass,
+        uncertain=config.uncertain,
+        val_share=config.val_share,
+        test_share=config.test_share,
+        seed=config.seed if config.split_seed is None else config.split_seed,
+    )

@@ -22,8 +22,8 @@ from .labels import (
     LabelTable,
     check_table,
     describe_labels,
+    labels_of,
     one_sided,
-    read_labels,
     refuse_duplicates,
     require_files,
     take_fraction,
@@ -65,17 +65,7 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
         TrainingError: too few images could be read.
         MissingDependencyError: scikit-learn, pandas or pyarrow is not installed.
     """
-    table = read_labels(
-        config.data,
-        images=config.images,
-        preset=config.preset,
-        classes=config.classes,
-        multiclass=config.multiclass,
-        uncertain=config.uncertain,
-        val_share=config.val_share,
-        test_share=config.test_share,
-        seed=config.seed if config.split_seed is None else config.split_seed,
-    )
+    table = labels_of(config)
     require_files(table, config.data)
     if progress:
         print(describe_labels(table))
@@ -197,7 +187,7 @@ def as_classifier(
     if pool == "attention":
         raise ConfigError("pool: a probe is kept on 'cls' or 'mean' features, got 'attention'")
     if keep is not None:
-        encoder.keep, encoder.config = keep, replace(encoder.config, keep=keep)
+        encoder.keep = keep
     settings = ClassifierConfig(
         list(table.classes), head="probe", multiclass=table.multiclass, pool=pool, splits=table.origin
     )

@@ -180,14 +180,14 @@ def contradictions(source: Source, settings: dict[str, Any]) -> list[str]:
     config, found = source.config, []
     if source.own or config.get("model_type") not in _MODEL_TYPES:
         return found
-    for key, option, default in (
-        ("num_hidden_layers", "depth", None),
-        ("hidden_size", "embed_dim", None),
-        ("patch_size", "patch_size", None),
-        ("qkv_bias", "qkv_bias", None),
-        ("num_register_tokens", "reg_tokens", None),
+    for key, option in (
+        ("num_hidden_layers", "depth"),
+        ("hidden_size", "embed_dim"),
+        ("patch_size", "patch_size"),
+        ("qkv_bias", "qkv_bias"),
+        ("num_register_tokens", "reg_tokens"),
     ):
-        told = config.get(key, default)
+        told = config.get(key)
         if told is not None and told != settings[option]:
             found.append(f"{key} {told!r} of config.json (the tensors have {settings[option]!r})")
     if config["model_type"].startswith("dinov2") and settings["layer_scale"] is None:

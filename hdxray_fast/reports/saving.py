@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from ..checkpoint import load_model, save_model
+from ..devices import find_device
 from ..encoder import Encoder
 from ..errors import CheckpointError, ConfigError, HDXrayError
 from ..files import flush
@@ -104,7 +105,7 @@ def load_report_model(directory: str | Path, device: str | torch.device | None =
     _load_visual(visual, directory / VISUAL_FILE)
     model = ReportModel(encoder, visual, decoder, tokenizer, config)
     model.language_model_print = settings["language_model"]
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return model.to(find_device(device)).eval()
 
 
 def _read_settings(path: Path) -> dict:
