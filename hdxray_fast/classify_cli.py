@@ -103,7 +103,10 @@ def run_predict_command(paths: list[str], model: str, out: str, **options) -> in
     found = predict(paths, model, progress=True, **options)
     for bad in found.quarantined:
         print(f"unreadable: {bad.path}: {bad.reason}", file=sys.stderr)
-    write_predictions(Path(out), found.images, found.classes, found.probabilities)
+    write_predictions(Path(out), found)
+    if not found.multiclass:
+        pairs = zip(found.classes, found.thresholds, strict=True)
+        print("present from", ", ".join(f"{threshold:.3g} ({name})" for name, threshold in pairs))
     print(f"{len(found.images)} images in {out}")
     return 0 if found.images else 2
 

@@ -28,6 +28,7 @@ from .labels import (
     check_rows,
     patients_hash,
     read_manifest,
+    redrawn,
     require_files,
 )
 from .metrics import evaluate_predictions
@@ -55,28 +56,12 @@ def report_predictions(
     out.mkdir(parents=True, exist_ok=True)
     with written_whole(out / "metrics.json") as temporary:
         temporary.write_text(json.dumps({**report, **(extra or {})}, indent=1) + "\n")
-    write_predictions(out / "predictions.csv", table.paths, table.classes, probabilities, table.labels)
+    found = Predictions(table.paths, probabilities, table.classes, list(thresholds), multiclass=table.multiclass)
+    write_predictions(out / "predictions.csv", found, table.labels)
     plot_curves(out / "curves.png", table.labels, probabilities, table.classes)
     if model is not None:
         write_error_sheet(out / "errors.png", model, table, probabilities, thresholds)
     return report
-
-
-def write_predictions(
-    path: Path,
-    images: Sequence[str],
-    classes: Sequence[str],
-    probabilities: np.ndarray,
-    labels: np.ndarray | None = None,
-) -> None:
-    """A CSV with a row per image: its path, a probability per class and, if known, a label per class."""
-    header = ["image", *classes, *([f"label {name}" for name in classes] if labels is not None else [])]
-    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(header)
-        for row, image in enumerate(images):
-            truth = [] if labels is None else ["" if np.isnan(v) else int(v) for v in labels[row]]
-            writer.writerow([image, *(f"{p:.6f}" for p in probabilities[row]), *truth])
 
 
 @dataclass
@@ -89,6 +74,7 @@ class Predictions:
         classes: ``C`` names.
         thresholds: ``C``, a class is called present from this probability on.
         quarantined: files that could not be read.
+        multiclass: one class of each image is called present, the most probable one of ``classes``.
     """
 
     images: list[str]
@@ -96,6 +82,33 @@ class Predictions:
     classes: list[str]
     thresholds: list[float]
     quarantined: list[Quarantined] = field(default_factory=list)
+    multiclass: bool = False
+
+    def present(self, row: int) -> list[str]:
+        """The classes that are called present in an image."""
+        if self.multiclass:
+            return [self.classes[int(self.probabilities[row].argmax())]]
+        chosen = zip(self.classes, self.probabilities[row], self.thresholds, strict=True)
+        return [name for name, probability, threshold in chosen if probability >= threshold]
+
+
+def write_predictions(path: Path, found: Predictions, labels: np.ndarray | None = None) -> None:
+    """A CSV with a row per image: path, a probability per class, the classes called present and, if known, labels.
+
+    Args:
+        path: file to write.
+        found: what was predicted; ``present`` holds the names joined by ``|``, blank where no class is.
+        labels: ``[N, C]`` of its images, NaN where a label is not known.
+    """
+    header = ["image", *found.classes, "present"]
+    header += [] if labels is None else [f"label {name}" for name in found.classes]
+    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        for row, image in enumerate(found.images):
+            truth = [] if labels is None else ["" if np.isnan(v) else int(v) for v in labels[row]]
+            probabilities = (f"{p:.6f}" for p in found.probabilities[row])
+            writer.writerow([image, *probabilities, "|".join(found.present(row)), *truth])
 
 
 def predict(
@@ -149,7 +162,9 @@ def predict_list(
         if len(part):
             images += part.sources
             rows.append(part.features)
-    return Predictions(images, np.concatenate(rows), questions.names, questions.thresholds, bad)
+    return Predictions(
+        images, np.concatenate(rows), questions.names, questions.thresholds, bad, model.config.multiclass
+    )
 
 
 def untrained(model: Classifier, names: Sequence[str]) -> list[str]:
@@ -246,7 +261,7 @@ def evaluate_files(
     Thresholds are those chosen on validation when the classifier was made; ``classes`` are as for :func:`predict`, so
     that names it has never seen can be put to the test. Writes what :func:`report_predictions`
     writes, and ``unreadable.csv``; the metrics also count those files as ``unreadable``. ``split`` takes the words that
-    a manifest may have for its splits.
+    a manifest may have for its splits; if training drew them, from this manifest, they are drawn as they were there.
 
     Raises:
         ConfigError: the manifest lacks a class of the classifier, lists an image twice or a patient in two splits, or
@@ -293,16 +308,14 @@ def _part(table: LabelTable, split: str, source: str, classifier: Classifier) ->
             table.notes.append(f"the model was trained on patients of {source}: on 'all' of it the metrics flatter")
         return table
     check_rows(table, source)
+    if (again := redrawn(table, trained, source)) is not None:
+        table = again
     if name in table.splits:
         return table.split(name)
     given = [split for split in SPLITS if split in table.splits]
     why = f"it has {', '.join(given)}" if given else "it has no splits"
     if seen:
-        why += (
-            f"; the model was made with it, on splits drawn with seed {trained['seed']}, val_share "
-            f"{trained['val_share']:g} and test_share {trained['test_share']:g} where it has none: its run has the "
-            "test metrics"
-        )
+        why += "; the model was trained on patients of it, with other splits"
     raise ConfigError(
         f"split: {source} has no image in {name!r}: {why}; give it a column 'split' (or another split; 'all' is right "
         "only for data that the model never saw)"

@@ -8,19 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
+from .columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 from .errors import ConfigError
 from .labels import (
-    PATIENT_COLUMNS,
     SPLIT_COLUMNS,
     SPLIT_NAMES,
     SPLIT_SYNONYMS,
     SPLITS,
     LabelTable,
     canonical_split,
-    find_column,
     import_pandas,
 )
-from .prepare import PATH_COLUMNS
 
 NOT_NUMBERS = frozenset({"nan", "na", "n/a", "none", "null", "inf", "-inf", "#n/a"})
 

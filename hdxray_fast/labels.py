@@ -28,7 +28,6 @@ SPLIT_NAMES = {
 }
 SPLIT_COLUMNS = ("split", "fold")
 SPLIT_SYNONYMS = ("set", "subset", "dataset", "partition")  # where they hold names of splits, and not of data sets
-PATIENT_COLUMNS = ("patient", "patient_id", "PatientID", "Patient ID", "subject_id", "patientId")
 POLICIES = ("ignore", "zeros", "ones")
 UNCERTAIN = -1.0
 VALIDATION_LEAST = 10  # images, below which there is a warning
@@ -127,9 +126,11 @@ def read_labels(
         data, images=images, preset=preset, classes=classes, multiclass=multiclass, uncertain=uncertain
     )
     origin = {"patients": patients_hash(table.patients), "seed": seed, "val_share": val_share, "test_share": test_share}
-    table = leave_out_unlabelled(replace(table, origin=origin), str(data))
+    table = leave_out_unlabelled(table, str(data))
     splits = fill_splits(table, val_share, test_share, seed)
-    table = replace(table, splits=splits, notes=[*table.notes, *_drawn_splits(table, splits, preset, seed)])
+    origin["drawn"] = missing_splits(table)
+    notes = [*table.notes, *_drawn_splits(table, splits, preset, seed)]
+    table = replace(table, origin=origin, splits=splits, notes=notes)
     check_table(table, str(data))
     return table
 
@@ -219,6 +220,29 @@ def fill_splits(table: LabelTable, val_share: float, test_share: float, seed: in
             place = places[patient]
             made.append("test" if place < test else "val" if place < test + val else "train")
     return made
+
+
+def missing_splits(table: LabelTable) -> list[str]:
+    """Those of ``val`` and ``test`` that the manifest has no image in: :func:`fill_splits` draws them."""
+    return [name for name in ("val", "test") if name not in table.splits]
+
+
+def redrawn(table: LabelTable, origin: dict, source: str) -> LabelTable | None:
+    """The table with the splits that training drew from the same manifest, or ``None`` if it is not the same.
+
+    Args:
+        table: as :func:`read_manifest` gives it.
+        origin: of the table that was trained on. The manifest is the same if it has the same patients and lacks the
+            same splits: a patient's place depends on nothing else.
+        source: the manifest's name, for errors.
+    """
+    if origin.get("patients") != patients_hash(table.patients):
+        return None
+    table = leave_out_unlabelled(table, source)
+    if origin.get("drawn") != missing_splits(table):
+        return None
+    splits = fill_splits(table, origin["val_share"], origin["test_share"], origin["seed"])
+    return replace(table, splits=splits, notes=[*table.notes, *_drawn_splits(table, splits, None, origin["seed"])])
 
 
 def _drawn_splits(table: LabelTable, splits: Sequence[str], preset: str | None, seed: int) -> list[str]:
@@ -353,17 +377,6 @@ def import_pandas():
     except ImportError as error:
         raise MissingDependencyError("reading labels needs pandas: pip install 'hdxray-fast[classify]'") from error
     return pandas
-
-
-def find_column(columns: Iterable[str], candidates: Sequence[str]) -> str | None:
-    """The first of ``candidates`` among ``columns``; failing that, the first but for case and spaces around it."""
-    present = list(columns)
-    if (exact := next((name for name in candidates if name in present), None)) is not None:
-        return exact
-    plain: dict[str, str] = {}
-    for name in present:
-        plain.setdefault(str(name).strip().lower(), name)
-    return next((plain[name.lower()] for name in candidates if name.lower() in plain), None)
 
 
 def patients_hash(patients: Iterable[str]) -> str:

@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from .canvas import read_canvas
+from .columns import PATH_COLUMNS, find_column
 from .contour import find_contour
 from .errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
 from .files import written_whole
@@ -26,7 +27,6 @@ from .files import written_whole
 IMAGE_SUFFIXES = frozenset(
     (".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
 )
-PATH_COLUMNS = ("image", "path", "Path", "file", "filename", "image_path", "Image Index")
 CACHE_FORMAT = 2  # part of every cache key: raise it when the cached arrays change meaning
 
 
@@ -149,7 +149,7 @@ def manifest_paths(manifest: Path, root: Path, argument: str = "data") -> list[P
     try:
         with manifest.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
-            column = next((name for name in PATH_COLUMNS if name in (reader.fieldnames or ())), None)
+            column = find_column(reader.fieldnames or (), PATH_COLUMNS)
             if column is None:
                 raise ConfigError(
                     f"{argument}: {manifest} has the columns {reader.fieldnames}; one of {list(PATH_COLUMNS)} is "

@@ -14,6 +14,8 @@ from hdxray_fast.labels import (
     describe_labels,
     fill_splits,
     read_labels,
+    read_manifest,
+    redrawn,
     refuse_duplicates,
     take_fraction,
 )
@@ -88,6 +90,30 @@ def test_columns_are_found_whatever_their_case(tmp_path, name):
     assert read_labels(generic(tmp_path, dataset=["nih", "chexpert"] * 20)).classes == ["edema", "nodule"]
     with pytest.raises(hx.ConfigError, match=r"labels.csv: row 3, column '.*' holds 'tset'; accepted are train, val"):
         read_labels(generic(tmp_path, **{name: ["train", "tset", *splits[2:]]}))
+
+
+@pytest.mark.parametrize("given", ["", "val", "test", "val test"])
+def test_drawn_splits_are_drawn_again_from_the_same_manifest_alone(tmp_path, given):
+    """Training lacked some splits; evaluation draws just these, or nothing where the manifest is another."""
+    names = given.split()
+    split = ["train"] * 28 + [name for name in names for _ in range(12 // len(names))]
+    blanks = {1: -1, 7: -1}  # uncertain, ignored: an image without any label is left out in both
+    edema = [blanks.get(i, i % 2) for i in range(40)]
+    columns = {"edema": edema, "nodule": edema, **({"split": split} if given else {})}
+    data = generic(tmp_path, **columns)
+    split += ["train"] * (40 - len(split))
+    drawn = {"val_share": 0.25, "test_share": 0.2, "seed": 5}
+    trained = read_labels(data, **drawn)
+    assert trained.origin["drawn"] == [name for name in ("val", "test") if name not in given]
+    again = redrawn(read_manifest(data), trained.origin, str(data))
+    assert (again.paths, again.splits) == (trained.paths, trained.splits)
+    assert len(again) == 38
+    without = {name: value for name, value in columns.items() if name != "split"}
+    whole = ["train"] * 20 + ["val"] * 10 + ["test"] * 10
+    other = {**without, **({} if given else {"split": whole})}
+    assert redrawn(read_manifest(generic(tmp_path, **other)), trained.origin, "other") is None
+    other = {**columns, "patient": ["q", "q", *(f"p{i // 2}" for i in range(2, 40))]}
+    assert redrawn(read_manifest(generic(tmp_path, **other)), trained.origin, "other") is None
 
 
 def test_splits_that_are_drawn_are_said(tmp_path):

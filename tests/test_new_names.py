@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 
@@ -119,8 +120,13 @@ def test_trained_on_some_names_and_tested_on_another(tmp_path, stub, capsys):
     }
     files = [str(tmp_path / "0.png"), "--out", str(tmp_path / "p.csv"), "--model", str(out / "model")]
     assert main(["predict", *files, "--workers", "0", "--classes", "high mark", "right square"]) == 0
-    header = (tmp_path / "p.csv").read_text().splitlines()[0]
-    assert header == "image,high mark,right square"
+    with (tmp_path / "p.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert list(row) == ["image", "high mark", "right square", "present"]
+    learned = load_classifier(out / "model").config.thresholds[1]
+    assert f"present from 0.5 (high mark), {learned:.3g} (right square)" in capsys.readouterr().out
+    called = [name for name, least in (("high mark", 0.5), ("right square", learned)) if float(row[name]) >= least]
+    assert row["present"] == "|".join(called)
     assert main(["predict", *files, "--classes", "a", "a"]) == 2
     assert "different names" in capsys.readouterr().err
 

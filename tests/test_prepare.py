@@ -24,7 +24,7 @@ def test_folder_is_listed_in_a_fixed_order_without_hidden_and_foreign_files(radi
     assert names == sorted([*(f"{i}.png" for i in range(5)), "sub/9.PNG", "IM000001"])
 
 
-@pytest.mark.parametrize("column", ["image", "path", "Path", "Image Index"])
+@pytest.mark.parametrize("column", ["image", "path", "Path", "Image Index", " IMAGE_Path"])
 def test_manifest_keeps_its_order_and_drops_repeats(radiographs, column):
     manifest = radiographs / "list.csv"
     manifest.write_text(f"patient,{column}\n1,3.png\n2,1.png\n3,3.png\n")

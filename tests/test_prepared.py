@@ -142,7 +142,7 @@ def test_filters_by_header_and_size(tmp_path):
 
 def test_patients_of_a_manifest_are_hashed(folder, tmp_path):
     manifest = folder / "list.csv"
-    manifest.write_text("image,patient_id\n0.png,secret-77\n1.png,secret-77\n2.png,\n")
+    manifest.write_text("Image,PATIENT_ID\n0.png,secret-77\n1.png,secret-77\n2.png,\n")
     prepare([manifest], tmp_path / "set")
     patients = PreparedSet(tmp_path / "set").index.column("patient").to_pylist()
     assert patients[0] == patients[1] and len(patients[0]) == 16 and patients[2] == ""

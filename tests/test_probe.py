@@ -80,9 +80,17 @@ def test_end_to_end(manifest, tmp_path):
     assert everything["classes"]["high"]["threshold"] == saved["classes"]["high"]["threshold"]
     assert "broken.png" in (tmp_path / "all" / "unreadable.csv").read_text()
     assert everything["unreadable"] == saved["unreadable"] == 1
-    drawn = "has no image in 'test': it has no splits; the model was made with it, on splits drawn with seed 0"
-    with pytest.raises(hx.ConfigError, match=drawn):
-        evaluate_files(out / "model", out=tmp_path / "none", **{**options, "split": "test"})
+
+    # splits that training drew are drawn again: the test metrics of the run come out again
+    tested = evaluate_files(out / "model", out=tmp_path / "test", **{**options, "split": "test"})
+    assert tested["images"] == result.report["images"] < 60
+    assert tested["classes"]["high"]["auroc"]["value"] == pytest.approx(saved["classes"]["high"]["auroc"]["value"])
+    parts = [evaluate_files(out / "model", out=tmp_path / s, **{**options, "split": s}) for s in ("train", "val")]
+    assert sum(part["images"] for part in (*parts, tested)) == 60
+    with (tmp_path / "test" / "predictions.csv").open(newline="") as stream:
+        called = [(float(row["high"]), row["present"]) for row in csv.DictReader(stream)]
+    least = found.thresholds[0]
+    assert all(present == ("high" if value >= least else "") for value, present in called if abs(value - least) > 1e-6)
 
     # a second probe takes the features as they are
     again = run_probe(config(manifest, out, label_fraction=0.3), small_encoder(), progress=False)
@@ -124,6 +132,7 @@ def test_evaluation_reads_splits_as_training_does(manifest, tmp_path, capsys):
         evaluate("tset", rows)
     with pytest.raises(hx.ConfigError, match=r"has no image in 'test': it has train, val; .* never saw"):
         evaluate("test", rows[:50])
+    assert evaluate("train", rows[:50])["images"] == 40  # not the patients that training had: splits stay as given
     with pytest.raises(hx.ConfigError, match="listed more than once"):
         evaluate("test", [*rows, rows[-1].replace(",1,", ",0,")])
     with pytest.raises(hx.ConfigError, match="in two splits"):

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ..columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 from ..errors import ConfigError
-from ..labels import PATIENT_COLUMNS
-from ..prepare import PATH_COLUMNS, image_files, is_image_name, manifest_paths
+from ..prepare import image_files, is_image_name, manifest_paths
 from .archives import Member, is_archive, list_members, unpacked
 
 JOIN = "::"  # between an archive and its member, in names that people read
@@ -130,9 +130,9 @@ def _manifest(manifest: Path, images: str | os.PathLike | None) -> list[Source]:
     patients: dict[str, str] = {}
     with manifest.open(newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
-        column = next((name for name in PATIENT_COLUMNS if name in (reader.fieldnames or ())), None)
+        column = find_column(reader.fieldnames or (), PATIENT_COLUMNS)
         if column is not None:
-            image = next(name for name in PATH_COLUMNS if name in (reader.fieldnames or ()))
+            image = find_column(reader.fieldnames or (), PATH_COLUMNS)
             root = Path(images) if images else manifest.parent
             patients = {str(root / row[image]): row[column] or "" for row in reader if row[image]}
     return [Source(str(path), patient=patients.get(str(path), "")) for path in paths]

@@ -6,9 +6,8 @@ import csv
 import json
 from pathlib import Path
 
+from ..columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 from ..errors import ConfigError
-from ..labels import PATIENT_COLUMNS, find_column
-from ..prepare import PATH_COLUMNS
 from .studies import SECTIONS, Study, StudyTable, check_language, finish_table
 
 LAYOUTS = ("r2gen", "csv", "iu-xray", "mimic-cxr")

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from ..columns import find_column
 from ..errors import ConfigError
 from ..files import written_whole
-from ..labels import find_column
 from .layouts import ID_COLUMNS, read_rows
 from .studies import check_language
 
