@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .encoder_config import EncoderConfig
 from .errors import ArgumentTypeError, CheckpointError, HDXrayError, MissingDependencyError
-from .files import written_whole
+from .files import share, written_whole
 from .hub_files import HUB_KEYS, PREPROCESSOR_FILE, preprocessor_settings
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def save_model(model: MaskedAutoencoder | Encoder, directory: str | Path) -> Pat
                 temporary.write_text(json.dumps(content, indent=2) + "\n")
         with written_whole(directory / MODEL_FILE) as temporary:
             safetensors_torch.save_file(tensors, temporary, metadata={"format": "pt"})
-            temporary.chmod((directory / CONFIG_FILE).stat().st_mode)  # safetensors writes for the owner alone
+            share(temporary)
     except (OSError, _safetensor_error()) as error:
         raise CheckpointError(f"{directory}: cannot be written ({error})") from error
     return directory

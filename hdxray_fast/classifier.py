@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .checkpoint import load_model, save_model
 from .encoder import Encoder, Tokens
 from .errors import ArgumentError, ArgumentTypeError, CheckpointError
-from .files import written_whole
+from .files import share, written_whole
 from .heads import LabelQueryHead, LinearHead, build_head
 from .masking import MaskPlan
 
@@ -121,6 +121,7 @@ def save_classifier(model: Classifier, directory: str | Path) -> Path:
     head = {name: tensor.detach().contiguous().cpu() for name, tensor in model.head.state_dict().items()}
     with written_whole(directory / HEAD_FILE) as temporary:
         save_file(head, temporary)
+        share(temporary)
     with written_whole(directory / CLASSIFIER_FILE) as temporary:
         temporary.write_text(json.dumps({"format": FORMAT, **vars(model.config)}, indent=1) + "\n")
     return directory

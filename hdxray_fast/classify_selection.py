@@ -17,7 +17,7 @@ from .classify_config import FinetuneConfig
 from .classify_data import LabelledRadiographs, model_inputs
 from .classify_loss import classification_loss
 from .errors import CheckpointError
-from .files import written_whole
+from .files import share, written_whole
 from .prepare import worker_count
 from .processes import outlive_notice
 from .run_state import whole_state
@@ -146,7 +146,8 @@ class BestModel:
         tensors = whole_state(model, write)
         if write:
             with written_whole(self.path) as temporary:
-                save_file(tensors, temporary, metadata={"format": "pt", "facts": json.dumps(facts)})
+                save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
+                share(temporary)
 
     def read(self) -> dict:
         """Score and step of what is kept.

@@ -54,13 +54,13 @@ def report_predictions(
         table.labels, probabilities, table.classes, table.patients, thresholds, bootstraps=bootstraps, seed=seed
     )
     out.mkdir(parents=True, exist_ok=True)
-    with written_whole(out / "metrics.json") as temporary:
-        temporary.write_text(json.dumps({**report, **(extra or {})}, indent=1) + "\n")
     found = Predictions(table.paths, probabilities, table.classes, list(thresholds), multiclass=table.multiclass)
     write_predictions(out / "predictions.csv", found, table.labels)
     plot_curves(out / "curves.png", table.labels, probabilities, table.classes)
     if model is not None:
         write_error_sheet(out / "errors.png", model, table, probabilities, thresholds)
+    with written_whole(out / "metrics.json") as temporary:  # the last: a run that has it is whole
+        temporary.write_text(json.dumps({**report, **(extra or {})}, indent=1) + "\n")
     return report
 
 

@@ -27,6 +27,14 @@ def written_whole(path: Path, durable: bool = True) -> Iterator[Path]:
         flush(path.parent)  # the rename itself is durable once the folder is flushed
 
 
+def share(path: Path) -> None:
+    """Give a file the mode of any new file here; safetensors makes its files readable for their owner alone."""
+    probe = path.with_name(f".{path.name}.{os.getpid()}.mode")
+    probe.touch()
+    path.chmod(probe.stat().st_mode)
+    probe.unlink()
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or on POSIX the names in a folder, are on the disk."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .errors import CheckpointError
-from .files import flush, written_whole
+from .files import flush, share, written_whole
 from .optim import AveragedWeights
 
 STATE_FILE = "state.json"
@@ -111,6 +111,7 @@ def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], contents: dict[s
     temporary.mkdir(parents=True)
     for name, content in tensors.items():
         save_file(content, temporary / name, metadata={"format": "pt"})
+        share(temporary / name)
     for name, content in contents.items():
         (temporary / name).write_text(json.dumps(content, indent=1))
     checksums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}

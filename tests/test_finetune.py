@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import hdxray_fast as hx
+from hdxray_fast import evaluation
 from hdxray_fast.classifier import load_classifier
 from hdxray_fast.classify import describe_finetuning, run_finetuning
 from hdxray_fast.classify_cli import join_lists
@@ -202,6 +203,22 @@ def test_a_frozen_linear_head_is_the_probe_on_features_computed_once(data, tmp_p
     assert (tmp_path / "probe" / "features.parquet").exists()
     assert not list((tmp_path / "probe").glob("fraction_*/**/features.parquet"))
     assert load_classifier(tmp_path / "probe" / "fraction_1" / "seed_0" / "model").config.head == "probe"
+
+
+def test_a_run_killed_among_its_last_pictures_still_makes_them(data, tmp_path, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "write_error_sheet", killed)
+        with pytest.raises(KeyboardInterrupt):
+            finetune(data, tmp_path, epochs=1)
+    (result,) = finetune(data, tmp_path, epochs=1, resume="auto")
+    saved = json.loads((tmp_path / "metrics.json").read_text())
+    assert {name: saved[name] for name in result.report} == result.report
+    assert cv2.imread(str(tmp_path / "errors.png")) is not None
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len({path.stat().st_mode for path in files}) == 1  # colleagues may read all of it, or none
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(data, tmp_path):

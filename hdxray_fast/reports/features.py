@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..data import RadiographDataset
 from ..encoder import Tokens
 from ..errors import HDXrayError
-from ..files import written_whole
+from ..files import share, written_whole
 from ..masking import MaskPlan
 from .model import ReportModel
 from .visual_tokens import ViewTokens
@@ -82,6 +82,7 @@ class FeatureStore:
             for index, tensors in zip(chunk, stored, strict=True):
                 with written_whole(self.path(index), durable=False) as temporary:
                     save_file(tensors, temporary)
+                    share(temporary)
                 on_done()
         return len(missing)
 

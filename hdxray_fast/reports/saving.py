@@ -15,7 +15,7 @@ from ..checkpoint import load_model, save_model
 from ..devices import find_device
 from ..encoder import Encoder
 from ..errors import CheckpointError, ConfigError, HDXrayError
-from ..files import flush
+from ..files import flush, share
 from .model import ReportModel, ReportModelConfig, language_model_decoder, visual_tokens_for
 from .text_models import import_text_models, quietly
 from .text_tokenizers import check_fits, load_tokenizer
@@ -53,9 +53,12 @@ def save_report_model(model: ReportModel, directory: str | Path) -> Path:
         save_model(model.encoder, temporary / "encoder")
         visual = {name: tensor.detach().contiguous().cpu() for name, tensor in model.visual.state_dict().items()}
         save_file(visual, temporary / VISUAL_FILE)
+        share(temporary / VISUAL_FILE)
         if model.config.decoder != "language-model" or model.config.lora_rank:
             with quietly():
                 model.decoder.model.save_pretrained(temporary / "decoder")
+            for path in (temporary / "decoder").glob("*.safetensors"):
+                share(path)
         model.tokenizer.save(temporary / "tokenizer")
         text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
         (temporary / REPORT_FILE).write_text(text, encoding="utf-8")
