@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from report_corpus import CASES, write_two_view_studies
@@ -206,6 +207,23 @@ def test_predictions_of_other_data(tmp_path):
         evaluate_reports([Prediction("x", "y")], data=path, split="holdout")
 
 
+def test_paths_in_the_place_of_ids(tmp_path, monkeypatch):
+    """What `generate FOLDER` writes has paths as ids; scored against the data they are found by them."""
+    path = write_two_view_studies(tmp_path / "data", "en")
+    studies = read_studies(path).studies
+    monkeypatch.chdir(tmp_path)
+    names = [f"data/../{Path(study.images[0]).relative_to(tmp_path)}" for study in studies[:4]]
+    made = [Prediction(name, study.report) for name, study in zip(names, studies, strict=False)]
+    made.append(Prediction(str(studies[0].images[1]), "a second text on the first study"))
+    evaluation = evaluate_reports(made, data=path, split="all", partial=True, meteor=False, bootstraps=0)
+    assert [row["id"] for row in evaluation.rows] == [study.id for study in studies[1:4]]
+    assert evaluation.metrics["languages"]["en"]["scores"][0]["bleu4"] == pytest.approx(1)
+    assert evaluation.metrics["languages"]["en"]["scores"][0]["meteor"] == "left out"
+    notes = " ".join(evaluation.notes)
+    assert "3 of 5 predictions are matched by their radiograph's path" in notes
+    assert "2 generated texts are not scored" in notes
+
+
 def test_marked_differences():
     marked = mark_differences("The heart is <big>.", "The Heart is small.", "en")
     assert marked[0] == 'The heart is &lt;<span class="extra">big</span>&gt;.'
@@ -223,7 +241,7 @@ def test_command(tmp_path, capsys):
     made = tmp_path / "predictions.csv"
     write_predictions(made, [Prediction(p.id, p.generated) for p in ENGLISH])
     arguments = ["report", "evaluate", str(made), "--data", str(path), "--split", "all", "--out", str(tmp_path / "out")]
-    assert main([*arguments, "--r2gen", "iu-xray", "--clinical", "radgraph"]) == 0
+    assert main([*arguments, "--r2gen", "iu-xray", "--clinical", "radgraph", "--meteor", "false"]) == 0
     shown = capsys.readouterr().out
     assert "| r2gen-compatible | word | 1.0000 | 1.0000 | 1.0000 | 1.0000 |" in shown
     assert "radgraph: needs radgraph" in shown or shutil.which("radgraph")

@@ -46,6 +46,7 @@ def _add_evaluate(commands, parser_class) -> None:
     evaluate.add_argument("--radgraph_model", default="radgraph-xl", help="radgraph, radgraph-xl, modern-radgraph-xl")
     evaluate.add_argument("--device", help="where clinical models run")
     evaluate.add_argument("--bootstraps", type=int, default=1000, help="drawings for the 95 %% intervals; 0 for none")
+    evaluate.add_argument("--meteor", type=bool, default=True, help="METEOR, where Java is; false saves its seconds")
     commands.add_subcommand("evaluate", evaluate, help="generated reports against references")
 
 

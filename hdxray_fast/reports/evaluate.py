@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -60,11 +62,13 @@ def evaluate_reports(
     radgraph_model: str = "radgraph-xl",
     device: str | None = None,
     bootstraps: int = 1000,
+    meteor: bool = True,
 ) -> Evaluation:
     """Score generated reports.
 
     Args:
-        predictions: see :func:`~hdxray_fast.reports.predictions.read_predictions`.
+        predictions: see :func:`~hdxray_fast.reports.predictions.read_predictions`. Where no id is a study's, ids that
+            are paths are taken as the study of that radiograph.
         data: studies to take references from, by id, as :func:`~hdxray_fast.reports.layouts.read_studies` reads them
             (with ``layout``, ``images``, ``sections``, ``report_column``, ``val_share``, ``test_share``, ``seed``);
             left out, the predictions hold their references.
@@ -76,6 +80,7 @@ def evaluate_reports(
         clinical: of ``"radgraph"`` and ``"chexbert"``.
         radgraph_model: see :func:`~hdxray_fast.reports.clinical.clinical_scores`; likewise ``device``.
         bootstraps: drawings of patients for the 95 % intervals (of studies, where patients are not known); 0 for none.
+        meteor: METEOR too, where Java is; ``False`` saves its seconds.
 
     Raises:
         ConfigError: the files cannot be read or do not fit each other, or texts are in another language than said.
@@ -118,7 +123,7 @@ def evaluate_reports(
     languages = {}
     for name in sorted({row["language"] for row in rows}):
         mine = [row for row in rows if row["language"] == name]
-        found = _evaluate_language(mine, name, references, bootstraps, seed)
+        found = _evaluate_language(mine, name, references, bootstraps, seed, meteor)
         texts, truths = ([row[key] for row in mine] for key in ("generated", "reference"))
         found["clinical"] = clinical_scores(
             texts, truths, clinical, language=name, radgraph_model=radgraph_model, device=device
@@ -145,11 +150,11 @@ def _r2gen_references(training: list[str], data_set: str) -> R2GenReferences:
 
 
 def _evaluate_language(
-    rows: list[dict], language: str, r2gen: R2GenReferences | None, bootstraps: int, seed: int
+    rows: list[dict], language: str, r2gen: R2GenReferences | None, bootstraps: int, seed: int, meteor: bool
 ) -> dict:
     """Scores, lengths and repeats of the studies of one language; their own scores go into the rows."""
     texts, truths, patients = ([row[key] for row in rows] for key in ("generated", "reference", "patient"))
-    scored, missing = _score(texts, truths, language, r2gen)
+    scored, missing = _score(texts, truths, language, r2gen, meteor)
     for key, values in scored[0].each.items():
         for row, value in zip(rows, values, strict=True):
             row[key] = value
@@ -186,8 +191,11 @@ def _own_references(made: list[Prediction], named: str, language: str) -> list[S
 def _pair(made: list[Prediction], studies: list[Study], named: str, partial: bool) -> tuple[list[dict], list[str]]:
     """Rows of generated text and reference in the order of the studies, and notes on what has no partner."""
     notes = []
-    texts = {prediction.id: prediction.generated for prediction in made}
     known = {study.id for study in studies}
+    if not any(prediction.id in known for prediction in made):
+        made, matched = _by_radiograph(made, studies)
+        notes += matched
+    texts = {prediction.id: prediction.generated for prediction in made}
     without = [study.id for study in studies if study.id not in texts]
     if len(without) == len(studies):
         raise ConfigError(
@@ -227,6 +235,22 @@ def _pair(made: list[Prediction], studies: list[Study], named: str, partial: boo
     return rows, notes
 
 
+def _by_radiograph(made: list[Prediction], studies: list[Study]) -> tuple[list[Prediction], list[str]]:
+    """Predictions whose id is the path of a study's radiograph, under the study's own id; and a note if there are any.
+
+    Two predictions of one study keep their ids: which of them is meant cannot be told.
+    """
+    place = {os.path.abspath(image): study.id for study in studies for image in study.images}
+    own = [place.get(os.path.abspath(prediction.id)) for prediction in made]
+    count = Counter(own)
+    renamed = [
+        replace(prediction, id=name) if name is not None and count[name] == 1 else prediction
+        for prediction, name in zip(made, own, strict=True)
+    ]
+    found = sum(new is not old for new, old in zip(renamed, made, strict=True))
+    return renamed, [f"{found} of {len(made)} predictions are matched by their radiograph's path"] if found else []
+
+
 def _check_languages(rows: list[dict], named: str) -> None:
     for language in {row["language"] for row in rows}:
         chinese = mostly_chinese(row["reference"] for row in rows if row["language"] == language)
@@ -238,12 +262,12 @@ def _check_languages(rows: list[dict], named: str) -> None:
 
 
 def _score(
-    texts: list[str], truths: list[str], language: str, r2gen: R2GenReferences | None
+    texts: list[str], truths: list[str], language: str, r2gen: R2GenReferences | None, meteor: bool
 ) -> tuple[list[Scores], list[str]]:
     scored, missing = [], []
     for convention in conventions(language, r2gen):
         if isinstance(convention, Convention):
-            scored.append(score_reports(texts, truths, convention))
+            scored.append(score_reports(texts, truths, convention, meteor))
         else:
             missing.append(convention)
     return scored, missing
