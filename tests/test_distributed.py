@@ -181,6 +181,32 @@ def test_two_processes_learn_what_one_learns(runs, name):
         torch.testing.assert_close(a[key], b[key], rtol=1e-4, atol=5e-5)
 
 
+LAUNCHERS = {
+    "torchrun": ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+    "accelerate": ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"],
+    "accelerate fsdp": [
+        "accelerate.commands.launch", "--use_fsdp", "--fsdp_version", "2", "--num_processes", "2",
+        "--main_process_port", "0",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_launchers_start_processes_that_learn_together(runs, images, tmp_path, launcher):
+    """The command line as the manual has it, without a GPU."""
+    pytest.importorskip("jsonargparse")
+    settings = {**SMALL, "data": images, "cache": runs / "cache", "out": tmp_path / "run", "batch_size": 2}
+    arguments = [
+        f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in settings.items()
+    ]
+    command = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "hdxray_fast", "pretrain", *arguments]
+    done = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [line["loss"] for line in log_of(tmp_path / "run")]
+    assert losses == pytest.approx([line["loss"] for line in log_of(runs / "one")], rel=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
 def test_saved_by_two_resumed_by_one(runs, images, tmp_path, name):
