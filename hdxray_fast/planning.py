@@ -48,7 +48,7 @@ class PlanConfig:
         img_size: canvas side, pixels; that of ``data`` by default, or 1280.
         gpus: how many.
         gpu: their kind: ``h100``, ``h200``, ``a100``, ``b200``, ``l40s``, ``a6000``, ``rtx4090``, or ``cpu``.
-        batch_size: images per GPU and step.
+        batch_size: images per GPU and forward pass.
         epochs: passes over the images.
         precision: ``bf16`` or ``fp32``.
         inside: share of a canvas inside the contour.
@@ -56,7 +56,9 @@ class PlanConfig:
         ratio_inside: share of the patches inside the contour that are masked.
         ratio_outside: share of the patches outside the contour that are masked.
         predict: share of the masked patches that are predicted; the decoder's by default.
-        sharded: weights, gradients and optimizer state are spread over the GPUs (FSDP).
+        grad_accum: batches per step.
+        checkpoint_activations: blocks are computed again in the backward pass.
+        shard: weights, gradients and optimizer state are spread over the GPUs (FSDP2).
         format: of the prepared images: ``raw``, ``png`` or ``jpeg``.
         bits: of the prepared images, 8 or 16.
     """
@@ -78,7 +80,9 @@ class PlanConfig:
     ratio_inside: float = 0.95
     ratio_outside: float = 0.85
     predict: float | None = None
-    sharded: bool = False
+    grad_accum: int = 1
+    checkpoint_activations: bool = False
+    shard: bool = False
     format: Literal["raw", "png", "jpeg"] = "raw"
     bits: Literal[8, 16] = 8
 
@@ -87,7 +91,7 @@ class PlanConfig:
             raise ConfigError(f"gpu: got {self.gpu!r}, accepted are {', '.join(DEVICES)} and cpu")
         if self.images is None and self.data is None:
             raise ConfigError("images: say how many, or name a prepared data set with data")
-        for name in ("images", "gpus", "batch_size", "img_size", "decoder_embed_dim", "decoder_depth"):
+        for name in ("images", "gpus", "batch_size", "grad_accum", "img_size", "decoder_embed_dim", "decoder_depth"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}: got {value}, accepted are whole numbers from 1 on")
@@ -182,9 +186,10 @@ def plan(config: PlanConfig) -> Plan:
     images, inside, valid, stored = _images(config)
     shape = Shape.of(config)
     kept, predicted = shape.counts(inside, valid, config)
-    flops = shape.flops(kept, predicted)
+    again = config.checkpoint_activations
+    flops = shape.flops(kept, predicted, again)
     half = config.precision == "bf16"
-    spread = config.gpus if config.sharded else 1
+    spread = config.gpus if config.shard else 1
     rate = device_rate(config.gpu, shape, flops, config.precision)
     samples = images * config.epochs
     return Plan(
@@ -195,10 +200,10 @@ def plan(config: PlanConfig) -> Plan:
         parameters=shape.parameters,
         flops=flops,
         state_bytes=16.0 * shape.parameters / spread,
-        step_bytes=config.batch_size * shape.kept_bytes(kept, predicted, half) + (2.0 * shape.cast if half else 0.0),
+        step_bytes=shape.step_bytes(kept, predicted, config.batch_size, half, again),
         device_bytes=0 if config.gpu == "cpu" else DEVICES[config.gpu][1] * GIB,
         rate=rate,
-        steps=math.ceil(samples / (config.batch_size * config.gpus)),
+        steps=math.ceil(samples / (config.batch_size * config.grad_accum * config.gpus)),
         seconds=samples / (rate.images_per_second * config.gpus),
         prepared_bytes=images * stored,
         checkpoint_bytes=12.0 * shape.parameters,
@@ -263,23 +268,34 @@ class Shape:
         share = self.default_predict if config.predict is None else config.predict
         return n_valid - masked, math.floor(share * masked + 0.5)
 
-    def flops(self, kept: int, predicted: int) -> float:
-        """Of a training step over one image."""
+    def flops(self, kept: int, predicted: int, again: bool = False) -> float:
+        """Of a training step over one image; ``again``: with each block's forward pass done twice."""
         sizes = (self.dim, self.decoder_dim, self.decoder_depth, self.patch_values)
         if self.decoder == "cross":
             rest = work.cross_decoder_flops(kept + 1, predicted, *sizes, maps=self.depth + 1)
         else:
             rest = work.self_decoder_flops(kept + 1, kept + predicted + 1, *sizes)
-        return 3.0 * (work.encoder_flops(kept + 1, self.dim, self.depth, self.patch_values) + rest)
+        return (4.0 if again else 3.0) * (work.encoder_flops(kept + 1, self.dim, self.depth, self.patch_values) + rest)
 
-    def kept_bytes(self, kept: int, predicted: int, half: bool) -> float:
-        """Activations of one image: kept for the backward pass."""
-        sizes = (self.dim, self.decoder_dim, self.decoder_depth, half)
+    def step_bytes(self, kept: int, predicted: int, batch: int, half: bool, again: bool = False) -> float:
+        """Activations of a step, and in bf16 copies of the weights; ``again``: blocks keep their inputs, and one at a
+        time what it needs."""
+        visible, sizes = kept + 1, (self.dim, self.decoder_dim, self.decoder_depth, half)
         if self.decoder == "cross":
-            rest = work.cross_decoder_kept(kept + 1, predicted, *sizes, maps=self.depth + 1)
+            rest = work.cross_decoder_kept(visible, predicted, *sizes, maps=self.depth + 1, again=again)
+            block = work.cross_block_kept(visible, predicted, self.decoder_dim, half)
+            weights = 6 * self.decoder_dim**2 + 2 * self.dim * self.decoder_dim
         else:
-            rest = work.self_decoder_kept(kept + 1, kept + predicted + 1, *sizes)
-        return work.encoder_kept(kept + 1, self.dim, self.depth, half) + rest
+            rest = work.self_decoder_kept(visible, visible + predicted, *sizes, again=again)
+            block = work.block_kept(visible + predicted, self.decoder_dim, half)
+            weights = 8 * self.decoder_dim**2
+        image = work.encoder_kept(visible, self.dim, self.depth, half, again) + rest
+        if not again:
+            return batch * image + 2.0 * self.cast * half
+        product = 2 if half else 4
+        ends = visible * (self.patch_values * product + 4 * self.dim) + predicted * self.decoder_dim * (4 + product)
+        blocks = (block, weights), (work.block_kept(visible, self.dim, half), 8 * self.dim**2)
+        return batch * (image + ends) + max(batch * size + 2.0 * cast * half for size, cast in blocks)
 
 
 def _images(config: PlanConfig) -> tuple[int, float, float, float]:
@@ -340,13 +356,14 @@ def is_kind(device: str, kind: str) -> bool:
 def describe(found: Plan, config: PlanConfig) -> str:
     """What the command prints."""
     room = f" of {found.device_bytes / GIB:.0f} GiB" if found.device_bytes else ""
-    verdict = {True: ", fits", False: ", DOES NOT FIT: take a smaller batch, or shard", None: ""}[found.fits]
+    smaller = "take a smaller batch, checkpoint-activations, or shard"
+    verdict = {True: ", fits", False: f", DOES NOT FIT: {smaller}", None: ""}[found.fits]
     each, every = (_number(found.rate.images_per_second * count) for count in (1, config.gpus))
     need, state, step = (
         f"{count / GIB:.1f}" for count in (found.state_bytes + found.step_bytes, found.state_bytes, found.step_bytes)
     )
     total, stored = found.flops * found.images * config.epochs, size_in_words(found.prepared_bytes)
-    batch, prepare = config.batch_size * config.gpus, found.prepare_core_seconds
+    batch, prepare = config.batch_size * config.grad_accum * config.gpus, found.prepare_core_seconds
     lines = [
         ("model", f"{config.model}, {config.decoder} decoder, {found.parameters / 1e6:.0f} M parameters"),
         ("tokens", f"{found.kept:,} of {found.tokens:,} shown, {found.predicted:,} predicted, an image (mean)"),
@@ -389,10 +406,7 @@ def _duration(seconds: float) -> str:
 def add_commands(commands, parser_class) -> None:
     parser = parser_class(exit_on_error=False, description="What a pre-training will take, before it is begun.")
     parser.add_argument("--json", action="store_true", help="machine-readable")
-    parser.add_argument(
-        "--sharded", action="store_true", help="weights and optimizer state spread over the GPUs (FSDP)"
-    )
-    parser.add_class_arguments(PlanConfig, skip={"sharded"})
+    parser.add_class_arguments(PlanConfig)
     commands.add_subcommand("plan", parser, help="tokens, FLOPs, memory, rate, storage and days of a pre-training")
 
 

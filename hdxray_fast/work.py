@@ -53,19 +53,29 @@ def block_kept(tokens: int, dim: int, half: bool, mlp_ratio: float = 4.0) -> flo
     return tokens * dim * (4 * norms + product * rest)
 
 
-def encoder_kept(tokens: int, dim: int, depth: int, half: bool) -> float:
-    return depth * block_kept(tokens, dim, half)
+def cross_block_kept(visible: int, queries: int, dim: int, half: bool) -> float:
+    """Bytes that a block of the cross-attention decoder keeps: the queries' path, keys and values."""
+    product = 2 if half else 4
+    return queries * dim * (4 * 2 + product * (2 + 1 + 1 + 4)) + visible * 2 * product * dim  # as block_kept, q alone
 
 
-def self_decoder_kept(visible: int, tokens: int, encoder_dim: int, dim: int, depth: int, half: bool) -> float:
-    return depth * block_kept(tokens, dim, half) + visible * encoder_dim * (2 if half else 4)
+# ``again``: blocks are computed again in the backward pass, so that of each its inputs alone are kept. At the peak the
+# block that is being computed keeps what it needs, besides.
+def encoder_kept(tokens: int, dim: int, depth: int, half: bool, again: bool = False) -> float:
+    return depth * (4.0 * tokens * dim if again else block_kept(tokens, dim, half))
+
+
+def self_decoder_kept(
+    visible: int, tokens: int, encoder_dim: int, dim: int, depth: int, half: bool, again: bool = False
+) -> float:
+    return encoder_kept(tokens, dim, depth, half, again) + visible * encoder_dim * (2 if half else 4)
 
 
 def cross_decoder_kept(
-    visible: int, queries: int, encoder_dim: int, dim: int, depth: int, half: bool, maps: int
+    visible: int, queries: int, encoder_dim: int, dim: int, depth: int, half: bool, maps: int, again: bool = False
 ) -> float:
-    """Bytes kept: per block the queries' path, the norm of its mixture, keys and values; the maps once."""
+    """Bytes kept: of each block, of its mixture of the maps and the norm of it; the maps once."""
     product = 2 if half else 4
-    of_queries = queries * dim * (4 * 2 + product * (2 + 1 + 1 + 4))  # as block_kept, with q alone
-    of_tokens = visible * (4 * encoder_dim + product * encoder_dim + 2 * product * dim)
-    return depth * (of_queries + of_tokens) + product * maps * visible * encoder_dim
+    of_block = 4.0 * queries * dim if again else cross_block_kept(visible, queries, dim, half)
+    of_mixture = visible * encoder_dim * (4 + (4 if again else product))  # what the block is given, before its cast
+    return depth * (of_block + of_mixture) + product * maps * visible * encoder_dim

@@ -1,6 +1,7 @@
 """The planner's formulas against what torch counts, keeps and plans, and its words."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from hdxray_fast.config import PretrainConfig
 from hdxray_fast.errors import ArgumentError, ConfigError
 from hdxray_fast.planning import DEVICES, PlanConfig, Shape, describe, device_rate, is_kind, plan
 from hdxray_fast.prepared.reading import PreparedSet
+from hdxray_fast.processes import checkpoint_activations
 
 
 def a_step(decoder: str, side: int = 320, half: bool = False, on_save=lambda tensor: tensor):
@@ -70,6 +72,53 @@ def test_memory_is_what_autograd_keeps(decoder, half):
     assert plan(config).step_bytes == pytest.approx(kept, rel=0.1)
 
 
+@pytest.mark.parametrize("decoder", ["cross", "self"])
+@pytest.mark.parametrize("half", [False, True])
+def test_with_blocks_computed_again(decoder, half, monkeypatch):
+    """A real step keeps the inputs of its blocks, what lies between them, and one block's activations at a time."""
+    storages, given, blocks = {}, {}, []
+
+    def keep(where):
+        def on_save(tensor):
+            where[tensor.untyped_storage().data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
+            return tensor
+
+        return on_save
+
+    def as_given(function, *args, use_reentrant):
+        """In the place of PyTorch's: notes what is held until the backward pass, and what the block itself would."""
+        own = {}
+        for value in args:
+            if isinstance(value, torch.Tensor) and value.is_floating_point():
+                keep(given)(value)
+        with torch.autograd.graph.saved_tensors_hooks(keep(own), lambda tensor: tensor):
+            result = function(*args)
+        blocks.append(own)
+        return result
+
+    monkeypatch.setattr("hdxray_fast.processes.checkpoint", as_given)
+    create = hx.create_mae
+
+    def create_with_blocks_again(*args, **options):
+        model = create(*args, **options)
+        checkpoint_activations(model)
+        return model
+
+    monkeypatch.setattr(hx, "create_mae", create_with_blocks_again)
+    model, _, _output, config = a_step(decoder, 512, half, keep(storages))
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    outside = {place: size for place, (size, _) in (storages | given).items() if place not in weights}
+    one = max(
+        sum(size for place, (size, _) in own.items() if place not in weights and place not in outside) for own in blocks
+    )
+    assert len(blocks) == 12 + 3
+    planned = plan(replace(config, checkpoint_activations=True))
+    assert planned.step_bytes == pytest.approx(sum(outside.values()) + one, rel=0.1)
+    plain = plan(config)
+    assert planned.flops == pytest.approx(4 / 3 * plain.flops)
+    assert planned.step_bytes < 0.75 * plain.step_bytes
+
+
 def test_a_prepared_set_gives_its_own_figures(tmp_path):
     make_folder(tmp_path / "xrays")
     prepare([tmp_path / "xrays"], tmp_path / "set")
@@ -108,7 +157,7 @@ def test_rates_say_where_they_come_from(monkeypatch):
     assert device_rate("cpu", base, 1e12, "fp32").measured
     with pytest.raises(ConfigError, match="precision=fp32"):
         device_rate("cpu", base, 1e12, "bf16")
-    small = plan(PlanConfig(images=100, format="png", gpus=2, batch_size=10, epochs=3))
+    small = plan(PlanConfig(images=100, format="png", gpus=2, batch_size=5, grad_accum=2, epochs=3))
     assert small.prepared_bytes == 100 * 1280 * 1280 * 0.5 and small.steps == 15
     assert small.prepare_core_seconds is None
 
@@ -126,10 +175,11 @@ def test_the_command_prints_a_plan(capsys):
         assert word in said
     assert main(["plan", "--images", "10", "--gpu", "cpu", "--precision", "fp32", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["rate"]["images_per_second"] > 0
-    assert main(["plan", "--images", "10", "--sharded"]) == 0
+    more = ["--shard", "true", "--grad-accum", "2", "--checkpoint-activations", "true"]
+    assert main(["plan", "--images", "10", *more]) == 0
     big = PlanConfig(images=10, model="vit_huge_patch16", decoder="self", batch_size=256, gpu="rtx4090")
     assert "DOES NOT FIT" in describe(plan(big), big)
-    sharded = plan(PlanConfig(images=10, gpus=8, sharded=True))
+    sharded = plan(PlanConfig(images=10, gpus=8, shard=True))
     assert sharded.state_bytes == plan(PlanConfig(images=10, gpus=8)).state_bytes / 8
 
 
