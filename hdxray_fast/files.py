@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,15 @@ def written_whole(path: Path, durable: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
     if durable:
         flush(path.parent)  # the rename itself is durable once the folder is flushed
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what :func:`written_whole` left where its process was killed; nobody else may be writing there."""
+    for path in folder.glob(".*.tmp"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def share(path: Path) -> None:

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from .config import TrainingConfig
 from .data import StepSampler
 from .errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
-from .files import written_whole
+from .files import remove_leftovers, written_whole
 from .optim import averaged_weights, warmup_cosine
 from .processes import (
     checkpoint_activations,
@@ -169,6 +169,8 @@ class Training:
     def _write_settings(self) -> None:
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+            for folder in (self.out, self.out / "model"):
+                remove_leftovers(folder)
             with written_whole(self.out / "config.json") as temporary:
                 temporary.write_text(json.dumps(self.config.as_dict(), indent=1))
         except OSError as error:
