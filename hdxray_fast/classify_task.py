@@ -31,12 +31,13 @@ from .encoder import Encoder, create_encoder
 from .errors import ConfigError, MissingDependencyError, TrainingError
 from .evaluation import report_predictions
 from .heads import TEXT_MODEL, embed_names
-from .labels import SPLITS, LabelTable, check_table, one_sided, refuse_duplicates
+from .labels import LabelTable, check_table, one_sided, refuse_duplicates
 from .metrics import best_threshold
 from .optim import layer_decay_groups
 from .prepare import PreparedImage, Quarantined, write_quarantine
 from .prepared.reading import PreparedSet
 from .pretrain import prepare_radiographs
+from .splits import SPLITS
 from .task import Task
 from .training import Training
 

@@ -21,18 +21,15 @@ from .errors import ConfigError, TrainingError
 from .files import written_whole
 from .heads import LabelQueryHead, embed_names
 from .labels import (
-    SPLIT_NAMES,
-    SPLITS,
     LabelTable,
-    canonical_split,
     check_rows,
-    patients_hash,
     read_manifest,
     redrawn,
     require_files,
 )
 from .metrics import evaluate_predictions
 from .prepare import Quarantined, list_images, worker_count, write_quarantine
+from .splits import SPLIT_NAMES, SPLITS, canonical_split, patients_hash
 
 
 def report_predictions(

@@ -12,13 +12,11 @@ from .columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 from .errors import ConfigError
 from .labels import (
     SPLIT_COLUMNS,
-    SPLIT_NAMES,
     SPLIT_SYNONYMS,
-    SPLITS,
     LabelTable,
-    canonical_split,
     import_pandas,
 )
+from .splits import SPLIT_NAMES, SPLITS, canonical_split
 
 NOT_NUMBERS = frozenset({"nan", "na", "n/a", "none", "null", "inf", "-inf", "#n/a"})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,20 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import ConfigError, MissingDependencyError
+from .splits import SPLITS, canonical_split, describe_drawn, fill_splits, missing_splits, patients_hash
 
 if TYPE_CHECKING:
     from .classify_config import FinetuneConfig
     from .config import ProbeConfig
 
-SPLITS = ("train", "val", "test")
-SPLIT_NAMES = {
-    "training": "train",
-    "validate": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "testing": "test",
-}
 SPLIT_COLUMNS = ("split", "fold")
 SPLIT_SYNONYMS = ("set", "subset", "dataset", "partition")  # where they hold names of splits, and not of data sets
 POLICIES = ("ignore", "zeros", "ones")
@@ -129,7 +120,7 @@ def read_labels(
     table = leave_out_unlabelled(table, str(data))
     splits = fill_splits(table, val_share, test_share, seed)
     origin["drawn"] = missing_splits(table)
-    notes = [*table.notes, *_drawn_splits(table, splits, preset, seed)]
+    notes = [*table.notes, *describe_drawn(table, splits, preset, seed)]
     table = replace(table, origin=origin, splits=splits, notes=notes)
     check_table(table, str(data))
     return table
@@ -196,37 +187,6 @@ def decide_uncertain(labels: np.ndarray, classes: Sequence[str], policy: str | M
     return decided
 
 
-def fill_splits(table: LabelTable, val_share: float, test_share: float, seed: int) -> list[str]:
-    """The manifest's splits, with patients of ``train`` moved to the splits that have none."""
-    for name, share in (("val_share", val_share), ("test_share", test_share)):
-        if not 0 <= share < 1:
-            raise ConfigError(f"{name}: got {share}, accepted is a share from 0 to below 1")
-    splits = [canonical_split(split) for split in table.splits]
-    if unknown := sorted(set(splits) - {"", *SPLITS}):
-        raise ConfigError(f"split: got {unknown[0]!r}, accepted are {', '.join(SPLITS)}")
-    if "" in splits and any(splits):
-        raise ConfigError("split: some rows have a split and some have none; give it for all or for none")
-    given = set(splits) - {""}
-    test = 0.0 if "test" in given else test_share
-    val = 0.0 if "val" in given else val_share
-    if val + test >= 1:
-        raise ConfigError(f"val_share and test_share: {val:g} and {test:g} leave no patient to train on; lower them")
-    places = {patient: _uniform(patient, seed) for patient in set(table.patients)}
-    made = []
-    for split, patient in zip(splits, table.patients, strict=True):
-        if split in ("val", "test"):
-            made.append(split)
-        else:
-            place = places[patient]
-            made.append("test" if place < test else "val" if place < test + val else "train")
-    return made
-
-
-def missing_splits(table: LabelTable) -> list[str]:
-    """Those of ``val`` and ``test`` that the manifest has no image in: :func:`fill_splits` draws them."""
-    return [name for name in ("val", "test") if name not in table.splits]
-
-
 def redrawn(table: LabelTable, origin: dict, source: str) -> LabelTable | None:
     """The table with the splits that training drew from the same manifest, or ``None`` if it is not the same.
 
@@ -242,17 +202,7 @@ def redrawn(table: LabelTable, origin: dict, source: str) -> LabelTable | None:
     if origin.get("drawn") != missing_splits(table):
         return None
     splits = fill_splits(table, origin["val_share"], origin["test_share"], origin["seed"])
-    return replace(table, splits=splits, notes=[*table.notes, *_drawn_splits(table, splits, None, origin["seed"])])
-
-
-def _drawn_splits(table: LabelTable, splits: Sequence[str], preset: str | None, seed: int) -> list[str]:
-    """What to say of the splits that the manifest does not have."""
-    given = set(table.splits) - {""}
-    if not given:
-        what = "split column" if preset is None else "official split"
-        return [f"no {what}: splits are drawn by patient, seed {seed}"]
-    drawn = [name for name in ("val", "test") if name in splits and name not in given]
-    return [f"no image is given as {name}: its patients are drawn from train, seed {seed}" for name in drawn]
+    return replace(table, splits=splits, notes=[*table.notes, *describe_drawn(table, splits, None, origin["seed"])])
 
 
 def check_table(table: LabelTable, source: str) -> None:
@@ -352,24 +302,6 @@ def refuse_duplicates(table: LabelTable, hashes: Iterable[str], source: str) -> 
             )
 
 
-def take_fraction(table: LabelTable, share: float, seed: int) -> LabelTable:
-    """All of ``val`` and ``test``, and the training images of a share of the patients (at least two per class kept).
-
-    Patients are taken in an order that depends on seed and patient id alone, so that a smaller share is part of a
-    larger one.
-    """
-    if not 0 < share <= 1:
-        raise ConfigError(f"label_fraction: got {share}, accepted is a share above 0 and up to 1")
-    train = [i for i, split in enumerate(table.splits) if split == "train"]
-    patients = sorted({table.patients[i] for i in train}, key=lambda patient: _uniform(patient, seed + 1))
-    wanted = set(patients[: max(1, round(share * len(patients)))])
-    for column in range(len(table.classes)):
-        for value in (1, 0):
-            holders = {table.patients[i] for i in train if table.labels[i, column] == value}
-            wanted.update([patient for patient in patients if patient in holders][:2])
-    return table.rows([i for i, s in enumerate(table.splits) if s != "train" or table.patients[i] in wanted])
-
-
 def import_pandas():
     """pandas, or an error that says how to install it."""
     try:
@@ -377,22 +309,6 @@ def import_pandas():
     except ImportError as error:
         raise MissingDependencyError("reading labels needs pandas: pip install 'hdxray-fast[classify]'") from error
     return pandas
-
-
-def patients_hash(patients: Iterable[str]) -> str:
-    """Of the set of patients, whatever their order."""
-    return hashlib.sha256("\0".join(sorted(set(patients))).encode()).hexdigest()[:16]
-
-
-def canonical_split(name: str) -> str:
-    """``train``, ``val`` or ``test`` for the words that mean them; other words as they are, in lower case."""
-    plain = name.strip().lower()
-    return SPLIT_NAMES.get(plain, plain)
-
-
-def _uniform(patient: str, seed: int) -> float:
-    digest = hashlib.sha256(f"{seed}\0{patient}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def labels_of(config: ProbeConfig | FinetuneConfig) -> LabelTable:

@@ -26,9 +26,9 @@ from .labels import (
     one_sided,
     refuse_duplicates,
     require_files,
-    take_fraction,
 )
 from .metrics import best_threshold
+from .splits import take_fraction
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation
 

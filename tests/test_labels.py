@@ -12,13 +12,12 @@ from hdxray_fast.labels import (
     check_table,
     decide_uncertain,
     describe_labels,
-    fill_splits,
     read_labels,
     read_manifest,
     redrawn,
     refuse_duplicates,
-    take_fraction,
 )
+from hdxray_fast.splits import fill_splits, take_fraction
 
 pytest.importorskip("pandas")
 NAN = float("nan")

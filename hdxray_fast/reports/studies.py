@@ -90,7 +90,8 @@ def finish_table(
     """
     import numpy as np
 
-    from ..labels import LabelTable, fill_splits
+    from ..labels import LabelTable
+    from ..splits import fill_splits
 
     twice = [name for name, count in Counter(study.id for study in table.studies).items() if count > 1]
     if twice:
