@@ -36,7 +36,7 @@ def add_commands(commands, parser_class) -> None:
     evaluate.add_argument("--preset", help="chexpert, mimic-cxr, nih14, rsna, vindr or padchest")
     evaluate.add_argument("--split", default="test", help="train, val, test, or all (of data that the model never saw)")
     evaluate.add_argument(
-        "--uncertain", default="ignore", help="ignore, zeros, ones, or Edema=ones, ... for single classes"
+        "--uncertain", help="ignore, zeros, ones, or Edema=ones, ... for single classes; left out, as in training"
     )
     evaluate.add_argument("--bootstraps", type=int, default=1000)
     bad = "share of the images that may be unreadable"
@@ -98,13 +98,15 @@ def run_finetune_command(**options) -> int:
 def run_predict_command(paths: list[str], model: str, out: str, **options) -> int:
     from pathlib import Path
 
+    from .classifier import load_classifier
     from .evaluation import predict, write_predictions
 
-    found = predict(paths, model, progress=True, **options)
+    classifier = load_classifier(model)
+    found = predict(paths, classifier, progress=True, **options)
     for bad in found.quarantined:
         print(f"unreadable: {bad.path}: {bad.reason}", file=sys.stderr)
     write_predictions(Path(out), found)
-    if not found.multiclass:
+    if not classifier.config.multiclass:
         pairs = zip(found.classes, found.thresholds, strict=True)
         print("present from", ", ".join(f"{threshold:.3g} ({name})" for name, threshold in pairs))
     print(f"{len(found.images)} images in {out}")

@@ -51,7 +51,8 @@ def report_predictions(
         table.labels, probabilities, table.classes, table.patients, thresholds, bootstraps=bootstraps, seed=seed
     )
     out.mkdir(parents=True, exist_ok=True)
-    found = Predictions(table.paths, probabilities, table.classes, list(thresholds), multiclass=table.multiclass)
+    present = called_present(probabilities, table.classes, thresholds, table.multiclass)
+    found = Predictions(table.paths, probabilities, table.classes, list(thresholds), present=present)
     write_predictions(out / "predictions.csv", found, table.labels)
     plot_curves(out / "curves.png", table.labels, probabilities, table.classes)
     if model is not None:
@@ -71,7 +72,8 @@ class Predictions:
         classes: ``C`` names.
         thresholds: ``C``, a class is called present from this probability on.
         quarantined: files that could not be read.
-        multiclass: one class of each image is called present, the most probable one of ``classes``.
+        present: of each image the classes that are called present: at or above their threshold or, of classes that
+            exclude each other, the most probable of all (none, if that one was not asked about).
     """
 
     images: list[str]
@@ -79,14 +81,17 @@ class Predictions:
     classes: list[str]
     thresholds: list[float]
     quarantined: list[Quarantined] = field(default_factory=list)
-    multiclass: bool = False
+    present: list[list[str]] = field(default_factory=list)
 
-    def present(self, row: int) -> list[str]:
-        """The classes that are called present in an image."""
-        if self.multiclass:
-            return [self.classes[int(self.probabilities[row].argmax())]]
-        chosen = zip(self.classes, self.probabilities[row], self.thresholds, strict=True)
-        return [name for name, probability, threshold in chosen if probability >= threshold]
+
+def called_present(
+    probabilities: np.ndarray, classes: Sequence[str], thresholds: Sequence[float], multiclass: bool
+) -> list[list[str]]:
+    """For each row of ``[N, C]`` the names of the classes that are called present."""
+    if multiclass:
+        return [[classes[column]] for column in probabilities.argmax(1)]
+    called = probabilities >= np.asarray(thresholds)
+    return [[classes[column] for column in np.flatnonzero(row)] for row in called]
 
 
 def write_predictions(path: Path, found: Predictions, labels: np.ndarray | None = None) -> None:
@@ -105,7 +110,7 @@ def write_predictions(path: Path, found: Predictions, labels: np.ndarray | None 
         for row, image in enumerate(found.images):
             truth = [] if labels is None else ["" if np.isnan(v) else int(v) for v in labels[row]]
             probabilities = (f"{p:.6f}" for p in found.probabilities[row])
-            writer.writerow([image, *probabilities, "|".join(found.present(row)), *truth])
+            writer.writerow([image, *probabilities, "|".join(found.present[row]), *truth])
 
 
 def predict(
@@ -153,15 +158,21 @@ def predict_list(
     jobs = [(file, file) for file in files]
     images: list[str] = []
     bad: list[Quarantined] = []
-    rows = [np.zeros((0, len(questions.names)), np.float32)]
+    trained, new = model.config.classes, 0 if questions.new_names is None else len(questions.new_names)
+    rows = [np.zeros((0, len(trained) + new), np.float32)]
     for part in scorer.batches(jobs, batch_size=batch_size, workers=worker_count(workers), progress=progress):
         bad += part.quarantined
         if len(part):
             images += part.sources
             rows.append(part.features)
-    return Predictions(
-        images, np.concatenate(rows), questions.names, questions.thresholds, bad, model.config.multiclass
-    )
+    answers = np.concatenate(rows)
+    asked = answers[:, questions.columns]
+    if model.config.multiclass:  # the most probable of all classes, whichever were asked about
+        winners = called_present(answers, trained, [], multiclass=True)
+        present = [[name for name in row if name in questions.names] for row in winners]
+    else:
+        present = called_present(asked, questions.names, questions.thresholds, multiclass=False)
+    return Predictions(images, asked, questions.names, questions.thresholds, bad, present)
 
 
 def untrained(model: Classifier, names: Sequence[str]) -> list[str]:
@@ -244,7 +255,7 @@ def evaluate_files(
     images: str | os.PathLike | None = None,
     preset: str | None = None,
     split: str = "test",
-    uncertain: str = "ignore",
+    uncertain: str | None = None,
     batch_size: int = 4,
     workers: int = 0,
     device: str | None = None,
@@ -255,8 +266,9 @@ def evaluate_files(
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
 
-    Thresholds are those chosen on validation when the classifier was made; ``classes`` are as for :func:`predict`, so
-    that names it has never seen can be put to the test. Writes what :func:`report_predictions`
+    Uncertain labels are read as in training unless ``uncertain`` says how. Thresholds are those chosen on validation
+    when the classifier was made; ``classes`` are as for :func:`predict`, so that names it has never seen can be put to
+    the test. Writes what :func:`report_predictions`
     writes, and ``unreadable.csv``; the metrics also count those files as ``unreadable``. ``split`` takes the words that
     a manifest may have for its splits; if training drew them, from this manifest, they are drawn as they were there.
 
@@ -266,11 +278,12 @@ def evaluate_files(
         TrainingError: none of the images can be read, or more than a share ``max_bad_share`` cannot.
     """
     classifier = load_classifier(model)
+    trained = classifier.config.splits
     table = read_manifest(
         data, images=images, preset=preset, classes=classes or classifier.config.classes,
-        multiclass=classifier.config.multiclass, uncertain=uncertain,
+        multiclass=classifier.config.multiclass, uncertain=uncertain or trained.get("uncertain", "ignore"),
     )  # fmt: skip
-    table = _part(table, split, str(data), classifier)
+    table = _part(table, split, str(data), trained, preset)
     require_files(table, str(data))
     if progress:
         print("\n".join(table.notes), end="\n" if table.notes else "")
@@ -285,19 +298,18 @@ def evaluate_files(
     table = table.rows([row for row, path in enumerate(table.paths) if path in place])
     scores = found.probabilities[[place[path] for path in table.paths]]
     report = report_predictions(
-        out, table, scores, found.thresholds, bootstraps=bootstraps, extra=extra,
+        out, table, scores, found.thresholds, bootstraps=bootstraps, seed=trained.get("seed", 0), extra=extra,
         model=None if classes else classifier,
     )  # fmt: skip
     return {**report, "unreadable": bad}
 
 
-def _part(table: LabelTable, split: str, source: str, classifier: Classifier) -> LabelTable:
-    """The images of a split that may be tested on, or all of them."""
+def _part(table: LabelTable, split: str, source: str, trained: dict, preset: str | None) -> LabelTable:
+    """The images of a split that may be tested on, or all of them; ``trained``: of the table of the training."""
     name = canonical_split(split)
     if name not in (*SPLITS, "all"):
         words = ", ".join([*SPLITS, "all", *SPLIT_NAMES])
         raise ConfigError(f"split: got {split!r}, accepted are {words}")
-    trained = classifier.config.splits
     seen = trained.get("patients") == patients_hash(table.patients)
     if name == "all":
         check_rows(replace(table, splits=[""] * len(table)), source)
@@ -305,14 +317,17 @@ def _part(table: LabelTable, split: str, source: str, classifier: Classifier) ->
             table.notes.append(f"the model was trained on patients of {source}: on 'all' of it the metrics flatter")
         return table
     check_rows(table, source)
-    if (again := redrawn(table, trained, source)) is not None:
+    if (again := redrawn(table, trained, source, preset)) is not None:
         table = again
+    elif seen:
+        raise ConfigError(
+            f"split: {source} has the patients that the model was trained on, in other splits; evaluate with those of "
+            "the training, or other patients"
+        )
     if name in table.splits:
         return table.split(name)
     given = [split for split in SPLITS if split in table.splits]
     why = f"it has {', '.join(given)}" if given else "it has no splits"
-    if seen:
-        why += "; the model was trained on patients of it, with other splits"
     raise ConfigError(
         f"split: {source} has no image in {name!r}: {why}; give it a column 'split' (or another split; 'all' is right "
         "only for data that the model never saw)"
@@ -324,12 +339,11 @@ class _Scorer(Embedder):
 
     def __init__(self, model: Classifier, device: str | None, questions: Questions) -> None:
         super().__init__(model.encoder, pool="mean", device=device)
-        self.model, self.questions = model.to(self.device), questions
+        self.model = model.to(self.device)
         self.contour = model.config.contour
         new = questions.new_names
         self.new_names = None if new is None else new.to(self.device)
 
     def pooled(self, images, plan, scale, shift) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.model(images, plan, scale, shift, self.new_names)
-        probabilities = self.model.probabilities(logits)[:, self.questions.columns]
-        return probabilities, torch.zeros(len(images) + 1)
+        return self.model.probabilities(logits), torch.zeros(len(images) + 1)

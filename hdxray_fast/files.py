@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 
@@ -29,20 +31,39 @@ def written_whole(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what :func:`written_whole` left where its process was killed; nobody else may be writing there."""
+    """Remove what :func:`written_whole` left where its process was killed; what a living one writes stays."""
     for path in folder.glob(".*.tmp"):
+        match = re.fullmatch(r"\..+\.(\d+)(\.old)?\.tmp", path.name)
+        if match is None or _alive(int(match[1])):
+            continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
 
 
+def _alive(pid: int) -> bool:
+    if pid == os.getpid() or os.name != "posix":
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
 def share(path: Path) -> None:
-    """Give a file the mode of any new file here; safetensors makes its files readable for their owner alone."""
-    probe = path.with_name(f".{path.name}.{os.getpid()}.mode")
-    probe.touch()
-    path.chmod(probe.stat().st_mode)
-    probe.unlink()
+    """Give a file the mode of any new file; safetensors makes its files readable for their owner alone."""
+    path.chmod(0o666 & ~_umask())
+
+
+@lru_cache(maxsize=1)
+def _umask() -> int:
+    mask = os.umask(0o077)  # it can be read by setting it alone
+    os.umask(mask)
+    return mask
 
 
 def flush(path: Path) -> None:

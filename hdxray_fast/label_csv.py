@@ -54,7 +54,7 @@ def read_generic(
         paths,
         labels,
         list(classes),
-        strings(frame[patient]) if patient else list(paths),
+        strings(frame[patient or image]),  # as it is written there: the same from wherever the manifest is read
         strings(frame[split].fillna("")) if split else [""] * len(frame),
         multiclass,
         notes,

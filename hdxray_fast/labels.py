@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .errors import ConfigError, MissingDependencyError
-from .splits import SPLITS, canonical_split, describe_drawn, fill_splits, missing_splits, patients_hash
+from .splits import SPLITS, canonical_split, describe_drawn, fill_splits, patients_hash
 
 if TYPE_CHECKING:
     from .classify_config import FinetuneConfig
@@ -116,12 +116,16 @@ def read_labels(
     table = read_manifest(
         data, images=images, preset=preset, classes=classes, multiclass=multiclass, uncertain=uncertain
     )
-    origin = {"patients": patients_hash(table.patients), "seed": seed, "val_share": val_share, "test_share": test_share}
-    table = leave_out_unlabelled(table, str(data))
-    splits = fill_splits(table, val_share, test_share, seed)
-    origin["drawn"] = missing_splits(table)
-    notes = [*table.notes, *describe_drawn(table, splits, preset, seed)]
-    table = replace(table, origin=origin, splits=splits, notes=notes)
+    origin = {
+        "patients": patients_hash(table.patients),
+        "given": patients_hash(_placed(table)),
+        "seed": seed,
+        "val_share": val_share,
+        "test_share": test_share,
+        "uncertain": uncertain if isinstance(uncertain, str) else dict(uncertain),
+    }
+    table = leave_out_unlabelled(_split(table, origin, preset), str(data))
+    table = replace(table, origin=origin)
     check_table(table, str(data))
     return table
 
@@ -187,22 +191,30 @@ def decide_uncertain(labels: np.ndarray, classes: Sequence[str], policy: str | M
     return decided
 
 
-def redrawn(table: LabelTable, origin: dict, source: str) -> LabelTable | None:
-    """The table with the splits that training drew from the same manifest, or ``None`` if it is not the same.
+def redrawn(table: LabelTable, origin: dict, source: str, preset: str | None = None) -> LabelTable | None:
+    """The table with the splits that training had from the same manifest, or ``None`` if it is another.
 
     Args:
         table: as :func:`read_manifest` gives it.
-        origin: of the table that was trained on. The manifest is the same if it has the same patients and lacks the
-            same splits: a patient's place depends on nothing else.
+        origin: of the table that was trained on. The manifest is the same if it has the same patients, in the same
+            splits where it gives any: nothing else has a part in where a patient is drawn to.
         source: the manifest's name, for errors.
+        preset: of the manifest, for the note on what was drawn.
     """
-    if origin.get("patients") != patients_hash(table.patients):
+    if origin.get("given") != patients_hash(_placed(table)):
         return None
-    table = leave_out_unlabelled(table, source)
-    if origin.get("drawn") != missing_splits(table):
-        return None
+    return leave_out_unlabelled(_split(table, origin, preset), source)
+
+
+def _split(table: LabelTable, origin: dict, preset: str | None) -> LabelTable:
+    """The table with a split for every image, by the draw that ``origin`` states, and notes on what was drawn."""
     splits = fill_splits(table, origin["val_share"], origin["test_share"], origin["seed"])
-    return replace(table, splits=splits, notes=[*table.notes, *describe_drawn(table, splits, None, origin["seed"])])
+    return replace(table, splits=splits, notes=[*table.notes, *describe_drawn(table, splits, preset, origin["seed"])])
+
+
+def _placed(table: LabelTable) -> list[str]:
+    """Each patient with the split that the manifest gives."""
+    return [f"{patient}\0{split}" for patient, split in zip(table.patients, table.splits, strict=True)]
 
 
 def check_table(table: LabelTable, source: str) -> None:

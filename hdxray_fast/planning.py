@@ -275,7 +275,14 @@ class Shape:
             rest = work.cross_decoder_flops(kept + 1, predicted, *sizes, maps=self.depth + 1)
         else:
             rest = work.self_decoder_flops(kept + 1, kept + predicted + 1, *sizes)
-        return (4.0 if again else 3.0) * (work.encoder_flops(kept + 1, self.dim, self.depth, self.patch_values) + rest)
+        step = 3.0 * (work.encoder_flops(kept + 1, self.dim, self.depth, self.patch_values) + rest)
+        if not again:
+            return step
+        if self.decoder == "cross":
+            block = work.cross_block_flops(kept + 1, predicted, self.dim, self.decoder_dim)
+        else:
+            block = work.block_flops(kept + predicted + 1, self.decoder_dim)
+        return step + self.depth * work.block_flops(kept + 1, self.dim) + self.decoder_depth * block
 
     def step_bytes(self, kept: int, predicted: int, batch: int, half: bool, again: bool = False) -> float:
         """Activations of a step, and in bf16 copies of the weights; ``again``: blocks keep their inputs, and one at a
@@ -356,8 +363,10 @@ def is_kind(device: str, kind: str) -> bool:
 def describe(found: Plan, config: PlanConfig) -> str:
     """What the command prints."""
     room = f" of {found.device_bytes / GIB:.0f} GiB" if found.device_bytes else ""
-    smaller = "take a smaller batch, checkpoint-activations, or shard"
-    verdict = {True: ", fits", False: f", DOES NOT FIT: {smaller}", None: ""}[found.fits]
+    ways = ["a smaller batch"]
+    ways += [] if config.checkpoint_activations else ["--checkpoint-activations true"]
+    ways += [] if config.shard or config.gpus == 1 else ["--shard true"]
+    verdict = {True: ", fits", False: f", DOES NOT FIT: take {' or '.join(ways)}", None: ""}[found.fits]
     each, every = (_number(found.rate.images_per_second * count) for count in (1, config.gpus))
     need, state, step = (
         f"{count / GIB:.1f}" for count in (found.state_bytes + found.step_bytes, found.state_bytes, found.step_bytes)

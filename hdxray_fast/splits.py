@@ -54,11 +54,6 @@ def fill_splits(table: LabelTable, val_share: float, test_share: float, seed: in
     return made
 
 
-def missing_splits(table: LabelTable) -> list[str]:
-    """Those of ``val`` and ``test`` that the manifest has no image in: :func:`fill_splits` draws them."""
-    return [name for name in ("val", "test") if name not in table.splits]
-
-
 def describe_drawn(table: LabelTable, splits: Sequence[str], preset: str | None, seed: int) -> list[str]:
     """What to say of the splits that the manifest does not have."""
     given = set(table.splits) - {""}
@@ -88,7 +83,7 @@ def take_fraction(table: LabelTable, share: float, seed: int) -> LabelTable:
 
 
 def patients_hash(patients: Iterable[str]) -> str:
-    """Of the set of patients, whatever their order."""
+    """Of a set of patients, whatever their order."""
     return hashlib.sha256("\0".join(sorted(set(patients))).encode()).hexdigest()[:16]
 
 

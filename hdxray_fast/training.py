@@ -168,9 +168,10 @@ class Training:
 
     def _write_settings(self) -> None:
         try:
+            if (self.out / "config.json").exists():  # this run's own folder, and not one that holds other things too
+                for folder in (self.out, self.out / "model", self.out / "cache"):
+                    remove_leftovers(folder)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            for folder in (self.out, self.out / "model"):
-                remove_leftovers(folder)
             with written_whole(self.out / "config.json") as temporary:
                 temporary.write_text(json.dumps(self.config.as_dict(), indent=1))
         except OSError as error:
@@ -287,6 +288,8 @@ class Training:
             self.wrapped, self.optimizer = self.model, self.accelerator.prepare(self._make_optimizer())
         else:
             self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        if (count := self.accelerator.num_processes) > 1:
+            self.print(f"{count} processes, {'weights shared out (FSDP2)' if self.sharded else 'a copy each (DDP)'}")
 
     def _restore(self) -> None:
         """Go on from the newest checkpoint; the log loses the lines that it does not cover."""

@@ -36,14 +36,19 @@ def self_decoder_flops(visible: int, tokens: int, encoder_dim: int, dim: int, de
     return depth * block_flops(tokens, dim) + ends
 
 
+def cross_block_flops(visible: int, queries: int, encoder_dim: int, dim: int) -> float:
+    """Forward pass of a block of the cross-attention decoder over one image."""
+    linear = (4 + 16) * queries * dim**2 + 4.0 * visible * encoder_dim * dim  # q, proj, MLP; k and v
+    return linear + 4.0 * queries * visible * dim
+
+
 def cross_decoder_flops(
     visible: int, queries: int, encoder_dim: int, dim: int, depth: int, patch_values: int, maps: int
 ) -> float:
     """Forward pass over one image: ``queries`` predicted patches attend to ``visible`` encoder tokens in each block."""
-    linear = (4 + 16) * queries * dim**2 + 4.0 * visible * encoder_dim * dim  # q, proj, MLP; k and v
-    attention = 4.0 * queries * visible * dim
+    blocks = depth * cross_block_flops(visible, queries, encoder_dim, dim)
     mixtures = 2.0 * depth * maps * visible * encoder_dim
-    return depth * (linear + attention) + mixtures + 2.0 * queries * dim * patch_values
+    return blocks + mixtures + 2.0 * queries * dim * patch_values
 
 
 def block_kept(tokens: int, dim: int, half: bool, mlp_ratio: float = 4.0) -> float:

@@ -96,23 +96,32 @@ def test_drawn_splits_are_drawn_again_from_the_same_manifest_alone(tmp_path, giv
     """Training lacked some splits; evaluation draws just these, or nothing where the manifest is another."""
     names = given.split()
     split = ["train"] * 28 + [name for name in names for _ in range(12 // len(names))]
-    blanks = {1: -1, 7: -1}  # uncertain, ignored: an image without any label is left out in both
-    edema = [blanks.get(i, i % 2) for i in range(40)]
+    split += ["train"] * (40 - len(split))
+    edema = [{1: -1, 7: -1}.get(i, i % 2) for i in range(40)]  # uncertain, ignored: left out in both
     columns = {"edema": edema, "nodule": edema, **({"split": split} if given else {})}
     data = generic(tmp_path, **columns)
-    split += ["train"] * (40 - len(split))
-    drawn = {"val_share": 0.25, "test_share": 0.2, "seed": 5}
-    trained = read_labels(data, **drawn)
-    assert trained.origin["drawn"] == [name for name in ("val", "test") if name not in given]
+    trained = read_labels(data, val_share=0.25, test_share=0.2, seed=5)
     again = redrawn(read_manifest(data), trained.origin, str(data))
     assert (again.paths, again.splits) == (trained.paths, trained.splits)
     assert len(again) == 38
-    without = {name: value for name, value in columns.items() if name != "split"}
-    whole = ["train"] * 20 + ["val"] * 10 + ["test"] * 10
-    other = {**without, **({} if given else {"split": whole})}
-    assert redrawn(read_manifest(generic(tmp_path, **other)), trained.origin, "other") is None
-    other = {**columns, "patient": ["q", "q", *(f"p{i // 2}" for i in range(2, 40))]}
-    assert redrawn(read_manifest(generic(tmp_path, **other)), trained.origin, "other") is None
+
+    def other(**changes):
+        made = {name: value for name, value in {**columns, **changes}.items() if value is not None}
+        return redrawn(read_manifest(generic(tmp_path, **made)), trained.origin, "other")
+
+    assert other(patient=["q", "q", *(f"p{i // 2}" for i in range(2, 40))]) is None
+    assert other(split=["test"] * 10 + ["train"] * 20 + ["val"] * 10) is None
+    assert (other(split=None) is None) == bool(given)
+
+
+def test_a_manifest_is_the_same_by_whatever_path_it_is_read(tmp_path, monkeypatch):
+    data = generic(tmp_path)
+    lines = [",".join(line.split(",")[:1] + line.split(",")[2:]) for line in data.read_text().splitlines()]
+    data.write_text("\n".join(lines) + "\n")  # no patient column
+    monkeypatch.chdir(tmp_path)
+    near, far = read_labels(data.name), read_labels(data)
+    assert near.patients[3] == far.patients[3] == "3.png"
+    assert (near.splits, near.origin) == (far.splits, far.origin)
 
 
 def test_splits_that_are_drawn_are_said(tmp_path):

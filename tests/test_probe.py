@@ -133,6 +133,10 @@ def test_evaluation_reads_splits_as_training_does(manifest, tmp_path, capsys):
     with pytest.raises(hx.ConfigError, match=r"has no image in 'test': it has train, val; .* never saw"):
         evaluate("test", rows[:50])
     assert evaluate("train", rows[:50])["images"] == 40  # not the patients that training had: splits stay as given
+    every = [*rows, f"{lines[61]},train"]
+    with pytest.raises(hx.ConfigError, match="has the patients that the model was trained on, in other splits"):
+        evaluate("test", every)
+    assert evaluate("all", every)["images"] == 60
     with pytest.raises(hx.ConfigError, match="listed more than once"):
         evaluate("test", [*rows, rows[-1].replace(",1,", ",0,")])
     with pytest.raises(hx.ConfigError, match="in two splits"):

@@ -214,14 +214,17 @@ def test_paths_in_the_place_of_ids(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = [f"data/../{Path(study.images[0]).relative_to(tmp_path)}" for study in studies[:4]]
     made = [Prediction(name, study.report) for name, study in zip(names, studies, strict=False)]
-    made.append(Prediction(str(studies[0].images[1]), "a second text on the first study"))
+    made.append(Prediction("elsewhere.png", "of no study"))
     evaluation = evaluate_reports(made, data=path, split="all", partial=True, meteor=False, bootstraps=0)
-    assert [row["id"] for row in evaluation.rows] == [study.id for study in studies[1:4]]
+    assert [row["id"] for row in evaluation.rows] == [study.id for study in studies[:4]]
     assert evaluation.metrics["languages"]["en"]["scores"][0]["bleu4"] == pytest.approx(1)
     assert evaluation.metrics["languages"]["en"]["scores"][0]["meteor"] == "left out"
     notes = " ".join(evaluation.notes)
-    assert "3 of 5 predictions are matched by their radiograph's path" in notes
-    assert "2 generated texts are not scored" in notes
+    assert "4 of 5 predictions are matched by their radiograph's path" in notes
+    assert "1 generated texts are not scored" in notes
+    made.append(Prediction(str(studies[0].images[1]), "a second text on the first study"))
+    with pytest.raises(hx.ConfigError, match=rf"1 studies have several of them \({studies[0].id}\); write one"):
+        evaluate_reports(made, data=path, split="all", partial=True, meteor=False, bootstraps=0)
 
 
 def test_marked_differences():

@@ -85,15 +85,22 @@ def start(run: Callable, config) -> int:
     child = os.fork()
     if child:
         return child
-    with open(os.devnull, "w") as null:
-        os.dup2(null.fileno(), 1)
-        os.dup2(null.fileno(), 2)
+    code = 1
     try:
+        with open(os.devnull, "w") as null:
+            os.dup2(null.fileno(), 1)
+            os.dup2(null.fileno(), 2)
         run(config, progress=False)
+        code = 0
     except BaseException as error:
-        (Path(config.out) / "error.txt").write_text(repr(error))
-        os._exit(1)
-    os._exit(0)
+        error_file(config.out).write_text(repr(error))
+    finally:
+        os._exit(code)
+
+
+def error_file(out: str | Path) -> Path:
+    """Why a start of the run ``out`` failed."""
+    return Path(f"{out}_error.txt")
 
 
 def where(out: Path, since: float) -> str:
@@ -121,8 +128,11 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results/kill_training"))
     options = parser.parse_args()
+    if any(options.out.glob("*")) and not (options.out / "kill_training.json").exists():
+        raise SystemExit(f"--out: {options.out} holds other things; choose another folder")
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
+    (options.out / "kill_training.json").write_text("{}")
     task = training(options.task)
     shared = {"data": options.data, "steps": options.steps, "save_every": 5, **QUIET, **task.settings}
     if options.report_column:
@@ -133,7 +143,7 @@ def main() -> int:
     began = time.monotonic()
     calm = os.waitpid(start(task.run, task.config(out=str(alone), **shared)), 0)[1]
     if calm:
-        raise SystemExit(f"the run left alone failed: {(alone / 'error.txt').read_text()}")
+        raise SystemExit(f"the run left alone failed: {error_file(alone).read_text()}")
     reference_seconds = time.monotonic() - began
 
     rng = random.Random(options.seed)
@@ -146,9 +156,11 @@ def main() -> int:
         time.sleep(rng.uniform(0, options.longest))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
-        if not os.WIFSIGNALED(status):  # it had ended before; nothing was killed
+        if status == 0:  # it had ended before; nothing was killed
             done_early += 1
             continue
+        if not os.WIFSIGNALED(status):
+            raise SystemExit(f"a start after a kill failed: {error_file(killed).read_text()}")
         place = where(killed, since)
         places[place] = places.get(place, 0) + 1
     reached = len(log_of_whole_lines(killed))
@@ -159,7 +171,7 @@ def main() -> int:
         "finished": finished,
         "log": log_of(alone) == log_of(killed),
         **{name: same_files(alone, killed, name) for name in (*task.results, last)},
-        "nothing left over": not any((killed / "checkpoints").glob(".*")) and not any(killed.glob(".*")),
+        "nothing left over": not any(killed.rglob(".*")),
     }
     report = {
         "task": options.task,

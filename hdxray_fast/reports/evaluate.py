@@ -193,7 +193,7 @@ def _pair(made: list[Prediction], studies: list[Study], named: str, partial: boo
     notes = []
     known = {study.id for study in studies}
     if not any(prediction.id in known for prediction in made):
-        made, matched = _by_radiograph(made, studies)
+        made, matched = _by_radiograph(made, studies, named)
         notes += matched
     texts = {prediction.id: prediction.generated for prediction in made}
     without = [study.id for study in studies if study.id not in texts]
@@ -235,19 +235,27 @@ def _pair(made: list[Prediction], studies: list[Study], named: str, partial: boo
     return rows, notes
 
 
-def _by_radiograph(made: list[Prediction], studies: list[Study]) -> tuple[list[Prediction], list[str]]:
+def _by_radiograph(made: list[Prediction], studies: list[Study], named: str) -> tuple[list[Prediction], list[str]]:
     """Predictions whose id is the path of a study's radiograph, under the study's own id; and a note if there are any.
 
-    Two predictions of one study keep their ids: which of them is meant cannot be told.
+    Raises:
+        ConfigError: several are of one study: which of them is meant cannot be told.
     """
+    images = Counter(os.path.abspath(image) for study in studies for image in study.images)
     place = {os.path.abspath(image): study.id for study in studies for image in study.images}
-    own = [place.get(os.path.abspath(prediction.id)) for prediction in made]
-    count = Counter(own)
+    own = [os.path.abspath(prediction.id) for prediction in made]
+    matched = [place[path] if images[path] == 1 else None for path in own]
+    twice = [name for name, count in Counter(filter(None, matched)).items() if count > 1]
+    if twice:
+        raise ConfigError(
+            f"{named}: its ids are radiographs, and {counted(twice, 'studies', 'have several of them')}; write one "
+            "report a study, with generate --data"
+        )
     renamed = [
-        replace(prediction, id=name) if name is not None and count[name] == 1 else prediction
-        for prediction, name in zip(made, own, strict=True)
+        prediction if name is None else replace(prediction, id=name)
+        for prediction, name in zip(made, matched, strict=True)
     ]
-    found = sum(new is not old for new, old in zip(renamed, made, strict=True))
+    found = len(made) - matched.count(None)
     return renamed, [f"{found} of {len(made)} predictions are matched by their radiograph's path"] if found else []
 
 

@@ -64,9 +64,12 @@ def save_report_model(model: ReportModel, directory: str | Path) -> Path:
         (temporary / REPORT_FILE).write_text(text, encoding="utf-8")
         for path in temporary.rglob("*"):
             flush(path)
-        shutil.rmtree(directory, ignore_errors=True)
+        old = directory.with_name(f".{directory.name}.{os.getpid()}.old.tmp")
+        if directory.exists():
+            directory.replace(old)  # half a folder would be neither a model nor empty
         temporary.replace(directory)
         flush(directory.parent)
+        shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"{directory}: cannot be written ({error})") from error
