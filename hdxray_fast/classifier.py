@@ -152,7 +152,9 @@ def load_classifier(directory: str | Path) -> Classifier:
     try:
         model = Classifier(encoder, ClassifierConfig(**settings))
         model.head.load_state_dict(load_file(directory / HEAD_FILE))
-    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{directory / HEAD_FILE}: is missing or damaged ({error})") from error
+    except (RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{directory / HEAD_FILE}: does not fit {CLASSIFIER_FILE} ({reason})") from error
     return model.eval()

@@ -99,13 +99,21 @@ def run_predict_command(paths: list[str], model: str, out: str, **options) -> in
     from pathlib import Path
 
     from .classifier import load_classifier
+    from .errors import ConfigError
     from .evaluation import predict, write_predictions
 
+    place = Path(out)
+    if place.is_dir():
+        raise ConfigError(f"out: {place} is a folder; name a CSV file, such as predictions.csv")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)  # now, and not after the last image
+    except OSError as error:
+        raise ConfigError(f"out: cannot make the folder {place.parent} ({error.strerror})") from error
     classifier = load_classifier(model)
     found = predict(paths, classifier, progress=True, **options)
     for bad in found.quarantined:
         print(f"unreadable: {bad.path}: {bad.reason}", file=sys.stderr)
-    write_predictions(Path(out), found)
+    write_predictions(place, found)
     if not classifier.config.multiclass:
         pairs = zip(found.classes, found.thresholds, strict=True)
         print("present from", ", ".join(f"{threshold:.3g} ({name})" for name, threshold in pairs))

@@ -274,9 +274,12 @@ def evaluate_files(
 
     Raises:
         ConfigError: the manifest lacks a class of the classifier, lists an image twice or a patient in two splits, or
-            has no image in the split.
+            has no image in the split; or ``out`` holds a training run.
         TrainingError: none of the images can be read, or more than a share ``max_bad_share`` cannot.
     """
+    out = Path(out)
+    if (out / "model").exists() or (out / "log.jsonl").exists():
+        raise ConfigError(f"out: {out} holds a training run, whose metrics stay as they are; choose another folder")
     classifier = load_classifier(model)
     trained = classifier.config.splits
     table = read_manifest(
@@ -288,7 +291,6 @@ def evaluate_files(
     if progress:
         print("\n".join(table.notes), end="\n" if table.notes else "")
     found = predict_list(table.paths, classifier, batch_size, workers, device, progress, classes)
-    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     write_quarantine(out / "unreadable.csv", found.quarantined)
     bad = len(found.quarantined)

@@ -11,12 +11,11 @@ import numpy as np
 from .columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 from .errors import ConfigError
 from .labels import (
-    SPLIT_COLUMNS,
     SPLIT_SYNONYMS,
     LabelTable,
     import_pandas,
 )
-from .splits import SPLIT_NAMES, SPLITS, canonical_split
+from .splits import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, canonical_split
 
 NOT_NUMBERS = frozenset({"nan", "na", "n/a", "none", "null", "inf", "-inf", "#n/a"})
 
@@ -35,19 +34,26 @@ def read_generic(
         if (blank := frame[column].fillna("").str.strip() == "").any():
             raise ConfigError(f"{path}: row {_first(blank)} has nothing in the column {column!r}")
     notes = [] if patient else ["no patient column: every image counts as a patient of its own"]
-    if multiclass and "label" in frame.columns:
-        names = frame["label"].astype("string").str.strip()
+    named = find_column(frame.columns, ["label"])
+    if multiclass and named is not None:
+        names = frame[named].astype("string").str.strip()
         if names.isna().any():
             raise ConfigError(f"{path}: row {_first(names.isna())} has no label")
         classes = list(classes) if classes else sorted(names.unique())
         if foreign := sorted(set(names) - set(classes)):
-            raise ConfigError(f"{path}: label {foreign[0]!r} is none of the classes {', '.join(classes)}")
+            raise ConfigError(
+                f"{path}: label {foreign[0]!r} is none of the classes {', '.join(classes)}; remove its rows, or name "
+                "it among the classes"
+            )
+        if len({name.lower() for name in classes}) < len(classes):
+            raise ConfigError(f"{path}: some of the labels {', '.join(classes)} differ in case alone; write them alike")
         labels = np.stack([(names == name).to_numpy(np.float32) for name in classes], axis=1)
     else:
         if classes is None:
             others = [name for name in frame.columns if name not in (image, patient, split)]
             classes, more = _label_columns(frame[others], path)
             notes += more
+        frame = frame.rename(columns={find_column(frame.columns, [name]): name for name in classes})
         labels = label_values(frame, path, classes)
     paths = [str(_under(images or path.parent, name)) for name in strings(frame[image])]
     return LabelTable(
@@ -98,10 +104,12 @@ def _label_columns(frame, path: Path) -> tuple[list[str], list[str]]:
     others = [name for name in frame.columns if name not in (*unnamed, *blank)]
     classes = [name for name in others if _looks_like_labels(frame[name])]
     left = [name for name in others if name not in classes]
-    hint = "; --multiclass true reads the names in 'label'" if "label" in left else ""
+    hint = "; --multiclass true reads the names in 'label'" if find_column(left, ["label"]) else ""
     if not classes:
-        columns = ", ".join(frame.columns) or "its path, patient and split"
-        raise ConfigError(f"{path}: has no column of labels beside {columns}{hint}")
+        if not left:
+            raise ConfigError(f"{path}: has no column of labels beside its path, patient and split")
+        cells = ", ".join(f"{name!r} holds {str(frame[name].dropna().iloc[0])[:40]!r}" for name in left[:5])
+        raise ConfigError(f"{path}: has no column of labels (1, 0, -1 or blank): {cells}{hint}")
     notes = [f"classes: {', '.join(classes)}; name them with --classes if one of these is none"]
     if left:
         notes.append(f"not read as classes: {', '.join(left)}{hint}")
@@ -130,10 +138,14 @@ def label_values(frame, path: Path, classes: Sequence[str], blank: float = np.na
         if bad.any():
             raise ConfigError(
                 f"{path}: row {_first(bad)}, column {name!r} holds {str(given[bad].iloc[0])!r}; labels are 1, 0, -1 "
-                "(uncertain) or blank; name the label columns with classes"
+                f"(uncertain) or blank; name the label columns with classes{one_of_many(name)}"
             )
         columns.append(values.fillna(blank).to_numpy(np.float32))
     return np.stack(columns, axis=1)
+
+
+def one_of_many(name: str) -> str:
+    return "; --multiclass true reads names of classes in it" if name.strip().lower() == "label" else ""
 
 
 def _looks_like_labels(column) -> bool:

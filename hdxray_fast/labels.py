@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from .classify_config import FinetuneConfig
     from .config import ProbeConfig
 
-SPLIT_COLUMNS = ("split", "fold")
 SPLIT_SYNONYMS = ("set", "subset", "dataset", "partition")  # where they hold names of splits, and not of data sets
 POLICIES = ("ignore", "zeros", "ones")
 UNCERTAIN = -1.0
@@ -124,8 +123,12 @@ def read_labels(
         "test_share": test_share,
         "uncertain": uncertain if isinstance(uncertain, str) else dict(uncertain),
     }
-    table = leave_out_unlabelled(_split(table, origin, preset), str(data))
-    table = replace(table, origin=origin)
+    whole = _split(table, origin, preset)
+    table = replace(leave_out_unlabelled(whole, str(data)), origin=origin)
+    for split in SPLITS:
+        if split in whole.splits and split not in table.splits:
+            count = whole.splits.count(split)
+            raise ConfigError(f"{data}: none of the {count} images in the split {split!r} has a label that is known")
     check_table(table, str(data))
     return table
 
@@ -230,7 +233,7 @@ def check_table(table: LabelTable, source: str) -> None:
         if positive < 2 or negative < 2:
             raise ConfigError(
                 f"{source}: class {name!r} has {positive} positive and {negative} negative training images, needed are "
-                "2 of each; leave it out with classes"
+                f"2 of each; {'remove its rows' if table.multiclass else 'leave it out with classes'}"
             )
     if table.multiclass and not np.allclose(np.nansum(table.labels, axis=1), 1):
         row = int(np.flatnonzero(~np.isclose(np.nansum(table.labels, axis=1), 1))[0])

@@ -141,6 +141,7 @@ def outlive_notice(worker: int) -> None:
     """A data loader's worker puts off its end after SIGTERM: torchrun and Slurm send it to the whole process group, but
     the training process, which ends its workers itself, still has a step to finish and a checkpoint to write."""
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(GRACE))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the main process, which ends them
 
 
 def on_main(accelerator, work: Callable[[], None]) -> None:

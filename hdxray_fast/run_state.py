@@ -7,7 +7,6 @@ can go on from it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .errors import CheckpointError
-from .files import flush, share, written_whole
+from .files import checksum, flush, share, written_whole
 from .optim import AveragedWeights
 
 STATE_FILE = "state.json"
@@ -114,7 +113,7 @@ def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], contents: dict[s
         share(temporary / name)
     for name, content in contents.items():
         (temporary / name).write_text(json.dumps(content, indent=1))
-    checksums = {path.name: _checksum(path) for path in sorted(temporary.iterdir())}
+    checksums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
     (temporary / CHECKSUMS_FILE).write_text(json.dumps(checksums, indent=1))
     for path in temporary.iterdir():
         flush(path)
@@ -126,14 +125,6 @@ def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], contents: dict[s
 
 def _temporary(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.tmp")
-
-
-def _checksum(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def load_checkpoint(
@@ -148,8 +139,8 @@ def load_checkpoint(
     from safetensors.torch import load_file
 
     try:
-        for name, checksum in json.loads((folder / CHECKSUMS_FILE).read_text()).items():
-            if _checksum(folder / name) != checksum:
+        for name, digest in json.loads((folder / CHECKSUMS_FILE).read_text()).items():
+            if checksum(folder / name) != digest:
                 raise CheckpointError(f"{folder / name} is damaged: its checksum differs")
         state = json.loads((folder / STATE_FILE).read_text())
         weights = load_file(folder / MODEL_FILE)

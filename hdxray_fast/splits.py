@@ -11,6 +11,7 @@ from .errors import ConfigError
 if TYPE_CHECKING:
     from .labels import LabelTable
 
+SPLIT_COLUMNS = ("split", "fold")
 SPLITS = ("train", "val", "test")
 SPLIT_NAMES = {
     "training": "train",

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import signal
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -113,7 +114,7 @@ class Training:
         self.images_per_step = config.batch_size * config.grad_accum * self.accelerator.num_processes
         self.step = 0
         self.numbers: dict[str, int | float] = {}
-        self.stop_requested = False
+        self.stop_requested = self.interrupted = False
         # what the model cannot be shows here, before hours of preparation and before anything is written
         torch.manual_seed(config.seed)
         self.model = task.build()
@@ -213,9 +214,10 @@ class Training:
         )
 
     def run(self) -> TrainingResult:
-        """Train to the end, or to SIGTERM, from the newest checkpoint if there is one.
+        """Train to the end, or to SIGTERM or Ctrl-C, from the newest checkpoint if there is one.
 
         Raises:
+            KeyboardInterrupt: after Ctrl-C, once the checkpoint is written.
             ConfigError: the data or the images per step are not those of the run that is resumed.
             CheckpointError: there are checkpoints, and none can be read; or one cannot be written.
             TrainingError: a loss or gradient is not finite (state saved under ``failed/``).
@@ -240,6 +242,9 @@ class Training:
         result.finished = self.step == self.config.steps
         for tracker in self.accelerator.trackers:  # Accelerate's end_training would part the processes, too
             tracker.finish()
+        if self.interrupted:
+            self.print(f"saved; go on with resume=auto (--resume auto): {self.out}")
+            raise KeyboardInterrupt
         return result
 
     def sum(self, values: dict[str, int | float | Tensor]) -> dict[str, int | float]:
@@ -447,17 +452,24 @@ class Training:
 
     @contextlib.contextmanager
     def _graceful_stop(self) -> Iterator[None]:
-        """SIGTERM (a scheduler's notice) ends the run after the step at hand, with a checkpoint."""
+        """SIGTERM (a scheduler's notice) or Ctrl-C ends the run after the step at hand, with a checkpoint."""
+        previous = {}
 
         def request(signum, frame):
             self.stop_requested = True
+            if signum == signal.SIGINT:
+                self.interrupted = True
+                signal.signal(signum, previous[signum])
+                print("\nstopping after this step, with a checkpoint; Ctrl-C again ends at once", file=sys.stderr)
 
         try:
-            previous = signal.signal(signal.SIGTERM, request)
+            for notice in (signal.SIGTERM, signal.SIGINT):
+                previous[notice] = signal.signal(notice, request)
         except ValueError:  # not the main thread: the caller owns the signals
             yield
             return
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, previous)
+            for notice, handler in previous.items():
+                signal.signal(notice, handler)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import hdxray_fast as hx
 from hdxray_fast.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
@@ -90,10 +91,13 @@ def test_damaged_folders_are_named(tmp_path):
     saved = (folder / "head.safetensors").read_bytes()
     for damage in (b"", saved[: len(saved) // 2]):
         (folder / "head.safetensors").write_bytes(damage)
-        with pytest.raises(hx.CheckpointError, match=r"head.safetensors: does not fit"):
+        with pytest.raises(hx.CheckpointError, match=r"head.safetensors: is missing or damaged"):
             load_classifier(folder)
     (folder / "head.safetensors").unlink()
-    with pytest.raises(hx.CheckpointError, match=r"head.safetensors"):
+    with pytest.raises(hx.CheckpointError, match=r"head.safetensors: is missing or damaged"):
+        load_classifier(folder)
+    save_file({"fc.bias": torch.zeros(3)}, folder / "head.safetensors")
+    with pytest.raises(hx.CheckpointError, match=r"head.safetensors: does not fit classifier.json"):
         load_classifier(folder)
     (folder / "classifier.json").write_text("{")
     with pytest.raises(hx.CheckpointError, match=r"classifier.json: is damaged"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -259,6 +260,28 @@ def test_sigterm_leaves_a_run_to_go_on_with(data, tmp_path):
     assert not (tmp_path / "run" / "metrics.json").exists()
     (result,) = run_finetuning(FinetuneConfig(**{**run.as_dict(), "resume": "auto"}), progress=False)
     assert result.finished
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_ctrl_c_saves_first(data, tmp_path, workers, capsys):
+    whole = finetune(data, tmp_path / "whole", epochs=2)[0]
+    run = config(data, tmp_path / "run", epochs=2, workers=workers)
+
+    def stop(line):
+        if line["step"] == 5:
+            for child in multiprocessing.active_children():  # a terminal tells the readers too
+                os.kill(child.pid, signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_finetuning(run, progress=False, on_step=stop)
+    said = capsys.readouterr()
+    assert "Ctrl-C again ends at once" in said.err
+    assert "saved; go on with resume=auto" in said.out
+    assert (tmp_path / "run" / "checkpoints" / "step_00000005").exists()
+    (result,) = run_finetuning(FinetuneConfig(**{**run.as_dict(), "resume": "auto"}), progress=False)
+    assert (result.finished, result.report) == (True, whole.report)
 
 
 def test_unreadable_images_are_set_aside_up_to_a_share(data, tmp_path):

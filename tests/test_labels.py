@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -112,6 +114,30 @@ def test_drawn_splits_are_drawn_again_from_the_same_manifest_alone(tmp_path, giv
     assert other(patient=["q", "q", *(f"p{i // 2}" for i in range(2, 40))]) is None
     assert other(split=["test"] * 10 + ["train"] * 20 + ["val"] * 10) is None
     assert (other(split=None) is None) == bool(given)
+
+
+def test_columns_and_labels_by_any_case(tmp_path):
+    text = "Image,PATIENT,Mass \n" + "".join(f"{i}.png,p{i},{i % 2}\n" for i in range(40))
+    table = read_labels(write(tmp_path / "labels.csv", text), classes=["mass"])
+    assert table.classes == ["mass"] and table.labels[:4, 0].tolist() == [0, 1, 0, 1]
+    text = "image,Label\n" + "".join(f"{i}.png,{('tb', 'none')[i % 2]}\n" for i in range(40))
+    assert read_labels(write(tmp_path / "one.csv", text), multiclass=True).classes == ["none", "tb"]
+    for more, message in (
+        ("a.png,TB\n", "differ in case alone; write them alike"),
+        ("a.png,rare\n", r"class 'rare' has [01] positive .*; remove its rows"),
+    ):
+        path = write(tmp_path / "one.csv", text + more)
+        with pytest.raises(hx.ConfigError, match=message):
+            read_labels(path, multiclass=True)
+    with pytest.raises(hx.ConfigError, match="'rare' is none of the classes none, tb; remove its rows, or name it"):
+        read_labels(path, multiclass=True, classes=["none", "tb"])
+
+
+def test_a_split_without_any_known_label_is_not_replaced(tmp_path):
+    data = generic(tmp_path, split=["train"] * 20 + ["val"] * 10 + ["test"] * 10)
+    data.write_text(re.sub(r"(?m)^(\d+\.png,p\d+),.*,test$", r"\1,,,test", data.read_text()))
+    with pytest.raises(hx.ConfigError, match="none of the 10 images in the split 'test' has a label that is known"):
+        read_labels(data)
 
 
 def test_a_manifest_is_the_same_by_whatever_path_it_is_read(tmp_path, monkeypatch):
@@ -432,11 +458,13 @@ def test_fractions_are_nested_and_leave_evaluation_alone():
         ("", "cannot be read as CSV"),
         ("a,b\n1,2\n", "no column for the image's path"),
         ("image,patient\na.png,1\n", "no column of labels"),
+        ("image,mass\na.png,Yes\n", "'mass' holds 'Yes'"),
+        ("image,label\na.png,0\nb.png,1\nc.png,2\n", "column 'label' holds '2'.*--multiclass true reads names"),
         ("image,mass\na.png,2\n", r"row 2, column 'mass' holds '2'"),
         ("image,mass\na.png,1\na.png,0\n", "listed more than once"),
         ("image,mass\n", "holds no usable row .the file holds no rows"),
         ("image;mass\na.png;1\n", "its columns are image;mass; separate them by commas"),
-        ("image,label\na.png,tb\n", "no column of labels beside label; --multiclass true"),
+        ("image,label\na.png,tb\n", "no column of labels .* 'label' holds 'tb'; --multiclass true"),
         ("image,mass,mass \na.png,1,0\n", "'mass' twice"),
     ],
 )

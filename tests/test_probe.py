@@ -52,7 +52,7 @@ def config(manifest, out, **kwargs) -> ProbeConfig:
     return ProbeConfig(str(manifest), str(out), weights="", **options)
 
 
-def test_end_to_end(manifest, tmp_path):
+def test_end_to_end(manifest, tmp_path, capsys):
     out = tmp_path / "probe"
     result = run_probe(config(manifest, out), small_encoder(), progress=False)
     assert result.left_out == 1
@@ -80,6 +80,11 @@ def test_end_to_end(manifest, tmp_path):
     assert everything["classes"]["high"]["threshold"] == saved["classes"]["high"]["threshold"]
     assert "broken.png" in (tmp_path / "all" / "unreadable.csv").read_text()
     assert everything["unreadable"] == saved["unreadable"] == 1
+
+    with pytest.raises(hx.ConfigError, match=r"^out: .* holds a training run"):
+        evaluate_files(out / "model", out=out, **options)
+    assert main(["predict", str(manifest), "--model", str(out / "model"), "--out", str(tmp_path)]) == 2
+    assert f"out: {tmp_path} is a folder; name a CSV file" in capsys.readouterr().err
 
     # splits that training drew are drawn again: the test metrics of the run come out again
     tested = evaluate_files(out / "model", out=tmp_path / "test", **{**options, "split": "test"})

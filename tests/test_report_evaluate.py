@@ -227,6 +227,13 @@ def test_paths_in_the_place_of_ids(tmp_path, monkeypatch):
         evaluate_reports(made, data=path, split="all", partial=True, meteor=False, bootstraps=0)
 
 
+def test_references_that_are_mostly_unknown_words_are_said(tmp_path):
+    path = write_two_view_studies(tmp_path, "en")
+    evaluation = evaluate_reports(ENGLISH, data=path, split="all", r2gen="mimic-cxr", meteor=False, bootstraps=0)
+    (note,) = [note for note in evaluation.notes if "<unk>" in note]
+    assert "seen fewer than 10 times in the training reports" in note and int(note.split("%")[0]) > 50
+
+
 def test_marked_differences():
     marked = mark_differences("The heart is <big>.", "The Heart is small.", "en")
     assert marked[0] == 'The heart is &lt;<span class="extra">big</span>&gt;.'

@@ -421,13 +421,30 @@ def test_saved_and_loaded(tokenizer, language_models, tmp_path, decoder):
 def test_folders_that_do_not_fit(tokenizer, language_models, tmp_path):
     folder = save_report_model(report_model(tokenizer), tmp_path / "model")
     other = train_tokenizer([*ENGLISH, "nodule and granuloma"], "word", min_frequency=1)
+    settings = json.loads((folder / "report.json").read_text())
+    whole = {name: (folder / name).read_bytes() for name in settings["parts"]}
+    assert {"tokenizer/tokenizer.json", "visual.safetensors", "decoder/config.json"} <= set(whole)
     other.save(folder / "tokenizer")
+    with pytest.raises(CheckpointError, match="another model's; copy the whole folder"):
+        load_report_model(folder)
+    without = {name: value for name, value in settings.items() if name != "parts"}
+    (folder / "report.json").write_text(json.dumps(without))
     with pytest.raises(CheckpointError, match="another model's tokenizer"):
         load_report_model(folder)
+    (folder / "report.json").write_text(json.dumps(settings))
+    for name, content in whole.items():
+        (folder / name).unlink(missing_ok=True)
+        with pytest.raises(CheckpointError, match=r"(is missing; copy the whole folder|another model's)"):
+            load_report_model(folder)
+        (folder / name).write_bytes(content)
+    load_report_model(folder)
+    for part in ("tokenizer", "decoder"):  # nothing is looked for on a hub in its place
+        (folder / part).rename(tmp_path / part)
+        with pytest.raises(CheckpointError, match=rf"model/{part}.*: is missing; copy the whole folder"):
+            load_report_model(folder)
+        (tmp_path / part).rename(folder / part)
     with pytest.raises(CheckpointError, match=r"report.json: is missing"):
         load_report_model(tmp_path / "elsewhere")
-    tokenizer.save(folder / "tokenizer")
-    settings = json.loads((folder / "report.json").read_text())
     (folder / "report.json").write_text(json.dumps({**settings, "format_version": 9}))
     with pytest.raises(CheckpointError, match="format_version 9"):
         load_report_model(folder)

@@ -93,6 +93,25 @@ def test_csv_with_two_images_and_sections(tmp_path):
     assert read_studies(path, report_column="impression").studies[0].report == "Well."
 
 
+def test_csv_columns_by_any_case_and_every_numbered_view(tmp_path):
+    touch(tmp_path, *(f"{row}{view}.png" for row in "abc" for view in range(4)))
+    rows = [
+        {"Image_10": f"{row}3.png", "Image_1": f"{row}0.png;{row}1.png", "IMAGE_2": f"{row}2.png", "Findings": "F.",
+         "IMPRESSION": "I.", "Split": split, "Language": "zh" if row == "c" else ""}
+        for row, split in zip("abc", ("Train", "val", "TEST"), strict=True)
+    ]  # fmt: skip
+    path = write_csv(tmp_path / "studies.csv", rows)
+    table = read_studies(path, sections="both")
+    assert [study.split for study in table.studies] == ["train", "val", "test"]
+    assert [study.language for study in table.studies] == ["en", "en", "zh"]
+    assert {study.report for study in table.studies} == {"F. I."}
+    assert table.studies[1].images == tuple(str(tmp_path / f"b{view}.png") for view in range(4))
+    assert table.notes == []
+    path = write_csv(tmp_path / "whole.csv", [{"image": "a0.png", "report": "All of it.", "split": "train"}])
+    (note,) = read_studies(path, sections="both", val_share=0, test_share=0).notes
+    assert note == "sections=both says nothing here: the column 'report' is read as it is"
+
+
 def test_csv_in_chinese_and_by_patient(tmp_path):
     names = [f"{i}.png" for i in range(40)]
     touch(tmp_path, *names)
@@ -297,6 +316,7 @@ def test_raw_reports_are_kept(test_data):
     source = json.loads((test_data / "reports" / "iu_xray_reports.json").read_text())
     table = StudyTable([Study(id=e["id"], images=tuple(e["images"]), report=e["findings"]) for e in source])
     table = finish_table(table, "IU X-ray", 0.1, 0.2, 0, need_images=False)
-    assert len(table) == 3425 and not table.notes
+    assert len(table) == 3425
+    assert table.notes == ["no study is given as val or test: drawn by patient, seed 0"]
     assert [study.report for study in table.studies] == [e["findings"] for e in source]
     assert 0.05 < len(table.split("val")) / 3425 < 0.15

@@ -29,7 +29,7 @@ from hdxray_fast.reports.run import ReportTask, run_report_training
 from hdxray_fast.reports.saving import load_report_model
 from hdxray_fast.reports.studies import Study
 from hdxray_fast.reports.visual_tokens import VisualTokens
-from hdxray_fast.reports.writing import write_reports
+from hdxray_fast.reports.writing import studies_of_files, write_reports
 from hdxray_fast.training import Training
 
 QUICK = {
@@ -165,6 +165,19 @@ def test_language_model_with_and_without_lora(tmp_path, encoder, rank):
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
+def test_without_validation_studies_it_is_said(tmp_path, encoder, capsys):
+    config = quick(study_csv(tmp_path, ENGLISH), tmp_path / "run", encoder, steps=1, validate_split="val")
+    result = run_report_training(config, progress=False)
+    assert result.finished and not result.best_step
+    assert "warning: nobody validates, so no model is chosen" in capsys.readouterr().out
+
+
+def test_a_cell_that_names_two_views_is_pointed_to_data(tmp_path):
+    path = study_csv(tmp_path, ENGLISH, two_views=True)
+    with pytest.raises(ConfigError, match=r"png;.*png names several radiographs of one study; .* with --data"):
+        studies_of_files([path])
+
+
 class Killed(Exception):
     pass
 

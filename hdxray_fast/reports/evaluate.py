@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from ..errors import ConfigError
-from .cleaning import R2GenReferences, mostly_chinese
+from .cleaning import UNKNOWN, R2GenReferences, mostly_chinese
 from .clinical import check_clinical, clinical_scores
 from .exchange import exchanged_scores
 from .intervals import score_intervals
@@ -21,6 +21,7 @@ from .predictions import Prediction, read_predictions
 from .statistics import duplicate_statistics, length_statistics
 from .studies import Study, check_language, counted
 
+UNKNOWN_MOST = 0.1  # share of the references' words that may be unknown unsaid; in IU X-ray 0.015 are
 R2GEN_CHOICES = ("iu-xray", "mimic-cxr", "none")
 
 
@@ -120,6 +121,7 @@ def evaluate_reports(
     notes += unpaired
     _check_languages(rows, named)
     references = None if r2gen in (None, "none") else _r2gen_references(training, r2gen)
+    notes += _unknown_words(rows, references)
     languages = {}
     for name in sorted({row["language"] for row in rows}):
         mine = [row for row in rows if row["language"] == name]
@@ -147,6 +149,20 @@ def evaluate_reports(
 def _r2gen_references(training: list[str], data_set: str) -> R2GenReferences:
     references = R2GenReferences.fit(training, data_set)
     return references if training else replace(references, words=None)
+
+
+def _unknown_words(rows: list[dict], references: R2GenReferences | None) -> list[str]:
+    """A note where so many words of R2Gen's references are ``<unk>`` that texts match by what they do not say."""
+    if references is None or references.words is None:
+        return []
+    words = [word for row in rows if row["language"] == "en" for word in references(row["reference"]).split()]
+    share = words.count(UNKNOWN) / max(1, len(words))
+    if share <= UNKNOWN_MOST:
+        return []
+    return [
+        f"{share:.0%} of the words of the r2gen-compatible references are {UNKNOWN}, seen fewer than "
+        f"{references.threshold} times in the training reports: texts match by what they do not say"
+    ]
 
 
 def _evaluate_language(

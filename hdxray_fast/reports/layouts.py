@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 from ..columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 from ..errors import ConfigError
+from ..splits import SPLIT_COLUMNS
 from .studies import SECTIONS, Study, StudyTable, check_language, finish_table
 
 LAYOUTS = ("r2gen", "csv", "iu-xray", "mimic-cxr")
 IMAGE_COLUMNS = (*PATH_COLUMNS, "images", "image_1", "image_path_1", "frontal")
-SECOND_COLUMNS = ("image_2", "image_path_2", "lateral")
+NUMBERED = re.compile(r"image(?:_path)?_(\d+)")  # a view a column
 REPORT_COLUMNS = ("report", "text", "report_text")
 ID_COLUMNS = ("id", "study", "study_id", "uid")
 
@@ -33,8 +35,8 @@ def read_studies(
     """Read studies.
 
     Args:
-        data: ``annotation.json`` of R2Gen; a CSV with columns ``image`` (several separated by ``;``, or ``image_1``
-            and ``image_2``), ``report`` (or ``findings`` and ``impression``) and optionally ``split``, ``id``,
+        data: ``annotation.json`` of R2Gen; a CSV with columns ``image`` (several separated by ``;``, or ``image_1``,
+            ``image_2``, ...), ``report`` (or ``findings`` and ``impression``) and optionally ``split``, ``id``,
             ``patient`` and ``language``; the folder of IU X-ray's XML reports; or the folder of MIMIC-CXR with its
             reports and its split and metadata tables.
         layout: ``"r2gen"``, ``"csv"``, ``"iu-xray"`` or ``"mimic-cxr"``; left out, it is told by what ``data`` is.
@@ -154,32 +156,40 @@ def _read_csv(path: Path, root: Path, sections: str, report_column: str | None, 
     rows = read_rows(path)
     columns = list(rows[0]) if rows else []
     first = find_column(columns, IMAGE_COLUMNS)
-    second = find_column(columns, SECOND_COLUMNS)
+    numbered = {name: NUMBERED.fullmatch(name.strip().lower()) for name in columns if name != first}
+    others = sorted((name for name, match in numbered.items() if match), key=lambda name: int(numbered[name][1]))
+    others += [name for name in [find_column(columns, ["lateral"])] if name]
     text = report_column or find_column(columns, REPORT_COLUMNS)
     if report_column and report_column not in columns:
         raise ConfigError(f"report_column: {path} has no column {report_column!r}; it has {columns}")
-    if first is None or not (text or {"findings", "impression"} & set(columns)):
+    parts = [find_column(columns, [name]) for name in ("findings", "impression")]
+    if first is None or not (text or any(parts)):
         raise ConfigError(
             f"data: {path} has the columns {columns}; needed are one of {list(IMAGE_COLUMNS)} and 'report' (or "
             "'findings' and 'impression', or report_column), with commas between columns"
         )
     ids, patients = find_column(columns, ID_COLUMNS), find_column(columns, PATIENT_COLUMNS)
+    split, spoken = find_column(columns, SPLIT_COLUMNS), find_column(columns, ["language"])
+    notes = []
+    if text and sections != "findings":
+        notes.append(f"sections={sections} says nothing here: the column {text!r} is read as it is")
     studies = []
     for number, row in enumerate(rows, start=2):  # the header is row 1
-        names = [*row[first].split(";"), row[second] if second else ""]
-        names = [name.strip() for name in names if name.strip()]
-        report = row[text] if text else chosen_sections(row.get("findings", ""), row.get("impression", ""), sections)
+        names = [name.strip() for column in (first, *others) for name in row[column].split(";") if name.strip()]
+        report = row[text] if text else chosen_sections(*(row[part] if part else "" for part in parts), sections)
         studies.append(
             Study(
                 id=(row[ids] if ids else "") or f"row-{number}",
                 images=tuple(image_path(root, name) for name in names),
                 report=report,
-                split=row.get("split", ""),
-                language=check_language(row.get("language") or language, f"data: {path}, row {number}: language"),
+                split=row[split] if split else "",
+                language=check_language(
+                    (row[spoken] if spoken else "") or language, f"data: {path}, row {number}: language"
+                ),
                 patient=row[patients] if patients else "",
             )
         )
-    return StudyTable(studies)
+    return StudyTable(studies, notes)
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

@@ -276,6 +276,11 @@ class ReportTask(Task):
             f"{len(train)} studies to train on, {len(self.validation)} to validate on ({config.validate_split}); "
             f"{len(self.tokenizer)} tokens"
         )
+        if not self.validation:
+            training.print(
+                "warning: nobody validates, so no model is chosen: the last one is kept; raise val_share, or set "
+                "validate_split to train"
+            )
 
     def _prepare(
         self, training: Training, wanted: dict[str, list[Study]], cache: Path

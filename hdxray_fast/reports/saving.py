@@ -15,7 +15,7 @@ from ..checkpoint import load_model, save_model
 from ..devices import find_device
 from ..encoder import Encoder
 from ..errors import CheckpointError, ConfigError, HDXrayError
-from ..files import flush, share
+from ..files import checksum, flush, share
 from .model import ReportModel, ReportModelConfig, language_model_decoder, visual_tokens_for
 from .text_models import import_text_models, quietly
 from .text_tokenizers import check_fits, load_tokenizer
@@ -60,6 +60,8 @@ def save_report_model(model: ReportModel, directory: str | Path) -> Path:
             for path in (temporary / "decoder").glob("*.safetensors"):
                 share(path)
         model.tokenizer.save(temporary / "tokenizer")
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        settings["parts"] = {path.relative_to(temporary).as_posix(): checksum(path) for path in files}
         text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
         (temporary / REPORT_FILE).write_text(text, encoding="utf-8")
         for path in temporary.rglob("*"):
@@ -92,6 +94,7 @@ def load_report_model(directory: str | Path, device: str | torch.device | None =
     if not (directory / REPORT_FILE).is_file() and (directory / "model" / REPORT_FILE).is_file():
         directory = directory / "model"
     settings = _read_settings(directory / REPORT_FILE)
+    _check_parts(directory, settings.get("parts", {}))
     import_text_models()
     encoder = load_model(directory / "encoder")
     if not isinstance(encoder, Encoder):
@@ -112,6 +115,19 @@ def load_report_model(directory: str | Path, device: str | torch.device | None =
     model = ReportModel(encoder, visual, decoder, tokenizer, config)
     model.language_model_print = settings["language_model"]
     return model.to(find_device(device)).eval()
+
+
+def _check_parts(directory: Path, parts: dict[str, str]) -> None:
+    """Refuse a model that lacks a part or has another model's, before a library looks for it elsewhere."""
+    advice = "copy the whole folder that report train wrote"
+    if not (directory / "tokenizer").is_dir():
+        raise CheckpointError(f"{directory / 'tokenizer'}: is missing; {advice}")
+    for name, digest in parts.items():
+        path = directory / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: is missing; {advice}")
+        if checksum(path) != digest:
+            raise CheckpointError(f"{path}: is damaged, or another model's; {advice}")
 
 
 def _read_settings(path: Path) -> dict:
@@ -158,7 +174,7 @@ def _load_decoder(folder: Path, config: ReportModelConfig, tokenizer, printed: s
         from transformers import PegasusForConditionalGeneration as Kind
     try:
         with quietly():
-            model, found = Kind.from_pretrained(str(folder), output_loading_info=True)
+            model, found = Kind.from_pretrained(str(folder), output_loading_info=True, local_files_only=True)
     except Exception as error:  # a folder that lacks a file or holds a damaged one raises whatever its reader raises
         raise CheckpointError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -179,6 +195,8 @@ def _load_visual(visual: nn.Module, path: Path) -> None:
 
     try:
         visual.load_state_dict(load_file(path))
-    except (SafetensorError, OSError, RuntimeError) as error:
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: is missing or damaged ({' '.join(str(error).split())[:300]})") from error
+    except RuntimeError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: does not fit {REPORT_FILE} ({reason[:300]})") from error

@@ -71,6 +71,8 @@ def studies_of_files(paths: Sequence[str | os.PathLike], together: bool = False,
         ConfigError: a path does not exist or names no image.
     """
     files = list(dict.fromkeys(str(file) for path in paths for file in list_images(path)))
+    if several := next((file for file in files if ";" in file and not os.path.exists(file)), None):
+        raise ConfigError(f"paths: {several} names several radiographs of one study; give such a CSV with --data")
     if together:
         return [Study(files[0], tuple(files), "", language=language)]
     return [Study(file, (file,), "", language=language) for file in files]
