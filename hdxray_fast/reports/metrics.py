@@ -15,15 +15,13 @@ from dataclasses import dataclass
 
 from ..errors import ArgumentError, MissingDependencyError
 from .cleaning import R2GenReferences
+from .words import english_words
 
 NEEDS_JAVA = "needs Java"
 NEEDS_TWO = "needs two different references"
 NEEDS_JIEBA = "needs jieba: pip install 'hdxray-fast[report-chinese]'"
 ENGLISH_ONLY = "English only"
 SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d", "meteor")
-# As the Penn Treebank tokenizer of pycocoevalcap has words in 98 % of real reports; it also parts "patient 's" and
-# "can not", and makes words of brackets. <unk> is a word of its own.
-_WORD = re.compile(r"<unk>|\w+(?:[-'/.]\w+)*")
 _CHARACTER = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3400-\u9fff\uf900-\ufaff]+")
 
 
@@ -47,11 +45,6 @@ class Convention:
     english: bool = True
 
 
-def english_words(text: str) -> str:
-    """Lower case, words only: ``"No x-ray, done."`` is ``"no x-ray done"``."""
-    return " ".join(_WORD.findall(text.lower()))
-
-
 def chinese_characters(text: str) -> str:
     """Characters; runs of Latin letters and digits are one token each; punctuation dropped."""
     return " ".join(_CHARACTER.findall(unicodedata.normalize("NFKC", text).lower()))
@@ -68,7 +61,7 @@ def chinese_words(text: str) -> str:
 def conventions(language: str, r2gen: R2GenReferences | None = None) -> list[Convention | str]:
     """All that apply to a language; a string in place of one whose package is missing says so."""
     if language == "en":
-        stated = "raw references, whole; lower case, punctuation dropped"
+        stated = "raw references, whole; lower case, words of the Penn Treebank tokenizer, punctuation dropped"
         made: list[Convention | str] = [Convention("raw", "word", stated, english_words)]
         if r2gen is not None:
             name, rare = "r2gen-compatible", f"words seen fewer than {r2gen.threshold} times in training as <unk>"
