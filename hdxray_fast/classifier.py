@@ -130,6 +130,9 @@ def save_classifier(model: Classifier, directory: str | Path) -> Path:
 def load_classifier(directory: str | Path) -> Classifier:
     """The classifier that :func:`save_classifier` wrote, in evaluation mode.
 
+    Args:
+        directory: the folder, or that of the run it lies in.
+
     Raises:
         CheckpointError: a file is missing, damaged, or does not belong to the others.
     """
@@ -137,6 +140,8 @@ def load_classifier(directory: str | Path) -> Classifier:
     from safetensors.torch import load_file
 
     directory = Path(directory)
+    if not (directory / CLASSIFIER_FILE).is_file() and (directory / "model" / CLASSIFIER_FILE).is_file():
+        directory = directory / "model"
     path = directory / CLASSIFIER_FILE
     try:
         settings = json.loads(path.read_text())

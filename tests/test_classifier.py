@@ -88,6 +88,8 @@ def test_damaged_folders_are_named(tmp_path):
     folder = save_classifier(model, tmp_path)
     with pytest.raises(hx.CheckpointError, match=r"classifier.json: is missing"):
         load_classifier(tmp_path / "nowhere")
+    save_classifier(model, tmp_path / "run" / "model")
+    assert load_classifier(tmp_path / "run").config == model.config
     saved = (folder / "head.safetensors").read_bytes()
     for damage in (b"", saved[: len(saved) // 2]):
         (folder / "head.safetensors").write_bytes(damage)
