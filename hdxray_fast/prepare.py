@@ -106,6 +106,9 @@ def image_files(
         root: the folder.
         exclude: folders to leave out.
         on_skip: called with each file that is left out for its suffix.
+
+    Raises:
+        ConfigError: a folder cannot be searched: what it holds would be missed in silence.
     """
     found = []
     for path in _walk(root, {Path(folder).resolve() for folder in exclude}):
@@ -124,12 +127,18 @@ def is_image_name(name: str) -> bool:
     return suffix in IMAGE_SUFFIXES or not suffix or suffix[1:].isdecimal()
 
 
+def _refuse(error: OSError) -> None:
+    raise ConfigError(
+        f"{error.filename}: cannot be searched ({error.strerror}); give access to it, or name the others one by one"
+    ) from error
+
+
 def _walk(root: Path, exclude: set[Path]) -> Iterable[Path]:
     above = {root.resolve(), *root.resolve().parents}
     seen: set[Path] = set()
     pending = [root]  # links wait until the folders proper are through, so that a file keeps the name where it lies
     while pending:
-        for folder, subfolders, names in os.walk(pending.pop(0)):
+        for folder, subfolders, names in os.walk(pending.pop(0), onerror=_refuse):
             here = Path(folder)
             real = here.resolve()
             runs = ({"log.jsonl", "config.json"}, {"settings.json", "sources.parquet"})  # of pre-training, of prepare

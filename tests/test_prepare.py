@@ -32,6 +32,20 @@ def test_manifest_keeps_its_order_and_drops_repeats(radiographs, column):
     assert list_images(manifest, images="/elsewhere")[0].as_posix() == "/elsewhere/3.png"
 
 
+def test_a_folder_that_cannot_be_searched_is_named(radiographs, monkeypatch):
+    scan = os.scandir
+
+    def closed(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    (radiographs / "sub").mkdir()
+    monkeypatch.setattr(os, "scandir", closed)  # who runs tests as root may search any folder
+    with pytest.raises(ConfigError, match=r"sub: cannot be searched \(Permission denied\); give access to it"):
+        list_images(radiographs)
+
+
 def test_what_names_no_image_is_a_config_error(tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         list_images(tmp_path / "nowhere")
