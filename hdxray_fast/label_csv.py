@@ -73,7 +73,9 @@ def read_csv(path: Path):
     pandas = import_pandas()
     try:
         frame = pandas.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], skipinitialspace=True)
-    except (OSError, ValueError, UnicodeDecodeError, pandas.errors.ParserError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (OSError, ValueError, pandas.errors.ParserError) as error:
         raise ConfigError(f"{path}: cannot be read as CSV ({error})") from error
     frame.columns = [str(name).strip() for name in frame.columns]
     if twice := [name for name, again in zip(frame.columns, frame.columns.duplicated(), strict=True) if again]:

@@ -116,6 +116,14 @@ def test_drawn_splits_are_drawn_again_from_the_same_manifest_alone(tmp_path, giv
     assert (other(split=None) is None) == bool(given)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
+def test_other_encodings_are_named(tmp_path, encoding):
+    path = tmp_path / "labels.csv"
+    path.write_bytes("image,mass\nä.png,1\n".encode(encoding))
+    with pytest.raises(hx.ConfigError, match=r"is not UTF-8 .*; save it as UTF-8"):
+        read_labels(path)
+
+
 def test_columns_and_labels_by_any_case(tmp_path):
     text = "Image,PATIENT,Mass \n" + "".join(f"{i}.png,p{i},{i % 2}\n" for i in range(40))
     table = read_labels(write(tmp_path / "labels.csv", text), classes=["mass"])
