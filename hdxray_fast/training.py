@@ -462,8 +462,11 @@ class Training:
                 signal.signal(signum, previous[signum])
                 print("\nstopping after this step, with a checkpoint; Ctrl-C again ends at once", file=sys.stderr)
 
+        notices = [signal.SIGTERM]
+        if callable(signal.getsignal(signal.SIGINT)):  # who runs in a shell's background is not meant by its Ctrl-C
+            notices.append(signal.SIGINT)
         try:
-            for notice in (signal.SIGTERM, signal.SIGINT):
+            for notice in notices:
                 previous[notice] = signal.signal(notice, request)
         except ValueError:  # not the main thread: the caller owns the signals
             yield
