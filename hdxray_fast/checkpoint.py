@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .encoder_config import EncoderConfig
 from .errors import ArgumentTypeError, CheckpointError, HDXrayError, MissingDependencyError
-from .files import share, written_whole
+from .files import save_tensors, written_whole
 from .hub_files import HUB_KEYS, PREPROCESSOR_FILE, preprocessor_settings
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def save_model(model: MaskedAutoencoder | Encoder, directory: str | Path) -> Pat
     """
     files = describe_model(model)
     directory = _as_path(directory)
-    safetensors_torch = _safetensors()
+    _safetensors()
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -56,11 +56,17 @@ def save_model(model: MaskedAutoencoder | Encoder, directory: str | Path) -> Pat
             with written_whole(directory / name) as temporary:
                 temporary.write_text(json.dumps(content, indent=2) + "\n")
         with written_whole(directory / MODEL_FILE) as temporary:
-            safetensors_torch.save_file(tensors, temporary, metadata={"format": "pt"})
-            share(temporary)
+            save_tensors(tensors, temporary, {"format": "pt"})
     except (OSError, _safetensor_error()) as error:
         raise CheckpointError(f"{directory}: cannot be written ({error})") from error
     return directory
+
+
+def model_folder(directory: str | Path, file: str) -> Path:
+    """The folder that holds ``file``: ``directory``, or where it is that of a run, ``model`` in it."""
+    directory = Path(directory)
+    inner = directory / "model"
+    return inner if (inner / file).is_file() and not (directory / file).is_file() else directory
 
 
 def describe_model(model: MaskedAutoencoder | Encoder) -> dict[str, dict]:

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_model, save_model
+from .checkpoint import load_model, model_folder, save_model
 from .encoder import Encoder, Tokens
 from .errors import ArgumentError, ArgumentTypeError, CheckpointError
-from .files import share, written_whole
+from .files import save_tensors, written_whole
 from .heads import LabelQueryHead, LinearHead, build_head
 from .masking import MaskPlan
 
@@ -115,13 +115,10 @@ class Classifier(nn.Module):
 
 def save_classifier(model: Classifier, directory: str | Path) -> Path:
     """Write encoder, head and settings into one folder, each file whole or not at all."""
-    from safetensors.torch import save_file
-
     directory = save_model(model.encoder, directory)
     head = {name: tensor.detach().contiguous().cpu() for name, tensor in model.head.state_dict().items()}
     with written_whole(directory / HEAD_FILE) as temporary:
-        save_file(head, temporary)
-        share(temporary)
+        save_tensors(head, temporary)
     with written_whole(directory / CLASSIFIER_FILE) as temporary:
         temporary.write_text(json.dumps({"format": FORMAT, **vars(model.config)}, indent=1) + "\n")
     return directory
@@ -139,9 +136,7 @@ def load_classifier(directory: str | Path) -> Classifier:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    directory = Path(directory)
-    if not (directory / CLASSIFIER_FILE).is_file() and (directory / "model" / CLASSIFIER_FILE).is_file():
-        directory = directory / "model"
+    directory = model_folder(directory, CLASSIFIER_FILE)
     path = directory / CLASSIFIER_FILE
     try:
         settings = json.loads(path.read_text())

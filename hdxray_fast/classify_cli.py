@@ -101,14 +101,12 @@ def run_predict_command(paths: list[str], model: str, out: str, **options) -> in
     from .classifier import load_classifier
     from .errors import ConfigError
     from .evaluation import predict, write_predictions
+    from .files import make_folder
 
     place = Path(out)
     if place.is_dir():
         raise ConfigError(f"out: {place} is a folder; name a CSV file, such as predictions.csv")
-    try:
-        place.parent.mkdir(parents=True, exist_ok=True)  # now, and not after the last image
-    except OSError as error:
-        raise ConfigError(f"out: cannot make the folder {place.parent} ({error.strerror})") from error
+    make_folder(place.parent)  # now, and not after the last image
     classifier = load_classifier(model)
     found = predict(paths, classifier, progress=True, **options)
     for bad in found.quarantined:

@@ -17,7 +17,7 @@ from .classify_config import FinetuneConfig
 from .classify_data import LabelledRadiographs, model_inputs
 from .classify_loss import classification_loss
 from .errors import CheckpointError
-from .files import share, written_whole
+from .files import save_tensors, written_whole
 from .prepare import worker_count
 from .processes import outlive_notice
 from .run_state import whole_state
@@ -140,14 +140,11 @@ class BestModel:
 
     def save(self, model: Classifier, facts: dict, write: bool = True) -> None:
         """Keep these weights; where they are sharded, every process must call this."""
-        from safetensors.torch import save_file
-
         self.facts = facts
         tensors = whole_state(model, write)
         if write:
             with written_whole(self.path) as temporary:
-                save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
-                share(temporary)
+                save_tensors(tensors, temporary, {"facts": json.dumps(facts)})
 
     def read(self) -> dict:
         """Score and step of what is kept.

@@ -10,6 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @contextmanager
@@ -55,6 +61,14 @@ def _alive(pid: int) -> bool:
     return True
 
 
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file that others may read as they may any new file."""
+    from safetensors.torch import save_file
+
+    save_file(tensors, path, metadata)
+    share(path)
+
+
 def share(path: Path) -> None:
     """Give a file the mode of any new file; safetensors makes its files readable for their owner alone."""
     path.chmod(0o666 & ~_umask())
@@ -65,6 +79,18 @@ def _umask() -> int:
     mask = os.umask(0o077)  # it can be read by setting it alone
     os.umask(mask)
     return mask
+
+
+def make_folder(folder: Path, argument: str = "out") -> None:
+    """Make a folder and those above it.
+
+    Raises:
+        ConfigError: it cannot be made; the message names ``argument``.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{argument}: cannot make the folder {folder} ({error.strerror})") from error
 
 
 def flush(path: Path) -> None:

@@ -10,11 +10,7 @@ import numpy as np
 
 from .columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 from .errors import ConfigError
-from .labels import (
-    SPLIT_SYNONYMS,
-    LabelTable,
-    import_pandas,
-)
+from .labels import SPLIT_SYNONYMS, LabelTable, import_pandas
 from .splits import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, canonical_split
 
 NOT_NUMBERS = frozenset({"nan", "na", "n/a", "none", "null", "inf", "-inf", "#n/a"})

@@ -22,7 +22,7 @@ from .canvas import read_canvas
 from .columns import PATH_COLUMNS, find_column
 from .contour import find_contour
 from .errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
-from .files import written_whole
+from .files import make_folder, written_whole
 
 IMAGE_SUFFIXES = frozenset(
     (".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
@@ -250,11 +250,8 @@ def prepare_images(
     Raises:
         TrainingError: none of the files can be read.
     """
-    try:
-        Path(cache_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"cache: cannot make the folder {cache_dir} ({error.strerror})") from error
     folder = Path(cache_dir)
+    make_folder(folder, "cache")
     jobs = [(str(path), str(folder / f"{cache_key(path, size, contour)}.npz"), size, contour) for path in paths]
     results = dict(_run(jobs, workers, on_done or (lambda result: None)))
     ordered = [results[job[0]] for job in jobs]

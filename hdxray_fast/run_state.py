@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from .errors import CheckpointError
-from .files import checksum, flush, share, written_whole
+from .files import checksum, flush, save_tensors, written_whole
 from .optim import AveragedWeights
 
 STATE_FILE = "state.json"
@@ -103,14 +103,11 @@ def save_checkpoint(
 
 
 def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], contents: dict[str, dict]) -> None:
-    from safetensors.torch import save_file
-
     temporary = _temporary(folder)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     for name, content in tensors.items():
-        save_file(content, temporary / name, metadata={"format": "pt"})
-        share(temporary / name)
+        save_tensors(content, temporary / name, {"format": "pt"})
     for name, content in contents.items():
         (temporary / name).write_text(json.dumps(content, indent=1))
     checksums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}

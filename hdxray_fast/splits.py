@@ -55,14 +55,22 @@ def fill_splits(table: LabelTable, val_share: float, test_share: float, seed: in
     return made
 
 
+def drawn_splits(given: Iterable[str], splits: Sequence[str]) -> list[str]:
+    """Those of ``val`` and ``test`` that are among ``splits`` and not among the ``given`` ones."""
+    before = {canonical_split(split) for split in given}
+    return [name for name in ("val", "test") if name in splits and name not in before]
+
+
 def describe_drawn(table: LabelTable, splits: Sequence[str], preset: str | None, seed: int) -> list[str]:
     """What to say of the splits that the manifest does not have."""
     given = set(table.splits) - {""}
     if not given:
         what = "split column" if preset is None else "official split"
         return [f"no {what}: splits are drawn by patient, seed {seed}"]
-    drawn = [name for name in ("val", "test") if name in splits and name not in given]
-    return [f"no image is given as {name}: its patients are drawn from train, seed {seed}" for name in drawn]
+    return [
+        f"no image is given as {name}: its patients are drawn from train, seed {seed}"
+        for name in drawn_splits(given, splits)
+    ]
 
 
 def take_fraction(table: LabelTable, share: float, seed: int) -> LabelTable:

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..files import written_whole
+from ..files import make_folder, written_whole
 from ..prepare import worker_count
 from .config import PrepareConfig
 from .index import SKIPPED, merge, read_skipped, write_rows
@@ -60,10 +60,7 @@ def run_prepare(
     arrow()  # missing: said before anything else
     out = Path(config.out)
     listing = _look(out, config)
-    try:
-        (out / "shards").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: cannot make the folder {out / 'shards'} ({error.strerror})") from error
+    make_folder(out / "shards")
     with writing(out):
         return _run(out, config, listing, progress, on_row)
 

@@ -257,11 +257,11 @@ def _by_radiograph(made: list[Prediction], studies: list[Study], named: str) -> 
     Raises:
         ConfigError: several are of one study: which of them is meant cannot be told.
     """
-    images = Counter(os.path.abspath(image) for study in studies for image in study.images)
-    place = {os.path.abspath(image): study.id for study in studies for image in study.images}
+    named_by = [(os.path.abspath(image), study.id) for study in studies for image in study.images]
+    count, place = Counter(path for path, _ in named_by), dict(named_by)
     own = [os.path.abspath(prediction.id) for prediction in made]
-    matched = [place[path] if images[path] == 1 else None for path in own]
-    twice = [name for name, count in Counter(filter(None, matched)).items() if count > 1]
+    matched = [place[path] if count[path] == 1 else None for path in own]
+    twice = [name for name, times in Counter(filter(None, matched)).items() if times > 1]
     if twice:
         raise ConfigError(
             f"{named}: its ids are radiographs, and {counted(twice, 'studies', 'have several of them')}; write one "

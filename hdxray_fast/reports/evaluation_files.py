@@ -6,8 +6,7 @@ import csv
 import json
 from pathlib import Path
 
-from ..errors import ConfigError
-from ..files import written_whole
+from ..files import make_folder, written_whole
 from .evaluate import Evaluation
 from .evaluation_page import evaluation_page
 from .evaluation_table import format_evaluation
@@ -16,10 +15,7 @@ from .evaluation_table import format_evaluation
 def write_evaluation(evaluation: Evaluation, out: str | Path) -> Path:
     """Write ``metrics.json``, ``metrics.md``, ``scores.csv`` (every study) and ``report.html`` into ``out``."""
     out = Path(out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"out: cannot make the folder {out} ({error.strerror})") from error
+    make_folder(out)
     columns = ["id", "language", "generated", "reference", "rouge_l", "bleu4", "cider_d", "meteor"]
     with written_whole(out / "scores.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns, restval="", extrasaction="ignore")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..data import RadiographDataset
 from ..encoder import Tokens
 from ..errors import HDXrayError
-from ..files import share, written_whole
+from ..files import save_tensors, written_whole
 from ..masking import MaskPlan
 from .model import ReportModel
 from .visual_tokens import ViewTokens
@@ -66,8 +66,6 @@ class FeatureStore:
         batch_size: int = 4,
     ) -> int:
         """Compute what is missing; returns how many images that were."""
-        from safetensors.torch import save_file
-
         self.folder.mkdir(parents=True, exist_ok=True)
         missing = [index for index in indices if not self._is_whole(index)]
         for _ in range(len(indices) - len(missing)):
@@ -81,8 +79,7 @@ class FeatureStore:
                 stored = self._store(model, tokens, plan)
             for index, tensors in zip(chunk, stored, strict=True):
                 with written_whole(self.path(index), durable=False) as temporary:
-                    save_file(tensors, temporary)
-                    share(temporary)
+                    save_tensors(tensors, temporary)
                 on_done()
         return len(missing)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..checkpoint import load_model, save_model
+from ..checkpoint import load_model, model_folder, save_model
 from ..devices import find_device
 from ..encoder import Encoder
 from ..errors import CheckpointError, ConfigError, HDXrayError
-from ..files import checksum, flush, share
+from ..files import checksum, flush, save_tensors, share
 from .model import ReportModel, ReportModelConfig, language_model_decoder, visual_tokens_for
 from .text_models import import_text_models, quietly
 from .text_tokenizers import check_fits, load_tokenizer
@@ -34,8 +34,6 @@ def save_report_model(model: ReportModel, directory: str | Path) -> Path:
     Raises:
         CheckpointError: the folder cannot be written, or holds something else than a report model.
     """
-    from safetensors.torch import save_file
-
     directory = Path(directory)
     if directory.exists() and not (directory / REPORT_FILE).is_file() and any(directory.iterdir()):
         raise CheckpointError(f"{directory}: holds something else than a report model; choose another folder")
@@ -52,8 +50,7 @@ def save_report_model(model: ReportModel, directory: str | Path) -> Path:
         temporary.mkdir(parents=True)
         save_model(model.encoder, temporary / "encoder")
         visual = {name: tensor.detach().contiguous().cpu() for name, tensor in model.visual.state_dict().items()}
-        save_file(visual, temporary / VISUAL_FILE)
-        share(temporary / VISUAL_FILE)
+        save_tensors(visual, temporary / VISUAL_FILE)
         if model.config.decoder != "language-model" or model.config.lora_rank:
             with quietly():
                 model.decoder.model.save_pretrained(temporary / "decoder")
@@ -90,9 +87,7 @@ def load_report_model(directory: str | Path, device: str | torch.device | None =
             another language model than it was trained with.
         MissingDependencyError: transformers, or for LoRA peft, is not installed.
     """
-    directory = Path(directory)
-    if not (directory / REPORT_FILE).is_file() and (directory / "model" / REPORT_FILE).is_file():
-        directory = directory / "model"
+    directory = model_folder(directory, REPORT_FILE)
     settings = _read_settings(directory / REPORT_FILE)
     _check_parts(directory, settings.get("parts", {}))
     import_text_models()

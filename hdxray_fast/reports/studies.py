@@ -91,7 +91,7 @@ def finish_table(
     import numpy as np
 
     from ..labels import LabelTable
-    from ..splits import canonical_split, fill_splits
+    from ..splits import drawn_splits, fill_splits
 
     twice = [name for name, count in Counter(study.id for study in table.studies).items() if count > 1]
     if twice:
@@ -110,8 +110,7 @@ def finish_table(
         splits=[study.split for study in table.studies],
     )
     splits = fill_splits(known, val_share, test_share, seed)
-    drawn = [name for name in ("val", "test") if name in splits and name not in map(canonical_split, known.splits)]
-    if drawn:
+    if drawn := drawn_splits(known.splits, splits):
         table.notes.append(f"no study is given as {' or '.join(drawn)}: drawn by patient, seed {seed}")
     table.studies = [replace(study, split=split) for study, split in zip(table.studies, splits, strict=True)]
     for kind, keys in (("patient", lambda study: [study.patient]), ("image", lambda study: study.images)):
