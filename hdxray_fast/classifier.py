@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import load_model, model_folder, save_model
 from .encoder import Encoder, Tokens
 from .errors import ArgumentError, ArgumentTypeError, CheckpointError
 from .files import save_tensors, written_whole
 from .heads import LabelQueryHead, LinearHead, build_head
 from .masking import MaskPlan
+from .model_folders import load_model, model_folder, save_model
 
 HEAD_FILE = "head.safetensors"
 CLASSIFIER_FILE = "classifier.json"

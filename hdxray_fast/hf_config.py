@@ -8,10 +8,10 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.configuration_utils import PretrainedConfig
 
-from .checkpoint import ENCODER_FORMAT, FORMAT_VERSION
 from .encoder_config import DEFAULTS, EncoderConfig, preset
 from .errors import ArgumentError, CheckpointError
 from .hub_files import MODEL_TYPE
+from .model_folders import ENCODER_FORMAT, FORMAT_VERSION
 
 _OPTIONS = tuple(field.name for field in fields(EncoderConfig))
 

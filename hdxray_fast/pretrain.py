@@ -11,12 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import describe_model, save_model
 from .config import PretrainConfig
 from .data import Augmentation, RadiographDataset
 from .errors import ConfigError
 from .mae import MaskedAutoencoder, create_mae
 from .masking import MaskPlan, plan_masks
+from .model_folders import describe_model, save_model
 from .ops.gather import gather_patches
 from .ops.loss import reconstruction_loss
 from .plots import write_image

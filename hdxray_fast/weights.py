@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import CONFIG_FILE, ENCODER_FORMAT, MAE_FORMAT, save_model
 from .encoder import Encoder
 from .encoder_config import DEFAULTS, EncoderConfig, LeftOut, check_options, preset
 from .errors import ArgumentError, ArgumentTypeError, CheckpointError
+from .model_folders import CONFIG_FILE, ENCODER_FORMAT, MAE_FORMAT, save_model
 from .weights_adapt import fit_channels, fit_positions, split_positions
 from .weights_files import TENSOR_FILES, Source, read_json, read_source
 from .weights_layouts import Renamed, contradictions, infer, rename

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from . import checkpoint
+from . import model_folders
 from .errors import ArgumentTypeError, CheckpointError, MissingDependencyError
 from .hub_files import PREPROCESSOR_FILE
 
@@ -69,17 +69,17 @@ def read_source(weights: str | os.PathLike) -> Source:
         return _read_directory(path, str(path))
     if not path.is_file():
         raise CheckpointError(f"{path}: is missing; weights are a file or a folder, 'hf:org/name' or 'timm:name'")
-    if path.name in TENSOR_FILES and (path.parent / checkpoint.CONFIG_FILE).is_file():
+    if path.name in TENSOR_FILES and (path.parent / model_folders.CONFIG_FILE).is_file():
         return _read_directory(path.parent, str(path))
     return _read_file(path, str(path))
 
 
 def _read_directory(folder: Path, label: str) -> Source:
     """A model that this package, transformers or timm saved."""
-    config = read_json(folder / checkpoint.CONFIG_FILE)
-    if config.get("format") in (checkpoint.MAE_FORMAT, checkpoint.ENCODER_FORMAT):
+    config = read_json(folder / model_folders.CONFIG_FILE)
+    if config.get("format") in (model_folders.MAE_FORMAT, model_folders.ENCODER_FORMAT):
         return _read_own(folder, label)
-    if not config and (folder / "model" / checkpoint.CONFIG_FILE).is_file():
+    if not config and (folder / "model" / model_folders.CONFIG_FILE).is_file():
         raise CheckpointError(f"{folder}: is the folder of a run; its model is in {folder / 'model'}")
     for name in TENSOR_FILES:
         if (folder / name).is_file():
@@ -96,7 +96,7 @@ def _read_directory(folder: Path, label: str) -> Source:
 
 
 def _read_own(folder: Path, label: str) -> Source:
-    model = checkpoint.load_model(folder)
+    model = model_folders.load_model(folder)
     encoder = getattr(model, "encoder", model)
     left_out = [name for name in model.state_dict() if name.startswith("decoder.")] if encoder is not model else []
     settings = asdict(encoder.config)
@@ -109,8 +109,8 @@ def _read_own(folder: Path, label: str) -> Source:
 
 def _read_file(path: Path, label: str) -> Source:
     if path.suffix == ".safetensors":
-        return Source(label, checkpoint.read_tensors(path))
-    tensors, others = _state_dict(checkpoint.read_legacy(path))
+        return Source(label, model_folders.read_tensors(path))
+    tensors, others = _state_dict(model_folders.read_legacy(path))
     if not tensors:
         raise CheckpointError(
             f"{path}: holds no state dict of tensors, neither at the top nor under {', '.join(STATE_DICTS)}"
@@ -193,7 +193,7 @@ def _fetch(weights: str) -> Path:
     try:
         for tensors in TENSOR_FILES:
             stem, suffix = tensors.split(".")
-            patterns = [checkpoint.CONFIG_FILE, PREPROCESSOR_FILE, f"{stem}*.{suffix}", f"{tensors}.index.json"]
+            patterns = [model_folders.CONFIG_FILE, PREPROCESSOR_FILE, f"{stem}*.{suffix}", f"{tensors}.index.json"]
             folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
             if any(folder.glob(f"{stem}*.{suffix}")):
                 break

@@ -20,8 +20,8 @@ from pathlib import Path
 import torch
 from runs import pretrained
 
-from hdxray_fast.checkpoint import save_model
 from hdxray_fast.files import written_whole
+from hdxray_fast.model_folders import save_model
 from hdxray_fast.reports.config import ReportConfig
 from hdxray_fast.reports.evaluate import evaluate_reports
 from hdxray_fast.reports.evaluation_files import write_evaluation

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..checkpoint import load_model, model_folder, save_model
 from ..devices import find_device
 from ..encoder import Encoder
 from ..errors import CheckpointError, ConfigError, HDXrayError
 from ..files import checksum, flush, save_tensors, share
+from ..model_folders import load_model, model_folder, save_model
 from .model import ReportModel, ReportModelConfig, language_model_decoder, visual_tokens_for
 from .text_models import import_text_models, quietly
 from .text_tokenizers import check_fits, load_tokenizer

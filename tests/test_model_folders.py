@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast import checkpoint
-from hdxray_fast.checkpoint import load_mae_state_dict, read_mae_checkpoint, to_mae_state_dict
+from hdxray_fast import model_folders
+from hdxray_fast.model_folders import load_mae_state_dict, read_mae_checkpoint, to_mae_state_dict
 
 pytest.importorskip("safetensors", reason="checkpoints need safetensors (extra 'train')")
 
@@ -205,7 +205,7 @@ def test_without_safetensors_the_message_says_what_to_install(tmp_path, monkeypa
     monkeypatch.setitem(sys.modules, "safetensors", None)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(hx.MissingDependencyError, match=r"pip install 'hdxray-fast\[train\]'"):
-        checkpoint.save_model(small_mae(), tmp_path)
+        model_folders.save_model(small_mae(), tmp_path)
     assert not list(tmp_path.iterdir())
 
 
