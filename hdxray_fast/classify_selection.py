@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from .checkpoints import whole_state
 from .classifier import Classifier
 from .classify_config import FinetuneConfig
 from .classify_data import LabelledRadiographs, model_inputs
@@ -20,7 +21,6 @@ from .errors import CheckpointError
 from .files import save_tensors, written_whole
 from .prepare import worker_count
 from .processes import outlive_notice
-from .run_state import whole_state
 
 
 @torch.no_grad()

@@ -26,6 +26,16 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
+from .checkpoints import (
+    checkpoint_folder,
+    prune_checkpoints,
+    resume_latest,
+    set_aside_after,
+    take_snapshot,
+    truncate_log,
+    whole_state,
+    write_checkpoint,
+)
 from .config import TrainingConfig
 from .data import StepSampler
 from .errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
@@ -40,16 +50,6 @@ from .processes import (
     on_main,
     outlive_notice,
     shard,
-)
-from .run_state import (
-    checkpoint_folder,
-    prune_checkpoints,
-    resume_latest,
-    set_aside_after,
-    take_snapshot,
-    truncate_log,
-    whole_state,
-    write_checkpoint,
 )
 from .task import Task
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import nn
 
+from hdxray_fast.checkpoints import load_checkpoint
 from hdxray_fast.config import TrainingConfig
 from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
-from hdxray_fast.run_state import load_checkpoint
 from hdxray_fast.training import Task, Training
 
 for package in ("accelerate", "safetensors", "tqdm"):

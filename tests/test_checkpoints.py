@@ -8,10 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from hdxray_fast.errors import CheckpointError
-from hdxray_fast.mae import create_mae
-from hdxray_fast.optim import averaged_weights, parameter_groups, warmup_cosine
-from hdxray_fast.run_state import (
+from hdxray_fast.checkpoints import (
     checkpoint_folder,
     prune_checkpoints,
     resume_latest,
@@ -19,6 +16,9 @@ from hdxray_fast.run_state import (
     set_aside_after,
     truncate_log,
 )
+from hdxray_fast.errors import CheckpointError
+from hdxray_fast.mae import create_mae
+from hdxray_fast.optim import averaged_weights, parameter_groups, warmup_cosine
 
 pytest.importorskip("safetensors")
 
