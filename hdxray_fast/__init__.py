@@ -29,7 +29,7 @@ _ROOMS = {
     "Contour": "contour",
     "find_contour": "contour",
     "find_contours": "contour",
-    "MaskPlan": "masking",
+    "MaskPlan": "plan",
     "plan_masks": "masking",
     "plan_all": "masking",
     "plan_bounds": "masking",

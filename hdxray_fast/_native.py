@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from . import debug
 from .compiling import constant_result
 from .errors import ArgumentError, ArgumentTypeError, BackendError
+from .plan import MaskPlan, check_tensor
 
 try:
     from . import _core as core
@@ -26,11 +27,7 @@ except ImportError as error:  # a source tree without a build, or a foreign mach
 else:
     why_missing = ""
 
-if TYPE_CHECKING:
-    from .masking import MaskPlan
-
 HOW_TO_BUILD = "build it with `pip install .` in the project's folder (needs a C++17 compiler and Python's headers)"
-MAX_PATCH_SIZE = 256  # csrc/kernels.h holds the same limits
 CHANNELS = (1, 3)
 MAX_FLOAT32 = torch.finfo(torch.float32).max
 
@@ -80,21 +77,6 @@ def _why_not_cuda(index: int) -> str:
 
 
 # --- checks -----------------------------------------------------------------------------------------------------------
-def dtype_names(dtypes) -> str:
-    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
-
-
-def check_tensor(name: str, value: Any, dtypes, device: torch.device | None = None) -> Tensor:
-    """`value`, if it is a tensor of one of `dtypes` on `device`."""
-    if not isinstance(value, Tensor):
-        raise ArgumentTypeError(f"{name}: got {type(value).__name__}, accepted is a torch.Tensor")
-    if value.dtype not in dtypes:
-        raise ArgumentError(f"{name}: got dtype {dtype_names([value.dtype])}, accepted are {dtype_names(dtypes)}")
-    if device is not None and value.device != device:
-        raise ArgumentError(f"{name}: got a tensor on {value.device}, accepted is {device}, where the images are")
-    return value
-
-
 def check_images(images: Any, plan: MaskPlan) -> Tensor:
     """Images ``[B, C, H, W]`` that belong to `plan`."""
     images = check_tensor("images", images, tuple(DTYPE_CODES))

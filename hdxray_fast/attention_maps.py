@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from .classifier import Classifier
 from .heads import AttentionHead, LabelQueryHead
 from .layers import CrossAttention, SelfAttention
-from .masking import MaskPlan
+from .plan import MaskPlan
 
 
 @dataclass(frozen=True)

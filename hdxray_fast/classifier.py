@@ -13,8 +13,8 @@ from .encoder import Encoder, Tokens
 from .errors import ArgumentError, ArgumentTypeError, CheckpointError
 from .files import save_tensors, written_whole
 from .heads import LabelQueryHead, LinearHead, build_head
-from .masking import MaskPlan
 from .model_folders import load_model, model_folder, save_model
+from .plan import MaskPlan
 
 HEAD_FILE = "head.safetensors"
 CLASSIFIER_FILE = "classifier.json"

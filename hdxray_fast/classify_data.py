@@ -20,7 +20,7 @@ from .data import Augmentation, RadiographDataset
 from .encoder import Encoder
 from .errors import TrainingError
 from .labels import LabelTable
-from .masking import MaskPlan
+from .plan import MaskPlan
 from .prepare import PreparedImage
 from .prepared.reading import PreparedSet
 from .prepared.shards import arrow

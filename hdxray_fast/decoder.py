@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .layers import LAYER_NORM_EPS, Block, CrossBlock, Queries, init_weights
-from .masking import MaskPlan
 from .packing import image_of_row, token_rows
+from .plan import MaskPlan
 from .positions import sincos_positions
 
 

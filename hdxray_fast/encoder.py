@@ -18,10 +18,10 @@ from torch.utils.checkpoint import checkpoint
 from .encoder_config import DEFAULTS, ENCODERS, EncoderConfig, LeftOut, preset
 from .errors import ArgumentError, ArgumentTypeError
 from .layers import Block, init_weights
-from .masking import MaskPlan
 from .ops.gather import gather_patches
 from .packing import to_grid, token_rows
 from .patch_embed import build_patch_embed
+from .plan import MaskPlan
 from .pool import AttentionPool, mean_pool
 from .positions import resample_positions, sincos_positions
 from .selection import checked_grid, every_patch, selected_patches

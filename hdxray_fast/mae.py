@@ -11,8 +11,8 @@ from .encoder import Encoder
 from .encoder_config import EncoderConfig, preset
 from .errors import ArgumentError, ArgumentTypeError
 from .layers import check_count
-from .masking import MaskPlan
 from .ops.loss import reconstruction_loss
+from .plan import MaskPlan
 
 DECODERS = ("cross", "self")
 

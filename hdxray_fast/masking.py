@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,143 +11,7 @@ from torch import Tensor
 from . import _native
 from .errors import ArgumentError, ArgumentTypeError
 from .masking_rules import STRATEGIES, most_patches, plan_masks_ref
-
-
-@dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
-class MaskPlan:
-    """The patches of a batch, packed: images follow each other without padding, `cu_seqlens` says where each begins.
-
-    A plan made on a GPU with upper bounds has *slack*: ``keep_ids`` and ``predict_ids`` are longer than the last entry
-    of their ``cu_seqlens``, so that their length is known without waiting for the GPU. Ids in the slack are 0 and stand
-    for nothing: ops write zeros for these rows and leave them out of losses and gradients. Plans on the CPU have none.
-
-    Attributes:
-        keep_ids: ``[N_keep]`` int32, ids of the patches the encoder sees; row-major in the image's own grid, ascending
-            within each image.
-        keep_cu_seqlens: ``[B+1]`` int32; image b owns ``keep_ids[keep_cu_seqlens[b]:keep_cu_seqlens[b+1]]``.
-        predict_ids: ``[N_predict]`` int32, ids of the patches the decoder predicts, packed likewise.
-        predict_cu_seqlens: ``[B+1]`` int32.
-        grid_size: ``(H/p, W/p)``.
-        patch_size: p, in pixels.
-        max_keep: kept patches of the image that keeps most, or an upper bound of it.
-        max_predict: predicted patches of the image that has most, or an upper bound of it.
-        longest: ``max_keep`` and ``max_predict`` rounded up to steps of 128. A compiled model is bound to the numbers
-            that it looks at, and these rarely differ from batch to batch.
-
-    Raises:
-        ArgumentError, ArgumentTypeError: an attribute is not as described. The values of tensors on a GPU are not
-        looked at.
-    """
-
-    keep_ids: Tensor
-    keep_cu_seqlens: Tensor
-    predict_ids: Tensor
-    predict_cu_seqlens: Tensor
-    grid_size: tuple[int, int]
-    patch_size: int
-    max_keep: int
-    max_predict: int
-
-    def __post_init__(self) -> None:
-        for name in ("keep_ids", "keep_cu_seqlens", "predict_ids", "predict_cu_seqlens"):
-            tensor = getattr(self, name)
-            _native.check_tensor(f"plan.{name}", tensor, (torch.int32,))
-            if tensor.ndim != 1 or not tensor.is_contiguous():
-                raise ArgumentError(f"plan.{name}: got shape {tuple(tensor.shape)}, accepted is a contiguous vector")
-            if tensor.device != self.keep_ids.device:
-                raise ArgumentError(
-                    f"plan.{name}: is on {tensor.device}, but plan.keep_ids is on {self.keep_ids.device}"
-                )
-        if not 1 <= self.keep_cu_seqlens.shape[0] == self.predict_cu_seqlens.shape[0]:
-            raise ArgumentError(
-                f"plan.predict_cu_seqlens: has {self.predict_cu_seqlens.shape[0]} entries and plan.keep_cu_seqlens "
-                f"{self.keep_cu_seqlens.shape[0]}; both need batch + 1"
-            )
-        if not torch.compiler.is_compiling():  # there, sizes are symbols
-            self._check_sizes()
-        object.__setattr__(self, "longest", (_step(self.max_keep), _step(self.max_predict)))
-
-    def _check_sizes(self) -> None:
-        _grid_size("plan.grid_size", self.grid_size)
-        _integer("plan.patch_size", self.patch_size, 1, _native.MAX_PATCH_SIZE + 1)
-        for which in ("keep", "predict"):
-            bound = _integer(f"plan.max_{which}", getattr(self, f"max_{which}"), 0, 2**31)
-            total = getattr(self, f"{which}_ids").shape[0]
-            if total > self.batch_size * bound:
-                raise ArgumentError(
-                    f"plan.max_{which}: got {bound}, but plan.{which}_ids holds {total} ids for "
-                    f"{self.batch_size} images"
-                )
-            cu_seqlens = getattr(self, f"{which}_cu_seqlens")
-            if type(cu_seqlens) is Tensor and cu_seqlens.device.type == "cpu":  # not a compiler's stand-in
-                counts = np.diff(cu_seqlens.numpy())
-                # cu_seqlens that fall are the ops' to name
-                if counts.min(initial=0) >= 0 and counts.max(initial=0) > bound:
-                    raise ArgumentError(f"plan.max_{which}: got {bound}, but an image has {counts.max()} patches")
-
-    @classmethod
-    def _unchecked(cls, *values: object) -> MaskPlan:
-        """For what was just made to be right: the checks take as long as a small plan."""
-        plan = object.__new__(cls)
-        plan.__dict__.update(zip(cls.__dataclass_fields__, values, strict=True))
-        plan.__dict__["longest"] = _step(plan.max_keep), _step(plan.max_predict)
-        return plan
-
-    @property
-    def batch_size(self) -> int:
-        return self.keep_cu_seqlens.shape[0] - 1
-
-    @property
-    def device(self) -> torch.device:
-        return self.keep_ids.device
-
-    @property
-    def keep_counts(self) -> Tensor:
-        """Kept patches of each image, ``[B]`` int32."""
-        return self.keep_cu_seqlens.diff()
-
-    @property
-    def predict_counts(self) -> Tensor:
-        """Predicted patches of each image, ``[B]`` int32."""
-        return self.predict_cu_seqlens.diff()
-
-    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> MaskPlan:
-        """The plan with its tensors on `device`.
-
-        From a GPU to the CPU this waits for the plan, drops its slack, and makes ``max_keep`` and ``max_predict`` what
-        the images have.
-        """
-        if torch.device(device).type == "cpu" and self.device.type != "cpu":
-            keep_ids, keep_cu, max_keep = _fetch(self.keep_ids, self.keep_cu_seqlens)
-            predict_ids, predict_cu, max_predict = _fetch(self.predict_ids, self.predict_cu_seqlens)
-            return MaskPlan(
-                keep_ids, keep_cu, predict_ids, predict_cu, self.grid_size, self.patch_size, max_keep, max_predict
-            )
-        return self._with(lambda t: t.to(device, non_blocking=non_blocking))
-
-    def mark_dynamic(self) -> MaskPlan:
-        """The same plan, with its numbers of patches marked as changing from batch to batch for ``torch.compile``.
-
-        Without it a compiled model is compiled again for the second number that it meets, and only then for any.
-        """
-        import torch._dynamo
-
-        for ids in (self.keep_ids, self.predict_ids):
-            torch._dynamo.maybe_mark_dynamic(ids, 0)
-        return self
-
-    def pin_memory(self) -> MaskPlan:
-        """The plan in page-locked memory (a DataLoader with ``pin_memory=True`` calls this)."""
-        return self._with(lambda t: t.pin_memory())
-
-    def _with(self, change: Callable[[Tensor], Tensor]) -> MaskPlan:
-        return replace(
-            self,
-            keep_ids=change(self.keep_ids),
-            keep_cu_seqlens=change(self.keep_cu_seqlens),
-            predict_ids=change(self.predict_ids),
-            predict_cu_seqlens=change(self.predict_cu_seqlens),
-        )
+from .plan import MAX_PATCH_SIZE, MaskPlan, checked_grid_size, checked_integer, dtype_names, longest_of
 
 
 def plan_masks(
@@ -225,10 +88,10 @@ def plan_masks(
         _share("ratio_inside", ratio_inside),
         _share("ratio_outside", ratio_outside),
         _share("predict", predict),
-        _integer("seed", seed, 0, 2**64),
-        _integer("epoch", epoch, 0, 2**31),
+        checked_integer("seed", seed, 0, 2**64),
+        checked_integer("epoch", epoch, 0, 2**31),
     )
-    patch_size = _integer("patch_size", patch_size, 1, _native.MAX_PATCH_SIZE + 1)
+    patch_size = checked_integer("patch_size", patch_size, 1, MAX_PATCH_SIZE + 1)
     bounds = _bound("max_keep", max_keep), _bound("max_predict", max_predict)
     return _plan(inside, valid, index, choice, bounds, patch_size, backend)
 
@@ -246,7 +109,7 @@ def plan_all(valid: Tensor | np.ndarray, patch_size: int = 16, max_keep: int | N
         ArgumentError, ArgumentTypeError: an argument is not as described.
     """
     valid = _grid("valid", valid)
-    patch_size = _integer("patch_size", patch_size, 1, _native.MAX_PATCH_SIZE + 1)
+    patch_size = checked_integer("patch_size", patch_size, 1, MAX_PATCH_SIZE + 1)
     keep_all = (STRATEGIES.index("contour"), 0.0, 0.0, 0.0, 0, 0)
     return _plan(valid, valid, None, keep_all, (_bound("max_keep", max_keep), 0), patch_size, "auto")
 
@@ -268,7 +131,7 @@ def plan_bounds(
     Raises:
         ArgumentError, ArgumentTypeError: an argument is not as described.
     """
-    grid_h, grid_w = _grid_size("grid_size", grid_size)
+    grid_h, grid_w = checked_grid_size("grid_size", grid_size)
     ratios = _share("ratio_inside", ratio_inside), _share("ratio_outside", ratio_outside)
     return most_patches(grid_h * grid_w, *ratios, _share("predict", predict))
 
@@ -292,9 +155,9 @@ def _plan(
         packed, longest = _native.mask_plan(*arguments, bounds)
     else:
         packed = plan_masks_ref(*arguments)
-        longest = _longest(packed[1].numpy()), _longest(packed[3].numpy())
+        longest = longest_of(packed[1].numpy()), longest_of(packed[3].numpy())
         _native.check_bounds(longest, bounds)
-    plan = MaskPlan._unchecked(*packed, tuple(inside.shape[1:]), patch_size, *longest)
+    plan = MaskPlan.unchecked(*packed, tuple(inside.shape[1:]), patch_size, *longest)
     return plan if where == device else plan.to(device)
 
 
@@ -310,7 +173,7 @@ def _grid(name: str, value: object) -> Tensor:
             f"{name}: got {type(value).__name__}, accepted are a bool tensor or NumPy array [B, gh, gw]"
         )
     if value.dtype != torch.bool:
-        raise ArgumentError(f"{name}: got dtype {_native.dtype_names([value.dtype])}, accepted is bool")
+        raise ArgumentError(f"{name}: got dtype {dtype_names([value.dtype])}, accepted is bool")
     if value.is_meta:
         raise ArgumentError(f"{name}: is on meta, which holds no values to plan from")
     if value.ndim == 2:
@@ -332,24 +195,8 @@ def _share(name: str, value: object) -> float:
     return float(value)
 
 
-def _integer(name: str, value: object, low: int, above: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise ArgumentTypeError(f"{name}: got {type(value).__name__}, accepted is an integer")
-    if not low <= value < above:
-        raise ArgumentError(f"{name}: got {value}, accepted is {low} <= {name} < {above}")
-    return int(value)
-
-
 def _bound(name: str, value: object) -> int | None:
-    return None if value is None else _integer(name, value, 0, 2**31)
-
-
-def _grid_size(name: str, value: object) -> tuple[int, int]:
-    if not isinstance(value, Sequence) or isinstance(value, str):
-        raise ArgumentTypeError(f"{name}: got {type(value).__name__}, accepted are two integers (gh, gw)")
-    if len(value) != 2:
-        raise ArgumentError(f"{name}: got {len(value)} numbers, accepted are two integers (gh, gw)")
-    return _integer(f"{name}[0]", value[0], 1, 2**31), _integer(f"{name}[1]", value[1], 1, 2**31)
+    return None if value is None else checked_integer(name, value, 0, 2**31)
 
 
 def _indices(value: object, batch: int, device: torch.device) -> Tensor:
@@ -359,7 +206,7 @@ def _indices(value: object, batch: int, device: torch.device) -> Tensor:
     if not isinstance(value, (Tensor, np.ndarray)):
         if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
             raise ArgumentTypeError(f"index: got {type(value).__name__}, accepted are integers [B]")
-        value = np.array([_integer("index", i, 0, 2**63) for i in value], dtype=np.int64)
+        value = np.array([checked_integer("index", i, 0, 2**63) for i in value], dtype=np.int64)
     elif isinstance(value, np.ndarray) and value.dtype.kind == "u" and value.size and int(value.max()) >= 2**63:
         raise ArgumentError(f"index: got {int(value.max())}, accepted is 0 <= index < {2**63}")
     if isinstance(value, np.ndarray):
@@ -367,7 +214,7 @@ def _indices(value: object, batch: int, device: torch.device) -> Tensor:
             raise ArgumentError(f"index: got dtype {value.dtype}, accepted are integers")
         value = torch.from_numpy(np.ascontiguousarray(value, dtype=np.int64))
     if value.is_floating_point() or value.is_complex() or value.dtype == torch.bool:
-        raise ArgumentError(f"index: got dtype {_native.dtype_names([value.dtype])}, accepted are integers")
+        raise ArgumentError(f"index: got dtype {dtype_names([value.dtype])}, accepted are integers")
     if value.shape != (batch,):
         raise ArgumentError(f"index: got shape {tuple(value.shape)}, accepted is [B] = [{batch}]")
     if value.device.type != "cuda" or device.type != "cuda":
@@ -377,19 +224,3 @@ def _indices(value: object, batch: int, device: torch.device) -> Tensor:
         if device.type == "cuda" and value.is_pinned():
             value = value.clone()  # pageable memory is copied before .to returns; the caller may reuse its own
     return value.to(device, torch.int64, non_blocking=True).contiguous()
-
-
-# --- packed sequences -------------------------------------------------------------------------------------------------
-def _longest(cu_seqlens: np.ndarray) -> int:
-    """Length of the longest sequence."""
-    return int(np.diff(cu_seqlens).max(initial=0))
-
-
-def _fetch(ids: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, int]:
-    """Ids without slack, cu_seqlens and longest sequence, on the CPU."""
-    cu_seqlens = cu_seqlens.cpu()
-    return ids[: int(cu_seqlens[-1])].cpu(), cu_seqlens, _longest(cu_seqlens.numpy())
-
-
-def _step(count: int) -> int:
-    return -(-count // 128) * 128

@@ -15,10 +15,11 @@ from .config import PretrainConfig
 from .data import Augmentation, RadiographDataset
 from .errors import ConfigError
 from .mae import MaskedAutoencoder, create_mae
-from .masking import MaskPlan, plan_masks
+from .masking import plan_masks
 from .model_folders import describe_model, save_model
 from .ops.gather import gather_patches
 from .ops.loss import reconstruction_loss
+from .plan import MaskPlan
 from .plots import write_image
 from .prepare import PreparedImage, Quarantined, list_images, prepare_images, worker_count, write_quarantine
 from .prepared.reading import PreparedSet, is_prepared

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from .mae import MaskedAutoencoder
-from .masking import MaskPlan
 from .ops.gather import gather_patches
+from .plan import MaskPlan
 from .plots import reconstruction_panel
 
 

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import ArgumentError, ArgumentTypeError
-from .masking import MaskPlan, plan_masks
+from .masking import plan_masks
+from .plan import MaskPlan
 
 
 def every_patch(batch: int, grid_size: tuple[int, int], patch_size: int, device: torch.device) -> MaskPlan:

@@ -11,10 +11,10 @@ import torch
 from plan_helpers import ragged_plan
 
 import hdxray_fast as hx
-from hdxray_fast.masking import MaskPlan
 from hdxray_fast.ops.attention import attention_ref
 from hdxray_fast.ops.gather import gather_patches_ref
 from hdxray_fast.ops.loss import reconstruction_loss_ref
+from hdxray_fast.plan import MaskPlan
 
 ON_GPU = [
     pytest.mark.gpu,

@@ -11,6 +11,7 @@ from test_masking import TENSORS, assert_same, ellipse, images_of
 
 import hdxray_fast as hx
 from hdxray_fast import _native, masking
+from hdxray_fast.plan import fetch_packed
 
 
 def test_plan_all_keeps_every_valid_patch():
@@ -92,7 +93,7 @@ def test_plan_bounds_names_bad_arguments(arguments, error, says):
 def test_slack_is_trimmed_on_the_way_to_the_cpu():
     """`MaskPlan.to` does this to the ids of a plan on a GPU."""
     ids, cu = torch.tensor([3, 5, 1, 0, 0, 0], dtype=torch.int32), torch.tensor([0, 2, 2, 3], dtype=torch.int32)
-    kept, same, longest = masking._fetch(ids, cu)
+    kept, same, longest = fetch_packed(ids, cu)
     assert kept.tolist() == [3, 5, 1]
     assert torch.equal(same, cu)
     assert longest == 2

@@ -11,6 +11,7 @@ from test_masking import ellipse, requests
 
 import hdxray_fast as hx
 from hdxray_fast import _native, masking
+from hdxray_fast.plan import fetch_packed
 
 core = _native.core
 pytestmark = pytest.mark.skipif(core is None, reason=f"the native core is not built: {_native.why_missing}")
@@ -255,7 +256,7 @@ def test_plans_have_the_room_their_bounds_say(emulated_gpu, strategy, keep, pred
         assert torch.equal(trimmed(ids, cu), want_ids)
         assert torch.equal(cu, want_cu)
         assert torch.equal(getattr(plan, f"{which}_counts"), getattr(want, f"{which}_counts"))
-        fetched = masking._fetch(ids, cu)  # what MaskPlan.to("cpu") does to each list of a plan on a GPU
+        fetched = fetch_packed(ids, cu)  # what MaskPlan.to("cpu") does to each list of a plan on a GPU
         assert torch.equal(fetched[0], want_ids)
         assert fetched[2] == getattr(want, f"max_{which}")
 

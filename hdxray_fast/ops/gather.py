@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _native
 from ..errors import ArgumentError, ArgumentTypeError
-from ..masking import MaskPlan
+from ..plan import MaskPlan, dtype_names
 
 
 def gather_patches(
@@ -46,7 +46,7 @@ def gather_patches(
     """
     images, ids, cu_seqlens = check_call(images, plan, which)
     if out_dtype not in _native.FLOAT_DTYPES:
-        raise ArgumentError(f"out_dtype: got {out_dtype}, accepted are {_native.dtype_names(_native.FLOAT_DTYPES)}")
+        raise ArgumentError(f"out_dtype: got {out_dtype}, accepted are {dtype_names(_native.FLOAT_DTYPES)}")
     scale, shift = _native.per_image("scale", scale, images), _native.per_image("shift", shift, images)
     if _native.resolve_backend(backend, images.device) == "reference":
         check_values_eagerly(plan, which)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _native
 from ..errors import ArgumentError, ArgumentTypeError
-from ..masking import MaskPlan
+from ..plan import MaskPlan, check_tensor
 from .gather import check_call, check_values_eagerly, gather_patches_ref, rows_with_patch
 
 VARIANCE_EPSILON = 1e-6  # csrc/loss_kernel.h holds the same
@@ -48,7 +48,7 @@ def reconstruction_loss(
         BackendError: ``backend="native"`` where it cannot run.
     """
     images, ids, cu_seqlens = check_call(images, plan, "predict")
-    pred = _native.check_tensor("pred", pred, _native.FLOAT_DTYPES, images.device)
+    pred = check_tensor("pred", pred, _native.FLOAT_DTYPES, images.device)
     row_size = images.shape[1] * plan.patch_size**2
     if pred.shape != (ids.shape[0], row_size):
         raise ArgumentError(

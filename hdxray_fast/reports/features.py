@@ -14,7 +14,7 @@ from ..data import RadiographDataset
 from ..encoder import Tokens
 from ..errors import HDXrayError
 from ..files import save_tensors, written_whole
-from ..masking import MaskPlan
+from ..plan import MaskPlan
 from .model import ReportModel
 from .visual_tokens import ViewTokens
 

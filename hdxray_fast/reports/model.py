@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..encoder import Encoder, Tokens
 from ..encoder_config import KEEPS
 from ..errors import ArgumentError, ArgumentTypeError, ConfigError
-from ..masking import MaskPlan
+from ..plan import MaskPlan
 from ..selection import every_patch, selected_patches
 from .text_models import import_text_models
 from .text_tokenizers import ReportTokenizer, check_fits

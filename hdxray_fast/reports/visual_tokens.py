@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from ..encoder import Tokens
 from ..errors import ArgumentError
 from ..layers import CrossBlock
-from ..masking import MaskPlan
 from ..packing import image_of_row, token_rows
+from ..plan import MaskPlan
 
 POOLS = ("grid", "attention")
 
