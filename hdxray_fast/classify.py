@@ -13,8 +13,7 @@ import torch
 from .classify_config import FinetuneConfig
 from .classify_task import FinetuneTask, build_encoder, canvas_size
 from .errors import ConfigError
-from .labels import describe_labels, labels_of, one_sided, require_files
-from .splits import take_fraction
+from .labels import describe_labels, labels_of, one_sided, require_files, take_fraction
 from .training import Training
 
 

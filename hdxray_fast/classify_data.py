@@ -19,7 +19,7 @@ from .augment import RandAugment, eight_bits
 from .data import Augmentation, RadiographDataset
 from .encoder import Encoder
 from .errors import TrainingError
-from .labels import LabelTable
+from .label_table import LabelTable
 from .plan import MaskPlan
 from .prepare import PreparedImage
 from .prepared.reading import PreparedSet

@@ -26,12 +26,14 @@ from .classify_data import (
 )
 from .classify_loss import class_weights, classification_loss, known_labels
 from .classify_selection import BestModel, predict_rows, validation_score
+from .create import create_encoder
 from .data import Augmentation
-from .encoder import Encoder, create_encoder
+from .encoder import Encoder
 from .errors import ConfigError, MissingDependencyError, TrainingError
 from .evaluation import report_predictions
 from .heads import TEXT_MODEL, embed_names
-from .labels import LabelTable, check_table, one_sided, refuse_duplicates
+from .label_table import LabelTable
+from .labels import check_table, one_sided, refuse_duplicates
 from .metrics import best_threshold
 from .optim import layer_decay_groups
 from .prepare import PreparedImage, Quarantined, write_quarantine

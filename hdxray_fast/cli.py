@@ -193,7 +193,7 @@ def _embed(paths: list[str], out: str, **options) -> int:
 
 
 def _export(weights: str, out: str, img_size: int | None, **options) -> int:
-    from .encoder import create_encoder
+    from .create import create_encoder
     from .export import export_onnx
 
     encoder = create_encoder(weights=weights)

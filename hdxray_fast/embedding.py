@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .create import create_encoder
 from .devices import find_device
-from .encoder import Encoder, Tokens, create_encoder
+from .encoder import Encoder, Tokens
 from .errors import ArgumentError, ArgumentTypeError
 from .layers import check_count
 from .prepare import Quarantined, list_images

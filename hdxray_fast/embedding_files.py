@@ -11,8 +11,9 @@ from pathlib import Path
 
 import torch
 
+from .create import create_encoder
 from .embedding import Embedder, Embeddings
-from .encoder import Encoder, create_encoder
+from .encoder import Encoder
 from .errors import ArgumentTypeError
 from .feature_table import FeatureTable
 from .prepare import list_images, worker_count

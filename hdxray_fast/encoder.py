@@ -8,14 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .encoder_config import DEFAULTS, ENCODERS, EncoderConfig, LeftOut, preset
+from .encoder_config import EncoderConfig
 from .errors import ArgumentError, ArgumentTypeError
 from .layers import Block, init_weights
 from .ops.gather import gather_patches
@@ -26,9 +25,6 @@ from .pool import AttentionPool, mean_pool
 from .positions import resample_positions, sincos_positions
 from .selection import checked_grid, every_patch, selected_patches
 
-if TYPE_CHECKING:
-    from .weights import LoadReport
-
 
 class Tokens(NamedTuple):
     """Packed tokens of a batch; class and register tokens come first in each sequence."""
@@ -38,7 +34,7 @@ class Tokens(NamedTuple):
 
 
 class Encoder(nn.Module):
-    """Vision transformer; see :func:`create_encoder`.
+    """Vision transformer; see :func:`hdxray_fast.create_encoder`.
 
     Attributes:
         img_size: ``(height, width)`` in pixels.
@@ -52,10 +48,10 @@ class Encoder(nn.Module):
         normalisation: ``"per_image"`` or ``(mean, std)`` of pixels on [0, 1]; how integer images are normalised when
             no ``scale`` is given.
         config: the settings that build this encoder again.
-        load_report: what became of the weights it was created with, if any.
+        load_report: what became of the weights it was created with (a :class:`hdxray_fast.weights.LoadReport`), if any.
     """
 
-    load_report: LoadReport | None = None
+    load_report: object | None = None
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -448,44 +444,3 @@ def _block_indices(indices: int | list[int] | tuple[int, ...] | None, depth: int
     if not wanted or not all(0 <= i < depth for i in wanted):
         raise ArgumentError(f"indices: got {indices!r}, accepted are blocks 0 to {depth - 1} (or -{depth} to -1)")
     return set(wanted)
-
-
-def create_encoder(
-    name: str | None = None,
-    img_size: int | tuple[int, int] | None = LeftOut(DEFAULTS["img_size"]),
-    in_chans: int | None = LeftOut(DEFAULTS["in_chans"]),
-    weights: str | Path | None = None,
-    strict: bool = True,
-    **overrides: Any,
-) -> Encoder:
-    """Build an encoder from the presets' table, or from published weights.
-
-    Args:
-        name: one of :func:`list_encoders`; left out, ``weights`` say what to build, or without them it is
-            ``"vit_small_patch16"``.
-        img_size: edge in pixels, or ``(height, width)``; multiples of the patch size. Left out, it is 1280, or that of
-            ``weights`` that this package wrote. ``None`` takes that of any ``weights``.
-        in_chans: 1 or 3. Left out, it is 1, or that of ``weights`` that this package wrote. ``None`` takes that of any
-            ``weights``.
-        weights: a path, ``"hf:org/name"`` (``@revision`` may follow) or ``"timm:name"``; see
-            :mod:`hdxray_fast.weights` for what is read, and ``load_report`` of the encoder for what became of it.
-        strict: refuse weights that lack something, or hold something unexpected.
-        **overrides: any other field of :class:`hdxray_fast.EncoderConfig`, such as ``keep``, ``pool`` or ``depth``.
-
-    Raises:
-        ArgumentError: unknown name or override, or settings that do not fit together.
-        CheckpointError: ``weights`` cannot be read, are unsafe, or do not fit; the message names the file.
-    """
-    if weights is not None:
-        from .weights import load_encoder
-
-        return load_encoder(weights, name, img_size, in_chans, strict, **overrides)
-    settings = {**preset("vit_small_patch16" if name is None else name, overrides), **overrides}
-    for option, value in (("img_size", img_size), ("in_chans", in_chans)):
-        settings[option] = int(value) if isinstance(value, LeftOut) else value
-    return Encoder(EncoderConfig(**settings))
-
-
-def list_encoders() -> list[str]:
-    """Names that :func:`create_encoder` and :func:`hdxray_fast.create_mae` accept."""
-    return list(ENCODERS)

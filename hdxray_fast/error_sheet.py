@@ -13,7 +13,7 @@ import torch
 from .attention_maps import PatchMap, patch_map
 from .classifier import Classifier
 from .classify_data import model_inputs
-from .labels import LabelTable
+from .label_table import LabelTable
 from .plots import display_levels, write_image
 from .prepare import Quarantined
 from .radiographs import Radiograph, read_radiograph

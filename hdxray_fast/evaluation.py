@@ -20,7 +20,8 @@ from .error_sheet import write_error_sheet
 from .errors import ConfigError, TrainingError
 from .files import written_whole
 from .heads import LabelQueryHead, embed_names
-from .labels import LabelTable, check_rows, read_manifest, redrawn, require_files
+from .label_table import LabelTable
+from .labels import check_rows, read_manifest, redrawn, require_files
 from .metrics import evaluate_predictions
 from .prepare import Quarantined, list_images, worker_count, write_quarantine
 from .splits import SPLIT_NAMES, SPLITS, canonical_split, patients_hash

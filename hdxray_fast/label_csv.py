@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from .columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
-from .errors import ConfigError
-from .labels import SPLIT_SYNONYMS, LabelTable, import_pandas
+from .errors import ConfigError, MissingDependencyError
+from .label_table import LabelTable
 from .splits import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, canonical_split
 
+SPLIT_SYNONYMS = ("set", "subset", "dataset", "partition")  # where they hold names of splits, and not of data sets
 NOT_NUMBERS = frozenset({"nan", "na", "n/a", "none", "null", "inf", "-inf", "#n/a"})
 
 
@@ -64,6 +65,15 @@ def read_generic(
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
+def import_pandas():
+    """pandas, or an error that says how to install it."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingDependencyError("reading labels needs pandas: pip install 'hdxray-fast[classify]'") from error
+    return pandas
+
+
 def read_csv(path: Path):
     """A CSV as text: ids keep their zeros, and only an empty cell is blank, so that a "nan" left behind is seen."""
     pandas = import_pandas()

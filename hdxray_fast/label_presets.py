@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from .errors import ConfigError
-from .label_csv import label_values, read_csv, require_columns, strings
-from .labels import LabelTable, import_pandas
+from .label_csv import import_pandas, label_values, read_csv, require_columns, strings
+from .label_table import LabelTable
 
 CHEXPERT = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",

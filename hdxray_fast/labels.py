@@ -4,79 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .errors import ConfigError, MissingDependencyError
-from .splits import SPLITS, canonical_split, describe_drawn, fill_splits, patients_hash
+from .errors import ConfigError
+from .label_csv import read_generic
+from .label_presets import PRESETS
+from .label_table import LabelTable
+from .splits import SPLITS, canonical_split, describe_drawn, fill_splits, patient_place, patients_hash
 
 if TYPE_CHECKING:
     from .classify_config import FinetuneConfig
     from .config import ProbeConfig
 
-SPLIT_SYNONYMS = ("set", "subset", "dataset", "partition")  # where they hold names of splits, and not of data sets
 POLICIES = ("ignore", "zeros", "ones")
 UNCERTAIN = -1.0
 VALIDATION_LEAST = 10  # images, below which there is a warning
-
-
-@dataclass(frozen=True, eq=False)
-class LabelTable:
-    """Radiographs with labels.
-
-    Attributes:
-        paths: ``N`` files.
-        labels: ``[N, C] float32``: 1, 0, or NaN where a label is not known (left out of loss and metrics).
-        classes: ``C`` names.
-        patients: ``N`` patient ids.
-        splits: ``N`` of ``"train"``, ``"val"``, ``"test"``.
-        multiclass: exactly one class of each image holds.
-        notes: what was left out on reading, and why.
-        origin: a hash of the manifest's patients, and how splits were drawn, to know the manifest again later.
-    """
-
-    paths: list[str]
-    labels: np.ndarray
-    classes: list[str]
-    patients: list[str]
-    splits: list[str]
-    multiclass: bool = False
-    notes: list[str] = field(default_factory=list)
-    origin: dict = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def rows(self, chosen: Sequence[int] | np.ndarray) -> LabelTable:
-        """The table of the chosen rows."""
-        chosen = [int(i) for i in chosen]
-        picked = {name: [getattr(self, name)[i] for i in chosen] for name in ("paths", "patients", "splits")}
-        return replace(self, labels=self.labels[chosen], **picked)
-
-    def split(self, name: str) -> LabelTable:
-        """The rows of one split."""
-        return self.rows([i for i, split in enumerate(self.splits) if split == name])
-
-    def balance(self) -> list[dict]:
-        """Per split and class: how many are positive, negative and not known."""
-        lines = []
-        for split in SPLITS:
-            part = self.split(split)
-            for column, name in enumerate(self.classes):
-                values = part.labels[:, column]
-                lines.append(
-                    {
-                        "split": split,
-                        "class": name,
-                        "positive": int((values == 1).sum()),
-                        "negative": int((values == 0).sum()),
-                        "unknown": int(np.isnan(values).sum()),
-                    }
-                )
-        return lines
 
 
 def read_labels(
@@ -143,9 +89,6 @@ def read_manifest(
     uncertain: str | Mapping[str, str] = "ignore",
 ) -> LabelTable:
     """As :func:`read_labels`, with the splits as the manifest has them (blank where it has none), unchecked."""
-    from .label_csv import read_generic
-    from .label_presets import PRESETS
-
     path = Path(data)
     if not path.exists():
         raise ConfigError(f"data: {path} does not exist; give a CSV manifest, or the folder that the preset reads")
@@ -211,13 +154,32 @@ def redrawn(table: LabelTable, origin: dict, source: str, preset: str | None = N
 
 def _split(table: LabelTable, origin: dict, preset: str | None) -> LabelTable:
     """The table with a split for every image, by the draw that ``origin`` states, and notes on what was drawn."""
-    splits = fill_splits(table, origin["val_share"], origin["test_share"], origin["seed"])
-    return replace(table, splits=splits, notes=[*table.notes, *describe_drawn(table, splits, preset, origin["seed"])])
+    splits = fill_splits(table.splits, table.patients, origin["val_share"], origin["test_share"], origin["seed"])
+    drawn = describe_drawn(table.splits, splits, preset, origin["seed"])
+    return replace(table, splits=splits, notes=[*table.notes, *drawn])
 
 
 def _placed(table: LabelTable) -> list[str]:
     """Each patient with the split that the manifest gives."""
     return [f"{patient}\0{split}" for patient, split in zip(table.patients, table.splits, strict=True)]
+
+
+def take_fraction(table: LabelTable, share: float, seed: int) -> LabelTable:
+    """All of ``val`` and ``test``, and the training images of a share of the patients (at least two per class kept).
+
+    Patients are taken in an order that depends on seed and patient id alone, so that a smaller share is part of a
+    larger one.
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"label_fraction: got {share}, accepted is a share above 0 and up to 1")
+    train = [i for i, split in enumerate(table.splits) if split == "train"]
+    patients = sorted({table.patients[i] for i in train}, key=lambda patient: patient_place(patient, seed + 1))
+    wanted = set(patients[: max(1, round(share * len(patients)))])
+    for column in range(len(table.classes)):
+        for value in (1, 0):
+            holders = {table.patients[i] for i in train if table.labels[i, column] == value}
+            wanted.update([patient for patient in patients if patient in holders][:2])
+    return table.rows([i for i, s in enumerate(table.splits) if s != "train" or table.patients[i] in wanted])
 
 
 def check_table(table: LabelTable, source: str) -> None:
@@ -315,15 +277,6 @@ def refuse_duplicates(table: LabelTable, hashes: Iterable[str], source: str) -> 
                 f"{source}: {first_path} ({first_split}) and {path} ({split}) hold the same pixels; a duplicate on "
                 "both sides of a split makes the result worthless"
             )
-
-
-def import_pandas():
-    """pandas, or an error that says how to install it."""
-    try:
-        import pandas
-    except ImportError as error:
-        raise MissingDependencyError("reading labels needs pandas: pip install 'hdxray-fast[classify]'") from error
-    return pandas
 
 
 def labels_of(config: ProbeConfig | FinetuneConfig) -> LabelTable:

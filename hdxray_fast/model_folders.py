@@ -9,19 +9,16 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from .encoder import Encoder
 from .encoder_config import EncoderConfig
 from .errors import ArgumentTypeError, CheckpointError, HDXrayError, MissingDependencyError
 from .files import save_tensors, written_whole
 from .hub_files import HUB_KEYS, PREPROCESSOR_FILE, preprocessor_settings
-
-if TYPE_CHECKING:
-    from .encoder import Encoder
-    from .mae import MaskedAutoencoder
+from .mae import MaskedAutoencoder, create_mae
 
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -121,11 +118,7 @@ def load_model(directory: str | Path) -> MaskedAutoencoder | Encoder:
 
 def _build(kind: str, settings: dict) -> MaskedAutoencoder | Encoder:
     if kind == ENCODER_FORMAT:
-        from .encoder import Encoder
-
         return Encoder(EncoderConfig(**settings))
-    from .mae import create_mae
-
     return create_mae(**settings)
 
 

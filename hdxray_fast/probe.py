@@ -13,22 +13,23 @@ import torch
 
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .config import ProbeConfig
+from .create import create_encoder
 from .embedding_files import embed_list
-from .encoder import Encoder, create_encoder
+from .encoder import Encoder
 from .errors import ConfigError, MissingDependencyError, TrainingError
 from .evaluation import refuse_unreadable, report_predictions
 from .feature_table import read_features
+from .label_table import LabelTable
 from .labels import (
-    LabelTable,
     check_table,
     describe_labels,
     labels_of,
     one_sided,
     refuse_duplicates,
     require_files,
+    take_fraction,
 )
 from .metrics import best_threshold
-from .splits import take_fraction
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation
 

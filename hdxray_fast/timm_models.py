@@ -15,7 +15,8 @@ from timm.layers import DropPath
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
-from .encoder import Encoder, create_encoder
+from .create import create_encoder
+from .encoder import Encoder
 from .encoder_config import DEFAULTS, ENCODERS, EncoderConfig, preset
 from .errors import ArgumentError
 from .layers import LayerScale, init_weights

@@ -12,7 +12,7 @@ from hdxray_fast.attention_maps import patch_map
 from hdxray_fast.classifier import Classifier, ClassifierConfig
 from hdxray_fast.classify_data import model_inputs
 from hdxray_fast.error_sheet import as_batch, confident_errors, overlay, write_error_sheet
-from hdxray_fast.labels import LabelTable
+from hdxray_fast.label_table import LabelTable
 from hdxray_fast.radiographs import read_radiograph
 
 NAN = float("nan")

@@ -9,8 +9,8 @@ import pytest
 
 import hdxray_fast as hx
 from hdxray_fast.label_presets import CHEXPERT, NIH14, PRESETS
+from hdxray_fast.label_table import LabelTable
 from hdxray_fast.labels import (
-    LabelTable,
     check_table,
     decide_uncertain,
     describe_labels,
@@ -18,8 +18,9 @@ from hdxray_fast.labels import (
     read_manifest,
     redrawn,
     refuse_duplicates,
+    take_fraction,
 )
-from hdxray_fast.splits import fill_splits, take_fraction
+from hdxray_fast.splits import fill_splits
 
 pytest.importorskip("pandas")
 NAN = float("nan")
@@ -436,13 +437,13 @@ def test_what_is_refused_before_training():
     with pytest.raises(hx.ConfigError, match=r"0.png \(train\) and 7.png \(test\) hold the same pixels"):
         refuse_duplicates(table_of(good), ["a", "b", "c", "d", "e", "f", "g", "a"], "m.csv")
     with pytest.raises(hx.ConfigError, match="some have none"):
-        fill_splits(table_of(["train", ""]), 0.1, 0.2, 0)
+        fill_splits(["train", ""], ["p0", "p1"], 0.1, 0.2, 0)
     with pytest.raises(hx.ConfigError, match="got 'holdout'"):
-        fill_splits(table_of(["holdout"]), 0.1, 0.2, 0)
+        fill_splits(["holdout"], ["p0"], 0.1, 0.2, 0)
     with pytest.raises(hx.ConfigError, match=r"val_share and test_share: 0\.6 and 0\.6"):
-        fill_splits(table_of([""]), 0.6, 0.6, 0)
+        fill_splits([""], ["p0"], 0.6, 0.6, 0)
     with pytest.raises(hx.ConfigError, match="val_share"):
-        fill_splits(table_of(["train"]), 1.0, 0.2, 0)
+        fill_splits(["train"], ["p0"], 1.0, 0.2, 0)
 
 
 def test_fractions_are_nested_and_leave_evaluation_alone():

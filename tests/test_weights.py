@@ -15,7 +15,7 @@ from hdxray_fast.cli import main
 from hdxray_fast.positions import resample_positions, sincos_positions
 from hdxray_fast.weights import LoadReport, convert
 
-pytest.importorskip("safetensors", reason="weights need safetensors (extra 'train')")
+safetensors_torch = pytest.importorskip("safetensors.torch", reason="weights need safetensors (extra 'train')")
 
 SHAPE = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
@@ -168,7 +168,7 @@ def test_a_new_attention_pool_is_no_lack(tmp_path):
 # --- channels ---------------------------------------------------------------------------------------------------------
 def transformers_folder(folder, twin, **preprocessor):
     """A folder as timm writes it; its tensors have our names."""
-    hx.checkpoint._safetensors().save_file(twin.state_dict(), folder / "model.safetensors")
+    safetensors_torch.save_file(twin.state_dict(), folder / "model.safetensors")
     config = {"architecture": "vit", "model_args": {"num_heads": 3, "img_size": 64}}
     (folder / "config.json").write_text(json.dumps(config))
     if preprocessor:
@@ -451,7 +451,7 @@ def test_a_config_that_tells_of_more_than_there_is(tmp_path, lost, says):
     inner = ("query.bias", "key.bias", "value.bias") if lost == "bias" else (lost,)
     kept = {n: t.contiguous() for n, t in everything.items() if lost is None or not any(part in n for part in inner)}
     assert lost is None or len(kept) < len(everything)
-    hx.checkpoint._safetensors().save_file(kept, tmp_path / "model.safetensors")
+    safetensors_torch.save_file(kept, tmp_path / "model.safetensors")
     config = {
         "model_type": "dinov2_with_registers", "num_hidden_layers": 2, "hidden_size": 48, "num_register_tokens": 2,
         "num_attention_heads": 3, "image_size": 64, "patch_size": 16, "qkv_bias": True,

@@ -6,8 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from ..errors import ConfigError
-from .layouts import chosen_sections
-from .studies import Study, StudyTable, counted
+from .studies import Study, StudyTable, chosen_sections, counted
 
 SUFFIXES = (".png", ".dcm", ".jpg", ".jpeg")
 

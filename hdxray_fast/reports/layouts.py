@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 from pathlib import Path
@@ -10,7 +9,10 @@ from pathlib import Path
 from ..columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 from ..errors import ConfigError
 from ..splits import SPLIT_COLUMNS
-from .studies import SECTIONS, Study, StudyTable, check_language, finish_table
+from .csv_rows import read_rows
+from .iu_xray import read_iu_xray
+from .mimic_cxr import read_mimic_cxr
+from .studies import SECTIONS, Study, StudyTable, check_language, chosen_sections, finish_table
 
 LAYOUTS = ("r2gen", "csv", "iu-xray", "mimic-cxr")
 IMAGE_COLUMNS = (*PATH_COLUMNS, "images", "image_1", "image_path_1", "frontal")
@@ -67,12 +69,8 @@ def read_studies(
     elif layout == "csv":
         table = _read_csv(path, root, sections, report_column, language)
     elif layout == "iu-xray":
-        from .iu_xray import read_iu_xray
-
         table = read_iu_xray(path, root, sections, language)
     elif layout == "mimic-cxr":
-        from .mimic_cxr import read_mimic_cxr
-
         table = read_mimic_cxr(path, root, sections, language)
     else:
         raise ConfigError(f"layout: got {layout!r}, accepted are {', '.join(map(repr, LAYOUTS))}")
@@ -106,12 +104,6 @@ def image_path(root: Path, name: str) -> str:
     if not path.is_file() and (root / "images" / name).is_file():
         path = root / "images" / name
     return str(path)
-
-
-def chosen_sections(findings: str, impression: str, sections: str) -> str:
-    """The text of the wanted sections, joined by a space."""
-    parts = {"findings": [findings], "impression": [impression], "both": [findings, impression]}[sections]
-    return " ".join(part.strip() for part in parts if part.strip())
 
 
 def _read_annotation(path: Path, root: Path, language: str) -> StudyTable:
@@ -190,31 +182,3 @@ def _read_csv(path: Path, root: Path, sections: str, report_column: str | None, 
             )
         )
     return StudyTable(studies, notes)
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, gzipped or not, as dictionaries; blank lines are passed over.
-
-    Raises:
-        ConfigError: it is missing, not UTF-8, or no CSV, or a row has more or fewer fields than the header.
-    """
-    import gzip
-    import zlib
-
-    opener = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opener(path, "rt", newline="", encoding="utf-8-sig") as stream:
-            rows = []
-            reader = csv.DictReader(stream, strict=True)
-            for row in reader:
-                if None in row or None in row.values():
-                    raise ConfigError(
-                        f"data: {path}, line {reader.line_num}: {'more' if None in row else 'fewer'} fields than the "
-                        'header has; a text with commas, quotes or line ends stands in "quotes"'
-                    )
-                rows.append(row)
-            return rows
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"data: {path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
-    except (OSError, EOFError, zlib.error, csv.Error) as error:
-        raise ConfigError(f"data: {path} is not a readable CSV file ({error})") from error

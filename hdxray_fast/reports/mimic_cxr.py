@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from ..errors import ConfigError
-from .layouts import chosen_sections, read_rows
-from .studies import Study, StudyTable, counted
+from .csv_rows import read_rows
+from .studies import Study, StudyTable, chosen_sections, counted
 
 # A heading is a run of capitals at the start of a line, closed by a colon; the two that matter also in small letters.
 # Bounded, so that a line of nothing but spaces takes no time.

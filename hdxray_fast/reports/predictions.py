@@ -12,7 +12,8 @@ from pathlib import Path
 from ..columns import find_column
 from ..errors import ConfigError
 from ..files import written_whole
-from .layouts import ID_COLUMNS, read_rows
+from .csv_rows import read_rows
+from .layouts import ID_COLUMNS
 from .studies import check_language
 
 GENERATED_COLUMNS = ("generated", "prediction", "generated_report", "hypothesis")

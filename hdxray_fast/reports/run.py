@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..create import create_encoder
 from ..data import Augmentation, RadiographDataset
-from ..encoder import Encoder, create_encoder
+from ..encoder import Encoder
 from ..errors import ConfigError, TrainingError
 from ..optim import parameter_groups
 from ..prepare import PreparedImage, Quarantined, prepare_images, write_quarantine

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..splits import drawn_splits, fill_splits
 
 LANGUAGES = ("en", "zh")
 SECTIONS = ("findings", "impression", "both")
@@ -69,6 +70,12 @@ def counted(names: Sequence[str], what: str, reason: str) -> str:
     return f"{len(names)} {what} {reason} ({shown})"
 
 
+def chosen_sections(findings: str, impression: str, sections: str) -> str:
+    """The text of the wanted sections, joined by a space."""
+    parts = {"findings": [findings], "impression": [impression], "both": [findings, impression]}[sections]
+    return " ".join(part.strip() for part in parts if part.strip())
+
+
 def check_language(language: str, name: str = "language") -> str:
     """``language``, or a ConfigError if it is none of ``LANGUAGES``."""
     if language not in LANGUAGES:
@@ -88,11 +95,6 @@ def finish_table(
     Raises:
         ConfigError: an id is there twice, a patient or an image is in two splits, or nothing is left.
     """
-    import numpy as np
-
-    from ..labels import LabelTable
-    from ..splits import drawn_splits, fill_splits
-
     twice = [name for name, count in Counter(study.id for study in table.studies).items() if count > 1]
     if twice:
         raise ConfigError(f"{source}: study {twice[0]!r} is listed more than once ({len(twice)} such ids)")
@@ -102,15 +104,10 @@ def finish_table(
         _drop_missing_files(table, source)
     if not table.studies:
         raise ConfigError(f"{source}: no study can be used ({'; '.join(table.notes) or 'it is empty'})")
-    known = LabelTable(
-        paths=[study.id for study in table.studies],
-        labels=np.zeros((len(table), 0), np.float32),
-        classes=[],
-        patients=[study.patient or study.id for study in table.studies],
-        splits=[study.split for study in table.studies],
-    )
-    splits = fill_splits(known, val_share, test_share, seed)
-    if drawn := drawn_splits(known.splits, splits):
+    given = [study.split for study in table.studies]
+    patients = [study.patient or study.id for study in table.studies]
+    splits = fill_splits(given, patients, val_share, test_share, seed)
+    if drawn := drawn_splits(given, splits):
         table.notes.append(f"no study is given as {' or '.join(drawn)}: drawn by patient, seed {seed}")
     table.studies = [replace(study, split=split) for study, split in zip(table.studies, splits, strict=True)]
     for kind, keys in (("patient", lambda study: [study.patient]), ("image", lambda study: study.images)):
