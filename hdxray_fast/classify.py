@@ -5,37 +5,18 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from .classify_config import FinetuneConfig
+from .classify_result import FinetuneResult
+from .classify_table import summary, write_table
 from .classify_task import FinetuneTask, build_encoder, canvas_size
 from .errors import ConfigError
 from .labels import describe_labels, labels_of, one_sided, require_files, take_fraction
 from .training import Training
-
-
-@dataclass
-class FinetuneResult:
-    """What a run did.
-
-    Attributes:
-        out: its folder, with ``metrics.json``, ``predictions.csv``, ``curves.png``, ``errors.png`` and ``model/``.
-        report: test metrics, see :func:`hdxray_fast.metrics.evaluate_predictions`; empty if it was stopped early.
-        train_images: it was trained on.
-        best: step and validation score of the model that was chosen.
-        left_out: files that could not be read.
-        finished: all steps were run (False after SIGTERM).
-    """
-
-    out: Path
-    report: dict = field(default_factory=dict)
-    train_images: int = 0
-    best: dict = field(default_factory=dict)
-    left_out: int = 0
-    finished: bool = False
 
 
 def run_finetuning(
@@ -78,8 +59,6 @@ def run_finetuning(
         if not results[-1].finished:
             break
     if len(runs) > 1 and results[-1].finished:
-        from .classify_table import write_table
-
         write_table(Path(config.out), runs, results)
     return results
 
@@ -148,7 +127,6 @@ def _read_result(out: Path) -> FinetuneResult:
 
 def describe_finetuning(config: FinetuneConfig, results: list[FinetuneResult]) -> str:
     """What the command prints."""
-    from .classify_table import summary
     from .metrics import format_metrics
 
     last = results[-1]

@@ -5,15 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .classify_config import FinetuneConfig
+from .classify_result import FinetuneResult
 from .files import written_whole
-
-if TYPE_CHECKING:
-    from .classify import FinetuneResult
-    from .classify_config import FinetuneConfig
 
 SHOWN = ("auroc", "auprc", "f1")
 

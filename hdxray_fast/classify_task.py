@@ -34,8 +34,8 @@ from .evaluation import report_predictions
 from .heads import TEXT_MODEL, embed_names
 from .label_table import LabelTable
 from .labels import check_table, one_sided, refuse_duplicates
+from .layer_decay import layer_decay_groups
 from .metrics import best_threshold
-from .optim import layer_decay_groups
 from .prepare import PreparedImage, Quarantined, write_quarantine
 from .prepared.reading import PreparedSet
 from .pretrain import prepare_radiographs

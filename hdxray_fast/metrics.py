@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from .bootstrap import bootstrap_counts, interval
 from .errors import ArgumentError, MissingDependencyError
 
 METRICS = ("auroc", "auprc", "f1", "balanced_accuracy", "calibration_error")
@@ -85,17 +86,6 @@ def evaluate_predictions(
         drawn = np.nanmean(stacked[:, some], axis=0) if some.any() else np.zeros(0)
         report["mean"][metric] = _with_interval(float(np.mean(values)) if values else np.nan, drawn)
     return report
-
-
-def bootstrap_counts(patients: Sequence[str], bootstraps: int, seed: int) -> np.ndarray:
-    """How often each image is in each draw of patients with replacement, ``[bootstraps, N] int64``."""
-    _, member = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    count = int(member.max()) + 1 if len(member) else 0
-    rng = np.random.default_rng(seed)
-    drawn = (
-        rng.multinomial(count, np.full(count, 1 / max(count, 1)), size=bootstraps) if count else np.zeros((0, 0), int)
-    )
-    return drawn[:, member]
 
 
 class Resampled:
@@ -189,12 +179,8 @@ def _with_interval(value: float, drawn: np.ndarray) -> dict | None:
     if np.isnan(value):
         return None
     drawn = drawn[~np.isnan(drawn)]
-    low, high = np.percentile(drawn, (2.5, 97.5)) if drawn.size else (None, None)
-    return {
-        "value": float(value),
-        "low": None if low is None else float(low),
-        "high": None if high is None else float(high),
-    }
+    low, high = interval(drawn) if drawn.size else (None, None)
+    return {"value": float(value), "low": low, "high": high}
 
 
 def format_metrics(report: dict) -> str:

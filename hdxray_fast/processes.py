@@ -47,7 +47,7 @@ def make_accelerator(precision: str, timeout: int):
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
     if precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("precision: fp16 needs a GPU; accepted here are bf16 and fp32")
-    with named_losses(timeout, lambda: "at the start"):
+    with naming_lost_processes(timeout, lambda: "at the start"):
         accelerator = Accelerator(
             # without this, processes that torchrun starts on a machine without a GPU would not know of each other
             cpu=not torch.accelerator.is_available(),
@@ -116,7 +116,7 @@ def gradients_stay(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def named_losses(timeout: int, when: Callable[[], str]) -> Iterator[None]:
+def naming_lost_processes(timeout: int, when: Callable[[], str]) -> Iterator[None]:
     """An error that means that another process is gone, or late, says so.
 
     Raises:

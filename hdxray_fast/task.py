@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +14,28 @@ from torch import Tensor, nn
 from .config import TrainingConfig
 from .optim import parameter_groups
 
-if TYPE_CHECKING:
-    from .training import Training
+
+class Run(Protocol):
+    """What a task is told of its run, which is a :class:`hdxray_fast.training.Training`."""
+
+    config: TrainingConfig
+    model: nn.Module
+    accelerator: Any
+    out: Path
+    numbers: dict[str, int | float]
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+
+    def loader(self, dataset: Any, start: int, *args: Any, **options: Any) -> Iterable[dict]:
+        """Batches of this process from step ``start`` on."""
+
+    def averaged(self) -> AbstractContextManager[nn.Module]:
+        """The model for validation."""
+
+    def print(self, text: str) -> None:
+        """Print once, whatever the number of processes."""
 
 
 class Task:
@@ -25,7 +47,7 @@ class Task:
 
     Attributes:
         label: name of the progress bar.
-        fingerprint: of the data, filled in before :meth:`Training.run`; a resumed run must have the same.
+        fingerprint: of the data, filled in before the run begins; a resumed run must have the same.
     """
 
     label = "train"
@@ -43,8 +65,8 @@ class Task:
         """Peak learning rate for so many images per step, where the settings give none."""
         return 5e-4 * math.sqrt(images / 8)
 
-    def loader(self, training: Training, start: int) -> Iterable[dict]:
-        """Batches of this process from step ``start`` on, ``grad_accum`` a step; see :meth:`Training.loader`."""
+    def loader(self, training: Run, start: int) -> Iterable[dict]:
+        """Batches of this process from step ``start`` on, ``grad_accum`` a step; see :meth:`Run.loader`."""
         raise NotImplementedError
 
     def to_device(self, batch: dict, device: torch.device) -> dict:
@@ -71,7 +93,7 @@ class Task:
         """Names of the files of a batch, for the error about a loss that is not finite."""
         return []
 
-    def after_step(self, training: Training, step: int, done: bool) -> dict | None:
+    def after_step(self, training: Run, step: int, done: bool) -> dict | None:
         """Pictures, validation, the best model so far; every process calls it. Numbers returned are logged.
 
         ``step`` steps are behind; ``done``: these were all. The checkpoint of the step is saved afterwards.

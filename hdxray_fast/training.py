@@ -46,7 +46,7 @@ from .processes import (
     gradients_stay,
     launcher_shards,
     make_accelerator,
-    named_losses,
+    naming_lost_processes,
     on_main,
     outlive_notice,
     shard,
@@ -222,7 +222,7 @@ class Training:
             CheckpointError: there are checkpoints, and none can be read; or one cannot be written.
             TrainingError: a loss or gradient is not finite (state saved under ``failed/``).
         """
-        with named_losses(self.config.timeout, lambda: f"step {self.step + 1}"):
+        with naming_lost_processes(self.config.timeout, lambda: f"step {self.step + 1}"):
             return self._run()
 
     def _run(self) -> TrainingResult:

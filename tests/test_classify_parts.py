@@ -11,8 +11,8 @@ import hdxray_fast as hx
 from hdxray_fast.classifier import Classifier, ClassifierConfig
 from hdxray_fast.classify_data import LabelledRadiographs, SetAside, mix, model_inputs
 from hdxray_fast.classify_loss import class_weights, classification_loss, known_labels
+from hdxray_fast.layer_decay import layer_decay_groups
 from hdxray_fast.layers import Block, drop_path
-from hdxray_fast.optim import layer_decay_groups
 from hdxray_fast.prepare import prepare_images
 
 NAN = float("nan")

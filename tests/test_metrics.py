@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import hdxray_fast as hx
+from hdxray_fast.bootstrap import bootstrap_counts
 from hdxray_fast.metrics import (
     METRICS,
     best_threshold,
-    bootstrap_counts,
     calibration_error,
     evaluate_predictions,
     format_metrics,

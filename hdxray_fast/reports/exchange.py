@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..metrics import bootstrap_counts
+from ..bootstrap import bootstrap_counts, interval
 from .metrics import Scores, score_reports
 
 FEWEST = 10  # studies, below which nothing can be told
@@ -42,7 +42,7 @@ def exchanged_scores(
     found = {**{name: other.totals[name] for name in NAMES}, "gain": float(gain.mean()), "interval": [], "flagged": ""}
     if bootstraps > 0:
         drawn = bootstrap_counts(patients, bootstraps, seed)  # [B, N]
-        low, high = (float(edge) for edge in np.percentile(drawn @ gain / drawn.sum(axis=1), (2.5, 97.5)))
+        low, high = interval(drawn @ gain / drawn.sum(axis=1))
         found["interval"] = [low, high]
         if low <= 0:
             found["flagged"] = (

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..metrics import bootstrap_counts
+from ..bootstrap import bootstrap_counts, interval
 from .metrics import Scores
 
 BLEU = ("bleu1", "bleu2", "bleu3", "bleu4")
@@ -40,7 +40,7 @@ def score_intervals(
     for name in ("rouge_l", "cider_d"):
         if name in scores.each:
             values[name] = drawn @ np.asarray(scores.each[name]) / drawn.sum(axis=1)
-    return {name: [float(edge) for edge in np.percentile(value, (2.5, 97.5))] for name, value in values.items()}
+    return {name: list(interval(value)) for name, value in values.items()}
 
 
 def bleu_counts(generated: Sequence[str], references: Sequence[str]) -> np.ndarray:
