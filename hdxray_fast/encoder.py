@@ -303,6 +303,39 @@ class Encoder(nn.Module):
         self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
         self.config, self.img_size, self.grid_size = config, config.img_size, grid
 
+    def forward_hidden(
+        self,
+        images: Tensor,
+        plan: MaskPlan | None = None,
+        scale: float | Tensor | None = None,
+        shift: float | Tensor | None = None,
+        *,
+        inside: Tensor | None = None,
+        valid: Tensor | None = None,
+        all_depths: bool = False,
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Tokens, a feature of each image, and what lies between them and the pixels; arguments as for :meth:`forward`.
+
+        Args:
+            all_depths: give the embedded patches and the output of each block too, not normalised.
+
+        Returns:
+            ``(tokens [B, num_prefix_tokens + P, D], features [B, D], hidden)``: normalised tokens, zero for patches
+            that are not kept; features pooled as ``pool`` says, without one from the class token, or in an encoder
+            without it the mean of the kept patches; ``depth + 1`` tensors like the tokens, or none.
+        """
+        plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
+        x, cu_seqlens, longest = self._start(images, plan, scale, shift)
+        states = [x] if all_depths else []
+        for block in self.blocks:
+            x = self._run(block, x, cu_seqlens, longest)
+            if all_depths:
+                states.append(x)
+        tokens = self._packed(self.norm(x), cu_seqlens)
+        pool = self.pool or ("mean" if self.cls_token is None else "cls")
+        hidden = [torch.cat(self._to_dense(state, plan), dim=1) for state in states]
+        return torch.cat(self._to_dense(tokens.values, plan), dim=1), self.pool_tokens(tokens, pool, longest), hidden
+
     # --- the parts --------------------------------------------------------------------------------------------------
     def _encode(self, images, plan, scale, shift, inside, valid) -> tuple[Tokens, MaskPlan | None, int]:
         """Tokens, the plan (None if every patch was kept), and the length of the longest sequence."""
@@ -313,11 +346,15 @@ class Encoder(nn.Module):
         x, cu_seqlens, longest = self._start(images, plan, scale, shift)
         for block in self.blocks:
             x = self._run(block, x, cu_seqlens, longest)
-        x = self.norm(x)
-        if plan is None:  # dense: the packed view of it costs nothing
+        return self._packed(self.norm(x), cu_seqlens), plan, longest
+
+    @staticmethod
+    def _packed(x: Tensor, cu_seqlens: Tensor | None) -> Tokens:
+        """Dense tokens ``[B, S, D]``, which have no ``cu_seqlens``, as packed ones: the view of them costs nothing."""
+        if cu_seqlens is None:
             cu_seqlens = x.shape[1] * torch.arange(x.shape[0] + 1, dtype=torch.int32, device=x.device)
             x = x.flatten(0, 1)
-        return Tokens(x, cu_seqlens), plan, longest
+        return Tokens(x, cu_seqlens)
 
     def _start(self, images, plan, scale, shift) -> tuple[Tensor, Tensor | None, int]:
         """Embedded tokens: packed ``[N, D]`` with cu_seqlens, or dense ``[B, S, D]`` without if there is no plan."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 
-from .encoder import Encoder, Tokens
+from .encoder import Encoder
 from .errors import ArgumentError, ArgumentTypeError, CheckpointError
 from .hf_config import HDXrayConfig
 from .hub_files import write_model_card
@@ -82,26 +82,13 @@ class HDXrayModel(PreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         if return_dict is None:
             return_dict = self.config.return_dict
-        encoder = self.encoder
-        plan, scale, shift = encoder._inputs(pixel_values, None, None, None, inside, valid)
-        x, cu_seqlens, longest = encoder._start(pixel_values, plan, scale, shift)
-        packed = [x]
-        for block in encoder.blocks:
-            x = encoder._run(block, x, cu_seqlens, longest)
-            if output_hidden_states:
-                packed.append(x)
-        x = encoder.norm(x)
-        last = torch.cat(encoder._to_dense(x, plan), dim=1)
-        if cu_seqlens is None:  # dense
-            cu_seqlens = x.shape[1] * torch.arange(x.shape[0] + 1, dtype=torch.int32, device=x.device)
-            x = x.flatten(0, 1)
-        pool = encoder.pool or ("mean" if encoder.cls_token is None else "cls")
+        last, pooled, hidden = self.encoder.forward_hidden(
+            pixel_values, inside=inside, valid=valid, all_depths=output_hidden_states
+        )
         outputs = BaseModelOutputWithPooling(
             last_hidden_state=last,
-            pooler_output=encoder.pool_tokens(Tokens(x, cu_seqlens), pool, longest),
-            hidden_states=tuple(torch.cat(encoder._to_dense(state, plan), dim=1) for state in packed)
-            if output_hidden_states
-            else None,
+            pooler_output=pooled,
+            hidden_states=tuple(hidden) if output_hidden_states else None,
         )
         return outputs if return_dict else outputs.to_tuple()
 
