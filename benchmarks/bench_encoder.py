@@ -21,7 +21,7 @@ from pixel_cases import canvases
 from plain_mae import import_timm
 
 import hdxray_fast as hx
-from hdxray_fast.encoder_config import ENCODERS
+from hdxray_fast.presets import ENCODERS
 
 NAME = "vit_small_patch16"
 IMAGES = 5  # an image a call, in turn

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .errors import ConfigError
+from .presets import DECODER_SIZES, DEFAULT_DECODER
 
 # What may change between a run and its resumption without changing a single loss value. The batch is free as long as
 # the images per step stay the same, which the training loop checks.
@@ -193,8 +194,8 @@ class PretrainConfig(TrainingConfig):
 
 
 def decoder_size(model: str, width: int | None, depth: int | None) -> tuple[int, int]:
-    """Width and depth, filled in: MAE's 8 x 512 would be ten times the work of a tiny encoder."""
-    usual = (192, 4) if "tiny" in model else (512, 8)
+    """Width and depth of the decoder, filled in from the preset's; a name that is none is refused where it is built."""
+    usual = DECODER_SIZES.get(model, DEFAULT_DECODER)
     return width or usual[0], depth or usual[1]
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from .encoder import Encoder
-from .encoder_config import DEFAULTS, ENCODERS, EncoderConfig, LeftOut, preset
+from .encoder_config import DEFAULTS, EncoderConfig, LeftOut, preset
+from .presets import ENCODERS
 from .weights import load_encoder
 
 

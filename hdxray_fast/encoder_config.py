@@ -1,4 +1,4 @@
-"""What an encoder is made of: its settings, checked, and the table of presets."""
+"""What an encoder is made of: its settings, checked."""
 
 from __future__ import annotations
 
@@ -8,21 +8,8 @@ from typing import Any
 
 from .errors import ArgumentError, ArgumentTypeError
 from .layers import LAYER_NORM_EPS, check_count
+from .presets import ENCODERS, STEMS
 
-# name: (embed_dim, depth, num_heads)
-_SIZES = {
-    "tiny": (192, 12, 3),
-    "small": (384, 12, 6),
-    "base": (768, 12, 12),
-    "large": (1024, 24, 16),
-    "huge": (1280, 32, 16),
-}
-_STEMS = {"patch16": 16, "stem64": 64}
-ENCODERS = {
-    f"vit_{size}_{stem}": {"patch_size": patch, "stem": stem, "embed_dim": dim, "depth": depth, "num_heads": heads}
-    for stem, patch in _STEMS.items()
-    for size, (dim, depth, heads) in _SIZES.items()
-}
 DEFAULTS = {"img_size": 1280, "in_chans": 1}
 KEEPS = ("all", "valid", "contour")
 POOLS = ("cls", "mean", "attention")
@@ -99,7 +86,7 @@ class EncoderConfig:
             raise ArgumentTypeError(f"layer_scale: got {self.layer_scale!r}, accepted are a finite number and None")
         if type(self.in_chans) is not int or self.in_chans not in (1, 3):
             raise ArgumentError(f"in_chans: got {self.in_chans!r}, accepted are 1 and 3")
-        _check_choice("stem", self.stem, _STEMS)
+        _check_choice("stem", self.stem, STEMS)
         _check_choice("keep", self.keep, KEEPS)
         _check_choice("pool", self.pool, (None, *POOLS))
         if self.pool == "cls" and not self.class_token:

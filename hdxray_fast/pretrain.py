@@ -23,6 +23,7 @@ from .plan import MaskPlan
 from .plots import write_image
 from .prepare import PreparedImage, Quarantined, list_images, prepare_images, worker_count, write_quarantine
 from .prepared.reading import PreparedSet, is_prepared
+from .presets import ENCODERS
 from .processes import patiently
 from .reconstruction import reconstruction_picture
 from .training import Task, Training
@@ -116,7 +117,7 @@ class PretrainTask(Task):
         self.dataset = RadiographDataset(
             images,
             size=config.img_size,
-            patch_size=64 if "stem64" in config.model else 16,
+            patch_size=ENCODERS[config.model]["patch_size"],
             contour=config.contour,
             augmentation=Augmentation() if config.augment else None,
             seed=config.seed,

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from .create import create_encoder
 from .encoder import Encoder
-from .encoder_config import DEFAULTS, ENCODERS, EncoderConfig, preset
+from .encoder_config import DEFAULTS, EncoderConfig, preset
 from .errors import ArgumentError
 from .layers import LayerScale, init_weights
+from .presets import ENCODERS
 
 __all__ = ["TimmEncoder"]  # timm adds the models' names
 
@@ -38,10 +39,10 @@ default_cfgs = generate_default_cfgs(
             "interpolation": "bicubic",
             "mean": (0.5,),  # rough values for radiographs; weights say their own
             "std": (0.25,),
-            "first_conv": "patch_embed.conv1" if "stem64" in name else "patch_embed.proj",
+            "first_conv": "patch_embed.conv1" if settings["stem"] == "stem64" else "patch_embed.proj",
             "classifier": "head",
         }
-        for name in ENCODERS
+        for name, settings in ENCODERS.items()
     }
 )
 

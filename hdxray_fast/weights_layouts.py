@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .encoder_config import ENCODERS
 from .errors import CheckpointError
+from .presets import ENCODERS
 from .weights_files import Source
 from .weights_report import shortened
 

@@ -15,6 +15,7 @@ from hdxray_fast.config import PretrainConfig
 from hdxray_fast.errors import ArgumentError, ConfigError
 from hdxray_fast.planning import DEVICES, PlanConfig, Shape, describe, device_rate, is_kind, plan
 from hdxray_fast.prepared.reading import PreparedSet
+from hdxray_fast.presets import ENCODERS
 from hdxray_fast.processes import checkpoint_activations
 
 
@@ -211,3 +212,12 @@ def test_the_decoder_is_the_one_that_pretrain_builds():
         mae = hx.create_mae(model, decoder="cross", img_size=64, decoder_embed_dim=width, decoder_depth=depth)
         found = plan(PlanConfig(images=1, model=model, img_size=64))
         assert found.parameters == sum(p.numel() for p in mae.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_a_preset_says_its_patch_and_its_decoder(name):
+    """The sizes that were told by parts of the preset's name before."""
+    assert ENCODERS[name]["patch_size"] == (64 if name.endswith("_stem64") else 16)
+    config = PretrainConfig(data="x", out="y", model=name)
+    assert config.decoder_size == ((192, 4) if "_tiny_" in name else (512, 8))
+    assert PretrainConfig(data="x", out="y", model=name, decoder_depth=2).decoder_size == (config.decoder_size[0], 2)
