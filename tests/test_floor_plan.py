@@ -1,0 +1,225 @@
+"""The order of the rooms: modules import downhill only, in no circle, lazy and type-checking imports included."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import hdxray_fast
+
+PACKAGE = Path(hdxray_fast.__file__).parent
+
+# Rooms from the bottom of the hill to its top; a module may import its own room and those before it.
+ROOMS = {
+    room: names.split()
+    for room, names in {
+        "door": "errors files devices",
+        "images": """
+            canvas codestream contour contour_classical contour_net dicom dicom_header exposure overlay plots raster
+            sniff tone
+        """,
+        "ops": """
+            _native compiling debug masking masking_rules plan ops ops.attention ops.attention_checks
+            ops.attention_table ops.attention_torch ops.gather ops.loss ops.triton ops.triton.attention
+            ops.triton.backward ops.triton.configs ops.triton.forward ops.triton.schedule ops.triton.tiles
+        """,
+        "models": """
+            decoder encoder encoder_config layers mae packing patch_embed pool positions presets selection
+        """,
+        "weights": """
+            create hub_files model_folders weights weights_adapt weights_files weights_layouts weights_report
+        """,
+        "data": """
+            augment balance bootstrap columns data prepare radiographs splits prepared prepared.archives
+            prepared.config prepared.index prepared.loader prepared.pool prepared.reading prepared.run prepared.shards
+            prepared.sources prepared.streaming prepared.summary prepared.worker
+        """,
+        "training": "config checkpoints optim processes task training",
+        "pretrain": "planning pretrain reconstruction work",
+        "features": "embedding embedding_files feature_table",
+        "classify": """
+            attention_maps classification_plots classifier classify classify_config classify_data classify_loss
+            classify_result classify_selection classify_table classify_task error_sheet evaluation heads label_csv
+            label_presets label_table labels layer_decay metrics probe
+        """,
+        "reports": """
+            reports reports.attention_picture reports.batches reports.cleaning reports.clinical reports.config
+            reports.csv_rows reports.evaluate reports.evaluation_files reports.evaluation_page
+            reports.evaluation_table reports.exchange reports.features reports.intervals reports.iu_xray
+            reports.language_model reports.layouts reports.metrics reports.mimic_cxr reports.model reports.predictions
+            reports.relational reports.run reports.saving reports.sentences reports.seq2seq reports.statistics
+            reports.studies reports.text_models reports.text_tokenizers reports.visual_tokens reports.words
+            reports.writing reports.writing_options
+        """,
+        "interop": "export hf hf_config hf_images registration timm_models",
+        "cli": "__main__ classify_cli cli demo env prepared.cli reports.cli reports.cli_models",
+    }.items()
+}
+
+# What a room knows nothing of, besides all that lies above it: rooms, and packages from elsewhere.
+UNKNOWN = {
+    "images": {"torch"},
+    "ops": {"files"},
+    "models": {"files"},
+    "data": {"models", "weights"},
+    "training": {"models", "weights", "images"},
+    "features": {"training", "pretrain"},
+    "reports": {"classify", "pretrain"},
+    "interop": {"training", "pretrain", "classify", "reports"},
+}
+
+# (importer, imported): why. The package itself, "", stands before all rooms.
+EXCEPTIONS = {
+    ("config", "presets"): "settings of pre-training lie with the base of all settings",
+    ("", "registration"): "transformers and timm learn of the models when the package is imported",
+}
+
+
+def modules_of(package: Path) -> dict[str, Path]:
+    """Modules by their names within the package; ``""`` is the package."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports_of(package: Path) -> dict[str, set[str]]:
+    """What each module imports, anywhere in it: modules by their names within the package, others as ``/name``."""
+    modules = modules_of(package)
+    return {name: _imports(name, path, package.name, modules) - {name} for name, path in modules.items()}
+
+
+def _imports(name: str, path: Path, package: str, modules: dict[str, Path]) -> set[str]:
+    here = [package, *(name.split(".") if name else [])]
+    if path.name != "__init__.py":
+        here = here[:-1]
+    wanted = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            wanted += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = here[: len(here) - node.level + 1] if node.level else []
+            base = ".".join([*base, *([node.module] if node.module else [])])
+            wanted += [f"{base}.{alias.name}" for alias in node.names]
+    found = set()
+    for whole in wanted:
+        root, _, inner = whole.partition(".")
+        if root != package:
+            found.add(f"/{root}")
+            continue
+        while inner and inner not in modules:
+            inner = inner.rpartition(".")[0]
+        found.add(inner)
+    return found
+
+
+def circles(imports: dict[str, set[str]]) -> list[list[str]]:
+    """Sets of modules that import each other, on however long a way round."""
+
+    def reached(start: str) -> set[str]:
+        seen, waiting = set(), [start]
+        while waiting:
+            for name in imports.get(waiting.pop(), ()):
+                if name not in seen:
+                    seen.add(name)
+                    waiting.append(name)
+        return seen
+
+    reach = {name: reached(name) for name in imports}
+    found = {frozenset(other for other in reach[name] if name in reach.get(other, ())) for name in imports}
+    return sorted(sorted(circle) for circle in found if circle)
+
+
+def faults(
+    imports: dict[str, set[str]],
+    rooms: dict[str, list[str]],
+    unknown: dict[str, set[str]],
+    exceptions: dict[tuple[str, str], str],
+) -> list[str]:
+    """Each import that goes uphill, or to what the room knows nothing of; each module without a room."""
+    order = list(rooms)
+    room_of = {module: room for room, modules in rooms.items() for module in modules}
+    found = [f"{name} is in no room" for name in imports if name and name not in room_of]
+    found += [f"{name} of room {room} does not exist" for name, room in room_of.items() if name not in imports]
+    for name, targets in imports.items():
+        room = room_of.get(name, order[0])
+        for target in sorted(targets):
+            if (name, target) in exceptions:
+                continue
+            if target.startswith("/"):
+                if target[1:] in unknown.get(room, ()):
+                    found.append(f"{name} ({room}) imports {target[1:]}")
+                continue
+            other = room_of.get(target, order[0])
+            if order.index(other) > order.index(room):
+                found.append(f"{name} ({room}) imports {target} ({other}), uphill")
+            elif {target, other} & unknown.get(room, set()):
+                found.append(f"{name} ({room}) imports {target} ({other})")
+    return found
+
+
+def test_no_module_is_in_a_circle():
+    assert circles(_without_exceptions()) == []
+
+
+def test_imports_run_downhill():
+    assert faults(imports_of(PACKAGE), ROOMS, UNKNOWN, EXCEPTIONS) == []
+
+
+def test_every_exception_is_still_there():
+    imports = imports_of(PACKAGE)
+    assert [pair for pair in EXCEPTIONS if pair[1] not in imports.get(pair[0], ())] == []
+
+
+def test_no_module_is_in_two_rooms():
+    listed = [module for modules in ROOMS.values() for module in modules]
+    assert len(listed) == len(set(listed))
+
+
+def _without_exceptions() -> dict[str, set[str]]:
+    return {
+        name: {target for target in targets if (name, target) not in EXCEPTIONS}
+        for name, targets in imports_of(PACKAGE).items()
+    }
+
+
+def test_the_checker_finds_what_is_wrong(tmp_path):
+    package = tmp_path / "house"
+    (package / "attic").mkdir(parents=True)
+    sources = {
+        "__init__.py": "",
+        "cellar.py": "def late():\n    from .attic import roof\n",  # lazily, uphill
+        "stairs.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from house.attic.roof import Tile\n",
+        "floor.py": "import torch.nn as nn\nfrom . import cellar\n",
+        "attic/__init__.py": "",
+        "attic/roof.py": "from .. import stairs\nfrom ..cellar import late\nfrom .beam import wood\n",
+        "attic/beam.py": "from ..floor import late\n",
+        "shed.py": "",
+    }
+    for name, text in sources.items():
+        (package / name).write_text(text)
+    imports = imports_of(package)
+    assert imports["floor"] == {"/torch", "cellar"}
+    assert imports["attic.roof"] == {"stairs", "cellar", "attic.beam"}
+    assert circles(imports) == [["attic.beam", "attic.roof", "cellar", "floor", "stairs"]]
+    rooms = {"below": ["cellar", "floor", "stairs"], "above": ["attic", "attic.roof", "attic.beam", "gone"]}
+    found = faults(imports, rooms, {"below": {"torch"}, "above": {"floor"}}, {("stairs", "attic.roof"): "a reason"})
+    assert sorted(found) == [
+        "attic.beam (above) imports floor (below)",
+        "cellar (below) imports attic.roof (above), uphill",
+        "floor (below) imports torch",
+        "gone of room above does not exist",
+        "shed is in no room",
+    ]
+    assert faults(imports, rooms | {"yard": ["shed"]}, {}, {}).count("gone of room above does not exist") == 1
+
+
+def test_the_checker_finds_nothing_in_a_good_house(tmp_path):
+    package = tmp_path / "house"
+    package.mkdir()
+    for name, text in {"__init__.py": "", "cellar.py": "import os\n", "roof.py": "from .cellar import os\n"}.items():
+        (package / name).write_text(text)
+    imports = imports_of(package)
+    assert circles(imports) == []
+    assert faults(imports, {"below": ["cellar"], "above": ["roof"]}, {"below": {"torch"}}, {}) == []
