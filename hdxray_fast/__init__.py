@@ -51,7 +51,7 @@ _ROOMS = {
     "run_report_training": "reports.run",
     "load_report_model": "reports.saving",
     "write_reports": "reports.writing",
-    "PretrainConfig": "config",
+    "PretrainConfig": "pretrain_config",
     "run_pretraining": "pretrain",
     "FinetuneConfig": "classify_config",
     "run_finetuning": "classify",

@@ -6,11 +6,11 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from .augment import OPERATIONS
-from .config import TrainingConfig
 from .errors import ConfigError
+from .training_config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,8 @@ class FinetuneConfig(TrainingConfig):
         max_bad_share: share of all images that may be unreadable before the run stops.
         bootstraps: draws of patients for the 95 % intervals.
     """
+
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = TrainingConfig.FREE_ON_RESUME | {"cache", "max_bad_share", "bootstraps"}
 
     data: str
     weights: str | None = None

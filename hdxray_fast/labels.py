@@ -15,7 +15,7 @@ from .splits import SPLITS, canonical_split, describe_drawn, fill_splits, patien
 
 if TYPE_CHECKING:
     from .classify_config import FinetuneConfig
-    from .config import ProbeConfig
+    from .probe_config import ProbeConfig
 
 SPLIT_SYNONYMS = ("set", "subset", "dataset", "partition")  # where they hold names of splits, and not of data sets
 POLICIES = ("ignore", "zeros", "ones")

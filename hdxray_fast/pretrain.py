@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import describe_model, save_model
-from .config import PretrainConfig
 from .data import Augmentation, RadiographDataset
 from .errors import ConfigError
 from .mae import MaskedAutoencoder, create_mae
@@ -22,6 +21,7 @@ from .ops.loss import reconstruction_loss
 from .plots import write_image
 from .prepare import PreparedImage, Quarantined, list_images, prepare_images, worker_count, write_quarantine
 from .prepared.reading import PreparedSet, is_prepared
+from .pretrain_config import PretrainConfig
 from .processes import patiently
 from .reconstruction import reconstruction_picture
 from .training import Task, Training

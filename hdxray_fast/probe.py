@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from .classifier import Classifier, ClassifierConfig, save_classifier
-from .config import ProbeConfig
 from .embedding_files import embed_list
 from .encoder import Encoder, create_encoder
 from .errors import ConfigError, MissingDependencyError, TrainingError
@@ -28,6 +27,7 @@ from .labels import (
     require_files,
 )
 from .metrics import best_threshold
+from .probe_config import ProbeConfig
 from .splits import take_fraction
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation

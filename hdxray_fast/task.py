@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from .config import TrainingConfig
 from .optim import parameter_groups
+from .training_config import TrainingConfig
 
 if TYPE_CHECKING:
     from .training import Training

@@ -26,7 +26,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
-from .config import TrainingConfig
 from .data import StepSampler
 from .errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
 from .files import remove_leftovers, written_whole
@@ -52,6 +51,7 @@ from .run_state import (
     write_checkpoint,
 )
 from .task import Task
+from .training_config import TrainingConfig
 
 
 @dataclass

@@ -19,7 +19,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("pycocoevalcap")
 
 from hdxray_fast.checkpoint import load_model
-from hdxray_fast.cli import main
+from hdxray_fast.cli.main import main
 from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
 from hdxray_fast.reports.attention_picture import draw_attention
 from hdxray_fast.reports.config import ReportConfig

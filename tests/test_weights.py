@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import hdxray_fast as hx
-from hdxray_fast.cli import main
+from hdxray_fast.cli.main import main
 from hdxray_fast.positions import resample_positions, sincos_positions
 from hdxray_fast.weights import LoadReport, convert
 

@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from ..errors import ConfigError
-
-# What a preparation can go on with otherwise; everything else decides what the shards hold.
-FREE = frozenset(
-    {"sources", "images", "out", "part", "workers", "timeout", "max_memory", "patient_key", "add", "retry"}
-)
 
 
 @dataclass(frozen=True)
@@ -42,6 +37,11 @@ class PrepareConfig:
         add: take sources in that were not there when the data set was begun.
         retry: make the shards again that hold an unreadable file, once it is mended or a decoder installed.
     """
+
+    # What a preparation can go on with otherwise; everything else decides what the shards hold.
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset(
+        {"sources", "images", "out", "part", "workers", "timeout", "max_memory", "patient_key", "add", "retry"}
+    )
 
     sources: list[str]
     out: str
@@ -104,4 +104,4 @@ class PrepareConfig:
 
     def recipe(self) -> dict:
         """What decides the content of the shards, JSON-able."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in self.FREE_ON_RESUME}

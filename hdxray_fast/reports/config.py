@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from ..config import TrainingConfig
 from ..errors import ConfigError
+from ..training_config import TrainingConfig
 from .cleaning import DEFAULT_CLEANERS, cleaner
 from .layouts import LAYOUTS
 from .model import ReportModelConfig
@@ -71,6 +71,8 @@ class ReportConfig(TrainingConfig):
         num_beams: beams of validation.
         no_repeat_ngram_size: 3 blocks repeated trigrams in validation; 0 allows them.
     """
+
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = TrainingConfig.FREE_ON_RESUME | {"cache"}
 
     data: str
     images: str | None = None

@@ -22,7 +22,7 @@ from .batches import ReadyStudy, StudyDataset, ready_studies
 from .cleaning import cleaner, mostly_chinese
 from .config import MIN_FREQUENCY, ReportConfig
 from .features import FeatureStore
-from .layouts import read_studies
+from .layouts import STUDY_SETTINGS, read_studies
 from .metrics import conventions, score_reports
 from .model import ReportModel, create_report_model
 from .predictions import Prediction, write_predictions
@@ -72,17 +72,7 @@ def run_report_training(
         CheckpointError: weights, tokenizer or checkpoints cannot be read.
         MissingDependencyError: an optional package is missing.
     """
-    table = read_studies(
-        config.data,
-        layout=config.layout,
-        images=config.images,
-        sections=config.sections,
-        report_column=config.report_column,
-        language=config.language,
-        val_share=config.val_share,
-        test_share=config.test_share,
-        seed=config.seed,
-    )
+    table = read_studies(config.data, **{name: getattr(config, name) for name in STUDY_SETTINGS})
     task = ReportTask(config, table)
     training = Training(config, task, progress=progress, on_step=on_step)
     if training.sharded:
