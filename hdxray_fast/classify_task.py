@@ -21,7 +21,6 @@ from .classify_data import (
     SetAside,
     find_prepared,
     mix,
-    model_inputs,
     table_of_readable,
 )
 from .classify_loss import class_weights, classification_loss, known_labels
@@ -31,6 +30,7 @@ from .encoder import Encoder, create_encoder
 from .errors import ConfigError, MissingDependencyError, TrainingError
 from .evaluation import report_predictions
 from .heads import TEXT_MODEL, embed_names
+from .inputs import encoder_inputs
 from .labels import LabelTable, check_table, one_sided, refuse_duplicates
 from .metrics import best_threshold
 from .optim import layer_decay_groups
@@ -216,7 +216,7 @@ class FinetuneTask(Task):
 
     def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict]:
         weights = None if self.class_weights is None else self.class_weights.to(batch["labels"].device)
-        logits = model(*model_inputs(self.encoder, batch))
+        logits = model(*encoder_inputs(self.encoder, batch))
         loss = classification_loss(logits, batch["labels"], self.table.multiclass, weights)
         return loss, {"unreadable": (~batch["readable"]).sum()}
 

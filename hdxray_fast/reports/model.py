@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from ..encoder import Encoder, Tokens
 from ..encoder_config import KEEPS
 from ..errors import ArgumentError, ArgumentTypeError, ConfigError
+from ..inputs import all_channels, own_scale, patches_to_keep
 from ..masking import MaskPlan
-from ..selection import every_patch, selected_patches
+from ..selection import every_patch
 from .text_models import import_text_models
 from .text_tokenizers import ReportTokenizer, check_fits
 from .visual_tokens import POOLS, StudyTokens, Views, ViewTokens, VisualTokens
@@ -119,10 +120,24 @@ class ReportModel(nn.Module):
     def plan(self, images: Tensor, inside: Tensor | None = None, valid: Tensor | None = None) -> MaskPlan:
         """The patches of ``images`` that are looked at; grids as for :meth:`hdxray_fast.encoder.Encoder.forward`."""
         self.encoder.check_images(images)
-        size, patch = self.encoder.grid_size, self.encoder.patch_size
-        if self.config.keep == "all":
-            return every_patch(images.shape[0], size, patch, images.device)
-        return selected_patches(self.config.keep, images, size, patch, inside, valid, self.encoder.margin)
+        plan = patches_to_keep(self.encoder, images, inside, valid, self.config.keep)
+        if plan is not None:
+            return plan
+        return every_patch(images.shape[0], self.encoder.grid_size, self.encoder.patch_size, images.device)
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What :meth:`forward` reads of single images.
+
+        Args:
+            batch: as :func:`hdxray_fast.inputs.encoder_inputs` takes it, of ``N`` images.
+
+        Returns:
+            ``images [N, C, S, S]``, the ``plan`` of their patches, ``scale`` and ``shift``.
+        """
+        images = all_channels(self.encoder, batch["pixels"])
+        plan = self.plan(images, batch["inside"].cpu(), batch["valid"].cpu())  # plans are made on the CPU
+        scale, shift = own_scale(self.encoder, batch)
+        return {"images": images, "plan": plan, "scale": scale, "shift": shift}
 
     def view_tokens(
         self,

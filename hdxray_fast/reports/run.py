@@ -180,14 +180,7 @@ class ReportTask(Task):
         """What the model reads of a batch: features, or radiographs and the plan of their patches."""
         if self.features is not None:
             return self.features.arguments(batch)
-        images = batch["pixels"].expand(-1, self.model.encoder.in_chans, -1, -1)
-        own = self.model.encoder.normalisation == "per_image"  # over the valid patches, as in pre-training
-        return {
-            "images": images,
-            "plan": self.model.plan(images, batch["inside"].cpu(), batch["valid"].cpu()),
-            "scale": batch["scale"] if own else None,
-            "shift": batch["shift"] if own else None,
-        }
+        return self.model.inputs(batch)
 
     def files(self, batch: dict) -> list[str]:
         return [path for i in batch["index"].tolist() for path in self.train_set.studies[i].study.images]
