@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from .augment import OPERATIONS
+from .contour_methods import ContourMethod
 from .errors import ConfigError
 from .training_config import TrainingConfig
 
@@ -78,7 +79,7 @@ class FinetuneConfig(TrainingConfig):
     keep: Literal["all", "valid", "contour"] | None = None
     text: str = "auto"
     img_size: int | None = None
-    contour: Literal["network", "classical", "prior", "rectangle"] = "network"
+    contour: ContourMethod = "network"
     prepared: str | None = None
     cache: str | None = None
     epochs: float = 20.0

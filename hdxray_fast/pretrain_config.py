@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from .contour_methods import ContourMethod
 from .errors import ConfigError
 from .training_config import TrainingConfig
 
@@ -43,7 +44,7 @@ class PretrainConfig(TrainingConfig):
     decoder_embed_dim: int | None = None
     decoder_depth: int | None = None
     img_size: int = 1280
-    contour: Literal["network", "classical", "prior", "rectangle"] = "network"
+    contour: ContourMethod = "network"
     strategy: Literal["contour", "random", "rectangle", "block"] = "contour"
     ratio_inside: float = 0.95
     ratio_outside: float = 0.85
