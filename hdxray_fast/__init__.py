@@ -55,6 +55,16 @@ _ROOMS = {
     "run_pretraining": "pretrain",
     "FinetuneConfig": "classify_config",
     "run_finetuning": "classify",
+    "ProbeConfig": "probe_config",
+    "run_probe": "probe",
+    "load_classifier": "classifier",
+    "predict": "evaluation",
+    "read_labels": "labels",
+    "PreparedSet": "prepared.reading",
+    "PreparedLoader": "prepared.loader",
+    "TrainingConfig": "training_config",
+    "Task": "task",
+    "Training": "training",
 }
 
 __all__ = [

@@ -59,6 +59,14 @@ class ProbeResult:
 def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: bool = True) -> ProbeResult:
     """Features of every image (kept in ``out/features.parquet``, so that a second probe is quick), then the probe.
 
+    Args:
+        config: labels, weights, and the folder that model, metrics and plots go to.
+        encoder: taken instead of ``config.weights``.
+        progress: show a progress bar, and what was read.
+
+    Returns:
+        Test metrics with intervals, and what was left out; the classifier is in ``out/model``.
+
     Raises:
         ConfigError: the manifest, a class that cannot be learned from what is readable, or features made with other
             settings; nothing was trained.
