@@ -5,23 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .errors import ConfigError
+from .label_settings import LabelSettings
 
 
 @dataclass(frozen=True)
-class ProbeConfig:
+class ProbeConfig(LabelSettings):
     """A linear probe.
 
     Args:
         data: CSV manifest, or what a preset reads; see ``read_labels``.
         out: folder for features, model, metrics and plots.
         weights: encoder: a model folder of this package or other published weights.
-        images: folder that relative paths in the manifest start from.
-        preset: ``chexpert``, ``mimic-cxr``, ``nih14``, ``rsna``, ``vindr`` or ``padchest``.
-        classes: which classes; all by default.
-        multiclass: exactly one class of each image holds.
-        uncertain: what the label -1 means: ``ignore``, ``zeros``, ``ones``, or ``Edema=ones, ...`` for single classes.
         val_share: share of the patients that choose the regularisation, where the manifest has no such split.
-        test_share: share of the patients to test on, likewise.
         label_fraction: share of the training patients that is used.
         pool: ``cls``, ``mean`` or ``attention``; the encoder's, or ``mean``, by default.
         keep: patches the encoder looks at: ``all``, ``valid`` or ``contour``; the encoder's by default.
@@ -39,13 +34,6 @@ class ProbeConfig:
     data: str
     out: str
     weights: str
-    images: str | None = None
-    preset: str | None = None
-    classes: list[str] | None = None
-    multiclass: bool = False
-    uncertain: str = "ignore"
-    val_share: float = 0.1
-    test_share: float = 0.2
     label_fraction: float = 1.0
     pool: str | None = None
     keep: str | None = None

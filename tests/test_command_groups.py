@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 import subprocess
 import sys
+from typing import get_args, get_type_hints
 
 import pytest
 
 from hdxray_fast.classify_config import FinetuneConfig
+from hdxray_fast.cli.classify import LISTS
 from hdxray_fast.cli.main import GROUPS, main
+from hdxray_fast.encoder_config import KEEPS
 from hdxray_fast.errors import ConfigError
 from hdxray_fast.label_presets import PRESETS
+from hdxray_fast.label_settings import LabelSettings
+from hdxray_fast.labels import read_labels
 from hdxray_fast.pretrain_config import PretrainConfig
 from hdxray_fast.probe_config import ProbeConfig
+from hdxray_fast.reports.config import ReportConfig
+from hdxray_fast.reports.layouts import STUDY_SETTINGS
+from hdxray_fast.reports.model_config import ReportModelConfig
 from hdxray_fast.training_config import TrainingConfig
 
 pytest.importorskip("jsonargparse")
@@ -76,10 +85,32 @@ def test_the_package_is_run_as_a_module():
     assert told.returncode == 2 and told.stderr.startswith("hdxray-fast: ")
 
 
-@pytest.mark.parametrize("config", [ProbeConfig, FinetuneConfig])
-def test_the_presets_that_settings_describe_are_those_there_are(config):
-    described = config.__doc__.split("preset:")[1].split("\n        classes:")[0]
+def test_the_presets_that_settings_describe_are_those_there_are():
+    described = LabelSettings.__doc__.split("preset:")[1].split("\n        classes:")[0]
     assert [word.strip(" `.\n") for word in described.replace(" or ", ", ").split(",")] == list(PRESETS)
+
+
+@pytest.mark.parametrize("config", [ProbeConfig, FinetuneConfig])
+def test_labels_are_read_as_the_settings_say_by_default(config):
+    """What is left out of a configuration is what :func:`read_labels` does."""
+    defaults = inspect.signature(read_labels).parameters
+    told = config(data="labels.csv", out="out", weights="model")
+    for setting in dataclasses.fields(LabelSettings):
+        assert getattr(told, setting.name) == defaults[setting.name].default, setting.name
+
+
+def test_settings_that_take_several_values_are_known_to_the_command_line():
+    assert {"classes", "seeds", "label_fractions"} == LISTS
+
+
+def test_what_a_report_model_is_stands_in_its_training(tmp_path):
+    """Each setting of a model is one of its training, with the same default, and gets there."""
+    config = ReportConfig(data="studies.csv", out=str(tmp_path), keep="contour", layers=1, width=64, heads=2)
+    assert config.model_config == ReportModelConfig(keep="contour", layers=1, width=64, heads=2, cleaning="english")
+    assert set(get_args(get_type_hints(ReportConfig)["keep"])) == set(KEEPS)
+    assert set(STUDY_SETTINGS) <= {setting.name for setting in dataclasses.fields(ReportConfig)}
+    with pytest.raises(ConfigError, match="keep: got 'none'"):
+        ReportModelConfig(keep="none")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

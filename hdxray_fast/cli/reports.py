@@ -79,10 +79,13 @@ def _add_evaluate(commands, parser_class) -> None:
 
 def _add_studies(parser) -> None:
     """How the studies of ``--data`` are read."""
-    parser.add_argument("--layout", help="r2gen, csv, iu-xray or mimic-cxr; left out, told by what --data is")
+    from ..reports.layouts import LAYOUTS
+    from ..reports.studies import SECTIONS
+
+    parser.add_argument("--layout", help=f"{', '.join(LAYOUTS)}; left out, told by what --data is")
     parser.add_argument("--images", help="folder that relative image paths of --data start from")
     parser.add_argument("--split", default="test", help="of --data: train, val, test, or all")
-    parser.add_argument("--sections", default="findings", help="of --data, as references: findings, impression or both")
+    parser.add_argument("--sections", default="findings", help=f"of --data, as references: {', '.join(SECTIONS)}")
     parser.add_argument("--report_column", help="the CSV column that holds the report")
     parser.add_argument("--val_share", type=float, default=0.1, help="of patients, where --data has no splits")
     parser.add_argument("--test_share", type=float, default=0.2, help="likewise")
