@@ -31,7 +31,7 @@ from typing import Any
 
 from race import Outcome, best
 
-from hdxray_fast.env import cpu_model, usable_cores
+from hdxray_fast.cli.doctor import cpu_model, usable_cores
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

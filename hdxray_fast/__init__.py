@@ -51,10 +51,20 @@ _ROOMS = {
     "run_report_training": "reports.run",
     "load_report_model": "reports.saving",
     "write_reports": "reports.writing",
-    "PretrainConfig": "config",
+    "PretrainConfig": "pretrain_config",
     "run_pretraining": "pretrain",
     "FinetuneConfig": "classify_config",
     "run_finetuning": "classify",
+    "ProbeConfig": "probe_config",
+    "run_probe": "probe",
+    "load_classifier": "classifier",
+    "predict": "evaluation",
+    "read_labels": "labels",
+    "PreparedSet": "prepared.reading",
+    "PreparedLoader": "prepared.loader",
+    "TrainingConfig": "training_config",
+    "Task": "task",
+    "Training": "training",
 }
 
 __all__ = [

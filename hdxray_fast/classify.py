@@ -93,8 +93,8 @@ def _finetune(config: FinetuneConfig, processes: int, progress: bool, on_step) -
 
 def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> FinetuneResult:
     """A frozen encoder under a linear head: the probe, on features in ``shared_out`` that all runs share."""
-    from .config import ProbeConfig
     from .probe import run_probe
+    from .probe_config import ProbeConfig
 
     if config.weights is None:
         torch.manual_seed(config.seed)

@@ -6,28 +6,23 @@ import dataclasses
 import math
 import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from .augment import OPERATIONS
-from .config import TrainingConfig
+from .contour_methods import ContourMethod
 from .errors import ConfigError
+from .label_settings import LabelSettings
+from .training_config import TrainingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class FinetuneConfig(TrainingConfig):
+class FinetuneConfig(TrainingConfig, LabelSettings):
     """Fine-tuning of an encoder to recognise diseases.
 
     Args:
         data: CSV manifest, or what a preset reads; see ``read_labels``.
         weights: encoder: a model folder of this package or other published weights; left out, an untrained ``model``.
         model: encoder preset, where there are no ``weights``.
-        images: folder that relative paths in the manifest start from.
-        preset: ``chexpert``, ``mimic-cxr``, ``nih14``, ``rsna``, ``vindr`` or ``padchest``.
-        classes: which classes; all by default.
-        multiclass: exactly one class of each image holds.
-        uncertain: what the label -1 means: ``ignore``, ``zeros``, ``ones``, or ``Edema=ones, ...`` for single classes.
-        val_share: share of the patients that choose the model, where the manifest has no such split.
-        test_share: share of the patients to test on, likewise.
         split_seed: of these splits, the same for all ``seeds``.
         head: ``linear`` on the pooled feature, ``attention`` (a learned query pools), ``label-query`` (one each).
         tune: ``all`` weights, or the ``head`` on a frozen encoder; a frozen ``linear`` is a probe on cached features.
@@ -59,16 +54,11 @@ class FinetuneConfig(TrainingConfig):
         bootstraps: draws of patients for the 95 % intervals.
     """
 
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = TrainingConfig.FREE_ON_RESUME | {"cache", "max_bad_share", "bootstraps"}
+
     data: str
     weights: str | None = None
     model: str = "vit_small_patch16"
-    images: str | None = None
-    preset: str | None = None
-    classes: list[str] | None = None
-    multiclass: bool = False
-    uncertain: str = "ignore"
-    val_share: float = 0.1
-    test_share: float = 0.2
     split_seed: int = 0
     head: Literal["linear", "attention", "label-query"] = "linear"
     tune: Literal["all", "head"] = "all"
@@ -76,7 +66,7 @@ class FinetuneConfig(TrainingConfig):
     keep: Literal["all", "valid", "contour"] | None = None
     text: str = "auto"
     img_size: int | None = None
-    contour: Literal["network", "classical", "prior", "rectangle"] = "network"
+    contour: ContourMethod = "network"
     prepared: str | None = None
     cache: str | None = None
     epochs: float = 20.0

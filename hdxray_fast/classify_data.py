@@ -19,12 +19,11 @@ from .augment import RandAugment, eight_bits
 from .data import Augmentation, RadiographDataset
 from .encoder import Encoder
 from .errors import TrainingError
+from .inputs import standardised
 from .label_table import LabelTable
-from .plan import MaskPlan
 from .prepare import PreparedImage
 from .prepared.reading import PreparedSet
 from .prepared.shards import arrow
-from .selection import selected_patches
 
 
 class PreparedRow(NamedTuple):
@@ -170,19 +169,6 @@ class SetAside:
             csv.writer(stream).writerows([("path", "error", "reason"), *self.rows])
 
 
-def model_inputs(encoder: Encoder, batch: dict) -> tuple[Tensor, MaskPlan | None, Tensor | None, Tensor | None]:
-    """Images ``[B, C, S, S]``, plan, scale and shift of a batch, as ``keep`` and ``normalisation`` say."""
-    images = batch["pixels"].expand(-1, encoder.in_chans, -1, -1)
-    plan = None
-    if encoder.keep != "all":
-        plan = selected_patches(
-            encoder.keep, images, encoder.grid_size, encoder.patch_size, batch["inside"], batch["valid"], encoder.margin
-        )
-    if encoder.normalisation == "per_image":
-        return images, plan, batch["scale"], batch["shift"]
-    return images, plan, None, None
-
-
 def mix(encoder: Encoder, batch: dict, share: float) -> dict:
     """Mixup (https://arxiv.org/abs/1710.09412): every image and its neighbour in the batch, at one share.
 
@@ -197,12 +183,7 @@ def mix(encoder: Encoder, batch: dict, share: float) -> dict:
     Returns:
         A batch whose ``pixels`` are float32 ``[B, 1, S, S]``, ``scale`` 1 and ``shift`` 0.
     """
-    if encoder.normalisation == "per_image":
-        scale, shift = batch["scale"], batch["shift"]
-    else:
-        scale, shift = (torch.as_tensor(value) for value in encoder.pixel_scale(batch["pixels"]))
-    scale, shift = (value.to(batch["pixels"].device).reshape(-1, 1, 1, 1) for value in (scale, shift))
-    images = batch["pixels"].float() * scale + shift
+    images = standardised(encoder, batch)
     count = len(images)
     return {
         **batch,

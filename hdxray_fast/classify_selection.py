@@ -15,10 +15,11 @@ from torch.utils.data import DataLoader
 from .checkpoints import whole_state
 from .classifier import Classifier
 from .classify_config import FinetuneConfig
-from .classify_data import LabelledRadiographs, model_inputs
+from .classify_data import LabelledRadiographs
 from .classify_loss import classification_loss
 from .errors import CheckpointError
 from .files import save_tensors, written_whole
+from .inputs import encoder_inputs
 from .prepare import worker_count
 from .processes import outlive_notice
 
@@ -70,7 +71,7 @@ def predict_rows(
             if not bool(good.all()):
                 on_unreadable(batch)
             on_device = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, torch.Tensor)}
-            found = model(*model_inputs(model.encoder, on_device)).float().cpu().numpy()
+            found = model(*encoder_inputs(model.encoder, on_device)).float().cpu().numpy()
             rows += batch["index"][good].tolist()
             logits.append(found[good.numpy()])
             if progress is not None:

@@ -21,7 +21,6 @@ from .classify_data import (
     SetAside,
     find_prepared,
     mix,
-    model_inputs,
     table_of_readable,
 )
 from .classify_loss import class_weights, classification_loss, known_labels
@@ -32,6 +31,7 @@ from .encoder import Encoder
 from .errors import ConfigError, MissingDependencyError, TrainingError
 from .evaluation import report_predictions
 from .heads import TEXT_MODEL, embed_names
+from .inputs import encoder_inputs
 from .label_table import LabelTable
 from .labels import check_table, one_sided, refuse_duplicates
 from .layer_decay import layer_decay_groups
@@ -218,7 +218,7 @@ class FinetuneTask(Task):
 
     def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict]:
         weights = None if self.class_weights is None else self.class_weights.to(batch["labels"].device)
-        logits = model(*model_inputs(self.encoder, batch))
+        logits = model(*encoder_inputs(self.encoder, batch))
         loss = classification_loss(logits, batch["labels"], self.table.multiclass, weights)
         return loss, {"unreadable": (~batch["readable"]).sum()}
 

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING
 import cv2
 import numpy as np
 
+from .contour_methods import METHODS
 from .contour_net import FRAME, STRANGE, Reading, default_runner, read_frames
 from .errors import ArgumentError, ArgumentTypeError
 
 if TYPE_CHECKING:
     from .canvas import Canvas
 
-METHODS = ("network", "classical", "prior", "rectangle")
 ACCEPT = 0.7  # a contour with less confidence is flagged
 RESCUE_ACCEPT, RESCUE_STRANGE = 0.92, 7.25  # the best of many looks is high by chance too: more is asked of it
 FALLBACK_CONFIDENCE = 0.45  # what fell back never passes for accepted

@@ -15,10 +15,10 @@ from .create import create_encoder
 from .devices import find_device
 from .encoder import Encoder, Tokens
 from .errors import ArgumentError, ArgumentTypeError
+from .inputs import as_batch, encoder_inputs, patches_to_keep
 from .layers import check_count
 from .prepare import Quarantined, list_images
 from .radiographs import Radiograph, read_ahead
-from .selection import selected_patches
 
 
 @dataclass
@@ -171,7 +171,9 @@ class Embedder:
         """Embed ``[B, C, H, W]`` as it is."""
         parts = []
         for index, chunk in enumerate(images.split(batch_size)):
-            features, kept = self._features(chunk.to(self.device), None, None, None, None)
+            chunk = chunk.to(self.device)
+            plan = patches_to_keep(self.encoder, chunk, None, None, self.keep)
+            features, kept = self._features(chunk, plan, None, None)
             count = len(features)
             names = [f"<array {index * batch_size + i}>" for i in range(count)]
             nan, no = np.full(count, np.nan, np.float32), np.zeros(count, bool)
@@ -183,16 +185,8 @@ class Embedder:
             empty = Embeddings.join([], self.encoder.num_features)
             empty.quarantined = bad
             return empty
-        pixels = torch.from_numpy(np.stack([item.pixels for item in batch])).unsqueeze(1)  # [B, 1, S, S]
-        pixels = pixels.expand(-1, self.encoder.in_chans, -1, -1).to(self.device)
-        grids = [torch.from_numpy(np.stack([getattr(item, name) for item in batch])) for name in ("inside", "valid")]
-        scale = shift = None
-        if self.encoder.normalisation == "per_image":  # over the valid patches, as in pre-training
-            scale, shift = (
-                torch.tensor([getattr(item, name) for item in batch], dtype=torch.float32, device=self.device)
-                for name in ("scale", "shift")
-            )
-        features, kept = self._features(pixels, *grids, scale, shift)
+        inputs = encoder_inputs(self.encoder, as_batch(batch, self.device), self.keep)
+        features, kept = self._features(*inputs)
         return Embeddings(
             features=features,
             sources=[item.source for item in batch],
@@ -204,17 +198,10 @@ class Embedder:
         )
 
     @torch.inference_mode()
-    def _features(self, images, inside, valid, scale, shift) -> tuple[np.ndarray, np.ndarray]:
-        encoder = self.encoder
-        plan = None
-        if self.keep != "all":
-            encoder.check_images(images)
-            plan = selected_patches(
-                self.keep, images, encoder.grid_size, encoder.patch_size, inside, valid, encoder.margin
-            )
+    def _features(self, images, plan, scale, shift) -> tuple[np.ndarray, np.ndarray]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
             features, cu_seqlens = self.pooled(images, plan, scale, shift)
-        kept = cu_seqlens.diff().cpu().numpy() - encoder.num_prefix_tokens
+        kept = cu_seqlens.diff().cpu().numpy() - self.encoder.num_prefix_tokens
         return features.float().cpu().numpy(), kept.astype(np.int32)
 
     def pooled(self, images, plan, scale, shift) -> tuple[Tensor, Tensor]:

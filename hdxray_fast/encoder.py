@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .encoder_config import EncoderConfig
+from .encoder_config import EncoderConfig, fixed_scale
 from .errors import ArgumentError, ArgumentTypeError
 from .layers import Block, init_weights
 from .ops.gather import gather_patches
@@ -420,8 +420,7 @@ class Encoder(nn.Module):
             return 1.0, 0.0
         white = 255.0 if images.dtype == torch.uint8 else 65535.0
         if self.normalisation != "per_image":
-            mean, std = self.normalisation
-            return 1.0 / (white * std), -mean / std
+            return fixed_scale(self.normalisation, white)
         if valid is None:
             std, mean = torch.std_mean(images.float().flatten(1), dim=1, correction=0)  # [B] each
         else:

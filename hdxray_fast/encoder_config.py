@@ -149,3 +149,9 @@ def _normalisation(value: object) -> str | tuple[float, float]:
     if isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_number, value)) and value[1] > 0:
         return float(value[0]), float(value[1])
     raise ArgumentError(f"normalisation: got {value!r}, accepted are 'per_image' and (mean, std) with std above 0")
+
+
+def fixed_scale(normalisation: tuple[float, float], white: float = 255.0) -> tuple[float, float]:
+    """``(scale, shift)`` of integer pixels up to ``white`` for the ``(mean, std)`` of pixels on [0, 1]."""
+    mean, std = normalisation
+    return 1.0 / (white * std), -mean / std

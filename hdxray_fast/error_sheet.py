@@ -8,15 +8,14 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from .attention_maps import PatchMap, patch_map
 from .classifier import Classifier
-from .classify_data import model_inputs
+from .inputs import as_batch, encoder_inputs
 from .label_table import LabelTable
 from .plots import display_levels, write_image
 from .prepare import Quarantined
-from .radiographs import Radiograph, read_radiograph
+from .radiographs import read_radiograph
 
 TILE = 300  # px, side of each of a tile's two pictures
 LINE = 20  # px, height of a line of text
@@ -118,7 +117,7 @@ def _tile(
     item = read_radiograph(file, file, encoder.img_size[0], encoder.patch_size, model.config.contour)
     if isinstance(item, Quarantined):
         return None
-    found = patch_map(model, error.column, *model_inputs(encoder, as_batch(item, encoder.pos_embed.device)))
+    found = patch_map(model, error.column, *encoder_inputs(encoder, as_batch([item], encoder.pos_embed.device)))
     grey = cv2.resize(display_levels(item.pixels)[item.pixels], (TILE, TILE), interpolation=cv2.INTER_AREA)
     pictures = np.concatenate([cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), overlay(grey, found)], axis=1)
     truth = ""
@@ -134,18 +133,6 @@ def _tile(
         _write(foot, text, (line + 1) * LINE - 4)
     picture = np.concatenate([pictures, foot])
     return cv2.copyMakeBorder(picture, 0, 0, 0, GAP, cv2.BORDER_CONSTANT, value=(BACKGROUND,) * 3), found.words
-
-
-def as_batch(item: Radiograph, device: torch.device | str = "cpu") -> dict:
-    """A radiograph as a batch of one for :func:`hdxray_fast.classify_data.model_inputs`."""
-    batch = {
-        "pixels": torch.from_numpy(item.pixels)[None, None],
-        "inside": torch.from_numpy(item.inside)[None],
-        "valid": torch.from_numpy(item.valid)[None],
-        "scale": torch.tensor([item.scale], dtype=torch.float32),
-        "shift": torch.tensor([item.shift], dtype=torch.float32),
-    }
-    return {name: value.to(device) for name, value in batch.items()}
 
 
 def overlay(grey: np.ndarray, found: PatchMap) -> np.ndarray:

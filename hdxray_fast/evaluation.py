@@ -63,7 +63,7 @@ class Predictions:
 
     Attributes:
         images: ``N`` paths.
-        probabilities: ``[N, C]``.
+        probabilities: ``[N, C] float32``, 0 to 1.
         classes: ``C`` names.
         thresholds: ``C``, a class is called present from this probability on.
         quarantined: files that could not be read.
@@ -127,8 +127,13 @@ def predict(
         classes: names to ask about; left out, those it was trained on. A ``label-query`` head with text embeddings
             takes any name; the threshold of one that was never trained is 0.5.
 
+    Returns:
+        A row per image that could be read, in order: ``images``, ``probabilities [N, C]``, ``present``; the others are
+        in ``quarantined``.
+
     Raises:
-        ConfigError: a name that the classifier cannot answer for.
+        ConfigError: a path does not exist or names no image, or a name that the classifier cannot answer for.
+        CheckpointError: the folder holds no classifier, or a damaged one.
     """
     model = load_classifier(model) if isinstance(model, str | os.PathLike) else model
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)

@@ -13,7 +13,7 @@ from transformers.processing_utils import ImagesKwargs
 
 from .canvas import Canvas, read_canvas
 from .contour import find_contour
-from .encoder_config import EncoderConfig
+from .encoder_config import EncoderConfig, fixed_scale
 from .errors import ArgumentError, ArgumentTypeError
 from .hub_files import preprocessor_settings
 from .radiographs import standardisation
@@ -121,8 +121,7 @@ class HDXrayImageProcessor(BaseImageProcessor):
         if self.normalisation == "per_image":
             scale, shift = standardisation(canvas.pixels, valid)
         else:
-            mean, std = self.normalisation
-            scale, shift = 1.0 / (255.0 * std), -mean / std
+            scale, shift = fixed_scale(self.normalisation)
         return canvas.pixels.astype(np.float32) * np.float32(scale) + np.float32(shift)
 
 

@@ -18,7 +18,7 @@ from .splits import SPLITS, canonical_split, describe_drawn, fill_splits, patien
 
 if TYPE_CHECKING:
     from .classify_config import FinetuneConfig
-    from .config import ProbeConfig
+    from .probe_config import ProbeConfig
 
 POLICIES = ("ignore", "zeros", "ones")
 UNCERTAIN = -1.0

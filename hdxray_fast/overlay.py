@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 
 from .canvas import Canvas, read_canvas
-from .contour import METHODS, Contour, find_contour
+from .contour import Contour, find_contour
+from .contour_methods import METHODS
 from .errors import ArgumentError, ArgumentTypeError, HDXrayError
 
 ACCEPTED = (200, 220, 60)  # BGR, turquoise: tells itself apart from grey values and from the flagged colour

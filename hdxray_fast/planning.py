@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from . import work
-from .config import decoder_size
 from .errors import ConfigError
 from .files import size_in_words
+from .pretrain_config import decoder_size
 
 # Dense bf16 peak, FLOP/s, and memory, GiB, as their makers state them
 DEVICES = {
@@ -409,18 +408,3 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"
     return f"{seconds:.0f} seconds"
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-def add_commands(commands, parser_class) -> None:
-    parser = parser_class(exit_on_error=False, description="What a pre-training will take, before it is begun.")
-    parser.add_argument("--json", action="store_true", help="machine-readable")
-    parser.add_class_arguments(PlanConfig)
-    commands.add_subcommand("plan", parser, help="tokens, FLOPs, memory, rate, storage and days of a pre-training")
-
-
-def run_plan_command(json: bool, **options: str | int | float | os.PathLike) -> int:
-    config = PlanConfig(**options).filled_in()
-    found = plan(config)
-    print(as_json(found) if json else describe(found, config))
-    return 0

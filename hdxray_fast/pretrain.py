@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .config import PretrainConfig
 from .data import Augmentation, RadiographDataset
 from .errors import ConfigError
 from .mae import MaskedAutoencoder, create_mae
@@ -24,9 +23,11 @@ from .plots import write_image
 from .prepare import PreparedImage, Quarantined, list_images, prepare_images, worker_count, write_quarantine
 from .prepared.reading import PreparedSet, is_prepared
 from .presets import ENCODERS
+from .pretrain_config import PretrainConfig
 from .processes import patiently
 from .reconstruction import reconstruction_picture
-from .training import Task, Training
+from .task import Task
+from .training import Training
 
 PICTURE_EPOCH = 2**31 - 1  # the picture's mask: always the same, and none that training draws
 

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 
 from .classifier import Classifier, ClassifierConfig, save_classifier
-from .config import ProbeConfig
 from .create import create_encoder
 from .embedding_files import embed_list
 from .encoder import Encoder
@@ -30,6 +29,7 @@ from .labels import (
     take_fraction,
 )
 from .metrics import best_threshold
+from .probe_config import ProbeConfig
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation
 
@@ -59,6 +59,14 @@ class ProbeResult:
 
 def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: bool = True) -> ProbeResult:
     """Features of every image (kept in ``out/features.parquet``, so that a second probe is quick), then the probe.
+
+    Args:
+        config: labels, weights, and the folder that model, metrics and plots go to.
+        encoder: taken instead of ``config.weights``.
+        progress: show a progress bar, and what was read.
+
+    Returns:
+        Test metrics with intervals, and what was left out; the classifier is in ``out/model``.
 
     Raises:
         ConfigError: the manifest, a class that cannot be learned from what is readable, or features made with other

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .config import TrainingConfig
 from .optim import parameter_groups
+from .training_config import TrainingConfig
 
 
 class Run(Protocol):

@@ -36,7 +36,6 @@ from .checkpoints import (
     whole_state,
     write_checkpoint,
 )
-from .config import TrainingConfig
 from .data import StepSampler
 from .errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
 from .files import remove_leftovers, written_whole
@@ -52,6 +51,7 @@ from .processes import (
     shard,
 )
 from .task import Task
+from .training_config import TrainingConfig
 
 
 @dataclass

@@ -11,9 +11,9 @@ import os
 import sys
 from pathlib import Path
 
-from hdxray_fast.config import PretrainConfig
 from hdxray_fast.errors import HDXrayError
 from hdxray_fast.pretrain import PretrainTask, run_pretraining
+from hdxray_fast.pretrain_config import PretrainConfig
 
 RANK = int(os.environ["RANK"])
 

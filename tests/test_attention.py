@@ -7,7 +7,7 @@ import torch
 from attention_helpers import cumulate, definition, definition_lse, packed
 from conftest import assert_two_times_rule
 
-from hdxray_fast import ArgumentError, ArgumentTypeError, BackendError, HDXrayError
+from hdxray_fast.errors import ArgumentError, ArgumentTypeError, BackendError, HDXrayError
 from hdxray_fast.ops.attention import attention, attention_ref
 
 BACKENDS = ["auto", "sdpa", "reference"]

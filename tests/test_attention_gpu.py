@@ -8,7 +8,7 @@ from attention_helpers import cumulate, definition, definition_lse
 from conftest import assert_two_times_rule
 
 import hdxray_fast as hx
-from hdxray_fast import ArgumentError
+from hdxray_fast.errors import ArgumentError
 from hdxray_fast.layers import Block
 from hdxray_fast.ops.attention import TRITON_HEAD_DIMS, attention, attention_ref
 

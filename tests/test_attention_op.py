@@ -10,7 +10,8 @@ import torch
 from attention_helpers import cumulate, definition, definition_lse, packed
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from hdxray_fast import ArgumentError, BackendError, env
+from hdxray_fast.cli import doctor
+from hdxray_fast.errors import ArgumentError, BackendError
 from hdxray_fast.layers import Block
 from hdxray_fast.ops import attention as attention_module
 from hdxray_fast.ops import attention_table, attention_torch
@@ -187,9 +188,9 @@ def test_doctor_says_which_and_why(monkeypatch):
     assert first == ("packed D=64 bf16 long train", "triton", "measured 2026-01-02, ms: triton 1.5, varlen 2")
 
     gpu = {"name": "a GPU", "memory_mib": 1, "capability": "9.0", "driver": "1", "cuda": "13"}
-    monkeypatch.setattr(env, "_gpus", lambda: [gpu])
+    monkeypatch.setattr(doctor, "_gpus", lambda: [gpu])
     monkeypatch.setattr(attention_module, "why_not_triton", lambda *_: "")
-    text = env.format_doctor(env.doctor_report())
+    text = doctor.format_doctor(doctor.doctor_report())
     assert "attention, packed D=64 bf16 long train on cuda (a GPU): triton (measured 2026-01-02, ms: triton 1.5" in text
 
 

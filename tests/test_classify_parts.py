@@ -9,8 +9,9 @@ import torch.nn.functional as F
 
 import hdxray_fast as hx
 from hdxray_fast.classifier import Classifier, ClassifierConfig
-from hdxray_fast.classify_data import LabelledRadiographs, SetAside, mix, model_inputs
+from hdxray_fast.classify_data import LabelledRadiographs, SetAside, mix
 from hdxray_fast.classify_loss import class_weights, classification_loss, known_labels
+from hdxray_fast.inputs import encoder_inputs
 from hdxray_fast.layer_decay import layer_decay_groups
 from hdxray_fast.layers import Block, drop_path
 from hdxray_fast.prepare import prepare_images
@@ -149,7 +150,7 @@ def test_a_file_that_is_gone_adds_nothing(dataset, radiographs):
     assert [bool(error) for error in batch["error"]] == [False, True, False]
     for keep in ("all", "valid", "contour"):
         model = small_classifier(keep=keep)
-        logits = model(*model_inputs(model.encoder, batch))
+        logits = model(*encoder_inputs(model.encoder, batch))
         assert torch.isfinite(logits).all()
         classification_loss(logits, batch["labels"]).backward()
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
@@ -158,8 +159,8 @@ def test_a_file_that_is_gone_adds_nothing(dataset, radiographs):
 def test_mixup_mixes_what_the_model_sees(dataset):
     batch = batch_of(dataset, [0, 1, 3, 4])
     model = small_classifier(keep="contour").eval()
-    images, _, scale, shift = model_inputs(model.encoder, batch)
-    torch.testing.assert_close(model(*model_inputs(model.encoder, mix(model.encoder, batch, 1.0)))[0].shape, (2,))
+    images, _, scale, shift = encoder_inputs(model.encoder, batch)
+    torch.testing.assert_close(model(*encoder_inputs(model.encoder, mix(model.encoder, batch, 1.0)))[0].shape, (2,))
     mixed = mix(model.encoder, batch, 0.7)
     seen = images.float() * scale.view(-1, 1, 1, 1) + shift.view(-1, 1, 1, 1)
     torch.testing.assert_close(mixed["pixels"], 0.7 * seen + 0.3 * seen.roll(1, 0))
@@ -168,8 +169,8 @@ def test_mixup_mixes_what_the_model_sees(dataset):
     fixed = small_classifier(normalisation=(0.5, 0.25))
     mixed = mix(fixed.encoder, batch, 1.0)
     torch.testing.assert_close(mixed["pixels"], (batch["pixels"].float() / 255 - 0.5) / 0.25)
-    expected = fixed(*model_inputs(fixed.encoder, batch))
-    torch.testing.assert_close(fixed(*model_inputs(fixed.encoder, mixed)), expected, rtol=1e-4, atol=1e-5)
+    expected = fixed(*encoder_inputs(fixed.encoder, batch))
+    torch.testing.assert_close(fixed(*encoder_inputs(fixed.encoder, mixed)), expected, rtol=1e-4, atol=1e-5)
     unknown = mix(model.encoder, batch_of(dataset, [0, 2]), 0.5)
     assert unknown["labels"][:, 0].isnan().all()
     assert not unknown["labels"][:, 1].isnan().any()

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from hdxray_fast.cli import main
+from hdxray_fast.cli.main import main
 
 pytest.importorskip("jsonargparse")
 

@@ -11,7 +11,8 @@ import pytest
 
 from hdxray_fast import contour_classical, contour_net
 from hdxray_fast.canvas import Canvas, read_canvas
-from hdxray_fast.contour import ACCEPT, METHODS, _view, _zoom_box, find_contour, find_contours, rasterize_polygon
+from hdxray_fast.contour import ACCEPT, _view, _zoom_box, find_contour, find_contours, rasterize_polygon
+from hdxray_fast.contour_methods import METHODS
 from hdxray_fast.errors import ArgumentError, ArgumentTypeError, HDXrayError
 
 

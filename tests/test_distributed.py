@@ -19,8 +19,8 @@ import torch
 from conftest import draw_radiograph
 
 import hdxray_fast as hx
-from hdxray_fast.config import PretrainConfig
 from hdxray_fast.pretrain import run_pretraining
+from hdxray_fast.pretrain_config import PretrainConfig
 
 for package in ("accelerate", "safetensors", "tqdm"):
     pytest.importorskip(package)

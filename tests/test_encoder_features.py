@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast.encoder import Encoder, EncoderConfig
+from hdxray_fast.encoder import Encoder
+from hdxray_fast.encoder_config import EncoderConfig
 from hdxray_fast.pool import mean_pool
 from hdxray_fast.positions import resample_positions, sincos_positions
 

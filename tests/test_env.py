@@ -11,13 +11,14 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast import _native, env
+from hdxray_fast import _native
+from hdxray_fast.cli import doctor
 
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 
 
 def test_report_is_json_and_says_what_is_here():
-    report = json.loads(json.dumps(env.doctor_report()))
+    report = json.loads(json.dumps(doctor.doctor_report()))
     assert report["package"]["version"] == hx.__version__
     assert report["versions"]["torch"] == torch.__version__
     assert report["threads"]["torch"] == torch.get_num_threads()
@@ -34,11 +35,11 @@ def test_the_core_is_built():
 
 
 def test_text_names_every_part():
-    text = env.format_doctor(env.doctor_report())
+    text = doctor.format_doctor(doctor.doctor_report())
     for title in ("Python", "Versions", "CPU", "Native core", "GPU", "Backends", "Extras", "To do"):
         assert re.search(rf"^{title}$", text, re.MULTILINE), title
     assert f"torch {torch.__version__}" in text
-    assert env.cpu_model() in text
+    assert doctor.cpu_model() in text
 
 
 def test_a_missing_package_comes_with_the_command_that_installs_it(monkeypatch):
@@ -50,10 +51,10 @@ def test_a_missing_package_comes_with_the_command_that_installs_it(monkeypatch):
         return real(name)
 
     monkeypatch.setattr(importlib.metadata, "version", without_rle)
-    report = env.doctor_report()
+    report = doctor.doctor_report()
     assert report["extras"]["dicom"]["missing"] == ["pylibjpeg-rle>=2"]
     assert report["extras"]["dicom"]["command"].endswith("-m pip install 'pylibjpeg-rle>=2'")
-    text = env.format_doctor(report)
+    text = doctor.format_doctor(report)
     assert "missing pylibjpeg-rle>=2" in text
     assert report["extras"]["dicom"]["command"] in text
 
@@ -61,46 +62,46 @@ def test_a_missing_package_comes_with_the_command_that_installs_it(monkeypatch):
 def test_a_missing_core_is_said_with_the_way_to_build_it(monkeypatch):
     monkeypatch.setattr(_native, "core", None)
     monkeypatch.setattr(_native, "why_missing", "No module named hdxray_fast._core")
-    report = env.doctor_report()
+    report = doctor.doctor_report()
     assert not report["core"]["present"]
     assert {b["backend"] for b in report["backends"] if b["operation"] != "attention"} == {"reference"}
-    assert "MISSING: No module named hdxray_fast._core; build it with `pip install .`" in env.format_doctor(report)
+    assert "MISSING: No module named hdxray_fast._core; build it with `pip install .`" in doctor.format_doctor(report)
 
 
 def test_why_cuda_cannot_be_used_is_said(monkeypatch):
     """A core with CUDA paths on a machine without a usable GPU: it imports, works on the CPU, and says so."""
     if _native.core is None:
         pytest.skip("the core is not built")
-    core, unusable = env.doctor_report()["core"], _native.why_not_native("cuda", 0)
+    core, unusable = doctor.doctor_report()["core"], _native.why_not_native("cuda", 0)
     assert core["cuda_unusable"] == (unusable or None)
     if core["cuda"].startswith("off"):
         assert f"CUDA {core['cuda']}" in unusable
     elif not torch.cuda.is_available():
         assert re.search(r"CUDA (driver|device)", unusable)
-    text = env.format_doctor(
-        {**env.doctor_report(), "core": {**core, "cuda": "on: sm_90 ptx", "cuda_unusable": "no GPU"}}
+    text = doctor.format_doctor(
+        {**doctor.doctor_report(), "core": {**core, "cuda": "on: sm_90 ptx", "cuda_unusable": "no GPU"}}
     )
     assert "CUDA on: sm_90 ptx\n  CUDA cannot be used here: no GPU; the CPU paths are used" in text
 
 
 def test_a_gpu_without_cuda_paths_in_the_core_gets_advice():
     core = {"present": True, "cuda": "off: no CUDA compiler was found", "cuda_unusable": "CPU paths only"}
-    (advice,) = env._advice({}, core, {}, [{"name": "a GPU"}])
+    (advice,) = doctor._advice({}, core, {}, [{"name": "a GPU"}])
     assert "HDXRAY_CUDA=ON" in advice
     assert "no CUDA compiler was found" in advice
-    assert not env._advice({}, core, {}, [])
+    assert not doctor._advice({}, core, {}, [])
 
 
 def test_a_broken_package_is_reported_not_raised(monkeypatch):
-    monkeypatch.setitem(env.MODULES, "opencv", "hdxray_fast_no_such_module")
-    report = env.doctor_report()
+    monkeypatch.setitem(doctor.MODULES, "opencv", "hdxray_fast_no_such_module")
+    report = doctor.doctor_report()
     assert report["versions"]["opencv"].startswith("cannot be imported")
     assert any(line.startswith("repair opencv") for line in report["advice"])
 
 
 @pytest.mark.skipif(not PYPROJECT.exists(), reason="needs the project's own pyproject.toml beside the tests")
-@pytest.mark.parametrize("extra", env.EXTRAS)
+@pytest.mark.parametrize("extra", doctor.EXTRAS)
 def test_extras_are_those_of_pyproject(extra):
     line = re.search(rf"^{extra} = \[(.*)\]$", PYPROJECT.read_text(), re.MULTILINE).group(1)
     declared = [r for r in re.findall(r'"([^"]+)"', line) if not r.startswith("hdxray-fast")]
-    assert env.EXTRAS[extra] == declared
+    assert doctor.EXTRAS[extra] == declared

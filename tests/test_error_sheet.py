@@ -10,8 +10,8 @@ import torch
 import hdxray_fast as hx
 from hdxray_fast.attention_maps import patch_map
 from hdxray_fast.classifier import Classifier, ClassifierConfig
-from hdxray_fast.classify_data import model_inputs
-from hdxray_fast.error_sheet import as_batch, confident_errors, overlay, write_error_sheet
+from hdxray_fast.error_sheet import confident_errors, overlay, write_error_sheet
+from hdxray_fast.inputs import as_batch, encoder_inputs
 from hdxray_fast.label_table import LabelTable
 from hdxray_fast.radiographs import read_radiograph
 
@@ -28,7 +28,7 @@ def classifier(head="linear", pool="mean", **settings) -> Classifier:
 
 def inputs(model, radiographs):
     file = str(radiographs / "0.png")
-    return model_inputs(model.encoder, as_batch(read_radiograph(file, file, 64, 16)))
+    return encoder_inputs(model.encoder, as_batch([read_radiograph(file, file, 64, 16)]))
 
 
 @pytest.mark.parametrize("keep", ["all", "valid", "contour"])

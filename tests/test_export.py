@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast.cli import main
+from hdxray_fast.cli.main import main
 from hdxray_fast.encoder import Encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:torch.*")

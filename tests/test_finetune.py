@@ -19,9 +19,9 @@ import hdxray_fast as hx
 from hdxray_fast import evaluation
 from hdxray_fast.classifier import load_classifier
 from hdxray_fast.classify import describe_finetuning, run_finetuning
-from hdxray_fast.classify_cli import join_lists
 from hdxray_fast.classify_config import FinetuneConfig
-from hdxray_fast.cli import main
+from hdxray_fast.cli.classify import join_lists
+from hdxray_fast.cli.main import main
 from hdxray_fast.evaluation import evaluate_files, predict
 
 for package in ("accelerate", "sklearn", "pandas", "matplotlib"):

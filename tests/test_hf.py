@@ -113,7 +113,7 @@ def test_keep_contour_through_processor_and_model(transformers, tmp_path):
 
 
 def test_config_speaks_both_languages(transformers, tmp_path):
-    from hdxray_fast.hf import HDXrayConfig
+    from hdxray_fast.hf_config import HDXrayConfig
 
     config = HDXrayConfig("vit_base_patch16", image_size=[512, 256], num_channels=3, num_hidden_layers=2)
     assert (config.hidden_size, config.depth, config.num_attention_heads, config.intermediate_size) == (
@@ -170,7 +170,7 @@ def test_training_checkpoints_and_gradient_checkpointing(transformers, tmp_path)
 
 
 def _config():
-    from hdxray_fast.hf import HDXrayConfig
+    from hdxray_fast.hf_config import HDXrayConfig
 
     return HDXrayConfig("vit_tiny_patch16", img_size=SIZE, depth=2, embed_dim=48, num_heads=3)
 
@@ -271,7 +271,7 @@ def test_the_processor_prepares_images_as_embed_does(transformers, tmp_path):
 
 
 def test_what_the_processor_refuses(tmp_path):
-    from hdxray_fast.hf import HDXrayImageProcessor
+    from hdxray_fast.hf_images import HDXrayImageProcessor
 
     processor = HDXrayImageProcessor(size=32)
     (tmp_path / "bad.png").write_bytes(b"not an image")

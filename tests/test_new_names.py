@@ -16,7 +16,7 @@ from hdxray_fast import classify_task, evaluation
 from hdxray_fast.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
 from hdxray_fast.classify import run_finetuning
 from hdxray_fast.classify_config import FinetuneConfig
-from hdxray_fast.cli import main
+from hdxray_fast.cli.main import main
 from hdxray_fast.evaluation import ask, evaluate_files, predict
 
 pytest.importorskip("pandas")

@@ -99,7 +99,7 @@ def test_wheel_holds_package_data_and_metadata(built_wheel):
         "torch",
     ]
     assert "License-Expression: Apache-2.0" in metadata
-    assert "hdxray-fast = hdxray_fast.cli:main" in entry_points
+    assert "hdxray-fast = hdxray_fast.cli.main:main" in entry_points
 
 
 @pytest.mark.skipif(

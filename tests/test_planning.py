@@ -10,12 +10,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hdxray_fast as hx
 from hdxray_fast import work
-from hdxray_fast.cli import main
-from hdxray_fast.config import PretrainConfig
+from hdxray_fast.cli.main import main
 from hdxray_fast.errors import ArgumentError, ConfigError
 from hdxray_fast.planning import DEVICES, PlanConfig, Shape, describe, device_rate, is_kind, plan
 from hdxray_fast.prepared.reading import PreparedSet
 from hdxray_fast.presets import ENCODERS
+from hdxray_fast.pretrain_config import PretrainConfig
 from hdxray_fast.processes import checkpoint_activations
 
 

@@ -28,7 +28,7 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(made, limit):
         sys.executable, "-c",
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-        "from hdxray_fast.cli import main; sys.exit(main(sys.argv[1:]))",
+        "from hdxray_fast.cli.main import main; sys.exit(main(sys.argv[1:]))",
         "prepare", str(root / "xrays"), "--out", str(out), "--size", str(SIZE), "--workers", "0", "--shard_size",
         "1" if limit == 30_000 else "4", "--contour", "rectangle", "--patient_key", str(key),
     ]  # fmt: skip
@@ -98,7 +98,7 @@ def test_a_set_without_a_good_image_says_so(tmp_path):
 
 
 def test_flags_of_the_command_stand_alone(made, capsys):
-    from hdxray_fast.cli import main
+    from hdxray_fast.cli.main import main
 
     root = made.parent
     (root / "more").mkdir()

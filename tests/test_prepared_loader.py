@@ -144,7 +144,7 @@ def test_a_stream_gives_the_same_samples(made, tmp_path, kind, bits):
 
 def test_streams_are_written_whole_or_refused(made, tmp_path):
     pytest.importorskip("litdata")
-    from hdxray_fast.cli import main
+    from hdxray_fast.cli.main import main
     from hdxray_fast.prepared.streaming import read_stream, write_stream
 
     assert main(["stream", str(made["raw", 8]), "--out", str(tmp_path / "one")]) == 0

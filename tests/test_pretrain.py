@@ -17,9 +17,9 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast.config import PretrainConfig
 from hdxray_fast.errors import ConfigError, TrainingError
 from hdxray_fast.pretrain import run_pretraining
+from hdxray_fast.pretrain_config import PretrainConfig
 
 for package in ("accelerate", "safetensors", "tqdm"):
     pytest.importorskip(package)
@@ -195,7 +195,7 @@ def test_kill_9_at_any_moment_then_resume_gives_the_same_curve(radiographs, tmp_
         return [
             sys.executable,
             "-m",
-            "hdxray_fast.cli",
+            "hdxray_fast",
             "pretrain",
             f"--data={radiographs}",
             f"--out={out}",

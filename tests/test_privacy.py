@@ -17,7 +17,7 @@ from prepared_helpers import contents
 from xray_makers import PATIENT, dicom
 
 import hdxray_fast as hx
-from hdxray_fast.cli import main
+from hdxray_fast.cli.main import main
 from hdxray_fast.prepared.reading import PreparedSet
 
 pytest.importorskip("pydicom")

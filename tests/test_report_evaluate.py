@@ -12,7 +12,7 @@ from report_corpus import CASES, write_two_view_studies
 from report_makers import write_annotation, write_csv
 
 import hdxray_fast as hx
-from hdxray_fast.cli import main
+from hdxray_fast.cli.main import main
 from hdxray_fast.reports.evaluate import evaluate_reports
 from hdxray_fast.reports.evaluation_files import write_evaluation
 from hdxray_fast.reports.evaluation_page import evaluation_page, mark_differences

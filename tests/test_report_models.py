@@ -14,7 +14,8 @@ pytest.importorskip("transformers")
 from hdxray_fast.encoder import Tokens
 from hdxray_fast.errors import ArgumentError, CheckpointError, ConfigError
 from hdxray_fast.masking import plan_masks
-from hdxray_fast.reports.model import ReportModelConfig, create_report_model, pad_targets
+from hdxray_fast.reports.model import create_report_model, pad_targets
+from hdxray_fast.reports.model_config import ReportModelConfig
 from hdxray_fast.reports.saving import load_report_model, save_report_model
 from hdxray_fast.reports.sentences import sentence_spans, sentence_tokens
 from hdxray_fast.reports.text_models import import_text_models

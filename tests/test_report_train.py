@@ -18,7 +18,7 @@ from report_model_makers import CHINESE, ENGLISH, radiograph, save_small_encoder
 pytest.importorskip("transformers")
 pytest.importorskip("pycocoevalcap")
 
-from hdxray_fast.cli import main
+from hdxray_fast.cli.main import main
 from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
 from hdxray_fast.model_folders import load_model
 from hdxray_fast.reports.attention_picture import draw_attention

@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from hdxray_fast.checkpoints import load_checkpoint
-from hdxray_fast.config import TrainingConfig
 from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
-from hdxray_fast.training import Task, Training
+from hdxray_fast.task import Task
+from hdxray_fast.training import Training
+from hdxray_fast.training_config import TrainingConfig
 
 for package in ("accelerate", "safetensors", "tqdm"):
     pytest.importorskip(package)

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 
 import hdxray_fast as hx
-from hdxray_fast.cli import main
+from hdxray_fast.cli.main import main
 from hdxray_fast.positions import resample_positions, sincos_positions
-from hdxray_fast.weights import LoadReport, convert
+from hdxray_fast.weights import convert
+from hdxray_fast.weights_report import LoadReport
 
 safetensors_torch = pytest.importorskip("safetensors.torch", reason="weights need safetensors (extra 'train')")
 

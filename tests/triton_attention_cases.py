@@ -17,7 +17,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("TRITON_INTERPRET=1 is not set", allow_module_level=True)
 pytest.importorskip("triton")
 
-from hdxray_fast import ArgumentError, BackendError
+from hdxray_fast.errors import ArgumentError, BackendError
 from hdxray_fast.ops.attention import attention, resolve_backend
 from hdxray_fast.ops.triton import attention as kernels
 from hdxray_fast.ops.triton import configs

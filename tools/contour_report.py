@@ -17,7 +17,8 @@ from contour_confidence import overlap
 from contour_data import Sample, letterbox
 
 from hdxray_fast import contour_classical, contour_net
-from hdxray_fast.contour import METHODS, Contour, find_contour, rasterize_polygon
+from hdxray_fast.contour import Contour, find_contour, rasterize_polygon
+from hdxray_fast.contour_methods import METHODS
 from hdxray_fast.overlay import draw_overlay
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -58,11 +58,12 @@ print(json.dumps(found))
 DOCTOR = """
 import pathlib, sys
 import hdxray_fast
-from hdxray_fast import _core, cli
+from hdxray_fast import _core
+from hdxray_fast.cli.main import main
 site, want_cuda = pathlib.Path(sys.argv[1]).resolve(), sys.argv[2] == "cuda"
 where, cuda = pathlib.Path(hdxray_fast.__file__).resolve(), _core.build_info()["cuda"]
 print("hdxray_fast from", where, "- CUDA", cuda, flush=True)
-status = cli.main(["doctor"])
+status = main(["doctor"])
 if site not in where.parents:
     sys.exit("the package that was imported is not the one that was built (%s)" % site)
 if want_cuda and not cuda.startswith("on"):

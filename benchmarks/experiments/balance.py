@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from hdxray_fast.config import PretrainConfig
 from hdxray_fast.data import Augmentation, RadiographDataset, StepSampler
 from hdxray_fast.masking import plan_masks
 from hdxray_fast.prepare import list_images, prepare_images, worker_count
+from hdxray_fast.pretrain_config import PretrainConfig
 
 
 def kept(dataset: RadiographDataset, epochs: int, config: PretrainConfig) -> np.ndarray:

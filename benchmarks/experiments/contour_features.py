@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 
 import hdxray_fast as hx
-from hdxray_fast.config import ProbeConfig
 from hdxray_fast.probe import run_probe
+from hdxray_fast.probe_config import ProbeConfig
 
 KEEPS = ("all", "valid", "contour")
 

@@ -21,7 +21,8 @@ from tqdm.auto import tqdm
 
 from hdxray_fast.data import Augmentation, RadiographDataset, StepSampler
 from hdxray_fast.evaluation import report_predictions
-from hdxray_fast.labels import LabelTable, read_labels, require_files
+from hdxray_fast.label_table import LabelTable
+from hdxray_fast.labels import read_labels, require_files
 from hdxray_fast.metrics import best_threshold, evaluate_predictions
 from hdxray_fast.optim import warmup_cosine
 from hdxray_fast.prepare import prepare_images, worker_count

@@ -57,8 +57,8 @@ class Training:
 def training(task: str) -> Training:
     """``pretrain``, ``finetune`` or ``report``, imported only when asked for."""
     if task == "pretrain":
-        from hdxray_fast.config import PretrainConfig
         from hdxray_fast.pretrain import run_pretraining
+        from hdxray_fast.pretrain_config import PretrainConfig
 
         small = {"model": "vit_tiny_patch16", "decoder_embed_dim": 64, "decoder_depth": 1, "picture_every": 10}
         return Training(PretrainConfig, run_pretraining, {**small, "ema": 0.9}, ("model/*.safetensors",))

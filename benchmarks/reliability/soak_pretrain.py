@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import theilslopes
 
-from hdxray_fast.config import PretrainConfig
 from hdxray_fast.files import written_whole
 from hdxray_fast.pretrain import run_pretraining
+from hdxray_fast.pretrain_config import PretrainConfig
 
 BLOCK = 50
 

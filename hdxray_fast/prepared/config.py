@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal, get_args, get_type_hints
 
+from ..contour_methods import ContourMethod
 from ..errors import ConfigError
-
-# What a preparation can go on with otherwise; everything else decides what the shards hold.
-FREE = frozenset(
-    {"sources", "images", "out", "part", "workers", "timeout", "max_memory", "patient_key", "add", "retry"}
-)
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,11 @@ class PrepareConfig:
         retry: make the shards again that hold an unreadable file, once it is mended or a decoder installed.
     """
 
+    # What a preparation can go on with otherwise; everything else decides what the shards hold.
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset(
+        {"sources", "images", "out", "part", "workers", "timeout", "max_memory", "patient_key", "add", "retry"}
+    )
+
     sources: list[str]
     out: str
     images: str | None = None
@@ -50,7 +51,7 @@ class PrepareConfig:
     bits: Literal[8, 16] = 8
     format: Literal["raw", "png", "jpeg"] = "raw"
     quality: int = 95
-    contour: Literal["network", "classical", "prior", "rectangle"] = "network"
+    contour: ContourMethod = "network"
     view: Literal["frontal", "lateral", "any"] = "frontal"
     body_part: Literal["chest", "any"] = "chest"
     modality: Literal["radiograph", "any"] = "radiograph"
@@ -69,15 +70,9 @@ class PrepareConfig:
     def __post_init__(self) -> None:
         if not self.sources or not self.out:
             raise ConfigError("sources and out must both be named: the radiographs, and a folder for the data set")
+        choices = get_type_hints(PrepareConfig)
         for name in ("bits", "format", "contour", "view", "body_part", "modality"):
-            accepted = {
-                "bits": (8, 16),
-                "format": ("raw", "png", "jpeg"),
-                "contour": ("network", "classical", "prior", "rectangle"),
-                "view": ("frontal", "lateral", "any"),
-                "body_part": ("chest", "any"),
-                "modality": ("radiograph", "any"),
-            }[name]
+            accepted = get_args(choices[name])
             if getattr(self, name) not in accepted:
                 raise ConfigError(f"{name}: got {getattr(self, name)!r}, accepted are {', '.join(map(str, accepted))}")
         if self.bits == 16 and self.format == "jpeg":
@@ -104,4 +99,4 @@ class PrepareConfig:
 
     def recipe(self) -> dict:
         """What decides the content of the shards, JSON-able."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in FREE}
+        return {name: value for name, value in dataclasses.asdict(self).items() if name not in self.FREE_ON_RESUME}

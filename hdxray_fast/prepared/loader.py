@@ -65,7 +65,10 @@ def collate(samples: Sequence[Prepared]) -> Batch:
 
 
 class PreparedLoader:
-    """Batches in the order of a sampler.
+    """Batches in the order of a sampler: dicts of tensors.
+
+    ``pixels [B, 1, S, S] uint8`` (uint16 of a set of 16 bits), ``inside`` and ``valid`` ``[B, S / 16, S / 16] bool``
+    (patches of the chest, and those that are no padding), ``scale`` and ``shift`` ``[B] float32``, ``index [B] int64``.
 
     A batch is overwritten once the next one is asked for: clone what is to be kept, and with a GPU finish the copy
     (``non_blocking=False``, or an event) before going on.

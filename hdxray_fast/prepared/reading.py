@@ -42,6 +42,9 @@ class Prepared(NamedTuple):
 class PreparedSet:
     """Random access to what ``hdxray-fast prepare`` wrote.
 
+    ``data[i]`` is a :class:`Prepared`: ``pixels [S, S]`` uint8 or uint16, ``valid_box``, ``polygon``, ``inside`` (bool
+    ``[S / 16, S / 16]``), ``scale`` and ``shift``; ``len(data)`` counts images.
+
     Processes that fork or pickle it share the pages of shards and contours, and keep 36 bytes an image of their own.
 
     Args:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
-from ..config import TrainingConfig
+from ..contour_methods import ContourMethod
 from ..errors import ConfigError
+from ..training_config import TrainingConfig
 from .cleaning import DEFAULT_CLEANERS, cleaner
 from .layouts import LAYOUTS
-from .model import ReportModelConfig
+from .model_config import ReportModelConfig, ReportModelSettings
 from .studies import SECTIONS, check_language
 from .writing_options import WritingOptions
 
@@ -19,7 +20,7 @@ AUGMENTED = "augment changes the images, of which a frozen encoder's features ar
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportConfig(TrainingConfig):
+class ReportConfig(TrainingConfig, ReportModelSettings):
     """Training of a report model.
 
     Args:
@@ -43,22 +44,6 @@ class ReportConfig(TrainingConfig):
         img_size: canvas side, pixels; the weights' own, or 1280, by default.
         contour: how the chest contour is found: ``network``, ``classical``, ``prior`` or ``rectangle``.
         cache: folder for canvases, contours and features computed once; ``<out>/cache`` by default.
-        decoder: ``transformer`` (encoder-decoder with cross-attention, R2Gen's size), ``relational`` (the same with
-            R2Gen's memory), or ``language-model``.
-        keep: patches that are looked at: ``all``, ``valid`` (no padding) or ``contour`` (the chest and a margin).
-        pool: how patches become visual tokens: ``grid`` (means over a square grid) or ``attention`` (learned queries).
-        visual_tokens: of one view.
-        max_views: radiographs of a study that are read; further ones are left out and counted.
-        max_length: most tokens of a report, the end token included; longer ones are cut and counted.
-        layers: of each half of the transformer.
-        width: of the transformer.
-        heads: of its attention.
-        ffn: hidden width of its feed-forward layers.
-        dropout: in it.
-        memory_slots: of the relational memory.
-        language_model: name or path of a causal language model.
-        lora_rank: of LoRA on the language model; 0 keeps it frozen.
-        lora_alpha: LoRA's matrices are scaled by ``lora_alpha / lora_rank``.
         prompt: two texts, before and after the visual tokens of a language model.
         lr: peak learning rate of everything behind the encoder; 2e-4 by default.
         encoder_lr: peak learning rate of the encoder; 0 freezes it, and its features are computed once.
@@ -72,12 +57,13 @@ class ReportConfig(TrainingConfig):
         no_repeat_ngram_size: 3 blocks repeated trigrams in validation; 0 allows them.
     """
 
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = TrainingConfig.FREE_ON_RESUME | {"cache"}
+
     data: str
     images: str | None = None
     layout: str | None = None
     sections: str = "findings"
     report_column: str | None = None
-    language: str = "en"
     val_share: float = 0.1
     test_share: float = 0.2
     cleaning: str | None = None
@@ -87,23 +73,8 @@ class ReportConfig(TrainingConfig):
     weights: str | None = None
     encoder: str = "vit_small_patch16"
     img_size: int | None = None
-    contour: Literal["network", "classical", "prior", "rectangle"] = "network"
+    contour: ContourMethod = "network"
     cache: str | None = None
-    decoder: Literal["transformer", "relational", "language-model"] = "transformer"
-    keep: Literal["all", "valid", "contour"] = "valid"
-    pool: Literal["grid", "attention"] = "grid"
-    visual_tokens: int = 196
-    max_views: int = 2
-    max_length: int = 100
-    layers: int = 3
-    width: int = 512
-    heads: int = 8
-    ffn: int = 512
-    dropout: float = 0.1
-    memory_slots: int = 3
-    language_model: str | None = None
-    lora_rank: int = 0
-    lora_alpha: float = 16.0
     prompt: list[str] | None = None
     encoder_lr: float = 5e-5
     label_smoothing: float = 0.0
@@ -146,9 +117,8 @@ class ReportConfig(TrainingConfig):
     @property
     def model_config(self) -> ReportModelConfig:
         """Settings of the model."""
-        shared = set(ReportModelConfig.__dataclass_fields__) - {"cleaning", "prompt"}
         prompt = None if self.prompt is None else tuple(self.prompt)
-        settings = {name: getattr(self, name) for name in shared}
+        settings = {name: getattr(self, name) for name in ReportModelSettings.__dataclass_fields__}
         return ReportModelConfig(**settings, cleaning=self.cleaning_name, prompt=prompt)
 
     @property

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ..data import RadiographDataset
 from ..encoder import Tokens
-from ..errors import HDXrayError
 from ..files import save_tensors, written_whole
 from ..plan import MaskPlan
 from .model import ReportModel
@@ -72,11 +71,11 @@ class FeatureStore:
             on_done()
         for first in range(0, len(missing), batch_size):
             chunk = missing[first : first + batch_size]
-            batch = image_batch([self.images[0, index] for index in chunk], device, model)
+            batch = stacked([self.images[0, index] for index in chunk], device)
             with torch.no_grad(), autocast():
-                plan = model.plan(batch["images"], batch["inside"], batch["valid"])
-                tokens = model.encoder.encode(batch["images"], plan, batch["scale"], batch["shift"])
-                stored = self._store(model, tokens, plan)
+                inputs = model.inputs(batch)
+                tokens = model.encoder.encode(**inputs)
+                stored = self._store(model, tokens, inputs["plan"])
             for index, tensors in zip(chunk, stored, strict=True):
                 with written_whole(self.path(index), durable=False) as temporary:
                     save_tensors(tensors, temporary)
@@ -148,16 +147,6 @@ def _half(values: Tensor) -> Tensor:
     return (half if bool(half.isfinite().all()) else values.detach().cpu().float()).contiguous().clone()
 
 
-def image_batch(samples: Sequence[dict[str, Tensor]], device: torch.device, model: ReportModel) -> dict:
-    """Samples of :class:`hdxray_fast.data.RadiographDataset` as one batch for the encoder."""
-    if not samples:
-        raise HDXrayError("there is no image")
-    batch = {name: torch.stack([sample[name] for sample in samples]).to(device) for name in samples[0]}
-    own = model.encoder.normalisation == "per_image"  # over the valid patches, as in pre-training
-    return {
-        "images": batch["pixels"].expand(-1, model.encoder.in_chans, -1, -1),
-        "inside": batch["inside"].cpu(),
-        "valid": batch["valid"].cpu(),
-        "scale": batch["scale"] if own else None,
-        "shift": batch["shift"] if own else None,
-    }
+def stacked(samples: Sequence[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
+    """Samples of :class:`hdxray_fast.data.RadiographDataset` as one batch."""
+    return {name: torch.stack([sample[name] for sample in samples]).to(device) for name in samples[0]}

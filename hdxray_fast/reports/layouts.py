@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from pathlib import Path
@@ -75,6 +76,12 @@ def read_studies(
     else:
         raise ConfigError(f"layout: got {layout!r}, accepted are {', '.join(map(repr, LAYOUTS))}")
     return finish_table(table, str(path), val_share, test_share, seed, need_images)
+
+
+# Its settings that configurations and commands take under the same names
+STUDY_SETTINGS = tuple(
+    name for name in inspect.signature(read_studies).parameters if name not in ("data", "need_images")
+)
 
 
 def guess_layout(path: Path) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,88 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..encoder import Encoder, Tokens
-from ..encoder_config import KEEPS
 from ..errors import ArgumentError, ArgumentTypeError, ConfigError
+from ..inputs import all_channels, own_scale, patches_to_keep
 from ..plan import MaskPlan
-from ..selection import every_patch, selected_patches
+from ..selection import every_patch
+from .model_config import PROMPTS, ReportModelConfig
 from .text_models import import_text_models
 from .text_tokenizers import ReportTokenizer, check_fits
-from .visual_tokens import POOLS, StudyTokens, Views, ViewTokens, VisualTokens
+from .visual_tokens import StudyTokens, Views, ViewTokens, VisualTokens
 from .writing_options import WritingOptions
-
-DECODERS = ("transformer", "relational", "language-model")
-PROMPTS = {
-    "en": ("Chest radiograph: ", "\nWrite the radiology report on it.\nReport: "),
-    "zh": ("胸片：", "\n请写出这张胸片的影像报告。\n报告："),
-}
-
-
-@dataclass(frozen=True)
-class ReportModelConfig:
-    """What a report model is, beside its encoder and tokenizer; JSON-able.
-
-    Args:
-        decoder: ``transformer`` (encoder-decoder with cross-attention), ``relational`` (the same with R2Gen's memory),
-            or ``language-model``.
-        keep: patches that are looked at: ``all``, ``valid`` or ``contour``.
-        pool: how they become visual tokens: ``grid`` (means over a square grid) or ``attention`` (learned queries).
-        visual_tokens: of one view.
-        max_views: radiographs of a study that are read; further ones are left out and counted.
-        max_length: most tokens of a report, the end token included; longer ones are cut and counted.
-        layers: of the transformer's two halves (R2Gen: 3).
-        width: of the transformer.
-        heads: of its attention.
-        ffn: hidden width of its feed-forward layers.
-        dropout: in it.
-        memory_slots: of the relational memory.
-        language_model: name or path, for ``language-model``.
-        lora_rank: 0 keeps the language model frozen.
-        lora_alpha: LoRA's matrices are scaled by ``lora_alpha / lora_rank``.
-        prompt: what stands before and after the visual tokens; of the language's by default.
-        language: ``en`` or ``zh``.
-        cleaning: the function that reports went through before they were taught.
-    """
-
-    decoder: str = "transformer"
-    keep: str = "valid"
-    pool: str = "grid"
-    visual_tokens: int = 196
-    max_views: int = 2
-    max_length: int = 100
-    layers: int = 3
-    width: int = 512
-    heads: int = 8
-    ffn: int = 512
-    dropout: float = 0.1
-    memory_slots: int = 3
-    language_model: str | None = None
-    lora_rank: int = 0
-    lora_alpha: float = 16.0
-    prompt: tuple[str, str] | None = None
-    language: str = "en"
-    cleaning: str = "english"
-
-    def __post_init__(self) -> None:
-        for name, accepted in (("decoder", DECODERS), ("keep", KEEPS), ("pool", POOLS), ("language", tuple(PROMPTS))):
-            if getattr(self, name) not in accepted:
-                raise ConfigError(f"{name}: got {getattr(self, name)!r}, accepted are {', '.join(map(repr, accepted))}")
-        for name in ("visual_tokens", "max_views", "layers", "width", "heads", "ffn", "memory_slots"):
-            if not getattr(self, name) >= 1:
-                raise ConfigError(f"{name}: got {getattr(self, name)}, accepted is a whole number of at least 1")
-        if self.max_length < 2:
-            raise ConfigError(f"max_length: got {self.max_length}, accepted is a whole number of at least 2")
-        if self.width % self.heads:
-            raise ConfigError(f"heads: got {self.heads}, accepted is a divisor of width {self.width}")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError(f"dropout: got {self.dropout}, accepted is a share below 1")
-        if (self.decoder == "language-model") != (self.language_model is not None):
-            raise ConfigError(
-                "language_model: a name or path is needed for decoder='language-model', and for no other decoder"
-            )
-        if self.lora_rank < 0 or (self.lora_rank and self.language_model is None):
-            raise ConfigError(f"lora_rank: got {self.lora_rank}, accepted is 0, and more for a language model")
-        if self.prompt is not None:
-            object.__setattr__(self, "prompt", tuple(self.prompt))
 
 
 class ReportModel(nn.Module):
@@ -119,10 +45,24 @@ class ReportModel(nn.Module):
     def plan(self, images: Tensor, inside: Tensor | None = None, valid: Tensor | None = None) -> MaskPlan:
         """The patches of ``images`` that are looked at; grids as for :meth:`hdxray_fast.encoder.Encoder.forward`."""
         self.encoder.check_images(images)
-        size, patch = self.encoder.grid_size, self.encoder.patch_size
-        if self.config.keep == "all":
-            return every_patch(images.shape[0], size, patch, images.device)
-        return selected_patches(self.config.keep, images, size, patch, inside, valid, self.encoder.margin)
+        plan = patches_to_keep(self.encoder, images, inside, valid, self.config.keep)
+        if plan is not None:
+            return plan
+        return every_patch(images.shape[0], self.encoder.grid_size, self.encoder.patch_size, images.device)
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
+        """What :meth:`forward` reads of single images.
+
+        Args:
+            batch: as :func:`hdxray_fast.inputs.encoder_inputs` takes it, of ``N`` images.
+
+        Returns:
+            ``images [N, C, S, S]``, the ``plan`` of their patches, ``scale`` and ``shift``.
+        """
+        images = all_channels(self.encoder, batch["pixels"])
+        plan = self.plan(images, batch["inside"].cpu(), batch["valid"].cpu())  # plans are made on the CPU
+        scale, shift = own_scale(self.encoder, batch)
+        return {"images": images, "plan": plan, "scale": scale, "shift": shift}
 
     def view_tokens(
         self,

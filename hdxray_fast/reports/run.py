@@ -18,12 +18,13 @@ from ..encoder import Encoder
 from ..errors import ConfigError, TrainingError
 from ..optim import parameter_groups
 from ..prepare import PreparedImage, Quarantined, prepare_images, write_quarantine
-from ..training import Task, Training
+from ..task import Task
+from ..training import Training
 from .batches import ReadyStudy, StudyDataset, ready_studies
 from .cleaning import cleaner, mostly_chinese
 from .config import MIN_FREQUENCY, ReportConfig
 from .features import FeatureStore
-from .layouts import read_studies
+from .layouts import STUDY_SETTINGS, read_studies
 from .metrics import conventions, score_reports
 from .model import ReportModel, create_report_model
 from .predictions import Prediction, write_predictions
@@ -73,17 +74,7 @@ def run_report_training(
         CheckpointError: weights, tokenizer or checkpoints cannot be read.
         MissingDependencyError: an optional package is missing.
     """
-    table = read_studies(
-        config.data,
-        layout=config.layout,
-        images=config.images,
-        sections=config.sections,
-        report_column=config.report_column,
-        language=config.language,
-        val_share=config.val_share,
-        test_share=config.test_share,
-        seed=config.seed,
-    )
+    table = read_studies(config.data, **{name: getattr(config, name) for name in STUDY_SETTINGS})
     task = ReportTask(config, table)
     training = Training(config, task, progress=progress, on_step=on_step)
     if training.sharded:
@@ -191,14 +182,7 @@ class ReportTask(Task):
         """What the model reads of a batch: features, or radiographs and the plan of their patches."""
         if self.features is not None:
             return self.features.arguments(batch)
-        images = batch["pixels"].expand(-1, self.model.encoder.in_chans, -1, -1)
-        own = self.model.encoder.normalisation == "per_image"  # over the valid patches, as in pre-training
-        return {
-            "images": images,
-            "plan": self.model.plan(images, batch["inside"].cpu(), batch["valid"].cpu()),
-            "scale": batch["scale"] if own else None,
-            "shift": batch["shift"] if own else None,
-        }
+        return self.model.inputs(batch)
 
     def files(self, batch: dict) -> list[str]:
         return [path for i in batch["index"].tolist() for path in self.train_set.studies[i].study.images]

@@ -16,7 +16,8 @@ from ..encoder import Encoder
 from ..errors import CheckpointError, ConfigError, HDXrayError
 from ..files import checksum, flush, save_tensors, share
 from ..model_folders import load_model, model_folder, save_model
-from .model import ReportModel, ReportModelConfig, language_model_decoder, visual_tokens_for
+from .model import ReportModel, language_model_decoder, visual_tokens_for
+from .model_config import ReportModelConfig
 from .text_models import import_text_models, quietly
 from .text_tokenizers import check_fits, load_tokenizer
 

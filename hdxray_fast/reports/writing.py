@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ConfigError
+from ..inputs import as_batch
 from ..prepare import IMAGE_SUFFIXES, Quarantined, list_images, worker_count
 from ..radiographs import Radiograph, read_ahead
 from .attention_picture import draw_attention, sentence_maps
@@ -196,11 +197,11 @@ def _write_chunk(
     """Reports on a few studies; the first ``drawn`` of them with their attention."""
     device = next(model.visual.parameters()).device
     radiographs = [radiograph for _, found in chunk for radiograph in found]
-    images, grids, scale, shift = radiograph_batch(radiographs, model, device)
+    batch = as_batch(radiographs, device)
     views = Views.of_counts([len(found) for _, found in chunk]).to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-        plan = model.plan(images, *grids)
-        tokens = model.encoder.encode(images, plan, scale, shift)
+        inputs = model.inputs(batch)
+        plan, tokens = inputs["plan"], model.encoder.encode(**inputs)
         view_tokens = model.resample(tokens, plan)
         texts, ids = model.write(view_tokens, views, options)
         words: list[Tensor] = []
@@ -220,20 +221,6 @@ def _write_chunk(
             )
         rows.append(row)
     return rows
-
-
-def radiograph_batch(radiographs: Sequence[Radiograph], model: ReportModel, device: torch.device) -> tuple:
-    """Images ``[N, C, S, S]``, their grids, and scale and shift as the encoder wants them."""
-    images = torch.from_numpy(np.stack([item.pixels for item in radiographs])).unsqueeze(1)
-    images = images.expand(-1, model.encoder.in_chans, -1, -1).to(device)
-    grids = [torch.from_numpy(np.stack([getattr(item, name) for item in radiographs])) for name in ("inside", "valid")]
-    if model.encoder.normalisation != "per_image":
-        return images, grids, None, None
-    scale, shift = (
-        torch.tensor([getattr(item, name) for item in radiographs], dtype=torch.float32, device=device)
-        for name in ("scale", "shift")
-    )
-    return images, grids, scale, shift
 
 
 def _file_name(study: str, taken: set[str]) -> str:

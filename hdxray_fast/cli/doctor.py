@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from . import __version__
+from .. import __version__
 
 # Distributions of each extra, as in pyproject.toml (a test compares the two): metadata is not there in a source tree.
 EXTRAS = {
@@ -97,7 +98,7 @@ def doctor_report() -> dict[str, Any]:
     gpus = _gpus()
     extras = {name: _extra_report(name) for name in EXTRAS}
     return {
-        "package": {"version": __version__, "location": str(Path(__file__).parent)},
+        "package": {"version": __version__, "location": str(Path(__file__).parents[1])},
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "platform": platform.platform(),
         "versions": versions,
@@ -167,7 +168,7 @@ def _threads() -> dict[str, int]:
 def _core_report() -> dict[str, Any]:
     nothing = {"features": [], "vector_path": None, "vector_paths": []}
     try:
-        from ._native import HOW_TO_BUILD, core, why_missing, why_not_native
+        from .._native import HOW_TO_BUILD, core, why_missing, why_not_native
     except Exception as error:  # torch cannot be imported
         return {"present": False, "reason": str(error), "cpu": nothing}
     if core is None:
@@ -227,8 +228,8 @@ def _backends(gpus: list[dict[str, Any]]) -> list[dict[str, str]]:
     try:
         import torch
 
-        from . import _native
-        from .ops import attention, attention_table
+        from .. import _native
+        from ..ops import attention, attention_table
     except Exception:  # said under versions
         return []
 
@@ -285,3 +286,22 @@ def _gpu_line(gpu: dict[str, Any]) -> str:
 def _extra_line(name: str, extra: dict[str, Any]) -> str:
     state = "there" if not extra["missing"] else "missing " + ", ".join(extra["missing"])
     return f"{name} ({extra['for']}): {state}"
+
+
+# --- the command ------------------------------------------------------------------------------------------------------
+def add_commands(commands, parser_class) -> None:
+    """Add it to jsonargparse's subcommands."""
+    doctor = parser_class(
+        exit_on_error=False, description="What this machine has, which backend each operation uses, what is missing."
+    )
+    doctor.add_argument("--json", action="store_true", help="machine-readable")
+    commands.add_subcommand("doctor", doctor, help="versions, backends, what is missing")
+
+
+def run_doctor_command(**options: bool) -> int:
+    report = doctor_report()
+    print(json.dumps(report, indent=1) if options["json"] else format_doctor(report))
+    return 0
+
+
+COMMANDS = {"doctor": run_doctor_command}

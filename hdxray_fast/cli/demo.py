@@ -9,9 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from .config import PretrainConfig
-from .errors import MissingDependencyError
-from .prepare import list_images
+from ..errors import MissingDependencyError
+from ..prepare import list_images
+from ..pretrain_config import PretrainConfig
 
 DEMO_FILE = "RG1_UNCI.dcm"  # pydicom-data: 1955 x 1841, 15 bits stored, MONOCHROME1
 
@@ -56,7 +56,7 @@ def demo_radiograph() -> Path:
 
 def run_demo(config: DemoConfig) -> dict:
     """Run the demo and return what ``metrics.json`` holds."""
-    from .pretrain import run_pretraining
+    from ..pretrain import run_pretraining
 
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -129,3 +129,21 @@ def peak_rss_mib() -> float:
     """Peak resident memory of this process, MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)  # bytes on macOS, KiB elsewhere
+
+
+def add_commands(commands, parser_class) -> None:
+    """Add it to jsonargparse's subcommands."""
+    demo = parser_class(
+        exit_on_error=False, description="Train a small model on a real radiograph and show what it reconstructs."
+    )
+    demo.add_class_arguments(DemoConfig)
+    commands.add_subcommand("demo", demo, help="from a DICOM file to a reconstruction in minutes")
+
+
+def run_demo_command(**options) -> int:
+    metrics = run_demo(DemoConfig(**options))
+    print(describe(metrics, options["out"]))
+    return 0
+
+
+COMMANDS = {"demo": run_demo_command}

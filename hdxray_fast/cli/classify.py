@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import fields
 
-from .classify_config import FinetuneConfig
-from .config import ProbeConfig
+from ..classify_config import FinetuneConfig
+from ..label_presets import PRESETS
+from ..probe_config import ProbeConfig
 
-LISTS = ("classes", "seeds", "label_fractions")  # settings of probe and finetune that take several values
+# Settings of probe and finetune that take several values
+LISTS = frozenset(
+    setting.name
+    for config in (ProbeConfig, FinetuneConfig)
+    for setting in fields(config)
+    if str(setting.type).startswith("list")
+)
 
 
 def add_commands(commands, parser_class) -> None:
@@ -33,7 +41,7 @@ def add_commands(commands, parser_class) -> None:
     evaluate.add_argument("--data", required=True, help="CSV manifest, or what the preset reads")
     evaluate.add_argument("--out", required=True, help="folder for metrics, predictions and plots")
     evaluate.add_argument("--images", help="folder that relative paths in the manifest start from")
-    evaluate.add_argument("--preset", help="chexpert, mimic-cxr, nih14, rsna, vindr or padchest")
+    evaluate.add_argument("--preset", help=f"one of {', '.join(PRESETS)}")
     evaluate.add_argument("--split", default="test", help="train, val, test, or all (of data that the model never saw)")
     evaluate.add_argument(
         "--uncertain", help="ignore, zeros, ones, or Edema=ones, ... for single classes; left out, as in training"
@@ -81,14 +89,14 @@ def _quoted(value: str) -> str:
 
 
 def run_probe_command(**options) -> int:
-    from .probe import describe_probe, run_probe
+    from ..probe import describe_probe, run_probe
 
     print(describe_probe(run_probe(ProbeConfig(**options))))
     return 0
 
 
 def run_finetune_command(**options) -> int:
-    from .classify import describe_finetuning, run_finetuning
+    from ..classify import describe_finetuning, run_finetuning
 
     config = FinetuneConfig(**options)
     print(describe_finetuning(config, run_finetuning(config)))
@@ -98,10 +106,10 @@ def run_finetune_command(**options) -> int:
 def run_predict_command(paths: list[str], model: str, out: str, **options) -> int:
     from pathlib import Path
 
-    from .classifier import load_classifier
-    from .errors import ConfigError
-    from .evaluation import predict, write_predictions
-    from .files import make_folder
+    from ..classifier import load_classifier
+    from ..errors import ConfigError
+    from ..evaluation import predict, write_predictions
+    from ..files import make_folder
 
     place = Path(out)
     if place.is_dir():
@@ -120,8 +128,8 @@ def run_predict_command(paths: list[str], model: str, out: str, **options) -> in
 
 
 def run_evaluate_command(model: str, **options) -> int:
-    from .evaluation import evaluate_files
-    from .metrics import format_metrics
+    from ..evaluation import evaluate_files
+    from ..metrics import format_metrics
 
     report = evaluate_files(model, **options)
     print(format_metrics(report))
@@ -130,3 +138,11 @@ def run_evaluate_command(model: str, **options) -> int:
     what = "and plots" if options.get("classes") else "plots and the most confident errors"  # no sheet of new names
     print(f"metrics, predictions, {what} are in {options['out']}")
     return 0
+
+
+COMMANDS = {
+    "probe": run_probe_command,
+    "finetune": run_finetune_command,
+    "predict": run_predict_command,
+    "evaluate": run_evaluate_command,
+}

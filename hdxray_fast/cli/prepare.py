@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from .config import PrepareConfig
-
 FLAGS = {  # --add, where class arguments would want --add true
     "keep_duplicates": "keep images whose stored pixels are those of an earlier one",
     "add": "take sources in that were not there when the data set was begun",
@@ -13,6 +11,8 @@ FLAGS = {  # --add, where class arguments would want --add true
 
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
+    from ..prepared.config import PrepareConfig
+
     prepare = parser_class(
         exit_on_error=False,
         description="Canvas and contour of every radiograph, once, into shards that training reads at once.",
@@ -36,8 +36,9 @@ def add_commands(commands, parser_class) -> None:
 
 
 def run_prepare_command(**options) -> int:
-    from .index import describe
-    from .run import run_prepare
+    from ..prepared.config import PrepareConfig
+    from ..prepared.index import describe
+    from ..prepared.run import run_prepare
 
     config = PrepareConfig(**options)
     result = run_prepare(config)
@@ -52,7 +53,7 @@ def run_prepare_command(**options) -> int:
 
 
 def run_merge_command(folder: str) -> int:
-    from .index import describe, merge
+    from ..prepared.index import describe, merge
 
     print(describe(merge(folder)))
     return 0
@@ -60,9 +61,12 @@ def run_merge_command(folder: str) -> int:
 
 def run_stream_command(folder: str, out: str, chunk_mib: int) -> int:
     from ..errors import ConfigError
-    from .streaming import write_stream
+    from ..prepared.streaming import write_stream
 
     if chunk_mib < 1:
         raise ConfigError(f"chunk_mib: got {chunk_mib}, accepted are whole numbers from 1 on")
     print(f"{write_stream(folder, out, chunk_bytes=chunk_mib << 20, progress=True)} images in {out}")
     return 0
+
+
+COMMANDS = {"prepare": run_prepare_command, "merge": run_merge_command, "stream": run_stream_command}

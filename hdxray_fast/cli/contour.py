@@ -1,0 +1,30 @@
+"""The command ``contour``."""
+
+from __future__ import annotations
+
+
+def add_commands(commands, parser_class) -> None:
+    """Add it to jsonargparse's subcommands."""
+    from ..contour_methods import METHODS
+
+    contour = parser_class(
+        exit_on_error=False, description="Find the chest contour of radiographs: overlay, JSON and a contact sheet."
+    )
+    contour.add_argument("paths", nargs="+", help="radiographs, folders of them, or CSV manifests")
+    contour.add_argument("--out", required=True, help="folder for the pictures and JSON files")
+    contour.add_argument("--method", default="network", help=f"one of {', '.join(METHODS)}")
+    contour.add_argument("--size", type=int, default=1280, help="canvas side, pixels")
+    contour.add_argument("--patch_size", type=int, default=16, help="side of a patch, pixels")
+    commands.add_subcommand("contour", contour, help="chest contours of radiographs, as pictures and JSON")
+
+
+def run_contour_command(paths: list[str], out: str, method: str, size: int, patch_size: int) -> int:
+    from ..overlay import write_contours
+    from ..prepare import list_images
+
+    files = [file for path in paths for file in list_images(path, exclude=(out,))]
+    summary = write_contours(files, out, method=method, size=size, patch_size=patch_size)
+    return 0 if summary["written"] else 2
+
+
+COMMANDS = {"contour": run_contour_command}

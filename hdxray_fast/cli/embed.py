@@ -1,0 +1,35 @@
+"""The command ``embed``."""
+
+from __future__ import annotations
+
+import sys
+
+
+def add_commands(commands, parser_class) -> None:
+    """Add it to jsonargparse's subcommands."""
+    embed = parser_class(
+        exit_on_error=False, description="Features of radiographs as a Parquet table; interrupted, it goes on."
+    )
+    embed.add_argument("paths", nargs="+", help="radiographs, folders of them, or CSV manifests")
+    embed.add_argument("--weights", required=True, help="a model folder of this package, or other published weights")
+    embed.add_argument("--out", required=True, help="Parquet file, such as features.parquet")
+    embed.add_argument("--pool", help="cls, mean or attention; left out, the encoder's, or mean")
+    embed.add_argument("--keep", help="all, valid or contour; left out, the encoder's")
+    embed.add_argument("--img_size", type=int, help="canvas side, pixels; left out, the encoder's")
+    embed.add_argument("--batch_size", type=int, default=4)
+    embed.add_argument("--workers", type=int, default=-1, help="processes that read files; -1: one per core")
+    embed.add_argument("--device", help="where the encoder runs; left out, a GPU if there is one")
+    commands.add_subcommand("embed", embed, help="features of radiographs, as a table")
+
+
+def run_embed_command(paths: list[str], out: str, **options) -> int:
+    from ..embedding_files import embed_files
+
+    done = embed_files(paths, out, **options)
+    print(f"{done.rows} rows of {done.width} numbers in {done.out} ({done.new} new)")
+    if done.unreadable:
+        print(f"{done.unreadable} files could not be read: {done.unreadable_csv}", file=sys.stderr)
+    return 0 if done.rows else 2
+
+
+COMMANDS = {"embed": run_embed_command}

@@ -1,0 +1,94 @@
+"""The command line: ``hdxray-fast doctor | demo | contour | embed | convert | pretrain | finetune | ...``."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from ..errors import ConfigError, HDXrayError, MissingDependencyError
+
+# A file of this folder is a group of commands: ``add_commands(commands, parser_class)`` says what each of them takes,
+# ``COMMANDS`` what runs it. It is imported when one of its commands is asked for, or to list them all.
+GROUPS = {
+    "doctor": ("doctor",),
+    "demo": ("demo",),
+    "contour": ("contour",),
+    "embed": ("embed",),
+    "weights": ("export", "convert"),
+    "prepare": ("prepare", "merge", "stream"),
+    "pretrain": ("plan", "pretrain"),
+    "classify": ("probe", "finetune", "predict", "evaluate"),
+    "reports": ("report",),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit status (2 for an error named on stderr)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        # must work when the optional packages are missing: that is what it reports
+        if argv[:1] == ["doctor"] and set(argv[1:]) <= {"--json"}:
+            from .doctor import run_doctor_command
+
+            return run_doctor_command(json="--json" in argv)
+        return _run(argv)
+    except (HDXrayError, OSError) as error:
+        print(f"hdxray-fast: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hdxray-fast: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(argv: list[str]) -> int:
+    try:
+        from jsonargparse import ArgumentError, ArgumentParser
+    except ImportError as error:
+        raise MissingDependencyError("the command line needs jsonargparse: pip install 'hdxray-fast[train]'") from error
+    parser = ArgumentParser(
+        exit_on_error=False, prog="hdxray-fast", description="High-definition chest X-ray pre-training, made fast."
+    )
+    commands = parser.add_subcommands(required=True, dest="command")
+    run: dict[str, Callable[..., int]] = {}
+    for name in _groups(argv):
+        group = importlib.import_module(f".{name}", __package__)
+        group.add_commands(commands, ArgumentParser)
+        run.update(group.COMMANDS)
+    try:
+        argv = _with_underscores(argv)
+        if argv[:1] in (["probe"], ["finetune"]):
+            from .classify import join_lists
+
+            argv = join_lists(argv)
+        parsed = parser.parse_args(argv)
+    except (ArgumentError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        hint = f"hdxray-fast {argv[0]} --help" if argv and not argv[0].startswith("-") else "hdxray-fast --help"
+        raise ConfigError(f"{reason} ({hint} lists the settings)") from error
+    options = parsed[parsed.command]
+    options.pop("config", None)
+    return run[parsed.command](**options.as_dict())
+
+
+def _groups(argv: list[str]) -> list[str]:
+    """Modules of the commands to be known: that of the command that is asked for, or all, to list and to choose of."""
+    for name, commands in GROUPS.items():
+        if argv[:1] and argv[0] in commands:
+            return [name]
+    return list(GROUPS)
+
+
+def _with_underscores(argv: list[str]) -> list[str]:
+    """``--batch-size 4`` and ``--batch_size 4`` mean the same."""
+    renamed = []
+    for word in argv:
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            name = "--" + name[2:].replace("-", "_")
+        renamed.append(name + equals + value)
+    return renamed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""The commands ``plan`` and ``pretrain``."""
+
+from __future__ import annotations
+
+import os
+
+
+def add_commands(commands, parser_class) -> None:
+    """Add them to jsonargparse's subcommands."""
+    from ..planning import PlanConfig
+    from ..pretrain_config import PretrainConfig
+
+    plan = parser_class(exit_on_error=False, description="What a pre-training will take, before it is begun.")
+    plan.add_argument("--json", action="store_true", help="machine-readable")
+    plan.add_class_arguments(PlanConfig)
+    commands.add_subcommand("plan", plan, help="tokens, FLOPs, memory, rate, storage and days of a pre-training")
+
+    pretrain = parser_class(exit_on_error=False, description="Pre-train a contour-masked auto-encoder.")
+    pretrain.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    pretrain.add_class_arguments(PretrainConfig)
+    commands.add_subcommand("pretrain", pretrain, help="pre-train on a folder of radiographs")
+
+
+def run_plan_command(json: bool, **options) -> int:
+    from ..planning import PlanConfig, as_json, describe, plan
+
+    config = PlanConfig(**options).filled_in()
+    found = plan(config)
+    print(as_json(found) if json else describe(found, config))
+    return 0
+
+
+def run_pretrain_command(**options) -> int:
+    from ..pretrain import run_pretraining
+    from ..pretrain_config import PretrainConfig
+
+    result = run_pretraining(PretrainConfig(**options))
+    if int(os.environ.get("RANK", "0")):
+        return 0  # of several processes one speaks
+    if result.losses:
+        print(f"loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f}")
+        print(f"(predicting each patch by its own mean would give {result.baseline:.4f})")
+    if result.picture:
+        print(f"picture: {result.picture}")
+    where = result.out / "model" if result.finished else result.out / "checkpoints"
+    print(f"{'model' if result.finished else 'stopped early; resume with --resume auto'}: {where}")
+    return 0
+
+
+COMMANDS = {"plan": run_plan_command, "pretrain": run_pretrain_command}

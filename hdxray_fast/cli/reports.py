@@ -1,0 +1,161 @@
+"""The command group ``report``: ``train``, ``generate`` and ``evaluate``."""
+
+from __future__ import annotations
+
+import sys
+
+
+def add_commands(commands, parser_class) -> None:
+    """Add ``report`` with its own subcommands to jsonargparse's subcommands."""
+    purpose = "Radiology reports: train a model that writes them, generate, evaluate."
+    report = parser_class(exit_on_error=False, description=purpose)
+    commands.add_subcommand("report", report, help="radiology reports from radiographs")  # outer before inner ones
+    own = report.add_subcommands(required=True, dest="report_command")
+    _add_train(own, parser_class)
+    _add_generate(own, parser_class)
+    _add_evaluate(own, parser_class)
+
+
+def run_report_command(report_command: str, **options) -> int:
+    """Run one of the group's commands with the settings under its name."""
+    settings = dict(options[report_command])
+    settings.pop("config", None)
+    run = {"train": run_train_command, "generate": run_generate_command, "evaluate": run_evaluate_command}
+    return run[report_command](**settings)
+
+
+def _add_train(commands, parser_class) -> None:
+    from ..reports.config import ReportConfig
+
+    train = parser_class(exit_on_error=False, description="Train a model that writes reports on radiographs.")
+    train.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    train.add_class_arguments(ReportConfig)
+    commands.add_subcommand("train", train, help="studies to a model that writes reports")
+
+
+def _add_generate(commands, parser_class) -> None:
+    from ..reports.writing_options import WritingOptions
+
+    generate = parser_class(
+        exit_on_error=False,
+        description="Write reports on radiographs, with a picture of what each sentence was read off.",
+    )
+    generate.add_argument("paths", nargs="*", help="radiographs, folders of them, or CSV manifests: a study each")
+    generate.add_argument("--model", required=True, help="the folder that report train wrote")
+    generate.add_argument("--out", help="folder for predictions.csv and pictures; left out, text is printed alone")
+    generate.add_argument("--together", action="store_true", help="all paths are views of one study")
+    generate.add_argument("--data", help="instead of paths: annotation.json, a CSV, or a folder of reports")
+    _add_studies(generate)
+    generate.add_argument("--seed", type=int, default=0, help="of splits made here, and of sampling")
+    generate.add_argument("--sample", action="store_true", help="draw words at random; set --num-beams 1 with it")
+    generate.add_class_arguments(WritingOptions, skip={"seed", "sample"})
+    generate.add_argument("--pictures", type=int, default=8, help="so many studies get a picture")
+    generate.add_argument("--batch_size", type=int, default=4, help="studies at once")
+    generate.add_argument("--workers", type=int, default=-1, help="processes that read files; -1: one per core")
+    generate.add_argument("--device", help="where the model runs; left out, a GPU if there is one")
+    commands.add_subcommand("generate", generate, help="radiographs to reports")
+
+
+def _add_evaluate(commands, parser_class) -> None:
+    evaluate = parser_class(
+        exit_on_error=False,
+        description="Scores of generated reports, each labelled by what it was computed on; a page to look at.",
+    )
+    evaluate.add_argument("predictions", help="CSV or JSON with id, generated and, without --data, reference")
+    evaluate.add_argument("--out", required=True, help="folder for metrics.json, metrics.md, scores.csv, report.html")
+    evaluate.add_argument("--data", help="where references are: annotation.json, a CSV, or a folder of reports")
+    _add_studies(evaluate)
+    evaluate.add_argument("--language", default="en", help="en or zh, of reports that do not say")
+    evaluate.add_argument("--seed", type=int, default=0, help="of splits made here and of the intervals")
+    evaluate.add_argument("--r2gen", help="also on R2Gen's references: iu-xray, mimic-cxr or none; left out, by layout")
+    evaluate.add_argument("--partial", action="store_true", help="go on where studies have no generated text")
+    evaluate.add_argument("--clinical", nargs="+", default=[], help="radgraph, chexbert")
+    evaluate.add_argument("--radgraph_model", default="radgraph-xl", help="radgraph, radgraph-xl, modern-radgraph-xl")
+    evaluate.add_argument("--device", help="where clinical models run")
+    evaluate.add_argument("--bootstraps", type=int, default=1000, help="drawings for the 95 %% intervals; 0 for none")
+    evaluate.add_argument("--meteor", type=bool, default=True, help="METEOR, where Java is; false saves its seconds")
+    commands.add_subcommand("evaluate", evaluate, help="generated reports against references")
+
+
+def _add_studies(parser) -> None:
+    """How the studies of ``--data`` are read."""
+    from ..reports.layouts import LAYOUTS
+    from ..reports.studies import SECTIONS
+
+    parser.add_argument("--layout", help=f"{', '.join(LAYOUTS)}; left out, told by what --data is")
+    parser.add_argument("--images", help="folder that relative image paths of --data start from")
+    parser.add_argument("--split", default="test", help="of --data: train, val, test, or all")
+    parser.add_argument("--sections", default="findings", help=f"of --data, as references: {', '.join(SECTIONS)}")
+    parser.add_argument("--report_column", help="the CSV column that holds the report")
+    parser.add_argument("--val_share", type=float, default=0.1, help="of patients, where --data has no splits")
+    parser.add_argument("--test_share", type=float, default=0.2, help="likewise")
+
+
+def run_train_command(**options) -> int:
+    from ..reports.config import ReportConfig
+    from ..reports.run import run_report_training
+
+    config = ReportConfig(**options)
+    result = run_report_training(config)
+    if result.losses:
+        print(f"loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f}")
+    if not result.finished:
+        print(f"stopped early; resume with --resume auto: {result.out / 'checkpoints'}")
+        return 0
+    if result.best_step:
+        print(f"best {config.metric} on {config.validate_split}: {result.best:.4f} at step {result.best_step}")
+    print(f"model: {result.out / 'model'}")
+    return 0
+
+
+def run_generate_command(paths: list[str], model: str, out: str | None, **options) -> int:
+    from ..errors import ConfigError
+    from ..reports.layouts import STUDY_SETTINGS, read_studies
+    from ..reports.saving import load_report_model
+    from ..reports.writing import studies_of_files, write_reports
+    from ..reports.writing_options import WritingOptions
+
+    data, together, split, seed = (options.pop(name) for name in ("data", "together", "split", "seed"))
+    reading = {name: options.pop(name) for name in STUDY_SETTINGS if name in options}
+    decoding = {name: options.pop(name) for name in WritingOptions.__dataclass_fields__ if name in options}
+    writing = WritingOptions(seed=seed, **decoding)
+    if bool(paths) == (data is not None):
+        raise ConfigError("paths, data: give radiographs, or studies with --data, and not both")
+    loaded = load_report_model(model, options.pop("device"))
+    language = loaded.config.language
+    if data is None:
+        studies = studies_of_files(paths, together, language)
+    else:
+        table = read_studies(data, language=language, seed=seed, **reading)
+        for note in table.notes:
+            print(f"note: {note}", file=sys.stderr)
+        studies = table.studies if split == "all" else table.split(split)
+        if not studies:
+            raise ConfigError(f"split: {data} has no study in {split!r}, accepted are 'train', 'val', 'test' and 'all'")
+    done = write_reports(studies, loaded, options=writing, out=out, progress=sys.stderr.isatty(), **options)
+    for row in done.rows:
+        print(f"{row.study.id}\n  {row.text or '(nothing)'}")
+        if row.picture:
+            print(f"  picture: {row.picture}")
+    for bad in done.quarantined:
+        print(f"unreadable: {bad.path}: {bad.reason}", file=sys.stderr)
+    for note in done.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if done.predictions:
+        print(f"{len(done.rows)} reports in {done.predictions}")
+    return 0 if done.rows else 2
+
+
+def run_evaluate_command(predictions: str, out: str, **options) -> int:
+    from ..reports.evaluate import evaluate_reports
+    from ..reports.evaluation_files import write_evaluation
+    from ..reports.evaluation_table import format_evaluation
+
+    evaluation = evaluate_reports(predictions, **options)
+    folder = write_evaluation(evaluation, out)
+    print(format_evaluation(evaluation.metrics))
+    print(f"metrics.json, metrics.md, scores.csv and report.html are in {folder}")
+    return 0
+
+
+COMMANDS = {"report": run_report_command}

@@ -1,0 +1,55 @@
+"""The commands ``export`` and ``convert``."""
+
+from __future__ import annotations
+
+
+def add_commands(commands, parser_class) -> None:
+    """Add them to jsonargparse's subcommands."""
+    export = parser_class(exit_on_error=False, description="Write an encoder as an ONNX file with a dynamic batch.")
+    export.add_argument("weights", help="a model folder of this package, or other published weights")
+    export.add_argument("--out", required=True, help="ONNX file, such as encoder.onnx")
+    export.add_argument("--output", default="features", help="features, tokens or map")
+    export.add_argument("--pool", help="cls, mean or attention; left out, the encoder's")
+    export.add_argument("--img_size", type=int, help="side of the images, pixels; left out, the encoder's")
+    export.add_argument("--normalise", action="store_true", help="the graph takes pixels on [0, 1]")
+    commands.add_subcommand("export", export, help="an encoder as an ONNX file")
+
+    convert = parser_class(
+        exit_on_error=False,
+        description="Published weights as a model folder of this package; says what became of each.",
+    )
+    convert.add_argument("source", help="a file or folder of weights, hf:org/name, hf:org/name@revision or timm:name")
+    convert.add_argument("folder", help="where model.safetensors and config.json go")
+    convert.add_argument(
+        "--img_size", type=int, nargs="+", help="side, or height and width; left out, the weights' own"
+    )
+    convert.add_argument("--in_chans", type=int, help="1 or 3; left out, the weights' own")
+    convert.add_argument("--num_heads", type=int, help="where the weights do not tell")
+    convert.add_argument("--partial", action="store_true", help="take weights that lack or have more than an encoder")
+    commands.add_subcommand("convert", convert, help="published weights to safetensors and config.json")
+
+
+def run_export_command(weights: str, out: str, img_size: int | None, **options) -> int:
+    from ..create import create_encoder
+    from ..export import export_onnx
+
+    encoder = create_encoder(weights=weights)
+    encoder.keep = "all"  # the graph has no contours
+    if img_size is not None:
+        encoder.set_input_size(img_size)
+    print(export_onnx(encoder, out, **options))
+    return 0
+
+
+def run_convert_command(
+    source: str, folder: str, img_size: list[int] | None, in_chans: int | None, num_heads: int | None, partial: bool
+) -> int:
+    from ..weights import convert
+
+    size = None if img_size is None else img_size[0] if len(img_size) == 1 else tuple(img_size)
+    overrides = {} if num_heads is None else {"num_heads": num_heads}
+    print(convert(source, folder, img_size=size, in_chans=in_chans, strict=not partial, **overrides))
+    return 0
+
+
+COMMANDS = {"export": run_export_command, "convert": run_convert_command}

@@ -1,0 +1,28 @@
+"""Which labels are read, and how: what a probe and a fine-tuning are told under the same names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelSettings:
+    """How labels are read; see :func:`hdxray_fast.read_labels`.
+
+    Args:
+        images: folder that relative paths in the manifest start from.
+        preset: ``chexpert``, ``mimic-cxr``, ``nih14``, ``rsna``, ``vindr`` or ``padchest``.
+        classes: which classes; all by default.
+        multiclass: exactly one class of each image holds.
+        uncertain: what the label -1 means: ``ignore``, ``zeros``, ``ones``, or ``Edema=ones, ...`` for single classes.
+        val_share: share of the patients that choose the model, where the manifest has no such split.
+        test_share: share of the patients to test on, likewise.
+    """
+
+    images: str | None = None
+    preset: str | None = None
+    classes: list[str] | None = None
+    multiclass: bool = False
+    uncertain: str = "ignore"
+    val_share: float = 0.1
+    test_share: float = 0.2
