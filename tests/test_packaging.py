@@ -74,7 +74,7 @@ def test_sdist_holds_what_a_build_needs_and_no_build(sdist):
         "README.md",
         "cmake/find_cuda.cmake",
         "csrc/bindings.cpp",
-        "csrc/gather.cu",
+        "csrc/gpu/gather.cu",
         "hdxray_fast/py.typed",
     ):
         assert (sdist / name).is_file(), name

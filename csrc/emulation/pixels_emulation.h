@@ -1,0 +1,18 @@
+// The CUDA kernels' bodies run on the CPU, block by block and lane by lane, for tests on machines without a GPU.
+// Pointers are the CPU's; ids and cu_seqlens may hold anything, as on a GPU.
+#pragma once
+#include "common/loss.h"
+
+namespace hdxray {
+
+void emulate_gather(const Patches& patches, void* rows, DType row_dtype);
+void emulate_scatter(const Patches& patches, const void* grad_rows, DType row_dtype);
+void emulate_loss_forward(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss, float* loss,
+                          float* patch_loss, float* mean, float* rstd, double* partials);
+void emulate_loss_backward(const Patches& patches, const void* pred, DType pred_dtype, const float* mean,
+                           const float* rstd, const float* grad_loss, void* grad_pred);
+
+// image_of_row for rows [first, first + n): what the search in cu_seqlens [batch + 1] finds.
+void emulate_image_of_row(const int32_t* cu_seqlens, int32_t batch, int64_t first, int64_t n, int32_t* images);
+
+}  // namespace hdxray

@@ -1,0 +1,23 @@
+#include "gpu/device.h"
+
+#include <stdexcept>
+
+namespace hdxray {
+
+#if !HDXRAY_HAVE_CUDA
+std::string why_no_cuda(int /*index*/) {
+    return std::string("this build of the core has CPU paths only (CUDA ") + HDXRAY_CUDA_NOTE + ")";
+}
+#endif
+
+bool on_cuda(int device) {
+    if (device == -1) return false;
+    if (device < -1) throw std::invalid_argument("device " + std::to_string(device) + ": accepted are -1 and above");
+#if HDXRAY_HAVE_CUDA
+    return true;
+#else
+    throw std::invalid_argument("device " + std::to_string(device) + ": " + why_no_cuda(device));
+#endif
+}
+
+}  // namespace hdxray
