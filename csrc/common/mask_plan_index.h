@@ -12,8 +12,7 @@
 
 namespace hdxray {
 
-// --- Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
-// ------------------------------
+// --- Philox-4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011) --------------------------
 constexpr uint32_t kPhiloxM0 = 0xD2511F53u, kPhiloxM1 = 0xCD9E8D57u;
 constexpr uint32_t kPhiloxW0 = 0x9E3779B9u, kPhiloxW1 = 0xBB67AE85u;
 constexpr int kPhiloxRounds = 10;
@@ -34,9 +33,8 @@ HDXRAY_HD static inline Words4 philox4(uint32_t x0, uint32_t x1, uint32_t x2, ui
     return {{x0, x1, x2, x3}};
 }
 
-// --- strata
-// ------------------------------------------------------------------------------------------------------------ 1
-// inside, 2 outside, 0 not valid.
+// --- strata ----------------------------------------------------------------------------------------------------------
+// 1 inside, 2 outside, 0 not valid.
 HDXRAY_HD static inline uint32_t stratum_of(bool valid, bool inside) {
     return valid ? (inside ? 1u : 2u) : 0u;
 }
@@ -55,8 +53,7 @@ HDXRAY_HD static inline bool in_rectangle(const Rectangle& box, int32_t y, int32
     return y >= box.top && y < box.bottom && x >= box.left && x < box.right;
 }
 
-// --- keys
-// --------------------------------------------------------------------------------------------------------------
+// --- keys ------------------------------------------------------------------------------------------------------------
 constexpr int kBlockEdge = 4;                     // patches
 constexpr uint32_t kBlockEpochBit = 0x80000000u;  // keeps the keys of blocks apart from those of patches
 
@@ -74,8 +71,7 @@ HDXRAY_HD static inline uint64_t place_of(uint32_t key, uint32_t id) {
     return static_cast<uint64_t>(key) << 32 | id;
 }
 
-// --- counts
-// ------------------------------------------------------------------------------------------------------------
+// --- counts ----------------------------------------------------------------------------------------------------------
 // floor(share * n + 0.5), a rounded product and then a rounded sum, within [0, n]. On the GPU the two are spelt out, or
 // the compiler would fuse them into one rounding.
 HDXRAY_HD static inline int64_t round_half_up(double share, int64_t n) {

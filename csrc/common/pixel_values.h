@@ -203,8 +203,7 @@ HDXRAY_HD inline void pixels_one_by_one(const In* from, Words<kPixels* static_ca
     for (int i = 0; i < kPixels; ++i) words.word[i / kOfWord] |= bits_at(from + i) << (kBits * (i % kOfWord));
 }
 
-// --- any dtype, chosen while running: for the paths that shape and alignment force off the wide accesses
-// ---------------
+// --- any dtype, chosen while running: for the paths that shape and alignment force off the wide accesses -------------
 HDXRAY_HD inline float load_any(const void* from, int64_t i, DType dtype) {
     switch (dtype) {
         case kU8:

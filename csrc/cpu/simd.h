@@ -33,8 +33,7 @@ inline float float_of(uint32_t b) {
     return x;
 }
 
-// --- one element
-// ---------------------------------------------------------------------------------------------------------
+// --- one element -----------------------------------------------------------------------------------------------------
 inline float load1(const uint8_t* p) {
     return static_cast<float>(*p);
 }
@@ -79,8 +78,7 @@ inline void store1(Half* p, float x) {  // round to nearest, ties to even
     p->bits = static_cast<uint16_t>(sign | h);
 }
 
-// --- eight elements
-// ------------------------------------------------------------------------------------------------------
+// --- eight elements --------------------------------------------------------------------------------------------------
 inline F8 load8(const float* p) {
     F8 v;
     memcpy(&v, p, 32);

@@ -240,8 +240,7 @@ struct LossAny {
     }
 };
 
-// --- the two stages of the reduction: blocks over their rows, then one block over the blocks
-// --------------------------
+// --- the two stages of the reduction: blocks over their rows, then one block over the blocks -------------------------
 constexpr int kTotalThreads = 1024;
 
 HDXRAY_HD inline double sum_in_order(const float* losses, int n) {
@@ -287,8 +286,7 @@ inline LossKernelJob backward_job(const Patches& patches, const void* pred, cons
     return {{}, pred, false, nullptr, const_cast<float*>(mean), const_cast<float*>(rstd), grad_loss, grad_pred};
 }
 
-// --- launches
-// ---------------------------------------------------------------------------------------------------------
+// --- launches --------------------------------------------------------------------------------------------------------
 struct LossPlan {
     LossKernelJob job;
     LaunchShape forward, backward;

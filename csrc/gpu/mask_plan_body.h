@@ -1,11 +1,12 @@
 // The mask plan of one image by one block of threads, as the GPU runs it (csrc/gpu/mask_plan.cu) and as a CPU plays it
 // through for the tests (csrc/emulation/mask_plan_emulation.cpp). A `Block` brings the threads:
 //
-//   block.shared             a PlanShared, not initialised
-//   block.each(f)            f(t) on every thread t, then a barrier
-//   block.read(f)            f() on every thread, then a barrier: what decides a branch is read by all before any
-//   writes block.scan()             shared.values become their exclusive prefix sums, shared.total their sum; then a
-//   barrier Block::count_up(p)       ++*p, atomically Block::load_word(p)      4 aligned bytes, the first one lowest
+//   block.shared         a PlanShared, not initialised
+//   block.each(f)        f(t) on every thread t, then a barrier
+//   block.read(f)        f() on every thread, then a barrier: what decides a branch is read by all before any writes
+//   block.scan()         shared.values become their exclusive prefix sums, shared.total their sum; then a barrier
+//   Block::count_up(p)   ++*p, atomically
+//   Block::load_word(p)  4 aligned bytes, the first one lowest
 //
 // A thread deals with four neighbouring patches at a time: one Philox counter gives four words.
 #pragma once
@@ -47,8 +48,7 @@ HDXRAY_HD static inline uint32_t stratum_of_rank(int rank) {
     return rank < kPlanRanks / 2 ? 1u : 2u;
 }
 
-// --- selection
-// ---------------------------------------------------------------------------------------------------------
+// --- selection -------------------------------------------------------------------------------------------------------
 struct RankState {
     uint64_t prefix[kPlanRanks];
     uint32_t rank[kPlanRanks];
@@ -164,8 +164,7 @@ HDXRAY_DEVICE static inline void select_ranks(Block& block, const Image& image, 
     }
 }
 
-// --- the budget
-// --------------------------------------------------------------------------------------------------------
+// --- the budget ------------------------------------------------------------------------------------------------------
 template <class Block, class Image>
 HDXRAY_DEVICE static inline void start_budget(Block& block, const MaskPlanSpec& spec, const Image& image) {
     PlanShared& shared = block.shared;
@@ -239,9 +238,8 @@ HDXRAY_DEVICE static inline void rank_patches(Block& block, const MaskPlanSpec& 
     }
 }
 
-// --- emission
-// ---------------------------------------------------------------------------------------------------------- One packed
-// list of ids, of which an image's block writes its own part.
+// --- emission --------------------------------------------------------------------------------------------------------
+// One packed list of ids, of which an image's block writes its own part.
 struct IdList {
     int32_t* ids;  // [capacity]
     int64_t capacity;
@@ -335,9 +333,8 @@ HDXRAY_DEVICE static inline void clear_slack(Block& block, int64_t b, int64_t ba
     });
 }
 
-// --- stages
-// ------------------------------------------------------------------------------------------------------------ Stage 1,
-// a block for each image b: its counts, within the bounds, to keep_cu[b + 1] and predict_cu[b + 1].
+// --- stages ----------------------------------------------------------------------------------------------------------
+// Stage 1, a block for each image b: its counts, within the bounds, to keep_cu[b + 1] and predict_cu[b + 1].
 template <class Block>
 HDXRAY_DEVICE static inline void block_counts(Block& block, const MaskPlanSpec& spec, int64_t b, int32_t* keep_cu,
                                               int32_t* predict_cu) {
