@@ -190,7 +190,7 @@ def check_packed_values(ids: Tensor, cu_seqlens: Tensor, n_patches: int, which: 
 
 
 def _packed_fault(ids: Tensor, cu_seqlens: Tensor, n_patches: int) -> tuple[int, int, int]:
-    """csrc/common/check.cpp in Python, for machines without the core."""
+    """csrc/common/patches.cpp in Python, for machines without the core."""
 
     def first(bad: Tensor, fault: int, values: Tensor, offset: int = 0) -> tuple[int, int, int] | None:
         if not bool(bad.any()):
