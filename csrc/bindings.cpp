@@ -13,6 +13,7 @@
 #include "common/gather.h"
 #include "common/loss.h"
 #include "common/mask_plan.h"
+#include "common/patches.h"
 #include "cpu/vector_path.h"
 #include "emulation/mask_plan_emulation.h"
 #include "emulation/pixels_emulation.h"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .masking import MaskPlan
 
 HOW_TO_BUILD = "build it with `pip install .` in the project's folder (needs a C++17 compiler and Python's headers)"
-MAX_PATCH_SIZE = 256  # csrc/cpu/kernels.h holds the same limits
+MAX_PATCH_SIZE = 256  # csrc/common/patches.h holds the same limits
 CHANNELS = (1, 3)
 MAX_FLOAT32 = torch.finfo(torch.float32).max
 

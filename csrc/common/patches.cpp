@@ -1,6 +1,13 @@
+// What is checked of packed patches before a kernel sees them.
+#include "common/patches.h"
+
 #include "common/check.h"
 
 namespace hdxray {
+
+int64_t Patches::row_size() const {
+    return static_cast<int64_t>(source.channels) * source.patch_size * source.patch_size;
+}
 
 PlanFault check_packed_ids(const int32_t* ids, const int32_t* cu_seqlens, int64_t batch, int64_t n_rows,
                            int64_t n_patches) {
@@ -19,6 +26,29 @@ PlanFault check_packed_ids(const int32_t* ids, const int32_t* cu_seqlens, int64_
         }
     }
     return {};
+}
+
+void check_shapes(const Patches& patches) {
+    const PatchSource& s = patches.source;
+    check(patches.batch >= 0 && patches.batch <= INT32_MAX - 64 && patches.n_rows >= 0 && patches.grid_h > 0 &&
+              s.grid_w > 0,
+          "patches: sizes out of range");
+    check(static_cast<int64_t>(patches.grid_h) * s.grid_w <= INT32_MAX, "patches: more than int32 ids can name");
+    check(s.patch_size >= 1 && s.patch_size <= kMaxPatchSize, "patches: patch size out of range");
+    check(s.channels >= 1 && s.channels <= kMaxChannels, "patches: number of channels out of range");
+    check(s.stride_b >= 0 && s.stride_c >= 0 && s.stride_h >= 0, "patches: negative stride");
+    check(patches.dtype >= 0 && patches.dtype < kNumDTypes, "patches: unknown dtype code of the images");
+    check(s.cu_seqlens != nullptr, "patches: null pointer");
+    check(patches.n_rows == 0 || s.ids, "patches: null pointer");
+    check(patches.n_rows == 0 || patches.batch == 0 || s.images, "patches: null pointer");
+}
+
+void check_patches(const Patches& patches) {
+    check_shapes(patches);
+    const PatchSource& s = patches.source;
+    const PlanFault fault = check_packed_ids(s.ids, s.cu_seqlens, patches.batch, patches.n_rows,
+                                             static_cast<int64_t>(patches.grid_h) * s.grid_w);
+    check(fault.kind == PlanFault::kNone, "patches: ids or cu_seqlens out of range");
 }
 
 }  // namespace hdxray

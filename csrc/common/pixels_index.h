@@ -1,8 +1,8 @@
 // From a packed row to a place in the images: which image owns it, which patch it is, where its pixels lie. Whatever
 // ids and cu_seqlens hold, the answer is a patch inside the images or "nothing".
 #pragma once
-#include "common/gather.h"
 #include "common/host_device.h"
+#include "common/patches.h"
 
 namespace hdxray {
 inline namespace HDXRAY_SIDE {

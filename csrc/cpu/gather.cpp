@@ -1,3 +1,4 @@
+// gather and scatter on the CPU: checks, the kernel for the two dtypes, threads.
 #include "common/gather.h"
 
 #include "common/check.h"
@@ -7,29 +8,6 @@
 namespace hdxray {
 namespace {
 constexpr int64_t kRowsPerChunk = 64;
-}
-
-void check_shapes(const Patches& patches) {
-    const PatchSource& s = patches.source;
-    check(patches.batch >= 0 && patches.batch <= INT32_MAX - 64 && patches.n_rows >= 0 && patches.grid_h > 0 &&
-              s.grid_w > 0,
-          "patches: sizes out of range");
-    check(static_cast<int64_t>(patches.grid_h) * s.grid_w <= INT32_MAX, "patches: more than int32 ids can name");
-    check(s.patch_size >= 1 && s.patch_size <= kMaxPatchSize, "patches: patch size out of range");
-    check(s.channels >= 1 && s.channels <= kMaxChannels, "patches: number of channels out of range");
-    check(s.stride_b >= 0 && s.stride_c >= 0 && s.stride_h >= 0, "patches: negative stride");
-    check(patches.dtype >= 0 && patches.dtype < kNumDTypes, "patches: unknown dtype code of the images");
-    check(s.cu_seqlens != nullptr, "patches: null pointer");
-    check(patches.n_rows == 0 || s.ids, "patches: null pointer");
-    check(patches.n_rows == 0 || patches.batch == 0 || s.images, "patches: null pointer");
-}
-
-void check_patches(const Patches& patches) {
-    check_shapes(patches);
-    const PatchSource& s = patches.source;
-    const PlanFault fault = check_packed_ids(s.ids, s.cu_seqlens, patches.batch, patches.n_rows,
-                                             static_cast<int64_t>(patches.grid_h) * s.grid_w);
-    check(fault.kind == PlanFault::kNone, "patches: ids or cu_seqlens out of range");
 }
 
 void gather(const Patches& patches, void* rows, DType row_dtype, int n_threads) {

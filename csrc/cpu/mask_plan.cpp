@@ -1,3 +1,4 @@
+// The mask plan on the CPU: an image at a time, ranks by histograms of the keys instead of a sort.
 #include "common/mask_plan.h"
 
 #include <algorithm>
@@ -9,7 +10,6 @@
 #include "common/mask_plan_index.h"
 #include "cpu/parallel.h"
 #include "cpu/vector_path.h"
-#include "gpu/device.h"
 
 namespace hdxray {
 namespace {
@@ -258,16 +258,6 @@ void mask_plan_ids(const MaskPlanSpec& spec, const int32_t* keep_cu, const int32
     std::fill(out.keep_ids + n_keep_ids, out.keep_ids + out.keep_capacity, 0);
     std::fill(out.predict_ids + n_predict_ids, out.predict_ids + out.predict_capacity, 0);
 }
-
-#if !HDXRAY_HAVE_CUDA  // on_cuda() has refused the device before
-void mask_plan_counts_cuda(const MaskPlanSpec&, int32_t*, int32_t*, int device, uintptr_t) {
-    throw std::invalid_argument("mask_plan: device " + std::to_string(device) + ": " + why_no_cuda(device));
-}
-
-void mask_plan_ids_cuda(const MaskPlanSpec&, const int32_t*, const int32_t*, const PlanIds&, int device, uintptr_t) {
-    throw std::invalid_argument("mask_plan: device " + std::to_string(device) + ": " + why_no_cuda(device));
-}
-#endif
 
 void philox(uint32_t* words, int64_t n, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0,
             uint32_t key1) {

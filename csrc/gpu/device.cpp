@@ -1,14 +1,9 @@
+// From a device code to the side that takes the call, in every build.
 #include "gpu/device.h"
 
 #include <stdexcept>
 
 namespace hdxray {
-
-#if !HDXRAY_HAVE_CUDA
-std::string why_no_cuda(int /*index*/) {
-    return std::string("this build of the core has CPU paths only (CUDA ") + HDXRAY_CUDA_NOTE + ")";
-}
-#endif
 
 bool on_cuda(int device) {
     if (device == -1) return false;

@@ -19,13 +19,13 @@ constexpr float kLossEpsilon = 1e-6f;  // of the variance, as in MAE
 
 struct LossKernelJob {
     PixelJob pixels;
-    const void* pred;  // [N, C * p * p]
+    const void* pred;  // [N, C * p * p] f32 | f16 | bf16
     bool norm_pix_loss;
-    float* patch_loss;       // [N], forward
-    float* mean;             // [N], written by forward, read by backward
-    float* rstd;             // [N], likewise
-    const float* grad_loss;  // [], backward
-    void* grad_pred;         // [N, C * p * p], backward
+    float* patch_loss;       // [N] f32, forward
+    float* mean;             // [N] f32, written by forward, read by backward
+    float* rstd;             // [N] f32, likewise
+    const float* grad_loss;  // [] f32, backward
+    void* grad_pred;         // [N, C * p * p], dtype of pred, backward
 };
 
 // d loss / d (squared error of one element), times two.

@@ -2,18 +2,7 @@
 // what a `Block` is.
 #pragma once
 #include "common/mask_plan_index.h"
-
-// nvcc sees these functions in kernels only, other compilers in the emulation only.
-#ifdef __CUDACC__
-#define HDXRAY_DEVICE __device__
-#else
-#define HDXRAY_DEVICE
-#endif
-#ifdef __CUDA_ARCH__  // large bodies are not repeated: a kernel of a few microseconds waits for its own instructions
-#define HDXRAY_ROLL _Pragma("unroll 1")
-#else
-#define HDXRAY_ROLL
-#endif
+#include "common/qualifiers.h"
 
 namespace hdxray {
 
