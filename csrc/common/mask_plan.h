@@ -16,14 +16,14 @@ struct MaskPlanSpec {
     const uint8_t* inside;  // [B, gh, gw] bool
     const uint8_t* valid;   // [B, gh, gw] bool
     const int64_t* index;   // [B] int64
-    int64_t max_keep = INT32_MAX,
-            max_predict = INT32_MAX;  // per image: what exceeds them, the highest ids, is left out
+    // Per image: what exceeds them, the highest ids, is left out.
+    int64_t max_keep = INT32_MAX, max_predict = INT32_MAX;
 };
 
 // Where the ids go: packed from the start on; entries past the last one, up to the capacity, become 0.
 struct PlanIds {
-    int32_t* keep_ids;     // [keep_capacity]
-    int32_t* predict_ids;  // [predict_capacity]
+    int32_t* keep_ids;     // [keep_capacity] int32
+    int32_t* predict_ids;  // [predict_capacity] int32
     int64_t keep_capacity, predict_capacity;
 };
 
@@ -46,7 +46,7 @@ void mask_plan_counts_cuda(const MaskPlanSpec& spec, int32_t* keep_cu, int32_t* 
 void mask_plan_ids_cuda(const MaskPlanSpec& spec, const int32_t* keep_cu, const int32_t* predict_cu, const PlanIds& out,
                         int device, uintptr_t stream);
 
-// words[i] = word i % 4 of Philox-4x32-10 at counter (c0 + i / 4, c1, c2, c3), for i < n.
+// words: [n] uint32, written: words[i] = word i % 4 of Philox-4x32-10 at counter (c0 + i / 4, c1, c2, c3), for i < n.
 void philox(uint32_t* words, int64_t n, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0,
             uint32_t key1);
 

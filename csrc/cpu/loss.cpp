@@ -1,3 +1,4 @@
+// The reconstruction loss on the CPU: checks, the kernel for the two dtypes, threads, the mean over the rows.
 #include "common/loss.h"
 
 #include <vector>

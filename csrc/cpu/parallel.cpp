@@ -1,3 +1,4 @@
+// Threads that live for one call, taking chunks in turn.
 #include "cpu/parallel.h"
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Which vector path runs, and what this machine has.
 #include "cpu/vector_path.h"
 
 #include <atomic>

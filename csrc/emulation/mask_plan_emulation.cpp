@@ -1,3 +1,4 @@
+// Plays gpu/mask_plan_body.h through with a block whose threads run in turn.
 #include "emulation/mask_plan_emulation.h"
 
 #include <cstring>

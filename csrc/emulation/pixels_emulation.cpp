@@ -1,3 +1,4 @@
+// Plays gpu/gather_body.h and gpu/loss_body.h through, with the launch shapes of gpu/gather.cu and gpu/loss.cu.
 #include "emulation/pixels_emulation.h"
 
 #include <vector>

@@ -1,3 +1,4 @@
+// What the CUDA driver, run-time library and devices of this machine answer.
 #include "gpu/cuda.h"
 #include "gpu/device.h"
 
