@@ -20,9 +20,9 @@ BUILD_TOOLS := "scikit-build-core>=0.11" "pybind11>=2.12" "cmake>=3.20" "ninja>=
 INSTALL := $(PIP) install --quiet --no-build-isolation --config-settings=build-dir=build/venv
 DEV_TOOLS = $(shell sed -n 's/^dev = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
 
-PACKAGE := pyproject.toml CMakeLists.txt LICENSE $(wildcard cmake/* csrc/*) \
+PACKAGE := pyproject.toml CMakeLists.txt LICENSE $(wildcard cmake/* csrc/*.* csrc/*/*) \
 	$(shell find hdxray_fast -type f -not -name '*.so' -not -name '*.pyc' 2>/dev/null)
-CPP := $(wildcard csrc/*.h csrc/*.cpp csrc/*.cu)
+CPP := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
 .PHONY: help demo test lint format bench sanitize gpu-check gpu-tune wheel clean distclean
 

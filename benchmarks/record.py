@@ -35,7 +35,7 @@ from hdxray_fast.cli.doctor import cpu_model, usable_cores
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SOURCES = ("hdxray_fast/**/*.py", "csrc/*", "benchmarks/*.py")
+SOURCES = ("hdxray_fast/**/*.py", "csrc/**/*", "benchmarks/*.py")
 PACKAGES = ("torch", "triton", "numpy", "opencv-python-headless", "timm")
 
 

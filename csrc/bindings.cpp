@@ -9,14 +9,15 @@
 #include <string>
 #include <tuple>
 
-#include "check.h"
-#include "cpu.h"
-#include "device.h"
-#include "gather.h"
-#include "loss.h"
-#include "mask_plan.h"
-#include "mask_plan_emulation.h"
-#include "pixels_emulation.h"
+#include "common/check.h"
+#include "common/gather.h"
+#include "common/loss.h"
+#include "common/mask_plan.h"
+#include "common/patches.h"
+#include "cpu/vector_path.h"
+#include "emulation/mask_plan_emulation.h"
+#include "emulation/pixels_emulation.h"
+#include "gpu/device.h"
 
 namespace py = pybind11;
 using namespace hdxray;

@@ -31,7 +31,7 @@ HOW_TO_BUILD = "build it with `pip install .` in the project's folder (needs a C
 CHANNELS = (1, 3)
 MAX_FLOAT32 = torch.finfo(torch.float32).max
 
-# The codes of csrc/dtype.h.
+# The codes of csrc/common/dtype.h.
 DTYPE_CODES = {torch.uint8: 0, torch.uint16: 1, torch.float16: 2, torch.bfloat16: 3, torch.float32: 4}
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 BACKENDS = ("auto", "native", "reference")
@@ -172,7 +172,7 @@ def check_packed_values(ids: Tensor, cu_seqlens: Tensor, n_patches: int, which: 
 
 
 def _packed_fault(ids: Tensor, cu_seqlens: Tensor, n_patches: int) -> tuple[int, int, int]:
-    """csrc/check.cpp in Python, for machines without the core."""
+    """csrc/common/patches.cpp in Python, for machines without the core."""
 
     def first(bad: Tensor, fault: int, values: Tensor, offset: int = 0) -> tuple[int, int, int] | None:
         if not bool(bad.any()):

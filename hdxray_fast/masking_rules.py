@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-STRATEGIES = ("contour", "random", "rectangle", "block")  # positions are the codes of csrc/mask_plan.h
+STRATEGIES = ("contour", "random", "rectangle", "block")  # positions are the codes of csrc/common/mask_plan.h
 BLOCK_EDGE = 4  # patches; on a grid smaller than that, the grid's shorter side
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .errors import ArgumentError, ArgumentTypeError
 
-MAX_PATCH_SIZE = 256  # csrc/kernels.h holds the same limit
+MAX_PATCH_SIZE = 256  # csrc/common/patches.h holds the same limits
 
 
 @dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value

@@ -92,7 +92,7 @@ def report(tmp_path_factory) -> list[Kernel]:
     assert configured.returncode == 0, configured.stdout + configured.stderr
     assert f"CUDA on: {' '.join(TARGETS)} ptx" in configured.stdout
     # Objects of the CUDA sources alone; test_packaging.py builds and imports the whole core.
-    objects = [f"CMakeFiles/_core.dir/csrc/{source.name}.o" for source in sorted((ROOT / "csrc").glob("*.cu"))]
+    objects = [f"CMakeFiles/_core.dir/csrc/gpu/{source.name}.o" for source in sorted((ROOT / "csrc/gpu").glob("*.cu"))]
     built = run(CMAKE, "--build", folder, "--verbose", "--target", *objects)
     said = built.stdout + built.stderr
     assert built.returncode == 0, said[-5000:]

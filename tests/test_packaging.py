@@ -74,10 +74,12 @@ def test_sdist_holds_what_a_build_needs_and_no_build(sdist):
         "README.md",
         "cmake/find_cuda.cmake",
         "csrc/bindings.cpp",
-        "csrc/gather.cu",
+        "csrc/gpu/gather.cu",
         "hdxray_fast/py.typed",
     ):
         assert (sdist / name).is_file(), name
+    core = {p.relative_to(ROOT) for p in (ROOT / "csrc").rglob("*") if p.is_file()}
+    assert core == {p.relative_to(sdist) for p in (sdist / "csrc").rglob("*") if p.is_file()}
     assert not list(sdist.rglob("*.so"))
     assert not list(sdist.rglob("__pycache__"))
 

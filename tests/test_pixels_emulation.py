@@ -1,7 +1,8 @@
 """The CUDA kernels' index arithmetic, run on the CPU thread by thread: bit for bit the CPU path, and never outside.
 
-The emulation runs the very functions that the kernels run (csrc/gather_index.h, csrc/loss_index.h). It throws where a
-wide access would not be aligned; under ``make sanitize`` it also stops where a byte would be read or written outside.
+The emulation runs the very functions that the kernels run (csrc/gpu/gather_body.h, csrc/gpu/loss_body.h). It throws
+where a wide access would not be aligned; under ``make sanitize`` it also stops where a byte would be read or written
+outside.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from ..errors import ArgumentError, ArgumentTypeError
 from ..plan import MaskPlan, check_tensor
 from .gather import check_call, check_values_eagerly, gather_patches_ref, rows_with_patch
 
-VARIANCE_EPSILON = 1e-6  # csrc/loss_kernel.h holds the same
+VARIANCE_EPSILON = 1e-6  # csrc/cpu/loss_kernel.h holds the same
 
 
 def reconstruction_loss(

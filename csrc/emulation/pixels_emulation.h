@@ -1,0 +1,21 @@
+// The CUDA kernels' bodies run on the CPU, block by block and lane by lane, for tests on machines without a GPU.
+// Pointers are the CPU's; ids and cu_seqlens may hold anything, as on a GPU.
+#pragma once
+#include "common/patches.h"
+
+namespace hdxray {
+
+// Shapes and dtypes are those of gather_cuda and scatter_cuda (common/gather.h), loss_forward_cuda and
+// loss_backward_cuda (common/loss.h).
+void emulate_gather(const Patches& patches, void* rows, DType row_dtype);
+void emulate_scatter(const Patches& patches, const void* grad_rows, DType row_dtype);
+void emulate_loss_forward(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss, float* loss,
+                          float* patch_loss, float* mean, float* rstd, double* partials);
+void emulate_loss_backward(const Patches& patches, const void* pred, DType pred_dtype, const float* mean,
+                           const float* rstd, const float* grad_loss, void* grad_pred);
+
+// image_of_row for rows [first, first + n): what the search in cu_seqlens ([batch + 1] int32) finds, to images ([n]
+// int32).
+void emulate_image_of_row(const int32_t* cu_seqlens, int32_t batch, int64_t first, int64_t n, int32_t* images);
+
+}  // namespace hdxray
