@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from .errors import ConfigError, HDXrayError, MissingDependencyError
+from .program import program
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,7 +123,7 @@ def _run(argv: list[str]) -> int:
         parsed = parser.parse_args(classify_cli.join_lists(argv) if argv[:1] in (["probe"], ["finetune"]) else argv)
     except (ArgumentError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        hint = f"hdxray-fast {argv[0]} --help" if argv and not argv[0].startswith("-") else "hdxray-fast --help"
+        hint = " ".join([program(), *(argv[:1] if argv and not argv[0].startswith("-") else []), "--help"])
         raise ConfigError(f"{reason} ({hint} lists the settings)") from error
     options = parsed[parsed.command]
     options.pop("config", None)
