@@ -8,23 +8,31 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 VENV ?= .venv
-# The version that continuous integration runs; any torch>=2.10 works: make test TORCH='torch>=2.10'
+# The version that continuous integration runs; any torch>=2.10 works: make test TORCH='torch>=2.10'. Left to make, a CPU
+# build is preferred on machines without an NVIDIA GPU; what you name is taken as it is.
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
+# Processes that run tests side by side, and the threads of each: together one a core.
+CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+PYTEST_WORKERS ?= $(shell echo $$(($(CORES) < 8 ? $(CORES) : 8)))
+THREADS = $(shell w=$(PYTEST_WORKERS); echo $$(($(CORES) / (w < 1 ? 1 : w > $(CORES) ? $(CORES) : w))))
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # No build isolation: the tools below are in .venv already, and the build keeps its objects between calls.
 BUILD_TOOLS := "scikit-build-core>=0.11" "pybind11>=2.12" "cmake>=3.20" "ninja>=1.10"
-INSTALL := $(PIP) install --quiet --no-build-isolation --config-settings=build-dir=build/venv
+INSTALL := $(PIP) install --no-build-isolation --config-settings=build-dir=build/venv
 DEV_TOOLS = $(shell sed -n 's/^dev = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
 
 PACKAGE := pyproject.toml CMakeLists.txt LICENSE $(wildcard cmake/* csrc/*.* csrc/*/*) \
 	$(shell find hdxray_fast -type f -not -name '*.so' -not -name '*.pyc' 2>/dev/null)
 CPP := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
-.PHONY: help demo test lint format bench sanitize gpu-check gpu-tune wheel clean distclean
+# Files that share what is slow to set up stay together in the slow tests; the fast ones go to whoever is free.
+PYTEST = OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -n $(PYTEST_WORKERS)
+
+.PHONY: help demo test test-slow test-all lint format bench sanitize gpu-check gpu-tune wheel clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -32,8 +40,14 @@ help:  ## this list
 demo: $(VENV)/.demo  ## set up, then train on a real radiograph and show the reconstruction (demo/panel.png)
 	$(BIN)/hdxray-fast demo --out demo $(DEMO_ARGS)
 
-test: $(VENV)/.test  ## set up, then run all tests
-	$(BIN)/pytest $(PYTEST_ARGS)
+test: $(VENV)/.test  ## set up, then run the tests that check every feature once: minutes
+	$(PYTEST) --dist worksteal -m "not slow" $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.test  ## the tests that test leaves out: builds, whole runs, several processes, every kernel
+	$(PYTEST) --dist loadfile -m slow -v --durations=20 $(PYTEST_ARGS)
+
+test-all: $(VENV)/.test  ## all tests, each named as it begins
+	$(PYTEST) --dist loadfile -v --durations=40 $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint  ## ruff and clang-format, without changing anything
 	$(BIN)/ruff check .
@@ -103,16 +117,21 @@ $(VENV)/.torch: $(VENV)/.created
 		|| { echo "make: the C headers of $$($(BIN)/python -V) are missing (Python.h);" \
 		"on Debian and Ubuntu: apt install python3-dev" >&2; exit 1; }
 	$(PIP) install --quiet $(BUILD_TOOLS)
-	$(PIP) install --quiet "$(TORCH)"
+	@tools/install_torch.sh $(BIN)/python "$(TORCH)" $(if $(filter-out file,$(origin TORCH)),asked)
 	@touch $@
 
-# What an extra needs is installed when pyproject.toml changes; the package itself whenever any of its files does.
+# What an extra needs is installed when pyproject.toml changes, beside the PyTorch that is there (torch.txt says which);
+# the package itself whenever any of its files does.
+SIZE_demo := 150 MB
+SIZE_test := 800 MB
+SIZE_bench := $(SIZE_test)
 $(VENV)/.deps-%: $(VENV)/.torch pyproject.toml
-	$(INSTALL) "$(TORCH)" ".[$*]"
+	@echo "The packages of the extra \"$*\": about $(SIZE_$*) to download; then the C++ core is compiled (minutes)"
+	$(INSTALL) -c $(VENV)/torch.txt ".[$*]"
 	@touch $@
 
 $(VENV)/.demo $(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(VENV)/.deps-% $(PACKAGE)
-	$(INSTALL) --no-deps --force-reinstall .
+	$(INSTALL) --quiet --no-deps --force-reinstall .
 	@# for `python -m ...` run from here; by a rename, since a process may have the old one loaded
 	@for core in $(VENV)/lib/python3*/site-packages/hdxray_fast/_core*.so; do \
 		cp -f "$$core" hdxray_fast/.core.new && mv -f hdxray_fast/.core.new "hdxray_fast/$${core##*/}"; done

@@ -168,6 +168,31 @@ def test_stages_are_named_in_an_error(tmp_path):
     assert "there is no stage biuld; there are build, doctor, tests" in said
 
 
+def test_what_was_built_before_serves_a_check_without_a_build(tmp_path):
+    """Making the plan must not remove it: `--only table` found nothing built after every build."""
+    core = tmp_path / "work" / "site" / "hdxray_fast" / "_core.so"
+    core.parent.mkdir(parents=True)
+    core.touch()
+    process = run_check("--only", "table", out=tmp_path / "out")
+    said, _ = process.communicate(timeout=120)
+    assert core.exists()
+    assert "--- table" in said, said  # it was started
+    assert "needs what did not pass" not in said
+
+
+def test_a_build_starts_without_what_was_built_before(runner, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check.Check, "probe", lambda self: {"error": "not asked"})
+    check = gpu_check.Check(tmp_path, tmp_path / "out")
+    core = check.site / "hdxray_fast" / "_core.so"
+    core.parent.mkdir(parents=True)
+    core.touch()
+    stage = check.build()
+    assert core.exists()
+    stage.command = python("pass")
+    (result,) = runner.run(stage)
+    assert (result.status, result.remark) == ("FAIL", "no core was built")
+
+
 def test_a_python_without_torch_is_named(tmp_path):
     check = gpu_check.Check(tmp_path, tmp_path / "out", python=str(tmp_path / "no-python"))
     assert check.no_gpu.startswith("no GPU: torch cannot be imported")

@@ -14,8 +14,20 @@ pytest.importorskip("triton", reason="Triton is not installed (it comes with CUD
 CASES = Path(__file__).with_name("triton_attention_cases.py")
 
 
-def test_kernels_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", str(CASES)]
+@pytest.mark.parametrize(
+    "part",
+    [
+        ("not slow", "ragged_cross"),
+        ("not slow", "compilation or opcheck or schedule or nothing"),
+        ("not slow", "not (ragged_cross or compilation or opcheck or schedule or nothing)"),
+        pytest.param(("slow", ""), marks=pytest.mark.slow),
+    ],
+    ids=["shapes", "operator and schedule", "rest", "slow"],
+)
+def test_kernels_in_the_interpreter(part):
+    marked, named = part
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--durations=5", str(CASES)]
+    command += ["-m", marked, "-k", named]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout[-10000:] + found.stderr[-2000:]

@@ -1,13 +1,16 @@
 """Compile every Triton attention kernel ahead of time, for devices that need not be there, and table what comes out.
 
     python tools/compile_kernels.py                      # all candidates for all architectures (tens of minutes)
-    python tools/compile_kernels.py --defaults --arch sm90
+    python tools/compile_kernels.py --defaults --arch sm90   # those alone that can be picked without measuring
     python tools/compile_kernels.py --out benchmarks/results/compile
 
-Registers, spills and shared memory are read from the compiled code. A configuration fails if it does not compile,
-spills, needs more shared memory than a program of the architecture can have, or (16-bit dtypes) does its products
-without the tensor-core instructions of the architecture: ``mma.sync`` on sm_80 and sm_86, ``wgmma`` on sm_90,
+Registers, spills and shared memory are read from the compiled code. A configuration has a problem if it does not
+compile, spills, needs more shared memory than a program of the architecture can have, or (16-bit dtypes) does its
+products without the tensor-core instructions of the architecture: ``mma.sync`` on sm_80 and sm_86, ``wgmma`` on sm_90,
 ``tcgen05`` on sm_100.
+
+Exit status: 1 if one that can be picked without measuring (``configs.choices``) has a problem, or one that is only a
+candidate does not compile; the other problems of candidates are for the table: the Triton that is installed decides.
 """
 
 from __future__ import annotations
@@ -57,7 +60,8 @@ EXPECTED = {"sm80": "mma.sync", "sm86": "mma.sync", "sm90": "wgmma", "sm100": "t
 
 
 def jobs_of(arches: list[str], head_dims: list[int], dtypes: list[str], defaults: bool) -> list[tuple]:
-    """Arguments of :func:`compile_one`, for every configuration that can be picked."""
+    """Arguments of :func:`compile_one`: every candidate, or those that can be picked without measuring."""
+    listed = configs.choices if defaults else configs.candidates
     found = []
     for arch in arches:
         for kernel in configs.KERNELS:
@@ -65,8 +69,7 @@ def jobs_of(arches: list[str], head_dims: list[int], dtypes: list[str], defaults
                 for dtype in dtypes:
                     if configs.computed_dtype(dtype, head_dim, arch) != dtype:
                         continue
-                    candidates = configs.candidates(kernel, head_dim, dtype, arch)
-                    found += [(arch, kernel, head_dim, dtype, c) for c in candidates[: 1 if defaults else None]]
+                    found += [(arch, kernel, head_dim, dtype, c) for c in listed(kernel, head_dim, dtype, arch)]
         blocks = {c.m if kernel != "dkdv" else c.n for _, kernel, _, _, c in found}
         found += [(arch, "schedule", 0, "int32", Config(block, block, 1, 3)) for block in sorted(blocks)]
     return found
@@ -143,6 +146,15 @@ def _problem(row: dict[str, Any]) -> str:
     return "; ".join(problems)
 
 
+def fails(row: dict[str, Any]) -> bool:
+    """Whether a row's problem concerns what can be picked without measuring, or is that it does not compile."""
+    if not row["problem"]:
+        return False
+    if row["kernel"] == "schedule" or "registers" not in row:
+        return True
+    return Config(**row["config"]) in configs.choices(row["kernel"], row["head_dim"], row["dtype"], row["arch"])
+
+
 def run(jobs: list[tuple], workers: int) -> list[dict[str, Any]]:
     if workers <= 1:
         return [_shown(compile_one(*job)) for job in jobs]
@@ -194,20 +206,23 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arch", nargs="+", choices=configs.ARCHES, default=list(configs.ARCHES))
     parser.add_argument("--head-dim", nargs="+", type=int, choices=configs.HEAD_DIMS, default=configs.HEAD_DIMS)
     parser.add_argument("--dtype", nargs="+", choices=configs.DTYPES, default=list(configs.DTYPES))
-    parser.add_argument("--defaults", action="store_true", help="the default configurations only")
+    parser.add_argument("--defaults", action="store_true", help="only what can be picked without measuring")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder for triton-<version>.json and .md")
     options = parser.parse_args(arguments)
 
     rows = run(jobs_of(options.arch, options.head_dim, options.dtype, options.defaults), options.workers)
-    bad = [row for row in rows if row["problem"]]
-    print(f"Triton {triton.__version__}: {len(rows)} configurations compiled, {len(bad)} with a problem")
+    problems, failures = sum(bool(row["problem"]) for row in rows), sum(map(fails, rows))
+    print(
+        f"Triton {triton.__version__}: {len(rows)} configurations compiled, {problems} with a problem,"
+        f" {failures} of them fail"
+    )
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / f"triton-{triton.__version__}"
         path.with_name(path.name + ".json").write_text(json.dumps(rows, indent=1) + "\n")
         path.with_name(path.name + ".md").write_text(markdown(rows))
-    return 1 if bad else 0
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -140,11 +140,14 @@ class Check:
             cuda = f"CUDA for {' '.join(architectures)}" if compiler else "no nvcc was found: without CUDA"
             return status == 0 and bool(built) and bool(compiler or self.no_gpu), cuda if built else "no core was built"
 
-        shutil.rmtree(self.site, ignore_errors=True)
+        def prepare() -> None:
+            shutil.rmtree(self.site, ignore_errors=True)
+
         command = [self.python, "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "-v"]
         command += ["--no-build-isolation", "--no-deps", "--no-index", "--no-cache-dir", "--target", str(self.site)]
         command += [f"--config-settings={setting}" for setting in settings]
-        return Stage("build", [*command, str(ROOT)], 1200 if self.no_gpu else 240, env, verdict=verdict)
+        limit = 1200 if self.no_gpu else 240
+        return Stage("build", [*command, str(ROOT)], limit, env, prepare=prepare, verdict=verdict)
 
     def doctor(self) -> Stage:
         want = "any" if self.no_gpu else "cuda"

@@ -33,6 +33,7 @@ class Stage:
         needs: names of stages that must have passed before.
         blocked: why it cannot run here at all, known beforehand.
         optional: whether the check passes without it.
+        prepare: called when the stage starts, so that a stage that is only planned changes nothing.
         verdict: given the exit status, says (passed, remark); left out, status 0 passes.
     """
 
@@ -44,6 +45,7 @@ class Stage:
     needs: tuple[str, ...] = ()
     blocked: str | None = None
     optional: bool = False
+    prepare: Callable[[], None] | None = None
     verdict: Callable[[int], tuple[bool, str]] | None = None
 
 
@@ -163,6 +165,8 @@ class Runner:
     def _start(self, stage: Stage) -> _Running:
         limit = min(stage.limit, self._end - time.monotonic())
         shown = " ".join(" ".join(stage.command).split())
+        if stage.prepare:
+            stage.prepare()
         self.say(f"--- {stage.name} (at most {limit:.0f} s): {shown[:SHOWN] + (' …' if shown[SHOWN:] else '')}")
         with self.log(stage.name).open("wb") as log:
             process = subprocess.Popen(

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..errors import MissingDependencyError
 from ..prepare import list_images
 from ..pretrain_config import PretrainConfig
+from .program import program
 
 DEMO_FILE = "RG1_UNCI.dcm"  # pydicom-data: 1955 x 1841, 15 bits stored, MONOCHROME1
 
@@ -119,9 +120,9 @@ picture   {out / "panel.png"}   <- open this one
 figures   {out / "metrics.json"}
 model     {out / "run" / "model"}   (hdxray_fast.load_model)
 
-next      hdxray-fast pretrain --data YOUR_FOLDER --out runs/first --steps 1000
-          hdxray-fast contour YOUR_FOLDER --out contours
-          hdxray-fast doctor
+next      {program()} pretrain --data YOUR_FOLDER --out runs/first --steps 1000
+          {program()} contour YOUR_FOLDER --out contours
+          {program()} doctor
 """
 
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ..errors import ConfigError, HDXrayError, MissingDependencyError
+from .program import program
 
 # A file of this folder is a group of commands: ``add_commands(commands, parser_class)`` says what each of them takes,
 # ``COMMANDS`` what runs it. It is imported when one of its commands is asked for, or to list them all.
@@ -64,7 +65,7 @@ def _run(argv: list[str]) -> int:
         parsed = parser.parse_args(argv)
     except (ArgumentError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
-        hint = f"hdxray-fast {argv[0]} --help" if argv and not argv[0].startswith("-") else "hdxray-fast --help"
+        hint = " ".join([program(), *(argv[:1] if argv and not argv[0].startswith("-") else []), "--help"])
         raise ConfigError(f"{reason} ({hint} lists the settings)") from error
     options = parsed[parsed.command]
     options.pop("config", None)

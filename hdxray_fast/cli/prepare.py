@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .program import program
+
 FLAGS = {  # --add, where class arguments would want --add true
     "keep_duplicates": "keep images whose stored pixels are those of an earlier one",
     "add": "take sources in that were not there when the data set was begun",
@@ -45,7 +47,7 @@ def run_prepare_command(**options) -> int:
     if result.summary is None:
         counts = ", ".join(f"{count} {status}" for status, count in sorted(result.counts.items()))
         print(f"part {config.part}: {counts or 'nothing to do'}; {result.made} shards made, {result.found} were there")
-        print(f"other parts are not done yet; the last one merges, or: hdxray-fast merge {config.out}")
+        print(f"other parts are not done yet; the last one merges, or: {program()} merge {config.out}")
         return 0
     print(describe(result.summary))
     print(f"the data set is {result.out}; look at summary.png, contacts.png and quarantine.csv in it")

@@ -169,8 +169,9 @@ def main() -> None:
     Path("predictions.csv").unlink()
     for spent in [*Path(".").glob("whole_*"), *Path(".").glob("[!w]*/cache")]:  # a cache is made anew at another place
         shutil.rmtree(spent)
-    for spent in (*Path(".").glob("[rp]*/contacts.png"), *Path(".").glob("[rp]*/summary.png"), *Path(".").glob("[rp]*/.*.lock")):
-        spent.unlink()
+    for pattern in ("[rp]*/contacts.png", "[rp]*/summary.png", "[rp]*/.*.lock"):
+        for spent in list(Path(".").glob(pattern)):
+            spent.unlink()
     Path("expected.json").write_text(json.dumps(expected, indent=1) + "\n")
 
 

@@ -2,9 +2,10 @@
 
 Nothing is tuned while a program runs: a tuner keyed on lengths would start again with every ragged batch. Candidates
 are per (kernel, architecture, head dimension, dtype); the first is the default. tools/compile_kernels.py compiles all
-of them ahead of time and fails if one spills registers or exceeds the shared memory; benchmarks/tune_attention.py
-measures them on a device and writes the fastest to configs_measured.json beside this file, which then goes before the
-default.
+of them ahead of time and fails if one that :func:`choose` can give spills registers or exceeds the shared memory;
+benchmarks/tune_attention.py measures them on a device and writes the fastest to configs_measured.json beside this file,
+which then goes before the default. Which Triton is installed decides what spills: a candidate is listed here if it is
+clean in each of the versions that benchmarks/results/compile has a table of.
 
 What bounds a choice on sm_90 (65,536 registers and 227 KiB of shared memory a multiprocessor, 255 registers a thread),
 for the forward kernel with 8 warps, M x N scores in fp32 and M x D accumulators: (M N + M D) / 256 registers a thread
@@ -110,6 +111,15 @@ def choose(
     return next(config for config in found if tma or not config.tma)
 
 
+def choices(kernel: str, head_dim: int, dtype: str, arch: str) -> list[Config]:
+    """All that :func:`choose` can give: the default, with the copy engine and without, and what any device measured."""
+    found = candidates(kernel, head_dim, dtype, arch)
+    keys = [measured_key(kernel, head_dim, dtype, longest) for longest in (0, LONG + 1)]
+    possible = [table.get(key) for table in _measured().values() for key in keys]
+    possible += [next(config for config in found if tma or not config.tma) for tma in (True, False)]
+    return [config for config in found if config in possible]
+
+
 def measured_key(kernel: str, head_dim: int, dtype: str, longest: int) -> str:
     """Name of one choice in configs_measured.json."""
     return f"{kernel} D={head_dim} {dtype} {'long' if longest > LONG else 'short'}"
@@ -161,7 +171,6 @@ _HALF = {
             (_BIG, (128, 64, 8, 3, True)),
             (_BIG, (128, 128, 8, 2, True)),
             (_ALL, (128, 128, 4, 2, True, True)),
-            (_SMALL + _SPLIT, (128, 64, 4, 3, True, True)),
         ],
         "dq": [
             (_SMALL, (128, 64, 8, 3)),
@@ -181,6 +190,7 @@ _HALF = {
             (_SMALL, (64, 64, 4, 2)),
             (_SMALL, (64, 128, 8, 3)),
             (_SMALL, (64, 128, 8, 2, True)),
+            (_SMALL, (32, 64, 4, 3)),
             (_SMALL, (64, 64, 4, 3, True)),
             (_SMALL, (32, 128, 8, 3, True)),
             (_SPLIT + _BIG, (32, 128, 8, 2)),
@@ -196,7 +206,7 @@ _HALF = {
             ((32,), (128, 64, 4, 3)),
             (_SMALL, (64, 64, 4, 3)),
             (_SPLIT, (128, 64, 8, 2)),
-            (_SPLIT, (128, 32, 4, 2)),
+            ((96,), (128, 32, 4, 2)),
             (_SPLIT, (64, 64, 4, 2)),
             (_BIG, (128, 64, 8, 2)),
         ],
@@ -227,7 +237,7 @@ _HALF = {
         "forward": [
             (_ALL, (128, 64, 8, 2)),
             (_ALL, (128, 128, 8, 2)),
-            (_ALL, (64, 64, 4, 2)),
+            ((64, *_SPLIT, *_BIG), (64, 64, 4, 2)),
             (_ALL, (128, 64, 8, 2, True)),
         ],
         "dq": [
@@ -236,7 +246,7 @@ _HALF = {
         ],
         "dkdv": [
             (_ALL, (64, 128, 8, 2)),
-            (_ALL, (64, 128, 8, 2, True)),
+            (_SMALL + _SPLIT, (64, 128, 8, 2, True)),
         ],
     },
 }
@@ -246,7 +256,7 @@ def _float32(dtype: str, arch: str) -> dict[str, list[tuple]]:
     """float32 on the multiply-add units, or as TF32 on tensor cores: small tiles, the head dimension in parts."""
     if dtype == "fp32":
         rows = [((32,), _cut(32, 64, 32, 8, 1)), ((64, 80, 96, 128), _cut(16, 64, 32, 8, 1))]
-        narrow = (64, 80, 128) if arch == "sm86" else (64, 80)
+        narrow = {"sm80": (32, 64, 80), "sm86": (64, 80, 128)}.get(arch, (64, 80))
         keys = [(narrow, _cut(16, 32, 32, 8, 1)), (_ALL, _cut(32, 32, 32, 8, 1))]
         return {"forward": rows, "dq": rows, "dkdv": keys}
     rows = [((80,), _cut(16, 64, 32, 8, 2)), (_ALL, _cut(32, 64, 32, 8, 2))]
