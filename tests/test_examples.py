@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,7 +99,7 @@ def test_every_python_block_of_the_readme_runs(tmp_path, monkeypatch):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert blocks and sum(bool(line.strip()) for line in blocks[0].splitlines()) <= 10
-    (tmp_path / "chest.dcm").write_bytes(pydicom_file("RG1_UNCI.dcm").read_bytes())
+    shutil.copy(pydicom_file("RG1_UNCI.dcm"), tmp_path / "chest.dcm")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
     for block in blocks:
