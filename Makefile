@@ -45,7 +45,7 @@ format: $(VENV)/.lint  ## the same tools, changing files
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CPP)
 
-bench: $(VENV)/.bench  ## time ours against the strongest rivals; results to benchmarks/results, tables to README.md and docs/benchmarks.md
+bench: $(VENV)/.bench  ## time ours against the strongest rivals; results to benchmarks/results, tables to the documents
 	$(BIN)/pytest benchmarks -q -s --benchmark-disable-gc --benchmark-columns=min,median,iqr,rounds $(PYTEST_ARGS)
 	$(BIN)/python benchmarks/table.py README.md docs/benchmarks.md
 
