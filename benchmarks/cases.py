@@ -1,4 +1,4 @@
-"""The GPU cases and their bars: what the benchmarks run and what README's table shows, measured or not.
+"""The GPU cases and their bars: what the benchmarks run and what docs/benchmarks.md shows, measured or not.
 
 A bar is the least ratio rival / ours that the project promises, on an H100 or H200. The bars are held against the
 fastest rival of those named; a case without one is there to be known.

@@ -1,4 +1,4 @@
-"""Times ours against the strongest rival in the same run, turn by turn, and keeps the rows of README's table.
+"""Times ours against the strongest rival in the same run, turn by turn, and keeps the rows of the tables.
 
 A benchmark asks for the `compare` fixture (benchmarks/conftest.py)::
 

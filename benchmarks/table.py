@@ -1,7 +1,11 @@
-"""Writes README's table of measured ratios from all result files: ``python benchmarks/table.py [README.md]``.
+"""Writes the tables of measured ratios from all result files::
 
-``-`` in place of a file prints it. GPU cases (cases.py) stand in it whether they were measured or not: what no results
-file holds is "not measured".
+    python benchmarks/table.py README.md docs/benchmarks.md
+
+Between ``<!-- bench:begin -->`` and ``<!-- bench:end -->`` go all rows of all devices; between
+``<!-- bench:headline -->`` and ``<!-- bench:end -->`` the few of `HEADLINE` and `GPU_HEADLINE`. ``-`` in place of files
+prints all rows. GPU cases (cases.py) stand in the whole table whether they were measured or not: what no results file
+holds is "not measured".
 """
 
 from __future__ import annotations
@@ -14,11 +18,26 @@ from typing import Any
 
 from cases import CASES
 
-RESULTS = Path(__file__).parent / "results"
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = ("README.md", "docs/benchmarks.md")
+BEGIN, HEADLINE_BEGIN, END = "<!-- bench:begin -->", "<!-- bench:headline -->", "<!-- bench:end -->"
 NOT_MEASURED = "not measured"
 NO_RACE = ("plan.json",)  # docs/plan.md shows these
 REASON_LENGTH = 80
+
+# README's rows, in its order, 12 with those of a GPU: one a stage of the way, against that stage's strongest rival.
+HEADLINE = (
+    "read_canvas, JPEG 2000 15-bit DICOM 1955 × 1841 → 1280², 8 bits",
+    "loading prepared raw images, 1280² u8, batches of 16, CPU time an image, against .npy files",
+    "mask plan, 8 × 80 × 80, contour",
+    "gather, 8 × 1280² uint8 → bf16, kept patches; indexing first",
+    "loss, 8 × 1280² uint8, forward + backward",
+    "encoder ViT-S/16, one 1280² image, chest patches and a margin of 1, fp32",
+    "MAE step, ViT-B/16, cross decoder, batch 1, fp32",
+    "peak memory increase of an MAE step, ViT-B/16, cross decoder",
+)
+GPU_HEADLINE = ("dense 64 training", "gather eager", "step base cross", "memory base cross")  # keys of CASES
 
 
 def amount(value: float, unit: str) -> str:
@@ -72,8 +91,8 @@ def line(values: list[str]) -> str:
     return "| " + " | ".join(values) + " |"
 
 
-def device_table(rows: list[dict]) -> list[str]:
-    """Markdown of one device: a caption line and the table."""
+def caption(rows: list[dict]) -> str:
+    """Where and with what the newest of one device's rows was measured."""
     newest = max(rows, key=lambda r: r["measured"])
     device, software = newest["device"], newest["versions"]
     if device["kind"] == "cpu":
@@ -82,11 +101,19 @@ def device_table(rows: list[dict]) -> list[str]:
     else:
         where = f"driver {device.get('driver', '?')}, CUDA {device.get('cuda', '?')}"
     software = f"torch {software['torch']}, Python {software['python']}, commit {newest['commit']}"
-    head = ["case", "ours", "rival", "ratio", "bar", *(["ours reaches"] if device["kind"] == "cuda" else [])]
-    lines = [f"Measured on {device['name']}; {where}; {software}.", "", line(head), "|---" * len(head) + "|"]
-    if device["kind"] == "cpu":
-        return lines + [line(cells(row)) for row in rows]
-    return lines + gpu_lines(rows)
+    return f"Measured on {device['name']}; {where}; {software}."
+
+
+def head(*more: str) -> list[str]:
+    columns = ["case", "ours", "rival", "ratio", "bar", *more]
+    return [line(columns), "|---" * len(columns) + "|"]
+
+
+def device_table(rows: list[dict]) -> list[str]:
+    """Markdown of one device: a caption line and the table."""
+    if kind(rows) == "cpu":
+        return [caption(rows), "", *head(), *(line(cells(row)) for row in rows)]
+    return [caption(rows), "", *head("ours reaches"), *gpu_lines(rows)]
 
 
 def gpu_lines(rows: list[dict]) -> list[str]:
@@ -104,15 +131,11 @@ def gpu_lines(rows: list[dict]) -> list[str]:
 
 
 def no_gpu_table() -> list[str]:
-    """The cases that have a bar."""
-    without = sum(case.bar is None for case in CASES.values())
     return [
-        "GPU: not measured; there is no results file of one yet (`make gpu-check` on a machine with a GPU writes it). "
-        f"{without} cases without a bar are left out here.",
+        "GPU: not measured; there is no results file of one yet (`make gpu-check` on a machine with a GPU writes it).",
         "",
-        line(["case", "ours", "rival", "ratio", "bar", "ours reaches"]),
-        "|---" * 6 + "|",
-        *[row for row in gpu_lines([]) if "≥" in row],
+        *head("ours reaches"),
+        *gpu_lines([]),
     ]
 
 
@@ -122,29 +145,62 @@ def result_rows(path: Path) -> list[dict]:
     return found["rows"] if isinstance(found, dict) and "bench" in found else []
 
 
+def device_rows(results: Path) -> list[list[dict]]:
+    """The rows of each device that has any, in the order of their folders."""
+    folders = sorted(p for p in results.iterdir() if p.is_dir()) if results.is_dir() else []
+    found = (
+        [row for path in sorted(folder.glob("*.json")) if path.name not in NO_RACE for row in result_rows(path)]
+        for folder in folders
+    )
+    return [rows for rows in found if rows]
+
+
+def kind(rows: list[dict]) -> str:
+    """``"cpu"`` or ``"cuda"``, of the rows of one device."""
+    return rows[0]["device"]["kind"]
+
+
 def table(results: Path = RESULTS) -> str:
     """All devices' tables, in the order of their folders; the GPU cases even if no GPU's results are there."""
-    blocks, gpus = [], 0
-    for folder in sorted(p for p in results.iterdir() if p.is_dir()) if results.is_dir() else []:
-        rows = [row for path in sorted(folder.glob("*.json")) if path.name not in NO_RACE for row in result_rows(path)]
-        if rows:
-            blocks.append("\n".join(device_table(rows)))
-            gpus += rows[0]["device"]["kind"] == "cuda"
+    devices = device_rows(results)
+    blocks = ["\n".join(device_table(rows)) for rows in devices]
     if not blocks:
         blocks.append("CPU: not measured yet; run `make bench`.")
-    if not gpus:
+    if not any(kind(rows) == "cuda" for rows in devices):
         blocks.append("\n".join(no_gpu_table()))
     return "\n\n".join(blocks)
 
 
-def write(readme: Path, results: Path = RESULTS) -> None:
-    """Replace what stands between the two markers of `readme`."""
-    text = readme.read_text(encoding="utf-8")
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"{readme}: the markers {BEGIN} and {END} are missing, so there is no place for the table")
-    block = f"{BEGIN}\n{table(results)}\n{END}"
-    readme.write_text(
-        re.sub(re.escape(BEGIN) + ".*" + re.escape(END), lambda _: block, text, flags=re.DOTALL), encoding="utf-8"
+def headline(results: Path = RESULTS) -> str:
+    """The rows of `HEADLINE` and `GPU_HEADLINE`, each kind of device by the one that was measured last."""
+    blocks, titles = [], {"cpu": HEADLINE, "cuda": [CASES[key].title for key in GPU_HEADLINE]}
+    nothing = {
+        "cpu": "CPU: not measured yet; run `make bench`.",
+        "cuda": "GPU: not measured; no results of one are here (`make gpu-check` on a machine with a GPU makes them).",
+    }
+    for which, wanted in titles.items():
+        devices = [rows for rows in device_rows(results) if kind(rows) == which]
+        rows = max(devices, key=lambda rows: max(row["measured"] for row in rows), default=[])
+        found = {row["case"]: row for row in rows}
+        chosen = [found[title] for title in wanted if title in found]
+        if chosen:
+            blocks.append("\n".join([caption(chosen), "", *head(), *(line(cells(row)) for row in chosen)]))
+        else:
+            blocks.append(nothing[which])
+    return "\n\n".join(blocks)
+
+
+def write(page: Path, results: Path = RESULTS) -> None:
+    """Replace what stands between the markers of `page`, which say whether all rows or the headline belong there."""
+    text = page.read_text(encoding="utf-8")
+    begin, rows = (HEADLINE_BEGIN, headline) if HEADLINE_BEGIN in text else (BEGIN, table)
+    if begin not in text or END not in text:
+        raise SystemExit(
+            f"{page}: the markers {BEGIN} (or {HEADLINE_BEGIN}) and {END} are missing, so no table has a place there"
+        )
+    block = f"{begin}\n{rows(results)}\n{END}"
+    page.write_text(
+        re.sub(re.escape(begin) + ".*" + re.escape(END), lambda _: block, text, flags=re.DOTALL), encoding="utf-8"
     )
 
 
@@ -152,4 +208,5 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["-"]:
         print(table())
     else:
-        write(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent.parent / "README.md")
+        for page in map(Path, sys.argv[1:]) if len(sys.argv) > 1 else (ROOT / page for page in PAGES):
+            write(page)

@@ -1,4 +1,4 @@
-"""The benchmark's book-keeping: rows are kept, replaced and turned into README's table."""
+"""The benchmark's book-keeping: rows are kept, replaced and turned into the tables of the documents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
 if not (BENCHMARKS / "record.py").exists():
     pytest.skip("needs the project's benchmarks beside the tests", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
@@ -61,6 +62,57 @@ def test_a_readme_without_markers_is_refused(tmp_path):
         table.write(readme, tmp_path)
 
 
+# --- README's few rows ------------------------------------------------------------------------------------------------
+def page_rows(page: str) -> list[str]:
+    """The rows between the markers of a page of the project, without the heads of the tables."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    begin = table.HEADLINE_BEGIN if table.HEADLINE_BEGIN in text else table.BEGIN
+    lines = text.partition(begin)[2].partition(table.END)[0].splitlines()
+    return [line for line in lines if line.startswith("| ") and not line.startswith("| case |")]
+
+
+def test_the_headline_has_at_most_twelve_rows_and_every_one_is_a_case(tmp_path, monkeypatch):
+    assert len(table.HEADLINE) + len(table.GPU_HEADLINE) <= 12
+    measured = {row["case"] for rows in table.device_rows(table.RESULTS) for row in rows}
+    assert set(table.HEADLINE) <= measured
+    assert set(table.GPU_HEADLINE) <= set(CASES)
+    gpu_row(tmp_path, monkeypatch)  # "dense 64 forward", which is none of them
+    assert table.headline(tmp_path).count("not measured") == 2
+    for key in table.GPU_HEADLINE:
+        gpu_row(tmp_path, monkeypatch, title=CASES[key].title)
+    lines = table.headline(tmp_path).splitlines()
+    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")] == [
+        "| case", *(f"| {CASES[key].title}" for key in table.GPU_HEADLINE)
+    ]  # fmt: skip
+
+
+def test_the_headline_takes_the_device_that_was_measured_last(tmp_path):
+    for device, measured, ours in (("a", "2026-01-02", 1.0), ("b", "2026-01-01", 2.0)):
+        path = comparison(table.HEADLINE[0], ours, 3.0, None).save(tmp_path / "made")
+        kept = json.loads(path.read_text())
+        kept["rows"][0] |= {"measured": measured}
+        (tmp_path / device).mkdir()
+        (tmp_path / device / "gather.json").write_text(json.dumps(kept))
+    assert f"| {table.HEADLINE[0]} | 1 s | 3 s (eager) | 3.00× |  |" in table.headline(tmp_path)
+    assert "2 s" not in table.headline(tmp_path)
+    assert "2 s" in table.table(tmp_path)
+
+
+def test_pages_hold_what_the_results_hold():
+    """README the headline, docs/benchmarks.md every row, as the tool writes them from the results that are here."""
+    short, long = page_rows("README.md"), page_rows("docs/benchmarks.md")
+    text = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    written = table.table().splitlines()
+    assert 0 < len(short) <= 12
+    assert set(short) <= set(long), "run benchmarks/table.py"
+    assert {row for row in long if "| not measured |" not in row} <= set(written), "run benchmarks/table.py"
+    for rows in table.device_rows(table.RESULTS):  # a device that was measured here alone is on no page yet
+        if f"Measured on {rows[0]['device']['name']};" in text:
+            assert {f"| {row['case']} |" for row in rows} <= {row[: row.index(" |") + 2] for row in long}
+    for case in CASES.values():
+        assert f"| {case.title} |" in text
+
+
 # --- GPU rows ---------------------------------------------------------------------------------------------------------
 def outcomes() -> dict[str, Outcome]:
     return {
@@ -75,7 +127,7 @@ def gpu_row(tmp_path: Path, monkeypatch, **changes) -> record.Comparison:
     info = {"kind": "cuda", "name": "NVIDIA Test 1", "driver": "580.1", "cuda": "13.0"}
     monkeypatch.setattr(record, "device_info", lambda kind: info)
     arguments = {"bar": 1.1, "extra": {"rate": {"tflops": 400.0, "of_matmul": 0.5}}, **changes}
-    title = CASES["dense 64 forward"].title
+    title = arguments.pop("title", CASES["dense 64 forward"].title)
     rivals = arguments.pop("rivals", ["flash", "cudnn", "broken"])
     ours = arguments.pop("ours", "triton")
     comparison = record.Comparison.of("gpu_attention", title, outcomes(), ours, rivals, **arguments)
@@ -118,7 +170,7 @@ def test_out_gets_a_copy_of_the_results(tmp_path, monkeypatch):
 def test_without_a_gpu_the_table_says_not_measured(tmp_path):
     text = table.table(tmp_path)
     for case in CASES.values():
-        assert (f"| {case.title} | not measured | {case.rival} | not measured |" in text) == (case.bar is not None)
+        assert f"| {case.title} | not measured | {case.rival} | not measured |" in text
     (tmp_path / "compile").mkdir()
     (tmp_path / "compile" / "attention.json").write_text('[{"kernel": "not a row"}]')
     assert table.table(tmp_path) == text

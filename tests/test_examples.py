@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,13 +80,9 @@ def code_blocks(document: str, heading: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("document", "heading"),
-    [("README.md", "Use the encoder in your own project"), ("docs/encoder.md", "Ten lines")],
-)
-def test_ten_lines_pasted_into_a_fresh_environment(document, heading, tmp_path):
+def test_ten_lines_pasted_into_a_fresh_environment(tmp_path):
     """They run as they are, in an empty folder, without the optional packages."""
-    code = code_blocks(document, heading)[0]
+    code = code_blocks("docs/encoder.md", "Ten lines")[0]
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 10
     optional = ("timm", "transformers", "safetensors", "onnx", "pydicom", "pyarrow", "sklearn", "jsonargparse", "tqdm")
@@ -94,6 +91,23 @@ def test_ten_lines_pasted_into_a_fresh_environment(document, heading, tmp_path):
         [sys.executable, "-c", fresh + code], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_every_python_block_of_the_readme_runs(tmp_path, monkeypatch):
+    """As it is, at full size, on a real DICOM file; the comments' figures hold."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert blocks and sum(bool(line.strip()) for line in blocks[0].splitlines()) <= 10
+    shutil.copy(pydicom_file("RG1_UNCI.dcm"), tmp_path / "chest.dcm")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), names)
+    assert names["images"].shape == (1, 1, 1280, 1280) and names["images"].dtype == torch.uint8
+    assert names["contour"].inside.shape == (80, 80)
+    assert names["table"].features.shape == (1, 384)
+    assert all(p.grad is not None for p in names["model"].encoder.parameters() if p.requires_grad)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import contextlib
 import json
 import platform
 import re
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -216,12 +217,21 @@ def _pictures(samples: list[Sample], work: Path, folder: Path) -> str:
     return f"From the left: {shown}. Radiographs: {'; '.join(credits)}. Masks: see the model card."
 
 
+def _wrapped(block: str) -> str:
+    """`block` with its sentences in lines as long as the page's; tables, links and names stay unbroken."""
+    lines = block.split("\n")
+    return "\n".join(
+        line if line.startswith("|") else textwrap.fill(line, 120, break_long_words=False, break_on_hyphens=False)
+        for line in lines
+    )
+
+
 def _replace(text: str, name: str, block: str) -> str:
     """Put a block between <!-- name --> and <!-- end name -->."""
     pattern = rf"(<!-- {name} -->\n).*?(<!-- end {name} -->)"
     if not re.search(pattern, text, re.S):
         raise ValueError(f"docs/contour.md has no place for {name!r}")
-    return re.sub(pattern, lambda m: f"{m[1]}{block}\n{m[2]}", text, flags=re.S)
+    return re.sub(pattern, lambda m: f"{m[1]}{_wrapped(block)}\n{m[2]}", text, flags=re.S)
 
 
 def write(samples: list[Sample], unlabelled: list[Path], work: Path, timings: bool) -> None:

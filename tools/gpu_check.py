@@ -8,7 +8,7 @@ It needs PyTorch, the build tools (CMake, ninja, pybind11, scikit-build-core), p
 that runs it, and no network. Each stage has its own time limit and log, and none stops the next ones. Results go to
 benchmarks/results and hdxray_fast/ops as always; ``$OUT`` (or build/gpu-check/out) gets ``summary.txt``,
 ``logs.tar.gz`` and ``results.tar.gz``, which unpacks over a checkout, where ``python benchmarks/table.py`` then writes
-README's table.
+the tables of README.md and docs/benchmarks.md.
 
 Exit status: 0 if every stage passed, 1 if one did not, 3 if there is no GPU (then only build, doctor and table run).
 """
