@@ -18,8 +18,8 @@ from .classify_data import LabelledRadiographs, model_inputs
 from .classify_loss import classification_loss
 from .errors import CheckpointError
 from .files import save_tensors, written_whole
-from .prepare import worker_count
 from .processes import outlive_notice
+from .reader_pool import worker_count
 from .run_state import whole_state
 
 

@@ -174,8 +174,8 @@ def _demo(**options) -> int:
 
 
 def _contour(paths: list[str], out: str, method: str, size: int, patch_size: int) -> int:
+    from .listing import list_images
     from .overlay import write_contours
-    from .prepare import list_images
 
     files = [file for path in paths for file in list_images(path, exclude=(out,))]
     summary = write_contours(files, out, method=method, size=size, patch_size=patch_size)

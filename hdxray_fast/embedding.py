@@ -15,7 +15,8 @@ from .devices import find_device
 from .encoder import Encoder, Tokens, create_encoder
 from .errors import ArgumentError, ArgumentTypeError
 from .layers import check_count
-from .prepare import Quarantined, list_images
+from .listing import list_images
+from .quarantine import Quarantined
 from .radiographs import Radiograph, read_ahead
 from .selection import selected_patches
 

@@ -15,7 +15,7 @@ from .classifier import Classifier
 from .classify_data import model_inputs
 from .labels import LabelTable
 from .plots import display_levels, write_image
-from .prepare import Quarantined
+from .quarantine import Quarantined
 from .radiographs import Radiograph, read_radiograph
 
 TILE = 300  # px, side of each of a tile's two pictures

@@ -21,8 +21,10 @@ from .errors import ConfigError, TrainingError
 from .files import written_whole
 from .heads import LabelQueryHead, embed_names
 from .labels import LabelTable, check_rows, read_manifest, redrawn, require_files
+from .listing import list_images
 from .metrics import evaluate_predictions
-from .prepare import Quarantined, list_images, worker_count, write_quarantine
+from .quarantine import Quarantined, write_quarantine
+from .reader_pool import worker_count
 from .splits import SPLIT_NAMES, SPLITS, canonical_split, patients_hash
 
 

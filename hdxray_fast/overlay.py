@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ import numpy as np
 from .canvas import Canvas, read_canvas
 from .contour import METHODS, Contour, find_contour
 from .errors import ArgumentError, ArgumentTypeError, HDXrayError
+from .quarantine import write_quarantine
 
 ACCEPTED = (200, 220, 60)  # BGR, turquoise: tells itself apart from grey values and from the flagged colour
 FLAGGED = (40, 120, 255)  # orange
@@ -161,8 +161,7 @@ def write_contours(
             tiles = []
     if tiles:
         summary["contacts"].append(_write_sheet(folder, tiles, summary["contacts"], sources))
-    with (folder / "unreadable.csv").open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows([("path", "error", "reason"), *unreadable])
+    write_quarantine(folder / "unreadable.csv", unreadable)
     if progress:
         _report(summary, folder)
     return summary

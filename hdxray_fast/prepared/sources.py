@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from ..columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 from ..errors import ConfigError
-from ..prepare import image_files, is_image_name, manifest_paths
+from ..listing import image_files, is_image_name, manifest_paths
 from .archives import Member, is_archive, list_members, unpacked
 
 JOIN = "::"  # between an archive and its member, in names that people read
