@@ -15,14 +15,13 @@ from .checkpoint import describe_model, save_model
 from .config import PretrainConfig
 from .data import Augmentation, RadiographDataset
 from .errors import ConfigError
-from .listing import list_images
 from .mae import MaskedAutoencoder, create_mae
 from .masking import MaskPlan, plan_masks
 from .ops.gather import gather_patches
 from .ops.loss import reconstruction_loss
 from .plots import write_image
 from .prepared.reading import PreparedSet, PreparedSubset, is_prepared
-from .prepared.sources import Source
+from .prepared.sources import run_sources
 from .reconstruction import reconstruction_picture
 from .run_images import read_images
 from .training import Task, Training
@@ -79,7 +78,7 @@ def run_pretraining(
         images = _open(config)
         training.claim_folder()
     else:
-        sources = [Source(str(path)) for path in list_images(config.data, config.images, exclude=(out, cache))]
+        sources = run_sources(config.data, config.images, exclude=(out, cache))
         training.claim_folder()
         images, _ = read_images(training, sources, cache, size=config.img_size, contour=config.contour)
     task.use(images)
