@@ -29,6 +29,8 @@ from hdxray_fast.prepared.index import merge
 from hdxray_fast.prepared.reading import PreparedSet
 from hdxray_fast.quarantine import write_quarantine
 
+pytest.importorskip("pyarrow")
+
 NAME = "128-rectangle"  # of the cache below its folder
 
 

@@ -22,7 +22,7 @@ import hdxray_fast as hx
 from hdxray_fast.config import PretrainConfig
 from hdxray_fast.pretrain import run_pretraining
 
-for package in ("accelerate", "safetensors", "tqdm"):
+for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")

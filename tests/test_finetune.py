@@ -25,7 +25,7 @@ from hdxray_fast.classify_config import FinetuneConfig
 from hdxray_fast.cli import main
 from hdxray_fast.evaluation import evaluate_files, predict
 
-for package in ("accelerate", "sklearn", "pandas", "matplotlib"):
+for package in ("accelerate", "sklearn", "pandas", "matplotlib", "pyarrow"):
     pytest.importorskip(package)
 
 

@@ -22,7 +22,7 @@ from hdxray_fast.config import PretrainConfig
 from hdxray_fast.errors import ConfigError, TrainingError
 from hdxray_fast.pretrain import run_pretraining
 
-for package in ("accelerate", "safetensors", "tqdm"):
+for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
 
 SMALL = {

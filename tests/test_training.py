@@ -16,7 +16,7 @@ from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
 from hdxray_fast.run_state import load_checkpoint
 from hdxray_fast.training import Task, Training
 
-for package in ("accelerate", "safetensors", "tqdm"):
+for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
 
 

@@ -79,11 +79,11 @@ class CachedSet(PreparedSet):
         number = int(self._shard[row])
         with suppress(OSError):
             self._shards.facts(number).unlink()
-            warnings.warn(
-                f"{self._shards.pixels(number)}: is damaged or gone; its images are read from their own files, and "
-                "cached again by the next run",
-                stacklevel=2,
-            )
+        warnings.warn(
+            f"{self._shards.pixels(number)}: is damaged or gone; its images are read from their own files, and cached "
+            "again by the next run",
+            stacklevel=2,
+        )
 
     def _bytes(self, number: int, start: int, length: int) -> np.ndarray:
         path, data = self._shards.pixels(number), np.empty(length, np.uint8)
@@ -195,7 +195,8 @@ def fill_cache(
     folder = Path(cache) / f"{size}-{contour}"
     make_folder(folder / "shards", "cache")
     keys = [cache_key(source, size, contour) for source in sources]
-    adding = _Adding(folder, recipe_of(size, contour), workers, on_done)
+    # a single file stops no others, and is read before workers would be up
+    adding = _Adding(folder, recipe_of(size, contour), workers if len(sources) > 1 else 0, on_done)
     wanted = dict(zip(keys, sources, strict=True))
     known = adding.known()
     if not known.issuperset(wanted):
@@ -296,7 +297,7 @@ class _Adding:
 
     def add(self, wanted: dict[str, Source]) -> None:
         """Read files and keep them in new shards."""
-        rows = prepared_rows(wanted.values(), self.recipe, None, workers=self.workers)
+        rows = prepared_rows(wanted.values(), self.recipe, None, workers=min(self.workers, len(wanted)))
         number = 1 + max(self._numbers() | self._numbers("bin"), default=-1)
         made = False
         with closing(rows):
