@@ -94,21 +94,27 @@ def _packages() -> tuple:
 
 
 def _in_workers(function, jobs, workers, timeout, max_memory, ahead, make_pool, get_context) -> Iterator:
+    first = list(islice(jobs, ahead * workers))
     # loky's processes start fresh: a fork would copy the locks of running thread pools. Unlike multiprocessing's, they
     # do not run the caller's script again where it lacks an `if __name__ == "__main__"`.
-    pool = make_pool(workers, initializer=limit_memory, initargs=(max_memory,), context=get_context("loky"))
+    pool = make_pool(
+        max(1, min(workers, len(first))),
+        initializer=limit_memory,
+        initargs=(max_memory,),
+        context=get_context("loky"),
+    )
     waiting: deque = deque()
 
-    def schedule(count: int) -> None:
-        for job in islice(jobs, count):
+    def schedule(some: Iterable) -> None:
+        for job in some:
             waiting.append(job if isinstance(job, Known) else pool.schedule(function, args=list(job), timeout=timeout))
 
     try:
-        schedule(ahead * workers)
+        schedule(first)
         while waiting:
-            first = waiting.popleft()
-            yield first.result if isinstance(first, Known) else _outcome(first, timeout)
-            schedule(1)
+            head = waiting.popleft()
+            yield head.result if isinstance(head, Known) else _outcome(head, timeout)
+            schedule(islice(jobs, 1))
     finally:
         pool.stop()  # kills what still runs
         pool.join()

@@ -297,7 +297,7 @@ class _Adding:
 
     def add(self, wanted: dict[str, Source]) -> None:
         """Read files and keep them in new shards."""
-        rows = prepared_rows(wanted.values(), self.recipe, None, workers=min(self.workers, len(wanted)))
+        rows = prepared_rows(wanted.values(), self.recipe, None, workers=self.workers)
         number = 1 + max(self._numbers() | self._numbers("bin"), default=-1)
         made = False
         with closing(rows):
