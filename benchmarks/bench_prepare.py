@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import hdxray_fast as hx
-from hdxray_fast.prepare import list_images
+from hdxray_fast.listing import list_images
 from hdxray_fast.prepared.config import PrepareConfig
 from hdxray_fast.prepared.pool import prepared_rows
 from hdxray_fast.prepared.run import run_prepare

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,44 +19,25 @@ from .encoder import Encoder
 from .errors import TrainingError
 from .inputs import standardised
 from .label_table import LabelTable
-from .prepare import PreparedImage
-from .prepared.reading import PreparedSet
-from .prepared.shards import arrow
+from .prepared.reading import PreparedSet, PreparedSubset
+from .quarantine import write_quarantine
 
 
-class PreparedRow(NamedTuple):
-    """An image of a manifest that stands in a prepared data set.
-
-    Attributes:
-        path: as the manifest names it.
-        row: of the data set.
-        pixel_sha256: hash of the stored pixels, to find duplicates.
-    """
-
-    path: str
-    row: int
-    pixel_sha256: str
-
-
-def find_prepared(paths: Sequence[str], images: PreparedSet) -> list[PreparedRow]:
-    """The images of ``paths`` that a prepared data set holds, in their order.
+def find_prepared(paths: Sequence[str], images: PreparedSet) -> PreparedSubset:
+    """The images of ``paths`` that a prepared data set holds, in their order and called as they are.
 
     A path and a source are the same if they name one place on the disk; failing that, if their last names are equal and
     no other source is called so (data sets that were moved, or prepared from archives).
     """
-    table = arrow().parquet.read_table(images.folder / "index.parquet", columns=["source", "pixel_sha256"])
-    sources, hashes = (table.column(name).to_pylist() for name in ("source", "pixel_sha256"))
+    sources = images.sources()
     place = {os.path.abspath(source): row for row, source in enumerate(sources)}
     called: dict[str, int] = {}
     for row, source in enumerate(sources):
         name = re.split(r"[/\\]", source)[-1]
         called[name] = -1 if name in called else row
-    found = []
-    for path in paths:
-        row = place.get(os.path.abspath(path), called.get(os.path.basename(path), -1))
-        if row >= 0:
-            found.append(PreparedRow(path, row, hashes[row] or ""))
-    return found
+    rows = [place.get(os.path.abspath(path), called.get(os.path.basename(path), -1)) for path in paths]
+    found = [(row, path) for row, path in zip(rows, paths, strict=True) if row >= 0]
+    return images.subset([row for row, _ in found], [path for _, path in found])
 
 
 class LabelledRadiographs(Dataset):
@@ -70,34 +49,25 @@ class LabelledRadiographs(Dataset):
     would have been.
 
     Args:
-        images: prepared radiographs, rows of ``labels``; of a prepared data set, which is then ``prepared``.
+        images: prepared radiographs, rows of ``labels``.
         labels: ``[N, C] float32``.
-        prepared: the data set that ``images`` are rows of.
+        drawn_by: of each image, the number that its augmentation is drawn by; its row by default.
         augmentation: ``None`` for the canvas as it is.
-        size, patch_size, contour, seed: as for :class:`hdxray_fast.data.RadiographDataset`.
+        patch_size, seed: as for :class:`hdxray_fast.data.RadiographDataset`.
     """
 
     def __init__(
         self,
-        images: Sequence[PreparedImage] | Sequence[PreparedRow],
+        images: PreparedSet | PreparedSubset,
         labels: np.ndarray,
         *,
-        prepared: PreparedSet | None = None,
-        size: int,
         patch_size: int,
-        contour: str = "network",
+        drawn_by: Sequence[int] | None = None,
         augmentation: Augmentation | RandAugment | None = None,
         seed: int = 0,
     ) -> None:
-        self.rows = range(len(images)) if prepared is None else [image.row for image in images]
-        self.radiographs = RadiographDataset(
-            images if prepared is None else prepared,
-            size=size,
-            patch_size=patch_size,
-            contour=contour,
-            augmentation=augmentation,
-            seed=seed,
-        )
+        self.drawn_by = range(len(images)) if drawn_by is None else drawn_by
+        self.radiographs = RadiographDataset(images, patch_size=patch_size, augmentation=augmentation, seed=seed)
         self.labels = np.asarray(labels, np.float32)
         if len(self.labels) != len(images):
             raise ValueError(f"{len(self.labels)} rows of labels for {len(images)} images")
@@ -108,7 +78,7 @@ class LabelledRadiographs(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
         epoch, index = key
         try:
-            sample = self.radiographs[epoch, self.rows[index]]
+            sample = self.radiographs.sample(epoch, index, int(self.drawn_by[index]))
             labels, error = self.labels[index], ""
         except Exception as found:  # whatever a damaged file or a lost disk raises: the run counts it and goes on
             sample = self._black()
@@ -165,8 +135,7 @@ class SetAside:
 
     def write(self) -> None:
         """Write ``path,error,reason`` rows, also if there are none."""
-        with self.path.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([("path", "error", "reason"), *self.rows])
+        write_quarantine(self.path, self.rows)
 
 
 def mix(encoder: Encoder, batch: dict, share: float) -> dict:
@@ -196,8 +165,8 @@ def mix(encoder: Encoder, batch: dict, share: float) -> dict:
     }
 
 
-def table_of_readable(table: LabelTable, prepared: Sequence) -> tuple[LabelTable, list]:
-    """The rows of ``table`` whose images were prepared, and those images in its order."""
-    place = {image.path: image for image in prepared}
+def table_of_readable(table: LabelTable, images: PreparedSubset) -> tuple[LabelTable, PreparedSubset]:
+    """The rows of ``table`` whose images are among ``images``, and those images in its order."""
+    place = {path: number for number, path in enumerate(images.sources())}
     table = table.rows([row for row, path in enumerate(table.paths) if path in place])
-    return table, [place[path] for path in table.paths]
+    return table, images.subset([place[path] for path in table.paths])

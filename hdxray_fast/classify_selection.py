@@ -20,8 +20,8 @@ from .classify_loss import classification_loss
 from .errors import CheckpointError
 from .files import save_tensors, written_whole
 from .inputs import encoder_inputs
-from .prepare import worker_count
 from .processes import outlive_notice
+from .reader_pool import worker_count
 
 
 @torch.no_grad()

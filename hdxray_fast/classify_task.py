@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 from collections.abc import Callable, Iterable
@@ -17,7 +16,6 @@ from .classifier import Classifier, ClassifierConfig, save_classifier
 from .classify_config import FinetuneConfig
 from .classify_data import (
     LabelledRadiographs,
-    PreparedRow,
     SetAside,
     find_prepared,
     mix,
@@ -36,9 +34,10 @@ from .label_table import LabelTable
 from .labels import check_table, one_sided, refuse_duplicates
 from .layer_decay import layer_decay_groups
 from .metrics import best_threshold
-from .prepare import PreparedImage, Quarantined, write_quarantine
-from .prepared.reading import PreparedSet
-from .pretrain import prepare_radiographs
+from .prepared.reading import PreparedSet, PreparedSubset
+from .prepared.sources import Source
+from .quarantine import Quarantined
+from .run_images import read_images
 from .splits import SPLITS
 from .task import Task
 from .training import Training
@@ -97,7 +96,7 @@ class FinetuneTask(Task):
             weights = torch.from_numpy(class_weights(table.split("train").labels, table.multiclass))
         self.class_weights = weights
 
-    def find_images(self, training: Training) -> list[PreparedImage] | list[PreparedRow]:
+    def find_images(self, training: Training) -> PreparedSubset:
         """The images of the manifest, prepared now or before; the others are listed in ``quarantine.csv``.
 
         Raises:
@@ -106,33 +105,29 @@ class FinetuneTask(Task):
         """
         config = self.config
         if self.prepared is None:
-            paths = [Path(path) for path in self.table.paths]
-            found = prepare_radiographs(training, paths, Path(config.cache or self.out / "cache"))
+            sources = [Source(path) for path in self.table.paths]
+            cache = Path(config.cache or self.out / "cache")
+            found, bad = read_images(training, sources, cache, size=config.img_size, contour=config.contour)
         else:
-            found = self._find_prepared(training)
-        self.set_aside = SetAside(self.out / "quarantine.csv", len(self.table), config.max_bad_share)
-        with self.set_aside.path.open(newline="", encoding="utf-8") as stream:
-            rows = [tuple(row) for row in csv.reader(stream)][1:]
-        if not training.is_main:
-            self.set_aside.path = self.out / f"quarantine.{training.accelerator.process_index}.csv"
-        self.set_aside.add(rows)
+            found, bad = self._find_prepared(training)
+        rank = training.accelerator.process_index
+        listed = self.out / ("quarantine.csv" if training.is_main else f"quarantine.{rank}.csv")
+        self.set_aside = SetAside(listed, len(self.table), config.max_bad_share)
+        self.set_aside.add([(item.path, item.error, item.reason) for item in bad])
         return found
 
-    def _find_prepared(self, training: Training) -> list[PreparedRow]:
+    def _find_prepared(self, training: Training) -> tuple[PreparedSubset, list[Quarantined]]:
         config = self.config
         found = find_prepared(self.table.paths, self.prepared)
-        there = {image.path for image in found}
-        gone = [path for path in self.table.paths if path not in there]
-        if not found:
+        if not len(found):
             raise ConfigError(f"prepared: {config.prepared} holds none of the images of {config.data}")
-        if training.is_main:
-            reason = f"not in the prepared data set {config.prepared}"
-            write_quarantine(self.out / "quarantine.csv", [Quarantined(path, "NotPrepared", reason) for path in gone])
-        training.accelerator.wait_for_everyone()
+        reason = f"not in the prepared data set {config.prepared}"
+        there = set(found.sources())
+        gone = [Quarantined(path, "NotPrepared", reason) for path in self.table.paths if path not in there]
         training.print(f"{len(found)} radiographs in {config.prepared}, {len(gone)} are not there")
-        return found
+        return found, gone
 
-    def use(self, prepared: list[PreparedImage] | list[PreparedRow]) -> None:
+    def use(self, prepared: PreparedSubset) -> None:
         """Train on these; the rows of the others are left out.
 
         Raises:
@@ -140,29 +135,24 @@ class FinetuneTask(Task):
         """
         config, source = self.config, self.config.data
         self.table, images = table_of_readable(self.table, prepared)
-        refuse_duplicates(self.table, [image.pixel_sha256 for image in images], source)
+        refuse_duplicates(self.table, images.hashes(), source)
         check_table(self.table, source)
-        self.images = {split: [] for split in SPLITS}
-        for image, split in zip(images, self.table.splits, strict=True):
-            self.images[split].append(image)
+        self.images = {
+            split: images.subset([row for row, own in enumerate(self.table.splits) if own == split]) for split in SPLITS
+        }
         augmentation = {
             "rand": RandAugment(config.augment_operations, config.augment_magnitude),
             "mild": Augmentation(),
             "none": None,
         }[config.augment]
-        options = {
-            "size": self.encoder.img_size[0],
-            "patch_size": self.encoder.patch_size,
-            "contour": config.contour,
-            "seed": config.seed,
-            "prepared": self.prepared,
-        }
         self.datasets = {
             split: LabelledRadiographs(
                 self.images[split],
                 self.table.split(split).labels,
+                patch_size=self.encoder.patch_size,
+                drawn_by=self.images[split].rows if self.prepared else None,
                 augmentation=augmentation if split == "train" else None,
-                **options,
+                seed=config.seed,
             )
             for split in SPLITS
         }
@@ -223,7 +213,7 @@ class FinetuneTask(Task):
         return loss, {"unreadable": (~batch["readable"]).sum()}
 
     def files(self, batch: dict) -> list[str]:
-        return [self.images["train"][index].path for index in batch["index"].tolist()]
+        return [self.images["train"].source(index) for index in batch["index"].tolist()]
 
     def after_step(self, training: Training, step: int, done: bool) -> dict | None:
         if not done and step % self.config.eval_every:
@@ -307,5 +297,5 @@ class FinetuneTask(Task):
 
     def _note_unreadable(self, batch: dict, split: str) -> None:
         rows = zip(batch["index"].tolist(), batch["error"], strict=True)
-        bad = [(self.images[split][row].path, *error.split(": ", 1)) for row, error in rows if error]
+        bad = [(self.images[split].source(row), *error.split(": ", 1)) for row, error in rows if error]
         self.set_aside.add(bad)

@@ -6,7 +6,7 @@ ranks, and after a resume, with no random state to save.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import cv2
@@ -18,9 +18,7 @@ from .augment import RandAugment, Tone, gamma_tone
 from .balance import deal_evenly, kept_patches
 from .canvas import Canvas
 from .contour import rasterize_polygon
-from .errors import ImageReadError
-from .prepare import PreparedImage, prepare_one
-from .prepared.reading import PreparedSet
+from .prepared.reading import PreparedSet, PreparedSubset
 from .radiographs import standardisation
 
 
@@ -58,39 +56,42 @@ class RadiographDataset(Dataset):
     mask is drawn by (a batch may straddle two epochs).
 
     Args:
-        images: from :func:`hdxray_fast.prepare.prepare_images`, or a prepared data set.
-        size: canvas side the cache was made for, pixels.
+        images: a prepared data set, or some images of one.
         patch_size: side of a patch, pixels.
-        contour: method the cache was made with.
         augmentation: ``None`` for the canvas as it is.
         seed: of the augmentation.
+
+    Attributes:
+        size: canvas side, pixels.
     """
 
     def __init__(
         self,
-        images: Sequence[PreparedImage] | PreparedSet,
+        images: PreparedSet | PreparedSubset,
         *,
-        size: int = 1280,
         patch_size: int = 16,
-        contour: str = "network",
         augmentation: Augmentation | RandAugment | None = None,
         seed: int = 0,
     ) -> None:
-        self.images = images if isinstance(images, PreparedSet) else list(images)
-        self.size, self.patch_size, self.contour = size, patch_size, contour
+        self.images, self.size, self.patch_size = images, images.size, patch_size
         self.augmentation, self.seed = augmentation, seed
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
-        epoch, index = key
-        pixels, box, polygon = self._load(index)  # [S, S] u8 | u16, (top, left, height, width), [K, 2]
+        return self.sample(*key)
+
+    def sample(self, epoch: int, index: int, drawn_by: int | None = None) -> dict[str, torch.Tensor]:
+        """One training sample; ``drawn_by`` takes the place of ``index`` where the augmentation is drawn."""
+        image = self.images[index]
+        pixels, box, polygon = image.pixels, image.valid_box, image.polygon
         if self.augmentation is None:
             pixels = pixels if pixels.flags.writeable else pixels.copy()  # a tensor of a mapped file could be written
             valid = Canvas(pixels, box, {}).valid_grid(self.patch_size)
         else:
-            rng = np.random.Generator(np.random.Philox(key=[self.seed, (epoch << 32) + index]))
+            counter = (epoch << 32) + (index if drawn_by is None else drawn_by)
+            rng = np.random.Generator(np.random.Philox(key=[self.seed, counter]))
             affine, tone = self.augmentation.draw(rng, self.size)
             pixels = tone(cv2.warpAffine(pixels, affine, (self.size, self.size), flags=cv2.INTER_LINEAR))
             polygon = _transform(polygon, affine)
@@ -109,30 +110,13 @@ class RadiographDataset(Dataset):
 
     def name(self, index: int) -> str:
         """Where an image comes from, as the user named it."""
-        return self.images.source(index) if isinstance(self.images, PreparedSet) else self.images[index].path
+        return self.images.source(index)
 
     def kept_patches(self, ratio_inside: float, ratio_outside: float) -> np.ndarray:
         """About how many patches of each image are kept, ``[N] float64``."""
-        if isinstance(self.images, PreparedSet):
-            inside, valid = self.images.shares_by_image()
-        else:
-            inside = np.array([image.inside_share for image in self.images])
-            valid = np.array([image.valid_share for image in self.images])
+        inside, valid = self.images.shares_by_image()
         patches = (self.size // self.patch_size) ** 2
         return kept_patches(inside, valid, patches, ratio_inside, ratio_outside)
-
-    def _load(self, index: int) -> tuple[np.ndarray, tuple[int, int, int, int], np.ndarray]:
-        image = self.images[index]
-        if isinstance(self.images, PreparedSet):
-            return image.pixels, image.valid_box, image.polygon
-        try:
-            with np.load(image.cache) as arrays:
-                return arrays["pixels"], tuple(int(v) for v in arrays["valid_box"]), arrays["polygon"]
-        except Exception:  # the cache was removed or damaged under us: the source file still has it all
-            again = prepare_one(image.path, image.cache, self.size, self.contour)
-            if not isinstance(again, PreparedImage):
-                raise ImageReadError(again.path, again.reason) from None
-            return self._load(index)
 
     def _warped_valid(self, box: tuple[int, int, int, int], affine: np.ndarray) -> np.ndarray:
         """Patches that the moved radiograph still touches, to a quarter of a patch. ``[S/p, S/p] bool``."""

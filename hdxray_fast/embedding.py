@@ -17,7 +17,8 @@ from .encoder import Encoder, Tokens
 from .errors import ArgumentError, ArgumentTypeError
 from .inputs import as_batch, encoder_inputs, patches_to_keep
 from .layers import check_count
-from .prepare import Quarantined, list_images
+from .listing import list_images
+from .quarantine import Quarantined
 from .radiographs import Radiograph, read_ahead
 
 

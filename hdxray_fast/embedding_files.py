@@ -16,7 +16,8 @@ from .embedding import Embedder, Embeddings
 from .encoder import Encoder
 from .errors import ArgumentTypeError
 from .feature_table import FeatureTable
-from .prepare import list_images, worker_count
+from .listing import list_images
+from .reader_pool import worker_count
 
 ROWS_PER_PART = 64  # what an interruption can cost
 

@@ -14,7 +14,7 @@ from .classifier import Classifier
 from .inputs import as_batch, encoder_inputs
 from .label_table import LabelTable
 from .plots import display_levels, write_image
-from .prepare import Quarantined
+from .quarantine import Quarantined
 from .radiographs import read_radiograph
 
 TILE = 300  # px, side of each of a tile's two pictures

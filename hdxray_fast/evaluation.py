@@ -22,8 +22,10 @@ from .files import written_whole
 from .heads import LabelQueryHead, embed_names
 from .label_table import LabelTable
 from .labels import check_rows, read_manifest, redrawn, require_files
+from .listing import list_images
 from .metrics import evaluate_predictions
-from .prepare import Quarantined, list_images, worker_count, write_quarantine
+from .quarantine import Quarantined, write_quarantine
+from .reader_pool import worker_count
 from .splits import SPLIT_NAMES, SPLITS, canonical_split, patients_hash
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from .embedding import Embeddings
 from .errors import ConfigError, MissingDependencyError
 from .files import written_whole
+from .quarantine import write_quarantine
 
 SETTINGS_KEY = b"hdxray_fast"
 
@@ -92,8 +93,7 @@ class FeatureTable:
         table = table.take(self._arrow.array(np.argsort(rank, kind="stable")))
         self._write(table.replace_schema_metadata(self.schema.metadata), self.out)
         unreadable = [*(row for row in self._listed() if row[0] not in place), *unreadable]
-        with written_whole(self.unreadable) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-            csv.writer(stream).writerows([("path", "error", "reason"), *unreadable])
+        write_quarantine(self.unreadable, unreadable)
         for path in self.parts.glob("*.parquet"):
             path.unlink()
         self.parts.rmdir()

@@ -20,12 +20,12 @@ from .ops.gather import gather_patches
 from .ops.loss import reconstruction_loss
 from .plan import MaskPlan
 from .plots import write_image
-from .prepare import PreparedImage, Quarantined, list_images, prepare_images, worker_count, write_quarantine
-from .prepared.reading import PreparedSet, is_prepared
+from .prepared.reading import PreparedSet, PreparedSubset, is_prepared
+from .prepared.sources import run_sources
 from .presets import ENCODERS
 from .pretrain_config import PretrainConfig
-from .processes import patiently
 from .reconstruction import reconstruction_picture
+from .run_images import read_images
 from .task import Task
 from .training import Training
 
@@ -41,7 +41,7 @@ class PretrainResult:
         losses: loss of each step this process ran.
         baseline: loss of predicting each patch by its own mean, in the first step.
         seconds_per_step: median over the steps this process ran.
-        images: radiographs trained on; a prepared data set as it is.
+        images: radiographs trained on; ``None`` before they are known.
         picture: the last picture written.
         finished: all steps were run (False after SIGTERM).
     """
@@ -50,7 +50,7 @@ class PretrainResult:
     losses: list[float] = field(default_factory=list)
     baseline: float = math.nan
     seconds_per_step: float = math.nan
-    images: list[PreparedImage] | PreparedSet = field(default_factory=list)
+    images: PreparedSet | PreparedSubset | None = None
     picture: Path | None = None
     finished: bool = False
 
@@ -81,9 +81,9 @@ def run_pretraining(
         images = _open(config)
         training.claim_folder()
     else:
-        paths = list_images(config.data, config.images, exclude=(out, cache))
+        sources = run_sources(config.data, config.images, exclude=(out, cache))
         training.claim_folder()
-        images = prepare_radiographs(training, paths, cache)
+        images, _ = read_images(training, sources, cache, size=config.img_size, contour=config.contour)
     task.use(images)
     done = training.run()
     if done.finished:
@@ -102,24 +102,18 @@ class PretrainTask(Task):
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config
-        self.images: list[PreparedImage] | PreparedSet = []
+        self.images: PreparedSet | PreparedSubset | None = None
         self.baseline = math.nan
         self.picture: Path | None = None
 
-    def use(self, images: list[PreparedImage] | PreparedSet) -> None:
+    def use(self, images: PreparedSet | PreparedSubset) -> None:
         """Train on these."""
         config = self.config
         self.images = images
-        if isinstance(images, PreparedSet):
-            names = images.sources()
-        else:
-            names = [image.path for image in images]
-        self.fingerprint = hashlib.sha256("\n".join(names).encode()).hexdigest()[:16]
+        self.fingerprint = hashlib.sha256("\n".join(images.sources()).encode()).hexdigest()[:16]
         self.dataset = RadiographDataset(
             images,
-            size=config.img_size,
             patch_size=ENCODERS[config.model]["patch_size"],
-            contour=config.contour,
             augmentation=Augmentation() if config.augment else None,
             seed=config.seed,
         )
@@ -202,9 +196,7 @@ class PretrainTask(Task):
 
     def _draw(self, training: Training, step: int) -> None:
         """The first radiograph, unaugmented, under one mask that never changes; every masked patch predicted."""
-        plain = RadiographDataset(
-            self.images, size=self.dataset.size, patch_size=self.dataset.patch_size, contour=self.dataset.contour
-        )
+        plain = RadiographDataset(self.images, patch_size=self.dataset.patch_size)
         device = training.accelerator.device
         sample = plain[0, 0]
         if sample["pixels"].dtype == torch.uint16:  # a picture has 8 bits
@@ -235,39 +227,3 @@ def _open(config: PretrainConfig) -> PreparedSet:
                 f"{getattr(config, name)}; give {name}={prepared}, or prepare it anew"
             )
     return images
-
-
-def prepare_radiographs(training: Training, paths: list[Path], cache: Path) -> list[PreparedImage]:
-    """Canvas and contour of every file; unreadable ones are listed and set aside."""
-    config: PretrainConfig = training.config
-    quarantine = training.out / "quarantine.csv"
-    bad: list[Quarantined] = []
-
-    def done(item: PreparedImage | Quarantined) -> None:
-        if isinstance(item, Quarantined):
-            bad.append(item)
-        bar.update()
-
-    workers = worker_count(config.workers)
-    meet = patiently(training.accelerator)
-    if not training.is_main:  # the main process first; the others then find everything cached
-        meet()
-        workers = 0
-    with training.bar(total=len(paths), unit="image", desc="canvas + contour") as bar:
-        try:
-            prepared, bad = prepare_images(
-                paths, cache, size=config.img_size, contour=config.contour, workers=workers, on_done=done
-            )
-        finally:
-            if training.is_main:
-                write_quarantine(quarantine, bad)
-    if training.is_main:
-        meet()
-    for item in bad:
-        training.print(f"unreadable: {item.path}: {item.reason}")
-    flagged = sum(image.flagged for image in prepared)
-    training.print(
-        f"{len(prepared)} radiographs ready, {flagged} with a contour of low confidence, "
-        f"{len(bad)} set aside in {quarantine}"
-    )
-    return prepared

@@ -16,7 +16,8 @@ class PretrainConfig(TrainingConfig):
     """Pre-training of a contour-masked auto-encoder.
 
     Args:
-        data: folder of radiographs (searched recursively), one image, or a CSV manifest with an ``image`` column.
+        data: folder of radiographs (searched recursively), one image, a CSV manifest with an ``image`` column, a zip or
+            tar archive, or a prepared data set.
         images: folder that relative paths in the manifest start from; the manifest's own by default.
         cache: folder for canvases and contours computed once; ``<out>/cache`` by default.
         model: encoder preset, see ``list_encoders()``.

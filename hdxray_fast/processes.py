@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from .errors import ConfigError, MissingDependencyError, TrainingError
 
 GRACE = 600  # seconds that a data loader's worker lives on after SIGTERM, if nobody ends it before
+MAIN_FAILED = "the main process of this run failed; its own output says why"
 GLOO_TALK = ("gloo", "connection closed", "connection reset", "socket", "broken pipe", "timed out")
 
 
@@ -158,15 +160,51 @@ def on_main(accelerator, work: Callable[[], None]) -> None:
             failure = error
     failed = torch.tensor(float(failure is not None), device=accelerator.device)
     if accelerator.reduce(failed, "sum").item():
-        raise failure or TrainingError("the main process of this run failed; its own output says why")
+        raise failure or TrainingError(MAIN_FAILED)
 
 
-def patiently(accelerator) -> Callable[[], None]:
-    """A meeting of all processes with a day's patience, for work that only some of them do.
+def patient_barrier(accelerator) -> Callable[[], None]:
+    """A barrier with a day's patience, for the end of work that takes some processes longer than others.
 
-    Must be called by all of them; so must what it returns, when they have done theirs.
+    Must be called by all of them before the work; so must what it returns, when they have done theirs.
     """
     if accelerator.num_processes == 1:
         return lambda: None
-    group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
+    group = _patient_group()
     return lambda: dist.barrier(group)
+
+
+def from_main(accelerator, work: Callable[[], Any], timeout: int) -> Any:
+    """What ``work`` gives, done by the main process alone; the others wait for it, a day if need be, and get a copy.
+
+    Args:
+        accelerator: of the run; all of its processes must call this.
+        work: its result must be picklable.
+        timeout: seconds of patience with a process that is gone, for the error.
+
+    Raises:
+        TrainingError: on the other processes, where ``work`` failed or the main process is gone; the main process
+            raises its own error.
+    """
+    if accelerator.num_processes == 1:
+        return work()
+    with naming_lost_processes(timeout, lambda: "at the start"):
+        group = _patient_group()
+        result, failure = None, None
+        if accelerator.is_main_process:
+            try:
+                result = work()
+            except Exception as error:
+                failure = error
+        told = [(result, failure is not None)]
+        dist.broadcast_object_list(told, src=0, group=group)
+    if failure is not None:
+        raise failure
+    result, failed = told[0]
+    if failed:
+        raise TrainingError(MAIN_FAILED)
+    return result
+
+
+def _patient_group():
+    return dist.new_group(backend="gloo", timeout=timedelta(days=1))

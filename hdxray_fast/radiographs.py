@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 
 import cv2
 import numpy as np
@@ -17,7 +16,8 @@ import numpy as np
 from .canvas import read_canvas
 from .contour import find_contour
 from .errors import HDXrayError
-from .prepare import Quarantined, worker_pool
+from .quarantine import Quarantined
+from .reader_pool import Failed, call_in_order
 
 
 @dataclass(frozen=True)
@@ -73,44 +73,21 @@ def read_radiograph(
 def read_ahead(
     images: Iterable[tuple[str | np.ndarray, str]], size: int, patch_size: int, workers: int, method: str = "network"
 ) -> Iterator[Radiograph | Quarantined]:
-    """:func:`read_radiograph` of each ``(image, source)``, in order, a few images ahead of the consumer."""
-    jobs = ((image, source, size, patch_size, method) for image, source in images)
-    if workers <= 1:
-        yield from (read_radiograph(*job) for job in jobs)
-        return
-    waiting: deque = deque()
-    pool = worker_pool(workers)
-    try:
-        while True:
-            for job in islice(jobs, 2 * workers - len(waiting)):
-                waiting.append((job, pool.submit(_read_in_worker, *job)))
-            if not waiting:
-                return
-            job, future = waiting.popleft()
-            try:
-                yield future.result()
-            except BrokenProcessPool:
-                # the image at fault is this one or one behind it: each is tried alone, in order
-                pool.shutdown(kill_workers=True)
-                yield _read_alone(job)
-                pool = worker_pool(workers)
-                waiting = deque((job, pool.submit(_read_in_worker, *job)) for job, _ in waiting)
-    finally:
-        pool.shutdown(kill_workers=True)
+    """:func:`read_radiograph` of each ``(image, source)``, in order, a few images ahead of the consumer.
 
+    Worker processes have the caps on time and memory of :func:`hdxray_fast.reader_pool.call_in_order`.
+    """
+    asked: deque[str] = deque()
 
-def _read_in_worker(*job) -> Radiograph | Quarantined:
-    cv2.setNumThreads(1)  # the pool is the parallelism
-    return read_radiograph(*job)
+    def jobs() -> Iterator[tuple]:
+        for image, source in images:
+            asked.append(source)
+            yield image, source, size, patch_size, method
 
-
-def _read_alone(job: tuple) -> Radiograph | Quarantined:
-    with worker_pool(1) as pool:
-        try:
-            return pool.submit(_read_in_worker, *job).result()
-        except BrokenProcessPool:
-            reason = "the process that read this file died (out of memory, or a decoder crash)"
-            return Quarantined(job[1], "BrokenProcessPool", reason)
+    with closing(call_in_order(read_radiograph, jobs(), workers=workers, ahead=2)) as found:
+        for item in found:
+            source = asked.popleft()
+            yield Quarantined(source, *item) if isinstance(item, Failed) else item
 
 
 def standardisation(pixels: np.ndarray, valid: np.ndarray) -> tuple[float, float]:

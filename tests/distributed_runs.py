@@ -1,7 +1,8 @@
 """What each process of the distributed tests runs: a list of pre-training runs, one after the other.
 
-Called as ``python distributed_runs.py RUNS.json``, a list of ``{"config": ..., "poison": step or null}``, or of
-``{"finetune": ...}``. Each run's losses and error go to ``<out>/result_<rank>.json``.
+Called as ``python distributed_runs.py RUNS.json``, a list of ``{"config": ..., "poison": step or null}``, of
+``{"finetune": ...}``, or of ``{"report": ...}``; ``"slow": seconds`` makes the first process's reading take so long,
+and the last one's features. The losses and the error of the first kind go to ``<out>/result_<rank>.json``.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from hdxray_fast.errors import HDXrayError
@@ -31,9 +33,38 @@ def poison(step: int) -> None:
     PretrainTask.loss = loss
 
 
+def dawdle(seconds: float) -> None:
+    """Longer than the others' patience: in the reading of a file, and in the features of a frozen encoder."""
+    from hdxray_fast.prepared import worker
+    from hdxray_fast.reports.features import FeatureStore
+
+    read, fill = worker.read, FeatureStore.fill
+    waits = iter([seconds])
+
+    def slow_read(*arguments):
+        if RANK:
+            raise AssertionError("files are read by the main process alone")
+        time.sleep(next(waits, 0))
+        return read(*arguments)
+
+    def slow_fill(*arguments):
+        time.sleep(seconds if RANK else 0)
+        return fill(*arguments)
+
+    worker.read, FeatureStore.fill = slow_read, slow_fill
+
+
 def main() -> int:
     failed = False
     for run in json.loads(Path(sys.argv[1]).read_text()):
+        if "slow" in run:
+            dawdle(run["slow"])
+        if "report" in run:
+            from hdxray_fast.reports.config import ReportConfig
+            from hdxray_fast.reports.run import run_report_training
+
+            run_report_training(ReportConfig(**run["report"]), progress=False)
+            continue
         if "finetune" in run:
             from hdxray_fast.classify import run_finetuning
             from hdxray_fast.classify_config import FinetuneConfig

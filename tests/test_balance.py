@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cache_helpers import cached
 
 from hdxray_fast.balance import deal_evenly, kept_patches
 from hdxray_fast.data import RadiographDataset, StepSampler
+from hdxray_fast.listing import list_images
 from hdxray_fast.masking import plan_masks
-from hdxray_fast.prepare import list_images, prepare_images
 
 
 def spread(costs: np.ndarray, dealt: list[list[int]]) -> float:
@@ -56,8 +57,8 @@ def test_a_step_has_the_same_images_whoever_shares_them():
 
 
 def test_shares_tell_what_the_plan_keeps(radiographs, tmp_path):
-    images, _ = prepare_images(list_images(radiographs), tmp_path / "cache", size=128, contour="rectangle")
-    data = RadiographDataset(images, size=128, contour="rectangle")
+    images, _ = cached(list_images(radiographs), tmp_path / "cache")
+    data = RadiographDataset(images)
     for index, cost in enumerate(data.kept_patches(0.8, 0.6)):
         sample = data[0, index]
         plan = plan_masks(

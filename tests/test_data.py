@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from cache_helpers import cached
 
 from hdxray_fast.data import Augmentation, RadiographDataset, StepSampler
-from hdxray_fast.prepare import list_images, prepare_images
+from hdxray_fast.listing import list_images
 from hdxray_fast.radiographs import standardisation
 
 
 @pytest.fixture
 def images(radiographs, tmp_path):
-    prepared, _ = prepare_images(list_images(radiographs), tmp_path / "cache", size=128, contour="rectangle")
-    return prepared
+    return cached(list_images(radiographs), tmp_path / "cache")[0]
 
 
 def same(a: dict, b: dict) -> bool:
@@ -24,7 +24,7 @@ def same(a: dict, b: dict) -> bool:
 
 
 def test_sample_shapes_and_standardisation(images):
-    sample = RadiographDataset(images, size=128, contour="rectangle")[0, 3]
+    sample = RadiographDataset(images)[0, 3]
     assert sample["pixels"].shape == (1, 128, 128) and sample["pixels"].dtype == torch.uint8
     assert sample["inside"].shape == sample["valid"].shape == (8, 8)
     assert not (sample["inside"] & ~sample["valid"]).any()
@@ -35,7 +35,7 @@ def test_sample_shapes_and_standardisation(images):
 
 def test_augmentation_depends_on_seed_epoch_and_index_alone(images):
     def dataset(seed):
-        return RadiographDataset(images, size=128, contour="rectangle", augmentation=Augmentation(), seed=seed)
+        return RadiographDataset(images, augmentation=Augmentation(), seed=seed)
 
     assert same(dataset(0)[2, 1], dataset(0)[2, 1])
     for other in (dataset(1)[2, 1], dataset(0)[3, 1]):
@@ -58,17 +58,17 @@ def test_contour_and_valid_area_move_with_the_pixels(images):
         def draw(self, rng, size):
             return np.array([[1, 0, 16.0], [0, 1, 0]]), lambda pixels: pixels
 
-    plain = RadiographDataset(images, size=128, contour="rectangle")[0, 0]
-    moved = RadiographDataset(images, size=128, contour="rectangle", augmentation=Shift())[0, 0]
+    plain = RadiographDataset(images)[0, 0]
+    moved = RadiographDataset(images, augmentation=Shift())[0, 0]
     assert torch.equal(moved["pixels"][..., 16:], plain["pixels"][..., :-16])
     assert torch.equal(moved["inside"][:, 1:], plain["inside"][:, :-1])
     assert torch.equal(moved["valid"][:, 1:], plain["valid"][:, :-1])
 
 
-def test_lost_cache_is_made_again_in_training(images):
-    dataset = RadiographDataset(images, size=128, contour="rectangle")
+def test_a_lost_cache_is_read_from_the_files_in_training(images, tmp_path):
+    dataset = RadiographDataset(images)
     before = dataset[0, 2]
-    os.unlink(images[2].cache)
+    shutil.rmtree(tmp_path / "cache")
     assert same(dataset[0, 2], before)
 
 

@@ -22,7 +22,7 @@ import hdxray_fast as hx
 from hdxray_fast.pretrain import run_pretraining
 from hdxray_fast.pretrain_config import PretrainConfig
 
-for package in ("accelerate", "safetensors", "tqdm"):
+for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
@@ -299,6 +299,53 @@ def test_a_notice_to_one_process_stops_both_at_the_same_step(images, tmp_path):
     assert results[0] == results[1] and not results[0]["finished"]
     (folder,) = (out / "checkpoints").iterdir()
     assert json.loads((folder / "state.json").read_text())["step"] == len(results[0]["losses"])
+
+
+PATIENCE, LONGER = 6, 9  # seconds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["pretrain", "finetune", "report"])
+def test_preparation_may_outlast_the_patience(images, tmp_path, task):
+    """The main process alone reads, however long it takes; all of them compute features, however unequal their shares.
+
+    What cannot be read is listed once, and every process knows of it.
+    """
+    folder, out = tmp_path / "images", tmp_path / "run"
+    shutil.copytree(images, folder)
+    (folder / "bad.png").write_text("no picture")
+    if task == "pretrain":
+        run = {"config": {**SMALL, "data": str(folder), "out": str(out), "batch_size": 2, "timeout": PATIENCE}}
+    elif task == "finetune":
+        if not have_classify():
+            pytest.skip("the extra classify is not installed")
+        options = {"batch_size": 2, "timeout": PATIENCE, "max_bad_share": 0.5}
+        run = {"finetune": finetuning(folder, tmp_path, "run", **options)}
+        with (tmp_path / "labels.csv").open("a") as stream:
+            stream.write("bad.png,p9,1,train\n")
+    else:
+        pytest.importorskip("pycocoevalcap")
+        run = {"report": reporting(folder, tmp_path, "run", timeout=PATIENCE)}
+    codes = finish(start([{**run, "slow": LONGER}], tmp_path), tmp_path)
+    assert codes == [0, 0], "".join(path.read_text()[-3000:] for path in sorted(tmp_path.glob("output_*.txt")))
+    listed = (out / "quarantine.csv").read_text().splitlines()
+    assert listed[0] == "path,error,reason" and len(listed) == 2 and "bad.png" in listed[1]
+    assert len(log_of(out)) == (6 if task == "pretrain" else 3)
+
+
+def reporting(images: Path, root: Path, out: str, **changes) -> dict:
+    """Settings of a report training on nine studies with a frozen encoder, and one study whose image is damaged."""
+    studies = root / "studies.csv"
+    rows = [f'r{name},{name}.png,"The {"left" if number % 2 else "right"} lung is clear.",train'
+            for number, name in enumerate([*map(str, range(9)), "bad"])]  # fmt: skip
+    studies.write_text("\n".join(["id,image,report,split", *rows]) + "\n")
+    small = {"width": 16, "heads": 2, "ffn": 16, "layers": 1, "visual_tokens": 4, "max_length": 12, "num_beams": 1}
+    same = {name: SMALL[name] for name in ("img_size", "contour", "tensorboard", "threads", "workers")}
+    return {
+        "data": str(studies), "images": str(images), "out": str(root / out), "encoder": SMALL["model"],
+        "encoder_lr": 0.0, "min_frequency": 1, "validate_split": "train", "steps": 3, "batch_size": 2,
+        **small, **same, **changes,
+    }  # fmt: skip
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(images, tmp_path, monkeypatch):

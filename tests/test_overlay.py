@@ -12,8 +12,9 @@ import pytest
 
 from hdxray_fast.canvas import Canvas
 from hdxray_fast.contour import Contour, find_contour, rasterize_polygon
+from hdxray_fast.contour_files import write_contours
 from hdxray_fast.errors import ArgumentError, ArgumentTypeError
-from hdxray_fast.overlay import ACCEPTED, FLAGGED, draw_overlay, write_contours
+from hdxray_fast.overlay import ACCEPTED, FLAGGED, draw_overlay
 
 
 def write_image(path, seed: int = 0, shape: tuple[int, int] = (200, 160)):
@@ -57,13 +58,14 @@ class TestDraw:
 
 
 class TestWrite:
-    def test_files_and_summary(self, tmp_path, capsys):
+    @pytest.mark.parametrize("workers", [0, 2])
+    def test_files_and_summary(self, tmp_path, capsys, workers):
         good = write_image(tmp_path / "in" / "chest.png")
         bad = tmp_path / "in" / "broken.png"
         bad.write_bytes(b"")
         missing = tmp_path / "in" / "nowhere.png"
         out = tmp_path / "deep" / "out"
-        summary = write_contours([good, bad, missing], out, size=320)
+        summary = write_contours([good, bad, missing], out, size=320, workers=workers)
         assert list(summary["written"]) == [str(good)]
         assert set(summary["failed"]) == {str(bad), str(missing)}
         assert all(summary["failed"].values())
@@ -110,7 +112,7 @@ class TestWrite:
         assert path.read_bytes() == before
 
     def test_sheets_go_on_beyond_one_page(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("hdxray_fast.overlay.SHEET", 2)
+        monkeypatch.setattr("hdxray_fast.contour_files.SHEET", 2)
         paths = [write_image(tmp_path / f"{k}.png", k) for k in range(5)]
         out = tmp_path / "out"
         summary = write_contours(paths, out, method="prior", size=160, progress=False)

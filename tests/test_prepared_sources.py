@@ -15,7 +15,7 @@ from prepared_helpers import SIZE, prepare, rows_of
 from xray_makers import dicom
 
 from hdxray_fast.errors import ConfigError
-from hdxray_fast.prepare import list_images
+from hdxray_fast.listing import list_images
 from hdxray_fast.prepared.index import describe
 from hdxray_fast.prepared.reading import PreparedSet
 from hdxray_fast.prepared.sources import list_sources

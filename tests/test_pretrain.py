@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ from hdxray_fast.errors import ConfigError, TrainingError
 from hdxray_fast.pretrain import run_pretraining
 from hdxray_fast.pretrain_config import PretrainConfig
 
-for package in ("accelerate", "safetensors", "tqdm"):
+for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
 
 SMALL = {
@@ -258,6 +259,18 @@ def test_a_prepared_data_set_gives_the_curve_of_its_files(radiographs, tmp_path)
     assert sixteen.losses != files.losses and sixteen.losses == pytest.approx(files.losses, rel=0.05)
     assert cv2.imread(str(sixteen.picture)).shape == cv2.imread(str(files.picture)).shape
     assert len(eight.images) == 5
+
+
+def test_an_archive_gives_the_curve_of_its_files(radiographs, tmp_path):
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for path in sorted(radiographs.iterdir()):
+            archive.write(path, path.name)
+        archive.writestr("torn.png", b"no picture")
+    options = {"steps": 3, "batch_size": 3}
+    files = run_pretraining(config(radiographs, tmp_path / "files", **options), progress=False)
+    archived = run_pretraining(config(tmp_path / "all.zip", tmp_path / "archived", **options), progress=False)
+    assert archived.losses == files.losses and len(archived.images) == 5
+    assert "all.zip::torn.png" in (tmp_path / "archived" / "quarantine.csv").read_text()
 
 
 def test_workers_read_a_prepared_data_set(radiographs, tmp_path):

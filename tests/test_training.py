@@ -17,7 +17,7 @@ from hdxray_fast.task import Task
 from hdxray_fast.training import Training
 from hdxray_fast.training_config import TrainingConfig
 
-for package in ("accelerate", "safetensors", "tqdm"):
+for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
 
 

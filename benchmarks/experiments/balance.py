@@ -18,9 +18,12 @@ import torch
 from tqdm.auto import tqdm
 
 from hdxray_fast.data import Augmentation, RadiographDataset, StepSampler
+from hdxray_fast.listing import list_images
 from hdxray_fast.masking import plan_masks
-from hdxray_fast.prepare import list_images, prepare_images, worker_count
+from hdxray_fast.prepared.cache import fill_cache
+from hdxray_fast.prepared.sources import Source
 from hdxray_fast.pretrain_config import PretrainConfig
+from hdxray_fast.reader_pool import worker_count
 
 
 def kept(dataset: RadiographDataset, epochs: int, config: PretrainConfig) -> np.ndarray:
@@ -58,12 +61,12 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 8, 64])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    paths = [path for data in options.data for path in list_images(data, exclude=(options.out,))]
-    images, _ = prepare_images(
-        paths, options.out / "cache", size=options.size, contour=options.contour, workers=worker_count(-1)
+    sources = [Source(str(path)) for data in options.data for path in list_images(data, exclude=(options.out,))]
+    images, _ = fill_cache(
+        options.out / "cache", sources, size=options.size, contour=options.contour, workers=worker_count(-1)
     )
     config = PretrainConfig(data="-", out="-")
-    dataset = RadiographDataset(images, size=options.size, contour=options.contour, augmentation=Augmentation())
+    dataset = RadiographDataset(images, augmentation=Augmentation())
     table = kept(dataset, options.epochs, config)
     costs = dataset.kept_patches(config.ratio_inside, config.ratio_outside)
     report = {

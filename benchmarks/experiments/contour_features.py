@@ -24,7 +24,7 @@ KEEPS = ("all", "valid", "contour")
 
 def cosines(weights: str, images: str, limit: int, workers: int) -> dict:
     """Cosine with the features of all patches, and patches looked at, over the images of a folder."""
-    from hdxray_fast.prepare import list_images
+    from hdxray_fast.listing import list_images
 
     files = list_images(images)[:limit]
     rows = {

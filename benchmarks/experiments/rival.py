@@ -19,13 +19,16 @@ import torch.nn.functional as F
 from runs import write_results
 from tqdm.auto import tqdm
 
+from hdxray_fast.classify_data import table_of_readable
 from hdxray_fast.data import Augmentation, RadiographDataset, StepSampler
 from hdxray_fast.evaluation import report_predictions
 from hdxray_fast.label_table import LabelTable
 from hdxray_fast.labels import read_labels, require_files
 from hdxray_fast.metrics import best_threshold, evaluate_predictions
 from hdxray_fast.optim import warmup_cosine
-from hdxray_fast.prepare import prepare_images, worker_count
+from hdxray_fast.prepared.cache import fill_cache
+from hdxray_fast.prepared.sources import Source
+from hdxray_fast.reader_pool import worker_count
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plain_mae import import_timm
@@ -95,16 +98,14 @@ def main() -> None:
     out = Path(options.out)
     table = read_labels(options.labels, images=options.images, val_share=0.2)
     require_files(table, options.labels)
-    prepared, bad = prepare_images(
-        [Path(p) for p in table.paths], out / "cache", size=options.img_size, workers=worker_count(-1)
+    images, bad = fill_cache(
+        out / "cache", [Source(path) for path in table.paths], size=options.img_size, workers=worker_count(-1)
     )
-    place = {image.path: image for image in prepared}
-    table = table.rows([row for row, path in enumerate(table.paths) if path in place])
+    table, images = table_of_readable(table, images)
     print(f"{len(table)} images, {len(bad)} could not be read")
     datasets = {
         split: RadiographDataset(
-            [place[path] for path in table.split(split).paths],
-            size=options.img_size,
+            images.subset([row for row, own in enumerate(table.splits) if own == split]),
             augmentation=Augmentation() if split == "train" else None,
         )
         for split in ("train", "val", "test")

@@ -15,15 +15,17 @@ def add_commands(commands, parser_class) -> None:
     contour.add_argument("--method", default="network", help=f"one of {', '.join(METHODS)}")
     contour.add_argument("--size", type=int, default=1280, help="canvas side, pixels")
     contour.add_argument("--patch_size", type=int, default=16, help="side of a patch, pixels")
+    contour.add_argument("--workers", type=int, default=0, help="processes that read files; -1 takes one per core")
     commands.add_subcommand("contour", contour, help="chest contours of radiographs, as pictures and JSON")
 
 
-def run_contour_command(paths: list[str], out: str, method: str, size: int, patch_size: int) -> int:
-    from ..overlay import write_contours
-    from ..prepare import list_images
+def run_contour_command(paths: list[str], out: str, workers: int, **options) -> int:
+    from ..contour_files import write_contours
+    from ..listing import list_images
+    from ..reader_pool import worker_count
 
     files = [file for path in paths for file in list_images(path, exclude=(out,))]
-    summary = write_contours(files, out, method=method, size=size, patch_size=patch_size)
+    summary = write_contours(files, out, workers=worker_count(workers), **options)
     return 0 if summary["written"] else 2
 
 

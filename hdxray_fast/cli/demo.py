@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import MissingDependencyError
-from ..prepare import list_images
+from ..listing import list_images
 from ..pretrain_config import PretrainConfig
 from .program import program
 
@@ -88,18 +88,18 @@ def run_demo(config: DemoConfig) -> dict:
         ),
         on_step=lines.append,
     )
-    first = result.images[0]
+    inside, confidence = (result.images.column(name)[0].as_py() for name in ("inside_share", "confidence"))
     shutil.copyfile(result.picture, out / "panel.png")
     metrics = {
-        "image": first.path,
+        "image": result.images.source(0),
         "loss_first": result.losses[0],
         "loss_last": result.losses[-1],
         "seconds_per_step": round(result.seconds_per_step, 4),
         "peak_rss_mib": round(peak_rss_mib(), 1),
         "tokens_total": (config.img_size // 16) ** 2,
         "tokens_kept": lines[-1]["tokens_kept"],
-        "inside_share": round(first.inside_share, 4),
-        "contour_confidence": round(first.confidence, 4),
+        "inside_share": round(inside, 4),
+        "contour_confidence": round(confidence, 4),
         "steps": config.steps,
     }
     (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")

@@ -53,6 +53,8 @@ def _merge(out: Path) -> dict:
     settings = read_json(out / "settings.json")
     if settings.get("format") != FORMAT:
         raise ConfigError(f"{out}: is no prepared data set")
+    if settings.get("cache"):
+        raise ConfigError(f"{out}: is the cache of a training run, which has no parts")
     pa = arrow()
     sources = pa.parquet.read_metadata(out / "sources.parquet").num_rows
     shards = ShardFolder(out / "shards")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -77,7 +78,7 @@ class PreparedSet:
         try:
             reader = pa.ipc.open_file(pa.memory_map(str(path)))
             batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-            table = pa.Table.from_batches(batches, reader.schema)
+            table = self._lookup = pa.Table.from_batches(batches, reader.schema)
             numbers = [table.column(name).to_numpy() for name in ("shard", "offset", "length", "crc32")]
             self._scale, self._shift = (table.column(name).to_numpy() for name in ("scale", "shift"))
             boxes = [batch.column("valid_box").flatten().to_numpy() for batch in batches]
@@ -118,12 +119,16 @@ class PreparedSet:
     def encoded(self, row: int) -> np.ndarray:
         """``[length] uint8``, mapped: the image as it lies in its shard."""
         number, start, length = int(self._shard[row]), int(self._offset[row]), int(self._length[row])
-        data = self._map(number)[start : start + length]
+        data = self._bytes(number, start, length)
         if len(data) != length:
             raise ShardError(f"{self._shards.pixels(number)}: ends before the image of row {row}; {REMAKE}")
         if self.verify and zlib.crc32(data) != int(self._crc32[row]):
             raise ShardError(f"{self._shards.pixels(number)}: the image of row {row} is damaged; {REMAKE}")
         return data
+
+    def _bytes(self, number: int, start: int, length: int) -> np.ndarray:
+        """Of a shard; fewer if it ends before."""
+        return self._map(number)[start : start + length]
 
     def check(self) -> None:
         """Look whether every shard is there and long enough, without reading it.
@@ -143,9 +148,15 @@ class PreparedSet:
         """The Parquet index as a pyarrow table, read when it is first asked for."""
         return self._read_index(None)
 
+    def column(self, name: str):
+        """A column of the index as a pyarrow array, by row."""
+        if name in self._lookup.column_names:
+            return self._lookup.column(name)
+        return self._read_index([name]).column(name)
+
     @cached_property
     def _sources(self):
-        return self._read_index(["source"]).column("source")
+        return self.column("source")
 
     def _read_index(self, columns: list[str] | None):
         pa = arrow()
@@ -170,8 +181,9 @@ class PreparedSet:
         top, left, height, width = self._box.T.astype(np.int64)
         rows = -(-(top + height) // PATCH) - top // PATCH
         columns = -(-(left + width) // PATCH) - left // PATCH
-        inside = self._read_index(["inside_share"]).column("inside_share")
-        return inside.to_numpy(), rows * columns / (self.size // PATCH) ** 2
+        patches = (self.size // PATCH) ** 2
+        inside = np.rint(self.column("inside_share").to_numpy().astype(np.float64) * patches)  # it is kept as float32
+        return inside / patches, rows * columns / patches
 
     def source(self, row: int) -> str:
         """Name of the source of a row, for errors and reports."""
@@ -180,6 +192,14 @@ class PreparedSet:
     def sources(self) -> list[str]:
         """Names of all sources, by row."""
         return self._sources.to_pylist()
+
+    def hashes(self) -> list[str]:
+        """Of each image, the hash of its stored pixels, to find duplicates; empty where it is not known."""
+        return [digest or "" for digest in self.column("pixel_sha256").to_pylist()]
+
+    def subset(self, rows: Sequence[int], names: Sequence[str] | None = None) -> PreparedSubset:
+        """Some of the images in an order of their own, called by ``names``, or else as their sources are."""
+        return PreparedSubset(self, rows, [self.source(row) for row in rows] if names is None else names)
 
     def _map(self, number: int) -> np.ndarray:
         if number not in self._maps:
@@ -198,6 +218,61 @@ class PreparedSet:
 
     def __setstate__(self, state: dict) -> None:
         self.__init__(**state)
+
+
+class PreparedSubset:
+    """Some images of a prepared data set, numbered anew; read like the whole of it.
+
+    Args:
+        images: the data set.
+        rows: of it, in the order of the subset.
+        names: where each image comes from, as the user named it.
+    """
+
+    def __init__(self, images: PreparedSet, rows: Sequence[int], names: Sequence[str]) -> None:
+        self.images, self.rows, self._names = images, np.asarray(rows, np.int64), list(names)
+
+    @property
+    def size(self) -> int:
+        """Canvas side, pixels."""
+        return self.images.size
+
+    @property
+    def recipe(self) -> dict:
+        """Settings that the data set was made with."""
+        return self.images.recipe
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Prepared:
+        return self.images[int(self.rows[place])]
+
+    def source(self, place: int) -> str:
+        """As :meth:`PreparedSet.source`."""
+        return self._names[place]
+
+    def sources(self) -> list[str]:
+        """As :meth:`PreparedSet.sources`."""
+        return list(self._names)
+
+    def column(self, name: str):
+        """As :meth:`PreparedSet.column`, but for ``source``, which is as it was when the data set was made."""
+        return self.images.column(name).take(arrow().array(self.rows))
+
+    def hashes(self) -> list[str]:
+        """As :meth:`PreparedSet.hashes`."""
+        found = self.images.hashes()
+        return [found[row] for row in self.rows]
+
+    def shares_by_image(self) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`PreparedSet.shares_by_image`."""
+        inside, valid = self.images.shares_by_image()
+        return inside[self.rows], valid[self.rows]
+
+    def subset(self, places: Sequence[int]) -> PreparedSubset:
+        """Some of these."""
+        return PreparedSubset(self.images, self.rows[list(places)], [self._names[place] for place in places])
 
 
 def decode(data: bytes | np.ndarray, recipe: dict) -> np.ndarray:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..files import make_folder, written_whole
-from ..prepare import worker_count
+from ..reader_pool import worker_count
 from .config import PrepareConfig
 from .index import SKIPPED, merge, read_skipped, write_rows
 from .pool import prepared_rows
@@ -171,6 +171,8 @@ def _settings(out: Path, config: PrepareConfig) -> dict:
         found = read_json(out / SETTINGS)
         if found.get("format") != FORMAT or found.get("format_version") != FORMAT_VERSION:
             raise ConfigError(f"out: {out} is no prepared data set of this version; choose another folder")
+        if found.get("cache"):
+            raise ConfigError(f"out: {out} is the cache of a training run; choose another folder")
         differing = [
             f"{name}: {found['recipe'].get(name)!r} -> {value!r}"
             for name, value in settings["recipe"].items()

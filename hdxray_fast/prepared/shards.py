@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def arrow():
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise MissingDependencyError("prepared data sets need pyarrow: pip install 'hdxray-fast[prepare]'") from error
+        raise MissingDependencyError("prepared data sets need pyarrow: pip install 'hdxray-fast[train]'") from error
     return pyarrow
 
 
@@ -86,10 +86,11 @@ LOOKED_UP = ("shard", "offset", "length", "crc32", "valid_box", "polygon", "insi
 LOOKUP_ROWS = 1 << 16  # of a batch in the file
 
 
-def write_lookup(index, path: Path) -> None:
-    """Those columns of an index as an uncompressed Arrow file, whose pages all processes that map it share."""
+def write_lookup(index, path: Path, more: Sequence[str] = ()) -> None:
+    """Those columns of an index (and ``more``) as an uncompressed Arrow file, whose pages all processes that map it
+    share."""
     pa = arrow()
-    table = index.select(LOOKED_UP)
+    table = index.select([*LOOKED_UP, *more])
     with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, table.schema) as writer:
         for start in range(0, len(table), LOOKUP_ROWS):
             part = table.slice(start, LOOKUP_ROWS).combine_chunks()

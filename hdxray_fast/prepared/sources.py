@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from ..columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 from ..errors import ConfigError
-from ..prepare import image_files, is_image_name, manifest_paths
+from ..listing import image_files, is_image_name, list_images, manifest_paths
 from .archives import Member, is_archive, list_members, unpacked
 
 JOIN = "::"  # between an archive and its member, in names that people read
@@ -84,6 +84,21 @@ def list_sources(
         if name not in named:
             on_skip(name)
     return list(sources.values())
+
+
+def run_sources(
+    data: str | os.PathLike, images: str | os.PathLike | None = None, exclude: Iterable[str | Path] = ()
+) -> list[Source]:
+    """What a run trains on: the members of an archive, or the files of :func:`hdxray_fast.listing.list_images`.
+
+    Archives that lie in a folder are left out, as they were when a run of an earlier version was begun.
+
+    Raises:
+        ConfigError: ``data`` does not exist, is damaged, or holds no image.
+    """
+    if is_archive(Path(data)) and Path(data).is_file():
+        return list_sources([data])
+    return [Source(str(path)) for path in list_images(data, images, exclude)]
 
 
 def _no_image(data: Sequence[str | os.PathLike], skipped: Sequence[str]) -> ConfigError:

@@ -6,7 +6,6 @@ import hashlib
 import hmac
 import json
 import re
-import sys
 import time
 import zlib
 from contextlib import nullcontext
@@ -20,6 +19,7 @@ from ..canvas import Canvas, Limits, read_canvas
 from ..contour import Contour, find_contour
 from ..errors import HDXrayError, ImageReadError, OtherModalityError
 from ..radiographs import standardisation
+from ..reader_pool import DIED, OUT_OF_MEMORY
 from .archives import is_archive
 from .sources import Source, as_file
 
@@ -41,6 +41,7 @@ class Row:
         data: encoded pixels.
         facts: columns of the index, see ``shards.schema``.
         seconds: that it took, in the worker.
+        error: kind of the error that the reason tells of.
     """
 
     source: str
@@ -49,49 +50,44 @@ class Row:
     data: bytes = b""
     facts: dict = field(default_factory=dict)
     seconds: float = 0.0
+    error: str = ""
 
 
-def limit_memory(mebibytes: int) -> None:
-    """Cap what this process may allocate beyond what it has; where the system cannot, nothing happens."""
-    cv2.setNumThreads(1)  # the pool is the parallelism
-    if not sys.platform.startswith("linux"):
-        return
-    import resource
-
-    with open("/proc/self/statm") as stream:
-        used = int(stream.read().split()[0]) * resource.getpagesize()
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    cap = used + (mebibytes << 20)
-    resource.setrlimit(resource.RLIMIT_AS, (cap if hard < 0 else min(cap, hard), hard))
-
-
-def prepare_source(source: Source, recipe: dict, key: bytes, path: str | None = None) -> Row:
+def prepare_source(source: Source, recipe: dict, key: bytes | None, path: str | None = None) -> Row:
     """Read, look, filter and encode one source.
 
     Args:
         source: what to read; its ``patient``, if any, is hashed already.
         recipe: of :meth:`hdxray_fast.prepared.config.PrepareConfig.recipe`.
-        key: secret for the patient's hash.
+        key: secret for the patient's hash; without one no patient is looked for.
         path: a file with the source's bytes, if they are unpacked already.
     """
     began = time.monotonic()
     try:
-        row = _read(source, recipe, key, path)
+        row = read(source, recipe, key, path)
     except OtherModalityError as error:
-        row = Row(source.name, FILTERED, error.reason.partition(";")[0])
+        row = Row(source.name, FILTERED, error.reason.partition(";")[0], error=type(error).__name__)
     except HDXrayError as error:
         reason = ADVICE.sub("", getattr(error, "reason", str(error)))
         reason = FRAMES.sub("; prepare reads single frames only", reason)
-        row = Row(source.name, UNREADABLE, f"{type(error).__name__}: {reason}")
+        row = unreadable(source, type(error).__name__, reason)
     except MemoryError:
-        row = Row(source.name, UNREADABLE, "MemoryError: needs more memory than one file may take")
+        row = unreadable(source, *OUT_OF_MEMORY)
     except Exception as error:  # one file in a million must not stop the others; its text may quote the file
-        row = Row(source.name, UNREADABLE, f"{type(error).__name__} while it was read")
+        name = type(error).__name__
+        row = Row(source.name, UNREADABLE, f"{name} while it was read", error=name)
     row.seconds = time.monotonic() - began
     return row
 
 
-def _read(source: Source, recipe: dict, key: bytes, path: str | None) -> Row:
+def unreadable(source: Source, error: str, reason: str) -> Row:
+    """The row of a source that cannot be read, for an error of that name."""
+    plain = error in (DIED.error, "TimeoutError")  # whose reasons say it all
+    return Row(source.name, UNREADABLE, reason if plain else f"{error}: {reason}", error=error)
+
+
+def read(source: Source, recipe: dict, key: bytes | None, path: str | None = None) -> Row:
+    """As :func:`prepare_source`, but raises what goes wrong."""
     limits = Limits()
     if not source.member and is_archive(Path(source.path)):
         raise ImageReadError(source.name, "is an archive whose list of files is damaged")
@@ -103,7 +99,7 @@ def _read(source: Source, recipe: dict, key: bytes, path: str | None) -> Row:
             any_modality=recipe["modality"] == "any",
             limits=limits,
         )
-        patient = source.patient or patient_hash(key, _dicom_patient(file, canvas))
+        patient = source.patient if key is None else source.patient or patient_hash(key, _dicom_patient(file, canvas))
     reason = _filtered(canvas, recipe)
     if reason:
         return Row(source.name, FILTERED, reason)

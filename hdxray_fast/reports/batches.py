@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data import RadiographDataset
-from ..prepare import PreparedImage, Quarantined
+from ..prepared.reading import PreparedSubset
+from ..quarantine import Quarantined
 from .features import FeatureStore
 from .model import pad_targets
 from .studies import SHOWN, Study, counted
@@ -33,10 +34,10 @@ class ReadyStudy:
 
 
 def ready_studies(
-    studies: Sequence[Study], prepared: Sequence[PreparedImage], bad: Sequence[Quarantined], max_views: int
+    studies: Sequence[Study], images: PreparedSubset, bad: Sequence[Quarantined], max_views: int
 ) -> tuple[list[ReadyStudy], list[str]]:
     """Studies with at least one readable radiograph, and a note for everything that was left out."""
-    number = {image.path: i for i, image in enumerate(prepared)}
+    number = {path: i for i, path in enumerate(images.sources())}
     ready, without, fewer, more = [], [], [], []
     for study in studies:
         wanted = study.images[:max_views]

@@ -38,7 +38,7 @@ class FeatureStore:
 
     Args:
         folder: made if needed.
-        images: prepared radiographs, unaugmented.
+        images: radiographs in a run's cache, unaugmented.
         model: whose encoder is frozen.
     """
 
@@ -52,7 +52,8 @@ class FeatureStore:
 
     def path(self, index: int) -> Path:
         """Where the features of image ``index`` are kept."""
-        key = hashlib.sha256(f"{self.made_by} {Path(self.images.images[index].cache).name}".encode()).hexdigest()[:32]
+        image = f"{self.images.images.keys[index]}.npz"  # as the first caches called it
+        key = hashlib.sha256(f"{self.made_by} {image}".encode()).hexdigest()[:32]
         return self.folder / f"{key}.safetensors"
 
     def fill(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,7 +16,11 @@ from ..data import Augmentation, RadiographDataset
 from ..encoder import Encoder
 from ..errors import ConfigError, TrainingError
 from ..optim import parameter_groups
-from ..prepare import PreparedImage, Quarantined, prepare_images, write_quarantine
+from ..prepared.cache import CachedImages
+from ..prepared.sources import Source
+from ..processes import patient_barrier
+from ..quarantine import Quarantined
+from ..run_images import read_images
 from ..task import Task
 from ..training import Training
 from .batches import ReadyStudy, StudyDataset, ready_studies
@@ -219,10 +222,10 @@ class ReportTask(Task):
         wanted = dict(self.studies)
         if config.validate_split == "val":
             wanted["val"] = wanted["val"][: config.validate_studies]
-        prepared, bad = self._prepare(training, wanted, cache)
+        images, bad = self._find_images(training, wanted, cache)
         ready, notes = {}, []
         for split, studies in wanted.items():
-            ready[split], found = ready_studies(studies, prepared, bad if split == "train" else (), config.max_views)
+            ready[split], found = ready_studies(studies, images, bad if split == "train" else (), config.max_views)
             notes += found if split == "train" else [f"{split}: {note}" for note in found]
         if not ready["train"]:
             raise TrainingError(f"none of the {len(wanted['train'])} training studies has a readable radiograph")
@@ -240,15 +243,10 @@ class ReportTask(Task):
         self.validation = (train if config.validate_split == "train" else ready["val"])[: config.validate_studies]
         text = "\n".join(f"{row.study.id} {row.target} {row.study.images}" for row in train)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
-        options = {
-            "size": self.model.encoder.img_size[0],
-            "patch_size": self.model.encoder.patch_size,
-            "contour": config.contour,
-        }
-        plain = RadiographDataset(prepared, **options)
-        changed = RadiographDataset(
-            prepared, **options, augmentation=Augmentation() if config.augment else None, seed=config.seed
-        )
+        patch_size = self.model.encoder.patch_size
+        plain = RadiographDataset(images, patch_size=patch_size)
+        augmentation = Augmentation() if config.augment else None
+        changed = RadiographDataset(images, patch_size=patch_size, augmentation=augmentation, seed=config.seed)
         if not config.encoder_lr:
             self.features = self._compute_features(training, plain, [*train, *self.validation], cache)
             seen = sorted({number for row in train for number in row.images})
@@ -267,43 +265,32 @@ class ReportTask(Task):
                 "validate_split to train"
             )
 
-    def _prepare(
+    def _find_images(
         self, training: Training, wanted: dict[str, list[Study]], cache: Path
-    ) -> tuple[list[PreparedImage], list[Quarantined]]:
+    ) -> tuple[CachedImages, list[Quarantined]]:
         config = self.config
         height, width = self.model.encoder.img_size
         if height != width:
             raise ConfigError(f"weights: the encoder takes {height} x {width} images, reports are read off square ones")
         paths = dict.fromkeys(
-            Path(path) for studies in wanted.values() for study in studies for path in study.images[: config.max_views]
+            path for studies in wanted.values() for study in studies for path in study.images[: config.max_views]
         )
-        with training.accelerator.main_process_first():  # the others then find everything cached
-            workers = (os.cpu_count() or 1) if config.workers < 0 else config.workers
-            with training.bar(total=len(paths), unit="image", desc="canvas + contour") as bar:
-                prepared, bad = prepare_images(
-                    list(paths),
-                    cache,
-                    size=height,
-                    contour=config.contour,
-                    workers=workers if training.is_main else 0,
-                    on_done=lambda item: bar.update(),
-                )
-        if training.is_main:
-            write_quarantine(training.out / "quarantine.csv", bad)
-        return prepared, bad
+        sources = [Source(path) for path in paths]
+        return read_images(training, sources, cache, size=height, contour=config.contour)
 
     def _compute_features(
         self, training: Training, images: RadiographDataset, studies: list[ReadyStudy], cache: Path
     ) -> FeatureStore:
         """Every process computes its share; all wait for each other."""
         accelerator = training.accelerator
+        meet = patient_barrier(accelerator)
         store = FeatureStore(cache / "features", images, self.model)
         numbers = sorted({number for row in studies for number in row.images})
         mine = numbers[accelerator.process_index :: accelerator.num_processes]
         self.model.encoder.to(accelerator.device).eval()
         with training.bar(total=len(mine), unit="image", desc="features") as bar:
             store.fill(self.model, mine, accelerator.device, accelerator.autocast, bar.update)
-        accelerator.wait_for_everyone()
+        meet()
         return store
 
     def _validate(self, training: Training) -> dict[str, float]:

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ConfigError
 from ..inputs import as_batch
-from ..prepare import IMAGE_SUFFIXES, Quarantined, list_images, worker_count
+from ..listing import IMAGE_SUFFIXES, list_images
+from ..quarantine import Quarantined
 from ..radiographs import Radiograph, read_ahead
+from ..reader_pool import worker_count
 from .attention_picture import draw_attention, sentence_maps
 from .model import ReportModel
 from .predictions import Prediction, write_predictions

@@ -1,0 +1,56 @@
+"""Which files are meant: folders, manifests, single files."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from hdxray_fast.errors import ConfigError
+from hdxray_fast.listing import list_images
+
+
+def test_folder_is_listed_in_a_fixed_order_without_hidden_and_foreign_files(radiographs):
+    (radiographs / "sub").mkdir()
+    (radiographs / "sub" / "9.PNG").write_bytes(b"x")
+    (radiographs / ".hidden.png").write_bytes(b"x")
+    (radiographs / "notes.txt").write_text("no image")
+    (radiographs / "IM000001").write_bytes(b"DICOM files often have no suffix")
+    names = [str(path.relative_to(radiographs)) for path in list_images(radiographs)]
+    assert names == sorted([*(f"{i}.png" for i in range(5)), "sub/9.PNG", "IM000001"])
+
+
+@pytest.mark.parametrize("column", ["image", "path", "Path", "Image Index", " IMAGE_Path"])
+def test_manifest_keeps_its_order_and_drops_repeats(radiographs, column):
+    manifest = radiographs / "list.csv"
+    manifest.write_text(f"patient,{column}\n1,3.png\n2,1.png\n3,3.png\n")
+    assert [path.name for path in list_images(manifest)] == ["3.png", "1.png"]
+    assert list_images(manifest, images="/elsewhere")[0].as_posix() == "/elsewhere/3.png"
+
+
+def test_a_folder_that_cannot_be_searched_is_named(radiographs, monkeypatch):
+    scan = os.scandir
+
+    def closed(path):
+        if str(path).endswith("sub"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    (radiographs / "sub").mkdir()
+    monkeypatch.setattr(os, "scandir", closed)  # who runs tests as root may search any folder
+    with pytest.raises(ConfigError, match=r"sub: cannot be searched \(Permission denied\); give access to it"):
+        list_images(radiographs)
+
+
+def test_what_names_no_image_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match="does not exist"):
+        list_images(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="names no image"):
+        list_images(tmp_path)
+    manifest = tmp_path / "m.csv"
+    manifest.write_text("picture\na.png\n")
+    with pytest.raises(ConfigError, match="columns"):
+        list_images(manifest)
+    manifest.write_bytes(b"\xff\xfe\x00bad")
+    with pytest.raises(ConfigError, match="CSV"):
+        list_images(manifest)
