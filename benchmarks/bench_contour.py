@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from hdxray_fast import contour_net
-from hdxray_fast.canvas import Canvas, read_canvas
-from hdxray_fast.contour import find_contour
+from hdxray_fast.images import contour_net
+from hdxray_fast.images.canvas import Canvas, read_canvas
+from hdxray_fast.images.contour import find_contour
 
 BAR_MS = 16.0  # a call with grid and confidence
 

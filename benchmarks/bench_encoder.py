@@ -21,7 +21,7 @@ from pixel_cases import canvases
 from plain_mae import import_timm
 
 import hdxray_fast as hx
-from hdxray_fast.presets import ENCODERS
+from hdxray_fast.models.presets import ENCODERS
 
 NAME = "vit_small_patch16"
 IMAGES = 5  # an image a call, in turn
@@ -31,7 +31,7 @@ def inside_grids() -> tuple[torch.Tensor, str]:
     """``[N, 80, 80] bool`` and where they come from."""
     root = os.environ.get("HDXRAY_TEST_DATA")
     if root and (folder := Path(root) / "hd").is_dir():
-        from hdxray_fast.listing import list_images
+        from hdxray_fast.data.listing import list_images
 
         files = list_images(folder)[:: max(1, len(list_images(folder)) // IMAGES)][:IMAGES]
         return torch.from_numpy(np.stack([hx.find_contour(hx.read_canvas(file)).inside for file in files])), "real"

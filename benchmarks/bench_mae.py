@@ -20,7 +20,7 @@ from pixel_cases import canvases
 from plain_mae import PlainMAE, import_timm
 
 import hdxray_fast as hx
-from hdxray_fast.presets import ENCODERS
+from hdxray_fast.models.presets import ENCODERS
 
 SCALE, SHIFT = 1 / 127.5, -1.0
 NUM_KEEP = 640

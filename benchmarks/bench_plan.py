@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast.planning import PlanConfig, plan
+from hdxray_fast.pretrain.planning import PlanConfig, plan
 
 CASES = [
     ("vit_tiny_patch16", "cross", 1280, 1),

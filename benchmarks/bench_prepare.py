@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 import hdxray_fast as hx
-from hdxray_fast.listing import list_images
-from hdxray_fast.prepared.config import PrepareConfig
-from hdxray_fast.prepared.pool import prepared_rows
-from hdxray_fast.prepared.run import run_prepare
-from hdxray_fast.prepared.shards import ShardFolder
-from hdxray_fast.prepared.sources import Source
+from hdxray_fast.data.listing import list_images
+from hdxray_fast.data.prepared.config import PrepareConfig
+from hdxray_fast.data.prepared.pool import prepared_rows
+from hdxray_fast.data.prepared.run import run_prepare
+from hdxray_fast.data.prepared.shards import ShardFolder
+from hdxray_fast.data.prepared.sources import Source
 
 
 @pytest.fixture(scope="module")

@@ -19,10 +19,10 @@ import torch
 from torch.utils.data import DataLoader
 
 import hdxray_fast as hx
-from hdxray_fast.prepared.config import PrepareConfig
-from hdxray_fast.prepared.loader import PreparedLoader, empty_batch, fill
-from hdxray_fast.prepared.reading import PreparedSet
-from hdxray_fast.prepared.run import run_prepare
+from hdxray_fast.data.prepared.config import PrepareConfig
+from hdxray_fast.data.prepared.loader import PreparedLoader, empty_batch, fill
+from hdxray_fast.data.prepared.reading import PreparedSet
+from hdxray_fast.data.prepared.run import run_prepare
 
 SIZE, IMAGES, BATCH = 1280, 40, 16
 PROMISED = 2000  # images a second and core

@@ -17,7 +17,7 @@ from torch import Tensor
 from work import cross_decoder_flops, encoder_flops, self_decoder_flops
 
 import hdxray_fast as hx
-from hdxray_fast.presets import ENCODERS
+from hdxray_fast.models.presets import ENCODERS
 
 SCALE, SHIFT = 1 / 127.5, -1.0
 RATIO_INSIDE, RATIO_OUTSIDE = 0.95, 0.85

@@ -1,4 +1,4 @@
-"""Writes ``hdxray_fast/planning_table.json``, which ``hdxray-fast plan`` takes rates from, from all result files.
+"""Writes ``pretrain/planning_table.json``, which ``hdxray-fast plan`` takes rates from, from all result files.
 
 python benchmarks/plan_table.py
 """
@@ -9,10 +9,10 @@ import json
 import re
 from pathlib import Path
 
-from hdxray_fast.planning import PlanConfig, Shape
+from hdxray_fast.pretrain.planning import PlanConfig, Shape
 
 ROOT = Path(__file__).parent.parent
-RESULTS, TABLE = ROOT / "benchmarks" / "results", ROOT / "hdxray_fast" / "planning_table.json"
+RESULTS, TABLE = ROOT / "benchmarks" / "results", ROOT / "hdxray_fast" / "pretrain" / "planning_table.json"
 STEP = re.compile(r"MAE step, ViT-([TSBLH])/16, (cross|self) decoder(?:, batch (\d+))?, (fp32|bf16)$")
 SIZES = {"T": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge"}
 

@@ -1,5 +1,5 @@
 // The only file that includes pybind11. Tensors arrive as plain integers (pointer, sizes, strides, dtype code), so that
-// the core depends on no version of torch; hdxray_fast/_native.py is the only caller and validates everything first.
+// the core depends on no version of torch; hdxray_fast/ops/native.py is the only caller and validates everything first.
 //
 // Every op takes `device` (-1: CPU, otherwise a CUDA device index) and `stream` (a cudaStream_t as an integer, 0 on
 // CPU).

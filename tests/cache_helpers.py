@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from hdxray_fast.prepared.cache import CachedImages, fill_cache
-from hdxray_fast.prepared.sources import Source
-from hdxray_fast.quarantine import Quarantined
+from hdxray_fast.data.prepared.cache import CachedImages, fill_cache
+from hdxray_fast.data.prepared.sources import Source
+from hdxray_fast.data.quarantine import Quarantined
 
 
 def sources_of(paths: Iterable[str | Path]) -> list[Source]:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from hdxray_fast import _native
+from hdxray_fast.ops import native as _native
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 
 from hdxray_fast.errors import HDXrayError
-from hdxray_fast.pretrain import PretrainTask, run_pretraining
-from hdxray_fast.pretrain_config import PretrainConfig
+from hdxray_fast.pretrain.config import PretrainConfig
+from hdxray_fast.pretrain.task import PretrainTask, run_pretraining
 
 RANK = int(os.environ["RANK"])
 
@@ -35,7 +35,7 @@ def poison(step: int) -> None:
 
 def dawdle(seconds: float) -> None:
     """Longer than the others' patience: in the reading of a file, and in the features of a frozen encoder."""
-    from hdxray_fast.prepared import worker
+    from hdxray_fast.data.prepared import worker
     from hdxray_fast.reports.features import FeatureStore
 
     read, fill = worker.read, FeatureStore.fill
@@ -66,8 +66,8 @@ def main() -> int:
             run_report_training(ReportConfig(**run["report"]), progress=False)
             continue
         if "finetune" in run:
-            from hdxray_fast.classify import run_finetuning
-            from hdxray_fast.classify_config import FinetuneConfig
+            from hdxray_fast.classify.config import FinetuneConfig
+            from hdxray_fast.classify.finetune import run_finetuning
 
             run_finetuning(FinetuneConfig(**run["finetune"]), progress=False)
             continue

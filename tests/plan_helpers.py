@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hdxray_fast.plan import MaskPlan
+from hdxray_fast.ops.plan import MaskPlan
 
 
 def make_plan(

@@ -8,8 +8,8 @@ from pathlib import Path
 import cv2
 from conftest import draw_radiograph
 
-from hdxray_fast.prepared.config import PrepareConfig
-from hdxray_fast.prepared.run import run_prepare
+from hdxray_fast.data.prepared.config import PrepareConfig
+from hdxray_fast.data.prepared.run import run_prepare
 
 SIZE = 96
 

@@ -9,7 +9,7 @@ from conftest import assert_two_times_rule
 
 import hdxray_fast as hx
 from hdxray_fast.errors import ArgumentError
-from hdxray_fast.layers import Block
+from hdxray_fast.models.layers import Block
 from hdxray_fast.ops.attention import TRITON_HEAD_DIMS, attention, attention_ref
 
 pytestmark = [

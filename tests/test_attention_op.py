@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 from hdxray_fast.cli import doctor
 from hdxray_fast.errors import ArgumentError, BackendError
-from hdxray_fast.layers import Block
+from hdxray_fast.models.layers import Block
 from hdxray_fast.ops import attention as attention_module
 from hdxray_fast.ops import attention_table, attention_torch
 from hdxray_fast.ops.attention import attention, resolve_backend

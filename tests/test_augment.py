@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import hdxray_fast as hx
-from hdxray_fast.augment import OPERATIONS, RandAugment
+from hdxray_fast.data.augment import OPERATIONS, RandAugment
 
 SIZE = 96
 

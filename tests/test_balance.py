@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from cache_helpers import cached
 
-from hdxray_fast.balance import deal_evenly, kept_patches
-from hdxray_fast.data import RadiographDataset, StepSampler
-from hdxray_fast.listing import list_images
-from hdxray_fast.masking import plan_masks
+from hdxray_fast.data.balance import deal_evenly, kept_patches
+from hdxray_fast.data.listing import list_images
+from hdxray_fast.data.radiograph_dataset import RadiographDataset, StepSampler
+from hdxray_fast.ops.mask_plan import plan_masks
 
 
 def spread(costs: np.ndarray, dealt: list[list[int]]) -> float:

@@ -21,13 +21,13 @@ from conftest import draw_radiograph
 from xray_makers import dicom
 
 import hdxray_fast as hx
+from hdxray_fast.data.listing import list_images
+from hdxray_fast.data.prepared import cache as cache_module
+from hdxray_fast.data.prepared.cache import cache_key, fill_cache
+from hdxray_fast.data.prepared.index import merge
+from hdxray_fast.data.prepared.reading import PreparedSet
+from hdxray_fast.data.quarantine import write_quarantine
 from hdxray_fast.errors import ConfigError, ImageReadError, TrainingError
-from hdxray_fast.listing import list_images
-from hdxray_fast.prepared import cache as cache_module
-from hdxray_fast.prepared.cache import cache_key, fill_cache
-from hdxray_fast.prepared.index import merge
-from hdxray_fast.prepared.reading import PreparedSet
-from hdxray_fast.quarantine import write_quarantine
 
 pytest.importorskip("pyarrow")
 
@@ -47,7 +47,7 @@ def same_images(first, second) -> bool:
 @pytest.fixture
 def reads(monkeypatch) -> list[str]:
     """Names of the files that are read in this process, as they are read."""
-    from hdxray_fast.prepared import worker
+    from hdxray_fast.data.prepared import worker
 
     found, read = [], worker.read
 
@@ -239,7 +239,7 @@ def test_a_reader_that_dies_costs_one_file_and_no_more(radiographs, tmp_path, mo
     site.mkdir()
     (site / "dies_on_2.py").write_text(
         "import os, sys\n"
-        "from hdxray_fast.prepared import worker\n"
+        "from hdxray_fast.data.prepared import worker\n"
         "def prepare_source(source, recipe, key):\n"
         "    assert 'torch' not in sys.modules\n"
         "    if source.path.endswith('2.png'): os.kill(os.getpid(), 9)\n"
@@ -249,7 +249,7 @@ def test_a_reader_that_dies_costs_one_file_and_no_more(radiographs, tmp_path, mo
     monkeypatch.syspath_prepend(str(site))
     import dies_on_2
 
-    from hdxray_fast.prepared import pool
+    from hdxray_fast.data.prepared import pool
 
     monkeypatch.setattr(pool, "prepare_source", dies_on_2.prepare_source)
     images, bad = cached(list_images(radiographs), tmp_path / "cache", workers=2)
@@ -263,9 +263,9 @@ def test_a_script_without_a_main_guard_works(radiographs, tmp_path):
     pytest.importorskip("pebble")
     script = tmp_path / "script.py"
     script.write_text(
-        "from hdxray_fast.listing import list_images\n"
-        "from hdxray_fast.prepared.cache import fill_cache\n"
-        "from hdxray_fast.prepared.sources import Source\n"
+        "from hdxray_fast.data.listing import list_images\n"
+        "from hdxray_fast.data.prepared.cache import fill_cache\n"
+        "from hdxray_fast.data.prepared.sources import Source\n"
         f"files = [Source(str(path)) for path in list_images({str(radiographs)!r})]\n"
         f"done, bad = fill_cache({str(tmp_path / 'cache')!r}, files, size=128, contour='rectangle', workers=2)\n"
         "print('ready', len(done))\n"
@@ -290,8 +290,8 @@ def test_another_process_finds_its_images_after_the_cache_has_grown(radiographs,
 
 
 def test_a_cache_is_no_data_set_to_prepare_or_merge(radiographs, tmp_path):
-    from hdxray_fast.prepared.config import PrepareConfig
-    from hdxray_fast.prepared.run import run_prepare
+    from hdxray_fast.data.prepared.config import PrepareConfig
+    from hdxray_fast.data.prepared.run import run_prepare
 
     cached(list_images(radiographs), tmp_path / "cache")
     folder = tmp_path / "cache" / NAME
@@ -302,8 +302,8 @@ def test_a_cache_is_no_data_set_to_prepare_or_merge(radiographs, tmp_path):
 
 
 COMMAND = (
-    "import sys; from pathlib import Path; from hdxray_fast.prepared import cache\n"
-    "from hdxray_fast.prepared.sources import Source\n"
+    "import sys; from pathlib import Path; from hdxray_fast.data.prepared import cache\n"
+    "from hdxray_fast.data.prepared.sources import Source\n"
     "cache.SHARD_SIZE = 3\n"
     "files = [Source(str(path)) for path in sorted(Path(sys.argv[1]).glob(sys.argv[3]))]\n"
     "found, _ = cache.fill_cache(sys.argv[2], files, size=128, contour='rectangle', workers=int(sys.argv[4]))\n"
@@ -407,7 +407,7 @@ def test_a_cache_that_cannot_be_made_is_named(radiographs, tmp_path):
 def test_members_of_archives_are_cached_like_files(radiographs, tmp_path):
     import zipfile
 
-    from hdxray_fast.prepared.sources import list_sources
+    from hdxray_fast.data.prepared.sources import list_sources
 
     with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
         for number in range(3):

@@ -13,7 +13,7 @@ import pytest
 from xray_makers import encode, ramp, thorax
 
 import hdxray_fast as hx
-from hdxray_fast.tone import apply_table
+from hdxray_fast.images.tone import apply_table
 
 # --- geometry -------------------------------------------------------------------------------------------------------
 
@@ -98,7 +98,7 @@ def test_the_reused_buffer_does_not_show():
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("out", [np.uint8, np.uint16])
 def test_table_look_up(monkeypatch, wide, out):
-    import hdxray_fast.tone as tone
+    import hdxray_fast.images.tone as tone
 
     if wide and not tone._WIDE_LUT:
         pytest.skip("this OpenCV has no look-up tables for 16-bit pixels")

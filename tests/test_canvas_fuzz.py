@@ -8,7 +8,7 @@ from fuzz_makers import mutate, rasters
 from xray_makers import dicom, lut_item, pydicom_file, ramp
 
 import hdxray_fast as hx
-from hdxray_fast.canvas import Limits
+from hdxray_fast.images.canvas import Limits
 
 LIMITS = Limits(max_pixels=1_000_000, max_bytes=8_000_000)
 PER_FILE = 40

@@ -8,7 +8,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from hdxray_fast.checkpoints import (
+from hdxray_fast.errors import CheckpointError
+from hdxray_fast.models.mae import create_mae
+from hdxray_fast.training.checkpoints import (
     checkpoint_folder,
     prune_checkpoints,
     resume_latest,
@@ -16,9 +18,7 @@ from hdxray_fast.checkpoints import (
     set_aside_after,
     truncate_log,
 )
-from hdxray_fast.errors import CheckpointError
-from hdxray_fast.mae import create_mae
-from hdxray_fast.optim import averaged_weights, parameter_groups, warmup_cosine
+from hdxray_fast.training.optimizer import averaged_weights, parameter_groups, warmup_cosine
 
 pytest.importorskip("safetensors")
 

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import save_file
 
 import hdxray_fast as hx
-from hdxray_fast.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
-from hdxray_fast.heads import HEADS, LabelQueryHead, build_head
+from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
+from hdxray_fast.classify.heads import HEADS, LabelQueryHead, build_head
 
 DIM, CU = 24, torch.tensor([0, 4, 5, 11], dtype=torch.int32)  # three images, the second without patches
 NAMES = [f"disease {i}" for i in range(14)]

@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from cache_helpers import cached
 
 import hdxray_fast as hx
-from hdxray_fast.classifier import Classifier, ClassifierConfig
-from hdxray_fast.classify_data import LabelledRadiographs, SetAside, mix
-from hdxray_fast.classify_loss import class_weights, classification_loss, known_labels
-from hdxray_fast.inputs import encoder_inputs
-from hdxray_fast.layer_decay import layer_decay_groups
-from hdxray_fast.layers import Block, drop_path
+from hdxray_fast.classify.classifier import Classifier, ClassifierConfig
+from hdxray_fast.classify.data import LabelledRadiographs, SetAside, mix
+from hdxray_fast.classify.layer_decay import layer_decay_groups
+from hdxray_fast.classify.loss import class_weights, classification_loss, known_labels
+from hdxray_fast.models.inputs import encoder_inputs
+from hdxray_fast.models.layers import Block, drop_path
 
 NAN = float("nan")
 

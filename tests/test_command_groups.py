@@ -11,20 +11,20 @@ from typing import get_args, get_type_hints
 
 import pytest
 
-from hdxray_fast.classify_config import FinetuneConfig
+from hdxray_fast.classify.config import FinetuneConfig
+from hdxray_fast.classify.label_presets import PRESETS
+from hdxray_fast.classify.label_settings import LabelSettings
+from hdxray_fast.classify.labels import read_labels
+from hdxray_fast.classify.probe_config import ProbeConfig
 from hdxray_fast.cli.classify import LISTS
 from hdxray_fast.cli.main import GROUPS, main
-from hdxray_fast.encoder_config import KEEPS
 from hdxray_fast.errors import ConfigError
-from hdxray_fast.label_presets import PRESETS
-from hdxray_fast.label_settings import LabelSettings
-from hdxray_fast.labels import read_labels
-from hdxray_fast.pretrain_config import PretrainConfig
-from hdxray_fast.probe_config import ProbeConfig
+from hdxray_fast.models.encoder_config import KEEPS
+from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.reports.config import ReportConfig
 from hdxray_fast.reports.layouts import STUDY_SETTINGS
 from hdxray_fast.reports.model_config import ReportModelConfig
-from hdxray_fast.training_config import TrainingConfig
+from hdxray_fast.training.config import TrainingConfig
 
 pytest.importorskip("jsonargparse")
 

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 
-from hdxray_fast import contour_classical, contour_net
-from hdxray_fast.canvas import Canvas, read_canvas
-from hdxray_fast.contour import ACCEPT, _view, _zoom_box, find_contour, find_contours, rasterize_polygon
-from hdxray_fast.contour_methods import METHODS
 from hdxray_fast.errors import ArgumentError, ArgumentTypeError, HDXrayError
+from hdxray_fast.images import contour_classical, contour_net
+from hdxray_fast.images.canvas import Canvas, read_canvas
+from hdxray_fast.images.contour import ACCEPT, _view, _zoom_box, find_contour, find_contours, rasterize_polygon
+from hdxray_fast.images.contour_methods import METHODS
 
 
 def canvas_of(pixels: np.ndarray, box: tuple[int, int, int, int] | None = None) -> Canvas:
@@ -248,7 +248,7 @@ class TestNet:
     def test_weights_are_small_and_complete(self):
         from importlib import resources
 
-        folder = resources.files("hdxray_fast") / "weights"
+        folder = resources.files("hdxray_fast") / "images"
         assert len((folder / "contour_net.npz").read_bytes()) <= 150 * 1024
         weights = contour_net.load_weights()
         assert set(contour_net.LAYERS) <= set(weights)

@@ -9,7 +9,7 @@ import torch
 from plan_helpers import make_plan, ragged_plan
 
 import hdxray_fast as hx
-from hdxray_fast import _native
+from hdxray_fast.ops import native as _native
 from hdxray_fast.ops.gather import _gather_op, _scatter_op, gather_patches_ref
 
 pytestmark = [

@@ -11,7 +11,8 @@ from test_masking import TENSORS, assert_same, ellipse
 from test_masking_emulation import GUARD, UNTOUCHED, choice_of, truncated
 
 import hdxray_fast as hx
-from hdxray_fast import _native, masking
+from hdxray_fast.ops import mask_plan as masking
+from hdxray_fast.ops import native as _native
 
 pytestmark = [
     pytest.mark.gpu,

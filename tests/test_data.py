@@ -9,9 +9,9 @@ import pytest
 import torch
 from cache_helpers import cached
 
-from hdxray_fast.data import Augmentation, RadiographDataset, StepSampler
-from hdxray_fast.listing import list_images
-from hdxray_fast.radiographs import standardisation
+from hdxray_fast.data.listing import list_images
+from hdxray_fast.data.radiograph_dataset import Augmentation, RadiographDataset, StepSampler
+from hdxray_fast.data.radiographs import standardisation
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast import _native, debug
+from hdxray_fast.ops import debug
+from hdxray_fast.ops import native as _native
 
 
 @pytest.fixture(autouse=True)

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from plan_helpers import ragged_plan, single_plan
 
-from hdxray_fast.decoder import CrossDecoder, SelfDecoder, _sequence_rows
-from hdxray_fast.packing import token_rows
+from hdxray_fast.models.decoder import CrossDecoder, SelfDecoder, _sequence_rows
+from hdxray_fast.models.packing import token_rows
 
 GRID = (4, 6)
 KEPT, PREDICTED = [5, 1, 0, 9], [3, 23, 0, 15]

@@ -11,7 +11,7 @@ import pytest
 from xray_makers import PLANTED, dicom, ramp
 
 import hdxray_fast as hx
-from hdxray_fast.canvas import Limits
+from hdxray_fast.images.canvas import Limits
 
 pytest.importorskip("pydicom")
 SIZE = 64

@@ -19,8 +19,8 @@ import torch
 from conftest import draw_radiograph
 
 import hdxray_fast as hx
-from hdxray_fast.pretrain import run_pretraining
-from hdxray_fast.pretrain_config import PretrainConfig
+from hdxray_fast.pretrain.config import PretrainConfig
+from hdxray_fast.pretrain.task import run_pretraining
 
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
@@ -234,8 +234,8 @@ def test_saved_by_one_resumed_by_two(runs, name):
 def test_sharded_fine_tuning_validates_on_few_images(runs, images, tmp_path):
     if not have_classify():
         pytest.skip("the extra classify is not installed")
-    from hdxray_fast.classify import run_finetuning
-    from hdxray_fast.classify_config import FinetuneConfig
+    from hdxray_fast.classify.config import FinetuneConfig
+    from hdxray_fast.classify.finetune import run_finetuning
 
     run_finetuning(FinetuneConfig(**finetuning(images, tmp_path, "alone", batch_size=4)), progress=False)
     ours, alone = log_of(runs / "finetune_sharded"), log_of(tmp_path / "alone")

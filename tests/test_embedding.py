@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast import embedding_files
-from hdxray_fast.canvas import read_canvas
-from hdxray_fast.embedding import Embedder
-from hdxray_fast.embedding_files import embed_files, fingerprint
-from hdxray_fast.radiographs import read_radiograph, standardisation
+from hdxray_fast.data.radiographs import read_radiograph, standardisation
+from hdxray_fast.features import embedding_files
+from hdxray_fast.features.embedding import Embedder
+from hdxray_fast.features.embedding_files import embed_files, fingerprint
+from hdxray_fast.images.canvas import read_canvas
 
 
 def small(**kwargs):

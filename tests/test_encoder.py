@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from plan_helpers import make_plan, ragged_plan, single_plan
 
 import hdxray_fast as hx
-from hdxray_fast.layers import GeluLinear, Mlp
-from hdxray_fast.packing import image_of_row, token_rows
-from hdxray_fast.positions import sincos_positions
-from hdxray_fast.presets import ENCODERS
+from hdxray_fast.models.layers import GeluLinear, Mlp
+from hdxray_fast.models.packing import image_of_row, token_rows
+from hdxray_fast.models.positions import sincos_positions
+from hdxray_fast.models.presets import ENCODERS
 
 GRID = (4, 6)
 SIZE = (64, 96)

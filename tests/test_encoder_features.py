@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast.encoder import Encoder
-from hdxray_fast.encoder_config import EncoderConfig
-from hdxray_fast.pool import mean_pool
-from hdxray_fast.positions import resample_positions, sincos_positions
+from hdxray_fast.models.encoder import Encoder
+from hdxray_fast.models.encoder_config import EncoderConfig
+from hdxray_fast.models.pool import mean_pool
+from hdxray_fast.models.positions import resample_positions, sincos_positions
 
 SIZE, GRID = (64, 96), (4, 6)
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast import _native
 from hdxray_fast.cli import doctor
+from hdxray_fast.ops import native as _native
 
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 

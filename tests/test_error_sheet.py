@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast.attention_maps import patch_map
-from hdxray_fast.classifier import Classifier, ClassifierConfig
-from hdxray_fast.error_sheet import confident_errors, overlay, write_error_sheet
-from hdxray_fast.inputs import as_batch, encoder_inputs
-from hdxray_fast.label_table import LabelTable
-from hdxray_fast.radiographs import read_radiograph
+from hdxray_fast.classify.attention_maps import patch_map
+from hdxray_fast.classify.classifier import Classifier, ClassifierConfig
+from hdxray_fast.classify.error_sheet import confident_errors, overlay, write_error_sheet
+from hdxray_fast.classify.label_table import LabelTable
+from hdxray_fast.data.radiographs import read_radiograph
+from hdxray_fast.models.inputs import as_batch, encoder_inputs
 
 NAN = float("nan")
 

@@ -8,7 +8,7 @@ import torch
 
 import hdxray_fast as hx
 from hdxray_fast.cli.main import main
-from hdxray_fast.encoder import Encoder
+from hdxray_fast.models.encoder import Encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:torch.*")
 VARIANTS = {

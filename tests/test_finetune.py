@@ -17,13 +17,13 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast import evaluation
-from hdxray_fast.classifier import load_classifier
-from hdxray_fast.classify import describe_finetuning, run_finetuning
-from hdxray_fast.classify_config import FinetuneConfig
+from hdxray_fast.classify import evaluation
+from hdxray_fast.classify.classifier import load_classifier
+from hdxray_fast.classify.config import FinetuneConfig
+from hdxray_fast.classify.evaluation import evaluate_files, predict
+from hdxray_fast.classify.finetune import describe_finetuning, run_finetuning
 from hdxray_fast.cli.classify import join_lists
 from hdxray_fast.cli.main import main
-from hdxray_fast.evaluation import evaluate_files, predict
 
 for package in ("accelerate", "sklearn", "pandas", "matplotlib", "pyarrow"):
     pytest.importorskip(package)
@@ -354,8 +354,8 @@ def test_bad_manifests_are_named_before_anything_is_written(data, tmp_path, chan
 def test_a_prepared_data_set_is_read_in_the_place_of_files(data, tmp_path, bits):
     pytest.importorskip("pyarrow")
     pytest.importorskip("pebble")
-    from hdxray_fast.prepared.config import PrepareConfig
-    from hdxray_fast.prepared.run import run_prepare
+    from hdxray_fast.data.prepared.config import PrepareConfig
+    from hdxray_fast.data.prepared.run import run_prepare
 
     sources = [str(data / f"{i}.png") for i in range(60) if i != 3]
     prepared = tmp_path / "prepared"

@@ -14,7 +14,7 @@ import hdxray_fast as hx
 from hdxray_fast.ops.attention import attention_ref
 from hdxray_fast.ops.gather import gather_patches_ref
 from hdxray_fast.ops.loss import reconstruction_loss_ref
-from hdxray_fast.plan import MaskPlan
+from hdxray_fast.ops.plan import MaskPlan
 
 ON_GPU = [
     pytest.mark.gpu,

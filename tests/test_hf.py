@@ -13,7 +13,7 @@ import torch
 from conftest import draw_radiograph
 
 import hdxray_fast as hx
-from hdxray_fast.encoder import Encoder
+from hdxray_fast.models.encoder import Encoder
 
 pytest.importorskip("safetensors")
 SIZE = 64
@@ -73,7 +73,7 @@ def test_folders_are_read_by_both_sides(transformers, tmp_path, options):
 
 
 def test_outputs_are_those_of_the_encoder():
-    from hdxray_fast.hf import HDXrayModel
+    from hdxray_fast.interop.hf import HDXrayModel
 
     encoder = small(reg_tokens=2)
     model = HDXrayModel.from_encoder(encoder)
@@ -113,7 +113,7 @@ def test_keep_contour_through_processor_and_model(transformers, tmp_path):
 
 
 def test_config_speaks_both_languages(transformers, tmp_path):
-    from hdxray_fast.hf_config import HDXrayConfig
+    from hdxray_fast.interop.hf_config import HDXrayConfig
 
     config = HDXrayConfig("vit_base_patch16", image_size=[512, 256], num_channels=3, num_hidden_layers=2)
     assert (config.hidden_size, config.depth, config.num_attention_heads, config.intermediate_size) == (
@@ -170,7 +170,7 @@ def test_training_checkpoints_and_gradient_checkpointing(transformers, tmp_path)
 
 
 def _config():
-    from hdxray_fast.hf_config import HDXrayConfig
+    from hdxray_fast.interop.hf_config import HDXrayConfig
 
     return HDXrayConfig("vit_tiny_patch16", img_size=SIZE, depth=2, embed_dim=48, num_heads=3)
 
@@ -271,7 +271,7 @@ def test_the_processor_prepares_images_as_embed_does(transformers, tmp_path):
 
 
 def test_what_the_processor_refuses(tmp_path):
-    from hdxray_fast.hf_images import HDXrayImageProcessor
+    from hdxray_fast.interop.hf_images import HDXrayImageProcessor
 
     processor = HDXrayImageProcessor(size=32)
     (tmp_path / "bad.png").write_bytes(b"not an image")
@@ -299,7 +299,7 @@ def test_a_pipeline_extracts_features(transformers, tmp_path):
 
 
 def test_model_card_and_push_to_hub(transformers, tmp_path, monkeypatch):
-    from hdxray_fast.hf import HDXrayModel
+    from hdxray_fast.interop.hf import HDXrayModel
 
     model = HDXrayModel.from_encoder(small(keep="contour"))
     model.save_pretrained(tmp_path)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast.inputs import all_channels, as_batch, encoder_inputs, own_scale, patches_to_keep, standardised
-from hdxray_fast.radiographs import read_radiograph
-from hdxray_fast.selection import selected_patches
+from hdxray_fast.data.radiographs import read_radiograph
+from hdxray_fast.models.inputs import all_channels, as_batch, encoder_inputs, own_scale, patches_to_keep, standardised
+from hdxray_fast.models.selection import selected_patches
 
 SIZE, PATCH = 64, 16
 
@@ -103,7 +103,7 @@ def test_images_of_another_size_are_refused(read):
 
 def test_neither_training_nor_files_are_needed():
     code = (
-        "import sys, hdxray_fast.inputs; "
+        "import sys, hdxray_fast.models.inputs; "
         "print([name for name in ('training', 'task', 'data', 'prepare', 'radiographs', 'files') "
         "if f'hdxray_fast.{name}' in sys.modules])"
     )

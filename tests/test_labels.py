@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import hdxray_fast as hx
-from hdxray_fast.label_presets import CHEXPERT, NIH14, PRESETS
-from hdxray_fast.label_table import LabelTable
-from hdxray_fast.labels import (
+from hdxray_fast.classify.label_presets import CHEXPERT, NIH14, PRESETS
+from hdxray_fast.classify.label_table import LabelTable
+from hdxray_fast.classify.labels import (
     check_table,
     decide_uncertain,
     describe_labels,
@@ -20,7 +20,7 @@ from hdxray_fast.labels import (
     refuse_duplicates,
     take_fraction,
 )
-from hdxray_fast.splits import fill_splits
+from hdxray_fast.data.splits import fill_splits
 
 pytest.importorskip("pandas")
 NAN = float("nan")

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
+from hdxray_fast.data.listing import list_images
 from hdxray_fast.errors import ConfigError
-from hdxray_fast.listing import list_images
 
 
 def test_folder_is_listed_in_a_fixed_order_without_hidden_and_foreign_files(radiographs):

@@ -8,7 +8,7 @@ from conftest import assert_two_times_rule
 from plan_helpers import make_plan, ragged_plan
 
 import hdxray_fast as hx
-from hdxray_fast import _native
+from hdxray_fast.ops import native as _native
 from hdxray_fast.ops.loss import _loss_backward_op, _loss_op, reconstruction_loss_ref
 
 PIXELS = (torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32)

@@ -7,7 +7,7 @@ import torch
 from plan_helpers import make_plan, ragged_plan, single_plan
 
 import hdxray_fast as hx
-from hdxray_fast.model_folders import load_mae_state_dict, to_mae_state_dict
+from hdxray_fast.weights.model_folders import load_mae_state_dict, to_mae_state_dict
 
 SIZES = {"embed_dim": 96, "depth": 3, "num_heads": 3, "decoder_embed_dim": 64, "decoder_depth": 2}
 SCALE, SHIFT = 1 / 255, -0.5

@@ -10,8 +10,9 @@ import torch
 from test_masking import TENSORS, assert_same, ellipse, images_of
 
 import hdxray_fast as hx
-from hdxray_fast import _native, masking
-from hdxray_fast.plan import fetch_packed
+from hdxray_fast.ops import mask_plan as masking
+from hdxray_fast.ops import native as _native
+from hdxray_fast.ops.plan import fetch_packed
 
 
 def test_plan_all_keeps_every_valid_patch():

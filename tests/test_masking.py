@@ -11,7 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import hdxray_fast as hx
-from hdxray_fast import _native, masking, masking_rules
+from hdxray_fast.ops import mask_plan as masking
+from hdxray_fast.ops import mask_rules as masking_rules
+from hdxray_fast.ops import native as _native
 
 TENSORS = ("keep_ids", "keep_cu_seqlens", "predict_ids", "predict_cu_seqlens")
 needs_core = pytest.mark.skipif(_native.core is None, reason=f"the native core is not built: {_native.why_missing}")

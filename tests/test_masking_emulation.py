@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from test_masking import ellipse, requests
 
 import hdxray_fast as hx
-from hdxray_fast import _native, masking
-from hdxray_fast.plan import fetch_packed
+from hdxray_fast.ops import mask_plan as masking
+from hdxray_fast.ops import native as _native
+from hdxray_fast.ops.plan import fetch_packed
 
 core = _native.core
 pytestmark = pytest.mark.skipif(core is None, reason=f"the native core is not built: {_native.why_missing}")

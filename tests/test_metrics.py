@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 import hdxray_fast as hx
-from hdxray_fast.bootstrap import bootstrap_counts
-from hdxray_fast.metrics import (
+from hdxray_fast.classify.metrics import (
     METRICS,
     best_threshold,
     calibration_error,
     evaluate_predictions,
     format_metrics,
 )
+from hdxray_fast.data.bootstrap import bootstrap_counts
 
 sklearn = pytest.importorskip("sklearn.metrics")
 

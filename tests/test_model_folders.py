@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast import model_folders
-from hdxray_fast.model_folders import load_mae_state_dict, read_mae_checkpoint, to_mae_state_dict
+from hdxray_fast.weights import model_folders
+from hdxray_fast.weights.model_folders import load_mae_state_dict, read_mae_checkpoint, to_mae_state_dict
 
 pytest.importorskip("safetensors", reason="checkpoints need safetensors (extra 'train')")
 

@@ -13,7 +13,7 @@ import torch
 from plan_helpers import make_plan, ragged_plan
 
 import hdxray_fast as hx
-from hdxray_fast import _native
+from hdxray_fast.ops import native as _native
 
 core = _native.core
 pytestmark = pytest.mark.skipif(core is None, reason=f"the native core is not built: {_native.why_missing}")

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast import classify_task, evaluation
-from hdxray_fast.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
-from hdxray_fast.classify import run_finetuning
-from hdxray_fast.classify_config import FinetuneConfig
+from hdxray_fast.classify import evaluation
+from hdxray_fast.classify import task as classify_task
+from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
+from hdxray_fast.classify.config import FinetuneConfig
+from hdxray_fast.classify.evaluation import ask, evaluate_files, predict
+from hdxray_fast.classify.finetune import run_finetuning
 from hdxray_fast.cli.main import main
-from hdxray_fast.evaluation import ask, evaluate_files, predict
 
 pytest.importorskip("pandas")
 pytest.importorskip("sklearn")
@@ -136,7 +137,7 @@ def test_the_real_text_model(tmp_path):
     pytest.importorskip("sentence_transformers")
     from huggingface_hub import try_to_load_from_cache
 
-    from hdxray_fast.heads import TEXT_MODEL, embed_names
+    from hdxray_fast.classify.heads import TEXT_MODEL, embed_names
 
     if not isinstance(try_to_load_from_cache(TEXT_MODEL, "config.json"), str):
         pytest.skip(f"{TEXT_MODEL} is not in the cache of the Hugging Face hub")
@@ -148,7 +149,7 @@ def test_the_real_text_model(tmp_path):
 
 def test_a_text_model_that_cannot_be_had_is_named(tmp_path):
     pytest.importorskip("sentence_transformers")
-    from hdxray_fast.heads import embed_names
+    from hdxray_fast.classify.heads import embed_names
 
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(hx.MissingDependencyError, match="cannot be loaded"):

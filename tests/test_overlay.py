@@ -10,11 +10,11 @@ import cv2
 import numpy as np
 import pytest
 
-from hdxray_fast.canvas import Canvas
-from hdxray_fast.contour import Contour, find_contour, rasterize_polygon
-from hdxray_fast.contour_files import write_contours
+from hdxray_fast.data.contour_files import write_contours
 from hdxray_fast.errors import ArgumentError, ArgumentTypeError
-from hdxray_fast.overlay import ACCEPTED, FLAGGED, draw_overlay
+from hdxray_fast.images.canvas import Canvas
+from hdxray_fast.images.contour import Contour, find_contour, rasterize_polygon
+from hdxray_fast.images.overlay import ACCEPTED, FLAGGED, draw_overlay
 
 
 def write_image(path, seed: int = 0, shape: tuple[int, int] = (200, 160)):
@@ -112,7 +112,7 @@ class TestWrite:
         assert path.read_bytes() == before
 
     def test_sheets_go_on_beyond_one_page(self, tmp_path, monkeypatch):
-        monkeypatch.setattr("hdxray_fast.contour_files.SHEET", 2)
+        monkeypatch.setattr("hdxray_fast.data.contour_files.SHEET", 2)
         paths = [write_image(tmp_path / f"{k}.png", k) for k in range(5)]
         out = tmp_path / "out"
         summary = write_contours(paths, out, method="prior", size=160, progress=False)
@@ -160,7 +160,7 @@ class TestWrite:
 
     def test_picture_shows_what_find_contour_says(self, tmp_path):
         """The grid in the overlay is the grid of the API, patch by patch."""
-        from hdxray_fast.canvas import read_canvas
+        from hdxray_fast.images.canvas import read_canvas
 
         path = write_image(tmp_path / "a.png", 9)
         canvas = read_canvas(path, size=320)

@@ -11,7 +11,7 @@ import pytest
 import torch
 from plan_helpers import ragged_plan
 
-from hdxray_fast import _native
+from hdxray_fast.ops import native as _native
 
 core = _native.core
 pytestmark = pytest.mark.skipif(core is None, reason=f"the native core is not built: {_native.why_missing}")

@@ -9,14 +9,14 @@ from prepared_helpers import SIZE, make_folder, prepare
 from torch.utils.flop_counter import FlopCounterMode
 
 import hdxray_fast as hx
-from hdxray_fast import work
 from hdxray_fast.cli.main import main
+from hdxray_fast.data.prepared.reading import PreparedSet
 from hdxray_fast.errors import ArgumentError, ConfigError
-from hdxray_fast.planning import DEVICES, PlanConfig, Shape, describe, device_rate, is_kind, plan
-from hdxray_fast.prepared.reading import PreparedSet
-from hdxray_fast.presets import ENCODERS
-from hdxray_fast.pretrain_config import PretrainConfig
-from hdxray_fast.processes import checkpoint_activations
+from hdxray_fast.models.presets import ENCODERS
+from hdxray_fast.pretrain import work
+from hdxray_fast.pretrain.config import PretrainConfig
+from hdxray_fast.pretrain.planning import DEVICES, PlanConfig, Shape, describe, device_rate, is_kind, plan
+from hdxray_fast.training.processes import checkpoint_activations
 
 
 def a_step(decoder: str, side: int = 320, half: bool = False, on_save=lambda tensor: tensor, again: bool = False):
@@ -101,7 +101,7 @@ def test_with_blocks_computed_again(decoder, half, monkeypatch):
         blocks.append(own)
         return result
 
-    monkeypatch.setattr("hdxray_fast.processes.checkpoint", as_given)
+    monkeypatch.setattr("hdxray_fast.training.processes.checkpoint", as_given)
     model, _, _output, config = a_step(decoder, 512, half, keep(storages), again=True)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     outside = {place: size for place, (size, _) in (storages | given).items() if place not in weights}
@@ -132,7 +132,7 @@ def test_a_prepared_set_gives_its_own_figures(tmp_path):
 
 
 def test_rates_say_where_they_come_from(monkeypatch):
-    from hdxray_fast import planning
+    from hdxray_fast.pretrain import planning
 
     step = {"precision": "bf16", "batch": 8, "flops": 1e12, "seconds": 0.01}
     steps = [

@@ -5,7 +5,14 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from hdxray_fast.plots import contour_view, error_view, masked_view, paste_patches, reconstruction_panel, write_image
+from hdxray_fast.images.panels import (
+    contour_view,
+    error_view,
+    masked_view,
+    paste_patches,
+    reconstruction_panel,
+    write_image,
+)
 
 
 def canvas() -> np.ndarray:

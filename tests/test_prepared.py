@@ -17,12 +17,12 @@ from prepared_helpers import SIZE, contents, make_folder, prepare, rows_of
 from xray_makers import dicom
 
 import hdxray_fast as hx
-from hdxray_fast.canvas import read_canvas
+from hdxray_fast.data.prepared.index import merge
+from hdxray_fast.data.prepared.reading import PreparedSet, is_prepared
+from hdxray_fast.data.prepared.shards import ShardError
+from hdxray_fast.data.prepared.sources import list_sources
 from hdxray_fast.errors import ConfigError, TrainingError
-from hdxray_fast.prepared.index import merge
-from hdxray_fast.prepared.reading import PreparedSet, is_prepared
-from hdxray_fast.prepared.shards import ShardError
-from hdxray_fast.prepared.sources import list_sources
+from hdxray_fast.images.canvas import read_canvas
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_what_hangs_grows_or_dies_costs_itself_alone(folder, tmp_path, monkeypat
     site.mkdir()
     (site / "misbehaving.py").write_text(
         "import os, time\n"
-        "from hdxray_fast.prepared import worker\n"
+        "from hdxray_fast.data.prepared import worker\n"
         "def prepare_source(source, recipe, key):\n"
         "    if source.path.endswith('0.png'): time.sleep(60)\n"
         "    if source.path.endswith('1.png'): os._exit(9)\n"
@@ -203,7 +203,7 @@ def test_what_hangs_grows_or_dies_costs_itself_alone(folder, tmp_path, monkeypat
     monkeypatch.syspath_prepend(str(site))
     import misbehaving
 
-    from hdxray_fast.prepared import pool
+    from hdxray_fast.data.prepared import pool
 
     monkeypatch.setattr(pool, "prepare_source", misbehaving.prepare_source)
     result = prepare([folder], tmp_path / "set", workers=2, timeout=2.0, max_memory=1024)

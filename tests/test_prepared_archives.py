@@ -10,11 +10,11 @@ import pytest
 from prepared_helpers import SIZE, contents, make_folder, prepare, rows_of
 
 import hdxray_fast as hx
-from hdxray_fast.canvas import read_canvas
+from hdxray_fast.data.prepared.archives import StreamReader, list_members
+from hdxray_fast.data.prepared.reading import PreparedSet
+from hdxray_fast.data.prepared.sources import Source, as_file, list_sources
 from hdxray_fast.errors import ConfigError, ImageReadError
-from hdxray_fast.prepared.archives import StreamReader, list_members
-from hdxray_fast.prepared.reading import PreparedSet
-from hdxray_fast.prepared.sources import Source, as_file, list_sources
+from hdxray_fast.images.canvas import read_canvas
 
 
 @pytest.fixture

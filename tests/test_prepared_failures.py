@@ -6,10 +6,10 @@ import sys
 import pytest
 from prepared_helpers import SIZE, contents, make_folder, prepare
 
+from hdxray_fast.data.prepared.index import merge
+from hdxray_fast.data.prepared.reading import PreparedSet
+from hdxray_fast.data.prepared.shards import ShardError
 from hdxray_fast.errors import ConfigError, TrainingError
-from hdxray_fast.prepared.index import merge
-from hdxray_fast.prepared.reading import PreparedSet
-from hdxray_fast.prepared.shards import ShardError
 
 
 @pytest.fixture

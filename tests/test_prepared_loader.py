@@ -8,11 +8,11 @@ import torch
 from prepared_helpers import SIZE, make_folder, prepare
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from hdxray_fast.canvas import Canvas
+from hdxray_fast.data.prepared.loader import PreparedLoader, collate, empty_batch, valid_grid
+from hdxray_fast.data.prepared.reading import PreparedSet
+from hdxray_fast.data.prepared.shards import ShardError
 from hdxray_fast.errors import ArgumentError, ConfigError
-from hdxray_fast.prepared.loader import PreparedLoader, collate, empty_batch, valid_grid
-from hdxray_fast.prepared.reading import PreparedSet
-from hdxray_fast.prepared.shards import ShardError
+from hdxray_fast.images.canvas import Canvas
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def test_valid_grid_and_memory_shapes():
 @pytest.mark.parametrize(("kind", "bits"), [("raw", 16), ("png", 8)])
 def test_a_stream_gives_the_same_samples(made, tmp_path, kind, bits):
     litdata = pytest.importorskip("litdata")
-    from hdxray_fast.prepared.streaming import read_stream, write_stream
+    from hdxray_fast.data.prepared.streaming import read_stream, write_stream
 
     data = PreparedSet(made[kind, bits])
     assert write_stream(made[kind, bits], tmp_path / "chunks", chunk_bytes=3 * SIZE * SIZE) == 6
@@ -145,7 +145,7 @@ def test_a_stream_gives_the_same_samples(made, tmp_path, kind, bits):
 def test_streams_are_written_whole_or_refused(made, tmp_path):
     pytest.importorskip("litdata")
     from hdxray_fast.cli.main import main
-    from hdxray_fast.prepared.streaming import read_stream, write_stream
+    from hdxray_fast.data.prepared.streaming import read_stream, write_stream
 
     assert main(["stream", str(made["raw", 8]), "--out", str(tmp_path / "one")]) == 0
     with pytest.raises(ConfigError, match="is not empty"):
@@ -162,8 +162,8 @@ def test_streams_are_written_whole_or_refused(made, tmp_path):
 
 def test_lookups_span_several_batches(made, monkeypatch):
     """As the index of a large data set does."""
-    from hdxray_fast.prepared import reading, shards
-    from hdxray_fast.prepared.index import merge
+    from hdxray_fast.data.prepared import reading, shards
+    from hdxray_fast.data.prepared.index import merge
 
     calm = PreparedSet(made["raw", 8])
     expected = [calm[row] for row in range(6)]

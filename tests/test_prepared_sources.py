@@ -14,11 +14,11 @@ from conftest import draw_radiograph
 from prepared_helpers import SIZE, prepare, rows_of
 from xray_makers import dicom
 
+from hdxray_fast.data.listing import list_images
+from hdxray_fast.data.prepared.index import describe
+from hdxray_fast.data.prepared.reading import PreparedSet
+from hdxray_fast.data.prepared.sources import list_sources
 from hdxray_fast.errors import ConfigError
-from hdxray_fast.listing import list_images
-from hdxray_fast.prepared.index import describe
-from hdxray_fast.prepared.reading import PreparedSet
-from hdxray_fast.prepared.sources import list_sources
 
 UID = "1.2.840.113619.2.5.17"
 

@@ -19,8 +19,8 @@ import torch
 
 import hdxray_fast as hx
 from hdxray_fast.errors import ConfigError, TrainingError
-from hdxray_fast.pretrain import run_pretraining
-from hdxray_fast.pretrain_config import PretrainConfig
+from hdxray_fast.pretrain.config import PretrainConfig
+from hdxray_fast.pretrain.task import run_pretraining
 
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
@@ -305,8 +305,8 @@ def test_a_damaged_shard_is_named_in_training(radiographs, tmp_path):
 
 def prepared_set(radiographs, tmp_path):
     pytest.importorskip("pyarrow")
-    from hdxray_fast.prepared.config import PrepareConfig
-    from hdxray_fast.prepared.run import run_prepare
+    from hdxray_fast.data.prepared.config import PrepareConfig
+    from hdxray_fast.data.prepared.run import run_prepare
 
     def prepare(bits: int):
         out = tmp_path / f"set{bits}"

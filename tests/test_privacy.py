@@ -18,7 +18,7 @@ from xray_makers import PATIENT, dicom
 
 import hdxray_fast as hx
 from hdxray_fast.cli.main import main
-from hdxray_fast.prepared.reading import PreparedSet
+from hdxray_fast.data.prepared.reading import PreparedSet
 
 pytest.importorskip("pydicom")
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast.classifier import load_classifier
+from hdxray_fast.classify.classifier import load_classifier
+from hdxray_fast.classify.evaluation import evaluate_files, predict
+from hdxray_fast.classify.label_table import LabelTable
+from hdxray_fast.classify.probe import describe_probe, fit_probe, run_probe
+from hdxray_fast.classify.probe_config import ProbeConfig
 from hdxray_fast.cli.main import main
-from hdxray_fast.evaluation import evaluate_files, predict
-from hdxray_fast.label_table import LabelTable
-from hdxray_fast.probe import describe_probe, fit_probe, run_probe
-from hdxray_fast.probe_config import ProbeConfig
 
 pytest.importorskip("sklearn")
 pytest.importorskip("pyarrow")

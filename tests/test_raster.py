@@ -10,7 +10,7 @@ import pytest
 from xray_makers import CMYK_JPEG, encode, exif, png, png_chunk, ramp, scanlines, thorax, tiff, with_jpeg_exif
 
 import hdxray_fast as hx
-from hdxray_fast.canvas import Limits
+from hdxray_fast.images.canvas import Limits
 
 SIZE = 64
 SQUARE = ramp(SIZE, SIZE)

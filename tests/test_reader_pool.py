@@ -11,16 +11,16 @@ from cache_helpers import cached, sources_of
 from conftest import draw_radiograph
 
 import hdxray_fast as hx
-from hdxray_fast.listing import list_images
-from hdxray_fast.prepared.cache import recipe_of
-from hdxray_fast.quarantine import Quarantined
-from hdxray_fast.radiographs import Radiograph, read_ahead
-from hdxray_fast.reader_pool import Failed, Known, call_in_order, worker_count
+from hdxray_fast.data.listing import list_images
+from hdxray_fast.data.prepared.cache import recipe_of
+from hdxray_fast.data.quarantine import Quarantined
+from hdxray_fast.data.radiographs import Radiograph, read_ahead
+from hdxray_fast.data.reader_pool import Failed, Known, call_in_order, worker_count
 
 MODULE = """
 import os, sys, time
-from hdxray_fast.prepared.worker import prepare_source
-from hdxray_fast.radiographs import read_radiograph
+from hdxray_fast.data.prepared.worker import prepare_source
+from hdxray_fast.data.radiographs import read_radiograph
 
 def behave(word):
     if word == "hang": time.sleep(60)
@@ -103,7 +103,7 @@ def test_readers_never_import_torch(reading, radiographs):
 
 def test_embedding_goes_on_without_a_file_that_kills_its_reader(reading, radiographs, tmp_path, monkeypatch):
     """The pool of the cache and of ``prepare`` is that of ``embed``, too."""
-    from hdxray_fast import radiographs as module
+    from hdxray_fast.data import radiographs as module
 
     monkeypatch.setattr(module, "read_radiograph", reading.radiograph)
     encoder = hx.create_encoder("vit_tiny_patch16", img_size=128, depth=1, embed_dim=24, num_heads=3)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hdxray_fast as hx
-from hdxray_fast import registration
+from hdxray_fast.interop import registration
 
 ROOT = Path(__file__).parent.parent
 # torchvision may be one for another torch here, see benchmarks/plain_mae.py

@@ -11,9 +11,9 @@ from report_model_makers import CHINESE, ENGLISH, SIZE, small_encoder, small_lan
 
 pytest.importorskip("transformers")
 
-from hdxray_fast.encoder import Tokens
 from hdxray_fast.errors import ArgumentError, CheckpointError, ConfigError
-from hdxray_fast.masking import plan_masks
+from hdxray_fast.models.encoder import Tokens
+from hdxray_fast.ops.mask_plan import plan_masks
 from hdxray_fast.reports.model import create_report_model, pad_targets
 from hdxray_fast.reports.model_config import ReportModelConfig
 from hdxray_fast.reports.saving import load_report_model, save_report_model

@@ -20,7 +20,6 @@ pytest.importorskip("pycocoevalcap")
 
 from hdxray_fast.cli.main import main
 from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
-from hdxray_fast.model_folders import load_model
 from hdxray_fast.reports.attention_picture import draw_attention
 from hdxray_fast.reports.config import ReportConfig
 from hdxray_fast.reports.layouts import read_studies
@@ -30,7 +29,8 @@ from hdxray_fast.reports.saving import load_report_model
 from hdxray_fast.reports.studies import Study
 from hdxray_fast.reports.visual_tokens import VisualTokens
 from hdxray_fast.reports.writing import studies_of_files, write_reports
-from hdxray_fast.training import Training
+from hdxray_fast.training.loop import Training
+from hdxray_fast.weights.model_folders import load_model
 
 QUICK = {
     "encoder_lr": 0.0,

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from hdxray_fast.checkpoints import load_checkpoint
 from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
-from hdxray_fast.task import Task
-from hdxray_fast.training import Training
-from hdxray_fast.training_config import TrainingConfig
+from hdxray_fast.training.checkpoints import load_checkpoint
+from hdxray_fast.training.config import TrainingConfig
+from hdxray_fast.training.loop import Training
+from hdxray_fast.training.task import Task
 
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 
 import hdxray_fast as hx
 from hdxray_fast.cli.main import main
-from hdxray_fast.positions import resample_positions, sincos_positions
-from hdxray_fast.weights import convert
-from hdxray_fast.weights_report import LoadReport
+from hdxray_fast.models.positions import resample_positions, sincos_positions
+from hdxray_fast.weights.load import convert
+from hdxray_fast.weights.report import LoadReport
 
 safetensors_torch = pytest.importorskip("safetensors.torch", reason="weights need safetensors (extra 'train')")
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 from contour_data import letterbox
 
-from hdxray_fast.canvas import Canvas
+from hdxray_fast.images.canvas import Canvas
 
 Picture = tuple[np.ndarray, np.ndarray]  # grey [H, W] uint8, polygon [K, 2] xy in its pixels
 

@@ -7,8 +7,8 @@ import numpy as np
 from contour_checks import DAMAGES, not_a_chest, to_canvas, to_shares
 from contour_data import Sample
 
-from hdxray_fast.contour import _view, rasterize_polygon
-from hdxray_fast.contour_net import STRANGE, ContourRunner, read_frames, strangeness_of
+from hdxray_fast.images.contour import _view, rasterize_polygon
+from hdxray_fast.images.contour_net import STRANGE, ContourRunner, read_frames, strangeness_of
 
 SIZE = 480  # px, side of the pictures that are damaged
 HARD = ("tilt", "white_out", "white_out", "detail")  # kinds that the fit sees more of

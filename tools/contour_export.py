@@ -1,4 +1,4 @@
-"""Fold batch norm into the convolutions of a trained contour net: the arrays that `hdxray_fast.contour_net` runs."""
+"""Fold batch norm into the convolutions of a trained contour net: the arrays that `images.contour_net` runs."""
 
 from __future__ import annotations
 

@@ -17,10 +17,10 @@ import numpy as np
 from contour_confidence import overlap
 from contour_data import Sample, letterbox
 
-from hdxray_fast import contour_classical, contour_net
-from hdxray_fast.contour import Contour, find_contour, rasterize_polygon
-from hdxray_fast.contour_methods import METHODS
-from hdxray_fast.overlay import draw_overlay
+from hdxray_fast.images import contour_classical, contour_net
+from hdxray_fast.images.contour import Contour, find_contour, rasterize_polygon
+from hdxray_fast.images.contour_methods import METHODS
+from hdxray_fast.images.overlay import draw_overlay
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = 1280

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from contour_data import Sample, valid_mask
 
-from hdxray_fast import contour_classical as classical
+from hdxray_fast.images import contour_classical as classical
 
 SHAPES = 8  # components of the outline
 COMPONENTS = 60  # components of the patch
@@ -50,7 +50,7 @@ def _principal(rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def fit(samples: list[Sample], seed: int = 0, ridge: float = 3.0) -> dict[str, np.ndarray]:
-    """The model's arrays, as `hdxray_fast.contour_classical` uses them."""
+    """The model's arrays, as `hdxray_fast.images.contour_classical` uses them."""
     rng = np.random.default_rng(seed)
     pictures = _pictures(samples)
     boxes, radii = np.stack([p[1] for p in pictures]), np.stack([p[2] for p in pictures])

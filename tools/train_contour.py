@@ -31,10 +31,10 @@ from contour_export import fold_batch_norm
 from contour_model import ContourNet, contour_loss
 
 import hdxray_fast
-from hdxray_fast.contour import rasterize_polygon
-from hdxray_fast.contour_net import ContourRunner, load_weights, quantise
+from hdxray_fast.images.contour import rasterize_polygon
+from hdxray_fast.images.contour_net import ContourRunner, load_weights, quantise
 
-WEIGHTS = Path(hdxray_fast.__file__).parent / "weights"
+WEIGHTS = Path(hdxray_fast.__file__).parent / "images"
 
 
 def train(

@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 
 import hdxray_fast as hx
-from hdxray_fast.probe import run_probe
-from hdxray_fast.probe_config import ProbeConfig
+from hdxray_fast.classify.probe import run_probe
+from hdxray_fast.classify.probe_config import ProbeConfig
 
 KEEPS = ("all", "valid", "contour")
 
 
 def cosines(weights: str, images: str, limit: int, workers: int) -> dict:
     """Cosine with the features of all patches, and patches looked at, over the images of a folder."""
-    from hdxray_fast.listing import list_images
+    from hdxray_fast.data.listing import list_images
 
     files = list_images(images)[:limit]
     rows = {

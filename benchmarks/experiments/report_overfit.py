@@ -21,13 +21,13 @@ import torch
 from runs import pretrained
 
 from hdxray_fast.files import written_whole
-from hdxray_fast.model_folders import save_model
 from hdxray_fast.reports.config import ReportConfig
 from hdxray_fast.reports.evaluate import evaluate_reports
 from hdxray_fast.reports.evaluation_files import write_evaluation
 from hdxray_fast.reports.layouts import read_studies
 from hdxray_fast.reports.run import run_report_training
 from hdxray_fast.reports.writing import write_reports
+from hdxray_fast.weights.model_folders import save_model
 
 SHOWN = 6  # texts in overfit.md
 

@@ -19,16 +19,16 @@ import torch.nn.functional as F
 from runs import write_results
 from tqdm.auto import tqdm
 
-from hdxray_fast.classify_data import table_of_readable
-from hdxray_fast.data import Augmentation, RadiographDataset, StepSampler
-from hdxray_fast.evaluation import report_predictions
-from hdxray_fast.label_table import LabelTable
-from hdxray_fast.labels import read_labels, require_files
-from hdxray_fast.metrics import best_threshold, evaluate_predictions
-from hdxray_fast.optim import warmup_cosine
-from hdxray_fast.prepared.cache import fill_cache
-from hdxray_fast.prepared.sources import Source
-from hdxray_fast.reader_pool import worker_count
+from hdxray_fast.classify.data import table_of_readable
+from hdxray_fast.classify.evaluation import report_predictions
+from hdxray_fast.classify.label_table import LabelTable
+from hdxray_fast.classify.labels import read_labels, require_files
+from hdxray_fast.classify.metrics import best_threshold, evaluate_predictions
+from hdxray_fast.data.prepared.cache import fill_cache
+from hdxray_fast.data.prepared.sources import Source
+from hdxray_fast.data.radiograph_dataset import Augmentation, RadiographDataset, StepSampler
+from hdxray_fast.data.reader_pool import worker_count
+from hdxray_fast.training.optimizer import warmup_cosine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from plain_mae import import_timm

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 import hdxray_fast as hx
+from hdxray_fast.classify.labels import read_labels
+from hdxray_fast.classify.probe import run_probe
+from hdxray_fast.classify.probe_config import ProbeConfig
 from hdxray_fast.files import written_whole
-from hdxray_fast.labels import read_labels
-from hdxray_fast.pretrain import run_pretraining
-from hdxray_fast.pretrain_config import PretrainConfig
-from hdxray_fast.probe import run_probe
-from hdxray_fast.probe_config import ProbeConfig
+from hdxray_fast.pretrain.config import PretrainConfig
+from hdxray_fast.pretrain.task import run_pretraining
 
 NO_PRETRAINING = "none"
 

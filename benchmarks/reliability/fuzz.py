@@ -33,13 +33,13 @@ from fuzz_makers import mutate, rasters
 from record import commit
 from xray_makers import png_chunk
 
-from hdxray_fast.canvas import read_canvas
+from hdxray_fast.data.prepared.config import PrepareConfig
+from hdxray_fast.data.prepared.pool import prepared_rows
+from hdxray_fast.data.prepared.sources import Source
+from hdxray_fast.data.prepared.worker import Row
 from hdxray_fast.errors import HDXrayError
 from hdxray_fast.files import written_whole
-from hdxray_fast.prepared.config import PrepareConfig
-from hdxray_fast.prepared.pool import prepared_rows
-from hdxray_fast.prepared.sources import Source
-from hdxray_fast.prepared.worker import Row
+from hdxray_fast.images.canvas import read_canvas
 
 LARGEST_SEED = 400_000  # bytes; larger ones are slow, not different
 

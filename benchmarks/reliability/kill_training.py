@@ -57,14 +57,14 @@ class Training:
 def training(task: str) -> Training:
     """``pretrain``, ``finetune`` or ``report``, imported only when asked for."""
     if task == "pretrain":
-        from hdxray_fast.pretrain import run_pretraining
-        from hdxray_fast.pretrain_config import PretrainConfig
+        from hdxray_fast.pretrain.config import PretrainConfig
+        from hdxray_fast.pretrain.task import run_pretraining
 
         small = {"model": "vit_tiny_patch16", "decoder_embed_dim": 64, "decoder_depth": 1, "picture_every": 10}
         return Training(PretrainConfig, run_pretraining, {**small, "ema": 0.9}, ("model/*.safetensors",))
     if task == "finetune":
-        from hdxray_fast.classify import run_finetuning
-        from hdxray_fast.classify_config import FinetuneConfig
+        from hdxray_fast.classify.config import FinetuneConfig
+        from hdxray_fast.classify.finetune import run_finetuning
 
         small = {"model": "vit_tiny_patch16", "head": "attention", "ema": 0.9, "bootstraps": 20, "text": "none"}
         results = ("model/*.safetensors", "predictions.csv", "best.safetensors")

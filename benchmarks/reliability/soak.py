@@ -27,10 +27,10 @@ from pydicom.data import get_testdata_file
 from record import commit
 from xray_makers import dicom
 
-from hdxray_fast.canvas import read_canvas
-from hdxray_fast.prepared.config import PrepareConfig
-from hdxray_fast.prepared.run import run_prepare
-from hdxray_fast.prepared.worker import Row
+from hdxray_fast.data.prepared.config import PrepareConfig
+from hdxray_fast.data.prepared.run import run_prepare
+from hdxray_fast.data.prepared.worker import Row
+from hdxray_fast.images.canvas import read_canvas
 
 EVERY = 50
 

@@ -21,8 +21,8 @@ import numpy as np
 from scipy.stats import theilslopes
 
 from hdxray_fast.files import written_whole
-from hdxray_fast.pretrain import run_pretraining
-from hdxray_fast.pretrain_config import PretrainConfig
+from hdxray_fast.pretrain.config import PretrainConfig
+from hdxray_fast.pretrain.task import run_pretraining
 
 BLOCK = 50
 

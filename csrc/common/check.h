@@ -1,4 +1,4 @@
-// Argument checks of the core. hdxray_fast/_native.py has already named the argument in the caller's words; what fails
+// Argument checks of the core. hdxray_fast/ops/native.py has already named the argument in the caller's words; what fails
 // here is a bug in that module, or a hand-made call, and must still never become a wild read or write.
 #pragma once
 #include <stdexcept>

@@ -1,4 +1,4 @@
-// Element types by the codes the Python side passes (hdxray_fast/_native.py holds the same table).
+// Element types by the codes the Python side passes (hdxray_fast/ops/native.py holds the same table).
 #pragma once
 #include <cstdint>
 

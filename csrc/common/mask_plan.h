@@ -1,4 +1,4 @@
-// Which patches of each image are kept and which are predicted (hdxray_fast/masking.py states the rules).
+// Which patches of each image are kept and which are predicted (hdxray_fast/ops/mask_plan.py states the rules).
 #pragma once
 #include <cstdint>
 

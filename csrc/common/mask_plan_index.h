@@ -1,5 +1,5 @@
 // The arithmetic of a mask plan that must come out the same on CPU and GPU, as functions that both compile; nothing
-// here knows of threads or memory. hdxray_fast/masking.py states the rules.
+// here knows of threads or memory. hdxray_fast/ops/mask_plan.py states the rules.
 //
 // Functions are static: csrc/cpu/kernels_<isa>.cpp compile this header once for each instruction set, and the linker
 // must not take one set's copy for all of them.

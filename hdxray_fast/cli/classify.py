@@ -6,9 +6,9 @@ import os
 import sys
 from dataclasses import fields
 
-from ..classify_config import FinetuneConfig
-from ..label_presets import PRESETS
-from ..probe_config import ProbeConfig
+from ..classify.config import FinetuneConfig
+from ..classify.label_presets import PRESETS
+from ..classify.probe_config import ProbeConfig
 
 # Settings of probe and finetune that take several values
 LISTS = frozenset(
@@ -89,14 +89,14 @@ def _quoted(value: str) -> str:
 
 
 def run_probe_command(**options) -> int:
-    from ..probe import describe_probe, run_probe
+    from ..classify.probe import describe_probe, run_probe
 
     print(describe_probe(run_probe(ProbeConfig(**options))))
     return 0
 
 
 def run_finetune_command(**options) -> int:
-    from ..classify import describe_finetuning, run_finetuning
+    from ..classify.finetune import describe_finetuning, run_finetuning
 
     config = FinetuneConfig(**options)
     print(describe_finetuning(config, run_finetuning(config)))
@@ -106,9 +106,9 @@ def run_finetune_command(**options) -> int:
 def run_predict_command(paths: list[str], model: str, out: str, **options) -> int:
     from pathlib import Path
 
-    from ..classifier import load_classifier
+    from ..classify.classifier import load_classifier
+    from ..classify.evaluation import predict, write_predictions
     from ..errors import ConfigError
-    from ..evaluation import predict, write_predictions
     from ..files import make_folder
 
     place = Path(out)
@@ -128,8 +128,8 @@ def run_predict_command(paths: list[str], model: str, out: str, **options) -> in
 
 
 def run_evaluate_command(model: str, **options) -> int:
-    from ..evaluation import evaluate_files
-    from ..metrics import format_metrics
+    from ..classify.evaluation import evaluate_files
+    from ..classify.metrics import format_metrics
 
     report = evaluate_files(model, **options)
     print(format_metrics(report))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 def add_commands(commands, parser_class) -> None:
     """Add it to jsonargparse's subcommands."""
-    from ..contour_methods import METHODS
+    from ..images.contour_methods import METHODS
 
     contour = parser_class(
         exit_on_error=False, description="Find the chest contour of radiographs: overlay, JSON and a contact sheet."
@@ -20,9 +20,9 @@ def add_commands(commands, parser_class) -> None:
 
 
 def run_contour_command(paths: list[str], out: str, workers: int, **options) -> int:
-    from ..contour_files import write_contours
-    from ..listing import list_images
-    from ..reader_pool import worker_count
+    from ..data.contour_files import write_contours
+    from ..data.listing import list_images
+    from ..data.reader_pool import worker_count
 
     files = [file for path in paths for file in list_images(path, exclude=(out,))]
     summary = write_contours(files, out, workers=worker_count(workers), **options)

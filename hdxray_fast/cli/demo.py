@@ -9,9 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.listing import list_images
 from ..errors import MissingDependencyError
-from ..listing import list_images
-from ..pretrain_config import PretrainConfig
+from ..pretrain.config import PretrainConfig
 from .program import program
 
 DEMO_FILE = "RG1_UNCI.dcm"  # pydicom-data: 1955 x 1841, 15 bits stored, MONOCHROME1
@@ -57,7 +57,7 @@ def demo_radiograph() -> Path:
 
 def run_demo(config: DemoConfig) -> dict:
     """Run the demo and return what ``metrics.json`` holds."""
-    from ..pretrain import run_pretraining
+    from ..pretrain.task import run_pretraining
 
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)

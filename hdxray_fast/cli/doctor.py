@@ -170,7 +170,7 @@ def _threads() -> dict[str, int]:
 def _core_report() -> dict[str, Any]:
     nothing = {"features": [], "vector_path": None, "vector_paths": []}
     try:
-        from .._native import HOW_TO_BUILD, core, why_missing, why_not_native
+        from ..ops.native import HOW_TO_BUILD, core, why_missing, why_not_native
     except Exception as error:  # torch cannot be imported
         return {"present": False, "reason": str(error), "cpu": nothing}
     if core is None:
@@ -230,8 +230,8 @@ def _backends(gpus: list[dict[str, Any]]) -> list[dict[str, str]]:
     try:
         import torch
 
-        from .. import _native
         from ..ops import attention, attention_table
+        from ..ops import native as _native
     except Exception:  # said under versions
         return []
 

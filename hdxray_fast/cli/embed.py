@@ -23,7 +23,7 @@ def add_commands(commands, parser_class) -> None:
 
 
 def run_embed_command(paths: list[str], out: str, **options) -> int:
-    from ..embedding_files import embed_files
+    from ..features.embedding_files import embed_files
 
     done = embed_files(paths, out, **options)
     print(f"{done.rows} rows of {done.width} numbers in {done.out} ({done.new} new)")

@@ -13,7 +13,7 @@ FLAGS = {  # --add, where class arguments would want --add true
 
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
-    from ..prepared.config import PrepareConfig
+    from ..data.prepared.config import PrepareConfig
 
     prepare = parser_class(
         exit_on_error=False,
@@ -38,9 +38,9 @@ def add_commands(commands, parser_class) -> None:
 
 
 def run_prepare_command(**options) -> int:
-    from ..prepared.config import PrepareConfig
-    from ..prepared.index import describe
-    from ..prepared.run import run_prepare
+    from ..data.prepared.config import PrepareConfig
+    from ..data.prepared.index import describe
+    from ..data.prepared.run import run_prepare
 
     config = PrepareConfig(**options)
     result = run_prepare(config)
@@ -55,15 +55,15 @@ def run_prepare_command(**options) -> int:
 
 
 def run_merge_command(folder: str) -> int:
-    from ..prepared.index import describe, merge
+    from ..data.prepared.index import describe, merge
 
     print(describe(merge(folder)))
     return 0
 
 
 def run_stream_command(folder: str, out: str, chunk_mib: int) -> int:
+    from ..data.prepared.streaming import write_stream
     from ..errors import ConfigError
-    from ..prepared.streaming import write_stream
 
     if chunk_mib < 1:
         raise ConfigError(f"chunk_mib: got {chunk_mib}, accepted are whole numbers from 1 on")

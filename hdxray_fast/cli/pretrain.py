@@ -7,8 +7,8 @@ import os
 
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
-    from ..planning import PlanConfig
-    from ..pretrain_config import PretrainConfig
+    from ..pretrain.config import PretrainConfig
+    from ..pretrain.planning import PlanConfig
 
     plan = parser_class(exit_on_error=False, description="What a pre-training will take, before it is begun.")
     plan.add_argument("--json", action="store_true", help="machine-readable")
@@ -22,7 +22,7 @@ def add_commands(commands, parser_class) -> None:
 
 
 def run_plan_command(json: bool, **options) -> int:
-    from ..planning import PlanConfig, as_json, describe, plan
+    from ..pretrain.planning import PlanConfig, as_json, describe, plan
 
     config = PlanConfig(**options).filled_in()
     found = plan(config)
@@ -31,8 +31,8 @@ def run_plan_command(json: bool, **options) -> int:
 
 
 def run_pretrain_command(**options) -> int:
-    from ..pretrain import run_pretraining
-    from ..pretrain_config import PretrainConfig
+    from ..pretrain.config import PretrainConfig
+    from ..pretrain.task import run_pretraining
 
     result = run_pretraining(PretrainConfig(**options))
     if int(os.environ.get("RANK", "0")):

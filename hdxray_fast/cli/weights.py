@@ -30,8 +30,8 @@ def add_commands(commands, parser_class) -> None:
 
 
 def run_export_command(weights: str, out: str, img_size: int | None, **options) -> int:
-    from ..create import create_encoder
-    from ..export import export_onnx
+    from ..interop.export import export_onnx
+    from ..weights.create import create_encoder
 
     encoder = create_encoder(weights=weights)
     encoder.keep = "all"  # the graph has no contours
@@ -44,7 +44,7 @@ def run_export_command(weights: str, out: str, img_size: int | None, **options) 
 def run_convert_command(
     source: str, folder: str, img_size: list[int] | None, in_chans: int | None, num_heads: int | None, partial: bool
 ) -> int:
-    from ..weights import convert
+    from ..weights.load import convert
 
     size = None if img_size is None else img_size[0] if len(img_size) == 1 else tuple(img_size)
     overrides = {} if num_heads is None else {"num_heads": num_heads}

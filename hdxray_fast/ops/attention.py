@@ -13,11 +13,11 @@ import functools
 import torch
 from torch import Tensor
 
-from ..compiling import constant_result
 from ..errors import ArgumentError, BackendError
 from . import attention_table, attention_torch
 from .attention_checks import check_dtype, check_flag, check_max_seqlen, check_tensors, check_values, finite_scale
 from .attention_torch import reference as attention_ref
+from .compiling import constant_result
 
 __all__ = ["BACKENDS", "attention", "attention_ref", "resolve_backend", "why_not_triton"]
 

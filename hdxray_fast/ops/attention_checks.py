@@ -9,8 +9,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from .. import debug
 from ..errors import ArgumentError, ArgumentTypeError
+from . import debug
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

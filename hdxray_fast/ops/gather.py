@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import _native
 from ..errors import ArgumentError, ArgumentTypeError
-from ..plan import MaskPlan, dtype_names
+from . import native as _native
+from .plan import MaskPlan, dtype_names
 
 
 def gather_patches(

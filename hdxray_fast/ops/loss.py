@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _native
 from ..errors import ArgumentError, ArgumentTypeError
-from ..plan import MaskPlan, check_tensor
+from . import native as _native
 from .gather import check_call, check_values_eagerly, gather_patches_ref, rows_with_patch
+from .plan import MaskPlan, check_tensor
 
 VARIANCE_EPSILON = 1e-6  # csrc/cpu/loss_kernel.h holds the same
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import MissingDependencyError
 from ..files import written_whole
-from ..plots import display_levels
+from ..images.panels import display_levels
 
 MOST_SENTENCES = 11  # of a picture; with the radiographs themselves twelve tiles
 COLUMNS = 4

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data import RadiographDataset
-from ..prepared.reading import PreparedSubset
-from ..quarantine import Quarantined
+from ..data.prepared.reading import PreparedSubset
+from ..data.quarantine import Quarantined
+from ..data.radiograph_dataset import RadiographDataset
 from .features import FeatureStore
 from .model import pad_targets
 from .studies import SHOWN, Study, counted

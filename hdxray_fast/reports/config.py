@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ..contour_methods import ContourMethod
 from ..errors import ConfigError
-from ..training_config import TrainingConfig
+from ..images.contour_methods import ContourMethod
+from ..training.config import TrainingConfig
 from .cleaning import DEFAULT_CLEANERS, cleaner
 from .layouts import LAYOUTS
 from .model_config import ReportModelConfig, ReportModelSettings

@@ -135,8 +135,8 @@ def _thumbnails(paths: Sequence[str]) -> str:
 
     import cv2
 
-    from ..canvas import read_canvas
     from ..errors import HDXrayError
+    from ..images.canvas import read_canvas
 
     made = []
     for path in paths:

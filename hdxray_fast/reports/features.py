@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..data import RadiographDataset
-from ..encoder import Tokens
+from ..data.radiograph_dataset import RadiographDataset
 from ..files import save_tensors, written_whole
-from ..plan import MaskPlan
+from ..models.encoder import Tokens
+from ..ops.plan import MaskPlan
 from .model import ReportModel
 from .visual_tokens import ViewTokens
 
@@ -149,5 +149,5 @@ def _half(values: Tensor) -> Tensor:
 
 
 def stacked(samples: Sequence[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
-    """Samples of :class:`hdxray_fast.data.RadiographDataset` as one batch."""
+    """Samples of :class:`hdxray_fast.data.radiograph_dataset.RadiographDataset` as one batch."""
     return {name: torch.stack([sample[name] for sample in samples]).to(device) for name in samples[0]}

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..bootstrap import bootstrap_counts, interval
+from ..data.bootstrap import bootstrap_counts, interval
 from .metrics import Scores
 
 BLEU = ("bleu1", "bleu2", "bleu3", "bleu4")

@@ -7,9 +7,9 @@ import json
 import re
 from pathlib import Path
 
-from ..columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
+from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
+from ..data.splits import SPLIT_COLUMNS
 from ..errors import ConfigError
-from ..splits import SPLIT_COLUMNS
 from .csv_rows import read_rows
 from .iu_xray import read_iu_xray
 from .mimic_cxr import read_mimic_cxr

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..encoder import Encoder, Tokens
 from ..errors import ArgumentError, ArgumentTypeError, ConfigError
-from ..inputs import all_channels, own_scale, patches_to_keep
-from ..plan import MaskPlan
-from ..selection import every_patch
+from ..models.encoder import Encoder, Tokens
+from ..models.inputs import all_channels, own_scale, patches_to_keep
+from ..models.selection import every_patch
+from ..ops.plan import MaskPlan
 from .model_config import PROMPTS, ReportModelConfig
 from .text_models import import_text_models
 from .text_tokenizers import ReportTokenizer, check_fits
@@ -25,7 +25,7 @@ class ReportModel(nn.Module):
     """See :func:`create_report_model`.
 
     Attributes:
-        encoder: an :class:`hdxray_fast.encoder.Encoder`.
+        encoder: an :class:`hdxray_fast.models.encoder.Encoder`.
         visual: resampler, projection and view embeddings.
         decoder: writes text; its ``model`` is transformers'.
         tokenizer: of the reports.
@@ -43,7 +43,7 @@ class ReportModel(nn.Module):
 
     # --- images to visual tokens ------------------------------------------------------------------------------------
     def plan(self, images: Tensor, inside: Tensor | None = None, valid: Tensor | None = None) -> MaskPlan:
-        """The patches of ``images`` that are looked at; grids as for :meth:`hdxray_fast.encoder.Encoder.forward`."""
+        """The patches of ``images`` that are looked at; grids as for :meth:`.Encoder.forward`."""
         self.encoder.check_images(images)
         plan = patches_to_keep(self.encoder, images, inside, valid, self.config.keep)
         if plan is not None:
@@ -54,7 +54,7 @@ class ReportModel(nn.Module):
         """What :meth:`forward` reads of single images.
 
         Args:
-            batch: as :func:`hdxray_fast.inputs.encoder_inputs` takes it, of ``N`` images.
+            batch: as :func:`hdxray_fast.models.inputs.encoder_inputs` takes it, of ``N`` images.
 
         Returns:
             ``images [N, C, S, S]``, the ``plan`` of their patches, ``scale`` and ``shift``.
@@ -150,7 +150,7 @@ class ReportModel(nn.Module):
             images: of the encoder's size.
             views: left out, each image is a study of its own.
             options: of the search.
-            inside, valid, scale, shift: as for :meth:`hdxray_fast.encoder.Encoder.forward`.
+            inside, valid, scale, shift: as for :meth:`hdxray_fast.models.encoder.Encoder.forward`.
         """
         views = views or Views.of_counts([1] * images.shape[0]).to(images.device)
         plan = self.plan(images, inside, valid)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from ..columns import find_column
+from ..data.columns import find_column
 from ..errors import ConfigError
 from ..files import written_whole
 from .csv_rows import read_rows

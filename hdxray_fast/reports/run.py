@@ -11,18 +11,18 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ..create import create_encoder
-from ..data import Augmentation, RadiographDataset
-from ..encoder import Encoder
+from ..data.prepared.cache import CachedImages
+from ..data.prepared.sources import Source
+from ..data.quarantine import Quarantined
+from ..data.radiograph_dataset import Augmentation, RadiographDataset
 from ..errors import ConfigError, TrainingError
-from ..optim import parameter_groups
-from ..prepared.cache import CachedImages
-from ..prepared.sources import Source
-from ..processes import patient_barrier
-from ..quarantine import Quarantined
-from ..run_images import read_images
-from ..task import Task
-from ..training import Training
+from ..models.encoder import Encoder
+from ..training.loop import Training
+from ..training.optimizer import parameter_groups
+from ..training.processes import patient_barrier
+from ..training.run_images import read_images
+from ..training.task import Task
+from ..weights.create import create_encoder
 from .batches import ReadyStudy, StudyDataset, ready_studies
 from .cleaning import cleaner, mostly_chinese
 from .config import MIN_FREQUENCY, ReportConfig
@@ -67,7 +67,7 @@ def run_report_training(
 ) -> ReportResult:
     """Train as ``config`` says.
 
-    Writes under ``config.out`` what :mod:`hdxray_fast.training` lists, ``quarantine.csv``, ``validation.csv`` (the last
+    Writes under ``config.out`` what :mod:`.training.loop` lists, ``quarantine.csv``, ``validation.csv`` (the last
     validation: generated beside reference), and ``model/``: the best model so far, for
     :func:`hdxray_fast.reports.saving.load_report_model`.
 

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from ..devices import find_device
-from ..encoder import Encoder
 from ..errors import CheckpointError, ConfigError, HDXrayError
 from ..files import checksum, flush, save_tensors, share
-from ..model_folders import load_model, model_folder, save_model
+from ..models.encoder import Encoder
+from ..weights.model_folders import load_model, model_folder, save_model
 from .model import ReportModel, language_model_decoder, visual_tokens_for
 from .model_config import ReportModelConfig
 from .text_models import import_text_models, quietly

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..data.splits import drawn_splits, fill_splits
 from ..errors import ConfigError
-from ..splits import drawn_splits, fill_splits
 
 LANGUAGES = ("en", "zh")
 SECTIONS = ("findings", "impression", "both")

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..encoder import Tokens
 from ..errors import ArgumentError
-from ..layers import CrossBlock
-from ..packing import image_of_row, token_rows
-from ..plan import MaskPlan
+from ..models.encoder import Tokens
+from ..models.layers import CrossBlock
+from ..models.packing import image_of_row, token_rows
+from ..ops.plan import MaskPlan
 
 POOLS = ("grid", "attention")
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.listing import IMAGE_SUFFIXES, list_images
+from ..data.quarantine import Quarantined
+from ..data.radiographs import Radiograph, read_ahead
+from ..data.reader_pool import worker_count
 from ..errors import ArgumentError, ConfigError
-from ..inputs import as_batch
-from ..listing import IMAGE_SUFFIXES, list_images
-from ..quarantine import Quarantined
-from ..radiographs import Radiograph, read_ahead
-from ..reader_pool import worker_count
+from ..models.inputs import as_batch
 from .attention_picture import draw_attention, sentence_maps
 from .model import ReportModel
 from .predictions import Prediction, write_predictions

@@ -1,0 +1,115 @@
+"""Where a classifier looked: one number per patch for one class of one image, and words for what the number is.
+
+What can be shown honestly differs by head:
+
+- ``label-query``: the attention of the class's query in the head's last block, mean over heads.
+- ``attention``: the attention of the pooling query, mean over heads; the same for every class.
+- ``linear`` and ``probe`` on the class token: the attention of the class token in the encoder's last block, mean over
+  heads; the same for every class.
+- ``linear`` and ``probe`` on the mean of the patches: nothing attends. A patch's share in the logit is shown, less that
+  of the mean patch: exact for a probe, to first order where a LayerNorm lies between.
+
+Attention tells where values were read from, not why a decision was made.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..models.layers import CrossAttention, SelfAttention
+from ..ops.plan import MaskPlan
+from .classifier import Classifier
+from .heads import AttentionHead, LabelQueryHead
+
+
+@dataclass(frozen=True)
+class PatchMap:
+    """A number per patch.
+
+    Attributes:
+        values: ``[gh, gw] float32``; NaN where the encoder did not look.
+        signed: positive speaks for the class and negative against it; otherwise values are shares of attention.
+        words: what the values are.
+    """
+
+    values: np.ndarray
+    signed: bool
+    words: str
+
+
+def patch_map(
+    model: Classifier,
+    column: int,
+    images: Tensor,  # [1, C, S, S]
+    plan: MaskPlan | None = None,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+) -> PatchMap:
+    """The map of one class of one image; arguments as for :class:`hdxray_fast.classify.classifier.Classifier`."""
+    encoder, head = model.encoder, model.head
+    if isinstance(head, LabelQueryHead):
+        source, query = head.cross_blocks[-1].cross_attn, column
+        words = "attention of the disease's query, yellow most"
+    elif isinstance(head, AttentionHead):
+        source, query = head.attn_pool.attn, 0
+        words = "attention of the pooling query (the same for every class), yellow most"
+    elif head.pool == "cls":
+        source, query = encoder.blocks[-1].attn, 0
+        words = "attention of the class token (the same for every class), yellow most"
+    else:
+        rows = _contributions(model, column, images, plan, scale, shift)
+        exact = isinstance(head.norm, nn.Identity) and isinstance(encoder.fc_norm, nn.Identity)
+        words = f"share in the logit{'' if exact else ', to first order'}: red for, blue against"
+        return PatchMap(_on_grid(model, rows - rows.mean(), plan), True, words)
+    with torch.no_grad(), _captured(source) as calls:
+        model(images, plan, scale, shift)
+        rows = _weights(source, calls[-1], query)[encoder.num_prefix_tokens :]
+    return PatchMap(_on_grid(model, rows, plan), False, words)
+
+
+def _weights(attention: SelfAttention | CrossAttention, inputs: tuple, query: int) -> Tensor:
+    """Softmax weights of one query of the one sequence over all its keys, mean over heads, ``[Nk]``."""
+    if isinstance(attention, CrossAttention):
+        x, y = inputs[:2]
+        q = attention.q(x[query]).unflatten(-1, (attention.num_heads, -1))  # [H, Dh]
+        k = attention.kv(y).unflatten(-1, (2, attention.num_heads, -1))[:, 0]  # [Nk, H, Dh]
+    else:
+        x = inputs[0].reshape(-1, inputs[0].shape[-1])  # [N, D]
+        qkv = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1))  # [N, 3, H, Dh]
+        q, k = qkv[query, 0], qkv[:, 1]
+    scores = torch.einsum("hd,nhd->hn", q.float(), k.float()) * q.shape[-1] ** -0.5
+    return scores.softmax(-1).mean(0)
+
+
+def _contributions(model: Classifier, column: int, images, plan, scale, shift) -> Tensor:
+    """Gradient times token, summed over channels, of each patch: ``[N]``."""
+    with torch.no_grad():
+        tokens = model.encoder.encode(images, plan, scale, shift)
+    with torch.enable_grad():
+        values = tokens.values.detach().requires_grad_()
+        logit = model.classify(type(tokens)(values, tokens.cu_seqlens))[0, column]
+        (gradient,) = torch.autograd.grad(logit, values)
+    return (gradient * values.detach()).sum(-1)[model.encoder.num_prefix_tokens :]
+
+
+def _on_grid(model: Classifier, rows: Tensor, plan: MaskPlan | None) -> np.ndarray:
+    grid = np.full(model.encoder.grid_size, np.nan, np.float32)
+    ids = np.arange(grid.size) if plan is None else plan.keep_ids.cpu().numpy()
+    grid.ravel()[ids] = rows.float().cpu().numpy()[: len(ids)]
+    return grid
+
+
+@contextmanager
+def _captured(module: nn.Module):
+    """The positional inputs of each call of ``module``."""
+    calls: list[tuple] = []
+    handle = module.register_forward_pre_hook(lambda _, inputs: calls.append(inputs))
+    try:
+        yield calls
+    finally:
+        handle.remove()

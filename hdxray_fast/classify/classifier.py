@@ -1,0 +1,160 @@
+"""An encoder with a head: radiographs in, one probability per class out; saved and loaded as one folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ArgumentError, ArgumentTypeError, CheckpointError
+from ..files import save_tensors, written_whole
+from ..models.encoder import Encoder, Tokens
+from ..ops.plan import MaskPlan
+from ..weights.model_folders import load_model, model_folder, save_model
+from .heads import LabelQueryHead, LinearHead, build_head
+
+HEAD_FILE = "head.safetensors"
+CLASSIFIER_FILE = "classifier.json"
+FORMAT = "hdxray_fast.classifier"
+
+
+@dataclass
+class ClassifierConfig:
+    """What a classifier is, beside its encoder; JSON-able.
+
+    Attributes:
+        classes: names.
+        head: ``"linear"``, ``"attention"``, ``"label-query"`` or ``"probe"``.
+        multiclass: exactly one class holds: probabilities are a softmax, otherwise a sigmoid each.
+        pool: of the linear head and the probe.
+        text_dim: width of the names' text embeddings, 0 for none.
+        text_model: what embedded them, for names asked about later.
+        thresholds: a class is called present from this probability on, chosen on validation.
+        contour: how the contours of its training images were found.
+        splits: a hash of the patients in the manifest it was made with, and how splits were drawn there.
+    """
+
+    classes: list[str]
+    head: str = "linear"
+    multiclass: bool = False
+    pool: str = "mean"
+    text_dim: int = 0
+    text_model: str = ""
+    thresholds: list[float] = field(default_factory=list)
+    contour: str = "network"
+    splits: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.classes or len(set(self.classes)) != len(self.classes):
+            raise ArgumentError(f"classes: got {self.classes}, accepted is a list of different names")
+        self.thresholds = list(self.thresholds) or [0.5] * len(self.classes)
+
+
+class Classifier(nn.Module):
+    """An encoder and a head.
+
+    Args:
+        encoder: any encoder; its ``keep`` says which patches are looked at.
+        config: see :class:`ClassifierConfig`.
+        text: ``[C, T]`` embeddings of the class names, for the label-query head.
+    """
+
+    def __init__(self, encoder: Encoder, config: ClassifierConfig, text: Tensor | None = None) -> None:
+        super().__init__()
+        if not isinstance(encoder, Encoder):
+            raise ArgumentTypeError(f"encoder: got {type(encoder).__name__}, accepted is an Encoder (create_encoder)")
+        self.encoder, self.config = encoder, config
+        if text is None and config.text_dim:
+            text = torch.zeros(len(config.classes), config.text_dim)
+        config.text_dim = 0 if text is None else text.shape[1]
+        self.head = build_head(
+            config.head,
+            encoder.num_features,
+            config.classes,
+            encoder.config.num_heads,
+            pool=config.pool,
+            num_prefix=encoder.num_prefix_tokens,
+            text=text,
+        )
+
+    def forward(
+        self,
+        images: Tensor,  # [B, C, H, W]
+        plan: MaskPlan | None = None,
+        scale: float | Tensor | None = None,
+        shift: float | Tensor | None = None,
+        new_names: Tensor | None = None,  # [C', T]
+    ) -> Tensor:
+        """Logits ``[B, num_classes]``; arguments as for :meth:`hdxray_fast.models.encoder.Encoder.encode`.
+
+        With ``new_names``, text embeddings of names that were never trained, theirs follow: ``[B, num_classes + C']``.
+        """
+        tokens = self.encoder.encode(images, plan, scale, shift)
+        longest = None if plan is None else plan.longest[0] + self.encoder.num_prefix_tokens
+        logits = self.classify(tokens, longest)
+        if new_names is None:
+            return logits
+        if not isinstance(self.head, LabelQueryHead):
+            raise ArgumentError(f"new_names: the head {self.config.head!r} knows its own classes alone")
+        values = self.encoder.fc_norm(tokens.values)
+        return torch.cat([logits, self.head.answer(values, tokens.cu_seqlens, longest, new_names)], dim=1)
+
+    def classify(self, tokens: Tokens, longest: int | None = None) -> Tensor:
+        """Tokens of the encoder to logits ``[B, num_classes]``."""
+        if isinstance(self.head, LinearHead):  # where the encoder's last norm comes after pooling, it does here too
+            return self.head.decide(self.encoder.fc_norm(self.head.pooled(*tokens)))
+        return self.head(self.encoder.fc_norm(tokens.values), tokens.cu_seqlens, longest)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """``[B, num_classes] float32``."""
+        return logits.float().softmax(-1) if self.config.multiclass else logits.float().sigmoid()
+
+
+def save_classifier(model: Classifier, directory: str | Path) -> Path:
+    """Write encoder, head and settings into one folder, each file whole or not at all."""
+    directory = save_model(model.encoder, directory)
+    head = {name: tensor.detach().contiguous().cpu() for name, tensor in model.head.state_dict().items()}
+    with written_whole(directory / HEAD_FILE) as temporary:
+        save_tensors(head, temporary)
+    with written_whole(directory / CLASSIFIER_FILE) as temporary:
+        temporary.write_text(json.dumps({"format": FORMAT, **vars(model.config)}, indent=1) + "\n")
+    return directory
+
+
+def load_classifier(directory: str | Path) -> Classifier:
+    """The classifier that :func:`save_classifier` wrote, in evaluation mode.
+
+    Args:
+        directory: the folder, or that of the run it lies in.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not belong to the others.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    directory = model_folder(directory, CLASSIFIER_FILE)
+    path = directory / CLASSIFIER_FILE
+    try:
+        settings = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: is missing; a classifier is the folder that probe or finetune wrote") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: is damaged or cannot be read ({error})") from error
+    if not isinstance(settings, dict) or settings.pop("format", None) != FORMAT:
+        raise CheckpointError(f"{path}: describes no classifier of this package")
+    encoder = load_model(directory)
+    if not isinstance(encoder, Encoder):
+        raise CheckpointError(f"{directory}: holds an auto-encoder, a classifier's encoder is needed")
+    try:
+        model = Classifier(encoder, ClassifierConfig(**settings))
+        model.head.load_state_dict(load_file(directory / HEAD_FILE))
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{directory / HEAD_FILE}: is missing or damaged ({error})") from error
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise CheckpointError(f"{directory / HEAD_FILE}: does not fit {CLASSIFIER_FILE} ({reason})") from error
+    return model.eval()

@@ -1,0 +1,172 @@
+"""Labelled radiographs to batches for a classifier; a file that cannot be read any more is set aside, not fatal."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..data.augment import RandAugment, eight_bits
+from ..data.prepared.reading import PreparedSet, PreparedSubset
+from ..data.quarantine import write_quarantine
+from ..data.radiograph_dataset import Augmentation, RadiographDataset
+from ..errors import TrainingError
+from ..models.encoder import Encoder
+from ..models.inputs import standardised
+from .label_table import LabelTable
+
+
+def find_prepared(paths: Sequence[str], images: PreparedSet) -> PreparedSubset:
+    """The images of ``paths`` that a prepared data set holds, in their order and called as they are.
+
+    A path and a source are the same if they name one place on the disk; failing that, if their last names are equal and
+    no other source is called so (data sets that were moved, or prepared from archives).
+    """
+    sources = images.sources()
+    place = {os.path.abspath(source): row for row, source in enumerate(sources)}
+    called: dict[str, int] = {}
+    for row, source in enumerate(sources):
+        name = re.split(r"[/\\]", source)[-1]
+        called[name] = -1 if name in called else row
+    rows = [place.get(os.path.abspath(path), called.get(os.path.basename(path), -1)) for path in paths]
+    found = [(row, path) for row, path in zip(rows, paths, strict=True) if row >= 0]
+    return images.subset([row for row, _ in found], [path for _, path in found])
+
+
+class LabelledRadiographs(Dataset):
+    """Map from ``(epoch, index)`` to a training sample with its labels.
+
+    Samples are those of :class:`.RadiographDataset` with ``labels [C] float32`` (NaN: not known),
+    ``readable`` bool and ``error`` str. A sample that cannot be read is black, without any label, ``readable`` is False
+    and ``error`` says why, so that it adds nothing to loss or gradient and the walk through the data stays what it
+    would have been.
+
+    Args:
+        images: prepared radiographs, rows of ``labels``.
+        labels: ``[N, C] float32``.
+        drawn_by: of each image, the number that its augmentation is drawn by; its row by default.
+        augmentation: ``None`` for the canvas as it is.
+        patch_size, seed: as for :class:`hdxray_fast.data.radiograph_dataset.RadiographDataset`.
+    """
+
+    def __init__(
+        self,
+        images: PreparedSet | PreparedSubset,
+        labels: np.ndarray,
+        *,
+        patch_size: int,
+        drawn_by: Sequence[int] | None = None,
+        augmentation: Augmentation | RandAugment | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.drawn_by = range(len(images)) if drawn_by is None else drawn_by
+        self.radiographs = RadiographDataset(images, patch_size=patch_size, augmentation=augmentation, seed=seed)
+        self.labels = np.asarray(labels, np.float32)
+        if len(self.labels) != len(images):
+            raise ValueError(f"{len(self.labels)} rows of labels for {len(images)} images")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Tensor]:
+        epoch, index = key
+        try:
+            sample = self.radiographs.sample(epoch, index, int(self.drawn_by[index]))
+            labels, error = self.labels[index], ""
+        except Exception as found:  # whatever a damaged file or a lost disk raises: the run counts it and goes on
+            sample = self._black()
+            labels, error = np.full(self.labels.shape[1], np.nan, np.float32), f"{type(found).__name__}: {found}"
+        if sample["pixels"].dtype != torch.uint8:  # a classifier sees what predict will show it: 8 bits
+            sample["pixels"] = torch.from_numpy(eight_bits(sample["pixels"].numpy()))
+            sample["scale"] = sample["scale"] * 257
+        own = {"index": torch.tensor(index), "draw": torch.tensor(epoch * len(self) + index)}
+        readable = torch.tensor(not error)
+        return {**sample, **own, "labels": torch.from_numpy(labels.copy()), "readable": readable, "error": error}
+
+    def _black(self) -> dict[str, Tensor]:
+        size, cells = self.radiographs.size, self.radiographs.size // self.radiographs.patch_size
+        return {
+            "pixels": torch.zeros(1, size, size, dtype=torch.uint8),
+            "inside": torch.zeros(cells, cells, dtype=torch.bool),
+            "valid": torch.ones(cells, cells, dtype=torch.bool),
+            "scale": torch.tensor(1.0),
+            "shift": torch.tensor(0.0),
+        }
+
+
+@dataclass
+class SetAside:
+    """Files that could not be read, before or while training, and how many may be.
+
+    Attributes:
+        path: CSV file that lists them.
+        total: images of the manifest.
+        limit: share of ``total`` above which training stops.
+        rows: ``(file, error, reason)``.
+    """
+
+    path: Path
+    total: int
+    limit: float
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def add(self, rows: Sequence[tuple[str, str, str]]) -> None:
+        """Note files (each once), and write the list.
+
+        Raises:
+            TrainingError: there are more than ``limit`` allows.
+        """
+        known = {row[0] for row in self.rows}
+        self.rows += [row for row in dict.fromkeys(rows) if row[0] not in known]
+        self.write()
+        if len(self.rows) > self.limit * self.total:
+            name, _, reason = self.rows[-1]
+            raise TrainingError(
+                f"{len(self.rows)} of {self.total} images cannot be read, more than max_bad_share={self.limit:g} "
+                f"allows; they are listed in {self.path}, the last is {name}: {reason}"
+            )
+
+    def write(self) -> None:
+        """Write ``path,error,reason`` rows, also if there are none."""
+        write_quarantine(self.path, self.rows)
+
+
+def mix(encoder: Encoder, batch: dict, share: float) -> dict:
+    """Mixup (https://arxiv.org/abs/1710.09412): every image and its neighbour in the batch, at one share.
+
+    Both are standardised first, so that the share is one of contrast; a patch that either of them shows is shown, and a
+    label that is not known of one of them is not known of both.
+
+    Args:
+        encoder: tells how images are standardised.
+        batch: of :class:`LabelledRadiographs`.
+        share: of the image itself, 0 to 1.
+
+    Returns:
+        A batch whose ``pixels`` are float32 ``[B, 1, S, S]``, ``scale`` 1 and ``shift`` 0.
+    """
+    images = standardised(encoder, batch)
+    count = len(images)
+    return {
+        **batch,
+        "pixels": share * images + (1 - share) * images.roll(1, 0),
+        "inside": batch["inside"] | batch["inside"].roll(1, 0),
+        "valid": batch["valid"] | batch["valid"].roll(1, 0),
+        "scale": images.new_ones(count),
+        "shift": images.new_zeros(count),
+        "labels": share * batch["labels"] + (1 - share) * batch["labels"].roll(1, 0),
+    }
+
+
+def table_of_readable(table: LabelTable, images: PreparedSubset) -> tuple[LabelTable, PreparedSubset]:
+    """The rows of ``table`` whose images are among ``images``, and those images in its order."""
+    place = {path: number for number, path in enumerate(images.sources())}
+    table = table.rows([row for row, path in enumerate(table.paths) if path in place])
+    return table, images.subset([place[path] for path in table.paths])

@@ -1,0 +1,164 @@
+"""A sheet of the errors that a classifier was most sure of, each with where it looked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..data.quarantine import Quarantined
+from ..data.radiographs import read_radiograph
+from ..images.panels import display_levels, write_image
+from ..models.inputs import as_batch, encoder_inputs
+from .attention_maps import PatchMap, patch_map
+from .classifier import Classifier
+from .label_table import LabelTable
+
+TILE = 300  # px, side of each of a tile's two pictures
+LINE = 20  # px, height of a line of text
+GAP = 8
+BACKGROUND, TEXT = 24, (235, 235, 235)
+POSITIVE, NEGATIVE = (60, 60, 235), (235, 130, 40)  # BGR: for and against the class
+
+
+@dataclass(frozen=True)
+class ConfidentError:
+    """One wrong decision.
+
+    Attributes:
+        row: of the table.
+        column: the class decided wrongly; of exclusive classes, the one that was chosen.
+        kind: ``"false positive"`` or ``"false negative"``; ``"wrong class"`` of exclusive classes.
+        probability: that the class holds.
+    """
+
+    row: int
+    column: int
+    kind: str
+    probability: float
+
+
+def confident_errors(
+    labels: np.ndarray,  # [N, C] 1, 0 or NaN
+    probabilities: np.ndarray,  # [N, C]
+    thresholds: Sequence[float],
+    multiclass: bool = False,
+    most: int = 12,
+) -> list[ConfidentError]:
+    """The wrong decisions furthest beyond their class's threshold: false positives first, then false negatives.
+
+    Distances are shares of the way from the threshold to 1, or to 0: thresholds of rare classes are low, and a miss of
+    one is no less an error. Half are of each kind; where one kind has fewer, the other fills up. Of
+    exclusive classes the likeliest is the decision.
+    """
+    if multiclass:
+        chosen = probabilities.argmax(1)
+        wrong = np.flatnonzero(labels[np.arange(len(labels)), chosen] == 0)
+        rows = sorted(wrong, key=lambda row: -probabilities[row, chosen[row]])[:most]
+        return [ConfidentError(int(r), int(chosen[r]), "wrong class", float(probabilities[r, chosen[r]])) for r in rows]
+    called = probabilities >= np.asarray(thresholds)
+    positives = [ConfidentError(int(r), int(c), "false positive", float(probabilities[r, c]))
+                 for r, c in np.argwhere(called & (labels == 0))]  # fmt: skip
+    negatives = [ConfidentError(int(r), int(c), "false negative", float(probabilities[r, c]))
+                 for r, c in np.argwhere(~called & (labels == 1))]  # fmt: skip
+    positives.sort(key=lambda e: (thresholds[e.column] - e.probability) / max(1 - thresholds[e.column], 1e-9))
+    negatives.sort(key=lambda e: (e.probability - thresholds[e.column]) / max(thresholds[e.column], 1e-9))
+    half = most // 2
+    share = max(half, most - len(negatives))
+    return positives[:share] + negatives[: most - min(share, len(positives))]
+
+
+def write_error_sheet(
+    path: str | Path,
+    model: Classifier,
+    table: LabelTable,
+    probabilities: np.ndarray,
+    thresholds: Sequence[float],
+    most: int = 12,
+) -> Path | None:
+    """Draw the sheet.
+
+    Args:
+        path: PNG file.
+        model: what made the probabilities; put into evaluation mode.
+        table: labels and files, which are read again.
+        probabilities: ``[N, C]``, rows of ``table``.
+        thresholds: ``C``.
+        most: tiles.
+
+    Returns:
+        The file; ``None``, and no file, if nothing was decided wrongly or none of the images can be read.
+    """
+    path, model = Path(path), model.eval()
+    errors = confident_errors(table.labels, probabilities, thresholds, model.config.multiclass, most)
+    tiles = [tile for error in errors if (tile := _tile(model, table, error, thresholds)) is not None]
+    if not tiles:
+        path.unlink(missing_ok=True)
+        return None
+    columns = min(3, len(tiles))
+    blank = np.full_like(tiles[0][0], BACKGROUND)
+    pictures = [picture for picture, _ in tiles]
+    pictures += [blank] * (-len(pictures) % columns)
+    rows = [np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(pictures), columns)]
+    head = np.full((LINE + GAP, rows[0].shape[1], 3), BACKGROUND, np.uint8)
+    _write(head, f"most confident errors. Right: {tiles[0][1]}. Dark: not looked at.", LINE - 4)
+    write_image(path, np.concatenate([head, *rows]))
+    return path
+
+
+def _tile(
+    model: Classifier, table: LabelTable, error: ConfidentError, thresholds: Sequence[float]
+) -> tuple[np.ndarray, str] | None:
+    file = table.paths[error.row]
+    encoder = model.encoder
+    item = read_radiograph(file, file, encoder.img_size[0], encoder.patch_size, model.config.contour)
+    if isinstance(item, Quarantined):
+        return None
+    found = patch_map(model, error.column, *encoder_inputs(encoder, as_batch([item], encoder.pos_embed.device)))
+    grey = cv2.resize(display_levels(item.pixels)[item.pixels], (TILE, TILE), interpolation=cv2.INTER_AREA)
+    pictures = np.concatenate([cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), overlay(grey, found)], axis=1)
+    truth = ""
+    if model.config.multiclass:
+        truth = f", is {table.classes[int(np.nanargmax(table.labels[error.row]))]}"
+    threshold = "" if model.config.multiclass else f" (threshold {thresholds[error.column]:.2f})"
+    words = [
+        f"{error.kind}: {table.classes[error.column]} {error.probability:.2f}{threshold}{truth}",
+        Path(file).name,
+    ]
+    foot = np.full((2 * LINE + GAP, pictures.shape[1], 3), BACKGROUND, np.uint8)
+    for line, text in enumerate(words):
+        _write(foot, text, (line + 1) * LINE - 4)
+    picture = np.concatenate([pictures, foot])
+    return cv2.copyMakeBorder(picture, 0, 0, 0, GAP, cv2.BORDER_CONSTANT, value=(BACKGROUND,) * 3), found.words
+
+
+def overlay(grey: np.ndarray, found: PatchMap) -> np.ndarray:
+    """The map over a picture, patch by patch; patches not looked at are dark. ``[S, S, 3] uint8`` BGR."""
+    side = grey.shape[0]
+    view = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR).astype(np.float32)
+    looked = np.isfinite(found.values)
+    values = np.where(looked, found.values, 0)
+    full = float(np.percentile(np.abs(values[looked]), 99)) if looked.any() else 0.0
+    strength = np.clip(np.abs(values) / max(full, 1e-12), 0, 1).astype(np.float32)
+    if found.signed:
+        colour = np.where((values > 0)[..., None], POSITIVE, NEGATIVE).astype(np.float32)
+    else:
+        colour = cv2.applyColorMap((strength * 255).astype(np.uint8), cv2.COLORMAP_INFERNO).astype(np.float32)
+    share, colour, looked = (
+        cv2.resize(layer, (side, side), interpolation=cv2.INTER_NEAREST)
+        for layer in (0.65 * strength, colour, looked.astype(np.float32))
+    )
+    view = view * (1 - share[..., None]) + colour * share[..., None]
+    return np.rint(view * (0.35 + 0.65 * looked[..., None])).astype(np.uint8)
+
+
+def _write(strip: np.ndarray, text: str, baseline: int) -> None:
+    """One line of text, shrunk where it would not fit; what is not ASCII becomes "?"."""
+    text = text.encode("ascii", "replace").decode()
+    scale = 0.5
+    (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+    scale *= min(1.0, (strip.shape[1] - 12) / max(width, 1))
+    cv2.putText(strip, text, (6, baseline), cv2.FONT_HERSHEY_SIMPLEX, scale, TEXT, 1, cv2.LINE_AA)

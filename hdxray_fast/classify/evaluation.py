@@ -1,0 +1,353 @@
+"""Predictions to metrics, tables and plots; saved classifiers on new files."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data.listing import list_images
+from ..data.quarantine import Quarantined, write_quarantine
+from ..data.reader_pool import worker_count
+from ..data.splits import SPLIT_NAMES, SPLITS, canonical_split, patients_hash
+from ..errors import ConfigError, TrainingError
+from ..features.embedding import Embedder
+from ..files import written_whole
+from .classifier import Classifier, load_classifier
+from .error_sheet import write_error_sheet
+from .heads import LabelQueryHead, embed_names
+from .label_table import LabelTable
+from .labels import check_rows, read_manifest, redrawn, require_files
+from .metrics import evaluate_predictions
+from .plots import plot_curves
+
+
+def report_predictions(
+    out: Path,
+    table: LabelTable,
+    probabilities: np.ndarray,  # [N, C], rows of table
+    thresholds: Sequence[float],
+    *,
+    bootstraps: int = 1000,
+    seed: int = 0,
+    extra: dict | None = None,
+    model: Classifier | None = None,
+) -> dict:
+    """Write ``metrics.json``, ``predictions.csv`` and ``curves.png`` under ``out``; returns the metrics.
+
+    With ``model``, what made the probabilities, also ``errors.png``: its most confident errors and where it looked.
+    """
+    report = evaluate_predictions(
+        table.labels, probabilities, table.classes, table.patients, thresholds, bootstraps=bootstraps, seed=seed
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    present = called_present(probabilities, table.classes, thresholds, table.multiclass)
+    found = Predictions(table.paths, probabilities, table.classes, list(thresholds), present=present)
+    write_predictions(out / "predictions.csv", found, table.labels)
+    plot_curves(out / "curves.png", table.labels, probabilities, table.classes)
+    if model is not None:
+        write_error_sheet(out / "errors.png", model, table, probabilities, thresholds)
+    with written_whole(out / "metrics.json") as temporary:  # the last: a run that has it is whole
+        temporary.write_text(json.dumps({**report, **(extra or {})}, indent=1) + "\n")
+    return report
+
+
+@dataclass
+class Predictions:
+    """Probabilities of images that could be read.
+
+    Attributes:
+        images: ``N`` paths.
+        probabilities: ``[N, C] float32``, 0 to 1.
+        classes: ``C`` names.
+        thresholds: ``C``, a class is called present from this probability on.
+        quarantined: files that could not be read.
+        present: of each image the classes that are called present: at or above their threshold or, of classes that
+            exclude each other, the most probable of all (none, if that one was not asked about).
+    """
+
+    images: list[str]
+    probabilities: np.ndarray
+    classes: list[str]
+    thresholds: list[float]
+    quarantined: list[Quarantined] = field(default_factory=list)
+    present: list[list[str]] = field(default_factory=list)
+
+
+def called_present(
+    probabilities: np.ndarray, classes: Sequence[str], thresholds: Sequence[float], multiclass: bool
+) -> list[list[str]]:
+    """For each row of ``[N, C]`` the names of the classes that are called present."""
+    if multiclass:
+        return [[classes[column]] for column in probabilities.argmax(1)]
+    called = probabilities >= np.asarray(thresholds)
+    return [[classes[column] for column in np.flatnonzero(row)] for row in called]
+
+
+def write_predictions(path: Path, found: Predictions, labels: np.ndarray | None = None) -> None:
+    """A CSV with a row per image: path, a probability per class, the classes called present and, if known, labels.
+
+    Args:
+        path: file to write.
+        found: what was predicted; ``present`` holds the names joined by ``|``, blank where no class is.
+        labels: ``[N, C]`` of its images, NaN where a label is not known.
+    """
+    header = ["image", *found.classes, "present"]
+    header += [] if labels is None else [f"label {name}" for name in found.classes]
+    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(header)
+        for row, image in enumerate(found.images):
+            truth = [] if labels is None else ["" if np.isnan(v) else int(v) for v in labels[row]]
+            probabilities = (f"{p:.6f}" for p in found.probabilities[row])
+            writer.writerow([image, *probabilities, "|".join(found.present[row]), *truth])
+
+
+def predict(
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
+    model: Classifier | str | os.PathLike,
+    *,
+    batch_size: int = 4,
+    workers: int = 0,
+    device: str | None = None,
+    progress: bool = False,
+    classes: Sequence[str] | None = None,
+) -> Predictions:
+    """Probabilities of a saved classifier for files, folders or CSV manifests.
+
+    Args:
+        paths: what to look at.
+        model: a classifier, or the folder of one.
+        batch_size, workers, device, progress: as for :func:`hdxray_fast.embed`.
+        classes: names to ask about; left out, those it was trained on. A ``label-query`` head with text embeddings
+            takes any name; the threshold of one that was never trained is 0.5.
+
+    Returns:
+        A row per image that could be read, in order: ``images``, ``probabilities [N, C]``, ``present``; the others are
+        in ``quarantined``.
+
+    Raises:
+        ConfigError: a path does not exist or names no image, or a name that the classifier cannot answer for.
+        CheckpointError: the folder holds no classifier, or a damaged one.
+    """
+    model = load_classifier(model) if isinstance(model, str | os.PathLike) else model
+    names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    files = list(dict.fromkeys(str(file) for name in names for file in list_images(name)))
+    return predict_list(files, model, batch_size, workers, device, progress, classes)
+
+
+def predict_list(
+    files: Sequence[str],
+    model: Classifier,
+    batch_size: int = 4,
+    workers: int = 0,
+    device: str | None = None,
+    progress: bool = False,
+    classes: Sequence[str] | None = None,
+) -> Predictions:
+    """:func:`predict` for files as they are listed; missing ones count as unreadable."""
+    questions = ask(model, classes)
+    if progress and (strange := untrained(model, questions.names)):
+        print(f"not trained: {', '.join(strange)} (asked by name; threshold 0.5)")
+    scorer = _Scorer(model.eval(), device, questions)
+    jobs = [(file, file) for file in files]
+    images: list[str] = []
+    bad: list[Quarantined] = []
+    trained, new = model.config.classes, 0 if questions.new_names is None else len(questions.new_names)
+    rows = [np.zeros((0, len(trained) + new), np.float32)]
+    for part in scorer.batches(jobs, batch_size=batch_size, workers=worker_count(workers), progress=progress):
+        bad += part.quarantined
+        if len(part):
+            images += part.sources
+            rows.append(part.features)
+    answers = np.concatenate(rows)
+    asked = answers[:, questions.columns]
+    if model.config.multiclass:  # the most probable of all classes, whichever were asked about
+        winners = called_present(answers, trained, [], multiclass=True)
+        present = [[name for name in row if name in questions.names] for row in winners]
+    else:
+        present = called_present(asked, questions.names, questions.thresholds, multiclass=False)
+    return Predictions(images, asked, questions.names, questions.thresholds, bad, present)
+
+
+def untrained(model: Classifier, names: Sequence[str]) -> list[str]:
+    """Those of ``names`` that a classifier was not trained on, each with the trained one that may be meant."""
+    known = model.config.classes
+    return [name + _meant(name, known) for name in names if name not in known]
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    plain = {other.lower().replace("_", " "): other for other in known}
+    close = difflib.get_close_matches(name.lower().replace("_", " "), plain, n=1, cutoff=0.8)
+    return f" [trained is {plain[close[0]]!r}: is that meant?]" if close else ""
+
+
+def refuse_unreadable(bad: int, total: int, limit: float, listed: Path) -> None:
+    """Raise a TrainingError if more than a share ``limit`` of the images cannot be read."""
+    if bad == total:
+        raise TrainingError(f"none of the {total} images could be read; they are listed in {listed}")
+    if bad > limit * total:
+        raise TrainingError(
+            f"{bad} of {total} images cannot be read, more than max_bad_share={limit:g} allows; they are listed in "
+            f"{listed}"
+        )
+
+
+@dataclass
+class Questions:
+    """Names asked about, of which a classifier was trained on some.
+
+    Attributes:
+        names: ``C'``.
+        thresholds: of each; 0.5 of a name that was never trained.
+        columns: where the answers stand among those for the trained classes and, behind them, the new names.
+        new_names: text embeddings of the new names ``[N, T]``, or ``None`` if there are none.
+    """
+
+    names: list[str]
+    thresholds: list[float]
+    columns: list[int]
+    new_names: torch.Tensor | None = None
+
+
+def ask(model: Classifier, classes: Sequence[str] | None) -> Questions:
+    """What a classifier has to work out to answer for ``classes`` (left out: its own).
+
+    Raises:
+        ConfigError: it cannot answer for one of them.
+        MissingDependencyError: a new name, and no sentence-transformers to embed it.
+    """
+    config = model.config
+    names = list(classes) if classes else list(config.classes)
+    if len(set(names)) != len(names):
+        raise ConfigError(f"classes: got {', '.join(names)}, accepted are different names")
+    new = [name for name in names if name not in config.classes]
+    if new:
+        why = ""
+        if not isinstance(model.head, LabelQueryHead):
+            why = f"its head {config.head!r} knows its own classes alone"
+        elif not config.text_model:
+            why = "its label queries are learned vectors, without the names' text"
+        elif config.multiclass:
+            why = "its classes exclude each other"
+        if why:
+            raise ConfigError(
+                f"classes: {new[0]!r} is none of the classifier's ({', '.join(config.classes)}), and it cannot be "
+                f"asked about others: {why}{_meant(new[0], config.classes)}"
+            )
+    order = [*config.classes, *new]
+    thresholds = [*config.thresholds, *[0.5] * len(new)]
+    columns = [order.index(name) for name in names]
+    embedded = embed_names(new, config.text_model) if new else None
+    return Questions(names, [thresholds[column] for column in columns], columns, embedded)
+
+
+def evaluate_files(
+    model: str | os.PathLike,
+    data: str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    images: str | os.PathLike | None = None,
+    preset: str | None = None,
+    split: str = "test",
+    uncertain: str | None = None,
+    batch_size: int = 4,
+    workers: int = 0,
+    device: str | None = None,
+    bootstraps: int = 1000,
+    progress: bool = True,
+    classes: Sequence[str] | None = None,
+    max_bad_share: float = 0.05,
+) -> dict:
+    """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
+
+    Uncertain labels are read as in training unless ``uncertain`` says how. Thresholds are those chosen on validation
+    when the classifier was made; ``classes`` are as for :func:`predict`, so that names it has never seen can be put to
+    the test. Writes what :func:`report_predictions`
+    writes, and ``unreadable.csv``; the metrics also count those files as ``unreadable``. ``split`` takes the words that
+    a manifest may have for its splits; if training drew them, from this manifest, they are drawn as they were there.
+
+    Raises:
+        ConfigError: the manifest lacks a class of the classifier, lists an image twice or a patient in two splits, or
+            has no image in the split; or ``out`` holds a training run.
+        TrainingError: none of the images can be read, or more than a share ``max_bad_share`` cannot.
+    """
+    out = Path(out)
+    if (out / "model").exists() or (out / "log.jsonl").exists():
+        raise ConfigError(f"out: {out} holds a training run, whose metrics stay as they are; choose another folder")
+    classifier = load_classifier(model)
+    trained = classifier.config.splits
+    table = read_manifest(
+        data, images=images, preset=preset, classes=classes or classifier.config.classes,
+        multiclass=classifier.config.multiclass, uncertain=uncertain or trained.get("uncertain", "ignore"),
+    )  # fmt: skip
+    table = _part(table, split, str(data), trained, preset)
+    require_files(table, str(data))
+    if progress:
+        print("\n".join(table.notes), end="\n" if table.notes else "")
+    found = predict_list(table.paths, classifier, batch_size, workers, device, progress, classes)
+    out.mkdir(parents=True, exist_ok=True)
+    write_quarantine(out / "unreadable.csv", found.quarantined)
+    bad = len(found.quarantined)
+    refuse_unreadable(bad, len(table), max_bad_share, out / "unreadable.csv")
+    extra = {"model": str(model), "split": split, "unreadable": bad, "untrained": untrained(classifier, found.classes)}
+    place = {path: row for row, path in enumerate(found.images)}
+    table = table.rows([row for row, path in enumerate(table.paths) if path in place])
+    scores = found.probabilities[[place[path] for path in table.paths]]
+    report = report_predictions(
+        out, table, scores, found.thresholds, bootstraps=bootstraps, seed=trained.get("seed", 0), extra=extra,
+        model=None if classes else classifier,
+    )  # fmt: skip
+    return {**report, "unreadable": bad}
+
+
+def _part(table: LabelTable, split: str, source: str, trained: dict, preset: str | None) -> LabelTable:
+    """The images of a split that may be tested on, or all of them; ``trained``: of the table of the training."""
+    name = canonical_split(split)
+    if name not in (*SPLITS, "all"):
+        words = ", ".join([*SPLITS, "all", *SPLIT_NAMES])
+        raise ConfigError(f"split: got {split!r}, accepted are {words}")
+    seen = trained.get("patients") == patients_hash(table.patients)
+    if name == "all":
+        check_rows(replace(table, splits=[""] * len(table)), source)
+        if seen:
+            table.notes.append(f"the model was trained on patients of {source}: on 'all' of it the metrics flatter")
+        return table
+    check_rows(table, source)
+    if (again := redrawn(table, trained, source, preset)) is not None:
+        table = again
+    elif seen:
+        raise ConfigError(
+            f"split: {source} has the patients that the model was trained on, in other splits; evaluate with those of "
+            "the training, or other patients"
+        )
+    if name in table.splits:
+        return table.split(name)
+    given = [split for split in SPLITS if split in table.splits]
+    why = f"it has {', '.join(given)}" if given else "it has no splits"
+    raise ConfigError(
+        f"split: {source} has no image in {name!r}: {why}; give it a column 'split' (or another split; 'all' is right "
+        "only for data that the model never saw)"
+    )
+
+
+class _Scorer(Embedder):
+    """Reads and batches as :func:`hdxray_fast.embed` does, with probabilities in the place of features."""
+
+    def __init__(self, model: Classifier, device: str | None, questions: Questions) -> None:
+        super().__init__(model.encoder, pool="mean", device=device)
+        self.model = model.to(self.device)
+        self.contour = model.config.contour
+        new = questions.new_names
+        self.new_names = None if new is None else new.to(self.device)
+
+    def pooled(self, images, plan, scale, shift) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = self.model(images, plan, scale, shift, self.new_names)
+        return self.model.probabilities(logits), torch.zeros(len(images) + 1)

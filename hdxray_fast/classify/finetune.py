@@ -1,0 +1,145 @@
+"""Fine-tuning: a labelled manifest and an encoder to a classifier that is chosen on validation and tested once."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ..errors import ConfigError
+from ..training.loop import Training
+from .config import FinetuneConfig
+from .labels import describe_labels, labels_of, one_sided, require_files, take_fraction
+from .result import FinetuneResult
+from .table import summary, write_table
+from .task import FinetuneTask, build_encoder, canvas_size
+
+
+def run_finetuning(
+    config: FinetuneConfig, *, progress: bool = True, on_step: Callable[[dict], None] | None = None
+) -> list[FinetuneResult]:
+    """Fine-tune as ``config`` says: a run for each label fraction and seed.
+
+    Writes under ``config.out`` (each run of several: under ``fraction_<share>/seed_<seed>``) what
+    :mod:`.training.loop` lists, ``quarantine.csv``, ``best.safetensors`` (the best model on validation so far),
+    and at the end ``model/``, ``metrics.json``, ``predictions.csv``, ``curves.png`` and ``errors.png`` of the test
+    split. Several runs are told together in ``table.md``, ``results.json`` and ``fractions.png``.
+
+    Args:
+        config: all settings.
+        progress: print what is found, and show progress bars.
+        on_step: called with each log line's dict.
+
+    Returns:
+        A result per run; after SIGTERM, up to the run that was stopped.
+
+    Raises:
+        ConfigError: settings that contradict each other, the labels, or the run found in ``config.out``; nothing was
+            trained.
+        TrainingError: too many images cannot be read, or a loss is not finite.
+        CheckpointError: weights or checkpoints cannot be read.
+        MissingDependencyError: an optional package is needed.
+    """
+    runs = config.runs()
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1 and (len(runs) > 1 or config.is_probe):
+        what = "a linear probe is" if config.is_probe else "several label_fractions or seeds are"
+        raise ConfigError(f"{what} for one process; under accelerate launch, start each run by itself")
+    results = []
+    for number, run in enumerate(runs):
+        if progress and len(runs) > 1:
+            print(f"run {number + 1} of {len(runs)}: {run.label_fractions[0]:.0%} of the labels, seed {run.seed}")
+        results.append(
+            _probe(run, Path(config.out), progress) if run.is_probe else _finetune(run, processes, progress, on_step)
+        )
+        if not results[-1].finished:
+            break
+    if len(runs) > 1 and results[-1].finished:
+        write_table(Path(config.out), runs, results)
+    return results
+
+
+def _finetune(config: FinetuneConfig, processes: int, progress: bool, on_step) -> FinetuneResult:
+    out = Path(config.out)
+    table = labels_of(config)
+    table = take_fraction(table, config.label_fractions[0], config.seed)
+    if config.prepared is None:
+        require_files(table, config.data)
+    if config.img_size is None:
+        config = replace(config, img_size=canvas_size(build_encoder(config)))
+    config = config.with_steps(table.splits.count("train"), processes)
+    task = FinetuneTask(config, table)
+    training = Training(config, task, progress=progress, on_step=on_step)
+    if progress:
+        notes = list(task.notes)
+        if config.select != "loss" and len(one_sided(table.split("val"))) == len(table.classes):
+            notes.append(f"warning: {config.select} is not defined on val, so the loss chooses the model")
+        training.print("\n".join([describe_labels(table), *notes]))
+    metrics = out / "metrics.json"
+    training.claim_folder()
+    if metrics.exists() and task.best_model.facts:  # this run is whole: several in one folder go on with the next
+        return _read_result(out)
+    task.use(task.find_images(training))
+    done = training.run()
+    result = FinetuneResult(out, {}, len(task.datasets["train"]), {}, len(task.set_aside.rows), done.finished)
+    if done.finished and training.is_main:
+        result.report, result.best = task.finish(training)
+    return result
+
+
+def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> FinetuneResult:
+    """A frozen encoder under a linear head: the probe, on features in ``shared_out`` that all runs share."""
+    from .probe import run_probe
+    from .probe_config import ProbeConfig
+
+    if config.weights is None:
+        torch.manual_seed(config.seed)
+    encoder = build_encoder(config)
+    shared = {name: getattr(config, name) for name in (
+        "data", "out", "images", "preset", "classes", "multiclass", "uncertain", "val_share", "test_share", "pool",
+        "keep", "img_size", "workers", "bootstraps", "seed", "split_seed", "batch_size", "max_bad_share",
+    )}  # fmt: skip
+    features = None if config.weights is None else str(shared_out / "features.parquet")
+    probe = run_probe(
+        ProbeConfig(
+            weights=config.weights or "", label_fraction=config.label_fractions[0], features=features, **shared
+        ),
+        encoder,
+        progress=progress,
+    )
+    return FinetuneResult(
+        probe.out, probe.report, probe.train_images, {"strengths": probe.strengths}, probe.left_out, True
+    )
+
+
+def _read_result(out: Path) -> FinetuneResult:
+    """A run that was finished before."""
+    saved = json.loads((out / "metrics.json").read_text())
+    report = {name: saved[name] for name in ("classes", "bootstraps", "images", "patients", "mean")}
+    return FinetuneResult(
+        out, report, saved["train_images"], saved["chosen_on_validation"], saved["unreadable"], finished=True
+    )
+
+
+def describe_finetuning(config: FinetuneConfig, results: list[FinetuneResult]) -> str:
+    """What the command prints."""
+    from .metrics import format_metrics
+
+    last = results[-1]
+    if not last.finished:
+        return f"stopped early; go on with --resume auto: {last.out}"
+    if len(results) > 1:
+        return f"{summary(config.runs(), results)}\n\ntable, plot and all runs are in {config.out}"
+    lines = [format_metrics(last.report)] if last.report else []
+    if "step" in last.best:
+        known = {name: last.best[name] for name in ("auroc", "auprc", "loss") if last.best[name] is not None}
+        scores = ", ".join(f"{name} {value:.4f}" for name, value in known.items())
+        lines.append(f"chosen on validation: step {last.best['step']}, {scores}")
+    if last.left_out:
+        lines.append(f"{last.left_out} images could not be read: {last.out / 'quarantine.csv'}")
+    lines.append(f"metrics, curves, the most confident errors and the model are in {last.out}")
+    return "\n".join(lines)

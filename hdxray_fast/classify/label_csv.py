@@ -1,0 +1,199 @@
+"""A generic CSV of labels, and how the cells of every label file are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
+from ..data.splits import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, canonical_split
+from ..errors import ConfigError, MissingDependencyError
+from .label_table import LabelTable
+
+SPLIT_SYNONYMS = ("set", "subset", "dataset", "partition")  # where they hold names of splits, and not of data sets
+NOT_NUMBERS = frozenset({"nan", "na", "n/a", "none", "null", "inf", "-inf", "#n/a"})
+
+
+def read_generic(
+    path: Path, images: Path | None, *, classes: Sequence[str] | None = None, multiclass: bool = False
+) -> LabelTable:
+    """A CSV with a path column, one column per class, and optionally patient and split columns."""
+    frame = read_csv(path)
+    if not len(frame):
+        raise ConfigError(f"data: {path} holds no usable row (the file holds no rows)")
+    image = _require(frame, path, PATH_COLUMNS, "the image's path")
+    patient = find_column(frame.columns, PATIENT_COLUMNS)
+    split = _split_column(frame, path)
+    for column in filter(None, (image, patient)):
+        if (blank := frame[column].fillna("").str.strip() == "").any():
+            raise ConfigError(f"{path}: row {_first(blank)} has nothing in the column {column!r}")
+    notes = [] if patient else ["no patient column: every image counts as a patient of its own"]
+    named = find_column(frame.columns, ["label"])
+    if multiclass and named is not None:
+        names = frame[named].astype("string").str.strip()
+        if names.isna().any():
+            raise ConfigError(f"{path}: row {_first(names.isna())} has no label")
+        classes = list(classes) if classes else sorted(names.unique())
+        if foreign := sorted(set(names) - set(classes)):
+            raise ConfigError(
+                f"{path}: label {foreign[0]!r} is none of the classes {', '.join(classes)}; remove its rows, or name "
+                "it among the classes"
+            )
+        if len({name.lower() for name in classes}) < len(classes):
+            raise ConfigError(f"{path}: some of the labels {', '.join(classes)} differ in case alone; write them alike")
+        labels = np.stack([(names == name).to_numpy(np.float32) for name in classes], axis=1)
+    else:
+        if classes is None:
+            others = [name for name in frame.columns if name not in (image, patient, split)]
+            classes, more = _label_columns(frame[others], path)
+            notes += more
+        frame = frame.rename(columns={find_column(frame.columns, [name]): name for name in classes})
+        labels = label_values(frame, path, classes)
+    paths = [str(_under(images or path.parent, name)) for name in strings(frame[image])]
+    return LabelTable(
+        paths,
+        labels,
+        list(classes),
+        strings(frame[patient or image]),  # as it is written there: the same from wherever the manifest is read
+        strings(frame[split].fillna("")) if split else [""] * len(frame),
+        multiclass,
+        notes,
+    )
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+def import_pandas():
+    """pandas, or an error that says how to install it."""
+    try:
+        import pandas
+    except ImportError as error:
+        raise MissingDependencyError("reading labels needs pandas: pip install 'hdxray-fast[classify]'") from error
+    return pandas
+
+
+def read_csv(path: Path):
+    """A CSV as text: ids keep their zeros, and only an empty cell is blank, so that a "nan" left behind is seen."""
+    pandas = import_pandas()
+    try:
+        frame = pandas.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], skipinitialspace=True)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
+    except (OSError, ValueError, pandas.errors.ParserError) as error:
+        raise ConfigError(f"{path}: cannot be read as CSV ({error})") from error
+    frame.columns = [str(name).strip() for name in frame.columns]
+    if twice := [name for name, again in zip(frame.columns, frame.columns.duplicated(), strict=True) if again]:
+        raise ConfigError(f"{path}: has the column {twice[0]!r} twice")
+    return frame
+
+
+def _split_column(frame, path: Path) -> str | None:
+    """The column of splits; one that holds other words is refused, or no column of splits if its name may mean more."""
+    split = find_column(frame.columns, SPLIT_COLUMNS)
+    if split is None:
+        split = find_column(frame.columns, SPLIT_SYNONYMS)
+        if split is None or not frame[split].dropna().map(canonical_split).isin(SPLITS).any():
+            return None
+    wrong = ~frame[split].fillna("").map(canonical_split).isin(("", *SPLITS))
+    if wrong.any():
+        raise ConfigError(
+            f"{path}: row {_first(wrong)}, column {split!r} holds {frame[split][wrong].iloc[0]!r}; accepted are "
+            f"{', '.join(SPLITS)} (or {', '.join(SPLIT_NAMES)})"
+        )
+    return split
+
+
+def _label_columns(frame, path: Path) -> tuple[list[str], list[str]]:
+    """Which of the columns are classes, where none was named, and notes on that."""
+    unnamed = [name for name in frame.columns if name.startswith("Unnamed:")]  # an index that a script wrote along
+    blank = [name for name in frame.columns if name not in unnamed and frame[name].isna().all()]
+    others = [name for name in frame.columns if name not in (*unnamed, *blank)]
+    classes = [name for name in others if _looks_like_labels(frame[name])]
+    left = [name for name in others if name not in classes]
+    hint = "; --multiclass true reads the names in 'label'" if find_column(left, ["label"]) else ""
+    if not classes:
+        if not left:
+            raise ConfigError(f"{path}: has no column of labels beside its path, patient and split")
+        cells = ", ".join(f"{name!r} holds {str(frame[name].dropna().iloc[0])[:40]!r}" for name in left[:5])
+        raise ConfigError(f"{path}: has no column of labels (1, 0, -1 or blank): {cells}{hint}")
+    notes = [f"classes: {', '.join(classes)}; name them with --classes if one of these is none"]
+    if left:
+        notes.append(f"not read as classes: {', '.join(left)}{hint}")
+    if empty := [*unnamed, *blank]:
+        notes.append(f"columns without a name or a value are left out: {', '.join(empty)}")
+    return classes, notes
+
+
+def _numbers(column):
+    """Cells as float64, NaN where they are none; true and false count as 1 and 0."""
+    numbers = import_pandas().to_numeric(column, errors="coerce").astype(np.float64)
+    words = column[numbers.isna() & column.notna()].astype(str).str.strip().str.lower()
+    words = words.map({"true": 1.0, "false": 0.0}).dropna().astype(np.float64)
+    numbers[words.index] = words
+    return numbers
+
+
+def label_values(frame, path: Path, classes: Sequence[str], blank: float = np.nan) -> np.ndarray:
+    """``[N, C] float32`` of 1, 0, -1 and ``blank``."""
+    require_columns(frame, path, classes)
+    columns = []
+    for name in classes:
+        given = frame[name]
+        values = _numbers(given)
+        bad = (values.isna() & given.notna()) | ~(values.isna() | values.isin((-1, 0, 1)))
+        if bad.any():
+            raise ConfigError(
+                f"{path}: row {_first(bad)}, column {name!r} holds {str(given[bad].iloc[0])!r}; labels are 1, 0, -1 "
+                f"(uncertain) or blank; name the label columns with classes{one_of_many(name)}"
+            )
+        columns.append(values.fillna(blank).to_numpy(np.float32))
+    return np.stack(columns, axis=1)
+
+
+def one_of_many(name: str) -> str:
+    return "; --multiclass true reads names of classes in it" if name.strip().lower() == "label" else ""
+
+
+def _looks_like_labels(column) -> bool:
+    """Whether a column holds numbers, not-a-numbers among or instead of them, or labels in half of its cells.
+
+    What else stands in it is then refused by name.
+    """
+    numbers = _numbers(column)
+    others = column[numbers.isna() & column.notna()].astype(str).str.strip().str.lower()
+    if set(others) <= NOT_NUMBERS and (bool(numbers.notna().any()) or "nan" in set(others)):
+        return True
+    return bool(2 * numbers.isin((-1, 0, 1)).sum() >= column.notna().sum() > 0)
+
+
+def _require(frame, path: Path, candidates: Sequence[str], what: str) -> str:
+    found = find_column(frame.columns, candidates)
+    if found is None:
+        columns = ", ".join(frame.columns)
+        hint = "; separate them by commas" if len(frame.columns) == 1 and re.search(r"[;\t|]", columns) else ""
+        raise ConfigError(
+            f"{path}: has no column for {what}; accepted are {', '.join(candidates)}; its columns are {columns}{hint}"
+        )
+    return found
+
+
+def require_columns(frame, path: Path, names: Sequence[str]) -> None:
+    """Raise a ConfigError that names the file and its columns if one is missing."""
+    if missing := [name for name in names if name not in frame.columns]:
+        raise ConfigError(f"{path}: has no column {missing[0]!r}; its columns are {', '.join(map(str, frame.columns))}")
+
+
+def _under(root: Path, name: str) -> Path:
+    return Path(name) if Path(name).is_absolute() else root / name
+
+
+def strings(column) -> list[str]:
+    """Cells as text without spaces around it: "P1 " and "P1" are one patient, "007" and "7" are two."""
+    return [str(value).strip() for value in column]
+
+
+def _first(bad) -> int:
+    """Line of the file that the first bad row stands on (the header is line 1)."""
+    return int(np.flatnonzero(bad.to_numpy())[0]) + 2

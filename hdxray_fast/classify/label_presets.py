@@ -1,0 +1,289 @@
+"""Readers of published label files, each as its authors distribute it.
+
+Every reader returns a LabelTable whose labels are 1, 0, -1 (uncertain) or NaN (not known) and whose splits are those
+of the data set, or blank.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ConfigError
+from .label_csv import import_pandas, label_values, read_csv, require_columns, strings
+from .label_table import LabelTable
+
+CHEXPERT = (
+    "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
+    "Consolidation", "Pneumonia", "Atelectasis", "Pneumothorax", "Pleural Effusion", "Pleural Other", "Fracture",
+    "Support Devices",
+)  # fmt: skip
+NIH14 = (
+    "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
+    "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
+)  # fmt: skip
+PADCHEST_FRONTAL = ("PA", "AP", "AP_horizontal", "AP-horizontal")
+PADCHEST_UNUSABLE = frozenset({"exclude", "suboptimal study"})
+PADCHEST_NO_CLASS = frozenset({"", "normal", "unchanged"})  # "unchanged" speaks of an earlier study
+PADCHEST_LEAST = 50  # images of a label that becomes a class by default
+
+
+def read_chexpert(path: Path, images: Path | None, *, classes: Sequence[str] | None = None, **_) -> LabelTable:
+    """``train.csv`` or ``valid.csv`` of CheXpert, or the folder that holds both; frontal views."""
+    pandas = import_pandas()
+    files = [path] if path.is_file() else [path / name for name in ("train.csv", "valid.csv") if (path / name).exists()]
+    if not files:
+        raise ConfigError(f"data: {path} holds neither train.csv nor valid.csv of CheXpert")
+    frame = pandas.concat([read_csv(file) for file in files], ignore_index=True)
+    require_columns(frame, path, ("Path", *(classes or CHEXPERT)))
+    if "Frontal/Lateral" not in frame.columns:  # the names tell it too: view2_lateral.jpg
+        lateral = frame["Path"].fillna("").str.contains("_lateral", case=False)
+        frame["Frontal/Lateral"] = np.where(lateral, "Lateral", "Frontal")
+    frame, notes = _frontal(frame, "Frontal/Lateral", ("Frontal",))
+    root = images or files[0].parent
+    patients = [re.search(r"patient\d+", name) for name in frame["Path"]]
+    if None in patients:
+        raise ConfigError(f"{path}: {frame['Path'].iloc[patients.index(None)]} names no patient (patient00001/...)")
+    classes = list(classes or CHEXPERT)
+    return LabelTable(
+        # the first folder, CheXpert-v1.0-small, is often where the CSV itself lies
+        [str(_existing(root / name, root.parent / name, root / name.partition("/")[2])) for name in frame["Path"]],
+        label_values(frame, path, classes, blank=0.0),  # by its authors a blank is a negative
+        classes,
+        [match.group() for match in patients],
+        ["val" if "/valid/" in name else "test" if "/test/" in name else "train" for name in frame["Path"]],
+        notes=notes,
+    )
+
+
+def read_mimic(path: Path, images: Path | None, *, classes: Sequence[str] | None = None, **_) -> LabelTable:
+    """The folder of MIMIC-CXR-JPG: labels per study joined to images, official split and views; frontal views."""
+    root = path if path.is_dir() else path.parent
+    labels = read_csv(path if path.is_file() else _one(root, "mimic-cxr-*-chexpert.csv*"))
+    splits = read_csv(_one(root, "mimic-cxr-*-split.csv*"))
+    views = read_csv(_one(root, "mimic-cxr-*-metadata.csv*"))
+    classes = list(classes or CHEXPERT)
+    require_columns(labels, path, ("subject_id", "study_id", *classes))
+    require_columns(splits, path, ("dicom_id", "study_id", "subject_id", "split"))
+    require_columns(views, path, ("dicom_id", "ViewPosition"))
+    frame = splits.merge(views[["dicom_id", "ViewPosition"]], on="dicom_id", how="left")
+    joined = frame.merge(labels[["subject_id", "study_id", *classes]], on=["subject_id", "study_id"], how="inner")
+    notes = [f"{len(frame) - len(joined)} images of studies without labels"] if len(frame) > len(joined) else []
+    frame, more = _frontal(joined, "ViewPosition", ("PA", "AP"))
+    base = images or root
+    paths = [
+        str(_existing(base / "files" / tail, base / tail))
+        for tail in (
+            f"p{str(subject)[:2]}/p{subject}/s{study}/{dicom}.jpg"
+            for subject, study, dicom in zip(frame["subject_id"], frame["study_id"], frame["dicom_id"], strict=True)
+        )
+    ]
+    return LabelTable(
+        paths,
+        label_values(frame, path, classes, blank=0.0),  # the labels are CheXpert's, and so is the meaning of a blank
+        classes,
+        strings(frame["subject_id"]),
+        strings(frame["split"]),
+        notes=notes + more,
+    )
+
+
+def read_nih14(path: Path, images: Path | None, *, classes: Sequence[str] | None = None, **_) -> LabelTable:
+    """``Data_Entry_2017.csv`` of ChestX-ray14 (or its folder), with ``train_val_list.txt`` and ``test_list.txt``."""
+    file = path if path.is_file() else _one(path, "Data_Entry_2017*.csv")
+    frame = read_csv(file)
+    require_columns(frame, file, ("Image Index", "Finding Labels", "Patient ID"))
+    classes = list(classes or NIH14)
+    findings = [set(str(value).split("|")) for value in frame["Finding Labels"]]
+    if foreign := sorted(set().union(*findings) - {*NIH14, "No Finding"}) if findings else []:
+        raise ConfigError(f"{file}: finding {foreign[0]!r} is none of ChestX-ray14's")
+    _check_classes(classes, NIH14, file)
+    labels = np.array([[float(name in found) for name in classes] for found in findings], np.float32)
+    where = {found.name: found for found in (images or file.parent).rglob("*.png")}
+    splits, notes = [""] * len(frame), []
+    lists = {name: file.parent / f"{name}_list.txt" for name in ("train_val", "test")}
+    if all(found.exists() for found in lists.values()):
+        place = dict.fromkeys(lists["train_val"].read_text().split(), "train")
+        place |= dict.fromkeys(lists["test"].read_text().split(), "test")
+        listed = frame["Image Index"].isin(place).to_numpy()
+        if not listed.all():
+            notes.append(f"{int((~listed).sum())} images that are in neither train_val_list.txt nor test_list.txt")
+            frame, labels = frame[listed], labels[listed]
+        splits = [place[name] for name in frame["Image Index"]]
+    else:
+        notes.append("train_val_list.txt and test_list.txt are not beside the CSV: split by patient instead")
+    return LabelTable(
+        [str(where.get(name, (images or file.parent) / "images" / name)) for name in frame["Image Index"]],
+        labels.reshape(-1, len(classes)),
+        classes,
+        strings(frame["Patient ID"]),
+        splits,
+        notes=notes,
+    )
+
+
+def read_rsna(path: Path, images: Path | None, *, classes: Sequence[str] | None = None, **_) -> LabelTable:
+    """``stage_2_train_labels.csv`` of the RSNA pneumonia challenge: one row per box, so images repeat."""
+    file = path if path.is_file() else _one(path, "stage_2_train_labels.csv")
+    frame = read_csv(file)
+    require_columns(frame, file, ("patientId", "Target"))
+    _check_classes(classes or (), ("Pneumonia",), file)
+    boxes = import_pandas().Series(label_values(frame, file, ["Target"])[:, 0])
+    grouped = boxes.groupby(frame["patientId"].to_numpy(), sort=True).max()
+    root = images or file.parent / "stage_2_train_images"
+    names = [str(name) for name in grouped.index]
+    return LabelTable(
+        [str(root / f"{name}.dcm") for name in names],
+        grouped.to_numpy(np.float32)[:, None],
+        ["Pneumonia"],
+        names,
+        [""] * len(names),
+        notes=["patientId names an image: images of one person cannot be told to belong together"],
+    )
+
+
+def read_vindr(path: Path, images: Path | None, *, classes: Sequence[str] | None = None, **_) -> LabelTable:
+    """VinDr-CXR: a row per box and reader (``class_name``) or per image and reader (one column per class).
+
+    A finding holds if at least half of the readers of the image saw it. ``image_labels_test.csv`` beside
+    ``image_labels_train.csv`` is the test split. Patients are not published: every image counts as a patient of its
+    own.
+    """
+    file = (
+        path
+        if path.is_file()
+        else _one(path, "train.csv", "image_labels_train.csv", "annotations/image_labels_train.csv")
+    )
+    shares = {"": _share_of_readers(file)}
+    test = file.with_name("image_labels_test.csv")
+    if file.name == "image_labels_train.csv" and test.exists():
+        shares = {"train": shares[""], "test": _share_of_readers(test)}
+    known = list(next(iter(shares.values())).columns)
+    classes = list(classes or known)
+    _check_classes(classes, known, file)
+    require_columns(shares.get("test", shares[next(iter(shares))]), test, classes)
+    paths, labels, names, splits = [], [], [], []
+    for split, share in shares.items():
+        folder = split or "train"
+        roots = [images / folder, images] if images else [file.parent / folder, file.parent.parent / folder]
+        for name in map(str, share.index):
+            ways = [root / f"{name}{suffix}" for root in roots for suffix in (".dicom", ".dcm", ".png")]
+            paths.append(str(_existing(*ways)))
+            names.append(name)
+            splits.append(split)
+        labels.append((share[classes].to_numpy() >= 0.5).astype(np.float32))
+    return LabelTable(
+        paths,
+        np.concatenate(labels),
+        classes,
+        names,
+        splits,
+        notes=["patients are not published: every image counts as a patient of its own"],
+    )
+
+
+def _share_of_readers(file: Path):
+    """Per image (rows) and class (columns): the share of the image's readers that saw it."""
+    frame = read_csv(file)
+    require_columns(frame, file, ("image_id",))
+    if "class_name" in frame.columns:
+        readers = frame.groupby("image_id")["rad_id"].nunique() if "rad_id" in frame.columns else None
+        votes = frame.drop_duplicates(["image_id", "class_name", *(["rad_id"] if readers is not None else [])])
+        counts = votes.groupby(["image_id", "class_name"]).size().unstack(fill_value=0)
+        counts = counts.drop(columns=[name for name in counts.columns if name.lower() == "no finding"])
+        share = counts.div(readers if readers is not None else 1, axis=0)
+    else:
+        names = [name for name in frame.columns if name not in ("image_id", "rad_id", "No finding")]
+        seen = import_pandas().DataFrame(label_values(frame, file, names), columns=names)
+        share = seen.groupby(frame["image_id"].to_numpy()).mean()
+    return share.sort_index()
+
+
+def read_padchest(path: Path, images: Path | None, *, classes: Sequence[str] | None = None, **_) -> LabelTable:
+    """The CSV of PadChest: ``Labels`` holds a Python list as text; frontal views; rows without labels are left out."""
+    file = path if path.is_file() else _one(path, "PADCHEST*.csv*")
+    frame = read_csv(file)
+    require_columns(frame, file, ("ImageID", "PatientID", "Projection", "Labels"))
+    frame, notes = _frontal(frame, "Projection", PADCHEST_FRONTAL)
+    known = frame["Labels"].notna()
+    if not known.all():
+        notes.append(f"{int((~known).sum())} images without labels")
+        frame = frame[known]
+    findings = [_listed(value, file) for value in frame["Labels"]]
+    usable = [not found & PADCHEST_UNUSABLE and found != {"unchanged"} for found in findings]
+    if not all(usable):
+        notes.append(f"{usable.count(False)} images marked as unusable, or as unchanged and no more")
+        frame, findings = frame[usable], [found for found, use in zip(findings, usable, strict=True) if use]
+    counts: dict[str, int] = {}
+    for found in findings:
+        for name in found:
+            counts[name] = counts.get(name, 0) + 1
+    if classes is None:
+        classes = sorted(name for name, n in counts.items() if n >= PADCHEST_LEAST and name not in PADCHEST_NO_CLASS)
+        if not classes:
+            raise ConfigError(f"{file}: no label has {PADCHEST_LEAST} images; name the classes wanted")
+    _check_classes(classes, list(counts), file)
+    root = images or file.parent
+    names = frame["ImageID"].astype(str)
+    if (blank := frame["PatientID"].isna()).any():
+        notes.append(f"{int(blank.sum())} images without PatientID count as a patient of their own")
+    folders = strings(frame["ImageDir"].fillna("")) if "ImageDir" in frame.columns else [""] * len(frame)
+    return LabelTable(
+        [str(_existing(root / folder / name, root / name)) for folder, name in zip(folders, names, strict=True)],
+        np.array([[float(name in found) for name in classes] for found in findings], np.float32).reshape(
+            -1, len(classes)
+        ),
+        list(classes),
+        strings(frame["PatientID"].fillna(names)),
+        [""] * len(frame),
+        notes=notes,
+    )
+
+
+PRESETS: dict[str, Callable[..., LabelTable]] = {
+    "chexpert": read_chexpert,
+    "mimic-cxr": read_mimic,
+    "nih14": read_nih14,
+    "rsna": read_rsna,
+    "vindr": read_vindr,
+    "padchest": read_padchest,
+}
+
+
+# --- parts ------------------------------------------------------------------------------------------------------------
+def _frontal(frame, column: str, wanted: Sequence[str]):
+    """Rows of frontal views, and a note on how many were left out."""
+    if column not in frame.columns:
+        return frame, []
+    keep = frame[column].isin(wanted)
+    left_out = int((~keep).sum())
+    return frame[keep], [f"{left_out} images that are no frontal view"] if left_out else []
+
+
+def _check_classes(classes: Sequence[str], known: Sequence[str], path: Path) -> None:
+    if foreign := [name for name in classes if name not in known]:
+        raise ConfigError(f"classes: {foreign[0]!r} is not in {path}; it has {', '.join(sorted(known)[:40])}")
+
+
+def _listed(text: object, path: Path) -> set[str]:
+    """The labels in ``"['a', 'b ']"``."""
+    try:
+        values = ast.literal_eval(str(text))
+    except (ValueError, SyntaxError) as error:
+        raise ConfigError(f"{path}: {str(text)[:60]!r} is no list of labels") from error
+    return {str(value).strip() for value in values}
+
+
+def _one(folder: Path, *patterns: str) -> Path:
+    for pattern in patterns:
+        if found := sorted(folder.glob(pattern)):
+            return found[0]
+    raise ConfigError(f"data: {folder} holds no {' or '.join(patterns)}")
+
+
+def _existing(*candidates: Path) -> Path:
+    return next((path for path in candidates if path.exists()), candidates[0])

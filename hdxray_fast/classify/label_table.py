@@ -1,0 +1,66 @@
+"""A table of radiographs with labels, patients and splits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from ..data.splits import SPLITS
+
+
+@dataclass(frozen=True, eq=False)
+class LabelTable:
+    """Radiographs with labels.
+
+    Attributes:
+        paths: ``N`` files.
+        labels: ``[N, C] float32``: 1, 0, or NaN where a label is not known (left out of loss and metrics).
+        classes: ``C`` names.
+        patients: ``N`` patient ids.
+        splits: ``N`` of ``"train"``, ``"val"``, ``"test"``.
+        multiclass: exactly one class of each image holds.
+        notes: what was left out on reading, and why.
+        origin: a hash of the manifest's patients, and how splits were drawn, to know the manifest again later.
+    """
+
+    paths: list[str]
+    labels: np.ndarray
+    classes: list[str]
+    patients: list[str]
+    splits: list[str]
+    multiclass: bool = False
+    notes: list[str] = field(default_factory=list)
+    origin: dict = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def rows(self, chosen: Sequence[int] | np.ndarray) -> LabelTable:
+        """The table of the chosen rows."""
+        chosen = [int(i) for i in chosen]
+        picked = {name: [getattr(self, name)[i] for i in chosen] for name in ("paths", "patients", "splits")}
+        return replace(self, labels=self.labels[chosen], **picked)
+
+    def split(self, name: str) -> LabelTable:
+        """The rows of one split."""
+        return self.rows([i for i, split in enumerate(self.splits) if split == name])
+
+    def balance(self) -> list[dict]:
+        """Per split and class: how many are positive, negative and not known."""
+        lines = []
+        for split in SPLITS:
+            part = self.split(split)
+            for column, name in enumerate(self.classes):
+                values = part.labels[:, column]
+                lines.append(
+                    {
+                        "split": split,
+                        "class": name,
+                        "positive": int((values == 1).sum()),
+                        "negative": int((values == 0).sum()),
+                        "unknown": int(np.isnan(values).sum()),
+                    }
+                )
+        return lines

@@ -1,0 +1,294 @@
+"""Labels of radiographs: a manifest in, one checked table out, split by patient and never mixed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..data.splits import SPLITS, canonical_split, describe_drawn, fill_splits, patient_place, patients_hash
+from ..errors import ConfigError
+from .label_csv import read_generic
+from .label_presets import PRESETS
+from .label_table import LabelTable
+
+if TYPE_CHECKING:
+    from .config import FinetuneConfig
+    from .probe_config import ProbeConfig
+
+POLICIES = ("ignore", "zeros", "ones")
+UNCERTAIN = -1.0
+VALIDATION_LEAST = 10  # images, below which there is a warning
+
+
+def read_labels(
+    data: str | Path,
+    *,
+    images: str | Path | None = None,
+    preset: str | None = None,
+    classes: Sequence[str] | None = None,
+    multiclass: bool = False,
+    uncertain: str | Mapping[str, str] = "ignore",
+    val_share: float = 0.1,
+    test_share: float = 0.2,
+    seed: int = 0,
+) -> LabelTable:
+    """Read a manifest.
+
+    Args:
+        data: a CSV with a path column (``image``, ``path``, ...), one column per class with 1, 0, -1 (uncertain) or
+            blank (not known), and optionally ``patient`` and ``split``; or what a preset reads.
+        images: folder that relative paths start from; the manifest's own by default.
+        preset: ``"chexpert"``, ``"mimic-cxr"``, ``"nih14"``, ``"rsna"``, ``"vindr"`` or ``"padchest"``: the files of
+            these data sets as they are published.
+        classes: which classes, in this order; all by default (in a generic CSV: every other column of labels).
+        multiclass: exactly one class of each image holds; a generic CSV may then have one column ``label`` of names.
+        uncertain: what -1 means: ``"ignore"``, ``"zeros"``, ``"ones"``, or one of them per class, as a dict or as
+            ``"Edema=ones, Atelectasis=ones"`` (the classes not named are ignored).
+        val_share: share of the patients in ``val`` if the manifest has no such rows; taken from ``train``.
+        test_share: likewise for ``test``.
+        seed: of the splits made here; a patient's place depends on seed and patient id alone.
+
+    Raises:
+        ConfigError: the manifest cannot be read, lacks columns, holds values that are no labels, or has a patient in
+            two splits; the message names the file and what is wrong.
+        MissingDependencyError: pandas is not installed.
+    """
+    table = read_manifest(
+        data, images=images, preset=preset, classes=classes, multiclass=multiclass, uncertain=uncertain
+    )
+    origin = {
+        "patients": patients_hash(table.patients),
+        "given": patients_hash(_placed(table)),
+        "seed": seed,
+        "val_share": val_share,
+        "test_share": test_share,
+        "uncertain": uncertain if isinstance(uncertain, str) else dict(uncertain),
+    }
+    whole = _split(table, origin, preset)
+    table = replace(leave_out_unlabelled(whole, str(data)), origin=origin)
+    for split in SPLITS:
+        if split in whole.splits and split not in table.splits:
+            count = whole.splits.count(split)
+            raise ConfigError(f"{data}: none of the {count} images in the split {split!r} has a label that is known")
+    check_table(table, str(data))
+    return table
+
+
+def read_manifest(
+    data: str | Path,
+    *,
+    images: str | Path | None = None,
+    preset: str | None = None,
+    classes: Sequence[str] | None = None,
+    multiclass: bool = False,
+    uncertain: str | Mapping[str, str] = "ignore",
+) -> LabelTable:
+    """As :func:`read_labels`, with the splits as the manifest has them (blank where it has none), unchecked."""
+    path = Path(data)
+    if not path.exists():
+        raise ConfigError(f"data: {path} does not exist; give a CSV manifest, or the folder that the preset reads")
+    if preset is not None and preset not in PRESETS:
+        raise ConfigError(f"preset: got {preset!r}, accepted are {', '.join(PRESETS)}")
+    if preset is not None and multiclass:
+        raise ConfigError("multiclass: the classes of published data sets may hold together; leave out multiclass")
+    reader = PRESETS[preset] if preset else read_generic
+    table = reader(path, Path(images) if images else None, classes=classes, multiclass=multiclass)
+    if not len(table):
+        raise ConfigError(f"data: {path} holds no usable row ({'; '.join(table.notes) or 'it is empty'})")
+    labels = decide_uncertain(table.labels, table.classes, uncertain)
+    return replace(table, labels=labels, splits=[canonical_split(split) for split in table.splits])
+
+
+def leave_out_unlabelled(table: LabelTable, source: str) -> LabelTable:
+    """The images with at least one label that is known; how many were left out is noted."""
+    known = ~np.isnan(table.labels).all(axis=1)
+    if not known.any():
+        raise ConfigError(f"{source}: no image has a label that is known (blank, or uncertain and ignored)")
+    if known.all():
+        return table
+    kept = table.rows(np.flatnonzero(known))
+    return replace(kept, notes=[*table.notes, f"{int((~known).sum())} images without any known label are left out"])
+
+
+def decide_uncertain(labels: np.ndarray, classes: Sequence[str], policy: str | Mapping[str, str]) -> np.ndarray:
+    """Uncertain labels (-1) by ``policy``; ``[N, C]`` in and out.
+
+    Raises:
+        ConfigError: unknown policy or class.
+    """
+    if isinstance(policy, str) and "=" in policy:
+        pairs = (pair.rpartition("=") for pair in policy.split(","))  # a class may have "=" in its name
+        policy = {name.strip(): value.strip() for name, _, value in pairs}
+    by_class = dict.fromkeys(classes, policy) if isinstance(policy, str) else {**policy}
+    if foreign := sorted(set(by_class) - set(classes)):
+        raise ConfigError(f"uncertain: names {foreign[0]!r}, classes are {', '.join(classes)}")
+    if wrong := sorted({str(value) for value in by_class.values()} - set(POLICIES)):
+        raise ConfigError(f"uncertain: got {wrong[0]!r}, accepted are {', '.join(POLICIES)}")
+    decided = labels.astype(np.float32, copy=True)
+    value = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}
+    for column, name in enumerate(classes):
+        here = decided[:, column]
+        here[here == UNCERTAIN] = value[by_class.get(name, "ignore")]
+    return decided
+
+
+def redrawn(table: LabelTable, origin: dict, source: str, preset: str | None = None) -> LabelTable | None:
+    """The table with the splits that training had from the same manifest, or ``None`` if it is another.
+
+    Args:
+        table: as :func:`read_manifest` gives it.
+        origin: of the table that was trained on. The manifest is the same if it has the same patients, in the same
+            splits where it gives any: nothing else has a part in where a patient is drawn to.
+        source: the manifest's name, for errors.
+        preset: of the manifest, for the note on what was drawn.
+    """
+    if origin.get("given") != patients_hash(_placed(table)):
+        return None
+    return leave_out_unlabelled(_split(table, origin, preset), source)
+
+
+def _split(table: LabelTable, origin: dict, preset: str | None) -> LabelTable:
+    """The table with a split for every image, by the draw that ``origin`` states, and notes on what was drawn."""
+    splits = fill_splits(table.splits, table.patients, origin["val_share"], origin["test_share"], origin["seed"])
+    drawn = describe_drawn(table.splits, splits, preset, origin["seed"])
+    return replace(table, splits=splits, notes=[*table.notes, *drawn])
+
+
+def _placed(table: LabelTable) -> list[str]:
+    """Each patient with the split that the manifest gives."""
+    return [f"{patient}\0{split}" for patient, split in zip(table.patients, table.splits, strict=True)]
+
+
+def take_fraction(table: LabelTable, share: float, seed: int) -> LabelTable:
+    """All of ``val`` and ``test``, and the training images of a share of the patients (at least two per class kept).
+
+    Patients are taken in an order that depends on seed and patient id alone, so that a smaller share is part of a
+    larger one.
+    """
+    if not 0 < share <= 1:
+        raise ConfigError(f"label_fraction: got {share}, accepted is a share above 0 and up to 1")
+    train = [i for i, split in enumerate(table.splits) if split == "train"]
+    patients = sorted({table.patients[i] for i in train}, key=lambda patient: patient_place(patient, seed + 1))
+    wanted = set(patients[: max(1, round(share * len(patients)))])
+    for column in range(len(table.classes)):
+        for value in (1, 0):
+            holders = {table.patients[i] for i in train if table.labels[i, column] == value}
+            wanted.update([patient for patient in patients if patient in holders][:2])
+    return table.rows([i for i, s in enumerate(table.splits) if s != "train" or table.patients[i] in wanted])
+
+
+def check_table(table: LabelTable, source: str) -> None:
+    """Raise a ConfigError naming ``source`` for what :func:`check_rows` refuses, or a class that cannot be learned."""
+    check_rows(table, source)
+    train = table.split("train")
+    for split in SPLITS:
+        if split not in table.splits:
+            raise ConfigError(f"{source}: no image is in the split {split!r}; there are too few patients to split")
+    for column, name in enumerate(table.classes):
+        values = train.labels[:, column]
+        positive, negative = int((values == 1).sum()), int((values == 0).sum())
+        if positive < 2 or negative < 2:
+            raise ConfigError(
+                f"{source}: class {name!r} has {positive} positive and {negative} negative training images, needed are "
+                f"2 of each; {'remove its rows' if table.multiclass else 'leave it out with classes'}"
+            )
+    if table.multiclass and not np.allclose(np.nansum(table.labels, axis=1), 1):
+        row = int(np.flatnonzero(~np.isclose(np.nansum(table.labels, axis=1), 1))[0])
+        raise ConfigError(f"{source}: {table.paths[row]} belongs to no class or to several, and multiclass is set")
+
+
+def check_rows(table: LabelTable, source: str) -> None:
+    """Raise a ConfigError naming ``source`` for a patient in two splits, or an image that is listed twice."""
+    seen: dict[str, str] = {}
+    for patient, split in zip(table.patients, table.splits, strict=True):
+        if seen.setdefault(patient, split) != split:
+            raise ConfigError(
+                f"{source}: patient {patient} is in two splits ({seen[patient]} and {split}); split by patient"
+            )
+    if len(set(table.paths)) != len(table.paths):
+        twice = next(path for path, count in Counter(table.paths).items() if count > 1)
+        raise ConfigError(f"{source}: {twice} is listed more than once")
+
+
+def require_files(table: LabelTable, source: str) -> None:
+    """Note how many files are missing; raise a ConfigError if that is all of them."""
+    missing = [path for path in table.paths if not Path(path).is_file()]
+    if len(missing) == len(table.paths):
+        raise ConfigError(
+            f"{source}: none of the {len(missing)} images exists, the first is {missing[0]}; name their folder with "
+            "images"
+        )
+    if missing:
+        table.notes.append(f"{len(missing)} files are missing, the first is {missing[0]}")
+
+
+def describe_labels(table: LabelTable) -> str:
+    """Images, patients and class balance of each split, and what was noted on reading, to show before training."""
+    width = max(len(name) for name in ("class", *table.classes))
+    head = [f"{split:>28}" for split in SPLITS]
+    counts = []
+    for split in SPLITS:
+        part = table.split(split)
+        counts.append(f"{len(part)} images, {len(set(part.patients))} patients")
+    lines = [f"{'':{width}}  {''.join(head)}", f"{'':{width}}  {''.join(f'{count:>28}' for count in counts)}"]
+    balance = {(row["split"], row["class"]): row for row in table.balance()}
+    for name in table.classes:
+        cells = []
+        for split in SPLITS:
+            row = balance[split, name]
+            unknown = f" ?{row['unknown']}" if row["unknown"] else ""
+            cells.append(f"+{row['positive']} -{row['negative']}{unknown}".rjust(28))
+        lines.append(f"{name:{width}}  {''.join(cells)}")
+    lines.append("(+ positive, - negative, ? not known)")
+    return "\n".join([*lines, *table.notes, *thin_validation(table)])
+
+
+def one_sided(table: LabelTable) -> list[str]:
+    """Classes without a positive or without a negative image: no threshold can be chosen on these."""
+    kinds = [(table.labels == value).any(axis=0) for value in (1, 0)]  # [C] bool each
+    return [name for name, both in zip(table.classes, kinds[0] & kinds[1], strict=True) if not both]
+
+
+def thin_validation(table: LabelTable) -> list[str]:
+    """Warnings where validation is too small, or too one-sided, to choose by."""
+    val = table.split("val")
+    found = []
+    if len(val) < VALIDATION_LEAST:
+        found.append(f"warning: {len(val)} images are few to choose by (val); set val_share, or give more of them")
+    if names := one_sided(val):
+        found.append(f"warning: val has no positive or no negative of {', '.join(names)}: the threshold stays at 0.5")
+    return found
+
+
+def refuse_duplicates(table: LabelTable, hashes: Iterable[str], source: str) -> None:
+    """Raise a ConfigError if the same pixels are in two splits; ``hashes`` are those of the rows, blank if unknown."""
+    seen: dict[str, tuple[str, str]] = {}
+    for path, split, key in zip(table.paths, table.splits, hashes, strict=True):
+        if not key:
+            continue
+        first_path, first_split = seen.setdefault(key, (path, split))
+        if first_split != split:
+            raise ConfigError(
+                f"{source}: {first_path} ({first_split}) and {path} ({split}) hold the same pixels; a duplicate on "
+                "both sides of a split makes the result worthless"
+            )
+
+
+def labels_of(config: ProbeConfig | FinetuneConfig) -> LabelTable:
+    """The labels that ``config`` names, split."""
+    return read_labels(
+        config.data,
+        images=config.images,
+        preset=config.preset,
+        classes=config.classes,
+        multiclass=config.multiclass,
+        uncertain=config.uncertain,
+        val_share=config.val_share,
+        test_share=config.test_share,
+        seed=config.seed if config.split_seed is None else config.split_seed,
+    )

@@ -1,0 +1,73 @@
+"""ROC, precision-recall and calibration curves of a test set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import MissingDependencyError
+from ..files import written_whole
+from .metrics import CALIBRATION_BINS
+
+MOST_CURVES = 14  # more would not be told apart
+
+
+def plot_curves(path: Path, labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> Path:
+    """Three panels with a curve per class (the ``MOST_CURVES`` classes with most positives)."""
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
+    except ImportError as error:
+        raise MissingDependencyError(f"plots need {error.name}: pip install 'hdxray-fast[classify]'") from error
+    figure = Figure(figsize=(15, 5.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    roc, recall, calibration = figure.subplots(1, 3)
+    order = np.argsort(-np.nansum(labels, axis=0), kind="stable")[:MOST_CURVES]
+    colours = matplotlib.colormaps["tab20" if len(order) > 10 else "tab10"].colors
+    for number, column in enumerate(order):
+        known = ~np.isnan(labels[:, column])
+        truth, score = labels[known, column].astype(int), probabilities[known, column]
+        if truth.size == 0 or truth.min() == truth.max():
+            continue
+        colour = colours[number % len(colours)]
+        false, true, _ = roc_curve(truth, score)
+        roc.plot(false, true, color=colour, label=f"{classes[column]} {roc_auc_score(truth, score):.3f}")
+        precision, recalled, _ = precision_recall_curve(truth, score)
+        recall.plot(recalled, precision, color=colour, label=f"{classes[column]} ({truth.mean():.0%} positive)")
+        predicted, observed, counts = calibration_curve(truth, score)
+        calibration.plot(predicted, observed, "-", color=colour, linewidth=0.9, label=classes[column])
+        calibration.scatter(predicted, observed, np.maximum(120 * counts / counts.sum(), 3), color=colour, alpha=0.8)
+    for axes in (roc, calibration):
+        axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
+    titles = (
+        (roc, "ROC (area)", "false positive rate", "true positive rate", "lower right"),
+        (recall, "precision and recall", "recall", "precision", "upper right"),
+        (
+            calibration,
+            "calibration (area of a dot: share of the images)",
+            "predicted probability",
+            "observed frequency",
+            "upper left",
+        ),
+    )
+    for axes, title, x, y, place in titles:
+        axes.set(title=title, xlabel=x, ylabel=y, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+        axes.grid(alpha=0.3)
+        if axes.lines and axes.get_legend_handles_labels()[1]:
+            axes.legend(loc=place, fontsize=8)
+    with written_whole(path) as temporary:
+        figure.savefig(temporary, format="png")
+    return path
+
+
+def calibration_curve(truth: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean predicted probability, observed frequency and number of images of each bin that holds an image."""
+    bins = np.minimum((score * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    counts = np.bincount(bins, minlength=CALIBRATION_BINS)
+    held = counts > 0
+    predicted = np.bincount(bins, score, CALIBRATION_BINS)[held] / counts[held]
+    return predicted, np.bincount(bins, truth, CALIBRATION_BINS)[held] / counts[held], counts[held]

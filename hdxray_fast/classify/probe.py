@@ -1,0 +1,247 @@
+"""A linear probe: features of a frozen encoder, computed once, and a logistic regression on them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import ConfigError, MissingDependencyError, TrainingError
+from ..features.embedding_files import embed_list
+from ..features.feature_table import read_features
+from ..models.encoder import Encoder
+from ..weights.create import create_encoder
+from .classifier import Classifier, ClassifierConfig, save_classifier
+from .evaluation import refuse_unreadable, report_predictions
+from .label_table import LabelTable
+from .labels import check_table, describe_labels, labels_of, one_sided, refuse_duplicates, require_files, take_fraction
+from .metrics import best_threshold
+from .probe_config import ProbeConfig
+
+STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation
+
+
+@dataclass
+class ProbeResult:
+    """What a probe found.
+
+    Attributes:
+        out: its folder, with ``metrics.json``, plots and ``model/``.
+        report: test metrics, see :func:`hdxray_fast.classify.metrics.evaluate_predictions`.
+        strengths: the C chosen for each class.
+        left_out: files that could not be read.
+        notes: what was left out on reading the labels.
+        train_images: the regressions were fitted on.
+        unreadable_csv: names the files that could not be read.
+    """
+
+    out: Path
+    report: dict
+    strengths: list[float]
+    left_out: int = 0
+    notes: list[str] = field(default_factory=list)
+    train_images: int = 0
+    unreadable_csv: Path | None = None
+
+
+def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: bool = True) -> ProbeResult:
+    """Features of every image (kept in ``out/features.parquet``, so that a second probe is quick), then the probe.
+
+    Args:
+        config: labels, weights, and the folder that model, metrics and plots go to.
+        encoder: taken instead of ``config.weights``.
+        progress: show a progress bar, and what was read.
+
+    Returns:
+        Test metrics with intervals, and what was left out; the classifier is in ``out/model``.
+
+    Raises:
+        ConfigError: the manifest, a class that cannot be learned from what is readable, or features made with other
+            settings; nothing was trained.
+        TrainingError: too few images could be read.
+        MissingDependencyError: scikit-learn, pandas or pyarrow is not installed.
+    """
+    table = labels_of(config)
+    require_files(table, config.data)
+    if progress:
+        print(describe_labels(table))
+    out = Path(config.out)
+    _refuse_other_task(out, config, table)
+    encoder = encoder or create_encoder(weights=config.weights)
+    options = {name: getattr(config, name) for name in ("pool", "keep", "img_size", "batch_size", "workers", "device")}
+    kept = Path(config.features) if config.features else out / "features.parquet"
+    done = embed_list(table.paths, kept, encoder, progress=progress, **options)
+    rows = read_features(done.out)
+    readable = set(rows["path"])
+    unreadable = sum(path not in readable for path in table.paths)
+    refuse_unreadable(unreadable, len(table), config.max_bad_share, done.unreadable_csv)
+    table, features = _matched(table, rows, config.data)
+    table_used = take_fraction(table, config.label_fraction, config.seed)
+    chosen = {path: number for number, path in enumerate(table.paths)}
+    features = features[[chosen[path] for path in table_used.paths]]
+
+    probe = fit_probe(features, table_used)
+    pool = config.pool or encoder.pool or "mean"
+    classifier = as_classifier(encoder, probe, table_used, pool, config.keep)
+    scores = {split: probe.probabilities(features[_rows(table_used, split)]) for split in ("val", "test")}
+    val = table_used.split("val")
+    classifier.config.thresholds = [
+        best_threshold(val.labels[:, c], scores["val"][:, c]) for c in range(len(table.classes))
+    ]
+    save_classifier(classifier, out / "model")
+    report = report_predictions(
+        out,
+        table_used.split("test"),
+        scores["test"],
+        classifier.config.thresholds,
+        bootstraps=config.bootstraps,
+        seed=config.seed,
+        extra={
+            "config": asdict(replace(config, out=str(out))),
+            "strengths": probe.strengths,
+            "unreadable": unreadable,
+            "threshold_not_chosen": one_sided(val),
+        },
+        model=classifier.to(encoder.pos_embed.device),
+    )
+    train_images = table_used.splits.count("train")
+    return ProbeResult(out, report, probe.strengths, unreadable, table.notes, train_images, done.unreadable_csv)
+
+
+@dataclass
+class LinearProbe:
+    """A fitted probe: ``sigmoid(features @ weight.T + bias)``, or the softmax of it.
+
+    Attributes:
+        weight: ``[C, D]``, bias: ``[C]``, on features as the encoder gives them.
+        multiclass: softmax.
+        strengths: the C chosen for each class.
+    """
+
+    weight: np.ndarray
+    bias: np.ndarray
+    multiclass: bool
+    strengths: list[float]
+
+    def probabilities(self, features: np.ndarray) -> np.ndarray:
+        """``[N, D]`` to ``[N, C]``."""
+        logits = torch.from_numpy(features.astype(np.float64) @ self.weight.T + self.bias)
+        return (logits.softmax(-1) if self.multiclass else logits.sigmoid()).numpy()
+
+
+def fit_probe(features: np.ndarray, table: LabelTable, strengths: Sequence[float] = STRENGTHS) -> LinearProbe:
+    """Logistic regressions on standardised training features; the regularisation with the least loss on validation.
+
+    Args:
+        features: ``[N, D]``, rows of ``table``.
+        table: labels and splits; nothing of ``test`` is looked at.
+        strengths: values of C to choose from.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.metrics import log_loss
+    except ImportError as error:
+        raise MissingDependencyError("a probe needs scikit-learn: pip install 'hdxray-fast[classify]'") from error
+
+    train, val = _rows(table, "train"), _rows(table, "val")
+    mean, std = features[train].mean(0, dtype=np.float64), features[train].std(0, dtype=np.float64)
+    std = np.where(std > 1e-6, std, 1.0)
+    scaled = (features - mean) / std
+
+    def best(target: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+        """Coefficients, intercepts and C for targets ``[N]`` (NaN: not known)."""
+        known = ~np.isnan(target)
+        fit_rows = train & known
+        seen = val & known
+        candidates = []
+        for strength in strengths:
+            model = LogisticRegression(C=strength, max_iter=2000)
+            model.fit(scaled[fit_rows], target[fit_rows].astype(int))
+            # a proper score: unlike a ranking it also tells a calibrated fit from one that was shrunk to nothing
+            predicted = model.predict_proba(scaled[seen]) if seen.any() else None
+            loss = 0.0 if predicted is None else log_loss(target[seen], predicted, labels=model.classes_)
+            candidates.append((loss, strength, model))
+        _, chosen, model = min(candidates, key=lambda candidate: candidate[:2])
+        return model.coef_, model.intercept_, chosen
+
+    if table.multiclass:
+        weight, bias, strength = best(table.labels.argmax(1).astype(float))
+        if len(weight) == 1:  # two classes: scikit-learn keeps the second's logit alone
+            weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+        chosen = [strength] * len(table.classes)
+    else:
+        fits = [best(table.labels[:, column]) for column in range(len(table.classes))]
+        weight, bias = np.concatenate([fit[0] for fit in fits]), np.concatenate([fit[1] for fit in fits])
+        chosen = [fit[2] for fit in fits]
+    return LinearProbe(weight / std, bias - (weight / std) @ mean, table.multiclass, chosen)
+
+
+def as_classifier(
+    encoder: Encoder, probe: LinearProbe, table: LabelTable, pool: str, keep: str | None = None
+) -> Classifier:
+    """The probe as a head on its encoder, so that it can be saved, evaluated and used on new files."""
+    if pool == "attention":
+        raise ConfigError("pool: a probe is kept on 'cls' or 'mean' features, got 'attention'")
+    if keep is not None:
+        encoder.keep = keep
+    settings = ClassifierConfig(
+        list(table.classes), head="probe", multiclass=table.multiclass, pool=pool, splits=table.origin
+    )
+    model = Classifier(encoder, settings)
+    with torch.no_grad():
+        model.head.fc.weight.copy_(torch.from_numpy(probe.weight))
+        model.head.fc.bias.copy_(torch.from_numpy(probe.bias))
+    return model
+
+
+def _refuse_other_task(out: Path, config: ProbeConfig, table: LabelTable) -> None:
+    """Raise a ConfigError if the folder holds results for other labels; the same ones may be probed anew."""
+    try:
+        saved = json.loads((out / "metrics.json").read_text())
+        before = {**saved["config"], "classes": list(saved["classes"])}
+    except (FileNotFoundError, ValueError, KeyError):  # none, or nothing that a probe wrote whole
+        return
+    now = {**asdict(config), "classes": table.classes}
+    for settings in (before, now):
+        settings["data"] = os.path.abspath(settings["data"])
+    for name in ("data", "preset", "classes", "multiclass", "uncertain"):
+        if before[name] != now[name]:
+            raise ConfigError(
+                f"out: {out} holds results with {name}={before[name]}, not {now[name]}; choose another folder for these"
+            )
+
+
+def _rows(table: LabelTable, split: str) -> np.ndarray:
+    return np.array([name == split for name in table.splits], bool)
+
+
+def _matched(table: LabelTable, rows: dict, source: str) -> tuple[LabelTable, np.ndarray]:
+    """The images that have features, in the table's order; refused are duplicates across splits, and too few."""
+    place = {path: number for number, path in enumerate(rows["path"])}
+    readable = [i for i, path in enumerate(table.paths) if path in place]
+    if not readable:
+        raise TrainingError(f"{source}: none of the {len(table)} images could be read")
+    table = table.rows(readable)
+    order = [place[path] for path in table.paths]
+    refuse_duplicates(table, [rows["provenance_id"][i] for i in order], source)
+    for split in ("train", "val", "test"):
+        if split not in table.splits:
+            raise TrainingError(f"{source}: none of the images of {split!r} could be read")
+    check_table(table, source)
+    return table, rows["feature"][order]
+
+
+def describe_probe(result: ProbeResult) -> str:
+    """What the command prints."""
+    from .metrics import format_metrics
+
+    lines = [format_metrics(result.report)]
+    if result.left_out:
+        lines.append(f"{result.left_out} images could not be read: {result.unreadable_csv}")
+    lines.append(f"metrics, plots and the model are in {result.out}")
+    return "\n".join(lines)

@@ -1,0 +1,58 @@
+"""What a linear probe is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import ConfigError
+from .label_settings import LabelSettings
+
+
+@dataclass(frozen=True)
+class ProbeConfig(LabelSettings):
+    """A linear probe.
+
+    Args:
+        data: CSV manifest, or what a preset reads; see ``read_labels``.
+        out: folder for features, model, metrics and plots.
+        weights: encoder: a model folder of this package or other published weights.
+        val_share: share of the patients that choose the regularisation, where the manifest has no such split.
+        label_fraction: share of the training patients that is used.
+        pool: ``cls``, ``mean`` or ``attention``; the encoder's, or ``mean``, by default.
+        keep: patches the encoder looks at: ``all``, ``valid`` or ``contour``; the encoder's by default.
+        img_size: canvas side, pixels; the encoder's by default.
+        batch_size: images at once.
+        workers: processes that read files; -1 takes one per core.
+        device: where the encoder runs; a GPU if there is one by default.
+        bootstraps: draws of patients for the 95 % intervals.
+        seed: of splits, fractions and draws.
+        split_seed: of the splits alone; ``seed`` by default.
+        max_bad_share: share of all images that may be unreadable.
+        features: Parquet file that keeps the features; ``<out>/features.parquet`` by default.
+    """
+
+    data: str
+    out: str
+    weights: str
+    label_fraction: float = 1.0
+    pool: str | None = None
+    keep: str | None = None
+    img_size: int | None = None
+    batch_size: int = 4
+    workers: int = -1
+    device: str | None = None
+    bootstraps: int = 1000
+    seed: int = 0
+    split_seed: int | None = None
+    max_bad_share: float = 0.05
+    features: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.data and self.out):
+            raise ConfigError("data and out must both be named: the labels, and a folder for the results")
+        if not 0 < self.label_fraction <= 1:
+            raise ConfigError(f"label_fraction: {self.label_fraction} is not accepted; give a share above 0, up to 1")
+        if not 0 <= self.max_bad_share <= 1:
+            raise ConfigError(f"max_bad_share: {self.max_bad_share} is not accepted; give a share from 0 to 1")
+        if self.batch_size < 1 or self.bootstraps < 0:
+            raise ConfigError("batch_size is at least 1, and bootstraps at least 0")

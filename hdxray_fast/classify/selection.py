@@ -1,0 +1,176 @@
+"""Which model is kept: predictions on validation, a score, and the best weights so far on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from ..data.reader_pool import worker_count
+from ..errors import CheckpointError
+from ..files import save_tensors, written_whole
+from ..models.inputs import encoder_inputs
+from ..training.checkpoints import whole_state
+from ..training.processes import outlive_notice
+from .classifier import Classifier
+from .config import FinetuneConfig
+from .data import LabelledRadiographs
+from .loss import classification_loss
+
+
+@torch.no_grad()
+def predict_rows(
+    accelerator,
+    model: Classifier,
+    dataset: LabelledRadiographs,
+    config: FinetuneConfig,
+    on_unreadable: Callable[[dict], None],
+    bar: Callable | None = None,
+    label: str = "",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of a data set's images as they are.
+
+    Args:
+        accelerator: of the training, whose processes share the work and all get all rows; ``None`` does it alone.
+        model: in evaluation mode.
+        dataset: without augmentation.
+        config: batch size, workers and precision.
+        on_unreadable: called with a batch that holds an image which cannot be read.
+        bar: makes a progress bar, named ``label``.
+
+    Returns:
+        Rows ``[N'] int64`` of the images that could be read, ascending, and their logits ``[N', C] float32``.
+    """
+    rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
+    device = model.encoder.pos_embed.device
+    mine = list(range(rank, len(dataset), world))
+    keys = [[(0, row) for row in mine[i : i + config.batch_size]] for i in range(0, len(mine), config.batch_size)]
+    # where the model is sharded all processes meet in each batch: who has none left repeats an image
+    keys += [[(0, rank % max(1, len(dataset)))]] * (-(-len(dataset) // (world * config.batch_size)) - len(keys))
+    on_gpu = device.type == "cuda"
+    workers = min(8, worker_count(config.workers)) if on_gpu else 0  # on the CPU the model wants every core
+    loader = DataLoader(
+        dataset, batch_sampler=keys, num_workers=workers, pin_memory=on_gpu, worker_init_fn=outlive_notice
+    )
+    rows, logits = [], []
+    with contextlib.ExitStack() as stack:
+        progress = stack.enter_context(bar(total=len(mine), unit="image", desc=label)) if bar else None
+        if accelerator is not None:
+            stack.enter_context(accelerator.autocast())
+        elif on_gpu and config.precision != "fp32":
+            dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
+            stack.enter_context(torch.autocast("cuda", dtype))
+        for batch in loader:
+            good = batch["readable"]
+            if not bool(good.all()):
+                on_unreadable(batch)
+            on_device = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, torch.Tensor)}
+            found = model(*encoder_inputs(model.encoder, on_device)).float().cpu().numpy()
+            rows += batch["index"][good].tolist()
+            logits.append(found[good.numpy()])
+            if progress is not None:
+                progress.update(len(good))
+    width = len(model.config.classes)
+    part = np.array(rows, np.int64), np.concatenate([np.zeros((0, width), np.float32), *logits])
+    if world == 1:
+        return part
+    from accelerate.utils import gather_object
+
+    parts = gather_object([part])
+    rows, logits = (np.concatenate([piece[i] for piece in parts]) for i in range(2))
+    rows, first = np.unique(rows, return_index=True)
+    return rows, logits[first]
+
+
+def validation_score(model: Classifier, labels: np.ndarray, logits: np.ndarray, select: str) -> dict[str, float | None]:
+    """Loss, mean AUROC and mean AUPRC (of the classes that have both kinds of label; None if none has), and the score.
+
+    Args:
+        model: tells how logits become probabilities.
+        labels, logits: ``[N, C]``.
+        select: ``"auroc"``, ``"auprc"`` or ``"loss"``; where a ranking is not defined, the loss stands in for it.
+
+    Returns:
+        ``{"loss", "auroc", "auprc", "score"}``; the larger the score the better.
+    """
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    multiclass = model.config.multiclass
+    loss = float(classification_loss(torch.from_numpy(logits), torch.from_numpy(labels), multiclass))
+    scores = model.probabilities(torch.from_numpy(logits)).numpy()
+    ranked: dict[str, list[float]] = {"auroc": [], "auprc": []}
+    for column in range(labels.shape[1]):
+        known = ~np.isnan(labels[:, column])
+        truth, score = labels[known, column], scores[known, column]
+        if truth.size and truth.min() != truth.max():
+            ranked["auroc"].append(float(roc_auc_score(truth, score)))
+            ranked["auprc"].append(float(average_precision_score(truth, score)))
+    found = {"loss": loss, **{name: float(np.mean(values)) if values else None for name, values in ranked.items()}}
+    score = -loss if select == "loss" or found[select] is None else found[select]
+    return {**found, "score": score}
+
+
+class BestModel:
+    """The weights with the best validation score so far, in one file that is whole or absent.
+
+    Args:
+        path: safetensors file; its metadata hold score and step. It is looked at here and now, so that all processes
+            have seen the same before one of them writes.
+
+    Attributes:
+        facts: score and step of what is kept; ``None`` if nothing is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.facts = self.read() if path.exists() else None
+
+    def improved_by(self, score: dict[str, float]) -> bool:
+        """Whether ``score`` is better than what is kept; at equal scores the smaller loss is."""
+        if not math.isfinite(score["loss"]):
+            return False
+        if self.facts is None:
+            return True
+        return (score["score"], -score["loss"]) > (self.facts["score"], -self.facts["loss"])
+
+    def save(self, model: Classifier, facts: dict, write: bool = True) -> None:
+        """Keep these weights; where they are sharded, every process must call this."""
+        self.facts = facts
+        tensors = whole_state(model, write)
+        if write:
+            with written_whole(self.path) as temporary:
+                save_tensors(tensors, temporary, {"facts": json.dumps(facts)})
+
+    def read(self) -> dict:
+        """Score and step of what is kept.
+
+        Raises:
+            CheckpointError: the file is missing or damaged.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(self.path, "pt") as stream:
+                return json.loads(stream.metadata()["facts"])
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{self.path}: is missing or damaged ({error}); no model was chosen yet") from error
+
+    def load(self, model: Classifier) -> None:
+        """Fill ``model`` with what is kept.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or of another model.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            model.load_state_dict(load_file(self.path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise CheckpointError(f"{self.path}: cannot be loaded ({error})") from error

@@ -1,0 +1,295 @@
+"""What fine-tuning trains: a classifier on labelled radiographs, as the training loop asks for it."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..data.augment import RandAugment
+from ..data.prepared.reading import PreparedSet, PreparedSubset
+from ..data.prepared.sources import Source
+from ..data.quarantine import Quarantined
+from ..data.radiograph_dataset import Augmentation
+from ..data.splits import SPLITS
+from ..errors import ConfigError, MissingDependencyError, TrainingError
+from ..models.encoder import Encoder
+from ..models.inputs import encoder_inputs
+from ..training.loop import Training
+from ..training.run_images import read_images
+from ..training.task import Task
+from ..weights.create import create_encoder
+from .classifier import Classifier, ClassifierConfig, save_classifier
+from .config import FinetuneConfig
+from .data import LabelledRadiographs, SetAside, find_prepared, mix, table_of_readable
+from .evaluation import report_predictions
+from .heads import TEXT_MODEL, embed_names
+from .label_table import LabelTable
+from .labels import check_table, one_sided, refuse_duplicates
+from .layer_decay import layer_decay_groups
+from .loss import class_weights, classification_loss, known_labels
+from .metrics import best_threshold
+from .selection import BestModel, predict_rows, validation_score
+
+
+def build_encoder(config: FinetuneConfig) -> Encoder:
+    """The encoder that ``config`` starts from, at its size and with its ``keep``."""
+    options = {} if config.keep is None else {"keep": config.keep}
+    if config.img_size is not None:
+        options["img_size"] = config.img_size
+    if config.weights is None:
+        return create_encoder(config.model, **options)
+    return create_encoder(weights=config.weights, **options)
+
+
+def canvas_size(encoder: Encoder) -> int:
+    """Side of the canvases that an encoder takes, pixels; a ConfigError if they are not square."""
+    height, width = encoder.img_size
+    if height != width:
+        raise ConfigError(
+            f"img_size: the encoder takes {height} x {width} pixels, radiographs lie on square canvases; give a size"
+        )
+    return height
+
+
+def open_prepared(config: FinetuneConfig) -> PreparedSet:
+    """The prepared data set that ``config`` names.
+
+    Raises:
+        ConfigError: it is none, its parts are not merged, or it was prepared for another canvas.
+    """
+    images = PreparedSet(config.prepared, verify=True)
+    if images.size != config.img_size:
+        raise ConfigError(
+            f"img_size: the data set in {config.prepared} was prepared with {images.size}, and not with "
+            f"{config.img_size}; give img_size={images.size}, or prepare it anew"
+        )
+    return images
+
+
+class FinetuneTask(Task):
+    """A classifier on labelled radiographs."""
+
+    label = "finetune"
+
+    def __init__(self, config: FinetuneConfig, table: LabelTable) -> None:
+        self.config, self.table = config, table
+        self.notes: list[str] = []
+        self.out = Path(config.out)
+        self.prepared = open_prepared(config) if config.prepared else None
+        self.contour = self.prepared.recipe["contour"] if self.prepared else config.contour
+        self.best_model = BestModel(self.out / "best.safetensors")
+        self.text, self.text_model = self._embed_names()
+        weights = None
+        if config.class_weight == "balanced":
+            weights = torch.from_numpy(class_weights(table.split("train").labels, table.multiclass))
+        self.class_weights = weights
+
+    def find_images(self, training: Training) -> PreparedSubset:
+        """The images of the manifest, prepared now or before; the others are listed in ``quarantine.csv``.
+
+        Raises:
+            ConfigError: a prepared data set holds none of them.
+            TrainingError: too many cannot be read.
+        """
+        config = self.config
+        if self.prepared is None:
+            sources = [Source(path) for path in self.table.paths]
+            cache = Path(config.cache or self.out / "cache")
+            found, bad = read_images(training, sources, cache, size=config.img_size, contour=config.contour)
+        else:
+            found, bad = self._find_prepared(training)
+        rank = training.accelerator.process_index
+        listed = self.out / ("quarantine.csv" if training.is_main else f"quarantine.{rank}.csv")
+        self.set_aside = SetAside(listed, len(self.table), config.max_bad_share)
+        self.set_aside.add([(item.path, item.error, item.reason) for item in bad])
+        return found
+
+    def _find_prepared(self, training: Training) -> tuple[PreparedSubset, list[Quarantined]]:
+        config = self.config
+        found = find_prepared(self.table.paths, self.prepared)
+        if not len(found):
+            raise ConfigError(f"prepared: {config.prepared} holds none of the images of {config.data}")
+        reason = f"not in the prepared data set {config.prepared}"
+        there = set(found.sources())
+        gone = [Quarantined(path, "NotPrepared", reason) for path in self.table.paths if path not in there]
+        training.print(f"{len(found)} radiographs in {config.prepared}, {len(gone)} are not there")
+        return found, gone
+
+    def use(self, prepared: PreparedSubset) -> None:
+        """Train on these; the rows of the others are left out.
+
+        Raises:
+            ConfigError: the same pixels are in two splits, or a class cannot be learned from what is readable.
+        """
+        config, source = self.config, self.config.data
+        self.table, images = table_of_readable(self.table, prepared)
+        refuse_duplicates(self.table, images.hashes(), source)
+        check_table(self.table, source)
+        self.images = {
+            split: images.subset([row for row, own in enumerate(self.table.splits) if own == split]) for split in SPLITS
+        }
+        augmentation = {
+            "rand": RandAugment(config.augment_operations, config.augment_magnitude),
+            "mild": Augmentation(),
+            "none": None,
+        }[config.augment]
+        self.datasets = {
+            split: LabelledRadiographs(
+                self.images[split],
+                self.table.split(split).labels,
+                patch_size=self.encoder.patch_size,
+                drawn_by=self.images[split].rows if self.prepared else None,
+                augmentation=augmentation if split == "train" else None,
+                seed=config.seed,
+            )
+            for split in SPLITS
+        }
+        rows = [f"{p}\0{s}" for p, s in zip(self.table.paths, self.table.splits, strict=True)]
+        digest = hashlib.sha256("\n".join(rows).encode() + self.table.labels.tobytes())
+        self.fingerprint = digest.hexdigest()[:16]
+
+    # --- what the training loop asks ----------------------------------------------------------------------------------
+    def build(self) -> Classifier:
+        config = self.config
+        encoder = build_encoder(config)
+        pool = config.pool or (encoder.pool if encoder.pool == "cls" else "mean")
+        settings = ClassifierConfig(
+            list(self.table.classes),
+            config.head,
+            self.table.multiclass,
+            pool,
+            text_model=self.text_model,
+            contour=self.contour,
+            splits=self.table.origin,
+        )
+        model = Classifier(encoder, settings, self.text)
+        if config.tune == "head":
+            encoder.requires_grad_(False)
+        else:
+            encoder.set_drop_path(config.drop_path)
+        if encoder.pool == "attention":
+            encoder.attn_pool.requires_grad_(False)  # the head pools
+        self.encoder = encoder
+        return model
+
+    def groups(self, model: Classifier, config: FinetuneConfig) -> list[dict]:
+        return layer_decay_groups(model.encoder, model.head, config.weight_decay, config.layer_decay)
+
+    def peak_lr(self, images: int) -> float:
+        return (5e-4 if self.config.tune == "all" else 2e-3) * math.sqrt(images / 64)
+
+    def loader(self, training: Training, start: int) -> Iterable[dict]:
+        return training.loader(self.datasets["train"], start)
+
+    def to_device(self, batch: dict, device: torch.device) -> dict:
+        if not bool(batch["readable"].all()):
+            self._note_unreadable(batch, "train")
+        batch = super().to_device(batch, device)
+        if self.config.mixup:
+            # the share is a function of the batch, so that a resumed run draws the same
+            rng = np.random.Generator(np.random.Philox(key=[self.config.seed, int(batch["draw"][0])]))
+            batch = mix(self.encoder, batch, float(rng.beta(self.config.mixup, self.config.mixup)))
+        return batch
+
+    def weight(self, batch: dict) -> Tensor:
+        return known_labels(batch["labels"], self.table.multiclass)
+
+    def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict]:
+        weights = None if self.class_weights is None else self.class_weights.to(batch["labels"].device)
+        logits = model(*encoder_inputs(self.encoder, batch))
+        loss = classification_loss(logits, batch["labels"], self.table.multiclass, weights)
+        return loss, {"unreadable": (~batch["readable"]).sum()}
+
+    def files(self, batch: dict) -> list[str]:
+        return [self.images["train"].source(index) for index in batch["index"].tolist()]
+
+    def after_step(self, training: Training, step: int, done: bool) -> dict | None:
+        if not done and step % self.config.eval_every:
+            return None
+        labels = self.datasets["val"].labels
+        with training.averaged() as model:
+            rows, logits = predict_rows(
+                training.accelerator, model, self.datasets["val"], self.config, self._on_unreadable("val")
+            )
+            score = validation_score(model, labels[rows], logits, self.config.select)
+            if self.best_model.improved_by(score):
+                self.best_model.save(model, {**score, "step": step}, write=training.is_main)
+        return {f"val_{name}": value for name, value in score.items() if name != "score" and value is not None}
+
+    def state(self) -> dict:
+        return {"set_aside": self.set_aside.rows}
+
+    def load_state(self, state: dict) -> None:
+        self.set_aside.add([tuple(row) for row in state["set_aside"]])
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+    def finish(self, training: Training) -> tuple[dict, dict]:
+        """Thresholds on validation and metrics on test of the best model; it is saved. The test split is read here."""
+        best = self.best_model.facts
+        if best is None:
+            raise TrainingError("no validation gave a finite loss, so no model was chosen; lower lr")
+        model = self.build()
+        self.best_model.load(model)
+        model.encoder.set_drop_path(0.0)
+        model = model.to(training.accelerator.device).eval()
+        found = {}
+        for split in ("val", "test"):
+            rows, logits = predict_rows(
+                None, model, self.datasets[split], self.config, self._on_unreadable(split), training.bar, split
+            )
+            if not len(rows):
+                raise TrainingError(f"{self.config.data}: none of the images of {split!r} could be read")
+            table = self.table.split(split).rows(rows)
+            found[split] = table, model.probabilities(torch.from_numpy(logits)).numpy()
+        table, scores = found["val"]
+        model.config.thresholds = [
+            best_threshold(table.labels[:, column], scores[:, column]) for column in range(len(table.classes))
+        ]
+        save_classifier(model, self.out / "model")
+        table, scores = found["test"]
+        extra = {
+            "config": self.config.as_dict(),
+            "chosen_on_validation": best,
+            "train_images": len(self.datasets["train"]),
+            "unreadable": len(self.set_aside.rows),
+            "threshold_not_chosen": one_sided(found["val"][0]),
+        }
+        report = report_predictions(
+            self.out,
+            table,
+            scores,
+            model.config.thresholds,
+            bootstraps=self.config.bootstraps,
+            seed=self.config.split_seed,
+            extra=extra,
+            model=model,
+        )
+        return report, best
+
+    # --- parts --------------------------------------------------------------------------------------------------------
+    def _embed_names(self) -> tuple[Tensor | None, str]:
+        wanted = self.config.text
+        if self.config.head != "label-query" or wanted == "none":
+            return None, ""
+        model = TEXT_MODEL if wanted == "auto" else wanted
+        try:
+            return embed_names(self.table.classes, model), model
+        except MissingDependencyError as error:
+            if wanted != "auto":
+                raise
+            self.notes.append(f"label queries are learned vectors: {error}")
+            return None, ""
+
+    def _on_unreadable(self, split: str) -> Callable[[dict], None]:
+        return lambda batch: self._note_unreadable(batch, split)
+
+    def _note_unreadable(self, batch: dict, split: str) -> None:
+        rows = zip(batch["index"].tolist(), batch["error"], strict=True)
+        bad = [(self.images[split].source(row), *error.split(": ", 1)) for row, error in rows if error]
+        self.set_aside.add(bad)

@@ -1,0 +1,168 @@
+"""Files to pictures of their contours: ``hdxray-fast contour``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..errors import ArgumentError, ArgumentTypeError, HDXrayError
+from ..images.canvas import Canvas, read_canvas
+from ..images.contour import Contour, find_contour
+from ..images.contour_methods import METHODS
+from ..images.overlay import contact_sheet, contact_tile, describe_contour, draw_overlay
+from .quarantine import Quarantined, write_quarantine
+from .reader_pool import Failed, call_in_order
+
+SHEET = 48  # tiles on one contact sheet
+
+
+def write_contours(
+    paths: Iterable[str | os.PathLike],
+    out: str | os.PathLike,
+    method: str = "network",
+    size: int = 1280,
+    patch_size: int = 16,
+    progress: bool = True,
+    workers: int = 0,
+) -> dict:
+    """Find the contour of each radiograph and write it down.
+
+    For every readable file ``NAME.contour.png`` (overlay) and ``NAME.contour.json`` are written to `out`, where NAME is
+    the file's stem, numbered when several files share it; then ``contacts.png`` (``contacts-2.png`` ... beyond 48).
+    Unreadable files are reported on stderr with the reason, listed in ``unreadable.csv``, and skipped.
+
+    Args:
+        paths: files, of any format that ``read_canvas`` takes.
+        out: folder for the results; made if missing.
+        method: as in ``find_contour``.
+        size: side of the canvas in pixels.
+        patch_size: side of a patch in pixels.
+        progress: show a progress bar and the list of unreadable files on stderr.
+        workers: processes that read files, with caps on time and memory; 0 reads in this process, without.
+
+    Returns:
+        ``written``: source path -> overlay's path; ``flagged``: source paths whose contour is not to be relied on;
+        ``failed``: source path -> reason; ``contacts``: paths of the contact sheets.
+
+    Raises:
+        ArgumentError: no paths, an unknown method, sizes that do not fit, or `out` is not a folder.
+        ArgumentTypeError: `paths` is not a list of paths.
+    """
+    sources = _as_paths(paths)
+    if method not in METHODS:
+        raise ArgumentError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if size < 1 or patch_size < 1 or size % patch_size:
+        raise ArgumentError(f"size must be a positive multiple of patch_size, got {size} and {patch_size}")
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ArgumentError(f"out must be a folder, {out} is a file") from error
+    except OSError as error:
+        raise ArgumentError(f"out must be a folder that can be written to, {out} is not ({error.strerror})") from error
+    summary: dict = {"written": {}, "flagged": [], "failed": {}, "contacts": []}
+    taken: set[str] = set()
+    tiles: list[np.ndarray] = []
+    unreadable: list[Quarantined] = []
+    jobs = ((source, method, size, patch_size) for source in sources)
+    with closing(call_in_order(read_contour, jobs, workers=workers, ahead=2)) as results:
+        for source in _with_progress(sources, progress):
+            found = next(results)
+            if isinstance(found, Failed):
+                found = Quarantined(source, *found)
+            if isinstance(found, Quarantined):
+                unreadable.append(found)
+                summary["failed"][source] = found.reason
+                continue
+            canvas, contour = found
+            name = _free_name(Path(source).stem or "image", taken)
+            picture = draw_overlay(canvas, contour, Path(source).name)
+            record = describe_contour(canvas, contour, source, patch_size)
+            (folder / f"{name}.contour.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            summary["written"][source] = str(_write_png(folder / f"{name}.contour.png", picture))
+            if contour.flagged:
+                summary["flagged"].append(source)
+            tiles.append(contact_tile(canvas, contour, name))
+            if len(tiles) == SHEET:
+                summary["contacts"].append(_write_sheet(folder, tiles, summary["contacts"], sources))
+                tiles = []
+    if tiles:
+        summary["contacts"].append(_write_sheet(folder, tiles, summary["contacts"], sources))
+    write_quarantine(folder / "unreadable.csv", unreadable)
+    if progress:
+        _report(summary, folder)
+    return summary
+
+
+def read_contour(source: str, method: str, size: int, patch_size: int) -> tuple[Canvas, Contour] | Quarantined:
+    """A file's canvas and contour, or why there is none; runs in a worker process."""
+    try:
+        canvas = read_canvas(source, size=size)
+        return canvas, find_contour(canvas, method, patch_size)
+    except (HDXrayError, OSError) as error:
+        return Quarantined(source, type(error).__name__, str(getattr(error, "reason", error)))
+
+
+def _as_paths(paths: Iterable[str | os.PathLike]) -> list[str]:
+    if isinstance(paths, (str, os.PathLike)):
+        paths = [paths]
+    try:
+        sources = [os.fspath(path) for path in paths]
+    except TypeError as error:
+        raise ArgumentTypeError(f"paths must be a list of files, got {type(paths).__name__}: {error}") from error
+    if not sources:
+        raise ArgumentError("paths is empty: give at least one radiograph")
+    return list(dict.fromkeys(str(source) for source in sources))
+
+
+def _with_progress(sources: list[str], progress: bool) -> Iterator[str]:
+    if progress:
+        try:
+            from tqdm import tqdm
+        except ImportError:  # a nicety: the pictures are written without it
+            return iter(sources)
+        return iter(tqdm(sources, desc="contours", unit="image", file=sys.stderr))
+    return iter(sources)
+
+
+def _report(summary: dict, folder: Path) -> None:
+    for source, reason in summary["failed"].items():
+        print(f"unreadable: {source}: {reason}", file=sys.stderr)
+    print(
+        f"{len(summary['written'])} contours in {folder}, {len(summary['flagged'])} of them flagged; "
+        f"{len(summary['failed'])} files unreadable",
+        file=sys.stderr,
+    )
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    """The stem, numbered if it is taken; upper and lower case count as the same, as on some file systems."""
+    name, number = stem, 1
+    while name.lower() in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    taken.add(name.lower())
+    return name
+
+
+def _write_png(path: Path, picture: np.ndarray) -> Path:
+    done, data = cv2.imencode(".png", picture)
+    if not done:
+        raise OSError(f"{path}: the picture could not be encoded")
+    path.write_bytes(data.tobytes())  # cv2.imwrite would fail silently, and on non-ASCII paths on Windows
+    return path
+
+
+def _write_sheet(folder: Path, tiles: list[np.ndarray], written: list[str], sources: list[str]) -> str:
+    """Write one contact sheet beside those written; a radiograph of that name in the same folder is never replaced."""
+    kept = {os.path.realpath(path) for path in (*written, *sources)}
+    names = ("contacts.png" if page == 1 else f"contacts-{page}.png" for page in range(1, 3 + len(kept)))
+    path = next(folder / name for name in names if os.path.realpath(folder / name) not in kept)
+    return str(_write_png(path, contact_sheet(tiles)))

@@ -1,0 +1,168 @@
+"""All shards to one data set: an index of what is good, lists of what is not, and a look at it."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ...errors import ConfigError, TrainingError
+from ...files import size_in_words, written_whole
+from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, write_lookup, writing
+from .sources import some_names
+from .summary import write_pictures
+from .worker import OK
+
+INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY = (
+    "index.parquet",
+    "lookup.arrow",
+    "quarantine.csv",
+    "duplicates.csv",
+    "skipped.csv",
+    "summary.json",
+)
+
+
+def merge(out: str | Path) -> dict:
+    """Join the shards of a data set; the same shards give the same files.
+
+    Writes ``index.parquet`` (a row per image that is good and no duplicate of an earlier one), ``lookup.arrow`` (of it
+    what a reader needs, to be mapped), ``quarantine.csv`` (source, status and reason of the rest), ``duplicates.csv``,
+    ``summary.json``, ``summary.png`` and ``contacts.png``.
+
+    Returns:
+        The summary: counts by status and reason, sizes, contours, patients.
+
+    Raises:
+        ConfigError: ``out`` is no data set, or some of its shards are missing.
+        ShardError: a shard is damaged.
+        TrainingError: no image is good, or the disk is full.
+    """
+    from filelock import FileLock
+
+    out = Path(out)
+    read_json(out / "settings.json")  # is there a data set at all
+    with writing(out), FileLock(out / ".merge.lock"):  # parts that end together merge one after the other
+        return _merge(out)
+
+
+def _merge(out: Path) -> dict:
+    settings = read_json(out / "settings.json")
+    if settings.get("format") != FORMAT:
+        raise ConfigError(f"{out}: is no prepared data set")
+    if settings.get("cache"):
+        raise ConfigError(f"{out}: is the cache of a training run, which has no parts")
+    pa = arrow()
+    sources = pa.parquet.read_metadata(out / "sources.parquet").num_rows
+    shards = ShardFolder(out / "shards")
+    numbers = range(-(-sources // settings["recipe"]["shard_size"]))
+    missing = [number for number in numbers if not shards.facts(number).exists()]
+    if missing:
+        raise ConfigError(
+            f"{out}: {len(missing)} of {len(numbers)} shards are missing (the first is {missing[0]}); prepare makes "
+            "them"
+        )
+    table = pa.concat_tables([shards.read_facts(number) for number in numbers])
+    good = table.filter(pa.compute.equal(table.column("status"), OK))
+    repeats = _duplicates(good)
+    _write_lists(out, table, good, repeats)
+    if not len(good):
+        first = next(iter(table.column("reason").to_pylist()), "")
+        raise TrainingError(f"{out}: none of the {len(table)} sources can be used; the first: {first}")
+    keep = np.ones(len(good), bool)
+    if not settings["recipe"]["keep_duplicates"]:
+        keep[list(repeats)] = False
+    index = good.filter(pa.array(keep)).drop_columns(["status", "reason"])
+    with written_whole(out / INDEX) as temporary:
+        pa.parquet.write_table(index, temporary)
+    with written_whole(out / LOOKUP) as temporary:
+        write_lookup(index, temporary)
+    summary = _summary(table, index, len(repeats), read_skipped(out))
+    write_json(out / SUMMARY, summary)
+    write_pictures(out, index, settings["recipe"], summary)
+    return summary
+
+
+def _duplicates(good) -> dict[int, int]:
+    """Row of each image whose stored pixels were there before, and the row where."""
+    first: dict[str, int] = {}
+    repeats = {}
+    for row, digest in enumerate(good.column("pixel_sha256").to_pylist()):
+        if digest and first.setdefault(digest, row) != row:
+            repeats[row] = first[digest]
+    return repeats
+
+
+def _write_lists(out: Path, table, good, repeats: dict[int, int]) -> None:
+    columns = [table.column(name).to_pylist() for name in ("source", "status", "reason")]
+    bad = [row for row in zip(*columns, strict=True) if row[1] != OK]
+    names = good.column("source").to_pylist()
+    same = [(names[row], names[first]) for row, first in repeats.items()]
+    for name, header, rows in (
+        (QUARANTINE, ("source", "status", "reason"), bad),
+        (DUPLICATES, ("source", "same_pixels_as"), same),
+    ):
+        write_rows(out / name, header, rows)
+
+
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A CSV file, whole or not at all."""
+    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([header, *rows])
+
+
+def read_skipped(out: Path) -> list[str]:
+    """Names that were left out for their suffix when the sources were listed."""
+    path = out / SKIPPED
+    if not path.exists():  # a set of an earlier version
+        return []
+    with path.open(newline="", encoding="utf-8") as stream:
+        return [row["source"] for row in csv.DictReader(stream)]
+
+
+def _summary(table, index, duplicates: int, skipped: list[str]) -> dict:
+    status = Counter(table.column("status").to_pylist())
+    reasons = Counter(reason for reason in table.column("reason").to_pylist() if reason)
+    patients = [patient for patient in index.column("patient").to_pylist() if patient]
+    confidence, share = (_quantiles(index.column(name)) for name in ("confidence", "inside_share"))
+    return {
+        "sources": len(table),
+        "images": len(index),
+        **{name: status.get(name, 0) for name in ("ok", "unreadable", "filtered")},
+        "duplicates": duplicates,
+        "skipped": len(skipped),
+        "skipped_first": skipped[:3],
+        "patients": len(set(patients)),
+        "images_without_patient": len(index) - len(patients),
+        "flagged_contours": int(np.sum(index.column("flagged").to_numpy())),
+        "bytes": int(np.sum(index.column("length").to_numpy())),
+        "confidence": confidence,
+        "inside_share": share,
+        "formats": dict(Counter(index.column("format").to_pylist()).most_common()),
+        "reasons": dict(reasons.most_common(20)),
+    }
+
+
+def _quantiles(column) -> dict:
+    values = np.quantile(column.to_numpy(), (0, 0.05, 0.5, 0.95, 1))
+    return dict(zip(("min", "p05", "median", "p95", "max"), (round(float(v), 4) for v in values), strict=True))
+
+
+def describe(summary: dict) -> str:
+    """What the command prints."""
+    lines = [
+        f"{summary['images']} images of {summary['sources']} sources "
+        f"({summary['unreadable']} unreadable, {summary['filtered']} filtered, {summary['duplicates']} duplicates), "
+        f"{size_in_words(summary['bytes'])}",
+        f"patients: {summary['patients']} known by a hash, {summary['images_without_patient']} images without",
+        f"contours: confidence {summary['confidence']['median']:.2f} (5 % below {summary['confidence']['p05']:.2f}), "
+        f"{summary['flagged_contours']} flagged; {summary['inside_share']['median']:.0%} of the patches inside",
+    ]
+    if summary["skipped"]:
+        names = some_names(summary["skipped_first"], summary["skipped"])
+        lines.append(f"left out for the suffix: {names}; all of them: {SKIPPED}")
+    lines += [f"  {count} x {reason}" for reason, count in list(summary["reasons"].items())[:5]]
+    return "\n".join(lines)

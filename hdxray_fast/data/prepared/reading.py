@@ -1,0 +1,310 @@
+"""A prepared data set as memory: an index, and pixels mapped from the shards when they are asked for."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from ...errors import ArgumentError, ConfigError
+from .shards import FORMAT, LOOKUP_ROWS, ShardError, ShardFolder, arrow, read_json
+from .worker import PATCH
+
+REMAKE = "remove the shard's two files and run prepare again"
+OPEN_SHARDS = 512  # mapped at once; a map is an address range, not memory
+
+
+class Prepared(NamedTuple):
+    """One image of a prepared data set.
+
+    Attributes:
+        pixels: ``[S, S] uint8 | uint16``; of a ``raw`` data set a read-only view of the file.
+        valid_box: (top, left, height, width) in pixels, where the radiograph lies on the canvas.
+        polygon: ``[K, 2] float32``, the contour in canvas pixels.
+        inside: ``[S/16, S/16] bool``, patches of the chest.
+        scale, shift: ``pixel * scale + shift`` has mean 0 and deviation 1 over the radiograph.
+    """
+
+    pixels: np.ndarray
+    valid_box: tuple[int, int, int, int]
+    polygon: np.ndarray
+    inside: np.ndarray
+    scale: float
+    shift: float
+
+
+class PreparedSet:
+    """Random access to what ``hdxray-fast prepare`` wrote.
+
+    ``data[i]`` is a :class:`Prepared`: ``pixels [S, S]`` uint8 or uint16, ``valid_box``, ``polygon``, ``inside`` (bool
+    ``[S / 16, S / 16]``), ``scale`` and ``shift``; ``len(data)`` counts images.
+
+    Processes that fork or pickle it share the pages of shards and contours, and keep 36 bytes an image of their own.
+
+    Args:
+        folder: of the data set.
+        verify: check each image's checksum as it is read (an image of 1280 x 1280 takes about 1 ms more).
+
+    Attributes:
+        folder: of the data set.
+        size: canvas side, pixels.
+        recipe: settings that it was made with.
+
+    Raises:
+        ConfigError: the folder is no prepared data set, or its parts are not merged.
+        ShardError: reading an image whose shard is missing or damaged.
+    """
+
+    def __init__(self, folder: str | os.PathLike, verify: bool = False) -> None:
+        self.folder, self.verify = Path(folder), verify
+        settings = read_json(self.folder / "settings.json")
+        if settings.get("format") != FORMAT:
+            raise ConfigError(f"{self.folder}: is no prepared data set")
+        self.recipe = settings["recipe"]
+        self.size = int(self.recipe["size"])
+        path = self.folder / "lookup.arrow"
+        if not path.exists():
+            raise ConfigError(
+                f"{path}: is missing; once all parts are prepared, hdxray-fast merge {self.folder} writes it"
+            )
+        pa = arrow()
+        try:
+            reader = pa.ipc.open_file(pa.memory_map(str(path)))
+            batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
+            table = self._lookup = pa.Table.from_batches(batches, reader.schema)
+            numbers = [table.column(name).to_numpy() for name in ("shard", "offset", "length", "crc32")]
+            self._scale, self._shift = (table.column(name).to_numpy() for name in ("scale", "shift"))
+            boxes = [batch.column("valid_box").flatten().to_numpy() for batch in batches]
+            self._polygons, self._insides = (
+                [batch.column(name) for batch in batches] for name in ("polygon", "inside")
+            )
+        except (OSError, KeyError, pa.ArrowException) as error:
+            raise ConfigError(
+                f"{path}: is damaged ({error}); hdxray-fast merge {self.folder} writes it again"
+            ) from error
+        self._shard, self._offset, self._length, self._crc32 = numbers
+        self._box = np.concatenate([np.empty(0, np.int32), *boxes]).reshape(-1, 4)
+        self._shards = ShardFolder(self.folder / "shards")
+        self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._shard)
+
+    def __getitem__(self, row: int) -> Prepared:
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of a data set of {len(self)} images")
+        row %= len(self)
+        batch, place = divmod(row, LOOKUP_ROWS)
+        polygon = self._polygons[batch][place].values.to_numpy().reshape(-1, 2)
+        inside = inside_grid(self._insides[batch][place].as_buffer(), self.size)
+        box = tuple(int(v) for v in self._box[row])
+        return Prepared(self.pixels(row), box, polygon, inside, float(self._scale[row]), float(self._shift[row]))
+
+    def pixels(self, row: int) -> np.ndarray:
+        """``[S, S]``, decoded or mapped."""
+        data = self.encoded(row)
+        try:
+            return decode(data, self.recipe)
+        except ArgumentError as error:
+            path = self._shards.pixels(int(self._shard[row]))
+            raise ShardError(f"{path}: the image of row {row} is damaged ({error}); {REMAKE}") from error
+
+    def encoded(self, row: int) -> np.ndarray:
+        """``[length] uint8``, mapped: the image as it lies in its shard."""
+        number, start, length = int(self._shard[row]), int(self._offset[row]), int(self._length[row])
+        data = self._bytes(number, start, length)
+        if len(data) != length:
+            raise ShardError(f"{self._shards.pixels(number)}: ends before the image of row {row}; {REMAKE}")
+        if self.verify and zlib.crc32(data) != int(self._crc32[row]):
+            raise ShardError(f"{self._shards.pixels(number)}: the image of row {row} is damaged; {REMAKE}")
+        return data
+
+    def _bytes(self, number: int, start: int, length: int) -> np.ndarray:
+        """Of a shard; fewer if it ends before."""
+        return self._map(number)[start : start + length]
+
+    def check(self) -> None:
+        """Look whether every shard is there and long enough, without reading it.
+
+        Raises:
+            ShardError: the first that is not.
+        """
+        ends = self._offset + self._length
+        for number in np.unique(self._shard).tolist():
+            path, end = self._shards.pixels(number), int(ends[self._shard == number].max())
+            found = path.stat().st_size if path.exists() else 0
+            if found < end:
+                raise ShardError(f"{path}: has {found} bytes, at least {end} belong there; {REMAKE}")
+
+    @cached_property
+    def index(self):
+        """The Parquet index as a pyarrow table, read when it is first asked for."""
+        return self._read_index(None)
+
+    def column(self, name: str):
+        """A column of the index as a pyarrow array, by row."""
+        if name in self._lookup.column_names:
+            return self._lookup.column(name)
+        return self._read_index([name]).column(name)
+
+    @cached_property
+    def _sources(self):
+        return self.column("source")
+
+    def _read_index(self, columns: list[str] | None):
+        pa = arrow()
+        path = self.folder / "index.parquet"
+        try:
+            return pa.parquet.read_table(path, columns=columns)
+        except (OSError, pa.ArrowException) as error:
+            raise ConfigError(
+                f"{path}: is missing or damaged ({error}); hdxray-fast merge {self.folder} writes it again"
+            ) from error
+
+    def shares(self) -> tuple[float, float]:
+        """Mean share of a canvas inside the contour, and mean share of its patches that are no padding."""
+        inside, valid = self.shares_by_image()
+        return float(inside.mean()), float(valid.mean())
+
+    def shares_by_image(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each image, the share of a canvas inside the contour and the share of its patches that are no padding.
+
+        Two ``[N] float64``.
+        """
+        top, left, height, width = self._box.T.astype(np.int64)
+        rows = -(-(top + height) // PATCH) - top // PATCH
+        columns = -(-(left + width) // PATCH) - left // PATCH
+        patches = (self.size // PATCH) ** 2
+        inside = np.rint(self.column("inside_share").to_numpy().astype(np.float64) * patches)  # it is kept as float32
+        return inside / patches, rows * columns / patches
+
+    def source(self, row: int) -> str:
+        """Name of the source of a row, for errors and reports."""
+        return self._sources[row].as_py()
+
+    def sources(self) -> list[str]:
+        """Names of all sources, by row."""
+        return self._sources.to_pylist()
+
+    def hashes(self) -> list[str]:
+        """Of each image, the hash of its stored pixels, to find duplicates; empty where it is not known."""
+        return [digest or "" for digest in self.column("pixel_sha256").to_pylist()]
+
+    def subset(self, rows: Sequence[int], names: Sequence[str] | None = None) -> PreparedSubset:
+        """Some of the images in an order of their own, called by ``names``, or else as their sources are."""
+        return PreparedSubset(self, rows, [self.source(row) for row in rows] if names is None else names)
+
+    def _map(self, number: int) -> np.ndarray:
+        if number not in self._maps:
+            path = self._shards.pixels(number)
+            try:
+                self._maps[number] = np.memmap(path, np.uint8, "r")
+            except (OSError, ValueError) as error:
+                raise ShardError(f"{path}: cannot be read ({error}); {REMAKE}") from error
+            if len(self._maps) > OPEN_SHARDS:
+                self._maps.popitem(last=False)
+        self._maps.move_to_end(number)
+        return self._maps[number]
+
+    def __getstate__(self) -> dict:
+        return {"folder": self.folder, "verify": self.verify}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__init__(**state)
+
+
+class PreparedSubset:
+    """Some images of a prepared data set, numbered anew; read like the whole of it.
+
+    Args:
+        images: the data set.
+        rows: of it, in the order of the subset.
+        names: where each image comes from, as the user named it.
+    """
+
+    def __init__(self, images: PreparedSet, rows: Sequence[int], names: Sequence[str]) -> None:
+        self.images, self.rows, self._names = images, np.asarray(rows, np.int64), list(names)
+
+    @property
+    def size(self) -> int:
+        """Canvas side, pixels."""
+        return self.images.size
+
+    @property
+    def recipe(self) -> dict:
+        """Settings that the data set was made with."""
+        return self.images.recipe
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, place: int) -> Prepared:
+        return self.images[int(self.rows[place])]
+
+    def source(self, place: int) -> str:
+        """As :meth:`PreparedSet.source`."""
+        return self._names[place]
+
+    def sources(self) -> list[str]:
+        """As :meth:`PreparedSet.sources`."""
+        return list(self._names)
+
+    def column(self, name: str):
+        """As :meth:`PreparedSet.column`, but for ``source``, which is as it was when the data set was made."""
+        return self.images.column(name).take(arrow().array(self.rows))
+
+    def hashes(self) -> list[str]:
+        """As :meth:`PreparedSet.hashes`."""
+        found = self.images.hashes()
+        return [found[row] for row in self.rows]
+
+    def shares_by_image(self) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`PreparedSet.shares_by_image`."""
+        inside, valid = self.images.shares_by_image()
+        return inside[self.rows], valid[self.rows]
+
+    def subset(self, places: Sequence[int]) -> PreparedSubset:
+        """Some of these."""
+        return PreparedSubset(self.images, self.rows[list(places)], [self._names[place] for place in places])
+
+
+def decode(data: bytes | np.ndarray, recipe: dict) -> np.ndarray:
+    """Pixels ``[S, S]`` from what :func:`hdxray_fast.data.prepared.worker.encode` made.
+
+    Raises:
+        ArgumentError: the data are not a picture of the recipe's size and depth.
+    """
+    size, dtype = recipe["size"], np.dtype("<u2" if recipe["bits"] == 16 else "u1")
+    flat = np.frombuffer(data, np.uint8) if isinstance(data, bytes) else data
+    if recipe["format"] == "raw":
+        if flat.nbytes != size * size * dtype.itemsize:
+            raise ArgumentError(f"data: {flat.nbytes} bytes, accepted are {size * size * dtype.itemsize}")
+        return flat.view(dtype).reshape(size, size)
+    pixels = cv2.imdecode(flat, cv2.IMREAD_UNCHANGED) if len(flat) else None
+    if pixels is None or pixels.shape != (size, size) or pixels.dtype != dtype:
+        raise ArgumentError(f"data: are no {recipe['format']} of {size} x {size} pixels of {recipe['bits']} bits")
+    return pixels
+
+
+def inside_grid(packed, size: int) -> np.ndarray:
+    """``[S/16, S/16] bool`` from its packed bits, bytes or a buffer."""
+    side = size // PATCH
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=side * side).reshape(side, side).astype(bool)
+
+
+def is_prepared(folder: str | os.PathLike) -> bool:
+    """Whether a folder is a prepared data set, finished or not."""
+    path = Path(folder) / "settings.json"
+    if not path.is_file():
+        return False
+    try:
+        return read_json(path).get("format") == FORMAT
+    except ConfigError:
+        return False

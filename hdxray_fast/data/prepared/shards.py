@@ -1,0 +1,184 @@
+"""Shards on disk: a file of pixels and a Parquet file of facts each, that appear together or not at all."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from ...errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
+from ...files import written_whole
+from .worker import OK, UNREADABLE, Row
+
+FORMAT, FORMAT_VERSION = "hdxray_fast.prepared", 1
+
+
+class ShardError(HDXrayError, OSError):
+    """A shard of a prepared data set is missing or damaged."""
+
+
+def arrow():
+    """pyarrow with its Parquet part, or an error that says how to install it."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingDependencyError("prepared data sets need pyarrow: pip install 'hdxray-fast[train]'") from error
+    return pyarrow
+
+
+def schema():
+    """Columns of a shard's facts; those of an image that is not ok are null.
+
+    ``offset`` and ``length`` (bytes) say where its pixels lie in the shard's file, ``crc32`` guards them, ``inside`` is
+    the packed inside grid (``numpy.packbits``, patches of 16 pixels), ``polygon`` x and y in turn in canvas pixels,
+    ``pixel * scale + shift`` has mean 0 and deviation 1 over the valid patches, ``patient`` is a keyed hash,
+    ``height`` and ``width`` are those of the stored image, ``provenance`` tells as JSON how its pixels became those of
+    the canvas: decoder, transfer syntax, window, polarity, spacing.
+    """
+    pa = arrow()
+    return pa.schema(
+        [
+            ("source", pa.string()),
+            ("status", pa.string()),
+            ("reason", pa.string()),
+            ("shard", pa.int32()),
+            ("offset", pa.int64()),
+            ("length", pa.int64()),
+            ("crc32", pa.uint32()),
+            ("valid_box", pa.list_(pa.int32(), 4)),
+            ("polygon", pa.list_(pa.float32())),
+            ("inside", pa.binary()),
+            ("inside_share", pa.float32()),
+            ("confidence", pa.float32()),
+            ("method", pa.string()),
+            ("flagged", pa.bool_()),
+            ("scale", pa.float32()),
+            ("shift", pa.float32()),
+            ("pixel_sha256", pa.string()),
+            ("patient", pa.string()),
+            ("height", pa.int32()),
+            ("width", pa.int32()),
+            ("format", pa.string()),
+            ("view", pa.string()),
+            ("flags", pa.list_(pa.string())),
+            ("provenance", pa.string()),
+        ],
+        metadata={"format": FORMAT, "format_version": str(FORMAT_VERSION)},
+    )
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """What goes wrong while a data set is written, such as a full disk, as an error that says how to go on."""
+    try:
+        yield
+    except HDXrayError:
+        raise
+    except OSError as error:
+        raise TrainingError(
+            f"{out}: cannot be written ({error.strerror or error}); what is done is kept, start again to go on"
+        ) from error
+
+
+LOOKED_UP = ("shard", "offset", "length", "crc32", "valid_box", "polygon", "inside", "scale", "shift")
+LOOKUP_ROWS = 1 << 16  # of a batch in the file
+
+
+def write_lookup(index, path: Path, more: Sequence[str] = ()) -> None:
+    """Those columns of an index (and ``more``) as an uncompressed Arrow file, whose pages all processes that map it
+    share."""
+    pa = arrow()
+    table = index.select([*LOOKED_UP, *more])
+    with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, table.schema) as writer:
+        for start in range(0, len(table), LOOKUP_ROWS):
+            part = table.slice(start, LOOKUP_ROWS).combine_chunks()
+            for batch in part.to_batches():  # one, since a column of so few rows stays below 2 GiB
+                writer.write_batch(batch)
+
+
+class ShardFolder:
+    """``shards/`` of a data set: ``00000.bin`` and ``00000.parquet``, ``00001.bin``, ..."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def pixels(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.bin"
+
+    def facts(self, number: int) -> Path:
+        return self.folder / f"{number:05d}.parquet"
+
+    def write(self, number: int, rows: Iterable[Row]) -> None:
+        """Write a shard from rows in their order. The facts come last: a shard without them is not there."""
+        pa = arrow()
+        table = []
+        with written_whole(self.pixels(number)) as temporary, temporary.open("wb") as stream:
+            for row in rows:
+                fact = {"source": row.source, "status": row.status, "reason": row.reason, "shard": number, **row.facts}
+                if row.status == OK:
+                    fact |= {"offset": stream.tell(), "length": len(row.data)}
+                    stream.write(row.data)
+                table.append(fact)
+        with written_whole(self.facts(number)) as temporary:
+            pa.parquet.write_table(pa.Table.from_pylist(table, schema=schema()), temporary)
+
+    def read_facts(self, number: int):
+        """A shard's facts.
+
+        Raises:
+            ShardError: the shard is missing, damaged, or its pixels are not as long as its facts say.
+        """
+        pa = arrow()
+        path = self.facts(number)
+        try:
+            table = pa.parquet.read_table(path)
+        except FileNotFoundError:
+            raise ShardError(
+                f"{path}: is missing; run prepare again with the same settings, it makes what is missing"
+            ) from None
+        except (OSError, pa.ArrowException) as error:
+            raise ShardError(f"{path}: is damaged ({error}); remove it and run prepare again") from error
+        if not table.schema.equals(schema()):
+            raise ShardError(f"{path}: is no shard of this version of the package")
+        lengths = table.column("length").to_pylist()
+        expected = sum(length or 0 for length in lengths)
+        found = self.pixels(number).stat().st_size if self.pixels(number).exists() else 0
+        if found != expected:
+            raise ShardError(
+                f"{self.pixels(number)}: has {found} bytes, its facts tell of {expected}; remove both and run prepare "
+                "again"
+            )
+        return table
+
+    def is_whole(self, number: int, rows: int, without_unreadable: bool = False) -> bool:
+        """Whether a shard of so many rows (all of them readable) is there, as far as its sizes tell."""
+        if not self.facts(number).exists():
+            return False
+        try:
+            table = self.read_facts(number)
+        except ShardError:
+            return False
+        return len(table) == rows and not (without_unreadable and UNREADABLE in table.column("status").to_pylist())
+
+    def clean(self, numbers: Iterable[int]) -> None:
+        """Remove what interrupted writes of these shards left behind."""
+        prefixes = {f".{number:05d}." for number in numbers}
+        for path in self.folder.glob(".*.tmp"):
+            if path.name[: path.name.index(".", 1) + 1] in prefixes:
+                path.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: dict) -> None:
+    with written_whole(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: is missing; a prepared data set is a folder that prepare wrote") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: is damaged or cannot be read ({error})") from error

@@ -1,0 +1,34 @@
+"""Files that cannot be read: told apart, written down, and left out, so that none of them stops the others."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from ..files import written_whole
+
+COLUMNS = ("path", "error", "reason")
+
+
+@dataclass(frozen=True)
+class Quarantined:
+    """One file that could not be turned into a canvas, and why.
+
+    Attributes:
+        path: the file, as the user gave it.
+        error: kind of the error, such as ``ImageReadError``.
+        reason: in words.
+    """
+
+    path: str
+    error: str
+    reason: str
+
+
+def write_quarantine(path: str | Path, quarantined: Iterable[Quarantined | Sequence[str]]) -> None:
+    """Write ``path,error,reason`` rows; an empty list leaves a file with the header alone."""
+    rows = [astuple(bad) if isinstance(bad, Quarantined) else tuple(bad) for bad in quarantined]
+    with written_whole(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([COLUMNS, *rows])

@@ -1,0 +1,102 @@
+"""Canvas, contour and grids of many radiographs, read ahead in worker processes; unreadable ones come back as such.
+
+This module never imports torch, so that its workers start fast and stay small.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from ..errors import HDXrayError
+from ..images.canvas import read_canvas
+from ..images.contour import find_contour
+from .quarantine import Quarantined
+from .reader_pool import Failed, call_in_order
+
+
+@dataclass(frozen=True)
+class Radiograph:
+    """One radiograph, ready for an encoder.
+
+    Attributes:
+        source: path as given, or ``"<array N>"``.
+        pixels: ``[S, S] uint8``.
+        inside: ``[S/p, S/p] bool``, patches of the chest.
+        valid: ``[S/p, S/p] bool``, patches that are no padding.
+        scale, shift: ``pixel * scale + shift`` has mean 0 and deviation 1 over the valid patches.
+        confidence: of the contour, 0 to 1.
+        flagged: the contour is not to be relied on.
+        provenance_id: hash of the stored pixels, to find duplicates.
+    """
+
+    source: str
+    pixels: np.ndarray
+    inside: np.ndarray
+    valid: np.ndarray
+    scale: float
+    shift: float
+    confidence: float
+    flagged: bool
+    provenance_id: str
+
+
+def read_radiograph(
+    image: str | np.ndarray, source: str, size: int, patch_size: int, method: str = "network"
+) -> Radiograph | Quarantined:
+    """Read one image (a path, or pixels ``[H, W]``) and find its contour by a method of ``find_contour``."""
+    try:
+        canvas = read_canvas(image, size=size)
+        contour = find_contour(canvas, method=method, patch_size=patch_size)
+    except HDXrayError as error:
+        return Quarantined(source, type(error).__name__, getattr(error, "reason", str(error)))
+    valid = canvas.valid_grid(patch_size)
+    scale, shift = standardisation(canvas.pixels, valid)
+    return Radiograph(
+        source=source,
+        pixels=canvas.pixels,
+        inside=contour.inside & valid,
+        valid=valid,
+        scale=scale,
+        shift=shift,
+        confidence=float(contour.confidence),
+        flagged=bool(contour.flagged),
+        provenance_id=canvas.provenance.get("pixel_sha256", ""),
+    )
+
+
+def read_ahead(
+    images: Iterable[tuple[str | np.ndarray, str]], size: int, patch_size: int, workers: int, method: str = "network"
+) -> Iterator[Radiograph | Quarantined]:
+    """:func:`read_radiograph` of each ``(image, source)``, in order, a few images ahead of the consumer.
+
+    Worker processes have the caps on time and memory of :func:`hdxray_fast.data.reader_pool.call_in_order`.
+    """
+    asked: deque[str] = deque()
+
+    def jobs() -> Iterator[tuple]:
+        for image, source in images:
+            asked.append(source)
+            yield image, source, size, patch_size, method
+
+    with closing(call_in_order(read_radiograph, jobs(), workers=workers, ahead=2)) as found:
+        for item in found:
+            source = asked.popleft()
+            yield Quarantined(source, *item) if isinstance(item, Failed) else item
+
+
+def standardisation(pixels: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
+    """``(scale, shift)`` that bring the valid patches of ``pixels [S, S]`` to mean 0 and deviation 1.
+
+    The deviation is floored at one grey level, so that a flat image stays finite.
+    """
+    side = pixels.shape[0] // valid.shape[0]
+    mask = cv2.resize(valid.astype(np.uint8), None, fx=side, fy=side, interpolation=cv2.INTER_NEAREST)
+    mean, deviation = (float(v[0, 0]) for v in cv2.meanStdDev(pixels, mask=mask))
+    deviation = max(deviation, 1.0)
+    return 1.0 / deviation, -mean / deviation

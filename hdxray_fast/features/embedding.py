@@ -1,0 +1,245 @@
+"""Images in, features out: files, folders, arrays or tensors to one vector each, in memory or as a resumable table."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data.listing import list_images
+from ..data.quarantine import Quarantined
+from ..data.radiographs import Radiograph, read_ahead
+from ..devices import find_device
+from ..errors import ArgumentError, ArgumentTypeError
+from ..models.encoder import Encoder, Tokens
+from ..models.inputs import as_batch, encoder_inputs, patches_to_keep
+from ..models.layers import check_count
+from ..weights.create import create_encoder
+
+
+@dataclass
+class Embeddings:
+    """One row per readable image.
+
+    Attributes:
+        features: ``[N, D] float32``.
+        sources: ``N`` paths as given (``"<array 0>"`` for arrays).
+        confidence: ``[N] float32``, of the chest contour, 0 to 1; NaN for tensors.
+        flagged: ``[N] bool``, the contour is not to be relied on.
+        provenance_ids: ``N`` hashes of the stored pixels; empty for tensors.
+        kept: ``[N] int32``, patches the encoder looked at.
+        quarantined: images that could not be read.
+    """
+
+    features: np.ndarray
+    sources: list[str]
+    confidence: np.ndarray
+    flagged: np.ndarray
+    provenance_ids: list[str]
+    kept: np.ndarray
+    quarantined: list[Quarantined] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    @classmethod
+    def join(cls, parts: Sequence[Embeddings], width: int) -> Embeddings:
+        """All rows of ``parts``, in order; ``width`` is that of a feature, for the case that there is none."""
+        columns = ("features", "confidence", "flagged", "kept")
+        empty = (np.zeros((0, width), np.float32), np.zeros(0, np.float32), np.zeros(0, bool), np.zeros(0, np.int32))
+        joined = {
+            name: np.concatenate([none, *(getattr(part, name) for part in parts)])
+            for name, none in zip(columns, empty, strict=True)
+        }
+        return cls(
+            **joined,
+            sources=[source for part in parts for source in part.sources],
+            provenance_ids=[key for part in parts for key in part.provenance_ids],
+            quarantined=[bad for part in parts for bad in part.quarantined],
+        )
+
+
+def embed(
+    images: str | os.PathLike | Tensor | np.ndarray | Iterable[str | os.PathLike | np.ndarray],
+    encoder: Encoder | str | os.PathLike,
+    *,
+    pool: str | None = None,
+    keep: str | None = None,
+    batch_size: int = 4,
+    workers: int = 0,
+    device: str | torch.device | None = None,
+    progress: bool = False,
+) -> Embeddings:
+    """Features of radiographs.
+
+    Args:
+        images: a file, a folder or a CSV manifest, or a list of them; or arrays ``[H, W]`` of any integer or float
+            dtype (bright = dense), ``[H, W, 3]`` or ``[H, W, 4]`` in colour; or a tensor or array ``[B, C, H, W]`` of
+            the encoder's size, taken as it is (no canvas is made, so ``keep="contour"`` looks for the contours in it).
+        encoder: an encoder, which is put in evaluation mode and on ``device``, or weights for
+            :func:`hdxray_fast.create_encoder`.
+        pool: ``"cls"``, ``"mean"`` or ``"attention"``; left out, the encoder's, or ``"mean"``.
+        keep: ``"all"``, ``"valid"`` or ``"contour"``; left out, the encoder's.
+        batch_size: images at once.
+        workers: processes that read files ahead; 0 reads in this process.
+        device: where the encoder runs; left out, a GPU if there is one.
+        progress: show a progress bar.
+
+    Returns:
+        A row per readable image, in order; the others are in ``quarantined``.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an argument is not as described.
+        ConfigError: a path does not exist or names no image.
+    """
+    check_count("batch_size", batch_size)
+    job = Embedder(encoder, pool=pool, keep=keep, device=device)
+    if isinstance(images, Tensor) or (isinstance(images, np.ndarray) and images.ndim == 4):
+        return job.tensor(torch.as_tensor(images), batch_size)
+    jobs = list(_sources(images))
+    return Embeddings.join(
+        list(job.batches(jobs, batch_size=batch_size, workers=workers, progress=progress)), job.encoder.num_features
+    )
+
+
+class Embedder:
+    """An encoder made ready to embed; see :func:`embed` for the arguments."""
+
+    contour = "network"  # how the contours of files and arrays are found
+
+    def __init__(
+        self,
+        encoder: Encoder | str | os.PathLike,
+        *,
+        pool: str | None = None,
+        keep: str | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        if isinstance(encoder, str | os.PathLike):
+            encoder = create_encoder(weights=encoder)
+        if not isinstance(encoder, Encoder):
+            raise ArgumentTypeError(
+                f"encoder: got {type(encoder).__name__}, accepted are an Encoder and weights for one"
+            )
+        self.pool = pool or encoder.pool or "mean"
+        self.keep = keep or encoder.keep
+        if self.keep not in ("all", "valid", "contour"):
+            raise ArgumentError(f"keep: got {keep!r}, accepted are 'all', 'valid' and 'contour'")
+        if self.pool not in ("cls", "mean", "attention"):
+            raise ArgumentError(f"pool: got {pool!r}, accepted are 'cls', 'mean' and 'attention'")
+        device = find_device(device)
+        self.encoder = encoder.eval().to(device)
+        self.device = device
+
+    def batches(
+        self,
+        jobs: Sequence[tuple[str | np.ndarray, str]],
+        *,
+        batch_size: int = 4,
+        workers: int = 0,
+        progress: bool = False,
+        on_image: Callable[[Radiograph | Quarantined], None] | None = None,
+    ) -> Iterator[Embeddings]:
+        """Embed ``(image, source)`` pairs a batch at a time, in order."""
+        height, width = self.encoder.img_size
+        if height != width:
+            raise ArgumentError(
+                f"encoder: takes {height} x {width} pixels, files and arrays are laid on square canvases; make one "
+                "with a square img_size, or give a tensor [B, C, H, W]"
+            )
+        check_count("batch_size", batch_size)
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+            raise ArgumentError(f"workers: got {workers!r}, accepted is an int of at least 0")
+        read = read_ahead(jobs, height, self.encoder.patch_size, workers, self.contour)
+        batch: list[Radiograph] = []
+        bad: list[Quarantined] = []
+        for item in _with_progress(read, len(jobs), progress):
+            if on_image is not None:
+                on_image(item)
+            (bad if isinstance(item, Quarantined) else batch).append(item)
+            if len(batch) == batch_size:
+                yield self._radiographs(batch, bad)
+                batch, bad = [], []
+        if batch or bad:
+            yield self._radiographs(batch, bad)
+
+    def tensor(self, images: Tensor, batch_size: int = 4) -> Embeddings:
+        """Embed ``[B, C, H, W]`` as it is."""
+        parts = []
+        for index, chunk in enumerate(images.split(batch_size)):
+            chunk = chunk.to(self.device)
+            plan = patches_to_keep(self.encoder, chunk, None, None, self.keep)
+            features, kept = self._features(chunk, plan, None, None)
+            count = len(features)
+            names = [f"<array {index * batch_size + i}>" for i in range(count)]
+            nan, no = np.full(count, np.nan, np.float32), np.zeros(count, bool)
+            parts.append(Embeddings(features, names, nan, no, [""] * count, kept))
+        return Embeddings.join(parts, self.encoder.num_features)
+
+    def _radiographs(self, batch: list[Radiograph], bad: list[Quarantined]) -> Embeddings:
+        if not batch:
+            empty = Embeddings.join([], self.encoder.num_features)
+            empty.quarantined = bad
+            return empty
+        inputs = encoder_inputs(self.encoder, as_batch(batch, self.device), self.keep)
+        features, kept = self._features(*inputs)
+        return Embeddings(
+            features=features,
+            sources=[item.source for item in batch],
+            confidence=np.array([item.confidence for item in batch], np.float32),
+            flagged=np.array([item.flagged for item in batch]),
+            provenance_ids=[item.provenance_id for item in batch],
+            kept=kept,
+            quarantined=bad,
+        )
+
+    @torch.inference_mode()
+    def _features(self, images, plan, scale, shift) -> tuple[np.ndarray, np.ndarray]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+            features, cu_seqlens = self.pooled(images, plan, scale, shift)
+        kept = cu_seqlens.diff().cpu().numpy() - self.encoder.num_prefix_tokens
+        return features.float().cpu().numpy(), kept.astype(np.int32)
+
+    def pooled(self, images, plan, scale, shift) -> tuple[Tensor, Tensor]:
+        """Features ``[B, D]`` of one batch and the ``cu_seqlens`` of its tokens."""
+        tokens: Tokens = self.encoder.encode(images, plan, scale, shift)
+        return self.encoder.pool_tokens(tokens, self.pool), tokens.cu_seqlens
+
+
+def _sources(images: object) -> Iterator[tuple[str | np.ndarray, str]]:
+    """``(image, source)`` of everything that ``images`` names."""
+    if isinstance(images, str | os.PathLike):
+        images = [images]
+    if isinstance(images, np.ndarray):
+        if images.ndim not in (2, 3):
+            raise ArgumentError(
+                f"images: got shape {list(images.shape)}, accepted are [H, W], [H, W, 3], [N, H, W], [B, C, H, W]"
+            )
+        colour = images.ndim == 3 and images.shape[2] in (3, 4)
+        images = [images] if images.ndim == 2 or colour else list(images)
+    if not isinstance(images, Iterable):
+        raise ArgumentTypeError(f"images: got {type(images).__name__}, accepted are paths, arrays and tensors")
+    arrays = 0
+    for image in images:
+        if isinstance(image, str | os.PathLike):
+            yield from ((str(path), str(path)) for path in list_images(Path(image)))
+        elif isinstance(image, np.ndarray):
+            yield image, f"<array {arrays}>"
+            arrays += 1
+        else:
+            raise ArgumentTypeError(f"images: holds a {type(image).__name__}, accepted are paths and arrays")
+
+
+def _with_progress(items: Iterator, total: int, show: bool) -> Iterator:
+    if not show:
+        return items
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:
+        return items
+    return iter(tqdm(items, total=total, unit="image", desc="embed", dynamic_ncols=True))

@@ -1,0 +1,125 @@
+"""Files to a table of features: ``hdxray-fast embed``."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+
+from ..data.listing import list_images
+from ..data.reader_pool import worker_count
+from ..errors import ArgumentTypeError
+from ..models.encoder import Encoder
+from ..weights.create import create_encoder
+from .embedding import Embedder, Embeddings
+from .feature_table import FeatureTable
+
+ROWS_PER_PART = 64  # what an interruption can cost
+
+
+@dataclass(frozen=True)
+class EmbeddedFiles:
+    """What :func:`embed_files` did: the table, how many rows it has and how many are new, and what was unreadable."""
+
+    out: Path
+    rows: int
+    new: int
+    width: int
+    unreadable: int
+    unreadable_csv: Path
+
+
+def embed_files(
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    weights: str | os.PathLike | Encoder,
+    *,
+    pool: str | None = None,
+    keep: str | None = None,
+    img_size: int | None = None,
+    batch_size: int = 4,
+    workers: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+) -> EmbeddedFiles:
+    """Write a row of features per radiograph to a Parquet file; files that it already holds are not read again.
+
+    Args:
+        paths: files, folders, CSV manifests, or one of these.
+        out: the Parquet file; ``<out>.parts/`` holds what is done while the run lasts, ``*.unreadable.csv`` beside it
+            names the files that could not be read.
+        weights: as for :func:`hdxray_fast.create_encoder`, or an encoder.
+        img_size: canvas side, pixels; left out, the encoder's.
+        workers: processes that read files ahead; -1 takes one per core.
+        pool, keep, batch_size, device, progress: as for :func:`hdxray_fast.embed`.
+
+    Raises:
+        ConfigError: a path names no image, or ``out`` holds features made with other settings.
+        MissingDependencyError: pyarrow is not installed.
+    """
+    paths = [paths] if isinstance(paths, str | os.PathLike) else paths
+    for path in paths:
+        if not isinstance(path, str | os.PathLike):
+            raise ArgumentTypeError(f"paths: holds a {type(path).__name__}, accepted are paths (embed takes arrays)")
+    files = list(dict.fromkeys(str(file) for path in paths for file in list_images(path)))
+    return embed_list(
+        files, out, weights, pool=pool, keep=keep, img_size=img_size, batch_size=batch_size, workers=workers,
+        device=device, progress=progress,
+    )  # fmt: skip
+
+
+def embed_list(
+    files: Sequence[str],
+    out: str | os.PathLike,
+    weights: str | os.PathLike | Encoder,
+    *,
+    pool: str | None = None,
+    keep: str | None = None,
+    img_size: int | None = None,
+    batch_size: int = 4,
+    workers: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+) -> EmbeddedFiles:
+    """:func:`embed_files` for files as they are listed; missing ones count as unreadable."""
+    encoder = weights if isinstance(weights, Encoder) else create_encoder(weights=weights)
+    if img_size is not None:
+        if encoder is weights:  # the caller's encoder keeps its size
+            encoder = copy.deepcopy(encoder)
+        encoder.set_input_size(img_size)
+    job = Embedder(encoder, pool=pool, keep=keep, device=device)
+    settings = {
+        "encoder": asdict(encoder.config),
+        "weights": fingerprint(encoder),
+        "pool": job.pool,
+        "keep": job.keep,
+    }
+    table = FeatureTable(out, settings, encoder.num_features)
+    todo = [file for file in files if file not in table.done]
+    bad, waiting, new = [], [], 0
+    for rows in job.batches(
+        [(file, file) for file in todo], batch_size=batch_size, workers=worker_count(workers), progress=progress
+    ):
+        bad += [(item.path, item.error, item.reason) for item in rows.quarantined]
+        new += len(rows)
+        waiting.append(rows)
+        if sum(map(len, waiting)) >= ROWS_PER_PART:
+            table.append(Embeddings.join(waiting, table.width))
+            waiting = []
+    table.append(Embeddings.join(waiting, table.width))
+    written = table.finish(files, bad)
+    return EmbeddedFiles(written, len(table.done), new, table.width, len(bad), table.unreadable)
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """Hash of all weights, so that features of two models are never mixed in one table."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().float().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

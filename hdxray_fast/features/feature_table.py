@@ -1,0 +1,141 @@
+"""A table of features on disk (Parquet) that survives being interrupted: parts while it grows, one file in the end."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from ..data.quarantine import write_quarantine
+from ..errors import ConfigError, MissingDependencyError
+from ..files import written_whole
+from .embedding import Embeddings
+
+SETTINGS_KEY = b"hdxray_fast"
+
+
+class FeatureTable:
+    """``features.parquet`` in the making, with its parts in ``features.parquet.parts/``.
+
+    Columns: ``path`` string, ``feature`` fixed-size list of float32, ``confidence`` float32, ``flagged`` bool,
+    ``provenance_id`` string, ``kept`` int32. The settings that made the rows are in the schema's metadata; rows made
+    with others are never mixed in.
+
+    Args:
+        out: the Parquet file.
+        settings: JSON-able; weights, pooling, sizes.
+        width: numbers in a feature.
+
+    Raises:
+        ConfigError: ``out`` or its parts hold rows made with other settings, or cannot be read.
+        MissingDependencyError: pyarrow is not installed.
+    """
+
+    def __init__(self, out: str | Path, settings: dict, width: int) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            raise MissingDependencyError("feature tables need pyarrow: pip install 'hdxray-fast[embed]'") from error
+        self._arrow, self._parquet = pyarrow, pyarrow.parquet
+        self.out = Path(out)
+        self.parts = self.out.with_name(self.out.name + ".parts")
+        self.unreadable = self.out.with_suffix(".unreadable.csv")
+        self.settings, self.width = json.loads(json.dumps(settings)), width
+        fields = [
+            ("path", pyarrow.string()),
+            ("feature", pyarrow.list_(pyarrow.float32(), width)),
+            ("confidence", pyarrow.float32()),
+            ("flagged", pyarrow.bool_()),
+            ("provenance_id", pyarrow.string()),
+            ("kept", pyarrow.int32()),
+        ]
+        self.schema = pyarrow.schema(fields, metadata={SETTINGS_KEY: json.dumps(self.settings).encode()})
+        self.tables = [self._read(path) for path in self._files()]
+        try:
+            self.parts.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"out: cannot write beside {self.out} ({error.strerror})") from error
+        self.done = {path for table in self.tables for path in table.column("path").to_pylist()}
+        self._next = 1 + max((int(path.stem) for path in self.parts.glob("*.parquet")), default=-1)
+
+    def append(self, rows: Embeddings) -> None:
+        """Put some rows on disk, whole or not at all."""
+        if not len(rows):
+            return
+        flat = self._arrow.array(np.ascontiguousarray(rows.features, np.float32).ravel())
+        table = self._arrow.Table.from_arrays(
+            [
+                self._arrow.array(rows.sources),
+                self._arrow.FixedSizeListArray.from_arrays(flat, self.width),
+                self._arrow.array(rows.confidence, self._arrow.float32()),
+                self._arrow.array(rows.flagged),
+                self._arrow.array(rows.provenance_ids),
+                self._arrow.array(rows.kept, self._arrow.int32()),
+            ],
+            schema=self.schema,
+        )
+        self._write(table, self.parts / f"{self._next:08d}.parquet")
+        self._next += 1
+        self.tables.append(table)
+        self.done.update(rows.sources)
+
+    def finish(self, order: list[str], unreadable: list[tuple[str, str, str]]) -> Path:
+        """Join everything into one file, in the order given (rows of other paths first), and remove the parts.
+
+        Files of earlier runs that were unreadable stay listed, unless they were among these.
+        """
+        table = self._arrow.concat_tables([self.schema.empty_table(), *self.tables])
+        place = {path: number for number, path in enumerate(order)}
+        rank = np.array([place.get(path, -1) for path in table.column("path").to_pylist()], np.int64)
+        table = table.take(self._arrow.array(np.argsort(rank, kind="stable")))
+        self._write(table.replace_schema_metadata(self.schema.metadata), self.out)
+        unreadable = [*(row for row in self._listed() if row[0] not in place), *unreadable]
+        write_quarantine(self.unreadable, unreadable)
+        for path in self.parts.glob("*.parquet"):
+            path.unlink()
+        self.parts.rmdir()
+        return self.out
+
+    def _listed(self) -> list[tuple[str, ...]]:
+        if not self.unreadable.exists():
+            return []
+        with self.unreadable.open(newline="", encoding="utf-8") as stream:
+            return [tuple(row) for row in csv.reader(stream)][1:]
+
+    def _files(self) -> list[Path]:
+        return ([self.out] if self.out.exists() else []) + sorted(self.parts.glob("*.parquet"))
+
+    def _write(self, table, path: Path) -> None:
+        try:
+            with written_whole(path) as temporary:
+                self._parquet.write_table(table, temporary)
+        except OSError as error:
+            raise ConfigError(f"out: cannot write {path} ({error.strerror or error})") from error
+
+    def _read(self, path: Path):
+        try:
+            table = self._parquet.read_table(path)
+        except (OSError, self._arrow.ArrowException) as error:
+            raise ConfigError(f"out: {path} cannot be read as Parquet ({error}); choose another file") from error
+        found = json.loads((table.schema.metadata or {}).get(SETTINGS_KEY, b"null"))
+        if found != self.settings:
+            differing = sorted(
+                key for key in {*(found or {}), *self.settings} if (found or {}).get(key) != self.settings.get(key)
+            )
+            what = f"other settings ({', '.join(differing)})" if found else "something else"
+            raise ConfigError(f"out: {path} holds features made with {what}; choose another file")
+        return table.cast(self.schema)
+
+
+def read_features(path: str | Path) -> dict:
+    """Columns of a finished table: ``feature [N, D] float32``; ``path``, ``provenance_id`` and the others as lists."""
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path)
+    columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "feature"}
+    feature = table.column("feature").combine_chunks()
+    flat = feature.flatten().to_numpy(zero_copy_only=False)
+    return {**columns, "feature": flat.reshape(len(table), feature.type.list_size).astype(np.float32)}

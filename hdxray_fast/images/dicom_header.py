@@ -1,0 +1,259 @@
+"""What a DICOM header says about a radiograph: fitness, geometry, tone. Pydicom itself is not imported here.
+
+Only the elements named in ``TAGS`` are ever parsed: names, ids and dates of patients are skipped in the file, so that
+they can reach neither the provenance nor an error's text. What is recorded in words comes from closed lists.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import ImageReadError, OtherModalityError, UnsupportedImageError
+from .tone import WINDOW_FUNCTIONS, Grey, Table, Window
+
+RADIOGRAPHY = ("CR", "DX", "DR", "RG", "XR", "RX")  # read as they are
+UNCERTAIN = ("", "OT", "SC", "HC", "RF", "DF")  # secondary captures, scanned film, missing: read and flagged
+OTHER = ("CT", "MR", "US", "NM", "PT", "MG", "XA", "IO", "PX", "ES", "XC", "GM", "SM", "OP", "ECG", "SR", "SEG", "DOC")
+OTHER += ("RTIMAGE", "RTDOSE", "RTPLAN", "RTSTRUCT", "IVUS", "OCT", "OPT", "BMD", "PR", "KO")
+RADIOGRAPHY_CLASSES = ("Computed Radiography", "Digital X-Ray", "Secondary Capture", "Radiofluoroscopic")
+CHEST = ("CHEST", "THORAX", "LUNG", "TORAX", "RIB", "STERNUM", "CLAVICLE", "HEART", "TSPINE")
+LATERAL = ("LL", "RL", "LAT", "LATERAL", "LLD", "RLD")
+FRONTAL = ("AP", "PA", "FRONTAL", "AP AXIAL", "PA AXIAL", "AP_SUPINE", "AP SUPINE")
+PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR")
+PHOTOMETRIC += ("YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+
+TAGS = [
+    "Modality",
+    "SOPClassUID",
+    "PresentationIntentType",
+    "BodyPartExamined",
+    "ViewPosition",
+    "Laterality",
+    "ImageLaterality",
+    "PatientOrientation",
+    "SamplesPerPixel",
+    "PhotometricInterpretation",
+    "PlanarConfiguration",
+    "NumberOfFrames",
+    "Rows",
+    "Columns",
+    "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PixelPaddingValue",
+    "PixelPaddingRangeLimit",
+    "PixelSpacing",
+    "ImagerPixelSpacing",
+    "PixelAspectRatio",
+    "PixelIntensityRelationship",
+    "PixelIntensityRelationshipSign",
+    "RescaleSlope",
+    "RescaleIntercept",
+    "ModalityLUTSequence",
+    "VOILUTSequence",
+    "WindowCenter",
+    "WindowWidth",
+    "VOILUTFunction",
+    "PresentationLUTShape",
+    "RedPaletteColorLookupTableDescriptor",
+    "GreenPaletteColorLookupTableDescriptor",
+    "BluePaletteColorLookupTableDescriptor",
+    "RedPaletteColorLookupTableData",
+    "GreenPaletteColorLookupTableData",
+    "BluePaletteColorLookupTableData",
+    "PixelData",
+    "FloatPixelData",
+    "DoubleFloatPixelData",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    "BurnedInAnnotation",
+]
+
+
+def text(dataset, name: str) -> str:
+    value = dataset.get(name)
+    if value is None or isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue":
+        return ""
+    return str(value).strip().upper()
+
+
+def number(dataset, name: str, default: float | None = None) -> float | None:
+    value = dataset.get(name)
+    if type(value).__name__ == "MultiValue":
+        value = value[0] if len(value) else None
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return default
+    return found if math.isfinite(found) else default
+
+
+def check_modality(path: str, dataset, any_modality: bool, flags: list[str]) -> dict:
+    """Refuse what is no radiograph, and describe the rest; free text from the file never gets through.
+
+    Args:
+        path: for the error's text.
+        dataset: pydicom Dataset.
+        any_modality: describe and flag instead of refusing.
+        flags: what is found unusual is appended.
+    """
+    modality = text(dataset, "Modality")
+    known = modality in RADIOGRAPHY + UNCERTAIN + OTHER
+    kind = modality if known else "of no known kind"
+    sop_class = getattr(dataset.get("SOPClassUID"), "name", "")  # the dictionary's name, or the number itself
+    if modality == "" and "Image Storage" in sop_class and not any(word in sop_class for word in RADIOGRAPHY_CLASSES):
+        known, modality, kind = False, "other", sop_class
+    if modality not in RADIOGRAPHY:
+        if modality not in UNCERTAIN and not any_modality:
+            raise OtherModalityError(
+                path,
+                f"has modality {kind}; accepted: projection radiographs ({', '.join(RADIOGRAPHY)}), or anything with "
+                "any_modality=True",
+            )
+        flags.append("modality_uncertain" if modality in UNCERTAIN else "modality_not_radiography")
+    part, view = text(dataset, "BodyPartExamined"), text(dataset, "ViewPosition")
+    if part and not any(word in part for word in CHEST):
+        flags.append("body_part_not_chest")
+    if view in LATERAL:
+        flags.append("lateral_view")
+    if text(dataset, "BurnedInAnnotation") == "YES":
+        flags.append("burned_in_annotation")
+    orientation = dataset.get("PatientOrientation")
+    axes = [str(axis).upper() for axis in orientation] if type(orientation).__name__ == "MultiValue" else []
+    side = text(dataset, "ImageLaterality") or text(dataset, "Laterality")
+    if axes and axes[0][:1] == "R":
+        flags.append("patient_right_is_image_right")
+    return {
+        "modality": modality if known else "",
+        "body_part": "" if not part else next((word for word in CHEST if word in part), "other"),
+        "view": view if view in LATERAL + FRONTAL else "other" if view else "",
+        "laterality": side if side in ("L", "R", "U", "B") else "",
+        "patient_orientation": axes if len(axes) == 2 and all(set(axis) <= set("ALPRHF") for axis in axes) else [],
+    }
+
+
+@dataclass(frozen=True)
+class ImagePixel:
+    """The image pixel module's numbers."""
+
+    rows: int
+    columns: int
+    samples: int
+    allocated: int
+    stored: int
+    high_bit: int
+    signed: bool
+    frames: int
+
+
+def image_pixel(path: str, dataset) -> ImagePixel:
+    """Read the image pixel module and check its numbers against each other."""
+
+    def integer(name: str, default: int | None = None) -> int | None:
+        value = number(dataset, name)
+        return default if value is None else int(value)
+
+    if dataset.get("FloatPixelData") is not None or dataset.get("DoubleFloatPixelData") is not None:
+        raise UnsupportedImageError(path, "holds floating-point DICOM pixels; accepted: integers of 8 or 16 bits")
+    rows, columns, allocated = integer("Rows"), integer("Columns"), integer("BitsAllocated")
+    if rows is None or columns is None or allocated is None:
+        raise UnsupportedImageError(path, "is a DICOM file without an image (no Rows, Columns or BitsAllocated)")
+    samples = integer("SamplesPerPixel", 1)
+    if allocated not in (8, 16):
+        raise UnsupportedImageError(path, f"has BitsAllocated {allocated}; accepted: 8 or 16")
+    if samples not in (1, 3):
+        raise UnsupportedImageError(path, f"has SamplesPerPixel {samples}; accepted: 1 or 3")
+    stored = integer("BitsStored", allocated)
+    high_bit = integer("HighBit", stored - 1)
+    if not 1 <= stored <= allocated or not stored - 1 <= high_bit < allocated:
+        raise ImageReadError(
+            path, f"contradicts itself: BitsAllocated {allocated}, BitsStored {stored}, HighBit {high_bit}"
+        )
+    signed = integer("PixelRepresentation", 0) == 1
+    return ImagePixel(rows, columns, samples, allocated, stored, high_bit, signed, max(1, integer("NumberOfFrames", 1)))
+
+
+def set_tone(grey: Grey, dataset, raw_processing: bool, flags: list[str]) -> None:
+    """Modality, VOI, polarity and padding from the header."""
+    table = _table(dataset, "ModalityLUTSequence", grey.signed)
+    if table:
+        grey.modality_table = table[0]
+    else:
+        grey.slope, grey.intercept = number(dataset, "RescaleSlope", 1.0), number(dataset, "RescaleIntercept", 0.0)
+        if grey.slope == 0:
+            grey.slope = 1.0
+            flags.append("rescale_slope_unusable")
+    grey.tables = _table(dataset, "VOILUTSequence", grey.signed or grey.intercept < 0)
+    grey.windows = _windows(dataset)
+    grey.invert = (
+        text(dataset, "PhotometricInterpretation") == "MONOCHROME1"
+        or text(dataset, "PresentationLUTShape") == "INVERSE"
+    )
+    padding = number(dataset, "PixelPaddingValue")
+    if padding is not None:
+        limit = number(dataset, "PixelPaddingRangeLimit", padding)
+        grey.padding = (_wrap(int(padding), grey), _wrap(int(limit), grey))
+    if raw_processing:
+        flags.append("for_processing")
+        grey.use_voi = False
+        grey.log = text(dataset, "PixelIntensityRelationship") not in ("LOG", "DISP")
+        sign = number(dataset, "PixelIntensityRelationshipSign")
+        # sign +1: values rise with the X-ray intensity, so that dense is low and the image must be inverted
+        if sign in (1.0, -1.0) and (sign == 1.0) != grey.invert:
+            flags.append("polarity_contradiction")
+
+
+def _wrap(value: int, grey: Grey) -> int:
+    """A padding value as the stored bits read it (files write signed padding as unsigned and the other way round)."""
+    value &= 2**grey.bits - 1
+    return value - 2**grey.bits if grey.signed and value >= 2 ** (grey.bits - 1) else value
+
+
+def _windows(dataset) -> list[Window]:
+    lists = []
+    for name in ("WindowCenter", "WindowWidth"):
+        value = dataset.get(name)
+        if value is None or value == "":
+            return []
+        lists.append([float(v) for v in value] if type(value).__name__ == "MultiValue" else [float(value)])
+    function = text(dataset, "VOILUTFunction")
+    function = function if function in WINDOW_FUNCTIONS else "LINEAR"
+    return [Window(center, width, function) for center, width in zip(*lists, strict=False)]
+
+
+def _table(dataset, name: str, signed: bool) -> list[Table]:
+    tables = []
+    for item in dataset.get(name) or []:
+        descriptor, raw = item.get("LUTDescriptor"), item.get("LUTData")
+        if descriptor is None or raw is None or len(descriptor) != 3:
+            continue
+        count, first, bits = (int(value) for value in descriptor)
+        count = count & 0xFFFF or 65536  # 0 stands for 2**16; some writers store the count as signed
+        if isinstance(raw, bytes):
+            narrow = len(raw) < 2 * count  # 8-bit entries packed two to a word
+            raw = np.frombuffer(raw, "u1" if narrow else "<u2", count=min(count, len(raw) // (1 if narrow else 2)))
+        entries = (np.atleast_1d(np.asarray(raw, np.int64)) & 0xFFFF).astype(np.float64)[:count]
+        first = first - 65536 if signed and first > 32767 else first
+        if len(entries):
+            tables.append(Table(first, entries, bits))
+    return tables
+
+
+def spacing(dataset, flags: list[str]) -> tuple[float, float] | None:
+    """Pixel size in millimetres (row step, column step); the detector's own spacing first."""
+    for name in ("ImagerPixelSpacing", "PixelSpacing", "PixelAspectRatio"):
+        value = dataset.get(name)
+        if value is None or type(value).__name__ != "MultiValue" or len(value) != 2:
+            continue
+        try:
+            row, column = float(value[0]), float(value[1])
+        except (TypeError, ValueError):
+            row = column = 0.0
+        if row > 0 and column > 0 and math.isfinite(row) and math.isfinite(column) and 0.1 <= row / column <= 10:
+            return (row, column)
+        flags.append("pixel_spacing_unusable")
+    return None

@@ -1,0 +1,243 @@
+"""The encoders in timm's registry: ``timm.create_model("hdxray_vit_base_patch16_1280")`` after ``import hdxray_fast``.
+
+The models are this package's encoder over whole images, with a linear head and the other verbs that timm's training
+scripts use. Parameter names are the encoder's, and ``head.weight`` and ``head.bias``.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+from timm.layers import DropPath
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from ..errors import ArgumentError
+from ..models.encoder import Encoder
+from ..models.encoder_config import DEFAULTS, EncoderConfig, preset
+from ..models.layers import LayerScale, init_weights
+from ..models.presets import ENCODERS
+from ..weights.create import create_encoder
+
+__all__ = ["TimmEncoder"]  # timm adds the models' names
+
+POOLS = {"": None, "token": "cls", "avg": "mean", "map": "attention"}  # timm's names, and ours
+_NOT_HERE = ("keep", "margin", "pool")  # timm hands over pixels alone, and calls pooling global_pool
+
+default_cfgs = generate_default_cfgs(
+    {
+        f"hdxray_{name}_1280": {
+            "input_size": (1, 1280, 1280),
+            "fixed_input_size": True,
+            "num_classes": 0,
+            "pool_size": None,
+            "crop_pct": 1.0,
+            "crop_mode": "border",
+            "interpolation": "bicubic",
+            "mean": (0.5,),  # rough values for radiographs; weights say their own
+            "std": (0.25,),
+            "first_conv": "patch_embed.conv1" if settings["stem"] == "stem64" else "patch_embed.proj",
+            "classifier": "head",
+        }
+        for name, settings in ENCODERS.items()
+    }
+)
+
+
+class TimmEncoder(Encoder):
+    """:class:`hdxray_fast.models.encoder.Encoder` as timm's training scripts expect a model.
+
+    Args:
+        config: the encoder's settings; ``pool`` is ``"attention"`` for ``global_pool="map"`` and otherwise ``None``.
+        num_classes: outputs of the head; 0 for none.
+        global_pool: ``"token"``, ``"avg"``, ``"map"`` or ``""`` (tokens).
+        drop_rate: dropout before the head.
+        drop_path_rate: stochastic depth of the last block, rising from 0 in the first.
+    """
+
+    def __init__(
+        self, config: EncoderConfig, num_classes: int, global_pool: str, drop_rate: float, drop_path_rate: float
+    ) -> None:
+        super().__init__(config)
+        self.num_classes, self.global_pool = num_classes, global_pool
+        self.head_hidden_size = self.num_features
+        self.head_drop = nn.Dropout(drop_rate)
+        self.head = _head(self.num_features, num_classes)
+        self.feature_info = [
+            {"module": f"blocks.{i}", "num_chs": self.num_features, "reduction": self.patch_size}
+            for i in range(config.depth)
+        ]
+        for index, block in enumerate(self.blocks):
+            if rate := drop_path_rate * index / max(1, config.depth - 1):
+                block.ls1, block.ls2 = _with_drop_path(block.ls1, rate), _with_drop_path(block.ls2, rate)
+
+    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, num_classes], without head [B, D]
+        """Logits; features with ``num_classes=0``; tokens with ``global_pool=""`` as well."""
+        return self.forward_head(self.forward_features(x))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Tokens ``[B, num_prefix_tokens + P, D]`` to logits, or to what the head sees."""
+        x = self.head_drop(self._pooled(x))
+        return x if pre_logits else self.head(x)
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        if self.global_pool == "token":
+            return self.fc_norm(x[:, 0])
+        if self.global_pool == "avg":
+            return self.fc_norm(x[:, self.num_prefix_tokens :].mean(dim=1))
+        if self.global_pool == "map":
+            cu_seqlens = x.shape[1] * torch.arange(x.shape[0] + 1, dtype=torch.int32, device=x.device)
+            return self.fc_norm(self.attn_pool(x.flatten(0, 1), cu_seqlens, x.shape[1]))
+        return self.fc_norm(x)
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new head for another number of classes, and if wanted another pooling."""
+        if global_pool is not None and global_pool != self.global_pool:
+            _check_pool(global_pool, self.config.class_token)
+            if "map" in (global_pool, self.global_pool):
+                raise ArgumentError(
+                    f"global_pool: got {global_pool!r} in a model with {self.global_pool!r}; attention pooling has "
+                    "weights, create the model with it"
+                )
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        self.head = _head(self.num_features, num_classes).to(self.pos_embed)
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which parameters belong to which block, for learning rates that decay with depth."""
+        return {
+            "stem": r"^cls_token|^reg_token|^pos_embed|^patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|^fc_norm|^attn_pool", (99999,))],
+        }
+
+    def set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None) -> None:
+        """Take images of another size; the patch size stays."""
+        if patch_size not in (None, self.patch_size, (self.patch_size, self.patch_size)):
+            raise ArgumentError(f"patch_size: got {patch_size}, this model has {self.patch_size}")
+        if img_size is not None:
+            super().set_input_size(img_size if isinstance(img_size, int) else tuple(img_size))
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """Drop the blocks after the last one of ``indices``; returns them counted from 0."""
+        depth = len(self.blocks)
+        wanted = (
+            list(range(depth - indices, depth))
+            if isinstance(indices, int)
+            else [i + depth if i < 0 else i for i in indices]
+        )
+        if not wanted or not all(0 <= i < depth for i in wanted):
+            raise ArgumentError(f"indices: got {indices!r}, accepted are blocks 0 to {depth - 1} (or -{depth} to -1)")
+        self.blocks = self.blocks[: max(wanted) + 1]
+        if prune_norm:
+            self.norm = nn.Identity()
+        if prune_head:
+            self.fc_norm, self.head = nn.Identity(), nn.Identity()
+        return wanted
+
+
+class DropPathScale(LayerScale):
+    """LayerScale and stochastic depth in one, so that parameter names stay."""
+
+    def __init__(self, scale: LayerScale, rate: float) -> None:
+        nn.Module.__init__(self)
+        self.gamma, self.drop_path = scale.gamma, DropPath(rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop_path(super().forward(x))
+
+
+def _with_drop_path(scale: nn.Module, rate: float) -> nn.Module:
+    return DropPathScale(scale, rate) if isinstance(scale, LayerScale) else DropPath(rate)
+
+
+def _head(num_features: int, num_classes: int) -> nn.Module:
+    if not num_classes:
+        return nn.Identity()
+    head = nn.Linear(num_features, num_classes)
+    init_weights(head)
+    return head
+
+
+def _check_pool(global_pool: str, class_token: bool) -> None:
+    if global_pool not in POOLS:
+        raise ArgumentError(f"global_pool: got {global_pool!r}, accepted are {', '.join(map(repr, POOLS))}")
+    if global_pool == "token" and not class_token:
+        raise ArgumentError("global_pool: got 'token', but class_token is False; accepted are 'avg', 'map' and ''")
+
+
+def _build(
+    name: str,
+    weights: str | os.PathLike | None = None,
+    num_classes: int = 0,
+    global_pool: str | None = None,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    **settings: Any,
+) -> TimmEncoder:
+    if unfit := sorted(set(_NOT_HERE) & set(settings)):
+        raise ArgumentError(
+            f"{unfit[0]}: is no option here; pooling is called global_pool, and pruning is for "
+            "hdxray_fast.create_encoder, because timm's loaders know no contour"
+        )
+    if isinstance(settings.get("img_size"), list | tuple):
+        settings["img_size"] = tuple(settings["img_size"])
+    encoder = None
+    if weights is not None:
+        encoder = create_encoder(name, weights=weights, **settings)
+        config = encoder.config
+    else:
+        size = {option: settings.pop(option) for option in DEFAULTS if option in settings}
+        config = EncoderConfig(**DEFAULTS | size | preset(name, settings) | settings)
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+        raise ArgumentError(f"num_classes: got {num_classes!r}, accepted is an int of at least 0")
+    global_pool = global_pool if global_pool is not None else "token" if config.class_token else "avg"
+    _check_pool(global_pool, config.class_token)
+    config = replace(config, keep="all", pool="attention" if global_pool == "map" else None)
+    model = TimmEncoder(config, num_classes, global_pool, drop_rate, drop_path_rate)
+    if encoder:
+        model.load_report = encoder.load_report
+        model.load_state_dict(encoder.state_dict() | {n: t for n, t in model.state_dict().items() if _is_new(n)})
+    return model
+
+
+def _is_new(name: str) -> bool:
+    return name.startswith(("head.", "attn_pool."))
+
+
+def _for_head(tensors: dict[str, Tensor], model: TimmEncoder) -> dict[str, Tensor]:
+    """Weights of an encoder alone, for a model with a head of its own: the head stays as it is."""
+    tensors = tensors.get("state_dict", tensors.get("model", tensors))
+    return {n: t for n, t in model.state_dict().items() if _is_new(n)} | dict(tensors)
+
+
+def _entry(name: str):
+    def create(pretrained: bool = False, **kwargs: Any) -> TimmEncoder:
+        return build_model_with_cfg(
+            lambda **settings: _build(name, **settings),
+            f"hdxray_{name}_1280",
+            pretrained,
+            pretrained_filter_fn=_for_head,
+            feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
+            **kwargs,
+        )
+
+    create.__name__ = create.__qualname__ = f"hdxray_{name}_1280"
+    create.__doc__ = f"{name} of hdxray_fast for images of 1280 x 1280 pixels and one channel."
+    return create
+
+
+def register() -> None:
+    """Enter the models into timm's registry."""
+    for name in ENCODERS:
+        entry = _entry(name)
+        globals()[entry.__name__] = entry
+        register_model(entry)

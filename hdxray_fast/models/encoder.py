@@ -1,0 +1,482 @@
+"""The ViT encoder: images in, tokens out. Only the patches that are kept are ever read or computed.
+
+Parameter names and shapes are those of facebookresearch/mae (encoder half), so its checkpoints load as they are. The
+``stem64`` presets use the three-layer patch embedding of HD X-ray (https://arxiv.org/abs/2404.17926) with its names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import ArgumentError, ArgumentTypeError
+from ..ops.gather import gather_patches
+from ..ops.plan import MaskPlan
+from .encoder_config import EncoderConfig, fixed_scale
+from .layers import Block, init_weights
+from .packing import to_grid, token_rows
+from .patch_embed import build_patch_embed
+from .pool import AttentionPool, mean_pool
+from .positions import resample_positions, sincos_positions
+from .selection import checked_grid, every_patch, selected_patches
+
+
+class Tokens(NamedTuple):
+    """Packed tokens of a batch; class and register tokens come first in each sequence."""
+
+    values: Tensor  # [N_keep + B * num_prefix_tokens, D]
+    cu_seqlens: Tensor  # [B + 1] int32
+
+
+class Encoder(nn.Module):
+    """Vision transformer; see :func:`hdxray_fast.create_encoder`.
+
+    Attributes:
+        img_size: ``(height, width)`` in pixels.
+        patch_size: edge of a patch in pixels.
+        grid_size: ``(height, width)`` in patches.
+        embed_dim, num_features: width of a token.
+        num_prefix_tokens: class and register tokens in front of an image's patches.
+        keep: which patches it looks at when no plan is given: ``"all"``, ``"valid"`` or ``"contour"``; can be set.
+        margin: patches around the chest that ``"contour"`` keeps as well; can be set.
+        pool: ``None``, ``"cls"``, ``"mean"`` or ``"attention"``; can be set.
+        normalisation: ``"per_image"`` or ``(mean, std)`` of pixels on [0, 1]; how integer images are normalised when
+            no ``scale`` is given.
+        config: the settings that build this encoder again.
+        load_report: what became of the weights it was created with (a :class:`.LoadReport`), if any.
+    """
+
+    load_report: object | None = None
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        c = self.config = config
+        self.img_size, self.in_chans, self.patch_size = c.img_size, c.in_chans, c.patch_size
+        self.grid_size = c.grid_size
+        self.embed_dim = self.num_features = c.embed_dim
+        self.num_prefix_tokens = int(c.class_token) + c.reg_tokens
+        self.learned_positions, self.normalisation = c.learned_positions, c.normalisation
+        self.grad_checkpointing = False
+
+        self.patch_embed = build_patch_embed(c.stem, c.patch_size, c.in_chans, c.embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, c.embed_dim)) if c.class_token else None
+        self.reg_token = nn.Parameter(torch.zeros(1, c.reg_tokens, c.embed_dim)) if c.reg_tokens else None
+        self.pos_embed = nn.Parameter(
+            sincos_positions(c.embed_dim, self.grid_size, class_token=c.class_token).to(torch.get_default_dtype()),
+            requires_grad=c.learned_positions,
+        )  # [1, class_token + P, D]
+        self.blocks = nn.ModuleList(
+            Block(c.embed_dim, c.num_heads, c.mlp_ratio, c.qkv_bias, c.layer_scale, c.norm_eps) for _ in range(c.depth)
+        )
+        norm = nn.LayerNorm(c.embed_dim, eps=c.norm_eps)
+        self.norm, self.fc_norm = (nn.Identity(), norm) if c.fc_norm else (norm, nn.Identity())
+        if c.pool == "attention":
+            self.attn_pool = AttentionPool(c.embed_dim, c.num_heads)
+        self.apply(init_weights)
+        for token in (self.cls_token, self.reg_token):
+            if token is not None:
+                nn.init.normal_(token, std=0.02)
+
+    # --- what can be set later; kept in the config, which is what is saved -----------------------------------------
+    @property
+    def keep(self) -> str:
+        return self.config.keep
+
+    @keep.setter
+    def keep(self, value: str) -> None:
+        self.config = replace(self.config, keep=value)
+
+    @property
+    def margin(self) -> int:
+        return self.config.margin
+
+    @margin.setter
+    def margin(self, value: int) -> None:
+        self.config = replace(self.config, margin=value)
+
+    @property
+    def pool(self) -> str | None:
+        return self.config.pool
+
+    @pool.setter
+    def pool(self, value: str | None) -> None:
+        if value != self.config.pool and "attention" in (value, self.config.pool):
+            raise ArgumentError(
+                f"pool: got {value!r} in an encoder with {self.config.pool!r}; attention pooling has weights, create "
+                "the encoder with it"
+            )
+        self.config = replace(self.config, pool=value)
+
+    # --- images to features ---------------------------------------------------------------------------------------
+    def forward(
+        self,
+        images: Tensor,  # [B, C, H, W] uint8, uint16 or float
+        plan: MaskPlan | None = None,
+        scale: float | Tensor | None = None,
+        shift: float | Tensor | None = None,
+        *,
+        inside: Tensor | None = None,  # [B, gh, gw] bool
+        valid: Tensor | None = None,  # [B, gh, gw] bool
+    ) -> Tokens | Tensor:
+        """Encode the patches that ``plan`` keeps; without a plan those that ``keep`` says.
+
+        Args:
+            images: ``[B, C, H, W]``, any dtype that :func:`hdxray_fast.gather_patches` reads.
+            plan: which patches are kept; its grid must be the encoder's.
+            scale: the network sees ``pixel * scale + shift``; a number, or float32 ``[B]``. Left out, float images are
+                taken as they are, and integer images are normalised as ``normalisation`` says, ``"per_image"`` over
+                the patches that are ``valid``.
+            shift: see ``scale``.
+            inside: patches of the chest, for ``keep="contour"``; left out, contours are looked for in the images.
+            valid: patches that are no padding; left out, all.
+
+        Returns:
+            Without ``pool``: normalised tokens ``[N_keep + B * num_prefix_tokens, D]`` with their ``cu_seqlens``.
+            With ``pool``: features ``[B, D]``.
+        """
+        tokens, _, longest = self._encode(images, plan, scale, shift, inside, valid)
+        return tokens if self.pool is None else self.pool_tokens(tokens, self.pool, longest)
+
+    def pool_tokens(self, tokens: Tokens, pool: str, max_seqlen: int | None = None) -> Tensor:
+        """One feature per image, ``[B, D]``, from tokens of this encoder.
+
+        Args:
+            tokens: as :meth:`forward` gives them without ``pool``.
+            pool: ``"cls"``, ``"mean"`` (of the patches) or, in an encoder built with it, ``"attention"``.
+            max_seqlen: length of the longest sequence, if it is known.
+        """
+        if pool == "cls" and self.cls_token is not None:
+            return self.fc_norm(tokens.values.index_select(0, tokens.cu_seqlens[:-1]))
+        if pool == "mean":
+            return self.fc_norm(mean_pool(*tokens, self.num_prefix_tokens))
+        if pool == "attention" and self.pool == "attention":
+            return self.fc_norm(self.attn_pool(*tokens, max_seqlen))
+        raise ArgumentError(
+            f"pool: got {pool!r}, accepted are 'mean', 'cls' with a class token, and 'attention' in an encoder built "
+            "with pool='attention'"
+        )
+
+    def encode(
+        self,
+        images: Tensor,
+        plan: MaskPlan | None = None,
+        scale: float | Tensor | None = None,
+        shift: float | Tensor | None = None,
+    ) -> Tokens:
+        """Normalised tokens of the patches that ``plan`` keeps (all without one), whatever ``keep`` says."""
+        plan, scale, shift = self._inputs(images, plan, scale, shift, None, None, keep="all")
+        return self._run_blocks(images, plan, scale, shift)[0]
+
+    def forward_features(
+        self,
+        images: Tensor,
+        plan: MaskPlan | None = None,
+        scale: float | Tensor | None = None,
+        shift: float | Tensor | None = None,
+        *,
+        inside: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> Tensor:
+        """Normalised tokens as timm gives them, ``[B, num_prefix_tokens + P, D]``; arguments as for :meth:`forward`.
+
+        Patches that are not kept are zero.
+        """
+        tokens, plan, _ = self._encode(images, plan, scale, shift, inside, valid)
+        prefix, grid = self._to_dense(tokens.values, plan)
+        return torch.cat([prefix, grid], dim=1)
+
+    def forward_intermediates(
+        self,
+        images: Tensor,
+        indices: int | list[int] | tuple[int, ...] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+        *,
+        plan: MaskPlan | None = None,
+        scale: float | Tensor | None = None,
+        shift: float | Tensor | None = None,
+        inside: Tensor | None = None,
+        valid: Tensor | None = None,
+    ) -> list | tuple[Tensor, list]:
+        """Outputs of some blocks on the full grid, with timm's arguments and meanings.
+
+        Args:
+            images: as for :meth:`forward`.
+            indices: blocks, counted from 0 or from the end; an int takes that many from the end; ``None`` takes all.
+            return_prefix_tokens: give ``(map, prefix [B, num_prefix_tokens, D])`` for each block.
+            norm: apply the final norm to each.
+            stop_early: leave out the blocks after the last one asked for.
+            output_fmt: ``"NCHW"`` for ``[B, D, gh, gw]``, ``"NLC"`` for ``[B, gh * gw, D]``.
+            intermediates_only: give the list alone.
+            plan, scale, shift, inside, valid: as for :meth:`forward`.
+
+        Returns:
+            ``(features, intermediates)`` with features as from :meth:`forward_features`, or the list alone. Patches
+            that are not kept are zero.
+        """
+        if output_fmt not in ("NCHW", "NLC"):
+            raise ArgumentError(f"output_fmt: got {output_fmt!r}, accepted are 'NCHW' and 'NLC'")
+        wanted = _block_indices(indices, len(self.blocks))
+        plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
+        x, cu_seqlens, longest = self._start(images, plan, scale, shift)
+        intermediates = []
+        for index, block in enumerate(self.blocks):
+            if stop_early and index > max(wanted):
+                break
+            x = self._run(block, x, cu_seqlens, longest)
+            if index in wanted:
+                prefix, grid = self._to_dense(self.norm(x) if norm else x, plan)
+                if output_fmt == "NCHW":
+                    grid = grid.unflatten(1, self.grid_size).permute(0, 3, 1, 2)  # [B, P, D] -> [B, D, gh, gw]
+                intermediates.append((grid, prefix) if return_prefix_tokens else grid)
+        if intermediates_only:
+            return intermediates
+        return torch.cat(self._to_dense(self.norm(x), plan), dim=1), intermediates
+
+    def forward_maps(
+        self, images: Tensor, plan: MaskPlan, scale: float | Tensor = 1.0, shift: float | Tensor = 0.0
+    ) -> tuple[list[Tensor], Tensor]:
+        """As :meth:`forward`, with the tokens at every depth.
+
+        Returns:
+            ``depth + 1`` maps ``[N_keep + B, D]`` and their ``cu_seqlens [B + 1]`` int32: the embedded patches, the
+            output of every block but the last, and the normalised output of the last, which is what
+            :meth:`forward` returns.
+        """
+        self.check_images(images)
+        self._check_plan(images, plan)
+        tokens = self.embed(images, plan, scale, shift)
+        maps = [tokens.values]
+        for block in self.blocks:
+            maps.append(self._run(block, maps[-1], tokens.cu_seqlens, plan.longest[0] + self.num_prefix_tokens))
+        maps[-1] = self.norm(maps[-1])
+        return maps, tokens.cu_seqlens
+
+    def embed(self, images: Tensor, plan: MaskPlan, scale: float | Tensor = 1.0, shift: float | Tensor = 0.0) -> Tokens:
+        """Kept patches as tokens with positions, prefix tokens put in front of each sequence."""
+        rows = gather_patches(images, plan, scale=scale, shift=shift, out_dtype=self._rows_dtype(images.device))
+        first = self.pos_embed.shape[1] - self.grid_size[0] * self.grid_size[1]
+        positions = self.pos_embed[0].index_select(0, plan.keep_ids + first)
+        patches = self.patch_embed(rows) + positions  # [N_keep, D]
+        patch_rows, prefix_rows, cu_seqlens = token_rows(plan.keep_cu_seqlens, patches.shape[0], self.num_prefix_tokens)
+        if not self.num_prefix_tokens:
+            return Tokens(patches, cu_seqlens)
+        prefix = self._prefix().to(patches.dtype).repeat(plan.batch_size, 1)  # [B * num_prefix_tokens, D]
+        values = patches.new_empty(patches.shape[0] + prefix.shape[0], self.embed_dim)
+        values = values.index_copy(0, patch_rows, patches).index_copy(0, prefix_rows, prefix)
+        return Tokens(values, cu_seqlens)
+
+    # --- timm's verbs -----------------------------------------------------------------------------------------------
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay leaves alone."""
+        return {"pos_embed", "cls_token", "reg_token", "attn_pool.query"}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute each block again in the backward pass instead of keeping what it needs."""
+        self.grad_checkpointing = enable
+
+    def set_drop_path(self, rate: float = 0.0) -> None:
+        """Stochastic depth while training: ``rate`` in the last block, rising to it from 0 in the first."""
+        if not 0 <= rate < 1:
+            raise ArgumentError(f"drop_path: got {rate}, accepted is a share from 0 to below 1")
+        for index, block in enumerate(self.blocks):
+            block.drop_path = rate * index / max(1, len(self.blocks) - 1)
+
+    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
+        """Take images of another size: fixed positions are made anew, learned ones resampled (bicubic)."""
+        config = replace(self.config, img_size=img_size)
+        grid = config.grid_size
+        if config == self.config:
+            return
+        if self.learned_positions:
+            table = resample_positions(self.pos_embed.detach(), self.grid_size, grid)
+        else:
+            table = sincos_positions(self.embed_dim, grid, class_token=self.cls_token is not None).to(self.pos_embed)
+        self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
+        self.config, self.img_size, self.grid_size = config, config.img_size, grid
+
+    def forward_hidden(
+        self,
+        images: Tensor,
+        plan: MaskPlan | None = None,
+        scale: float | Tensor | None = None,
+        shift: float | Tensor | None = None,
+        *,
+        inside: Tensor | None = None,
+        valid: Tensor | None = None,
+        all_depths: bool = False,
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Tokens, a feature of each image, and what lies between them and the pixels; arguments as for :meth:`forward`.
+
+        Args:
+            all_depths: give the embedded patches and the output of each block too, not normalised.
+
+        Returns:
+            ``(tokens [B, num_prefix_tokens + P, D], features [B, D], hidden)``: normalised tokens, zero for patches
+            that are not kept; features pooled as ``pool`` says, without one from the class token, or in an encoder
+            without it the mean of the kept patches; ``depth + 1`` tensors like the tokens, or none.
+        """
+        plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
+        x, cu_seqlens, longest = self._start(images, plan, scale, shift)
+        states = [x] if all_depths else []
+        for block in self.blocks:
+            x = self._run(block, x, cu_seqlens, longest)
+            if all_depths:
+                states.append(x)
+        tokens = self._packed(self.norm(x), cu_seqlens)
+        pool = self.pool or ("mean" if self.cls_token is None else "cls")
+        hidden = [torch.cat(self._to_dense(state, plan), dim=1) for state in states]
+        return torch.cat(self._to_dense(tokens.values, plan), dim=1), self.pool_tokens(tokens, pool, longest), hidden
+
+    # --- the parts --------------------------------------------------------------------------------------------------
+    def _encode(self, images, plan, scale, shift, inside, valid) -> tuple[Tokens, MaskPlan | None, int]:
+        """Tokens, the plan (None if every patch was kept), and the length of the longest sequence."""
+        plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
+        return self._run_blocks(images, plan, scale, shift)
+
+    def _run_blocks(self, images, plan, scale, shift) -> tuple[Tokens, MaskPlan | None, int]:
+        x, cu_seqlens, longest = self._start(images, plan, scale, shift)
+        for block in self.blocks:
+            x = self._run(block, x, cu_seqlens, longest)
+        return self._packed(self.norm(x), cu_seqlens), plan, longest
+
+    @staticmethod
+    def _packed(x: Tensor, cu_seqlens: Tensor | None) -> Tokens:
+        """Dense tokens ``[B, S, D]``, which have no ``cu_seqlens``, as packed ones: the view of them costs nothing."""
+        if cu_seqlens is None:
+            cu_seqlens = x.shape[1] * torch.arange(x.shape[0] + 1, dtype=torch.int32, device=x.device)
+            x = x.flatten(0, 1)
+        return Tokens(x, cu_seqlens)
+
+    def _start(self, images, plan, scale, shift) -> tuple[Tensor, Tensor | None, int]:
+        """Embedded tokens: packed ``[N, D]`` with cu_seqlens, or dense ``[B, S, D]`` without if there is no plan."""
+        if plan is not None:
+            tokens = self.embed(images, plan, scale, shift)
+            return tokens.values, tokens.cu_seqlens, plan.longest[0] + self.num_prefix_tokens
+        plan = every_patch(images.shape[0], self.grid_size, self.patch_size, images.device)
+        rows = gather_patches(images, plan, scale=scale, shift=shift, out_dtype=self._rows_dtype(images.device))
+        x = self.add_prefix(self.patch_embed(rows).unflatten(0, (images.shape[0], plan.max_keep)))
+        return x, None, x.shape[1]
+
+    def add_prefix(self, patches: Tensor) -> Tensor:  # [B, P, D] -> [B, num_prefix_tokens + P, D]
+        """Embedded patches of whole images with their positions, behind the prefix tokens."""
+        first = self.pos_embed.shape[1] - patches.shape[1]
+        patches = patches + self.pos_embed[:, first:]
+        if not self.num_prefix_tokens:
+            return patches
+        prefix = self._prefix().to(patches.dtype).expand(patches.shape[0], -1, -1)
+        return torch.cat([prefix, patches], dim=1)
+
+    def _prefix(self) -> Tensor:  # [num_prefix_tokens, D]
+        tokens = []
+        if self.cls_token is not None:
+            tokens.append(self.cls_token[0] + self.pos_embed[0, :1])
+        if self.reg_token is not None:
+            tokens.append(self.reg_token[0])
+        return torch.cat(tokens)
+
+    def _run(self, block: Block, x: Tensor, cu_seqlens: Tensor | None, longest: int) -> Tensor:
+        if self.grad_checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, cu_seqlens, longest, use_reentrant=False)
+        return block(x, cu_seqlens, longest)
+
+    def _to_dense(self, x: Tensor, plan: MaskPlan | None) -> tuple[Tensor, Tensor]:
+        """Prefix tokens ``[B, num_prefix_tokens, D]`` and patches on the full grid ``[B, P, D]``."""
+        prefix, patches = self.num_prefix_tokens, self.grid_size[0] * self.grid_size[1]
+        if plan is None:
+            x = x.view(-1, prefix + patches, self.embed_dim)
+            return x[:, :prefix], x[:, prefix:]
+        patch_rows, prefix_rows, _ = token_rows(plan.keep_cu_seqlens, plan.keep_ids.shape[0], prefix)
+        grid = to_grid(x.index_select(0, patch_rows), plan.keep_ids, plan.keep_cu_seqlens, patches)
+        return x.index_select(0, prefix_rows).unflatten(0, (plan.batch_size, prefix)), grid
+
+    # --- what comes in ----------------------------------------------------------------------------------------------
+    def _inputs(self, images, plan, scale, shift, inside, valid, keep: str | None = None):
+        """Plan (None for every patch), scale and shift, checked and filled in."""
+        keep = keep or self.keep
+        self.check_images(images)
+        if plan is not None:
+            self._check_plan(images, plan)
+        elif keep != "all":
+            plan = selected_patches(keep, images, self.grid_size, self.patch_size, inside, valid, self.margin)
+        if scale is None and shift is None:
+            scale, shift = self.pixel_scale(images, valid)
+        return plan, 1.0 if scale is None else scale, 0.0 if shift is None else shift
+
+    def pixel_scale(self, images: Tensor, valid: Tensor | None = None) -> tuple[float | Tensor, float | Tensor]:
+        """``(scale, shift)`` that normalise ``images``: the identity for float images.
+
+        ``"per_image"`` takes mean and deviation over the ``valid`` patches (bool ``[B, gh, gw]``), or over all.
+        """
+        if images.is_floating_point():
+            return 1.0, 0.0
+        white = 255.0 if images.dtype == torch.uint8 else 65535.0
+        if self.normalisation != "per_image":
+            return fixed_scale(self.normalisation, white)
+        if valid is None:
+            std, mean = torch.std_mean(images.float().flatten(1), dim=1, correction=0)  # [B] each
+        else:
+            std, mean = _std_mean_of_patches(images, checked_grid("valid", valid, (len(images), *self.grid_size)))
+        std = std.clamp(min=white / 255)  # a flat image stays finite
+        return 1.0 / std, -mean / std
+
+    def check_images(self, images: Tensor) -> None:
+        """Raise an error naming ``images`` unless they have the shape this encoder takes."""
+        expected = (self.in_chans, *self.img_size)
+        if not isinstance(images, Tensor):
+            raise ArgumentTypeError(f"images: got {type(images).__name__}, accepted is a torch.Tensor [B, C, H, W]")
+        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+            raise ArgumentError(
+                f"images: got shape {list(images.shape)}, this encoder takes [B, {', '.join(map(str, expected))}]; "
+                "create it with the img_size and in_chans of the images"
+            )
+
+    def _check_plan(self, images: Tensor, plan: MaskPlan) -> None:
+        if not isinstance(plan, MaskPlan):
+            raise ArgumentTypeError(f"plan: got {type(plan).__name__}, accepted is a MaskPlan (see plan_masks) or None")
+        if tuple(plan.grid_size) != self.grid_size or plan.patch_size != self.patch_size:
+            raise ArgumentError(
+                f"plan: is for a {plan.grid_size[0]} x {plan.grid_size[1]} grid of {plan.patch_size}-px patches, "
+                f"this encoder has a {self.grid_size[0]} x {self.grid_size[1]} grid of {self.patch_size}-px patches"
+            )
+        if plan.batch_size != images.shape[0]:
+            raise ArgumentError(f"plan: is for {plan.batch_size} images, images has {images.shape[0]}")
+
+    def _rows_dtype(self, device: torch.device) -> torch.dtype:
+        """What the first matrix product computes in, so that the gathered rows are written once in the right dtype."""
+        if torch.is_autocast_enabled(device.type):
+            return torch.get_autocast_dtype(device.type)
+        return self.pos_embed.dtype
+
+
+def _std_mean_of_patches(images: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:  # [B, C, H, W], [B, gh, gw]
+    """Deviation and mean ``[B]`` over the valid patches; of an image without any, over all."""
+    valid = valid.to(images.device)
+    valid = valid | ~valid.flatten(1).any(1)[:, None, None]
+    side = images.shape[2] // valid.shape[1]
+    chosen = valid.repeat_interleave(side, 1).repeat_interleave(side, 2).unsqueeze(1)  # [B, 1, H, W]
+    pixels = images.float()
+    count = chosen.sum((1, 2, 3)) * images.shape[1]
+    mean = (pixels * chosen).sum((1, 2, 3)) / count
+    variance = ((pixels - mean[:, None, None, None]).square() * chosen).sum((1, 2, 3)) / count
+    return variance.sqrt(), mean
+
+
+def _block_indices(indices: int | list[int] | tuple[int, ...] | None, depth: int) -> set[int]:
+    if indices is None:
+        return set(range(depth))
+    counted = [indices] if isinstance(indices, int) else list(indices) if isinstance(indices, Iterable) else [None]
+    if not all(isinstance(index, int) for index in counted):
+        raise ArgumentTypeError(f"indices: got {indices!r}, accepted are an int, a list of ints and None")
+    wanted = range(depth - indices, depth) if isinstance(indices, int) else [i + depth if i < 0 else i for i in counted]
+    if not wanted or not all(0 <= i < depth for i in wanted):
+        raise ArgumentError(f"indices: got {indices!r}, accepted are blocks 0 to {depth - 1} (or -{depth} to -1)")
+    return set(wanted)

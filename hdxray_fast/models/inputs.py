@@ -1,0 +1,116 @@
+"""What an encoder wants of an image: channels, the plan of the patches to look at, scale and shift, decided here alone.
+
+radiographs ──as_batch──▶ batch ──encoder_inputs──▶ images, plan, scale, shift ──▶ encoder
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..ops.plan import MaskPlan
+from .encoder import Encoder
+from .selection import selected_patches
+
+
+class Pictured(Protocol):
+    """A radiograph as it was read: see :class:`hdxray_fast.data.radiographs.Radiograph`."""
+
+    pixels: np.ndarray  # [S, S] uint8
+    inside: np.ndarray  # [S / patch_size, S / patch_size] bool, patches of the chest
+    valid: np.ndarray  # [S / patch_size, S / patch_size] bool, patches that are no padding
+    scale: float
+    shift: float
+
+
+class EncoderInputs(NamedTuple):
+    """The arguments of :meth:`.Encoder.encode`, and of the models built on it, in their order.
+
+    Attributes:
+        images: ``[B, C, S, S]``, of the dtype of the pixels; the channels are views of one.
+        plan: of the patches to look at; ``None`` for all.
+        scale: ``[B] float32``, ``pixels * scale + shift`` is what the encoder was trained on; ``None`` where it knows
+            by itself.
+        shift: likewise.
+    """
+
+    images: Tensor
+    plan: MaskPlan | None
+    scale: Tensor | None
+    shift: Tensor | None
+
+
+def as_batch(radiographs: Sequence[Pictured], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    """Radiographs of one size as a batch.
+
+    Returns:
+        ``pixels [B, 1, S, S] uint8``, ``scale`` and ``shift`` ``[B] float32`` on ``device``; ``inside`` and ``valid``
+        ``[B, gh, gw] bool`` on the CPU, where plans are made.
+    """
+    batch = {"pixels": torch.from_numpy(np.stack([item.pixels for item in radiographs])).unsqueeze(1).to(device)}
+    for name in ("inside", "valid"):
+        batch[name] = torch.from_numpy(np.stack([getattr(item, name) for item in radiographs]))
+    for name in ("scale", "shift"):
+        numbers = [getattr(item, name) for item in radiographs]
+        batch[name] = torch.tensor(numbers, dtype=torch.float32, device=device)
+    return batch
+
+
+def encoder_inputs(encoder: Encoder, batch: Mapping[str, Tensor], keep: str | None = None) -> EncoderInputs:
+    """What ``encoder`` is shown of a batch.
+
+    Args:
+        encoder: its ``in_chans``, ``keep``, ``margin`` and ``normalisation`` decide.
+        batch: ``pixels [B, 1, S, S]``, ``inside`` and ``valid`` ``[B, gh, gw] bool``, ``scale`` and ``shift``
+            ``[B] float32``, those of the patches that are no padding; further entries are passed over.
+        keep: ``"all"``, ``"valid"`` or ``"contour"`` instead of the encoder's.
+
+    Raises:
+        ArgumentError: the images are not of the encoder's size.
+    """
+    images = all_channels(encoder, batch["pixels"])
+    plan = patches_to_keep(encoder, images, batch["inside"], batch["valid"], keep)
+    return EncoderInputs(images, plan, *own_scale(encoder, batch))
+
+
+def all_channels(encoder: Encoder, pixels: Tensor) -> Tensor:
+    """``[B, 1, S, S]`` as ``[B, in_chans, S, S]``, without a copy."""
+    return pixels.expand(-1, encoder.in_chans, -1, -1)
+
+
+def own_scale(encoder: Encoder, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor] | tuple[None, None]:
+    """``scale`` and ``shift`` of a batch where each image has its own, as in pre-training; else the encoder's stand."""
+    if encoder.normalisation == "per_image":
+        return batch["scale"], batch["shift"]
+    return None, None
+
+
+def patches_to_keep(
+    encoder: Encoder, images: Tensor, inside: Tensor | None, valid: Tensor | None, keep: str | None = None
+) -> MaskPlan | None:
+    """The plan of the patches of ``images [B, C, S, S]`` to look at; ``None`` for all of them.
+
+    Args:
+        encoder: tells which, unless ``keep`` does.
+        inside: bool ``[B, gh, gw]``, patches of the chest; ``None`` looks for them in the images.
+        valid: bool ``[B, gh, gw]``, patches that are no padding; ``None`` for all.
+        keep: ``"all"``, ``"valid"`` or ``"contour"``.
+    """
+    keep = keep or encoder.keep
+    if keep == "all":
+        return None
+    encoder.check_images(images)
+    return selected_patches(keep, images, encoder.grid_size, encoder.patch_size, inside, valid, encoder.margin)
+
+
+def standardised(encoder: Encoder, batch: Mapping[str, Tensor]) -> Tensor:
+    """``pixels`` of a batch as the encoder was trained on, ``[B, 1, S, S] float32``."""
+    scale, shift = own_scale(encoder, batch)
+    if scale is None:
+        scale, shift = (torch.as_tensor(value) for value in encoder.pixel_scale(batch["pixels"]))
+    scale, shift = (value.to(batch["pixels"].device).reshape(-1, 1, 1, 1) for value in (scale, shift))
+    return batch["pixels"].float() * scale + shift

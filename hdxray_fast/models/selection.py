@@ -1,0 +1,86 @@
+"""Which patches an encoder looks at when no mask plan is given: all, the valid ones, or those of the chest."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import ArgumentError, ArgumentTypeError
+from ..ops.mask_plan import plan_masks
+from ..ops.plan import MaskPlan
+
+
+def every_patch(batch: int, grid_size: tuple[int, int], patch_size: int, device: torch.device) -> MaskPlan:
+    """The plan that keeps every patch; it is made on the device without waiting for it."""
+    patches = grid_size[0] * grid_size[1]
+    ids = torch.arange(patches, dtype=torch.int32, device=device).repeat(batch)
+    cu_seqlens = patches * torch.arange(batch + 1, dtype=torch.int32, device=device)
+    return MaskPlan(ids, cu_seqlens, ids[:0], torch.zeros_like(cu_seqlens), grid_size, patch_size, patches, 0)
+
+
+def selected_patches(
+    keep: str,
+    images: Tensor,
+    grid_size: tuple[int, int],
+    patch_size: int,
+    inside: Tensor | None,
+    valid: Tensor | None,
+    margin: int,
+) -> MaskPlan:
+    """The plan that keeps the valid patches, or those inside the chest contour and ``margin`` patches around it.
+
+    Args:
+        keep: ``"valid"`` or ``"contour"``.
+        images: ``[B, C, H, W]``; looked at only for ``"contour"`` without ``inside``, and then uint8 or uint16.
+        grid_size: patches of an image.
+        patch_size: their side, pixels.
+        inside: bool ``[B, gh, gw]``, patches of the chest.
+        valid: bool ``[B, gh, gw]``, patches that are no padding; left out, all.
+        margin: patches.
+
+    Returns:
+        A plan on the device of ``images``; an image without any wanted patch keeps one.
+    """
+    batch = images.shape[0]
+    shape = (batch, *grid_size)
+    valid = torch.ones(shape, dtype=torch.bool) if valid is None else checked_grid("valid", valid, shape)
+    if keep == "valid":
+        wanted = valid
+    else:
+        inside = _find_inside(images, patch_size) if inside is None else checked_grid("inside", inside, shape)
+        wanted = inside.to(valid.device)
+        if margin:
+            spread = F.max_pool2d(wanted.float().unsqueeze(1), 2 * margin + 1, stride=1, padding=margin)
+            wanted = spread.squeeze(1) > 0
+    # inside is kept whole, outside not at all
+    plan = plan_masks(wanted, valid, ratio_inside=0.0, ratio_outside=1.0, predict=0.0, patch_size=patch_size)
+    return plan.to(images.device)
+
+
+def checked_grid(name: str, value: Tensor | np.ndarray, shape: tuple[int, int, int]) -> Tensor:
+    """``value`` as a bool tensor of ``shape``, or an error that begins with ``name``."""
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(f"{name}: got {type(value).__name__}, accepted is a bool tensor or array {list(shape)}")
+    if value.dtype != torch.bool or tuple(value.shape) != shape:
+        raise ArgumentError(f"{name}: got {value.dtype} {list(value.shape)}, accepted is bool {list(shape)}")
+    return value
+
+
+def _find_inside(images: Tensor, patch_size: int) -> Tensor:
+    """Chest contours of the images' first channel, bool ``[B, gh, gw]`` on the CPU."""
+    if images.dtype not in (torch.uint8, torch.uint16) or images.shape[2] != images.shape[3]:
+        raise ArgumentError(
+            f"inside: is needed for keep='contour' with images of {images.dtype} {list(images.shape)}; it is found by "
+            "itself on square uint8 and uint16 images only (see hdxray_fast.find_contour)"
+        )
+    from ..images.canvas import Canvas
+    from ..images.contour import find_contours
+
+    side = images.shape[2]
+    canvases = [Canvas(image[0].cpu().numpy(), (0, 0, side, side), {}) for image in images]
+    contours = find_contours(canvases, patch_size=patch_size)
+    return torch.from_numpy(np.stack([contour.inside for contour in contours]))

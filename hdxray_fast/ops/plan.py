@@ -1,0 +1,200 @@
+"""What a mask plan is: the kept and the predicted patches of a batch, packed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError, ArgumentTypeError
+
+MAX_PATCH_SIZE = 256  # csrc/common/patches.h holds the same limits
+
+
+@dataclass(frozen=True, eq=False)  # tensors do not compare to one truth value
+class MaskPlan:
+    """The patches of a batch, packed: images follow each other without padding, `cu_seqlens` says where each begins.
+
+    A plan made on a GPU with upper bounds has *slack*: ``keep_ids`` and ``predict_ids`` are longer than the last entry
+    of their ``cu_seqlens``, so that their length is known without waiting for the GPU. Ids in the slack are 0 and stand
+    for nothing: ops write zeros for these rows and leave them out of losses and gradients. Plans on the CPU have none.
+
+    Attributes:
+        keep_ids: ``[N_keep]`` int32, ids of the patches the encoder sees; row-major in the image's own grid, ascending
+            within each image.
+        keep_cu_seqlens: ``[B+1]`` int32; image b owns ``keep_ids[keep_cu_seqlens[b]:keep_cu_seqlens[b+1]]``.
+        predict_ids: ``[N_predict]`` int32, ids of the patches the decoder predicts, packed likewise.
+        predict_cu_seqlens: ``[B+1]`` int32.
+        grid_size: ``(H/p, W/p)``.
+        patch_size: p, in pixels.
+        max_keep: kept patches of the image that keeps most, or an upper bound of it.
+        max_predict: predicted patches of the image that has most, or an upper bound of it.
+        longest: ``max_keep`` and ``max_predict`` rounded up to steps of 128. A compiled model is bound to the numbers
+            that it looks at, and these rarely differ from batch to batch.
+
+    Raises:
+        ArgumentError, ArgumentTypeError: an attribute is not as described. The values of tensors on a GPU are not
+        looked at.
+    """
+
+    keep_ids: Tensor
+    keep_cu_seqlens: Tensor
+    predict_ids: Tensor
+    predict_cu_seqlens: Tensor
+    grid_size: tuple[int, int]
+    patch_size: int
+    max_keep: int
+    max_predict: int
+
+    def __post_init__(self) -> None:
+        for name in ("keep_ids", "keep_cu_seqlens", "predict_ids", "predict_cu_seqlens"):
+            tensor = getattr(self, name)
+            check_tensor(f"plan.{name}", tensor, (torch.int32,))
+            if tensor.ndim != 1 or not tensor.is_contiguous():
+                raise ArgumentError(f"plan.{name}: got shape {tuple(tensor.shape)}, accepted is a contiguous vector")
+            if tensor.device != self.keep_ids.device:
+                raise ArgumentError(
+                    f"plan.{name}: is on {tensor.device}, but plan.keep_ids is on {self.keep_ids.device}"
+                )
+        if not 1 <= self.keep_cu_seqlens.shape[0] == self.predict_cu_seqlens.shape[0]:
+            raise ArgumentError(
+                f"plan.predict_cu_seqlens: has {self.predict_cu_seqlens.shape[0]} entries and plan.keep_cu_seqlens "
+                f"{self.keep_cu_seqlens.shape[0]}; both need batch + 1"
+            )
+        if not torch.compiler.is_compiling():  # there, sizes are symbols
+            self._check_sizes()
+        object.__setattr__(self, "longest", (_step(self.max_keep), _step(self.max_predict)))
+
+    def _check_sizes(self) -> None:
+        checked_grid_size("plan.grid_size", self.grid_size)
+        checked_integer("plan.patch_size", self.patch_size, 1, MAX_PATCH_SIZE + 1)
+        for which in ("keep", "predict"):
+            bound = checked_integer(f"plan.max_{which}", getattr(self, f"max_{which}"), 0, 2**31)
+            total = getattr(self, f"{which}_ids").shape[0]
+            if total > self.batch_size * bound:
+                raise ArgumentError(
+                    f"plan.max_{which}: got {bound}, but plan.{which}_ids holds {total} ids for "
+                    f"{self.batch_size} images"
+                )
+            cu_seqlens = getattr(self, f"{which}_cu_seqlens")
+            if type(cu_seqlens) is Tensor and cu_seqlens.device.type == "cpu":  # not a compiler's stand-in
+                counts = np.diff(cu_seqlens.numpy())
+                # cu_seqlens that fall are the ops' to name
+                if counts.min(initial=0) >= 0 and counts.max(initial=0) > bound:
+                    raise ArgumentError(f"plan.max_{which}: got {bound}, but an image has {counts.max()} patches")
+
+    @classmethod
+    def unchecked(cls, *values: object) -> MaskPlan:
+        """For what was just made to be right: the checks take as long as a small plan."""
+        plan = object.__new__(cls)
+        plan.__dict__.update(zip(cls.__dataclass_fields__, values, strict=True))
+        plan.__dict__["longest"] = _step(plan.max_keep), _step(plan.max_predict)
+        return plan
+
+    @property
+    def batch_size(self) -> int:
+        return self.keep_cu_seqlens.shape[0] - 1
+
+    @property
+    def device(self) -> torch.device:
+        return self.keep_ids.device
+
+    @property
+    def keep_counts(self) -> Tensor:
+        """Kept patches of each image, ``[B]`` int32."""
+        return self.keep_cu_seqlens.diff()
+
+    @property
+    def predict_counts(self) -> Tensor:
+        """Predicted patches of each image, ``[B]`` int32."""
+        return self.predict_cu_seqlens.diff()
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> MaskPlan:
+        """The plan with its tensors on `device`.
+
+        From a GPU to the CPU this waits for the plan, drops its slack, and makes ``max_keep`` and ``max_predict`` what
+        the images have.
+        """
+        if torch.device(device).type == "cpu" and self.device.type != "cpu":
+            keep_ids, keep_cu, max_keep = fetch_packed(self.keep_ids, self.keep_cu_seqlens)
+            predict_ids, predict_cu, max_predict = fetch_packed(self.predict_ids, self.predict_cu_seqlens)
+            return MaskPlan(
+                keep_ids, keep_cu, predict_ids, predict_cu, self.grid_size, self.patch_size, max_keep, max_predict
+            )
+        return self._with(lambda t: t.to(device, non_blocking=non_blocking))
+
+    def mark_dynamic(self) -> MaskPlan:
+        """The same plan, with its numbers of patches marked as changing from batch to batch for ``torch.compile``.
+
+        Without it a compiled model is compiled again for the second number that it meets, and only then for any.
+        """
+        import torch._dynamo
+
+        for ids in (self.keep_ids, self.predict_ids):
+            torch._dynamo.maybe_mark_dynamic(ids, 0)
+        return self
+
+    def pin_memory(self) -> MaskPlan:
+        """The plan in page-locked memory (a DataLoader with ``pin_memory=True`` calls this)."""
+        return self._with(lambda t: t.pin_memory())
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> MaskPlan:
+        return replace(
+            self,
+            keep_ids=change(self.keep_ids),
+            keep_cu_seqlens=change(self.keep_cu_seqlens),
+            predict_ids=change(self.predict_ids),
+            predict_cu_seqlens=change(self.predict_cu_seqlens),
+        )
+
+
+# --- arguments --------------------------------------------------------------------------------------------------------
+def dtype_names(dtypes) -> str:
+    return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
+
+
+def check_tensor(name: str, value: Any, dtypes, device: torch.device | None = None) -> Tensor:
+    """`value`, if it is a tensor of one of `dtypes` on `device`."""
+    if not isinstance(value, Tensor):
+        raise ArgumentTypeError(f"{name}: got {type(value).__name__}, accepted is a torch.Tensor")
+    if value.dtype not in dtypes:
+        raise ArgumentError(f"{name}: got dtype {dtype_names([value.dtype])}, accepted are {dtype_names(dtypes)}")
+    if device is not None and value.device != device:
+        raise ArgumentError(f"{name}: got a tensor on {value.device}, accepted is {device}, where the images are")
+    return value
+
+
+def checked_integer(name: str, value: object, low: int, above: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise ArgumentTypeError(f"{name}: got {type(value).__name__}, accepted is an integer")
+    if not low <= value < above:
+        raise ArgumentError(f"{name}: got {value}, accepted is {low} <= {name} < {above}")
+    return int(value)
+
+
+def checked_grid_size(name: str, value: object) -> tuple[int, int]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        raise ArgumentTypeError(f"{name}: got {type(value).__name__}, accepted are two integers (gh, gw)")
+    if len(value) != 2:
+        raise ArgumentError(f"{name}: got {len(value)} numbers, accepted are two integers (gh, gw)")
+    return checked_integer(f"{name}[0]", value[0], 1, 2**31), checked_integer(f"{name}[1]", value[1], 1, 2**31)
+
+
+# --- packed sequences -------------------------------------------------------------------------------------------------
+def longest_of(cu_seqlens: np.ndarray) -> int:
+    """Length of the longest sequence."""
+    return int(np.diff(cu_seqlens).max(initial=0))
+
+
+def fetch_packed(ids: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, int]:
+    """Ids without slack, cu_seqlens and longest sequence, on the CPU."""
+    cu_seqlens = cu_seqlens.cpu()
+    return ids[: int(cu_seqlens[-1])].cpu(), cu_seqlens, longest_of(cu_seqlens.numpy())
+
+
+def _step(count: int) -> int:
+    return -(-count // 128) * 128

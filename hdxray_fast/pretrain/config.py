@@ -1,0 +1,82 @@
+"""What pre-training is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ..errors import ConfigError
+from ..images.contour_methods import ContourMethod
+from ..models.presets import DECODER_SIZES, DEFAULT_DECODER
+from ..training.config import TrainingConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(TrainingConfig):
+    """Pre-training of a contour-masked auto-encoder.
+
+    Args:
+        data: folder of radiographs (searched recursively), one image, a CSV manifest with an ``image`` column, a zip or
+            tar archive, or a prepared data set.
+        images: folder that relative paths in the manifest start from; the manifest's own by default.
+        cache: folder for canvases and contours computed once; ``<out>/cache`` by default.
+        model: encoder preset, see ``list_encoders()``.
+        decoder: ``cross`` predicts a share of the masked patches by cross-attention (CrossMAE); ``self`` is MAE's.
+        decoder_embed_dim: width of the decoder; 512 by default, 192 for tiny encoders.
+        decoder_depth: blocks of the decoder; 8 by default, 4 for tiny encoders.
+        img_size: canvas side, pixels.
+        contour: how the chest contour is found: ``network``, ``classical``, ``prior`` or ``rectangle``.
+        strategy: how patches are masked: ``contour``, ``random``, ``rectangle`` or ``block``.
+        ratio_inside: share of the patches inside the contour that are masked.
+        ratio_outside: share of the patches outside the contour that are masked.
+        predict: share of the masked patches that are predicted; 0.25 for ``cross`` and 1 for ``self`` by default.
+        norm_pix_loss: predict patches normalised by their own mean and deviation (MAE).
+        augment: rotate, zoom, shift and re-expose the radiographs slightly; never mirrored.
+        lr: peak learning rate; by default 5e-4 times the square root of (images per step / 8), at most 2.4e-3.
+        picture_every: steps between pictures; 0 for the last step only.
+    """
+
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = TrainingConfig.FREE_ON_RESUME | {"cache", "picture_every"}
+
+    data: str
+    images: str | None = None
+    cache: str | None = None
+    model: str = "vit_small_patch16"
+    decoder: Literal["cross", "self"] = "cross"
+    decoder_embed_dim: int | None = None
+    decoder_depth: int | None = None
+    img_size: int = 1280
+    contour: ContourMethod = "network"
+    strategy: Literal["contour", "random", "rectangle", "block"] = "contour"
+    ratio_inside: float = 0.95
+    ratio_outside: float = 0.85
+    predict: float | None = None
+    norm_pix_loss: bool = True
+    augment: bool = True
+    picture_every: int = 100
+
+    def __post_init__(self) -> None:
+        if not (self.data and self.out):
+            raise ConfigError("data and out must both be named: the radiographs, and a folder for the run")
+        super().__post_init__()
+
+    def _check(self) -> None:
+        super()._check()
+        self._at_least(1, "decoder_embed_dim", "decoder_depth", "img_size")
+        self._at_least(0, "picture_every")
+        self._share("ratio_inside", "ratio_outside")
+        if self.predict is not None and not 0 < self.predict <= 1:
+            raise ConfigError(f"predict: {self.predict} is not accepted; give a share above 0 and up to 1")
+        if self.ratio_inside == 0 and self.ratio_outside == 0:
+            raise ConfigError("ratio_inside and ratio_outside are both 0: nothing would be masked or learned")
+
+    @property
+    def decoder_size(self) -> tuple[int, int]:
+        """Width and depth of the decoder."""
+        return decoder_size(self.model, self.decoder_embed_dim, self.decoder_depth)
+
+
+def decoder_size(model: str, width: int | None, depth: int | None) -> tuple[int, int]:
+    """Width and depth of the decoder, filled in from the preset's; a name that is none is refused where it is built."""
+    usual = DECODER_SIZES.get(model, DEFAULT_DECODER)
+    return width or usual[0], depth or usual[1]

@@ -1,0 +1,229 @@
+"""Pre-training: files to a contour-masked auto-encoder, with checkpoints that survive ``kill -9``."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..data.prepared.reading import PreparedSet, PreparedSubset, is_prepared
+from ..data.prepared.sources import run_sources
+from ..data.radiograph_dataset import Augmentation, RadiographDataset
+from ..errors import ConfigError
+from ..images.panels import write_image
+from ..models.mae import MaskedAutoencoder, create_mae
+from ..models.presets import ENCODERS
+from ..ops.gather import gather_patches
+from ..ops.loss import reconstruction_loss
+from ..ops.mask_plan import plan_masks
+from ..ops.plan import MaskPlan
+from ..training.loop import Training
+from ..training.run_images import read_images
+from ..training.task import Task
+from ..weights.model_folders import describe_model, save_model
+from .config import PretrainConfig
+from .reconstruction import reconstruction_picture
+
+PICTURE_EPOCH = 2**31 - 1  # the picture's mask: always the same, and none that training draws
+
+
+@dataclass
+class PretrainResult:
+    """What a run did.
+
+    Attributes:
+        out: its folder.
+        losses: loss of each step this process ran.
+        baseline: loss of predicting each patch by its own mean, in the first step.
+        seconds_per_step: median over the steps this process ran.
+        images: radiographs trained on; ``None`` before they are known.
+        picture: the last picture written.
+        finished: all steps were run (False after SIGTERM).
+    """
+
+    out: Path
+    losses: list[float] = field(default_factory=list)
+    baseline: float = math.nan
+    seconds_per_step: float = math.nan
+    images: PreparedSet | PreparedSubset | None = None
+    picture: Path | None = None
+    finished: bool = False
+
+
+def run_pretraining(
+    config: PretrainConfig, *, progress: bool = True, on_step: Callable[[dict], None] | None = None
+) -> PretrainResult:
+    """Pre-train as ``config`` says.
+
+    Writes under ``config.out`` what :mod:`.training.loop` lists, ``quarantine.csv``, ``pictures/``, and at the
+    end ``model/`` (for :func:`hdxray_fast.load_model`).
+
+    Args:
+        config: all settings.
+        progress: show progress bars.
+        on_step: called with each log line's dict.
+
+    Raises:
+        ConfigError: settings that contradict each other, the data, or the run found in ``config.out``.
+        TrainingError: no readable image, or a loss that is not finite (state saved under ``failed/``).
+        CheckpointError: there are checkpoints, and none can be read.
+    """
+    out = Path(config.out)
+    cache = Path(config.cache) if config.cache else out / "cache"
+    task = PretrainTask(config)
+    training = Training(config, task, progress=progress, on_step=on_step)
+    if is_prepared(config.data):
+        images = _open(config)
+        training.claim_folder()
+    else:
+        sources = run_sources(config.data, config.images, exclude=(out, cache))
+        training.claim_folder()
+        images, _ = read_images(training, sources, cache, size=config.img_size, contour=config.contour)
+    task.use(images)
+    done = training.run()
+    if done.finished:
+        model = training.whole_model()
+        if model is not None:
+            save_model(model, out / "model")
+    return PretrainResult(
+        out, done.losses, task.baseline, done.seconds_per_step, task.images, task.picture, done.finished
+    )
+
+
+class PretrainTask(Task):
+    """A masked auto-encoder on radiographs."""
+
+    label = "pretrain"
+
+    def __init__(self, config: PretrainConfig) -> None:
+        self.config = config
+        self.images: PreparedSet | PreparedSubset | None = None
+        self.baseline = math.nan
+        self.picture: Path | None = None
+
+    def use(self, images: PreparedSet | PreparedSubset) -> None:
+        """Train on these."""
+        config = self.config
+        self.images = images
+        self.fingerprint = hashlib.sha256("\n".join(images.sources()).encode()).hexdigest()[:16]
+        self.dataset = RadiographDataset(
+            images,
+            patch_size=ENCODERS[config.model]["patch_size"],
+            augmentation=Augmentation() if config.augment else None,
+            seed=config.seed,
+        )
+
+    def build(self) -> MaskedAutoencoder:
+        config = self.config
+        width, depth = config.decoder_size
+        model = create_mae(
+            config.model,
+            decoder=config.decoder,
+            img_size=config.img_size,
+            norm_pix_loss=config.norm_pix_loss,
+            decoder_embed_dim=width,
+            decoder_depth=depth,
+        )
+        self.predict = config.predict or model.default_predict
+        return model
+
+    def peak_lr(self, images: int) -> float:
+        return min(5e-4 * math.sqrt(images / 8), 2.4e-3)
+
+    def loader(self, training: Training, start: int) -> Iterable[dict]:
+        costs = self.dataset.kept_patches(self.config.ratio_inside, self.config.ratio_outside)
+        return training.loader(self.dataset, start, costs=costs)
+
+    def to_device(self, batch: dict, device: torch.device) -> dict:
+        batch = super().to_device(batch, device)
+        return {**batch, "plan": self._plan(batch, self.predict)}
+
+    def weight(self, batch: dict) -> Tensor:
+        return batch["plan"].predict_cu_seqlens[-1]
+
+    def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict]:
+        baseline = self._mean_patch_loss(batch) if math.isnan(self.baseline) else self.baseline
+        output = model(batch["pixels"], batch["plan"], batch["scale"], batch["shift"])
+        return output.loss, {"baseline": baseline, "tokens_kept": batch["plan"].keep_ids.numel()}
+
+    def files(self, batch: dict) -> list[str]:
+        return [self.dataset.name(index) for index in batch["index"].tolist()]
+
+    def after_step(self, training: Training, step: int, done: bool) -> None:
+        if step == 1:  # over all processes, of whom each has seen its own batches only
+            self.baseline = training.numbers["baseline"]
+        every = self.config.picture_every
+        if done or (every and step % every == 0):
+            self._draw(training, step)
+
+    def state(self) -> dict:
+        return {"baseline": self.baseline}
+
+    def load_state(self, state: dict) -> None:
+        self.baseline = state["baseline"]
+
+    def json_files(self, model: nn.Module) -> dict[str, dict]:
+        return describe_model(model)
+
+    def _plan(self, batch: dict, predict: float, picture: bool = False) -> MaskPlan:
+        config = self.config
+        return plan_masks(
+            batch["inside"],
+            batch["valid"],
+            ratio_inside=config.ratio_inside,
+            ratio_outside=config.ratio_outside,
+            strategy=config.strategy,
+            predict=predict,
+            seed=config.seed,
+            epoch=PICTURE_EPOCH if picture else 0,
+            index=batch["draw"],
+            patch_size=batch["pixels"].shape[-1] // batch["inside"].shape[-1],
+        )
+
+    def _mean_patch_loss(self, batch: dict) -> float:
+        """Loss of the best constant per patch: what a model has to beat to have learned any structure."""
+        plan, norm_pix_loss = batch["plan"], self.config.norm_pix_loss
+        options = {"scale": batch["scale"], "shift": batch["shift"]}
+        target = gather_patches(batch["pixels"], plan, which="predict", **options)  # [N_predict, p*p]
+        flat = torch.zeros_like(target) if norm_pix_loss else target.mean(1, keepdim=True).expand_as(target)
+        loss, _ = reconstruction_loss(batch["pixels"], flat.contiguous(), plan, norm_pix_loss=norm_pix_loss, **options)
+        return float(loss)
+
+    def _draw(self, training: Training, step: int) -> None:
+        """The first radiograph, unaugmented, under one mask that never changes; every masked patch predicted."""
+        plain = RadiographDataset(self.images, patch_size=self.dataset.patch_size)
+        device = training.accelerator.device
+        sample = plain[0, 0]
+        if sample["pixels"].dtype == torch.uint16:  # a picture has 8 bits
+            sample["pixels"] = (sample["pixels"].int() // 256).to(torch.uint8)
+            sample["scale"] = sample["scale"] * 256
+        sample = {name: value[None].to(device) for name, value in sample.items()}
+        plan = self._plan(sample, predict=1.0, picture=True)
+        caption = f"step {step}: {self.config.model}, {self.config.decoder} decoder"
+        panel = reconstruction_picture(training.model, sample, plan, caption)
+        if training.is_main:
+            folder = training.out / "pictures"
+            folder.mkdir(exist_ok=True)
+            self.picture = folder / f"step_{step:08d}.png"
+            write_image(self.picture, panel)
+
+
+def _open(config: PretrainConfig) -> PreparedSet:
+    """A prepared data set, if it is one for this run.
+
+    Raises:
+        ConfigError: it was prepared for another canvas or with another contour, or its parts are not merged.
+    """
+    images = PreparedSet(config.data, verify=True)
+    for name, prepared in (("img_size", images.size), ("contour", images.recipe["contour"])):
+        if getattr(config, name) != prepared:
+            raise ConfigError(
+                f"{name}: the data set in {config.data} was prepared with {prepared}, and not with "
+                f"{getattr(config, name)}; give {name}={prepared}, or prepare it anew"
+            )
+    return images

@@ -1,0 +1,303 @@
+"""A training run on disk: checkpoints that are whole or absent, and a loss log that never disagrees with them.
+
+A checkpoint is a folder of safetensors and JSON files. It holds whole tensors under the names of the model's
+parameters, whatever the number of processes that trained it and however they shared the model: any number of processes
+can go on from it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from ..errors import CheckpointError
+from ..files import checksum, flush, save_tensors, written_whole
+from .optimizer import AveragedWeights
+
+STATE_FILE = "state.json"
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+EMA_FILE = "ema.safetensors"
+CHECKSUMS_FILE = "checksums.json"
+
+
+def checkpoint_folder(root: Path, step: int) -> Path:
+    """``root/step_00000123``."""
+    return root / f"step_{step:08d}"
+
+
+@dataclass
+class Snapshot:
+    """Everything that a checkpoint holds of model, optimizer and averaged weights, whole and on the CPU."""
+
+    tensors: dict[str, dict[str, Tensor]]  # by file
+    numbers: dict
+
+
+def take_snapshot(
+    model: nn.Module, optimizer: torch.optim.Optimizer, ema: AveragedWeights | None = None, keep: bool = True
+) -> Snapshot:
+    """Gather what a checkpoint holds; where the model is sharded, every process must call this.
+
+    Args:
+        model: as it is trained.
+        optimizer: of the model's parameters.
+        ema: averaged weights, if any.
+        keep: False on a process that does not write: it gets empty files.
+    """
+    tensors, groups = _flatten(model, optimizer)
+    files = {MODEL_FILE: whole_state(model, keep), OPTIMIZER_FILE: _whole(tensors, keep)}
+    numbers = {"optimizer_groups": groups}
+    if ema is not None:
+        files[EMA_FILE] = _whole(ema.tensors, keep)
+        numbers["ema_updates"] = ema.updates
+    return Snapshot(files, numbers)
+
+
+def write_checkpoint(
+    folder: Path, snapshot: Snapshot, state: dict, json_files: Mapping[str, dict] | None = None
+) -> None:
+    """Write a snapshot and ``state`` (JSON-able) under ``folder``.
+
+    All files are written and flushed in a temporary folder beside it, which is then renamed: a reader, or a restart
+    after ``kill -9`` or a power loss, finds the whole checkpoint or none. The checksum of each file is kept with them.
+
+    Args:
+        folder: see :func:`checkpoint_folder`.
+        snapshot: from :func:`take_snapshot`.
+        state: what else the run needs to go on.
+        json_files: further files by name, such as the ``config.json`` that makes the folder a model to load.
+
+    Raises:
+        CheckpointError: the folder cannot be written; older checkpoints are as they were.
+    """
+    try:
+        _write(folder, snapshot.tensors, {STATE_FILE: {**state, **snapshot.numbers}, **(json_files or {})})
+    except Exception as error:  # safetensors raises its own, the file system OSError
+        shutil.rmtree(_temporary(folder), ignore_errors=True)
+        raise CheckpointError(
+            f"{folder}: this checkpoint cannot be written ({error}); the ones before it are whole, and --resume auto "
+            "goes on from them once there is room"
+        ) from error
+
+
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    state: dict,
+    ema: AveragedWeights | None = None,
+    json_files: Mapping[str, dict] | None = None,
+) -> None:
+    """:func:`take_snapshot` and :func:`write_checkpoint`, of a model that one process holds."""
+    write_checkpoint(folder, take_snapshot(model, optimizer, ema), state, json_files)
+
+
+def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], contents: dict[str, dict]) -> None:
+    temporary = _temporary(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    for name, content in tensors.items():
+        save_tensors(content, temporary / name, {"format": "pt"})
+    for name, content in contents.items():
+        (temporary / name).write_text(json.dumps(content, indent=1))
+    checksums = {path.name: checksum(path) for path in sorted(temporary.iterdir())}
+    (temporary / CHECKSUMS_FILE).write_text(json.dumps(checksums, indent=1))
+    for path in temporary.iterdir():
+        flush(path)
+    flush(temporary)
+    shutil.rmtree(folder, ignore_errors=True)  # only a failed step saved twice finds one here
+    os.replace(temporary, folder)
+    flush(folder.parent)
+
+
+def _temporary(folder: Path) -> Path:
+    return folder.with_name(f".{folder.name}.tmp")
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: AveragedWeights | None = None
+) -> dict:
+    """Restore what :func:`save_checkpoint` wrote, and return its ``state``.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or of another model.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        for name, digest in json.loads((folder / CHECKSUMS_FILE).read_text()).items():
+            if checksum(folder / name) != digest:
+                raise CheckpointError(f"{folder / name} is damaged: its checksum differs")
+        state = json.loads((folder / STATE_FILE).read_text())
+        weights = load_file(folder / MODEL_FILE)
+        tensors = load_file(folder / OPTIMIZER_FILE)
+        averaged = load_file(folder / EMA_FILE) if ema is not None else {}
+        _restore_model(model, weights)
+        _restore_optimizer(model, optimizer, tensors, state.pop("optimizer_groups"))
+        if ema is not None:
+            if averaged.keys() != ema.tensors.keys():
+                raise ValueError("the averaged weights are of other parameters")
+            for name, tensor in ema.tensors.items():
+                tensor.copy_(_like(averaged[name], tensor))
+            ema.updates = state.pop("ema_updates")
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: cannot resume from this checkpoint ({error})") from error
+    return state
+
+
+def resume_latest(
+    root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: AveragedWeights | None = None
+) -> dict | None:
+    """Restore the newest whole checkpoint under ``root``; an older one stands in for a damaged one, with a warning.
+
+    Returns:
+        The checkpoint's state, or ``None`` where there is no checkpoint at all.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none can be read.
+    """
+    folders = sorted(root.glob("step_*"), reverse=True)
+    failures = []
+    for folder in folders:
+        try:
+            return load_checkpoint(folder, model, optimizer, ema)
+        except CheckpointError as error:
+            failures.append(str(error))
+            warnings.warn(f"{error}; falling back to the checkpoint before it", stacklevel=2)
+    if failures:
+        raise CheckpointError("no checkpoint of this run can be read: " + "; ".join(failures))
+    return None
+
+
+def prune_checkpoints(root: Path, keep: int, keep_every: int = 0) -> None:
+    """Remove what an interrupted save left, and all checkpoints but the newest ``keep``.
+
+    Those of the steps ``keep_every``, ``2 * keep_every``... stay too, unless it is 0.
+    """
+    for folder in sorted(root.glob("step_*"))[:-keep]:
+        if not (keep_every and _step(folder) % keep_every == 0):
+            shutil.rmtree(folder, ignore_errors=True)
+    for folder in root.glob(".step_*.tmp"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def set_aside_after(root: Path, step: int) -> None:
+    """Rename what lies after ``step`` to ``damaged_step_...``: a resumed run has passed it over and will save anew."""
+    for folder in root.glob("step_*"):
+        if _step(folder) > step:
+            aside = folder.with_name(f"damaged_{folder.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            folder.rename(aside)
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.rpartition("_")[2])
+
+
+def truncate_log(path: Path, step: int) -> None:
+    """Drop the lines of a JSONL log that lie after ``step``, and a line cut short by a crash."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] > step:
+                break
+        except (ValueError, KeyError):
+            break
+        kept.append(line + "\n")
+    with written_whole(path) as temporary:
+        temporary.write_text("".join(kept), encoding="utf-8")
+
+
+def whole_state(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
+    """Every tensor of ``model`` whole, contiguous and on the CPU; where it is sharded, all processes must take part.
+
+    Args:
+        model: sharded or not.
+        keep: False on a process that has no use for them: it gets an empty dict.
+    """
+    return _whole(model.state_dict(), keep)
+
+
+def _whole(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    kept: dict[str, Tensor] = {}
+    seen = set()
+    for name, tensor in tensors.items():  # one at a time: no device ever holds the whole model
+        tensor = tensor.detach()
+        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if keep:
+            tensor = tensor.cpu().contiguous()
+            if tensor.data_ptr() in seen:  # tied weights; safetensors takes no two names for one memory
+                tensor = tensor.clone()
+            seen.add(tensor.data_ptr())
+            kept[name] = tensor
+    return kept
+
+
+def _like(tensor: Tensor, target: Tensor) -> Tensor:
+    """``tensor`` sharded as ``target`` is, on its device."""
+    if not isinstance(target, DTensor):
+        return tensor.to(target.device)
+    # every process has read the same file: nothing needs to be sent
+    return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
+
+
+@torch.no_grad()
+def _restore_model(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    current = model.state_dict()
+    if any(isinstance(tensor, DTensor) for tensor in current.values()):
+        weights = {name: _like(weights[name], tensor) for name, tensor in current.items()}
+    model.load_state_dict(weights)
+
+
+def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
+    """Names of the parameters of each group of the optimizer."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
+
+
+def _flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict]]:
+    """Optimizer state as safetensors wants it: ``{"<parameter>/<name>": tensor}``, and the settings of the groups."""
+    tensors, groups = {}, []
+    for names, group in zip(_parameter_names(model, optimizer), optimizer.param_groups, strict=True):
+        for name, parameter in zip(names, group["params"], strict=True):
+            for key, value in optimizer.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"{name}/{key}"] = value
+        groups.append({**{key: value for key, value in group.items() if key != "params"}, "parameters": names})
+    return tensors, groups
+
+
+def _restore_optimizer(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict]
+) -> None:
+    names = _parameter_names(model, optimizer)
+    if names != [group["parameters"] for group in groups]:
+        raise ValueError("the optimizer has other parameter groups")
+    entries: dict[str, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        name, _, entry = key.rpartition("/")
+        entries.setdefault(name, {})[entry] = value
+    state: dict[int, dict[str, Tensor]] = {}
+    settings = []
+    count = 0
+    for saved, group in zip(groups, optimizer.param_groups, strict=True):
+        for index, (name, parameter) in enumerate(zip(saved["parameters"], group["params"], strict=True), count):
+            if name in entries:  # the step count is one number; moments are shaped, and sharded, as their parameter
+                state[index] = {k: _like(v, parameter) if v.ndim else v for k, v in entries[name].items()}
+        indices = list(range(count, count + len(group["params"])))
+        settings.append({**{k: v for k, v in saved.items() if k != "parameters"}, "params": indices})
+        count += len(indices)
+    optimizer.load_state_dict({"state": state, "param_groups": settings})

@@ -1,0 +1,129 @@
+"""What every training run is told: one typed object configures it from Python, YAML and the command line alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ..errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """What every training run is told, whatever it trains.
+
+    A task's own settings are those of a subclass, which names in ``FREE_ON_RESUME`` those of them that may change
+    between a run and its resumption.
+
+    Args:
+        out: folder for checkpoints, logs and pictures.
+        steps: optimizer steps.
+        batch_size: images per process and forward pass.
+        grad_accum: forward passes per optimizer step.
+        lr: peak learning rate.
+        weight_decay: of AdamW, on matrices only.
+        beta2: second moment decay of AdamW (the first is 0.9).
+        warmup: share of the steps with a linearly rising learning rate; a cosine to ``lr * 0.01`` follows.
+        clip_grad: largest gradient norm; 0 for none.
+        ema: decay of an exponential moving average of the weights (for example 0.999); 0 for none.
+        precision: ``auto`` is bf16 on GPUs that have it and fp32 elsewhere.
+        shard: share weights, gradients and optimizer state among the processes (FSDP2) instead of copying them (DDP).
+        checkpoint_activations: compute each block again in the backward pass instead of keeping what it needs.
+        timeout: seconds after which a process that waits for another gives up.
+        seed: of weights, order, augmentation and masks.
+        workers: processes that read files; ``-1`` picks by the machine.
+        threads: CPU threads of the model; 0 leaves PyTorch's choice. The loss curve is reproducible for equal numbers.
+        save_every: steps between checkpoints.
+        keep_checkpoints: newest checkpoints to keep.
+        keep_every: keep the checkpoints of every so many steps as well; 0 for none.
+        tensorboard: write TensorBoard events under ``<out>/tensorboard``.
+        wandb: Weights & Biases project to log to as well; needs the extra ``wandb``.
+        resume: ``auto`` continues the run found in ``out``, if any; ``never`` refuses a folder that holds one.
+    """
+
+    # What may change between a run and its resumption without changing a single loss value; a subclass adds its own.
+    # The batch is free as long as the images per step stay the same, which the training loop checks.
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset(
+        {
+            "out",
+            "resume",
+            "workers",
+            "batch_size",
+            "grad_accum",
+            "save_every",
+            "keep_checkpoints",
+            "keep_every",
+            "timeout",
+            "shard",
+            "checkpoint_activations",
+            "tensorboard",
+            "wandb",
+            "threads",
+        }
+    )
+
+    out: str
+    steps: int = 1000
+    batch_size: int = 8
+    grad_accum: int = 1
+    lr: float | None = None
+    weight_decay: float = 0.05
+    beta2: float = 0.95
+    warmup: float = 0.05
+    clip_grad: float = 1.0
+    ema: float = 0.0
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    shard: bool = False
+    checkpoint_activations: bool = False
+    timeout: int = 600
+    seed: int = 0
+    workers: int = -1
+    threads: int = 0
+    save_every: int = 100
+    keep_checkpoints: int = 2
+    keep_every: int = 0
+    tensorboard: bool = True
+    wandb: str | None = None
+    resume: Literal["auto", "never"] = "never"
+
+    def __post_init__(self) -> None:
+        try:
+            self._check()
+        except TypeError as error:
+            raise ConfigError(f"a setting is of the wrong type ({error}); numbers are given as numbers") from error
+
+    def _check(self) -> None:
+        """Refuse numbers out of range; a task's own settings are checked in its ``_check``, after these."""
+        self._at_least(1, "steps", "batch_size", "grad_accum", "save_every", "keep_checkpoints", "timeout")
+        self._at_least(-1, "workers")
+        self._at_least(0, "keep_every", "threads", "clip_grad", "weight_decay", "seed")
+        self._share("ema", "warmup", "beta2")
+        if self.lr is not None and not self.lr > 0:
+            raise ConfigError(f"lr: {self.lr} is not accepted; give a number above 0")
+
+    def _at_least(self, least: int, *names: str) -> None:
+        """Each of the settings is a number of at least ``least``, or left out."""
+        kind = "whole number" if least == 1 else "number"
+        for name in names:
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ConfigError(f"{name}: {value} is not accepted; give a {kind} of at least {least}")
+
+    def _share(self, *names: str) -> None:
+        """Each of the settings is a number from 0 to 1."""
+        for name in names:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not accepted; give a number from 0 to 1")
+
+    def as_dict(self) -> dict:
+        """Plain dict, as it is kept in ``config.json``."""
+        return dataclasses.asdict(self)
+
+    def differences(self, other: dict) -> list[str]:
+        """Settings whose change since ``other`` (a saved :meth:`as_dict`) moves the loss, as ``name: saved -> now``."""
+        return [
+            f"{name}: {other.get(name)!r} -> {value!r}"
+            for name, value in self.as_dict().items()
+            if name not in self.FREE_ON_RESUME and other.get(name) != value
+        ]

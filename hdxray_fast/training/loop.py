@@ -1,0 +1,478 @@
+"""The training loop: what pre-training, fine-tuning and report generation have in common.
+
+A :class:`.Task` says what is trained on what; :class:`Training` runs it: one process or many, in steps
+that survive ``kill -9``. What it writes under ``config.out``: ``config.json``, ``log.jsonl`` (a line per step),
+``checkpoints/``, ``tensorboard/``, and ``failed/`` where a loss was not finite.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..data.radiograph_dataset import StepSampler
+from ..errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
+from ..files import remove_leftovers, written_whole
+from .checkpoints import (
+    checkpoint_folder,
+    prune_checkpoints,
+    resume_latest,
+    set_aside_after,
+    take_snapshot,
+    truncate_log,
+    whole_state,
+    write_checkpoint,
+)
+from .config import TrainingConfig
+from .optimizer import averaged_weights, warmup_cosine
+from .processes import (
+    checkpoint_activations,
+    gradients_stay,
+    launcher_shards,
+    make_accelerator,
+    naming_lost_processes,
+    on_main,
+    outlive_notice,
+    shard,
+)
+from .task import Task
+
+
+@dataclass
+class TrainingResult:
+    """What :meth:`Training.run` did.
+
+    Attributes:
+        start: steps that lay behind when it began.
+        losses: loss of each step this process ran.
+        seconds_per_step: median over them.
+        finished: all steps were run (False after SIGTERM).
+    """
+
+    start: int = 0
+    losses: list[float] = field(default_factory=list)
+    seconds_per_step: float = math.nan
+    finished: bool = False
+
+
+class Training:
+    """A run of ``task`` as ``config`` says: model, optimizer, and the folder they are kept in.
+
+    Args:
+        config: all settings.
+        task: what is trained.
+        progress: show progress bars.
+        on_step: called with each log line's dict.
+
+    Attributes:
+        model: as it is trained, without wrappers; on the CPU until :meth:`run`.
+        accelerator: Accelerate's, for what a task does across processes.
+        out: folder of the run.
+        step: optimizer steps that lie behind.
+        numbers: what :meth:`Task.loss` had logged in the last of them, over all processes.
+
+    Raises:
+        MissingDependencyError: the extra ``train`` is not installed.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        task: Task,
+        *,
+        progress: bool = True,
+        on_step: Callable[[dict], None] | None = None,
+    ) -> None:
+        sharded = launcher_shards() or config.shard
+        self.accelerator = make_accelerator(config.precision, config.timeout)
+        self.sharded = sharded and self.accelerator.num_processes > 1
+        if self.sharded and config.precision == "fp16":
+            raise ConfigError("precision: fp16 and shard do not go together; accepted with shard are bf16 and fp32")
+        if config.threads:  # after Accelerate, which sets them too
+            torch.set_num_threads(config.threads)
+        self.config, self.task, self.on_step = config, task, on_step or (lambda line: None)
+        self.out = Path(config.out)
+        self.log = self.out / "log.jsonl"
+        self.checkpoints = self.out / "checkpoints"
+        self.progress = progress and self.is_main
+        self.images_per_step = config.batch_size * config.grad_accum * self.accelerator.num_processes
+        self.step = 0
+        self.numbers: dict[str, int | float] = {}
+        self.stop_requested = self.interrupted = False
+        # what the model cannot be shows here, before hours of preparation and before anything is written
+        torch.manual_seed(config.seed)
+        self.model = task.build()
+        self.peak = config.lr or task.peak_lr(self.images_per_step)
+        self.optimizer = self._make_optimizer()
+        self.ema = None
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        groups = self.task.groups(self.model, self.config)
+        return torch.optim.AdamW(groups, lr=self.peak, betas=(0.9, self.config.beta2), fused=True)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.accelerator.is_main_process
+
+    def print(self, text: str) -> None:
+        """Print once, whatever the number of processes."""
+        self.accelerator.print(text)
+
+    def bar(self, **options):
+        """A progress bar, shown by the main process alone."""
+        from tqdm.auto import tqdm
+
+        return tqdm(disable=not self.progress, dynamic_ncols=True, **options)
+
+    def claim_folder(self) -> None:
+        """Refuse to mix two runs in one folder; write this run's settings down.
+
+        Raises:
+            ConfigError: the folder holds another run, or cannot be written.
+        """
+        saved = self.out / "config.json"
+        started = self.log.exists() or any(self.checkpoints.glob("step_*"))
+        if saved.exists() and started:
+            if self.config.resume == "never":
+                raise ConfigError(
+                    f"out: {self.out} already holds a run; continue it with resume=auto (--resume auto), "
+                    "or choose another folder"
+                )
+            try:
+                differences = self.config.differences(json.loads(saved.read_text()))
+            except ValueError as error:
+                raise ConfigError(f"out: {saved} is damaged ({error}); choose another folder") from error
+            if differences:
+                raise ConfigError(
+                    f"out: {self.out} holds a run with other settings ({'; '.join(differences)}); "
+                    "resume with the same ones, or choose another folder"
+                )
+        self.accelerator.wait_for_everyone()  # all have looked before one writes
+        on_main(self.accelerator, self._write_settings)
+
+    def _write_settings(self) -> None:
+        try:
+            if (self.out / "config.json").exists():  # this run's own folder, and not one that holds other things too
+                for folder in (self.out, self.out / "model", self.out / "cache"):
+                    remove_leftovers(folder)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            with written_whole(self.out / "config.json") as temporary:
+                temporary.write_text(json.dumps(self.config.as_dict(), indent=1))
+        except OSError as error:
+            raise ConfigError(f"out: cannot write to {self.out} ({error.strerror})") from error
+
+    def loader(
+        self, dataset: Dataset, start: int, collate_fn: Callable | None = None, costs: np.ndarray | None = None
+    ) -> DataLoader:
+        """Batches of this process from step ``start`` on, of a data set that maps ``(epoch, index)`` to samples.
+
+        Args:
+            dataset: its samples are drawn by their keys alone.
+            start: steps that lie behind.
+            collate_fn: samples to a batch; torch's by default.
+            costs: ``[N]``, of each sample; the samples of a step are dealt out so that its batches cost the same.
+        """
+        config, accelerator = self.config, self.accelerator
+        sampler = StepSampler(
+            len(dataset),
+            config.batch_size,
+            first=start * config.grad_accum,
+            last=config.steps * config.grad_accum,
+            seed=config.seed,
+            rank=accelerator.process_index,
+            world_size=accelerator.num_processes,
+            grad_accum=config.grad_accum,
+            costs=costs,
+        )
+        on_gpu = accelerator.device.type == "cuda"
+        # on the CPU a step takes far longer than reading its batch, and the model wants every core
+        workers = config.workers if config.workers >= 0 else (min(8, os.cpu_count() or 1) if on_gpu else 0)
+        return DataLoader(
+            dataset,
+            batch_sampler=sampler,
+            num_workers=workers,
+            pin_memory=on_gpu,
+            collate_fn=collate_fn,
+            worker_init_fn=outlive_notice,
+        )
+
+    def run(self) -> TrainingResult:
+        """Train to the end, or to SIGTERM or Ctrl-C, from the newest checkpoint if there is one.
+
+        Raises:
+            KeyboardInterrupt: after Ctrl-C, once the checkpoint is written.
+            ConfigError: the data or the images per step are not those of the run that is resumed.
+            CheckpointError: there are checkpoints, and none can be read; or one cannot be written.
+            TrainingError: a loss or gradient is not finite (state saved under ``failed/``).
+        """
+        with naming_lost_processes(self.config.timeout, lambda: f"step {self.step + 1}"):
+            return self._run()
+
+    def _run(self) -> TrainingResult:
+        result = TrainingResult()
+        self._distribute()
+        self.ema = averaged_weights(self.model, self.config.ema)
+        self._restore()
+        result.start = self.step
+        self._start_trackers()
+        bar = self.bar(total=self.config.steps, initial=self.step, unit="step", desc=self.task.label)
+        batches = iter(self.task.loader(self, self.step))
+        try:
+            with self._graceful_stop(), bar:
+                self._train(batches, bar, result)
+        finally:  # an error that nobody catches keeps the iterator alive, and its workers with it
+            getattr(batches, "_shutdown_workers", lambda: None)()
+        result.finished = self.step == self.config.steps
+        for tracker in self.accelerator.trackers:  # Accelerate's end_training would part the processes, too
+            tracker.finish()
+        if self.interrupted:
+            self.print(f"saved; go on with resume=auto (--resume auto): {self.out}")
+            raise KeyboardInterrupt
+        return result
+
+    def sum(self, values: dict[str, int | float | Tensor]) -> dict[str, int | float]:
+        """Sums over all processes, which must all call this with the same names."""
+        if self.accelerator.num_processes == 1:
+            return {k: v.item() if isinstance(v, Tensor) else v for k, v in values.items()}
+        device = self.accelerator.device
+        row = torch.stack([torch.as_tensor(v, device=device).double() for v in values.values()])
+        sums = self.accelerator.reduce(row, "sum").tolist()
+        whole = {
+            k: not (v.is_floating_point() if isinstance(v, Tensor) else isinstance(v, float)) for k, v in values.items()
+        }
+        return {k: int(v) if whole[k] else v for k, v in zip(values, sums, strict=True)}
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[nn.Module]:
+        """For validation: within, the model is in evaluation mode, without gradients and, if kept, averaged."""
+        self.model.eval()
+        with torch.no_grad(), self.ema.swapped_into(self.model) if self.ema else contextlib.nullcontext():
+            yield self.model
+        self.model.train()
+
+    def whole_model(self) -> nn.Module | None:
+        """A copy of the model on the CPU, with the averaged weights if any are kept; every process must call this.
+
+        Returns:
+            The model on the main process, ``None`` on the others.
+        """
+        with self.ema.swapped_into(self.model) if self.ema else contextlib.nullcontext():
+            tensors = whole_state(self.model, self.is_main)
+            if not self.is_main:
+                return None
+            model = self.task.build()
+            model.load_state_dict(tensors)
+        return model
+
+    def _distribute(self) -> None:
+        """The model on its device and, with several processes, wrapped (DDP) or shared among them (FSDP2)."""
+        config = self.config
+        if config.checkpoint_activations:
+            checkpoint_activations(self.model)
+        # of a convolution with one channel; the same numbers lie in the same places
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        if self.sharded:
+            shard(self.model, self.accelerator.device, self.accelerator.mixed_precision == "bf16")
+            self.wrapped, self.optimizer = self.model, self.accelerator.prepare(self._make_optimizer())
+        else:
+            self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        if (count := self.accelerator.num_processes) > 1:
+            self.print(f"{count} processes, {'weights shared out (FSDP2)' if self.sharded else 'a copy each (DDP)'}")
+
+    def _restore(self) -> None:
+        """Go on from the newest checkpoint; the log loses the lines that it does not cover."""
+        state = None
+        if self.config.resume == "auto":
+            state = resume_latest(self.checkpoints, self.model, self.optimizer, self.ema)
+        if state:
+            if state["data"] != self.task.fingerprint:
+                raise ConfigError(
+                    f"data: these are other readable images than when the run in {self.out} was started; "
+                    "resume needs the same ones"
+                )
+            if state["images_per_step"] != self.images_per_step:
+                raise ConfigError(
+                    f"batch_size: the run in {self.out} has {state['images_per_step']} images per step "
+                    f"(batch_size * grad_accum * processes), and not {self.images_per_step}; resume needs the same"
+                )
+            self.step = state["step"]
+            if self.accelerator.scaler and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.task.load_state(state["task"])
+            self.print(f"resumed at step {self.step} of {self.config.steps}")
+        if self.sum({"step": self.step})["step"] != self.step * self.accelerator.num_processes:
+            raise ConfigError(f"out: not all processes find the same checkpoints in {self.out}; they must share it")
+        if self.is_main:
+            truncate_log(self.log, self.step)
+            set_aside_after(self.checkpoints, self.step)
+
+    def _start_trackers(self) -> None:
+        from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+        trackers = []
+        if self.config.tensorboard:
+            trackers.append(TensorBoardTracker("tensorboard", str(self.out), purge_step=self.step + 1))
+        if self.config.wandb:
+            try:
+                import wandb  # noqa: F401
+            except ImportError as error:
+                raise MissingDependencyError("wandb is not installed: pip install 'hdxray-fast[wandb]'") from error
+            # a resumed run goes on in the same curve
+            run = hashlib.sha256(str(self.out.absolute()).encode()).hexdigest()[:16]
+            options = {"dir": str(self.out), "name": self.out.name, "id": run, "resume": "allow"}
+            trackers.append(WandBTracker(self.config.wandb, **options))
+        self.accelerator.log_with = trackers
+        self.accelerator.init_trackers("", config=None)
+
+    def _train(self, batches: Iterator[dict], bar, result: TrainingResult) -> None:
+        config = self.config
+        durations = []
+        self.wrapped.train()
+        stop = False
+        while self.step < config.steps and not stop:
+            began = time.perf_counter()
+            self._seed_step()
+            rate = self.peak * warmup_cosine(self.step, config.steps, config.warmup)
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group.get("lr_scale", 1.0)
+            micro = [self.task.to_device(next(batches), self.accelerator.device) for _ in range(config.grad_accum)]
+            loss, numbers = self._backward(micro)
+            norm = self._clip()
+            # in fp16 a gradient may overflow: the scaler skips the step and scales the next one down
+            if not (math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler is not None)):
+                self._fail(loss, norm, [file for batch in micro for file in self.task.files(batch)])
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            if self.ema is not None:
+                self.ema.update(self.model)
+            self.step += 1
+            durations.append(time.perf_counter() - began)
+            result.losses.append(loss)
+            done = self.step == config.steps
+            self.numbers = numbers
+            more = self.task.after_step(self, self.step, done) or {}
+            speed = round(self.images_per_step / durations[-1], 4)
+            line = {"step": self.step, "loss": loss, "lr": rate, "grad_norm": norm, **numbers, "images_per_s": speed}
+            self._record({**line, **more}, bar)
+            stop = bool(self.sum({"stop": self.stop_requested})["stop"])  # one notice stops all
+            if done or stop or self.step % config.save_every == 0:
+                self._save(checkpoint_folder(self.checkpoints, self.step))
+                if self.is_main:
+                    prune_checkpoints(self.checkpoints, config.keep_checkpoints, config.keep_every)
+        if durations:
+            result.seconds_per_step = sorted(durations)[len(durations) // 2]
+
+    def _seed_step(self) -> None:
+        """What dropout and the like draw depends on the step and the process alone, and so needs no saving."""
+        words = [self.config.seed, self.step, self.accelerator.process_index]
+        torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+
+    def _backward(self, micro: list[dict]) -> tuple[float, dict[str, int | float]]:
+        """Gradients of the mean over everything in the step; that mean, and the numbers to log."""
+        counts = [float(self.task.weight(batch)) for batch in micro]
+        total = self.sum({"count": sum(counts)})["count"]
+        sums: dict[str, int | float | Tensor] = {}
+        for index, (batch, count) in enumerate(zip(micro, counts, strict=True)):
+            share = count / total if total else 0.0
+            last = index == len(micro) - 1
+            with contextlib.nullcontext() if last else gradients_stay(self.wrapped):
+                with self.accelerator.autocast():
+                    loss, numbers = self.task.loss(self.wrapped, batch)
+                # the gradients of the processes are averaged, hence their number
+                self.accelerator.backward(loss * (share * self.accelerator.num_processes))
+            for name, value in {"loss": loss.detach(), **numbers}.items():
+                floating = value.is_floating_point() if isinstance(value, Tensor) else isinstance(value, float)
+                sums[name] = sums.get(name, 0) + (value * share if floating else value)
+        numbers = self.sum(sums)
+        return numbers.pop("loss"), numbers
+
+    def _clip(self) -> float:
+        """Clip the gradients; their norm before that, over all processes."""
+        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_grad or math.inf)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def _record(self, line: dict, bar) -> None:
+        if self.is_main:
+            try:
+                with self.log.open("a", encoding="utf-8") as stream:
+                    stream.write(json.dumps(line) + "\n")
+            except OSError as error:
+                raise TrainingError(f"{self.log}: cannot be written ({error.strerror})") from error
+        self.accelerator.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
+        bar.set_postfix(loss=f"{line['loss']:.4f}", images_per_s=f"{line['images_per_s']:.2f}", refresh=False)
+        bar.update()
+        self.on_step(line)
+
+    def _save(self, folder: Path, **more) -> None:
+        state = {
+            "step": self.step,
+            "data": self.task.fingerprint,
+            "images_per_step": self.images_per_step,
+            "task": self.task.state(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,  # of fp16
+            **more,
+        }
+        files = self.task.json_files(self.model)
+        snapshot = take_snapshot(self.model, self.optimizer, self.ema, keep=self.is_main)
+        on_main(self.accelerator, lambda: write_checkpoint(folder, snapshot, state, files))
+
+    def _fail(self, loss: float, norm: float, files: list[str]) -> None:
+        """Keep the state that led to a loss that is not finite, name the files, and stop."""
+        if self.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            files = gather_object(files)
+        folder = checkpoint_folder(self.out / "failed", self.step + 1)
+        try:
+            self._save(folder, files=files)
+            kept = f"The state before this step is in {folder}"
+        except HDXrayError as error:
+            kept = f"The state before this step could not be kept ({error})"
+        raise TrainingError(
+            f"step {self.step + 1}: loss {loss}, gradient norm {norm}: not finite. The batch: {', '.join(files)}. "
+            f"{kept}; look at the files, or lower lr"
+        )
+
+    @contextlib.contextmanager
+    def _graceful_stop(self) -> Iterator[None]:
+        """SIGTERM (a scheduler's notice) or Ctrl-C ends the run after the step at hand, with a checkpoint."""
+        previous = {}
+
+        def request(signum, frame):
+            self.stop_requested = True
+            if signum == signal.SIGINT:
+                self.interrupted = True
+                signal.signal(signum, previous[signum])
+                print("\nstopping after this step, with a checkpoint; Ctrl-C again ends at once", file=sys.stderr)
+
+        notices = [signal.SIGTERM]
+        if callable(signal.getsignal(signal.SIGINT)):  # who runs in a shell's background is not meant by its Ctrl-C
+            notices.append(signal.SIGINT)
+        try:
+            for notice in notices:
+                previous[notice] = signal.signal(notice, request)
+        except ValueError:  # not the main thread: the caller owns the signals
+            yield
+            return
+        try:
+            yield
+        finally:
+            for notice, handler in previous.items():
+                signal.signal(notice, handler)

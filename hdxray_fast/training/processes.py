@@ -1,0 +1,210 @@
+"""One process or many: how they find each other, share a model, agree, and notice that one of them is gone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import ConfigError, MissingDependencyError, TrainingError
+
+GRACE = 600  # seconds that a data loader's worker lives on after SIGTERM, if nobody ends it before
+MAIN_FAILED = "the main process of this run failed; its own output says why"
+GLOO_TALK = ("gloo", "connection closed", "connection reset", "socket", "broken pipe", "timed out")
+
+
+def make_accelerator(precision: str, timeout: int):
+    """Accelerate's front door: which device, which precision, how many processes (as the launcher set them up).
+
+    Args:
+        precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
+        timeout: seconds after which a process that waits for another gives up.
+
+    Raises:
+        MissingDependencyError: Accelerate is not installed.
+        ConfigError: the machine cannot compute so, or the processes were not launched as they should be.
+        TrainingError: not all processes came.
+    """
+    try:
+        from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"training needs {error.name}; install it with: pip install 'hdxray-fast[train]'"
+        ) from error
+    handlers = [
+        InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+    ]
+    if precision == "auto":
+        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ConfigError("precision: fp16 needs a GPU; accepted here are bf16 and fp32")
+    with naming_lost_processes(timeout, lambda: "at the start"):
+        accelerator = Accelerator(
+            # without this, processes that torchrun starts on a machine without a GPU would not know of each other
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision="no" if precision == "fp32" else precision,
+            kwargs_handlers=handlers,
+        )
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched != accelerator.num_processes:
+        raise ConfigError(
+            f"{launched} processes were launched, but this one knows of {accelerator.num_processes}; launch them with "
+            "torchrun or accelerate launch"
+        )
+    return accelerator
+
+
+def launcher_shards() -> bool:
+    """Whether ``accelerate launch --use_fsdp`` asked for sharding, which :func:`shard` then does."""
+    return os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def blocks(model: nn.Module) -> list[nn.Module]:
+    """The repeated parts of a model: what its module lists hold, where that is more than a layer."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return [block for blocks in lists for block in blocks if any(True for _ in block.children())]
+
+
+def shard(model: nn.Module, device: torch.device, bf16: bool) -> nn.Module:
+    """FSDP2, in place: each process keeps its share of the weights, gradients and optimizer state.
+
+    Weights are gathered block by block where they are needed. In ``bf16`` they travel and compute so; gradients are
+    summed, and weights kept and updated, in fp32.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    # inputs stay as they are: pixels' scale and shift are float32 for a reason
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
+    model.to(device)
+    for block in blocks(model):
+        fully_shard(block, mesh=mesh, mp_policy=policy)
+    # by default the root would stay whole after a forward pass without a backward one, such as validation
+    return fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Compute each block again in the backward pass instead of keeping what it needs, in place."""
+    for block in blocks(model):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+@contextlib.contextmanager
+def gradients_stay(model: nn.Module) -> Iterator[None]:
+    """Within, backward passes add to gradients without exchanging them between processes."""
+    if hasattr(model, "set_requires_gradient_sync"):  # FSDP2
+        model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(True)
+    else:
+        with getattr(model, "no_sync", contextlib.nullcontext)():  # DDP, or a single process
+            yield
+
+
+@contextlib.contextmanager
+def naming_lost_processes(timeout: int, when: Callable[[], str]) -> Iterator[None]:
+    """An error that means that another process is gone, or late, says so.
+
+    Raises:
+        TrainingError: in place of such an error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        lost = isinstance(error, getattr(dist, "DistError", ())) or any(word in text.lower() for word in GLOO_TALK)
+        alone = os.environ.get("WORLD_SIZE", "1") == "1"
+        if alone or not lost or isinstance(error, TrainingError):
+            raise
+        first = text.strip().splitlines()[0][:300]
+        raise TrainingError(
+            f"{when()}: another process of this run is gone or has not answered for {timeout} s ({first}). Its own "
+            "output says why; start all of them again with --resume auto"
+        ) from error
+
+
+def outlive_notice(worker: int) -> None:
+    """A data loader's worker puts off its end after SIGTERM: torchrun and Slurm send it to the whole process group, but
+    the training process, which ends its workers itself, still has a step to finish and a checkpoint to write."""
+    signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(GRACE))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the main process, which ends them
+
+
+def on_main(accelerator, work: Callable[[], None]) -> None:
+    """The main process does ``work``, the others wait for it; if it fails, all of them fail.
+
+    Raises:
+        TrainingError: on the other processes, where ``work`` failed; the main process raises its own error.
+    """
+    failure: Exception | None = None
+    if accelerator.is_main_process:
+        try:
+            work()
+        except Exception as error:
+            failure = error
+    failed = torch.tensor(float(failure is not None), device=accelerator.device)
+    if accelerator.reduce(failed, "sum").item():
+        raise failure or TrainingError(MAIN_FAILED)
+
+
+def patient_barrier(accelerator) -> Callable[[], None]:
+    """A barrier with a day's patience, for the end of work that takes some processes longer than others.
+
+    Must be called by all of them before the work; so must what it returns, when they have done theirs.
+    """
+    if accelerator.num_processes == 1:
+        return lambda: None
+    group = _patient_group()
+    return lambda: dist.barrier(group)
+
+
+def from_main(accelerator, work: Callable[[], Any], timeout: int) -> Any:
+    """What ``work`` gives, done by the main process alone; the others wait for it, a day if need be, and get a copy.
+
+    Args:
+        accelerator: of the run; all of its processes must call this.
+        work: its result must be picklable.
+        timeout: seconds of patience with a process that is gone, for the error.
+
+    Raises:
+        TrainingError: on the other processes, where ``work`` failed or the main process is gone; the main process
+            raises its own error.
+    """
+    if accelerator.num_processes == 1:
+        return work()
+    with naming_lost_processes(timeout, lambda: "at the start"):
+        group = _patient_group()
+        result, failure = None, None
+        if accelerator.is_main_process:
+            try:
+                result = work()
+            except Exception as error:
+                failure = error
+        told = [(result, failure is not None)]
+        dist.broadcast_object_list(told, src=0, group=group)
+    if failure is not None:
+        raise failure
+    result, failed = told[0]
+    if failed:
+        raise TrainingError(MAIN_FAILED)
+    return result
+
+
+def _patient_group():
+    return dist.new_group(backend="gloo", timeout=timedelta(days=1))

@@ -1,0 +1,80 @@
+"""The radiographs of a run: read by its main process while the others wait, or opened where they were prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..data.prepared.cache import CachedImages, fill_cache
+from ..data.prepared.sources import Source
+from ..data.quarantine import Quarantined, write_quarantine
+from ..data.reader_pool import worker_count
+from ..errors import ConfigError
+from .processes import from_main
+
+if TYPE_CHECKING:
+    from .loop import Training
+
+
+def read_images(
+    training: Training, sources: Sequence[Source], cache: Path, *, size: int, contour: str
+) -> tuple[CachedImages, list[Quarantined]]:
+    """Canvas and contour of every file, from the cache or read now; what is unreadable is listed and set aside.
+
+    Writes ``quarantine.csv`` in the run's folder, also if nothing can be read.
+
+    Args:
+        training: the run; all of its processes must call this.
+        sources: files, in the order that samples are numbered by.
+        cache: folder, which all processes must share.
+        size: canvas side, pixels.
+        contour: method of :func:`hdxray_fast.find_contour`.
+
+    Returns:
+        The readable images in the order of ``sources``, and the others.
+
+    Raises:
+        ConfigError: the cache cannot be made, or is not the same for all processes.
+        TrainingError: none can be read, the disk is full, or the main process failed.
+    """
+    quarantine = training.out / "quarantine.csv"
+
+    def fill() -> tuple[CachedImages, list[Quarantined]]:
+        bad: list[Quarantined] = []
+
+        def done(item: Quarantined | None) -> None:
+            if item is not None:
+                bad.append(item)
+            bar.update()
+
+        with training.bar(total=len(sources), unit="image", desc="canvas + contour") as bar:
+            try:
+                images, bad = fill_cache(
+                    cache,
+                    sources,
+                    size=size,
+                    contour=contour,
+                    workers=worker_count(training.config.workers),
+                    on_done=done,
+                    on_wait=lambda folder: training.print(f"another run is adding to {folder}; waiting for its end"),
+                )
+            finally:
+                write_quarantine(quarantine, bad)
+        return images, bad
+
+    try:
+        images, bad = from_main(training.accelerator, fill, training.config.timeout)
+        images.require_all()
+    except ConfigError as error:
+        if training.is_main:
+            raise
+        raise ConfigError(f"cache: {cache} must be a folder that all processes share ({error})") from error
+    for item in bad:
+        training.print(f"unreadable: {item.path}: {item.reason}")
+    flagged = sum(images.column("flagged").to_pylist())
+    training.print(
+        f"{len(images)} radiographs ready, {flagged} with a contour of low confidence, "
+        f"{len(bad)} set aside in {quarantine}"
+    )
+    return images, bad

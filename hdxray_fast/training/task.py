@@ -1,0 +1,111 @@
+"""What is trained: the one object that a run of :class:`hdxray_fast.training.loop.Training` is given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .config import TrainingConfig
+from .optimizer import parameter_groups
+
+
+class Run(Protocol):
+    """What a task is told of its run, which is a :class:`hdxray_fast.training.loop.Training`."""
+
+    config: TrainingConfig
+    model: nn.Module
+    accelerator: Any
+    out: Path
+    numbers: dict[str, int | float]
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+
+    def loader(self, dataset: Any, start: int, *args: Any, **options: Any) -> Iterable[dict]:
+        """Batches of this process from step ``start`` on."""
+
+    def averaged(self) -> AbstractContextManager[nn.Module]:
+        """The model for validation."""
+
+    def print(self, text: str) -> None:
+        """Print once, whatever the number of processes."""
+
+
+class Task:
+    """What is trained. Subclasses override what they need; only :meth:`build`, :meth:`loader` and :meth:`loss` must be.
+
+    A task holds nothing that changes from step to step except what :meth:`state` returns: whatever is drawn at random
+    is drawn by counters (see :class:`.StepSampler`), or by torch's generator within :meth:`loss`,
+    which every step seeds anew. So a resumed run is the run that never stopped.
+
+    Attributes:
+        label: name of the progress bar.
+        fingerprint: of the data, filled in before the run begins; a resumed run must have the same.
+    """
+
+    label = "train"
+    fingerprint = ""
+
+    def build(self) -> nn.Module:
+        """The model, on the CPU; torch's generator is seeded before. Called again where a whole copy is needed."""
+        raise NotImplementedError
+
+    def groups(self, model: nn.Module, config: TrainingConfig) -> list[dict]:
+        """AdamW's parameter groups; ``group["lr_scale"]`` scales the learning rate of a group."""
+        return parameter_groups(model, config.weight_decay)
+
+    def peak_lr(self, images: int) -> float:
+        """Peak learning rate for so many images per step, where the settings give none."""
+        return 5e-4 * math.sqrt(images / 8)
+
+    def loader(self, training: Run, start: int) -> Iterable[dict]:
+        """Batches of this process from step ``start`` on, ``grad_accum`` a step; see :meth:`Run.loader`."""
+        raise NotImplementedError
+
+    def to_device(self, batch: dict, device: torch.device) -> dict:
+        """The batch where the model is; what is not a tensor stays. A place to add what is computed there."""
+        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+    def weight(self, batch: dict) -> int | Tensor:
+        """Number of things that the loss of ``batch`` is a mean over, such as images, tokens or predicted patches.
+
+        The loss of a step is the mean over all of them, whatever their spread over processes and forward passes.
+        """
+        return len(next(value for value in batch.values() if isinstance(value, Tensor)))
+
+    def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict[str, int | float | Tensor]]:
+        """Loss (a mean, see :meth:`weight`) and numbers to log: integers are summed over the step, others averaged.
+
+        Args:
+            model: to be called as it is, not by its parts: it may be wrapped for several processes.
+            batch: from :meth:`to_device`.
+        """
+        raise NotImplementedError
+
+    def files(self, batch: dict) -> list[str]:
+        """Names of the files of a batch, for the error about a loss that is not finite."""
+        return []
+
+    def after_step(self, training: Run, step: int, done: bool) -> dict | None:
+        """Pictures, validation, the best model so far; every process calls it. Numbers returned are logged.
+
+        ``step`` steps are behind; ``done``: these were all. The checkpoint of the step is saved afterwards.
+        """
+
+    def state(self) -> dict:
+        """JSON-able values that a resumed run goes on from."""
+        return {}
+
+    def load_state(self, state: dict) -> None:
+        """Take what :meth:`state` gave."""
+
+    def json_files(self, model: nn.Module) -> dict[str, dict]:
+        """Further files of a checkpoint, such as the ``config.json`` that makes it a model to load."""
+        return {}

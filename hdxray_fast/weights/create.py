@@ -1,0 +1,50 @@
+"""Encoders by name, new or with weights from elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ..models.encoder import Encoder
+from ..models.encoder_config import DEFAULTS, EncoderConfig, LeftOut, preset
+from ..models.presets import ENCODERS
+from .load import load_encoder
+
+
+def create_encoder(
+    name: str | None = None,
+    img_size: int | tuple[int, int] | None = LeftOut(DEFAULTS["img_size"]),
+    in_chans: int | None = LeftOut(DEFAULTS["in_chans"]),
+    weights: str | Path | None = None,
+    strict: bool = True,
+    **overrides: Any,
+) -> Encoder:
+    """Build an encoder from the presets' table, or from published weights.
+
+    Args:
+        name: one of :func:`list_encoders`; left out, ``weights`` say what to build, or without them it is
+            ``"vit_small_patch16"``.
+        img_size: edge in pixels, or ``(height, width)``; multiples of the patch size. Left out, it is 1280, or that of
+            ``weights`` that this package wrote. ``None`` takes that of any ``weights``.
+        in_chans: 1 or 3. Left out, it is 1, or that of ``weights`` that this package wrote. ``None`` takes that of any
+            ``weights``.
+        weights: a path, ``"hf:org/name"`` (``@revision`` may follow) or ``"timm:name"``; see
+            :mod:`hdxray_fast.weights.load` for what is read, and ``load_report`` of the encoder for what became of it.
+        strict: refuse weights that lack something, or hold something unexpected.
+        **overrides: any other field of :class:`hdxray_fast.EncoderConfig`, such as ``keep``, ``pool`` or ``depth``.
+
+    Raises:
+        ArgumentError: unknown name or override, or settings that do not fit together.
+        CheckpointError: ``weights`` cannot be read, are unsafe, or do not fit; the message names the file.
+    """
+    if weights is not None:
+        return load_encoder(weights, name, img_size, in_chans, strict, **overrides)
+    settings = {**preset("vit_small_patch16" if name is None else name, overrides), **overrides}
+    for option, value in (("img_size", img_size), ("in_chans", in_chans)):
+        settings[option] = int(value) if isinstance(value, LeftOut) else value
+    return Encoder(EncoderConfig(**settings))
+
+
+def list_encoders() -> list[str]:
+    """Names that :func:`create_encoder` and :func:`hdxray_fast.create_mae` accept."""
+    return list(ENCODERS)

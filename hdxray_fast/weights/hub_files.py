@@ -1,0 +1,109 @@
+"""What a model folder says to Hugging Face: keys of its config.json, how images are prepared, the model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..files import written_whole
+
+if TYPE_CHECKING:
+    from ..models.encoder_config import EncoderConfig
+
+MODEL_TYPE = "hdxray_vit"
+HUB_KEYS = {"model_type": MODEL_TYPE, "architectures": ["HDXrayModel"]}
+PREPROCESSOR_FILE, CARD_FILE = "preprocessor_config.json", "README.md"
+TEMPLATE_SIGN = "This model card has been automatically generated"  # transformers' own, empty card
+
+
+def preprocessor_settings(config: EncoderConfig) -> dict[str, Any]:
+    """Contents of ``preprocessor_config.json``: the arguments of :class:`.HDXrayImageProcessor`."""
+    height, width = config.img_size
+    normalisation = config.normalisation
+    return {
+        "image_processor_type": "HDXrayImageProcessor",
+        "size": {"height": height, "width": width},
+        "patch_size": config.patch_size,
+        "num_channels": config.in_chans,
+        "normalisation": normalisation if isinstance(normalisation, str) else list(normalisation),
+        "do_normalize": True,
+        "return_grids": config.keep != "all",
+    }
+
+
+def write_model_card(directory: Path, config: EncoderConfig) -> None:
+    """Write ``README.md`` unless there is one that somebody wrote."""
+    path = Path(directory) / CARD_FILE
+    if path.exists() and TEMPLATE_SIGN not in path.read_text(encoding="utf-8", errors="replace"):
+        return
+    with written_whole(path) as temporary:
+        temporary.write_text(model_card(config), encoding="utf-8")
+
+
+def model_card(config: EncoderConfig) -> str:
+    """A model card in Hugging Face's format, with placeholders where only the authors of the weights know."""
+    height, width = config.img_size
+    channels = "one channel" if config.in_chans == 1 else f"{config.in_chans} equal channels"
+    if config.normalisation == "per_image":
+        pixels = "each image is brought to mean 0 and standard deviation 1 over its patches that are not padding"
+    else:
+        mean, std = config.normalisation
+        pixels = f"pixels on [0, 1] are normalised with mean {mean:g} and standard deviation {std:g}"
+    looks_at = {
+        "all": "all patches",
+        "valid": "the patches that are not padding",
+        "contour": f"the patches inside the chest contour and {config.margin} around it",
+    }[config.keep]
+    return f"""---
+license: other
+license_name: to-be-stated-by-the-authors-of-the-weights
+library_name: transformers
+pipeline_tag: image-feature-extraction
+tags:
+- hdxray_fast
+- chest-x-ray
+- radiology
+- vision-transformer
+---
+
+# A chest X-ray encoder
+
+A vision transformer for chest radiographs of {height} x {width} pixels: {config.depth} blocks of width
+{config.embed_dim} with {config.num_heads} heads, patches of {config.patch_size} pixels, {channels}.
+It looks at {looks_at}.
+
+## Use
+
+```python
+import hdxray_fast  # pip install 'hdxray-fast[hf,dicom]'
+from transformers import AutoImageProcessor, AutoModel
+
+folder = "..."  # this repository, or the folder that holds this file
+processor, model = AutoImageProcessor.from_pretrained(folder), AutoModel.from_pretrained(folder)
+outputs = model(**processor(["chest.dcm"], return_tensors="pt"))
+outputs.last_hidden_state  # [1, tokens, {config.embed_dim}]
+outputs.pooler_output      # [1, {config.embed_dim}]
+```
+
+`hdxray_fast.create_encoder(weights=folder)` builds the same network without transformers.
+
+## Preprocessing
+
+The processor reads DICOM, PNG, JPEG, TIFF, BMP, WebP and NumPy files, PIL images and arrays. It applies the file's own
+grey scale transformations, turns the image so that dense tissue is bright, and letterboxes it onto a black square;
+{pixels}.
+
+## Training
+
+To be stated: the images it was trained on, how, and under which terms they may be used.
+
+## Intended use and limits
+
+Research on chest radiographs: features for classification, segmentation, retrieval. It is not a medical device and
+must not be used for diagnosis or treatment. It was not tested on other body parts, other modalities, or photographs of
+radiographs. How it performs for groups of patients that are rare in its training data is to be measured before use.
+
+## Licence
+
+To be stated by the authors of the weights. The code of hdxray_fast is under Apache-2.0.
+"""

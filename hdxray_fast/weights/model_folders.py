@@ -1,0 +1,261 @@
+"""Models on disk: safetensors and a JSON config, written atomically; weights in MAE's layout both ways."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentTypeError, CheckpointError, HDXrayError, MissingDependencyError
+from ..files import save_tensors, written_whole
+from ..models.encoder import Encoder
+from ..models.encoder_config import EncoderConfig
+from ..models.mae import MaskedAutoencoder, create_mae
+from .hub_files import HUB_KEYS, PREPROCESSOR_FILE, preprocessor_settings
+
+MODEL_FILE = "model.safetensors"
+CONFIG_FILE = "config.json"
+MAE_FORMAT, ENCODER_FORMAT = "hdxray_fast.mae", "hdxray_fast.encoder"
+FORMAT_VERSION = 1
+
+
+def save_model(model: MaskedAutoencoder | Encoder, directory: str | Path) -> Path:
+    """Write ``model.safetensors`` and ``config.json``; a crash at any moment leaves each file either old or new.
+
+    An encoder's folder is one for transformers' ``AutoModel`` and ``AutoImageProcessor`` too.
+
+    Args:
+        model: from :func:`hdxray_fast.create_mae` or :func:`hdxray_fast.create_encoder`.
+        directory: created if missing.
+
+    Returns:
+        The directory.
+
+    Raises:
+        ArgumentTypeError: not such a model, or not a path.
+        CheckpointError: the directory cannot be written.
+        MissingDependencyError: safetensors is not installed.
+    """
+    files = describe_model(model)
+    directory = _as_path(directory)
+    _safetensors()
+    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            with written_whole(directory / name) as temporary:
+                temporary.write_text(json.dumps(content, indent=2) + "\n")
+        with written_whole(directory / MODEL_FILE) as temporary:
+            save_tensors(tensors, temporary, {"format": "pt"})
+    except (OSError, _safetensor_error()) as error:
+        raise CheckpointError(f"{directory}: cannot be written ({error})") from error
+    return directory
+
+
+def model_folder(directory: str | Path, file: str) -> Path:
+    """The folder that holds ``file``: ``directory``, or where it is that of a run, ``model`` in it."""
+    directory = Path(directory)
+    inner = directory / "model"
+    return inner if (inner / file).is_file() and not (directory / file).is_file() else directory
+
+
+def describe_model(model: MaskedAutoencoder | Encoder) -> dict[str, dict]:
+    """The JSON files that make a folder with the tensors of ``model`` one for :func:`load_model`, by name.
+
+    Raises:
+        ArgumentTypeError: not such a model.
+    """
+    if isinstance(getattr(model, "config", None), EncoderConfig):
+        if any(name.startswith("head.") for name, _ in model.named_parameters()):
+            raise ArgumentTypeError(
+                "model: has a head, which an encoder's folder does not hold; save its state_dict with torch.save, or "
+                "take the head off first (reset_classifier(0))"
+            )
+        config = {"format": ENCODER_FORMAT, "format_version": FORMAT_VERSION, "model": asdict(model.config)}
+        return {CONFIG_FILE: HUB_KEYS | config, PREPROCESSOR_FILE: preprocessor_settings(model.config)}
+    if isinstance(getattr(model, "config", None), dict) and hasattr(model, "encoder"):
+        return {CONFIG_FILE: {"format": MAE_FORMAT, "format_version": FORMAT_VERSION, "model": model.config}}
+    raise ArgumentTypeError(f"model: got {type(model).__name__}, accepted are what create_mae and create_encoder make")
+
+
+def _as_path(directory: object) -> Path:
+    if not isinstance(directory, (str, os.PathLike)):
+        raise ArgumentTypeError(f"directory: got {type(directory).__name__}, accepted is a path")
+    return Path(directory)
+
+
+def load_model(directory: str | Path) -> MaskedAutoencoder | Encoder:
+    """Build the model that :func:`save_model` wrote, in float32 on the CPU and in training mode.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or foreign, or config and tensors do not belong together; the
+            message names the file and what differs.
+        MissingDependencyError: safetensors is not installed.
+    """
+    directory = _as_path(directory)
+    if directory.is_file():
+        raise CheckpointError(f"{directory}: is a file; give the folder that save_model wrote")
+    if not (directory / MODEL_FILE).exists() and (directory / "model" / MODEL_FILE).exists():
+        raise CheckpointError(f"{directory}: is the folder of a run; its model is in {directory / 'model'}")
+    kind, settings = _read_config(directory / CONFIG_FILE)
+    tensors = read_tensors(directory / MODEL_FILE)
+    try:
+        model = _build(kind, settings)
+    except (HDXrayError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{directory / CONFIG_FILE}: describes no model this version can build ({error})"
+        ) from error
+    _load_strictly(model, tensors, source=str(directory / MODEL_FILE))
+    return model
+
+
+def _build(kind: str, settings: dict) -> MaskedAutoencoder | Encoder:
+    if kind == ENCODER_FORMAT:
+        return Encoder(EncoderConfig(**settings))
+    return create_mae(**settings)
+
+
+def load_mae_state_dict(model: MaskedAutoencoder, state_dict: Mapping[str, Tensor], source: str = "state_dict") -> None:
+    """Load weights in the layout of facebookresearch/mae (``cls_token``, ``blocks.0.norm1.weight``, ``mask_token``...).
+
+    Args:
+        model: with ``decoder="self"``, whose parameters are those of MAE.
+        state_dict: every parameter of the model, nothing else.
+        source: file name for the error.
+
+    Raises:
+        CheckpointError: names, shapes or dtypes differ; the model is left as it was.
+    """
+    ours = {_from_mae_name(name): tensor for name, tensor in state_dict.items()}
+    _load_strictly(model, ours, source)
+
+
+def to_mae_state_dict(model: MaskedAutoencoder) -> dict[str, Tensor]:
+    """Weights of the model in the layout of facebookresearch/mae; tensors are shared with the model."""
+    return {name.partition(".")[2]: tensor for name, tensor in model.state_dict().items()}
+
+
+def read_mae_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """Read a legacy ``.pth`` of the MAE layout without running code from it.
+
+    Tensors may lie under ``"model"`` (as facebookresearch/mae saves them) or at the top. The ``argparse.Namespace``
+    that such files carry is allowed; any other Python object is refused.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, contains code or other objects, or holds no tensors.
+    """
+    content = read_legacy(path)
+    tensors = content.get("model", content) if isinstance(content, Mapping) else None
+    if not isinstance(tensors, Mapping) or not tensors or not all(isinstance(t, Tensor) for t in tensors.values()):
+        raise CheckpointError(f"{path}: holds no state dict of tensors, neither at the top nor under 'model'")
+    return dict(tensors)
+
+
+def read_legacy(path: str | Path) -> object:
+    """What ``torch.save`` wrote, without running code from it.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds more than tensors, plain values and an
+            ``argparse.Namespace``.
+    """
+    path = Path(path)
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: refused, it is damaged or holds more than tensors ({_refused(error)})"
+        ) from error
+    except Exception as error:  # what an unpickler stumbles over in foreign bytes can be any error
+        reason = str(error) or ("it ends too early" if isinstance(error, EOFError) else type(error).__name__)
+        raise CheckpointError(f"{path}: cannot be read as a PyTorch checkpoint ({reason})") from error
+
+
+def _refused(error: pickle.UnpicklingError) -> str:
+    """The reason in PyTorch's message: what stands between its advice to run the file's code and its links."""
+    reason = str(error).split("WeightsUnpickler error:")[-1].split("Check the documentation")[0].strip()
+    reason = " ".join(reason.split("\n\n")[-1].split()).split(" Please use")[0]
+    return reason.replace("GLOBAL ", "").replace(" by default", "").rstrip(".")[:300]
+
+
+def _from_mae_name(name: str) -> str:
+    room = "decoder" if name == "mask_token" or name.startswith("decoder_") else "encoder"
+    return f"{room}.{name}"
+
+
+def _load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Copy ``tensors`` into the model, all or none."""
+    expected = model.state_dict()
+    differences = [f"missing {name}" for name in expected if name not in tensors]
+    differences += [f"unexpected {name}" for name in tensors if name not in expected]
+    for name, parameter in expected.items():
+        tensor = tensors.get(name, parameter)
+        if tensor.shape != parameter.shape:
+            differences.append(f"{name} is {list(tensor.shape)}, the model has {list(parameter.shape)}")
+        elif not tensor.is_floating_point():
+            differences.append(f"{name} is {tensor.dtype}, accepted are floating-point tensors")
+    if differences:
+        more = f", and {len(differences) - 5} more" if len(differences) > 5 else ""
+        raise CheckpointError(f"{source}: does not fit the model: {'; '.join(differences[:5])}{more}")
+    model.load_state_dict(dict(tensors))
+
+
+def _read_config(path: Path) -> tuple[str, dict]:
+    """What kind of model a checkpoint holds, and its settings."""
+    try:
+        config = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{path}: is missing; a checkpoint is a folder with {MODEL_FILE} and {CONFIG_FILE}"
+        ) from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path}: is damaged or no JSON ({error})") from error
+    kinds = (MAE_FORMAT, ENCODER_FORMAT)
+    if not isinstance(config, dict) or config.get("format") not in kinds or not isinstance(config.get("model"), dict):
+        raise CheckpointError(f"{path}: is no config of this package (its 'format' should be one of {kinds})")
+    if config.get("format_version") != FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path}: has format_version {config.get('format_version')!r}, this version reads {FORMAT_VERSION}"
+        )
+    return config["format"], config["model"]
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """What a safetensors file holds.
+
+    Raises:
+        CheckpointError: it is missing or damaged; the message names it.
+        MissingDependencyError: safetensors is not installed.
+    """
+    safetensors_torch = _safetensors()
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing; a checkpoint is a folder with {MODEL_FILE} and {CONFIG_FILE}")
+    try:
+        return safetensors_torch.load_file(path)
+    except (_safetensor_error(), OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from error
+
+
+def _safetensor_error() -> type[Exception]:
+    from safetensors import SafetensorError
+
+    return SafetensorError
+
+
+def _safetensors():
+    try:
+        import safetensors.torch
+    except ImportError as error:
+        raise MissingDependencyError(
+            "checkpoints need safetensors: pip install 'hdxray-fast[train]' (or pip install safetensors)"
+        ) from error
+    return safetensors.torch
