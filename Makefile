@@ -75,8 +75,8 @@ wheel: $(VENV)/.created  ## sdist and wheel into dist/
 	$(BIN)/python -m build --no-isolation --outdir dist .
 
 # The core with AddressSanitizer and UndefinedBehaviorSanitizer, under the tests that call it.
-SANITIZE_TESTS := tests/test_native.py tests/test_masking.py tests/test_mask_plan.py tests/test_masking_emulation.py \
-	tests/test_gather.py tests/test_loss.py tests/test_pixels_emulation.py
+SANITIZE_TESTS := tests/ops/test_native.py tests/ops/test_plan_masks.py tests/ops/test_mask_plan.py tests/ops/test_mask_plan_emulation.py \
+	tests/ops/test_gather.py tests/ops/test_loss.py tests/ops/test_pixels_emulation.py
 sanitize: $(VENV)/.test  ## the core's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DHDXRAY_SANITIZE=ON -DHDXRAY_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug \
 		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python

@@ -10,8 +10,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from toy_radiographs import draw_radiograph
 
-from hdxray_fast.ops import native as _native
+from hdxray_fast.ops import native
 
 
 @pytest.fixture(autouse=True)
@@ -20,13 +21,13 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=_native.core.vector_paths() if _native.core else [])
+@pytest.fixture(params=native.core.vector_paths() if native.core else [])
 def vector_path(request):
     """Each vector path of the native core that this machine can run, in turn."""
-    before = _native.core.vector_path()
-    _native.core.set_vector_path(request.param)
+    before = native.core.vector_path()
+    native.core.set_vector_path(request.param)
     yield request.param
-    _native.core.set_vector_path(before)
+    native.core.set_vector_path(before)
 
 
 @pytest.fixture(scope="session")
@@ -41,26 +42,6 @@ def test_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"HDXRAY_TEST_DATA={root} is not a folder")
     return path
-
-
-def assert_two_times_rule(out, same_dtype, ref32, tiny: float = 1e-6) -> None:
-    """|out - ref32| <= 2 * max|same-dtype PyTorch - ref32| + tiny: within twice PyTorch's own error in that dtype."""
-    out, same_dtype, ref32 = (t.detach().double() for t in (out, same_dtype, ref32))
-    allowed = 2 * (same_dtype - ref32).abs().max().item() + tiny
-    worst = (out - ref32).abs().max().item()
-    assert worst <= allowed, f"worst error {worst:.3e} exceeds {allowed:.3e}"
-
-
-def draw_radiograph(seed: int, height: int = 150, width: int = 130) -> np.ndarray:
-    """A toy chest, [height, width] uint8: bright body, two dark lungs, noise. For plumbing, never for accuracy."""
-    rng = np.random.default_rng(seed)
-    image = np.full((height, width), 40, np.uint8)
-    cx, cy = width // 2 + int(rng.integers(-4, 5)), height // 2 + int(rng.integers(-4, 5))
-    cv2.ellipse(image, (cx, cy), (width * 2 // 5, height * 9 // 20), 0, 0, 360, 190, -1)
-    for side in (-1, 1):
-        cv2.ellipse(image, (cx + side * width // 6, cy), (width // 9, height // 4), 0, 0, 360, 80, -1)
-    noise = rng.normal(0, 6, image.shape)
-    return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
 @pytest.fixture

@@ -119,7 +119,7 @@ def test_the_rest_of_the_page(tmp_path, monkeypatch, plain_mae):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     import cv2
-    from conftest import draw_radiograph
+    from toy_radiographs import draw_radiograph
 
     (tmp_path / "xrays").mkdir()
     for seed in range(2):

@@ -144,10 +144,10 @@ def test_wheel_imports_and_computes_away_from_the_sources(built_wheel, tmp_path)
 
 # What the core says of CUDA, and that the package works on the CPU where no GPU is to be seen.
 WITHOUT_GPU = (
-    "import torch, hdxray_fast as hx; from hdxray_fast import _native;"
+    "import torch, hdxray_fast as hx; from hdxray_fast.ops import native;"
     "assert not torch.cuda.is_available();"
-    "assert _native.resolve_backend('auto', torch.device('cpu')) == 'native';"
-    "assert _native.resolve_backend('auto', torch.device('cuda', 0)) == 'reference';"
+    "assert native.resolve_backend('auto', torch.device('cpu')) == 'native';"
+    "assert native.resolve_backend('auto', torch.device('cuda', 0)) == 'reference';"
     "print(_native.core.build_info()['cuda'], '|', _native.why_not_native('cuda', 0))"
 )
 

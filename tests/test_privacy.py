@@ -12,8 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_radiograph
 from prepared_helpers import contents
+from toy_radiographs import draw_radiograph
 from xray_makers import PATIENT, dicom
 
 import hdxray_fast as hx

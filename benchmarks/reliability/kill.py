@@ -26,9 +26,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-from conftest import draw_radiograph
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "helpers"))
 from record import commit
+from toy_radiographs import draw_radiograph
 
 PER_ROUND = 5
 KINDS = (".bin", ".arrow", ".csv", ".parquet", ".json", ".png")

@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
-from conftest import draw_radiograph
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "helpers"))
 from pydicom.data import get_testdata_file
 from record import commit
+from toy_radiographs import draw_radiograph
 from xray_makers import dicom
 
 from hdxray_fast.data.prepared.config import PrepareConfig

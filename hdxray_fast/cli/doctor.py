@@ -230,17 +230,16 @@ def _backends(gpus: list[dict[str, Any]]) -> list[dict[str, str]]:
     try:
         import torch
 
-        from ..ops import attention, attention_table
-        from ..ops import native as _native
+        from ..ops import attention, attention_table, native
     except Exception:  # said under versions
         return []
 
     def pixels(device: str) -> tuple[str, str]:
         where = torch.device(device)
-        backend = _native.resolve_backend("auto", where)
+        backend = native.resolve_backend("auto", where)
         if backend == "reference":
-            return backend, f"plain PyTorch, because {_native.why_not_native(where.type, where.index)}"
-        path = f"vector path {_native.core.vector_path()}" if where.type == "cpu" else "CUDA kernels"
+            return backend, f"plain PyTorch, because {native.why_not_native(where.type, where.index)}"
+        path = f"vector path {native.core.vector_path()}" if where.type == "cpu" else "CUDA kernels"
         return backend, f"the compiled core, {path}"
 
     rows = []

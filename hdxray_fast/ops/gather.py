@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
-from . import native as _native
+from . import native
 from .plan import MaskPlan, dtype_names
 
 
@@ -45,13 +45,13 @@ def gather_patches(
         BackendError: ``backend="native"`` where it cannot run.
     """
     images, ids, cu_seqlens = check_call(images, plan, which)
-    if out_dtype not in _native.FLOAT_DTYPES:
-        raise ArgumentError(f"out_dtype: got {out_dtype}, accepted are {dtype_names(_native.FLOAT_DTYPES)}")
-    scale, shift = _native.per_image("scale", scale, images), _native.per_image("shift", shift, images)
-    if _native.resolve_backend(backend, images.device) == "reference":
+    if out_dtype not in native.FLOAT_DTYPES:
+        raise ArgumentError(f"out_dtype: got {out_dtype}, accepted are {dtype_names(native.FLOAT_DTYPES)}")
+    scale, shift = native.per_image("scale", scale, images), native.per_image("shift", shift, images)
+    if native.resolve_backend(backend, images.device) == "reference":
         check_values_eagerly(plan, which)
         return gather_patches_ref(images, plan, scale, shift, out_dtype, which)
-    scaling = _native.split_scaling(scale, shift)
+    scaling = native.split_scaling(scale, shift)
     return _gather_op(images, ids, cu_seqlens, *scaling, plan.patch_size, out_dtype, which)
 
 
@@ -86,7 +86,7 @@ def gather_patches_ref(
 
 def rows_with_patch(plan: MaskPlan, which: str) -> tuple[Tensor, Tensor]:
     """Which packed rows have a patch, ``[N]`` bool, and the image of each, ``[N]`` int64; slack has none."""
-    ids, cu_seqlens = _native.check_packed(plan, which, plan.device)
+    ids, cu_seqlens = native.check_packed(plan, which, plan.device)
     row = torch.arange(ids.shape[0], dtype=torch.int32, device=ids.device)
     image = torch.searchsorted(cu_seqlens[1:], row, right=True)  # [N], the batch size for slack
     n_patches = plan.grid_size[0] * plan.grid_size[1]
@@ -97,15 +97,15 @@ def check_call(images: Any, plan: Any, which: str) -> tuple[Tensor, Tensor, Tens
     """Images, ids and cu_seqlens of a pixel op's call, if they fit together; all but the values of the ids."""
     if not isinstance(plan, MaskPlan):
         raise ArgumentTypeError(f"plan: got {type(plan).__name__}, accepted is a MaskPlan (see plan_masks)")
-    images = _native.check_images(images, plan)
-    return images, *_native.check_packed(plan, which, images.device)
+    images = native.check_images(images, plan)
+    return images, *native.check_packed(plan, which, images.device)
 
 
 def check_values_eagerly(plan: MaskPlan, which: str) -> None:
     """The values of the ids, for the reference path; the native ops look at them by themselves, compiled or not."""
     if not torch.compiler.is_compiling():
-        ids, cu_seqlens = _native.check_packed(plan, which, plan.device)
-        _native.check_packed_values(ids, cu_seqlens, plan.grid_size[0] * plan.grid_size[1], which)
+        ids, cu_seqlens = native.check_packed(plan, which, plan.device)
+        native.check_packed_values(ids, cu_seqlens, plan.grid_size[0] * plan.grid_size[1], which)
 
 
 # --- registration -----------------------------------------------------------------------------------------------------
@@ -124,7 +124,7 @@ def _gather_op(
     which: str,
 ) -> Tensor:
     scaling = (scale, shift, scale_value, shift_value)
-    return _native.gather(images, ids, cu_seqlens, scaling, patch_size, out_dtype, which)
+    return native.gather(images, ids, cu_seqlens, scaling, patch_size, out_dtype, which)
 
 
 @_gather_op.register_fake
@@ -144,7 +144,7 @@ def _scatter_op(
     image_dtype: torch.dtype,
 ) -> Tensor:
     scaling = (scale, None, scale_value, 0.0)
-    return _native.scatter(grad_rows.contiguous(), ids, cu_seqlens, scaling, shape, patch_size, image_dtype)
+    return native.scatter(grad_rows.contiguous(), ids, cu_seqlens, scaling, shape, patch_size, image_dtype)
 
 
 @_scatter_op.register_fake

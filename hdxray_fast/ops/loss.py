@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
-from . import native as _native
+from . import native
 from .gather import check_call, check_values_eagerly, gather_patches_ref, rows_with_patch
 from .plan import MaskPlan, check_tensor
 
@@ -48,7 +48,7 @@ def reconstruction_loss(
         BackendError: ``backend="native"`` where it cannot run.
     """
     images, ids, cu_seqlens = check_call(images, plan, "predict")
-    pred = check_tensor("pred", pred, _native.FLOAT_DTYPES, images.device)
+    pred = check_tensor("pred", pred, native.FLOAT_DTYPES, images.device)
     row_size = images.shape[1] * plan.patch_size**2
     if pred.shape != (ids.shape[0], row_size):
         raise ArgumentError(
@@ -59,11 +59,11 @@ def reconstruction_loss(
         raise ArgumentTypeError(f"norm_pix_loss: got {type(norm_pix_loss).__name__}, accepted is a bool")
     if norm_pix_loss and row_size < 2:
         raise ArgumentError("norm_pix_loss: a patch of one pixel has no variance; use norm_pix_loss=False")
-    scale, shift = _native.per_image("scale", scale, images), _native.per_image("shift", shift, images)
-    if _native.resolve_backend(backend, images.device) == "reference":
+    scale, shift = native.per_image("scale", scale, images), native.per_image("shift", shift, images)
+    if native.resolve_backend(backend, images.device) == "reference":
         check_values_eagerly(plan, "predict")
         return reconstruction_loss_ref(images, pred, plan, scale, shift, norm_pix_loss)
-    scaling = _native.split_scaling(scale, shift)
+    scaling = native.split_scaling(scale, shift)
     loss, patch_loss, _, _ = _loss_op(
         images.detach(), pred.contiguous(), ids, cu_seqlens, *scaling, plan.patch_size, norm_pix_loss
     )
@@ -111,7 +111,7 @@ def _loss_op(
     norm_pix_loss: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     scaling = (scale, shift, scale_value, shift_value)
-    return _native.loss_forward(images, pred, ids, cu_seqlens, scaling, patch_size, norm_pix_loss)
+    return native.loss_forward(images, pred, ids, cu_seqlens, scaling, patch_size, norm_pix_loss)
 
 
 @_loss_op.register_fake
@@ -136,7 +136,7 @@ def _loss_backward_op(
     patch_size: int,
 ) -> Tensor:
     scaling = (scale, shift, scale_value, shift_value)
-    return _native.loss_backward(images, pred, ids, cu_seqlens, scaling, mean, rstd, grad_loss, patch_size)
+    return native.loss_backward(images, pred, ids, cu_seqlens, scaling, mean, rstd, grad_loss, patch_size)
 
 
 @_loss_backward_op.register_fake

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
-from . import native as _native
+from . import native
 from .mask_rules import STRATEGIES, most_patches, plan_masks_ref
 from .plan import MAX_PATCH_SIZE, MaskPlan, checked_grid_size, checked_integer, dtype_names, longest_of
 
@@ -147,16 +147,16 @@ def _plan(
 ) -> MaskPlan:
     """`plan_masks` with all arguments checked but `index` and `backend`."""
     device, cpu = inside.device, torch.device("cpu")
-    runs = _native.resolve_backend(backend, cpu)
-    on_device = device.type == "cuda" and runs == "native" and _native.resolve_backend("auto", device) == "native"
+    runs = native.resolve_backend(backend, cpu)
+    on_device = device.type == "cuda" and runs == "native" and native.resolve_backend("auto", device) == "native"
     where = device if on_device else cpu
     arguments = inside.to(where), valid.to(where), _indices(index, inside.shape[0], where), choice
     if runs == "native":
-        packed, longest = _native.mask_plan(*arguments, bounds)
+        packed, longest = native.mask_plan(*arguments, bounds)
     else:
         packed = plan_masks_ref(*arguments)
         longest = longest_of(packed[1].numpy()), longest_of(packed[3].numpy())
-        _native.check_bounds(longest, bounds)
+        native.check_bounds(longest, bounds)
     plan = MaskPlan.unchecked(*packed, tuple(inside.shape[1:]), patch_size, *longest)
     return plan if where == device else plan.to(device)
 

@@ -1,0 +1,191 @@
+"""The benchmark's book-keeping: rows are kept, replaced and turned into the tables of the documents."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+if not (BENCHMARKS / "record.py").exists():
+    pytest.skip("needs the project's benchmarks beside the tests", allow_module_level=True)
+sys.path.insert(0, str(BENCHMARKS))
+
+import record  # noqa: E402
+import table  # noqa: E402
+from cases import CASES  # noqa: E402
+from race import Outcome  # noqa: E402
+
+
+def comparison(case: str, ours: float, rival: float, bar: float | None) -> record.Comparison:
+    return record.Comparison("gather", case, [ours] * 3, [rival] * 3, "eager", bar=bar)
+
+
+def test_a_row_replaces_the_one_of_its_case_and_leaves_others(tmp_path):
+    comparison("b", 1.0, 2.0, 2).save(tmp_path)
+    comparison("a", 1.0, 2.0, 4).save(tmp_path)
+    path = comparison("b", 1.0, 30.0, 2).save(tmp_path)
+    assert path == tmp_path / record.slug(record.device_info("cpu")["name"]) / "gather.json"
+    first, second = json.loads(path.read_text())["rows"]
+    assert (first["case"], first["ratio"], first["bar_met"]) == ("a", 2.0, False)
+    assert (second["case"], second["ratio"], second["bar_met"]) == ("b", 30.0, True)
+    assert second["ours"] == {"median": 1.0, "q25": 1.0, "q75": 1.0, "min": 1.0, "rounds": 3}
+    assert {"torch", "numpy", "hdxray-fast", "python"} <= set(second["versions"])
+    assert {"commit", "command", "measured", "threads", "device"} <= set(second)
+
+
+def test_table_goes_between_the_markers_and_nowhere_else(tmp_path):
+    comparison("gather", 3.2e-4, 0.0896, 20).save(tmp_path)
+    comparison("loss", 0.5, 1.5, 5).save(tmp_path)
+    comparison("note", 2.0, 3.0, None).save(tmp_path)
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{table.BEGIN}\nold\n{table.END}\nafter\n")
+    table.write(readme, tmp_path)
+    text = readme.read_text()
+    assert text.startswith(f"before\n{table.BEGIN}\n")
+    assert text.endswith(f"{table.END}\nafter\n")
+    assert "old" not in text
+    assert "| gather | 320 µs | 89.6 ms (eager) | **280×** | ≥ 20× |" in text
+    assert "| loss | 500 ms | 1.5 s (eager) | 3.00× | ≥ 5× (missed) |" in text
+    assert "| note | 2 s | 3 s (eager) | 1.50× |  |" in text
+    table.write(readme, tmp_path)
+    assert readme.read_text() == text
+
+
+def test_a_readme_without_markers_is_refused(tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text("nothing")
+    with pytest.raises(SystemExit, match="markers"):
+        table.write(readme, tmp_path)
+
+
+# --- README's few rows ------------------------------------------------------------------------------------------------
+def page_rows(page: str) -> list[str]:
+    """The rows between the markers of a page of the project, without the heads of the tables."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    begin = table.HEADLINE_BEGIN if table.HEADLINE_BEGIN in text else table.BEGIN
+    lines = text.partition(begin)[2].partition(table.END)[0].splitlines()
+    return [line for line in lines if line.startswith("| ") and not line.startswith("| case |")]
+
+
+def test_the_headline_has_at_most_twelve_rows_and_every_one_is_a_case(tmp_path, monkeypatch):
+    assert len(table.HEADLINE) + len(table.GPU_HEADLINE) <= 12
+    measured = {row["case"] for rows in table.device_rows(table.RESULTS) for row in rows}
+    assert set(table.HEADLINE) <= measured
+    assert set(table.GPU_HEADLINE) <= set(CASES)
+    gpu_row(tmp_path, monkeypatch)  # "dense 64 forward", which is none of them
+    assert table.headline(tmp_path).count("not measured") == 2
+    for key in table.GPU_HEADLINE:
+        gpu_row(tmp_path, monkeypatch, title=CASES[key].title)
+    lines = table.headline(tmp_path).splitlines()
+    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")] == [
+        "| case", *(f"| {CASES[key].title}" for key in table.GPU_HEADLINE)
+    ]  # fmt: skip
+
+
+def test_the_headline_takes_the_device_that_was_measured_last(tmp_path):
+    for device, measured, ours in (("a", "2026-01-02", 1.0), ("b", "2026-01-01", 2.0)):
+        path = comparison(table.HEADLINE[0], ours, 3.0, None).save(tmp_path / "made")
+        kept = json.loads(path.read_text())
+        kept["rows"][0] |= {"measured": measured}
+        (tmp_path / device).mkdir()
+        (tmp_path / device / "gather.json").write_text(json.dumps(kept))
+    assert f"| {table.HEADLINE[0]} | 1 s | 3 s (eager) | 3.00× |  |" in table.headline(tmp_path)
+    assert "2 s" not in table.headline(tmp_path)
+    assert "2 s" in table.table(tmp_path)
+
+
+def test_pages_hold_what_the_results_hold():
+    """README the headline, docs/benchmarks.md every row, as the tool writes them from the results that are here."""
+    short, long = page_rows("README.md"), page_rows("docs/benchmarks.md")
+    text = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
+    written = table.table().splitlines()
+    assert 0 < len(short) <= 12
+    assert set(short) <= set(long), "run benchmarks/table.py"
+    assert {row for row in long if "| not measured |" not in row} <= set(written), "run benchmarks/table.py"
+    for rows in table.device_rows(table.RESULTS):  # a device that was measured here alone is on no page yet
+        if f"Measured on {rows[0]['device']['name']};" in text:
+            assert {f"| {row['case']} |" for row in rows} <= {row[: row.index(" |") + 2] for row in long}
+    for case in CASES.values():
+        assert f"| {case.title} |" in text
+
+
+# --- GPU rows ---------------------------------------------------------------------------------------------------------
+def outcomes() -> dict[str, Outcome]:
+    return {
+        "triton": Outcome("triton", [1e-3, 1.1e-3, 0.9e-3], error=0.004, peak_bytes=2**30, setup_seconds=3.21),
+        "flash": Outcome("flash", [1.5e-3] * 3, error=0.003),
+        "cudnn": Outcome("cudnn", [1.2e-3] * 3, error=0.003),
+        "broken": Outcome("broken", failed="RuntimeError: no | kernel"),
+    }
+
+
+def gpu_row(tmp_path: Path, monkeypatch, **changes) -> record.Comparison:
+    info = {"kind": "cuda", "name": "NVIDIA Test 1", "driver": "580.1", "cuda": "13.0"}
+    monkeypatch.setattr(record, "device_info", lambda kind: info)
+    arguments = {"bar": 1.1, "extra": {"rate": {"tflops": 400.0, "of_matmul": 0.5}}, **changes}
+    title = arguments.pop("title", CASES["dense 64 forward"].title)
+    rivals = arguments.pop("rivals", ["flash", "cudnn", "broken"])
+    ours = arguments.pop("ours", "triton")
+    comparison = record.Comparison.of("gpu_attention", title, outcomes(), ours, rivals, **arguments)
+    comparison.save(tmp_path)
+    return comparison
+
+
+def test_a_race_becomes_a_row_against_its_strongest_rival(tmp_path, monkeypatch):
+    comparison = gpu_row(tmp_path, monkeypatch)
+    (row,) = json.loads((tmp_path / "nvidia-test-1" / "gpu_attention.json").read_text())["rows"]
+    assert row["rival"]["name"] == "cudnn"
+    assert row["ratio"] == comparison.ratio == pytest.approx(1.2)
+    assert row["bar_met"] is True
+    field = {c["name"]: c for c in row["extra"]["contenders"]}
+    assert field["broken"]["failed"] == "failed: RuntimeError: no | kernel"
+    assert (field["triton"]["peak_mib"], field["triton"]["relative_error"]) == (1024, 0.004)
+    assert field["flash"]["median"] == 1.5e-3
+    text = table.table(tmp_path)
+    assert "| 1 ms | 1.2 ms (cudnn) | **1.20×** | ≥ 1.1× | 400 TFLOP/s, 50% of a big product |" in text
+    assert text.count("not measured") >= 3 * (len(CASES) - 1)
+    assert "driver 580.1, CUDA 13.0" in text
+
+
+def test_failed_rows_stand_in_the_table_and_promise_nothing(tmp_path, monkeypatch):
+    comparison = gpu_row(tmp_path, monkeypatch, ours="broken", rivals=["flash"])
+    assert (comparison.ratio, comparison.bar_met) == (None, False)
+    assert "| failed: RuntimeError: no / kernel | 1.5 ms (flash) | – | ≥ 1.1× (missed) |" in table.table(tmp_path)
+    comparison = gpu_row(tmp_path, monkeypatch, rivals=["broken"])
+    assert (comparison.ratio, comparison.bar_met) == (None, None)
+    assert "≥ 1.1× (not known)" in table.table(tmp_path)
+
+
+def test_out_gets_a_copy_of_the_results(tmp_path, monkeypatch):
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    gpu_row(tmp_path / "results", monkeypatch)
+    where = Path("nvidia-test-1", "gpu_attention.json")
+    assert (tmp_path / "out" / "results" / where).read_text() == (tmp_path / "results" / where).read_text()
+
+
+def test_without_a_gpu_the_table_says_not_measured(tmp_path):
+    text = table.table(tmp_path)
+    for case in CASES.values():
+        assert f"| {case.title} | not measured | {case.rival} | not measured |" in text
+    (tmp_path / "compile").mkdir()
+    (tmp_path / "compile" / "attention.json").write_text('[{"kernel": "not a row"}]')
+    assert table.table(tmp_path) == text
+
+
+def test_sources_without_git_are_known_by_a_digest(monkeypatch):
+    record.commit.cache_clear()
+    monkeypatch.setattr(record, "_answer", lambda *command: "")
+    try:
+        assert record.commit().startswith("sources ")
+    finally:
+        record.commit.cache_clear()
+
+
+def test_cases_and_benchmarks_name_each_other():
+    for case in CASES.values():
+        assert (BENCHMARKS / f"bench_{case.bench}.py").is_file(), case
+    assert len({case.title for case in CASES.values()}) == len(CASES)

@@ -1,0 +1,95 @@
+"""What is taken for a source: names by UID, links, archives in folders; what is left out is told."""
+
+import json
+import re
+import struct
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+import cv2
+import pytest
+from prepared_helpers import SIZE, prepare, rows_of
+from toy_radiographs import draw_radiograph
+from xray_makers import dicom
+
+from hdxray_fast.data.listing import list_images
+from hdxray_fast.data.prepared.index import describe
+from hdxray_fast.data.prepared.reading import PreparedSet
+from hdxray_fast.data.prepared.sources import list_sources
+from hdxray_fast.errors import ConfigError
+
+UID = "1.2.840.113619.2.5.17"
+
+
+def test_files_named_by_uid_are_taken_and_other_names_are_told(tmp_path):
+    root = tmp_path / "xrays"
+    (root / "deep").mkdir(parents=True)
+    dicom(root / UID, draw_radiograph(0))
+    dicom(root / "deep" / "IM1", draw_radiograph(1))
+    for name in ("notes.txt", "deep/x.dcm.gz", "list.csv", ".hidden.doc"):
+        (root / name).write_text("no image")
+    with zipfile.ZipFile(root / "more.zip", "w") as archive:
+        archive.write(root / UID, f"study/{UID[:-1]}8")
+        archive.writestr("study/readme.md", "no image")
+        archive.writestr(".DS_Store", "no image")
+    summary = prepare([root], tmp_path / "set", keep_duplicates=True).summary
+    names = [Path(name.replace("::", "/")).name for name in PreparedSet(tmp_path / "set").sources()]
+    assert names == [UID, "IM1", f"{UID[:-1]}8"]
+    skipped = [f"{root}/deep/x.dcm.gz", f"{root}/list.csv", f"{root}/more.zip::study/readme.md", f"{root}/notes.txt"]
+    assert [row["source"] for row in rows_of(tmp_path / "set" / "skipped.csv")] == skipped
+    written = json.loads((tmp_path / "set" / "summary.json").read_text())
+    assert (written["skipped"], written["skipped_first"]) == (4, skipped[:3])
+    assert f"left out for the suffix: 4 ({', '.join(skipped[:3])}, ...); all of them: skipped.csv" in describe(summary)
+    assert describe(summary).splitlines()[0].endswith(f"{3 * SIZE * SIZE / 1024:.2f} KiB")
+    assert [path.name for path in list_images(root)] == [UID, "IM1"]
+
+
+def test_a_folder_without_an_image_tells_what_was_left_out(tmp_path):
+    (tmp_path / "xrays").mkdir()
+    (tmp_path / "xrays" / "x.dcm.gz").write_text("")
+    with pytest.raises(ConfigError, match=r"^sources: no image in .*xrays; left out .*: 1 \(.*x\.dcm\.gz\); accepted"):
+        list_sources([tmp_path / "xrays"])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_links_to_folders_are_followed_once(tmp_path):
+    root, store = tmp_path / "xrays", tmp_path / "store"
+    for folder in (root / "b", store / "inner"):
+        folder.mkdir(parents=True)
+        cv2.imwrite(str(folder / "x.png"), draw_radiograph(0))
+    (root / "a").symlink_to(root / "b")  # the file keeps the name where it lies
+    (root / "c").symlink_to(store)
+    (root / "d").symlink_to(store / "inner")
+    (store / "back").symlink_to(root)
+    (root / "up").symlink_to(tmp_path)
+    wanted = [str(root / "b" / "x.png"), str(root / "c" / "inner" / "x.png")]
+    assert [str(path) for path in list_images(root)] == wanted
+    assert [source.name for source in list_sources([root])] == wanted
+
+
+def test_reasons_advise_nothing_that_prepare_cannot_do(tmp_path):
+    root = tmp_path / "xrays"
+    root.mkdir()
+    cv2.imwrite(str(root / "good.png"), draw_radiograph(0))
+    cv2.imwritemulti(str(root / "pages.tiff"), [draw_radiograph(1), draw_radiograph(2)])
+    whole = dicom(tmp_path / "whole.dcm", draw_radiograph(4), "1.2.840.10008.1.2").read_bytes()
+    (root / "bare.dcm").write_bytes(whole[144 + int.from_bytes(whole[140:144], "little") :])
+    (root / "large.png").write_bytes(huge_png())
+    prepare([root], tmp_path / "set")
+    reasons = {Path(row["source"]).stem: row["reason"] for row in rows_of(tmp_path / "set" / "quarantine.csv")}
+    assert reasons.keys() == {"pages", "bare", "large"}
+    assert reasons["pages"].endswith("holds 2 frames; prepare reads single frames only")
+    assert reasons["large"].partition("accepted: up to ")[2].isdecimal()
+    assert not any(re.search(r"pass |\w=", reason) for reason in reasons.values()), reasons
+
+
+def huge_png() -> bytes:
+    """A head that declares 200,000 x 200,000 pixels."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", 200_000, 200_000, 8, 0, 0, 0, 0)
+    data, end = b"IDAT" + zlib.compress(bytes(1000)), b"IEND"
+    chunks = (
+        struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (head, data, end)
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)

@@ -1,0 +1,251 @@
+"""The loop by itself: a task of twenty lines learns, resumes with its dropout, and weighs what it averages."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
+from hdxray_fast.training.checkpoints import load_checkpoint
+from hdxray_fast.training.config import TrainingConfig
+from hdxray_fast.training.loop import Training
+from hdxray_fast.training.task import Task
+
+for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
+    pytest.importorskip(package)
+
+
+class Rows(torch.utils.data.Dataset):
+    """Sample ``index`` has ``index + 1`` rows of four numbers: batches whose means weigh differently."""
+
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, key):
+        index = key[1]
+        return torch.randn(index + 1, 4, generator=torch.Generator().manual_seed(index))
+
+
+class Regression(Task):
+    """A tiny network with dropout learns the mean of each row."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        self.dropout, self.best, self.seen = dropout, float("inf"), []
+
+    def build(self) -> nn.Module:
+        return nn.Sequential(nn.Linear(4, 8), nn.Dropout(self.dropout), nn.Linear(8, 1))
+
+    def groups(self, model, config):
+        return [{"params": model[0].parameters(), "lr_scale": 0.5}, {"params": model[2].parameters()}]
+
+    def loader(self, training, start):
+        return training.loader(Rows(), start, collate_fn=lambda rows: {"x": torch.cat(rows), "images": len(rows)})
+
+    def loss(self, model, batch):
+        x = batch["x"]
+        return (model(x)[:, 0] - x.mean(1)).square().mean(), {"rows": len(x), "largest": x.max()}
+
+    def after_step(self, training, step, done):
+        with training.averaged() as model:
+            assert not model.training
+            value = float(model(torch.ones(1, 4)))
+        self.best = min(self.best, abs(value - 1))
+        return {"error": abs(value - 1)}
+
+    def state(self):
+        return {"best": self.best}
+
+    def load_state(self, state):
+        self.best = state["best"]
+
+
+def train(out, task=None, on_step=None, **changes):
+    options = {"steps": 6, "batch_size": 2, "lr": 1e-2, "tensorboard": False, "save_every": 2, **changes}
+    task = task or Regression()
+    training = Training(TrainingConfig(out=str(out), **options), task, progress=False, on_step=on_step)
+    training.claim_folder()
+    return training, training.run()
+
+
+def log_of(out) -> list[dict]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def test_group_scales_and_numbers_are_logged(tmp_path):
+    training, result = train(tmp_path)
+    assert result.finished and len(result.losses) == 6
+    low, full = (group["lr"] for group in training.optimizer.param_groups)
+    assert low == 0.5 * full
+    line = log_of(tmp_path)[0]
+    assert list(line) == ["step", "loss", "lr", "grad_norm", "rows", "largest", "images_per_s", "error"]
+    assert isinstance(line["rows"], int)
+
+
+def test_accumulated_batches_weigh_by_what_they_hold(tmp_path):
+    """Four images a step, as one batch or as four: the mean over rows is the same, and so are the weights."""
+    whole, a = train(tmp_path / "whole", batch_size=4, grad_accum=1)
+    parts, b = train(tmp_path / "parts", batch_size=1, grad_accum=4)
+    assert b.losses == pytest.approx(a.losses, rel=1e-6)
+    for name, value in whole.model.state_dict().items():
+        torch.testing.assert_close(parts.model.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+    assert [line["rows"] for line in log_of(tmp_path / "whole")] == [
+        line["rows"] for line in log_of(tmp_path / "parts")
+    ]
+
+
+def test_resume_repeats_dropout_and_the_task_state(tmp_path):
+    whole_task, cut_task = Regression(0.5), Regression(0.5)
+    _, whole = train(tmp_path / "whole", whole_task, ema=0.5)
+
+    def stop(line):
+        if line["step"] == 5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "cut", Regression(0.5), stop, ema=0.5)
+    _, rest = train(tmp_path / "cut", cut_task, ema=0.5, resume="auto")
+    assert rest.start == 4 and rest.losses == whole.losses[4:]
+    assert cut_task.best == whole_task.best
+    same = [[{**line, "images_per_s": 0} for line in log_of(tmp_path / name)] for name in ("whole", "cut")]
+    assert same[0] == same[1]
+
+
+def test_resume_takes_another_split_of_the_same_images_and_no_other(tmp_path):
+    train(tmp_path, batch_size=4, steps=3, save_every=1)
+    (tmp_path / "checkpoints" / "step_00000003").rename(tmp_path / "aside")
+    _, rest = train(tmp_path, batch_size=2, grad_accum=2, steps=3, save_every=1, resume="auto")
+    assert rest.start == 2
+    with pytest.raises(ConfigError, match="4 images per step"):
+        train(tmp_path, batch_size=2, grad_accum=1, steps=3, save_every=1, resume="auto")
+
+
+def test_a_flipped_bit_is_noticed(tmp_path):
+    """A file that is still a whole safetensors file, but holds other numbers."""
+    training, _ = train(tmp_path)
+    folder = tmp_path / "checkpoints" / "step_00000006"
+    data = bytearray((folder / "model.safetensors").read_bytes())
+    data[-3] ^= 1
+    (folder / "model.safetensors").write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is damaged"):
+        load_checkpoint(folder, training.model, training.optimizer)
+
+
+def test_whole_model_has_the_averaged_weights(tmp_path):
+    training, _ = train(tmp_path, ema=0.5)
+    model = training.whole_model()
+    for name, value in training.ema.tensors.items():
+        assert torch.equal(model.state_dict()[name], value)
+        assert not torch.equal(training.model.state_dict()[name], value)
+
+
+def test_tied_weights_are_saved(tmp_path):
+    class Tied(Regression):
+        def build(self):
+            model = nn.Sequential(nn.Linear(4, 4), nn.Identity(), nn.Linear(4, 4))
+            model[2].weight = model[0].weight
+            return model
+
+        def groups(self, model, config):
+            return [{"params": list(model.parameters())}]
+
+        def loss(self, model, batch):
+            return model(batch["x"]).square().mean(), {}
+
+        def after_step(self, training, step, done):
+            return None
+
+    training, _ = train(tmp_path, Tied())
+    again, rest = train(tmp_path, Tied(), resume="auto")
+    assert rest.start == 6 and torch.equal(again.model[2].weight, training.model[0].weight)
+    assert again.model[2].weight is again.model[0].weight
+
+
+def test_weights_and_biases_is_a_setting(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    train(tmp_path, wandb="some-project", steps=2)
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+
+
+@contextlib.contextmanager
+def files_no_larger_than(size: int):
+    """A full disk, as far as a process can tell: writing beyond ``size`` bytes of a file fails."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_costs_no_checkpoint_and_the_run_goes_on_once_there_is_room(tmp_path):
+    _, whole = train(tmp_path / "whole", steps=6)
+    full = contextlib.ExitStack()
+
+    def fill(line):
+        if line["step"] == 3:
+            saved = tmp_path / "full" / "checkpoints" / "step_00000002"
+            full.enter_context(files_no_larger_than(max(file.stat().st_size for file in saved.iterdir()) - 1))
+
+    named = r"step_00000004: this checkpoint cannot be written.*File too large"
+    with full, pytest.raises(CheckpointError, match=named):
+        train(tmp_path / "full", on_step=fill, steps=6)
+    assert [path.name for path in (tmp_path / "full" / "checkpoints").iterdir()] == ["step_00000002"]
+    _, rest = train(tmp_path / "full", steps=6, resume="auto")
+    assert rest.start == 2 and rest.losses == whole.losses[2:]
+
+
+def test_a_log_that_cannot_grow_is_named(tmp_path):
+    full = contextlib.ExitStack()
+    with full, pytest.raises(TrainingError, match=r"log\.jsonl: cannot be written \(File too large\)"):
+        train(tmp_path, on_step=lambda line: full.enter_context(files_no_larger_than(10)))
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_training(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ConfigError, match="out: cannot write to"):
+        train(tmp_path / "file" / "run")
+
+
+def test_activations_computed_again_change_nothing(tmp_path):
+    class Deep(Regression):
+        def build(self):
+            class Net(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.blocks = nn.ModuleList(
+                        nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Dropout(0.2)) for _ in range(3)
+                    )
+                    self.head = nn.Linear(4, 1)
+
+                def forward(self, x):
+                    for block in self.blocks:
+                        x = x + block(x)
+                    return self.head(x)
+
+            return Net()
+
+        def groups(self, model, config):
+            return [{"params": list(model.parameters())}]
+
+    _, kept = train(tmp_path / "kept", Deep())
+    training, again = train(tmp_path / "again", Deep(), checkpoint_activations=True)
+    assert again.losses == kept.losses
+    assert list(training.model.state_dict()) == list(Deep().build().state_dict())
+
+
+def test_the_task_in_the_documents_learns(tmp_path, monkeypatch, capsys):
+    page = Path(__file__).parents[2] / "docs" / "training.md"
+    if not page.is_file():
+        pytest.skip("docs/training.md is not here (an installed copy of the tests without the repository)")
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, str(page), "exec"), {})
+    assert float(capsys.readouterr().out.split()[-1]) < 1e-3
