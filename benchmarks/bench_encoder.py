@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 import torch
 from bench_mae import memory_mib, title
-from pixel_cases import canvases
-from plain_mae import import_timm
+from harness.pixel_cases import canvases
+from harness.plain_mae import import_timm
 
 import hdxray_fast as hx
 from hdxray_fast.models.presets import ENCODERS

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from pixel_cases import canvases, chest_grids
+from harness.pixel_cases import canvases, chest_grids
 
 import hdxray_fast as hx
 

@@ -8,11 +8,11 @@ kernels.
 from __future__ import annotations
 
 import pytest
-from attention_cases import Inputs, Shape, cross_shape, dense_shape, ragged_shape
-from attention_rivals import OURS, OURS_PACKED, SDPA, VARLEN, contenders, sdpa_name, unpacked
-from gpu_bench import quick
-from race import Outcome
-from work import attention_flops
+from harness.attention_cases import Inputs, Shape, cross_shape, dense_shape, ragged_shape
+from harness.attention_rivals import OURS, OURS_PACKED, SDPA, VARLEN, contenders, sdpa_name, unpacked
+from harness.gpu_bench import quick
+from harness.race import Outcome
+from harness.work import attention_flops
 
 pytestmark = pytest.mark.gpu
 

@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from attention_cases import contour_grids
-from gpu_bench import GpuBench, quick
-from mae_steps import SCALE, SHIFT, Setting
-from plain_mae import import_timm
-from race import Contender
+from harness.attention_cases import contour_grids
+from harness.gpu_bench import GpuBench, quick
+from harness.mae_steps import SCALE, SHIFT, Setting
+from harness.plain_mae import import_timm
+from harness.race import Contender
+from harness.work import encoder_flops
 from torch import Tensor
-from work import encoder_flops
 
 import hdxray_fast as hx
 

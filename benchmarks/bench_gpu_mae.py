@@ -10,10 +10,10 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-from gpu_bench import GpuBench, quick
-from mae_steps import Setting, largest_batch, not_finite, our_step, plain_step
-from plain_mae import import_timm
-from race import Contender
+from harness.gpu_bench import GpuBench, quick
+from harness.mae_steps import Setting, largest_batch, not_finite, our_step, plain_step
+from harness.plain_mae import import_timm
+from harness.race import Contender
 
 pytestmark = pytest.mark.gpu
 PLAIN, PLAIN_COMPILED = "plain MAE, timm blocks", "plain MAE, timm blocks, compiled"

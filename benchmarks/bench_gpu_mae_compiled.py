@@ -6,10 +6,10 @@ from functools import partial
 
 import pytest
 from bench_gpu_mae import PLAIN, PLAIN_COMPILED
-from gpu_bench import GpuBench, quick
-from mae_steps import Setting, largest_batch, not_finite, our_step, plain_step
-from plain_mae import import_timm
-from race import Contender
+from harness.gpu_bench import GpuBench, quick
+from harness.mae_steps import Setting, largest_batch, not_finite, our_step, plain_step
+from harness.plain_mae import import_timm
+from harness.race import Contender
 
 pytestmark = pytest.mark.gpu
 

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 import torch
-from attention_cases import contour_grids
 from bench_mask_plan import argsort_plan
-from cases import CASES, COPY
-from gpu import limits
-from gpu_bench import GpuBench, quick
-from race import Contender
+from harness.attention_cases import contour_grids
+from harness.cases import CASES, COPY
+from harness.gpu import limits
+from harness.gpu_bench import GpuBench, quick
+from harness.race import Contender
+from harness.work import gather_bytes, loss_bytes
 from torch import Tensor
-from work import gather_bytes, loss_bytes
 
 import hdxray_fast as hx
 from hdxray_fast.ops.loss import VARIANCE_EPSILON

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pixel_cases import canvases, chest_grids
+from harness.pixel_cases import canvases, chest_grids
 
 import hdxray_fast as hx
 from hdxray_fast.ops.loss import reconstruction_loss_ref

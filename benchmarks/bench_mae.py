@@ -16,8 +16,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from pixel_cases import canvases
-from plain_mae import PlainMAE, import_timm
+from harness.pixel_cases import canvases
+from harness.plain_mae import PlainMAE, import_timm
 
 import hdxray_fast as hx
 from hdxray_fast.models.presets import ENCODERS

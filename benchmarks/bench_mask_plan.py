@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from pixel_cases import chest_grids
+from harness.pixel_cases import chest_grids
 
 import hdxray_fast as hx
 

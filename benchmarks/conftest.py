@@ -9,9 +9,9 @@ from typing import Any
 import cv2
 import pytest
 import torch
-from gpu import why_no_gpu
-from gpu_bench import GpuBench, out_of_time
-from record import Comparison, once
+from harness.gpu import why_no_gpu
+from harness.gpu_bench import GpuBench, out_of_time
+from harness.record import Comparison, once
 
 
 @pytest.fixture(autouse=True)

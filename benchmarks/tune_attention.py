@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attention_cases import Inputs, Shape, dense_shape, ragged_shape
-from gpu import CudaClock, why_no_gpu
-from race import reason
-from record import slug
+from harness.attention_cases import Inputs, Shape, dense_shape, ragged_shape
+from harness.gpu import CudaClock, why_no_gpu
+from harness.race import reason
+from harness.record import slug
 
 ROOT = Path(__file__).parent.parent
 PROGRESS = ROOT / "build" / "tuning"

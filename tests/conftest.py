@@ -57,9 +57,9 @@ def radiographs(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def plain_mae():
     """The plain MAE of the benchmarks, and with it timm (``plain_mae.import_timm()``)."""
-    source = Path(__file__).parent.parent / "benchmarks" / "plain_mae.py"
+    source = Path(__file__).parent.parent / "benchmarks" / "harness" / "plain_mae.py"
     if not source.is_file():
-        pytest.skip("benchmarks/plain_mae.py is not here (an installed copy of the tests without the repository)")
+        pytest.skip("benchmarks/harness/plain_mae.py is not here (tests without the repository)")
     spec = importlib.util.spec_from_file_location("plain_mae", source)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

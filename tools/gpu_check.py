@@ -7,8 +7,8 @@
 It needs PyTorch, the build tools (CMake, ninja, pybind11, scikit-build-core), pytest and pytest-benchmark in the Python
 that runs it, and no network. Each stage has its own time limit and log, and none stops the next ones. Results go to
 benchmarks/results and hdxray_fast/ops as always; ``$OUT`` (or build/gpu-check/out) gets ``summary.txt``,
-``logs.tar.gz`` and ``results.tar.gz``, which unpacks over a checkout, where ``python benchmarks/table.py`` then writes
-the tables of README.md and docs/benchmarks.md.
+``logs.tar.gz`` and ``results.tar.gz``, which unpacks over a checkout, where
+``python benchmarks/harness/table.py`` then writes the tables of README.md and docs/benchmarks.md.
 
 Exit status: 0 if every stage passed, 1 if one did not, 3 if there is no GPU (then only build, doctor and table run).
 """
@@ -179,7 +179,7 @@ class Check:
         return self.pytest("tests", 170, arguments)
 
     def sanitizer(self, tool: str, *select: str) -> Stage:
-        marked = [p for p in sorted((ROOT / "tests").glob("test_*.py")) if "mark.sanitize" in p.read_text("utf-8")]
+        marked = [p for p in sorted((ROOT / "tests").rglob("test_*.py")) if "mark.sanitize" in p.read_text("utf-8")]
         arguments = [*map(str, marked), "-m", "gpu and sanitize", *select]
         stage = self.pytest(tool, 170, arguments, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
         options = ["--tool", tool, "--target-processes", "application-only", "--report-api-errors", "no"]
@@ -218,7 +218,7 @@ class Check:
             [self.bench("pixels", 80)],
             [self.bench("mae", 110)],
             [self.bench("encoder", 60)],
-            [self.script("table", 20, "table.py", "-", needs_gpu=False)],
+            [self.script("table", 20, "harness/table.py", "-", needs_gpu=False)],
             [self.bench("mae_compiled", 120, optional=True)],
         ]
         if tune:

@@ -31,7 +31,7 @@ from hdxray_fast.data.reader_pool import worker_count
 from hdxray_fast.training.optimizer import warmup_cosine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from plain_mae import import_timm
+from harness.plain_mae import import_timm
 
 import_timm()  # also beside a torchvision of another build
 import timm  # noqa: E402

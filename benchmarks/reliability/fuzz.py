@@ -30,7 +30,7 @@ from tqdm.auto import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "helpers"))
 from fuzz_makers import mutate, rasters
-from record import commit
+from harness.record import commit
 from xray_makers import png_chunk
 
 from hdxray_fast.data.prepared.config import PrepareConfig

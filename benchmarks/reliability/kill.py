@@ -27,7 +27,7 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "helpers"))
-from record import commit
+from harness.record import commit
 from toy_radiographs import draw_radiograph
 
 PER_ROUND = 5

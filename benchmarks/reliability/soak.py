@@ -22,8 +22,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "helpers"))
+from harness.record import commit
 from pydicom.data import get_testdata_file
-from record import commit
 from toy_radiographs import draw_radiograph
 from xray_makers import dicom
 

@@ -18,8 +18,8 @@ sys.path.insert(0, str(BENCHMARKS))
 
 import backend_table  # noqa: E402
 import tune_attention  # noqa: E402
-from attention_cases import Shape  # noqa: E402
-from gpu import HostClock  # noqa: E402
+from harness.attention_cases import Shape  # noqa: E402
+from harness.gpu import HostClock  # noqa: E402
 
 pytest.importorskip("hdxray_fast.ops.attention_table", reason="the attention has no table of backends to write")
 

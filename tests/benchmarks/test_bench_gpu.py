@@ -10,22 +10,20 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-if not (BENCHMARKS / "race.py").exists():
+if not (BENCHMARKS / "harness" / "race.py").exists():
     pytest.skip("needs the project's benchmarks beside the tests", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
 
-import attention_rivals  # noqa: E402
-import gpu  # noqa: E402
-import work  # noqa: E402
-from attention_cases import Inputs, Shape, cross_shape, dense_shape, ragged_shape  # noqa: E402
-from race import race  # noqa: E402
+from harness import attention_rivals, gpu, work  # noqa: E402
+from harness.attention_cases import Inputs, Shape, cross_shape, dense_shape, ragged_shape  # noqa: E402
+from harness.race import race  # noqa: E402
 
 
 # --- formulas ---------------------------------------------------------------------------------------------------------
 def test_flops_are_those_that_torch_counts():
     """The plain MAE's, written with plain matrix products; ours embeds the kept patches only, and predicts no class."""
-    from mae_steps import Setting
-    from plain_mae import PlainMAE
+    from harness.mae_steps import Setting
+    from harness.plain_mae import PlainMAE
     from torch.utils.flop_counter import FlopCounterMode
 
     setting = Setting("vit_tiny_patch16", 1, 256, "cpu", 32, 2, (("embed_dim", 48), ("depth", 3), ("num_heads", 3)))
@@ -57,7 +55,7 @@ def test_flops_of_the_cross_decoder_are_those_of_its_layers():
 
 def test_flops_of_the_models_at_full_size():
     """Forward GFLOP of one image at 1280 x 1280: encoder 124, cross decoder 84, self decoder 993 (ViT-B)."""
-    from mae_steps import Setting
+    from harness.mae_steps import Setting
 
     base = Setting("vit_base_patch16", 1, device="cpu")
     assert base.counts(0.25) == (640, 1440)
@@ -174,7 +172,7 @@ def test_pixel_rivals_compute_the_same_function(monkeypatch):
 # --- steps ------------------------------------------------------------------------------------------------------------
 def test_steps_train_and_encoders_run():
     import bench_gpu_encoder as encoder
-    from mae_steps import Setting, not_finite, our_step, plain_step
+    from harness.mae_steps import Setting, not_finite, our_step, plain_step
 
     import hdxray_fast as hx
 

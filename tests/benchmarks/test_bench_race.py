@@ -13,15 +13,13 @@ import pytest
 import torch
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-if not (BENCHMARKS / "race.py").exists():
+if not (BENCHMARKS / "harness" / "race.py").exists():
     pytest.skip("needs the project's benchmarks beside the tests", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
 
-import gpu  # noqa: E402
-import gpu_bench  # noqa: E402
-import record  # noqa: E402
-from cases import CASES  # noqa: E402
-from race import Contender, best, race, reason  # noqa: E402
+from harness import gpu, gpu_bench, record  # noqa: E402
+from harness.cases import CASES  # noqa: E402
+from harness.race import Contender, best, race, reason  # noqa: E402
 
 
 class FakeClock:

@@ -10,14 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-if not (BENCHMARKS / "record.py").exists():
+if not (BENCHMARKS / "harness" / "record.py").exists():
     pytest.skip("needs the project's benchmarks beside the tests", allow_module_level=True)
 sys.path.insert(0, str(BENCHMARKS))
 
-import record  # noqa: E402
-import table  # noqa: E402
-from cases import CASES  # noqa: E402
-from race import Outcome  # noqa: E402
+from harness import record, table  # noqa: E402
+from harness.cases import CASES  # noqa: E402
+from harness.race import Outcome  # noqa: E402
 
 
 def comparison(case: str, ours: float, rival: float, bar: float | None) -> record.Comparison:
@@ -104,8 +103,8 @@ def test_pages_hold_what_the_results_hold():
     text = (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8")
     written = table.table().splitlines()
     assert 0 < len(short) <= 12
-    assert set(short) <= set(long), "run benchmarks/table.py"
-    assert {row for row in long if "| not measured |" not in row} <= set(written), "run benchmarks/table.py"
+    assert set(short) <= set(long), "run benchmarks/harness/table.py"
+    assert {row for row in long if "| not measured |" not in row} <= set(written), "run benchmarks/harness/table.py"
     for rows in table.device_rows(table.RESULTS):  # a device that was measured here alone is on no page yet
         if f"Measured on {rows[0]['device']['name']};" in text:
             assert {f"| {row['case']} |" for row in rows} <= {row[: row.index(" |") + 2] for row in long}

@@ -21,7 +21,7 @@ SIZE = 64
 
 @pytest.fixture(autouse=True, scope="module")
 def transformers():
-    """transformers, with a torchvision that imports (see benchmarks/plain_mae.py)."""
+    """transformers, with a torchvision that imports (see benchmarks/harness/plain_mae.py)."""
     found = pytest.importorskip("transformers")
     try:
         import torchvision  # noqa: F401

@@ -212,7 +212,7 @@ def test_a_gpu_that_is_there_decides_what_is_compiled_for(tmp_path, monkeypatch)
     assert "-n" in plan["tests"].command
     assert plan["memcheck"].command[:3] == ["compute-sanitizer", "--tool", "memcheck"]
     assert "not attention" in plan["racecheck"].command
-    assert str(ROOT / "tests" / "test_gpu_small.py") in plan["memcheck"].command
+    assert str(ROOT / "tests" / "gpu" / "test_gpu_small.py") in plan["memcheck"].command
     assert plan["mae"].env["HDXRAY_BENCH"] == "quick"
     assert [n for n, s in plan.items() if s.optional] == ["mae_compiled"]
     order = list(plan)

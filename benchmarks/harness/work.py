@@ -7,6 +7,14 @@ from __future__ import annotations
 
 import torch
 
+from hdxray_fast.pretrain.work import (  # noqa: F401 - for the benchmarks
+    attention_flops,
+    block_flops,
+    cross_decoder_flops,
+    encoder_flops,
+    self_decoder_flops,
+)
+
 SECTOR = 32  # bytes; the least that a GPU reads from or writes to device memory
 
 

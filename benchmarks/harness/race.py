@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpu import Clock
+from harness.gpu import Clock
 
 SAMPLE_SECONDS = 1e-3
 MOST_INNER = 40

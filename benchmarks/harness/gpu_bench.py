@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
-from cases import CASES
-from gpu import CudaClock, input_sets, l2_bytes, limits, rate
-from race import SAMPLE_SECONDS, Contender, Outcome, race
-from record import Comparison
+
+from harness.cases import CASES
+from harness.gpu import CudaClock, input_sets, l2_bytes, limits, rate
+from harness.race import SAMPLE_SECONDS, Contender, Outcome, race
+from harness.record import Comparison
 
 BEGIN = time.monotonic()
 STEP_SECONDS = 0.1  # of steps in a row, so that the host may run ahead as it does in training

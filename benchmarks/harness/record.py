@@ -29,13 +29,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from race import Outcome, best
-
+from harness.race import Outcome, best
 from hdxray_fast.cli.doctor import cpu_model, usable_cores
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
-SOURCES = ("hdxray_fast/**/*.py", "csrc/**/*", "benchmarks/*.py")
+SOURCES = ("hdxray_fast/**/*.py", "csrc/**/*", "benchmarks/*.py", "benchmarks/harness/*.py")
 PACKAGES = ("torch", "triton", "numpy", "opencv-python-headless", "timm")
 
 
@@ -85,7 +84,15 @@ def commit() -> str:
             digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0" + path.read_bytes())
         return f"sources {digest.hexdigest()[:12]}"
     changed = _answer(
-        "git", "status", "--porcelain", "--untracked-files=no", "--", "hdxray_fast", "csrc", "benchmarks/*.py"
+        "git",
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        "hdxray_fast",
+        "csrc",
+        "benchmarks/*.py",
+        "benchmarks/harness",
     )
     return f"{head}+changes" if changed else head
 

@@ -1,6 +1,6 @@
 """Writes the tables of measured ratios from all result files::
 
-    python benchmarks/table.py README.md docs/benchmarks.md
+    python benchmarks/harness/table.py README.md docs/benchmarks.md
 
 Between ``<!-- bench:begin -->`` and ``<!-- bench:end -->`` go all rows of all devices; between
 ``<!-- bench:headline -->`` and ``<!-- bench:end -->`` the few of `HEADLINE` and `GPU_HEADLINE`. ``-`` in place of files
@@ -16,7 +16,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cases import CASES
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # however it is started
+
+from harness.cases import CASES
 
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
 RESULTS = ROOT / "benchmarks" / "results"

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from plain_mae import PlainMAE
 from torch import Tensor
-from work import cross_decoder_flops, encoder_flops, self_decoder_flops
 
 import hdxray_fast as hx
+from harness.plain_mae import PlainMAE
+from harness.work import cross_decoder_flops, encoder_flops, self_decoder_flops
 from hdxray_fast.models.presets import ENCODERS
 
 SCALE, SHIFT = 1 / 127.5, -1.0

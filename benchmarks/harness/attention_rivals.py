@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from attention_cases import Inputs
-from race import Contender
 from torch import Tensor
 
 import hdxray_fast as hx
+from harness.attention_cases import Inputs
+from harness.race import Contender
 
 SDPA = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION"}
 OURS, OURS_PACKED, VARLEN = "triton", "triton, packed", "varlen_attn"
