@@ -163,7 +163,7 @@ def test_the_plan_names_what_is_there(plan):
     assert set(rooms_of(list(plan), modules_of(PACKAGE))[DOOR]) == set(re.findall(r"`(\w+)\.py`", plan[DOOR]))
     for room, lives in plan.items():
         named = set(re.findall(r"`([a-z_]+)`", lives)) - {"devices"}
-        assert [name for name in named if not (PACKAGE / room / f"{name}.py").exists()] == [], room
+        assert [name for name in named if not list((PACKAGE / room).rglob(f"{name}.py"))] == [], room
 
 
 def test_rooms_have_empty_doors(plan):

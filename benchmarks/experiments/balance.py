@@ -17,11 +17,13 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from hdxray_fast.data.augment import Augmentation
 from hdxray_fast.data.listing import list_images
 from hdxray_fast.data.prepared.cache import fill_cache
 from hdxray_fast.data.prepared.sources import Source
-from hdxray_fast.data.radiograph_dataset import Augmentation, RadiographDataset, StepSampler
+from hdxray_fast.data.radiograph_dataset import RadiographDataset
 from hdxray_fast.data.reader_pool import worker_count
+from hdxray_fast.data.sampler import StepSampler
 from hdxray_fast.ops.mask_plan import plan_masks
 from hdxray_fast.pretrain.config import PretrainConfig
 

@@ -24,10 +24,12 @@ from hdxray_fast.classify.evaluation import report_predictions
 from hdxray_fast.classify.label_table import LabelTable
 from hdxray_fast.classify.labels import read_labels, require_files
 from hdxray_fast.classify.metrics import best_threshold, evaluate_predictions
+from hdxray_fast.data.augment import Augmentation
 from hdxray_fast.data.prepared.cache import fill_cache
 from hdxray_fast.data.prepared.sources import Source
-from hdxray_fast.data.radiograph_dataset import Augmentation, RadiographDataset, StepSampler
+from hdxray_fast.data.radiograph_dataset import RadiographDataset
 from hdxray_fast.data.reader_pool import worker_count
+from hdxray_fast.data.sampler import StepSampler
 from hdxray_fast.training.optimizer import warmup_cosine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data.augment import RandAugment, eight_bits
+from ..data.augment import Augmentation, RandAugment, eight_bits
 from ..data.prepared.reading import PreparedSet, PreparedSubset
 from ..data.quarantine import write_quarantine
-from ..data.radiograph_dataset import Augmentation, RadiographDataset
+from ..data.radiograph_dataset import RadiographDataset
 from ..errors import TrainingError
 from ..models.encoder import Encoder
 from ..models.inputs import standardised

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.augment import RandAugment
+from ..data.augment import Augmentation, RandAugment
 from ..data.prepared.reading import PreparedSet, PreparedSubset
 from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
-from ..data.radiograph_dataset import Augmentation
 from ..data.splits import SPLITS
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..models.encoder import Encoder

@@ -1,4 +1,4 @@
-"""RandAugment for radiographs: a few changes drawn from a list, none of which can turn one finding into another.
+"""Changes a radiograph can undergo and stay one: small ones for pre-training, and RandAugment, a few drawn from a list.
 
 After Cubuk et al., https://arxiv.org/abs/1909.13719, with the operations that would change what a radiograph says left
 out: nothing is mirrored (the heart lies on the left), inverted, solarised or posterised (grey levels mean density), and
@@ -186,3 +186,28 @@ def _table(values: np.ndarray) -> Tone:
 
 def _levels(values: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(values), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Changes a radiograph can undergo and stay one: none of them mirrors it, since the heart lies on the left.
+
+    Attributes:
+        rotate: largest rotation, degrees.
+        zoom: largest relative change of scale.
+        shift: largest shift, as a share of the canvas side.
+        gamma: largest ``|log2|`` of the exponent applied to the pixel values.
+    """
+
+    rotate: float = 5.0
+    zoom: float = 0.1
+    shift: float = 0.04
+    gamma: float = 0.3
+
+    def draw(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, Tone]:
+        """A random affine map (``[2, 3] float64``, canvas to canvas pixels), and what follows it on the pixels."""
+        angle = rng.uniform(-self.rotate, self.rotate)
+        scale = float(np.exp2(rng.uniform(-1, 1) * np.log2(1 + self.zoom)))
+        affine = cv2.getRotationMatrix2D((size / 2, size / 2), angle, scale)
+        affine[:, 2] += rng.uniform(-self.shift, self.shift, 2) * size
+        return affine, gamma_tone(float(np.exp2(rng.uniform(-self.gamma, self.gamma))))

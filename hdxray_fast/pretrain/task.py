@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..data.augment import Augmentation
 from ..data.prepared.reading import PreparedSet, PreparedSubset, is_prepared
 from ..data.prepared.sources import run_sources
-from ..data.radiograph_dataset import Augmentation, RadiographDataset
+from ..data.radiograph_dataset import RadiographDataset
 from ..errors import ConfigError
 from ..images.panels import write_image
 from ..models.mae import MaskedAutoencoder, create_mae

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..data.augment import Augmentation
 from ..data.prepared.cache import CachedImages
 from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
-from ..data.radiograph_dataset import Augmentation, RadiographDataset
+from ..data.radiograph_dataset import RadiographDataset
 from ..errors import ConfigError, TrainingError
 from ..models.encoder import Encoder
 from ..training.loop import Training

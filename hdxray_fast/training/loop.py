@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..data.radiograph_dataset import StepSampler
+from ..data.sampler import StepSampler
 from ..errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
 from ..files import remove_leftovers, written_whole
 from .checkpoints import (

@@ -8,7 +8,8 @@ from cache_helpers import cached
 
 from hdxray_fast.data.balance import deal_evenly, kept_patches
 from hdxray_fast.data.listing import list_images
-from hdxray_fast.data.radiograph_dataset import RadiographDataset, StepSampler
+from hdxray_fast.data.radiograph_dataset import RadiographDataset
+from hdxray_fast.data.sampler import StepSampler
 from hdxray_fast.ops.mask_plan import plan_masks
 
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 from cache_helpers import cached
 
+from hdxray_fast.data.augment import Augmentation
 from hdxray_fast.data.listing import list_images
-from hdxray_fast.data.radiograph_dataset import Augmentation, RadiographDataset, StepSampler
+from hdxray_fast.data.radiograph_dataset import RadiographDataset
 from hdxray_fast.data.radiographs import standardisation
+from hdxray_fast.data.sampler import StepSampler
 
 
 @pytest.fixture
