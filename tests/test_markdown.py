@@ -134,3 +134,25 @@ def test_targets_of_make_exist():
 def commands_in(page: str) -> str:
     """Shell blocks and code in a line: where "make" is the program and not the verb."""
     return "\n".join([*shell_blocks(page), *re.findall(r"`(make [^`\n]+)`", read(page))])
+
+
+# What stands for a name in CONTRIBUTING's lists, and files that are there for it.
+EXAMPLES = {"<op>": ("gather",), "<task>": ("classify", "reports"), "<layout>": ("iu_xray",), "<noun>": ("gather",)}
+FOLDERS = ("hdxray_fast", "csrc", "tests", "benchmarks", "tools", "docs", "examples", "cmake")
+WRITTEN = ("benchmarks/results/<device>", "benchmarks/results/experiments")  # by what is run; not all are kept
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page != "CHANGELOG.md"])
+def test_files_that_are_named_are_there(page):
+    named = re.findall(r"`([\w./<>*-]+)`", read(page))
+    paths = [name for name in named if name.startswith(tuple(f"{folder}/" for folder in FOLDERS))]
+    paths += [f"hdxray_fast/{name}" for name in named if name.startswith(("ops/", "models/"))]
+    missing = [path for path in paths if not path.startswith(WRITTEN) and not is_there(path.rstrip("/."))]
+    assert not missing
+
+
+def is_there(path: str) -> bool:
+    for stands_for, names in EXAMPLES.items():
+        if stands_for in path:
+            return any(is_there(path.replace(stands_for, name)) for name in names)
+    return any(ROOT.glob(path))
