@@ -148,7 +148,7 @@ WITHOUT_GPU = (
     "assert not torch.cuda.is_available();"
     "assert native.resolve_backend('auto', torch.device('cpu')) == 'native';"
     "assert native.resolve_backend('auto', torch.device('cuda', 0)) == 'reference';"
-    "print(_native.core.build_info()['cuda'], '|', _native.why_not_native('cuda', 0))"
+    "print(native.core.build_info()['cuda'], '|', native.why_not_native('cuda', 0))"
 )
 
 
