@@ -18,6 +18,10 @@ IMAGE_SUFFIXES = frozenset(
 )
 
 
+# Files that tell a folder of ours: of a training, of a prepared set, of a cache
+OURS = ({"log.jsonl", "config.json"}, {"settings.json", "sources.parquet"}, {"settings.json", "lookup.arrow"})
+
+
 def list_images(data: str | Path, images: str | Path | None = None, exclude: Iterable[str | Path] = ()) -> list[Path]:
     """The radiographs that ``data`` names, in an order that does not depend on the file system.
 
@@ -95,7 +99,12 @@ def _walk(root: Path, exclude: set[Path]) -> Iterable[Path]:
         for folder, subfolders, names in os.walk(pending.pop(0), onerror=_refuse):
             here = Path(folder)
             real = here.resolve()
-            runs = ({"log.jsonl", "config.json"}, {"settings.json", "sources.parquet"})  # of pre-training, of prepare
+            # of training, of prepare, of a cache
+            runs = (
+                {"log.jsonl", "config.json"},
+                {"settings.json", "sources.parquet"},
+                {"settings.json", "lookup.arrow"},
+            )
             if real in exclude or real in seen or any(marks <= set(names) for marks in runs):
                 subfolders.clear()
                 continue

@@ -30,5 +30,6 @@ class Quarantined:
 def write_quarantine(path: str | Path, quarantined: Iterable[Quarantined | Sequence[str]]) -> None:
     """Write ``path,error,reason`` rows; an empty list leaves a file with the header alone."""
     rows = [astuple(bad) if isinstance(bad, Quarantined) else tuple(bad) for bad in quarantined]
-    with written_whole(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+    encoding = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}  # names may hold other bytes
+    with written_whole(Path(path)) as temporary, temporary.open("w", **encoding) as stream:
         csv.writer(stream).writerows([COLUMNS, *rows])

@@ -111,7 +111,8 @@ class PretrainTask(Task):
         """Train on these."""
         config = self.config
         self.images = images
-        self.fingerprint = hashlib.sha256("\n".join(images.sources()).encode()).hexdigest()[:16]
+        names = "\n".join(images.sources()).encode("utf-8", "surrogateescape")
+        self.fingerprint = hashlib.sha256(names).hexdigest()[:16]
         self.dataset = RadiographDataset(
             images,
             patch_size=ENCODERS[config.model]["patch_size"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,8 +60,11 @@ def read_images(
                     on_done=done,
                     on_wait=lambda folder: training.print(f"another run is adding to {folder}; waiting for its end"),
                 )
-            finally:
-                write_quarantine(quarantine, bad)
+            except Exception:
+                with suppress(OSError):  # the first error tells more
+                    write_quarantine(quarantine, bad)
+                raise
+        write_quarantine(quarantine, bad)
         return images, bad
 
     try:

@@ -428,3 +428,60 @@ def test_shards_are_small_enough_to_lose(radiographs, tmp_path, monkeypatch):
     images, _ = cached(list_images(radiographs), tmp_path / "cache")
     sizes = sorted(path.stat().st_size for path in (tmp_path / "cache").rglob("*.bin"))
     assert sizes == [128 * 128, 2 * 128 * 128, 2 * 128 * 128] and len(images) == 5
+
+
+def test_a_flipped_byte_in_the_list_of_contours_is_noticed(radiographs, tmp_path):
+    paths = list_images(radiographs)
+    first, _ = cached(paths, tmp_path / "cache")
+    before = copy.deepcopy([first[place] for place in range(5)])
+    del first
+    lookup = tmp_path / "cache" / NAME / "lookup.arrow"
+    whole = bytearray(lookup.read_bytes())
+    for place in range(0, len(whole), 97):
+        whole[place] ^= 0x40
+        lookup.write_bytes(whole)
+        whole[place] ^= 0x40
+        again, _ = cached(paths, tmp_path / "cache")
+        assert same_images(again, before), place
+
+
+@pytest.mark.parametrize("content", ["[]", "null", '{"format": "hdxray_fast.prepared"}', "{"])
+def test_settings_of_another_kind_are_written_again(radiographs, tmp_path, content):
+    paths = list_images(radiographs)
+    cached(paths, tmp_path / "cache")
+    (tmp_path / "cache" / NAME / "settings.json").write_text(content)
+    again, bad = cached(paths, tmp_path / "cache")
+    assert len(again) == 5 and not bad
+    assert json.loads((tmp_path / "cache" / NAME / "settings.json").read_text())["recipe"]["size"] == 128
+
+
+def test_a_refusal_of_the_system_costs_no_shard(radiographs, tmp_path, reads, monkeypatch):
+    """Too many open files, say: the image is read from its file, and the cache stays as it is."""
+    paths = list_images(radiographs)
+    images, _ = cached(paths, tmp_path / "cache")
+    before = copy.deepcopy([images[place] for place in range(5)])
+    real = Path.open
+
+    def refuse(path, *more, **options):
+        if path.suffix == ".bin":
+            raise OSError(24, "Too many open files", str(path))
+        return real(path, *more, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", refuse)
+        assert same_images([images[0]], before[:1])
+    reads.clear()
+    again, _ = cached(paths, tmp_path / "cache")
+    assert not reads and same_images(again, before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_names_of_any_bytes_are_read(radiographs, tmp_path):
+    os.rename(radiographs / "0.png", os.fsencode(radiographs) + b"/gr\xf6\xdfe.png")
+    (radiographs / "bad.png").write_text("no picture")
+    os.rename(radiographs / "bad.png", os.fsencode(radiographs) + b"/b\xf6se.png")
+    for _ in range(2):
+        images, bad = cached(list_images(radiographs), tmp_path / "cache")
+        assert len(images) == 5 and len(bad) == 1
+    write_quarantine(tmp_path / "quarantine.csv", bad)
+    assert "b\\udcf6se.png" in (tmp_path / "quarantine.csv").read_text()

@@ -13,7 +13,10 @@ from hdxray_fast.interop import registration
 
 ROOT = Path(__file__).parents[2]
 # torchvision may be one for another torch here, see benchmarks/harness/plain_mae.py
-MEND = f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); import plain_mae; plain_mae.import_timm(); "
+MEND = (
+    f"import sys; sys.path.insert(0, {str(ROOT / 'benchmarks')!r}); from harness import plain_mae; "
+    "plain_mae.import_timm(); "
+)
 pytestmark = pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="needs the repository beside the tests")
 
 

@@ -7,9 +7,11 @@ is never written twice and its number never given anew, so runs that read while 
 from __future__ import annotations
 
 import copy
+import errno
 import hashlib
 import json
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import chain, islice
@@ -30,6 +32,7 @@ from .sources import Source
 from .worker import OK, Row, prepare_source
 
 KEY_FORMAT = 2  # part of every key: raise it when what is kept changes its meaning
+CHECKSUM = "lookup.crc32"  # of lookup.arrow
 SHARD_SIZE = 64  # images; what a run that is killed while it reads can lose
 KEPT = ("key", "source", "inside_share", "confidence", "flagged", "pixel_sha256")  # in lookup.arrow, besides
 KEY_PATTERN = '"cache_key": "(?P<key>[0-9a-f]{32})"'
@@ -52,6 +55,12 @@ def recipe_of(size: int, contour: str) -> dict:
     """What a cache holds: 8 bits, raw, whatever the view or the body part, and every file even if it is a copy."""
     plain = {"view": "any", "body_part": "any", "keep_duplicates": True, "shard_size": SHARD_SIZE}
     return {**PrepareConfig(["-"], "-", contour=contour, **plain).recipe(), "size": size}
+
+
+def _for_now(error: ShardError) -> bool:
+    """Whether the system refused to read, which tells nothing about the file: too many open files, a lost server."""
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT)
 
 
 class CachedSet(PreparedSet):
@@ -88,7 +97,7 @@ class CachedSet(PreparedSet):
     def _bytes(self, number: int, start: int, length: int) -> np.ndarray:
         path, data = self._shards.pixels(number), np.empty(length, np.uint8)
         try:
-            with path.open("rb", buffering=0) as stream:
+            with path.open("rb") as stream:
                 stream.seek(start)
                 return data[: stream.readinto(data)]
         except OSError as error:
@@ -127,8 +136,9 @@ class CachedImages(PreparedSubset):
         if row >= 0:
             try:
                 return self.images[row]
-            except ShardError:
-                self.images.forget(row)
+            except ShardError as error:
+                if not _for_now(error):
+                    self.images.forget(row)
         source = self.files[place]
         read = prepare_source(source, self.recipe, None)
         if read.status != OK:
@@ -239,6 +249,15 @@ def _alone(folder: Path, on_wait: Callable[[Path], None]) -> Iterator[None]:
         lock.release()
 
 
+def _checksum(path: Path) -> str:
+    """CRC-32 of a file: contours are read from it as they are."""
+    total = 0
+    with path.open("rb") as stream:
+        while block := stream.read(1 << 20):
+            total = zlib.crc32(block, total)
+    return f"{total:08x}\n"
+
+
 class _Adding:
     """What a run does to its cache; ``bad`` gathers error and reason by key."""
 
@@ -256,9 +275,11 @@ class _Adding:
     def _open(self) -> CachedSet | None:
         """The cache as it is; ``None`` if it has no index, or one that tells of what is not there."""
         try:
+            if (self.folder / CHECKSUM).read_text() != _checksum(self.folder / LOOKUP):
+                return None
             images = CachedSet(self.folder)
             images.check()
-        except (ConfigError, ShardError):
+        except (ConfigError, ShardError, OSError, ValueError):  # ValueError: no text
             return None
         return images if images.recipe == self.recipe and images.shards() <= self._numbers() else None
 
@@ -282,7 +303,9 @@ class _Adding:
         for number in sorted(self._numbers()):
             try:
                 self.tables[number] = self.shards.read_facts(number)
-            except ShardError:
+            except ShardError as error:
+                if _for_now(error):
+                    raise
                 self._bury(number)
         images = self._open()
         if images is None or images.shards() != self.tables.keys():
@@ -331,3 +354,6 @@ class _Adding:
             pa.parquet.write_table(index, temporary)
         with written_whole(self.folder / LOOKUP) as temporary:
             write_lookup(index.append_column("key", keys), temporary, KEPT)
+            checksum = _checksum(temporary)
+        with written_whole(self.folder / CHECKSUM) as temporary:
+            temporary.write_text(checksum)

@@ -67,8 +67,11 @@ class PreparedSet:
         settings = read_json(self.folder / "settings.json")
         if settings.get("format") != FORMAT:
             raise ConfigError(f"{self.folder}: is no prepared data set")
-        self.recipe = settings["recipe"]
-        self.size = int(self.recipe["size"])
+        try:
+            self.recipe = settings["recipe"]
+            self.size = int(self.recipe["size"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise ConfigError(f"{self.folder / 'settings.json'}: is damaged ({error!r})") from error
         path = self.folder / "lookup.arrow"
         if not path.exists():
             raise ConfigError(
@@ -136,9 +139,11 @@ class PreparedSet:
         Raises:
             ShardError: the first that is not.
         """
-        ends = self._offset + self._length
-        for number in np.unique(self._shard).tolist():
-            path, end = self._shards.pixels(number), int(ends[self._shard == number].max())
+        numbers, place = np.unique(self._shard, return_inverse=True)
+        ends = np.zeros(len(numbers), np.int64)
+        np.maximum.at(ends, place, self._offset + self._length)
+        for number, end in zip(numbers.tolist(), ends.tolist(), strict=True):
+            path = self._shards.pixels(number)
             found = path.stat().st_size if path.exists() else 0
             if found < end:
                 raise ShardError(f"{path}: has {found} bytes, at least {end} belong there; {REMAKE}")

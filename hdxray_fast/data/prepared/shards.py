@@ -116,7 +116,8 @@ class ShardFolder:
         table = []
         with written_whole(self.pixels(number)) as temporary, temporary.open("wb") as stream:
             for row in rows:
-                fact = {"source": row.source, "status": row.status, "reason": row.reason, "shard": number, **row.facts}
+                fact = {"source": printable(row.source), "status": row.status, "reason": row.reason}
+                fact |= {"shard": number, **row.facts}
                 if row.status == OK:
                     fact |= {"offset": stream.tell(), "length": len(row.data)}
                     stream.write(row.data)
@@ -170,6 +171,11 @@ class ShardFolder:
                 path.unlink(missing_ok=True)
 
 
+def printable(name: str) -> str:
+    """A name as UTF-8 holds it; a file's may hold other bytes."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def write_json(path: Path, content: dict) -> None:
     with written_whole(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
@@ -177,8 +183,11 @@ def write_json(path: Path, content: dict) -> None:
 
 def read_json(path: Path) -> dict:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ConfigError(f"{path}: is missing; a prepared data set is a folder that prepare wrote") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: is damaged or cannot be read ({error})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: is damaged or cannot be read (holds no object)")
+    return content
