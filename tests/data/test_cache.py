@@ -389,7 +389,7 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(radiographs, tmp_path):
         "resource.setrlimit(resource.RLIMIT_FSIZE, (40000, 40000))\n"
         f"{COMMAND}"
     )
-    command = [sys.executable, "-c", script, str(radiographs), str(tmp_path / "cache"), "*.png", "0"]
+    command = [sys.executable, "-B", "-c", script, str(radiographs), str(tmp_path / "cache"), "*.png", "0"]
     done = subprocess.run(command, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
     assert f"TrainingError: {tmp_path / 'cache' / NAME}: cannot be written (File too large)" in last

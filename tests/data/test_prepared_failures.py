@@ -25,7 +25,7 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(made, limit):
     """The limit cuts the list of sources, the first shard, or a picture of the summary."""
     root, out, key = made.parent, made.parent / "full", made / "patient.key"
     command = [
-        sys.executable, "-c",
+        sys.executable, "-B", "-c",  # a cut .pyc would stay
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "from hdxray_fast.cli.main import main; sys.exit(main(sys.argv[1:]))",
