@@ -93,6 +93,17 @@ def make_folder(folder: Path, argument: str = "out") -> None:
         raise ConfigError(f"{argument}: cannot make the folder {folder} ({error.strerror})") from error
 
 
+def free_name(stem: str, taken: set[str]) -> str:
+    """The stem, numbered if it is among ``taken``, which it then joins; upper and lower case count as the same, as on
+    some file systems."""
+    name, number = stem, 1
+    while name.lower() in taken:
+        number += 1
+        name = f"{stem}-{number}"
+    taken.add(name.lower())
+    return name
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or on POSIX the names in a folder, are on the disk."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):

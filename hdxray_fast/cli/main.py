@@ -89,7 +89,3 @@ def _with_underscores(argv: list[str]) -> list[str]:
             name = "--" + name[2:].replace("-", "_")
         renamed.append(name + equals + value)
     return renamed
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -9,14 +9,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 from ..errors import ArgumentError, ArgumentTypeError, HDXrayError
+from ..files import free_name
 from ..images.canvas import Canvas, read_canvas
 from ..images.contour import Contour, find_contour
 from ..images.contour_methods import METHODS
 from ..images.overlay import contact_sheet, contact_tile, describe_contour, draw_overlay
+from ..images.panels import write_image
 from .quarantine import Quarantined, write_quarantine
 from .reader_pool import Failed, call_in_order
 
@@ -82,11 +83,12 @@ def write_contours(
                 summary["failed"][source] = found.reason
                 continue
             canvas, contour = found
-            name = _free_name(Path(source).stem or "image", taken)
+            name = free_name(Path(source).stem or "image", taken)
             picture = draw_overlay(canvas, contour, Path(source).name)
             record = describe_contour(canvas, contour, source, patch_size)
             (folder / f"{name}.contour.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-            summary["written"][source] = str(_write_png(folder / f"{name}.contour.png", picture))
+            write_image(folder / f"{name}.contour.png", picture)
+            summary["written"][source] = str(folder / f"{name}.contour.png")
             if contour.flagged:
                 summary["flagged"].append(source)
             tiles.append(contact_tile(canvas, contour, name))
@@ -142,27 +144,10 @@ def _report(summary: dict, folder: Path) -> None:
     )
 
 
-def _free_name(stem: str, taken: set[str]) -> str:
-    """The stem, numbered if it is taken; upper and lower case count as the same, as on some file systems."""
-    name, number = stem, 1
-    while name.lower() in taken:
-        number += 1
-        name = f"{stem}-{number}"
-    taken.add(name.lower())
-    return name
-
-
-def _write_png(path: Path, picture: np.ndarray) -> Path:
-    done, data = cv2.imencode(".png", picture)
-    if not done:
-        raise OSError(f"{path}: the picture could not be encoded")
-    path.write_bytes(data.tobytes())  # cv2.imwrite would fail silently, and on non-ASCII paths on Windows
-    return path
-
-
 def _write_sheet(folder: Path, tiles: list[np.ndarray], written: list[str], sources: list[str]) -> str:
     """Write one contact sheet beside those written; a radiograph of that name in the same folder is never replaced."""
     kept = {os.path.realpath(path) for path in (*written, *sources)}
     names = ("contacts.png" if page == 1 else f"contacts-{page}.png" for page in range(1, 3 + len(kept)))
     path = next(folder / name for name in names if os.path.realpath(folder / name) not in kept)
-    return str(_write_png(path, contact_sheet(tiles)))
+    write_image(path, contact_sheet(tiles))
+    return str(path)

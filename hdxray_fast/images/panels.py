@@ -138,7 +138,7 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     done, data = cv2.imencode(".png", image)
     if not done:  # pragma: no cover - PNG encodes every uint8 array
         raise OSError(f"{path}: cannot encode the picture")
-    Path(path).write_bytes(data.tobytes())
+    Path(path).write_bytes(data.tobytes())  # cv2.imwrite fails silently, and on non-ASCII paths on Windows
 
 
 def _titled(view: np.ndarray, title: str, side: int) -> np.ndarray:

@@ -18,6 +18,7 @@ from ..data.quarantine import Quarantined
 from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import worker_count
 from ..errors import ArgumentError, ConfigError
+from ..files import free_name
 from ..models.inputs import as_batch
 from .attention_picture import draw_attention, sentence_maps
 from .model import ReportModel
@@ -231,12 +232,7 @@ def _file_name(study: str, taken: set[str]) -> str:
     if Path(study).suffix.lower() in IMAGE_SUFFIXES:
         last = Path(study).stem
     stem = re.sub(r"[^\w.-]+", "_", last).strip("._")[:80] or "study"
-    name, number = stem, 1
-    while name.lower() in taken:
-        number += 1
-        name = f"{stem}-{number}"
-    taken.add(name.lower())
-    return name
+    return free_name(stem, taken)
 
 
 def _bar(total: int, show: bool):

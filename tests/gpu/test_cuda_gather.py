@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pixel_helpers import FLOATS, PER_IMAGE, PIXELS, gather_case, pixels
 from plan_helpers import make_plan, ragged_plan
 
 import hdxray_fast as hx
@@ -17,23 +18,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
 ]
 DEVICE = "cuda"
-PIXELS = (torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32)
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-PER_IMAGE = torch.tensor([1 / 255, 0.5, 3.7e-5]), torch.tensor([-0.5, 0.0, 1.25])
-
-
-def pixels(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    if dtype == torch.uint8:
-        return torch.randint(0, 256, shape, dtype=dtype)
-    if dtype == torch.uint16:
-        return torch.randint(0, 65536, shape, dtype=torch.int32).to(dtype)
-    return torch.randn(shape).to(dtype)
-
-
-def case(patch: int, channels: int, dtype: torch.dtype) -> tuple[torch.Tensor, hx.MaskPlan]:
-    """Three images on a 3 x 5 grid, the middle one without a single patch; on the CPU."""
-    plan = ragged_plan((3, 5), [4, 0, 15], [6, 0, 0], patch)
-    return pixels((3, channels, 3 * patch, 5 * patch), dtype), plan
 
 
 def with_slack(plan: hx.MaskPlan, keep: int, predict: int = 0) -> hx.MaskPlan:
@@ -70,7 +54,7 @@ def test_the_core_is_used_where_it_is_built_for_this_gpu():
 @pytest.mark.parametrize("patch", [1, 2, 4, 7, 8, 12, 14, 16, 32, 64])
 def test_rows_equal_the_cpu_path_bit_for_bit(patch, channels):
     for dtype in PIXELS:
-        images, plan = case(patch, channels, dtype)
+        images, plan = gather_case(patch, channels, dtype)
         there, plan_there, *scaling = on_gpu(images, plan, *PER_IMAGE)
         for out_dtype in FLOATS:
             for which in ("keep", "predict"):
@@ -132,7 +116,7 @@ def test_scale_and_shift_are_two_roundings():
 
 
 def test_numbers_and_tensors_scale_alike():
-    images, plan = on_gpu(*case(16, 1, torch.uint8))
+    images, plan = on_gpu(*gather_case(16, 1, torch.uint8))
     expected = hx.gather_patches(images, plan, 1 / 255, -0.5)
     one = torch.tensor(1 / 255, device=DEVICE)
     assert torch.equal(hx.gather_patches(images, plan, one, -0.5), expected)
@@ -164,7 +148,7 @@ def test_full_size_images():
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize(("patch", "channels"), [(16, 1), (16, 3), (7, 1)])
 def test_slack_rows_are_zero(patch, channels, backend):
-    images, plan = case(patch, channels, torch.float32)
+    images, plan = gather_case(patch, channels, torch.float32)
     expected = hx.gather_patches(images, plan, *PER_IMAGE)
     slack, (there, *scaling) = with_slack(plan, 37), on_gpu(images, *PER_IMAGE)
     rows = hx.gather_patches(there, slack, *scaling, backend=backend).cpu()
@@ -174,7 +158,7 @@ def test_slack_rows_are_zero(patch, channels, backend):
 
 
 def test_slack_gives_no_gradient():
-    images, plan = case(16, 1, torch.float32)
+    images, plan = gather_case(16, 1, torch.float32)
     leaf = images.requires_grad_()
     grad_rows = torch.randn(19 + 37, 256)
     (expected,) = torch.autograd.grad(hx.gather_patches(leaf, plan), leaf, grad_rows[:19])
@@ -212,7 +196,7 @@ def test_values_of_any_kind_do_what_the_emulation_does(patch, channels):
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize(("patch", "channels"), [(16, 1), (14, 1), (8, 3), (32, 1)])
 def test_gradient_equals_the_cpu_path_bit_for_bit(patch, channels, dtype, out_dtype):
-    images, plan = case(patch, channels, dtype)
+    images, plan = gather_case(patch, channels, dtype)
     grads = []
     grad_rows = torch.randn(19, channels * patch**2).to(out_dtype)
     for device in ("cpu", DEVICE):
@@ -225,7 +209,7 @@ def test_gradient_equals_the_cpu_path_bit_for_bit(patch, channels, dtype, out_dt
 
 
 def test_gradient_takes_strided_rows():
-    images, plan = on_gpu(*case(16, 1, torch.float32))
+    images, plan = on_gpu(*gather_case(16, 1, torch.float32))
     images.requires_grad_()
     wide = torch.randn(19, 512, device=DEVICE)
     (grad,) = torch.autograd.grad(hx.gather_patches(images, plan), images, wide[:, ::2])
@@ -236,7 +220,7 @@ def test_gradient_takes_strided_rows():
 # --- streams, devices, waiting ----------------------------------------------------------------------------------------
 def test_work_goes_to_the_current_stream():
     """Images are written late in a side stream: only work in that stream sees them."""
-    images, plan = on_gpu(*case(16, 1, torch.uint8))
+    images, plan = on_gpu(*gather_case(16, 1, torch.uint8))
     late = torch.zeros_like(images)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
@@ -249,7 +233,7 @@ def test_work_goes_to_the_current_stream():
 
 
 def test_nothing_waits():
-    images, plan = case(16, 1, torch.float32)
+    images, plan = gather_case(16, 1, torch.float32)
     slack, (there, *scaling) = with_slack(plan, 5), on_gpu(images, *PER_IMAGE)
     there.requires_grad_()
     weights = torch.ones(24, 256, device=DEVICE)
@@ -265,7 +249,7 @@ def test_nothing_waits():
 
 
 def test_runs_inside_a_cuda_graph():
-    images, plan = on_gpu(*case(16, 1, torch.uint8))
+    images, plan = on_gpu(*gather_case(16, 1, torch.uint8))
     static = torch.zeros_like(images)
     hx.gather_patches(static, plan, 0.5)  # loads the kernel
     torch.cuda.synchronize()
@@ -279,7 +263,7 @@ def test_runs_inside_a_cuda_graph():
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_devices_other_than_the_current_one():
-    images, plan = case(16, 1, torch.float32)
+    images, plan = gather_case(16, 1, torch.float32)
     expected = hx.gather_patches(images, plan)
     for current in (0, 1):
         with torch.cuda.device(current):
@@ -308,7 +292,7 @@ def test_no_more_memory_than_the_rows():
 # --- registration -----------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
 def test_registration(dtype):
-    images, plan = case(16, 3, dtype)
+    images, plan = gather_case(16, 3, dtype)
     images, plan, scale, shift = on_gpu(images, plan, *PER_IMAGE)
     images.requires_grad_(dtype.is_floating_point)
     packed = (plan.keep_ids, plan.keep_cu_seqlens)
@@ -335,7 +319,7 @@ def test_compiles_into_one_graph_for_all_lengths():
 
 # --- bad input --------------------------------------------------------------------------------------------------------
 def test_what_lies_elsewhere_is_named():
-    images, plan = case(16, 1, torch.uint8)
+    images, plan = gather_case(16, 1, torch.uint8)
     there = images.to(DEVICE)
     with pytest.raises(hx.ArgumentError, match=r"plan: its ids are on cpu, the images on cuda:0"):
         hx.gather_patches(there, plan)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pixel_helpers import FLOATS, PIXELS
 from plan_helpers import make_plan, ragged_plan
 from tolerances import assert_two_times_rule
 
@@ -18,8 +19,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
 ]
 DEVICE = "cuda"
-PIXELS = (torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32)
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def case(patch: int, channels: int, dtype: torch.dtype, pred_dtype: torch.dtype = torch.float32):

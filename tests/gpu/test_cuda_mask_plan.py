@@ -11,8 +11,7 @@ from mask_plan_emulation_helpers import GUARD, UNTOUCHED, choice_of, truncated
 from plan_helpers import TENSORS, assert_same, ellipse
 
 import hdxray_fast as hx
-from hdxray_fast.ops import mask_plan as masking
-from hdxray_fast.ops import native
+from hdxray_fast.ops import mask_plan, native
 
 pytestmark = [
     pytest.mark.gpu,
@@ -55,7 +54,7 @@ def assert_slack_is_zero(plan: hx.MaskPlan) -> None:
 
 
 # --- the CPU's ids ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("strategy", masking.STRATEGIES)
+@pytest.mark.parametrize("strategy", mask_plan.STRATEGIES)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_ids_equal_the_cpu_path(grid, strategy):
     inside, valid = ellipse(3, *grid)
@@ -80,7 +79,7 @@ def test_ids_equal_the_cpu_path(grid, strategy):
 
 
 @pytest.mark.sanitize
-@pytest.mark.parametrize("strategy", masking.STRATEGIES)
+@pytest.mark.parametrize("strategy", mask_plan.STRATEGIES)
 def test_many_random_requests_equal_the_cpu_path(strategy):
     """Ratios at the ends too: which patch is the one that must be kept, or predicted, is found by other passes."""
     rng = np.random.default_rng(7)

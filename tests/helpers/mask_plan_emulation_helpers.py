@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from hdxray_fast.ops import mask_plan as masking
+from hdxray_fast.ops import mask_plan
 
 GUARD, UNTOUCHED = 64, -7  # words around each list, and what they and its free places hold
 
@@ -19,4 +19,4 @@ def truncated(want, bounds):
 
 
 def choice_of(strategy: str, ratio_inside=0.95, ratio_outside=0.85, predict=1.0, seed=0, epoch=0) -> tuple:
-    return masking.STRATEGIES.index(strategy), ratio_inside, ratio_outside, predict, seed, epoch
+    return mask_plan.STRATEGIES.index(strategy), ratio_inside, ratio_outside, predict, seed, epoch

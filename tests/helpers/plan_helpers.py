@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import hdxray_fast as hx
-from hdxray_fast.ops import mask_plan as masking
+from hdxray_fast.ops import mask_plan
 from hdxray_fast.ops.plan import MaskPlan
 
 
@@ -91,7 +91,7 @@ def requests(draw):
         "ratio_inside": draw(share),
         "ratio_outside": draw(share),
         "predict": draw(share),
-        "strategy": draw(st.sampled_from(masking.STRATEGIES)),
+        "strategy": draw(st.sampled_from(mask_plan.STRATEGIES)),
         "seed": draw(st.integers(0, 2**64 - 1)),
         "epoch": draw(st.integers(0, 2**31 - 1)),
     }

@@ -4,32 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pixel_helpers import FLOATS, PER_IMAGE, PIXELS, gather_case, pixels
 from plan_helpers import make_plan, ragged_plan
 
 import hdxray_fast as hx
 from hdxray_fast.ops import native
 from hdxray_fast.ops.gather import _gather_op, _scatter_op, gather_patches_ref
 
-PIXELS = (torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32)
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 pytestmark = pytest.mark.skipif(native.core is None, reason=f"the native core is not built: {native.why_missing}")
-
-
-def pixels(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    if dtype == torch.uint8:
-        return torch.randint(0, 256, shape, dtype=dtype)
-    if dtype == torch.uint16:
-        return torch.randint(0, 65536, shape, dtype=torch.int32).to(dtype)
-    return torch.randn(shape).to(dtype)
-
-
-def case(patch: int, channels: int, dtype: torch.dtype) -> tuple[torch.Tensor, hx.MaskPlan]:
-    """Three images on a 3 x 5 grid, the middle one without a single patch."""
-    plan = ragged_plan((3, 5), [4, 0, 15], [6, 0, 0], patch)
-    return pixels((3, channels, 3 * patch, 5 * patch), dtype), plan
-
-
-PER_IMAGE = torch.tensor([1 / 255, 0.5, 3.7e-5]), torch.tensor([-0.5, 0.0, 1.25])
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -38,7 +20,7 @@ PER_IMAGE = torch.tensor([1 / 255, 0.5, 3.7e-5]), torch.tensor([-0.5, 0.0, 1.25]
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("patch", [1, 2, 7, 8, 14, 16, 32, 64])
 def test_rows_equal_the_reference_bit_for_bit(vector_path, patch, channels, dtype, out_dtype):
-    images, plan = case(patch, channels, dtype)
+    images, plan = gather_case(patch, channels, dtype)
     for which in ("keep", "predict"):
         rows = hx.gather_patches(images, plan, *PER_IMAGE, out_dtype=out_dtype, which=which, backend="native")
         assert rows.dtype == out_dtype
@@ -109,7 +91,7 @@ def test_scale_and_shift_are_two_roundings():
 
 
 def test_threads_and_backends_agree():
-    images, plan = case(16, 1, torch.uint8)
+    images, plan = gather_case(16, 1, torch.uint8)
     images, plan = images.repeat(1, 1, 8, 8), ragged_plan((24, 40), [400, 0, 960], [1, 2, 0], 16)
     expected = hx.gather_patches(images, plan, 1 / 255, -0.5, backend="reference")
     before = torch.get_num_threads()
@@ -133,7 +115,7 @@ def test_empty_plans_and_batches_give_empty_rows():
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
 @pytest.mark.parametrize(("patch", "channels"), [(16, 1), (14, 1), (8, 3), (16, 3)])
 def test_gradient_equals_the_reference(vector_path, patch, channels, dtype, out_dtype):
-    images, plan = case(patch, channels, dtype)
+    images, plan = gather_case(patch, channels, dtype)
     images.requires_grad_()
     rows = hx.gather_patches(images, plan, *PER_IMAGE, out_dtype=out_dtype)
     grad_rows = torch.randn(rows.shape).to(out_dtype)
@@ -145,7 +127,7 @@ def test_gradient_equals_the_reference(vector_path, patch, channels, dtype, out_
 
 
 def test_gradient_takes_strided_rows():
-    images, plan = case(16, 1, torch.float32)
+    images, plan = gather_case(16, 1, torch.float32)
     images.requires_grad_()
     rows = hx.gather_patches(images, plan)
     wide = torch.randn(rows.shape[0], 2 * rows.shape[1])
@@ -156,7 +138,7 @@ def test_gradient_takes_strided_rows():
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32], ids=str)
 def test_registration(dtype):
-    images, plan = case(16, 3, dtype)
+    images, plan = gather_case(16, 3, dtype)
     images.requires_grad_(dtype.is_floating_point)
     scale, shift = PER_IMAGE
     arguments = (images, plan.keep_ids, plan.keep_cu_seqlens, scale, shift, 1.0, 0.0, 16, torch.float32, "keep")
@@ -172,7 +154,7 @@ def test_registration(dtype):
 
 def test_a_layout_that_a_compiler_changed_is_read_right():
     """The operator by itself, on images whose pixels of a row do not lie side by side."""
-    images, plan = case(16, 3, torch.float32)
+    images, plan = gather_case(16, 3, torch.float32)
     rows = hx.gather_patches(images, plan)
     packed = (plan.keep_ids, plan.keep_cu_seqlens)
     for layout in (torch.channels_last, torch.contiguous_format):
@@ -182,7 +164,7 @@ def test_a_layout_that_a_compiler_changed_is_read_right():
 
 @pytest.mark.parametrize("dynamic", [None, True])
 def test_compiles_into_one_graph(dynamic):
-    images, plan = case(16, 1, torch.float32)
+    images, plan = gather_case(16, 1, torch.float32)
     images.requires_grad_()
 
     def step(x, p):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pixel_helpers import FLOATS, PIXELS
 from plan_helpers import make_plan, ragged_plan
 from tolerances import assert_two_times_rule
 
@@ -11,8 +12,6 @@ import hdxray_fast as hx
 from hdxray_fast.ops import native
 from hdxray_fast.ops.loss import _loss_backward_op, _loss_op, reconstruction_loss_ref
 
-PIXELS = (torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32)
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 pytestmark = pytest.mark.skipif(native.core is None, reason=f"the native core is not built: {native.why_missing}")
 
 

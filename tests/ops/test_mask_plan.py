@@ -10,8 +10,7 @@ import torch
 from plan_helpers import TENSORS, assert_same, ellipse, images_of
 
 import hdxray_fast as hx
-from hdxray_fast.ops import mask_plan as masking
-from hdxray_fast.ops import native
+from hdxray_fast.ops import mask_plan, native
 from hdxray_fast.ops.plan import fetch_packed
 
 
@@ -47,7 +46,7 @@ def test_bounds_are_held_on_the_cpu_and_leave_no_slack(backend):
         hx.plan_all(valid, max_keep=7)
 
 
-@pytest.mark.parametrize("strategy", masking.STRATEGIES)
+@pytest.mark.parametrize("strategy", mask_plan.STRATEGIES)
 def test_plan_bounds_always_suffice(strategy):
     """Every split of small grids into inside, outside and padding; ratios at, between and just beside the ends."""
     rng = np.random.default_rng(5)

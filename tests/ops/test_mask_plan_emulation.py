@@ -11,8 +11,7 @@ from mask_plan_emulation_helpers import GUARD, UNTOUCHED, choice_of, truncated
 from plan_helpers import ellipse, requests
 
 import hdxray_fast as hx
-from hdxray_fast.ops import mask_plan as masking
-from hdxray_fast.ops import native
+from hdxray_fast.ops import mask_plan, native
 from hdxray_fast.ops.plan import fetch_packed
 
 core = native.core
@@ -55,7 +54,7 @@ def assert_equal_to_cpu(inside, valid, index, choice, **options) -> None:
 
 
 # --- equal to the CPU path --------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("strategy", masking.STRATEGIES)
+@pytest.mark.parametrize("strategy", mask_plan.STRATEGIES)
 def test_every_small_grid(strategy):
     """All grids up to 9 x 9, with ratios at and between the ends, in three orders of threads."""
     shares = [0.0, 0.5, 0.85, 1.0]
@@ -76,7 +75,7 @@ def test_every_small_grid(strategy):
 
 
 @pytest.mark.parametrize("remember", [False, True])
-@pytest.mark.parametrize("strategy", masking.STRATEGIES)
+@pytest.mark.parametrize("strategy", mask_plan.STRATEGIES)
 @pytest.mark.parametrize(
     "grid", [(1, 1), (1, 65), (63, 1), (7, 13), (20, 20), (33, 62), (64, 32), (80, 80), (160, 160)]
 )
@@ -91,7 +90,7 @@ def test_grids_of_many_sizes(grid, strategy, remember):
 
 def test_ids_of_three_bytes():
     inside, valid = ellipse(1, 300, 301)
-    for strategy in masking.STRATEGIES:
+    for strategy in mask_plan.STRATEGIES:
         assert_equal_to_cpu(inside, valid, torch.tensor([5]), choice_of(strategy, 0.95, 0.85, 0.3, 1, 2))
 
 
@@ -227,7 +226,7 @@ def emulated_gpu(monkeypatch):
     monkeypatch.setattr(native, "_place", lambda device: (0, 0))
 
 
-@pytest.mark.parametrize("strategy", masking.STRATEGIES)
+@pytest.mark.parametrize("strategy", mask_plan.STRATEGIES)
 @pytest.mark.parametrize(("keep", "predict"), [(None, None), (99, None), (None, 156), (40, 200), (2**31 - 1, 150)])
 def test_plans_have_the_room_their_bounds_say(emulated_gpu, strategy, keep, predict):
     inside, valid = ellipse(3, 12, 13)

@@ -9,26 +9,17 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pixel_helpers import FLOATS, PIXELS, pixels
 from plan_helpers import ragged_plan
 
 from hdxray_fast.ops import native
 
 core = native.core
 pytestmark = pytest.mark.skipif(core is None, reason=f"the native core is not built: {native.why_missing}")
-PIXELS = (torch.uint8, torch.uint16, torch.float16, torch.bfloat16, torch.float32)
-FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 CODES = native.DTYPE_CODES
 CPU, NO_STREAM = -1, 0
 # Wide (multiples of 8 or 4, a warp's worth of chunks, less, more), and not.
 PATCHES = (1, 2, 3, 4, 7, 8, 12, 14, 16, 24, 32, 40)
-
-
-def pixels(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    if dtype == torch.uint8:
-        return torch.randint(0, 256, shape, dtype=dtype)
-    if dtype == torch.uint16:
-        return torch.randint(0, 65536, shape, dtype=torch.int32).to(dtype)
-    return torch.randn(shape).to(dtype)
 
 
 class Call:

@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from plan_helpers import assert_same, ellipse, images_of, requests
 
 import hdxray_fast as hx
-from hdxray_fast.ops import mask_plan as masking
+from hdxray_fast.ops import mask_plan, native
 from hdxray_fast.ops import mask_rules as masking_rules
-from hdxray_fast.ops import native
 
 needs_core = pytest.mark.skipif(native.core is None, reason=f"the native core is not built: {native.why_missing}")
 # counter, key, words: the known answers of Random123 1.14 (kat_vectors, "philox4x32 10")
@@ -26,15 +25,6 @@ KNOWN_ANSWERS = [
         (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
     ),
 ]
-
-
-@pytest.fixture(params=native.core.vector_paths() if native.core else [])
-def vector_path(request):
-    """Runs the test once on each vector path of this machine."""
-    before = native.core.vector_path()
-    native.core.set_vector_path(request.param)
-    yield request.param
-    native.core.set_vector_path(before)
 
 
 def round_half_up(ratio: float, n: int) -> int:
@@ -67,7 +57,7 @@ def test_philox_core_equals_the_reference(vector_path, n):
 # --- the same ids from every path -------------------------------------------------------------------------------------
 @needs_core
 @pytest.mark.parametrize("predict", [1.0, 0.25, 0.001, 0.0])
-@pytest.mark.parametrize("strategy", masking.STRATEGIES)
+@pytest.mark.parametrize("strategy", mask_plan.STRATEGIES)
 @pytest.mark.parametrize("grid", [(80, 80), (20, 20), (1, 1), (7, 13), (1, 65), (33, 2), (3, 3)])
 def test_native_equals_reference(vector_path, grid, strategy, predict):
     inside, valid = ellipse(3, *grid)
@@ -153,7 +143,7 @@ def test_block_masks_whole_blocks_but_for_one_per_stratum():
 
 # --- corners ----------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize("strategy", masking.STRATEGIES)
+@pytest.mark.parametrize("strategy", mask_plan.STRATEGIES)
 def test_at_least_one_patch_is_kept_and_it_has_the_smallest_key(backend, strategy):
     inside, valid = ellipse(3, 9, 11)
     valid[1] = False
@@ -187,7 +177,7 @@ def test_empty_batches_and_empty_images(backend):
     assert plan.keep_counts.tolist() == plan.predict_counts.tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("strategy", masking.STRATEGIES)
+@pytest.mark.parametrize("strategy", mask_plan.STRATEGIES)
 def test_a_plan_depends_on_seed_epoch_and_index_only(strategy):
     inside, valid = ellipse(1, 20, 20)
     three = hx.plan_masks(inside.expand(3, 20, 20), valid.expand(3, 20, 20), strategy=strategy, seed=3, index=[8, 2, 5])

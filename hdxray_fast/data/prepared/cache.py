@@ -11,7 +11,6 @@ import errno
 import hashlib
 import json
 import warnings
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from itertools import chain, islice
@@ -21,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError, ImageReadError, TrainingError
-from ...files import make_folder, remove_leftovers, written_whole
+from ...files import checksum, make_folder, remove_leftovers, written_whole
 from ..quarantine import Quarantined
 from .config import PrepareConfig
 from .index import INDEX, LOOKUP
@@ -32,7 +31,7 @@ from .sources import Source
 from .worker import OK, Row, prepare_source
 
 KEY_FORMAT = 2  # part of every key: raise it when what is kept changes its meaning
-CHECKSUM = "lookup.crc32"  # of lookup.arrow
+CHECKSUM = "lookup.sha256"  # of lookup.arrow, whose contours are used as they lie there
 SHARD_SIZE = 64  # images; what a run that is killed while it reads can lose
 KEPT = ("key", "source", "inside_share", "confidence", "flagged", "pixel_sha256")  # in lookup.arrow, besides
 KEY_PATTERN = '"cache_key": "(?P<key>[0-9a-f]{32})"'
@@ -211,8 +210,7 @@ def fill_cache(
     known = adding.known()
     if not known.issuperset(wanted):
         with writing(folder), _alone(folder, on_wait):
-            adding.settle()
-            known = adding.known()
+            known = adding.settle()
             for _ in range(sum(key in known for key in wanted)):
                 on_done(None)
             adding.add({key: source for key, source in wanted.items() if key not in known})
@@ -249,15 +247,6 @@ def _alone(folder: Path, on_wait: Callable[[Path], None]) -> Iterator[None]:
         lock.release()
 
 
-def _checksum(path: Path) -> str:
-    """CRC-32 of a file: contours are read from it as they are."""
-    total = 0
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            total = zlib.crc32(block, total)
-    return f"{total:08x}\n"
-
-
 class _Adding:
     """What a run does to its cache; ``bad`` gathers error and reason by key."""
 
@@ -275,7 +264,7 @@ class _Adding:
     def _open(self) -> CachedSet | None:
         """The cache as it is; ``None`` if it has no index, or one that tells of what is not there."""
         try:
-            if (self.folder / CHECKSUM).read_text() != _checksum(self.folder / LOOKUP):
+            if (self.folder / CHECKSUM).read_text() != checksum(self.folder / LOOKUP):
                 return None
             images = CachedSet(self.folder)
             images.check()
@@ -287,8 +276,8 @@ class _Adding:
         """Numbers of the shards whose facts (or pixels) are there."""
         return {int(path.stem) for path in self.shards.folder.glob(f"[0-9]*.{suffix}") if path.stem.isdecimal()}
 
-    def settle(self) -> None:
-        """Tidy up what a killed run left, or a reader found damaged; no other run may add meanwhile."""
+    def settle(self) -> set[str]:
+        """Tidy up what a killed run left, or a reader found damaged; :meth:`known` then. No other may add meanwhile."""
         for place in (self.folder, self.shards.folder):
             remove_leftovers(place)
         for number in self._numbers("bin") - self._numbers():
@@ -310,6 +299,8 @@ class _Adding:
         images = self._open()
         if images is None or images.shards() != self.tables.keys():
             self._write_index()
+            return self.known()
+        return set(images.keys())
 
     def _bury(self, number: int) -> None:
         """Free the space of a shard; its number stays taken, lest a run that still knows it reads something else."""
@@ -354,6 +345,6 @@ class _Adding:
             pa.parquet.write_table(index, temporary)
         with written_whole(self.folder / LOOKUP) as temporary:
             write_lookup(index.append_column("key", keys), temporary, KEPT)
-            checksum = _checksum(temporary)
+            digest = checksum(temporary)
         with written_whole(self.folder / CHECKSUM) as temporary:
-            temporary.write_text(checksum)
+            temporary.write_text(digest)
