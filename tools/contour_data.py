@@ -60,11 +60,6 @@ def pyramid(image: np.ndarray) -> tuple[dict[int, np.ndarray], tuple]:
     return levels, tuple(v / 1280 for v in box)
 
 
-def fold_of(patient: str) -> int:
-    """Fold 0..4 of a patient: by a hash, so that it does not depend on the list of images."""
-    return zlib.crc32(f"contour-{patient}".encode()) % 5
-
-
 def load_labelled(root: Path) -> list[Sample]:
     """Radiographs with radiologist masks (`index.csv`, columns image, mask, patient, license)."""
     samples = []

@@ -8,6 +8,7 @@
 
 #include "common/check.h"
 #include "common/mask_plan_index.h"
+#include "common/mask_ratio.h"
 #include "cpu/parallel.h"
 #include "cpu/vector_path.h"
 

@@ -10,6 +10,7 @@
 //
 // A thread deals with four neighbouring patches at a time: one Philox counter gives four words.
 #pragma once
+#include "common/mask_ratio.h"
 #include "gpu/mask_plan_image.h"
 
 namespace hdxray {

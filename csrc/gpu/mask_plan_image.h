@@ -1,6 +1,7 @@
 // The patches of one image as a GPU's threads look at them, four neighbours at a time; csrc/gpu/mask_plan_body.h says
 // what a `Block` is.
 #pragma once
+#include "common/mask_plan.h"
 #include "common/mask_plan_index.h"
 #include "common/qualifiers.h"
 

@@ -15,7 +15,8 @@ from ..errors import ArgumentError, ArgumentTypeError, ImageReadError, ImageTooL
 from .exposure import exposed_box, looks_inverted, thumbnail
 from .raster import decode_array, decode_npy, decode_raster
 from .sniff import sniff
-from .tone import ConstantImageError, Grey, VoiOptions, render
+from .tone import ConstantImageError, Grey, render
+from .voi_lut import VoiOptions
 
 HEAD_BYTES = 1 << 16  # enough to tell formats apart, and for the file meta group of DICOM
 FORMATS = "DICOM, PNG, JPEG, TIFF, BMP, WebP or .npy (recognised by content, not by suffix)"

@@ -26,7 +26,6 @@ PATCH = 24  # px, side of the patch that the cascade looks at
 PATCH_MARGIN = 0.2
 WIDTHS = np.geomspace(0.42, 1.02, 9)  # box widths tried, as shares of the longer side of the valid box
 ASPECTS = np.geomspace(0.62, 1.32, 9)  # box heights / widths tried
-PLACE_WEIGHT = 0.012  # of the squared distance from the usual place and size, against a correlation of -1..1
 BLANK = 2.0  # grey levels of 255: a picture with a smaller deviation shows nothing
 
 

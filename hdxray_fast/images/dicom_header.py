@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
-
 from ..errors import ImageReadError, OtherModalityError, UnsupportedImageError
-from .tone import WINDOW_FUNCTIONS, Grey, Table, Window
+from .tone import Grey
+from .voi_lut import read_tables, read_windows
 
 RADIOGRAPHY = ("CR", "DX", "DR", "RG", "XR", "RX")  # read as they are
 UNCERTAIN = ("", "OT", "SC", "HC", "RF", "DF")  # secondary captures, scanned film, missing: read and flagged
@@ -179,7 +178,7 @@ def image_pixel(path: str, dataset) -> ImagePixel:
 
 def set_tone(grey: Grey, dataset, raw_processing: bool, flags: list[str]) -> None:
     """Modality, VOI, polarity and padding from the header."""
-    table = _table(dataset, "ModalityLUTSequence", grey.signed)
+    table = read_tables(dataset, "ModalityLUTSequence", grey.signed)
     if table:
         grey.modality_table = table[0]
     else:
@@ -187,8 +186,8 @@ def set_tone(grey: Grey, dataset, raw_processing: bool, flags: list[str]) -> Non
         if grey.slope == 0:
             grey.slope = 1.0
             flags.append("rescale_slope_unusable")
-    grey.tables = _table(dataset, "VOILUTSequence", grey.signed or grey.intercept < 0)
-    grey.windows = _windows(dataset)
+    grey.tables = read_tables(dataset, "VOILUTSequence", grey.signed or grey.intercept < 0)
+    grey.windows = read_windows(dataset, text(dataset, "VOILUTFunction"))
     grey.invert = (
         text(dataset, "PhotometricInterpretation") == "MONOCHROME1"
         or text(dataset, "PresentationLUTShape") == "INVERSE"
@@ -211,36 +210,6 @@ def _wrap(value: int, grey: Grey) -> int:
     """A padding value as the stored bits read it (files write signed padding as unsigned and the other way round)."""
     value &= 2**grey.bits - 1
     return value - 2**grey.bits if grey.signed and value >= 2 ** (grey.bits - 1) else value
-
-
-def _windows(dataset) -> list[Window]:
-    lists = []
-    for name in ("WindowCenter", "WindowWidth"):
-        value = dataset.get(name)
-        if value is None or value == "":
-            return []
-        lists.append([float(v) for v in value] if type(value).__name__ == "MultiValue" else [float(value)])
-    function = text(dataset, "VOILUTFunction")
-    function = function if function in WINDOW_FUNCTIONS else "LINEAR"
-    return [Window(center, width, function) for center, width in zip(*lists, strict=False)]
-
-
-def _table(dataset, name: str, signed: bool) -> list[Table]:
-    tables = []
-    for item in dataset.get(name) or []:
-        descriptor, raw = item.get("LUTDescriptor"), item.get("LUTData")
-        if descriptor is None or raw is None or len(descriptor) != 3:
-            continue
-        count, first, bits = (int(value) for value in descriptor)
-        count = count & 0xFFFF or 65536  # 0 stands for 2**16; some writers store the count as signed
-        if isinstance(raw, bytes):
-            narrow = len(raw) < 2 * count  # 8-bit entries packed two to a word
-            raw = np.frombuffer(raw, "u1" if narrow else "<u2", count=min(count, len(raw) // (1 if narrow else 2)))
-        entries = (np.atleast_1d(np.asarray(raw, np.int64)) & 0xFFFF).astype(np.float64)[:count]
-        first = first - 65536 if signed and first > 32767 else first
-        if len(entries):
-            tables.append(Table(first, entries, bits))
-    return tables
 
 
 def spacing(dataset, flags: list[str]) -> tuple[float, float] | None:

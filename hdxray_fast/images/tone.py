@@ -1,8 +1,8 @@
-"""Stored pixels to display brightness: one look-up table made of masks, modality, window, polarity and padding.
+"""Stored pixels to display brightness: one look-up table made of masks, modality, VOI LUT, polarity and padding.
 
 Everything that happens between the decoder and the resize is a function of one stored value, so for 8- and 16-bit
 pixels it is composed once over all possible values (in float64) and applied in a single pass.
-Sources: DICOM PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT and window functions), C.7.5.1.1.2 (pixel padding).
+Sources: DICOM PS3.3 C.11.1 (modality LUT), C.7.5.1.1.2 (pixel padding); the VOI LUT is in `voi_lut.py`.
 """
 
 from __future__ import annotations
@@ -15,71 +15,11 @@ import cv2
 import numpy as np
 
 from ..errors import ArgumentError
-
-WINDOW_FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
-MIN_CONTRAST = 0.02  # a window that leaves less than this share of the output range to the data is unusable
+from .voi_lut import Table, VoiOptions, Window, choose_voi
 
 
 class ConstantImageError(ValueError):
     """Every pixel that is not padding has one value; the caller turns this into an ImageReadError with the path."""
-
-
-def _ramp(x: np.ndarray, center: float, width: float) -> np.ndarray:
-    """clip((x - center) / width + 0.5, 0, 1), in one temporary: fresh pages cost more here than arithmetic."""
-    out = x - center
-    out /= width
-    out += 0.5
-    return np.clip(out, 0.0, 1.0, out=out)
-
-
-@dataclass
-class Window:
-    """A VOI window in modality units (PS3.3 C.11.2.1.2)."""
-
-    center: float
-    width: float
-    function: str = "LINEAR"
-
-    def is_valid(self) -> bool:
-        finite = math.isfinite(self.center) and math.isfinite(self.width)
-        return finite and (self.width >= 1 if self.function == "LINEAR" else self.width > 0)
-
-    def apply(self, x: np.ndarray) -> np.ndarray:
-        """Modality values to 0..1, float64."""
-        if self.function == "SIGMOID":
-            return 1.0 / (1.0 + np.exp(np.clip(-4.0 * (x - self.center) / self.width, -700.0, 700.0)))
-        if self.function == "LINEAR_EXACT":
-            return _ramp(x, self.center, self.width)
-        if self.width == 1:  # the standard's limit case: a threshold
-            return (x > self.center - 0.5).astype(np.float64)
-        return _ramp(x, self.center - 0.5, self.width - 1.0)
-
-    def describe(self) -> dict:
-        return {"kind": "window", "center": self.center, "width": self.width, "function": self.function}
-
-
-@dataclass
-class Table:
-    """A LUT Sequence item: ``entries[0]`` belongs to ``first``; values outside take the first or the last entry."""
-
-    first: int
-    entries: np.ndarray  # [n] float64, raw LUT data
-    bits: int
-
-    def lookup(self, x: np.ndarray) -> np.ndarray:
-        """Input values to raw LUT output, float64."""
-        index = np.clip(np.rint(x) - self.first, 0, len(self.entries) - 1).astype(np.intp)
-        return self.entries[index]
-
-    def is_valid(self) -> bool:
-        return len(self.entries) > 1 and 1 <= self.bits <= 16
-
-    def apply(self, x: np.ndarray) -> np.ndarray:
-        """Modality values to 0..1, float64, by the output range that the descriptor declares."""
-        return np.clip(self.lookup(x) / (2.0**self.bits - 1.0), 0.0, 1.0)
-
-    def describe(self) -> dict:
-        return {"kind": "voi_lut", "entries": len(self.entries), "first": self.first, "bits": self.bits}
 
 
 @dataclass
@@ -103,16 +43,6 @@ class Grey:
     spacing: tuple[float, float] | None = None  # millimetres per row step, per column step
     provenance: dict = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class VoiOptions:
-    """How brightness is chosen; see ``read_canvas``."""
-
-    window: str | tuple[float, float] = "auto"
-    window_index: int = 0
-    prefer: str = "lut"
-    percentiles: tuple[float, float] = (0.5, 99.5)
 
 
 def render(grey: Grey, out_bits: int, options: VoiOptions) -> tuple[np.ndarray, dict]:
@@ -159,7 +89,16 @@ def _render_by_table(grey: Grey, out_bits: int, options: VoiOptions) -> tuple[np
     modality = _modality(grey, values)
     if np.ptp(modality[counts > 0]) == 0:
         raise ConstantImageError
-    brightness, described = _choose_voi(grey, modality, counts, options)
+    brightness, described, unusable = choose_voi(
+        modality,
+        counts,
+        options,
+        tables=grey.tables if grey.use_voi else [],
+        windows=grey.windows if grey.use_voi else [],
+        full=(grey.display or grey.bits <= 8) and not grey.log,
+    )
+    if unusable:
+        grey.flags.append("window_unusable")
     if grey.invert:
         brightness = np.subtract(1.0, brightness, out=brightness)
     if blank is not None:
@@ -232,59 +171,6 @@ def _modality(grey: Grey, values: np.ndarray) -> np.ndarray:
     else:
         out = values * grey.slope + grey.intercept
     return np.log1p(np.maximum(out, 0.0)) if grey.log else out
-
-
-def _percentile_window(
-    modality: np.ndarray, counts: np.ndarray, percentiles: tuple[float, float]
-) -> tuple[float, float]:
-    """The values at two percentiles of the pixels that are image; minimum and maximum where those coincide."""
-    used = np.flatnonzero(counts)
-    order = used
-    if (np.diff(modality[used]) < 0).any():  # a table or a negative slope; otherwise the values are in order already
-        order = used[np.argsort(modality[used], kind="stable")]
-    cumulative = np.cumsum(counts[order])
-    ranks = np.asarray(percentiles) / 100.0 * (cumulative[-1] - 1)
-    low, high = modality[order[np.searchsorted(cumulative, ranks, side="right").clip(0, len(order) - 1)]]
-    if low == high:
-        low, high = modality[order[0]], modality[order[-1]]
-    return float(low), float(high)
-
-
-def _between(x: np.ndarray, low: float, high: float) -> np.ndarray:
-    return _ramp(x, (low + high) / 2, high - low)
-
-
-def _choose_voi(grey: Grey, modality: np.ndarray, counts: np.ndarray, options: VoiOptions) -> tuple[np.ndarray, dict]:
-    """Brightness 0..1 for every stored value, and which rule gave it."""
-    used = counts > 0
-    if isinstance(options.window, tuple):
-        chosen = Window(float(options.window[0]), float(options.window[1]))
-        return chosen.apply(modality), {**chosen.describe(), "kind": "explicit"}
-    low, high = _percentile_window(modality, counts, options.percentiles)
-    if options.window == "auto" and grey.use_voi and (grey.tables or grey.windows):
-        first, second = (grey.tables, grey.windows) if options.prefer == "lut" else (grey.windows, grey.tables)
-        choices = first or second
-        if options.window_index >= len(choices):
-            raise ArgumentError(
-                f"window_index={options.window_index}: this file has {len(choices)} of them; accepted: 0 to "
-                f"{len(choices) - 1}"
-            )
-        chosen = choices[options.window_index]
-        if chosen.is_valid():
-            brightness = chosen.apply(modality)
-            # over the bulk of the data, and over all of it: a window on a narrow but real peak is still a window
-            if abs(float(np.ptp(chosen.apply(np.array([low, high]))))) >= MIN_CONTRAST:
-                described = {**chosen.describe(), "index": options.window_index, "of": len(choices)}
-                return brightness, described
-        grey.flags.append("window_unusable")
-    elif options.window == "full" or (options.window == "auto" and (grey.display or grey.bits <= 8) and not grey.log):
-        low, high = float(modality.min()), float(modality.max())
-        return _between(modality, low, high), {"kind": "full", "low": low, "high": high}
-    elif options.window == "minmax":
-        low, high = float(modality[used].min()), float(modality[used].max())
-        return _between(modality, low, high), {"kind": "minmax", "low": low, "high": high}
-    described = {"kind": "percentile", "low": low, "high": high, "percentiles": list(options.percentiles)}
-    return _between(modality, low, high), described
 
 
 def _quantise(brightness: np.ndarray, out_bits: int) -> np.ndarray:

@@ -10,15 +10,16 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
 from . import native
-from .mask_rules import STRATEGIES, most_patches, plan_masks_ref
+from .mask_ratio import RATIO_INSIDE, RATIO_OUTSIDE, most_patches
+from .mask_rules import STRATEGIES, plan_masks_ref
 from .plan import MAX_PATCH_SIZE, MaskPlan, checked_grid_size, checked_integer, dtype_names, longest_of
 
 
 def plan_masks(
     inside: Tensor | np.ndarray,  # [B, gh, gw] or [gh, gw] bool
     valid: Tensor | np.ndarray,  # [B, gh, gw] or [gh, gw] bool
-    ratio_inside: float = 0.95,
-    ratio_outside: float = 0.85,
+    ratio_inside: float = RATIO_INSIDE,
+    ratio_outside: float = RATIO_OUTSIDE,
     strategy: str = "contour",
     predict: float = 1.0,
     seed: int = 0,
@@ -115,7 +116,10 @@ def plan_all(valid: Tensor | np.ndarray, patch_size: int = 16, max_keep: int | N
 
 
 def plan_bounds(
-    grid_size: Sequence[int], ratio_inside: float = 0.95, ratio_outside: float = 0.85, predict: float = 1.0
+    grid_size: Sequence[int],
+    ratio_inside: float = RATIO_INSIDE,
+    ratio_outside: float = RATIO_OUTSIDE,
+    predict: float = 1.0,
 ) -> tuple[int, int]:
     """``(max_keep, max_predict)`` for `plan_masks` that no image exceeds, whatever its grids and the strategy.
 

@@ -7,12 +7,11 @@ or ranks, whatever else is in the batch, and after a resume, with no generator s
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
-
 import numpy as np
 import torch
 from torch import Tensor
+
+from .mask_ratio import masked_patches, round_half_up
 
 STRATEGIES = ("contour", "random", "rectangle", "block")  # positions are the codes of csrc/common/mask_plan.h
 BLOCK_EDGE = 4  # patches; on a grid smaller than that, the grid's shorter side
@@ -49,10 +48,6 @@ def _rectangle(gh: int, gw: int) -> np.ndarray:
     return box
 
 
-def _round_half_up(share: float, n: int) -> int:
-    return min(max(math.floor(share * n + 0.5), 0), n)
-
-
 def _plan_image_ref(inside: np.ndarray, valid: np.ndarray, index: int, choice: tuple) -> tuple[np.ndarray, np.ndarray]:
     """Kept and predicted ids of one image, ascending."""
     code, ratio_inside, ratio_outside, predict, seed, epoch = choice
@@ -70,7 +65,7 @@ def _plan_image_ref(inside: np.ndarray, valid: np.ndarray, index: int, choice: t
     inside, valid = inside.reshape(-1), valid.reshape(-1)
     order = np.argsort(keys, kind="stable")  # by (key, id)
     strata = [order[(inside & valid)[order]], order[(~inside & valid)[order]]]
-    masked = [_round_half_up(ratio_inside, len(strata[0])), _round_half_up(ratio_outside, len(strata[1]))]
+    masked = list(masked_patches(len(strata[0]), len(strata[1]), ratio_inside, ratio_outside))
     if strategy == "random":
         strata, masked = [order[valid[order]]], [sum(masked)]
     keep = [len(s) - m for s, m in zip(strata, masked, strict=True)]
@@ -78,7 +73,7 @@ def _plan_image_ref(inside: np.ndarray, valid: np.ndarray, index: int, choice: t
         first = order[valid[order]][0]
         keep = [int(first in s) for s in strata]
     hidden = [s[k:] for s, k in zip(strata, keep, strict=True)]
-    share = [_round_half_up(predict, len(h)) for h in hidden]
+    share = [round_half_up(predict, len(h)) for h in hidden]
     if predict > 0 and not any(share) and any(map(len, hidden)):
         first = order[np.isin(order, np.concatenate(hidden))][0]
         share = [int(first in h) for h in hidden]
@@ -109,20 +104,3 @@ def plan_masks_ref(
         cu = np.cumsum([0, *map(len, part)])
         packed += [torch.from_numpy(ids.astype(np.int32)), torch.from_numpy(cu.astype(np.int32))]
     return tuple(packed)
-
-
-def most_patches(n: int, ratio_inside: float, ratio_outside: float, predict: float) -> tuple[int, int]:
-    """The most patches that any image of n patches can keep and predict, whatever its grids and the strategy.
-
-    Of m patches, floor(ratio * m + 0.5) exceeds ratio * m - 0.5, so two strata of n patches together keep fewer than
-    (1 - ratio) * n + 1, with the smaller ratio; and at most ratio * n + 1 are masked, with the larger one, of which two
-    strata predict at most predict * masked + 1. The products are rounded, which makes them an integer where they nearly
-    are one, never less than one they have reached: hence the hair's breadth upwards.
-    """
-    if n == 0:
-        return 0, 0
-    low, high = sorted((Fraction(ratio_inside), Fraction(ratio_outside)))
-    hair = Fraction(1, 10**6)
-    keep = max(math.ceil((1 - low) * n), 1)
-    masked = min(math.floor(high * n + 1 + hair), n - 1)
-    return keep, min(masked, math.floor(Fraction(predict) * masked + 1 + hair)) if predict > 0 else 0

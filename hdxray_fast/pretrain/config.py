@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from ..errors import ConfigError
 from ..images.contour_methods import ContourMethod
 from ..models.presets import DECODER_SIZES, DEFAULT_DECODER
+from ..ops.mask_ratio import RATIO_INSIDE, RATIO_OUTSIDE
 from ..training.config import TrainingConfig
 
 
@@ -48,8 +49,8 @@ class PretrainConfig(TrainingConfig):
     img_size: int = 1280
     contour: ContourMethod = "network"
     strategy: Literal["contour", "random", "rectangle", "block"] = "contour"
-    ratio_inside: float = 0.95
-    ratio_outside: float = 0.85
+    ratio_inside: float = RATIO_INSIDE
+    ratio_outside: float = RATIO_OUTSIDE
     predict: float | None = None
     norm_pix_loss: bool = True
     augment: bool = True

@@ -16,6 +16,7 @@ from typing import Literal
 
 from ..errors import ConfigError
 from ..files import size_in_words
+from ..ops.mask_ratio import RATIO_INSIDE, RATIO_OUTSIDE
 from . import work
 from .config import decoder_size
 
@@ -76,8 +77,8 @@ class PlanConfig:
     precision: Literal["bf16", "fp32"] = "bf16"
     inside: float = 0.38
     valid: float = 0.85
-    ratio_inside: float = 0.95
-    ratio_outside: float = 0.85
+    ratio_inside: float = RATIO_INSIDE
+    ratio_outside: float = RATIO_OUTSIDE
     predict: float | None = None
     grad_accum: int = 1
     checkpoint_activations: bool = False
