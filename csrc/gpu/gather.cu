@@ -1,4 +1,4 @@
-// Launchers of gather and scatter; csrc/gpu/gather_body.h holds the kernels' bodies.
+// Kernels and launchers of gather and scatter; csrc/gpu/gather_body.h holds the kernels' bodies.
 #include "common/check.h"
 #include "common/dispatch.h"
 #include "common/gather.h"

@@ -1,4 +1,7 @@
-"""How good predictions are, per class, with intervals over patients; the counting itself is scikit-learn's."""
+"""How good predictions are, per class, with intervals over patients; the counting itself is scikit-learn's.
+
+`selection.py` ranks models on the validation set by the same two functions, without intervals.
+"""
 
 from __future__ import annotations
 

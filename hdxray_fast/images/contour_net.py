@@ -6,7 +6,7 @@ given to ``cv2.dnn``, so that one file of weights serves every OpenCV from 4.9 o
 
 Architecture: a U-Net (Ronneberger et al., 2015) of 111 thousand parameters, batch norm folded into the convolutions:
 input [B, 1, 160, 160] float32, output [B, 2, 80, 80] probabilities (hull of lungs and mediastinum; lungs) and [B, 48]
-bottleneck means, which the confidence looks at.
+bottleneck means, which the confidence looks at. `contour.py` asks it and judges what it says.
 """
 
 from __future__ import annotations

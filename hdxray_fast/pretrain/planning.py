@@ -16,7 +16,7 @@ from typing import Literal
 
 from ..errors import ConfigError
 from ..files import size_in_words
-from ..ops.mask_ratio import RATIO_INSIDE, RATIO_OUTSIDE
+from ..ops.mask_ratio import RATIO_INSIDE, RATIO_OUTSIDE, masked_patches, round_half_up
 from . import work
 from .config import decoder_size
 
@@ -263,10 +263,9 @@ class Shape:
         """Kept and predicted patches of a canvas with these shares inside the contour and without padding."""
         n_valid = round(valid * self.patches)
         n_inside = min(round(inside * self.patches), n_valid)
-        masked = math.floor(config.ratio_inside * n_inside + 0.5)
-        masked += math.floor(config.ratio_outside * (n_valid - n_inside) + 0.5)
+        masked = sum(masked_patches(n_inside, n_valid - n_inside, config.ratio_inside, config.ratio_outside))
         share = self.default_predict if config.predict is None else config.predict
-        return n_valid - masked, math.floor(share * masked + 0.5)
+        return n_valid - masked, round_half_up(share, masked)
 
     def flops(self, kept: int, predicted: int, again: bool = False) -> float:
         """Of a training step over one image; ``again``: with each block's forward pass done twice."""

@@ -2,6 +2,7 @@
 
 pycocoevalcap's classes are what the field's numbers come from. Its Java tokenizer is not used: texts are split here, in
 a way that the label states. METEOR is a Java program and is reported as ``"needs Java"`` where there is none.
+`intervals.py` counts BLEU again, draw by draw.
 """
 
 from __future__ import annotations

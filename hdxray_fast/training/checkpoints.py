@@ -2,7 +2,7 @@
 
 A checkpoint is a folder of safetensors and JSON files. It holds whole tensors under the names of the model's
 parameters, whatever the number of processes that trained it and however they shared the model: any number of processes
-can go on from it.
+can go on from it: how a run resumes is `loop.py`'s `_restore`, which asks for `resume_latest`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Shards on disk: a file of pixels and a Parquet file of facts each, that appear together or not at all."""
+"""Shards on disk: a file of pixels and a Parquet file of facts each, that appear together or not at all.
+
+`reading.py` reads pixels back.
+"""
 
 from __future__ import annotations
 
