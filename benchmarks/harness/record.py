@@ -19,6 +19,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -74,10 +75,12 @@ def versions() -> dict[str, str]:
 def commit() -> str:
     """Short commit of the checkout, with ``+changes`` if tracked files differ from it.
 
-    A copy of the sources without git is known by a digest of the files that the figures depend on.
+    A copy of the sources without a history of its own is known by a digest of the files that the figures depend on;
+    a repository that happens to surround it says nothing about it.
     """
     head = _answer("git", "rev-parse", "--short", "HEAD")
-    if not head:
+    top = _answer("git", "rev-parse", "--show-toplevel")
+    if not head or not top or Path(top).resolve() != ROOT.resolve():
         files = sorted({path for pattern in SOURCES for path in ROOT.glob(pattern) if path.is_file()})
         digest = hashlib.sha256()
         for path in files:
@@ -104,6 +107,26 @@ def _answer(*command: str) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.strip()
+
+
+def command_line(words: Sequence[str], root: Path = ROOT) -> str:
+    """A command that anyone can paste at the top of a checkout, from the words this process was started with.
+
+    Paths inside `root` are relative to it; options that name a place outside (where a report goes) are left out.
+    """
+    where, program = f"{root}{os.sep}", Path(words[0])
+    if program.name in ("pytest", "py.test") or program.parent.name == "pytest":
+        said = ["python", "-m", "pytest"]
+    else:
+        said = ["python", words[0].replace(where, "")]
+    for word in words[1:]:
+        word = word.replace(where, "")
+        if not re.search(r"(^|=)" + re.escape(os.sep), word) and not word.endswith(f"={root}"):
+            said.append(word)
+        elif said[-1] in ("-c", "-o"):  # the option that the place belongs to
+            said.pop()
+    settings = [f"{name}={os.environ[name]}" for name in ("HDXRAY_BENCH",) if os.environ.get(name)]
+    return " ".join([*settings, shlex.join(said)])
 
 
 def spread(samples: list[float]) -> dict[str, float]:
@@ -207,7 +230,7 @@ class Comparison:
             "device": device_info(self.device),
             "versions": versions(),
             "commit": commit(),
-            "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": command_line(sys.argv),
             "measured": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             "extra": self.extra,
         }
