@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 
 import pytest
-from bench_gpu_mae import PLAIN, PLAIN_COMPILED
-from harness.gpu_bench import GpuBench, quick
+from harness.cases import PLAIN, PLAIN_COMPILED
+from harness.gpu_bench import GpuBench
 from harness.mae_steps import Setting, largest_batch, not_finite, our_step, plain_step
 from harness.plain_mae import import_timm
 from harness.race import Contender
@@ -23,16 +23,9 @@ def test_compiled_step(gpu: GpuBench):
         Contender("compiled", partial(our_step, setting, "cross", compiled=True)),
         Contender("eager", partial(our_step, setting, "cross")),
         Contender(PLAIN, partial(plain_step, setting)),
+        Contender(PLAIN_COMPILED, partial(plain_step, setting, compiled=True)),
     ]
-    if not quick():
-        field.append(Contender(PLAIN_COMPILED, partial(plain_step, setting, compiled=True)))
     outcomes = gpu.race(field, hold=False, check=not_finite, warmup=2)
-    gpu.row(
-        "step base cross compiled",
-        outcomes,
-        "compiled",
-        [PLAIN, PLAIN_COMPILED],
-        flops=setting.flops("cross"),
-        items=setting.batch,
-        extra={"batch": setting.batch},
-    )
+    work = {"flops": setting.flops("cross"), "items": setting.batch, "extra": {"batch": setting.batch}}
+    gpu.row("step base cross compiled", outcomes, "compiled", [PLAIN], **work)
+    gpu.row("step base cross compiled, compiled rival", outcomes, "compiled", [PLAIN_COMPILED], **work)
