@@ -41,7 +41,7 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what :func:`written_whole` left where its process was killed; what a living one writes stays."""
     for path in folder.glob(".*.tmp"):
         match = re.fullmatch(r"\..+\.(\d+)(\.old)?\.tmp", path.name)
-        if match is None or _alive(int(match[1])):
+        if match is None or is_running(int(match[1])):
             continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
@@ -49,7 +49,8 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
+def is_running(pid: int) -> bool:
+    """Whether a process of this machine lives; True where that cannot be told."""
     if pid == os.getpid() or os.name != "posix":
         return True
     try:

@@ -16,7 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from cache_helpers import cached, sources_of
+from cache_helpers import cached, names, same_images, sources_of
 from toy_radiographs import draw_radiograph
 from xray_makers import dicom
 
@@ -32,31 +32,6 @@ from hdxray_fast.errors import ConfigError, ImageReadError, TrainingError
 pytest.importorskip("pyarrow")
 
 NAME = "128-rectangle"  # of the cache below its folder
-
-
-def names(items) -> list[str]:
-    return [os.path.basename(getattr(item, "path", item)) for item in items]
-
-
-def same_images(first, second) -> bool:
-    return len(first) == len(second) and all(
-        all(np.array_equal(x, y) for x, y in zip(a, b, strict=True)) for a, b in zip(first, second, strict=True)
-    )
-
-
-@pytest.fixture
-def reads(monkeypatch) -> list[str]:
-    """Names of the files that are read in this process, as they are read."""
-    from hdxray_fast.data.prepared import worker
-
-    found, read = [], worker.read
-
-    def noted(source, *more):
-        found.append(os.path.basename(source.path))
-        return read(source, *more)
-
-    monkeypatch.setattr(worker, "read", noted)
-    return found
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -80,7 +80,7 @@ def test_reasons_advise_nothing_that_prepare_cannot_do(tmp_path):
     prepare([root], tmp_path / "set")
     reasons = {Path(row["source"]).stem: row["reason"] for row in rows_of(tmp_path / "set" / "quarantine.csv")}
     assert reasons.keys() == {"pages", "bare", "large"}
-    assert reasons["pages"].endswith("holds 2 frames; prepare reads single frames only")
+    assert reasons["pages"].endswith("holds 2 frames; only files of a single frame are read")
     assert reasons["large"].partition("accepted: up to ")[2].isdecimal()
     assert not any(re.search(r"pass |\w=", reason) for reason in reasons.values()), reasons
 

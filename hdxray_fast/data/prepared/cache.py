@@ -6,32 +6,30 @@ is never written twice and its number never given anew, so runs that read while 
 
 from __future__ import annotations
 
-import copy
-import errno
 import hashlib
 import json
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from ...errors import ConfigError, ImageReadError, TrainingError
+from ...errors import ConfigError, TrainingError
 from ...files import checksum, make_folder, remove_leftovers, written_whole
+from ...locks import locked
 from ..quarantine import Quarantined
+from .cached import CachedImages, CachedSet, for_now
 from .config import PrepareConfig
 from .index import INDEX, LOOKUP
 from .pool import prepared_rows
-from .reading import Prepared, PreparedSet, PreparedSubset, decode, inside_grid
 from .shards import FORMAT, FORMAT_VERSION, ShardError, ShardFolder, arrow, read_json, write_json, write_lookup, writing
 from .sources import Source
-from .worker import OK, Row, prepare_source
+from .worker import OK, Row
 
 KEY_FORMAT = 2  # part of every key: raise it when what is kept changes its meaning
 CHECKSUM = "lookup.sha256"  # of lookup.arrow, whose contours are used as they lie there
+UNREADABLE = "unreadable.json"  # keys of files that could not be read
 SHARD_SIZE = 64  # images; what a run that is killed while it reads can lose
 KEPT = ("key", "source", "inside_share", "confidence", "flagged", "pixel_sha256")  # in lookup.arrow, besides
 KEY_PATTERN = '"cache_key": "(?P<key>[0-9a-f]{32})"'
@@ -56,118 +54,6 @@ def recipe_of(size: int, contour: str) -> dict:
     return {**PrepareConfig(["-"], "-", contour=contour, **plain).recipe(), "size": size}
 
 
-def _for_now(error: ShardError) -> bool:
-    """Whether the system refused to read, which tells nothing about the file: too many open files, a lost server."""
-    cause = error.__cause__
-    return isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT)
-
-
-class CachedSet(PreparedSet):
-    """The whole of a cache, each image checked as it is read.
-
-    Its pixels are copied rather than mapped: nobody guards a cache, and a map of a file that is cut short ends the
-    process.
-    """
-
-    def __init__(self, folder: Path, verify: bool = True) -> None:
-        super().__init__(folder, verify)
-        if "key" not in self._lookup.column_names:
-            raise ConfigError(f"{self.folder}: is no cache")
-
-    def keys(self) -> list[str]:
-        """The key of each image."""
-        return self.column("key").to_pylist()
-
-    def shards(self) -> set[int]:
-        """Numbers of the shards that its images lie in."""
-        return set(np.unique(self._shard).tolist())
-
-    def forget(self, row: int) -> None:
-        """Have the images of a row's shard read from their files again by the next run that needs them."""
-        number = int(self._shard[row])
-        with suppress(OSError):
-            self._shards.facts(number).unlink()
-        warnings.warn(
-            f"{self._shards.pixels(number)}: is damaged or gone; its images are read from their own files, and cached "
-            "again by the next run",
-            stacklevel=2,
-        )
-
-    def _bytes(self, number: int, start: int, length: int) -> np.ndarray:
-        path, data = self._shards.pixels(number), np.empty(length, np.uint8)
-        try:
-            with path.open("rb") as stream:
-                stream.seek(start)
-                return data[: stream.readinto(data)]
-        except OSError as error:
-            raise ShardError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-class CachedImages(PreparedSubset):
-    """The images of a run, in the order of its files. What the cache loses is read from the file again.
-
-    Args:
-        folder: of the cache.
-        sources: the files.
-        keys: theirs.
-
-    Raises:
-        ConfigError: the cache is not there, or lacks some of them.
-        ImageReadError: reading an image that neither the cache nor its file gives any more.
-    """
-
-    images: CachedSet
-
-    def __init__(self, folder: Path, sources: Sequence[Source], keys: Sequence[str]) -> None:
-        self.files, self.keys = list(sources), list(keys)
-        images = CachedSet(folder)
-        super().__init__(images, self._find(images), [source.name for source in sources])
-        self.require_all()
-
-    def require_all(self) -> None:
-        """Raise a ConfigError if the cache lacks some of the images."""
-        lacking = int((self.rows < 0).sum())
-        if lacking:
-            raise ConfigError(f"{self.images.folder}: lacks {lacking} of the images of this run; start it again")
-
-    def __getitem__(self, place: int) -> Prepared:
-        row = int(self.rows[place])
-        if row >= 0:
-            try:
-                return self.images[row]
-            except ShardError as error:
-                if not _for_now(error):
-                    self.images.forget(row)
-        source = self.files[place]
-        read = prepare_source(source, self.recipe, None)
-        if read.status != OK:
-            raise ImageReadError(source.name, read.reason.removeprefix(f"{read.error}: "))
-        facts = read.facts
-        return Prepared(
-            decode(read.data, self.recipe),
-            tuple(facts["valid_box"]),
-            np.asarray(facts["polygon"], np.float32).reshape(-1, 2),
-            inside_grid(facts["inside"], self.size),
-            *(float(np.float32(facts[name])) for name in ("scale", "shift")),  # as they are kept
-        )
-
-    def subset(self, places: Sequence[int]) -> CachedImages:
-        part = copy.copy(self)
-        part.rows = self.rows[list(places)]
-        part._names, part.files, part.keys = (
-            [items[place] for place in places] for items in (self._names, self.files, self.keys)
-        )
-        return part
-
-    def _find(self, images: CachedSet) -> list[int]:
-        place = {key: row for row, key in enumerate(images.keys())}
-        return [place.get(key, -1) for key in self.keys]
-
-    def __setstate__(self, state: dict) -> None:  # in another process, perhaps after another run added to the cache
-        self.__dict__.update(state)
-        self.rows = np.asarray(self._find(self.images), np.int64)
-
-
 def fill_cache(
     cache: str | Path,
     sources: Sequence[Source],
@@ -181,7 +67,7 @@ def fill_cache(
     """Canvas and contour of every file: from the cache, or computed now and kept there.
 
     A run that is killed meanwhile leaves whole shards, which the next one goes on from. Files that could not be read
-    are tried again each time.
+    are tried again each time; if there are no others to read, nobody is waited for and nothing is written.
 
     Args:
         cache: folder; made if needed. About ``size ** 2`` bytes an image.
@@ -189,7 +75,7 @@ def fill_cache(
         size: canvas side, pixels; each size and each method has a cache of its own below ``cache``.
         contour: method of :func:`hdxray_fast.find_contour`.
         workers: processes; 0 reads in this one, without caps on time and memory.
-        on_done: called for each file, with why it was set aside if it was.
+        on_done: called for each of ``sources``, with why it was set aside if it was.
         on_wait: called with the folder if another run is adding to it, before that one's end is waited for.
 
     Returns:
@@ -204,19 +90,32 @@ def fill_cache(
     folder = Path(cache) / f"{size}-{contour}"
     make_folder(folder / "shards", "cache")
     keys = [cache_key(source, size, contour) for source in sources]
+    wanted: dict[str, list[Source]] = {}  # a file that is named twice is read once
+    for key, source in zip(keys, sources, strict=True):
+        wanted.setdefault(key, []).append(source)
+
+    def tell(key: str, reason: tuple[str, str] | None = None) -> None:
+        for source in wanted[key]:
+            on_done(None if reason is None else Quarantined(source.name, *reason))
+
     # a single file stops no others, and is read before workers would be up
-    adding = _Adding(folder, recipe_of(size, contour), workers if len(sources) > 1 else 0, on_done)
-    wanted = dict(zip(keys, sources, strict=True))
+    adding = _Adding(folder, recipe_of(size, contour), workers if len(sources) > 1 else 0, tell)
+
+    def lacking(known: set[str]) -> dict[str, Source]:
+        return {key: named[0] for key, named in wanted.items() if key not in known}
+
+    def tell_of(known: set[str]) -> None:
+        for key in wanted.keys() & known:
+            tell(key)
+
     known = adding.known()
-    if not known.issuperset(wanted):
-        with writing(folder), _alone(folder, on_wait):
+    if lacking(known) and not adding.are_still_bad(lacking(known)):
+        with writing(folder), locked(folder / ".lock", lambda: on_wait(folder)):
             known = adding.settle()
-            for _ in range(sum(key in known for key in wanted)):
-                on_done(None)
-            adding.add({key: source for key, source in wanted.items() if key not in known})
+            tell_of(known)
+            adding.add(lacking(known))
     else:
-        for _ in wanted:
-            on_done(None)
+        tell_of(known)
     bad = [
         Quarantined(source.name, *adding.bad[key]) for key, source in zip(keys, sources, strict=True)
         if key in adding.bad
@@ -230,28 +129,11 @@ def fill_cache(
     return CachedImages(folder, [sources[i] for i in good], [keys[i] for i in good]), bad
 
 
-@contextmanager
-def _alone(folder: Path, on_wait: Callable[[Path], None]) -> Iterator[None]:
-    """Within, no other run adds to the cache."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        on_wait(folder)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 class _Adding:
     """What a run does to its cache; ``bad`` gathers error and reason by key."""
 
-    def __init__(self, folder: Path, recipe: dict, workers: int, on_done: Callable) -> None:
-        self.folder, self.recipe, self.workers, self.on_done = folder, recipe, workers, on_done
+    def __init__(self, folder: Path, recipe: dict, workers: int, tell: Callable) -> None:
+        self.folder, self.recipe, self.workers, self.tell = folder, recipe, workers, tell
         self.shards = ShardFolder(folder / "shards")
         self.bad: dict[str, tuple[str, str]] = {}
         self.tables: dict[int, Any] = {}  # facts of all shards, by number
@@ -276,6 +158,27 @@ class _Adding:
         """Numbers of the shards whose facts (or pixels) are there."""
         return {int(path.stem) for path in self.shards.folder.glob(f"[0-9]*.{suffix}") if path.stem.isdecimal()}
 
+    def are_still_bad(self, wanted: Mapping[str, Source]) -> bool:
+        """Whether files that no earlier run could read, or that could not be kept anyhow, still cannot be read."""
+        if not wanted.keys() <= self._unreadable() and os.access(self.folder, os.W_OK):
+            return False
+        bad = {}
+        with closing(prepared_rows(wanted.values(), self.recipe, None, workers=self.workers)) as rows:
+            for row, key in zip(rows, wanted, strict=True):
+                if row.status == OK:
+                    return False
+                bad[key] = _reason(row)
+        self.bad = bad
+        for key, reason in bad.items():
+            self.tell(key, reason)
+        return True
+
+    def _unreadable(self) -> set[str]:
+        try:
+            return {str(key) for key in json.loads((self.folder / UNREADABLE).read_text())}
+        except (OSError, ValueError, TypeError):
+            return set()
+
     def settle(self) -> set[str]:
         """Tidy up what a killed run left, or a reader found damaged; :meth:`known` then. No other may add meanwhile."""
         for place in (self.folder, self.shards.folder):
@@ -293,7 +196,7 @@ class _Adding:
             try:
                 self.tables[number] = self.shards.read_facts(number)
             except ShardError as error:
-                if _for_now(error):
+                if for_now(error):
                     raise
                 self._bury(number)
         images = self._open()
@@ -309,8 +212,8 @@ class _Adding:
                 temporary.touch()
         self.shards.facts(number).unlink(missing_ok=True)
 
-    def add(self, wanted: dict[str, Source]) -> None:
-        """Read files and keep them in new shards."""
+    def add(self, wanted: Mapping[str, Source]) -> None:
+        """Read files and keep them in new shards; which of them could not be read is noted."""
         rows = prepared_rows(wanted.values(), self.recipe, None, workers=self.workers)
         number = 1 + max(self._numbers() | self._numbers("bin"), default=-1)
         made = False
@@ -322,17 +225,20 @@ class _Adding:
                 number, made = number + 1, True
         if made:
             self._write_index()
+        before = self._unreadable()
+        if (now := before - wanted.keys() | self.bad.keys()) != before:
+            with written_whole(self.folder / UNREADABLE, durable=False) as temporary:
+                temporary.write_text(json.dumps(sorted(now), indent=0))
 
     def _good(self, rows: Iterable[Row], keys: Iterable[str]) -> Iterator[Row]:
         for row, key in zip(rows, keys, strict=True):
             if row.status == OK:
                 row.facts["provenance"] = json.dumps({**json.loads(row.facts["provenance"]), "cache_key": key})
-                self.on_done(None)
+                self.tell(key)
                 yield row
                 continue
-            error, reason = row.error or "ImageReadError", row.reason.removeprefix(f"{row.error}: ")
-            self.bad[key] = error, reason
-            self.on_done(Quarantined(row.source, error, reason))
+            self.bad[key] = _reason(row)
+            self.tell(key, self.bad[key])
 
     def _write_index(self) -> None:
         pa = arrow()
@@ -348,3 +254,8 @@ class _Adding:
             digest = checksum(temporary)
         with written_whole(self.folder / CHECKSUM) as temporary:
             temporary.write_text(digest)
+
+
+def _reason(row: Row) -> tuple[str, str]:
+    """Kind and text of the error of a row that is not ok."""
+    return row.error or "ImageReadError", row.reason.removeprefix(f"{row.error}: ")

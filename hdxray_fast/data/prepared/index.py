@@ -11,6 +11,7 @@ import numpy as np
 
 from ...errors import ConfigError, TrainingError
 from ...files import size_in_words, written_whole
+from ...locks import locked
 from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, write_lookup, writing
 from .sources import some_names
 from .summary import write_pictures
@@ -41,11 +42,9 @@ def merge(out: str | Path) -> dict:
         ShardError: a shard is damaged.
         TrainingError: no image is good, or the disk is full.
     """
-    from filelock import FileLock
-
     out = Path(out)
     read_json(out / "settings.json")  # is there a data set at all
-    with writing(out), FileLock(out / ".merge.lock"):  # parts that end together merge one after the other
+    with writing(out), locked(out / ".merge.lock"):  # parts that end together merge one after the other
         return _merge(out)
 
 

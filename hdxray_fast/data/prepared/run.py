@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ...errors import ConfigError
 from ...files import make_folder, written_whole
+from ...locks import locked
 from ..reader_pool import worker_count
 from .config import PrepareConfig
 from .index import SKIPPED, merge, read_skipped, write_rows
@@ -91,23 +92,20 @@ def _look(out: Path, config: PrepareConfig) -> Listing:
 def _run(
     out: Path, config: PrepareConfig, listing: Listing, progress: bool, on_row: Callable[[Row], None] | None
 ) -> PrepareResult:
-    from filelock import FileLock, Timeout
     from tqdm.auto import tqdm
 
     which, of = config.share()
-    begun = FileLock(out / ".begin.lock")
-    with begun:  # machines that start together agree on one list
+    with locked(out / ".begin.lock"):  # machines that start together agree on one list
         key = _patient_key(out, config)
         sources = _begin(out, config, key, listing)
     shards = ShardFolder(out / "shards")
     numbers = range(which, -(-len(sources) // config.shard_size), of)
-    lock = FileLock(out / f".part-{which + 1}-of-{of}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigError(f"part: {config.part} of {out} is being prepared by another process") from None
     result = PrepareResult(out)
-    try:
+
+    def refuse() -> None:
+        raise ConfigError(f"part: {config.part} of {out} is being prepared by another process")
+
+    with locked(out / f".part-{which + 1}-of-{of}.lock", refuse):
         shards.clean(numbers)
         scratch = out / f".unpacked-{which + 1}-of-{of}"
         shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
@@ -140,8 +138,6 @@ def _run(
                 result.made += 1
         for number in numbers:
             result.counts.update(shards.read_facts(number).column("status").to_pylist())
-    finally:
-        lock.release()
     total_shards = range(-(-len(sources) // config.shard_size))
     if all(shards.facts(number).exists() for number in total_shards):
         result.summary = merge(out)

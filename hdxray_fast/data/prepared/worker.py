@@ -69,7 +69,7 @@ def prepare_source(source: Source, recipe: dict, key: bytes | None, path: str | 
         row = Row(source.name, FILTERED, error.reason.partition(";")[0], error=type(error).__name__)
     except HDXrayError as error:
         reason = ADVICE.sub("", getattr(error, "reason", str(error)))
-        reason = FRAMES.sub("; prepare reads single frames only", reason)
+        reason = FRAMES.sub("; only files of a single frame are read", reason)
         row = unreadable(source, type(error).__name__, reason)
     except MemoryError:
         row = unreadable(source, *OUT_OF_MEMORY)
