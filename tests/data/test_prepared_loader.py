@@ -1,6 +1,9 @@
 """Loading prepared data sets: the same samples by every way, and clear errors for damage."""
 
 import os
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,6 +11,7 @@ import torch
 from prepared_helpers import SIZE, make_folder, prepare
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
+from hdxray_fast.data.prepared import reading
 from hdxray_fast.data.prepared.loader import PreparedLoader, collate, empty_batch, valid_grid
 from hdxray_fast.data.prepared.reading import PreparedSet
 from hdxray_fast.data.prepared.shards import ShardError
@@ -52,6 +56,24 @@ def test_a_batch_is_its_samples(made, kind, bits, threads):
                 assert batch["scale"][place].item() == pytest.approx(sample.scale, rel=1e-6)
                 assert batch["shift"][place].item() == pytest.approx(sample.shift, rel=1e-6)
         assert seen == 5
+
+
+def test_threads_share_a_set_of_more_shards_than_stay_open(tmp_path, monkeypatch):
+    """One closes what another has just found; each still reads its own image."""
+    make_folder(tmp_path / "xrays")
+    prepare([tmp_path / "xrays"], tmp_path / "set", shard_size=1)
+    monkeypatch.setattr(reading, "OPEN_SHARDS", 1)
+    data = PreparedSet(tmp_path / "set", verify=True)
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            rows = [number % len(data) for number in range(4000)]
+            found = list(threads.map(lambda row: zlib.crc32(data.encoded(row)), rows))
+    finally:
+        sys.setswitchinterval(before)
+    alone = [zlib.crc32(data.encoded(row)) for row in range(len(data))]
+    assert found == [alone[row] for row in rows] and len(set(alone)) == len(data)
 
 
 def test_memory_is_used_again(made):

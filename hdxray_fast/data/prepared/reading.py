@@ -6,6 +6,7 @@ import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -207,16 +208,19 @@ class PreparedSet:
         return PreparedSubset(self, rows, [self.source(row) for row in rows] if names is None else names)
 
     def _map(self, number: int) -> np.ndarray:
-        if number not in self._maps:
+        """Threads may ask at once, and one may close what another has just found: a map in hand stays good."""
+        pages = self._maps.pop(number, None)
+        if pages is None:
             path = self._shards.pixels(number)
             try:
-                self._maps[number] = np.memmap(path, np.uint8, "r")
+                pages = np.memmap(path, np.uint8, "r")
             except (OSError, ValueError) as error:
                 raise ShardError(f"{path}: cannot be read ({error}); {REMAKE}") from error
-            if len(self._maps) > OPEN_SHARDS:
+        self._maps[number] = pages  # the newest
+        while len(self._maps) > OPEN_SHARDS:
+            with suppress(KeyError):
                 self._maps.popitem(last=False)
-        self._maps.move_to_end(number)
-        return self._maps[number]
+        return pages
 
     def __getstate__(self) -> dict:
         return {"folder": self.folder, "verify": self.verify}
