@@ -15,7 +15,6 @@ from ..data.augment import Augmentation
 from ..data.prepared.reading import PreparedSet, PreparedSubset, is_prepared
 from ..data.prepared.sources import run_sources
 from ..data.radiograph_dataset import RadiographDataset
-from ..errors import ConfigError
 from ..images.panels import write_image
 from ..models.mae import MaskedAutoencoder, create_mae
 from ..models.presets import ENCODERS
@@ -24,7 +23,7 @@ from ..ops.loss import reconstruction_loss
 from ..ops.mask_plan import plan_masks
 from ..ops.plan import MaskPlan
 from ..training.loop import Training
-from ..training.run_images import read_images
+from ..training.run_images import open_prepared, read_images
 from ..training.task import Task
 from ..weights.model_folders import describe_model, save_model
 from .config import PretrainConfig
@@ -78,19 +77,20 @@ def run_pretraining(
     cache = Path(config.cache) if config.cache else out / "cache"
     task = PretrainTask(config)
     training = Training(config, task, progress=progress, on_step=on_step)
+    images: PreparedSet | PreparedSubset
     if is_prepared(config.data):
-        images = _open(config)
-        training.claim_folder()
+        images, sources = open_prepared(config.data, img_size=config.img_size, contour=config.contour), None
     else:
         sources = run_sources(config.data, config.images, exclude=(out, cache))
-        training.claim_folder()
-        images, _ = read_images(training, sources, cache, size=config.img_size, contour=config.contour)
-    task.use(images)
-    done = training.run()
-    if done.finished:
-        model = training.whole_model()
-        if model is not None:
-            save_model(model, out / "model")
+    with training.claimed():
+        if sources is not None:
+            images, _ = read_images(training, sources, cache, size=config.img_size, contour=config.contour)
+        task.use(images)
+        done = training.run()
+        if done.finished:
+            model = training.whole_model()
+            if model is not None:
+                save_model(model, out / "model")
     return PretrainResult(
         out, done.losses, task.baseline, done.seconds_per_step, task.images, task.picture, done.finished
     )
@@ -213,19 +213,3 @@ class PretrainTask(Task):
             folder.mkdir(exist_ok=True)
             self.picture = folder / f"step_{step:08d}.png"
             write_image(self.picture, panel)
-
-
-def _open(config: PretrainConfig) -> PreparedSet:
-    """A prepared data set, if it is one for this run.
-
-    Raises:
-        ConfigError: it was prepared for another canvas or with another contour, or its parts are not merged.
-    """
-    images = PreparedSet(config.data, verify=True)
-    for name, prepared in (("img_size", images.size), ("contour", images.recipe["contour"])):
-        if getattr(config, name) != prepared:
-            raise ConfigError(
-                f"{name}: the data set in {config.data} was prepared with {prepared}, and not with "
-                f"{getattr(config, name)}; give {name}={prepared}, or prepare it anew"
-            )
-    return images

@@ -83,9 +83,9 @@ def run_report_training(
     training = Training(config, task, progress=progress, on_step=on_step)
     if training.sharded:
         raise ConfigError("shard: report models are not sharded; every process holds the whole model, leave it out")
-    training.claim_folder()
-    task.read_images(training)
-    done = training.run()
+    with training.claimed():
+        task.read_images(training)
+        done = training.run()
     return ReportResult(
         out=training.out,
         losses=done.losses,

@@ -1,4 +1,4 @@
-"""A training run on disk: checkpoints that are whole or absent, and a loss log that never disagrees with them.
+"""Checkpoints of a training run: whole, or absent.
 
 A checkpoint is a folder of safetensors and JSON files. It holds whole tensors under the names of the model's
 parameters, whatever the number of processes that trained it and however they shared the model: any number of processes
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import CheckpointError
-from ..files import checksum, flush, save_tensors, written_whole
+from ..files import checksum, flush, save_tensors
 from .optimizer import AveragedWeights
 
 STATE_FILE = "state.json"
@@ -33,6 +34,15 @@ CHECKSUMS_FILE = "checksums.json"
 def checkpoint_folder(root: Path, step: int) -> Path:
     """``root/step_00000123``."""
     return root / f"step_{step:08d}"
+
+
+def checkpoint_folders(root: Path) -> list[Path]:
+    """The checkpoints under ``root``, oldest first.
+
+    What is called otherwise, such as ``step_00000100_best``, is somebody's own and none of the run's business.
+    """
+    steps = (int(match[1]) for path in root.glob("step_*") if (match := re.fullmatch(r"step_(\d+)", path.name)))
+    return [folder for step in sorted(set(steps)) if (folder := checkpoint_folder(root, step)).is_dir()]
 
 
 @dataclass
@@ -167,9 +177,8 @@ def resume_latest(
     Raises:
         CheckpointError: there are checkpoints, and none can be read.
     """
-    folders = sorted(root.glob("step_*"), reverse=True)
     failures = []
-    for folder in folders:
+    for folder in reversed(checkpoint_folders(root)):
         try:
             return load_checkpoint(folder, model, optimizer, ema)
         except CheckpointError as error:
@@ -185,16 +194,17 @@ def prune_checkpoints(root: Path, keep: int, keep_every: int = 0) -> None:
 
     Those of the steps ``keep_every``, ``2 * keep_every``... stay too, unless it is 0.
     """
-    for folder in sorted(root.glob("step_*"))[:-keep]:
+    for folder in checkpoint_folders(root)[:-keep]:
         if not (keep_every and _step(folder) % keep_every == 0):
             shutil.rmtree(folder, ignore_errors=True)
     for folder in root.glob(".step_*.tmp"):
-        shutil.rmtree(folder, ignore_errors=True)
+        if re.fullmatch(r"\.step_\d+\.tmp", folder.name):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def set_aside_after(root: Path, step: int) -> None:
     """Rename what lies after ``step`` to ``damaged_step_...``: a resumed run has passed it over and will save anew."""
-    for folder in root.glob("step_*"):
+    for folder in checkpoint_folders(root):
         if _step(folder) > step:
             aside = folder.with_name(f"damaged_{folder.name}")
             shutil.rmtree(aside, ignore_errors=True)
@@ -203,22 +213,6 @@ def set_aside_after(root: Path, step: int) -> None:
 
 def _step(folder: Path) -> int:
     return int(folder.name.rpartition("_")[2])
-
-
-def truncate_log(path: Path, step: int) -> None:
-    """Drop the lines of a JSONL log that lie after ``step``, and a line cut short by a crash."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] > step:
-                break
-        except (ValueError, KeyError):
-            break
-        kept.append(line + "\n")
-    with written_whole(path) as temporary:
-        temporary.write_text("".join(kept), encoding="utf-8")
 
 
 def whole_state(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:

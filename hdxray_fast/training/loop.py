@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 import os
 import signal
@@ -28,14 +27,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.sampler import StepSampler
 from ..errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
-from ..files import remove_leftovers, written_whole
 from .checkpoints import (
     checkpoint_folder,
     prune_checkpoints,
     resume_latest,
     set_aside_after,
     take_snapshot,
-    truncate_log,
     whole_state,
     write_checkpoint,
 )
@@ -51,6 +48,7 @@ from .processes import (
     outlive_notice,
     shard,
 )
+from .run_folder import RunFolder
 from .task import Task
 
 
@@ -101,15 +99,15 @@ class Training:
     ) -> None:
         sharded = launcher_shards() or config.shard
         self.accelerator = make_accelerator(config.precision, config.timeout)
+        self._precision = self.accelerator.mixed_precision
         self.sharded = sharded and self.accelerator.num_processes > 1
         if self.sharded and config.precision == "fp16":
             raise ConfigError("precision: fp16 and shard do not go together; accepted with shard are bf16 and fp32")
         if config.threads:  # after Accelerate, which sets them too
             torch.set_num_threads(config.threads)
         self.config, self.task, self.on_step = config, task, on_step or (lambda line: None)
-        self.out = Path(config.out)
-        self.log = self.out / "log.jsonl"
-        self.checkpoints = self.out / "checkpoints"
+        self.folder, self._keep_folder = RunFolder(config, self.accelerator), False
+        self.out, self.log, self.checkpoints = self.folder.path, self.folder.log, self.folder.checkpoints
         self.progress = progress and self.is_main
         self.images_per_step = config.batch_size * config.grad_accum * self.accelerator.num_processes
         self.step = 0
@@ -144,39 +142,23 @@ class Training:
     def claim_folder(self) -> None:
         """Refuse to mix two runs in one folder; write this run's settings down.
 
-        Raises:
-            ConfigError: the folder holds another run, or cannot be written.
-        """
-        saved = self.out / "config.json"
-        started = self.log.exists() or any(self.checkpoints.glob("step_*"))
-        if saved.exists() and started:
-            if self.config.resume == "never":
-                raise ConfigError(
-                    f"out: {self.out} already holds a run; continue it with resume=auto (--resume auto), "
-                    "or choose another folder"
-                )
-            try:
-                differences = self.config.differences(json.loads(saved.read_text()))
-            except ValueError as error:
-                raise ConfigError(f"out: {saved} is damaged ({error}); choose another folder") from error
-            if differences:
-                raise ConfigError(
-                    f"out: {self.out} holds a run with other settings ({'; '.join(differences)}); "
-                    "resume with the same ones, or choose another folder"
-                )
-        self.accelerator.wait_for_everyone()  # all have looked before one writes
-        on_main(self.accelerator, self._write_settings)
+        The main process holds the folder from here to the end of :meth:`run`: no other run gets in.
 
-    def _write_settings(self) -> None:
+        Raises:
+            ConfigError: the folder holds another run, another process is at work in it, or it cannot be written.
+        """
+        self.folder.claim()
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """:meth:`claim_folder`, for a task that has more to do after :meth:`run`: the folder is held within."""
+        self._keep_folder = True
         try:
-            if (self.out / "config.json").exists():  # this run's own folder, and not one that holds other things too
-                for folder in (self.out, self.out / "model", self.out / "cache"):
-                    remove_leftovers(folder)
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-            with written_whole(self.out / "config.json") as temporary:
-                temporary.write_text(json.dumps(self.config.as_dict(), indent=1))
-        except OSError as error:
-            raise ConfigError(f"out: cannot write to {self.out} ({error.strerror})") from error
+            self.claim_folder()
+            yield
+        finally:
+            self._keep_folder = False
+            self.folder.release()
 
     def loader(
         self, dataset: Dataset, start: int, collate_fn: Callable | None = None, costs: np.ndarray | None = None
@@ -222,8 +204,17 @@ class Training:
             CheckpointError: there are checkpoints, and none can be read; or one cannot be written.
             TrainingError: a loss or gradient is not finite (state saved under ``failed/``).
         """
-        with naming_lost_processes(self.config.timeout, lambda: f"step {self.step + 1}"):
-            return self._run()
+        if self.accelerator.mixed_precision != self._precision:  # Accelerate keeps one for the whole process
+            raise ConfigError(
+                f"precision: a Training with another one than {self.config.precision!r} was made in this process after "
+                "this one; run each before the next is made"
+            )
+        try:
+            with naming_lost_processes(self.config.timeout, lambda: f"step {self.step + 1}"):
+                return self._run()
+        finally:
+            if not self._keep_folder:
+                self.folder.release()
 
     def _run(self) -> TrainingResult:
         result = TrainingResult()
@@ -320,7 +311,7 @@ class Training:
         if self.sum({"step": self.step})["step"] != self.step * self.accelerator.num_processes:
             raise ConfigError(f"out: not all processes find the same checkpoints in {self.out}; they must share it")
         if self.is_main:
-            truncate_log(self.log, self.step)
+            self.folder.cut_log(self.step)
             set_aside_after(self.checkpoints, self.step)
 
     def _start_trackers(self) -> None:
@@ -410,11 +401,7 @@ class Training:
 
     def _record(self, line: dict, bar) -> None:
         if self.is_main:
-            try:
-                with self.log.open("a", encoding="utf-8") as stream:
-                    stream.write(json.dumps(line) + "\n")
-            except OSError as error:
-                raise TrainingError(f"{self.log}: cannot be written ({error.strerror})") from error
+            self.folder.write_line(line)
         self.accelerator.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
         bar.set_postfix(loss=f"{line['loss']:.4f}", images_per_s=f"{line['images_per_s']:.2f}", refresh=False)
         bar.update()
@@ -431,7 +418,12 @@ class Training:
         }
         files = self.task.json_files(self.model)
         snapshot = take_snapshot(self.model, self.optimizer, self.ema, keep=self.is_main)
-        on_main(self.accelerator, lambda: write_checkpoint(folder, snapshot, state, files))
+
+        def write() -> None:
+            self.folder.flush_log()
+            write_checkpoint(folder, snapshot, state, files)
+
+        on_main(self.accelerator, write)
 
     def _fail(self, loss: float, norm: float, files: list[str]) -> None:
         """Keep the state that led to a loss that is not finite, name the files, and stop."""

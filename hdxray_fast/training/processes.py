@@ -49,11 +49,13 @@ def make_accelerator(precision: str, timeout: int):
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
     if precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("precision: fp16 needs a GPU; accepted here are bf16 and fp32")
+    mixed_precision = "no" if precision == "fp32" else precision
+    _forget_other_precision(mixed_precision)
     with naming_lost_processes(timeout, lambda: "at the start"):
         accelerator = Accelerator(
             # without this, processes that torchrun starts on a machine without a GPU would not know of each other
             cpu=not torch.accelerator.is_available(),
-            mixed_precision="no" if precision == "fp32" else precision,
+            mixed_precision=mixed_precision,
             kwargs_handlers=handlers,
         )
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -63,6 +65,14 @@ def make_accelerator(precision: str, timeout: int):
             "torchrun or accelerate launch"
         )
     return accelerator
+
+
+def _forget_other_precision(wanted: str) -> None:
+    """Accelerate keeps one precision for the whole of a Python process; a later run may have another."""
+    from accelerate.state import AcceleratorState
+
+    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
+        AcceleratorState._reset_state()  # of precision alone: the processes go on knowing of each other
 
 
 def launcher_shards() -> bool:

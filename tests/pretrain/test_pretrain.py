@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 
 import cv2
@@ -291,6 +292,35 @@ def test_a_prepared_data_set_of_another_kind_is_refused(radiographs, tmp_path):
     with pytest.raises(ConfigError, match="merge"):
         run_pretraining(config(data, tmp_path / "run"), progress=False)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("prepared", [True, False])
+def test_two_runs_never_share_a_folder(radiographs, tmp_path, prepared):
+    from filelock import FileLock
+
+    data = prepared_set(radiographs, tmp_path)(8) if prepared else radiographs
+    (tmp_path / "run").mkdir()
+    held = FileLock(tmp_path / "run" / ".run.lock")
+    with held, pytest.raises(ConfigError, match=r"out: another run is at work in .*run; wait for its end"):
+        run_pretraining(config(data, tmp_path / "run"), progress=False)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".run.lock"]
+
+
+def test_a_flipped_byte_in_a_cache_costs_one_read_and_no_start(radiographs, tmp_path):
+    """The run that meets it goes on with the file; the next start makes the shard again."""
+    whole = run_pretraining(config(radiographs, tmp_path / "whole"), progress=False)
+    cache = tmp_path / "whole" / "cache"
+    (shard,) = cache.rglob("00000.bin")
+    content = bytearray(shard.read_bytes())
+    content[1000] ^= 1
+    shard.write_bytes(content)
+    with pytest.warns(UserWarning, match="is damaged or gone; its images are read from their own files"):
+        met = run_pretraining(config(radiographs, tmp_path / "met", cache=str(cache)), progress=False)
+    assert not list(cache.rglob("00000.parquet"))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*is damaged or gone")
+        mended = run_pretraining(config(radiographs, tmp_path / "mended", cache=str(cache)), progress=False)
+    assert met.losses == mended.losses == whole.losses
 
 
 def test_a_damaged_shard_is_named_in_training(radiographs, tmp_path):

@@ -291,6 +291,16 @@ def test_everything_left_out_or_cut_is_counted(tmp_path, encoder, capsys):
     assert "unreadable" in capsys.readouterr().err
 
 
+def test_two_report_trainings_never_share_a_folder(english, encoder, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "run").mkdir()
+    held = FileLock(tmp_path / "run" / ".run.lock")
+    with held, pytest.raises(ConfigError, match=r"out: another run is at work in .*run; wait for its end"):
+        run_report_training(quick(english / "studies.csv", tmp_path / "run", encoder), progress=False)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".run.lock"]
+
+
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [

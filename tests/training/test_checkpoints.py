@@ -1,8 +1,7 @@
-"""Checkpoints are whole or absent, and the log never runs ahead of them."""
+"""Checkpoints are whole or absent, and are told from what somebody else put beside them."""
 
 from __future__ import annotations
 
-import json
 from itertools import pairwise
 
 import pytest
@@ -12,11 +11,11 @@ from hdxray_fast.errors import CheckpointError
 from hdxray_fast.models.mae import create_mae
 from hdxray_fast.training.checkpoints import (
     checkpoint_folder,
+    checkpoint_folders,
     prune_checkpoints,
     resume_latest,
     save_checkpoint,
     set_aside_after,
-    truncate_log,
 )
 from hdxray_fast.training.optimizer import averaged_weights, parameter_groups, warmup_cosine
 
@@ -116,14 +115,26 @@ def test_a_damaged_newest_does_not_outlive_the_good_ones(tmp_path):
     assert resume_latest(tmp_path, model, optimizer)["step"] == 2
 
 
-def test_log_loses_what_lies_after_the_checkpoint_and_a_cut_line(tmp_path):
-    log = tmp_path / "log.jsonl"
-    lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 6)]
-    log.write_text("\n".join(lines) + '\n{"step": 6, "lo')
-    truncate_log(log, 9)
-    assert log.read_text().splitlines() == lines
-    truncate_log(log, 3)
-    assert log.read_text() == "\n".join(lines[:3]) + "\n"
+def test_folders_that_somebody_made_beside_checkpoints_are_left_alone(tmp_path):
+    """Neither removed, nor taken for a checkpoint of a step, nor a reason to stop."""
+    model, optimizer, _ = small_model()
+    for step in (1, 2, 3):
+        save_checkpoint(checkpoint_folder(tmp_path, step), model, optimizer, {"step": step})
+    kept = ["step_00000001_best", "step_00000009_copy", "step_notes", ".step_mine.tmp"]
+    for name in kept:
+        (tmp_path / name).mkdir()
+    assert checkpoint_folders(tmp_path) == [checkpoint_folder(tmp_path, step) for step in (1, 2, 3)]
+    assert resume_latest(tmp_path, model, optimizer)["step"] == 3
+    prune_checkpoints(tmp_path, keep=1, keep_every=7)
+    set_aside_after(tmp_path, 2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*kept, "damaged_step_00000003"])
+
+
+def test_checkpoints_are_ordered_by_their_steps_however_many_digits_these_have(tmp_path):
+    for step in (99_999_999, 100_000_000):
+        checkpoint_folder(tmp_path, step).mkdir()
+    prune_checkpoints(tmp_path, keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_100000000"]
 
 
 def test_learning_rate_rises_and_falls():

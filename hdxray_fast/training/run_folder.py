@@ -1,0 +1,168 @@
+"""The folder of a run: who may be at work in it, its settings, and a log that never disagrees with its checkpoints."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import ConfigError, TrainingError
+from ..files import flush, remove_leftovers, written_whole
+from ..locks import RunLock
+from .checkpoints import checkpoint_folders
+from .config import TrainingConfig
+from .processes import on_main
+
+
+class RunFolder:
+    """The folder of a run.
+
+    Args:
+        config: all settings; ``config.out`` names the folder.
+        accelerator: of the run, whose main process writes.
+
+    Attributes:
+        path: of the folder.
+        log: of the loss log, a line of JSON per step.
+        checkpoints: of their folder.
+    """
+
+    def __init__(self, config: TrainingConfig, accelerator) -> None:
+        self.config, self.accelerator, self.path = config, accelerator, Path(config.out)
+        self.log, self.checkpoints, self.settings = (
+            self.path / name for name in ("log.jsonl", "checkpoints", "config.json")
+        )
+        self._lock = RunLock(self.path)
+
+    def claim(self) -> None:
+        """Hold it, as long as no other run is in it; write the settings down. Every process must call this.
+
+        Raises:
+            ConfigError: it holds another run, another process is at work in it, or it cannot be written.
+        """
+        on_main(self.accelerator, self._lock.acquire)
+        try:
+            self._refuse_another_run()
+            self.accelerator.wait_for_everyone()  # all have looked before one writes
+            on_main(self.accelerator, self._write_settings)
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def release(self) -> None:
+        """Let others in."""
+        self._lock.release()
+
+    def _refuse_another_run(self) -> None:
+        if not (self.log.exists() or checkpoint_folders(self.checkpoints)):
+            return
+        if self.config.resume == "never":
+            raise ConfigError(
+                f"out: {self.path} already holds a run; continue it with resume=auto (--resume auto), "
+                "or choose another folder"
+            )
+        try:
+            differences = self.config.differences(json.loads(self.settings.read_text()))
+        except FileNotFoundError:
+            if self.accelerator.is_main_process:
+                warnings.warn(
+                    f"{self.settings}: is missing, so nobody can tell whether the run was begun with these settings; "
+                    "it goes on with them",
+                    stacklevel=2,
+                )
+            return
+        except ValueError as error:
+            raise ConfigError(f"out: {self.settings} is damaged ({error}); choose another folder") from error
+        if differences:
+            raise ConfigError(
+                f"out: {self.path} holds a run with other settings ({'; '.join(differences)}); "
+                "resume with the same ones, or choose another folder"
+            )
+
+    def _write_settings(self) -> None:
+        try:
+            if self.settings.exists():  # this run's own folder, and not one that holds other things too
+                for folder in (self.path, self.path / "model", self.path / "cache"):
+                    remove_leftovers(folder)
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            with written_whole(self.settings) as temporary:
+                temporary.write_text(json.dumps(self.config.as_dict(), indent=1))
+        except OSError as error:
+            raise ConfigError(f"out: cannot write to {self.path} ({error.strerror})") from error
+
+    def write_line(self, line: dict) -> None:
+        """Add a line to the log.
+
+        Raises:
+            TrainingError: it cannot be written.
+        """
+        try:
+            with self.log.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def flush_log(self) -> None:
+        """Before a checkpoint: one that outlives a power loss must find the lines of its steps.
+
+        Raises:
+            TrainingError: the log cannot be written.
+        """
+        if not self.log.exists():
+            return
+        try:
+            flush(self.log)
+            flush(self.path)  # the log's name
+        except OSError as error:
+            raise self._unwritable(error) from error
+
+    def cut_log(self, step: int) -> None:
+        """Before a run goes on from ``step``: the log loses what lies after it; a warning names what it lacks."""
+        missing = truncate_log(self.log, step)
+        if missing:
+            warnings.warn(
+                f"{self.log}: has no line of step {in_words(missing)}, lost with the power or removed; the checkpoint "
+                f"of step {step} is whole, and the run goes on from it",
+                stacklevel=2,
+            )
+
+    def _unwritable(self, error: OSError) -> TrainingError:
+        return TrainingError(f"{self.log}: cannot be written ({error.strerror})")
+
+
+def truncate_log(path: Path, step: int) -> list[int]:
+    """Drop the lines of a JSONL log that lie after ``step``, and damaged ones, such as a line cut short by a crash.
+
+    Returns:
+        The steps up to ``step`` that it has no line of.
+    """
+    kept: dict[int, str] = {}
+    if path.exists():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+            found = _step_of(line)
+            if found is not None and found <= step:
+                kept.setdefault(found, line)
+        with written_whole(path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in kept.values()), encoding="utf-8")
+    return [number for number in range(1, step + 1) if number not in kept]
+
+
+def _step_of(line: str) -> int | None:
+    """The step that a line of the log tells of; ``None`` for a damaged line."""
+    try:
+        found = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return found if isinstance(found, int) else None
+
+
+def in_words(numbers: Sequence[int]) -> str:
+    """Ascending numbers: ``3, 7 to 10``."""
+    ranges: list[list[int]] = []
+    for number in numbers:
+        if ranges and number == ranges[-1][1] + 1:
+            ranges[-1][1] = number
+        else:
+            ranges.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first} to {last}" for first, last in ranges)

@@ -1,0 +1,205 @@
+"""A run's folder: one run at a time, its settings, and a log that has the steps of its checkpoints."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_training import Regression, log_of, train
+
+from hdxray_fast.errors import ConfigError
+from hdxray_fast.training.checkpoints import checkpoint_folder
+from hdxray_fast.training.config import TrainingConfig
+from hdxray_fast.training.loop import Training
+
+for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
+    pytest.importorskip(package)
+
+HELPERS = Path(__file__).parents[1] / "helpers"
+ENDLESS = (
+    "import sys; sys.path.insert(0, sys.argv[2]); from tiny_training import train\n"
+    "train(sys.argv[1], steps=10**9, save_every=10**9, on_step=lambda line: print(line['step'], flush=True))"
+)
+
+
+def stop_at(step: int):
+    """SIGTERM to this process after a step."""
+    return lambda line: os.kill(os.getpid(), signal.SIGTERM) if line["step"] == step else None
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process that trains in ``tmp_path / "run"``, for ever."""
+    command = [sys.executable, "-c", ENDLESS, str(tmp_path / "run"), str(HELPERS)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    assert process.stdout.readline() == "1\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_a_second_run_is_kept_out_and_told_of_the_first(tmp_path, other):
+    out = tmp_path / "run"
+    said = rf"out: another run is at work in {out} \(process {other.pid} on .+, since 20\d\d-.* UTC\); wait for its end"
+    for resume in ("auto", "never"):
+        with pytest.raises(ConfigError, match=said):
+            train(out, resume=resume, steps=10**9, save_every=10**9, on_step=stop_at(1))
+    assert other.poll() is None and other.stdout.readline()  # it was not disturbed
+
+
+@pytest.mark.slow
+def test_what_a_killed_run_held_is_free(tmp_path, other):
+    os.killpg(other.pid, signal.SIGKILL)
+    other.wait()
+    _, rest = train(tmp_path / "run", resume="auto", steps=10**9, on_step=stop_at(2), save_every=10**9)
+    assert rest.start == 0 and not rest.finished
+
+
+@pytest.mark.slow
+def test_a_folder_is_free_again_when_its_run_ends_or_fails(tmp_path):
+    """Here and for other processes; what failed may be kept for a look at it."""
+    command = [sys.executable, "-c", ENDLESS.replace("10**9", "4"), str(tmp_path), str(HELPERS)]
+
+    def fail(line):
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError) as kept:
+        train(tmp_path, on_step=fail, steps=4, save_every=4)
+    assert kept.value is not None
+    changed = [command[0], command[1], command[2].replace("save_every=4", "save_every=4, resume='auto'"), *command[3:]]
+    done = subprocess.run(changed, capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "2", "3", "4"], done.stderr
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train(tmp_path, steps=4, save_every=4)
+    assert not (tmp_path / ".run.json").exists()
+    _, rest = train(tmp_path, steps=4, save_every=4, resume="auto")
+    assert rest.start == 4
+
+
+def test_a_task_may_hold_the_folder_beyond_the_steps(tmp_path):
+    config = TrainingConfig(out=str(tmp_path), steps=2, batch_size=2, lr=1e-2, tensorboard=False)
+    training = Training(config, Regression(), progress=False)
+    with training.claimed():
+        training.run()
+        held = json.loads((tmp_path / ".run.json").read_text())
+        assert held["process"] == os.getpid()
+    assert not (tmp_path / ".run.json").exists()
+
+
+@pytest.mark.parametrize("code", [errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, code):
+    fcntl = pytest.importorskip("fcntl")
+
+    def flock(fd, operation):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.warns(UserWarning, match="its file system has no locks, so nothing keeps another process out"):
+        _, done = train(tmp_path)
+    assert done.finished
+
+
+# --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_whose_settings_are_lost_is_neither_wiped_nor_stopped(tmp_path):
+    _, whole = train(tmp_path / "whole", steps=6)
+    train(tmp_path / "run", steps=6)
+    (tmp_path / "run" / "config.json").unlink()
+    before = (tmp_path / "run" / "log.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="already holds a run"):
+        train(tmp_path / "run", steps=6)
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == before
+    assert len(list((tmp_path / "run" / "checkpoints").glob("step_*"))) == 2
+    checkpoint_folder(tmp_path / "run" / "checkpoints", 6).rename(tmp_path / "aside")
+    with pytest.warns(UserWarning, match=r"config\.json: is missing, so nobody can tell whether"):
+        _, rest = train(tmp_path / "run", steps=6, resume="auto")
+    assert rest.start == 4 and rest.losses == whole.losses[4:]
+
+
+def test_folders_beside_checkpoints_stop_no_run(tmp_path):
+    train(tmp_path, steps=4, save_every=2, keep_checkpoints=1)
+    mine = tmp_path / "checkpoints" / "step_00000002_best"
+    mine.mkdir()
+    _, rest = train(tmp_path, steps=4, save_every=1, keep_checkpoints=1, resume="auto")
+    assert rest.start == 4 and mine.is_dir()
+
+
+# --- the log ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_log_is_on_the_disk_before_the_checkpoint_of_its_steps(tmp_path, monkeypatch):
+    """What fsync has seen of the log when a checkpoint appears is what a power loss leaves of it."""
+    flushed, found = b"", []
+    fsync, replace = os.fsync, os.replace
+
+    def watched_fsync(handle):
+        nonlocal flushed
+        fsync(handle)
+        log = tmp_path / "log.jsonl"
+        if log.exists() and os.path.samestat(os.fstat(handle), log.stat()):
+            flushed = log.read_bytes()
+
+    def watched_replace(source, target, **options):
+        replace(source, target, **options)
+        if Path(target).name.startswith("step_"):
+            steps = [json.loads(line)["step"] for line in flushed.splitlines()]
+            found.append((int(Path(target).name[-8:]), steps))
+
+    monkeypatch.setattr(os, "fsync", watched_fsync)
+    monkeypatch.setattr(os, "replace", watched_replace)
+    train(tmp_path, steps=5, save_every=2)
+    assert found == [(step, list(range(1, step + 1))) for step in (2, 4, 5)]
+
+
+def test_a_hole_in_the_log_is_told_and_the_run_goes_on(tmp_path):
+    """A power loss as an earlier version left it: the log is cut to 6 steps, the checkpoint is that of step 10."""
+    _, whole = train(tmp_path / "whole", steps=14)
+    train(tmp_path / "cut", steps=14, save_every=10, on_step=stop_at(10))
+    log = tmp_path / "cut" / "log.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    assert len(lines) == 10
+    log.write_text("".join(lines[:6]) + lines[6][:20])
+    with pytest.warns(UserWarning, match=r"log\.jsonl: has no line of step 7 to 10, .*step 10 is whole"):
+        _, rest = train(tmp_path / "cut", steps=14, save_every=10, resume="auto")
+    assert rest.start == 10 and rest.losses == whole.losses[10:]
+    assert [line["step"] for line in log_of(tmp_path / "cut")] == [*range(1, 7), *range(11, 15)]
+
+
+def test_log_loses_what_lies_after_the_checkpoint_and_a_cut_line(tmp_path):
+    from hdxray_fast.training.run_folder import in_words, truncate_log
+
+    log = tmp_path / "log.jsonl"
+    assert truncate_log(log, 0) == [] and truncate_log(log, 2) == [1, 2]
+    lines = [json.dumps({"step": step, "loss": 1.0}) for step in range(1, 6)]
+    log.write_text("\n".join(lines) + '\n{"step": 6, "lo')
+    assert truncate_log(log, 9) == [6, 7, 8, 9]
+    assert log.read_text().splitlines() == lines
+    assert truncate_log(log, 3) == []
+    assert log.read_text() == "\n".join(lines[:3]) + "\n"
+    log.write_bytes("\n".join(lines[:2]).encode() + b"\n\0\0\xff\n5\n" + lines[4].encode() + b"\n")
+    assert truncate_log(log, 5) == [3, 4]
+    assert log.read_text().splitlines() == [lines[0], lines[1], lines[4]]
+    assert in_words([3, 7, 8, 9, 12]) == "3, 7 to 9, 12"
+
+
+def test_runs_of_any_precision_follow_each_other_in_a_process(tmp_path):
+    _, first = train(tmp_path / "a", precision="fp32")
+    _, half = train(tmp_path / "b", precision="bf16")
+    _, again = train(tmp_path / "c", precision="fp32")
+    assert first.losses == again.losses and half.losses != first.losses
+
+
+def test_a_training_is_not_run_in_the_precision_of_a_later_one(tmp_path):
+    config = {"steps": 1, "lr": 1e-2, "tensorboard": False}
+    first = Training(TrainingConfig(out=str(tmp_path / "a"), precision="fp32", **config), Regression(), progress=False)
+    Training(TrainingConfig(out=str(tmp_path / "b"), precision="bf16", **config), Regression(), progress=False)
+    first.claim_folder()
+    with pytest.raises(ConfigError, match=r"^precision: a Training with another one than 'fp32'"):
+        first.run()
