@@ -109,7 +109,7 @@ class SetAside:
         path: CSV file that lists them.
         total: images of the manifest.
         limit: share of ``total`` above which training stops.
-        rows: ``(file, error, reason)``.
+        rows: ``(file, error, reason)``; those given at first are taken to be listed already.
     """
 
     path: Path
@@ -118,14 +118,20 @@ class SetAside:
     rows: list[tuple[str, str, str]] = field(default_factory=list)
 
     def add(self, rows: Sequence[tuple[str, str, str]]) -> None:
-        """Note files (each once), and write the list.
+        """Note files (each once), and write the list if some are new.
 
         Raises:
             TrainingError: there are more than ``limit`` allows.
         """
         known = {row[0] for row in self.rows}
-        self.rows += [row for row in dict.fromkeys(rows) if row[0] not in known]
-        self.write()
+        new = [row for row in dict.fromkeys(rows) if row[0] not in known]
+        if new:
+            self.rows += new
+            self.write()
+        self.check()
+
+    def check(self) -> None:
+        """Raise a TrainingError if there are more than ``limit`` allows."""
         if len(self.rows) > self.limit * self.total:
             name, _, reason = self.rows[-1]
             raise TrainingError(

@@ -80,14 +80,14 @@ def _finetune(config: FinetuneConfig, processes: int, progress: bool, on_step) -
             notes.append(f"warning: {config.select} is not defined on val, so the loss chooses the model")
         training.print("\n".join([describe_labels(table), *notes]))
     metrics = out / "metrics.json"
-    training.claim_folder()
-    if metrics.exists() and task.best_model.facts:  # this run is whole: several in one folder go on with the next
-        return _read_result(out)
-    task.use(task.find_images(training))
-    done = training.run()
-    result = FinetuneResult(out, {}, len(task.datasets["train"]), {}, len(task.set_aside.rows), done.finished)
-    if done.finished and training.is_main:
-        result.report, result.best = task.finish(training)
+    with training.claimed():
+        if metrics.exists() and task.best_model.facts:  # this run is whole: several in one folder go on with the next
+            return _read_result(out)
+        task.use(task.find_images(training))
+        done = training.run()
+        result = FinetuneResult(out, {}, len(task.datasets["train"]), {}, len(task.set_aside.rows), done.finished)
+        if done.finished and training.is_main:
+            result.report, result.best = task.finish(training)
     return result
 
 

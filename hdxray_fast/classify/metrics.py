@@ -133,9 +133,14 @@ def best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
     Args:
         labels: ``[N]`` 1, 0 or NaN, of validation images.
         probabilities: ``[N]``.
+
+    Raises:
+        ArgumentError: a probability is not finite.
     """
     known = ~np.isnan(labels)
     truth, score = labels[known].astype(int), probabilities[known]
+    if not np.isfinite(score).all():
+        raise ArgumentError("probabilities: accepted are finite numbers from 0 to 1")
     if not truth.any() or truth.all():
         return 0.5
     precision, recall, thresholds = _sklearn().precision_recall_curve(truth, score)

@@ -14,6 +14,7 @@ import torch
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..features.embedding_files import embed_list
 from ..features.feature_table import read_features
+from ..locks import RunLock
 from ..models.encoder import Encoder
 from ..weights.create import create_encoder
 from .classifier import Classifier, ClassifierConfig, save_classifier
@@ -61,8 +62,8 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
         Test metrics with intervals, and what was left out; the classifier is in ``out/model``.
 
     Raises:
-        ConfigError: the manifest, a class that cannot be learned from what is readable, or features made with other
-            settings; nothing was trained.
+        ConfigError: the manifest, a class that cannot be learned from what is readable, features made with other
+            settings, or another run at work in ``out``; nothing was trained.
         TrainingError: too few images could be read.
         MissingDependencyError: scikit-learn, pandas or pyarrow is not installed.
     """
@@ -73,6 +74,12 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
     out = Path(config.out)
     _refuse_other_task(out, config, table)
     encoder = encoder or create_encoder(weights=config.weights)
+    with RunLock(out):
+        _refuse_other_task(out, config, table)  # again: another run may have begun it meanwhile
+        return _run_probe(config, out, table, encoder, progress)
+
+
+def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encoder, progress: bool) -> ProbeResult:
     options = {name: getattr(config, name) for name in ("pool", "keep", "img_size", "batch_size", "workers", "device")}
     kept = Path(config.features) if config.features else out / "features.parquet"
     done = embed_list(table.paths, kept, encoder, progress=progress, **options)
@@ -141,6 +148,9 @@ def fit_probe(features: np.ndarray, table: LabelTable, strengths: Sequence[float
         features: ``[N, D]``, rows of ``table``.
         table: labels and splits; nothing of ``test`` is looked at.
         strengths: values of C to choose from.
+
+    Raises:
+        TrainingError: a feature is not finite.
     """
     try:
         from sklearn.linear_model import LogisticRegression
@@ -148,6 +158,12 @@ def fit_probe(features: np.ndarray, table: LabelTable, strengths: Sequence[float
     except ImportError as error:
         raise MissingDependencyError("a probe needs scikit-learn: pip install 'hdxray-fast[classify]'") from error
 
+    lost = np.flatnonzero(~np.isfinite(features).all(1))
+    if len(lost):
+        raise TrainingError(
+            f"the features of {len(lost)} of {len(table)} images are not finite; the first: {table.paths[lost[0]]}; "
+            "look at the image, or take other weights"
+        )
     train, val = _rows(table, "train"), _rows(table, "val")
     mean, std = features[train].mean(0, dtype=np.float64), features[train].std(0, dtype=np.float64)
     std = np.where(std > 1e-6, std, 1.0)

@@ -91,6 +91,8 @@ def predict_rows(
 def validation_score(model: Classifier, labels: np.ndarray, logits: np.ndarray, select: str) -> dict[str, float | None]:
     """Loss, mean AUROC and mean AUPRC (of the classes that have both kinds of label; None if none has), and the score.
 
+    Logits that are no numbers give a loss that is none, and no ranking.
+
     Args:
         model: tells how logits become probabilities.
         labels, logits: ``[N, C]``.
@@ -101,6 +103,8 @@ def validation_score(model: Classifier, labels: np.ndarray, logits: np.ndarray, 
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
+    if not np.isfinite(logits).all():
+        return {"loss": math.nan, "auroc": None, "auprc": None, "score": math.nan}
     multiclass = model.config.multiclass
     loss = float(classification_loss(torch.from_numpy(logits), torch.from_numpy(labels), multiclass))
     scores = model.probabilities(torch.from_numpy(logits)).numpy()

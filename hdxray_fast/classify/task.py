@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation, RandAugment
-from ..data.prepared.reading import PreparedSet, PreparedSubset
+from ..data.prepared.reading import PreparedSubset
 from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
 from ..data.splits import SPLITS
@@ -20,7 +20,7 @@ from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..models.encoder import Encoder
 from ..models.inputs import encoder_inputs
 from ..training.loop import Training
-from ..training.run_images import read_images
+from ..training.run_images import open_prepared, read_images
 from ..training.task import Task
 from ..weights.create import create_encoder
 from .classifier import Classifier, ClassifierConfig, save_classifier
@@ -56,21 +56,6 @@ def canvas_size(encoder: Encoder) -> int:
     return height
 
 
-def open_prepared(config: FinetuneConfig) -> PreparedSet:
-    """The prepared data set that ``config`` names.
-
-    Raises:
-        ConfigError: it is none, its parts are not merged, or it was prepared for another canvas.
-    """
-    images = PreparedSet(config.prepared, verify=True)
-    if images.size != config.img_size:
-        raise ConfigError(
-            f"img_size: the data set in {config.prepared} was prepared with {images.size}, and not with "
-            f"{config.img_size}; give img_size={images.size}, or prepare it anew"
-        )
-    return images
-
-
 class FinetuneTask(Task):
     """A classifier on labelled radiographs."""
 
@@ -80,7 +65,7 @@ class FinetuneTask(Task):
         self.config, self.table = config, table
         self.notes: list[str] = []
         self.out = Path(config.out)
-        self.prepared = open_prepared(config) if config.prepared else None
+        self.prepared = open_prepared(config.prepared, img_size=config.img_size) if config.prepared else None
         self.contour = self.prepared.recipe["contour"] if self.prepared else config.contour
         self.best_model = BestModel(self.out / "best.safetensors")
         self.text, self.text_model = self._embed_names()
@@ -105,8 +90,11 @@ class FinetuneTask(Task):
             found, bad = self._find_prepared(training)
         rank = training.accelerator.process_index
         listed = self.out / ("quarantine.csv" if training.is_main else f"quarantine.{rank}.csv")
-        self.set_aside = SetAside(listed, len(self.table), config.max_bad_share)
-        self.set_aside.add([(item.path, item.error, item.reason) for item in bad])
+        rows = dict.fromkeys((item.path, item.error, item.reason) for item in bad)
+        self.set_aside = SetAside(listed, len(self.table), config.max_bad_share, list(rows))
+        if self.prepared is not None and training.is_main:  # files that were read have been listed then
+            self.set_aside.write()
+        self.set_aside.check()
         return found
 
     def _find_prepared(self, training: Training) -> tuple[PreparedSubset, list[Quarantined]]:
@@ -219,7 +207,14 @@ class FinetuneTask(Task):
             score = validation_score(model, labels[rows], logits, self.config.select)
             if self.best_model.improved_by(score):
                 self.best_model.save(model, {**score, "step": step}, write=training.is_main)
-        return {f"val_{name}": value for name, value in score.items() if name != "score" and value is not None}
+        lost = rows[~np.isfinite(logits).all(1)]
+        if len(lost):
+            first = self.images["val"].source(int(lost[0]))
+            training.print(
+                f"warning: step {step}: the logits of {len(lost)} of {len(rows)} validation images are not finite (the "
+                f"first is {first}), so this model is not chosen; lower lr, or give precision=fp32"
+            )
+        return {f"val_{n}": v for n, v in score.items() if n != "score" and v is not None and math.isfinite(v)}
 
     def state(self) -> dict:
         return {"set_aside": self.set_aside.rows}

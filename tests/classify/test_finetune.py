@@ -350,6 +350,60 @@ def test_bad_manifests_are_named_before_anything_is_written(data, tmp_path, chan
     assert not (tmp_path / "run").exists()
 
 
+def test_two_fine_tunings_never_share_a_folder(data, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "run").mkdir()
+    held = FileLock(tmp_path / "run" / ".run.lock")
+    with held, pytest.raises(hx.ConfigError, match=r"out: another run is at work in .*run; wait for its end"):
+        finetune(data, tmp_path / "run", epochs=1)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".run.lock"]
+
+
+def test_the_list_of_bad_files_is_written_once(data, tmp_path, monkeypatch):
+    from hdxray_fast.classify import data as labelled
+    from hdxray_fast.training import run_images
+
+    write, written = run_images.write_quarantine, []
+
+    def noted(path, rows):
+        written.append([getattr(row, "path", row[0] if isinstance(row, tuple) else None) for row in rows])
+        write(path, rows)
+
+    for module in (labelled, run_images):
+        monkeypatch.setattr(module, "write_quarantine", noted)
+    (tmp_path / "images").mkdir()
+    for path in data.glob("*.png"):
+        (tmp_path / "images" / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "images" / "3.png").write_bytes(b"no picture")
+    settings = {"epochs": 1, "images": str(tmp_path / "images"), "cache": str(tmp_path / "cache")}
+    finetune(data, tmp_path / "run", **settings)
+    assert written == [[str(tmp_path / "images" / "3.png")]]
+    assert "3.png" in (tmp_path / "run" / "quarantine.csv").read_text()
+
+
+def test_logits_that_are_no_numbers_choose_no_model(data, tmp_path, monkeypatch, capsys):
+    """Those of one image, in one validation: the run goes on, and says so."""
+    from hdxray_fast.classify import task
+
+    predict_rows, calls = task.predict_rows, iter(range(100))
+
+    def poisoned(*arguments, **options):
+        rows, logits = predict_rows(*arguments, **options)
+        if next(calls) == 1:
+            logits[2, 0] = np.nan
+        return rows, logits
+
+    monkeypatch.setattr(task, "predict_rows", poisoned)
+    (result,) = finetune(data, tmp_path / "run", epochs=2, eval_every=4)
+    assert result.finished
+    said = "warning: step 8: the logits of 1 of 12 validation images are not finite (the first is "
+    assert said in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "val_loss" in line] == [4, 12]
+    assert result.best["step"] in (4, 12)
+
+
 @pytest.mark.parametrize("bits", [8, 16])
 def test_a_prepared_data_set_is_read_in_the_place_of_files(data, tmp_path, bits):
     pytest.importorskip("pyarrow")

@@ -15,6 +15,7 @@ from hdxray_fast.classify.metrics import (
     evaluate_predictions,
     format_metrics,
 )
+from hdxray_fast.classify.selection import validation_score
 from hdxray_fast.data.bootstrap import bootstrap_counts
 
 sklearn = pytest.importorskip("sklearn.metrics")
@@ -153,6 +154,26 @@ def test_calibration_error_by_hand():
     assert calibration_error(truth, score, weights) == pytest.approx(
         calibration_error(np.repeat(truth, weights), np.repeat(score, weights))
     )
+
+
+def test_scores_that_are_no_numbers_are_named_or_choose_nothing():
+    labels = np.array([[1.0], [0.0], [1.0], [np.nan]], np.float32)
+    with pytest.raises(hx.ArgumentError, match="probabilities: accepted are finite numbers from 0 to 1"):
+        best_threshold(labels[:, 0], np.array([0.2, np.nan, 0.5, 0.5]))
+    assert best_threshold(labels[:, 0], np.array([0.2, 0.1, 0.5, np.nan])) == 0.2  # of a label that is not known
+
+    class OneClass:
+        class config:
+            multiclass = False
+
+        @staticmethod
+        def probabilities(logits):
+            return logits.sigmoid()
+
+    logits = np.array([[1.0], [np.inf], [2.0], [0.0]], np.float32)
+    score = validation_score(OneClass, labels, logits, "auroc")
+    assert np.isnan(score["loss"]) and np.isnan(score["score"]) and score["auroc"] is score["auprc"] is None
+    assert validation_score(OneClass, labels, logits.clip(-5, -1), "auroc")["auroc"] == 0.5
 
 
 def test_best_threshold_is_the_best_of_all():

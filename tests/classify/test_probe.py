@@ -106,6 +106,26 @@ def test_end_to_end(manifest, tmp_path, capsys):
         run_probe(config(other, out), small_encoder(), progress=False)
 
 
+def test_two_probes_never_share_a_folder(manifest, tmp_path):
+    from filelock import FileLock
+
+    (tmp_path / "out").mkdir()
+    held = FileLock(tmp_path / "out" / ".run.lock")
+    with held, pytest.raises(hx.ConfigError, match=r"out: another run is at work in .*out; wait for its end"):
+        run_probe(config(manifest, tmp_path / "out"), small_encoder(), progress=False)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".run.lock"]
+
+
+def test_a_feature_that_is_no_number_is_named(manifest):
+    labels = np.array([[0.0], [1.0]] * 6, np.float32)
+    splits = ["train"] * 8 + ["val"] * 4
+    table = LabelTable([f"{i}.png" for i in range(12)], labels, ["a"], [str(i) for i in range(12)], splits)
+    features = np.random.default_rng(0).normal(size=(12, 3)).astype(np.float32)
+    features[5, 1] = np.inf
+    with pytest.raises(hx.TrainingError, match=r"the features of 1 of 12 images are not finite; the first: 5\.png"):
+        fit_probe(features, table)
+
+
 def test_too_few_readable_images_are_named(manifest, tmp_path):
     for i in range(1, 60, 2):
         (manifest.parent / "xrays" / f"{i}.png").write_bytes(b"")
