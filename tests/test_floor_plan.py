@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -164,6 +165,22 @@ def test_the_plan_names_what_is_there(plan):
     for room, lives in plan.items():
         named = set(re.findall(r"`([a-z_]+)`", lives))
         assert [name for name in named if not list((PACKAGE / room).rglob(f"{name}.py"))] == [], room
+
+
+# Packages whose import has another name, and those that come with others wherever they are needed.
+CALLED = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
+BROUGHT = {"huggingface_hub": "transformers and timm", "torchvision": "timm", "triton": "torch"}
+
+
+def test_every_package_is_named_in_an_extra():
+    """What a user's pip installs, and not what happens to come with something else."""
+    settings = PLAN.parents[1] / "pyproject.toml"
+    if not settings.is_file():
+        pytest.skip("pyproject.toml is not here (an installed copy of the tests without the repository)")
+    imported = {name[1:] for names in imports_of(PACKAGE).values() for name in names if name.startswith("/")}
+    wanted = {CALLED.get(name, name).replace("_", "-") for name in imported - set(sys.stdlib_module_names) - {*BROUGHT}}
+    named = set(re.findall(r'"([\w-]+)(?=[\[<>=;"])', settings.read_text(encoding="utf-8")))
+    assert wanted - named == set()
 
 
 def test_rooms_have_empty_doors(plan):
