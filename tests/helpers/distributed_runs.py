@@ -2,7 +2,8 @@
 
 Called as ``python distributed_runs.py RUNS.json``, a list of ``{"config": ..., "poison": step or null}``, of
 ``{"finetune": ...}``, or of ``{"report": ...}``; ``"slow": seconds`` makes the first process's reading take so long,
-and the last one's features. The losses and the error of the first kind go to ``<out>/result_<rank>.json``.
+and the last one's features; ``"killer": name`` ends whatever process reads a file of that name. The losses and the
+error of the first kind go to ``<out>/result_<rank>.json``.
 """
 
 from __future__ import annotations
@@ -54,11 +55,23 @@ def dawdle(seconds: float) -> None:
     worker.read, FeatureStore.fill = slow_read, slow_fill
 
 
+def have_killed(name: str) -> None:
+    """A file kills its reader: a worker of the main process, or else the process that trains."""
+    import killer_files
+
+    from hdxray_fast.data.prepared import cached, pool
+
+    os.environ["KILLER"] = name  # workers have it, too
+    pool.prepare_source = cached.prepare_source = killer_files.prepare_source
+
+
 def main() -> int:
     failed = False
     for run in json.loads(Path(sys.argv[1]).read_text()):
         if "slow" in run:
             dawdle(run["slow"])
+        if "killer" in run:
+            have_killed(run["killer"])
         if "report" in run:
             from hdxray_fast.reports.config import ReportConfig
             from hdxray_fast.reports.run import run_report_training

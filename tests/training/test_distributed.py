@@ -301,6 +301,41 @@ def test_a_notice_to_one_process_stops_both_at_the_same_step(images, tmp_path):
     assert json.loads((folder / "state.json").read_text())["step"] == len(results[0]["losses"])
 
 
+@pytest.mark.slow
+def test_a_file_that_kills_its_reader_costs_itself_alone(images, tmp_path, monkeypatch):
+    """No process that trains reads it, in this run or the next, and nobody reads it for another."""
+    for package in ("loky", "pebble"):
+        pytest.importorskip(package)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(WORKER.parent), *sys.path]))
+    common = {**SMALL, "data": str(images), "cache": str(tmp_path / "cache"), "batch_size": 2, "workers": 1}
+    listed = [{"config": {**common, "out": str(tmp_path / name)}, "killer": "4.png"} for name in ("first", "second")]
+    codes = finish(start(listed, tmp_path), tmp_path)
+    assert codes == [0, 0], "".join(path.read_text()[-3000:] for path in sorted(tmp_path.glob("output_*.txt")))
+    for name in ("first", "second"):
+        rows = (tmp_path / name / "quarantine.csv").read_text().splitlines()
+        assert len(rows) == 2 and '4.png,BrokenProcessPool,"the process that read it died' in rows[1]
+        assert [line["step"] for line in log_of(tmp_path / name)] == list(range(1, STEPS + 1))
+    assert result(tmp_path / "first") == result(tmp_path / "second", 1)
+
+
+@pytest.mark.slow
+def test_a_flipped_byte_in_a_cache_stops_no_process(runs, images, tmp_path):
+    """Each reads the image from its file; the losses stay, and the next start makes the shard again."""
+    shutil.copytree(runs / "cache", tmp_path / "cache")
+    (shard,) = (tmp_path / "cache").rglob("00000.bin")
+    content = bytearray(shard.read_bytes())
+    content[1000] ^= 1
+    shard.write_bytes(content)
+    common = {**SMALL, "data": str(images), "cache": str(tmp_path / "cache"), "batch_size": 2}
+    listed = [{"config": {**common, "out": str(tmp_path / name)}} for name in ("met", "mended")]
+    assert finish(start(listed, tmp_path), tmp_path) == [0, 0]
+    said = [(tmp_path / f"output_{rank}.txt").read_text() for rank in (0, 1)]
+    assert any("is damaged or gone; its images are read from their own files" in text for text in said)
+    for name in ("met", "mended"):
+        assert result(tmp_path / name) == result(runs / "ddp")
+    assert shard.stat().st_size == 0 and list((tmp_path / "cache").rglob("00001.bin"))
+
+
 PATIENCE, LONGER = 6, 9  # seconds
 
 
