@@ -118,7 +118,7 @@ class RunLock:
         from filelock import FileLock, Timeout
 
         # one object in a process: a run that failed and is still referred to must not keep out the next attempt
-        lock = FileLock(self.folder / LOCK, thread_local=False, is_singleton=True)
+        lock = FileLock(self.folder.absolute() / LOCK, thread_local=False, is_singleton=True)
         try:
             try:
                 lock.acquire(timeout=0)

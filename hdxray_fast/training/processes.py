@@ -36,6 +36,7 @@ def make_accelerator(precision: str, timeout: int):
     """
     try:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
         from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
     except ImportError as error:
         raise MissingDependencyError(
@@ -51,14 +52,24 @@ def make_accelerator(precision: str, timeout: int):
         raise ConfigError("precision: fp16 needs a GPU; accepted here are bf16 and fp32")
     mixed_precision = "no" if precision == "fp32" else precision
     _forget_other_precision(mixed_precision)
-    with naming_lost_processes(timeout, lambda: "at the start"):
-        accelerator = Accelerator(
-            # without this, processes that torchrun starts on a machine without a GPU would not know of each other
-            cpu=not torch.accelerator.is_available(),
-            mixed_precision=mixed_precision,
-            kwargs_handlers=handlers,
-        )
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    launched, before = int(os.environ.get("WORLD_SIZE", "1")), dict(os.environ)
+    try:
+        with naming_lost_processes(timeout, lambda: "at the start"):
+            accelerator = Accelerator(
+                # without this, processes that torchrun starts on a machine without a GPU would not know of each other
+                cpu=not torch.accelerator.is_available(),
+                mixed_precision=mixed_precision,
+                kwargs_handlers=handlers,
+            )
+    except ValueError as error:  # what a launcher sets is not there
+        # or every later run of this process would fail, too
+        AcceleratorState._reset_state(reset_partial_state=True)
+        for name in os.environ.keys() - before.keys():  # Accelerate's own
+            del os.environ[name]
+        raise ConfigError(
+            f"{launched} processes were launched, and cannot find each other ({error}); launch them with torchrun or "
+            "accelerate launch"
+        ) from error
     if launched != accelerator.num_processes:
         raise ConfigError(
             f"{launched} processes were launched, but this one knows of {accelerator.num_processes}; launch them with "

@@ -387,3 +387,6 @@ def test_processes_that_do_not_know_of_each_other_are_refused(images, tmp_path, 
     monkeypatch.setenv("WORLD_SIZE", "2")  # without the rest of what a launcher sets
     with pytest.raises(hx.HDXrayError, match="2 processes were launched"):
         run_pretraining(PretrainConfig(data=str(images), out=str(tmp_path / "run"), **SMALL), progress=False)
+    monkeypatch.delenv("WORLD_SIZE")
+    done = run_pretraining(PretrainConfig(data=str(images), out=str(tmp_path / "run"), **SMALL), progress=False)
+    assert done.finished  # this process has learned better
