@@ -144,12 +144,23 @@ class BestModel:
         return (score["score"], -score["loss"]) > (self.facts["score"], -self.facts["loss"])
 
     def save(self, model: Classifier, facts: dict, write: bool = True) -> None:
-        """Keep these weights; where they are sharded, every process must call this."""
+        """Keep these weights; where they are sharded, every process must call this.
+
+        Raises:
+            CheckpointError: the file cannot be written; the one before it is as it was.
+        """
+        from safetensors import SafetensorError
+
         self.facts = facts
         tensors = whole_state(model, write)
         if write:
-            with written_whole(self.path) as temporary:
-                save_tensors(tensors, temporary, {"facts": json.dumps(facts)})
+            try:
+                with written_whole(self.path) as temporary:
+                    save_tensors(tensors, temporary, {"facts": json.dumps(facts)})
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(
+                    f"{self.path}: cannot be written ({error}); --resume auto goes on once there is room"
+                ) from error
 
     def read(self) -> dict:
         """Score and step of what is kept.

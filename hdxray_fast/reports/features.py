@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from ..data.radiograph_dataset import RadiographDataset
-from ..files import save_tensors, written_whole
+from ..errors import TrainingError
+from ..files import make_folder, save_tensors, written_whole
 from ..models.encoder import Tokens
 from ..ops.plan import MaskPlan
 from .model import ReportModel
@@ -65,8 +66,14 @@ class FeatureStore:
         on_done: Callable[[], None],
         batch_size: int = 4,
     ) -> int:
-        """Compute what is missing; returns how many images that were."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Compute what is missing; returns how many images that were.
+
+        Raises:
+            TrainingError: the disk is full, or the folder cannot be written.
+        """
+        from safetensors import SafetensorError
+
+        make_folder(self.folder, "cache")
         missing = [index for index in indices if not self._is_whole(index)]
         for _ in range(len(indices) - len(missing)):
             on_done()
@@ -78,8 +85,13 @@ class FeatureStore:
                 tokens = model.encoder.encode(**inputs)
                 stored = self._store(model, tokens, inputs["plan"])
             for index, tensors in zip(chunk, stored, strict=True):
-                with written_whole(self.path(index), durable=False) as temporary:
-                    save_tensors(tensors, temporary)
+                try:
+                    with written_whole(self.path(index), durable=False) as temporary:
+                        save_tensors(tensors, temporary)
+                except (OSError, SafetensorError) as error:
+                    raise TrainingError(
+                        f"{self.path(index)}: cannot be written ({error}); what is done is kept, start again to go on"
+                    ) from error
                 on_done()
         return len(missing)
 

@@ -7,12 +7,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cache_helpers import cached
+from full_disk import files_no_larger_than
 
 import hdxray_fast as hx
 from hdxray_fast.classify.classifier import Classifier, ClassifierConfig
 from hdxray_fast.classify.data import LabelledRadiographs, SetAside, mix
 from hdxray_fast.classify.layer_decay import layer_decay_groups
 from hdxray_fast.classify.loss import class_weights, classification_loss, known_labels
+from hdxray_fast.classify.selection import BestModel
+from hdxray_fast.errors import CheckpointError
 from hdxray_fast.models.inputs import encoder_inputs
 from hdxray_fast.models.layers import Block, drop_path
 
@@ -186,3 +189,14 @@ def test_set_aside_files_are_counted_once_and_limited(tmp_path):
     ]
     with pytest.raises(hx.TrainingError, match=r"3 of 10 images cannot be read.*max_bad_share=0.2.*c.png: gone"):
         aside.add([("c.png", "ImageReadError", "gone")])
+
+
+def test_a_full_disk_is_named_with_the_best_model_which_stays(tmp_path):
+    """safetensors has an error of its own for it."""
+    best = BestModel(tmp_path / "best.safetensors")
+    best.save(torch.nn.Linear(3, 2), {"score": 0.5, "loss": 1.0})
+    before = best.path.read_bytes()
+    with files_no_larger_than(50), pytest.raises(CheckpointError, match=r"best\.safetensors: cannot be written \("):
+        best.save(torch.nn.Linear(3, 2), {"score": 0.6, "loss": 1.0})
+    assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
+    assert best.path.read_bytes() == before

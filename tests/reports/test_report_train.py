@@ -291,6 +291,21 @@ def test_everything_left_out_or_cut_is_counted(tmp_path, encoder, capsys):
     assert "unreadable" in capsys.readouterr().err
 
 
+def test_a_full_disk_is_named_with_the_features_that_are_kept(english, encoder, tmp_path, monkeypatch):
+    from safetensors import SafetensorError
+
+    from hdxray_fast.reports import features
+
+    def full(tensors, path, metadata=None):
+        raise SafetensorError("No space left on device")
+
+    monkeypatch.setattr(features, "save_tensors", full)
+    named = r"features.[0-9a-f]{32}\.safetensors: cannot be written \(No space left on device\); what is done is kept"
+    with pytest.raises(TrainingError, match=named):
+        run_report_training(quick(english / "studies.csv", tmp_path / "run", encoder), progress=False)
+    assert not list((tmp_path / "run").rglob("*.tmp")) and not (tmp_path / "run" / ".run.json").exists()
+
+
 def test_two_report_trainings_never_share_a_folder(english, encoder, tmp_path):
     from filelock import FileLock
 

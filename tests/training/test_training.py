@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from full_disk import files_no_larger_than
 from tiny_training import Regression, log_of, train
 from torch import nn
 
@@ -113,21 +113,6 @@ def test_weights_and_biases_is_a_setting(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     train(tmp_path, wandb="some-project", steps=2)
     assert list((tmp_path / "wandb").glob("offline-run-*"))
-
-
-@contextlib.contextmanager
-def files_no_larger_than(size: int):
-    """A full disk, as far as a process can tell: writing beyond ``size`` bytes of a file fails."""
-    resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    written = sys.dont_write_bytecode
-    sys.dont_write_bytecode = True  # a cut .pyc would stay
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-        sys.dont_write_bytecode = written
 
 
 def test_a_full_disk_costs_no_checkpoint_and_the_run_goes_on_once_there_is_room(tmp_path):
