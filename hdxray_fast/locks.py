@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from .errors import ConfigError
 from .files import is_running, written_whole
@@ -23,14 +24,26 @@ LOCKLESS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLC
 ORPHANS = 10.0  # seconds that what a killed run started may hold its lock for
 
 
-def _no_locks(error: BaseException) -> bool:
-    """Whether the file system has no locks, as some network file systems."""
-    return isinstance(error, NotImplementedError) or getattr(error, "errno", None) in LOCKLESS
+def _has_locks(folder: Path) -> bool:
+    """Whether the file system has locks; some network file systems have not.
+
+    It is asked with a file of its own: filelock may take a refusal for another's lock, and wait.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        return True
+    try:
+        with TemporaryFile(dir=folder) as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        return error.errno not in LOCKLESS
+    return True
 
 
-def _warn_of_no_locks(path: Path, stacklevel: int) -> None:
+def _warn_of_no_locks(folder: Path, stacklevel: int) -> None:
     warnings.warn(
-        f"{path.parent}: its file system has no locks, so nothing keeps another process out; start no two that write "
+        f"{folder}: its file system has no locks, so nothing keeps another process out; start no two that write "
         "there at once",
         stacklevel=stacklevel + 1,
     )
@@ -46,20 +59,18 @@ def locked(path: Path, on_busy: Callable[[], None] = lambda: None) -> Iterator[N
     """
     from filelock import FileLock, Timeout
 
-    lock = FileLock(path)
-    busy = False
+    if not _has_locks(path.parent):
+        _warn_of_no_locks(path.parent, stacklevel=3)  # of who enters
+        yield
+        return
+    lock, busy = FileLock(path), False
     try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            busy = True
-        if busy:
-            on_busy()
-            lock.acquire()
-    except (OSError, NotImplementedError) as error:
-        if not _no_locks(error):
-            raise
-        _warn_of_no_locks(path, stacklevel=3)  # of who enters
+        lock.acquire(timeout=0)
+    except Timeout:
+        busy = True
+    if busy:
+        on_busy()
+        lock.acquire()
     try:
         yield
     finally:
@@ -119,6 +130,9 @@ class RunLock:
 
         # one object in a process: a run that failed and is still referred to must not keep out the next attempt
         lock = FileLock(self.folder.absolute() / LOCK, thread_local=False, is_singleton=True)
+        if not _has_locks(self.folder):
+            _warn_of_no_locks(self.folder, stacklevel=3)
+            return lock
         try:
             try:
                 lock.acquire(timeout=0)
@@ -130,10 +144,6 @@ class RunLock:
                 f"out: another run is at work in {self.folder}{self._holder_in_words()}; wait for its end, or choose "
                 "another folder"
             ) from None
-        except (OSError, NotImplementedError) as error:
-            if not _no_locks(error):
-                raise
-            _warn_of_no_locks(self.folder / LOCK, stacklevel=3)
         return lock
 
     def _holder(self) -> dict:
