@@ -78,6 +78,14 @@ def test_a_block_compiles_without_a_break():
         torch.testing.assert_close(compiled(x, cumulate(lengths), max(lengths)), wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_a_scale_that_changes_is_no_error_of_a_compiled_graph():
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda q, scale: attention(q, q, q, scale=scale), backend="eager", fullgraph=True)
+    q = torch.randn(2, 5, 1, 8)
+    for scale in (0.1, 0.2, 0.3):
+        torch.testing.assert_close(compiled(q, scale), attention(q, q, q, scale=scale))
+
+
 def test_wrong_cu_seqlens_are_found_in_compiled_graphs_too():
     compiled = torch.compile(
         lambda q, cu: attention(q, q, q, cu_seqlens_q=cu), backend="aot_eager", fullgraph=True, dynamic=True
