@@ -4,19 +4,21 @@
 #include <atomic>
 #include <stdexcept>
 
+#include "cpu/cpu_features.h"
+
 namespace hdxray {
 namespace {
 
 #if HDXRAY_HAVE_AVX2
-bool has_avx2() {
-    __builtin_cpu_init();
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+const CpuFeatures& cpu() {
+    static const CpuFeatures found = detect_cpu();
+    return found;
 }
 #endif
 
 const Kernels* best() {
 #if HDXRAY_HAVE_AVX2
-    if (has_avx2()) return &avx2_kernels();
+    if (cpu().avx2 && cpu().fma && cpu().f16c) return &avx2_kernels();
 #endif
     return &baseline_kernels();
 }
@@ -31,13 +33,12 @@ std::atomic<const Kernels*>& active() {
 std::vector<std::string> cpu_features() {
     std::vector<std::string> found;
 #if HDXRAY_HAVE_AVX2
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("sse4.2")) found.emplace_back("sse4.2");
-    if (__builtin_cpu_supports("avx")) found.emplace_back("avx");
-    if (__builtin_cpu_supports("avx2")) found.emplace_back("avx2");
-    if (__builtin_cpu_supports("fma")) found.emplace_back("fma");
-    if (__builtin_cpu_supports("f16c")) found.emplace_back("f16c");
-    if (__builtin_cpu_supports("avx512f")) found.emplace_back("avx512f");
+    if (cpu().sse42) found.emplace_back("sse4.2");
+    if (cpu().avx) found.emplace_back("avx");
+    if (cpu().avx2) found.emplace_back("avx2");
+    if (cpu().fma) found.emplace_back("fma");
+    if (cpu().f16c) found.emplace_back("f16c");
+    if (cpu().avx512f) found.emplace_back("avx512f");
 #elif defined(__aarch64__)
     found.emplace_back("neon");
 #endif

@@ -9,12 +9,13 @@ empty. On a GPU nothing here waits for the lengths, and rows behind the last seq
 from __future__ import annotations
 
 import functools
+import operator
 
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, BackendError
-from . import attention_table, attention_torch
+from . import attention_table, attention_torch, autocast, flops
 from .attention_checks import check_dtype, check_flag, check_max_seqlen, check_tensors, check_values, finite_scale
 from .attention_torch import reference as attention_ref
 from .compiling import constant_result
@@ -24,7 +25,6 @@ __all__ = ["BACKENDS", "attention", "attention_ref", "resolve_backend", "why_not
 BACKENDS = ("auto", "triton", "sdpa", "flash", "cudnn", "efficient", "varlen", "reference")
 TRITON_HEAD_DIMS = (32, 64, 80, 96, 128)
 TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-_AUTOCAST = ("cpu", "cuda", "mps", "xpu")
 _MAX_HEADS = 65535  # the second dimension of a CUDA grid
 
 
@@ -78,7 +78,7 @@ def attention(
     """
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         check_dtype(name, tensor)
-    q, k, v = _autocast(q, k, v)
+    q, k, v = autocast.cast(q, k, v)
     packed = cu_seqlens_q is not None
     if packed and cu_seqlens_k is None:
         cu_seqlens_k = cu_seqlens_q
@@ -89,8 +89,10 @@ def attention(
     longest_q, longest_k = (max_seqlen_q or 0, max_seqlen_k or 0) if packed else (q.shape[1], k.shape[1])
     if packed and not torch.compiler.is_compiling():  # compiled, the operator below looks at them
         check_values(cu_seqlens_q, cu_seqlens_k, q.shape[0], k.shape[0], longest_q, longest_k)
-    scale = q.shape[-1] ** -0.5 if scale is None else finite_scale(scale)
-    backend = resolve_backend(backend, q, packed, max(longest_q, longest_k), _trains(q, k, v))
+    usual_scale = operator.index(q.shape[-1]) ** -0.5  # a compiler may hold sizes as symbols; a graph has one D
+    scale = usual_scale if scale is None else finite_scale(scale)
+    longest = max(longest_q, longest_k)
+    backend = resolve_backend(backend, q, packed, longest, _trains(q, k, v), scale == usual_scale)
 
     if backend == "triton":
         rows = (q, k, v) if packed else (t.flatten(0, 1) for t in (q, k, v))  # [B, S, H, D] -> [B * S, H, D]
@@ -103,8 +105,8 @@ def attention(
         lse = attention_torch.lse_dense(q, k, scale) if return_lse else None
     else:
         sides = (cu_seqlens_q, cu_seqlens_k, longest_q, longest_k)
-        traced = torch.compiler.is_compiling() and _looks_at_values(backend, q.device.type, longest_q and longest_k)
-        if traced or q.is_meta:  # neither has values to look at
+        looks = _looks_at_values(backend, q.device.type, longest_q and longest_k, return_lse)
+        if (torch.compiler.is_compiling() and looks) or q.is_meta:  # neither has values to look at
             out, lse = _attention_op(q, k, v, *sides, scale, backend, return_lse)
             lse = lse.detach()
         else:
@@ -114,7 +116,9 @@ def attention(
 
 
 # --- backends ---------------------------------------------------------------------------------------------------------
-def resolve_backend(backend: str, q: Tensor, packed: bool, longest: int, training: bool) -> str:
+def resolve_backend(
+    backend: str, q: Tensor, packed: bool, longest: int, training: bool, usual_scale: bool = True
+) -> str:
     """The backend that ``backend`` stands for.
 
     ``"auto"`` is ``"sdpa"`` on the CPU. On a GPU it is the backend measured to be fastest for the shape class
@@ -127,6 +131,7 @@ def resolve_backend(backend: str, q: Tensor, packed: bool, longest: int, trainin
         packed: whether ``cu_seqlens`` are given.
         longest: longest sequence of queries or keys; 0 if that is not known.
         training: whether a backward pass follows.
+        usual_scale: whether scores are scaled by ``D ** -0.5``.
 
     Raises:
         ArgumentError: unknown name.
@@ -134,36 +139,48 @@ def resolve_backend(backend: str, q: Tensor, packed: bool, longest: int, trainin
     """
     if backend not in BACKENDS:
         raise ArgumentError(f"backend: got {backend!r}, accepted are {', '.join(map(repr, BACKENDS))}")
-    if backend in ("sdpa", "reference"):
-        return backend
+    if backend in ("sdpa", "reference") or (backend == "auto" and q.device.type != "cuda"):
+        return "sdpa" if backend == "auto" else backend
+    # Plain values alone from here on: a compiler calls the two functions while it traces, and keeps what they answer.
+    kind = (packed, q.device.type, q.device.index or 0, q.dtype, *map(operator.index, q.shape[-2:]), usual_scale)
     if backend == "auto":
-        if q.device.type != "cuda":
-            return "sdpa"
-        layout = "packed" if packed else "dense"
-        choices = _measured(q.device.index or 0)
-        chosen = attention_table.DEFAULTS[layout]
-        if choices:
-            longest = longest or q.shape[0]
-            chosen = choices.get(attention_table.shape_class(layout, q.shape[-1], q.dtype, longest, training), chosen)
-        return "sdpa" if _why_not(chosen, q, packed) else chosen
-    reason = _why_not(backend, q, packed)
+        short = (longest or q.shape[0]) <= attention_table.SHORT
+        return _fastest(kind, attention_table.SHORT if short else attention_table.SHORT + 1, training)
+    reason = _why_not(backend, kind)
     if reason:
         raise BackendError(f"backend={backend!r}: {reason}; use backend='auto' or 'sdpa'")
     return backend
 
 
-def _why_not(backend: str, q: Tensor, packed: bool) -> str:
+# What a choice of backend looks at: packed, device type, device index, dtype, heads, head dimension, usual scale.
+Kind = tuple[bool, str, int, torch.dtype, int, int, bool]
+
+
+@constant_result
+def _fastest(kind: Kind, longest: int, training: bool) -> str:
+    """``"auto"`` on a GPU."""
+    packed, _, index, dtype, _, head_dim, _ = kind
+    layout = "packed" if packed else "dense"
+    choices = _measured(index)
+    measured = attention_table.shape_class(layout, head_dim, dtype, longest, training)
+    chosen = choices.get(measured, attention_table.DEFAULTS[layout])
+    return "sdpa" if _why_not(chosen, kind) else chosen
+
+
+@constant_result
+def _why_not(backend: str, kind: Kind) -> str:
+    packed, device_type, index, dtype, heads, head_dim, usual_scale = kind
     if backend == "sdpa":
         return ""
     if backend != "triton":
-        return attention_torch.why_not(backend, packed, q)
-    if q.dtype not in TRITON_DTYPES:
-        return f"its kernels take float32, float16 and bfloat16, these are {str(q.dtype).removeprefix('torch.')}"
-    if q.shape[-1] not in TRITON_HEAD_DIMS:
-        return f"its kernels take head dimensions {', '.join(map(str, TRITON_HEAD_DIMS))}, these have {q.shape[-1]}"
-    if q.shape[-2] > _MAX_HEADS:
-        return f"its kernels take at most {_MAX_HEADS} heads, these have {q.shape[-2]}"
-    return why_not_triton(q.device.type, q.device.index)
+        return attention_torch.why_not(backend, packed, device_type, dtype, head_dim, usual_scale)
+    if dtype not in TRITON_DTYPES:
+        return f"its kernels take float32, float16 and bfloat16, these are {str(dtype).removeprefix('torch.')}"
+    if head_dim not in TRITON_HEAD_DIMS:
+        return f"its kernels take head dimensions {', '.join(map(str, TRITON_HEAD_DIMS))}, these have {head_dim}"
+    if heads > _MAX_HEADS:
+        return f"its kernels take at most {_MAX_HEADS} heads, these have {heads}"
+    return why_not_triton(device_type, index)
 
 
 @constant_result
@@ -192,26 +209,19 @@ def _why_not_triton(device_type: str, index: int) -> str:
     return ""
 
 
-@constant_result
 def _measured(index: int) -> dict[str, str]:
     return attention_table.measured(torch.cuda.get_device_name(index))
 
 
-def _looks_at_values(backend: str, device_type: str, bounded: int) -> bool:
+def _looks_at_values(backend: str, device_type: str, bounded: int, return_lse: bool) -> bool:
     """Whether the PyTorch path of packed tensors reads lengths on the host, which a compiled graph cannot hold."""
-    return device_type == "cpu" or backend == "reference" or (backend != "varlen" and not bounded)
+    if device_type == "cpu" or backend == "reference":
+        return True
+    return not bounded and (backend != "varlen" or return_lse)
 
 
 def _trains(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-
-
-def _autocast(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    device_type = q.device.type
-    if device_type not in _AUTOCAST or not torch.is_autocast_enabled(device_type):
-        return q, k, v
-    dtype = torch.get_autocast_dtype(device_type)
-    return tuple(t if t.dtype == torch.float64 else t.to(dtype) for t in (q, k, v))
 
 
 # --- registration -----------------------------------------------------------------------------------------------------
@@ -259,7 +269,8 @@ def _attention_backward_op(
         from .triton import attention as kernels
 
         return kernels.backward(grad_out, q, k, v, out, lse, *sides, scale)
-    return attention_torch.packed_backward(grad_out, q, k, v, cu_seqlens_q, cu_seqlens_k, scale)
+    with autocast.off(q.device.type):
+        return attention_torch.packed_backward(grad_out, q, k, v, cu_seqlens_q, cu_seqlens_k, scale)
 
 
 @_attention_backward_op.register_fake
@@ -289,7 +300,7 @@ def _register_autocast(device_type: str, key: str) -> None:
     """As attention() itself does: to the dtype of the autocast in force (register_autocast knows one dtype only)."""
 
     def cast(_, q, k, v, *rest):
-        q, k, v = _autocast(q, k, v)
+        q, k, v = autocast.cast(q, k, v)
         with torch.autocast(device_type, enabled=False):
             return _attention_op(q, k, v, *rest)
 
@@ -298,3 +309,4 @@ def _register_autocast(device_type: str, key: str) -> None:
 
 _register_autocast("cpu", "AutocastCPU")
 _register_autocast("cuda", "AutocastCUDA")
+flops.count_attention(torch.ops.hdxray_fast.attention, torch.ops.hdxray_fast.attention_backward)

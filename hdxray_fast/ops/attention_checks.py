@@ -88,7 +88,7 @@ def check_values(
 def finite_scale(scale: object) -> float:
     if isinstance(scale, bool) or not isinstance(scale, numbers.Real):
         raise ArgumentTypeError(f"scale: got {type(scale).__name__}, accepted is a number")
-    if not math.isfinite(scale):
+    if not -math.inf < scale < math.inf:  # not math.isfinite, which torch.compile cannot trace; NaN fails too
         raise ArgumentError(f"scale: got {scale}, accepted is a finite number")
     return float(scale)
 

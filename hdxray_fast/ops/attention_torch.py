@@ -6,7 +6,8 @@ Everything here is made of differentiable PyTorch operations, so PyTorch's autog
 from __future__ import annotations
 
 import contextlib
-import importlib.util
+import functools
+import inspect
 from itertools import pairwise
 
 import torch
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import BackendError
+from . import autocast
+from .compiling import constant_result
 
 _CHUNK = 256  # query rows whose scores are in memory at once where a log-sum-exp or a gradient builds them
 _PAD_TO = 16  # padded keys are a multiple of this, so that rows of the mask are aligned as the kernels want them
@@ -21,29 +24,47 @@ _HALF = (torch.float16, torch.bfloat16)
 _KERNELS = {"flash": "FLASH_ATTENTION", "cudnn": "CUDNN_ATTENTION", "efficient": "EFFICIENT_ATTENTION"}
 
 
-def why_not(backend: str, packed: bool, q: Tensor) -> str:
+def why_not(backend: str, packed: bool, device_type: str, dtype: torch.dtype, head_dim: int, usual_scale: bool) -> str:
     """Why ``"flash"``, ``"cudnn"``, ``"efficient"`` or ``"varlen"`` cannot take such tensors; empty if they can."""
-    if q.device.type != "cuda":
-        return f"it takes CUDA tensors, these are on {q.device.type}"
+    if device_type != "cuda":
+        return f"it takes CUDA tensors, these are on {device_type}"
     if backend == "varlen" and not packed:
         return "it takes packed tensors, these are dense"
-    if backend == "varlen" and importlib.util.find_spec("torch.nn.attention.varlen") is None:
+    if backend == "varlen" and not varlen_parameters():
         return f"PyTorch {torch.__version__} does not have it"
+    if backend == "varlen" and not usual_scale and "scale" not in varlen_parameters():
+        return f"that of PyTorch {torch.__version__} takes no scale but D ** -0.5"
     if backend == "flash" and packed:
         return "it takes dense tensors, these are packed; the kernel for those is 'varlen'"
-    if backend != "efficient" and q.dtype not in _HALF:
-        return f"it takes float16 and bfloat16, these are {str(q.dtype).removeprefix('torch.')}"
-    if backend == "varlen" and (q.shape[-1] % 8 or q.shape[-1] > 256):  # dense FlashAttention pads by itself
-        return f"it takes head dimensions that are multiples of 8 up to 256, these have {q.shape[-1]}"
+    if backend != "efficient" and dtype not in _HALF:
+        return f"it takes float16 and bfloat16, these are {str(dtype).removeprefix('torch.')}"
+    if backend == "varlen" and (head_dim % 8 or head_dim > 256):  # dense FlashAttention pads by itself
+        return f"it takes head dimensions that are multiples of 8 up to 256, these have {head_dim}"
     return ""
+
+
+@functools.cache
+def varlen_parameters() -> tuple[str, ...]:
+    """Names of what PyTorch's ``varlen_attn`` takes; none without it. They differ: 2.10's has no ``scale``."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return ()
+    return tuple(inspect.signature(varlen_attn).parameters)
+
+
+@constant_result
+def _varlen_takes_scale() -> bool:
+    return "scale" in varlen_parameters()
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """The definition, dense ``[B, S, H, D]``, computed in at least float32 and returned in the dtype of ``q``."""
-    scores = _scores(q, k, scale)  # [B, H, Sq, Sk]
     if k.shape[1] == 0:
-        return torch.zeros_like(q)
-    out = scores.softmax(dim=-1) @ v.transpose(1, 2).to(scores.dtype)  # [B, H, Sq, D]
+        return _no_keys(q, k, v)
+    with autocast.off(q.device.type):
+        scores = _scores(q, k, scale)  # [B, H, Sq, Sk]
+        out = scores.softmax(dim=-1) @ v.transpose(1, 2).to(scores.dtype)  # [B, H, Sq, D]
     return out.transpose(1, 2).to(q.dtype)
 
 
@@ -52,7 +73,7 @@ def dense(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: str, mask: Ten
     if backend == "reference" and mask is None:
         return reference(q, k, v, scale)
     if k.shape[1] == 0 or q.numel() == 0:  # PyTorch's kernels differ in what they make of empty tensors
-        return q if q.numel() == 0 else torch.zeros_like(q)
+        return _no_keys(q, k, v)
     with _held_to(backend):
         # [B, S, H, D] -> [B, H, S, D] and back: views, the kernels read strides
         out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale=scale)
@@ -92,7 +113,7 @@ def padded(
 ) -> Tensor:
     """As :func:`packed`, in one call on padded tensors with a mask."""
     if q.shape[0] == 0 or k.shape[0] == 0 or cu_q.shape[0] == 1:
-        return torch.zeros_like(q)
+        return _no_keys(q, k, v)
     tensors, mask, slots, answered = _pad(q, k, v, cu_q, cu_k, max_q, max_k)
     out = dense(*tensors, scale, backend, mask).flatten(0, 1).index_select(0, slots)
     return torch.where(answered[:, None, None], out, 0)
@@ -106,7 +127,8 @@ def lse_dense(q: Tensor, k: Tensor, scale: float, mask: Tensor | None = None) ->
         scores = _scores(rows, k, scale)
         return torch.logsumexp(scores if mask is None else scores.masked_fill(~mask, -torch.inf), dim=-1)
 
-    return torch.cat([chunk(rows) for rows in q.split(_CHUNK, dim=1)], dim=-1).float()
+    with autocast.off(q.device.type):
+        return torch.cat([chunk(rows) for rows in q.split(_CHUNK, dim=1)], dim=-1).float()
 
 
 @torch.no_grad()
@@ -169,14 +191,15 @@ def _varlen(
     from torch.nn.attention.varlen import varlen_attn
 
     if q.shape[0] == 0 or k.shape[0] == 0 or cu_q.shape[0] == 1:
-        return torch.zeros_like(q)
+        return _no_keys(q, k, v)
     # it leaves slack as it finds it, in the output and in the gradients: both go through a mask of the real rows
     real_q, real_k = (
         (torch.arange(t.shape[0], device=t.device) < cu[-1])[:, None, None] for t, cu in ((q, cu_q), (k, cu_k))
     )
     q, k, v = torch.where(real_q, q, 0), torch.where(real_k, k, 0), torch.where(real_k, v, 0)
     # unknown lengths are at most all rows: that starts programs with nothing to do, and waits for nothing
-    out = varlen_attn(q, k, v, cu_q, cu_k, max_q or q.shape[0], max_k or k.shape[0], scale=scale)
+    options = {"scale": scale} if _varlen_takes_scale() else {}  # without: resolve_backend saw to the usual scale
+    out = varlen_attn(q, k, v, cu_q, cu_k, max_q or q.shape[0], max_k or k.shape[0], **options)
     return torch.where(real_q, out, 0)
 
 
@@ -240,6 +263,11 @@ def _held_to(backend: str):
 def _scores(q: Tensor, k: Tensor, scale: float) -> Tensor:
     dtype = torch.promote_types(q.dtype, torch.float32)
     return (q.transpose(1, 2).to(dtype) @ k.permute(0, 2, 3, 1).to(dtype)) * scale  # [B, H, Sq, Sk]
+
+
+def _no_keys(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Zeros in the shape of ``q``, in the graph of all three: their gradients are zeros, too, and not missing."""
+    return torch.zeros_like(q) + (q[:0].sum() + k[:0].sum() + v[:0].sum())
 
 
 def _first(rows: Tensor, count: int) -> Tensor:

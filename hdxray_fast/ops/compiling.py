@@ -15,3 +15,17 @@ def constant_result(function: F) -> F:
     """
     function._dynamo_marked_constant = True
     return function
+
+
+def not_traced(reason: str) -> Callable[[F], F]:
+    """Have ``torch.compile`` call a function between two graphs; with ``fullgraph=True`` its error gives the reason.
+
+    As ``torch.compiler.disable``, which imports the whole compiler to set these marks.
+    """
+
+    def mark(function: F) -> F:
+        function._torchdynamo_disable = True
+        function._torchdynamo_disable_msg = reason
+        return function
+
+    return mark

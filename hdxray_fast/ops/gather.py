@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
-from . import native
+from . import flops, native
 from .plan import MaskPlan, dtype_names
 
 
@@ -51,7 +51,7 @@ def gather_patches(
     if native.resolve_backend(backend, images.device) == "reference":
         check_values_eagerly(plan, which)
         return gather_patches_ref(images, plan, scale, shift, out_dtype, which)
-    scaling = native.split_scaling(scale, shift)
+    scaling = scale, shift, 1.0, 0.0
     return _gather_op(images, ids, cu_seqlens, *scaling, plan.patch_size, out_dtype, which)
 
 
@@ -109,7 +109,7 @@ def check_values_eagerly(plan: MaskPlan, which: str) -> None:
 
 
 # --- registration -----------------------------------------------------------------------------------------------------
-# scale and shift are [B] f32 or None; where None, the number counts, so that none has to be written to a GPU.
+# scale and shift are [B] f32 or None; where None, the number counts (and a compiled graph holds for this one alone).
 @torch.library.custom_op("hdxray_fast::gather_patches", mutates_args=(), device_types=("cpu", "cuda"))
 def _gather_op(
     images: Tensor,
@@ -152,13 +152,15 @@ def _(grad_rows, ids, cu_seqlens, scale, scale_value, shape, patch_size, image_d
     return grad_rows.new_empty(shape, dtype=image_dtype)
 
 
-def _save_for_backward(ctx, inputs, output) -> None:
+# --- gradients --------------------------------------------------------------------------------------------------------
+# Gathering is linear in the images, and its backward the transpose: the backward of that gathers again, without shift.
+def _save_for_scatter(ctx, inputs, output) -> None:
     images, ids, cu_seqlens, scale, _, ctx.scale_value, _, ctx.patch_size, _, _ = inputs
     ctx.save_for_backward(ids, cu_seqlens, scale)
     ctx.shape, ctx.image_dtype = list(images.shape), images.dtype
 
 
-def _backward(ctx, grad_rows):
+def _scatter_rows(ctx, grad_rows):
     grad_images = None
     if ctx.needs_input_grad[0]:
         grad_images = _scatter_op(
@@ -167,4 +169,22 @@ def _backward(ctx, grad_rows):
     return grad_images, *[None] * 9
 
 
-_gather_op.register_autograd(_backward, setup_context=_save_for_backward)
+def _save_for_gather(ctx, inputs, output) -> None:
+    grad_rows, ids, cu_seqlens, scale, ctx.scale_value, _, ctx.patch_size, _ = inputs
+    ctx.save_for_backward(ids, cu_seqlens, scale)
+    ctx.rows_dtype = grad_rows.dtype
+
+
+def _gather_images(ctx, grad_images):
+    grad_rows = None
+    if ctx.needs_input_grad[0]:
+        ids, cu_seqlens, scale = ctx.saved_tensors
+        grad_rows = _gather_op(
+            grad_images, ids, cu_seqlens, scale, None, ctx.scale_value, 0.0, ctx.patch_size, ctx.rows_dtype, "keep"
+        )
+    return grad_rows, *[None] * 7
+
+
+_gather_op.register_autograd(_scatter_rows, setup_context=_save_for_scatter)
+_scatter_op.register_autograd(_gather_images, setup_context=_save_for_gather)
+flops.count_nothing(torch.ops.hdxray_fast.gather_patches, torch.ops.hdxray_fast.gather_patches_backward)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
-from . import native
+from . import flops, native
 from .gather import check_call, check_values_eagerly, gather_patches_ref, rows_with_patch
 from .plan import MaskPlan, check_tensor
 
@@ -63,7 +63,7 @@ def reconstruction_loss(
     if native.resolve_backend(backend, images.device) == "reference":
         check_values_eagerly(plan, "predict")
         return reconstruction_loss_ref(images, pred, plan, scale, shift, norm_pix_loss)
-    scaling = native.split_scaling(scale, shift)
+    scaling = scale, shift, 1.0, 0.0
     loss, patch_loss, _, _ = _loss_op(
         images.detach(), pred.contiguous(), ids, cu_seqlens, *scaling, plan.patch_size, norm_pix_loss
     )
@@ -96,7 +96,7 @@ def reconstruction_loss_ref(
 
 
 # --- registration -----------------------------------------------------------------------------------------------------
-# scale and shift are [B] f32 or None; where None, the number counts.
+# scale and shift are [B] f32 or None; where None, the number counts (and a compiled graph holds for this one alone).
 @torch.library.custom_op("hdxray_fast::reconstruction_loss", mutates_args=(), device_types=("cpu", "cuda"))
 def _loss_op(
     images: Tensor,
@@ -141,7 +141,7 @@ def _loss_backward_op(
 
 @_loss_backward_op.register_fake
 def _(images, pred, ids, cu_seqlens, scale, shift, mean, rstd, grad_loss, scale_value, shift_value, patch_size):
-    return torch.empty_like(pred)
+    return pred.new_empty(pred.shape)  # contiguous, whatever the strides of pred are
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
@@ -158,3 +158,4 @@ def _backward(ctx, grad_loss, *_):
 
 
 _loss_op.register_autograd(_backward, setup_context=_save_for_backward)
+flops.count_nothing(torch.ops.hdxray_fast.reconstruction_loss, torch.ops.hdxray_fast.reconstruction_loss_backward)

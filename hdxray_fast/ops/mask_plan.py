@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
 from . import native
+from .compiling import not_traced
 from .mask_ratio import RATIO_INSIDE, RATIO_OUTSIDE, most_patches
 from .mask_rules import STRATEGIES, plan_masks_ref
 from .plan import MAX_PATCH_SIZE, MaskPlan, checked_grid_size, checked_integer, dtype_names, longest_of
@@ -140,6 +141,7 @@ def plan_bounds(
     return most_patches(grid_h * grid_w, *ratios, _share("predict", predict))
 
 
+@not_traced("how many patches an image keeps depends on values: make the plan before the compiled model, and pass it")
 def _plan(
     inside: Tensor,  # [B, gh, gw] bool, contiguous, as valid
     valid: Tensor,

@@ -111,8 +111,12 @@ def check_packed(plan: MaskPlan, which: str, device: torch.device) -> tuple[Tens
     return plan.predict_ids, plan.predict_cu_seqlens
 
 
-def per_image(name: str, value: Any, images: Tensor) -> Tensor | float:
-    """A number as it is, so that no tensor is made of it; a float32 tensor ``[]`` or ``[B]`` as ``[B]``, contiguous."""
+def per_image(name: str, value: Any, images: Tensor) -> Tensor:
+    """A number, or a float32 tensor ``[]`` or ``[B]``, as ``[B]``, contiguous.
+
+    Numbers become tensors here, without waiting for a GPU: in a compiled graph a number that an operator takes is a
+    constant, and every other number would compile the graph again.
+    """
     batch = images.shape[0]
     if isinstance(value, Tensor):
         check_tensor(name, value, (torch.float32,), images.device)
@@ -127,17 +131,8 @@ def per_image(name: str, value: Any, images: Tensor) -> Tensor | float:
         )
     if not -MAX_FLOAT32 <= value <= MAX_FLOAT32:  # not math.isfinite, which torch.compile cannot trace; NaN fails too
         raise ArgumentError(f"{name}: got {value}, accepted is a finite float32")
-    return float(value)
-
-
-def split_scaling(scale: Tensor | float, shift: Tensor | float) -> tuple[Tensor | None, Tensor | None, float, float]:
-    """What `per_image` gave, as operators take it: two tensors or None, two numbers that count where None is."""
-    return (
-        scale if isinstance(scale, Tensor) else None,
-        shift if isinstance(shift, Tensor) else None,
-        1.0 if isinstance(scale, Tensor) else scale,
-        0.0 if isinstance(shift, Tensor) else shift,
-    )
+    # not torch.full, whose number a compiler takes for a constant
+    return torch.ones(batch, dtype=torch.float32, device=images.device) * float(value)
 
 
 _FAULTS = {
@@ -381,7 +376,7 @@ def loss_backward(
     """Gradient of pred, in its shape and dtype."""
     native, images, pred = _require_core(), _readable(images), pred.contiguous()
     check_packed_values(ids, cu_seqlens, _n_patches(images, patch_size), "predict")
-    grad_pred = torch.empty_like(pred)
+    grad_pred = pred.new_empty(pred.shape)
     native.loss_backward(
         _images(images, patch_size), _rows(ids, cu_seqlens, scaling), pred.data_ptr(), DTYPE_CODES[pred.dtype],
         mean.data_ptr(), rstd.data_ptr(), grad_loss.data_ptr(), grad_pred.data_ptr(),

@@ -248,6 +248,31 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.hdxray_fast.attention_backward.default, arguments)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_as_well_as_pytorch_does(dtype):
+    """The interpreter multiplies the bits of bfloat16 as if they were integers; there it is computed in float32."""
+    q, k, v = (packed(n, 2, 32, dtype) for n in (RAGGED_Q, RAGGED_K, RAGGED_K))
+    out = attention(q, k, v, cu_seqlens_q=cumulate(RAGGED_Q), cu_seqlens_k=cumulate(RAGGED_K), backend="triton")
+    assert out.dtype == dtype
+    expected = definition(q, k, v, RAGGED_Q, RAGGED_K)
+    upstream = torch.randn(out.shape).to(dtype)
+    grads = torch.autograd.grad(out, (q, k, v), upstream)
+    wanted = torch.autograd.grad(expected, (q, k, v), upstream.double())
+    tolerance = 4 * torch.finfo(dtype).eps
+    for found, right in zip((out, *grads), (expected, *wanted), strict=True):
+        assert found.dtype == dtype
+        torch.testing.assert_close(found.double(), right.double(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("lengths_q", "lengths_k"), [([0, 0], [0, 0]), ([3, 4], [0, 0]), ([0, 0], [3, 4])])
+def test_empty_sequences_stay_in_the_graph(lengths_q, lengths_k):
+    q, k, v = (packed(n, 2, 32) for n in (lengths_q, lengths_k, lengths_k))
+    out = attention(q, k, v, cu_seqlens_q=cumulate(lengths_q), cu_seqlens_k=cumulate(lengths_k), backend="triton")
+    assert out.requires_grad and out.eq(0).all()
+    for grad, tensor in zip(torch.autograd.grad(out.sum(), (q, k, v)), (q, k, v), strict=True):
+        assert torch.equal(grad, torch.zeros_like(tensor))
+
+
 @pytest.mark.parametrize("dense", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_one_compilation_serves_all_batches(dense):
     counter = CompileCounterWithBackend("aot_eager")

@@ -20,17 +20,6 @@ from hdxray_fast.ops.attention import attention, resolve_backend
 BATCHES = [([1, 63, 0, 65], [65, 1, 7, 33]), ([5, 9, 30, 2], [3, 70, 1, 1]), ([20, 20, 20, 20], [9, 8, 7, 6])]
 
 
-def test_opcheck():
-    q, k, v = packed([3, 5], dim=32), packed([4, 6], dim=32), packed([4, 6], dim=32)
-    sides = (cumulate([3, 5]), cumulate([4, 6]), 5, 6)
-    op = torch.ops.hdxray_fast.attention.default
-    torch.library.opcheck(op, (q, k, v, *sides, 0.3, "sdpa", True))
-    torch.library.opcheck(op, (q, k, v, *sides, 0.3, "reference", False))
-    out, lse = op(q.detach(), k.detach(), v.detach(), *sides, 0.3, "sdpa", True)
-    arguments = (torch.randn_like(out), q.detach(), k.detach(), v.detach(), out, lse, *sides, 0.3, "sdpa")
-    torch.library.opcheck(torch.ops.hdxray_fast.attention_backward.default, arguments)
-
-
 @pytest.mark.parametrize("backend", ["sdpa", "reference"])
 @pytest.mark.parametrize(("lengths_q", "lengths_k"), [*BATCHES, ([3, 4], [0, 0]), ([0], [4])])
 def test_operator_equals_definition(backend, lengths_q, lengths_k):
@@ -89,6 +78,14 @@ def test_a_block_compiles_without_a_break():
         torch.testing.assert_close(compiled(x, cumulate(lengths), max(lengths)), wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_a_scale_that_changes_is_no_error_of_a_compiled_graph():
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda q, scale: attention(q, q, q, scale=scale), backend="eager", fullgraph=True)
+    q = torch.randn(2, 5, 1, 8)
+    for scale in (0.1, 0.2, 0.3):
+        torch.testing.assert_close(compiled(q, scale), attention(q, q, q, scale=scale))
+
+
 def test_wrong_cu_seqlens_are_found_in_compiled_graphs_too():
     compiled = torch.compile(
         lambda q, cu: attention(q, q, q, cu_seqlens_q=cu), backend="aot_eager", fullgraph=True, dynamic=True
@@ -115,6 +112,35 @@ def test_autocast_casts_to_the_dtype_in_force(dtype):
     assert grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("layout", ["packed", "dense"])
+def test_what_is_promised_in_float32_is_computed_in_float32_under_autocast(dtype, layout):
+    """The log-sum-exp and the reference; the backward pass belongs outside of autocast, as everywhere in PyTorch."""
+    q, k, v = ((t.detach() * 8).to(dtype).requires_grad_() for t in (packed([5, 9]), packed([4, 6]), packed([4, 6])))
+    cu = {"cu_seqlens_q": cumulate([5, 9]), "cu_seqlens_k": cumulate([4, 6])}
+    if layout == "dense":
+        q, k, v, cu = q[None], k[None], v[None], {}
+
+    def run(enabled):
+        with torch.autocast("cpu", dtype=dtype, enabled=enabled):
+            out, lse = attention(q, k, v, **cu, scale=4.0, backend="reference", return_lse=True)
+        return out, lse, *torch.autograd.grad(out.sum(), (q, k, v))
+
+    for found, expected in zip(run(True), run(False), strict=True):
+        assert torch.equal(found, expected)
+
+
+def test_compiled_backward_is_computed_in_float32_under_autocast():
+    q, k, v = packed([5, 9]), packed([4, 6]), packed([4, 6])
+    sides = (cumulate([5, 9]), cumulate([4, 6]), 0, 0)
+    out, lse = torch.ops.hdxray_fast.attention(q, k, v, *sides, 0.3, "sdpa", True)
+    arguments = (torch.randn_like(out), *(t.detach() for t in (q, k, v, out, lse)), *sides, 0.3, "sdpa")
+    expected = torch.ops.hdxray_fast.attention_backward(*arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = torch.ops.hdxray_fast.attention_backward(*arguments)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("slack", [0, 5])
 @pytest.mark.parametrize("bounds", [True, False])
 def test_padded_sequences_equal_definition(slack, bounds):
@@ -139,6 +165,29 @@ def test_padded_sequences_equal_definition(slack, bounds):
         assert grad[n:].eq(0).all()
 
 
+@pytest.mark.parametrize("way", ["auto", "reference", "dense", "operator", "padded", "varlen"])
+@pytest.mark.parametrize(("lengths_q", "lengths_k"), [([0, 0], [0, 0]), ([3, 4], [0, 0]), ([0, 0], [3, 4]), ([], [])])
+def test_empty_sequences_stay_in_the_graph(way, lengths_q, lengths_k):
+    """Zeros, and gradients of zeros for all three, whatever the others hold: PyTorch would refuse a missing one."""
+    q, k, v = packed(lengths_q), packed(lengths_k), packed(lengths_k)
+    cu_q, cu_k = cumulate(lengths_q), cumulate(lengths_k)
+    if way == "dense":
+        out = attention(*(t[None] for t in (q, k, v)))[0]
+    elif way == "operator":
+        out, _ = torch.ops.hdxray_fast.attention(q, k, v, cu_q, cu_k, 0, 0, 0.3, "sdpa", False)
+    elif way == "padded":
+        out = attention_torch.padded(q, k, v, cu_q, cu_k, 0, 0, 0.3, "sdpa")
+    elif way == "varlen":
+        out = attention_torch.packed(q, k, v, cu_q, cu_k, 0, 0, 0.3, "varlen")
+    else:
+        out = attention(q, k, v, cu_seqlens_q=cu_q, cu_seqlens_k=cu_k, backend=way)
+    assert out.shape == q.shape
+    assert out.requires_grad
+    assert out.eq(0).all()
+    for grad, tensor in zip(torch.autograd.grad(out.sum(), (q, k, v)), (q, k, v), strict=True):
+        assert torch.equal(grad, torch.zeros_like(tensor))
+
+
 # --- the choice -------------------------------------------------------------------------------------------------------
 def queries(dim=64, dtype=torch.bfloat16):
     return SimpleNamespace(device=torch.device("cuda", 0), dtype=dtype, shape=(100, 12, dim))
@@ -157,7 +206,7 @@ def test_auto_takes_what_was_measured(monkeypatch):
     }
     monkeypatch.setattr(attention_module, "_measured", lambda index: choices)
     monkeypatch.setattr(attention_module, "why_not_triton", lambda *_: "")
-    monkeypatch.setattr(attention_torch.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(attention_torch, "varlen_parameters", lambda: ("query", "scale"))
     assert resolve_backend("auto", queries(), True, 900, True) == "varlen"
     assert resolve_backend("auto", queries(), True, 6401, True) == "triton"
     assert resolve_backend("auto", queries(), False, 6401, True) == "cudnn"
@@ -169,6 +218,30 @@ def test_auto_takes_what_was_measured(monkeypatch):
     assert resolve_backend("auto", queries(), True, 6401, True) == "sdpa"
     with pytest.raises(BackendError, match="too old"):
         resolve_backend("triton", queries(), True, 6401, True)
+
+
+def test_varlen_is_chosen_by_what_it_takes(monkeypatch):
+    """PyTorch 2.10's takes no scale: then it serves the usual one alone, and is not given any."""
+    given = []
+
+    def varlen_attn(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, is_causal=False, return_aux=None):
+        given.append((max_q, max_k))
+        return query + 0 * key.sum()
+
+    attention_torch.varlen_parameters.cache_clear()
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    monkeypatch.setattr(attention_module, "_measured", lambda index: {"packed D=64 bf16 short forward": "varlen"})
+    assert resolve_backend("auto", queries(), True, 900, False) == "varlen"
+    assert resolve_backend("auto", queries(), True, 900, False, usual_scale=False) == "sdpa"
+    with pytest.raises(BackendError, match=r"takes no scale but D \*\* -0.5"):
+        resolve_backend("varlen", queries(), True, 900, False, usual_scale=False)
+    q = packed([3, 5])
+    cu = cumulate([3, 5])
+    assert torch.equal(attention_torch.packed(q, q, q, cu, cu, 5, 0, 32**-0.5, "varlen"), q)
+    assert given == [(5, 8)]
+    monkeypatch.undo()
+    attention_torch.varlen_parameters.cache_clear()
+    assert {"cu_seq_q", "max_q"} <= set(attention_torch.varlen_parameters())
 
 
 def test_doctor_says_which_and_why(monkeypatch):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +37,18 @@ def test_the_best_path_is_taken_on_its_own(tmp_path):
     code = "from hdxray_fast import _core; print(_core.vector_paths()[-1] == _core.vector_path())"
     fresh = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert fresh.stdout.strip() == "True", fresh.stderr
+
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64" or not CPUINFO.is_file(), reason="/proc/cpuinfo of x86-64 is asked")
+def test_features_are_those_that_the_kernel_lists():
+    flags = {line.partition(":")[2] for line in CPUINFO.read_text().splitlines() if line.startswith("flags")}
+    listed = {flag.replace("_", ".") for flag in flags.pop().split()}
+    known = {"sse4.2", "avx", "avx2", "fma", "f16c", "avx512f"}
+    assert set(core.cpu_features()) == listed & known
+    assert ("avx2" in core.vector_paths()) == ({"avx2", "fma", "f16c"} <= listed)
 
 
 @pytest.mark.skipif("HDXRAY_EXPECT_SANITIZED" not in os.environ, reason="only `make sanitize` sets this")

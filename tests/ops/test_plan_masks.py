@@ -286,3 +286,16 @@ def test_bad_arguments_are_named(arguments, error, says):
     with pytest.raises(error, match=says) as raised:
         hx.plan_masks(**{"inside": GRID, "valid": GRID, **arguments})
     assert isinstance(raised.value, hx.HDXrayError)
+
+
+def test_a_compiler_is_told_why_it_cannot_hold_a_plan():
+    """The number of patches depends on values; fullgraph=True says so, and otherwise the plan is what it was."""
+
+    def count(grid):
+        return hx.plan_masks(grid, grid).keep_ids.shape[0]
+
+    grid = torch.ones(2, 4, 4, dtype=torch.bool)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="make the plan before the compiled model, and pass it"):
+        torch.compile(count, backend="eager", fullgraph=True)(grid)
+    assert torch.compile(count, backend="eager")(grid) == count(grid)

@@ -45,6 +45,11 @@ def forward(
     config: Config | None = None,  # for tuning
 ) -> tuple[Tensor, Tensor]:
     """Output ``[N, H, D]``, contiguous, and the log-sum-exp of the scaled scores, float32 ``[H, N]``."""
+    if _unreadable_here(q):
+        out, lse = forward(
+            *(t.float() for t in (q, k, v)), cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, config
+        )
+        return out.to(q.dtype), lse
     rows, heads, head_dim = q.shape
     out = q.new_empty(rows, heads, head_dim)
     lse = q.new_empty(heads, rows, dtype=torch.float32)
@@ -80,6 +85,10 @@ def backward(
     dkdv_config: Config | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, k and v, contiguous. Two runs agree bit for bit: no sum is shared between programs."""
+    if _unreadable_here(q):
+        floats = (t.float() for t in (grad_out, q, k, v, out))
+        sides = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+        return tuple(t.to(q.dtype) for t in backward(*floats, lse, *sides, scale, dq_config, dkdv_config))
     rows, heads, _ = q.shape
     dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
     if rows == 0 or k.shape[0] == 0:
@@ -143,6 +152,11 @@ def _schedule(
         enable_fp_fusion=True,
     )
     return tiles, schedule, (0, 0)
+
+
+def _unreadable_here(q: Tensor) -> bool:
+    """Triton's interpreter keeps bfloat16 as 16-bit integers, and multiplies those: there it is computed in float32."""
+    return INTERPRETED and q.dtype == torch.bfloat16
 
 
 def _launch(kernel, name: str, config: Config, grid: tuple[int, int], q: Tensor, *arguments) -> None:

@@ -1,0 +1,177 @@
+"""Every operator of the package, as PyTorch's registry lists them: opcheck, gradcheck, and a formula of its FLOPs.
+
+A new operator fails here until it has samples.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable
+
+import pytest
+import torch
+from attention_helpers import cumulate, packed
+from plan_helpers import make_plan
+from torch import Tensor
+from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.flop_counter import flop_registry
+
+from hdxray_fast import ops
+from hdxray_fast.ops import native
+
+for module in pkgutil.iter_modules(ops.__path__):
+    if not module.ispkg:
+        importlib.import_module(f"{ops.__name__}.{module.name}")
+
+LIBRARY = "hdxray_fast::"
+REGISTERED = sorted(
+    name.removeprefix(LIBRARY) for name in torch._C._dispatch_get_all_op_names() if name.startswith(LIBRARY)
+)
+PLAN = make_plan([[0, 3], [], [1]], [[1], [2, 3], [0, 2]], (2, 2), 2)
+SCALE, SHIFT = torch.tensor([0.5, 2.0, -1.5]), torch.tensor([0.25, 0.0, 1.0])
+
+
+def operator(name: str):
+    return getattr(torch.ops.hdxray_fast, name)
+
+
+def images(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(3, 1, 4, 4).to(dtype).requires_grad_()
+
+
+def keep() -> tuple[Tensor, Tensor]:
+    return PLAN.keep_ids, PLAN.keep_cu_seqlens
+
+
+def predict() -> tuple[Tensor, Tensor]:
+    return PLAN.predict_ids, PLAN.predict_cu_seqlens
+
+
+# --- samples: arguments of each operator, floats that have gradients with requires_grad -------------------------------
+def gather_samples() -> list[tuple]:
+    return [
+        (images(), *keep(), SCALE, SHIFT, 1.0, 0.0, 2, torch.float32, "keep"),
+        (images(torch.bfloat16), *predict(), None, None, 0.5, 1.0, 2, torch.float16, "predict"),
+        (images().detach().mul(99).to(torch.uint8), *keep(), SCALE, None, 1.0, 1.0, 2, torch.bfloat16, "keep"),
+    ]
+
+
+def scatter_samples() -> list[tuple]:
+    rows = torch.randn(3, 4, requires_grad=True)
+    return [
+        (rows, *keep(), SCALE, 1.0, [3, 1, 4, 4], 2, torch.float32),
+        (rows.detach().t().contiguous().t(), *keep(), None, 0.5, [3, 1, 4, 4], 2, torch.bfloat16),
+    ]
+
+
+def loss_samples() -> list[tuple]:
+    pred = torch.randn(5, 4, requires_grad=True)
+    strided = pred.detach().t().contiguous().t().requires_grad_()
+    return [
+        (images().detach(), pred, *predict(), SCALE, SHIFT, 1.0, 0.0, 2, True),
+        (images().detach(), pred, *predict(), None, None, 0.5, 1.0, 2, False),
+        (images().detach(), strided, *predict(), SCALE, None, 1.0, 0.5, 2, True),
+    ]
+
+
+def loss_backward_samples() -> list[tuple]:
+    samples = []
+    for pixels, pred, ids, cu, scale, shift, *values, norm in loss_samples():
+        arguments = (pixels, pred.detach(), ids, cu, scale, shift)
+        _, _, mean, rstd = operator("reconstruction_loss")(*arguments, *values, norm)
+        samples.append((*arguments, mean, rstd, torch.tensor(2.0), *values))
+    return samples
+
+
+def attention_samples() -> list[tuple]:
+    q, k, v = (packed(n, 2, 8, torch.float64) for n in ([3, 0, 5], [4, 2, 1], [4, 2, 1]))
+    sides = (cumulate([3, 0, 5]), cumulate([4, 2, 1]), 5, 4)
+    nothing = packed([0, 0], 2, 8, torch.float64)
+    return [
+        (q, k, v, *sides, 0.3, "sdpa", True),
+        (q, k, v, *sides, 0.3, "reference", False),
+        (q, nothing, nothing, sides[0], cumulate([0, 0, 0]), 0, 0, 0.3, "sdpa", True),
+        (q.float().detach().half(), *(t.float().detach().half() for t in (k, v)), *sides, 0.3, "sdpa", True),
+    ]
+
+
+def attention_backward_samples() -> list[tuple]:
+    samples = []
+    for q, k, v, *sides, scale, backend, _ in attention_samples():
+        tensors = tuple(t.detach() for t in (q, k, v))
+        out, lse = operator("attention")(*tensors, *sides, scale, backend, True)
+        strided = torch.randn(*out.shape[:2], 2 * out.shape[2], dtype=out.dtype)[..., ::2]
+        samples.append((strided, *tensors, out, lse, *sides, scale, backend))
+    return samples
+
+
+SAMPLES: dict[str, Callable[[], list[tuple]]] = {
+    "attention": attention_samples,
+    "attention_backward": attention_backward_samples,
+    "gather_patches": gather_samples,
+    "gather_patches_backward": scatter_samples,
+    "reconstruction_loss": loss_samples,
+    "reconstruction_loss_backward": loss_backward_samples,
+}
+LINEAR = ("gather_patches", "gather_patches_backward")
+ONCE = ("attention_backward", "reconstruction_loss_backward")  # there is no second derivative; PyTorch says so
+every_operator = pytest.mark.parametrize("name", REGISTERED)
+needs_core = pytest.mark.skipif(native.core is None, reason=f"the native core is not built: {native.why_missing}")
+
+
+def test_all_operators_have_samples():
+    assert sorted(SAMPLES) == REGISTERED
+
+
+@needs_core
+@every_operator
+def test_opcheck(name):
+    for arguments in SAMPLES[name]():
+        torch.library.opcheck(operator(name).default, arguments, rtol=1e-3, atol=1e-5)
+
+
+@needs_core
+@every_operator
+def test_fake_outputs_have_the_strides_of_real_ones(name):
+    """opcheck passes over the strides of outputs that it does not compare, and a compiler relies on all of them."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    for arguments in SAMPLES[name]():
+        with torch.no_grad():
+            real = operator(name)(*arguments)
+            with FakeTensorMode() as mode:
+                fake = operator(name)(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments))
+        for a, b in zip(*((t,) if isinstance(t, Tensor) else t for t in (real, fake)), strict=True):
+            assert (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
+
+
+@needs_core
+@pytest.mark.filterwarnings("ignore:Input .* is not a double precision:UserWarning")
+@every_operator
+def test_gradcheck(name):
+    """The first output, as a function of the tensors that need gradients; those after it have none."""
+    checked = 0
+    for arguments in SAMPLES[name]():
+        places = [i for i, a in enumerate(arguments) if isinstance(a, Tensor) and a.requires_grad]
+        inputs = tuple(arguments[i] for i in places)
+        if name in ONCE or not inputs or inputs[0].dtype not in (torch.float32, torch.float64):
+            continue
+
+        def function(*tensors, arguments=arguments, places=places):
+            changed = dict(zip(places, tensors, strict=True))
+            out = operator(name)(*(changed.get(i, a) for i, a in enumerate(arguments)))
+            return out if isinstance(out, Tensor) else out[0]
+
+        # float32 is enough: central differences of linear and quadratic functions are exact, however long the step
+        exact = {} if inputs[0].dtype == torch.float64 else {"eps": 0.5, "atol": 1e-4, "rtol": 1e-4}
+        assert gradcheck(function, inputs, **exact)
+        if name in LINEAR:
+            assert gradgradcheck(function, inputs, **exact)
+        checked += 1
+    assert checked or name in ONCE
+
+
+@every_operator
+def test_flops_are_known(name):
+    assert operator(name) in flop_registry
