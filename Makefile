@@ -76,7 +76,7 @@ wheel: $(VENV)/.created  ## sdist and wheel into dist/
 
 # The core with AddressSanitizer and UndefinedBehaviorSanitizer, under the tests that call it.
 SANITIZE_TESTS := tests/ops/test_native.py tests/ops/test_plan_masks.py tests/ops/test_mask_plan.py tests/ops/test_mask_plan_emulation.py \
-	tests/ops/test_gather.py tests/ops/test_loss.py tests/ops/test_pixels_emulation.py
+	tests/ops/test_gather.py tests/ops/test_loss.py tests/ops/test_pixels_emulation.py tests/ops/test_view.py
 sanitize: $(VENV)/.test  ## the core's tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(BIN)/cmake -S . -B build/sanitize -G Ninja -DHDXRAY_SANITIZE=ON -DHDXRAY_CUDA=OFF -DCMAKE_BUILD_TYPE=Debug \
 		-DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja -DPython_EXECUTABLE=$(abspath $(BIN))/python

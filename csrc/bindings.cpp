@@ -14,6 +14,7 @@
 #include "common/loss.h"
 #include "common/mask_plan.h"
 #include "common/patches.h"
+#include "common/view.h"
 #include "cpu/vector_path.h"
 #include "emulation/mask_plan_emulation.h"
 #include "emulation/pixels_emulation.h"
@@ -29,22 +30,32 @@ T* pointer(uintptr_t address) {
     return reinterpret_cast<T*>(address);
 }
 
-// (pointer, dtype, batch, channels, stride_b, stride_c, stride_h, grid_h, grid_w, patch_size): images [B, C, H, W]
-using ImagesTuple = std::tuple<uintptr_t, int, int64_t, int32_t, int64_t, int64_t, int64_t, int32_t, int32_t, int32_t>;
+// (pointer, dtype, batch, channels, stride_b, stride_c, stride_h, grid_h, grid_w, patch_size, packed): images
+// [B, C, H, W], or the pixels of the patches alone, [N, C, p, p]
+using ImagesTuple =
+    std::tuple<uintptr_t, int, int64_t, int32_t, int64_t, int64_t, int64_t, int32_t, int32_t, int32_t, bool>;
 // (ids, cu_seqlens, n_rows, scale, shift, scale_value, shift_value): pointers, n_rows, pointers, floats; a null scale
 // or shift takes the value
 using RowsTuple = std::tuple<uintptr_t, uintptr_t, int64_t, uintptr_t, uintptr_t, float, float>;
 
 Patches make_patches(const ImagesTuple& images, const RowsTuple& rows) {
-    const auto& [image, dtype, batch, channels, stride_b, stride_c, stride_h, grid_h, grid_w, patch_size] = images;
+    const auto& [image, dtype, batch, channels, stride_b, stride_c, stride_h, grid_h, grid_w, patch_size, packed] =
+        images;
     const auto& [ids, cu_seqlens, n_rows, scale, shift, scale_value, shift_value] = rows;
     return {{pointer<const void>(image), stride_b, stride_c, stride_h, channels, patch_size, grid_w,
              pointer<const int32_t>(ids), pointer<const int32_t>(cu_seqlens), pointer<const float>(scale),
-             pointer<const float>(shift), scale_value, shift_value},
+             pointer<const float>(shift), scale_value, shift_value, packed},
             batch,
             n_rows,
             grid_h,
             static_cast<DType>(dtype)};
+}
+
+// (affine, table): pointers, the table's null for none
+using ViewTuple = std::tuple<uintptr_t, uintptr_t>;
+
+View make_view(const ViewTuple& view) {
+    return {pointer<const float>(std::get<0>(view)), pointer<const void>(std::get<1>(view))};
 }
 
 // (loss, patch_loss, mean, rstd, partials): pointers, the last one for a CUDA device only
@@ -203,6 +214,24 @@ PYBIND11_MODULE(_core, m) {
         },
         py::arg("images"), py::arg("rows"), py::arg("grad_rows"), py::arg("grad_dtype"), py::arg("n_threads"),
         py::arg("device"), py::arg("stream"), no_gil);
+
+    m.def(
+        "view",
+        [](const ImagesTuple& images, const RowsTuple& rows, const ViewTuple& view_of, uintptr_t pixels, int n_threads,
+           int device, uintptr_t stream) {
+            const Patches patches = make_patches(images, rows);
+            if (!on_cuda(device)) return view(patches, make_view(view_of), pointer<void>(pixels), n_threads);
+            view_cuda(patches, make_view(view_of), pointer<void>(pixels), device, stream);
+        },
+        py::arg("images"), py::arg("rows"), py::arg("view"), py::arg("pixels"), py::arg("n_threads"), py::arg("device"),
+        py::arg("stream"), no_gil);
+
+    m.def(
+        "_emulate_view",
+        [](const ImagesTuple& images, const RowsTuple& rows, const ViewTuple& view_of, uintptr_t pixels) {
+            emulate_view(make_patches(images, rows), make_view(view_of), pointer<void>(pixels));
+        },
+        py::arg("images"), py::arg("rows"), py::arg("view"), py::arg("pixels"), no_gil);
 
     m.def(
         "_emulate_gather",

@@ -35,6 +35,8 @@ _ROOMS = {
     "plan_bounds": "ops.mask_plan",
     "gather_patches": "ops.gather",
     "reconstruction_loss": "ops.loss",
+    "View": "ops.view",
+    "view_patches": "ops.view",
     "attention": "ops.attention",
     "debug_checks": "ops.debug",
     "create_encoder": "weights.create",

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import torch
+
+import hdxray_fast as hx
+from hdxray_fast.data.augment import Augmentation
 
 
 def chest_grids(batch: int, grid: int = 80) -> tuple[torch.Tensor, torch.Tensor]:
@@ -20,3 +24,13 @@ def chest_grids(batch: int, grid: int = 80) -> tuple[torch.Tensor, torch.Tensor]
 def canvases(batch: int, size: int = 1280) -> torch.Tensor:
     """Noise, uint8 ``[B, 1, size, size]``: the time does not depend on what the pixels show."""
     return torch.randint(0, 256, (batch, 1, size, size), dtype=torch.uint8)
+
+
+def drawn_view(batch: int, size: int = 1280) -> hx.View:
+    """What pre-training's augmentation draws for images of uint8: a map and a gamma each."""
+    affines, tables, levels = [], [], np.arange(256, dtype=np.uint8)[None]
+    for b in range(batch):
+        affine, tone = Augmentation().draw(np.random.default_rng(b), size)
+        affines.append(cv2.invertAffineTransform(affine))
+        tables.append(tone(levels)[0])
+    return hx.View(torch.tensor(np.array(affines), dtype=torch.float32), torch.from_numpy(np.array(tables)))

@@ -12,14 +12,15 @@ constexpr int kMaxChannels = 3;
 
 // Where a packed row's patch lies. Strides are in elements, the last one is 1.
 struct PatchSource {
-    const void* images;  // [B, C, H, W] of any DType
-    int64_t stride_b, stride_c, stride_h;
+    const void* images;                    // [B, C, H, W] of any DType
+    int64_t stride_b, stride_c, stride_h;  // of packed patches C * p * p, p * p, p
     int32_t channels, patch_size, grid_w;
     const int32_t* ids;         // [N] int32, local to the image
     const int32_t* cu_seqlens;  // [B + 1] int32
     const float* scale;         // [B] f32, or null: scale_value for all
     const float* shift;         // [B] f32, or null: shift_value for all
     float scale_value, shift_value;
+    bool packed;  // images are the patches alone, one after another: [N, C, p, p]
 };
 
 // Packed patches of a batch of images, as the caller describes them.

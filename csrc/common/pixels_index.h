@@ -37,13 +37,13 @@ inline PixelJob make_pixel_job(const Patches& patches, int pixels_of_chunk) {
 }
 
 // Whether every chunk of `bytes` bytes begins at a multiple of the access's size. A stride that is never taken (one
-// image, one channel) does not matter.
+// image, one channel) does not matter; of packed patches, stride_b is from one to the next.
 inline bool chunks_are_aligned(const Patches& patches, int64_t bytes, int64_t element) {
     const PatchSource& s = patches.source;
     const int64_t access = bytes < 16 ? bytes : 16;
     const auto fits = [&](int64_t stride) { return stride * element % access == 0; };
     return reinterpret_cast<uintptr_t>(s.images) % access == 0 && fits(s.stride_h) &&
-           (patches.batch <= 1 || fits(s.stride_b)) && (s.channels == 1 || fits(s.stride_c));
+           ((patches.batch <= 1 && !s.packed) || fits(s.stride_b)) && (s.channels == 1 || fits(s.stride_c));
 }
 
 // The image that owns packed row `row`: the first b with row < cu_seqlens[b + 1]; `batch` if there is none, which is so
@@ -90,7 +90,8 @@ HDXRAY_HD inline void find_places(const PixelJob& job, int64_t first_row, int la
         const auto y = static_cast<int32_t>(job.grid_w.quotient(static_cast<uint32_t>(id)));
         const int32_t x = id - y * s.grid_w;
         places[u].image = real ? image : -1;
-        places[u].offset = b * s.stride_b + (y * s.stride_h + x) * s.patch_size;
+        places[u].offset = s.packed ? (real ? row : 0) * static_cast<int64_t>(job.line_size.by) * s.patch_size
+                                    : b * s.stride_b + (y * s.stride_h + x) * s.patch_size;
     }
 }
 

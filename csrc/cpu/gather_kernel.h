@@ -19,6 +19,7 @@ struct RowCursor {
     // Offset in elements of the patch's first pixel; `row` must not fall from call to call.
     int64_t offset(int64_t row) {
         while (row >= s.cu_seqlens[b + 1]) ++b;
+        if (s.packed) return row * s.channels * s.patch_size * s.patch_size;
         const int64_t id = s.ids[row], y = id / s.grid_w, x = id % s.grid_w;
         return b * s.stride_b + (y * s.stride_h + x) * s.patch_size;
     }

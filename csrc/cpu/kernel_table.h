@@ -4,6 +4,7 @@
 #include "cpu/gather_kernel.h"
 #include "cpu/loss_kernel.h"
 #include "cpu/mask_plan_kernel.h"
+#include "cpu/view_kernel.h"
 
 namespace hdxray::HDXRAY_ISA {
 namespace {
@@ -19,6 +20,7 @@ constexpr void fill_from_pixels(Kernels& t, DType in) {
     t.loss_backward[in][kF32] = loss_backward<In, float>;
     t.loss_backward[in][kF16] = loss_backward<In, Half>;
     t.loss_backward[in][kBF16] = loss_backward<In, BFloat16>;
+    t.view[in] = view_rows<In>;
 }
 
 template <typename Image>

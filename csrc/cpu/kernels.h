@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "common/patches.h"
+#include "common/view.h"
 
 namespace hdxray {
 
@@ -28,6 +29,13 @@ struct LossJob {
     float grad_scale;   // d loss / d (sum of squared errors), backward
 };
 
+struct ViewJob {
+    PatchSource from;
+    View view;
+    int32_t height, width;  // of the images
+    void* pixels;           // [N, C, p, p], dtype of the images
+};
+
 // A rank's place in one stratum: the patches with (key, id) <= (key, id) of this threshold come before it or are it.
 struct Threshold {
     uint32_t key;
@@ -46,6 +54,7 @@ struct EmitJob {
 
 using GatherFn = void (*)(const GatherJob&, int64_t begin, int64_t end);
 using ScatterFn = void (*)(const ScatterJob&, int64_t begin, int64_t end);
+using ViewFn = void (*)(const ViewJob&, int64_t begin, int64_t end);
 // scratch: room for one patch as floats, C * p * p rounded up to 8.
 using LossFn = void (*)(const LossJob&, int64_t begin, int64_t end, float* scratch);
 
@@ -56,6 +65,7 @@ struct Kernels {
     ScatterFn scatter[kNumDTypes][kNumDTypes];     // [image gradient][row gradient]
     LossFn loss_forward[kNumDTypes][kNumDTypes];   // [image][pred]
     LossFn loss_backward[kNumDTypes][kNumDTypes];  // [image][pred]
+    ViewFn view[kNumDTypes];                       // [image]
     // words[i] = word i % 4 of Philox-4x32-10 at counter (c0 + i / 4, c1, c2, c3); room for n rounded up to 32 words.
     void (*philox_words)(uint32_t* words, int64_t n, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0,
                          uint32_t key1);

@@ -1,4 +1,4 @@
-// Plays gpu/gather_body.h and gpu/loss_body.h through, with the launch shapes of gpu/gather.cu and gpu/loss.cu.
+// Plays gpu/gather_body.h, gpu/loss_body.h and gpu/view_body.h through, with the launch shapes of the .cu files.
 #include "emulation/pixels_emulation.h"
 
 #include <vector>
@@ -6,6 +6,7 @@
 #include "common/check.h"
 #include "common/dispatch.h"
 #include "gpu/loss_body.h"
+#include "gpu/view_body.h"
 
 namespace hdxray {
 namespace {
@@ -122,6 +123,16 @@ void emulate_loss_backward(const Patches& patches, const void* pred, DType pred_
                            const float* rstd, const float* grad_loss, void* grad_pred) {
     const LossKernelJob job = backward_job(patches, pred, mean, rstd, grad_loss, grad_pred);
     for_pixel_dtypes<EmulateLossBackward>(patches.dtype, pred_dtype, patches, pred_dtype, job);
+}
+
+void emulate_view(const Patches& patches, const View& view, void* pixels) {
+    check_shapes(patches);
+    check_view(patches, view, pixels);
+    if (patches.n_rows == 0) return;
+    const ViewPlan plan = plan_view(patches, view);
+    for_each_thread(plan.shape, [&](int64_t row, int y, int lane) {
+        if (row < plan.job.pixels.n_rows) ViewAny::run(plan.job, pixels, row, y, lane);
+    });
 }
 
 void emulate_image_of_row(const int32_t* cu_seqlens, int32_t batch, int64_t first, int64_t n, int32_t* images) {

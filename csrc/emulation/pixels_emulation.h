@@ -2,6 +2,7 @@
 // Pointers are the CPU's; ids and cu_seqlens may hold anything, as on a GPU.
 #pragma once
 #include "common/patches.h"
+#include "common/view.h"
 
 namespace hdxray {
 
@@ -13,6 +14,9 @@ void emulate_loss_forward(const Patches& patches, const void* pred, DType pred_d
                           float* patch_loss, float* mean, float* rstd, double* partials);
 void emulate_loss_backward(const Patches& patches, const void* pred, DType pred_dtype, const float* mean,
                            const float* rstd, const float* grad_loss, void* grad_pred);
+
+// As view_cuda.
+void emulate_view(const Patches& patches, const View& view, void* pixels);
 
 // image_of_row for rows [first, first + n): what the search in cu_seqlens ([batch + 1] int32) finds, to images ([n]
 // int32).

@@ -4,18 +4,10 @@
 #include "common/gather.h"
 #include "gpu/cuda.h"
 #include "gpu/gather_body.h"
+#include "gpu/pixel_launch.h"
 
 namespace hdxray {
 namespace {
-
-constexpr int kThreads = kWarpsOfBlock * kLanes;
-
-__device__ int64_t warp_of_grid() {
-    return static_cast<int64_t>(blockIdx.x) * kWarpsOfBlock + threadIdx.x / kLanes;
-}
-__device__ int lane_of_warp() {
-    return static_cast<int>(threadIdx.x % kLanes);
-}
 
 template <typename In, typename Out, int kChannels>
 __global__ void __launch_bounds__(kThreads) gather_wide(const __grid_constant__ PixelJob job, Out* rows) {

@@ -4,18 +4,10 @@
 #include "common/loss.h"
 #include "gpu/cuda.h"
 #include "gpu/loss_body.h"
+#include "gpu/pixel_launch.h"
 
 namespace hdxray {
 namespace {
-
-constexpr int kThreads = kWarpsOfBlock * kLanes;
-
-__device__ int64_t warp_of_grid() {
-    return static_cast<int64_t>(blockIdx.x) * kWarpsOfBlock + threadIdx.x / kLanes;
-}
-__device__ int lane_of_warp() {
-    return static_cast<int>(threadIdx.x % kLanes);
-}
 
 // First stage: the block's warps leave their rows' losses, and one thread adds them up in order. Every thread of the
 // block must come here.

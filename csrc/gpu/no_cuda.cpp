@@ -6,6 +6,7 @@
 #include "common/gather.h"
 #include "common/loss.h"
 #include "common/mask_plan.h"
+#include "common/view.h"
 #include "gpu/device.h"
 
 namespace hdxray {
@@ -35,6 +36,10 @@ void gather_cuda(const Patches& /*patches*/, void* /*rows*/, DType /*row_dtype*/
 
 void scatter_cuda(const Patches& /*patches*/, const void* /*grad_rows*/, DType /*row_dtype*/, int device,
                   uintptr_t /*stream*/) {
+    refuse(device);
+}
+
+void view_cuda(const Patches& /*patches*/, const View& /*view*/, void* /*pixels*/, int device, uintptr_t /*stream*/) {
     refuse(device);
 }
 

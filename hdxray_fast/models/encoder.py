@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import ArgumentError, ArgumentTypeError
 from ..ops.gather import gather_patches
 from ..ops.plan import MaskPlan
+from ..ops.view import View
 from .encoder_config import EncoderConfig, fixed_scale
 from .layers import Block, init_weights
 from .packing import to_grid, token_rows
@@ -242,9 +243,14 @@ class Encoder(nn.Module):
         return torch.cat(self._to_dense(self.norm(x), plan), dim=1), intermediates
 
     def forward_maps(
-        self, images: Tensor, plan: MaskPlan, scale: float | Tensor = 1.0, shift: float | Tensor = 0.0
+        self,
+        images: Tensor,
+        plan: MaskPlan,
+        scale: float | Tensor = 1.0,
+        shift: float | Tensor = 0.0,
+        view: View | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """As :meth:`forward`, with the tokens at every depth.
+        """As :meth:`forward`, with the tokens at every depth, and images seen through a view if there is one.
 
         Returns:
             ``depth + 1`` maps ``[N_keep + B, D]`` and their ``cu_seqlens [B + 1]`` int32: the embedded patches, the
@@ -253,16 +259,23 @@ class Encoder(nn.Module):
         """
         self.check_images(images)
         self._check_plan(images, plan)
-        tokens = self.embed(images, plan, scale, shift)
+        tokens = self.embed(images, plan, scale, shift, view)
         maps = [tokens.values]
         for block in self.blocks:
             maps.append(self._run(block, maps[-1], tokens.cu_seqlens, plan.longest[0] + self.num_prefix_tokens))
         maps[-1] = self.norm(maps[-1])
         return maps, tokens.cu_seqlens
 
-    def embed(self, images: Tensor, plan: MaskPlan, scale: float | Tensor = 1.0, shift: float | Tensor = 0.0) -> Tokens:
+    def embed(
+        self,
+        images: Tensor,
+        plan: MaskPlan,
+        scale: float | Tensor = 1.0,
+        shift: float | Tensor = 0.0,
+        view: View | None = None,
+    ) -> Tokens:
         """Kept patches as tokens with positions, prefix tokens put in front of each sequence."""
-        rows = gather_patches(images, plan, scale=scale, shift=shift, out_dtype=self._rows_dtype(images.device))
+        rows = gather_patches(images, plan, scale, shift, self._rows_dtype(images.device), view=view)
         first = self.pos_embed.shape[1] - self.grid_size[0] * self.grid_size[1]
         positions = self.pos_embed[0].index_select(0, plan.keep_ids + first)
         patches = self.patch_embed(rows) + positions  # [N_keep, D]

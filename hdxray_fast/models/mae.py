@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, ArgumentTypeError
 from ..ops.loss import reconstruction_loss
 from ..ops.plan import MaskPlan
+from ..ops.view import View
 from .decoder import CrossDecoder, SelfDecoder
 from .encoder import Encoder
 from .encoder_config import EncoderConfig, preset
@@ -99,6 +100,7 @@ class MaskedAutoencoder(nn.Module):
         plan: MaskPlan,
         scale: float | Tensor = 1.0,
         shift: float | Tensor = 0.0,
+        view: View | None = None,
     ) -> MAEOutput:
         """Encode what ``plan`` keeps, predict what it predicts, compare with the pixels ``pixel * scale + shift``.
 
@@ -107,16 +109,17 @@ class MaskedAutoencoder(nn.Module):
             plan: from :func:`hdxray_fast.plan_masks` with ``predict=model.default_predict``, on the images' device.
             scale: a number, or float32 ``[B]``.
             shift: see ``scale``.
+            view: see the images through these maps and tables; the plan is then one of the view.
 
         Raises:
             ArgumentError: images and plan do not fit the model or each other.
         """
         if not isinstance(plan, MaskPlan):
             raise ArgumentTypeError(f"plan: got {type(plan).__name__}, accepted is a MaskPlan (see plan_masks)")
-        maps, cu_seqlens = self.encoder.forward_maps(images, plan, scale, shift)
+        maps, cu_seqlens = self.encoder.forward_maps(images, plan, scale, shift, view)
         pred = self.decoder(maps, cu_seqlens, plan)
         loss, patch_loss = reconstruction_loss(
-            images, pred, plan, scale=scale, shift=shift, norm_pix_loss=self.norm_pix_loss
+            images, pred, plan, scale=scale, shift=shift, norm_pix_loss=self.norm_pix_loss, view=view
         )
         return MAEOutput(loss, patch_loss, pred)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
 from . import flops, native
-from .plan import MaskPlan, dtype_names
+from .plan import MaskPlan, dtype_names, rows_with_patch
+from .view import View, check_view, view_images_ref, view_patches
 
 
 def gather_patches(
@@ -20,6 +22,7 @@ def gather_patches(
     out_dtype: torch.dtype = torch.float32,
     which: str = "keep",
     backend: str = "auto",
+    view: View | None = None,
 ) -> Tensor:
     """Rows of the kept (or predicted) patches: ``pixel * scale + shift``, in fp32, then rounded once to `out_dtype`.
 
@@ -35,9 +38,10 @@ def gather_patches(
         out_dtype: float32, float16 or bfloat16.
         which: ``"keep"`` or ``"predict"``.
         backend: ``"auto"``, ``"native"`` or ``"reference"``.
+        view: read the images through these maps and tables, as `view_patches` does; the plan is then one of the view.
 
     Returns:
-        ``[N, C*p*p]`` of `out_dtype`. Differentiable with respect to float images.
+        ``[N, C*p*p]`` of `out_dtype`. Differentiable with respect to float images, unless they are seen through a view.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument is not as described, or plan and images do not fit; nothing was
@@ -48,11 +52,18 @@ def gather_patches(
     if out_dtype not in native.FLOAT_DTYPES:
         raise ArgumentError(f"out_dtype: got {out_dtype}, accepted are {dtype_names(native.FLOAT_DTYPES)}")
     scale, shift = native.per_image("scale", scale, images), native.per_image("shift", shift, images)
+    grid = None
+    if view is not None and images.requires_grad:
+        raise ArgumentError("images: requires_grad is set, but no gradient flows through a view; pass images.detach()")
     if native.resolve_backend(backend, images.device) == "reference":
         check_values_eagerly(plan, which)
+        if view is not None:
+            images = view_images_ref(images, check_view(view, images, values=True))
         return gather_patches_ref(images, plan, scale, shift, out_dtype, which)
+    if view is not None:
+        images, grid = view_patches(images, plan, view, which, backend), list(plan.grid_size)
     scaling = scale, shift, 1.0, 0.0
-    return _gather_op(images, ids, cu_seqlens, *scaling, plan.patch_size, out_dtype, which)
+    return _gather_op(images, ids, cu_seqlens, *scaling, plan.patch_size, out_dtype, which, grid)
 
 
 def gather_patches_ref(
@@ -84,15 +95,6 @@ def gather_patches_ref(
     return torch.where(real[:, None], chosen, 0).to(out_dtype)
 
 
-def rows_with_patch(plan: MaskPlan, which: str) -> tuple[Tensor, Tensor]:
-    """Which packed rows have a patch, ``[N]`` bool, and the image of each, ``[N]`` int64; slack has none."""
-    ids, cu_seqlens = native.check_packed(plan, which, plan.device)
-    row = torch.arange(ids.shape[0], dtype=torch.int32, device=ids.device)
-    image = torch.searchsorted(cu_seqlens[1:], row, right=True)  # [N], the batch size for slack
-    n_patches = plan.grid_size[0] * plan.grid_size[1]
-    return (image < plan.batch_size) & (ids >= 0) & (ids < n_patches), image
-
-
 def check_call(images: Any, plan: Any, which: str) -> tuple[Tensor, Tensor, Tensor]:
     """Images, ids and cu_seqlens of a pixel op's call, if they fit together; all but the values of the ids."""
     if not isinstance(plan, MaskPlan):
@@ -110,6 +112,7 @@ def check_values_eagerly(plan: MaskPlan, which: str) -> None:
 
 # --- registration -----------------------------------------------------------------------------------------------------
 # scale and shift are [B] f32 or None; where None, the number counts (and a compiled graph holds for this one alone).
+# With a grid, images are the pixels of the patches alone, [N, C, p, p].
 @torch.library.custom_op("hdxray_fast::gather_patches", mutates_args=(), device_types=("cpu", "cuda"))
 def _gather_op(
     images: Tensor,
@@ -122,13 +125,14 @@ def _gather_op(
     patch_size: int,
     out_dtype: torch.dtype,
     which: str,
+    grid: Sequence[int] | None = None,
 ) -> Tensor:
     scaling = (scale, shift, scale_value, shift_value)
-    return native.gather(images, ids, cu_seqlens, scaling, patch_size, out_dtype, which)
+    return native.gather(images, ids, cu_seqlens, scaling, patch_size, out_dtype, which, grid)
 
 
 @_gather_op.register_fake
-def _(images, ids, cu_seqlens, scale, shift, scale_value, shift_value, patch_size, out_dtype, which):
+def _(images, ids, cu_seqlens, scale, shift, scale_value, shift_value, patch_size, out_dtype, which, grid=None):
     return images.new_empty(ids.shape[0], images.shape[1] * patch_size**2, dtype=out_dtype)
 
 
@@ -155,7 +159,7 @@ def _(grad_rows, ids, cu_seqlens, scale, scale_value, shape, patch_size, image_d
 # --- gradients --------------------------------------------------------------------------------------------------------
 # Gathering is linear in the images, and its backward the transpose: the backward of that gathers again, without shift.
 def _save_for_scatter(ctx, inputs, output) -> None:
-    images, ids, cu_seqlens, scale, _, ctx.scale_value, _, ctx.patch_size, _, _ = inputs
+    images, ids, cu_seqlens, scale, _, ctx.scale_value, _, ctx.patch_size, *_ = inputs
     ctx.save_for_backward(ids, cu_seqlens, scale)
     ctx.shape, ctx.image_dtype = list(images.shape), images.dtype
 
@@ -166,7 +170,7 @@ def _scatter_rows(ctx, grad_rows):
         grad_images = _scatter_op(
             grad_rows, *ctx.saved_tensors, ctx.scale_value, ctx.shape, ctx.patch_size, ctx.image_dtype
         )
-    return grad_images, *[None] * 9
+    return grad_images, *[None] * 10
 
 
 def _save_for_gather(ctx, inputs, output) -> None:

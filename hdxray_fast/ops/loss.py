@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
 from . import flops, native
-from .gather import check_call, check_values_eagerly, gather_patches_ref, rows_with_patch
-from .plan import MaskPlan, check_tensor
+from .gather import check_call, check_values_eagerly, gather_patches_ref
+from .plan import MaskPlan, check_tensor, rows_with_patch
+from .view import View, check_view, view_images_ref, view_patches
 
 VARIANCE_EPSILON = 1e-6  # csrc/cpu/loss_kernel.h holds the same
 
@@ -21,6 +24,7 @@ def reconstruction_loss(
     shift: float | Tensor = 0.0,  # [] or [B] f32
     norm_pix_loss: bool = True,
     backend: str = "auto",
+    view: View | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean squared error between predictions and the (normalised) pixels of the predicted patches.
 
@@ -36,6 +40,7 @@ def reconstruction_loss(
         shift: likewise.
         norm_pix_loss: normalise each target patch by its own mean and variance.
         backend: ``"auto"``, ``"native"`` or ``"reference"``.
+        view: as in `gather_patches`.
 
     Returns:
         ``loss``, a float32 scalar: the mean over all predicted patches of the batch, 0 if there are none;
@@ -62,10 +67,15 @@ def reconstruction_loss(
     scale, shift = native.per_image("scale", scale, images), native.per_image("shift", shift, images)
     if native.resolve_backend(backend, images.device) == "reference":
         check_values_eagerly(plan, "predict")
+        if view is not None:
+            images = view_images_ref(images.detach(), check_view(view, images, values=True))
         return reconstruction_loss_ref(images, pred, plan, scale, shift, norm_pix_loss)
     scaling = scale, shift, 1.0, 0.0
+    images, grid = images.detach(), None
+    if view is not None:  # once: the backward pass reads the same pixels again
+        images, grid = view_patches(images, plan, view, "predict", backend), list(plan.grid_size)
     loss, patch_loss, _, _ = _loss_op(
-        images.detach(), pred.contiguous(), ids, cu_seqlens, *scaling, plan.patch_size, norm_pix_loss
+        images, pred.contiguous(), ids, cu_seqlens, *scaling, plan.patch_size, norm_pix_loss, grid
     )
     return loss, patch_loss.detach()
 
@@ -97,6 +107,7 @@ def reconstruction_loss_ref(
 
 # --- registration -----------------------------------------------------------------------------------------------------
 # scale and shift are [B] f32 or None; where None, the number counts (and a compiled graph holds for this one alone).
+# With a grid, images are the pixels of the patches alone, [N, C, p, p].
 @torch.library.custom_op("hdxray_fast::reconstruction_loss", mutates_args=(), device_types=("cpu", "cuda"))
 def _loss_op(
     images: Tensor,
@@ -109,13 +120,14 @@ def _loss_op(
     shift_value: float,
     patch_size: int,
     norm_pix_loss: bool,
+    grid: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     scaling = (scale, shift, scale_value, shift_value)
-    return native.loss_forward(images, pred, ids, cu_seqlens, scaling, patch_size, norm_pix_loss)
+    return native.loss_forward(images, pred, ids, cu_seqlens, scaling, patch_size, norm_pix_loss, grid)
 
 
 @_loss_op.register_fake
-def _(images, pred, ids, cu_seqlens, scale, shift, scale_value, shift_value, patch_size, norm_pix_loss):
+def _(images, pred, ids, cu_seqlens, scale, shift, scale_value, shift_value, patch_size, norm_pix_loss, grid=None):
     per_patch = [pred.new_empty(ids.shape[0], dtype=torch.float32) for _ in range(3)]
     return pred.new_empty((), dtype=torch.float32), *per_patch
 
@@ -134,18 +146,20 @@ def _loss_backward_op(
     scale_value: float,
     shift_value: float,
     patch_size: int,
+    grid: Sequence[int] | None = None,
 ) -> Tensor:
     scaling = (scale, shift, scale_value, shift_value)
-    return native.loss_backward(images, pred, ids, cu_seqlens, scaling, mean, rstd, grad_loss, patch_size)
+    return native.loss_backward(images, pred, ids, cu_seqlens, scaling, mean, rstd, grad_loss, patch_size, grid)
 
 
 @_loss_backward_op.register_fake
-def _(images, pred, ids, cu_seqlens, scale, shift, mean, rstd, grad_loss, scale_value, shift_value, patch_size):
+def _(images, pred, *_):
     return pred.new_empty(pred.shape)  # contiguous, whatever the strides of pred are
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
-    images, pred, ids, cu_seqlens, scale, shift, *ctx.values, _ = inputs  # values: scale, shift, patch size
+    images, pred, ids, cu_seqlens, scale, shift, *values, _, grid = inputs
+    ctx.values = *values, grid  # scale, shift, patch size; grid
     _, _, mean, rstd = output
     ctx.save_for_backward(images, pred, ids, cu_seqlens, scale, shift, mean, rstd)
 
@@ -154,7 +168,7 @@ def _backward(ctx, grad_loss, *_):
     grad_pred = None
     if ctx.needs_input_grad[1]:
         grad_pred = _loss_backward_op(*ctx.saved_tensors, grad_loss, *ctx.values)
-    return None, grad_pred, *[None] * 8
+    return None, grad_pred, *[None] * 9
 
 
 _loss_op.register_autograd(_backward, setup_context=_save_for_backward)

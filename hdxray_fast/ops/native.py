@@ -200,6 +200,7 @@ def check_bounds(longest: Sequence[int], bounds: Sequence[int | None]) -> None:
 
 # Of the images, as the core takes them: scale [B] f32 or None, shift likewise, the numbers that count where None is.
 Scaling = tuple[Tensor | None, Tensor | None, float, float]
+NO_SCALING: Scaling = (None, None, 1.0, 0.0)
 
 
 # --- calls ------------------------------------------------------------------------------------------------------------
@@ -214,7 +215,33 @@ def _images(images: Tensor, patch_size: int) -> tuple:
     stride_b, stride_c, stride_h, _ = images.stride()
     return (
         images.data_ptr(), DTYPE_CODES[images.dtype], batch, channels, stride_b, stride_c, stride_h,
-        height // patch_size, width // patch_size, patch_size,
+        height // patch_size, width // patch_size, patch_size, False,
+    )  # fmt: skip
+
+
+def _source(
+    images: Tensor, ids: Tensor, cu_seqlens: Tensor, patch_size: int, which: str, grid: Sequence[int] | None
+) -> tuple[Tensor, tuple]:
+    """What the core reads pixels from, and how it is told; ids and cu_seqlens are checked.
+
+    Args:
+        images: ``[B, C, H, W]``; or with a grid ``(gh, gw)`` the pixels of the packed patches alone, ``[N, C, p, p]``.
+    """
+    if grid is None:
+        images = _readable(images)
+        check_packed_values(ids, cu_seqlens, _n_patches(images, patch_size), which)
+        return images, _images(images, patch_size)
+    images = images.contiguous()
+    check_packed_values(ids, cu_seqlens, grid[0] * grid[1], which)
+    n_rows, channels = images.shape[:2]
+    if n_rows != ids.numel() or images.shape[2:] != (patch_size, patch_size):
+        raise ArgumentError(
+            f"images: got shape {tuple(images.shape)}, accepted are the pixels of {ids.numel()} patches, "
+            f"[N, C, p, p] = [{ids.numel()}, {channels}, {patch_size}, {patch_size}]"
+        )
+    return images, (
+        images.data_ptr(), DTYPE_CODES[images.dtype], cu_seqlens.numel() - 1, channels,
+        channels * patch_size**2, patch_size**2, patch_size, *grid, patch_size, True,
     )  # fmt: skip
 
 
@@ -305,13 +332,14 @@ def gather(
     patch_size: int,
     out_dtype: torch.dtype,
     which: str,
+    grid: Sequence[int] | None = None,
 ) -> Tensor:
-    """Rows ``[N, C*p*p]`` of `out_dtype`."""
-    native, images = _require_core(), _readable(images)
-    check_packed_values(ids, cu_seqlens, _n_patches(images, patch_size), which)
+    """Rows ``[N, C*p*p]`` of `out_dtype`. With a grid, `images` are the patches' pixels alone, ``[N, C, p, p]``."""
+    native = _require_core()
+    images, source = _source(images, ids, cu_seqlens, patch_size, which, grid)
     rows = torch.empty(ids.numel(), images.shape[1] * patch_size**2, dtype=out_dtype, device=images.device)
     native.gather(
-        _images(images, patch_size), _rows(ids, cu_seqlens, scaling), rows.data_ptr(), DTYPE_CODES[out_dtype],
+        source, _rows(ids, cu_seqlens, scaling), rows.data_ptr(), DTYPE_CODES[out_dtype],
         torch.get_num_threads(), *_place(images.device),
     )  # fmt: skip
     return rows
@@ -337,6 +365,27 @@ def scatter(
     return grad_images
 
 
+def view(
+    images: Tensor,  # [B, C, H, W]
+    ids: Tensor,  # [N] int32
+    cu_seqlens: Tensor,  # [B + 1] int32
+    affine: Tensor,  # [B, 2, 3] f32, contiguous
+    table: Tensor | None,  # [B, 256] u8 | [B, 257] u16, contiguous
+    patch_size: int,
+    which: str,
+) -> Tensor:
+    """Pixels ``[N, C, p, p]`` of the listed patches, as the view shows them."""
+    native, images = _require_core(), _readable(images)
+    check_packed_values(ids, cu_seqlens, _n_patches(images, patch_size), which)
+    size = ids.numel(), images.shape[1], patch_size, patch_size
+    pixels = torch.empty(size, dtype=images.dtype, device=images.device)
+    native.view(
+        _images(images, patch_size), _rows(ids, cu_seqlens, NO_SCALING), (_address(affine), _address(table)),
+        pixels.data_ptr(), torch.get_num_threads(), *_place(images.device),
+    )  # fmt: skip
+    return pixels
+
+
 def loss_forward(
     images: Tensor,  # [B, C, H, W]
     pred: Tensor,  # [N, C*p*p] of a float dtype
@@ -345,17 +394,18 @@ def loss_forward(
     scaling: Scaling,
     patch_size: int,
     norm_pix_loss: bool,
+    grid: Sequence[int] | None = None,  # as in gather
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """loss ``[]``, patch_loss ``[N]``, mean ``[N]``, rstd ``[N]``: all float32."""
-    native, images, pred = _require_core(), _readable(images), pred.contiguous()
-    check_packed_values(ids, cu_seqlens, _n_patches(images, patch_size), "predict")
+    native, pred = _require_core(), pred.contiguous()
+    images, source = _source(images, ids, cu_seqlens, patch_size, "predict", grid)
     device, n_rows, partials = images.device, ids.numel(), None
     loss = torch.empty((), dtype=torch.float32, device=device)
     patch_loss, mean, rstd = (torch.empty(n_rows, dtype=torch.float32, device=device) for _ in range(3))
     if device.type == "cuda":  # what the first stage of the reduction leaves for the second
         partials = torch.empty(native.loss_partials(n_rows), dtype=torch.float64, device=device)
     native.loss_forward(
-        _images(images, patch_size), _rows(ids, cu_seqlens, scaling), pred.data_ptr(), DTYPE_CODES[pred.dtype],
+        source, _rows(ids, cu_seqlens, scaling), pred.data_ptr(), DTYPE_CODES[pred.dtype],
         norm_pix_loss, tuple(map(_address, (loss, patch_loss, mean, rstd, partials))),
         torch.get_num_threads(), *_place(device),
     )  # fmt: skip
@@ -372,13 +422,14 @@ def loss_backward(
     rstd: Tensor,  # [N] f32, likewise
     grad_loss: Tensor,  # [] f32
     patch_size: int,
+    grid: Sequence[int] | None = None,
 ) -> Tensor:
     """Gradient of pred, in its shape and dtype."""
-    native, images, pred = _require_core(), _readable(images), pred.contiguous()
-    check_packed_values(ids, cu_seqlens, _n_patches(images, patch_size), "predict")
+    native, pred = _require_core(), pred.contiguous()
+    images, source = _source(images, ids, cu_seqlens, patch_size, "predict", grid)
     grad_pred = pred.new_empty(pred.shape)
     native.loss_backward(
-        _images(images, patch_size), _rows(ids, cu_seqlens, scaling), pred.data_ptr(), DTYPE_CODES[pred.dtype],
+        source, _rows(ids, cu_seqlens, scaling), pred.data_ptr(), DTYPE_CODES[pred.dtype],
         mean.data_ptr(), rstd.data_ptr(), grad_loss.data_ptr(), grad_pred.data_ptr(),
         torch.get_num_threads(), *_place(images.device),
     )  # fmt: skip

@@ -198,3 +198,13 @@ def fetch_packed(ids: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, int]:
 
 def _step(count: int) -> int:
     return -(-count // 128) * 128
+
+
+def rows_with_patch(plan: MaskPlan, which: str) -> tuple[Tensor, Tensor]:
+    """Which packed rows have a patch, ``[N]`` bool, and the image of each, ``[N]`` int64; slack has none."""
+    keep = which == "keep"
+    ids, cu_seqlens = (plan.keep_ids, plan.keep_cu_seqlens) if keep else (plan.predict_ids, plan.predict_cu_seqlens)
+    row = torch.arange(ids.shape[0], dtype=torch.int32, device=ids.device)
+    image = torch.searchsorted(cu_seqlens[1:], row, right=True)  # [N], the batch size for slack
+    n_patches = plan.grid_size[0] * plan.grid_size[1]
+    return (image < plan.batch_size) & (ids >= 0) & (ids < n_patches), image

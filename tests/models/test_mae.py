@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from plan_helpers import make_plan, ragged_plan, single_plan
+from view_helpers import images_of, maps, table_of
 
 import hdxray_fast as hx
+from hdxray_fast.ops.view import View, view_images_ref
 from hdxray_fast.weights.model_folders import load_mae_state_dict, to_mae_state_dict
 
 SIZES = {"embed_dim": 96, "depth": 3, "num_heads": 3, "decoder_embed_dim": 64, "decoder_depth": 2}
@@ -114,6 +116,21 @@ def test_ragged_batch_equals_one_by_one(decoder):
     torch.testing.assert_close(out.pred, torch.cat([o.pred for o in alone]), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(out.patch_loss, torch.cat([o.patch_loss for o in alone]), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(out.loss, out.patch_loss.mean(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("decoder", ["self", "cross"])
+def test_images_seen_through_a_view_are_those_of_its_picture(decoder):
+    model, plan = small_mae(decoder), ragged_plan((4, 6), [3, 7, 1], [20, 5, 9])
+    shake(model)
+    images, view = images_of(torch.uint8, (4, 6), 16, 1), View(maps(64, 96, 5.0), table_of(torch.uint8))
+    results = []
+    for pixels, through in ((images, view), (view_images_ref(images, view), None)):
+        model.zero_grad()
+        out = model(pixels, plan, 1 / 64, -2.0, view=through)
+        out.loss.backward()
+        results.append([out.loss, out.patch_loss, *(p.grad for p in model.parameters() if p.grad is not None)])
+    for through, plain in zip(*results, strict=True):
+        assert torch.equal(through, plain)
 
 
 @pytest.mark.parametrize("decoder", ["self", "cross"])

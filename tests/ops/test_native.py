@@ -71,7 +71,7 @@ class Call:
         self.out = torch.full((2, 256), -7.0)
         self.images = {
             "images": self.pixels.data_ptr(), "dtype": 0, "batch": 1, "channels": 1, "stride_b": 1024, "stride_c": 1024,
-            "stride_h": 32, "grid_h": 2, "grid_w": 2, "patch_size": 16,
+            "stride_h": 32, "grid_h": 2, "grid_w": 2, "patch_size": 16, "packed": False,
         }  # fmt: skip
         self.rows = {
             "ids": self.ids.data_ptr(), "cu_seqlens": self.cu.data_ptr(), "n_rows": 2, "scale": self.scale.data_ptr(),
@@ -222,7 +222,7 @@ def _gather_threaded(n_threads: int) -> bool:
     pixels = np.arange(512 * 512, dtype=np.uint32).astype(np.uint8).reshape(512, 512)
     ids, cu = np.arange(1024, dtype=np.int32), np.array([0, 1024], np.int32)
     scale, shift, out = np.ones(1, np.float32), np.zeros(1, np.float32), np.empty((1024, 256), np.float32)
-    images = (pixels.ctypes.data, 0, 1, 1, 512 * 512, 512 * 512, 512, 32, 32, 16)
+    images = (pixels.ctypes.data, 0, 1, 1, 512 * 512, 512 * 512, 512, 32, 32, 16, False)
     rows = (ids.ctypes.data, cu.ctypes.data, 1024, scale.ctypes.data, shift.ctypes.data, 1.0, 0.0)
     core.gather(images, rows, out.ctypes.data, 4, n_threads, CPU, NO_STREAM)
     return bool((out.reshape(32, 32, 16, 16).transpose(0, 2, 1, 3).reshape(512, 512) == pixels).all())
