@@ -87,11 +87,7 @@ def embed_list(
     progress: bool = True,
 ) -> EmbeddedFiles:
     """:func:`embed_files` for files as they are listed; missing ones count as unreadable."""
-    encoder = weights if isinstance(weights, Encoder) else create_encoder(weights=weights)
-    if img_size is not None:
-        if encoder is weights:  # the caller's encoder keeps its size
-            encoder = copy.deepcopy(encoder)
-        encoder.set_input_size(img_size)
+    encoder = encoder_of_size(weights, img_size)
     job = Embedder(encoder, pool=pool, keep=keep, device=device)
     settings = {
         "encoder": asdict(encoder.config),
@@ -118,6 +114,23 @@ def embed_list(
 
 def fingerprint(encoder: Encoder) -> str:
     """Hash of all weights, so that features of two models are never mixed in one table."""
+def encoder_of_size(weights: str | os.PathLike | Encoder, img_size: int | None) -> Encoder:
+    """An encoder at the size asked for: its learned positions are resampled once, from the weights' own grid.
+
+    Args:
+        weights: as for :func:`hdxray_fast.create_encoder`; or an encoder, of which a copy is taken where the size is
+            another, so that the caller's keeps its own.
+        img_size: canvas side, pixels; left out, the weights' own, or 1280.
+    """
+    if not isinstance(weights, Encoder):
+        return create_encoder(weights=weights, **({} if img_size is None else {"img_size": img_size}))
+    if img_size is None or weights.img_size == (img_size, img_size):
+        return weights
+    encoder = copy.deepcopy(weights)
+    encoder.set_input_size(img_size)
+    return encoder
+
+
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode())

@@ -14,6 +14,7 @@ from hdxray_fast.data.radiographs import read_radiograph, standardisation
 from hdxray_fast.features import embedding_files
 from hdxray_fast.features.embedding import Embedder
 from hdxray_fast.features.embedding_files import embed_files, fingerprint
+from hdxray_fast.features.feature_table import read_features
 from hdxray_fast.images.canvas import read_canvas
 
 
@@ -209,3 +210,16 @@ def test_standardisation_looks_at_valid_patches_alone():
     valid[0, 0] = True
     scale, shift = standardisation(pixels, valid)
     assert scale * 127.5 + shift == pytest.approx(0, abs=1e-6)
+
+
+def test_learned_positions_are_resampled_once(folder, tmp_path):
+    """From the weights' own grid to the size asked for, and not by way of another."""
+    pytest.importorskip("pyarrow")
+    encoder = small(img_size=64, learned_positions=True, embed_dim=192, depth=1)
+    with torch.no_grad():
+        encoder.pos_embed.normal_()
+    weights = tmp_path / "published.pth"
+    torch.save({"model": encoder.state_dict()}, weights)
+    embed_files([folder / "b.png"], tmp_path / "f.parquet", weights, img_size=64, progress=False)
+    expected = hx.embed([folder / "b.png"], encoder).features
+    np.testing.assert_allclose(read_features(tmp_path / "f.parquet")["feature"], expected, rtol=1e-4, atol=1e-5)
