@@ -17,7 +17,7 @@ from ..errors import ArgumentTypeError
 from ..models.encoder import Encoder
 from ..weights.create import create_encoder
 from .embedding import Embedder, Embeddings
-from .feature_table import FeatureTable
+from .feature_table import FeatureTable, Stamp
 
 ROWS_PER_PART = 64  # what an interruption can cost
 
@@ -47,7 +47,8 @@ def embed_files(
     device: str | None = None,
     progress: bool = True,
 ) -> EmbeddedFiles:
-    """Write a row of features per radiograph to a Parquet file; files that it already holds are not read again.
+    """Write a row of features per radiograph to a Parquet file; files that it already holds are not read again, unless
+    they have changed since: in size or time.
 
     Args:
         paths: files, folders, CSV manifests, or one of these.
@@ -96,7 +97,8 @@ def embed_list(
         "keep": job.keep,
     }
     table = FeatureTable(out, settings, encoder.num_features)
-    todo = [file for file in files if file not in table.done]
+    stamps = {file: Stamp.of(file) for file in files}
+    todo = [file for file in files if not table.holds(file, stamps[file])]
     bad, waiting, new = [], [], 0
     for rows in job.batches(
         [(file, file) for file in todo], batch_size=batch_size, workers=worker_count(workers), progress=progress
@@ -105,15 +107,13 @@ def embed_list(
         new += len(rows)
         waiting.append(rows)
         if sum(map(len, waiting)) >= ROWS_PER_PART:
-            table.append(Embeddings.join(waiting, table.width))
+            table.append(Embeddings.join(waiting, table.width), stamps)
             waiting = []
-    table.append(Embeddings.join(waiting, table.width))
+    table.append(Embeddings.join(waiting, table.width), stamps)
     written = table.finish(files, bad)
     return EmbeddedFiles(written, len(table.done), new, table.width, len(bad), table.unreadable)
 
 
-def fingerprint(encoder: Encoder) -> str:
-    """Hash of all weights, so that features of two models are never mixed in one table."""
 def encoder_of_size(weights: str | os.PathLike | Encoder, img_size: int | None) -> Encoder:
     """An encoder at the size asked for: its learned positions are resampled once, from the weights' own grid.
 
@@ -131,6 +131,8 @@ def encoder_of_size(weights: str | os.PathLike | Encoder, img_size: int | None) 
     return encoder
 
 
+def fingerprint(encoder: Encoder) -> str:
+    """Hash of all weights, so that features of two models are never mixed in one table."""
     digest = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
         digest.update(name.encode())
