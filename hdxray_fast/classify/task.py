@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -72,12 +72,18 @@ def open_prepared(config: FinetuneConfig) -> PreparedSet:
 
 
 class FinetuneTask(Task):
-    """A classifier on labelled radiographs."""
+    """A classifier on labelled radiographs.
+
+    Args:
+        config: all settings.
+        table: what to train, choose and test on.
+        listed: all paths of the manifest, where the table has some of them.
+    """
 
     label = "finetune"
 
-    def __init__(self, config: FinetuneConfig, table: LabelTable) -> None:
-        self.config, self.table = config, table
+    def __init__(self, config: FinetuneConfig, table: LabelTable, listed: Sequence[str] = ()) -> None:
+        self.config, self.table, self.listed = config, table, listed
         self.notes: list[str] = []
         self.out = Path(config.out)
         self.prepared = open_prepared(config) if config.prepared else None
@@ -111,9 +117,12 @@ class FinetuneTask(Task):
 
     def _find_prepared(self, training: Training) -> tuple[PreparedSubset, list[Quarantined]]:
         config = self.config
-        found = find_prepared(self.table.paths, self.prepared)
+        found = find_prepared(self.table.paths, self.prepared, self.listed)
         if not len(found):
-            raise ConfigError(f"prepared: {config.prepared} holds none of the images of {config.data}")
+            raise ConfigError(
+                f"prepared: {config.prepared} holds none of the images of {config.data}; they are known by "
+                "their paths, or by names that no others have"
+            )
         reason = f"not in the prepared data set {config.prepared}"
         there = set(found.sources())
         gone = [Quarantined(path, "NotPrepared", reason) for path in self.table.paths if path not in there]
