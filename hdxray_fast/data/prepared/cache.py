@@ -142,6 +142,8 @@ class CachedImages(PreparedSubset):
         read = prepare_source(source, self.recipe, None)
         if read.status != OK:
             raise ImageReadError(source.name, read.reason.removeprefix(f"{read.error}: "))
+        if cache_key(source, self.size, self.recipe["contour"]) != self.keys[place]:
+            raise ImageReadError(source.name, "the cache has lost it, and the file has changed since this run began")
         facts = read.facts
         return Prepared(
             decode(read.data, self.recipe),
