@@ -19,10 +19,12 @@ from ..data.splits import SPLITS
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..models.encoder import Encoder
 from ..models.inputs import encoder_inputs
+from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
 from ..training.run_images import read_images
 from ..training.task import Task
 from ..weights.create import create_encoder
+from ..weights.fingerprint import settings_print
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .config import FinetuneConfig
 from .data import LabelledRadiographs, SetAside, find_prepared, mix, table_of_readable
@@ -161,6 +163,20 @@ class FinetuneTask(Task):
         rows = [f"{p}\0{s}" for p, s in zip(self.table.paths, self.table.splits, strict=True)]
         digest = hashlib.sha256("\n".join(rows).encode() + self.table.labels.tobytes())
         self.fingerprint = digest.hexdigest()[:16]
+        self.data_record = self._record(images)
+
+    def _record(self, images: PreparedSubset) -> DataRecord:
+        """Images and labels of all splits, and what of the encoder no checkpoint holds."""
+        record, table = DataRecord(), self.table
+        record.add("readable images", table.paths, prints_of(images.checksums()))
+        told = [
+            content_digest(split, *table.classes, labels.tobytes())
+            for split, labels in zip(table.splits, table.labels, strict=True)
+        ]
+        record.add("labels or splits", table.paths, told)
+        settings = settings_print(self.encoder.config)
+        record.add("weights", ["the settings of the encoder"], [settings], setting="weights")
+        return record
 
     # --- what the training loop asks ----------------------------------------------------------------------------------
     def build(self) -> Classifier:
