@@ -65,14 +65,14 @@ def run_finetuning(
 
 def _finetune(config: FinetuneConfig, processes: int, progress: bool, on_step) -> FinetuneResult:
     out = Path(config.out)
-    table = labels_of(config)
-    table = take_fraction(table, config.label_fractions[0], config.seed)
+    whole = labels_of(config)
+    table = take_fraction(whole, config.label_fractions[0], config.seed)
     if config.prepared is None:
         require_files(table, config.data)
     if config.img_size is None:
         config = replace(config, img_size=canvas_size(build_encoder(config)))
     config = config.with_steps(table.splits.count("train"), processes)
-    task = FinetuneTask(config, table)
+    task = FinetuneTask(config, table, whole.paths)
     training = Training(config, task, progress=progress, on_step=on_step)
     if progress:
         notes = list(task.notes)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.listing import FilesByName
 from ..errors import ConfigError
 from .label_csv import import_pandas, label_values, read_csv, require_columns, strings
 from .label_table import LabelTable
@@ -103,7 +104,7 @@ def read_nih14(path: Path, images: Path | None, *, classes: Sequence[str] | None
         raise ConfigError(f"{file}: finding {foreign[0]!r} is none of ChestX-ray14's")
     _check_classes(classes, NIH14, file)
     labels = np.array([[float(name in found) for name in classes] for found in findings], np.float32)
-    where = {found.name: found for found in (images or file.parent).rglob("*.png")}
+    where = FilesByName(images or file.parent, [".png"])
     splits, notes = [""] * len(frame), []
     lists = {name: file.parent / f"{name}_list.txt" for name in ("train_val", "test")}
     if all(found.exists() for found in lists.values()):
@@ -117,7 +118,10 @@ def read_nih14(path: Path, images: Path | None, *, classes: Sequence[str] | None
     else:
         notes.append("train_val_list.txt and test_list.txt are not beside the CSV: split by patient instead")
     return LabelTable(
-        [str(where.get(name, (images or file.parent) / "images" / name)) for name in frame["Image Index"]],
+        [
+            str(where.find(name.removesuffix(".png")) or (images or file.parent) / "images" / name)
+            for name in frame["Image Index"]
+        ],
         labels.reshape(-1, len(classes)),
         classes,
         strings(frame["Patient ID"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Sequence
@@ -12,11 +13,10 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, MissingDependencyError, TrainingError
-from ..features.embedding_files import embed_list
+from ..features.embedding_files import embed_list, encoder_of_size
 from ..features.feature_table import read_features
 from ..locks import RunLock
 from ..models.encoder import Encoder
-from ..weights.create import create_encoder
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .evaluation import refuse_unreadable, report_predictions
 from .label_table import LabelTable
@@ -55,7 +55,7 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
 
     Args:
         config: labels, weights, and the folder that model, metrics and plots go to.
-        encoder: taken instead of ``config.weights``.
+        encoder: a copy of it is taken instead of ``config.weights``.
         progress: show a progress bar, and what was read.
 
     Returns:
@@ -73,14 +73,15 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
         print(describe_labels(table))
     out = Path(config.out)
     _refuse_other_task(out, config, table)
-    encoder = encoder or create_encoder(weights=config.weights)
+    # the one encoder that computes the features, is saved, and draws the error sheet; the caller's stays as it is
+    encoder = encoder_of_size(copy.deepcopy(encoder) or config.weights, config.img_size)
     with RunLock(out):
         _refuse_other_task(out, config, table)  # again: another run may have begun it meanwhile
         return _run_probe(config, out, table, encoder, progress)
 
 
 def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encoder, progress: bool) -> ProbeResult:
-    options = {name: getattr(config, name) for name in ("pool", "keep", "img_size", "batch_size", "workers", "device")}
+    options = {name: getattr(config, name) for name in ("pool", "keep", "batch_size", "workers", "device")}
     kept = Path(config.features) if config.features else out / "features.parquet"
     done = embed_list(table.paths, kept, encoder, progress=progress, **options)
     rows = read_features(done.out)

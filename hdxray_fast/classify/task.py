@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +19,12 @@ from ..data.splits import SPLITS
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..models.encoder import Encoder
 from ..models.inputs import encoder_inputs
+from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
 from ..training.run_images import open_prepared, read_images
 from ..training.task import Task
 from ..weights.create import create_encoder
+from ..weights.fingerprint import settings_print
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .config import FinetuneConfig
 from .data import LabelledRadiographs, SetAside, find_prepared, mix, table_of_readable
@@ -57,12 +59,18 @@ def canvas_size(encoder: Encoder) -> int:
 
 
 class FinetuneTask(Task):
-    """A classifier on labelled radiographs."""
+    """A classifier on labelled radiographs.
+
+    Args:
+        config: all settings.
+        table: what to train, choose and test on.
+        listed: all paths of the manifest, where the table has some of them.
+    """
 
     label = "finetune"
 
-    def __init__(self, config: FinetuneConfig, table: LabelTable) -> None:
-        self.config, self.table = config, table
+    def __init__(self, config: FinetuneConfig, table: LabelTable, listed: Sequence[str] = ()) -> None:
+        self.config, self.table, self.listed = config, table, listed
         self.notes: list[str] = []
         self.out = Path(config.out)
         self.prepared = open_prepared(config.prepared, img_size=config.img_size) if config.prepared else None
@@ -99,9 +107,12 @@ class FinetuneTask(Task):
 
     def _find_prepared(self, training: Training) -> tuple[PreparedSubset, list[Quarantined]]:
         config = self.config
-        found = find_prepared(self.table.paths, self.prepared)
+        found = find_prepared(self.table.paths, self.prepared, self.listed)
         if not len(found):
-            raise ConfigError(f"prepared: {config.prepared} holds none of the images of {config.data}")
+            raise ConfigError(
+                f"prepared: {config.prepared} holds none of the images of {config.data}; they are known by "
+                "their paths, or by names that no others have"
+            )
         reason = f"not in the prepared data set {config.prepared}"
         there = set(found.sources())
         gone = [Quarantined(path, "NotPrepared", reason) for path in self.table.paths if path not in there]
@@ -140,6 +151,20 @@ class FinetuneTask(Task):
         rows = [f"{p}\0{s}" for p, s in zip(self.table.paths, self.table.splits, strict=True)]
         digest = hashlib.sha256("\n".join(rows).encode() + self.table.labels.tobytes())
         self.fingerprint = digest.hexdigest()[:16]
+        self.data_record = self._record(images)
+
+    def _record(self, images: PreparedSubset) -> DataRecord:
+        """Images and labels of all splits, and what of the encoder no checkpoint holds."""
+        record, table = DataRecord(), self.table
+        record.add("readable images", table.paths, prints_of(images.checksums()))
+        told = [
+            content_digest(split, *table.classes, labels.tobytes())
+            for split, labels in zip(table.splits, table.labels, strict=True)
+        ]
+        record.add("labels or splits", table.paths, told)
+        settings = settings_print(self.encoder.config)
+        record.add("weights", ["the settings of the encoder"], [settings], setting="weights")
+        return record
 
     # --- what the training loop asks ----------------------------------------------------------------------------------
     def build(self) -> Classifier:

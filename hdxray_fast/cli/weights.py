@@ -33,10 +33,9 @@ def run_export_command(weights: str, out: str, img_size: int | None, **options) 
     from ..interop.export import export_onnx
     from ..weights.create import create_encoder
 
-    encoder = create_encoder(weights=weights)
+    # at its size from the start: learned positions are resampled once
+    encoder = create_encoder(weights=weights, **({} if img_size is None else {"img_size": img_size}))
     encoder.keep = "all"  # the graph has no contours
-    if img_size is not None:
-        encoder.set_input_size(img_size)
     print(export_onnx(encoder, out, **options))
     return 0
 

@@ -79,6 +79,40 @@ def image_files(
     return sorted(found)
 
 
+class SameNameError(ConfigError):
+    """Two files have the one name that a table gives."""
+
+
+class FilesByName:
+    """Files below a folder, for tables that give names without folders.
+
+    Args:
+        root: searched recursively.
+        suffixes: of the files, in small letters.
+    """
+
+    def __init__(self, root: Path, suffixes: Iterable[str]) -> None:
+        wanted = tuple(suffixes)
+        self._places: dict[str, list[Path]] = {}
+        for path in sorted(root.rglob("*")):
+            if path.suffix.lower() in wanted:
+                self._places.setdefault(path.stem, []).append(path)
+
+    def find(self, stem: str) -> Path | None:
+        """The file of that name without its suffix; ``None`` if there is none.
+
+        Raises:
+            SameNameError: several folders have one, and any choice would be a guess.
+        """
+        places = self._places.get(stem, [])
+        if len(places) > 1 and len({path.resolve().parent for path in places}) > 1:
+            raise SameNameError(
+                f"images: {places[0]} and {places[-1]} have one name, and the table does not tell which is meant; name "
+                "the folder of one of them with images"
+            )
+        return places[-1] if places else None
+
+
 def is_image_name(name: str) -> bool:
     """Whether a name has the suffix of an image or none, as DICOM files often do: ``1.2.840.17`` is a name by UID."""
     suffix = PurePath(name).suffix.lower()

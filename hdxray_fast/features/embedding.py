@@ -236,7 +236,7 @@ def _sources(images: object) -> Iterator[tuple[str | np.ndarray, str]]:
 
 
 def _with_progress(items: Iterator, total: int, show: bool) -> Iterator:
-    if not show:
+    if not show or not total:
         return items
     try:
         from tqdm.auto import tqdm

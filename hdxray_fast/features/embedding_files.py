@@ -17,7 +17,7 @@ from ..errors import ArgumentTypeError
 from ..models.encoder import Encoder
 from ..weights.create import create_encoder
 from .embedding import Embedder, Embeddings
-from .feature_table import FeatureTable
+from .feature_table import FeatureTable, Stamp
 
 ROWS_PER_PART = 64  # what an interruption can cost
 
@@ -47,7 +47,8 @@ def embed_files(
     device: str | None = None,
     progress: bool = True,
 ) -> EmbeddedFiles:
-    """Write a row of features per radiograph to a Parquet file; files that it already holds are not read again.
+    """Write a row of features per radiograph to a Parquet file; files that it already holds are not read again, unless
+    they have changed since: in size or time.
 
     Args:
         paths: files, folders, CSV manifests, or one of these.
@@ -87,11 +88,7 @@ def embed_list(
     progress: bool = True,
 ) -> EmbeddedFiles:
     """:func:`embed_files` for files as they are listed; missing ones count as unreadable."""
-    encoder = weights if isinstance(weights, Encoder) else create_encoder(weights=weights)
-    if img_size is not None:
-        if encoder is weights:  # the caller's encoder keeps its size
-            encoder = copy.deepcopy(encoder)
-        encoder.set_input_size(img_size)
+    encoder = encoder_of_size(weights, img_size)
     job = Embedder(encoder, pool=pool, keep=keep, device=device)
     settings = {
         "encoder": asdict(encoder.config),
@@ -100,7 +97,8 @@ def embed_list(
         "keep": job.keep,
     }
     table = FeatureTable(out, settings, encoder.num_features)
-    todo = [file for file in files if file not in table.done]
+    stamps = {file: Stamp.of(file) for file in files}
+    todo = [file for file in files if not table.holds(file, stamps[file])]
     bad, waiting, new = [], [], 0
     for rows in job.batches(
         [(file, file) for file in todo], batch_size=batch_size, workers=worker_count(workers), progress=progress
@@ -109,11 +107,28 @@ def embed_list(
         new += len(rows)
         waiting.append(rows)
         if sum(map(len, waiting)) >= ROWS_PER_PART:
-            table.append(Embeddings.join(waiting, table.width))
+            table.append(Embeddings.join(waiting, table.width), stamps)
             waiting = []
-    table.append(Embeddings.join(waiting, table.width))
+    table.append(Embeddings.join(waiting, table.width), stamps)
     written = table.finish(files, bad)
     return EmbeddedFiles(written, len(table.done), new, table.width, len(bad), table.unreadable)
+
+
+def encoder_of_size(weights: str | os.PathLike | Encoder, img_size: int | None) -> Encoder:
+    """An encoder at the size asked for: its learned positions are resampled once, from the weights' own grid.
+
+    Args:
+        weights: as for :func:`hdxray_fast.create_encoder`; or an encoder, of which a copy is taken where the size is
+            another, so that the caller's keeps its own.
+        img_size: canvas side, pixels; left out, the weights' own, or 1280.
+    """
+    if not isinstance(weights, Encoder):
+        return create_encoder(weights=weights, **({} if img_size is None else {"img_size": img_size}))
+    if img_size is None or weights.img_size == (img_size, img_size):
+        return weights
+    encoder = copy.deepcopy(weights)
+    encoder.set_input_size(img_size)
+    return encoder
 
 
 def fingerprint(encoder: Encoder) -> str:

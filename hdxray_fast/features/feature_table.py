@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,17 +19,55 @@ from .embedding import Embeddings
 SETTINGS_KEY = b"hdxray_fast"
 
 
+class Stamp(NamedTuple):
+    """What tells a file from the one that had its name before, as in the cache of a run.
+
+    Size and time, and not a hash of the bytes: to hash a million radiographs takes as long as to read them again, which
+    is what the table is there to save.
+
+    Attributes:
+        size: bytes; ``None`` in rows of tables from before files were stamped.
+        mtime_ns: when the file was written, nanoseconds; without a size, when the table was, which the file is older
+            than.
+    """
+
+    size: int | None
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: str) -> Stamp | None:
+        """The stamp of a file as it is now; ``None`` if there is none."""
+        try:
+            found = os.stat(path)
+        except OSError:
+            return None
+        return cls(found.st_size, found.st_mtime_ns)
+
+    def is_of(self, path: str, now: Stamp) -> bool:
+        """Whether a file with the stamp ``now`` is the one that this stamp was taken of."""
+        if self.size is not None:
+            return self == now
+        # a copy may keep the time of its original, but its entry in the folder is as new as it is
+        return max(now.mtime_ns, os.stat(path).st_ctime_ns) <= self.mtime_ns
+
+
+GONE = Stamp(-1, -1)  # no file's: one that was not there when stamps were taken is read again
+
+
 class FeatureTable:
     """``features.parquet`` in the making, with its parts in ``features.parquet.parts/``.
 
     Columns: ``path`` string, ``feature`` fixed-size list of float32, ``confidence`` float32, ``flagged`` bool,
-    ``provenance_id`` string, ``kept`` int32. The settings that made the rows are in the schema's metadata; rows made
-    with others are never mixed in.
+    ``provenance_id`` string, ``kept`` int32, ``size`` and ``mtime_ns`` int64 (see :class:`Stamp`). The settings that
+    made the rows are in the schema's metadata; rows made with others are never mixed in.
 
     Args:
         out: the Parquet file.
         settings: JSON-able; weights, pooling, sizes.
         width: numbers in a feature.
+
+    Attributes:
+        done: stamp of the file that each row was made from, by path.
 
     Raises:
         ConfigError: ``out`` or its parts hold rows made with other settings, or cannot be read.
@@ -51,6 +92,8 @@ class FeatureTable:
             ("flagged", pyarrow.bool_()),
             ("provenance_id", pyarrow.string()),
             ("kept", pyarrow.int32()),
+            ("size", pyarrow.int64()),
+            ("mtime_ns", pyarrow.int64()),
         ]
         self.schema = pyarrow.schema(fields, metadata={SETTINGS_KEY: json.dumps(self.settings).encode()})
         self.tables = [self._read(path) for path in self._files()]
@@ -58,14 +101,22 @@ class FeatureTable:
             self.parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"out: cannot write beside {self.out} ({error.strerror})") from error
-        self.done = {path for table in self.tables for path in table.column("path").to_pylist()}
+        self.done: dict[str, Stamp] = {}
+        for table in self.tables:  # of two rows of a path the later one counts
+            columns = (table.column(name).to_pylist() for name in ("path", "size", "mtime_ns"))
+            self.done.update((path, Stamp(size, time)) for path, size, time in zip(*columns, strict=True))
         self._next = 1 + max((int(path.stem) for path in self.parts.glob("*.parquet")), default=-1)
 
-    def append(self, rows: Embeddings) -> None:
-        """Put some rows on disk, whole or not at all."""
+    def holds(self, path: str, now: Stamp | None) -> bool:
+        """Whether there is a row of the file as it is now; of a file that is gone, a row of what it was will do."""
+        return path in self.done and (now is None or self.done[path].is_of(path, now))
+
+    def append(self, rows: Embeddings, stamps: Mapping[str, Stamp | None]) -> None:
+        """Put some rows on disk, whole or not at all; ``stamps`` were taken before their files were read."""
         if not len(rows):
             return
         flat = self._arrow.array(np.ascontiguousarray(rows.features, np.float32).ravel())
+        taken = [stamps[path] or GONE for path in rows.sources]
         table = self._arrow.Table.from_arrays(
             [
                 self._arrow.array(rows.sources),
@@ -74,23 +125,31 @@ class FeatureTable:
                 self._arrow.array(rows.flagged),
                 self._arrow.array(rows.provenance_ids),
                 self._arrow.array(rows.kept, self._arrow.int32()),
+                self._arrow.array([stamp.size for stamp in taken], self._arrow.int64()),
+                self._arrow.array([stamp.mtime_ns for stamp in taken], self._arrow.int64()),
             ],
             schema=self.schema,
         )
         self._write(table, self.parts / f"{self._next:08d}.parquet")
         self._next += 1
         self.tables.append(table)
-        self.done.update(rows.sources)
+        self.done.update(zip(rows.sources, taken, strict=True))
 
     def finish(self, order: list[str], unreadable: list[tuple[str, str, str]]) -> Path:
         """Join everything into one file, in the order given (rows of other paths first), and remove the parts.
 
-        Files of earlier runs that were unreadable stay listed, unless they were among these.
+        Of a file that changed the last row stays, or none if it cannot be read any more. Files of earlier runs that
+        were unreadable stay listed, unless they were among these.
         """
         table = self._arrow.concat_tables([self.schema.empty_table(), *self.tables])
+        paths = table.column("path").to_pylist()
+        last = {path: row for row, path in enumerate(paths)}
+        for path, *_ in unreadable:
+            last.pop(path, None)
+        self.done = {path: self.done[path] for path in last}
         place = {path: number for number, path in enumerate(order)}
-        rank = np.array([place.get(path, -1) for path in table.column("path").to_pylist()], np.int64)
-        table = table.take(self._arrow.array(np.argsort(rank, kind="stable")))
+        rows = sorted(sorted(last.values()), key=lambda row: place.get(paths[row], -1))
+        table = table.take(self._arrow.array(rows, self._arrow.int64()))
         self._write(table.replace_schema_metadata(self.schema.metadata), self.out)
         unreadable = [*(row for row in self._listed() if row[0] not in place), *unreadable]
         write_quarantine(self.unreadable, unreadable)
@@ -118,6 +177,7 @@ class FeatureTable:
     def _read(self, path: Path):
         try:
             table = self._parquet.read_table(path)
+            written = path.stat().st_mtime_ns
         except (OSError, self._arrow.ArrowException) as error:
             raise ConfigError(f"out: {path} cannot be read as Parquet ({error}); choose another file") from error
         found = json.loads((table.schema.metadata or {}).get(SETTINGS_KEY, b"null"))
@@ -127,6 +187,9 @@ class FeatureTable:
             )
             what = f"other settings ({', '.join(differing)})" if found else "something else"
             raise ConfigError(f"out: {path} holds features made with {what}; choose another file")
+        if "mtime_ns" not in table.column_names:  # from before files were stamped
+            size, time = (self._arrow.array([value] * len(table), self._arrow.int64()) for value in (None, written))
+            table = table.append_column("size", size).append_column("mtime_ns", time)
         return table.cast(self.schema)
 
 

@@ -22,6 +22,7 @@ from ..ops.gather import gather_patches
 from ..ops.loss import reconstruction_loss
 from ..ops.mask_plan import plan_masks
 from ..ops.plan import MaskPlan
+from ..training.data_record import DataRecord, prints_of
 from ..training.loop import Training
 from ..training.run_images import open_prepared, read_images
 from ..training.task import Task
@@ -113,6 +114,8 @@ class PretrainTask(Task):
         self.images = images
         names = "\n".join(images.sources()).encode("utf-8", "surrogateescape")
         self.fingerprint = hashlib.sha256(names).hexdigest()[:16]
+        self.data_record = DataRecord()
+        self.data_record.add("readable images", images.sources(), prints_of(images.checksums()))
         self.dataset = RadiographDataset(
             images,
             patch_size=ENCODERS[config.model]["patch_size"],

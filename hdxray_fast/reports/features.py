@@ -8,27 +8,19 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..data.radiograph_dataset import RadiographDataset
 from ..errors import TrainingError
 from ..files import make_folder, save_tensors, written_whole
 from ..models.encoder import Tokens
 from ..ops.plan import MaskPlan
+from ..weights.fingerprint import weights_print
 from .model import ReportModel
 from .visual_tokens import ViewTokens
 
 STANDARDISE_BY = 512  # images: enough for means and deviations
 FORMAT = 1  # part of every name: raise it when the stored tensors change meaning
-
-
-def weights_print(module: nn.Module) -> str:
-    """Tells the weights of modules apart."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()[:32]
 
 
 class FeatureStore:
@@ -41,6 +33,9 @@ class FeatureStore:
         folder: made if needed.
         images: radiographs in a run's cache, unaugmented.
         model: whose encoder is frozen.
+
+    Attributes:
+        weights: tells them apart from those of other encoders.
     """
 
     def __init__(self, folder: Path, images: RadiographDataset, model: ReportModel) -> None:
@@ -49,7 +44,8 @@ class FeatureStore:
         self.pool, self.num_prefix = model.config.pool, model.encoder.num_prefix_tokens
         c = model.config
         settings = [FORMAT, c.keep, c.pool, c.visual_tokens if c.pool == "grid" else 0, model.encoder.margin]
-        self.made_by = json.dumps([weights_print(model.encoder), repr(model.encoder.config), *settings])
+        self.weights = weights_print(model.encoder)
+        self.made_by = json.dumps([self.weights, repr(model.encoder.config), *settings])
 
     def path(self, index: int) -> Path:
         """Where the features of image ``index`` are kept."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from xml.etree import ElementTree
 
+from ..data.listing import FilesByName, SameNameError
 from ..errors import ConfigError
 from .studies import Study, StudyTable, chosen_sections, counted
 
@@ -17,11 +18,13 @@ def read_iu_xray(folder: Path, images: Path, sections: str, language: str) -> St
     Files that are no report are counted in the notes.
     """
     files = [folder] if folder.is_file() else sorted(folder.rglob("*.xml"), key=_order)
-    found = _image_files(images)
+    found = FilesByName(images, SUFFIXES)
     studies, bad = [], []
     for path in files:
         try:
             studies.append(_read_one(path, images, found, sections, language))
+        except SameNameError:
+            raise
         except ConfigError as error:
             bad.append(str(error))
     table = StudyTable(studies)
@@ -34,12 +37,7 @@ def _order(path: Path) -> tuple:
     return (0, int(path.stem), "") if path.stem.isdigit() else (1, 0, str(path))
 
 
-def _image_files(images: Path) -> dict[str, str]:
-    """Image id to path, of all files below ``images`` with an image's suffix."""
-    return {path.stem: str(path) for path in sorted(images.rglob("*")) if path.suffix.lower() in SUFFIXES}
-
-
-def _read_one(path: Path, images: Path, found: dict[str, str], sections: str, language: str) -> Study:
+def _read_one(path: Path, images: Path, found: FilesByName, sections: str, language: str) -> Study:
     try:
         content = path.read_bytes()
         if b"<!ENTITY" in content:  # reports have none; a file with nested ones can fill the memory
@@ -57,7 +55,7 @@ def _read_one(path: Path, images: Path, found: dict[str, str], sections: str, la
     ids = list(dict.fromkeys(image.get("id") for image in root.iter("parentImage") if image.get("id")))
     return Study(
         id=(uid.get("id") if uid is not None else None) or path.stem,
-        images=tuple(found.get(name, str(images / f"{name}.png")) for name in ids),
+        images=tuple(str(found.find(name) or images / f"{name}.png") for name in ids),
         report=chosen_sections(" ".join(texts.get("FINDINGS", ())), " ".join(texts.get("IMPRESSION", ())), sections),
         language=language,
     )

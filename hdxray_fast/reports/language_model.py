@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError, MissingDependencyError
+from ..weights.fingerprint import tensors_print
 from .seq2seq import until, weights_kept
 from .text_models import quietly
 from .visual_tokens import StudyTokens
@@ -58,6 +59,11 @@ class LanguageModelDecoder(nn.Module):
         everything = self.named_parameters(remove_duplicate=False)  # tied weights have two names
         names = {name for name, parameter in everything if not parameter.requires_grad}
         return names | {name for name, _ in self.named_buffers()}
+
+    def frozen_print(self) -> str:
+        """Tells language models apart by all of their own weights, which no checkpoint holds."""
+        everything = self.model.named_parameters()
+        return tensors_print((name, parameter) for name, parameter in everything if not parameter.requires_grad)
 
     def check_room(self, visual_tokens: int) -> None:
         """Raise a ConfigError if prompts, visual tokens and text do not fit the model's positions."""

@@ -18,12 +18,14 @@ from ..data.quarantine import Quarantined
 from ..data.radiograph_dataset import RadiographDataset
 from ..errors import ConfigError, TrainingError
 from ..models.encoder import Encoder
+from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
 from ..training.optimizer import parameter_groups
 from ..training.processes import patient_barrier
 from ..training.run_images import read_images
 from ..training.task import Task
 from ..weights.create import create_encoder
+from ..weights.fingerprint import settings_print, weights_print
 from .batches import ReadyStudy, StudyDataset, ready_studies
 from .cleaning import cleaner, mostly_chinese
 from .config import MIN_FREQUENCY, ReportConfig
@@ -214,6 +216,12 @@ class ReportTask(Task):
     def load_state(self, state: dict) -> None:
         self.best = math.nan if state["best"] is None else state["best"]
         self.best_step = state["best_step"]
+        # the model has its checkpoint's encoder by now; those from before there were records do not tell which it was
+        if self.features is not None and weights_print(self.model.encoder) != self.features.weights:
+            raise ConfigError(
+                f"weights: {self.config.weights or self.config.encoder} is another encoder than when the run was "
+                "started; resume needs the same one, or choose another folder"
+            )
 
     # --- the parts --------------------------------------------------------------------------------------------------
     def read_images(self, training: Training) -> None:
@@ -244,6 +252,7 @@ class ReportTask(Task):
         self.validation = (train if config.validate_split == "train" else ready["val"])[: config.validate_studies]
         text = "\n".join(f"{row.study.id} {row.target} {row.study.images}" for row in train)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.data_record = self._record(images, train)
         patch_size = self.model.encoder.patch_size
         plain = RadiographDataset(images, patch_size=patch_size)
         augmentation = Augmentation() if config.augment else None
@@ -265,6 +274,22 @@ class ReportTask(Task):
                 "warning: nobody validates, so no model is chosen: the last one is kept; raise val_share, or set "
                 "validate_split to train"
             )
+
+    def _record(self, images: CachedImages, train: list[ReadyStudy]) -> DataRecord:
+        """Radiographs and reports, and the weights that no checkpoint holds or that features were computed with."""
+        record, model = DataRecord(), self.model
+        record.add("readable images", images.sources(), prints_of(images.checksums()))
+        for kind, rows in (("training studies", train), ("validation studies", self.validation)):
+            told = [content_digest(row.study.report, str(row.target), *row.study.images) for row in rows]
+            record.add(kind, [row.study.id for row in rows], told)
+        weights = {"the settings of the encoder": settings_print(model.encoder.config)}
+        if not self.config.encoder_lr:
+            weights["the frozen encoder"] = weights_print(model.encoder)
+        record.add("weights", weights.keys(), weights.values(), setting="weights")
+        if self.config.decoder == "language-model":
+            name, own = self.config.language_model, model.decoder.frozen_print()
+            record.add("language models", [name], [own], setting="language_model")
+        return record
 
     def _find_images(
         self, training: Training, wanted: dict[str, list[Study]], cache: Path

@@ -2,7 +2,8 @@
 
 A :class:`.Task` says what is trained on what; :class:`Training` runs it: one process or many, in steps
 that survive ``kill -9``. What it writes under ``config.out``: ``config.json``, ``log.jsonl`` (a line per step),
-``checkpoints/``, ``tensorboard/``, and ``failed/`` where a loss was not finite.
+``checkpoints/``, ``data.parquet`` (what it is trained on), ``tensorboard/``, and ``failed/`` where a loss was not
+finite.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from .checkpoints import (
     write_checkpoint,
 )
 from .config import TrainingConfig
+from .data_record import refuse_other_data
 from .optimizer import averaged_weights, warmup_cosine
 from .processes import (
     checkpoint_activations,
@@ -293,11 +295,7 @@ class Training:
         if self.config.resume == "auto":
             state = resume_latest(self.checkpoints, self.model, self.optimizer, self.ema)
         if state:
-            if state["data"] != self.task.fingerprint:
-                raise ConfigError(
-                    f"data: these are other readable images than when the run in {self.out} was started; "
-                    "resume needs the same ones"
-                )
+            refuse_other_data(state, self.task.fingerprint, self.task.data_record, self.out)
             if state["images_per_step"] != self.images_per_step:
                 raise ConfigError(
                     f"batch_size: the run in {self.out} has {state['images_per_step']} images per step "
@@ -313,6 +311,8 @@ class Training:
         if self.is_main:
             self.folder.cut_log(self.step)
             set_aside_after(self.checkpoints, self.step)
+            if self.task.data_record is not None:
+                self.task.data_record.write(self.out)
 
     def _start_trackers(self) -> None:
         from accelerate.tracking import TensorBoardTracker, WandBTracker
@@ -411,6 +411,7 @@ class Training:
         state = {
             "step": self.step,
             "data": self.task.fingerprint,
+            "record": None if self.task.data_record is None else self.task.data_record.digest,
             "images_per_step": self.images_per_step,
             "task": self.task.state(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,  # of fp16

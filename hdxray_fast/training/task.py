@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import TrainingConfig
+from .data_record import DataRecord
 from .optimizer import parameter_groups
 
 
@@ -48,10 +49,13 @@ class Task:
     Attributes:
         label: name of the progress bar.
         fingerprint: of the data, filled in before the run begins; a resumed run must have the same.
+        data_record: of the data, and of weights that no checkpoint holds, filled in likewise; with it a refusal names
+            what differs.
     """
 
     label = "train"
     fingerprint = ""
+    data_record: DataRecord | None = None
 
     def build(self) -> nn.Module:
         """The model, on the CPU; torch's generator is seeded before. Called again where a whole copy is needed."""

@@ -244,6 +244,45 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(data, tmp_path):
     assert logs[0] == logs[1]
 
 
+def test_resume_refuses_what_changed_since(data, tmp_path):
+    """The pixels under a name, a label, or the settings of the encoder, each named."""
+    root = tmp_path / "data"
+    shutil.copytree(data, root, ignore=shutil.ignore_patterns("cache"))
+    run = config(root, tmp_path / "run", epochs=2, save_every=2)
+
+    class Killed(Exception):
+        pass
+
+    def kill(line):
+        if line["step"] == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_finetuning(run, progress=False, on_step=kill)
+    again = FinetuneConfig(**{**run.as_dict(), "resume": "auto"})
+
+    def refused(path, content, message):
+        before = path.read_bytes()
+        path.write_bytes(content)
+        with pytest.raises(hx.ConfigError, match=message):
+            run_finetuning(again, progress=False)
+        path.write_bytes(before)
+
+    other = r"^data: these are other readable images \(1 changed, such as .*/7\.png\) than when the run in"
+    refused(root / "7.png", (root / "8.png").read_bytes(), other)
+    lines = (root / "labels.csv").read_text().splitlines()
+    assert lines[4].startswith("3.png,p1,train,")
+    lines[4] = lines[4][:-1] + str(1 - int(lines[4][-1]))
+    other = r"^data: these are other labels or splits \(1 changed, such as .*/3\.png\) than"
+    refused(root / "labels.csv", "\n".join(lines).encode(), other)
+    settings = (root / "weights" / "config.json").read_text()
+    assert '"margin": 1' in settings
+    other = r"^weights: these are other weights \(1 changed, such as the settings of the encoder\) than"
+    refused(root / "weights" / "config.json", settings.replace('"margin": 1', '"margin": 2').encode(), other)
+    (result,) = run_finetuning(again, progress=False)
+    assert result.finished
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_sigterm_leaves_a_run_to_go_on_with(data, tmp_path):
     run = config(data, tmp_path / "run", epochs=3)

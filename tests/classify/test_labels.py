@@ -297,6 +297,11 @@ def test_nih14(tmp_path):
     assert [table.classes[c] for c in np.flatnonzero(table.labels[1])] == ["Mass", "Hernia"]
     assert table.paths[1].endswith("images_003/images/00000001_000.png")
     assert "are not beside the CSV" in table.notes[0]
+    write(tmp_path / "small" / "00000001_000.png", "")
+    with pytest.raises(hx.ConfigError, match=r"^images: .*images_003.*00000001_000.png and .*small.*have one name"):
+        PRESETS["nih14"](tmp_path, None)
+    assert PRESETS["nih14"](tmp_path, tmp_path / "small").paths[1] == str(tmp_path / "small" / "00000001_000.png")
+    (tmp_path / "small" / "00000001_000.png").unlink()
     write(tmp_path / "train_val_list.txt", "\n".join(f"{i:08d}_000.png" for i in range(20)))
     write(tmp_path / "test_list.txt", "\n".join(f"{i:08d}_000.png" for i in range(20, 30)))
     assert PRESETS["nih14"](tmp_path, None).splits == ["train"] * 20 + ["test"] * 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -275,3 +276,26 @@ def test_the_commands(manifest, tmp_path, capsys):
     assert main(["evaluate", "--model", model, "--bootstraps", "5", *arguments]) == 0
     assert main(["evaluate", "--model", str(tmp_path), *arguments]) == 2
     assert "is missing" in capsys.readouterr().err
+
+
+def test_at_another_size_the_saved_model_gives_the_runs_own_table(manifest, tmp_path):
+    """One encoder computes the features, is saved, and draws the error sheet."""
+    weights = small_encoder(learned_positions=True)
+    with torch.no_grad():
+        weights.pos_embed.normal_()
+    hx.save_model(weights, tmp_path / "weights")
+    given = small_encoder(learned_positions=True)
+    given.load_state_dict(weights.state_dict())
+    probabilities = []
+    for name, encoder in (("loaded", None), ("given", given)):
+        out = tmp_path / name
+        settings = replace(config(manifest, out, img_size=96, keep="valid"), weights=str(tmp_path / "weights"))
+        run_probe(settings, encoder, progress=False)
+        with (out / "predictions.csv").open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        found = predict([row["image"] for row in rows], out / "model", batch_size=3)
+        np.testing.assert_allclose(found.probabilities[:, 0], [float(row["high"]) for row in rows], atol=1e-4)
+        assert load_classifier(out / "model").encoder.img_size == (96, 96)
+        probabilities.append(found.probabilities)
+    np.testing.assert_allclose(*probabilities, atol=1e-4)
+    assert (given.img_size, given.keep) == ((64, 64), "all")  # the caller's encoder stays as it is

@@ -121,6 +121,16 @@ def test_what_the_cache_and_the_file_have_lost_is_an_error_that_names_it(radiogr
         images[1]
 
 
+@pytest.mark.filterwarnings("ignore:.* is damaged or gone")
+def test_a_file_that_changed_does_not_stand_in_for_what_the_cache_has_lost(radiographs, tmp_path):
+    images, _ = cached(list_images(radiographs), tmp_path / "cache")
+    (tmp_path / "cache" / NAME / "shards" / "00000.bin").unlink()
+    (radiographs / "1.png").write_bytes((radiographs / "2.png").read_bytes())
+    assert images[0].pixels.shape == (128, 128)
+    with pytest.raises(ImageReadError, match=r"1\.png: the cache has lost it, and the file has changed since"):
+        images[1]
+
+
 def test_a_changed_file_is_read_again_and_others_are_not(radiographs, tmp_path, reads):
     paths = list_images(radiographs)
     cached(paths, tmp_path / "cache")

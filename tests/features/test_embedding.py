@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import shutil
+import time
 
 import cv2
 import numpy as np
@@ -13,7 +15,8 @@ import hdxray_fast as hx
 from hdxray_fast.data.radiographs import read_radiograph, standardisation
 from hdxray_fast.features import embedding_files
 from hdxray_fast.features.embedding import Embedder
-from hdxray_fast.features.embedding_files import embed_files, fingerprint
+from hdxray_fast.features.embedding_files import embed_files, embed_list, fingerprint
+from hdxray_fast.features.feature_table import FeatureTable, read_features
 from hdxray_fast.images.canvas import read_canvas
 
 
@@ -149,7 +152,7 @@ def test_a_table_goes_on_where_it_was_interrupted(folder, tmp_path, monkeypatch)
     assert (again.rows, again.new) == (3, 0)
     assert parquet.read_table(out).equals(parquet.read_table(tmp_path / "whole.parquet"))
     row = parquet.read_table(out).to_pylist()[0]
-    assert row.keys() == {"path", "feature", "confidence", "flagged", "provenance_id", "kept"}
+    assert row.keys() == {"path", "feature", "confidence", "flagged", "provenance_id", "kept", "size", "mtime_ns"}
     assert len(row["feature"]) == 48
 
 
@@ -209,3 +212,83 @@ def test_standardisation_looks_at_valid_patches_alone():
     valid[0, 0] = True
     scale, shift = standardisation(pixels, valid)
     assert scale * 127.5 + shift == pytest.approx(0, abs=1e-6)
+
+
+def test_a_file_that_changed_is_embedded_anew(folder, tmp_path):
+    pytest.importorskip("pyarrow")
+    out, encoder = tmp_path / "features.parquet", small()
+    a, b, d = (str(folder / f"{name}.png") for name in "abd")
+    before = embed_files([folder], out, encoder, progress=False)
+    first = read_features(out)
+    shutil.copy2(b, a)  # another patient's image under the name
+    again = embed_files([folder], out, encoder, progress=False)
+    assert (before.new, again.new, again.rows) == (3, 1, 3)
+    now = read_features(out)
+    assert now["path"] == [a, b, d]  # a row each
+    np.testing.assert_allclose(now["feature"], first["feature"][[1, 1, 2]], rtol=1e-4, atol=1e-5)
+    assert now["provenance_id"][0] == first["provenance_id"][1]
+    assert embed_files([folder], out, encoder, progress=False).new == 0
+
+    (folder / "a.png").write_bytes(b"no picture any more")
+    (folder / "b.png").unlink()  # what is gone has not changed
+    last = embed_list([a, b, d], out, encoder, progress=False)
+    assert (last.rows, last.new, last.unreadable) == (2, 0, 1)
+    assert read_features(out)["path"] == [b, d]
+
+
+def test_an_interruption_leaves_one_row_of_a_file_that_changed(folder, tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    out, encoder = tmp_path / "features.parquet", small()
+    embed_files([folder], out, encoder, progress=False)
+    shutil.copy(folder / "b.png", folder / "a.png")
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureTable, "finish", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            embed_files([folder], out, encoder, progress=False)
+    assert len(list((tmp_path / "features.parquet.parts").iterdir())) == 1
+    assert embed_files([folder], out, encoder, progress=False).new == 0
+    rows = read_features(out)
+    assert len(rows["path"]) == 3
+    assert rows["provenance_id"][0] == rows["provenance_id"][1]
+
+
+def test_tables_from_before_files_were_stamped_go_on(folder, tmp_path):
+    """Their rows are of files that are older than the table; what is newer is read again."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out, encoder = tmp_path / "features.parquet", small()
+    embed_files([folder], out, encoder, progress=False)
+    time.sleep(0.05)  # longer than the clock of a file system ticks
+    columns = ["path", "feature", "confidence", "flagged", "provenance_id", "kept"]
+    parquet.write_table(parquet.read_table(out, columns=columns), out)
+    assert embed_files([folder / "b.png"], out, encoder, progress=False).new == 0
+    assert parquet.read_table(out).num_rows == 3
+    time.sleep(0.05)
+    shutil.copy2(folder / "b.png", folder / "a.png")  # with the other's time, but new here
+    done = embed_files([folder], out, encoder, progress=False)
+    assert (done.rows, done.new) == (3, 1)
+    rows = read_features(out)
+    assert rows["provenance_id"][0] == rows["provenance_id"][1]
+    assert embed_files([folder], out, encoder, progress=False).new == 0
+
+
+def test_nothing_to_do_shows_no_bar(folder, tmp_path, capsys):
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("tqdm")
+    out, encoder = tmp_path / "features.parquet", small()
+    embed_files([folder / "b.png"], out, encoder)
+    assert "1/1" in capsys.readouterr().err
+    embed_files([folder / "b.png"], out, encoder)
+    assert capsys.readouterr().err == ""
+
+
+def test_learned_positions_are_resampled_once(folder, tmp_path):
+    """From the weights' own grid to the size asked for, and not by way of another."""
+    pytest.importorskip("pyarrow")
+    encoder = small(img_size=64, learned_positions=True, embed_dim=192, depth=1)
+    with torch.no_grad():
+        encoder.pos_embed.normal_()
+    weights = tmp_path / "published.pth"
+    torch.save({"model": encoder.state_dict()}, weights)
+    embed_files([folder / "b.png"], tmp_path / "f.parquet", weights, img_size=64, progress=False)
+    expected = hx.embed([folder / "b.png"], encoder).features
+    np.testing.assert_allclose(read_features(tmp_path / "f.parquet")["feature"], expected, rtol=1e-4, atol=1e-5)

@@ -23,7 +23,8 @@ VARIANTS = {
 def small(name: str = "vit_tiny_patch16", img_size=(32, 48), **kwargs) -> Encoder:
     encoder = hx.create_encoder(name, img_size=img_size, depth=2, embed_dim=48, num_heads=3, **kwargs)
     for parameter in encoder.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
+        if parameter.requires_grad:  # fixed positions are what they are
+            parameter.data += 0.05 * torch.randn_like(parameter)
     return encoder
 
 

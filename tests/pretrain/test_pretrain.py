@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from prepared_helpers import prepare
 
 import hdxray_fast as hx
 from hdxray_fast.errors import ConfigError, TrainingError
@@ -144,8 +146,36 @@ def test_a_folder_with_a_run_is_not_overwritten(radiographs, tmp_path):
 def test_resume_refuses_other_images(radiographs, tmp_path):
     run_pretraining(config(radiographs, tmp_path / "run", steps=2, save_every=1), progress=False)
     (radiographs / "4.png").unlink()
-    with pytest.raises(ConfigError, match="other readable images"):
+    with pytest.raises(ConfigError, match=r"other readable images \(1 gone, such as .*4\.png\) than"):
         run_pretraining(config(radiographs, tmp_path / "run", steps=2, save_every=1, resume="auto"), progress=False)
+
+
+def test_resume_refuses_an_image_that_changed_under_its_name(radiographs, tmp_path):
+    options = {"steps": 2, "save_every": 1}
+    run_pretraining(config(radiographs, tmp_path / "run", **options), progress=False)
+    touched = (radiographs / "1.png").read_bytes()
+    (radiographs / "1.png").unlink()
+    (radiographs / "1.png").write_bytes(touched)  # another date, the same image
+    run_pretraining(config(radiographs, tmp_path / "run", resume="auto", **options), progress=False)
+    pixels = cv2.imread(str(radiographs / "2.png"), cv2.IMREAD_GRAYSCALE)
+    pixels[75] ^= 64  # one row
+    cv2.imwrite(str(radiographs / "2.png"), pixels)
+    with pytest.raises(
+        ConfigError, match=r"^data: these are other readable images \(1 changed, such as .*2\.png\) than"
+    ):
+        run_pretraining(config(radiographs, tmp_path / "run", resume="auto", **options), progress=False)
+
+
+def test_resume_refuses_a_prepared_set_whose_images_changed(radiographs, tmp_path):
+    options = {"steps": 1, "save_every": 1}
+    recipe = {"size": SMALL["img_size"], "min_side": 1}
+    prepare([radiographs], tmp_path / "set", **recipe)
+    run_pretraining(config(tmp_path / "set", tmp_path / "run", **options), progress=False)
+    cv2.imwrite(str(radiographs / "3.png"), 255 - cv2.imread(str(radiographs / "3.png")))
+    shutil.rmtree(tmp_path / "set")
+    prepare([radiographs], tmp_path / "set", **recipe)
+    with pytest.raises(ConfigError, match=r"other readable images \(1 changed, such as .*3\.png\) than"):
+        run_pretraining(config(tmp_path / "set", tmp_path / "run", resume="auto", **options), progress=False)
 
 
 def test_unreadable_files_are_quarantined_and_the_run_goes_on(radiographs, tmp_path, capsys):

@@ -182,6 +182,11 @@ def test_iu_xray_xml(tmp_path):
     impressions = read_studies(reports, images=images, sections="impression", need_images=False)
     assert [study.id for study in impressions.studies] == ["CXR2", "CXR3", "CXR10"]  # in the order of their numbers
     assert impressions.studies[0].report == "Normal chest."
+    touch(images, "CXR10_IM-0002-1001.dcm")  # the same picture in its other form
+    assert read_studies(reports, images=images).studies[0].images[0].endswith("CXR10_IM-0002-1001.png")
+    touch(images, "smaller/CXR10_IM-0002-1001.png")
+    with pytest.raises(hx.ConfigError, match=r"^images: .*IM-0002-1001.* and .*smaller.* have one name"):
+        read_studies(reports, images=images)
 
 
 # MIMIC-CXR ------------------------------------------------------------------------------------------------------------

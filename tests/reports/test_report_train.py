@@ -20,6 +20,7 @@ pytest.importorskip("pycocoevalcap")
 
 from hdxray_fast.cli.main import main
 from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
+from hdxray_fast.files import checksum
 from hdxray_fast.reports.attention_picture import draw_attention
 from hdxray_fast.reports.config import ReportConfig
 from hdxray_fast.reports.layouts import read_studies
@@ -208,6 +209,81 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, encoder, frozen):
     now = trained_tensors(tmp_path / "whole", "encoder")
     before = load_model(encoder).state_dict()
     assert all(torch.equal(now[name], before[name]) for name in now) is frozen
+
+
+def cut_after(config: ReportConfig, step: int) -> ReportConfig:
+    """The same run, killed after a step, to be gone on with."""
+
+    def kill(line: dict) -> None:
+        if line["step"] == step:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_report_training(config, progress=False, on_step=kill)
+    return replace(config, resume="auto")
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_resume_with_other_weights_in_the_folder(tmp_path, frozen):
+    """Features of another encoder are refused; one that is trained is in the checkpoint."""
+    data = study_csv(tmp_path, ENGLISH)
+    weights = save_small_encoder(tmp_path / "weights", seed=1)
+    options = {"steps": 4, "save_every": 2, "validate_every": 2} | ({} if frozen else {"encoder_lr": 1e-3})
+    again = cut_after(quick(data, tmp_path / "run", str(weights), **options), 3)
+    kept = shutil.copytree(weights, tmp_path / "kept")
+    shutil.rmtree(weights)
+    save_small_encoder(weights, seed=2)
+    if not frozen:
+        assert run_report_training(again, progress=False).finished
+        return
+    named = r"^weights: these are other weights \(1 changed, such as the frozen encoder\) than when the run in"
+    with pytest.raises(ConfigError, match=named):
+        run_report_training(again, progress=False)
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    state = json.loads((checkpoint / "state.json").read_text())
+    del state["record"]  # as in checkpoints of earlier versions
+    (checkpoint / "state.json").write_text(json.dumps(state))
+    sums = json.loads((checkpoint / "checksums.json").read_text())
+    sums["state.json"] = checksum(checkpoint / "state.json")
+    (checkpoint / "checksums.json").write_text(json.dumps(sums))
+    with pytest.raises(ConfigError, match=r"^weights: .*weights is another encoder than when the run was started"):
+        run_report_training(again, progress=False)
+    shutil.rmtree(weights)
+    kept.rename(weights)
+    assert run_report_training(again, progress=False).finished
+
+
+def test_resume_with_another_language_model_in_the_folder(tmp_path, encoder):
+    """Two that were tuned from one may have the same word embeddings."""
+    from safetensors.torch import load_file, save_file
+
+    path = small_language_model(tmp_path / "lm")
+    options = {"decoder": "language-model", "language_model": str(path), "validate_every": 0}
+    data = study_csv(tmp_path, ENGLISH)
+    again = cut_after(quick(data, tmp_path / "run", encoder, steps=3, save_every=1, **options), 2)
+    tensors = load_file(path / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"] += 1
+    save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        ConfigError, match=r"^language_model: these are other language models \(1 changed, such as .*lm\)"
+    ):
+        run_report_training(again, progress=False)
+
+
+def test_resume_refuses_other_radiographs_and_reports(tmp_path, encoder):
+    data = study_csv(tmp_path, ENGLISH)
+    again = cut_after(quick(data, tmp_path / "run", encoder, steps=3, save_every=1, validate_every=0), 2)
+    before = (tmp_path / "2_0.png").read_bytes()
+    (tmp_path / "2_0.png").write_bytes((tmp_path / "1_0.png").read_bytes())
+    with pytest.raises(
+        ConfigError, match=r"^data: these are other readable images \(1 changed, such as .*2_0\.png\) than"
+    ):
+        run_report_training(again, progress=False)
+    (tmp_path / "2_0.png").write_bytes(before)
+    data.write_text(data.read_text().replace("Mild cardiomegaly", "cardiomegaly Mild"))
+    named = r"other training studies \(1 changed, such as s1\) and other validation studies \(1 changed, such as s1\)"
+    with pytest.raises(ConfigError, match=named):
+        run_report_training(again, progress=False)
 
 
 def test_rates_of_encoder_and_decoder(english, encoder, tmp_path):

@@ -6,7 +6,6 @@ is never written twice and its number never given anew, so runs that read while 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from ...errors import ConfigError, TrainingError
 from ...files import checksum, make_folder, remove_leftovers, written_whole
 from ...locks import locked
 from ..quarantine import Quarantined
-from .cached import CachedImages, CachedSet, for_now
+from .cached import CachedImages, CachedSet, cache_key, for_now
 from .config import PrepareConfig
 from .index import INDEX, LOOKUP
 from .pool import prepared_rows
@@ -27,25 +26,11 @@ from .shards import FORMAT, FORMAT_VERSION, ShardError, ShardFolder, arrow, read
 from .sources import Source
 from .worker import OK, Row
 
-KEY_FORMAT = 2  # part of every key: raise it when what is kept changes its meaning
 CHECKSUM = "lookup.sha256"  # of lookup.arrow, whose contours are used as they lie there
 UNREADABLE = "unreadable.json"  # keys of files that could not be read
 SHARD_SIZE = 64  # images; what a run that is killed while it reads can lose
 KEPT = ("key", "source", "inside_share", "confidence", "flagged", "pixel_sha256")  # in lookup.arrow, besides
 KEY_PATTERN = '"cache_key": "(?P<key>[0-9a-f]{32})"'
-
-
-def cache_key(source: Source, size: int, contour: str) -> str:
-    """32 hexadecimal digits that tell an image's file, as it is now, and its preparation from all others."""
-    path = Path(source.path)
-    try:
-        stat = path.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns]
-    except OSError:  # a missing file: its reader reports it, with the reason
-        stamp = []
-    member = [source.member] if source.member else []
-    text = json.dumps([KEY_FORMAT, str(path.absolute()), stamp, size, contour, *member])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def recipe_of(size: int, contour: str) -> dict:

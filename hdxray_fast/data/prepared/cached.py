@@ -1,11 +1,13 @@
 """What a run reads of its cache, whatever becomes of the cache meanwhile; what it loses is read from the files again.
 
-Keys, and how a cache is filled: :mod:`hdxray_fast.data.prepared.cache`.
+An image is known by its `cache_key`; how a cache is filled: :mod:`hdxray_fast.data.prepared.cache`.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import warnings
 from collections.abc import Sequence
 from contextlib import suppress
@@ -19,8 +21,22 @@ from .shards import ShardError, arrow
 from .sources import Source
 from .worker import OK, prepare_source
 
+KEY_FORMAT = 2  # part of every key: raise it when what is kept changes its meaning
 REMEMBERED = 64  # images of lost shards that a process keeps in memory: those of one shard
 PLACE = ("shard", "offset", "crc32")  # what tells an image of a cache from all others, those of a later cache too
+
+
+def cache_key(source: Source, size: int, contour: str) -> str:
+    """32 hexadecimal digits that tell an image's file, as it is now, and its preparation from all others."""
+    path = Path(source.path)
+    try:
+        stat = path.stat()
+        stamp = [stat.st_size, stat.st_mtime_ns]
+    except OSError:  # a missing file: its reader reports it, with the reason
+        stamp = []
+    member = [source.member] if source.member else []
+    text = json.dumps([KEY_FORMAT, str(path.absolute()), stamp, size, contour, *member])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def for_now(error: ShardError) -> bool:
@@ -161,6 +177,8 @@ class CachedImages(PreparedSubset):
         read = prepare_source(source, self.recipe, None)
         if read.status != OK:
             raise ImageReadError(source.name, read.reason.removeprefix(f"{read.error}: "))
+        if cache_key(source, self.size, self.recipe["contour"]) != self.keys[place]:
+            raise ImageReadError(source.name, "the cache has lost it, and the file has changed since this run began")
         facts = read.facts
         return Prepared(
             decode(read.data, self.recipe),

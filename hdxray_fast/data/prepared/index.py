@@ -122,6 +122,16 @@ def read_skipped(out: Path) -> list[str]:
         return [row["source"] for row in csv.DictReader(stream)]
 
 
+def read_set_aside(out: Path) -> list[str]:
+    """Names of the sources that a data set holds no image of: unreadable, filtered, repeats of another, left out."""
+    names = read_skipped(out)
+    for path in (out / QUARANTINE, out / DUPLICATES):
+        if path.exists():  # a cache has neither
+            with path.open(newline="", encoding="utf-8") as stream:
+                names += [row["source"] for row in csv.DictReader(stream)]
+    return names
+
+
 def _summary(table, index, duplicates: int, skipped: list[str]) -> dict:
     status = Counter(table.column("status").to_pylist())
     reasons = Counter(reason for reason in table.column("reason").to_pylist() if reason)

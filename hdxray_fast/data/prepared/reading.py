@@ -203,6 +203,11 @@ class PreparedSet:
         """Of each image, the hash of its stored pixels, to find duplicates; empty where it is not known."""
         return [digest or "" for digest in self.column("pixel_sha256").to_pylist()]
 
+    def checksums(self) -> np.ndarray:
+        """Of each image, the CRC-32 of its canvas as it is stored, ``[N] uint32``: all of it, while hashes of stored
+        pixels are of some rows."""
+        return self._crc32
+
     def subset(self, rows: Sequence[int], names: Sequence[str] | None = None) -> PreparedSubset:
         """Some of the images in an order of their own, called by ``names``, or else as their sources are."""
         return PreparedSubset(self, rows, [self.source(row) for row in rows] if names is None else names)
@@ -273,6 +278,10 @@ class PreparedSubset:
         """As :meth:`PreparedSet.hashes`."""
         found = self.images.hashes()
         return [found[row] for row in self.rows]
+
+    def checksums(self) -> np.ndarray:
+        """As :meth:`PreparedSet.checksums`."""
+        return self.images.checksums()[self.rows]
 
     def shares_by_image(self) -> tuple[np.ndarray, np.ndarray]:
         """As :meth:`PreparedSet.shares_by_image`."""
