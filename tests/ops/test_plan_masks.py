@@ -288,6 +288,7 @@ def test_bad_arguments_are_named(arguments, error, says):
     assert isinstance(raised.value, hx.HDXrayError)
 
 
+@pytest.mark.filterwarnings("ignore:Dynamo does not know how to trace the builtin:UserWarning")
 def test_a_compiler_is_told_why_it_cannot_hold_a_plan():
     """The number of patches depends on values; fullgraph=True says so, and otherwise the plan is what it was."""
 
