@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ArgumentError, ArgumentTypeError
+from ..images.standardise import standardising
 from ..ops.gather import gather_patches
 from ..ops.plan import MaskPlan
 from .encoder_config import EncoderConfig, fixed_scale
@@ -418,15 +419,13 @@ class Encoder(nn.Module):
         """
         if images.is_floating_point():
             return 1.0, 0.0
-        white = 255.0 if images.dtype == torch.uint8 else 65535.0
         if self.normalisation != "per_image":
-            return fixed_scale(self.normalisation, white)
+            return fixed_scale(self.normalisation, 255.0 if images.dtype == torch.uint8 else 65535.0)
         if valid is None:
             std, mean = torch.std_mean(images.float().flatten(1), dim=1, correction=0)  # [B] each
         else:
             std, mean = _std_mean_of_patches(images, checked_grid("valid", valid, (len(images), *self.grid_size)))
-        std = std.clamp(min=white / 255)  # a flat image stays finite
-        return 1.0 / std, -mean / std
+        return standardising(mean, std)
 
     def check_images(self, images: Tensor) -> None:
         """Raise an error naming ``images`` unless they have the shape this encoder takes."""
