@@ -168,10 +168,15 @@ class Encoder(nn.Module):
         plan: MaskPlan | None = None,
         scale: float | Tensor | None = None,
         shift: float | Tensor | None = None,
+        drop_path_keep: Tensor | None = None,  # [depth, 2, B] bool
     ) -> Tokens:
-        """Normalised tokens of the patches that ``plan`` keeps (all without one), whatever ``keep`` says."""
+        """Normalised tokens of the patches that ``plan`` keeps (all without one), whatever ``keep`` says.
+
+        ``drop_path_keep`` says which images keep the attention and the MLP of each block while it trains, where
+        stochastic depth is set; left out, torch's generator does.
+        """
         plan, scale, shift = self._inputs(images, plan, scale, shift, None, None, keep="all")
-        return self._run_blocks(images, plan, scale, shift)[0]
+        return self._run_blocks(images, plan, scale, shift, drop_path_keep)[0]
 
     def forward_features(
         self,
@@ -343,10 +348,10 @@ class Encoder(nn.Module):
         plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
         return self._run_blocks(images, plan, scale, shift)
 
-    def _run_blocks(self, images, plan, scale, shift) -> tuple[Tokens, MaskPlan | None, int]:
+    def _run_blocks(self, images, plan, scale, shift, drop_path_keep=None) -> tuple[Tokens, MaskPlan | None, int]:
         x, cu_seqlens, longest = self._start(images, plan, scale, shift)
-        for block in self.blocks:
-            x = self._run(block, x, cu_seqlens, longest)
+        for index, block in enumerate(self.blocks):
+            x = self._run(block, x, cu_seqlens, longest, None if drop_path_keep is None else drop_path_keep[index])
         return self._packed(self.norm(x), cu_seqlens), plan, longest
 
     @staticmethod
@@ -384,10 +389,13 @@ class Encoder(nn.Module):
             tokens.append(self.reg_token[0])
         return torch.cat(tokens)
 
-    def _run(self, block: Block, x: Tensor, cu_seqlens: Tensor | None, longest: int) -> Tensor:
+    def _run(
+        self, block: Block, x: Tensor, cu_seqlens: Tensor | None, longest: int, drop_path_keep: Tensor | None = None
+    ) -> Tensor:
+        drawn = () if drop_path_keep is None else (None, drop_path_keep)
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, cu_seqlens, longest, use_reentrant=False)
-        return block(x, cu_seqlens, longest)
+            return checkpoint(block, x, cu_seqlens, longest, *drawn, use_reentrant=False)
+        return block(x, cu_seqlens, longest, *drawn)
 
     def _to_dense(self, x: Tensor, plan: MaskPlan | None) -> tuple[Tensor, Tensor]:
         """Prefix tokens ``[B, num_prefix_tokens, D]`` and patches on the full grid ``[B, P, D]``."""
