@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from ..data.quarantine import write_quarantine
+from ..data.quarantine import Quarantined, write_quarantine
 from ..errors import ConfigError, MissingDependencyError
 from ..files import written_whole
 from .embedding import Embeddings
@@ -82,8 +83,10 @@ class FeatureTable:
         self.tables.append(table)
         self.done.update(rows.sources)
 
-    def finish(self, order: list[str], unreadable: list[tuple[str, str, str]]) -> Path:
+    def finish(self, order: list[str], unreadable: Sequence[Quarantined]) -> Path:
         """Join everything into one file, in the order given (rows of other paths first), and remove the parts.
+
+        Without a row there is no file.
 
         Files of earlier runs that were unreadable stay listed, unless they were among these.
         """
@@ -91,7 +94,8 @@ class FeatureTable:
         place = {path: number for number, path in enumerate(order)}
         rank = np.array([place.get(path, -1) for path in table.column("path").to_pylist()], np.int64)
         table = table.take(self._arrow.array(np.argsort(rank, kind="stable")))
-        self._write(table.replace_schema_metadata(self.schema.metadata), self.out)
+        if len(table):
+            self._write(table.replace_schema_metadata(self.schema.metadata), self.out)
         unreadable = [*(row for row in self._listed() if row[0] not in place), *unreadable]
         write_quarantine(self.unreadable, unreadable)
         for path in self.parts.glob("*.parquet"):
