@@ -78,7 +78,7 @@ def embed_files(
     for path in paths:
         if not isinstance(path, str | os.PathLike):
             raise ArgumentTypeError(f"paths: holds a {type(path).__name__}, accepted are paths (embed takes arrays)")
-    files = list(dict.fromkeys(str(file) for path in paths for file in list_images(path)))
+    files = list(dict.fromkeys(str(file) for path in paths for file in list_images(path, argument="paths")))
     return embed_list(
         files, out, weights, pool=pool, keep=keep, img_size=img_size, batch_size=batch_size, workers=workers,
         device=device, progress=progress,
