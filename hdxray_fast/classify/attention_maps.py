@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..models.inputs import patches_to_keep
 from ..models.layers import CrossAttention, SelfAttention
 from ..ops.plan import MaskPlan
 from .classifier import Classifier
@@ -52,6 +53,8 @@ def patch_map(
 ) -> PatchMap:
     """The map of one class of one image; arguments as for :class:`hdxray_fast.classify.classifier.Classifier`."""
     encoder, head = model.encoder, model.head
+    if plan is None:
+        plan = patches_to_keep(encoder, images, None, None)
     if isinstance(head, LabelQueryHead):
         source, query = head.cross_blocks[-1].cross_attn, column
         words = "attention of the disease's query, yellow most"

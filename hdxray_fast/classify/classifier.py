@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ..files import save_tensors, written_whole
 from ..models.encoder import Encoder, Tokens
+from ..models.inputs import patches_to_keep
 from ..ops.plan import MaskPlan
 from ..weights.model_folders import load_model, model_folder, save_model
 from .heads import LabelQueryHead, LinearHead, build_head
@@ -87,12 +88,24 @@ class Classifier(nn.Module):
         scale: float | Tensor | None = None,
         shift: float | Tensor | None = None,
         new_names: Tensor | None = None,  # [C', T]
+        *,
+        inside: Tensor | None = None,  # [B, gh, gw] bool
+        valid: Tensor | None = None,  # [B, gh, gw] bool
+        drop_path_keep: Tensor | None = None,  # [depth, 2, B] bool
     ) -> Tensor:
-        """Logits ``[B, num_classes]``; arguments as for :meth:`hdxray_fast.models.encoder.Encoder.encode`.
+        """Logits ``[B, num_classes]``.
 
-        With ``new_names``, text embeddings of names that were never trained, theirs follow: ``[B, num_classes + C']``.
+        Args:
+            images, plan, scale, shift, inside, valid: as for :meth:`hdxray_fast.models.encoder.Encoder.forward`, so
+                that without a plan the encoder's ``keep`` says which patches are looked at.
+            new_names: text embeddings of names that were never trained; their logits follow: ``[B, num_classes + C']``.
+            drop_path_keep: as for :meth:`hdxray_fast.models.encoder.Encoder.encode`.
         """
-        tokens = self.encoder.encode(images, plan, scale, shift)
+        if plan is None:
+            plan = patches_to_keep(self.encoder, images, inside, valid)
+        if scale is None and shift is None:
+            scale, shift = self.encoder.pixel_scale(images, valid)
+        tokens = self.encoder.encode(images, plan, scale, shift, drop_path_keep)
         longest = None if plan is None else plan.longest[0] + self.encoder.num_prefix_tokens
         logits = self.classify(tokens, longest)
         if new_names is None:

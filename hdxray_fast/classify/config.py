@@ -42,7 +42,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
             re-exposes slightly; never mirrored.
         augment_operations: changes that ``rand`` draws.
         augment_magnitude: their largest strength, 0 to 1.
-        mixup: alpha of the Beta distribution that images are mixed by; 0 for none.
+        mixup: alpha of the Beta distribution that images are mixed by, in pairs: ``batch_size`` is even; 0 for none.
         class_weight: ``balanced`` lets every class count alike, at the price of calibration.
         lr: peak learning rate; by default 5e-4 (head alone: 2e-3) times the square root of (images per step / 64).
         layer_decay: factor on the learning rate from each block to the one below it.
@@ -115,8 +115,10 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
                 raise ConfigError(f"label_fractions: {share} is not accepted; give shares above 0 and up to 1")
         if self.prepared and self.is_probe:
             raise ConfigError("prepared: a probe reads the images themselves; leave it out, or choose another head")
-        if self.mixup and self.batch_size < 2:
-            raise ConfigError("mixup: needs a batch_size of at least 2")
+        if self.mixup and self.batch_size % 2:
+            raise ConfigError(
+                f"mixup: images are mixed in pairs, which takes an even batch_size; {self.batch_size} is not accepted"
+            )
 
     @property
     def is_probe(self) -> bool:

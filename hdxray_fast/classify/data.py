@@ -175,31 +175,39 @@ class SetAside:
         write_quarantine(self.path, self.rows)
 
 
-def mix(encoder: Encoder, batch: dict, share: float) -> dict:
-    """Mixup (https://arxiv.org/abs/1710.09412): every image and its neighbour in the batch, at one share.
+def mix(encoder: Encoder, batch: dict, share: float | Tensor) -> dict:
+    """Mixup (https://arxiv.org/abs/1710.09412) of the images of a batch in pairs: first and second, third and fourth.
 
-    Both are standardised first, so that the share is one of contrast; a patch that either of them shows is shown, and a
-    label that is not known of one of them is not known of both.
+    A step's images stand in the order of the walk through the data, and a batch has an even number of them: so who is
+    mixed with whom does not depend on how the step is split into batches. Both images are standardised first, so that
+    the share is one of contrast; a patch that either of them shows is shown, and a label that is not known of one of
+    them is not known of both.
 
     Args:
         encoder: tells how images are standardised.
         batch: of :class:`LabelledRadiographs`.
-        share: of the image itself, 0 to 1.
+        share: of the image itself, 0 to 1; of all, or of each ``[B]`` float32.
 
     Returns:
         A batch whose ``pixels`` are float32 ``[B, 1, S, S]``, ``scale`` 1 and ``shift`` 0.
     """
     images = standardised(encoder, batch)
     count = len(images)
+    own = torch.as_tensor(share, dtype=images.dtype, device=images.device).expand(count)
+    rows, columns = own[:, None, None, None], own[:, None]
     return {
         **batch,
-        "pixels": share * images + (1 - share) * images.roll(1, 0),
-        "inside": batch["inside"] | batch["inside"].roll(1, 0),
-        "valid": batch["valid"] | batch["valid"].roll(1, 0),
+        "pixels": rows * images + (1 - rows) * _partners(images),
+        "inside": batch["inside"] | _partners(batch["inside"]),
+        "valid": batch["valid"] | _partners(batch["valid"]),
         "scale": images.new_ones(count),
         "shift": images.new_zeros(count),
-        "labels": share * batch["labels"] + (1 - share) * batch["labels"].roll(1, 0),
+        "labels": columns * batch["labels"] + (1 - columns) * _partners(batch["labels"]),
     }
+
+
+def _partners(values: Tensor) -> Tensor:  # [B, ...], B even
+    return values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 def table_of_readable(table: LabelTable, images: PreparedSubset) -> tuple[LabelTable, PreparedSubset]:

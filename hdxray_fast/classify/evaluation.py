@@ -139,7 +139,7 @@ def predict(
     """
     model = load_classifier(model) if isinstance(model, str | os.PathLike) else model
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    files = list(dict.fromkeys(str(file) for name in names for file in list_images(name)))
+    files = list(dict.fromkeys(str(file) for name in names for file in list_images(name, argument="paths")))
     return predict_list(files, model, batch_size, workers, device, progress, classes)
 
 

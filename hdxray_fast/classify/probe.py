@@ -84,7 +84,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
     options = {name: getattr(config, name) for name in ("pool", "keep", "batch_size", "workers", "device")}
     kept = Path(config.features) if config.features else out / "features.parquet"
     done = embed_list(table.paths, kept, encoder, progress=progress, **options)
-    rows = read_features(done.out)
+    rows = read_features(done.out) if done.rows else {"path": []}  # refused in a moment
     readable = set(rows["path"])
     unreadable = sum(path not in readable for path in table.paths)
     refuse_unreadable(unreadable, len(table), config.max_bad_share, done.unreadable_csv)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation, RandAugment
+from ..data.draws import drop_path_keep, mixing_shares
 from ..data.prepared.reading import PreparedSubset
 from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
@@ -202,19 +203,22 @@ class FinetuneTask(Task):
     def to_device(self, batch: dict, device: torch.device) -> dict:
         if not bool(batch["readable"].all()):
             self._note_unreadable(batch, "train")
-        batch = super().to_device(batch, device)
-        if self.config.mixup:
-            # the share is a function of the batch, so that a resumed run draws the same
-            rng = np.random.Generator(np.random.Philox(key=[self.config.seed, int(batch["draw"][0])]))
-            batch = mix(self.encoder, batch, float(rng.beta(self.config.mixup, self.config.mixup)))
-        return batch
+        config, numbers = self.config, batch["draw"].tolist()
+        rates = [block.drop_path for block in self.encoder.blocks]
+        drawn = {}
+        if any(rates):
+            drawn["drop_path_keep"] = drop_path_keep(rates, config.seed, numbers)
+        if config.mixup:
+            drawn["share"] = mixing_shares(config.mixup, config.seed, numbers)
+        batch = super().to_device({**batch, **drawn}, device)
+        return mix(self.encoder, batch, batch["share"]) if config.mixup else batch
 
     def weight(self, batch: dict) -> Tensor:
         return known_labels(batch["labels"], self.table.multiclass)
 
     def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict]:
         weights = None if self.class_weights is None else self.class_weights.to(batch["labels"].device)
-        logits = model(*encoder_inputs(self.encoder, batch))
+        logits = model(*encoder_inputs(self.encoder, batch), drop_path_keep=batch.get("drop_path_keep"))
         loss = classification_loss(logits, batch["labels"], self.table.multiclass, weights)
         return loss, {"unreadable": (~batch["readable"]).sum()}
 

@@ -24,7 +24,7 @@ def run_contour_command(paths: list[str], out: str, workers: int, **options) -> 
     from ..data.listing import list_images
     from ..data.reader_pool import worker_count
 
-    files = [file for path in paths for file in list_images(path, exclude=(out,))]
+    files = [file for path in paths for file in list_images(path, exclude=(out,), argument="paths")]
     summary = write_contours(files, out, workers=worker_count(workers), **options)
     return 0 if summary["written"] else 2
 

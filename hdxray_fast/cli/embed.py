@@ -23,13 +23,18 @@ def add_commands(commands, parser_class) -> None:
 
 
 def run_embed_command(paths: list[str], out: str, **options) -> int:
+    from ..data.quarantine import first_unreadable
     from ..features.embedding_files import embed_files
 
     done = embed_files(paths, out, **options)
-    print(f"{done.rows} rows of {done.width} numbers in {done.out} ({done.new} new)")
     if done.unreadable:
-        print(f"{done.unreadable} files could not be read: {done.unreadable_csv}", file=sys.stderr)
-    return 0 if done.rows else 2
+        files = [(item.path, item.reason) for item in done.quarantined]
+        print(first_unreadable(files, done.unreadable, done.unreadable_csv), file=sys.stderr)
+    if not done.rows:
+        print(f"hdxray-fast: no file can be read; {done.out} is not written", file=sys.stderr)
+        return 2
+    print(f"{done.rows} rows of {done.width} numbers in {done.out} ({done.new} new)")
+    return 0
 
 
 COMMANDS = {"embed": run_embed_command}

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ..errors import ConfigError, HDXrayError, MissingDependencyError
+from .options import command_words, in_typed_words, lists_commands, parser_reason, typed_options
 from .program import program
 
 # A file of this folder is a group of commands: ``add_commands(commands, parser_class)`` says what each of them takes,
@@ -56,20 +57,25 @@ def _run(argv: list[str]) -> int:
         group = importlib.import_module(f".{name}", __package__)
         group.add_commands(commands, ArgumentParser)
         run.update(group.COMMANDS)
+    words, own = command_words(parser, argv)
+    options = typed_options(own, argv)
     try:
-        argv = _with_underscores(argv)
+        given = _with_underscores(argv)
         if argv[:1] in (["probe"], ["finetune"]):
             from .classify import join_lists
 
-            argv = join_lists(argv)
-        parsed = parser.parse_args(argv)
+            given = join_lists(given)
+        parsed = parser.parse_args(given)
     except (ArgumentError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        hint = " ".join([program(), *(argv[:1] if argv and not argv[0].startswith("-") else []), "--help"])
-        raise ConfigError(f"{reason} ({hint} lists the settings)") from error
-    options = parsed[parsed.command]
-    options.pop("config", None)
-    return run[parsed.command](**options.as_dict())
+        reason = parser_reason(str(error), words, options, argv)
+        lists = "commands" if lists_commands(own) else "settings"
+        raise ConfigError(f"{reason} ({' '.join([program(), *words, '--help'])} lists the {lists})") from error
+    settings = parsed[parsed.command]
+    settings.pop("config", None)
+    try:
+        return run[parsed.command](**settings.as_dict())
+    except HDXrayError as error:
+        raise HDXrayError(in_typed_words(error, options, argv)) from error
 
 
 def _groups(argv: list[str]) -> list[str]:

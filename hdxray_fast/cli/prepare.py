@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 from .program import program
 
 FLAGS = {  # --add, where class arguments would want --add true
@@ -39,7 +42,7 @@ def add_commands(commands, parser_class) -> None:
 
 def run_prepare_command(**options) -> int:
     from ..data.prepared.config import PrepareConfig
-    from ..data.prepared.index import describe
+    from ..data.prepared.index import QUARANTINE
     from ..data.prepared.run import run_prepare
 
     config = PrepareConfig(**options)
@@ -47,18 +50,33 @@ def run_prepare_command(**options) -> int:
     if result.summary is None:
         counts = ", ".join(f"{count} {status}" for status, count in sorted(result.counts.items()))
         print(f"part {config.part}: {counts or 'nothing to do'}; {result.made} shards made, {result.found} were there")
+        _tell_unreadable(result.unreadable, f"{QUARANTINE} once all parts are merged")
         print(f"other parts are not done yet; the last one merges, or: {program()} merge {config.out}")
         return 0
-    print(describe(result.summary))
+    _tell_merged(config.out, result.summary)
     print(f"the data set is {result.out}; look at summary.png, contacts.png and quarantine.csv in it")
     return 0
 
 
 def run_merge_command(folder: str) -> int:
-    from ..data.prepared.index import describe, merge
+    from ..data.prepared.index import merge
 
-    print(describe(merge(folder)))
+    _tell_merged(folder, merge(folder))
     return 0
+
+
+def _tell_merged(folder: str, summary: dict) -> None:
+    from ..data.prepared.index import QUARANTINE, describe, read_unreadable
+
+    print(describe(summary))
+    _tell_unreadable(read_unreadable(Path(folder)), Path(folder) / QUARANTINE)
+
+
+def _tell_unreadable(files: list[tuple[str, str]], listed: str | Path) -> None:
+    from ..data.quarantine import first_unreadable
+
+    if files:
+        print(first_unreadable(files, len(files), listed), file=sys.stderr)
 
 
 def run_stream_command(folder: str, out: str, chunk_mib: int) -> int:

@@ -22,7 +22,9 @@ IMAGE_SUFFIXES = frozenset(
 OURS = ({"log.jsonl", "config.json"}, {"settings.json", "sources.parquet"}, {"settings.json", "lookup.arrow"})
 
 
-def list_images(data: str | Path, images: str | Path | None = None, exclude: Iterable[str | Path] = ()) -> list[Path]:
+def list_images(
+    data: str | Path, images: str | Path | None = None, exclude: Iterable[str | Path] = (), argument: str = "data"
+) -> list[Path]:
     """The radiographs that ``data`` names, in an order that does not depend on the file system.
 
     Args:
@@ -31,6 +33,7 @@ def list_images(data: str | Path, images: str | Path | None = None, exclude: Ite
         images: folder that relative paths of a manifest start from; the manifest's own folder by default.
         exclude: folders to leave out of a search: where results go, lest they be taken for radiographs. Folders of
             pre-training runs, of prepared data sets and of contour overlays are left out in any case.
+        argument: what the caller calls ``data``, for errors.
 
     Returns:
         Paths, sorted for a folder and in the manifest's order otherwise, without repeats.
@@ -42,14 +45,16 @@ def list_images(data: str | Path, images: str | Path | None = None, exclude: Ite
     if root.is_dir():
         found = image_files(root, exclude)
     elif root.is_file() and root.suffix.lower() == ".csv":
-        found = manifest_paths(root, Path(images) if images else root.parent)
+        found = manifest_paths(root, Path(images) if images else root.parent, argument)
     elif root.is_file():
         found = [root]
     else:
-        raise ConfigError(f"data: {root} does not exist; give a folder of radiographs, one image, or a CSV manifest")
+        raise ConfigError(
+            f"{argument}: {root} does not exist; give a folder of radiographs, one image, or a CSV manifest"
+        )
     if not found:
         kinds = " ".join(sorted(IMAGE_SUFFIXES))
-        raise ConfigError(f"data: {root} names no image; accepted are {kinds} and DICOM files without a suffix")
+        raise ConfigError(f"{argument}: {root} names no image; accepted are {kinds} and DICOM files without a suffix")
     return list(dict.fromkeys(found))
 
 

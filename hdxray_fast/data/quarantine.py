@@ -10,6 +10,7 @@ from pathlib import Path
 from ..files import written_whole
 
 COLUMNS = ("path", "error", "reason")
+SHOWN = 3  # of the unreadable files, on a terminal
 
 
 @dataclass(frozen=True)
@@ -33,3 +34,16 @@ def write_quarantine(path: str | Path, quarantined: Iterable[Quarantined | Seque
     encoding = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}  # names may hold other bytes
     with written_whole(Path(path)) as temporary, temporary.open("w", **encoding) as stream:
         csv.writer(stream).writerows([COLUMNS, *rows])
+
+
+def first_unreadable(files: Sequence[tuple[str, str]], count: int, listed: str | Path) -> str:
+    """What a terminal is told: the first few files with their reasons, and where all of them are listed.
+
+    Args:
+        files: ``(path, reason)``, at least the first ``SHOWN``.
+        count: of all files that cannot be read.
+        listed: the list.
+    """
+    lines = [f"unreadable: {path}: {reason}" for path, reason in files[:SHOWN]]
+    more = f"{count - SHOWN} more unreadable files; all of them" if count > SHOWN else "listed"
+    return "\n".join([*lines, f"{more} in {listed}"])

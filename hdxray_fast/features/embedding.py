@@ -227,7 +227,7 @@ def _sources(images: object) -> Iterator[tuple[str | np.ndarray, str]]:
     arrays = 0
     for image in images:
         if isinstance(image, str | os.PathLike):
-            yield from ((str(path), str(path)) for path in list_images(Path(image)))
+            yield from ((str(path), str(path)) for path in list_images(Path(image), argument="images"))
         elif isinstance(image, np.ndarray):
             yield image, f"<array {arrays}>"
             arrays += 1

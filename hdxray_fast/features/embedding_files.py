@@ -6,12 +6,13 @@ import copy
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 
 from ..data.listing import list_images
+from ..data.quarantine import Quarantined
 from ..data.reader_pool import worker_count
 from ..errors import ArgumentTypeError
 from ..models.encoder import Encoder
@@ -24,7 +25,17 @@ ROWS_PER_PART = 64  # what an interruption can cost
 
 @dataclass(frozen=True)
 class EmbeddedFiles:
-    """What :func:`embed_files` did: the table, how many rows it has and how many are new, and what was unreadable."""
+    """What :func:`embed_files` did.
+
+    Attributes:
+        out: the table; without ``rows`` there is none.
+        rows: of the table.
+        new: rows that were not there before.
+        width: numbers in a feature.
+        unreadable: files that could not be read this time.
+        unreadable_csv: lists them.
+        quarantined: the same files, with their reasons.
+    """
 
     out: Path
     rows: int
@@ -32,6 +43,7 @@ class EmbeddedFiles:
     width: int
     unreadable: int
     unreadable_csv: Path
+    quarantined: list[Quarantined] = field(default_factory=list)
 
 
 def embed_files(
@@ -52,8 +64,8 @@ def embed_files(
 
     Args:
         paths: files, folders, CSV manifests, or one of these.
-        out: the Parquet file; ``<out>.parts/`` holds what is done while the run lasts, ``*.unreadable.csv`` beside it
-            names the files that could not be read.
+        out: the Parquet file, which is not written if no file can be read; ``<out>.parts/`` holds what is done while
+            the run lasts, ``*.unreadable.csv`` beside it names the files that could not be read.
         weights: as for :func:`hdxray_fast.create_encoder`, or an encoder.
         img_size: canvas side, pixels; left out, the encoder's.
         workers: processes that read files ahead; -1 takes one per core.
@@ -67,7 +79,7 @@ def embed_files(
     for path in paths:
         if not isinstance(path, str | os.PathLike):
             raise ArgumentTypeError(f"paths: holds a {type(path).__name__}, accepted are paths (embed takes arrays)")
-    files = list(dict.fromkeys(str(file) for path in paths for file in list_images(path)))
+    files = list(dict.fromkeys(str(file) for path in paths for file in list_images(path, argument="paths")))
     return embed_list(
         files, out, weights, pool=pool, keep=keep, img_size=img_size, batch_size=batch_size, workers=workers,
         device=device, progress=progress,
@@ -99,11 +111,13 @@ def embed_list(
     table = FeatureTable(out, settings, encoder.num_features)
     stamps = {file: Stamp.of(file) for file in files}
     todo = [file for file in files if not table.holds(file, stamps[file])]
-    bad, waiting, new = [], [], 0
+    bad: list[Quarantined] = []
+    waiting: list[Embeddings] = []
+    new = 0
     for rows in job.batches(
         [(file, file) for file in todo], batch_size=batch_size, workers=worker_count(workers), progress=progress
     ):
-        bad += [(item.path, item.error, item.reason) for item in rows.quarantined]
+        bad += rows.quarantined
         new += len(rows)
         waiting.append(rows)
         if sum(map(len, waiting)) >= ROWS_PER_PART:
@@ -111,7 +125,7 @@ def embed_list(
             waiting = []
     table.append(Embeddings.join(waiting, table.width), stamps)
     written = table.finish(files, bad)
-    return EmbeddedFiles(written, len(table.done), new, table.width, len(bad), table.unreadable)
+    return EmbeddedFiles(written, len(table.done), new, table.width, len(bad), table.unreadable, bad)
 
 
 def encoder_of_size(weights: str | os.PathLike | Encoder, img_size: int | None) -> Encoder:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..data.quarantine import write_quarantine
+from ..data.quarantine import Quarantined, write_quarantine
 from ..errors import ConfigError, MissingDependencyError
 from ..files import written_whole
 from .embedding import Embeddings
@@ -135,22 +135,23 @@ class FeatureTable:
         self.tables.append(table)
         self.done.update(zip(rows.sources, taken, strict=True))
 
-    def finish(self, order: list[str], unreadable: list[tuple[str, str, str]]) -> Path:
+    def finish(self, order: list[str], unreadable: Sequence[Quarantined]) -> Path:
         """Join everything into one file, in the order given (rows of other paths first), and remove the parts.
 
-        Of a file that changed the last row stays, or none if it cannot be read any more. Files of earlier runs that
-        were unreadable stay listed, unless they were among these.
+        Without a row there is no file. Of a file that changed the last row stays, or none if it cannot be read any
+        more. Files of earlier runs that were unreadable stay listed, unless they were among these.
         """
         table = self._arrow.concat_tables([self.schema.empty_table(), *self.tables])
         paths = table.column("path").to_pylist()
         last = {path: row for row, path in enumerate(paths)}
-        for path, *_ in unreadable:
-            last.pop(path, None)
+        for bad in unreadable:
+            last.pop(bad.path, None)
         self.done = {path: self.done[path] for path in last}
         place = {path: number for number, path in enumerate(order)}
         rows = sorted(sorted(last.values()), key=lambda row: place.get(paths[row], -1))
         table = table.take(self._arrow.array(rows, self._arrow.int64()))
-        self._write(table.replace_schema_metadata(self.schema.metadata), self.out)
+        if len(table) or self.out.exists():
+            self._write(table.replace_schema_metadata(self.schema.metadata), self.out)
         unreadable = [*(row for row in self._listed() if row[0] not in place), *unreadable]
         write_quarantine(self.unreadable, unreadable)
         for path in self.parts.glob("*.parquet"):

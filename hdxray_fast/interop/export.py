@@ -182,10 +182,10 @@ def _attention_pool(pool: AttentionPool, x: Tensor) -> Tensor:  # [B, S, D] -> [
 
 
 def _normalised(images: Tensor, normalisation: str | tuple[float, float]) -> Tensor:
-    """As :meth:`hdxray_fast.models.encoder.Encoder.pixel_scale` has it for integer images."""
+    """As :meth:`hdxray_fast.models.encoder.Encoder.pixel_scale` has it for images of 8 bits."""
     if normalisation != "per_image":
         mean, std = normalisation
         return (images - mean) / std
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     std = (images - mean).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    return (images - mean) / std.clamp(min=1 / 255)  # a flat image stays finite
+    return (images - mean) / std.clamp(min=1 / 255)  # one grey level: a flat image stays finite

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ArgumentError, ArgumentTypeError
+from ..images.standardise import standardising
 from ..ops.gather import gather_patches
 from ..ops.plan import MaskPlan
 from ..ops.view import View
@@ -168,10 +169,15 @@ class Encoder(nn.Module):
         plan: MaskPlan | None = None,
         scale: float | Tensor | None = None,
         shift: float | Tensor | None = None,
+        drop_path_keep: Tensor | None = None,  # [depth, 2, B] bool
     ) -> Tokens:
-        """Normalised tokens of the patches that ``plan`` keeps (all without one), whatever ``keep`` says."""
+        """Normalised tokens of the patches that ``plan`` keeps (all without one), whatever ``keep`` says.
+
+        ``drop_path_keep`` says which images keep the attention and the MLP of each block while it trains, where
+        stochastic depth is set; left out, torch's generator does.
+        """
         plan, scale, shift = self._inputs(images, plan, scale, shift, None, None, keep="all")
-        return self._run_blocks(images, plan, scale, shift)[0]
+        return self._run_blocks(images, plan, scale, shift, drop_path_keep)[0]
 
     def forward_features(
         self,
@@ -355,10 +361,10 @@ class Encoder(nn.Module):
         plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
         return self._run_blocks(images, plan, scale, shift)
 
-    def _run_blocks(self, images, plan, scale, shift) -> tuple[Tokens, MaskPlan | None, int]:
+    def _run_blocks(self, images, plan, scale, shift, drop_path_keep=None) -> tuple[Tokens, MaskPlan | None, int]:
         x, cu_seqlens, longest = self._start(images, plan, scale, shift)
-        for block in self.blocks:
-            x = self._run(block, x, cu_seqlens, longest)
+        for index, block in enumerate(self.blocks):
+            x = self._run(block, x, cu_seqlens, longest, None if drop_path_keep is None else drop_path_keep[index])
         return self._packed(self.norm(x), cu_seqlens), plan, longest
 
     @staticmethod
@@ -396,10 +402,13 @@ class Encoder(nn.Module):
             tokens.append(self.reg_token[0])
         return torch.cat(tokens)
 
-    def _run(self, block: Block, x: Tensor, cu_seqlens: Tensor | None, longest: int) -> Tensor:
+    def _run(
+        self, block: Block, x: Tensor, cu_seqlens: Tensor | None, longest: int, drop_path_keep: Tensor | None = None
+    ) -> Tensor:
+        drawn = () if drop_path_keep is None else (None, drop_path_keep)
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, cu_seqlens, longest, use_reentrant=False)
-        return block(x, cu_seqlens, longest)
+            return checkpoint(block, x, cu_seqlens, longest, *drawn, use_reentrant=False)
+        return block(x, cu_seqlens, longest, *drawn)
 
     def _to_dense(self, x: Tensor, plan: MaskPlan | None) -> tuple[Tensor, Tensor]:
         """Prefix tokens ``[B, num_prefix_tokens, D]`` and patches on the full grid ``[B, P, D]``."""
@@ -431,15 +440,13 @@ class Encoder(nn.Module):
         """
         if images.is_floating_point():
             return 1.0, 0.0
-        white = 255.0 if images.dtype == torch.uint8 else 65535.0
         if self.normalisation != "per_image":
-            return fixed_scale(self.normalisation, white)
+            return fixed_scale(self.normalisation, 255.0 if images.dtype == torch.uint8 else 65535.0)
         if valid is None:
             std, mean = torch.std_mean(images.float().flatten(1), dim=1, correction=0)  # [B] each
         else:
             std, mean = _std_mean_of_patches(images, checked_grid("valid", valid, (len(images), *self.grid_size)))
-        std = std.clamp(min=white / 255)  # a flat image stays finite
-        return 1.0 / std, -mean / std
+        return standardising(mean, std)
 
     def check_images(self, images: Tensor) -> None:
         """Raise an error naming ``images`` unless they have the shape this encoder takes."""

@@ -145,22 +145,22 @@ class LayerScale(nn.Module):
         return x * self.gamma
 
 
-def drop_path(branch: Tensor, rate: float, cu_seqlens: Tensor | None) -> Tensor:
+def drop_path(branch: Tensor, rate: float, cu_seqlens: Tensor | None, keep: Tensor | None = None) -> Tensor:
     """Stochastic depth (https://arxiv.org/abs/1603.09382): whole images lose this branch, the others make up for it.
 
     Args:
         branch: ``[N, D]`` packed or ``[B, S, D]`` dense.
         rate: share of the images, 0 to below 1.
         cu_seqlens: ``[B + 1]`` int32 of packed rows.
+        keep: ``[B]`` bool, images that do not lose it; left out, drawn by torch's generator.
     """
+    images = branch.shape[0] if cu_seqlens is None else cu_seqlens.shape[0] - 1
+    factor = branch.new_empty(images)
+    factor = factor.bernoulli_(1 - rate) if keep is None else factor.copy_(keep)
+    factor = factor.div_(1 - rate)
     if cu_seqlens is None:
-        factor = branch.new_empty(branch.shape[0], 1, 1)
-    else:
-        factor = branch.new_empty(cu_seqlens.shape[0] - 1, 1)
-    factor.bernoulli_(1 - rate).div_(1 - rate)
-    if cu_seqlens is not None:
-        factor = factor.index_select(0, image_of_row(cu_seqlens, branch.shape[0]))  # [B, 1] -> [N, 1]
-    return branch * factor
+        return branch * factor[:, None, None]
+    return branch * factor.index_select(0, image_of_row(cu_seqlens, branch.shape[0]))[:, None]
 
 
 class Block(nn.Module):
@@ -195,15 +195,20 @@ class Block(nn.Module):
         cu_seqlens: Tensor | None = None,  # [B + 1] int32
         max_seqlen: int | None = None,
         queries: Queries | None = None,
+        drop_path_keep: Tensor | None = None,  # [2, B] bool
     ) -> Tensor:
-        """All rows, or those of ``queries`` alone ``[Nq, D]`` (equal to the same rows of all)."""
-        rows = cu_seqlens if queries is None else queries.cu_seqlens
-        attended = self._dropped(self.ls1(self.attn(self.norm1(x), cu_seqlens, max_seqlen, queries)), rows)
-        x = (x if queries is None else x.index_select(0, queries.rows)) + attended
-        return x + self._dropped(self.ls2(self.mlp(self.norm2(x))), rows)
+        """All rows, or those of ``queries`` alone ``[Nq, D]`` (equal to the same rows of all).
 
-    def _dropped(self, branch: Tensor, cu_seqlens: Tensor | None) -> Tensor:
-        return drop_path(branch, self.drop_path, cu_seqlens) if self.training and self.drop_path else branch
+        ``drop_path_keep`` says which images keep either branch while it trains; left out, that is drawn.
+        """
+        rows = cu_seqlens if queries is None else queries.cu_seqlens
+        first, second = (None, None) if drop_path_keep is None else drop_path_keep.unbind()
+        attended = self._dropped(self.ls1(self.attn(self.norm1(x), cu_seqlens, max_seqlen, queries)), rows, first)
+        x = (x if queries is None else x.index_select(0, queries.rows)) + attended
+        return x + self._dropped(self.ls2(self.mlp(self.norm2(x))), rows, second)
+
+    def _dropped(self, branch: Tensor, cu_seqlens: Tensor | None, keep: Tensor | None) -> Tensor:
+        return drop_path(branch, self.drop_path, cu_seqlens, keep) if self.training and self.drop_path else branch
 
 
 class CrossBlock(nn.Module):

@@ -10,8 +10,8 @@ from pathlib import Path
 from ..errors import ConfigError
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file, gzipped or not, as dictionaries; blank lines are passed over.
+def read_rows(path: Path, argument: str = "data") -> list[dict[str, str]]:
+    """The rows of a CSV file, gzipped or not, as dictionaries; blank lines are passed over. Errors name ``argument``.
 
     Raises:
         ConfigError: it is missing, not UTF-8, or no CSV, or a row has more or fewer fields than the header.
@@ -24,12 +24,12 @@ def read_rows(path: Path) -> list[dict[str, str]]:
             for row in reader:
                 if None in row or None in row.values():
                     raise ConfigError(
-                        f"data: {path}, line {reader.line_num}: {'more' if None in row else 'fewer'} fields than the "
-                        'header has; a text with commas, quotes or line ends stands in "quotes"'
+                        f"{argument}: {path}, line {reader.line_num}: {'more' if None in row else 'fewer'} fields than "
+                        'the header has; a text with commas, quotes or line ends stands in "quotes"'
                     )
                 rows.append(row)
             return rows
     except UnicodeDecodeError as error:
-        raise ConfigError(f"data: {path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+        raise ConfigError(f"{argument}: {path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
     except (OSError, EOFError, zlib.error, csv.Error) as error:
-        raise ConfigError(f"data: {path} is not a readable CSV file ({error})") from error
+        raise ConfigError(f"{argument}: {path} is not a readable CSV file ({error})") from error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, ConfigError, MissingDependencyError
 from ..weights.fingerprint import tensors_print
 from .seq2seq import until, weights_kept
-from .text_models import quietly
+from .text_models import generate, quietly
 from .visual_tokens import StudyTokens
 from .writing_options import WritingOptions
 
@@ -123,7 +123,7 @@ class LanguageModelDecoder(nn.Module):
         settings = options.for_transformers(self.max_length, pad, bos, eos)
         none = torch.empty(0, dtype=torch.long, device=visual.values.device)
         embeds, known, _ = self._rows(visual, [none] * len(visual.values), left=True)
-        written = self.model.generate(inputs_embeds=embeds, attention_mask=known, generation_config=settings)
+        written = generate(self.model, settings, inputs_embeds=embeds, attention_mask=known)
         return [until(row, eos) for row in written.tolist()]
 
     @torch.no_grad()

@@ -67,7 +67,7 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     if suffix in (".json", ".jsonl"):
         rows = _read_json(path, lines=suffix == ".jsonl")
     elif suffix == ".csv":
-        rows = [(f"row {number}", row) for number, row in enumerate(read_rows(path), start=2)]
+        rows = [(f"row {number}", row) for number, row in enumerate(read_rows(path, "predictions"), start=2)]
     else:
         raise ConfigError(f"predictions: {path} is none of .csv, .json and .jsonl")
     if not rows:

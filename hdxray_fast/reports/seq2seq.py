@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .text_models import generate
 from .visual_tokens import StudyTokens
 from .writing_options import WritingOptions
 
@@ -110,9 +111,7 @@ class Seq2SeqDecoder(nn.Module):
         """Token ids of each study's text, without start and end tokens."""
         c = self.model.config
         settings = options.for_transformers(self.max_length, c.pad_token_id, c.bos_token_id, c.eos_token_id)
-        written = self.model.generate(
-            inputs_embeds=visual.values, attention_mask=visual.mask.long(), generation_config=settings
-        )
+        written = generate(self.model, settings, inputs_embeds=visual.values, attention_mask=visual.mask.long())
         if hasattr(self.model, "forget"):
             self.model.forget()
         return [until(row[1:], c.eos_token_id) for row in written.tolist()]

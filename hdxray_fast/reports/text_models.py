@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import library
+from torch import Tensor, library
 
 from ..errors import MissingDependencyError
 
@@ -54,6 +54,25 @@ def quietly() -> Iterator[None]:
     finally:
         if shown:
             logging.enable_progress_bar()
+
+
+def generate(model: Any, settings: Any, **inputs: Tensor) -> Tensor:
+    """Token ids ``[B, T]`` int64 that ``model.generate`` writes as ``settings`` say, and nothing else.
+
+    transformers fills what a caller leaves out, in some versions even what a caller sets to its default, from the
+    generation settings that came with the checkpoint. So ``settings`` stand in their place meanwhile.
+
+    Args:
+        model: of transformers, or peft's around one.
+        settings: transformers' ``GenerationConfig``.
+        **inputs: of the model.
+    """
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    before, inner.generation_config = inner.generation_config, settings
+    try:
+        return model.generate(generation_config=settings, **inputs)
+    finally:
+        inner.generation_config = before
 
 
 def _torchvision_is_to_blame() -> bool:

@@ -74,7 +74,7 @@ def studies_of_files(paths: Sequence[str | os.PathLike], together: bool = False,
     Raises:
         ConfigError: a path does not exist or names no image.
     """
-    files = list(dict.fromkeys(str(file) for path in paths for file in list_images(path)))
+    files = list(dict.fromkeys(str(file) for path in paths for file in list_images(path, argument="paths")))
     if several := next((file for file in files if ";" in file and not os.path.exists(file)), None):
         raise ConfigError(f"paths: {several} names several radiographs of one study; give such a CSV with --data")
     if together:

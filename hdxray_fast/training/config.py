@@ -26,7 +26,8 @@ class TrainingConfig:
         beta2: second moment decay of AdamW (the first is 0.9).
         warmup: share of the steps with a linearly rising learning rate; a cosine to ``lr * 0.01`` follows.
         clip_grad: largest gradient norm; 0 for none.
-        ema: decay of an exponential moving average of the weights (for example 0.999); 0 for none.
+        ema: decay of an exponential moving average of the weights (for example 0.999), reached by and by: after ``n``
+            updates it is ``(1 + n) / (10 + n)`` at most; 0 for no average.
         precision: ``auto`` is bf16 on GPUs that have it and fp32 elsewhere.
         shard: share weights, gradients and optimizer state among the processes (FSDP2) instead of copying them (DDP).
         checkpoint_activations: compute each block again in the backward pass instead of keeping what it needs.

@@ -32,9 +32,13 @@ def warmup_cosine(step: int, steps: int, warmup: float, floor: float = 0.01) -> 
 class AveragedWeights:
     """Exponential moving average of the trainable parameters of ``model``; each process averages the shards it holds.
 
+    The first update copies; the one after ``n`` updates keeps ``min(decay, (1 + n) / (10 + n))`` of the average. This
+    is the rule of TensorFlow's ``ExponentialMovingAverage`` with ``num_updates``: without it the average of a short run
+    would be the weights of its first step.
+
     Args:
         model: as it is trained: after sharding, where it is sharded.
-        decay: share of the average that one update keeps; the first update copies.
+        decay: largest share of the average that one update keeps.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -49,7 +53,8 @@ class AveragedWeights:
         if self.updates == 0:
             torch._foreach_copy_(ours, theirs)
         else:
-            torch._foreach_lerp_(ours, theirs, 1 - self.decay)
+            kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
+            torch._foreach_lerp_(ours, theirs, 1 - kept)
         self.updates += 1
 
     @contextmanager

@@ -43,8 +43,9 @@ class Task:
     """What is trained. Subclasses override what they need; only :meth:`build`, :meth:`loader` and :meth:`loss` must be.
 
     A task holds nothing that changes from step to step except what :meth:`state` returns: whatever is drawn at random
-    is drawn by counters (see :class:`.StepSampler`), or by torch's generator within :meth:`loss`,
-    which every step seeds anew. So a resumed run is the run that never stopped.
+    is drawn by counters (see :class:`.StepSampler` and :mod:`hdxray_fast.data.draws`), or by torch's generator within
+    :meth:`loss`, which every step seeds anew on each process. So a resumed run is the run that never stopped; what
+    counters of samples draw does not depend on how a step is split into batches and processes either.
 
     Attributes:
         label: name of the progress bar.

@@ -83,6 +83,32 @@ def test_a_norm_after_pooling_is_not_forgotten(pool):
         torch.testing.assert_close(model(images), expected)
 
 
+@pytest.mark.parametrize("keep", ["all", "valid", "contour"])
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("head", ["linear", "attention"])
+def test_without_a_plan_it_looks_where_its_encoder_does(keep, given, head):
+    """As the encoder alone does: with grids that are handed over, or contours that it finds."""
+    encoder = tiny_encoder(keep=keep, margin=0).eval()
+    model = Classifier(encoder, ClassifierConfig(["mass"], head=head)).eval()
+    for parameter in model.head.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    images = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
+    valid = torch.ones(2, 4, 4, dtype=torch.bool)
+    valid[1, :, 2:] = False
+    grids = {"inside": torch.rand(2, 4, 4) < 0.5, "valid": valid} if given else {}
+    with torch.no_grad():
+        expected = model.classify(encoder(images, **grids))
+        torch.testing.assert_close(model(images, **grids), expected)
+        if keep == "contour" or (given and keep == "valid"):
+            everywhere = model(images, hx.plan_all(torch.ones(2, 4, 4, dtype=torch.bool)), 1.0, 0.0)
+            assert not torch.allclose(everywhere, expected)
+    if keep == "contour":
+        with pytest.raises(hx.ArgumentError, match=r"^inside: is needed"):
+            model(images.float())
+    else:
+        assert model(images.float()).isfinite().all()
+
+
 def test_damaged_folders_are_named(tmp_path):
     model = Classifier(tiny_encoder(), ClassifierConfig(["mass"]))
     folder = save_classifier(model, tmp_path)

@@ -83,6 +83,27 @@ def test_stochastic_depth_drops_whole_images_and_keeps_the_mean():
     assert (dense.flatten(1).std(1) == 0).all()
 
 
+def test_stochastic_depth_keeps_the_images_it_is_told_to():
+    torch.manual_seed(0)
+    encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, depth=3, embed_dim=24, num_heads=3).train()
+    encoder.set_drop_path(0.5)
+    images, keep = torch.rand(4, 1, 64, 64), torch.ones(3, 2, 4, dtype=torch.bool)
+    keep[1:, :, 0] = False  # the first image goes through the first block alone
+    keep[2, 1, 1] = False
+    told = encoder.encode(images, drop_path_keep=keep).values.unflatten(0, (4, -1))
+    for checkpointed in (False, True):
+        encoder.set_grad_checkpointing(checkpointed)
+        alone = [encoder.encode(images[i : i + 1], drop_path_keep=keep[:, :, i : i + 1]).values for i in range(4)]
+        torch.testing.assert_close(torch.stack(alone), told)
+    first = encoder.blocks[0](encoder.add_prefix(encoder.patch_embed(patches_of(images[:1]))))
+    torch.testing.assert_close(told[:1], encoder.norm(first))
+    torch.testing.assert_close(encoder.eval().encode(images, drop_path_keep=keep), encoder.encode(images))
+
+
+def patches_of(images: torch.Tensor) -> torch.Tensor:  # [B, 1, 64, 64] -> [B, 16, 256]
+    return images.unfold(2, 16, 16).unfold(3, 16, 16).flatten(4).flatten(1, 3)
+
+
 def test_stochastic_depth_is_for_training_alone():
     block = Block(24, 3, 2.0)
     x, cu_seqlens = torch.randn(7, 24), torch.tensor([0, 3, 7], dtype=torch.int32)
@@ -166,9 +187,13 @@ def test_mixup_mixes_what_the_model_sees(dataset):
     torch.testing.assert_close(model(*encoder_inputs(model.encoder, mix(model.encoder, batch, 1.0)))[0].shape, (2,))
     mixed = mix(model.encoder, batch, 0.7)
     seen = images.float() * scale.view(-1, 1, 1, 1) + shift.view(-1, 1, 1, 1)
-    torch.testing.assert_close(mixed["pixels"], 0.7 * seen + 0.3 * seen.roll(1, 0))
+    torch.testing.assert_close(mixed["pixels"], 0.7 * seen + 0.3 * seen[[1, 0, 3, 2]])
     torch.testing.assert_close(mixed["labels"][1], torch.tensor([0.3, 0.7]))
-    assert (mixed["inside"] >= batch["inside"]).all()
+    assert torch.equal(mixed["inside"], batch["inside"] | batch["inside"][[1, 0, 3, 2]])
+    each = mix(model.encoder, batch, torch.tensor([1.0, 0.7, 0.2, 0.0]))
+    torch.testing.assert_close(each["pixels"][1], mixed["pixels"][1])
+    torch.testing.assert_close(each["pixels"][[0, 3]], seen[[0, 2]])
+    torch.testing.assert_close(each["labels"][2], 0.2 * batch["labels"][2] + 0.8 * batch["labels"][3])
     fixed = small_classifier(normalisation=(0.5, 0.25))
     mixed = mix(fixed.encoder, batch, 1.0)
     torch.testing.assert_close(mixed["pixels"], (batch["pixels"].float() / 255 - 0.5) / 0.25)

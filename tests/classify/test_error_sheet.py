@@ -51,6 +51,15 @@ def test_a_map_covers_what_was_looked_at(radiographs, keep, head, pool):
         assert "attention" in found.words
 
 
+@pytest.mark.parametrize(("head", "pool"), [("linear", "cls"), ("attention", "mean"), ("linear", "mean")])
+def test_without_a_plan_the_map_covers_what_the_encoder_keeps(radiographs, head, pool):
+    model = classifier(head, pool, keep="contour", margin=0)
+    images, plan, _, _ = inputs(model, radiographs)
+    looked = np.isfinite(patch_map(model, 1, images).values)
+    assert looked.sum() == plan.keep_ids.numel() < 16
+    assert looked.ravel()[plan.keep_ids.numpy()].all()
+
+
 def test_attention_is_that_of_the_model(radiographs):
     """With values that tell the keys apart, the output of the model's own attention is the weighted mean."""
     model = classifier("attention")

@@ -538,14 +538,18 @@ def test_several_values_on_the_command_line():
 def test_two_processes_train_one_model(data, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
     command += ["-m", "hdxray_fast", "finetune", "--data", str(data / "labels.csv"), "--weights", str(data / "weights")]
-    common = ["--contour", "rectangle", "--epochs", "3", "--batch_size", "3", "--workers", "0", "--threads", "1"]
-    common += ["--tensorboard", "false", "--bootstraps", "5", "--augment", "none", "--lr", "0.006", "--drop_path", "0"]
+    common = ["--contour", "rectangle", "--epochs", "3", "--batch_size", "4", "--workers", "0", "--threads", "1"]
+    common += ["--tensorboard", "false", "--bootstraps", "5", "--augment", "rand", "--lr", "0.001"]
+    common += ["--drop_path", "0.3", "--mixup", "0.4"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "two"), *common],
         capture_output=True, text=True, timeout=300, env={**os.environ, "ACCELERATE_USE_CPU": "true"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    one = finetune(data, tmp_path / "one", epochs=3, drop_path=0.0)[0]
+    same = {"augment": "rand", "lr": 1e-3, "drop_path": 0.3, "mixup": 0.4}
+    one = finetune(data, tmp_path / "one", epochs=3, batch_size=8, **same)[0]
+    losses = [[json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").open()] for name in ("one", "two")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
     saved = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert saved["chosen_on_validation"]["loss"] == pytest.approx(one.best["loss"], abs=1e-3)
     assert saved["train_images"] == 36

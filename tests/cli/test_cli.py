@@ -45,7 +45,7 @@ def test_pretrain_takes_yaml_and_flags_with_dashes(radiographs, tmp_path, capsys
 def test_errors_are_one_line_on_stderr(tmp_path, capsys):
     assert main(["pretrain", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "run")]) == 2
     message = capsys.readouterr().err
-    assert message.startswith("hdxray-fast: data:") and "Traceback" not in message
+    assert message.startswith("hdxray-fast: --data:") and "Traceback" not in message
     assert main(["contour", str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
 
 

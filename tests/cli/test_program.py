@@ -57,7 +57,7 @@ def test_run_as_a_module_it_is_named_as_a_module(tmp_path):
     environment = {**os.environ, "PATH": "/nowhere"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
     assert done.returncode == 2
-    assert f"({shlex.quote(sys.executable)} -m hdxray_fast nonsense --help lists the settings)" in done.stderr
+    assert f"({shlex.quote(sys.executable)} -m hdxray_fast --help lists the commands)" in done.stderr
 
 
 def test_the_demo_names_what_comes_next(script, monkeypatch):

@@ -109,7 +109,7 @@ def test_flags_of_the_command_stand_alone(made, capsys):
     assert main([*begun, "--add", "--retry"]) == 0
     assert "10 sources" in capsys.readouterr().out
     assert main([*begun[:-2], "--keep-duplicates", "--workers", "0"]) == 2
-    assert "keep_duplicates: False -> True" in capsys.readouterr().err
+    assert "--keep-duplicates: False -> True" in capsys.readouterr().err
 
 
 def test_a_refused_run_writes_nothing(made, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import hdxray_fast as hx
+from hdxray_fast.data.radiographs import standardisation
 from hdxray_fast.models.encoder import Encoder
 from hdxray_fast.models.encoder_config import EncoderConfig
 from hdxray_fast.models.pool import mean_pool
@@ -198,6 +199,27 @@ def test_integer_images_are_normalised():
     expected = fixed((pixels / 255 - 0.5) / 0.25).values
     torch.testing.assert_close(fixed(eight).values, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(fixed(sixteen).values, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("bits", [1, 8, 10, 12, 16])
+@pytest.mark.parametrize("padded", [False, True])
+def test_grey_levels_of_any_depth_are_standardised_as_in_pre_training(bits, padded):
+    """10 and 12 bits as they come, in 16: the deviation is 1, for the encoder and for what it was trained on."""
+    levels = np.random.default_rng(0).normal(0.4, 0.04, (2, 64, 64)).clip(0, 1) * (2**bits - 1)
+    levels[1] = 0  # flat, but for one pixel: less than one grey level
+    levels[1, 3, 3] = 1
+    pixels = np.rint(levels).astype(np.uint8 if bits <= 8 else np.uint16)
+    valid = np.ones((4, 4), bool)
+    valid[:, 2:] = not padded
+    encoder = small(img_size=64)
+    grids = torch.from_numpy(valid).expand(2, -1, -1) if padded else None
+    found = encoder.pixel_scale(torch.from_numpy(pixels)[:, None], grids)
+    trained = np.array([standardisation(image, valid) for image in pixels]).T
+    np.testing.assert_allclose(torch.stack(found).numpy(), trained, rtol=1e-4, atol=1e-6)
+    if bits >= 8:
+        seen = pixels[0, :, :32] if padded else pixels[0]
+        assert (seen * trained[0, 0] + trained[1, 0]).std() == pytest.approx(1, abs=1e-6)
+    assert trained[0, 1] == 1
 
 
 @pytest.mark.parametrize("plan", [False, True])

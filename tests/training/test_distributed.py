@@ -153,7 +153,7 @@ def finetuning(images: Path, root: Path, out: str, **changes) -> dict:
     same = {
         name: SMALL[name] for name in ("model", "img_size", "contour", "tensorboard", "threads", "workers", "timeout")
     }
-    options = {"steps": 3, "eval_every": 1, "drop_path": 0.0, "bootstraps": 0, "precision": "fp32", **same, **changes}
+    options = {"steps": 3, "eval_every": 1, "drop_path": 0.3, "bootstraps": 0, "precision": "fp32", **same, **changes}
     return {"data": str(labels), "images": str(images), "out": str(root / out), **options}
 
 

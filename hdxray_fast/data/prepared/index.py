@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import numpy as np
 from ...errors import ConfigError, TrainingError
 from ...files import size_in_words, written_whole
 from ...locks import locked
+from ..quarantine import SHOWN
 from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, write_lookup, writing
 from .sources import some_names
 from .summary import write_pictures
-from .worker import OK
+from .worker import OK, UNREADABLE
 
 INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY = (
     "index.parquet",
@@ -69,8 +71,11 @@ def _merge(out: Path) -> dict:
     repeats = _duplicates(good)
     _write_lists(out, table, good, repeats)
     if not len(good):
-        first = next(iter(table.column("reason").to_pylist()), "")
-        raise TrainingError(f"{out}: none of the {len(table)} sources can be used; the first: {first}")
+        bad = zip(*(table.column(name).to_pylist() for name in ("source", "reason")), strict=True)
+        first = "; ".join(f"{source}: {reason}" for source, reason in islice(bad, SHOWN))
+        raise TrainingError(
+            f"{out}: none of the {len(table)} sources can be used; the first: {first}; all are in {out / QUARANTINE}"
+        )
     keep = np.ones(len(good), bool)
     if not settings["recipe"]["keep_duplicates"]:
         keep[list(repeats)] = False
@@ -111,6 +116,12 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]])
     """A CSV file, whole or not at all."""
     with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([header, *rows])
+
+
+def read_unreadable(out: Path) -> list[tuple[str, str]]:
+    """Source and reason of everything that could not be read, as :func:`merge` listed it."""
+    with (out / QUARANTINE).open(newline="", encoding="utf-8") as stream:
+        return [(row["source"], row["reason"]) for row in csv.DictReader(stream) if row["status"] == UNREADABLE]
 
 
 def read_skipped(out: Path) -> list[str]:

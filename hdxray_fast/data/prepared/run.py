@@ -21,7 +21,7 @@ from .index import SKIPPED, merge, read_skipped, write_rows
 from .pool import prepared_rows
 from .shards import FORMAT, FORMAT_VERSION, ShardFolder, arrow, read_json, write_json, writing
 from .sources import Source, list_sources
-from .worker import Row, patient_hash
+from .worker import UNREADABLE, Row, patient_hash
 
 SETTINGS, SOURCES, KEY = "settings.json", "sources.parquet", "patient.key"
 COLUMNS = tuple(column.name for column in fields(Source))  # of sources.parquet
@@ -35,6 +35,7 @@ class PrepareResult:
         out: folder of the data set.
         counts: sources of this part by ``"ok"``, ``"unreadable"`` and ``"filtered"``, those of earlier runs included.
         made: shards made now; found: shards that were there.
+        unreadable: source and reason of those of ``counts``.
         summary: of the whole data set, if all its shards are there (see :func:`hdxray_fast.data.prepared.index.merge`).
     """
 
@@ -42,6 +43,7 @@ class PrepareResult:
     counts: Counter = field(default_factory=Counter)
     made: int = 0
     found: int = 0
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
     summary: dict | None = None
 
 
@@ -137,7 +139,9 @@ def _run(
                 shards.write(number, islice(counted, len(chosen[number])))
                 result.made += 1
         for number in numbers:
-            result.counts.update(shards.read_facts(number).column("status").to_pylist())
+            facts = shards.read_facts(number).select(["source", "status", "reason"]).to_pylist()
+            result.counts.update(fact["status"] for fact in facts)
+            result.unreadable += [(fact["source"], fact["reason"]) for fact in facts if fact["status"] == UNREADABLE]
     total_shards = range(-(-len(sources) // config.shard_size))
     if all(shards.facts(number).exists() for number in total_shards):
         result.summary = merge(out)
