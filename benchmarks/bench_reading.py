@@ -16,13 +16,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from harness.prepared_case import noise_set
 from torch.utils.data import DataLoader
 
 import hdxray_fast as hx
-from hdxray_fast.data.prepared.config import PrepareConfig
 from hdxray_fast.data.prepared.loader import PreparedLoader, empty_batch, fill
 from hdxray_fast.data.prepared.reading import PreparedSet
-from hdxray_fast.data.prepared.run import run_prepare
 
 SIZE, IMAGES, BATCH = 1280, 40, 16
 PROMISED = 2000  # images a second and core
@@ -32,15 +31,7 @@ PROMISED = 2000  # images a second and core
 def folder(tmp_path_factory) -> Path:
     """A raw set of 40 images, and each as a .npy and a .png file beside it."""
     root = tmp_path_factory.mktemp("reading")
-    (root / "xrays").mkdir()
-    rng = np.random.default_rng(0)
-    for number in range(IMAGES):
-        smooth = cv2.resize(rng.normal(size=(40, 32)), (1000, 1250), interpolation=cv2.INTER_CUBIC)
-        pixels = np.clip(120 + 40 * smooth + rng.normal(scale=3, size=smooth.shape), 0, 255).astype(np.uint8)
-        cv2.imwrite(str(root / "xrays" / f"{number:02d}.png"), pixels)
-    config = PrepareConfig([str(root / "xrays")], str(root / "set"), size=SIZE, contour="rectangle", workers=0)
-    run_prepare(config, progress=False)
-    data = PreparedSet(root / "set")
+    data = PreparedSet(noise_set(root, IMAGES, SIZE))
     for row in range(len(data)):
         np.save(root / f"{row}.npy", data.pixels(row))
         cv2.imwrite(str(root / f"{row}.png"), data.pixels(row))

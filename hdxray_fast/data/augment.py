@@ -86,6 +86,14 @@ def gamma_tone(exponent: float) -> Tone:
     return change
 
 
+def gamma_table(exponent: float, dtype: np.dtype) -> np.ndarray:
+    """`gamma_tone` as the table of a view: ``[256] uint8``, or for uint16 the values at 257 knots, ``[257] uint16``."""
+    dtype = np.dtype(dtype)
+    top = np.iinfo(dtype).max
+    levels = np.arange(256) if dtype == np.uint8 else np.minimum(256.0 * np.arange(257), top)
+    return np.rint((levels / top) ** exponent * top).astype(dtype)
+
+
 # --- operations: a strength from -1 to 1 to a [3, 3] map or a tone ----------------------------------------------------
 def _rotate(strength: float, size: int, rng) -> np.ndarray:
     return _about_centre(cv2.getRotationMatrix2D((0, 0), ROTATE * strength, 1.0)[:, :2], size)
@@ -206,8 +214,21 @@ class Augmentation:
 
     def draw(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, Tone]:
         """A random affine map (``[2, 3] float64``, canvas to canvas pixels), and what follows it on the pixels."""
+        affine, exponent = self._draw(rng, size)
+        return affine, gamma_tone(exponent)
+
+    def draw_view(self, rng: np.random.Generator, size: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+        """The same draw with its tone as a table: what :class:`hdxray_fast.View` takes for pixels of ``dtype``.
+
+        Returns:
+            The map, as from :meth:`draw`, and ``[256] uint8`` or ``[257] uint16``.
+        """
+        affine, exponent = self._draw(rng, size)
+        return affine, gamma_table(exponent, dtype)
+
+    def _draw(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, float]:
         angle = rng.uniform(-self.rotate, self.rotate)
         scale = float(np.exp2(rng.uniform(-1, 1) * np.log2(1 + self.zoom)))
         affine = cv2.getRotationMatrix2D((size / 2, size / 2), angle, scale)
         affine[:, 2] += rng.uniform(-self.shift, self.shift, 2) * size
-        return affine, gamma_tone(float(np.exp2(rng.uniform(-self.gamma, self.gamma))))
+        return affine, float(np.exp2(rng.uniform(-self.gamma, self.gamma)))

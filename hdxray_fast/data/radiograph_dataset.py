@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from ..errors import ArgumentError
 from ..images.canvas import Canvas
 from ..images.contour import rasterize_polygon
 from .augment import Augmentation, RandAugment
 from .balance import kept_patches
 from .prepared.reading import PreparedSet, PreparedSubset
-from .radiographs import standardisation
+from .radiographs import standardisation, standardisation_of_view
 
 
 class RadiographDataset(Dataset):
@@ -25,13 +26,16 @@ class RadiographDataset(Dataset):
     Each sample is a dict of ``pixels [1, S, S] uint8`` (``uint16`` from a prepared data set of 16 bits), ``inside`` and
     ``valid`` ``[S/p, S/p] bool``, ``scale`` and ``shift`` float32 (``pixel * scale + shift`` has mean 0 and deviation 1
     over the radiograph), ``index`` int64, and ``draw`` int64: the count of this epoch's turn of this image, which its
-    mask is drawn by (a batch may straddle two epochs).
+    mask is drawn by (a batch may straddle two epochs). With ``views``, pixels are the canvas as it is, and beside them
+    lie ``affine [2, 3] float32`` and ``table [256] uint8`` (``[257] uint16``), the :class:`hdxray_fast.View` to see it
+    through; all else is of the view.
 
     Args:
         images: a prepared data set, or some images of one.
         patch_size: side of a patch, pixels.
         augmentation: ``None`` for the canvas as it is.
         seed: of the augmentation.
+        views: augment where the pixels are read, at the patches that are wanted, rather than here.
 
     Attributes:
         size: canvas side, pixels.
@@ -44,7 +48,13 @@ class RadiographDataset(Dataset):
         patch_size: int = 16,
         augmentation: Augmentation | RandAugment | None = None,
         seed: int = 0,
+        views: bool = False,
     ) -> None:
+        if views and not isinstance(augmentation, Augmentation):
+            raise ArgumentError(
+                f"views: a map and a table cannot express {type(augmentation).__name__}; accepted is Augmentation"
+            )
+        self.views = views
         self.images, self.size, self.patch_size = images, images.size, patch_size
         self.augmentation, self.seed = augmentation, seed
 
@@ -58,19 +68,27 @@ class RadiographDataset(Dataset):
         """One training sample; ``drawn_by`` takes the place of ``index`` where the augmentation is drawn."""
         image = self.images[index]
         pixels, box, polygon = image.pixels, image.valid_box, image.polygon
-        if self.augmentation is None:
+        view = {}
+        if self.augmentation is None or self.views:
             pixels = pixels if pixels.flags.writeable else pixels.copy()  # a tensor of a mapped file could be written
+        if self.augmentation is None:
             valid = Canvas(pixels, box, {}).valid_grid(self.patch_size)
         else:
             counter = (epoch << 32) + (index if drawn_by is None else drawn_by)
             rng = np.random.Generator(np.random.Philox(key=[self.seed, counter]))
-            affine, tone = self.augmentation.draw(rng, self.size)
-            pixels = tone(cv2.warpAffine(pixels, affine, (self.size, self.size), flags=cv2.INTER_LINEAR))
+            if self.views:
+                affine, table = self.augmentation.draw_view(rng, self.size, pixels.dtype)
+                to_canvas = cv2.invertAffineTransform(affine).astype(np.float32)
+                view = {"affine": torch.from_numpy(to_canvas), "table": torch.from_numpy(table)}
+            else:
+                affine, tone = self.augmentation.draw(rng, self.size)
+                pixels = tone(cv2.warpAffine(pixels, affine, (self.size, self.size), flags=cv2.INTER_LINEAR))
             polygon = _transform(polygon, affine)
             valid = self._warped_valid(box, affine)
         inside = rasterize_polygon(polygon, self.size, self.patch_size) & valid
-        scale, shift = standardisation(pixels, valid)
+        scale, shift = standardisation_of_view(pixels, box, table) if view else standardisation(pixels, valid)
         return {
+            **view,
             "pixels": torch.from_numpy(pixels)[None],
             "inside": torch.from_numpy(inside),
             "valid": torch.from_numpy(valid),
@@ -100,7 +118,8 @@ class RadiographDataset(Dataset):
         fine = np.zeros((4 * grid, 4 * grid), np.uint8)
         # pixel centres of `fine` lie at (i + 0.5) cells
         cv2.fillConvexPoly(fine, np.rint(_transform(corners, affine) / cell - 0.5).astype(np.int32), 1)
-        return fine.reshape(grid, 4, grid, 4).any(axis=(1, 3))
+        across = fine.view(np.uint32) != 0  # [4 * grid, grid]: four cells at once
+        return across.reshape(grid, 4, grid).any(axis=1)
 
 
 def _transform(points: np.ndarray, affine: np.ndarray) -> np.ndarray:

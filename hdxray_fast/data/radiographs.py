@@ -100,3 +100,27 @@ def standardisation(pixels: np.ndarray, valid: np.ndarray) -> tuple[float, float
     mask = cv2.resize(valid.astype(np.uint8), None, fx=side, fy=side, interpolation=cv2.INTER_NEAREST)
     scale, shift = standardising(*(v[0, 0] for v in cv2.meanStdDev(pixels, mask=mask)))
     return float(scale), float(shift)
+
+
+def standardisation_of_view(
+    pixels: np.ndarray, box: tuple[int, int, int, int], table: np.ndarray
+) -> tuple[float, float]:
+    """``(scale, shift)`` of a canvas that is seen through a tone table, without looking through it at every pixel.
+
+    From a histogram of some 160 lines of the radiograph, whose levels then go through the table. What a view moves out
+    of the canvas counts as well.
+
+    Args:
+        pixels: ``[S, S]`` uint8 or uint16.
+        box: ``(top, left, height, width)`` of the radiograph on the canvas.
+        table: ``[256] uint8`` or ``[257] uint16``, as :class:`hdxray_fast.View` takes it.
+    """
+    top, left, height, width = box
+    lines = pixels[top : top + height : max(1, height // 160), left : left + width]
+    levels = np.iinfo(pixels.dtype).max + 1
+    counts = cv2.calcHist([lines], [0], None, [256], [0, levels]).ravel().astype(np.float64)
+    values = table.astype(np.float64) if levels == 256 else (table[:-1].astype(np.float64) + table[1:]) / 2
+    mean = counts @ values / counts.sum()
+    deviation = np.sqrt(counts @ np.square(values - mean) / counts.sum())
+    scale, shift = standardising(mean, deviation)
+    return float(scale), float(shift)

@@ -22,6 +22,7 @@ from ..ops.gather import gather_patches
 from ..ops.loss import reconstruction_loss
 from ..ops.mask_plan import plan_masks
 from ..ops.plan import MaskPlan
+from ..ops.view import View
 from ..training.data_record import DataRecord, prints_of
 from ..training.loop import Training
 from ..training.run_images import open_prepared, read_images
@@ -121,6 +122,7 @@ class PretrainTask(Task):
             patch_size=ENCODERS[config.model]["patch_size"],
             augmentation=Augmentation() if config.augment else None,
             seed=config.seed,
+            views=config.augment,
         )
 
     def build(self) -> MaskedAutoencoder:
@@ -146,14 +148,15 @@ class PretrainTask(Task):
 
     def to_device(self, batch: dict, device: torch.device) -> dict:
         batch = super().to_device(batch, device)
-        return {**batch, "plan": self._plan(batch, self.predict)}
+        view = View(batch.pop("affine"), batch.pop("table")) if "affine" in batch else None
+        return {**batch, "view": view, "plan": self._plan(batch, self.predict)}
 
     def weight(self, batch: dict) -> Tensor:
         return batch["plan"].predict_cu_seqlens[-1]
 
     def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict]:
         baseline = self._mean_patch_loss(batch) if math.isnan(self.baseline) else self.baseline
-        output = model(batch["pixels"], batch["plan"], batch["scale"], batch["shift"])
+        output = model(batch["pixels"], batch["plan"], batch["scale"], batch["shift"], batch["view"])
         return output.loss, {"baseline": baseline, "tokens_kept": batch["plan"].keep_ids.numel()}
 
     def files(self, batch: dict) -> list[str]:
@@ -193,7 +196,7 @@ class PretrainTask(Task):
     def _mean_patch_loss(self, batch: dict) -> float:
         """Loss of the best constant per patch: what a model has to beat to have learned any structure."""
         plan, norm_pix_loss = batch["plan"], self.config.norm_pix_loss
-        options = {"scale": batch["scale"], "shift": batch["shift"]}
+        options = {"scale": batch["scale"], "shift": batch["shift"], "view": batch["view"]}
         target = gather_patches(batch["pixels"], plan, which="predict", **options)  # [N_predict, p*p]
         flat = torch.zeros_like(target) if norm_pix_loss else target.mean(1, keepdim=True).expand_as(target)
         loss, _ = reconstruction_loss(batch["pixels"], flat.contiguous(), plan, norm_pix_loss=norm_pix_loss, **options)

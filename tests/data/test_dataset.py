@@ -9,11 +9,13 @@ import pytest
 import torch
 from cache_helpers import cached
 
-from hdxray_fast.data.augment import Augmentation
+from hdxray_fast.data.augment import Augmentation, RandAugment
 from hdxray_fast.data.listing import list_images
 from hdxray_fast.data.radiograph_dataset import RadiographDataset
-from hdxray_fast.data.radiographs import standardisation
+from hdxray_fast.data.radiographs import standardisation, standardisation_of_view
 from hdxray_fast.data.sampler import StepSampler
+from hdxray_fast.errors import ArgumentError
+from hdxray_fast.ops.view import View, view_images_ref
 
 
 @pytest.fixture
@@ -65,6 +67,49 @@ def test_contour_and_valid_area_move_with_the_pixels(images):
     assert torch.equal(moved["pixels"][..., 16:], plain["pixels"][..., :-16])
     assert torch.equal(moved["inside"][:, 1:], plain["inside"][:, :-1])
     assert torch.equal(moved["valid"][:, 1:], plain["valid"][:, :-1])
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_view_shows_what_moving_every_pixel_shows(images, bits, monkeypatch):
+    if bits == 16:  # the same pictures with finer levels
+        plain = type(images).__getitem__
+        finer = lambda self, i: plain(self, i)._replace(pixels=plain(self, i).pixels.astype(np.uint16) * 257)  # noqa: E731
+        monkeypatch.setattr(type(images), "__getitem__", finer)
+    moved = RadiographDataset(images, augmentation=Augmentation(), seed=3)
+    seen = RadiographDataset(images, augmentation=Augmentation(), seed=3, views=True)
+    for index in range(len(images)):
+        expected, sample = moved[1, index], seen[1, index]
+        assert torch.equal(sample["pixels"][0], torch.from_numpy(images[index].pixels.copy()))
+        view = View(sample["affine"][None], sample["table"][None])
+        shown = view_images_ref(sample["pixels"][None], view)[0]
+        apart = (shown.int() - expected["pixels"].int()).abs() / (257 if bits == 16 else 1)
+        assert apart.max() <= 4 and apart.float().mean() < 0.1  # levels: OpenCV rounds places to 1/32 of a pixel
+        for name in ("inside", "valid", "index", "draw"):
+            assert torch.equal(sample[name], expected[name])
+        frame = torch.zeros_like(sample["pixels"])
+        top, left, height, width = images[index].valid_box
+        frame[:, top : top + height, left : left + width] = 255
+        radiograph = view_images_ref(frame[None], View(sample["affine"][None]))[0] == 255
+        values = shown[radiograph].float() * sample["scale"] + sample["shift"]
+        assert abs(values.mean()) < 0.1 and abs(values.std() - 1) < 0.1  # but for what was moved out of the canvas
+
+
+def test_what_no_table_can_express_is_refused_by_name(images):
+    with pytest.raises(ArgumentError, match="cannot express RandAugment"):
+        RadiographDataset(images, augmentation=RandAugment(), views=True)
+
+
+def test_a_view_is_standardised_as_its_pixels_are():
+    rng = np.random.default_rng(0)
+    pixels = np.zeros((320, 320), np.uint8)
+    pixels[40:280, 60:300] = rng.integers(0, 256, (240, 240))
+    table = rng.permutation(256).astype(np.uint8)
+    box = (40, 60, 240, 240)
+    scale, shift = standardisation_of_view(pixels, box, table)
+    values = table[pixels[40:280, 60:300]] * scale + shift
+    assert abs(values.mean()) < 1e-9 and abs(values.std() - 1) < 1e-9
+    flat = standardisation_of_view(np.full((32, 32), 7, np.uint8), (0, 0, 32, 32), table)
+    assert flat == (1.0, -float(table[7]))
 
 
 def test_a_lost_cache_is_read_from_the_files_in_training(images, tmp_path):
