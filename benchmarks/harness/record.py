@@ -31,7 +31,8 @@ from pathlib import Path
 from typing import Any
 
 from harness.race import Outcome, best
-from hdxray_fast.cli.doctor import cpu_model, usable_cores
+from hdxray_fast.cli.doctor import cpu_model
+from hdxray_fast.data.reader_pool import worker_count
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -43,7 +44,7 @@ PACKAGES = ("torch", "triton", "numpy", "opencv-python-headless", "timm")
 def device_info(kind: str) -> dict[str, str]:
     """Name (and driver) of the CPU or of the current CUDA device."""
     if kind == "cpu":
-        return {"kind": "cpu", "name": f"{cpu_model()}, {usable_cores()} cores"}
+        return {"kind": "cpu", "name": f"{cpu_model()}, {worker_count(-1)} cores"}
     import torch
 
     driver = _answer("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0]

@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
-from ..data.reader_pool import worker_count
 from ..errors import CheckpointError
 from ..files import save_tensors, written_whole
 from ..models.inputs import encoder_inputs
 from ..training.checkpoints import whole_state
-from ..training.processes import outlive_notice
+from ..training.processes import begin_worker, loader_workers
 from .classifier import Classifier
 from .config import FinetuneConfig
 from .data import LabelledRadiographs
@@ -54,9 +53,9 @@ def predict_rows(
     # where the model is sharded all processes meet in each batch: who has none left repeats an image
     keys += [[(0, rank % max(1, len(dataset)))]] * (-(-len(dataset) // (world * config.batch_size)) - len(keys))
     on_gpu = device.type == "cuda"
-    workers = min(8, worker_count(config.workers)) if on_gpu else 0  # on the CPU the model wants every core
+    workers = loader_workers(config.workers, on_gpu) if on_gpu else 0  # on the CPU the model wants every core
     loader = DataLoader(
-        dataset, batch_sampler=keys, num_workers=workers, pin_memory=on_gpu, worker_init_fn=outlive_notice
+        dataset, batch_sampler=keys, num_workers=workers, pin_memory=on_gpu, worker_init_fn=begin_worker
     )
     rows, logits = [], []
     with contextlib.ExitStack() as stack:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import json
-import os
 import platform
 import re
 import subprocess
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import __version__
+from ..data.reader_pool import worker_count
 
 # Distributions of each extra, as in pyproject.toml (a test compares the two): metadata is not there in a source tree.
 EXTRAS = {
@@ -34,6 +34,7 @@ EXTRAS = {
         "loky>=3.4",
         "pebble>=5",
         "pyarrow>=14",
+        "filelock>=3.13",
     ],
     "demo": ["pydicom-data>=1"],
     "embed": ["pyarrow>=14"],
@@ -80,11 +81,6 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def doctor_report() -> dict[str, Any]:
     """Everything ``hdxray-fast doctor`` tells, as a JSON-able dictionary.
 
@@ -104,7 +100,7 @@ def doctor_report() -> dict[str, Any]:
         "python": {"version": platform.python_version(), "executable": sys.executable},
         "platform": platform.platform(),
         "versions": versions,
-        "cpu": {"model": cpu_model(), "machine": platform.machine(), "cores": usable_cores(), **core.pop("cpu")},
+        "cpu": {"model": cpu_model(), "machine": platform.machine(), "cores": worker_count(-1), **core.pop("cpu")},
         "threads": _threads(),
         "core": core,
         "gpus": gpus,

@@ -147,12 +147,16 @@ class PretrainTask(Task):
         return training.loader(self.dataset, start, costs=costs)
 
     def to_device(self, batch: dict, device: torch.device) -> dict:
+        plan = self._plan(batch, self.predict)  # on the host, where its counts are known: nothing waits for a GPU
         batch = super().to_device(batch, device)
         view = View(batch.pop("affine"), batch.pop("table")) if "affine" in batch else None
-        return {**batch, "view": view, "plan": self._plan(batch, self.predict)}
+        plan = plan.to(device)
+        if device.type == "cuda":  # where a model is compiled, unless the settings say otherwise
+            plan.mark_dynamic()
+        return {**batch, "view": view, "plan": plan}
 
-    def weight(self, batch: dict) -> Tensor:
-        return batch["plan"].predict_cu_seqlens[-1]
+    def weight(self, batch: dict) -> int:
+        return batch["plan"].predict_ids.numel()
 
     def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict]:
         baseline = self._mean_patch_loss(batch) if math.isnan(self.baseline) else self.baseline

@@ -104,6 +104,7 @@ class ReportTask(Task):
     """A report model on studies."""
 
     label = "report train"
+    compiles = False  # a language model of any make
 
     def __init__(self, config: ReportConfig, table: StudyTable) -> None:
         self.config, self.notes = config, list(table.notes)

@@ -29,6 +29,8 @@ class TrainingConfig:
         ema: decay of an exponential moving average of the weights (for example 0.999), reached by and by: after ``n``
             updates it is ``(1 + n) / (10 + n)`` at most; 0 for no average.
         precision: ``auto`` is bf16 on GPUs that have it and fp32 elsewhere.
+        compile: run the model through ``torch.compile``; ``auto`` does on GPUs, for tasks whose models compile into few
+            graphs. Where compiling fails a warning says so, and the run goes on without.
         shard: share weights, gradients and optimizer state among the processes (FSDP2) instead of copying them (DDP).
         checkpoint_activations: compute each block again in the backward pass instead of keeping what it needs.
         timeout: seconds after which a process that waits for another gives up.
@@ -56,6 +58,7 @@ class TrainingConfig:
             "keep_checkpoints",
             "keep_every",
             "timeout",
+            "compile",
             "shard",
             "checkpoint_activations",
             "tensorboard",
@@ -75,6 +78,7 @@ class TrainingConfig:
     clip_grad: float = 1.0
     ema: float = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
     shard: bool = False
     checkpoint_activations: bool = False
     timeout: int = 600

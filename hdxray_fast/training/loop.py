@@ -11,13 +11,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import os
-import signal
-import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,20 +35,24 @@ from .checkpoints import (
     whole_state,
     write_checkpoint,
 )
+from .compiled import Compiled
 from .config import TrainingConfig
 from .data_record import refuse_other_data
 from .optimizer import averaged_weights, warmup_cosine
+from .pace import Pace
 from .processes import (
+    begin_worker,
     checkpoint_activations,
     gradients_stay,
     launcher_shards,
+    loader_workers,
     make_accelerator,
     naming_lost_processes,
     on_main,
-    outlive_notice,
     shard,
 )
 from .run_folder import RunFolder
+from .stop import StopNotice
 from .task import Task
 
 
@@ -114,7 +116,7 @@ class Training:
         self.images_per_step = config.batch_size * config.grad_accum * self.accelerator.num_processes
         self.step = 0
         self.numbers: dict[str, int | float] = {}
-        self.stop_requested = self.interrupted = False
+        self.stop = StopNotice()
         # what the model cannot be shows here, before hours of preparation and before anything is written
         torch.manual_seed(config.seed)
         self.model = task.build()
@@ -186,15 +188,13 @@ class Training:
             costs=costs,
         )
         on_gpu = accelerator.device.type == "cuda"
-        # on the CPU a step takes far longer than reading its batch, and the model wants every core
-        workers = config.workers if config.workers >= 0 else (min(8, os.cpu_count() or 1) if on_gpu else 0)
         return DataLoader(
             dataset,
             batch_sampler=sampler,
-            num_workers=workers,
+            num_workers=loader_workers(config.workers, on_gpu),
             pin_memory=on_gpu,
             collate_fn=collate_fn,
-            worker_init_fn=outlive_notice,
+            worker_init_fn=begin_worker,
         )
 
     def run(self) -> TrainingResult:
@@ -228,14 +228,14 @@ class Training:
         bar = self.bar(total=self.config.steps, initial=self.step, unit="step", desc=self.task.label)
         batches = iter(self.task.loader(self, self.step))
         try:
-            with self._graceful_stop(), bar:
+            with self.stop.awaited(), bar:
                 self._train(batches, bar, result)
         finally:  # an error that nobody catches keeps the iterator alive, and its workers with it
             getattr(batches, "_shutdown_workers", lambda: None)()
         result.finished = self.step == self.config.steps
         for tracker in self.accelerator.trackers:  # Accelerate's end_training would part the processes, too
             tracker.finish()
-        if self.interrupted:
+        if self.stop.interrupted:
             self.print(f"saved; go on with resume=auto (--resume auto): {self.out}")
             raise KeyboardInterrupt
         return result
@@ -286,6 +286,9 @@ class Training:
             self.wrapped, self.optimizer = self.model, self.accelerator.prepare(self._make_optimizer())
         else:
             self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
+        on_gpu = self.accelerator.device.type == "cuda"
+        wanted = {"on": True, "off": False, "auto": on_gpu and self.task.compiles}[config.compile]
+        self.called = Compiled(self.wrapped, wanted, lambda words: warnings.warn(words, stacklevel=2))
         if (count := self.accelerator.num_processes) > 1:
             self.print(f"{count} processes, {'weights shared out (FSDP2)' if self.sharded else 'a copy each (DDP)'}")
 
@@ -334,7 +337,7 @@ class Training:
 
     def _train(self, batches: Iterator[dict], bar, result: TrainingResult) -> None:
         config = self.config
-        durations = []
+        pace = Pace(self.images_per_step)
         self.wrapped.train()
         stop = False
         while self.step < config.steps and not stop:
@@ -343,8 +346,11 @@ class Training:
             rate = self.peak * warmup_cosine(self.step, config.steps, config.warmup)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate * group.get("lr_scale", 1.0)
-            micro = [self.task.to_device(next(batches), self.accelerator.device) for _ in range(config.grad_accum)]
-            loss, numbers = self._backward(micro)
+            asked = time.perf_counter()
+            read = [next(batches) for _ in range(config.grad_accum)]
+            waited = time.perf_counter() - asked
+            micro = [self.task.to_device(batch, self.accelerator.device) for batch in read]
+            loss, numbers = self.called.run(partial(self._backward, micro), self._begin_step_again)
             norm = self._clip()
             # in fp16 a gradient may overflow: the scaler skips the step and scales the next one down
             if not (math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler is not None)):
@@ -354,26 +360,32 @@ class Training:
             if self.ema is not None:
                 self.ema.update(self.model)
             self.step += 1
-            durations.append(time.perf_counter() - began)
+            pace.add(time.perf_counter() - began, waited)
             result.losses.append(loss)
             done = self.step == config.steps
             self.numbers = numbers
             more = self.task.after_step(self, self.step, done) or {}
-            speed = round(self.images_per_step / durations[-1], 4)
+            speed = round(self.images_per_step / pace.seconds[-1], 4)
             line = {"step": self.step, "loss": loss, "lr": rate, "grad_norm": norm, **numbers, "images_per_s": speed}
-            self._record({**line, **more}, bar)
-            stop = bool(self.sum({"stop": self.stop_requested})["stop"])  # one notice stops all
+            self._record({**line, **more}, bar, pace)
+            stop = bool(self.sum({"stop": self.stop.requested})["stop"])  # one notice stops all
             if done or stop or self.step % config.save_every == 0:
                 self._save(checkpoint_folder(self.checkpoints, self.step))
                 if self.is_main:
                     prune_checkpoints(self.checkpoints, config.keep_checkpoints, config.keep_every)
-        if durations:
-            result.seconds_per_step = sorted(durations)[len(durations) // 2]
+        if pace.seconds:
+            result.seconds_per_step = pace.median
+            if advice := pace.advice():
+                self.print(advice)
 
     def _seed_step(self) -> None:
         """What dropout and the like draw depends on the step and the process alone, and so needs no saving."""
         words = [self.config.seed, self.step, self.accelerator.process_index]
         torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
+
+    def _begin_step_again(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
+        self._seed_step()
 
     def _backward(self, micro: list[dict]) -> tuple[float, dict[str, int | float]]:
         """Gradients of the mean over everything in the step; that mean, and the numbers to log."""
@@ -385,7 +397,7 @@ class Training:
             last = index == len(micro) - 1
             with contextlib.nullcontext() if last else gradients_stay(self.wrapped):
                 with self.accelerator.autocast():
-                    loss, numbers = self.task.loss(self.wrapped, batch)
+                    loss, numbers = self.task.loss(self.called, batch)
                 # the gradients of the processes are averaged, hence their number
                 self.accelerator.backward(loss * (share * self.accelerator.num_processes))
             for name, value in {"loss": loss.detach(), **numbers}.items():
@@ -399,11 +411,11 @@ class Training:
         norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_grad or math.inf)
         return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
-    def _record(self, line: dict, bar) -> None:
+    def _record(self, line: dict, bar, pace: Pace) -> None:
         if self.is_main:
             self.folder.write_line(line)
         self.accelerator.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
-        bar.set_postfix(loss=f"{line['loss']:.4f}", images_per_s=f"{line['images_per_s']:.2f}", refresh=False)
+        bar.set_postfix(loss=f"{line['loss']:.4f}", **pace.in_words(), refresh=False)
         bar.update()
         self.on_step(line)
 
@@ -442,30 +454,3 @@ class Training:
             f"step {self.step + 1}: loss {loss}, gradient norm {norm}: not finite. The batch: {', '.join(files)}. "
             f"{kept}; look at the files, or lower lr"
         )
-
-    @contextlib.contextmanager
-    def _graceful_stop(self) -> Iterator[None]:
-        """SIGTERM (a scheduler's notice) or Ctrl-C ends the run after the step at hand, with a checkpoint."""
-        previous = {}
-
-        def request(signum, frame):
-            self.stop_requested = True
-            if signum == signal.SIGINT:
-                self.interrupted = True
-                signal.signal(signum, previous[signum])
-                print("\nstopping after this step, with a checkpoint; Ctrl-C again ends at once", file=sys.stderr)
-
-        notices = [signal.SIGTERM]
-        if callable(signal.getsignal(signal.SIGINT)):  # who runs in a shell's background is not meant by its Ctrl-C
-            notices.append(signal.SIGINT)
-        try:
-            for notice in notices:
-                previous[notice] = signal.signal(notice, request)
-        except ValueError:  # not the main thread: the caller owns the signals
-            yield
-            return
-        try:
-            yield
-        finally:
-            for notice, handler in previous.items():
-                signal.signal(notice, handler)

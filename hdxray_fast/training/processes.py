@@ -10,13 +10,16 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+import cv2
 import torch
 import torch.distributed as dist
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..data.reader_pool import worker_count
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 
+MOST_WORKERS = 8  # of a data loader, where nobody says how many: a few suffice for samples of a millisecond
 GRACE = 600  # seconds that a data loader's worker lives on after SIGTERM, if nobody ends it before
 MAIN_FAILED = "the main process of this run failed; its own output says why"
 GLOO_TALK = ("gloo", "connection closed", "connection reset", "socket", "broken pipe", "timed out")
@@ -160,7 +163,25 @@ def naming_lost_processes(timeout: int, when: Callable[[], str]) -> Iterator[Non
         ) from error
 
 
-def outlive_notice(worker: int) -> None:
+def loader_workers(asked: int, on_gpu: bool) -> int:
+    """Workers of a data loader, of as many as were asked for (-1: by the machine).
+
+    A core stays for each training process, and what is left is shared by those of this machine. On the CPU a step takes
+    far longer than reading its batch, and the model wants every core: none.
+    """
+    if asked >= 0:
+        return asked
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(MOST_WORKERS, worker_count(-1) // max(1, here) - 1)) if on_gpu else 0
+
+
+def begin_worker(worker: int) -> None:
+    """What a data loader's worker does first: one thread for each, or they would take the cores from each other."""
+    cv2.setNumThreads(1)  # of torch's own threads the loader takes care
+    _outlive_notice()
+
+
+def _outlive_notice() -> None:
     """A data loader's worker puts off its end after SIGTERM: torchrun and Slurm send it to the whole process group, but
     the training process, which ends its workers itself, still has a step to finish and a checkpoint to write."""
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(GRACE))

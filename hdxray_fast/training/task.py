@@ -52,9 +52,11 @@ class Task:
         fingerprint: of the data, filled in before the run begins; a resumed run must have the same.
         data_record: of the data, and of weights that no checkpoint holds, filled in likewise; with it a refusal names
             what differs.
+        compiles: whether its model is worth compiling where the settings leave it open.
     """
 
     label = "train"
+    compiles = True
     fingerprint = ""
     data_record: DataRecord | None = None
 

