@@ -70,8 +70,12 @@ struct Place {
     int64_t offset;  // in elements, from images to the patch's first pixel of channel 0
 };
 
+// Whether a kernel reads whole images or the patches alone (PatchSource::packed): settled while compiling where every
+// register counts.
+enum class PixelLayout { kImages, kPacked, kEither };
+
 // The places of `n` consecutive rows; all lanes of the warp come here together with the same rows.
-template <int n>
+template <int n, PixelLayout kLayout>
 HDXRAY_HD inline void find_places(const PixelJob& job, int64_t first_row, int lane, Place* places) {
     const PatchSource& s = job.source;
     int32_t ids[n];
@@ -90,8 +94,10 @@ HDXRAY_HD inline void find_places(const PixelJob& job, int64_t first_row, int la
         const auto y = static_cast<int32_t>(job.grid_w.quotient(static_cast<uint32_t>(id)));
         const int32_t x = id - y * s.grid_w;
         places[u].image = real ? image : -1;
-        places[u].offset = s.packed ? (real ? row : 0) * static_cast<int64_t>(job.line_size.by) * s.patch_size
-                                    : b * s.stride_b + (y * s.stride_h + x) * s.patch_size;
+        places[u].offset = b * s.stride_b + (y * s.stride_h + x) * s.patch_size;
+        if (kLayout == PixelLayout::kPacked || (kLayout == PixelLayout::kEither && s.packed)) {
+            places[u].offset = (real ? row : 0) * s.stride_b;
+        }
     }
 }
 

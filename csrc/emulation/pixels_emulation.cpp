@@ -21,9 +21,9 @@ void for_each_thread(const LaunchShape& shape, Body body) {
     }
 }
 
-template <typename In, typename Out, int kChannels>
+template <typename In, typename Out, int kChannels, PixelLayout kLayout>
 void gather_wide(const GatherPlan& plan, Out* rows) {
-    using Body = GatherWide<In, Out, kChannels>;
+    using Body = GatherWide<In, Out, kChannels, kLayout>;
     for_each_thread(plan.shape, [&](int64_t warp, int y, int lane) {
         if (warp * Body::kRows >= plan.job.n_rows) return;
         Body::run(plan.job, rows, warp * Body::kRows, y * kLanes + lane, lane);
@@ -34,8 +34,10 @@ template <typename In, typename Out>
 struct EmulateGather {
     static void run(const Patches& patches, void* rows, DType row_dtype) {
         const GatherPlan plan = plan_gather<In, Out>(patches, rows);
-        if (plan.wide && patches.source.channels == 1) return gather_wide<In, Out, 1>(plan, static_cast<Out*>(rows));
-        if (plan.wide) return gather_wide<In, Out, 3>(plan, static_cast<Out*>(rows));
+        Out* out = static_cast<Out*>(rows);
+        if (plan.wide && patches.source.packed) return gather_wide<In, Out, 1, PixelLayout::kPacked>(plan, out);
+        if (plan.wide && patches.source.channels == 1) return gather_wide<In, Out, 1, PixelLayout::kImages>(plan, out);
+        if (plan.wide) return gather_wide<In, Out, 3, PixelLayout::kImages>(plan, out);
         for_each_thread(plan.shape, [&](int64_t row, int y, int lane) {
             if (row < plan.job.n_rows) PixelsAny::gather(plan.job, patches.dtype, rows, row_dtype, row, y, lane);
         });
@@ -71,7 +73,14 @@ template <typename In, typename Pred>
 struct EmulateLossForward {
     static void run(const Patches& patches, DType pred_dtype, const LossKernelJob& given, double* partials,
                     float* loss) {
-        using Body = LossWide<In, Pred>;
+        if (patches.source.packed) return through<PixelLayout::kPacked>(patches, pred_dtype, given, partials, loss);
+        through<PixelLayout::kImages>(patches, pred_dtype, given, partials, loss);
+    }
+
+    template <PixelLayout kLayout>
+    static void through(const Patches& patches, DType pred_dtype, const LossKernelJob& given, double* partials,
+                        float* loss) {
+        using Body = LossWide<In, Pred, kLayout>;
         LossPlan plan = plan_loss<In, Pred>(patches, given);
         const int rows_each = plan.wide ? Body::kRows : 1;
         std::vector<float> of_block(static_cast<size_t>(kWarpsOfBlock * rows_each));
@@ -98,7 +107,13 @@ struct EmulateLossForward {
 template <typename In, typename Pred>
 struct EmulateLossBackward {
     static void run(const Patches& patches, DType pred_dtype, const LossKernelJob& given) {
-        using Body = LossWide<In, Pred>;
+        if (patches.source.packed) return through<PixelLayout::kPacked>(patches, pred_dtype, given);
+        through<PixelLayout::kImages>(patches, pred_dtype, given);
+    }
+
+    template <PixelLayout kLayout>
+    static void through(const Patches& patches, DType pred_dtype, const LossKernelJob& given) {
+        using Body = LossWide<In, Pred, kLayout>;
         const LossPlan plan = plan_loss<In, Pred>(patches, given);
         for_each_thread(plan.backward, [&](int64_t warp, int y, int lane) {
             if (!plan.wide) {

@@ -9,9 +9,9 @@
 namespace hdxray {
 namespace {
 
-template <typename In, typename Out, int kChannels>
+template <typename In, typename Out, int kChannels, PixelLayout kLayout>
 __global__ void __launch_bounds__(kThreads) gather_wide(const __grid_constant__ PixelJob job, Out* rows) {
-    using Body = GatherWide<In, Out, kChannels>;
+    using Body = GatherWide<In, Out, kChannels, kLayout>;
     const int64_t first_row = warp_of_grid() * Body::kRows;
     if (first_row >= job.n_rows) return;
     Body::run(job, rows, first_row, static_cast<int>(blockIdx.y) * kLanes + lane_of_warp(), lane_of_warp());
@@ -50,10 +50,14 @@ struct LaunchGather {
         Out* out = static_cast<Out*>(rows);
         if (!plan.wide) {
             gather_any<<<grid(plan.shape), kThreads, 0, stream>>>(plan.job, patches.dtype, rows, row_dtype);
+        } else if (patches.source.packed) {
+            if constexpr (sizeof(In) == 1) {
+                gather_wide<In, Out, 1, PixelLayout::kPacked><<<grid(plan.shape), kThreads, 0, stream>>>(plan.job, out);
+            }
         } else if (patches.source.channels == 1) {
-            gather_wide<In, Out, 1><<<grid(plan.shape), kThreads, 0, stream>>>(plan.job, out);
+            gather_wide<In, Out, 1, PixelLayout::kImages><<<grid(plan.shape), kThreads, 0, stream>>>(plan.job, out);
         } else {
-            gather_wide<In, Out, 3><<<grid(plan.shape), kThreads, 0, stream>>>(plan.job, out);
+            gather_wide<In, Out, 3, PixelLayout::kImages><<<grid(plan.shape), kThreads, 0, stream>>>(plan.job, out);
         }
         check_launch("gather");
     }

@@ -27,7 +27,7 @@ constexpr int rows_of_warp() {
     return fit < 1 ? 1 : fit > 4 ? 4 : fit;
 }
 
-template <typename In, typename Out, int kChannels>
+template <typename In, typename Out, int kChannels, PixelLayout kLayout = PixelLayout::kImages>
 struct GatherWide {
     static constexpr int kPixels = 16 / static_cast<int>(sizeof(Out));
     static constexpr int kRows = rows_of_warp<In, kPixels, kChannels>();
@@ -38,7 +38,7 @@ struct GatherWide {
     HDXRAY_HD static void run(const PixelJob& job, Out* rows, int64_t first_row, int chunk, int lane) {
         const PatchSource& s = job.source;
         Place places[kRows];
-        find_places<kRows>(job, first_row, lane, places);
+        find_places<kRows, kLayout>(job, first_row, lane, places);
         if (chunk >= job.chunks) return;
         const auto line = static_cast<int32_t>(job.chunks_per_line.quotient(static_cast<uint32_t>(chunk)));
         const int32_t column = (chunk - line * static_cast<int32_t>(job.chunks_per_line.by)) * kPixels;
@@ -102,7 +102,7 @@ struct ScatterWide {
     HDXRAY_HD static void run(const PixelJob& job, const Row* grad_rows, int64_t first_row, int chunk, int lane) {
         const PatchSource& s = job.source;
         Place places[kRows];
-        find_places<kRows>(job, first_row, lane, places);
+        find_places<kRows, PixelLayout::kImages>(job, first_row, lane, places);
         if (chunk >= job.chunks) return;
         const auto line = static_cast<int32_t>(job.chunks_per_line.quotient(static_cast<uint32_t>(chunk)));
         const int32_t column = (chunk - line * static_cast<int32_t>(job.chunks_per_line.by)) * kPixels;
@@ -148,7 +148,7 @@ struct PixelsAny {
                                  int lane) {
         const PatchSource& s = job.source;
         Place place;
-        find_places<1>(job, row, lane, &place);
+        find_places<1, PixelLayout::kEither>(job, row, lane, &place);
         const uint32_t size = job.line_size.by * static_cast<uint32_t>(s.patch_size);
         const uint32_t first = static_cast<uint32_t>(part) * kSpan + static_cast<uint32_t>(lane);
         const bool real = place.image >= 0;
@@ -171,7 +171,7 @@ struct PixelsAny {
                                   int part, int lane) {
         const PatchSource& s = job.source;
         Place place;
-        find_places<1>(job, row, lane, &place);
+        find_places<1, PixelLayout::kImages>(job, row, lane, &place);
         if (place.image < 0) return;
         const uint32_t size = job.line_size.by * static_cast<uint32_t>(s.patch_size);
         const uint32_t first = static_cast<uint32_t>(part) * kSpan + static_cast<uint32_t>(lane);
@@ -214,12 +214,19 @@ inline bool rows_are_wide(const Patches& patches, int pixels_of_chunk, const voi
     return patches.source.patch_size % pixels_of_chunk == 0 && reinterpret_cast<uintptr_t>(rows) % 16 == 0;
 }
 
+// Packed patches have a wide path where they are many: seen through a view, of one channel of bytes.
+template <typename In>
+bool packed_is_wide(const Patches& patches) {
+    return sizeof(In) == 1 && patches.source.channels == 1;
+}
+
 template <typename In, typename Out>
 GatherPlan plan_gather(const Patches& patches, const void* rows) {
     constexpr int kPixels = GatherWide<In, Out, 1>::kPixels;
     GatherPlan plan{make_pixel_job(patches, kPixels), {}, false};
     const int32_t channels = patches.source.channels;
-    plan.wide = rows_are_wide(patches, kPixels, rows) && (channels == 1 || channels == 3);
+    plan.wide = rows_are_wide(patches, kPixels, rows) && (channels == 1 || channels == 3) &&
+                (!patches.source.packed || packed_is_wide<In>(patches));
     plan.job.wide_images = chunks_are_aligned(patches, kPixels * static_cast<int64_t>(sizeof(In)), sizeof(In));
     const int rows_each = channels == 1 ? GatherWide<In, Out, 1>::kRows : GatherWide<In, Out, 3>::kRows;
     plan.shape = plan.wide ? launch_shape(patches.n_rows, rows_each, plan.job.chunks, kLanes)

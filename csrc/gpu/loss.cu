@@ -22,10 +22,10 @@ __device__ void leave_partial(const float* losses, double* partials) {
     if (threadIdx.x == 0) partials[blockIdx.x] = sum_in_order(of_block, kWarpsOfBlock * kRows);
 }
 
-template <typename In, typename Pred>
+template <typename In, typename Pred, PixelLayout kLayout>
 __global__ void __launch_bounds__(kThreads)
     loss_forward_wide(const __grid_constant__ LossKernelJob job, double* partials) {
-    using Body = LossWide<In, Pred>;
+    using Body = LossWide<In, Pred, kLayout>;
     const int64_t first_row = warp_of_grid() * Body::kRows;
     float losses[Body::kRows] = {};
     if (first_row < job.pixels.n_rows) Body::forward(job, first_row, lane_of_warp(), losses);
@@ -53,9 +53,9 @@ __global__ void __launch_bounds__(kTotalThreads)
     if (thread == 0) *loss = mean_loss(sums[0], job);
 }
 
-template <typename In, typename Pred>
+template <typename In, typename Pred, PixelLayout kLayout>
 __global__ void __launch_bounds__(kThreads) loss_backward_wide(const __grid_constant__ LossKernelJob job) {
-    using Body = LossWide<In, Pred>;
+    using Body = LossWide<In, Pred, kLayout>;
     const int64_t first_row = warp_of_grid() * Body::kBackwardRows;
     if (first_row >= job.pixels.n_rows) return;
     Body::backward(job, first_row, static_cast<int32_t>(blockIdx.y) * kLanes + lane_of_warp(), lane_of_warp());
@@ -80,8 +80,14 @@ struct LaunchForward {
         const LossPlan plan = plan_loss<In, Pred>(patches, given);
         const LossKernelJob& job = plan.job;
         if (patches.n_rows > 0) {
-            if (plan.wide) {
-                loss_forward_wide<In, Pred><<<grid(plan.forward), kThreads, 0, stream>>>(job, partials);
+            if (plan.wide && patches.source.packed) {
+                if constexpr (sizeof(In) == 1) {
+                    loss_forward_wide<In, Pred, PixelLayout::kPacked>
+                        <<<grid(plan.forward), kThreads, 0, stream>>>(job, partials);
+                }
+            } else if (plan.wide) {
+                loss_forward_wide<In, Pred, PixelLayout::kImages>
+                    <<<grid(plan.forward), kThreads, 0, stream>>>(job, partials);
             } else {
                 loss_forward_any<<<grid(plan.forward), kThreads, 0, stream>>>(job, patches.dtype, pred_dtype, partials);
             }
@@ -96,8 +102,13 @@ template <typename In, typename Pred>
 struct LaunchBackward {
     static void run(const Patches& patches, DType pred_dtype, const LossKernelJob& given, cudaStream_t stream) {
         const LossPlan plan = plan_loss<In, Pred>(patches, given);
-        if (plan.wide) {
-            loss_backward_wide<In, Pred><<<grid(plan.backward), kThreads, 0, stream>>>(plan.job);
+        if (plan.wide && patches.source.packed) {
+            if constexpr (sizeof(In) == 1) {
+                loss_backward_wide<In, Pred, PixelLayout::kPacked>
+                    <<<grid(plan.backward), kThreads, 0, stream>>>(plan.job);
+            }
+        } else if (plan.wide) {
+            loss_backward_wide<In, Pred, PixelLayout::kImages><<<grid(plan.backward), kThreads, 0, stream>>>(plan.job);
         } else {
             loss_backward_any<<<grid(plan.backward), kThreads, 0, stream>>>(plan.job, patches.dtype, pred_dtype);
         }

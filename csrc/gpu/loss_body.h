@@ -55,7 +55,7 @@ HDXRAY_HD inline void write_row(const LossKernelJob& job, int64_t row, int lane,
 
 // Wide path: one channel, patch sizes that are a multiple of eight, predictions at 16 bytes. A chunk is eight pixels: a
 // 16 x 16 patch is one for each lane, and stays in registers from the first pass to the last.
-template <typename In, typename Pred>
+template <typename In, typename Pred, PixelLayout kLayout = PixelLayout::kImages>
 struct LossWide {
     static constexpr int kPixels = 8;
     static constexpr int kRows = 2;
@@ -93,7 +93,7 @@ struct LossWide {
         const auto size = static_cast<uint32_t>(p.chunks) * kPixels;
         const bool one_each = p.chunks <= kLanes;  // then a lane loads its chunk once
         Place places[kRows];
-        find_places<kRows>(p, first_row, lane, places);
+        find_places<kRows, kLayout>(p, first_row, lane, places);
         float scale[kRows], shift[kRows];
         PerLane<Chunk> chunks[kRows];
         HDXRAY_UNROLL
@@ -153,7 +153,7 @@ struct LossWide {
     HDXRAY_HD static void backward(const LossKernelJob& job, int64_t first_row, int32_t chunk, int lane) {
         const PixelJob& p = job.pixels;
         Place places[kBackwardRows];
-        find_places<kBackwardRows>(p, first_row, lane, places);
+        find_places<kBackwardRows, kLayout>(p, first_row, lane, places);
         if (chunk >= p.chunks) return;
         const float factor = gradient_factor(job, static_cast<uint32_t>(p.chunks) * kPixels);
         Chunk chunks[kBackwardRows];
@@ -193,7 +193,7 @@ struct LossAny {
         const PixelJob& p = job.pixels;
         const uint32_t size = p.line_size.by * static_cast<uint32_t>(p.source.patch_size);
         Place place;
-        find_places<1>(p, row, lane, &place);
+        find_places<1, PixelLayout::kEither>(p, row, lane, &place);
         *loss = 0.0f;
         if (place.image < 0) return write_row(job, row, lane, 0.0f, 0.0f, 1.0f);
         const auto sum_row = [&](auto term) {
@@ -223,7 +223,7 @@ struct LossAny {
         const PixelJob& p = job.pixels;
         const uint32_t size = p.line_size.by * static_cast<uint32_t>(p.source.patch_size);
         Place place;
-        find_places<1>(p, row, lane, &place);
+        find_places<1, PixelLayout::kEither>(p, row, lane, &place);
         const bool real = place.image >= 0;
         const float factor = gradient_factor(job, size);
         const float mean = real ? job.mean[row] : 0.0f, rstd = real ? job.rstd[row] : 0.0f;
@@ -299,8 +299,8 @@ LossPlan plan_loss(const Patches& patches, const LossKernelJob& job) {
     LossPlan plan{job, {}, {}, false};
     plan.job.pixels = make_pixel_job(patches, Body::kPixels);
     plan.job.pixels.wide_images = chunks_are_aligned(patches, Body::kInBytes, sizeof(In));
-    plan.wide = patches.source.channels == 1 && rows_are_wide(patches, Body::kPixels, job.pred) &&
-                rows_are_wide(patches, Body::kPixels, job.grad_pred);
+    plan.wide = patches.source.channels == 1 && (!patches.source.packed || packed_is_wide<In>(patches)) &&
+                rows_are_wide(patches, Body::kPixels, job.pred) && rows_are_wide(patches, Body::kPixels, job.grad_pred);
     const int32_t chunks = plan.job.pixels.chunks;
     if (plan.wide) {
         plan.forward = launch_shape(patches.n_rows, Body::kRows, 1, 1);

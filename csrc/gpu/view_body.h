@@ -39,7 +39,7 @@ struct ViewAny {
         const PixelJob& p = job.pixels;
         const PatchSource& s = p.source;
         Place place;
-        find_places<1>(p, row, lane, &place);
+        find_places<1, PixelLayout::kImages>(p, row, lane, &place);
         const auto side = static_cast<uint32_t>(s.patch_size);
         const uint32_t size = p.line_size.by * side;
         const bool real = place.image >= 0;
