@@ -16,7 +16,7 @@ from ..errors import CheckpointError
 from ..files import save_tensors, written_whole
 from ..models.inputs import encoder_inputs
 from ..training.checkpoints import whole_state
-from ..training.processes import begin_worker, loader_workers
+from ..training.processes import loader_workers, outlive_notice
 from .classifier import Classifier
 from .config import FinetuneConfig
 from .data import LabelledRadiographs
@@ -55,7 +55,7 @@ def predict_rows(
     on_gpu = device.type == "cuda"
     workers = loader_workers(config.workers, on_gpu) if on_gpu else 0  # on the CPU the model wants every core
     loader = DataLoader(
-        dataset, batch_sampler=keys, num_workers=workers, pin_memory=on_gpu, worker_init_fn=begin_worker
+        dataset, batch_sampler=keys, num_workers=workers, pin_memory=on_gpu, worker_init_fn=outlive_notice
     )
     rows, logits = [], []
     with contextlib.ExitStack() as stack:

@@ -41,7 +41,6 @@ from .data_record import refuse_other_data
 from .optimizer import averaged_weights, warmup_cosine
 from .pace import Pace
 from .processes import (
-    begin_worker,
     checkpoint_activations,
     gradients_stay,
     launcher_shards,
@@ -49,6 +48,8 @@ from .processes import (
     make_accelerator,
     naming_lost_processes,
     on_main,
+    one_opencv_thread,
+    outlive_notice,
     shard,
 )
 from .run_folder import RunFolder
@@ -194,7 +195,7 @@ class Training:
             num_workers=loader_workers(config.workers, on_gpu),
             pin_memory=on_gpu,
             collate_fn=collate_fn,
-            worker_init_fn=begin_worker,
+            worker_init_fn=outlive_notice,
         )
 
     def run(self) -> TrainingResult:
@@ -226,7 +227,8 @@ class Training:
         result.start = self.step
         self._start_trackers()
         bar = self.bar(total=self.config.steps, initial=self.step, unit="step", desc=self.task.label)
-        batches = iter(self.task.loader(self, self.step))
+        with one_opencv_thread():
+            batches = iter(self.task.loader(self, self.step))
         try:
             with self.stop.awaited(), bar:
                 self._train(batches, bar, result)

@@ -175,13 +175,22 @@ def loader_workers(asked: int, on_gpu: bool) -> int:
     return max(1, min(MOST_WORKERS, worker_count(-1) // max(1, here) - 1)) if on_gpu else 0
 
 
-def begin_worker(worker: int) -> None:
-    """What a data loader's worker does first: one thread for each, or they would take the cores from each other."""
-    cv2.setNumThreads(1)  # of torch's own threads the loader takes care
-    _outlive_notice()
+@contextlib.contextmanager
+def one_opencv_thread() -> Iterator[None]:
+    """Workers forked within have one thread of OpenCV each, or they would take the cores from each other.
+
+    It is set here and inherited: a forked process that sets it itself waits for threads that it has not got. Of torch's
+    own threads its DataLoader takes care.
+    """
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
-def _outlive_notice() -> None:
+def outlive_notice(worker: int) -> None:
     """A data loader's worker puts off its end after SIGTERM: torchrun and Slurm send it to the whole process group, but
     the training process, which ends its workers itself, still has a step to finish and a checkpoint to write."""
     signal.signal(signal.SIGTERM, lambda signum, frame: signal.alarm(GRACE))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import cv2
+import numpy as np
 import pytest
+import torch
+from torch.utils.data import DataLoader
 
 from hdxray_fast.training import processes
 from hdxray_fast.training.pace import RECENT, Pace
-from hdxray_fast.training.processes import begin_worker, loader_workers
+from hdxray_fast.training.processes import loader_workers, one_opencv_thread, outlive_notice
 
 
 def test_one_slow_step_does_not_move_the_rate():
@@ -49,12 +52,27 @@ def test_the_processes_of_a_machine_share_its_cores(monkeypatch, cores, here, ex
     assert loader_workers(5, on_gpu=True) == loader_workers(5, on_gpu=False) == 5
 
 
-def test_a_worker_has_one_thread(monkeypatch):
-    monkeypatch.setattr(processes, "_outlive_notice", lambda: None)  # this process keeps its signals
+class Threads(torch.utils.data.Dataset):
+    """Each sample is how many threads OpenCV has where it is read, after work that would use them."""
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> int:
+        cv2.warpAffine(np.zeros((900, 900), np.uint8), np.eye(2, 3), (900, 900))
+        return cv2.getNumThreads()
+
+
+def test_a_worker_has_one_thread_of_opencv_and_gets_to_its_work():
     before = cv2.getNumThreads()
     try:
         cv2.setNumThreads(2)
-        begin_worker(0)
-        assert cv2.getNumThreads() == 1
+        cv2.warpAffine(np.zeros((900, 900), np.uint8), np.eye(2, 3), (900, 900))  # threads that no child inherits
+        with one_opencv_thread():
+            samples = iter(
+                DataLoader(Threads(), batch_size=1, num_workers=2, worker_init_fn=outlive_notice, timeout=60)
+            )
+        assert cv2.getNumThreads() == 2
+        assert [int(count) for count in samples] == [1] * 4
     finally:
         cv2.setNumThreads(before)
