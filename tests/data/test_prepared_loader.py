@@ -68,7 +68,7 @@ def test_threads_share_a_set_of_more_shards_than_stay_open(tmp_path, monkeypatch
     sys.setswitchinterval(1e-6)
     try:
         with ThreadPoolExecutor(4) as threads:
-            rows = [number % len(data) for number in range(4000)]
+            rows = [number % len(data) for number in range(1500)]
             found = list(threads.map(lambda row: zlib.crc32(data.encoded(row)), rows))
     finally:
         sys.setswitchinterval(before)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -97,6 +97,7 @@ class PreparedSet:
         self._box = np.concatenate([np.empty(0, np.int32), *boxes]).reshape(-1, 4)
         self._shards = ShardFolder(self.folder / "shards")
         self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._lock, self._process = threading.Lock(), os.getpid()
 
     def __len__(self) -> int:
         return len(self._shard)
@@ -214,16 +215,19 @@ class PreparedSet:
 
     def _map(self, number: int) -> np.ndarray:
         """Threads may ask at once, and one may close what another has just found: a map in hand stays good."""
-        pages = self._maps.pop(number, None)
+        if self._process != os.getpid():  # forked, perhaps while another thread held the lock
+            self._lock, self._process = threading.Lock(), os.getpid()
+        with self._lock:
+            pages = self._maps.pop(number, None)
         if pages is None:
             path = self._shards.pixels(number)
             try:
                 pages = np.memmap(path, np.uint8, "r")
             except (OSError, ValueError) as error:
                 raise ShardError(f"{path}: cannot be read ({error}); {REMAKE}") from error
-        self._maps[number] = pages  # the newest
-        while len(self._maps) > OPEN_SHARDS:
-            with suppress(KeyError):
+        with self._lock:
+            self._maps[number] = pages  # the newest
+            while len(self._maps) > OPEN_SHARDS:
                 self._maps.popitem(last=False)
         return pages
 
