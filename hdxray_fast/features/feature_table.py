@@ -183,11 +183,8 @@ class FeatureTable:
             raise ConfigError(f"out: {path} cannot be read as Parquet ({error}); choose another file") from error
         found = json.loads((table.schema.metadata or {}).get(SETTINGS_KEY, b"null"))
         if found != self.settings:
-            differing = sorted(
-                key for key in {*(found or {}), *self.settings} if (found or {}).get(key) != self.settings.get(key)
-            )
-            what = f"other settings ({', '.join(differing)})" if found else "something else"
-            raise ConfigError(f"out: {path} holds features made with {what}; choose another file")
+            what = f"other settings ({'; '.join(_differences(found, self.settings))})" if found else "something else"
+            raise ConfigError(f"out: {path} holds features made with {what}; choose another file, or folder of a probe")
         if "mtime_ns" not in table.column_names:  # from before files were stamped
             size, time = (self._arrow.array([value] * len(table), self._arrow.int64()) for value in (None, written))
             table = table.append_column("size", size).append_column("mtime_ns", time)
@@ -203,3 +200,15 @@ def read_features(path: str | Path) -> dict:
     feature = table.column("feature").combine_chunks()
     flat = feature.flatten().to_numpy(zero_copy_only=False)
     return {**columns, "feature": flat.reshape(len(table), feature.type.list_size).astype(np.float32)}
+
+
+def _differences(found: dict, given: dict) -> list[str]:
+    """What differs, with both values; of weights the name alone says enough."""
+    words = []
+    for key in sorted({*found, *given}):
+        before, now = found.get(key), given.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            words += _differences(before, now)
+        elif before != now:
+            words.append(key if key == "weights" else f"{key}: {before} -> {now}")
+    return words

@@ -161,7 +161,7 @@ def test_tables_of_other_settings_are_never_mixed(folder, tmp_path):
     out = tmp_path / "features.parquet"
     encoder = small()
     embed_files([folder], out, encoder, progress=False)
-    with pytest.raises(hx.ConfigError, match="other settings \\(keep\\)"):
+    with pytest.raises(hx.ConfigError, match="other settings \\(keep: all -> "):
         embed_files([folder], out, encoder, keep="contour", progress=False)
     other = small()
     with torch.no_grad():
