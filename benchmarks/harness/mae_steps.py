@@ -18,9 +18,9 @@ import hdxray_fast as hx
 from harness.plain_mae import PlainMAE
 from harness.work import cross_decoder_flops, encoder_flops, self_decoder_flops
 from hdxray_fast.models.presets import ENCODERS
+from hdxray_fast.ops.mask_ratio import RATIO_INSIDE, RATIO_OUTSIDE
 
 SCALE, SHIFT = 1 / 127.5, -1.0
-RATIO_INSIDE, RATIO_OUTSIDE = 0.95, 0.85
 
 
 @dataclass(frozen=True)

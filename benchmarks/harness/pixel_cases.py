@@ -28,9 +28,9 @@ def canvases(batch: int, size: int = 1280) -> torch.Tensor:
 
 def drawn_view(batch: int, size: int = 1280) -> hx.View:
     """What pre-training's augmentation draws for images of uint8: a map and a gamma each."""
-    affines, tables, levels = [], [], np.arange(256, dtype=np.uint8)[None]
+    affines, tables = [], []
     for b in range(batch):
-        affine, tone = Augmentation().draw(np.random.default_rng(b), size)
+        affine, table = Augmentation().draw_view(np.random.default_rng(b), size, np.uint8)
         affines.append(cv2.invertAffineTransform(affine))
-        tables.append(tone(levels)[0])
+        tables.append(table)
     return hx.View(torch.tensor(np.array(affines), dtype=torch.float32), torch.from_numpy(np.array(tables)))

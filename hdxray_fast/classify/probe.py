@@ -13,10 +13,11 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, MissingDependencyError, TrainingError
-from ..features.embedding_files import embed_list, encoder_of_size
+from ..features.embedding_files import embed_list
 from ..features.feature_table import read_features
 from ..locks import RunLock
 from ..models.encoder import Encoder
+from ..weights.create import encoder_of_size
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .evaluation import refuse_unreadable, report_predictions
 from .label_table import LabelTable
@@ -74,10 +75,12 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
     out = Path(config.out)
     _refuse_other_task(out, config, table)
     # the one encoder that computes the features, is saved, and draws the error sheet; the caller's stays as it is
-    encoder = encoder_of_size(copy.deepcopy(encoder) or config.weights, config.img_size)
+    own = encoder_of_size(encoder or config.weights, config.img_size)
+    if own is encoder:
+        own = copy.deepcopy(encoder)
     with RunLock(out):
         _refuse_other_task(out, config, table)  # again: another run may have begun it meanwhile
-        return _run_probe(config, out, table, encoder, progress)
+        return _run_probe(config, out, table, own, progress)
 
 
 def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encoder, progress: bool) -> ProbeResult:

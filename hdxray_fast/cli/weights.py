@@ -31,10 +31,9 @@ def add_commands(commands, parser_class) -> None:
 
 def run_export_command(weights: str, out: str, img_size: int | None, **options) -> int:
     from ..interop.export import export_onnx
-    from ..weights.create import create_encoder
+    from ..weights.create import encoder_of_size
 
-    # at its size from the start: learned positions are resampled once
-    encoder = create_encoder(weights=weights, **({} if img_size is None else {"img_size": img_size}))
+    encoder = encoder_of_size(weights, img_size)
     encoder.keep = "all"  # the graph has no contours
     print(export_onnx(encoder, out, **options))
     return 0

@@ -138,13 +138,7 @@ def _walk(root: Path, exclude: set[Path]) -> Iterable[Path]:
         for folder, subfolders, names in os.walk(pending.pop(0), onerror=_refuse):
             here = Path(folder)
             real = here.resolve()
-            # of training, of prepare, of a cache
-            runs = (
-                {"log.jsonl", "config.json"},
-                {"settings.json", "sources.parquet"},
-                {"settings.json", "lookup.arrow"},
-            )
-            if real in exclude or real in seen or any(marks <= set(names) for marks in runs):
+            if real in exclude or real in seen or any(marks <= set(names) for marks in OURS):
                 subfolders.clear()
                 continue
             seen.add(real)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import os
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from ..data.quarantine import Quarantined
 from ..data.reader_pool import worker_count
 from ..errors import ArgumentTypeError
 from ..models.encoder import Encoder
-from ..weights.create import create_encoder
+from ..weights.create import encoder_of_size
 from .embedding import Embedder, Embeddings
 from .feature_table import FeatureTable, Stamp
 
@@ -126,23 +125,6 @@ def embed_list(
     table.append(Embeddings.join(waiting, table.width), stamps)
     written = table.finish(files, bad)
     return EmbeddedFiles(written, len(table.done), new, table.width, len(bad), table.unreadable, bad)
-
-
-def encoder_of_size(weights: str | os.PathLike | Encoder, img_size: int | None) -> Encoder:
-    """An encoder at the size asked for: its learned positions are resampled once, from the weights' own grid.
-
-    Args:
-        weights: as for :func:`hdxray_fast.create_encoder`; or an encoder, of which a copy is taken where the size is
-            another, so that the caller's keeps its own.
-        img_size: canvas side, pixels; left out, the weights' own, or 1280.
-    """
-    if not isinstance(weights, Encoder):
-        return create_encoder(weights=weights, **({} if img_size is None else {"img_size": img_size}))
-    if img_size is None or weights.img_size == (img_size, img_size):
-        return weights
-    encoder = copy.deepcopy(weights)
-    encoder.set_input_size(img_size)
-    return encoder
 
 
 def fingerprint(encoder: Encoder) -> str:

@@ -9,13 +9,6 @@ import torch
 from torch import nn
 
 
-def compile_errors() -> tuple[type[Exception], ...]:
-    """What PyTorch raises where it cannot compile; what a model raises by itself is none of these."""
-    from torch._dynamo.exc import TorchDynamoException
-
-    return (TorchDynamoException,)
-
-
 class Compiled:
     """Calls a model through ``torch.compile`` until that fails, and as it is from then on.
 
@@ -45,9 +38,11 @@ class Compiled:
         """
         if not self.compiles:
             return work()
+        from torch._dynamo.exc import TorchDynamoException  # not where nothing is compiled: it takes a second
+
         try:
             return work()
-        except compile_errors() as error:
+        except TorchDynamoException as error:  # what a model raises by itself is none
             self._compiled = None
             first = str(error).strip().split("\n")[0][:200]
             self._say(f"the model could not be compiled ({type(error).__name__}: {first}); the run goes on without")

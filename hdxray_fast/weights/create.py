@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,3 +50,20 @@ def create_encoder(
 def list_encoders() -> list[str]:
     """Names that :func:`create_encoder` and :func:`hdxray_fast.create_mae` accept."""
     return list(ENCODERS)
+
+
+def encoder_of_size(weights: str | os.PathLike | Encoder, img_size: int | None) -> Encoder:
+    """An encoder at the size asked for: its learned positions are resampled once, from the weights' own grid.
+
+    Args:
+        weights: as for :func:`create_encoder`; or an encoder, of which a copy is taken where the size is
+            another, so that the caller's keeps its own.
+        img_size: canvas side, pixels; left out, the weights' own, or 1280.
+    """
+    if not isinstance(weights, Encoder):
+        return create_encoder(weights=weights, **({} if img_size is None else {"img_size": img_size}))
+    if img_size is None or weights.img_size == (img_size, img_size):
+        return weights
+    encoder = copy.deepcopy(weights)
+    encoder.set_input_size(img_size)
+    return encoder

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from view_helpers import DTYPES, SIZES, hostile_maps, images_of, maps, plan_of, table_of
+from view_helpers import DTYPES, SIZES, bits, hostile_maps, images_of, maps, plan_of, table_of
 
 import hdxray_fast as hx
 from hdxray_fast.ops.view import View, view_patches
@@ -16,10 +16,6 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no CUDA device"),
 ]
 DEVICE = "cuda"
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    return tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 @pytest.mark.sanitize

@@ -51,3 +51,7 @@ def hostile_maps(batch: int = 3) -> dict[str, torch.Tensor]:
 def plan_of(grid: tuple[int, int], p: int, batch: int = 3) -> hx.MaskPlan:
     inside = torch.rand(batch, *grid, generator=torch.Generator().manual_seed(0)) > 0.5
     return hx.plan_masks(inside, torch.ones(batch, *grid, dtype=torch.bool), 0.5, 0.3, patch_size=p)
+
+
+def bits(tensor: torch.Tensor) -> bytes:
+    return tensor.cpu().contiguous().view(torch.uint8).numpy().tobytes()

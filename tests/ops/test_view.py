@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
-from view_helpers import DTYPES, SIZES, hostile_maps, images_of, maps, plan_of, table_of
+from view_helpers import DTYPES, SIZES, bits, hostile_maps, images_of, maps, plan_of, table_of
 
 import hdxray_fast as hx
 from hdxray_fast.errors import ArgumentError, ArgumentTypeError
@@ -18,10 +18,6 @@ from hdxray_fast.ops.plan import MaskPlan
 from hdxray_fast.ops.view import View, view_images_ref, view_patches
 
 needs_core = pytest.mark.skipif(native.core is None, reason="the native core is not built")
-
-
-def bits(tensor: torch.Tensor) -> bytes:
-    return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def emulated(images: torch.Tensor, plan: MaskPlan, view: View) -> torch.Tensor:
