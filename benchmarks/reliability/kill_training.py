@@ -114,7 +114,7 @@ def where(out: Path, since: float) -> str:
 
 def log_of(out: Path) -> list[dict]:
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key != "images_per_s"} for line in lines]
+    return [{key: value for key, value in line.items() if key not in ("images_per_s", "data_wait_s")} for line in lines]
 
 
 def main() -> int:

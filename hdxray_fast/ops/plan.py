@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -138,6 +139,22 @@ class MaskPlan:
             torch._dynamo.maybe_mark_dynamic(ids, 0)
         return self
 
+    def rounded_up(self, slack: float = 0.06) -> MaskPlan:
+        """The plan of a CPU with totals and bounds rounded up to few sizes; what is added is slack.
+
+        Batches of one size can share what is bound to sizes, such as a CUDA graph. The sizes are ``(1 + slack)^k``,
+        so that at most this share is added.
+        """
+        sizes, bounds = [], []
+        for ids, longest in ((self.keep_ids, self.longest[0]), (self.predict_ids, self.longest[1])):
+            sizes.append(next_size(ids.shape[0], slack))
+            bounds.append(max(longest, _step(-(-sizes[-1] // max(self.batch_size, 1)))))
+        keep_ids, predict_ids = (
+            torch.nn.functional.pad(ids, (0, size - ids.shape[0]))
+            for ids, size in zip((self.keep_ids, self.predict_ids), sizes, strict=True)
+        )
+        return replace(self, keep_ids=keep_ids, predict_ids=predict_ids, max_keep=bounds[0], max_predict=bounds[1])
+
     def pin_memory(self) -> MaskPlan:
         """The plan in page-locked memory (a DataLoader with ``pin_memory=True`` calls this)."""
         return self._with(lambda t: t.pin_memory())
@@ -194,6 +211,16 @@ def fetch_packed(ids: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor, int]:
     """Ids without slack, cu_seqlens and longest sequence, on the CPU."""
     cu_seqlens = cu_seqlens.cpu()
     return ids[: int(cu_seqlens[-1])].cpu(), cu_seqlens, longest_of(cu_seqlens.numpy())
+
+
+def next_size(count: int, slack: float) -> int:
+    """The least of the sizes ``floor((1 + slack)^k)``, k = 0, 1, ..., that holds ``count``; 0 for 0."""
+    if count <= 0:
+        return 0
+    power = max(0, math.floor(math.log(count) / math.log1p(slack)) - 1)
+    while (size := math.floor((1 + slack) ** power)) < count:
+        power += 1
+    return size
 
 
 def _step(count: int) -> int:

@@ -20,18 +20,15 @@ from ..models.mae import MaskedAutoencoder, create_mae
 from ..models.presets import ENCODERS
 from ..ops.gather import gather_patches
 from ..ops.loss import reconstruction_loss
-from ..ops.mask_plan import plan_masks
-from ..ops.plan import MaskPlan
 from ..ops.view import View
 from ..training.data_record import DataRecord, prints_of
 from ..training.loop import Training
 from ..training.run_images import open_prepared, read_images
 from ..training.task import Task
 from ..weights.model_folders import describe_model, save_model
+from .batches import PlannedBatch, planned
 from .config import PretrainConfig
 from .reconstruction import reconstruction_picture
-
-PICTURE_EPOCH = 2**31 - 1  # the picture's mask: always the same, and none that training draws
 
 
 @dataclass
@@ -102,6 +99,7 @@ class PretrainTask(Task):
     """A masked auto-encoder on radiographs."""
 
     label = "pretrain"
+    captures = True
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config
@@ -144,24 +142,24 @@ class PretrainTask(Task):
 
     def loader(self, training: Training, start: int) -> Iterable[dict]:
         costs = self.dataset.kept_patches(self.config.ratio_inside, self.config.ratio_outside)
-        return training.loader(self.dataset, start, costs=costs)
+        together = PlannedBatch(self.config, self.predict, rounded=training.captures)
+        return training.loader(self.dataset, start, together, costs)
 
     def to_device(self, batch: dict, device: torch.device) -> dict:
-        plan = self._plan(batch, self.predict)  # on the host, where its counts are known: nothing waits for a GPU
-        batch = super().to_device(batch, device)
+        plan = batch["plan"].to(device, non_blocking=True)
+        batch = super().to_device({k: v for k, v in batch.items() if k != "plan"}, device)
         view = View(batch.pop("affine"), batch.pop("table")) if "affine" in batch else None
-        plan = plan.to(device)
         if device.type == "cuda":  # where a model is compiled, unless the settings say otherwise
             plan.mark_dynamic()
         return {**batch, "view": view, "plan": plan}
 
     def weight(self, batch: dict) -> int:
-        return batch["plan"].predict_ids.numel()
+        return batch["predicted"]
 
     def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict]:
         baseline = self._mean_patch_loss(batch) if math.isnan(self.baseline) else self.baseline
         output = model(batch["pixels"], batch["plan"], batch["scale"], batch["shift"], batch["view"])
-        return output.loss, {"baseline": baseline, "tokens_kept": batch["plan"].keep_ids.numel()}
+        return output.loss, {"baseline": baseline, "tokens_kept": batch["plan"].keep_cu_seqlens[-1]}
 
     def files(self, batch: dict) -> list[str]:
         return [self.dataset.name(index) for index in batch["index"].tolist()]
@@ -182,29 +180,14 @@ class PretrainTask(Task):
     def json_files(self, model: nn.Module) -> dict[str, dict]:
         return describe_model(model)
 
-    def _plan(self, batch: dict, predict: float, picture: bool = False) -> MaskPlan:
-        config = self.config
-        return plan_masks(
-            batch["inside"],
-            batch["valid"],
-            ratio_inside=config.ratio_inside,
-            ratio_outside=config.ratio_outside,
-            strategy=config.strategy,
-            predict=predict,
-            seed=config.seed,
-            epoch=PICTURE_EPOCH if picture else 0,
-            index=batch["draw"],
-            patch_size=batch["pixels"].shape[-1] // batch["inside"].shape[-1],
-        )
-
-    def _mean_patch_loss(self, batch: dict) -> float:
+    def _mean_patch_loss(self, batch: dict) -> Tensor:
         """Loss of the best constant per patch: what a model has to beat to have learned any structure."""
         plan, norm_pix_loss = batch["plan"], self.config.norm_pix_loss
         options = {"scale": batch["scale"], "shift": batch["shift"], "view": batch["view"]}
         target = gather_patches(batch["pixels"], plan, which="predict", **options)  # [N_predict, p*p]
         flat = torch.zeros_like(target) if norm_pix_loss else target.mean(1, keepdim=True).expand_as(target)
         loss, _ = reconstruction_loss(batch["pixels"], flat.contiguous(), plan, norm_pix_loss=norm_pix_loss, **options)
-        return float(loss)
+        return loss
 
     def _draw(self, training: Training, step: int) -> None:
         """The first radiograph, unaugmented, under one mask that never changes; every masked patch predicted."""
@@ -215,7 +198,7 @@ class PretrainTask(Task):
             sample["pixels"] = (sample["pixels"].int() // 256).to(torch.uint8)
             sample["scale"] = sample["scale"] * 256
         sample = {name: value[None].to(device) for name, value in sample.items()}
-        plan = self._plan(sample, predict=1.0, picture=True)
+        plan = planned(self.config, sample, predict=1.0, picture=True)
         caption = f"step {step}: {self.config.model}, {self.config.decoder} decoder"
         panel = reconstruction_picture(training.model, sample, plan, caption)
         if training.is_main:

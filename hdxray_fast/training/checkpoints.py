@@ -29,6 +29,8 @@ MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 EMA_FILE = "ema.safetensors"
 CHECKSUMS_FILE = "checksums.json"
+# How the optimizer computes on this device. The learning rate, too, stays where it is: every step sets it anew.
+OF_THIS_RUN = ("capturable", "fused", "foreach")
 
 
 def checkpoint_folder(root: Path, step: int) -> Path:
@@ -270,7 +272,8 @@ def _flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[s
             for key, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
                     tensors[f"{name}/{key}"] = value
-        groups.append({**{key: value for key, value in group.items() if key != "params"}, "parameters": names})
+        settings = {key: value for key, value in group.items() if key not in ("params", *OF_THIS_RUN)}
+        groups.append({**settings, "lr": float(group["lr"]), "parameters": names})
     return tensors, groups
 
 
@@ -292,6 +295,10 @@ def _restore_optimizer(
             if name in entries:  # the step count is one number; moments are shaped, and sharded, as their parameter
                 state[index] = {k: _like(v, parameter) if v.ndim else v for k, v in entries[name].items()}
         indices = list(range(count, count + len(group["params"])))
-        settings.append({**{k: v for k, v in saved.items() if k != "parameters"}, "params": indices})
+        settings.append({
+            **{key: value for key, value in saved.items() if key != "parameters"},
+            **{key: group[key] for key in (*OF_THIS_RUN, "lr") if key in group},
+            "params": indices,
+        })  # fmt: skip
         count += len(indices)
     optimizer.load_state_dict({"state": state, "param_groups": settings})

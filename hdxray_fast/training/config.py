@@ -31,6 +31,9 @@ class TrainingConfig:
         precision: ``auto`` is bf16 on GPUs that have it and fp32 elsewhere.
         compile: run the model through ``torch.compile``; ``auto`` does on GPUs, for tasks whose models compile into few
             graphs. Where compiling fails a warning says so, and the run goes on without.
+        graph: record whole optimizer steps as CUDA graphs, one for each size of batch, and replay them; ``auto`` does
+            on a GPU, in one process, for tasks that are made for it. Where recording fails a warning says so, and the
+            run goes on without.
         shard: share weights, gradients and optimizer state among the processes (FSDP2) instead of copying them (DDP).
         checkpoint_activations: compute each block again in the backward pass instead of keeping what it needs.
         timeout: seconds after which a process that waits for another gives up.
@@ -59,6 +62,7 @@ class TrainingConfig:
             "keep_every",
             "timeout",
             "compile",
+            "graph",
             "shard",
             "checkpoint_activations",
             "tensorboard",
@@ -79,6 +83,7 @@ class TrainingConfig:
     ema: float = 0.0
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    graph: Literal["auto", "on", "off"] = "auto"
     shard: bool = False
     checkpoint_activations: bool = False
     timeout: int = 600

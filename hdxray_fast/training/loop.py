@@ -13,15 +13,14 @@ import hashlib
 import math
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.sampler import StepSampler
@@ -38,11 +37,12 @@ from .checkpoints import (
 from .compiled import Compiled
 from .config import TrainingConfig
 from .data_record import refuse_other_data
+from .graphs import graphs_for
+from .late import Feed
 from .optimizer import averaged_weights, warmup_cosine
 from .pace import Pace
 from .processes import (
     checkpoint_activations,
-    gradients_stay,
     launcher_shards,
     loader_workers,
     make_accelerator,
@@ -53,6 +53,7 @@ from .processes import (
     shard,
 )
 from .run_folder import RunFolder
+from .step import Outcome, Parts, StepLater, StepNow
 from .stop import StopNotice
 from .task import Task
 
@@ -74,6 +75,20 @@ class TrainingResult:
     finished: bool = False
 
 
+@dataclass
+class Running:
+    """A step that has been asked for: what is known at once, and what is learned later."""
+
+    step: int
+    rate: float
+    micro: list[dict]
+    waited: float  # seconds that the host waited for its images
+    ask: Callable[[], Outcome]
+    outcome: Outcome | None = None
+    more: dict = field(default_factory=dict)
+    seconds: float = math.nan
+
+
 class Training:
     """A run of ``task`` as ``config`` says: model, optimizer, and the folder they are kept in.
 
@@ -87,8 +102,8 @@ class Training:
         model: as it is trained, without wrappers; on the CPU until :meth:`run`.
         accelerator: Accelerate's, for what a task does across processes.
         out: folder of the run.
-        step: optimizer steps that lie behind.
-        numbers: what :meth:`Task.loss` had logged in the last of them, over all processes.
+        step: optimizer steps that lie behind; on a GPU the last may still be under way.
+        captures: steps are recorded as CUDA graphs, one for each shape of their batches.
 
     Raises:
         MissingDependencyError: the extra ``train`` is not installed.
@@ -116,18 +131,41 @@ class Training:
         self.progress = progress and self.is_main
         self.images_per_step = config.batch_size * config.grad_accum * self.accelerator.num_processes
         self.step = 0
-        self.numbers: dict[str, int | float] = {}
+        self._running: deque[Running] = deque()
+        self._numbers: dict[str, int | float] = {}
         self.stop = StopNotice()
         # what the model cannot be shows here, before hours of preparation and before anything is written
         torch.manual_seed(config.seed)
         self.model = task.build()
         self.peak = config.lr or task.peak_lr(self.images_per_step)
+        self._choose_way()
         self.optimizer = self._make_optimizer()
         self.ema = None
 
+    def _choose_way(self) -> None:
+        """Whether steps are looked at late, and recorded as graphs."""
+        config, alone = self.config, self.accelerator.num_processes == 1
+        self._graphs = graphs_for(self.accelerator.device)
+        # gradients that are shared out, and a scaler's, are looked at where they are
+        self._late = self._graphs is not None and not self.sharded and self.accelerator.scaler is None
+        why_not = ""
+        if not self._late:
+            why_not = "weights are shared out (FSDP2)" if self.sharded else "there is no CUDA GPU"
+        elif not alone:
+            why_not = "several processes exchange gradients within a step (DDP)"
+        elif config.checkpoint_activations:
+            why_not = "checkpoint_activations keeps the state of random numbers, which no graph can"
+        elif not self.task.captures:
+            why_not = "the steps of this task are not made for it"
+        wanted = {"on": True, "off": False, "auto": self.task.captures}[config.graph]
+        self.captures = wanted and not why_not
+        if why_not and (config.graph == "on" or (wanted and self.accelerator.device.type == "cuda")):
+            self.print(f"graph: steps are not recorded as CUDA graphs: {why_not}")
+
     def _make_optimizer(self) -> torch.optim.Optimizer:
         groups = self.task.groups(self.model, self.config)
-        return torch.optim.AdamW(groups, lr=self.peak, betas=(0.9, self.config.beta2), fused=True)
+        options = {"fused": True, "capturable": self._late}
+        return torch.optim.AdamW(groups, lr=self.peak, betas=(0.9, self.config.beta2), **options)
 
     @property
     def is_main(self) -> bool:
@@ -137,6 +175,9 @@ class Training:
     def print(self, text: str) -> None:
         """Print once, whatever the number of processes."""
         self.accelerator.print(text)
+
+    def _warn(self, text: str) -> None:
+        warnings.warn(text, stacklevel=2)
 
     def bar(self, **options):
         """A progress bar, shown by the main process alone."""
@@ -290,7 +331,7 @@ class Training:
             self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
         on_gpu = self.accelerator.device.type == "cuda"
         wanted = {"on": True, "off": False, "auto": on_gpu and self.task.compiles}[config.compile]
-        self.called = Compiled(self.wrapped, wanted, lambda words: warnings.warn(words, stacklevel=2))
+        self.called = Compiled(self.wrapped, wanted, self._warn)
         if (count := self.accelerator.num_processes) > 1:
             self.print(f"{count} processes, {'weights shared out (FSDP2)' if self.sharded else 'a copy each (DDP)'}")
 
@@ -340,38 +381,30 @@ class Training:
     def _train(self, batches: Iterator[dict], bar, result: TrainingResult) -> None:
         config = self.config
         pace = Pace(self.images_per_step)
+        feed = Feed(batches, config.grad_accum, self.task.to_device, self.accelerator.device)
+        step = self._make_step()
         self.wrapped.train()
         stop = False
         while self.step < config.steps and not stop:
             began = time.perf_counter()
             self._seed_step()
             rate = self.peak * warmup_cosine(self.step, config.steps, config.warmup)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate * group.get("lr_scale", 1.0)
-            asked = time.perf_counter()
-            read = [next(batches) for _ in range(config.grad_accum)]
-            waited = time.perf_counter() - asked
-            micro = [self.task.to_device(batch, self.accelerator.device) for batch in read]
-            loss, numbers = self.called.run(partial(self._backward, micro), self._begin_step_again)
-            norm = self._clip()
-            # in fp16 a gradient may overflow: the scaler skips the step and scales the next one down
-            if not (math.isfinite(loss) and (math.isfinite(norm) or self.accelerator.scaler is not None)):
-                self._fail(loss, norm, [file for batch in micro for file in self.task.files(batch)])
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            if self.ema is not None:
-                self.ema.update(self.model)
+            micro, waited = feed.take()
+            ask = step.run(micro, rate, lambda: self.stop.requested)
+            running = Running(self.step + 1, rate, micro, waited, ask)
+            self._running.append(running)
+            if not self._late:
+                self._ask()
             self.step += 1
-            pace.add(time.perf_counter() - began, waited)
-            result.losses.append(loss)
             done = self.step == config.steps
-            self.numbers = numbers
-            more = self.task.after_step(self, self.step, done) or {}
-            speed = round(self.images_per_step / pace.seconds[-1], 4)
-            line = {"step": self.step, "loss": loss, "lr": rate, "grad_norm": norm, **numbers, "images_per_s": speed}
-            self._record({**line, **more}, bar, pace)
-            stop = bool(self.sum({"stop": self.stop.requested})["stop"])  # one notice stops all
-            if done or stop or self.step % config.save_every == 0:
+            if self._late and not done:
+                feed.ahead()
+            running.more = self.task.after_step(self, self.step, done) or {}
+            running.seconds = time.perf_counter() - began
+            save = done or self.step % config.save_every == 0
+            stop = self._log(bar, pace, result, behind=1 if self._late and not save else 0)
+            if save or stop:
+                self._log(bar, pace, result, behind=0)
                 self._save(checkpoint_folder(self.checkpoints, self.step))
                 if self.is_main:
                     prune_checkpoints(self.checkpoints, config.keep_checkpoints, config.keep_every)
@@ -380,38 +413,63 @@ class Training:
             if advice := pace.advice():
                 self.print(advice)
 
+    def _make_step(self) -> StepNow | StepLater:
+        config = self.config
+        parts = Parts(
+            self.accelerator,
+            self.task,
+            self.model,
+            self.called,
+            self.wrapped,
+            self.optimizer,
+            self.ema,
+            config.clip_grad,
+            self._seed_step,
+        )
+        if not self._late:
+            return StepNow(parts, self.sum)
+        return StepLater(parts, self._graphs, self.captures, config.grad_accum, self._warn)
+
     def _seed_step(self) -> None:
         """What dropout and the like draw depends on the step and the process alone, and so needs no saving."""
         words = [self.config.seed, self.step, self.accelerator.process_index]
         torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1)[0]))
 
-    def _begin_step_again(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        self._seed_step()
+    @property
+    def numbers(self) -> dict[str, int | float]:
+        """What :meth:`Task.loss` had logged in the last step, over all processes; waits for it."""
+        self._ask()
+        return self._numbers
 
-    def _backward(self, micro: list[dict]) -> tuple[float, dict[str, int | float]]:
-        """Gradients of the mean over everything in the step; that mean, and the numbers to log."""
-        counts = [float(self.task.weight(batch)) for batch in micro]
-        total = self.sum({"count": sum(counts)})["count"]
-        sums: dict[str, int | float | Tensor] = {}
-        for index, (batch, count) in enumerate(zip(micro, counts, strict=True)):
-            share = count / total if total else 0.0
-            last = index == len(micro) - 1
-            with contextlib.nullcontext() if last else gradients_stay(self.wrapped):
-                with self.accelerator.autocast():
-                    loss, numbers = self.task.loss(self.called, batch)
-                # the gradients of the processes are averaged, hence their number
-                self.accelerator.backward(loss * (share * self.accelerator.num_processes))
-            for name, value in {"loss": loss.detach(), **numbers}.items():
-                floating = value.is_floating_point() if isinstance(value, Tensor) else isinstance(value, float)
-                sums[name] = sums.get(name, 0) + (value * share if floating else value)
-        numbers = self.sum(sums)
-        return numbers.pop("loss"), numbers
+    def _ask(self) -> None:
+        """Learn how the steps went that are on their way."""
+        for running in self._running:
+            self._ask_one(running)
 
-    def _clip(self) -> float:
-        """Clip the gradients; their norm before that, over all processes."""
-        norm = self.accelerator.clip_grad_norm_(self.wrapped.parameters(), self.config.clip_grad or math.inf)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+    def _ask_one(self, running: Running) -> None:
+        if running.outcome is None:
+            running.outcome = running.ask()
+            self._numbers = running.outcome.numbers
+            if not running.outcome.finite:
+                self._fail(running)
+
+    def _log(self, bar, pace: Pace, result: TrainingResult, behind: int) -> bool:
+        """Write the lines of all steps but the last ``behind``; whether to stop."""
+        stop = False
+        while len(self._running) > behind:
+            running = self._running[0]
+            self._ask_one(running)
+            self._running.popleft()
+            outcome = running.outcome
+            stop = stop or outcome.stop
+            waited = running.waited if outcome.idle is None else min(running.waited, outcome.idle)
+            pace.add(running.seconds, waited)
+            result.losses.append(outcome.loss)
+            line = {"step": running.step, "loss": outcome.loss, "lr": running.rate, "grad_norm": outcome.norm}
+            speed = round(self.images_per_step / running.seconds, 4)
+            line = {**line, **outcome.numbers, "images_per_s": speed, "data_wait_s": round(waited, 4), **running.more}
+            self._record(line, bar, pace)
+        return stop or (self.stop.requested and self.accelerator.num_processes == 1)  # several agree on a step
 
     def _record(self, line: dict, bar, pace: Pace) -> None:
         if self.is_main:
@@ -440,19 +498,24 @@ class Training:
 
         on_main(self.accelerator, write)
 
-    def _fail(self, loss: float, norm: float, files: list[str]) -> None:
+    def _fail(self, running: Running) -> None:
         """Keep the state that led to a loss that is not finite, name the files, and stop."""
+        files = [file for batch in running.micro for file in self.task.files(batch)]
         if self.accelerator.num_processes > 1:
             from accelerate.utils import gather_object
 
             files = gather_object(files)
-        folder = checkpoint_folder(self.out / "failed", self.step + 1)
+        passed = self.step - (running.step - 1)  # steps begun since then, none of which changed anything
+        self.step -= passed
+        if self.ema is not None:
+            self.ema.updates -= passed
+        folder = checkpoint_folder(self.out / "failed", running.step)
         try:
             self._save(folder, files=files)
             kept = f"The state before this step is in {folder}"
         except HDXrayError as error:
             kept = f"The state before this step could not be kept ({error})"
         raise TrainingError(
-            f"step {self.step + 1}: loss {loss}, gradient norm {norm}: not finite. The batch: {', '.join(files)}. "
-            f"{kept}; look at the files, or lower lr"
+            f"step {running.step}: loss {running.outcome.loss}, gradient norm {running.outcome.norm}: not finite. The "
+            f"batch: {', '.join(files)}. {kept}; look at the files, or lower lr"
         )

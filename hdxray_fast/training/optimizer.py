@@ -45,17 +45,29 @@ class AveragedWeights:
         self.decay, self.updates = decay, 0
         self.tensors = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
+    def next_move(self) -> float:
+        """How far the next update moves the average towards the weights, from 0 to 1."""
+        return 1 - min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates else 1.0
+
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        current = dict(model.named_parameters())
-        ours = [_local(tensor) for tensor in self.tensors.values()]
-        theirs = [_local(current[name]) for name in self.tensors]
+        """Take the weights of ``model`` into the average."""
+        ours, theirs = self._pairs(model)
         if self.updates == 0:
             torch._foreach_copy_(ours, theirs)
         else:
-            kept = min(self.decay, (1 + self.updates) / (10 + self.updates))
-            torch._foreach_lerp_(ours, theirs, 1 - kept)
+            torch._foreach_lerp_(ours, theirs, self.next_move())
         self.updates += 1
+
+    @torch.no_grad()
+    def move(self, model: nn.Module, share: Tensor) -> None:
+        """The same by ``share []`` of the way, where only the device knows how far; who calls it counts the update."""
+        for mine, its in zip(*self._pairs(model), strict=True):
+            mine.lerp_(its, share)
+
+    def _pairs(self, model: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+        current = dict(model.named_parameters())
+        return [_local(tensor) for tensor in self.tensors.values()], [_local(current[name]) for name in self.tensors]
 
     @contextmanager
     @torch.no_grad()

@@ -23,7 +23,11 @@ class Run(Protocol):
     model: nn.Module
     accelerator: Any
     out: Path
-    numbers: dict[str, int | float]
+    captures: bool
+
+    @property
+    def numbers(self) -> dict[str, int | float]:
+        """What :meth:`Task.loss` had logged in the last step, over all processes; waits for it."""
 
     @property
     def is_main(self) -> bool:
@@ -53,10 +57,13 @@ class Task:
         data_record: of the data, and of weights that no checkpoint holds, filled in likewise; with it a refusal names
             what differs.
         compiles: whether its model is worth compiling where the settings leave it open.
+        captures: whether its steps may be recorded as CUDA graphs: :meth:`loss` then looks at no value on the device,
+            takes of a batch its tensors alone, and returns tensors for all numbers that change from step to step.
     """
 
     label = "train"
     compiles = True
+    captures = False
     fingerprint = ""
     data_record: DataRecord | None = None
 

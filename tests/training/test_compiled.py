@@ -8,7 +8,7 @@ from tiny_training import Regression, train
 from torch._dynamo.exc import BackendCompilerFailed
 from torch._dynamo.testing import CompileCounter
 
-from hdxray_fast.training import loop
+from hdxray_fast.training.step import Parts
 
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
@@ -43,17 +43,17 @@ def test_where_compiling_fails_the_run_goes_on_without(tmp_path, monkeypatch, wh
         through(monkeypatch, fails)
     else:
         calls = []
-        backward = loop.Training._backward
+        gradients = Parts.gradients
 
-        def fail_late(self, micro):
-            found = backward(self, micro)
+        def fail_late(self, micro, shares):
+            found = gradients(self, micro, shares)
             if self.called.compiles and not calls:
                 calls.append(1)
                 raise BackendCompilerFailed(fails, RuntimeError("no such instruction"), None)
             return found
 
         through(monkeypatch, "eager")
-        monkeypatch.setattr(loop.Training, "_backward", fail_late)
+        monkeypatch.setattr(Parts, "gradients", fail_late)
     with pytest.warns(UserWarning, match="could not be compiled .*the run goes on without"):
         training, result = train(tmp_path / "compiled", task, compile="on", grad_accum=2)
     assert not training.called.compiles

@@ -25,7 +25,7 @@ def test_group_scales_and_numbers_are_logged(tmp_path):
     low, full = (group["lr"] for group in training.optimizer.param_groups)
     assert low == 0.5 * full
     line = log_of(tmp_path)[0]
-    assert list(line) == ["step", "loss", "lr", "grad_norm", "rows", "largest", "images_per_s", "error"]
+    assert list(line) == ["step", "loss", "lr", "grad_norm", "rows", "largest", "images_per_s", "data_wait_s", "error"]
     assert isinstance(line["rows"], int)
 
 
@@ -54,7 +54,8 @@ def test_resume_repeats_dropout_and_the_task_state(tmp_path):
     _, rest = train(tmp_path / "cut", cut_task, ema=0.5, resume="auto")
     assert rest.start == 4 and rest.losses == whole.losses[4:]
     assert cut_task.best == whole_task.best
-    same = [[{**line, "images_per_s": 0} for line in log_of(tmp_path / name)] for name in ("whole", "cut")]
+    timed = {"images_per_s": 0, "data_wait_s": 0}
+    same = [[{**line, **timed} for line in log_of(tmp_path / name)] for name in ("whole", "cut")]
     assert same[0] == same[1]
 
 

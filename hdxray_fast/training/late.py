@@ -1,0 +1,76 @@
+"""Numbers of a step on their way from a device to the host, and batches on their way there: nobody waits for either."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from .trees import tensors_of
+
+
+class Reading:
+    """The values of a vector as they are now, to be looked at later.
+
+    Args:
+        row: ``[K]``; on a GPU it may be overwritten as soon as this returns.
+    """
+
+    def __init__(self, row: Tensor) -> None:
+        self._arrived = None
+        if row.is_cuda:
+            self._host = torch.empty(row.shape, dtype=row.dtype, pin_memory=True)
+            self._host.copy_(row, non_blocking=True)
+            self._arrived = torch.cuda.Event()
+            self._arrived.record()
+        else:
+            self._host = row.clone()
+
+    def values(self) -> list[float]:
+        """The values, once they are there."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return self._host.tolist()
+
+
+class Feed:
+    """The batches of step after step, where the model is.
+
+    On a GPU they are copied by a stream of their own, beside the step before.
+
+    Args:
+        batches: on the host.
+        each: batches of a step.
+        to_device: moves one.
+        device: where to.
+    """
+
+    def __init__(
+        self, batches: Iterator[dict], each: int, to_device: Callable[[dict, torch.device], dict], device: torch.device
+    ) -> None:
+        self._batches, self._each, self._to_device, self._device = batches, each, to_device, device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._next: tuple[list[dict], float] | None = None
+
+    def ahead(self) -> None:
+        """Read the batches of the next step now, and begin to move them."""
+        began = time.perf_counter()
+        read = [next(self._batches) for _ in range(self._each)]
+        waited = time.perf_counter() - began
+        with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
+            self._next = [self._to_device(batch, self._device) for batch in read], waited
+
+    def take(self) -> tuple[list[dict], float]:
+        """The batches of the next step, and the seconds that the host waited until they were read."""
+        if self._next is None:
+            self.ahead()
+        (micro, waited), self._next = self._next, None
+        if self._stream is not None:
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._stream)
+            for tensor in tensors_of(micro).values():
+                tensor.record_stream(current)  # its memory is not given away before this stream is done with it
+        return micro, waited

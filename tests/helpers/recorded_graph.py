@@ -1,0 +1,93 @@
+"""What stands in for CUDA graphs on a machine without a GPU: every operator's call is recorded, and made again.
+
+As in a CUDA graph, what Python decides is decided once, recording changes nothing, waiting for a value is an error, and
+what a graph made on its way is gone after it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select")
+
+
+def storage(tensor: torch.Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def tensors(value) -> list[torch.Tensor]:
+    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+class Recorder(TorchDispatchMode):
+    """Records calls; what they write is put back by :meth:`undo`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.made, self.before = [], {}, []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        name = func._schema.name
+        if name in WAITS:
+            raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
+        for argument, value in zip(func._schema.arguments, args, strict=False):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                for tensor in tensors(value):
+                    if storage(tensor) not in self.made:
+                        self.before.append((tensor, tensor.detach().clone()))
+        result = func(*args, **kwargs)
+        given = {storage(tensor) for tensor in tensors((args, kwargs))}
+        self.made.update({storage(t): t for t in tensors(result) if storage(t) not in given})
+        self.calls.append((func, args, kwargs, result))
+        return result
+
+    def undo(self) -> None:
+        with torch.no_grad():
+            for tensor, value in reversed(self.before):
+                tensor.copy_(value)
+        self.before.clear()
+
+    def replay(self) -> None:
+        with torch.no_grad():
+            for func, args, kwargs, recorded in self.calls:
+                for old, new in zip(tensors(recorded), tensors(func(*args, **kwargs)), strict=True):
+                    assert old.shape == new.shape
+                    if storage(old) != storage(new):
+                        old.copy_(new)
+            for tensor in self.made.values():  # memory that all graphs share
+                if tensor.is_floating_point():
+                    tensor.fill_(torch.nan)
+
+
+class RecordedGraphs:
+    """Takes the place of :class:`hdxray_fast.training.graphs.CudaGraphs`.
+
+    Attributes:
+        recorded: number of recordings.
+        replayed: number of replays.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.recorded = self.replayed = 0
+
+    def run(self, work) -> None:
+        work()
+
+    def record(self, work):
+        recorder, drawn = Recorder(), torch.get_rng_state()
+        try:
+            with recorder:
+                work()
+        finally:
+            recorder.undo()
+            torch.set_rng_state(drawn)
+        self.recorded += 1
+
+        def replay() -> None:
+            self.replayed += 1
+            recorder.replay()
+
+        return replay
