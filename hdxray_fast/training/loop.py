@@ -83,10 +83,18 @@ class Running:
     rate: float
     micro: list[dict]
     waited: float  # seconds that the host waited for its images
+    paused: float  # seconds between the step before and this one that went into validation, checkpoints and the like
     ask: Callable[[], Outcome]
     outcome: Outcome | None = None
     more: dict = field(default_factory=dict)
-    seconds: float = math.nan
+    seconds: float = math.nan  # of the host
+
+    def times(self) -> tuple[float, float]:
+        """Seconds of the step, and how many of them went by because its images were not there."""
+        if self.outcome.busy is None:
+            return self.seconds, self.waited
+        idle = max(0.0, self.outcome.idle - self.paused)
+        return self.outcome.busy + idle, min(self.waited, idle)
 
 
 class Training:
@@ -384,14 +392,14 @@ class Training:
         feed = Feed(batches, config.grad_accum, self.task.to_device, self.accelerator.device)
         step = self._make_step()
         self.wrapped.train()
-        stop = False
+        stop, paused = False, 0.0
         while self.step < config.steps and not stop:
             began = time.perf_counter()
             self._seed_step()
             rate = self.peak * warmup_cosine(self.step, config.steps, config.warmup)
             micro, waited = feed.take()
             ask = step.run(micro, rate, lambda: self.stop.requested)
-            running = Running(self.step + 1, rate, micro, waited, ask)
+            running = Running(self.step + 1, rate, micro, waited, paused, ask)
             self._running.append(running)
             if not self._late:
                 self._ask()
@@ -399,15 +407,18 @@ class Training:
             done = self.step == config.steps
             if self._late and not done:
                 feed.ahead()
+            running.seconds = (looked := time.perf_counter()) - began
             running.more = self.task.after_step(self, self.step, done) or {}
-            running.seconds = time.perf_counter() - began
+            paused = time.perf_counter() - looked
             save = done or self.step % config.save_every == 0
             stop = self._log(bar, pace, result, behind=1 if self._late and not save else 0)
             if save or stop:
                 self._log(bar, pace, result, behind=0)
+                saved = time.perf_counter()
                 self._save(checkpoint_folder(self.checkpoints, self.step))
                 if self.is_main:
                     prune_checkpoints(self.checkpoints, config.keep_checkpoints, config.keep_every)
+                paused += time.perf_counter() - saved
         if pace.seconds:
             result.seconds_per_step = pace.median
             if advice := pace.advice():
@@ -462,11 +473,11 @@ class Training:
             self._running.popleft()
             outcome = running.outcome
             stop = stop or outcome.stop
-            waited = running.waited if outcome.idle is None else min(running.waited, outcome.idle)
-            pace.add(running.seconds, waited)
+            seconds, waited = running.times()
+            pace.add(seconds, waited)
             result.losses.append(outcome.loss)
             line = {"step": running.step, "loss": outcome.loss, "lr": running.rate, "grad_norm": outcome.norm}
-            speed = round(self.images_per_step / running.seconds, 4)
+            speed = round(self.images_per_step / seconds, 4)
             line = {**line, **outcome.numbers, "images_per_s": speed, "data_wait_s": round(waited, 4), **running.more}
             self._record(line, bar, pace)
         return stop or (self.stop.requested and self.accelerator.num_processes == 1)  # several agree on a step

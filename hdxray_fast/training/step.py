@@ -89,7 +89,8 @@ class Outcome:
         numbers: what :meth:`.Task.loss` had logged.
         stop: some of several processes was asked to stop.
         finite: the weights were changed; otherwise they are as they were.
-        idle: seconds that a GPU had nothing to do before this step; None where that is not known.
+        busy: seconds that a GPU worked on it; None where that is not known.
+        idle: seconds between the step before and this one on the GPU; None likewise.
     """
 
     loss: float
@@ -97,6 +98,7 @@ class Outcome:
     numbers: dict[str, int | float]
     stop: bool
     finite: bool
+    busy: float | None = None
     idle: float | None = None
 
 
@@ -182,15 +184,16 @@ class StepLater:
         self._share(micro)
         self._stop = stop
         parts.called.run(partial(self._run, micro), parts.begin_again)
-        self._ended = self._mark()
+        self._ended = ended = self._mark()
         if parts.ema is not None:
             parts.ema.updates += 1
         reading = Reading(self._row)
 
         def ask() -> Outcome:
             outcome = self._outcome(reading.values())
-            if before is not None:
-                outcome.idle = before.elapsed_time(began) / 1000
+            if began is not None:
+                outcome.busy = began.elapsed_time(ended) / 1000
+                outcome.idle = 0.0 if before is None else before.elapsed_time(began) / 1000
             return outcome
 
         return ask
