@@ -9,13 +9,12 @@ finite.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..data.sampler import StepSampler
-from ..errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
+from ..errors import ConfigError, HDXrayError, TrainingError
 from .checkpoints import (
     checkpoint_folder,
     prune_checkpoints,
@@ -53,9 +52,11 @@ from .processes import (
     shard,
 )
 from .run_folder import RunFolder
-from .step import Outcome, Parts, StepLater, StepNow
+from .running import Running, UnderWay
+from .step import Parts, StepLater, StepNow
 from .stop import StopNotice
 from .task import Task
+from .trackers import start_trackers
 
 
 @dataclass
@@ -73,28 +74,6 @@ class TrainingResult:
     losses: list[float] = field(default_factory=list)
     seconds_per_step: float = math.nan
     finished: bool = False
-
-
-@dataclass
-class Running:
-    """A step that has been asked for: what is known at once, and what is learned later."""
-
-    step: int
-    rate: float
-    micro: list[dict]
-    waited: float  # seconds that the host waited for its images
-    paused: float  # seconds between the step before and this one that went into validation, checkpoints and the like
-    ask: Callable[[], Outcome]
-    outcome: Outcome | None = None
-    more: dict = field(default_factory=dict)
-    seconds: float = math.nan  # of the host
-
-    def times(self) -> tuple[float, float]:
-        """Seconds of the step, and how many of them went by because its images were not there."""
-        if self.outcome.busy is None:
-            return self.seconds, self.waited
-        idle = max(0.0, self.outcome.idle - self.paused)
-        return self.outcome.busy + idle, min(self.waited, idle)
 
 
 class Training:
@@ -139,36 +118,33 @@ class Training:
         self.progress = progress and self.is_main
         self.images_per_step = config.batch_size * config.grad_accum * self.accelerator.num_processes
         self.step = 0
-        self._running: deque[Running] = deque()
-        self._numbers: dict[str, int | float] = {}
         self.stop = StopNotice()
         # what the model cannot be shows here, before hours of preparation and before anything is written
         torch.manual_seed(config.seed)
         self.model = task.build()
         self.peak = config.lr or task.peak_lr(self.images_per_step)
-        self._choose_way()
-        self.optimizer = self._make_optimizer()
-        self.ema = None
-
-    def _choose_way(self) -> None:
-        """Whether steps are looked at late, and recorded as graphs."""
-        config, alone = self.config, self.accelerator.num_processes == 1
         self._graphs = graphs_for(self.accelerator.device)
         # gradients that are shared out, and a scaler's, are looked at where they are
         self._late = self._graphs is not None and not self.sharded and self.accelerator.scaler is None
+        self.captures = self._records()
+        self.optimizer = self._make_optimizer()
+        self.ema = None
+
+    def _records(self) -> bool:
+        """Whether steps are recorded as graphs; says why not where that is a surprise."""
+        config, wanted = self.config, self.config.graph == "on" or (self.config.graph == "auto" and self.task.captures)
         why_not = ""
         if not self._late:
             why_not = "weights are shared out (FSDP2)" if self.sharded else "there is no CUDA GPU"
-        elif not alone:
+        elif self.accelerator.num_processes > 1:
             why_not = "several processes exchange gradients within a step (DDP)"
         elif config.checkpoint_activations:
             why_not = "checkpoint_activations keeps the state of random numbers, which no graph can"
         elif not self.task.captures:
             why_not = "the steps of this task are not made for it"
-        wanted = {"on": True, "off": False, "auto": self.task.captures}[config.graph]
-        self.captures = wanted and not why_not
-        if why_not and (config.graph == "on" or (wanted and self.accelerator.device.type == "cuda")):
+        if wanted and why_not and (config.graph == "on" or self._graphs is not None):
             self.print(f"graph: steps are not recorded as CUDA graphs: {why_not}")
+        return wanted and not why_not
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
         groups = self.task.groups(self.model, self.config)
@@ -274,16 +250,22 @@ class Training:
         self.ema = averaged_weights(self.model, self.config.ema)
         self._restore()
         result.start = self.step
-        self._start_trackers()
+        start_trackers(self.accelerator, self.config, self.out, self.step)
         bar = self.bar(total=self.config.steps, initial=self.step, unit="step", desc=self.task.label)
+        pace = Pace(self.images_per_step)
+        self._under_way = UnderWay(pace, partial(self._record, bar, pace), self._fail)
         with one_opencv_thread():
             batches = iter(self.task.loader(self, self.step))
         try:
             with self.stop.awaited(), bar:
-                self._train(batches, bar, result)
+                self._train(batches)
         finally:  # an error that nobody catches keeps the iterator alive, and its workers with it
             getattr(batches, "_shutdown_workers", lambda: None)()
-        result.finished = self.step == self.config.steps
+        result.losses, result.finished = self._under_way.losses, self.step == self.config.steps
+        if pace.seconds:
+            result.seconds_per_step = pace.median
+            if advice := pace.advice():
+                self.print(advice)
         for tracker in self.accelerator.trackers:  # Accelerate's end_training would part the processes, too
             tracker.finish()
         if self.stop.interrupted:
@@ -368,27 +350,8 @@ class Training:
             if self.task.data_record is not None:
                 self.task.data_record.write(self.out)
 
-    def _start_trackers(self) -> None:
-        from accelerate.tracking import TensorBoardTracker, WandBTracker
-
-        trackers = []
-        if self.config.tensorboard:
-            trackers.append(TensorBoardTracker("tensorboard", str(self.out), purge_step=self.step + 1))
-        if self.config.wandb:
-            try:
-                import wandb  # noqa: F401
-            except ImportError as error:
-                raise MissingDependencyError("wandb is not installed: pip install 'hdxray-fast[wandb]'") from error
-            # a resumed run goes on in the same curve
-            run = hashlib.sha256(str(self.out.absolute()).encode()).hexdigest()[:16]
-            options = {"dir": str(self.out), "name": self.out.name, "id": run, "resume": "allow"}
-            trackers.append(WandBTracker(self.config.wandb, **options))
-        self.accelerator.log_with = trackers
-        self.accelerator.init_trackers("", config=None)
-
-    def _train(self, batches: Iterator[dict], bar, result: TrainingResult) -> None:
+    def _train(self, batches: Iterator[dict]) -> None:
         config = self.config
-        pace = Pace(self.images_per_step)
         feed = Feed(batches, config.grad_accum, self.task.to_device, self.accelerator.device)
         step = self._make_step()
         self.wrapped.train()
@@ -400,9 +363,9 @@ class Training:
             micro, waited = feed.take()
             ask = step.run(micro, rate, lambda: self.stop.requested)
             running = Running(self.step + 1, rate, micro, waited, paused, ask)
-            self._running.append(running)
+            self._under_way.add(running)
             if not self._late:
-                self._ask()
+                self._under_way.ask()
             self.step += 1
             done = self.step == config.steps
             if self._late and not done:
@@ -411,18 +374,15 @@ class Training:
             running.more = self.task.after_step(self, self.step, done) or {}
             paused = time.perf_counter() - looked
             save = done or self.step % config.save_every == 0
-            stop = self._log(bar, pace, result, behind=1 if self._late and not save else 0)
+            stop = self._under_way.log(behind=1 if self._late and not save else 0)
+            stop = stop or (self.stop.requested and self.accelerator.num_processes == 1)  # several agree on a step
             if save or stop:
-                self._log(bar, pace, result, behind=0)
+                self._under_way.log(behind=0)
                 saved = time.perf_counter()
                 self._save(checkpoint_folder(self.checkpoints, self.step))
                 if self.is_main:
                     prune_checkpoints(self.checkpoints, config.keep_checkpoints, config.keep_every)
                 paused += time.perf_counter() - saved
-        if pace.seconds:
-            result.seconds_per_step = pace.median
-            if advice := pace.advice():
-                self.print(advice)
 
     def _make_step(self) -> StepNow | StepLater:
         config = self.config
@@ -449,40 +409,10 @@ class Training:
     @property
     def numbers(self) -> dict[str, int | float]:
         """What :meth:`Task.loss` had logged in the last step, over all processes; waits for it."""
-        self._ask()
-        return self._numbers
+        self._under_way.ask()
+        return self._under_way.numbers
 
-    def _ask(self) -> None:
-        """Learn how the steps went that are on their way."""
-        for running in self._running:
-            self._ask_one(running)
-
-    def _ask_one(self, running: Running) -> None:
-        if running.outcome is None:
-            running.outcome = running.ask()
-            self._numbers = running.outcome.numbers
-            if not running.outcome.finite:
-                self._fail(running)
-
-    def _log(self, bar, pace: Pace, result: TrainingResult, behind: int) -> bool:
-        """Write the lines of all steps but the last ``behind``; whether to stop."""
-        stop = False
-        while len(self._running) > behind:
-            running = self._running[0]
-            self._ask_one(running)
-            self._running.popleft()
-            outcome = running.outcome
-            stop = stop or outcome.stop
-            seconds, waited = running.times()
-            pace.add(seconds, waited)
-            result.losses.append(outcome.loss)
-            line = {"step": running.step, "loss": outcome.loss, "lr": running.rate, "grad_norm": outcome.norm}
-            speed = round(self.images_per_step / seconds, 4)
-            line = {**line, **outcome.numbers, "images_per_s": speed, "data_wait_s": round(waited, 4), **running.more}
-            self._record(line, bar, pace)
-        return stop or (self.stop.requested and self.accelerator.num_processes == 1)  # several agree on a step
-
-    def _record(self, line: dict, bar, pace: Pace) -> None:
+    def _record(self, bar, pace: Pace, line: dict) -> None:
         if self.is_main:
             self.folder.write_line(line)
         self.accelerator.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
