@@ -26,6 +26,9 @@ class Graphs(Protocol):
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
         """Record it without doing it; what is returned does it."""
 
+    def release(self) -> None:
+        """Give back the memory of recordings that nobody holds any more."""
+
 
 class CudaGraphs:
     """CUDA graphs that share a pool of memory, for they never run side by side."""
@@ -44,13 +47,20 @@ class CudaGraphs:
         outer.wait_stream(self._stream)
 
     def record(self, work: Callable[[], None]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        # the thread that pins the loader's memory calls CUDA meanwhile; it is none of this graph's business
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            work()
+        graph, outer = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        try:
+            # the thread that pins the loader's memory calls CUDA meanwhile; it is none of this graph's business
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+                work()
+        finally:
+            torch.cuda.set_stream(outer)  # a recording that fails leaves its own behind
         if self._pool is None:
             self._pool = graph.pool()
         return graph.replay
+
+    def release(self) -> None:
+        self._pool = None
+        torch.cuda.empty_cache()
 
 
 def graphs_for(device: torch.device) -> Graphs | None:
@@ -99,38 +109,54 @@ class RecordedSteps:
     def __call__(self, batch: Any) -> None:
         key = shape_of(batch)
         known = key in self._recorded
-        if not self.works or (not known and len(self._recorded) == MOST_GRAPHS):
-            self._graphs.run(lambda: self._work(batch))
-        elif not known:  # the first of its size: models are compiled, kernels chosen, optimizer state made
-            self._graphs.run(lambda: self._work(batch))
-            self._recorded[key] = None
+        if self.works and known:
+            self._again(key, batch)
+        elif self.works and len(self._recorded) < MOST_GRAPHS:
+            self._first(key, batch)
         else:
-            step = self._recorded[key] or self._record(key, batch)
-            if step is None:
+            self._graphs.run(lambda: self._work(batch))
+
+    def _first(self, key: Hashable, batch: Any) -> None:
+        """The first of its size: models are compiled, kernels chosen, optimizer state made."""
+        try:
+            self._graphs.run(lambda: self._work(batch))
+        except torch.OutOfMemoryError as error:
+            if not self.sizes:  # no recording holds memory
+                raise
+            self._give_up(error)
+            self._graphs.run(lambda: self._work(batch))
+        else:
+            self._recorded[key] = None
+
+    def _again(self, key: Hashable, batch: Any) -> None:
+        step = self._recorded[key]
+        if step is None:
+            try:
+                step = self._recorded[key] = self._record(batch)
+            except Exception as error:  # whatever it is: as it is, the step has been done before
+                self._give_up(error)
                 self._graphs.run(lambda: self._work(batch))
                 return
-            for path, tensor in tensors_of(batch).items():
-                step.inputs[path].copy_(tensor)
-            step.replay()
+        for path, tensor in tensors_of(batch).items():
+            step.inputs[path].copy_(tensor)
+        step.replay()
 
-    def _record(self, key: Hashable, batch: Any) -> _Recorded | None:
+    def _record(self, batch: Any) -> _Recorded:
         inputs = {
             path: self._inputs.setdefault((path, shape_of(tensor)), torch.empty_like(tensor))
             for path, tensor in tensors_of(batch).items()
         }
         seen = with_tensors(batch, inputs)
-        try:
-            step = _Recorded(inputs, self._graphs.record(lambda: self._work(seen)))
-        except Exception as error:  # whatever it is: the step itself has been done before, and is done again below
-            self.works = False
-            self._recorded.clear()
-            self._inputs.clear()
-            first = str(error).strip().split("\n")[0][:200]
-            self._say(
-                f"a step could not be recorded as a CUDA graph ({type(error).__name__}: {first}); the run goes on "
-                "without (--graph off says so from the start)"
-            )
-            self._recover()
-            return None
-        self._recorded[key] = step
-        return step
+        return _Recorded(inputs, self._graphs.record(lambda: self._work(seen)))
+
+    def _give_up(self, error: Exception) -> None:
+        first = str(error).strip().split("\n")[0][:200]
+        self._say(
+            f"steps cannot be recorded as CUDA graphs ({type(error).__name__}: {first}); the run goes on without "
+            "(--graph off does not try)"
+        )
+        self.works = False
+        self._recorded.clear()
+        self._inputs.clear()
+        self._recover()
+        self._graphs.release()

@@ -91,3 +91,6 @@ class RecordedGraphs:
             recorder.replay()
 
         return replay
+
+    def release(self) -> None:
+        self.recorded = 0

@@ -181,10 +181,27 @@ def test_where_recording_fails_the_run_goes_on_without(tmp_path, graphs):
             float(loss.detach())
             return loss, numbers
 
-    with pytest.warns(UserWarning, match="could not be recorded .*not permitted.*the run goes on without") as warned:
+    with pytest.warns(UserWarning, match="cannot be recorded .*not permitted.*the run goes on without") as warned:
         _, result = train(tmp_path / "waits", Waits(0.5), steps=12)
     assert len(warned) == 1
     assert graphs[-1].replayed == 0
+    _, plain = train(tmp_path / "plain", Captured(0.5), steps=12, graph="off")
+    assert result.losses == plain.losses
+
+
+def test_where_memory_does_not_suffice_for_recordings_the_run_goes_on_without(tmp_path, graphs):
+    class Hungry(Captured):  # the sixth batch is the largest so far, and the first after a recording
+        seen = 0
+
+        def loss(self, model, batch):
+            if graphs[-1].recorded and len(batch["x"]) > Hungry.seen:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            Hungry.seen = max(Hungry.seen, len(batch["x"]))
+            return super().loss(model, batch)
+
+    with pytest.warns(UserWarning, match="cannot be recorded .*out of memory") as warned:
+        _, result = train(tmp_path / "hungry", Hungry(0.5), steps=12)
+    assert len(warned) == 1
     _, plain = train(tmp_path / "plain", Captured(0.5), steps=12, graph="off")
     assert result.losses == plain.losses
 
