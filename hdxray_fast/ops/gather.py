@@ -86,10 +86,6 @@ def gather_patches_ref(
         .reshape(batch * gh * gw, p * p * channels)
     )
     ids = plan.keep_ids if which == "keep" else plan.predict_ids
-    if ids.device.type == "cpu":
-        counts = plan.keep_counts if which == "keep" else plan.predict_counts
-        image = torch.repeat_interleave(torch.arange(batch), counts, output_size=ids.shape[0])
-        return rows[image * (gh * gw) + ids].to(out_dtype)
     real, image = rows_with_patch(plan, which)
     chosen = rows[torch.where(real, image * (gh * gw) + ids, 0)]
     return torch.where(real[:, None], chosen, 0).to(out_dtype)

@@ -94,7 +94,7 @@ def reconstruction_loss_ref(
     if norm_pix_loss and target.shape[0]:  # the variance of no patches is not worth a warning
         mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
         target = (target - mean) / (var + VARIANCE_EPSILON).sqrt()
-    if pred.device.type == "cpu":
+    if pred.device.type == "cpu" and int(plan.predict_cu_seqlens[-1]) == pred.shape[0]:
         patch_loss = (pred.to(work) - target).square().mean(-1)  # [N_predict]
         loss = patch_loss.mean() if patch_loss.numel() else pred.to(work).sum()
         return loss, patch_loss.detach()

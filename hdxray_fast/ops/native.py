@@ -138,24 +138,22 @@ def per_image(name: str, value: Any, images: Tensor) -> Tensor:
 _FAULTS = {
     1: "{cu}: must start at 0, got {value}",
     2: "{cu}: must not fall, but entry {row} is {value}, less than the one before",
-    3: "{cu}: must end at the number of ids, {n_rows}, got {value}",
+    3: "{cu}: must end at the number of ids, {n_rows}, or before it, got {value}",
     4: "{ids}: entry {row} is {value}, accepted are ids in [0, {n_patches}) for this grid",
     5: "{ids}: must be strictly ascending within each image, but entry {row} is {value}, not above the one before",
 }
 
 
 def check_packed_values(ids: Tensor, cu_seqlens: Tensor, n_patches: int, which: str) -> None:
-    """Ids ascending within the grid, cu_seqlens from 0 to N without falling.
+    """Ids ascending within the grid, cu_seqlens from 0 to N or less without falling; what follows is slack.
 
-    GPU tensors are looked at under `debug_checks` only, because that waits for the GPU. There cu_seqlens may end before
-    N: what follows is slack.
+    GPU tensors are looked at under `debug_checks` only, because that waits for the GPU.
     """
     if ids.device.type != "cpu":
         if not debug.checks_are_on():
             return
         ids, cu_seqlens = ids.cpu(), cu_seqlens.cpu()
-        if 0 <= int(cu_seqlens[-1]) <= ids.numel():
-            ids = ids[: int(cu_seqlens[-1])]
+    ids = without_slack(ids, cu_seqlens)
     n_rows, batch = ids.numel(), cu_seqlens.numel() - 1
     if core is not None:
         fault, row, value = core.check_packed_ids(ids.data_ptr(), cu_seqlens.data_ptr(), batch, n_rows, n_patches)
@@ -164,6 +162,14 @@ def check_packed_values(ids: Tensor, cu_seqlens: Tensor, n_patches: int, which: 
     if fault:
         names = {"ids": f"plan.{which}_ids", "cu": f"plan.{which}_cu_seqlens"}
         raise ArgumentError(_FAULTS[fault].format(row=row, value=value, n_rows=n_rows, n_patches=n_patches, **names))
+
+
+def without_slack(ids: Tensor, cu_seqlens: Tensor) -> Tensor:
+    """The ids that stand for something, of a plan on the CPU; on a GPU, where nobody knows how many, all of them."""
+    if ids.device.type != "cpu":
+        return ids
+    end = int(cu_seqlens[-1])
+    return ids[:end] if 0 <= end < ids.numel() else ids
 
 
 def _packed_fault(ids: Tensor, cu_seqlens: Tensor, n_patches: int) -> tuple[int, int, int]:
@@ -260,6 +266,13 @@ def _rows(ids: Tensor, cu_seqlens: Tensor, scaling: Scaling) -> tuple:
     return *pointers, scale_value, shift_value
 
 
+def _zero_behind(real: int, rows: Tensor) -> Tensor:
+    """`rows` with zeros from row `real` on; on a GPU the kernels write them."""
+    if real < rows.shape[0]:
+        rows[real:].zero_()
+    return rows
+
+
 def _place(device: torch.device) -> tuple[int, int]:
     """Device code and stream of a call: the stream that is current for this device, whatever device is."""
     if device.type == "cpu":
@@ -338,11 +351,12 @@ def gather(
     native = _require_core()
     images, source = _source(images, ids, cu_seqlens, patch_size, which, grid)
     rows = torch.empty(ids.numel(), images.shape[1] * patch_size**2, dtype=out_dtype, device=images.device)
+    real = without_slack(ids, cu_seqlens)
     native.gather(
-        source, _rows(ids, cu_seqlens, scaling), rows.data_ptr(), DTYPE_CODES[out_dtype],
+        source, _rows(real, cu_seqlens, scaling), rows.data_ptr(), DTYPE_CODES[out_dtype],
         torch.get_num_threads(), *_place(images.device),
     )  # fmt: skip
-    return rows
+    return _zero_behind(real.numel(), rows)
 
 
 def scatter(
@@ -359,7 +373,8 @@ def scatter(
     grad_images = torch.zeros(shape, dtype=image_dtype, device=grad_rows.device)
     check_packed_values(ids, cu_seqlens, _n_patches(grad_images, patch_size), "keep")
     native.scatter(
-        _images(grad_images, patch_size), _rows(ids, cu_seqlens, scaling), grad_rows.data_ptr(),
+        _images(grad_images, patch_size), _rows(without_slack(ids, cu_seqlens), cu_seqlens, scaling),
+        grad_rows.data_ptr(),
         DTYPE_CODES[grad_rows.dtype], torch.get_num_threads(), *_place(grad_rows.device),
     )  # fmt: skip
     return grad_images
@@ -379,11 +394,12 @@ def view(
     check_packed_values(ids, cu_seqlens, _n_patches(images, patch_size), which)
     size = ids.numel(), images.shape[1], patch_size, patch_size
     pixels = torch.empty(size, dtype=images.dtype, device=images.device)
+    real = without_slack(ids, cu_seqlens)
     native.view(
-        _images(images, patch_size), _rows(ids, cu_seqlens, NO_SCALING), (_address(affine), _address(table)),
+        _images(images, patch_size), _rows(real, cu_seqlens, NO_SCALING), (_address(affine), _address(table)),
         pixels.data_ptr(), torch.get_num_threads(), *_place(images.device),
     )  # fmt: skip
-    return pixels
+    return _zero_behind(real.numel(), pixels)
 
 
 def loss_forward(
@@ -404,12 +420,13 @@ def loss_forward(
     patch_loss, mean, rstd = (torch.empty(n_rows, dtype=torch.float32, device=device) for _ in range(3))
     if device.type == "cuda":  # what the first stage of the reduction leaves for the second
         partials = torch.empty(native.loss_partials(n_rows), dtype=torch.float64, device=device)
+    real = without_slack(ids, cu_seqlens)
     native.loss_forward(
-        source, _rows(ids, cu_seqlens, scaling), pred.data_ptr(), DTYPE_CODES[pred.dtype],
+        source, _rows(real, cu_seqlens, scaling), pred.data_ptr(), DTYPE_CODES[pred.dtype],
         norm_pix_loss, tuple(map(_address, (loss, patch_loss, mean, rstd, partials))),
         torch.get_num_threads(), *_place(device),
     )  # fmt: skip
-    return loss, patch_loss, mean, rstd
+    return loss, *(_zero_behind(real.numel(), values) for values in (patch_loss, mean, rstd))
 
 
 def loss_backward(
@@ -427,10 +444,10 @@ def loss_backward(
     """Gradient of pred, in its shape and dtype."""
     native, pred = _require_core(), pred.contiguous()
     images, source = _source(images, ids, cu_seqlens, patch_size, "predict", grid)
-    grad_pred = pred.new_empty(pred.shape)
+    grad_pred, real = pred.new_empty(pred.shape), without_slack(ids, cu_seqlens)
     native.loss_backward(
-        source, _rows(ids, cu_seqlens, scaling), pred.data_ptr(), DTYPE_CODES[pred.dtype],
+        source, _rows(real, cu_seqlens, scaling), pred.data_ptr(), DTYPE_CODES[pred.dtype],
         mean.data_ptr(), rstd.data_ptr(), grad_loss.data_ptr(), grad_pred.data_ptr(),
         torch.get_num_threads(), *_place(images.device),
     )  # fmt: skip
-    return grad_pred
+    return _zero_behind(real.numel(), grad_pred)
