@@ -140,15 +140,20 @@ class MaskPlan:
             torch._dynamo.maybe_mark_dynamic(ids, 0)
         return self
 
-    def rounded_up(self, slack: float = 0.06) -> MaskPlan:
+    def rounded_up(self, slack: float = 0.06, least: tuple[int, int] = (0, 0)) -> MaskPlan:
         """The plan of a CPU with totals and bounds rounded up to few sizes; what is added is slack.
 
         Batches of one size can share what is bound to sizes, such as a CUDA graph. The sizes are ``(1 + slack)^k``,
         so that at most this share is added.
+
+        Args:
+            slack: largest share that is added.
+            least: make room for so many kept and predicted patches at least, rounded up likewise; :attr:`longest` is
+                then what that many spread evenly need, or more.
         """
         sizes, bounds = [], []
-        for ids, longest in ((self.keep_ids, self.longest[0]), (self.predict_ids, self.longest[1])):
-            sizes.append(next_size(ids.shape[0], slack))
+        for ids, longest, room in zip((self.keep_ids, self.predict_ids), self.longest, least, strict=True):
+            sizes.append(next_size(max(ids.shape[0], room), slack))
             bounds.append(max(longest, _step(-(-sizes[-1] // max(self.batch_size, 1)))))
         keep_ids, predict_ids = (
             torch.nn.functional.pad(ids, (0, size - ids.shape[0]))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch.utils.data import default_collate
 
@@ -18,19 +20,34 @@ class PlannedBatch:
     Args:
         config: how patches are masked.
         predict: share of the masked patches that are predicted.
-        rounded: totals of the plan are rounded up to few sizes, for steps that are recorded by size.
     """
 
-    def __init__(self, config: PretrainConfig, predict: float, rounded: bool = False) -> None:
-        self.config, self.predict, self.rounded = config, predict, rounded
+    def __init__(self, config: PretrainConfig, predict: float) -> None:
+        self.config, self.predict = config, predict
 
     def __call__(self, samples: list[dict[str, torch.Tensor]]) -> dict:
         """A batch: what the samples hold, stacked, the ``plan``, and ``predicted``, its number of predicted patches."""
         batch = default_collate(samples)
         plan = planned(self.config, batch, self.predict)
         del batch["inside"], batch["valid"], batch["draw"]
-        predicted = plan.predict_ids.shape[0]
-        return {**batch, "plan": plan.rounded_up() if self.rounded else plan, "predicted": predicted}
+        return {**batch, "plan": plan, "predicted": plan.predict_ids.shape[0]}
+
+
+def of_one_size(batches: list[dict]) -> list[dict]:
+    """The batches of a step with plans of one size, the next of few: steps are recorded by size.
+
+    Batches are dealt out so that they keep about equally many patches; little is added.
+    """
+    plans = [batch["plan"] for batch in batches]
+    most = max(plan.keep_ids.shape[0] for plan in plans), max(plan.predict_ids.shape[0] for plan in plans)
+    longest = [max(plan.longest[which] for plan in plans) for which in (0, 1)]
+    rounded = [plan.rounded_up(least=most) for plan in plans]
+    bounds = [max(longest[which], *(plan.longest[which] for plan in rounded)) for which in (0, 1)]
+    pinned = plans[0].keep_ids.is_pinned()
+    alike = [replace(plan, max_keep=bounds[0], max_predict=bounds[1]) for plan in rounded]
+    return [
+        {**batch, "plan": plan.pin_memory() if pinned else plan} for batch, plan in zip(batches, alike, strict=True)
+    ]
 
 
 def planned(config: PretrainConfig, batch: dict, predict: float, picture: bool = False) -> MaskPlan:

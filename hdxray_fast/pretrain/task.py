@@ -26,7 +26,7 @@ from ..training.loop import Training
 from ..training.run_images import open_prepared, read_images
 from ..training.task import Task
 from ..weights.model_folders import describe_model, save_model
-from .batches import PlannedBatch, planned
+from .batches import PlannedBatch, of_one_size, planned
 from .config import PretrainConfig
 from .reconstruction import reconstruction_picture
 
@@ -142,8 +142,10 @@ class PretrainTask(Task):
 
     def loader(self, training: Training, start: int) -> Iterable[dict]:
         costs = self.dataset.kept_patches(self.config.ratio_inside, self.config.ratio_outside)
-        together = PlannedBatch(self.config, self.predict, rounded=training.captures)
-        return training.loader(self.dataset, start, together, costs)
+        return training.loader(self.dataset, start, PlannedBatch(self.config, self.predict), costs)
+
+    def of_one_shape(self, batches: list[dict]) -> list[dict]:
+        return of_one_size(batches)
 
     def to_device(self, batch: dict, device: torch.device) -> dict:
         plan = batch["plan"].to(device, non_blocking=True)

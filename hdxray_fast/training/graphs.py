@@ -73,7 +73,12 @@ class _Recorded:
     """A step of one size: what it reads, and how it is done again."""
 
     inputs: dict[Path, Tensor]
-    replay: Callable[[], None]
+    replay: Callable[[], None] = lambda: None
+
+    def take(self, batch: Any) -> None:
+        """Have the next replay read these."""
+        for path, tensor in tensors_of(batch).items():
+            self.inputs[path].copy_(tensor)
 
 
 class RecordedSteps:
@@ -137,8 +142,7 @@ class RecordedSteps:
                 self._give_up(error)
                 self._graphs.run(lambda: self._work(batch))
                 return
-        for path, tensor in tensors_of(batch).items():
-            step.inputs[path].copy_(tensor)
+        step.take(batch)
         step.replay()
 
     def _record(self, batch: Any) -> _Recorded:
@@ -146,8 +150,11 @@ class RecordedSteps:
             path: self._inputs.setdefault((path, shape_of(tensor)), torch.empty_like(tensor))
             for path, tensor in tensors_of(batch).items()
         }
+        step = _Recorded(inputs)
+        step.take(batch)
         seen = with_tensors(batch, inputs)
-        return _Recorded(inputs, self._graphs.record(lambda: self._work(seen)))
+        step.replay = self._graphs.record(lambda: self._work(seen))
+        return step
 
     def _give_up(self, error: Exception) -> None:
         first = str(error).strip().split("\n")[0][:200]

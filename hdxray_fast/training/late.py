@@ -44,14 +44,21 @@ class Feed:
     Args:
         batches: on the host.
         each: batches of a step.
+        shape: sees those of a step together, before they are moved.
         to_device: moves one.
         device: where to.
     """
 
     def __init__(
-        self, batches: Iterator[dict], each: int, to_device: Callable[[dict, torch.device], dict], device: torch.device
+        self,
+        batches: Iterator[dict],
+        each: int,
+        shape: Callable[[list[dict]], list[dict]],
+        to_device: Callable[[dict, torch.device], dict],
+        device: torch.device,
     ) -> None:
-        self._batches, self._each, self._to_device, self._device = batches, each, to_device, device
+        self._batches, self._each, self._shape = batches, each, shape
+        self._to_device, self._device = to_device, device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._next: tuple[list[dict], float] | None = None
 
@@ -60,6 +67,7 @@ class Feed:
         began = time.perf_counter()
         read = [next(self._batches) for _ in range(self._each)]
         waited = time.perf_counter() - began
+        read = self._shape(read)
         with contextlib.nullcontext() if self._stream is None else torch.cuda.stream(self._stream):
             self._next = [self._to_device(batch, self._device) for batch in read], waited
 

@@ -352,7 +352,8 @@ class Training:
 
     def _train(self, batches: Iterator[dict]) -> None:
         config = self.config
-        feed = Feed(batches, config.grad_accum, self.task.to_device, self.accelerator.device)
+        shape = self.task.of_one_shape if self.captures else lambda read: read
+        feed = Feed(batches, config.grad_accum, shape, self.task.to_device, self.accelerator.device)
         step = self._make_step()
         self.wrapped.train()
         stop, paused = False, 0.0

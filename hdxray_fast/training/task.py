@@ -23,7 +23,6 @@ class Run(Protocol):
     model: nn.Module
     accelerator: Any
     out: Path
-    captures: bool
 
     @property
     def numbers(self) -> dict[str, int | float]:
@@ -86,6 +85,10 @@ class Task:
     def to_device(self, batch: dict, device: torch.device) -> dict:
         """The batch where the model is; what is not a tensor stays. A place to add what is computed there."""
         return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+    def of_one_shape(self, batches: list[dict]) -> list[dict]:
+        """The batches of a step, still on the host, in one of few shapes: asked where steps are recorded by shape."""
+        return batches
 
     def weight(self, batch: dict) -> int | Tensor:
         """Number of things that the loss of ``batch`` is a mean over, such as images, tokens or predicted patches.

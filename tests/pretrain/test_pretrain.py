@@ -19,11 +19,16 @@ import numpy as np
 import pytest
 import torch
 from prepared_helpers import prepare
+from recorded_graph import RecordedGraphs
 
 import hdxray_fast as hx
 from hdxray_fast.errors import ConfigError, TrainingError
+from hdxray_fast.models import layers
+from hdxray_fast.pretrain.batches import of_one_size
 from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.pretrain.task import run_pretraining
+from hdxray_fast.training import graphs, loop
+from hdxray_fast.training.trees import shape_of
 
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
@@ -71,6 +76,38 @@ def test_loss_falls_and_everything_is_written(radiographs, tmp_path, decoder):
     model = hx.load_model(out / "model")
     assert not any(torch.isnan(parameter).any() for parameter in model.parameters())
     assert (out / "quarantine.csv").read_text().startswith("path,error,reason")
+
+
+def attention_as_on_a_gpu(q, k, v, *, cu_seqlens_q, cu_seqlens_k=None, max_seqlen_q, max_seqlen_k=None):
+    """One operator, where the CPU's path reads lengths on the host."""
+    sides = (cu_seqlens_q, cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k)
+    sides = (*sides, max_seqlen_q, max_seqlen_q if max_seqlen_k is None else max_seqlen_k)
+    return torch.ops.hdxray_fast.attention(q, k, v, *sides, q.shape[-1] ** -0.5, "sdpa", False)[0]
+
+
+@pytest.mark.parametrize("decoder", ["cross", "self"])
+def test_nothing_in_a_step_looks_at_a_value(radiographs, tmp_path, monkeypatch, decoder):
+    """Steps are recorded by a stand-in for CUDA graphs, to which waiting is an error, and replayed."""
+    options = {"steps": 10, "ema": 0.9, "grad_accum": 2, "decoder": decoder, "ratio_inside": 0.5, "ratio_outside": 0.5}
+    whole = run_pretraining(config(radiographs, tmp_path / "now", **options), progress=False)
+    made = []
+    monkeypatch.setattr(layers, "attention", attention_as_on_a_gpu)
+    monkeypatch.setattr(loop, "graphs_for", lambda device: made.append(RecordedGraphs(device)) or made[-1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recorded = run_pretraining(config(radiographs, tmp_path / "recorded", **options), progress=False)
+    assert made[0].recorded >= 1
+    assert made[0].replayed >= 5
+    assert recorded.losses == pytest.approx(whole.losses, rel=5e-3)  # rounded by sizes, sums are of another order
+    assert recorded.baseline == pytest.approx(whole.baseline, rel=1e-5)
+    for name in ("lr", "tokens_kept"):
+        assert [line[name] for line in log_of(tmp_path / "recorded")] == [
+            line[name] for line in log_of(tmp_path / "now")
+        ]
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 0)
+    unrecorded = run_pretraining(config(radiographs, tmp_path / "unrecorded", **options), progress=False)
+    assert made[-1].recorded == 0
+    assert recorded.losses == unrecorded.losses  # to the bit
 
 
 def test_resume_gives_the_same_curve_and_weights(radiographs, tmp_path):
@@ -375,3 +412,19 @@ def prepared_set(radiographs, tmp_path):
         return out
 
     return prepare
+
+
+def test_batches_of_a_step_get_one_shape():
+    generator = torch.Generator().manual_seed(0)
+    batches = []
+    for share in (0.3, 0.6, 0.9):
+        inside = torch.rand(4, 8, 8, generator=generator) < share
+        batches.append({"plan": hx.plan_masks(inside, torch.ones_like(inside), 0.9, 0.4), "index": torch.arange(4)})
+    alike = of_one_size(batches)
+    assert len({shape_of(batch) for batch in batches}) == 3
+    assert len({shape_of(batch) for batch in alike}) == 1
+    most = max(batch["plan"].keep_ids.shape[0] for batch in batches)
+    for before, after in zip(batches, alike, strict=True):
+        assert most <= after["plan"].keep_ids.shape[0] <= 1.06 * most
+        assert torch.equal(before["plan"].keep_cu_seqlens, after["plan"].keep_cu_seqlens)
+        assert after["index"] is before["index"]
