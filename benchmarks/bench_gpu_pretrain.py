@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +60,25 @@ class Run:
 
 
 @pytest.fixture(scope="module")
-def chests(tmp_path_factory) -> Path:
-    """A folder with the prepared ``set`` and the PNG files ``xrays`` that it was made of."""
-    root = tmp_path_factory.mktemp("chests")
-    chest_set(root, IMAGES)
-    return root
+def chests(tmp_path_factory) -> Callable[[], Path]:
+    """Makes, when first asked, a folder with the prepared ``set`` and the PNG files ``xrays`` that it was made of."""
+
+    @lru_cache(maxsize=1)
+    def make() -> Path:
+        root = tmp_path_factory.mktemp("chests")
+        chest_set(root, IMAGES)
+        return root
+
+    return make
 
 
 @pytest.mark.parametrize(
     ("size", "batch", "promised"), [(s, b, p) for s, batches in RUNS.items() for b, p in batches.items()]
 )  # fmt: skip
-def test_run(gpu: GpuBench, chests: Path, tmp_path: Path, size: str, batch: int, promised: float | None):
+def test_run(gpu: GpuBench, chests: Callable[[], Path], tmp_path: Path, size: str, batch: int, promised: float | None):
     pytest.importorskip("accelerate", reason="training needs the extra train: pip install 'hdxray-fast[train]'")
     shorter = {"ours": (60, 100, 15.0), "plain": (3, 10, 12.0)} if quick() else {}
-    measure(gpu, Run(f"run {size} {batch}", f"vit_{size}_patch16", batch, promised, **shorter), chests, tmp_path)
+    measure(gpu, Run(f"run {size} {batch}", f"vit_{size}_patch16", batch, promised, **shorter), chests(), tmp_path)
 
 
 def measure(gpu: GpuBench, run: Run, chests: Path, out: Path) -> None:

@@ -141,9 +141,10 @@ class StepAlone:
         task, self.on_gpu, self.clip_grad = PretrainTask(config), device == "cuda", config.clip_grad
         model = task.build().to(device)
         task.use(PreparedSet(config.data))
+        task.baseline = 0.0  # a run works it out in its first step, and looks at it there
         keys = StepSampler(len(task.dataset), config.batch_size, last=1, seed=config.seed).step_keys(0)
         self.batch = task.to_device(default_collate([task.dataset[key] for key in keys]), torch.device(device))
-        self.model, self._run = model, torch.compile(model) if self.on_gpu else model
+        self.task, self.model, self._run = task, model, torch.compile(model) if self.on_gpu else model
         self.optimizer = torch.optim.AdamW(
             task.groups(model, config), lr=1e-4, betas=(0.9, config.beta2), fused=True, capturable=self.on_gpu
         )
@@ -176,9 +177,8 @@ class StepAlone:
         return replay
 
     def _step(self) -> Tensor:
-        batch = self.batch
         with torch.autocast("cuda", torch.bfloat16, enabled=self.on_gpu):
-            loss = self._run(batch["pixels"], batch["plan"], batch["scale"], batch["shift"], batch["view"]).loss
+            loss, _ = self.task.loss(self._run, self.batch)
         loss.backward()
         if self.clip_grad:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_grad)
