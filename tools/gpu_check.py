@@ -208,7 +208,7 @@ class Check:
 
         A run takes a minute and a half, most of it compiling; none begins that could not end.
         """
-        limit, begin = (450, 0.75) if alone else (120, 0.2)
+        limit, begin = (450, 0.75) if alone else (140, 0.2)
         stage = self.bench("pretrain", limit, begin=begin, skips_fail=False)
         missing = [name for name in TRAINING if not self.found.get(name)]
         if missing:

@@ -87,8 +87,9 @@ def rate_cell(row: dict) -> str:
         parts.append(f"{rate['tflops']:.0f} TFLOP/s, {rate['of_matmul']:.0%} of a big product")
     if "gb_s" in rate:
         parts.append(f"{rate['gb_s']:.0f} GB/s, {rate['of_copy']:.0%} of a big copy")
-    if row["extra"].get("waiting") is not None:
-        parts.append(f"waits for images {row['extra']['waiting']:.1%} of the time")
+    if "waiting" in row["extra"]:
+        share = row["extra"]["waiting"]
+        parts.append(f"waits for images: {NOT_MEASURED if share is None else f'{share:.1%} of the time'}")
     if "cores_busy" in row["extra"]:
         parts.append(f"{row['extra']['cores_busy']:.1f} cores busy")
     return "; ".join(parts)

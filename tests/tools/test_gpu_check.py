@@ -204,7 +204,7 @@ def test_a_python_without_torch_is_named(tmp_path):
 
 def check_pretrain(check: gpu_check.Check, stage: Stage) -> None:
     """One run among other stages and all of them alone; packages that it needs are named before it begins."""
-    assert stage.limit <= 120
+    assert stage.limit <= 140
     assert int(stage.env["HDXRAY_BENCH_SECONDS"]) + 90 <= stage.limit  # what begins last can end
     alone = {s.name: s for batch in check.plan(tune=False, only=["pretrain"]) for s in batch}["pretrain"]
     assert int(alone.env["HDXRAY_BENCH_SECONDS"]) + 90 <= alone.limit < gpu_check.TOTAL
