@@ -123,7 +123,7 @@ def race_of_steps(gpu: GpuBench, config, device: str) -> dict[str, Outcome]:
     made: list[StepAlone] = []
 
     def step() -> StepAlone:
-        made.extend([] if made else [StepAlone(config, device)])
+        made.extend([] if made else [StepAlone(config)])
         return made[0]
 
     field = [Contender(LAUNCHED, step)]

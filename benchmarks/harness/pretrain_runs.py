@@ -20,15 +20,15 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, RandomSampler, default_collate
+from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from harness.mae_steps import Setting, plain_step
 from harness.steady import Enough, Steady, Watch
 from hdxray_fast.data.augment import Augmentation
 from hdxray_fast.data.prepared.reading import PreparedSet
-from hdxray_fast.data.sampler import StepSampler
 from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.pretrain.task import PretrainTask, run_pretraining
+from hdxray_fast.training.loop import Training
 from hdxray_fast.training.processes import loader_workers
 
 MANY = 1000  # steps of a run that is ended before; the command's default
@@ -133,20 +133,25 @@ class StepAlone:
     step whose kernels the host launches one by one, or :meth:`recorded` for the whole step in a CUDA graph.
 
     Args:
-        config: of the run; the batch is that of its first step, augmented and masked as there.
+        config: of the run; the batch is the first that its loader gives.
     """
 
-    def __init__(self, config: PretrainConfig, device: str) -> None:
-        torch.manual_seed(config.seed)
-        task, self.on_gpu, self.clip_grad = PretrainTask(config), device == "cuda", config.clip_grad
-        model = task.build().to(device)
-        task.use(PreparedSet(config.data))
-        task.baseline = 0.0  # a run works it out in its first step, and looks at it there
-        keys = StepSampler(len(task.dataset), config.batch_size, last=1, seed=config.seed).step_keys(0)
-        self.batch = task.to_device(default_collate([task.dataset[key] for key in keys]), torch.device(device))
-        self.task, self.model, self._run = task, model, torch.compile(model) if self.on_gpu else model
+    def __init__(self, config: PretrainConfig) -> None:
+        self.task, self.clip_grad = PretrainTask(config), config.clip_grad
+        training = Training(config, self.task, progress=False)
+        self.task.use(PreparedSet(config.data))
+        self.task.baseline = 0.0  # a run works it out in its first step
+        device = training.accelerator.device
+        self.on_gpu = device.type == "cuda"
+        self.model = training.model.to(device).train()
+        self._run = torch.compile(self.model) if self.on_gpu else self.model
+        self.batch = self.task.to_device(next(iter(self.task.loader(training, 0))), device)
         self.optimizer = torch.optim.AdamW(
-            task.groups(model, config), lr=1e-4, betas=(0.9, config.beta2), fused=True, capturable=self.on_gpu
+            self.task.groups(self.model, config),
+            lr=1e-4,
+            betas=(0.9, config.beta2),
+            fused=True,
+            capturable=self.on_gpu,
         )
         self._stream = torch.cuda.Stream() if self.on_gpu else None
 
@@ -166,9 +171,12 @@ class StepAlone:
         """``step(i)`` that replays a CUDA graph of the step; its loss, overwritten by the next."""
         for _ in range(3):  # compiled, kernels chosen, optimizer state made
             self()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            loss = self._step()
+        graph, outer = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+                loss = self._step()
+        finally:
+            torch.cuda.set_stream(outer)  # a recording that fails leaves its own behind
 
         def replay(turn: int) -> Tensor:
             graph.replay()

@@ -6,7 +6,7 @@
 
 Each start is a process of its own that goes on with ``resume=auto`` and is killed after a random time, wherever it is:
 preparing canvases or features, reading a checkpoint, in a step, validating, writing a checkpoint, in the log. Compares
-the log line by line (but for its clock), the model, what was chosen and predicted, and the last checkpoint, byte by
+the log line by line (but for the speed), the model, what was chosen and predicted, and the last checkpoint, byte by
 byte, with those of a run left alone.
 """
 
@@ -29,7 +29,6 @@ from tqdm.auto import tqdm
 
 from hdxray_fast.files import written_whole
 
-TIMES = ("images_per_s", "data_wait_s")  # what a line of the log tells of the clock
 QUIET = {"tensorboard": False, "threads": 1, "workers": 0, "contour": "classical", "img_size": 160, "batch_size": 2}
 # what a run imports on its way: loaded before the fork, so that a process trains for most of its short life
 AHEAD = (
@@ -115,7 +114,7 @@ def where(out: Path, since: float) -> str:
 
 def log_of(out: Path) -> list[dict]:
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+    return [{key: value for key, value in line.items() if key not in ("images_per_s", "data_wait_s")} for line in lines]
 
 
 def main() -> int:

@@ -165,7 +165,7 @@ def test_workers_are_counted_apart(chests, tmp_path, monkeypatch):
 def test_the_step_alone_is_the_step_of_the_run(chests, tmp_path):
     made = config(chests, tmp_path / "run", steps=1)
     seen = pretrain_runs.run_pretraining(made, progress=False).losses
-    alone = pretrain_runs.StepAlone(made, "cpu")
+    alone = pretrain_runs.StepAlone(made)
     losses = [float(alone()) for _ in range(12)]
     assert losses[0] == pytest.approx(seen[0], rel=1e-5)
     assert losses[-1] < losses[0]
