@@ -5,9 +5,9 @@
     python3 tools/gpu_check.py --only build attention
 
 It needs PyTorch, the build tools (CMake, ninja, pybind11, scikit-build-core), pytest and pytest-benchmark in the Python
-that runs it, and no network. Each stage has its own time limit and log, and none stops the next ones. Results go to
-benchmarks/results and hdxray_fast/ops as always; ``$OUT`` (or build/gpu-check/out) gets ``summary.txt``,
-``logs.tar.gz`` and ``results.tar.gz``, which unpacks over a checkout, where
+that runs it (stage pretrain also the extra ``train``), and no network. Each stage has its own time limit and log, and
+none stops the next ones. Results go to benchmarks/results and hdxray_fast/ops as always; ``$OUT`` (or
+build/gpu-check/out) gets ``summary.txt``, ``logs.tar.gz`` and ``results.tar.gz``, which unpacks over a checkout, where
 ``python benchmarks/harness/table.py`` then writes the tables of README.md and docs/benchmarks.md.
 
 Exit status: 0 if every stage passed, 1 if one did not, 3 if there is no GPU (then only build, doctor and table run).
@@ -39,11 +39,14 @@ KEPT = (
     "hdxray_fast/ops/attention_table.json",
     "hdxray_fast/ops/triton/*.json",
 )
+# what a training imports
+TRAINING = ("accelerate", "filelock", "loky", "pebble", "psutil", "pyarrow", "safetensors", "tqdm")
 CUDA_FOLDERS = ("/usr/local/cuda/bin", "/usr/local/cuda/compute-sanitizer", "/opt/cuda/bin")
 
 PROBE = """
-import importlib.util, json
+import importlib.util, json, sys
 modules = {"xdist": "xdist", "timeout": "pytest_timeout", "benchmark": "pytest_benchmark"}
+modules.update((name, name) for name in sys.argv[1:])
 found = {name: bool(importlib.util.find_spec(module)) for name, module in modules.items()}
 try:
     import torch
@@ -85,7 +88,7 @@ class Check:
         """What the Python at hand has: torch, a GPU, pytest's plugins."""
         try:
             done = subprocess.run(
-                [self.python, "-c", PROBE], capture_output=True, text=True, timeout=120, cwd="/", check=True
+                [self.python, "-c", PROBE, *TRAINING], capture_output=True, text=True, timeout=120, cwd="/", check=True
             )
             return json.loads(done.stdout.strip().splitlines()[-1])
         except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
@@ -187,14 +190,29 @@ class Check:
         stage.command = ["compute-sanitizer", *options, "--error-exitcode", "9", *stage.command]
         return stage
 
-    def bench(self, name: str, limit: float, optional: bool = False) -> Stage:
+    def bench(
+        self, name: str, limit: float, *, optional: bool = False, begin: float = 0.8, skips_fail: bool = True
+    ) -> Stage:
+        """A benchmark, of which no case begins after the share ``begin`` of its time."""
         arguments = [str(ROOT / "benchmarks" / f"bench_gpu_{name}.py"), "-s", "--benchmark-disable-gc"]
         arguments += ["--benchmark-columns=median,rounds"]
-        seconds = str(int(limit * 0.8))  # no case begins after that
-        stage = self.pytest(name, limit, arguments, skips_fail=True, HDXRAY_BENCH="quick", HDXRAY_BENCH_SECONDS=seconds)
+        env = {"HDXRAY_BENCH": "quick", "HDXRAY_BENCH_SECONDS": str(int(limit * begin))}
+        stage = self.pytest(name, limit, arguments, skips_fail=skips_fail, **env)
         stage.optional = optional
         if not self.found.get("benchmark"):
             stage.blocked = stage.blocked or "pytest-benchmark is missing"
+        return stage
+
+    def pretrain(self, alone: bool) -> Stage:
+        """The benchmark of whole pre-training runs: the first of them, and if the stage is alone as many as there are.
+
+        A run takes a minute and a half, most of it compiling; none begins that could not end.
+        """
+        limit, begin = (450, 0.75) if alone else (140, 0.2)
+        stage = self.bench("pretrain", limit, begin=begin, skips_fail=False)
+        missing = [name for name in TRAINING if not self.found.get(name)]
+        if missing:
+            stage.blocked = stage.blocked or f"{', '.join(missing)} missing; training needs the extra train"
         return stage
 
     def script(self, name: str, limit: float, *command: str, needs_gpu: bool = True, optional: bool = False) -> Stage:
@@ -202,8 +220,8 @@ class Check:
         command = (self.python, str(ROOT / "benchmarks" / command[0]), *command[1:])
         return Stage(name, command, limit, self.environment(), needs=("build",), blocked=blocked, optional=optional)
 
-    def plan(self, tune: bool) -> list[list[Stage]]:
-        """All stages, in order; those of one list run at the same time."""
+    def plan(self, tune: bool, only: Sequence[str] = ()) -> list[list[Stage]]:
+        """All stages, in order; those of one list run at the same time. ``only``: the names that were asked for."""
         tables = [str(p / "hdxray_fast" / "ops" / "attention_table.json") for p in (ROOT, self.site)]
         batches = [
             [self.build()],
@@ -218,6 +236,7 @@ class Check:
             [self.bench("pixels", 80)],
             [self.bench("mae", 110)],
             [self.bench("encoder", 60)],
+            [self.pretrain(alone=only == ["pretrain"])],
             [self.script("table", 20, "harness/table.py", "-", needs_gpu=False)],
             [self.bench("mae_compiled", 120, optional=True)],
         ]
@@ -271,7 +290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     out = Path(os.environ["OUT"]) if os.environ.get("OUT") else options.work / "out"
     check = Check(options.work.resolve(), out.resolve())
-    batches = check.plan(options.tune)
+    batches = check.plan(options.tune, options.only)
     names = [stage.name for batch in batches for stage in batch]
     unknown = sorted({*options.only, *options.skip} - set(names))
     if unknown:

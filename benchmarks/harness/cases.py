@@ -14,6 +14,14 @@ EAGER = "eager PyTorch"
 COMPILED = "torch.compile"
 PLAIN, PLAIN_COMPILED = "plain MAE, timm blocks", "plain MAE, timm blocks, compiled"
 PLAIN_MEMORY = 0.35  # of the plain MAE's peak memory
+PNG_LOADER = "PNG files through PyTorch's DataLoader"
+RUN_OF_STEP = 0.95  # the share of the step's own rate that a run keeps
+RUNS = {  # size: {batch: images a second that are promised}
+    "base": {32: 500, 16: 450},
+    "small": {32: 900},
+    "large": {16: None},
+}
+RUN_CPU = 4 / 500  # CPU seconds an image: 4 cores at 500 images a second
 
 
 @dataclass(frozen=True)
@@ -73,6 +81,17 @@ CASES = {
     "encoder contour": Case(
         "gpu_encoder", "encoder ViT-B/16, patches inside the contour, bf16", "timm's ViT over all patches", 2.5
     ),
+    "finetune contour": Case(
+        "gpu_encoder",
+        "fine-tuning step ViT-B/16, patches inside the contour, bf16",
+        "timm's ViT over all patches",
+        4,
+    ),
+    "finetune contour, compiled": Case(
+        "gpu_encoder",
+        "fine-tuning step ViT-B/16, patches inside the contour, bf16; both compiled",
+        "timm's ViT over all patches, compiled",
+    ),
     "step base cross": Case("gpu_mae", "MAE step, ViT-B/16, cross decoder, bf16", PLAIN, 5),
     "step base cross, compiled rival": Case(
         "gpu_mae", "MAE step, ViT-B/16, cross decoder, bf16; compiled rival", PLAIN_COMPILED
@@ -101,3 +120,24 @@ CASES = {
         "gpu_mae_compiled", "MAE step, ViT-B/16, cross decoder, bf16; both compiled", PLAIN_COMPILED, 6
     ),
 }
+
+
+def run_cases(size: str, batch: int, promised: float | None) -> dict[str, Case]:
+    """The rows of a watched pre-training run; those of the run of ViT-B at batch 32 tell of CPU and memory as well."""
+    key, bench = f"run {size} {batch}", "gpu_pretrain"
+    title = f"pre-training run, ViT-{size[0].upper()}/16, batch {batch}, bf16"
+    cases = {}
+    if promised:
+        cases[key] = Case(bench, f"{title}; the promise", f"the promised {promised} images/s", 1)
+    cases[f"{key}, of its step"] = Case(bench, f"{title}; of its step's rate", "the step alone", RUN_OF_STEP)
+    cases[f"{key}, plain"] = Case(bench, title, f"{PLAIN}; {PNG_LOADER}")
+    cases[f"{key}, plain compiled"] = Case(bench, f"{title}; compiled rival", f"{PLAIN_COMPILED}; {PNG_LOADER}")
+    if key == "run base 32":
+        cases[f"{key}, cpu"] = Case(bench, f"CPU time an image of a {title}", "the promised 4 cores at 500 images/s", 1)
+        cases[f"{key}, memory"] = Case(bench, f"peak memory of a {title}", f"{PLAIN}; {PNG_LOADER}")
+    return cases
+
+
+for _size, _batches in RUNS.items():
+    for _batch, _promised in _batches.items():
+        CASES |= run_cases(_size, _batch, _promised)

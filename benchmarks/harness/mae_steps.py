@@ -102,11 +102,21 @@ def our_step(setting: Setting, decoder: str, compiled: bool = False) -> Callable
         with torch.autocast(setting.device, torch.bfloat16):
             return run(images[i % len(images)], plan, SCALE, SHIFT).loss
 
-    return _stepper(model, loss)
+    return stepper(model, loss)
 
 
-def plain_step(setting: Setting, compiled: bool = False, blocks: str = "timm") -> Callable[[int], Tensor]:
-    """``step(i)`` of the plain MAE; gives the loss."""
+def plain_step(
+    setting: Setting,
+    compiled: bool = False,
+    blocks: str = "timm",
+    batch_of: Callable[[int], Tensor] | None = None,
+) -> Callable[[int], Tensor]:
+    """``step(i)`` of the plain MAE; gives the loss.
+
+    Args:
+        batch_of: gives the images of step i, normalised floats ``[B, 1, S, S]`` on the device; by default they are
+            random bytes that are there already, normalised in the step.
+    """
     with torch.device(setting.device):
         model = PlainMAE(
             (setting.img_size, setting.img_size),
@@ -117,17 +127,19 @@ def plain_step(setting: Setting, compiled: bool = False, blocks: str = "timm") -
         )
     model = model.to(setting.device)
     keep, _ = setting.counts(1.0)
-    images = setting.images()
+    images = setting.images() if batch_of is None else []
     run = torch.compile(model) if compiled else model
 
     def loss(i: int) -> Tensor:
         with torch.autocast(setting.device, torch.bfloat16):
-            return run(images[i % len(images)].float() * SCALE + SHIFT, keep)[0]
+            floats = images[i % len(images)].float() * SCALE + SHIFT if batch_of is None else batch_of(i)
+            return run(floats, keep)[0]
 
-    return _stepper(model, loss)
+    return stepper(model, loss)
 
 
-def _stepper(model: torch.nn.Module, loss: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+def stepper(model: torch.nn.Module, loss: Callable[[int], Tensor]) -> Callable[[int], Tensor]:
+    """``step(i)``: ``loss(i)``, its backward pass, AdamW."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
 
     def step(i: int) -> Tensor:

@@ -44,6 +44,7 @@ GPU_HEADLINE = (  # keys of CASES
     "step base cross",
     "step base cross compiled",
     "memory base cross",
+    "run base 32, plain",
 )
 
 
@@ -78,7 +79,7 @@ def bar_cell(row: dict) -> str:
 
 
 def rate_cell(row: dict) -> str:
-    """What ours reaches, as shares of the limits measured in the same run."""
+    """What ours reaches, as shares of the limits measured in the same run; of a run also what it waits and takes."""
     rate, images, parts = row["extra"].get("rate", {}), row["extra"].get("images"), []
     if images and "median" in row["ours"]:
         parts.append(f"{images / row['ours']['median']:.3g} images/s")
@@ -86,6 +87,11 @@ def rate_cell(row: dict) -> str:
         parts.append(f"{rate['tflops']:.0f} TFLOP/s, {rate['of_matmul']:.0%} of a big product")
     if "gb_s" in rate:
         parts.append(f"{rate['gb_s']:.0f} GB/s, {rate['of_copy']:.0%} of a big copy")
+    if "waiting" in row["extra"]:
+        share = row["extra"]["waiting"]
+        parts.append(f"waits for images: {NOT_MEASURED if share is None else f'{share:.1%} of the time'}")
+    if "cores_busy" in row["extra"]:
+        parts.append(f"{row['extra']['cores_busy']:.1f} cores busy")
     return "; ".join(parts)
 
 

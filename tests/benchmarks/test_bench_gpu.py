@@ -188,3 +188,31 @@ def test_steps_train_and_encoders_run():
     assert tokens.shape == (2 * 65, 48)
     if encoder.import_timm() is not None:
         assert encoder.timm_encoder(setting)(0).shape == (2, 65, 48)
+
+
+def test_finetuning_steps_train_on_the_patches_of_the_contour():
+    import bench_gpu_encoder as encoder
+    from harness.mae_steps import Setting
+
+    setting = Setting("vit_tiny_patch16", 2, 128, "cpu", overrides=(("embed_dim", 48), ("depth", 2), ("num_heads", 3)))
+    inside, valid = encoder.contour_grids(2, grid=8)
+    steps = [encoder.our_finetuning(setting, inside, valid)]
+    if encoder.import_timm() is not None:
+        steps.append(encoder.timm_finetuning(setting))
+    for step in steps:
+        losses = [float(step(0)) for _ in range(12)]
+        assert losses[0] == pytest.approx(math.log(2), rel=0.2)  # of a head that knows nothing
+        assert losses[-1] < losses[0]
+
+
+def test_the_contour_leaves_patches_out_of_a_finetuning_step(monkeypatch):
+    import bench_gpu_encoder as encoder
+    from harness.mae_steps import Setting
+
+    kept, setting = [], Setting("vit_tiny_patch16", 2, 128, "cpu", overrides=(("depth", 1),))
+    choose = encoder.patches_to_keep
+    monkeypatch.setattr(encoder, "patches_to_keep", lambda *given: kept.append(choose(*given)) or kept[-1])
+    inside = torch.zeros(2, 8, 8, dtype=torch.bool)
+    inside[:, 3:5, 3:5] = True
+    encoder.our_finetuning(setting, inside, torch.ones_like(inside))(0)
+    assert kept[0].keep_counts.tolist() == [16, 16]  # 2 x 2 and a margin of one patch

@@ -154,6 +154,14 @@ def test_a_race_becomes_a_row_against_its_strongest_rival(tmp_path, monkeypatch)
     assert "driver 580.1, CUDA 13.0" in text
 
 
+def test_a_run_tells_what_it_waits_and_takes():
+    facts = {"images": 32, "waiting": 0.0123, "cores_busy": 2.34}
+    row = {"ours": {"median": 0.0625}, "extra": facts}
+    assert table.rate_cell(row) == "512 images/s; waits for images: 1.2% of the time; 2.3 cores busy"
+    untold = {**row, "extra": {**facts, "waiting": None}}
+    assert table.rate_cell(untold) == "512 images/s; waits for images: not measured; 2.3 cores busy"
+
+
 def test_failed_rows_stand_in_the_table_and_promise_nothing(tmp_path, monkeypatch):
     comparison = gpu_row(tmp_path, monkeypatch, ours="broken", rivals=["flash"])
     assert (comparison.ratio, comparison.bar_met) == (None, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import subprocess
@@ -155,7 +156,7 @@ def test_without_a_gpu_it_says_so_and_runs_nothing_that_needs_one(tmp_path):
     assert "Traceback" not in said
     assert said.rstrip().splitlines()[-1].endswith("what needs one was not run")
     summary = (tmp_path / "out" / "summary.txt").read_text()
-    for name in ("tests", "memcheck", "racecheck", "attention", "pixels", "encoder", "mae"):
+    for name in ("tests", "memcheck", "racecheck", "attention", "pixels", "encoder", "mae", "pretrain"):
         (row,) = (line for line in summary.splitlines() if line.startswith(f"{name} "))
         assert "NOT RUN" in row
         assert "no GPU" in row
@@ -201,9 +202,26 @@ def test_a_python_without_torch_is_named(tmp_path):
     assert all(stage.blocked for batch in check.plan(tune=True) for stage in batch if stage.name in ("tests", "tune"))
 
 
+def check_pretrain(check: gpu_check.Check, stage: Stage) -> None:
+    """One run among other stages and all of them alone; packages that it needs are named before it begins."""
+    assert stage.limit <= 140
+    assert int(stage.env["HDXRAY_BENCH_SECONDS"]) + 90 <= stage.limit  # what begins last can end
+    alone = {s.name: s for batch in check.plan(tune=False, only=["pretrain"]) for s in batch}["pretrain"]
+    assert int(alone.env["HDXRAY_BENCH_SECONDS"]) + 90 <= alone.limit < gpu_check.TOTAL
+    check.found = {**check.found, "accelerate": False, "psutil": False}
+    blocked = check.pretrain(alone=True).blocked
+    assert blocked == "accelerate, psutil missing; training needs the extra train"
+
+
+def test_training_is_looked_for_in_the_python_at_hand(tmp_path):
+    check = gpu_check.Check(tmp_path, tmp_path / "out")
+    for name in gpu_check.TRAINING:
+        assert check.found[name] == (importlib.util.find_spec(name) is not None)
+
+
 def test_a_gpu_that_is_there_decides_what_is_compiled_for(tmp_path, monkeypatch):
     found = {"torch": "2.11", "built": "13.0", "gpu": True, "name": "NVIDIA H100", "capability": "90"}
-    found |= {"xdist": True, "timeout": True, "benchmark": True}
+    found |= dict.fromkeys(("xdist", "timeout", "benchmark", *gpu_check.TRAINING), True)
     monkeypatch.setattr(gpu_check.Check, "probe", lambda self: found)
     check = gpu_check.Check(tmp_path, tmp_path / "out")
     assert check.no_gpu is None
@@ -217,6 +235,7 @@ def test_a_gpu_that_is_there_decides_what_is_compiled_for(tmp_path, monkeypatch)
     assert str(ROOT / "tests" / "gpu" / "test_gpu_small.py") in plan["memcheck"].command
     assert plan["mae"].env["HDXRAY_BENCH"] == "quick"
     assert [n for n, s in plan.items() if s.optional] == ["mae_compiled"]
+    check_pretrain(check, plan["pretrain"])
     order = list(plan)
     assert order.index("tune") < order.index("attention") < order.index("backends") < order.index("mae")
     for stage in plan.values():
