@@ -2,7 +2,7 @@
 
 Called as ``python distributed_runs.py RUNS.json``, a list of ``{"config": ..., "poison": step or null}``, of
 ``{"finetune": ...}``, or of ``{"report": ...}``; ``"slow": seconds`` makes the first process's reading take so long,
-and the last one's features; ``"killer": name`` ends whatever process reads a file of that name. The losses and the
+and the last one's features; ``"late": true`` looks at steps late, as on a GPU; ``"killer": name`` ends whatever process reads a file of that name. The losses and the
 error of the first kind go to ``<out>/result_<rank>.json``.
 """
 
@@ -65,9 +65,19 @@ def have_killed(name: str) -> None:
     pool.prepare_source = cached.prepare_source = killer_files.prepare_source
 
 
+def look_late(late: bool) -> None:
+    """As on GPUs: numbers come a step late, and a step that is not finite is skipped where it is computed."""
+    from recorded_graph import RecordedGraphs
+
+    from hdxray_fast.training import loop
+
+    loop.graphs_for = RecordedGraphs if late else lambda device: None
+
+
 def main() -> int:
     failed = False
     for run in json.loads(Path(sys.argv[1]).read_text()):
+        look_late(run.get("late", False))
         if "slow" in run:
             dawdle(run["slow"])
         if "killer" in run:

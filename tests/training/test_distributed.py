@@ -131,14 +131,24 @@ def runs(images, tmp_path_factory) -> Path:
         "from_one_sharded": {"batch_size": 2, "resume": "auto", "shard": True},
     }
     listed = [{"config": {**common, "out": str(root / name), **more}} for name, more in variants.items()]
+    listed += [{**run, "late": True} for run in also_late(listed)]
     if have_classify():
         listed.append(
             {"finetune": finetuning(images, root, "finetune_sharded", batch_size=1, grad_accum=2, shard=True)}
         )
-    listed.append({"config": {**common, "out": str(root / "poisoned"), "batch_size": 2, "shard": True}, "poison": 2})
+    for name, more in (("poisoned", {"shard": True}), ("poisoned_late", {})):
+        config = {**common, "out": str(root / name), "batch_size": 2, **more}
+        listed.append({"config": config, "poison": 2, "late": name == "poisoned_late"})
     codes = finish(start(listed, root), root)
     assert codes == [1, 1], (root / "output_0.txt").read_text()  # the poisoned one fails, on purpose
     return root
+
+
+def also_late(listed: list[dict]) -> list[dict]:
+    """The copied ones once more, looked at late as on GPUs."""
+    configs = [run["config"] for run in listed]
+    copied = [config for config in configs if not config.get("shard") and "resume" not in config]
+    return [{"config": {**config, "out": f"{config['out']}_late"}} for config in copied]
 
 
 def have_classify() -> bool:
@@ -165,7 +175,7 @@ def half_way(source: Path, target: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ddp", "ddp_in_parts", "fsdp", "fsdp_in_parts"])
+@pytest.mark.parametrize("name", ["ddp", "ddp_in_parts", "ddp_late", "ddp_in_parts_late", "fsdp", "fsdp_in_parts"])
 def test_two_processes_learn_what_one_learns(runs, name):
     """Ragged batches, dealt out evenly, in one or two parts, copied or sharded, activations kept or computed again."""
     assert result(runs / name) == result(runs / name, 1)
@@ -259,11 +269,13 @@ def test_checkpoints_are_the_same_files_whoever_wrote_them(runs):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_on_one_process_ends_both_and_names_the_files_of_both(runs):
-    messages = [result(runs / "poisoned", rank) for rank in (0, 1)]
+@pytest.mark.parametrize("name", ["poisoned", "poisoned_late"])
+def test_a_loss_that_is_no_number_on_one_process_ends_both_and_names_the_files_of_both(runs, name):
+    messages = [result(runs / name, rank) for rank in (0, 1)]
     assert [message["error"] for message in messages] == ["TrainingError"] * 2
     assert all("step 2: loss nan" in message["message"] for message in messages)
-    (folder,) = (runs / "poisoned" / "failed").iterdir()
+    (folder,) = (runs / name / "failed").iterdir()
+    assert json.loads((folder / "state.json").read_text())["step"] == 1
     assert len(json.loads((folder / "state.json").read_text())["files"]) == 4
     assert (folder / "model.safetensors").exists()
 
@@ -286,12 +298,13 @@ def test_when_one_process_is_gone_the_other_says_so(images, tmp_path, how):
 
 
 @pytest.mark.slow
-def test_a_notice_to_one_process_stops_both_at_the_same_step(images, tmp_path):
+@pytest.mark.parametrize("late", [False, True])
+def test_a_notice_to_one_process_stops_both_at_the_same_step(images, tmp_path, late):
     """As torchrun and Slurm send it: to the process and to the workers that read its files."""
     out = tmp_path / "run"
     endless = {"steps": 10_000, "save_every": 10_000, "workers": 1}
     config = {**SMALL, "data": str(images), "out": str(out), "batch_size": 1, **endless}
-    processes = start([{"config": config}], tmp_path)
+    processes = start([{"config": config, "late": late}], tmp_path)
     until(out, 2, processes)
     os.killpg(processes[1].pid, signal.SIGTERM)
     assert finish(processes, tmp_path) == [0, 0]
