@@ -2,8 +2,8 @@
 
 Called as ``python distributed_runs.py RUNS.json``, a list of ``{"config": ..., "poison": step or null}``, of
 ``{"finetune": ...}``, or of ``{"report": ...}``; ``"slow": seconds`` makes the first process's reading take so long,
-and the last one's features; ``"late": true`` looks at steps late, as on a GPU; ``"killer": name`` ends whatever process reads a file of that name. The losses and the
-error of the first kind go to ``<out>/result_<rank>.json``.
+and the last one's features; ``"late": true`` looks at steps late, as on a GPU; ``"killer": name`` ends whatever process
+reads a file of that name. The losses and the error of the first kind go to ``<out>/result_<rank>.json``.
 """
 
 from __future__ import annotations
