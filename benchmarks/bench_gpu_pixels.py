@@ -1,4 +1,4 @@
-"""Gather, loss and mask plan on the GPU against PyTorch, eager and compiled; 64 images of 1280 x 1280 bytes.
+"""Gather, loss, mixtures of maps and mask plan on the GPU against PyTorch, eager and compiled; 64 images of 1280^2.
 
 Rivals are given what they can know beforehand: the row of each patch among all patches of the batch is computed once,
 outside the measured time. Times are of kernels.
@@ -23,6 +23,7 @@ from torch import Tensor
 
 import hdxray_fast as hx
 from hdxray_fast.ops.loss import VARIANCE_EPSILON
+from hdxray_fast.ops.mixture import mix_maps, mix_maps_ref
 
 pytestmark = pytest.mark.gpu
 
@@ -30,6 +31,7 @@ BATCH, SIZE, PATCH = 64, 1280, 16
 SCALE, SHIFT = 1 / 127.5, -1.0
 EAGER, EAGER_INDEX = "eager patchify + normalise + index", "eager index first, then normalise"
 COMPILED, COMPILED_INDEX = "compiled patchify + normalise + index", "compiled index first, then normalise"
+STACKED, COMPILED_STACKED = "product with the stacked maps", "the same, compiled"
 OURS = "ours"
 
 
@@ -176,6 +178,45 @@ def test_loss(gpu: GpuBench, training: bool):
         [c.name for c in field if c.name != OURS],
         nbytes=nbytes,
         extra={"rows": len(rows), "bytes": nbytes},
+    )
+
+
+# --- mixture of maps --------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("training", [False, True], ids=["forward", "training"])
+def test_mixture(gpu: GpuBench, training: bool):
+    """The cross decoder's 8 mixtures of a ViT-B's 13 maps, fp32 maps under bf16 autocast, as a step has them."""
+    depth, count, rows, width = 8, 13, 32 * 672, 768
+    size = rows * width
+    nbytes = size * (4 * count + 2 * depth) * (2 if training else 1) + (4 * count * size if training else 0)
+    maps = [torch.randn(rows, width, device="cuda").requires_grad_(training) for _ in range(count)]
+    weights = torch.randn(depth, count, device="cuda").mul_(count**-0.5).requires_grad_(training)
+    grads = torch.randn(depth, rows, width, device="cuda").bfloat16()
+
+    def caller(mix: Callable[[list[Tensor], Tensor], Tensor]) -> Callable[[int], tuple[Tensor, ...]]:
+        def call(_: int) -> tuple[Tensor, ...]:
+            with torch.set_grad_enabled(training), torch.autocast("cuda", torch.bfloat16):
+                mixed = mix(maps, weights)
+            more = torch.autograd.grad(mixed, [*maps, weights], grads) if training else ()
+            return (mixed.detach(), *more)
+
+        return call
+
+    field = [Contender(OURS, lambda: caller(mix_maps)), Contender(STACKED, lambda: caller(mix_maps_ref))]
+    if not quick():
+        field.append(Contender(COMPILED_STACKED, lambda: caller(compiled(mix_maps_ref))))
+    reference = caller(mix_maps_ref)(0)
+
+    def error(results: tuple[Tensor, ...], _: str) -> float:
+        return max(relative_error(out, ref) for out, ref in zip(results, reference, strict=True))
+
+    outcomes = gpu.race(field, check=error)
+    gpu.row(
+        f"mixture {'training' if training else 'forward'}",
+        outcomes,
+        OURS,
+        [c.name for c in field if c.name != OURS],
+        nbytes=nbytes,
+        extra={"rows": rows, "bytes": nbytes},
     )
 
 

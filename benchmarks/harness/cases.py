@@ -75,6 +75,14 @@ CASES = {
     "loss training": Case(
         "gpu_pixels", "loss, 64 × 1280² uint8, bf16 predictions, forward + backward", f"{EAGER}, {COMPILED}", 1.2
     ),
+    "mixture forward": Case(
+        "gpu_pixels",
+        "8 mixtures of 13 maps of 21,504 × 768 (ViT-B, batch 32), forward",
+        "product with the stacked maps",
+    ),
+    "mixture training": Case(
+        "gpu_pixels", "8 mixtures of 13 maps of 21,504 × 768, forward + backward", "product with the stacked maps"
+    ),
     "mask plan": Case("gpu_pixels", "mask plan, 64 × 80 × 80, with bounds (no host sync)", "argsort masking"),
     "mask plan synced": Case("gpu_pixels", "mask plan, 64 × 80 × 80, without bounds", "argsort masking"),
     "encoder all": Case("gpu_encoder", "encoder ViT-B/16, all 6400 patches, bf16", "timm's ViT over all patches"),

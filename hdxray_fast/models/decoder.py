@@ -10,6 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..ops.mixture import mix_maps
 from ..ops.plan import MaskPlan
 from .layers import LAYER_NORM_EPS, Block, CrossBlock, Queries, init_weights
 from .packing import image_of_row, token_rows
@@ -165,8 +166,8 @@ class CrossDecoder(nn.Module):
             ``[N_predict, p * p * C]`` in the order of ``plan.predict_ids``.
         """
         x = self.mask_token[0] + self.decoder_pos_embed[0].index_select(0, plan.predict_ids + 1)  # [N_predict, D]
-        mixtures = self.wfm @ torch.stack(maps).flatten(1)  # [depth, num_maps] @ [num_maps, N * De] -> [depth, N * De]
+        mixtures = mix_maps(maps, self.wfm)  # [depth, N_keep + B, De]
         for block, norm, mixture in zip(self.decoder_blocks, self.dec_norms, mixtures.unbind(), strict=True):
-            y = norm(mixture.view_as(maps[0]))  # [N_keep + B, De]
+            y = norm(mixture)  # [N_keep + B, De]
             x = block(x, y, plan.predict_cu_seqlens, cu_seqlens, plan.longest[1], plan.longest[0] + 1)
         return self.decoder_pred(self.decoder_norm(x))

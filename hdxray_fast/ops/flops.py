@@ -33,6 +33,19 @@ def count_attention(forward, backward) -> None:
     _count([backward], of_backward)
 
 
+def count_mixture(forward, backward) -> None:
+    """Have mixtures of maps counted: one product of the weights with all maps forward, two backward."""
+
+    def of_forward(maps, weights, *rest, out_val=None, **_) -> int:
+        return 2 * weights.numel() * maps[0].numel()
+
+    def of_backward(grads, maps, weights, out_val=None, **_) -> int:
+        return 2 * of_forward(maps, weights)
+
+    _count([forward], of_forward)
+    _count([backward], of_backward)
+
+
 def count_nothing(*operators) -> None:
     """Say that operators have no products, so that nobody looks for them."""
     _count(list(operators), lambda *_, **__: 0)

@@ -15,6 +15,7 @@ from attention_helpers import cumulate, packed
 from plan_helpers import make_plan
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 from hdxray_fast import ops
@@ -121,17 +122,41 @@ def attention_backward_samples() -> list[tuple]:
     return samples
 
 
+def mixture_samples() -> list[tuple]:
+    maps = [torch.randn(4, 3, dtype=torch.float64) for _ in range(5)]
+    weights = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+    strided = [torch.randn(3, 4).t() for _ in range(2)]
+    return [
+        (maps, weights, torch.float64),
+        (strided, torch.randn(3, 2), torch.bfloat16),
+    ]
+
+
+def mixture_backward_samples() -> list[tuple]:
+    samples = []
+    for maps, weights, dtype in mixture_samples():
+        grads = torch.randn(weights.shape[0], *maps[0].shape).to(dtype)
+        samples.append((grads, maps, weights.detach()))
+    return samples
+
+
 SAMPLES: dict[str, Callable[[], list[tuple]]] = {
     "attention": attention_samples,
     "attention_backward": attention_backward_samples,
     "gather_patches": gather_samples,
     "gather_patches_backward": scatter_samples,
+    "mix_maps": mixture_samples,
+    "mix_maps_backward": mixture_backward_samples,
     "reconstruction_loss": loss_samples,
     "reconstruction_loss_backward": loss_backward_samples,
     "view_patches": view_samples,
 }
 LINEAR = ("gather_patches", "gather_patches_backward")
-ONCE = ("attention_backward", "reconstruction_loss_backward")  # there is no second derivative; PyTorch says so
+ONCE = (
+    "attention_backward",
+    "mix_maps_backward",
+    "reconstruction_loss_backward",
+)  # there is no second derivative; PyTorch says so
 CONSTANT = ("view_patches",)  # no gradient flows to images seen through a view
 every_operator = pytest.mark.parametrize("name", REGISTERED)
 needs_core = pytest.mark.skipif(native.core is None, reason=f"the native core is not built: {native.why_missing}")
@@ -158,7 +183,7 @@ def test_fake_outputs_have_the_strides_of_real_ones(name):
         with torch.no_grad():
             real = operator(name)(*arguments)
             with FakeTensorMode() as mode:
-                fake = operator(name)(*(mode.from_tensor(a) if isinstance(a, Tensor) else a for a in arguments))
+                fake = operator(name)(*tree_map_only(Tensor, mode.from_tensor, arguments))
         for a, b in zip(*((t,) if isinstance(t, Tensor) else t for t in (real, fake)), strict=True):
             assert (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
 
