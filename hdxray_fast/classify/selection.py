@@ -14,9 +14,10 @@ from torch.utils.data import DataLoader
 
 from ..errors import CheckpointError
 from ..files import save_tensors, written_whole
-from ..models.inputs import encoder_inputs
+from ..models.inference import one_late
+from ..models.inputs import encoder_inputs, sent_batch
 from ..training.checkpoints import whole_state
-from ..training.processes import loader_workers, outlive_notice
+from ..training.processes import loader_workers, one_opencv_thread, outlive_notice
 from .classifier import Classifier
 from .config import FinetuneConfig
 from .data import LabelledRadiographs
@@ -57,6 +58,12 @@ def predict_rows(
     loader = DataLoader(
         dataset, batch_sampler=keys, num_workers=workers, pin_memory=on_gpu, worker_init_fn=outlive_notice
     )
+    with one_opencv_thread():
+        batches = iter(loader)
+
+    def compute(batch: dict) -> tuple[torch.Tensor]:
+        return (model(*encoder_inputs(model.encoder, sent_batch(batch, device))).float(),)
+
     rows, logits = [], []
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(bar(total=len(mine), unit="image", desc=label)) if bar else None
@@ -65,14 +72,12 @@ def predict_rows(
         elif on_gpu and config.precision != "fp32":
             dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
             stack.enter_context(torch.autocast("cuda", dtype))
-        for batch in loader:
+        for batch, (found,) in one_late(batches, compute, device):
             good = batch["readable"]
             if not bool(good.all()):
                 on_unreadable(batch)
-            on_device = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, torch.Tensor)}
-            found = model(*encoder_inputs(model.encoder, on_device)).float().cpu().numpy()
             rows += batch["index"][good].tolist()
-            logits.append(found[good.numpy()])
+            logits.append(found.numpy()[good.numpy()])
             if progress is not None:
                 progress.update(len(good))
     width = len(model.config.classes)
