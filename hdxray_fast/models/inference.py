@@ -132,6 +132,11 @@ class Copies:
         return tuple(tensor.clone() for tensor in self._tensors)
 
 
+def answers_late(device: torch.device) -> bool:
+    """Whether a device works on by itself while the host does something else."""
+    return device.type != "cpu"
+
+
 def one_late(
     batches: Iterable[T], compute: Callable[[T], tuple[Tensor, ...]], device: torch.device
 ) -> Iterator[tuple[T, tuple[Tensor, ...]]]:
@@ -147,7 +152,7 @@ def one_late(
     before: tuple[T, Copies] | None = None
     for batch in batches:
         begun = batch, Copies(compute(batch), device)
-        if device.type == "cpu":
+        if not answers_late(device):
             yield batch, begun[1].wait()
             continue
         if before is not None:
