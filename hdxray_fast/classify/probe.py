@@ -115,6 +115,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
         seed=config.seed,
         extra={
             "config": asdict(replace(config, out=str(out))),
+            "precision": done.precision,
             "strengths": probe.strengths,
             "unreadable": unreadable,
             "threshold_not_chosen": one_sided(val),

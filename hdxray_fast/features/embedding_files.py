@@ -34,6 +34,7 @@ class EmbeddedFiles:
         unreadable: files that could not be read this time.
         unreadable_csv: lists them.
         quarantined: the same files, with their reasons.
+        precision: ``"fp32"`` or ``"bf16"``, what all rows were computed in.
     """
 
     out: Path
@@ -43,6 +44,7 @@ class EmbeddedFiles:
     unreadable: int
     unreadable_csv: Path
     quarantined: list[Quarantined] = field(default_factory=list)
+    precision: str = "fp32"
 
 
 def embed_files(
@@ -130,7 +132,7 @@ def embed_list(
             waiting = []
     table.append(Embeddings.join(waiting, table.width), stamps)
     written = table.finish(files, bad)
-    return EmbeddedFiles(written, len(table.done), new, table.width, len(bad), table.unreadable, bad)
+    return EmbeddedFiles(written, len(table.done), new, table.width, len(bad), table.unreadable, bad, job.precision)
 
 
 def fingerprint(encoder: Encoder) -> str:

@@ -37,17 +37,19 @@ class FeatureStore:
         folder: made if needed.
         images: radiographs in a run's cache, unaugmented.
         model: whose encoder is frozen.
+        precision: what it computes in, as Accelerate calls it; features of another one are others.
 
     Attributes:
         weights: tells them apart from those of other encoders.
     """
 
-    def __init__(self, folder: Path, images: RadiographDataset, model: ReportModel) -> None:
+    def __init__(self, folder: Path, images: RadiographDataset, model: ReportModel, precision: str = "no") -> None:
         self.folder, self.images = folder, images
         self.grid_size, self.patch_size = model.encoder.grid_size, model.encoder.patch_size
         self.pool, self.num_prefix = model.config.pool, model.encoder.num_prefix_tokens
         c = model.config
         settings = [FORMAT, c.keep, c.pool, c.visual_tokens if c.pool == "grid" else 0, model.encoder.margin]
+        settings += [] if precision == "no" else [precision]
         self.weights = weights_print(model.encoder)
         self.made_by = json.dumps([self.weights, repr(model.encoder.config), *settings])
 

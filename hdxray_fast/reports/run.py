@@ -312,7 +312,7 @@ class ReportTask(Task):
         """Every process computes its share; all wait for each other."""
         accelerator = training.accelerator
         meet = patient_barrier(accelerator)
-        store = FeatureStore(cache / "features", images, self.model)
+        store = FeatureStore(cache / "features", images, self.model, accelerator.mixed_precision)
         numbers = sorted({number for row in studies for number in row.images})
         mine = numbers[accelerator.process_index :: accelerator.num_processes]
         self.model.encoder.to(accelerator.device).eval()
