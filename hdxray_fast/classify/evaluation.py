@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..data.listing import list_images
 from ..data.quarantine import Quarantined, write_quarantine
@@ -71,6 +72,7 @@ class Predictions:
         quarantined: files that could not be read.
         present: of each image the classes that are called present: at or above their threshold or, of classes that
             exclude each other, the most probable of all (none, if that one was not asked about).
+        precision: ``"fp32"`` or ``"bf16"``, what the model computed in.
     """
 
     images: list[str]
@@ -79,6 +81,7 @@ class Predictions:
     thresholds: list[float]
     quarantined: list[Quarantined] = field(default_factory=list)
     present: list[list[str]] = field(default_factory=list)
+    precision: str = "fp32"
 
 
 def called_present(
@@ -119,13 +122,15 @@ def predict(
     device: str | None = None,
     progress: bool = False,
     classes: Sequence[str] | None = None,
+    precision: str = "auto",
+    compile: str = "auto",
 ) -> Predictions:
     """Probabilities of a saved classifier for files, folders or CSV manifests.
 
     Args:
         paths: what to look at.
         model: a classifier, or the folder of one.
-        batch_size, workers, device, progress: as for :func:`hdxray_fast.embed`.
+        batch_size, workers, device, progress, precision, compile: as for :func:`hdxray_fast.embed`.
         classes: names to ask about; left out, those it was trained on. A ``label-query`` head with text embeddings
             takes any name; the threshold of one that was never trained is 0.5.
 
@@ -140,7 +145,7 @@ def predict(
     model = load_classifier(model) if isinstance(model, str | os.PathLike) else model
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     files = list(dict.fromkeys(str(file) for name in names for file in list_images(name, argument="paths")))
-    return predict_list(files, model, batch_size, workers, device, progress, classes)
+    return predict_list(files, model, batch_size, workers, device, progress, classes, precision, compile)
 
 
 def predict_list(
@@ -151,12 +156,14 @@ def predict_list(
     device: str | None = None,
     progress: bool = False,
     classes: Sequence[str] | None = None,
+    precision: str = "auto",
+    compile: str = "auto",
 ) -> Predictions:
     """:func:`predict` for files as they are listed; missing ones count as unreadable."""
     questions = ask(model, classes)
     if progress and (strange := untrained(model, questions.names)):
         print(f"not trained: {', '.join(strange)} (asked by name; threshold 0.5)")
-    scorer = _Scorer(model.eval(), device, questions)
+    scorer = _Scorer(model, device, questions, precision, compile)
     jobs = [(file, file) for file in files]
     images: list[str] = []
     bad: list[Quarantined] = []
@@ -174,7 +181,7 @@ def predict_list(
         present = [[name for name in row if name in questions.names] for row in winners]
     else:
         present = called_present(asked, questions.names, questions.thresholds, multiclass=False)
-    return Predictions(images, asked, questions.names, questions.thresholds, bad, present)
+    return Predictions(images, asked, questions.names, questions.thresholds, bad, present, scorer.precision)
 
 
 def untrained(model: Classifier, names: Sequence[str]) -> list[str]:
@@ -265,14 +272,17 @@ def evaluate_files(
     progress: bool = True,
     classes: Sequence[str] | None = None,
     max_bad_share: float = 0.05,
+    precision: str = "auto",
+    compile: str = "auto",
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
 
     Uncertain labels are read as in training unless ``uncertain`` says how. Thresholds are those chosen on validation
-    when the classifier was made; ``classes`` are as for :func:`predict`, so that names it has never seen can be put to
-    the test. Writes what :func:`report_predictions`
-    writes, and ``unreadable.csv``; the metrics also count those files as ``unreadable``. ``split`` takes the words that
-    a manifest may have for its splits; if training drew them, from this manifest, they are drawn as they were there.
+    when the classifier was made; ``classes``, ``precision`` and ``compile`` are as for :func:`predict`, so that names
+    it has never seen can be put to the test. Writes what :func:`report_predictions` writes, and ``unreadable.csv``; the
+    metrics also count those files as ``unreadable``, and say in which ``precision`` the model computed. ``split`` takes
+    the words that a manifest may have for its splits; if training drew them, from this manifest, they are drawn as they
+    were there.
 
     Raises:
         ConfigError: the manifest lacks a class of the classifier, lists an image twice or a patient in two splits, or
@@ -292,12 +302,14 @@ def evaluate_files(
     require_files(table, str(data))
     if progress:
         print("\n".join(table.notes), end="\n" if table.notes else "")
-    found = predict_list(table.paths, classifier, batch_size, workers, device, progress, classes)
+    asked = classes, precision, compile
+    found = predict_list(table.paths, classifier, batch_size, workers, device, progress, *asked)
     out.mkdir(parents=True, exist_ok=True)
     write_quarantine(out / "unreadable.csv", found.quarantined)
     bad = len(found.quarantined)
     refuse_unreadable(bad, len(table), max_bad_share, out / "unreadable.csv")
     extra = {"model": str(model), "split": split, "unreadable": bad, "untrained": untrained(classifier, found.classes)}
+    extra["precision"] = found.precision
     place = {path: row for row, path in enumerate(found.images)}
     table = table.rows([row for row, path in enumerate(table.paths) if path in place])
     scores = found.probabilities[[place[path] for path in table.paths]]
@@ -338,16 +350,27 @@ def _part(table: LabelTable, split: str, source: str, trained: dict, preset: str
     )
 
 
+class _Scores(nn.Module):
+    """A classifier's answers as probabilities, also for names that it was not trained on."""
+
+    def __init__(self, model: Classifier, new_names: torch.Tensor | None) -> None:
+        super().__init__()
+        self.model = model
+        self.register_buffer("new_names", new_names)
+
+    def forward(self, images, plan=None, scale=None, shift=None) -> torch.Tensor:
+        return self.model.probabilities(self.model(images, plan, scale, shift, self.new_names))
+
+
 class _Scorer(Embedder):
     """Reads and batches as :func:`hdxray_fast.embed` does, with probabilities in the place of features."""
 
-    def __init__(self, model: Classifier, device: str | None, questions: Questions) -> None:
-        super().__init__(model.encoder, pool="mean", device=device)
-        self.model = model.to(self.device)
+    def __init__(
+        self, model: Classifier, device: str | None, questions: Questions, precision: str, compile: str
+    ) -> None:
+        self._scores = _Scores(model, questions.new_names)
         self.contour = model.config.contour
-        new = questions.new_names
-        self.new_names = None if new is None else new.to(self.device)
+        super().__init__(model.encoder, pool="mean", device=device, precision=precision, compile=compile)
 
-    def pooled(self, images, plan, scale, shift) -> tuple[torch.Tensor, torch.Tensor]:
-        logits = self.model(images, plan, scale, shift, self.new_names)
-        return self.model.probabilities(logits), torch.zeros(len(images) + 1)
+    def _model(self) -> nn.Module:
+        return self._scores

@@ -84,7 +84,8 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
 
 
 def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encoder, progress: bool) -> ProbeResult:
-    options = {name: getattr(config, name) for name in ("pool", "keep", "batch_size", "workers", "device")}
+    names = ("pool", "keep", "batch_size", "workers", "device", "precision", "compile")
+    options = {name: getattr(config, name) for name in names}
     kept = Path(config.features) if config.features else out / "features.parquet"
     done = embed_list(table.paths, kept, encoder, progress=progress, **options)
     rows = read_features(done.out) if done.rows else {"path": []}  # refused in a moment
@@ -114,6 +115,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
         seed=config.seed,
         extra={
             "config": asdict(replace(config, out=str(out))),
+            "precision": done.precision,
             "strengths": probe.strengths,
             "unreadable": unreadable,
             "threshold_not_chosen": one_sided(val),

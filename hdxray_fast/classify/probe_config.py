@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import ConfigError
 from .label_settings import LabelSettings
@@ -24,6 +25,8 @@ class ProbeConfig(LabelSettings):
         batch_size: images at once.
         workers: processes that read files; -1 takes one per core.
         device: where the encoder runs; a GPU if there is one by default.
+        precision: of the features: ``fp32``, ``bf16``, or ``auto``: bf16 on GPUs that have it and fp32 elsewhere.
+        compile: ``on``, ``off``, or ``auto``: on a GPU, where there are thousands of batches.
         bootstraps: draws of patients for the 95 % intervals.
         seed: of splits, fractions and draws.
         split_seed: of the splits alone; ``seed`` by default.
@@ -41,6 +44,8 @@ class ProbeConfig(LabelSettings):
     batch_size: int = 4
     workers: int = -1
     device: str | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    compile: Literal["auto", "on", "off"] = "auto"
     bootstraps: int = 1000
     seed: int = 0
     split_seed: int | None = None

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
 
 from ..errors import CheckpointError
 from ..files import save_tensors, written_whole
-from ..models.inputs import encoder_inputs
+from ..models.inference import one_late
+from ..models.inputs import encoder_inputs, sent_batch
+from ..training.batches import batches_of
 from ..training.checkpoints import whole_state
-from ..training.processes import loader_workers, outlive_notice
 from .classifier import Classifier
 from .config import FinetuneConfig
 from .data import LabelledRadiographs
@@ -52,27 +52,25 @@ def predict_rows(
     keys = [[(0, row) for row in mine[i : i + config.batch_size]] for i in range(0, len(mine), config.batch_size)]
     # where the model is sharded all processes meet in each batch: who has none left repeats an image
     keys += [[(0, rank % max(1, len(dataset)))]] * (-(-len(dataset) // (world * config.batch_size)) - len(keys))
-    on_gpu = device.type == "cuda"
-    workers = loader_workers(config.workers, on_gpu) if on_gpu else 0  # on the CPU the model wants every core
-    loader = DataLoader(
-        dataset, batch_sampler=keys, num_workers=workers, pin_memory=on_gpu, worker_init_fn=outlive_notice
-    )
+    batches = batches_of(dataset, keys, config.workers, device)
+
+    def compute(batch: dict) -> tuple[torch.Tensor]:
+        return (model(*encoder_inputs(model.encoder, sent_batch(batch, device))).float(),)
+
     rows, logits = [], []
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(bar(total=len(mine), unit="image", desc=label)) if bar else None
         if accelerator is not None:
             stack.enter_context(accelerator.autocast())
-        elif on_gpu and config.precision != "fp32":
+        elif device.type == "cuda" and config.precision != "fp32":
             dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
             stack.enter_context(torch.autocast("cuda", dtype))
-        for batch in loader:
+        for batch, (found,) in one_late(batches, compute, device):
             good = batch["readable"]
             if not bool(good.all()):
                 on_unreadable(batch)
-            on_device = {k: v.to(device, non_blocking=True) for k, v in batch.items() if isinstance(v, torch.Tensor)}
-            found = model(*encoder_inputs(model.encoder, on_device)).float().cpu().numpy()
             rows += batch["index"][good].tolist()
-            logits.append(found[good.numpy()])
+            logits.append(found.numpy()[good.numpy()])
             if progress is not None:
                 progress.update(len(good))
     width = len(model.config.classes)

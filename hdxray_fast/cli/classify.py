@@ -9,6 +9,7 @@ from dataclasses import fields
 from ..classify.config import FinetuneConfig
 from ..classify.label_presets import PRESETS
 from ..classify.probe_config import ProbeConfig
+from .options import add_inference
 
 # Settings of probe and finetune that take several values
 LISTS = frozenset(
@@ -60,6 +61,7 @@ def _add_model(parser) -> None:
     parser.add_argument("--batch_size", type=int, default=4)
     parser.add_argument("--workers", type=int, default=-1, help="processes that read files; -1: one per core")
     parser.add_argument("--device", help="where the model runs; left out, a GPU if there is one")
+    add_inference(parser)
 
 
 def join_lists(argv: list[str]) -> list[str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from .options import add_inference
+
 
 def add_commands(commands, parser_class) -> None:
     """Add it to jsonargparse's subcommands."""
@@ -19,6 +21,7 @@ def add_commands(commands, parser_class) -> None:
     embed.add_argument("--batch_size", type=int, default=4)
     embed.add_argument("--workers", type=int, default=-1, help="processes that read files; -1: one per core")
     embed.add_argument("--device", help="where the encoder runs; left out, a GPU if there is one")
+    add_inference(embed)
     commands.add_subcommand("embed", embed, help="features of radiographs, as a table")
 
 

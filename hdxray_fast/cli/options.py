@@ -70,6 +70,18 @@ def parser_reason(message: str, words: Sequence[str], options: Mapping[str, str]
     return message
 
 
+def add_precision(parser) -> None:
+    """In what a model that is not trained computes, for every command that has one."""
+    parser.add_argument("--precision", default="auto", help="fp32, bf16, or auto: bf16 on GPUs that have it")
+
+
+def add_inference(parser) -> None:
+    """How a model of fixed shapes runs that is not trained."""
+    add_precision(parser)
+    compiles = "on, off, or auto: through torch.compile on a GPU, where there are thousands of batches"
+    parser.add_argument("--compile", default="auto", help=compiles)
+
+
 def lists_commands(parser) -> bool:
     """Whether there are commands below a parser's own."""
     return bool(_commands(parser))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from .options import add_precision
+
 
 def add_commands(commands, parser_class) -> None:
     """Add ``report`` with its own subcommands to jsonargparse's subcommands."""
@@ -53,6 +55,7 @@ def _add_generate(commands, parser_class) -> None:
     generate.add_argument("--batch_size", type=int, default=4, help="studies at once")
     generate.add_argument("--workers", type=int, default=-1, help="processes that read files; -1: one per core")
     generate.add_argument("--device", help="where the model runs; left out, a GPU if there is one")
+    add_precision(generate)
     commands.add_subcommand("generate", generate, help="radiographs to reports")
 
 

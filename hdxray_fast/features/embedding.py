@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data.listing import list_images
 from ..data.quarantine import Quarantined
 from ..data.radiographs import Radiograph, read_ahead
 from ..devices import find_device
 from ..errors import ArgumentError, ArgumentTypeError
-from ..models.encoder import Encoder, Tokens
-from ..models.inputs import as_batch, encoder_inputs, patches_to_keep
+from ..models.encoder import Encoder
+from ..models.inference import Inference, one_late
+from ..models.inputs import EncoderInputs, as_batch, encoder_inputs, patches_to_keep
 from ..models.layers import check_count
+from ..models.selection import sent
+from ..ops.plan import MaskPlan
 from ..weights.create import create_encoder
 
 
@@ -74,6 +77,8 @@ def embed(
     workers: int = 0,
     device: str | torch.device | None = None,
     progress: bool = False,
+    precision: str = "auto",
+    compile: str = "auto",
 ) -> Embeddings:
     """Features of radiographs.
 
@@ -89,6 +94,10 @@ def embed(
         workers: processes that read files ahead; 0 reads in this process.
         device: where the encoder runs; left out, a GPU if there is one.
         progress: show a progress bar.
+        precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16 on GPUs that have it, fp32 elsewhere. Features are
+            float32.
+        compile: ``"on"``, ``"off"``, or ``"auto"``: the encoder goes through ``torch.compile`` on a GPU, where there
+            are thousands of batches. Where that fails a warning says so, and it goes on without.
 
     Returns:
         A row per readable image, in order; the others are in ``quarantined``.
@@ -98,7 +107,7 @@ def embed(
         ConfigError: a path does not exist or names no image.
     """
     check_count("batch_size", batch_size)
-    job = Embedder(encoder, pool=pool, keep=keep, device=device)
+    job = Embedder(encoder, pool=pool, keep=keep, device=device, precision=precision, compile=compile)
     if isinstance(images, Tensor) or (isinstance(images, np.ndarray) and images.ndim == 4):
         return job.tensor(torch.as_tensor(images), batch_size)
     jobs = list(_sources(images))
@@ -107,8 +116,27 @@ def embed(
     )
 
 
+class PooledFeatures(nn.Module):
+    """An encoder's feature of each image, pooled in another way than its own."""
+
+    def __init__(self, encoder: Encoder, pool: str) -> None:
+        super().__init__()
+        self.encoder, self.pool = encoder, pool
+
+    def forward(self, images, plan=None, scale=None, shift=None) -> Tensor:
+        """``[B, D]``; arguments as for :meth:`.Encoder.encode`."""
+        encoder = self.encoder
+        patches = encoder.grid_size[0] * encoder.grid_size[1] if plan is None else plan.longest[0]
+        tokens = encoder.encode(images, plan, scale, shift)
+        return encoder.pool_tokens(tokens, self.pool, patches + encoder.num_prefix_tokens)
+
+
 class Embedder:
-    """An encoder made ready to embed; see :func:`embed` for the arguments."""
+    """An encoder made ready to embed; see :func:`embed` for the arguments.
+
+    Attributes:
+        precision: ``"fp32"`` or ``"bf16"``, what it computes in.
+    """
 
     contour = "network"  # how the contours of files and arrays are found
 
@@ -119,6 +147,8 @@ class Embedder:
         pool: str | None = None,
         keep: str | None = None,
         device: str | torch.device | None = None,
+        precision: str = "auto",
+        compile: str = "auto",
     ) -> None:
         if isinstance(encoder, str | os.PathLike):
             encoder = create_encoder(weights=encoder)
@@ -132,9 +162,14 @@ class Embedder:
             raise ArgumentError(f"keep: got {keep!r}, accepted are 'all', 'valid' and 'contour'")
         if self.pool not in ("cls", "mean", "attention"):
             raise ArgumentError(f"pool: got {pool!r}, accepted are 'cls', 'mean' and 'attention'")
-        device = find_device(device)
-        self.encoder = encoder.eval().to(device)
-        self.device = device
+        self.device = find_device(device)
+        self.encoder = encoder
+        self._inference = Inference(self._model(), self.device, precision=precision, compile=compile)
+        self.precision = self._inference.precision
+
+    def _model(self) -> nn.Module:
+        """What gives ``[B, D]`` for the arguments of :meth:`.Encoder.encode`."""
+        return PooledFeatures(self.encoder, self.pool)
 
     def batches(
         self,
@@ -155,60 +190,79 @@ class Embedder:
         check_count("batch_size", batch_size)
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
             raise ArgumentError(f"workers: got {workers!r}, accepted is an int of at least 0")
-        read = read_ahead(jobs, height, self.encoder.patch_size, workers, self.contour)
-        batch: list[Radiograph] = []
-        bad: list[Quarantined] = []
-        for item in _with_progress(read, len(jobs), progress):
-            if on_image is not None:
-                on_image(item)
-            (bad if isinstance(item, Quarantined) else batch).append(item)
-            if len(batch) == batch_size:
-                yield self._radiographs(batch, bad)
-                batch, bad = [], []
-        if batch or bad:
-            yield self._radiographs(batch, bad)
+        read = _with_progress(
+            read_ahead(jobs, height, self.encoder.patch_size, workers, self.contour), len(jobs), progress
+        )
+        self._expect(len(jobs), batch_size)
+        for (batch, bad), found in one_late(_batched(read, batch_size, on_image), self._radiographs, self.device):
+            if not batch:
+                yield replace(Embeddings.join([], self.encoder.num_features), quarantined=bad)
+                continue
+            features, kept = found
+            yield Embeddings(
+                features=features.numpy(),
+                sources=[item.source for item in batch],
+                confidence=np.array([item.confidence for item in batch], np.float32),
+                flagged=np.array([item.flagged for item in batch]),
+                provenance_ids=[item.provenance_id for item in batch],
+                kept=kept.numpy(),
+                quarantined=bad,
+            )
 
     def tensor(self, images: Tensor, batch_size: int = 4) -> Embeddings:
         """Embed ``[B, C, H, W]`` as it is."""
-        parts = []
-        for index, chunk in enumerate(images.split(batch_size)):
-            chunk = chunk.to(self.device)
-            plan = patches_to_keep(self.encoder, chunk, None, None, self.keep)
-            features, kept = self._features(chunk, plan, None, None)
-            count = len(features)
-            names = [f"<array {index * batch_size + i}>" for i in range(count)]
+        parts: list[Embeddings] = []
+        self._expect(len(images), batch_size)
+        for chunk, (features, kept) in one_late(images.split(batch_size), self._tensor, self.device):
+            count, first = len(chunk), sum(map(len, parts))
+            names = [f"<array {first + i}>" for i in range(count)]
             nan, no = np.full(count, np.nan, np.float32), np.zeros(count, bool)
-            parts.append(Embeddings(features, names, nan, no, [""] * count, kept))
+            parts.append(Embeddings(features.numpy(), names, nan, no, [""] * count, kept.numpy()))
         return Embeddings.join(parts, self.encoder.num_features)
 
-    def _radiographs(self, batch: list[Radiograph], bad: list[Quarantined]) -> Embeddings:
+    def _expect(self, images: int, batch_size: int) -> None:
+        self._batch_size = batch_size
+        self._inference.expect(-(-images // batch_size))
+
+    def _radiographs(self, batch_and_bad: tuple[list[Radiograph], list[Quarantined]]) -> tuple[Tensor, ...]:
+        batch, _ = batch_and_bad
         if not batch:
-            empty = Embeddings.join([], self.encoder.num_features)
-            empty.quarantined = bad
-            return empty
-        inputs = encoder_inputs(self.encoder, as_batch(batch, self.device), self.keep)
-        features, kept = self._features(*inputs)
-        return Embeddings(
-            features=features,
-            sources=[item.source for item in batch],
-            confidence=np.array([item.confidence for item in batch], np.float32),
-            flagged=np.array([item.flagged for item in batch]),
-            provenance_ids=[item.provenance_id for item in batch],
-            kept=kept,
-            quarantined=bad,
-        )
+            return ()
+        return self._features(encoder_inputs(self.encoder, as_batch(batch, self.device), self.keep))
 
-    @torch.inference_mode()
-    def _features(self, images, plan, scale, shift) -> tuple[np.ndarray, np.ndarray]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            features, cu_seqlens = self.pooled(images, plan, scale, shift)
-        kept = cu_seqlens.diff().cpu().numpy() - self.encoder.num_prefix_tokens
-        return features.float().cpu().numpy(), kept.astype(np.int32)
+    def _tensor(self, chunk: Tensor) -> tuple[Tensor, Tensor]:
+        plan = patches_to_keep(self.encoder, chunk, None, None, self.keep)  # where the images are: most often the host
+        plan = None if plan is None else sent(plan, self.device)
+        return self._features(EncoderInputs(sent(chunk, self.device), plan, None, None))
 
-    def pooled(self, images, plan, scale, shift) -> tuple[Tensor, Tensor]:
-        """Features ``[B, D]`` of one batch and the ``cu_seqlens`` of its tokens."""
-        tokens: Tokens = self.encoder.encode(images, plan, scale, shift)
-        return self.encoder.pool_tokens(tokens, self.pool), tokens.cu_seqlens
+    def _features(self, inputs: EncoderInputs) -> tuple[Tensor, Tensor]:
+        """On the device, not waited for: features ``[B, D] float32``, patches that were looked at ``[B] int32``."""
+        features = self._inference(*inputs, whole=len(inputs.images) == self._batch_size)
+        return features, _kept(inputs.plan, self.encoder, features)
+
+
+def _kept(plan: MaskPlan | None, encoder: Encoder, features: Tensor) -> Tensor:
+    if plan is not None:
+        return plan.keep_counts
+    patches = encoder.grid_size[0] * encoder.grid_size[1]
+    return torch.full((len(features),), patches, dtype=torch.int32, device=features.device)
+
+
+def _batched(
+    items: Iterable[Radiograph | Quarantined], size: int, on_image: Callable | None
+) -> Iterator[tuple[list[Radiograph], list[Quarantined]]]:
+    """``size`` radiographs at a time (the last are fewer, or none), with what could not be read on the way."""
+    batch: list[Radiograph] = []
+    bad: list[Quarantined] = []
+    for item in items:
+        if on_image is not None:
+            on_image(item)
+        (bad if isinstance(item, Quarantined) else batch).append(item)
+        if len(batch) == size:
+            yield batch, bad
+            batch, bad = [], []
+    if batch or bad:
+        yield batch, bad
 
 
 def _sources(images: object) -> Iterator[tuple[str | np.ndarray, str]]:

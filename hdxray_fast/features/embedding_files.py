@@ -34,6 +34,7 @@ class EmbeddedFiles:
         unreadable: files that could not be read this time.
         unreadable_csv: lists them.
         quarantined: the same files, with their reasons.
+        precision: ``"fp32"`` or ``"bf16"``, what all rows were computed in.
     """
 
     out: Path
@@ -43,6 +44,7 @@ class EmbeddedFiles:
     unreadable: int
     unreadable_csv: Path
     quarantined: list[Quarantined] = field(default_factory=list)
+    precision: str = "fp32"
 
 
 def embed_files(
@@ -57,6 +59,8 @@ def embed_files(
     workers: int = 0,
     device: str | None = None,
     progress: bool = True,
+    precision: str = "auto",
+    compile: str = "auto",
 ) -> EmbeddedFiles:
     """Write a row of features per radiograph to a Parquet file; files that it already holds are not read again, unless
     they have changed since: in size or time.
@@ -68,7 +72,8 @@ def embed_files(
         weights: as for :func:`hdxray_fast.create_encoder`, or an encoder.
         img_size: canvas side, pixels; left out, the encoder's.
         workers: processes that read files ahead; -1 takes one per core.
-        pool, keep, batch_size, device, progress: as for :func:`hdxray_fast.embed`.
+        pool, keep, batch_size, device, progress, precision, compile: as for :func:`hdxray_fast.embed`; the precision is
+            one of the settings that the table holds to.
 
     Raises:
         ConfigError: a path names no image, or ``out`` holds features made with other settings.
@@ -81,7 +86,7 @@ def embed_files(
     files = list(dict.fromkeys(str(file) for path in paths for file in list_images(path, argument="paths")))
     return embed_list(
         files, out, weights, pool=pool, keep=keep, img_size=img_size, batch_size=batch_size, workers=workers,
-        device=device, progress=progress,
+        device=device, progress=progress, precision=precision, compile=compile,
     )  # fmt: skip
 
 
@@ -97,15 +102,18 @@ def embed_list(
     workers: int = 0,
     device: str | None = None,
     progress: bool = True,
+    precision: str = "auto",
+    compile: str = "auto",
 ) -> EmbeddedFiles:
     """:func:`embed_files` for files as they are listed; missing ones count as unreadable."""
     encoder = encoder_of_size(weights, img_size)
-    job = Embedder(encoder, pool=pool, keep=keep, device=device)
+    job = Embedder(encoder, pool=pool, keep=keep, device=device, precision=precision, compile=compile)
     settings = {
         "encoder": asdict(encoder.config),
         "weights": fingerprint(encoder),
         "pool": job.pool,
         "keep": job.keep,
+        "precision": job.precision,
     }
     table = FeatureTable(out, settings, encoder.num_features)
     stamps = {file: Stamp.of(file) for file in files}
@@ -124,7 +132,7 @@ def embed_list(
             waiting = []
     table.append(Embeddings.join(waiting, table.width), stamps)
     written = table.finish(files, bad)
-    return EmbeddedFiles(written, len(table.done), new, table.width, len(bad), table.unreadable, bad)
+    return EmbeddedFiles(written, len(table.done), new, table.width, len(bad), table.unreadable, bad, job.precision)
 
 
 def fingerprint(encoder: Encoder) -> str:

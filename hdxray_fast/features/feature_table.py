@@ -17,6 +17,7 @@ from ..files import written_whole
 from .embedding import Embeddings
 
 SETTINGS_KEY = b"hdxray_fast"
+UNTOLD = ("precision",)  # settings that older tables do not tell: they are trusted to have been made so
 
 
 class Stamp(NamedTuple):
@@ -182,6 +183,8 @@ class FeatureTable:
         except (OSError, self._arrow.ArrowException) as error:
             raise ConfigError(f"out: {path} cannot be read as Parquet ({error}); choose another file") from error
         found = json.loads((table.schema.metadata or {}).get(SETTINGS_KEY, b"null"))
+        if found:
+            found = {**{name: self.settings[name] for name in UNTOLD if name in self.settings}, **found}
         if found != self.settings:
             what = f"other settings ({'; '.join(_differences(found, self.settings))})" if found else "something else"
             raise ConfigError(f"out: {path} holds features made with {what}; choose another file, or folder of a probe")

@@ -6,7 +6,7 @@ radiographs ──as_batch──▶ batch ──encoder_inputs──▶ images, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 from ..ops.plan import MaskPlan
 from .encoder import Encoder
 from .selection import selected_patches
+
+GRIDS = ("inside", "valid")  # of a batch: what plans are made of
 
 
 class Pictured(Protocol):
@@ -49,15 +51,30 @@ def as_batch(radiographs: Sequence[Pictured], device: torch.device | str = "cpu"
 
     Returns:
         ``pixels [B, 1, S, S] uint8``, ``scale`` and ``shift`` ``[B] float32`` on ``device``; ``inside`` and ``valid``
-        ``[B, gh, gw] bool`` on the CPU, where plans are made.
+        ``[B, gh, gw] bool`` on the CPU, where plans are made. A GPU is not waited for.
     """
-    batch = {"pixels": torch.from_numpy(np.stack([item.pixels for item in radiographs])).unsqueeze(1).to(device)}
-    for name in ("inside", "valid"):
+    device = torch.device(device)
+    pinned = device.type == "cuda"
+    pixels = torch.empty(len(radiographs), 1, *radiographs[0].pixels.shape, dtype=torch.uint8, pin_memory=pinned)
+    np.stack([item.pixels for item in radiographs], out=pixels.squeeze(1).numpy())
+    batch = {"pixels": pixels}
+    for name in GRIDS:
         batch[name] = torch.from_numpy(np.stack([getattr(item, name) for item in radiographs]))
     for name in ("scale", "shift"):
         numbers = [getattr(item, name) for item in radiographs]
-        batch[name] = torch.tensor(numbers, dtype=torch.float32, device=device)
-    return batch
+        batch[name] = torch.tensor(numbers, dtype=torch.float32, pin_memory=pinned)
+    return sent_batch(batch, device)
+
+
+def sent_batch(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """A batch of the host on ``device``, but for what plans are made of: ``inside`` and ``valid`` stay on the host.
+
+    From page-locked memory, which a ``DataLoader`` with ``pin_memory=True`` gives, a GPU is not waited for.
+    """
+    return {
+        name: value.to(device, non_blocking=True) if isinstance(value, Tensor) and name not in GRIDS else value
+        for name, value in batch.items()
+    }
 
 
 def encoder_inputs(encoder: Encoder, batch: Mapping[str, Tensor], keep: str | None = None) -> EncoderInputs:
@@ -66,7 +83,9 @@ def encoder_inputs(encoder: Encoder, batch: Mapping[str, Tensor], keep: str | No
     Args:
         encoder: its ``in_chans``, ``keep``, ``margin`` and ``normalisation`` decide.
         batch: ``pixels [B, 1, S, S]``, ``inside`` and ``valid`` ``[B, gh, gw] bool``, ``scale`` and ``shift``
-            ``[B] float32``, those of the patches that are no padding; further entries are passed over.
+            ``[B] float32``, those of the patches that are no padding; further entries are passed over. Where the pixels
+            are on a GPU, leave ``inside`` and ``valid`` on the host: plans are made there, and the GPU is not waited
+            for.
         keep: ``"all"``, ``"valid"`` or ``"contour"`` instead of the encoder's.
 
     Raises:

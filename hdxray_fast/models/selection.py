@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,8 @@ from torch import Tensor
 from ..errors import ArgumentError, ArgumentTypeError
 from ..ops.mask_plan import plan_masks
 from ..ops.plan import MaskPlan
+
+Sendable = TypeVar("Sendable", MaskPlan, Tensor)
 
 
 def every_patch(batch: int, grid_size: tuple[int, int], patch_size: int, device: torch.device) -> MaskPlan:
@@ -56,7 +60,14 @@ def selected_patches(
             wanted = spread.squeeze(1) > 0
     # inside is kept whole, outside not at all
     plan = plan_masks(wanted, valid, ratio_inside=0.0, ratio_outside=1.0, predict=0.0, patch_size=patch_size)
-    return plan.to(images.device)
+    return sent(plan, images.device)
+
+
+def sent(value: Sendable, device: torch.device) -> Sendable:
+    """A plan or tensor on ``device``; from the host to a GPU it goes by page-locked memory, so that nobody waits."""
+    if device.type == "cuda" and value.device.type == "cpu":
+        return value.pin_memory().to(device, non_blocking=True)
+    return value.to(device)
 
 
 def checked_grid(name: str, value: Tensor | np.ndarray, shape: tuple[int, int, int]) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -14,7 +15,10 @@ from ..data.radiograph_dataset import RadiographDataset
 from ..errors import TrainingError
 from ..files import make_folder, save_tensors, written_whole
 from ..models.encoder import Tokens
+from ..models.inference import one_late
+from ..models.inputs import sent_batch
 from ..ops.plan import MaskPlan
+from ..training.batches import batches_of
 from ..weights.fingerprint import weights_print
 from .model import ReportModel
 from .visual_tokens import ViewTokens
@@ -33,17 +37,19 @@ class FeatureStore:
         folder: made if needed.
         images: radiographs in a run's cache, unaugmented.
         model: whose encoder is frozen.
+        precision: what it computes in, as Accelerate calls it; features of another one are others.
 
     Attributes:
         weights: tells them apart from those of other encoders.
     """
 
-    def __init__(self, folder: Path, images: RadiographDataset, model: ReportModel) -> None:
+    def __init__(self, folder: Path, images: RadiographDataset, model: ReportModel, precision: str = "no") -> None:
         self.folder, self.images = folder, images
         self.grid_size, self.patch_size = model.encoder.grid_size, model.encoder.patch_size
         self.pool, self.num_prefix = model.config.pool, model.encoder.num_prefix_tokens
         c = model.config
         settings = [FORMAT, c.keep, c.pool, c.visual_tokens if c.pool == "grid" else 0, model.encoder.margin]
+        settings += [] if precision == "no" else [precision]
         self.weights = weights_print(model.encoder)
         self.made_by = json.dumps([self.weights, repr(model.encoder.config), *settings])
 
@@ -61,8 +67,11 @@ class FeatureStore:
         autocast: Callable,
         on_done: Callable[[], None],
         batch_size: int = 4,
+        workers: int = 0,
     ) -> int:
         """Compute what is missing; returns how many images that were.
+
+        Images are read, and files written, while a GPU computes.
 
         Raises:
             TrainingError: the disk is full, or the folder cannot be written.
@@ -73,14 +82,15 @@ class FeatureStore:
         missing = [index for index in indices if not self._is_whole(index)]
         for _ in range(len(indices) - len(missing)):
             on_done()
-        for first in range(0, len(missing), batch_size):
-            chunk = missing[first : first + batch_size]
-            batch = stacked([self.images[0, index] for index in chunk], device)
+
+        def compute(batch: dict[str, Tensor]) -> tuple[Tensor, ...]:
             with torch.no_grad(), autocast():
-                inputs = model.inputs(batch)
-                tokens = model.encoder.encode(**inputs)
-                stored = self._store(model, tokens, inputs["plan"])
-            for index, tensors in zip(chunk, stored, strict=True):
+                inputs = model.inputs(sent_batch(batch, device))
+                return self._computed(model, model.encoder.encode(**inputs), inputs["plan"])
+
+        keys = [[(0, index) for index in missing[i : i + batch_size]] for i in range(0, len(missing), batch_size)]
+        for batch, found in one_late(batches_of(self.images, keys, workers, device), compute, device):
+            for index, tensors in zip(batch["index"].tolist(), self._stored(*found), strict=True):
                 try:
                     with written_whole(self.path(index), durable=False) as temporary:
                         save_tensors(tensors, temporary)
@@ -91,17 +101,20 @@ class FeatureStore:
                 on_done()
         return len(missing)
 
-    def _store(self, model: ReportModel, tokens: Tokens, plan: MaskPlan) -> list[dict[str, Tensor]]:
+    def _computed(self, model: ReportModel, tokens: Tokens, plan: MaskPlan) -> tuple[Tensor, ...]:
+        """What is kept of a batch, where it was computed."""
         if self.pool == "grid":
-            pooled = model.resample(tokens, plan)
-            return [{"values": _half(v), "known": k.cpu()} for v, k in zip(pooled.values, pooled.known, strict=True)]
-        bounds, ids = tokens.cu_seqlens.tolist(), plan.keep_cu_seqlens.tolist()
+            return tuple(model.resample(tokens, plan))
+        return *tokens, plan.keep_ids, plan.keep_cu_seqlens
+
+    def _stored(self, values: Tensor, marks: Tensor, *ids: Tensor) -> list[dict[str, Tensor]]:
+        """A batch of :meth:`_computed` on the host, as each of its images is kept."""
+        if self.pool == "grid":
+            return [{"values": _half(v), "known": k.clone()} for v, k in zip(values, marks, strict=True)]
+        keep_ids, keep_bounds = ids[0], ids[1].tolist()
         return [
-            {
-                "values": _half(tokens.values[bounds[i] : bounds[i + 1]]),
-                "ids": plan.keep_ids[ids[i] : ids[i + 1]].cpu().clone(),
-            }
-            for i in range(plan.batch_size)
+            {"values": _half(values[first:last]), "ids": keep_ids[kept:end].clone()}
+            for (first, last), (kept, end) in zip(pairwise(marks.tolist()), pairwise(keep_bounds), strict=True)
         ]
 
     def _is_whole(self, index: int) -> bool:
@@ -152,10 +165,5 @@ class FeatureStore:
 
 
 def _half(values: Tensor) -> Tensor:
-    half = values.detach().cpu().half()
-    return (half if bool(half.isfinite().all()) else values.detach().cpu().float()).contiguous().clone()
-
-
-def stacked(samples: Sequence[dict[str, Tensor]], device: torch.device) -> dict[str, Tensor]:
-    """Samples of :class:`hdxray_fast.data.radiograph_dataset.RadiographDataset` as one batch."""
-    return {name: torch.stack([sample[name] for sample in samples]).to(device) for name in samples[0]}
+    half = values.half()
+    return (half if bool(half.isfinite().all()) else values.float()).contiguous().clone()

@@ -13,6 +13,7 @@ from ..errors import ArgumentError, ArgumentTypeError, ConfigError
 from ..models.encoder import Encoder, Tokens
 from ..models.inputs import all_channels, own_scale, patches_to_keep
 from ..models.selection import every_patch
+from ..ops import autocast
 from ..ops.plan import MaskPlan
 from .model_config import PROMPTS, ReportModelConfig
 from .text_models import import_text_models
@@ -177,7 +178,8 @@ class ReportModel(nn.Module):
         found = []
         for study, row in enumerate(ids):
             images = [i for i, owner in enumerate(views.study.tolist()) if owner == study]
-            maps = [weights[study, : len(row), view] @ shares[image] for view, image in enumerate(images)]
+            with autocast.off("cpu"):
+                maps = [weights[study, : len(row), view] @ shares[image] for view, image in enumerate(images)]
             found.append(torch.stack(maps, 1))
         return found
 

@@ -18,6 +18,7 @@ from ..data.quarantine import Quarantined
 from ..data.radiograph_dataset import RadiographDataset
 from ..errors import ConfigError, TrainingError
 from ..models.encoder import Encoder
+from ..training.batches import batches_of
 from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
 from ..training.optimizer import parameter_groups
@@ -311,12 +312,14 @@ class ReportTask(Task):
         """Every process computes its share; all wait for each other."""
         accelerator = training.accelerator
         meet = patient_barrier(accelerator)
-        store = FeatureStore(cache / "features", images, self.model)
+        store = FeatureStore(cache / "features", images, self.model, accelerator.mixed_precision)
         numbers = sorted({number for row in studies for number in row.images})
         mine = numbers[accelerator.process_index :: accelerator.num_processes]
         self.model.encoder.to(accelerator.device).eval()
         with training.bar(total=len(mine), unit="image", desc="features") as bar:
-            store.fill(self.model, mine, accelerator.device, accelerator.autocast, bar.update)
+            store.fill(
+                self.model, mine, accelerator.device, accelerator.autocast, bar.update, workers=self.config.workers
+            )
         meet()
         return store
 
@@ -329,14 +332,14 @@ class ReportTask(Task):
         texts: list[tuple[int, str]] = []
         bar = training.bar(total=len(mine), unit="study", desc="write", leave=False)
         with training.averaged() as model, bar:
-            for first in range(0, len(mine), size):
-                chunk = list(mine[first : first + size])
-                batch = self.validation_set.collate([self.validation_set[0, i] for i in chunk])
-                batch = self.to_device(batch, accelerator.device)
+            keys = [[(0, i) for i in mine[first : first + size]] for first in range(0, len(mine), size)]
+            dataset, device = self.validation_set, accelerator.device
+            for read in batches_of(dataset, keys, self.config.workers, device, dataset.collate):
+                batch = self.to_device(read, device)
                 with accelerator.autocast():
                     written = write_batch(model, self._arguments(batch), batch["views"], self.config)
-                texts += zip(chunk, written, strict=True)
-                bar.update(len(chunk))
+                texts += zip(read["index"].tolist(), written, strict=True)
+                bar.update(len(written))
         found = dict(gather_object(texts))
         generated = [found[i] for i in range(len(self.validation))]
         studies = [row.study for row in self.validation]

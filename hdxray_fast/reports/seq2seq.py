@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..ops import autocast
 from .text_models import generate
 from .visual_tokens import StudyTokens
 from .writing_options import WritingOptions
@@ -126,9 +127,10 @@ class Seq2SeqDecoder(nn.Module):
         with weights_kept(self.model):
             out = self._run(visual, targets, output_attentions=True)
         weights = torch.stack(out.cross_attentions).float().mean((0, 2))  # [L, B, H, T, S] -> [B, T, S]
-        for layer in reversed(out.encoder_attentions):
-            mixed = layer.float().mean(1)  # [B, S, S]
-            weights = 0.5 * weights + 0.5 * weights @ mixed
+        with autocast.off(weights.device.type):
+            for layer in reversed(out.encoder_attentions):
+                mixed = layer.float().mean(1)  # [B, S, S]
+                weights = 0.5 * weights + 0.5 * weights @ mixed
         weights = weights * visual.mask.unsqueeze(1)
         return weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
 

@@ -19,6 +19,7 @@ from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import worker_count
 from ..errors import ArgumentError, ConfigError
 from ..files import free_name
+from ..models.inference import PRECISIONS, autocast, check_word, find_precision
 from ..models.inputs import as_batch
 from .attention_picture import draw_attention, sentence_maps
 from .model import ReportModel
@@ -60,12 +61,14 @@ class WrittenReports:
         notes: a sentence for everything that was left out, with its count.
         quarantined: radiographs that cannot be read.
         predictions: CSV that ``report evaluate`` reads, where one was written.
+        precision: ``"fp32"`` or ``"bf16"``, what the model computed in.
     """
 
     rows: list[WrittenReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     quarantined: list[Quarantined] = field(default_factory=list)
     predictions: Path | None = None
+    precision: str = "fp32"
 
 
 def studies_of_files(paths: Sequence[str | os.PathLike], together: bool = False, language: str = "en") -> list[Study]:
@@ -93,6 +96,7 @@ def write_reports(
     workers: int = 0,
     device: str | torch.device | None = None,
     progress: bool = False,
+    precision: str = "auto",
 ) -> WrittenReports:
     """Write a report on each study.
 
@@ -106,6 +110,7 @@ def write_reports(
         workers: processes that read files ahead; 0 reads in this process, -1 takes one per core.
         device: where the model runs; left out, a GPU if there is one.
         progress: show a progress bar.
+        precision: as for :func:`hdxray_fast.embed`.
 
     Raises:
         ArgumentError, ConfigError: an argument is not as described, or no radiograph is named.
@@ -113,6 +118,7 @@ def write_reports(
     """
     if batch_size < 1 or pictures < 0:
         raise ArgumentError("batch_size is at least 1, and pictures at least 0")
+    check_word("precision", precision, PRECISIONS)
     if not isinstance(model, ReportModel):
         model = load_report_model(model, device)
     elif device is not None:
@@ -124,13 +130,13 @@ def write_reports(
         raise ConfigError("studies: there is none to write a report on")
     if out is not None:
         Path(out).mkdir(parents=True, exist_ok=True)
-    done = WrittenReports()
+    done = WrittenReports(precision=find_precision(precision, next(model.visual.parameters()).device))
     taken: set[str] = set()
     ready = _read(model, studies, worker_count(workers), done)
     with _bar(len(studies), progress) as bar:
         for chunk in _chunks(ready, batch_size):
             drawn = max(0, min(len(chunk), pictures - len(done.rows)))
-            rows = _write_chunk(model, chunk, options or WritingOptions(), drawn)
+            rows = _write_chunk(model, chunk, options or WritingOptions(), drawn, done.precision)
             for row in rows:
                 if out is not None and row.attention is not None:
                     views = [radiograph.pixels for radiograph in row.radiographs]
@@ -195,14 +201,18 @@ def _chunks(items: Iterator, size: int) -> Iterator[list]:
 
 @torch.no_grad()
 def _write_chunk(
-    model: ReportModel, chunk: list[tuple[Study, list[Radiograph]]], options: WritingOptions, drawn: int
+    model: ReportModel,
+    chunk: list[tuple[Study, list[Radiograph]]],
+    options: WritingOptions,
+    drawn: int,
+    precision: str,
 ) -> list[WrittenReport]:
     """Reports on a few studies; the first ``drawn`` of them with their attention."""
     device = next(model.visual.parameters()).device
     radiographs = [radiograph for _, found in chunk for radiograph in found]
     batch = as_batch(radiographs, device)
     views = Views.of_counts([len(found) for _, found in chunk]).to(device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with autocast(precision, device):
         inputs = model.inputs(batch)
         plan, tokens = inputs["plan"], model.encoder.encode(**inputs)
         view_tokens = model.resample(tokens, plan)

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.sampler import StepSampler
 from ..errors import ConfigError, HDXrayError, TrainingError
+from ..ops.compiled import Compiled
 from .checkpoints import (
     checkpoint_folder,
     prune_checkpoints,
@@ -33,7 +34,6 @@ from .checkpoints import (
     whole_state,
     write_checkpoint,
 )
-from .compiled import Compiled
 from .config import TrainingConfig
 from .data_record import refuse_other_data
 from .graphs import graphs_for

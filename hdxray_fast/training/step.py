@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from .compiled import Compiled
+from ..ops.compiled import Compiled
 from .graphs import Graphs, RecordedSteps
 from .late import Reading
 from .optimizer import AveragedWeights

@@ -70,6 +70,7 @@ def test_end_to_end(manifest, tmp_path, capsys):
     assert result.report["mean"]["auroc"]["value"] > 0.95
     saved = json.loads((out / "metrics.json").read_text())
     assert saved["classes"]["high"]["auroc"] == result.report["classes"]["high"]["auroc"]
+    assert saved["precision"] == "fp32"
     curves = cv2.imread(str(out / "curves.png"))
     assert curves.shape[1] > 1000
     assert curves.std() > 5
@@ -283,7 +284,8 @@ def test_the_commands(manifest, tmp_path, capsys):
     assert len(out.read_text().splitlines()) == 3
     assert "unreadable" in capsys.readouterr().err
     arguments = ["--data", str(manifest), "--split", "all", "--out", str(tmp_path / "e"), "--workers", "0"]
-    assert main(["evaluate", "--model", model, "--bootstraps", "5", *arguments]) == 0
+    assert main(["evaluate", "--model", model, "--bootstraps", "5", "--precision", "bf16", *arguments]) == 0
+    assert json.loads((tmp_path / "e" / "metrics.json").read_text())["precision"] == "bf16"
     assert main(["evaluate", "--model", str(tmp_path), *arguments]) == 2
     assert "is missing" in capsys.readouterr().err
 

@@ -130,11 +130,11 @@ def test_a_table_goes_on_where_it_was_interrupted(folder, tmp_path, monkeypatch)
 
     read, original = [], Embedder._radiographs
 
-    def interrupted(self, batch, bad):
-        read.extend(item.source for item in batch)
+    def interrupted(self, found):
+        read.extend(item.source for item in found[0])
         if len(read) == 2:
             raise KeyboardInterrupt
-        return original(self, batch, bad)
+        return original(self, found)
 
     monkeypatch.setattr(Embedder, "_radiographs", interrupted)
     with pytest.raises(KeyboardInterrupt):

@@ -7,6 +7,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -23,6 +24,7 @@ from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
 from hdxray_fast.files import checksum
 from hdxray_fast.reports.attention_picture import draw_attention
 from hdxray_fast.reports.config import ReportConfig
+from hdxray_fast.reports.features import FeatureStore
 from hdxray_fast.reports.layouts import read_studies
 from hdxray_fast.reports.predictions import read_predictions
 from hdxray_fast.reports.run import ReportTask, run_report_training
@@ -122,6 +124,20 @@ def test_files_without_reports(english, tmp_path, capsys):
     found = write_reports(str(english / "0_0.png"), run)
     assert found.rows[0].text == ENGLISH[0] and found.predictions is None
     assert found.rows[0].attention.shape == (3, 1, 6, 6)
+    assert (found.precision, write_reports(str(english / "0_0.png"), run, precision="bf16").precision) == (
+        "fp32",
+        "bf16",
+    )
+    assert main(["report", "generate", first, "--model", run, "--precision", "bf16"]) == 0
+    assert main(["report", "generate", first, "--model", run, "--precision", "fp8"]) == 2
+    assert "--precision: got 'fp8', accepted are 'auto', 'fp32', 'bf16'" in capsys.readouterr().err
+
+
+def test_features_of_another_precision_are_others(english, encoder):
+    task = ReportTask(quick(english / "studies.csv", english / "run", encoder), read_studies(english / "studies.csv"))
+    model = task.build()
+    stores = [FeatureStore(Path("features"), SimpleNamespace(), model, name) for name in ("no", "no", "bf16")]
+    assert stores[0].made_by == stores[1].made_by != stores[2].made_by
 
 
 @pytest.mark.parametrize(

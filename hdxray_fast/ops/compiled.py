@@ -28,7 +28,8 @@ class Compiled:
         return self._compiled is not None
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        return (self._compiled or self.model)(*args, **options)
+        called = self.model if self._compiled is None else self._compiled  # its truth would be its length
+        return called(*args, **options)
 
     def run(self, work: Callable[[], Any], again: Callable[[], None]) -> Any:
         """``work()``, which calls this forwards and backwards; where compiling fails, ``again()``, and work without.
