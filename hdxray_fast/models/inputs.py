@@ -1,6 +1,7 @@
 """What an encoder wants of an image: channels, the plan of the patches to look at, scale and shift, decided here alone.
 
 radiographs ──as_batch──▶ batch ──encoder_inputs──▶ images, plan, scale, shift ──▶ encoder
+                                ──view_of─────────▶ view, where there is one ─────▶
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..ops.plan import MaskPlan
+from ..ops.view import View
 from .encoder import Encoder
 from .selection import selected_patches
 
@@ -66,15 +68,24 @@ def encoder_inputs(encoder: Encoder, batch: Mapping[str, Tensor], keep: str | No
     Args:
         encoder: its ``in_chans``, ``keep``, ``margin`` and ``normalisation`` decide.
         batch: ``pixels [B, 1, S, S]``, ``inside`` and ``valid`` ``[B, gh, gw] bool``, ``scale`` and ``shift``
-            ``[B] float32``, those of the patches that are no padding; further entries are passed over.
+            ``[B] float32``, those of the patches that are no padding. Where there is a ``plan`` it stands (None: all
+            patches), and ``inside`` and ``valid`` are not asked for; further entries are passed over.
         keep: ``"all"``, ``"valid"`` or ``"contour"`` instead of the encoder's.
 
     Raises:
         ArgumentError: the images are not of the encoder's size.
     """
     images = all_channels(encoder, batch["pixels"])
-    plan = patches_to_keep(encoder, images, batch["inside"], batch["valid"], keep)
+    if "plan" in batch:
+        plan = batch["plan"]
+    else:
+        plan = patches_to_keep(encoder, images, batch["inside"], batch["valid"], keep)
     return EncoderInputs(images, plan, *own_scale(encoder, batch))
+
+
+def view_of(batch: Mapping[str, Tensor]) -> View | None:
+    """What the pixels of a batch are to be seen through: its ``affine`` and ``table``, if it has them."""
+    return View(batch["affine"], batch["table"]) if "affine" in batch else None
 
 
 def all_channels(encoder: Encoder, pixels: Tensor) -> Tensor:
@@ -111,6 +122,6 @@ def standardised(encoder: Encoder, batch: Mapping[str, Tensor]) -> Tensor:
     """``pixels`` of a batch as the encoder was trained on, ``[B, 1, S, S] float32``."""
     scale, shift = own_scale(encoder, batch)
     if scale is None:
-        scale, shift = (torch.as_tensor(value) for value in encoder.pixel_scale(batch["pixels"]))
-    scale, shift = (value.to(batch["pixels"].device).reshape(-1, 1, 1, 1) for value in (scale, shift))
+        scale, shift = encoder.pixel_scale(batch["pixels"])
+    scale, shift = (v.reshape(-1, 1, 1, 1) if isinstance(v, Tensor) else v for v in (scale, shift))
     return batch["pixels"].float() * scale + shift
