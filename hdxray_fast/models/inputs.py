@@ -7,6 +7,7 @@ radiographs ──as_batch──▶ batch ──encoder_inputs──▶ images, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -27,6 +28,31 @@ class Pictured(Protocol):
     valid: np.ndarray  # [S / patch_size, S / patch_size] bool, patches that are no padding
     scale: float
     shift: float
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Which patches an encoder looks at, without the encoder: for workers that read images and make plans of them.
+
+    Attributes:
+        keep, margin, grid_size, patch_size: as of the encoder.
+    """
+
+    keep: str
+    margin: int
+    grid_size: tuple[int, int]
+    patch_size: int
+
+    @classmethod
+    def of(cls, encoder: Encoder, keep: str | None = None) -> Looks:
+        """Those of ``encoder``, with ``keep`` instead of its own if there is one."""
+        return cls(keep or encoder.keep, encoder.margin, encoder.grid_size, encoder.patch_size)
+
+    def plan(self, images: Tensor, inside: Tensor | None, valid: Tensor | None) -> MaskPlan | None:
+        """As :func:`patches_to_keep`; ``images [B, C, S, S]`` are not checked."""
+        if self.keep == "all":
+            return None
+        return selected_patches(self.keep, images, self.grid_size, self.patch_size, inside, valid, self.margin)
 
 
 class EncoderInputs(NamedTuple):
@@ -111,11 +137,10 @@ def patches_to_keep(
         valid: bool ``[B, gh, gw]``, patches that are no padding; ``None`` for all.
         keep: ``"all"``, ``"valid"`` or ``"contour"``.
     """
-    keep = keep or encoder.keep
-    if keep == "all":
-        return None
-    encoder.check_images(images)
-    return selected_patches(keep, images, encoder.grid_size, encoder.patch_size, inside, valid, encoder.margin)
+    looks = Looks.of(encoder, keep)
+    if looks.keep != "all":
+        encoder.check_images(images)
+    return looks.plan(images, inside, valid)
 
 
 def standardised(encoder: Encoder, batch: Mapping[str, Tensor]) -> Tensor:
