@@ -14,6 +14,7 @@ from ..files import save_tensors, written_whole
 from ..models.encoder import Encoder, Tokens
 from ..models.inputs import patches_to_keep
 from ..ops.plan import MaskPlan
+from ..ops.view import View
 from ..weights.model_folders import load_model, model_folder, save_model
 from .heads import LabelQueryHead, LinearHead, build_head
 
@@ -92,6 +93,7 @@ class Classifier(nn.Module):
         inside: Tensor | None = None,  # [B, gh, gw] bool
         valid: Tensor | None = None,  # [B, gh, gw] bool
         drop_path_keep: Tensor | None = None,  # [depth, 2, B] bool
+        view: View | None = None,
     ) -> Tensor:
         """Logits ``[B, num_classes]``.
 
@@ -99,13 +101,18 @@ class Classifier(nn.Module):
             images, plan, scale, shift, inside, valid: as for :meth:`hdxray_fast.models.encoder.Encoder.forward`, so
                 that without a plan the encoder's ``keep`` says which patches are looked at.
             new_names: text embeddings of names that were never trained; their logits follow: ``[B, num_classes + C']``.
-            drop_path_keep: as for :meth:`hdxray_fast.models.encoder.Encoder.encode`.
+            drop_path_keep, view: as for :meth:`hdxray_fast.models.encoder.Encoder.encode`; grids are of the view too.
+
+        Raises:
+            ArgumentError: see there; or contours would have to be looked for in images that are seen through a view.
         """
         if plan is None:
+            if view is not None and inside is None and self.encoder.keep == "contour":
+                raise ArgumentError("inside: is needed with a view (or a plan), for contours are looked for in images")
             plan = patches_to_keep(self.encoder, images, inside, valid)
-        if scale is None and shift is None:
+        if scale is None and shift is None and view is None:
             scale, shift = self.encoder.pixel_scale(images, valid)
-        tokens = self.encoder.encode(images, plan, scale, shift, drop_path_keep)
+        tokens = self.encoder.encode(images, plan, scale, shift, drop_path_keep, view)
         longest = None if plan is None else plan.longest[0] + self.encoder.num_prefix_tokens
         logits = self.classify(tokens, longest)
         if new_names is None:

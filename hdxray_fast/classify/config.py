@@ -39,7 +39,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
         eval_every: steps between validations; one epoch by default.
         select: what the best model on validation is best in: ``auroc`` or ``auprc`` (mean of the classes), ``loss``.
         augment: ``rand`` draws ``augment_operations`` changes for each image, ``mild`` rotates, zooms, shifts and
-            re-exposes slightly; never mirrored.
+            re-exposes slightly (a view, but with ``mixup``); never mirrored.
         augment_operations: changes that ``rand`` draws.
         augment_magnitude: their largest strength, 0 to 1.
         mixup: alpha of the Beta distribution that images are mixed by, in pairs: ``batch_size`` is even; 0 for none.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ..data.augment import Augmentation, RandAugment, eight_bits
+from ..data.augment import Augmentation, RandAugment
 from ..data.prepared.index import read_set_aside
 from ..data.prepared.reading import PreparedSet, PreparedSubset
 from ..data.prepared.shards import printable
@@ -22,8 +22,6 @@ from ..data.prepared.sources import JOIN
 from ..data.quarantine import write_quarantine
 from ..data.radiograph_dataset import RadiographDataset
 from ..errors import ConfigError, TrainingError
-from ..models.encoder import Encoder
-from ..models.inputs import standardised
 from .label_table import LabelTable
 
 
@@ -74,17 +72,17 @@ def _last_name(path: str) -> str:
 class LabelledRadiographs(Dataset):
     """Map from ``(epoch, index)`` to a training sample with its labels.
 
-    Samples are those of :class:`.RadiographDataset` with ``labels [C] float32`` (NaN: not known),
-    ``readable`` bool and ``error`` str. A sample that cannot be read is black, without any label, ``readable`` is False
-    and ``error`` says why, so that it adds nothing to loss or gradient and the walk through the data stays what it
-    would have been.
+    Samples are those of :class:`.RadiographDataset` in 8 bits, for a classifier is taught what ``predict`` will show
+    it, with ``labels [C] float32`` (NaN: not known), ``readable`` bool and ``error`` str.
+    A sample that cannot be read is black, without any label, ``readable`` is False and ``error`` says why, so that it
+    adds nothing to loss or gradient and the walk through the data stays what it would have been.
 
     Args:
         images: prepared radiographs, rows of ``labels``.
         labels: ``[N, C] float32``.
         drawn_by: of each image, the number that its augmentation is drawn by; its row by default.
         augmentation: ``None`` for the canvas as it is.
-        patch_size, seed: as for :class:`hdxray_fast.data.radiograph_dataset.RadiographDataset`.
+        patch_size, seed, views: as for :class:`hdxray_fast.data.radiograph_dataset.RadiographDataset`.
     """
 
     def __init__(
@@ -96,9 +94,12 @@ class LabelledRadiographs(Dataset):
         drawn_by: Sequence[int] | None = None,
         augmentation: Augmentation | RandAugment | None = None,
         seed: int = 0,
+        views: bool = False,
     ) -> None:
         self.drawn_by = range(len(images)) if drawn_by is None else drawn_by
-        self.radiographs = RadiographDataset(images, patch_size=patch_size, augmentation=augmentation, seed=seed)
+        self.radiographs = RadiographDataset(
+            images, patch_size=patch_size, augmentation=augmentation, seed=seed, views=views, bits=8
+        )
         self.labels = np.asarray(labels, np.float32)
         if len(self.labels) != len(images):
             raise ValueError(f"{len(self.labels)} rows of labels for {len(images)} images")
@@ -114,16 +115,17 @@ class LabelledRadiographs(Dataset):
         except Exception as found:  # whatever a damaged file or a lost disk raises: the run counts it and goes on
             sample = self._black()
             labels, error = np.full(self.labels.shape[1], np.nan, np.float32), f"{type(found).__name__}: {found}"
-        if sample["pixels"].dtype != torch.uint8:  # a classifier sees what predict will show it: 8 bits
-            sample["pixels"] = torch.from_numpy(eight_bits(sample["pixels"].numpy()))
-            sample["scale"] = sample["scale"] * 257
         own = {"index": torch.tensor(index), "draw": torch.tensor(epoch * len(self) + index)}
         readable = torch.tensor(not error)
         return {**sample, **own, "labels": torch.from_numpy(labels.copy()), "readable": readable, "error": error}
 
     def _black(self) -> dict[str, Tensor]:
         size, cells = self.radiographs.size, self.radiographs.size // self.radiographs.patch_size
+        view = {}
+        if self.radiographs.views:
+            view = {"affine": torch.eye(3)[:2].clone(), "table": torch.arange(256, dtype=torch.uint8)}
         return {
+            **view,
             "pixels": torch.zeros(1, size, size, dtype=torch.uint8),
             "inside": torch.zeros(cells, cells, dtype=torch.bool),
             "valid": torch.ones(cells, cells, dtype=torch.bool),
@@ -173,41 +175,6 @@ class SetAside:
     def write(self) -> None:
         """Write ``path,error,reason`` rows, also if there are none."""
         write_quarantine(self.path, self.rows)
-
-
-def mix(encoder: Encoder, batch: dict, share: float | Tensor) -> dict:
-    """Mixup (https://arxiv.org/abs/1710.09412) of the images of a batch in pairs: first and second, third and fourth.
-
-    A step's images stand in the order of the walk through the data, and a batch has an even number of them: so who is
-    mixed with whom does not depend on how the step is split into batches. Both images are standardised first, so that
-    the share is one of contrast; a patch that either of them shows is shown, and a label that is not known of one of
-    them is not known of both.
-
-    Args:
-        encoder: tells how images are standardised.
-        batch: of :class:`LabelledRadiographs`.
-        share: of the image itself, 0 to 1; of all, or of each ``[B]`` float32.
-
-    Returns:
-        A batch whose ``pixels`` are float32 ``[B, 1, S, S]``, ``scale`` 1 and ``shift`` 0.
-    """
-    images = standardised(encoder, batch)
-    count = len(images)
-    own = torch.as_tensor(share, dtype=images.dtype, device=images.device).expand(count)
-    rows, columns = own[:, None, None, None], own[:, None]
-    return {
-        **batch,
-        "pixels": rows * images + (1 - rows) * _partners(images),
-        "inside": batch["inside"] | _partners(batch["inside"]),
-        "valid": batch["valid"] | _partners(batch["valid"]),
-        "scale": images.new_ones(count),
-        "shift": images.new_zeros(count),
-        "labels": columns * batch["labels"] + (1 - columns) * _partners(batch["labels"]),
-    }
-
-
-def _partners(values: Tensor) -> Tensor:  # [B, ...], B even
-    return values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
 
 
 def table_of_readable(table: LabelTable, images: PreparedSubset) -> tuple[LabelTable, PreparedSubset]:

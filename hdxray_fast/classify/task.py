@@ -12,29 +12,30 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation, RandAugment
-from ..data.draws import drop_path_keep, mixing_shares
 from ..data.prepared.reading import PreparedSubset
 from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
 from ..data.splits import SPLITS
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..models.encoder import Encoder
-from ..models.inputs import encoder_inputs
+from ..models.inputs import encoder_inputs, view_of
+from ..ops.plan import of_one_size
 from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
 from ..training.run_images import open_prepared, read_images
 from ..training.task import Task
 from ..weights.create import create_encoder
 from ..weights.fingerprint import settings_print
+from .batches import LabelledBatch, mix_pixels
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .config import FinetuneConfig
-from .data import LabelledRadiographs, SetAside, find_prepared, mix, table_of_readable
+from .data import LabelledRadiographs, SetAside, find_prepared, table_of_readable
 from .evaluation import report_predictions
 from .heads import TEXT_MODEL, embed_names
 from .label_table import LabelTable
 from .labels import check_table, one_sided, refuse_duplicates
 from .layer_decay import layer_decay_groups
-from .loss import class_weights, classification_loss, known_labels
+from .loss import class_weights, classification_loss
 from .metrics import best_threshold
 from .selection import BestModel, predict_rows, validation_score
 
@@ -69,10 +70,17 @@ class FinetuneTask(Task):
     """
 
     label = "finetune"
+    captures = True
 
     def __init__(self, config: FinetuneConfig, table: LabelTable, listed: Sequence[str] = ()) -> None:
         self.config, self.table, self.listed = config, table, listed
         self.notes: list[str] = []
+        # what changes no more than places and grey levels is done where pixels are read
+        self.views = config.augment == "mild" and not config.mixup
+        if config.augment == "mild" and config.mixup:
+            self.notes.append(
+                "augment mild: mixup mixes pixels, so images are moved as a whole on the CPU, not seen through views"
+            )
         self.out = Path(config.out)
         self.prepared = open_prepared(config.prepared, img_size=config.img_size) if config.prepared else None
         self.contour = self.prepared.recipe["contour"] if self.prepared else config.contour
@@ -146,6 +154,7 @@ class FinetuneTask(Task):
                 drawn_by=self.images[split].rows if self.prepared else None,
                 augmentation=augmentation if split == "train" else None,
                 seed=config.seed,
+                views=self.views and split == "train",
             )
             for split in SPLITS
         }
@@ -198,28 +207,35 @@ class FinetuneTask(Task):
         return (5e-4 if self.config.tune == "all" else 2e-3) * math.sqrt(images / 64)
 
     def loader(self, training: Training, start: int) -> Iterable[dict]:
-        return training.loader(self.datasets["train"], start)
+        return training.loader(
+            self.datasets["train"], start, LabelledBatch(self.encoder, self.config, self.table.multiclass)
+        )
+
+    def of_one_shape(self, batches: list[dict]) -> list[dict]:
+        if batches[0]["plan"] is None:
+            return batches
+        plans = of_one_size([batch["plan"] for batch in batches])
+        return [{**batch, "plan": plan} for batch, plan in zip(batches, plans, strict=True)]
 
     def to_device(self, batch: dict, device: torch.device) -> dict:
         if not bool(batch["readable"].all()):
             self._note_unreadable(batch, "train")
-        config, numbers = self.config, batch["draw"].tolist()
-        rates = [block.drop_path for block in self.encoder.blocks]
-        drawn = {}
-        if any(rates):
-            drawn["drop_path_keep"] = drop_path_keep(rates, config.seed, numbers)
-        if config.mixup:
-            drawn["share"] = mixing_shares(config.mixup, config.seed, numbers)
-        batch = super().to_device({**batch, **drawn}, device)
-        return mix(self.encoder, batch, batch["share"]) if config.mixup else batch
+        if self.class_weights is not None:
+            self.class_weights = self.class_weights.to(device)
+        batch = super().to_device(batch, device)
+        if batch["plan"] is not None:
+            batch["plan"] = batch["plan"].to(device, non_blocking=True)
+            if device.type == "cuda":  # where a model is compiled, unless the settings say otherwise
+                batch["plan"].mark_dynamic()
+        return mix_pixels(self.encoder, batch) if self.config.mixup else batch
 
-    def weight(self, batch: dict) -> Tensor:
-        return known_labels(batch["labels"], self.table.multiclass)
+    def weight(self, batch: dict) -> int:
+        return batch["known"]
 
     def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict]:
-        weights = None if self.class_weights is None else self.class_weights.to(batch["labels"].device)
-        logits = model(*encoder_inputs(self.encoder, batch), drop_path_keep=batch.get("drop_path_keep"))
-        loss = classification_loss(logits, batch["labels"], self.table.multiclass, weights)
+        drawn, inputs = batch.get("drop_path_keep"), encoder_inputs(self.encoder, batch)
+        logits = model(*inputs, drop_path_keep=drawn, view=view_of(batch))
+        loss = classification_loss(logits, batch["labels"], self.table.multiclass, self.class_weights)
         return loss, {"unreadable": (~batch["readable"]).sum()}
 
     def files(self, batch: dict) -> list[str]:

@@ -72,7 +72,8 @@ class RandAugment:
 
 def eight_bits(pixels: np.ndarray) -> np.ndarray:
     """``[S, S] uint8``, of 16 bits the upper ones, rounded."""
-    return pixels if pixels.dtype == np.uint8 else np.rint(pixels / 257.0).astype(np.uint8)
+    # no value of 16 bits over 257 lies nearer than 1/514 to a half, so that its rounding in float32 is exact
+    return pixels if pixels.dtype == np.uint8 else cv2.convertScaleAbs(pixels, alpha=1 / 257)
 
 
 def gamma_tone(exponent: float) -> Tone:

@@ -6,6 +6,8 @@ ranks, and after a resume, with no random state to save.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import cv2
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ from torch.utils.data import Dataset
 from ..errors import ArgumentError
 from ..images.canvas import Canvas
 from ..images.contour import rasterize_polygon
-from .augment import Augmentation, RandAugment
+from .augment import Augmentation, RandAugment, eight_bits
 from .balance import kept_patches
 from .prepared.reading import PreparedSet, PreparedSubset
 from .radiographs import standardisation, standardisation_of_view
@@ -23,7 +25,8 @@ from .radiographs import standardisation, standardisation_of_view
 class RadiographDataset(Dataset):
     """Map from ``(epoch, index)`` to one training sample.
 
-    Each sample is a dict of ``pixels [1, S, S] uint8`` (``uint16`` from a prepared data set of 16 bits), ``inside`` and
+    Each sample is a dict of ``pixels [1, S, S] uint8`` (``uint16`` from a prepared data set of 16 bits, unless asked
+    for 8), ``inside`` and
     ``valid`` ``[S/p, S/p] bool``, ``scale`` and ``shift`` float32 (``pixel * scale + shift`` has mean 0 and deviation 1
     over the radiograph), ``index`` int64, and ``draw`` int64: the count of this epoch's turn of this image, which its
     mask is drawn by (a batch may straddle two epochs). With ``views``, pixels are the canvas as it is, and beside them
@@ -35,6 +38,7 @@ class RadiographDataset(Dataset):
         patch_size: side of a patch, pixels.
         augmentation: ``None`` for the canvas as it is.
         seed: of the augmentation.
+        bits: 8 for pixels of 8 bits whatever the data set has; its own by default.
         views: augment where the pixels are read, at the patches that are wanted, rather than here.
 
     Attributes:
@@ -49,12 +53,13 @@ class RadiographDataset(Dataset):
         augmentation: Augmentation | RandAugment | None = None,
         seed: int = 0,
         views: bool = False,
+        bits: Literal[8] | None = None,
     ) -> None:
         if views and not isinstance(augmentation, Augmentation):
             raise ArgumentError(
                 f"views: a map and a table cannot express {type(augmentation).__name__}; accepted is Augmentation"
             )
-        self.views = views
+        self.views, self.bits = views, bits
         self.images, self.size, self.patch_size = images, images.size, patch_size
         self.augmentation, self.seed = augmentation, seed
 
@@ -68,6 +73,8 @@ class RadiographDataset(Dataset):
         """One training sample; ``drawn_by`` takes the place of ``index`` where the augmentation is drawn."""
         image = self.images[index]
         pixels, box, polygon = image.pixels, image.valid_box, image.polygon
+        if self.bits == 8:
+            pixels = eight_bits(pixels)
         view = {}
         if self.augmentation is None or self.views:
             pixels = pixels if pixels.flags.writeable else pixels.copy()  # a tensor of a mapped file could be written

@@ -170,14 +170,28 @@ class Encoder(nn.Module):
         scale: float | Tensor | None = None,
         shift: float | Tensor | None = None,
         drop_path_keep: Tensor | None = None,  # [depth, 2, B] bool
+        view: View | None = None,
     ) -> Tokens:
         """Normalised tokens of the patches that ``plan`` keeps (all without one), whatever ``keep`` says.
 
-        ``drop_path_keep`` says which images keep the attention and the MLP of each block while it trains, where
-        stochastic depth is set; left out, torch's generator does.
+        Args:
+            images, plan, scale, shift: as for :meth:`forward`.
+            drop_path_keep: which images keep the attention and the MLP of each block while it trains, where stochastic
+                depth is set; left out, torch's generator draws them.
+            view: see the images through these maps and tables; plan, scale and shift are then of the view.
+
+        Raises:
+            ArgumentError: images, plan and view do not fit the encoder or each other, or ``scale`` is left out with a
+                view of integer images whose scale is their own.
         """
+        own = view is not None and scale is None and shift is None and self.normalisation == "per_image"
+        if own and not images.is_floating_point():
+            raise ArgumentError(
+                "scale: is needed with a view, for the image as it is has another mean and deviation than what is "
+                "seen of it; RadiographDataset(views=True) gives scale and shift of the view"
+            )
         plan, scale, shift = self._inputs(images, plan, scale, shift, None, None, keep="all")
-        return self._run_blocks(images, plan, scale, shift, drop_path_keep)[0]
+        return self._run_blocks(images, plan, scale, shift, drop_path_keep, view)[0]
 
     def forward_features(
         self,
@@ -361,8 +375,10 @@ class Encoder(nn.Module):
         plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
         return self._run_blocks(images, plan, scale, shift)
 
-    def _run_blocks(self, images, plan, scale, shift, drop_path_keep=None) -> tuple[Tokens, MaskPlan | None, int]:
-        x, cu_seqlens, longest = self._start(images, plan, scale, shift)
+    def _run_blocks(
+        self, images, plan, scale, shift, drop_path_keep=None, view=None
+    ) -> tuple[Tokens, MaskPlan | None, int]:
+        x, cu_seqlens, longest = self._start(images, plan, scale, shift, view)
         for index, block in enumerate(self.blocks):
             x = self._run(block, x, cu_seqlens, longest, None if drop_path_keep is None else drop_path_keep[index])
         return self._packed(self.norm(x), cu_seqlens), plan, longest
@@ -375,13 +391,13 @@ class Encoder(nn.Module):
             x = x.flatten(0, 1)
         return Tokens(x, cu_seqlens)
 
-    def _start(self, images, plan, scale, shift) -> tuple[Tensor, Tensor | None, int]:
+    def _start(self, images, plan, scale, shift, view=None) -> tuple[Tensor, Tensor | None, int]:
         """Embedded tokens: packed ``[N, D]`` with cu_seqlens, or dense ``[B, S, D]`` without if there is no plan."""
         if plan is not None:
-            tokens = self.embed(images, plan, scale, shift)
+            tokens = self.embed(images, plan, scale, shift, view)
             return tokens.values, tokens.cu_seqlens, plan.longest[0] + self.num_prefix_tokens
         plan = every_patch(images.shape[0], self.grid_size, self.patch_size, images.device)
-        rows = gather_patches(images, plan, scale=scale, shift=shift, out_dtype=self._rows_dtype(images.device))
+        rows = gather_patches(images, plan, scale, shift, self._rows_dtype(images.device), view=view)
         x = self.add_prefix(self.patch_embed(rows).unflatten(0, (images.shape[0], plan.max_keep)))
         return x, None, x.shape[1]
 

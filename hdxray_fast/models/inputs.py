@@ -1,11 +1,13 @@
 """What an encoder wants of an image: channels, the plan of the patches to look at, scale and shift, decided here alone.
 
 radiographs ──as_batch──▶ batch ──encoder_inputs──▶ images, plan, scale, shift ──▶ encoder
+                                ──view_of─────────▶ view, where there is one ─────▶
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..ops.plan import MaskPlan
+from ..ops.view import View
 from .encoder import Encoder
 from .selection import selected_patches
 
@@ -27,6 +30,31 @@ class Pictured(Protocol):
     valid: np.ndarray  # [S / patch_size, S / patch_size] bool, patches that are no padding
     scale: float
     shift: float
+
+
+@dataclass(frozen=True)
+class Looks:
+    """Which patches an encoder looks at, without the encoder: for workers that read images and make plans of them.
+
+    Attributes:
+        keep, margin, grid_size, patch_size: as of the encoder.
+    """
+
+    keep: str
+    margin: int
+    grid_size: tuple[int, int]
+    patch_size: int
+
+    @classmethod
+    def of(cls, encoder: Encoder, keep: str | None = None) -> Looks:
+        """Those of ``encoder``, with ``keep`` instead of its own if there is one."""
+        return cls(keep or encoder.keep, encoder.margin, encoder.grid_size, encoder.patch_size)
+
+    def plan(self, images: Tensor, inside: Tensor | None, valid: Tensor | None) -> MaskPlan | None:
+        """As :func:`patches_to_keep`; ``images [B, C, S, S]`` are not checked."""
+        if self.keep == "all":
+            return None
+        return selected_patches(self.keep, images, self.grid_size, self.patch_size, inside, valid, self.margin)
 
 
 class EncoderInputs(NamedTuple):
@@ -83,17 +111,25 @@ def encoder_inputs(encoder: Encoder, batch: Mapping[str, Tensor], keep: str | No
     Args:
         encoder: its ``in_chans``, ``keep``, ``margin`` and ``normalisation`` decide.
         batch: ``pixels [B, 1, S, S]``, ``inside`` and ``valid`` ``[B, gh, gw] bool``, ``scale`` and ``shift``
-            ``[B] float32``, those of the patches that are no padding; further entries are passed over. Where the pixels
-            are on a GPU, leave ``inside`` and ``valid`` on the host: plans are made there, and the GPU is not waited
-            for.
+            ``[B] float32``, those of the patches that are no padding. Where there is a ``plan`` it stands (None: all
+            patches), and ``inside`` and ``valid`` are not asked for; otherwise, where the pixels are on a GPU, leave
+            them on the host: plans are made there, and the GPU is not waited for. Further entries are passed over.
         keep: ``"all"``, ``"valid"`` or ``"contour"`` instead of the encoder's.
 
     Raises:
         ArgumentError: the images are not of the encoder's size.
     """
     images = all_channels(encoder, batch["pixels"])
-    plan = patches_to_keep(encoder, images, batch["inside"], batch["valid"], keep)
+    if "plan" in batch:
+        plan = batch["plan"]
+    else:
+        plan = patches_to_keep(encoder, images, batch["inside"], batch["valid"], keep)
     return EncoderInputs(images, plan, *own_scale(encoder, batch))
+
+
+def view_of(batch: Mapping[str, Tensor]) -> View | None:
+    """What the pixels of a batch are to be seen through: its ``affine`` and ``table``, if it has them."""
+    return View(batch["affine"], batch["table"]) if "affine" in batch else None
 
 
 def all_channels(encoder: Encoder, pixels: Tensor) -> Tensor:
@@ -119,17 +155,16 @@ def patches_to_keep(
         valid: bool ``[B, gh, gw]``, patches that are no padding; ``None`` for all.
         keep: ``"all"``, ``"valid"`` or ``"contour"``.
     """
-    keep = keep or encoder.keep
-    if keep == "all":
-        return None
-    encoder.check_images(images)
-    return selected_patches(keep, images, encoder.grid_size, encoder.patch_size, inside, valid, encoder.margin)
+    looks = Looks.of(encoder, keep)
+    if looks.keep != "all":
+        encoder.check_images(images)
+    return looks.plan(images, inside, valid)
 
 
 def standardised(encoder: Encoder, batch: Mapping[str, Tensor]) -> Tensor:
     """``pixels`` of a batch as the encoder was trained on, ``[B, 1, S, S] float32``."""
     scale, shift = own_scale(encoder, batch)
     if scale is None:
-        scale, shift = (torch.as_tensor(value) for value in encoder.pixel_scale(batch["pixels"]))
-    scale, shift = (value.to(batch["pixels"].device).reshape(-1, 1, 1, 1) for value in (scale, shift))
+        scale, shift = encoder.pixel_scale(batch["pixels"])
+    scale, shift = (v.reshape(-1, 1, 1, 1) if isinstance(v, Tensor) else v for v in (scale, shift))
     return batch["pixels"].float() * scale + shift

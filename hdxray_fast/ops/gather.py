@@ -61,7 +61,9 @@ def gather_patches(
             images = view_images_ref(images, check_view(view, images, values=True))
         return gather_patches_ref(images, plan, scale, shift, out_dtype, which)
     if view is not None:
-        images, grid = view_patches(images, plan, view, which, backend), list(plan.grid_size)
+        one = images[:, :1] if images.stride(1) == 0 else images  # channels that are views of one are seen once
+        seen = view_patches(one, plan, view, which, backend)
+        images, grid = seen.expand(-1, images.shape[1], -1, -1), list(plan.grid_size)
     scaling = scale, shift, 1.0, 0.0
     return _gather_op(images, ids, cu_seqlens, *scaling, plan.patch_size, out_dtype, which, grid)
 

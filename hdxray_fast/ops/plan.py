@@ -175,6 +175,20 @@ class MaskPlan:
         )
 
 
+def of_one_size(plans: Sequence[MaskPlan]) -> list[MaskPlan]:
+    """Plans of a CPU in one size, the next of few: what is recorded for a size is good for all of them.
+
+    As :meth:`MaskPlan.rounded_up`, so that little is added where the plans have about equally many patches.
+    """
+    most = max(plan.keep_ids.shape[0] for plan in plans), max(plan.predict_ids.shape[0] for plan in plans)
+    longest = [max(plan.longest[which] for plan in plans) for which in (0, 1)]
+    rounded = [plan.rounded_up(least=most) for plan in plans]
+    bounds = [max(longest[which], *(plan.longest[which] for plan in rounded)) for which in (0, 1)]
+    pinned = plans[0].keep_ids.is_pinned()
+    alike = [replace(plan, max_keep=bounds[0], max_predict=bounds[1]) for plan in rounded]
+    return [plan.pin_memory() if pinned else plan for plan in alike]
+
+
 # --- arguments --------------------------------------------------------------------------------------------------------
 def dtype_names(dtypes) -> str:
     return ", ".join(str(d).removeprefix("torch.") for d in dtypes)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch.utils.data import default_collate
 
@@ -31,23 +29,6 @@ class PlannedBatch:
         plan = planned(self.config, batch, self.predict)
         del batch["inside"], batch["valid"], batch["draw"]
         return {**batch, "plan": plan, "predicted": plan.predict_ids.shape[0]}
-
-
-def of_one_size(batches: list[dict]) -> list[dict]:
-    """The batches of a step with plans of one size, the next of few: steps are recorded by size.
-
-    Batches are dealt out so that they keep about equally many patches; little is added.
-    """
-    plans = [batch["plan"] for batch in batches]
-    most = max(plan.keep_ids.shape[0] for plan in plans), max(plan.predict_ids.shape[0] for plan in plans)
-    longest = [max(plan.longest[which] for plan in plans) for which in (0, 1)]
-    rounded = [plan.rounded_up(least=most) for plan in plans]
-    bounds = [max(longest[which], *(plan.longest[which] for plan in rounded)) for which in (0, 1)]
-    pinned = plans[0].keep_ids.is_pinned()
-    alike = [replace(plan, max_keep=bounds[0], max_predict=bounds[1]) for plan in rounded]
-    return [
-        {**batch, "plan": plan.pin_memory() if pinned else plan} for batch, plan in zip(batches, alike, strict=True)
-    ]
 
 
 def planned(config: PretrainConfig, batch: dict, predict: float, picture: bool = False) -> MaskPlan:

@@ -20,13 +20,14 @@ from ..models.mae import MaskedAutoencoder, create_mae
 from ..models.presets import ENCODERS
 from ..ops.gather import gather_patches
 from ..ops.loss import reconstruction_loss
+from ..ops.plan import of_one_size
 from ..ops.view import View
 from ..training.data_record import DataRecord, prints_of
 from ..training.loop import Training
 from ..training.run_images import open_prepared, read_images
 from ..training.task import Task
 from ..weights.model_folders import describe_model, save_model
-from .batches import PlannedBatch, of_one_size, planned
+from .batches import PlannedBatch, planned
 from .config import PretrainConfig
 from .reconstruction import reconstruction_picture
 
@@ -145,7 +146,8 @@ class PretrainTask(Task):
         return training.loader(self.dataset, start, PlannedBatch(self.config, self.predict), costs)
 
     def of_one_shape(self, batches: list[dict]) -> list[dict]:
-        return of_one_size(batches)
+        plans = of_one_size([batch["plan"] for batch in batches])
+        return [{**batch, "plan": plan} for batch, plan in zip(batches, plans, strict=True)]
 
     def to_device(self, batch: dict, device: torch.device) -> dict:
         plan = batch["plan"].to(device, non_blocking=True)

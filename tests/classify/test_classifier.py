@@ -109,6 +109,18 @@ def test_without_a_plan_it_looks_where_its_encoder_does(keep, given, head):
         assert model(images.float()).isfinite().all()
 
 
+def test_contours_are_not_looked_for_behind_a_view():
+    model = Classifier(tiny_encoder(keep="contour"), ClassifierConfig(["mass"])).eval()
+    images = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)
+    view = hx.View(torch.eye(3)[:2].expand(2, 2, 3).contiguous())
+    with pytest.raises(hx.ArgumentError, match=r"^inside: is needed with a view"):
+        model(images, None, 1.0, 0.0, view=view)
+    inside = torch.rand(2, 4, 4) < 0.5
+    with torch.no_grad():
+        expected = model(images, None, 1.0, 0.0, inside=inside)
+        torch.testing.assert_close(model(images, None, 1.0, 0.0, inside=inside, view=view), expected)
+
+
 def test_damaged_folders_are_named(tmp_path):
     model = Classifier(tiny_encoder(), ClassifierConfig(["mass"]))
     folder = save_classifier(model, tmp_path)

@@ -10,14 +10,17 @@ from cache_helpers import cached
 from full_disk import files_no_larger_than
 
 import hdxray_fast as hx
+from hdxray_fast.classify.batches import mix_labels, mix_pixels
 from hdxray_fast.classify.classifier import Classifier, ClassifierConfig
-from hdxray_fast.classify.data import LabelledRadiographs, SetAside, mix
+from hdxray_fast.classify.data import LabelledRadiographs, SetAside
 from hdxray_fast.classify.layer_decay import layer_decay_groups
 from hdxray_fast.classify.loss import class_weights, classification_loss, known_labels
 from hdxray_fast.classify.selection import BestModel
+from hdxray_fast.data.augment import Augmentation
 from hdxray_fast.errors import CheckpointError
-from hdxray_fast.models.inputs import encoder_inputs
+from hdxray_fast.models.inputs import encoder_inputs, view_of
 from hdxray_fast.models.layers import Block, drop_path
+from hdxray_fast.ops.view import view_images_ref
 
 NAN = float("nan")
 
@@ -180,6 +183,49 @@ def test_a_file_that_is_gone_adds_nothing(dataset, tmp_path):
         assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
 
 
+@pytest.mark.filterwarnings("ignore:.*is damaged or gone")
+def test_mildly_augmented_samples_are_views(dataset, tmp_path):
+    """One that is gone goes with the others; every sample of a batch has a map and a table."""
+    images, options = dataset.radiographs.images, {"patch_size": 16, "augmentation": Augmentation(), "seed": 3}
+    seen = LabelledRadiographs(images, dataset.labels, views=True, **options)
+    assert torch.equal(seen[1, 2]["pixels"], dataset[0, 2]["pixels"])
+    by_another = LabelledRadiographs(images, dataset.labels, views=True, drawn_by=range(100, 105), **options)
+    assert not torch.equal(seen[1, 2]["affine"], by_another[1, 2]["affine"])
+    moved = LabelledRadiographs(images, dataset.labels, **options)
+    batch, expected = batch_of(seen, range(5)), batch_of(moved, range(5))
+    assert torch.equal(batch["inside"], expected["inside"]) and torch.equal(
+        batch["labels"].isnan(), expected["labels"].isnan()
+    )
+    shown = view_images_ref(batch["pixels"], view_of(batch)).int()
+    assert (shown - expected["pixels"].int()).abs().float().mean() < 0.2
+    for path in (*(tmp_path / "cache").rglob("*.bin"), dataset.radiographs.name(1)):
+        with open(path, "wb"):
+            pass
+    batch = batch_of(LabelledRadiographs(images, dataset.labels, views=True, **options), [0, 1])
+    assert batch["readable"].tolist() == [True, False]
+    assert torch.equal(view_images_ref(batch["pixels"], view_of(batch))[1], torch.zeros(1, 64, 64, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("views", [False, True])
+def test_sixteen_bits_are_shown_as_predict_shows_them(dataset, monkeypatch, views):
+    images = dataset.radiographs.images
+    plain = [image.pixels for image in images]
+    finer = [(pixels.astype(np.uint16) * 257 + 100).clip(0, 65535).astype(np.uint16) for pixels in plain]
+    read = type(images).__getitem__
+    monkeypatch.setattr(type(images), "__getitem__", lambda self, i: read(self, i)._replace(pixels=finer[i]))
+    options = {"augmentation": Augmentation(), "views": True} if views else {}
+    sample = LabelledRadiographs(images, dataset.labels, patch_size=16, **options)[0, 3]
+    assert torch.equal(sample["pixels"][0], torch.from_numpy(plain[3].copy()))
+    if views:
+        assert sample["table"].dtype == torch.uint8
+    else:
+        assert float(sample["scale"]) == float(dataset[0, 3]["scale"])
+
+
+def mix(encoder, batch, *share):
+    return mix_pixels(encoder, mix_labels({**batch, "share": torch.tensor(share).expand(len(batch["pixels"]))}))
+
+
 def test_mixup_mixes_what_the_model_sees(dataset):
     batch = batch_of(dataset, [0, 1, 3, 4])
     model = small_classifier(keep="contour").eval()
@@ -190,7 +236,7 @@ def test_mixup_mixes_what_the_model_sees(dataset):
     torch.testing.assert_close(mixed["pixels"], 0.7 * seen + 0.3 * seen[[1, 0, 3, 2]])
     torch.testing.assert_close(mixed["labels"][1], torch.tensor([0.3, 0.7]))
     assert torch.equal(mixed["inside"], batch["inside"] | batch["inside"][[1, 0, 3, 2]])
-    each = mix(model.encoder, batch, torch.tensor([1.0, 0.7, 0.2, 0.0]))
+    each = mix(model.encoder, batch, 1.0, 0.7, 0.2, 0.0)
     torch.testing.assert_close(each["pixels"][1], mixed["pixels"][1])
     torch.testing.assert_close(each["pixels"][[0, 3]], seen[[0, 2]])
     torch.testing.assert_close(each["labels"][2], 0.2 * batch["labels"][2] + 0.8 * batch["labels"][3])

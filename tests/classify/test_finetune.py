@@ -10,11 +10,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 
 import cv2
 import numpy as np
 import pytest
 import torch
+from recorded_graph import RecordedGraphs, attention_as_on_a_gpu
 
 import hdxray_fast as hx
 from hdxray_fast.classify import evaluation
@@ -22,8 +24,11 @@ from hdxray_fast.classify.classifier import load_classifier
 from hdxray_fast.classify.config import FinetuneConfig
 from hdxray_fast.classify.evaluation import evaluate_files, predict
 from hdxray_fast.classify.finetune import describe_finetuning, run_finetuning
+from hdxray_fast.classify.task import FinetuneTask
 from hdxray_fast.cli.classify import join_lists
 from hdxray_fast.cli.main import main
+from hdxray_fast.models import layers
+from hdxray_fast.training import graphs, loop
 
 for package in ("accelerate", "sklearn", "pandas", "matplotlib", "pyarrow"):
     pytest.importorskip(package)
@@ -170,6 +175,77 @@ def test_grad_checkpointing_and_accumulation_change_no_gradient(data, tmp_path):
     )[0]
     assert both.best["step"] == plain.best["step"]
     assert both.best["loss"] == pytest.approx(plain.best["loss"], abs=1e-4)
+
+
+RECORDED = {
+    "all patches": {"keep": "all", "head": "linear", "class_weight": "balanced"},
+    "the contour": {"keep": "contour", "head": "attention"},
+    "mixup": {"keep": "contour", "head": "label-query", "mixup": 0.4},
+    "a frozen encoder": {"keep": "valid", "head": "attention", "tune": "head"},
+}
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_nothing_in_a_step_looks_at_a_value(data, tmp_path, monkeypatch, name):
+    """Steps are recorded by a stand-in for CUDA graphs, to which waiting is an error, and replayed."""
+    options = {"steps": 10, "eval_every": 5, "ema": 0.9, "grad_accum": 2, "batch_size": 4, "drop_path": 0.3}
+    options |= {"augment": "mild", "lr": 1e-3, **RECORDED[name]}
+    finetune(data, tmp_path / "now", **options)
+    made = []
+    monkeypatch.setattr(layers, "attention", attention_as_on_a_gpu)
+    monkeypatch.setattr(loop, "graphs_for", lambda device: made.append(RecordedGraphs(device)) or made[-1])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*cannot be recorded")
+        finetune(data, tmp_path / "recorded", **options)
+    assert made[0].recorded >= 1
+    assert made[0].replayed >= 5
+    logs = [
+        [json.loads(line) for line in (tmp_path / run / "log.jsonl").read_text().splitlines()]
+        for run in ("now", "recorded")
+    ]
+    now, recorded = ([line["loss"] for line in log] for log in logs)
+    assert recorded == pytest.approx(now, rel=5e-3)  # rounded by sizes, sums are of another order
+    for number in ("lr", "unreadable"):
+        assert [line[number] for line in logs[0]] == [line[number] for line in logs[1]]
+    monkeypatch.setattr(graphs, "MOST_GRAPHS", 0)
+    finetune(data, tmp_path / "unrecorded", **options)
+    assert made[-1].recorded == 0
+    lines = (tmp_path / "unrecorded" / "log.jsonl").read_text().splitlines()
+    assert recorded == [json.loads(line)["loss"] for line in lines]  # to the bit
+
+
+@pytest.mark.parametrize("keep", ["all", "contour"])
+def test_mild_augmentation_is_a_view(data, tmp_path, monkeypatch, keep):
+    """No image is moved on the CPU; the losses are those of images that are, but for the rounding of places."""
+    options = {"augment": "mild", "keep": keep, "steps": 6, "eval_every": 6, "drop_path": 0.2, "lr": 1e-3}
+
+    def losses(name, **changes):
+        finetune(data, tmp_path / name, **options, **changes)
+        return [json.loads(line)["loss"] for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
+
+    moved = []
+    warp = cv2.warpAffine
+    monkeypatch.setattr(cv2, "warpAffine", lambda *args, **kwargs: moved.append(1) or warp(*args, **kwargs))
+    seen = losses("seen")
+    assert not moved
+    assert losses("in workers", workers=1) == seen
+    whole = FinetuneTask.__init__
+
+    def without_views(self, *args):
+        whole(self, *args)
+        self.views = False
+
+    monkeypatch.setattr(FinetuneTask, "__init__", without_views)
+    assert losses("moved") == pytest.approx(seen, rel=2e-2)
+    assert moved
+
+
+def test_mixup_of_mildly_augmented_images_says_that_they_are_moved(data, tmp_path, capsys):
+    settings = config(data, tmp_path / "mixed", augment="mild", mixup=0.4, epochs=1)
+    run_finetuning(settings, progress=True)
+    assert "augment mild: mixup mixes pixels" in capsys.readouterr().out
+    run_finetuning(config(data, tmp_path / "plain", augment="mild", epochs=1), progress=True)
+    assert "mixup mixes" not in capsys.readouterr().out
 
 
 def test_label_fractions_and_seeds_make_a_table(data, tmp_path, capsys):

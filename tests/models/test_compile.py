@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounterWithBackend
+from view_helpers import maps, table_of
 
 import hdxray_fast as hx
+from hdxray_fast.classify.classifier import Classifier, ClassifierConfig
 
 SCALE, SHIFT = 1 / 127.5, -1.0
 
@@ -66,4 +68,19 @@ def test_an_encoder_in_one_graph(keep):
         plan = None if keep == "all" else plan.mark_dynamic()
         with torch.no_grad():
             torch.testing.assert_close(compiled(images, plan, SCALE, SHIFT), encoder(images, plan, SCALE, SHIFT))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("keep", ["all", "contour"])
+def test_a_classifier_that_sees_through_views_in_one_graph(keep):
+    encoder = hx.create_encoder("vit_tiny_patch16", img_size=128, depth=2, in_chans=3)
+    model = Classifier(encoder, ClassifierConfig(["mass"], head="attention"))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter)
+    scale, shift = torch.full((2,), SCALE), torch.full((2,), SHIFT)
+    for seed in range(3):
+        images, plan = batch(seed, 0.0)
+        inputs = images.expand(-1, 3, -1, -1), None if keep == "all" else plan.mark_dynamic(), scale, shift
+        view = hx.View(maps(128, 128, 5.0, batch=2), table_of(torch.uint8, 2))
+        torch.testing.assert_close(compiled(*inputs, view=view), model(*inputs, view=view))
     assert counter.frame_count == 1

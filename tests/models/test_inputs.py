@@ -8,11 +8,21 @@ import sys
 import numpy as np
 import pytest
 import torch
+from view_helpers import maps
 
 import hdxray_fast as hx
 from hdxray_fast.data.radiographs import read_radiograph
-from hdxray_fast.models.inputs import all_channels, as_batch, encoder_inputs, own_scale, patches_to_keep, standardised
+from hdxray_fast.models.inputs import (
+    all_channels,
+    as_batch,
+    encoder_inputs,
+    own_scale,
+    patches_to_keep,
+    standardised,
+    view_of,
+)
 from hdxray_fast.models.selection import selected_patches
+from hdxray_fast.ops.view import view_images_ref
 
 SIZE, PATCH = 64, 16
 
@@ -99,6 +109,39 @@ def test_images_of_another_size_are_refused(read):
     encoder = hx.create_encoder("vit_tiny_patch16", img_size=128, depth=1, embed_dim=24, num_heads=3, keep="valid")
     with pytest.raises(hx.ArgumentError, match="images: got shape"):
         patches_to_keep(encoder, as_batch(read)["pixels"], None, None)
+
+
+@pytest.mark.parametrize("keep", ["all", "valid", "contour"])
+@pytest.mark.parametrize("in_chans", [1, 3])
+@pytest.mark.parametrize("normalisation", ["per_image", (0.52, 0.24)])
+def test_a_view_shows_the_encoder_what_its_pixels_would(read, keep, in_chans, normalisation):
+    encoder = small_encoder(keep=keep, in_chans=in_chans, normalisation=normalisation)
+    batch = as_batch(read)
+    assert view_of(batch) is None
+    batch["affine"] = maps(SIZE, SIZE, 5.0)
+    batch["table"] = torch.arange(255, -1, -1, dtype=torch.uint8).repeat(3, 1)
+    pixels = view_images_ref(batch["pixels"], view_of(batch))
+    with torch.no_grad():
+        seen = encoder.encode(*encoder_inputs(encoder, batch), view=view_of(batch))
+        shown = encoder.encode(*encoder_inputs(encoder, {**batch, "pixels": pixels}))
+        plain = encoder.encode(*encoder_inputs(encoder, batch))
+    assert torch.equal(seen.values, shown.values) and torch.equal(seen.cu_seqlens, shown.cu_seqlens)
+    assert not torch.allclose(seen.values, plain.values)
+
+
+def test_a_plan_in_the_batch_stands(read):
+    encoder, batch = small_encoder(keep="contour"), as_batch(read)
+    plan = encoder_inputs(encoder, batch, "valid").plan
+    without = {name: batch[name] for name in ("pixels", "scale", "shift")}
+    assert encoder_inputs(encoder, {**without, "plan": plan}).plan is plan
+    assert encoder_inputs(encoder, {**without, "plan": None}).plan is None
+
+
+def test_the_scale_of_what_a_view_shows_is_asked_for(read):
+    batch = as_batch(read)
+    view = hx.View(maps(SIZE, SIZE, 5.0))
+    with pytest.raises(hx.ArgumentError, match="scale: is needed with a view"):
+        small_encoder().encode(batch["pixels"], view=view)
 
 
 def test_neither_training_nor_files_are_needed():

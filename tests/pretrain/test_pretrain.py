@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 import torch
 from prepared_helpers import prepare
-from recorded_graph import RecordedGraphs
+from recorded_graph import RecordedGraphs, attention_as_on_a_gpu
 
 import hdxray_fast as hx
 from hdxray_fast.errors import ConfigError, TrainingError
 from hdxray_fast.models import layers
-from hdxray_fast.pretrain.batches import of_one_size
+from hdxray_fast.ops.plan import of_one_size
 from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.pretrain.task import run_pretraining
 from hdxray_fast.training import graphs, loop
@@ -76,13 +76,6 @@ def test_loss_falls_and_everything_is_written(radiographs, tmp_path, decoder):
     model = hx.load_model(out / "model")
     assert not any(torch.isnan(parameter).any() for parameter in model.parameters())
     assert (out / "quarantine.csv").read_text().startswith("path,error,reason")
-
-
-def attention_as_on_a_gpu(q, k, v, *, cu_seqlens_q, cu_seqlens_k=None, max_seqlen_q, max_seqlen_k=None):
-    """One operator, where the CPU's path reads lengths on the host."""
-    sides = (cu_seqlens_q, cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k)
-    sides = (*sides, max_seqlen_q, max_seqlen_q if max_seqlen_k is None else max_seqlen_k)
-    return torch.ops.hdxray_fast.attention(q, k, v, *sides, q.shape[-1] ** -0.5, "sdpa", False)[0]
 
 
 @pytest.mark.parametrize("decoder", ["cross", "self"])
@@ -414,17 +407,16 @@ def prepared_set(radiographs, tmp_path):
     return prepare
 
 
-def test_batches_of_a_step_get_one_shape():
+def test_plans_of_a_step_get_one_shape():
     generator = torch.Generator().manual_seed(0)
-    batches = []
+    plans = []
     for share in (0.3, 0.6, 0.9):
         inside = torch.rand(4, 8, 8, generator=generator) < share
-        batches.append({"plan": hx.plan_masks(inside, torch.ones_like(inside), 0.9, 0.4), "index": torch.arange(4)})
-    alike = of_one_size(batches)
-    assert len({shape_of(batch) for batch in batches}) == 3
-    assert len({shape_of(batch) for batch in alike}) == 1
-    most = max(batch["plan"].keep_ids.shape[0] for batch in batches)
-    for before, after in zip(batches, alike, strict=True):
-        assert most <= after["plan"].keep_ids.shape[0] <= 1.06 * most
-        assert torch.equal(before["plan"].keep_cu_seqlens, after["plan"].keep_cu_seqlens)
-        assert after["index"] is before["index"]
+        plans.append(hx.plan_masks(inside, torch.ones_like(inside), 0.9, 0.4))
+    alike = of_one_size(plans)
+    assert len({shape_of(plan) for plan in plans}) == 3
+    assert len({shape_of(plan) for plan in alike}) == 1
+    most = max(plan.keep_ids.shape[0] for plan in plans)
+    for before, after in zip(plans, alike, strict=True):
+        assert most <= after.keep_ids.shape[0] <= 1.06 * most
+        assert torch.equal(before.keep_cu_seqlens, after.keep_cu_seqlens)
