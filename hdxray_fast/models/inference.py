@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -100,14 +101,20 @@ class Inference:
         return found.float()
 
     def _compiled(self, inputs: tuple) -> Tensor:
-        for value in inputs:
-            if isinstance(value, MaskPlan):  # batches keep different numbers of patches
-                value.mark_dynamic()
+        inputs = tuple(_of_one_graph(value) if isinstance(value, MaskPlan) else value for value in inputs)
         return self._called.run(lambda: self._called(*inputs), lambda: None)
 
     def _say(self, words: str) -> None:
         self._compile = "off"
         warnings.warn(words, stacklevel=2)
+
+
+def _of_one_graph(plan: MaskPlan) -> MaskPlan:
+    """Batches keep different numbers of patches, and would be compiled for twice: once for a bound, once for any.
+
+    So the bound is what a grid can hold at most; beyond what an image keeps it costs blocks that end at once.
+    """
+    return replace(plan, max_keep=plan.grid_size[0] * plan.grid_size[1]).mark_dynamic()
 
 
 class Copies:
