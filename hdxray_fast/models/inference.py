@@ -23,8 +23,9 @@ PRECISIONS = ("auto", "fp32", "bf16")
 COMPILE = ("auto", "on", "off")
 # Compiling pays where it saves more than it takes. On an H200 it took 46 s and saved 31 ms of a pre-training step of
 # 32 images (benchmarks/results/nvidia-h200/gpu_mae_compiled.json), of which a forward pass is about a third: 46 s are
-# back after some 4,600 batches. Inference by itself was not measured.
-ENOUGH_BATCHES = 5000
+# back after some 140,000 images. That is of a tenth of the patches; where more are looked at they are back sooner, but
+# inference by itself was not measured.
+ENOUGH_IMAGES = 150_000
 
 T = TypeVar("T")
 
@@ -62,7 +63,7 @@ class Inference:
         model: is put in evaluation mode and on ``device``.
         device: where it runs.
         precision: ``"auto"``, ``"fp32"`` or ``"bf16"`` (autocast).
-        compile: ``"on"``, ``"off"``, or ``"auto"``: on a GPU, for at least ``ENOUGH_BATCHES`` batches.
+        compile: ``"on"``, ``"off"``, or ``"auto"``: on a GPU, for at least ``ENOUGH_IMAGES`` images.
 
     Attributes:
         precision: ``"fp32"`` or ``"bf16"``.
@@ -84,10 +85,10 @@ class Inference:
         """Whether the next whole batch goes through the compiler."""
         return self._called.compiles
 
-    def expect(self, batches: int) -> None:
-        """Say how many batches will come: whether to compile is decided here."""
-        pays = self._compile == "auto" and self.device.type == "cuda" and batches >= ENOUGH_BATCHES
-        if (pays or (self._compile == "on" and batches)) and not self.compiles:
+    def expect(self, images: int) -> None:
+        """Say how many images will come: whether to compile is decided here."""
+        pays = self._compile == "auto" and self.device.type == "cuda" and images >= ENOUGH_IMAGES
+        if (pays or (self._compile == "on" and images)) and not self.compiles:
             self._called = Compiled(self.model, True, self._say)
 
     @torch.no_grad()

@@ -269,18 +269,18 @@ def test_where_compiling_fails_it_goes_on_without_and_says_so_once(images, monke
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize(("word", "device", "batches", "compiles"), [
+@pytest.mark.parametrize(("word", "device", "images", "compiles"), [
     ("auto", "cpu", 10**6, False),
-    ("auto", "cuda", inference.ENOUGH_BATCHES, True),
-    ("auto", "cuda", inference.ENOUGH_BATCHES - 1, False),
+    ("auto", "cuda", inference.ENOUGH_IMAGES, True),
+    ("auto", "cuda", inference.ENOUGH_IMAGES - 1, False),
     ("off", "cuda", 10**6, False),
     ("on", "cpu", 1, True),
     ("on", "cpu", 0, False),
 ])  # fmt: skip
-def test_it_is_compiled_where_that_pays(monkeypatch, word, device, batches, compiles):
+def test_it_is_compiled_where_that_pays(monkeypatch, word, device, images, compiles):
     model = nn.Identity()
     monkeypatch.setattr(inference, "find_precision", lambda *_: "fp32")
     monkeypatch.setattr(nn.Module, "to", lambda self, device: self)  # this machine may have no such device
     ready = Inference(model, torch.device(device), compile=word)
-    ready.expect(batches)
+    ready.expect(images)
     assert ready.compiles == compiles
