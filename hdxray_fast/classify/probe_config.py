@@ -26,7 +26,7 @@ class ProbeConfig(LabelSettings):
         workers: processes that read files; -1 takes one per core.
         device: where the encoder runs; a GPU if there is one by default.
         precision: of the features: ``fp32``, ``bf16``, or ``auto``: bf16 on GPUs that have it and fp32 elsewhere.
-        compile: ``on``, ``off``, or ``auto``: on a GPU, where there are thousands of batches.
+        compile: ``on``, ``off``, or ``auto``: on a GPU, for 150,000 images and more.
         bootstraps: draws of patients for the 95 % intervals.
         seed: of splits, fractions and draws.
         split_seed: of the splits alone; ``seed`` by default.

@@ -78,7 +78,7 @@ def add_precision(parser) -> None:
 def add_inference(parser) -> None:
     """How a model of fixed shapes runs that is not trained."""
     add_precision(parser)
-    compiles = "on, off, or auto: through torch.compile on a GPU, where there are thousands of batches"
+    compiles = "on, off, or auto: through torch.compile on a GPU, for 150,000 images and more"
     parser.add_argument("--compile", default="auto", help=compiles)
 
 

@@ -96,8 +96,8 @@ def embed(
         progress: show a progress bar.
         precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16 on GPUs that have it, fp32 elsewhere. Features are
             float32.
-        compile: ``"on"``, ``"off"``, or ``"auto"``: the encoder goes through ``torch.compile`` on a GPU, where there
-            are thousands of batches. Where that fails a warning says so, and it goes on without.
+        compile: ``"on"``, ``"off"``, or ``"auto"``: the encoder goes through ``torch.compile`` on a GPU, for
+            150,000 images and more. Where that fails a warning says so, and it goes on without.
 
     Returns:
         A row per readable image, in order; the others are in ``quarantined``.
@@ -222,7 +222,7 @@ class Embedder:
 
     def _expect(self, images: int, batch_size: int) -> None:
         self._batch_size = batch_size
-        self._inference.expect(-(-images // batch_size))
+        self._inference.expect(images)
 
     def _radiographs(self, batch_and_bad: tuple[list[Radiograph], list[Quarantined]]) -> tuple[Tensor, ...]:
         batch, _ = batch_and_bad

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -22,8 +23,9 @@ PRECISIONS = ("auto", "fp32", "bf16")
 COMPILE = ("auto", "on", "off")
 # Compiling pays where it saves more than it takes. On an H200 it took 46 s and saved 31 ms of a pre-training step of
 # 32 images (benchmarks/results/nvidia-h200/gpu_mae_compiled.json), of which a forward pass is about a third: 46 s are
-# back after some 4,600 batches. Inference by itself was not measured.
-ENOUGH_BATCHES = 5000
+# back after some 140,000 images. That is of a tenth of the patches; where more are looked at they are back sooner, but
+# inference by itself was not measured.
+ENOUGH_IMAGES = 150_000
 
 T = TypeVar("T")
 
@@ -61,7 +63,7 @@ class Inference:
         model: is put in evaluation mode and on ``device``.
         device: where it runs.
         precision: ``"auto"``, ``"fp32"`` or ``"bf16"`` (autocast).
-        compile: ``"on"``, ``"off"``, or ``"auto"``: on a GPU, for at least ``ENOUGH_BATCHES`` batches.
+        compile: ``"on"``, ``"off"``, or ``"auto"``: on a GPU, for at least ``ENOUGH_IMAGES`` images.
 
     Attributes:
         precision: ``"fp32"`` or ``"bf16"``.
@@ -83,10 +85,10 @@ class Inference:
         """Whether the next whole batch goes through the compiler."""
         return self._called.compiles
 
-    def expect(self, batches: int) -> None:
-        """Say how many batches will come: whether to compile is decided here."""
-        pays = self._compile == "auto" and self.device.type == "cuda" and batches >= ENOUGH_BATCHES
-        if (pays or (self._compile == "on" and batches)) and not self.compiles:
+    def expect(self, images: int) -> None:
+        """Say how many images will come: whether to compile is decided here."""
+        pays = self._compile == "auto" and self.device.type == "cuda" and images >= ENOUGH_IMAGES
+        if (pays or (self._compile == "on" and images)) and not self.compiles:
             self._called = Compiled(self.model, True, self._say)
 
     @torch.no_grad()
@@ -100,14 +102,20 @@ class Inference:
         return found.float()
 
     def _compiled(self, inputs: tuple) -> Tensor:
-        for value in inputs:
-            if isinstance(value, MaskPlan):  # batches keep different numbers of patches
-                value.mark_dynamic()
+        inputs = tuple(_of_one_graph(value) if isinstance(value, MaskPlan) else value for value in inputs)
         return self._called.run(lambda: self._called(*inputs), lambda: None)
 
     def _say(self, words: str) -> None:
         self._compile = "off"
         warnings.warn(words, stacklevel=2)
+
+
+def _of_one_graph(plan: MaskPlan) -> MaskPlan:
+    """Batches keep different numbers of patches, and would be compiled for twice: once for a bound, once for any.
+
+    So the bound is what a grid can hold at most; beyond what an image keeps it costs blocks that end at once.
+    """
+    return replace(plan, max_keep=plan.grid_size[0] * plan.grid_size[1]).mark_dynamic()
 
 
 class Copies:

@@ -15,6 +15,7 @@ from hdxray_fast.classify.classifier import Classifier, ClassifierConfig
 from hdxray_fast.classify.config import FinetuneConfig
 from hdxray_fast.classify.evaluation import predict
 from hdxray_fast.classify.selection import predict_rows
+from hdxray_fast.features.embedding import PooledFeatures
 from hdxray_fast.models import inference
 from hdxray_fast.models.encoder import Encoder
 from hdxray_fast.models.inference import Inference, find_precision, one_late
@@ -232,6 +233,28 @@ def test_compiled_features_are_the_features(images, monkeypatch, keep):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_one_graph_whatever_is_kept(monkeypatch):
+    """Also where the longest image of a batch is in another class of sizes."""
+    encoder = small(img_size=256, keep="contour", pool="mean")
+    torch._dynamo.reset()
+    counter = CompileCounter()
+    through(monkeypatch, counter)
+    model = PooledFeatures(encoder, "mean")
+    ready = Inference(model, CPU, compile="on")
+    ready.expect(4)
+    longest = set()
+    for kept in (20, 130, 256, 7):
+        inside = torch.zeros(2, 16, 16, dtype=torch.bool)
+        inside.view(2, -1)[:, :kept] = True
+        batch = {"pixels": torch.randint(0, 256, (2, 1, 256, 256), dtype=torch.uint8), "inside": inside}
+        batch |= {"valid": torch.ones_like(inside), "scale": torch.ones(2), "shift": torch.zeros(2)}
+        inputs = encoder_inputs(encoder, batch)
+        longest.add(inputs.plan.longest[0])
+        with torch.no_grad():
+            torch.testing.assert_close(ready(*inputs), model(*inputs))
+    assert len(longest) == 2 and counter.frame_count == 1
+
+
 def test_where_compiling_fails_it_goes_on_without_and_says_so_once(images, monkeypatch):
     def fails(graph, inputs):
         raise BackendCompilerFailed(fails, RuntimeError("no such instruction"), None)
@@ -246,18 +269,18 @@ def test_where_compiling_fails_it_goes_on_without_and_says_so_once(images, monke
     np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize(("word", "device", "batches", "compiles"), [
+@pytest.mark.parametrize(("word", "device", "images", "compiles"), [
     ("auto", "cpu", 10**6, False),
-    ("auto", "cuda", inference.ENOUGH_BATCHES, True),
-    ("auto", "cuda", inference.ENOUGH_BATCHES - 1, False),
+    ("auto", "cuda", inference.ENOUGH_IMAGES, True),
+    ("auto", "cuda", inference.ENOUGH_IMAGES - 1, False),
     ("off", "cuda", 10**6, False),
     ("on", "cpu", 1, True),
     ("on", "cpu", 0, False),
 ])  # fmt: skip
-def test_it_is_compiled_where_that_pays(monkeypatch, word, device, batches, compiles):
+def test_it_is_compiled_where_that_pays(monkeypatch, word, device, images, compiles):
     model = nn.Identity()
     monkeypatch.setattr(inference, "find_precision", lambda *_: "fp32")
     monkeypatch.setattr(nn.Module, "to", lambda self, device: self)  # this machine may have no such device
     ready = Inference(model, torch.device(device), compile=word)
-    ready.expect(batches)
+    ready.expect(images)
     assert ready.compiles == compiles

@@ -8,6 +8,7 @@ from fake_gpu import autocast_on_gpu, check, fake_gpu, needs_cuda_build, on_gpu,
 from plan_helpers import ragged_plan
 
 import hdxray_fast as hx
+from hdxray_fast.features.embedding import PooledFeatures
 
 pytestmark = needs_cuda_build
 SIZES = {"img_size": 64, "depth": 1, "embed_dim": 64, "num_heads": 1}
@@ -23,6 +24,15 @@ def test_encoder(monkeypatch, missing, training):
         images, plan, encoder = (on_gpu(mode, value) for value in (IMAGES, PLAN, encoder))
         check(traced(encoder, images, plan), (2, 64), training)
         check(traced(encoder, images), (2, 64), training)  # dense: every patch
+
+
+@pytest.mark.parametrize("pool", ["cls", "mean", "attention"])
+def test_pooled_features(monkeypatch, pool):
+    """What ``embed`` compiles."""
+    model = PooledFeatures(hx.create_encoder(NAME, pool=pool, **SIZES).eval(), pool)
+    with fake_gpu(monkeypatch) as mode, autocast_on_gpu(True), torch.no_grad():
+        images, plan, model, scale = (on_gpu(mode, value) for value in (IMAGES, PLAN, model, torch.ones(2)))
+        check(traced(model, images, plan, scale, scale), (2, 64), False)
 
 
 @pytest.mark.parametrize(
