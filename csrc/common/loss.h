@@ -4,8 +4,9 @@
 
 namespace hdxray {
 
-// pred: [N, C * p * p] pred_dtype (f16, bf16, f32). patch_loss, mean, rstd: [N] f32 each, written.
-// Returns the mean of patch_loss (0 if there is no row), summed in row order.
+// pred: [N, C * p * p] pred_dtype (f16, bf16, f32). patch_loss, mean, rstd: [N] f32 each, written. Rows at or past
+// cu_seqlens[B] are slack: their predictions are not read, their patch_loss and gradient are zero.
+// Returns the mean of patch_loss over the other rows (0 if there is none), summed in row order.
 float loss_forward(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss, float* patch_loss,
                    float* mean, float* rstd, int n_threads);
 
@@ -15,8 +16,7 @@ void loss_backward(const Patches& patches, const void* pred, DType pred_dtype, c
                    float grad_loss, void* grad_pred, int n_threads);
 
 // The same on a CUDA device, in `stream` (a cudaStream_t), without waiting; loss and grad_loss are
-// the device's, [] f32. Rows at or past cu_seqlens[B] are slack: their patch_loss and gradient are zero, and the mean
-// is over the real rows. partials: [loss_partials(N)] f64, scratch.
+// the device's, [] f32. partials: [loss_partials(N)] f64, scratch.
 void loss_forward_cuda(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss, float* loss,
                        float* patch_loss, float* mean, float* rstd, double* partials, int device, uintptr_t stream);
 void loss_backward_cuda(const Patches& patches, const void* pred, DType pred_dtype, const float* mean,

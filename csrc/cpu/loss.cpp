@@ -13,7 +13,7 @@ namespace {
 constexpr int64_t kRowsPerChunk = 64;
 
 void run(LossFn kernel, const LossJob& job, const Patches& patches, int n_threads) {
-    parallel_for(patches.n_rows, kRowsPerChunk, n_threads, [&](int64_t begin, int64_t end) {
+    parallel_for(patches.real_rows(), kRowsPerChunk, n_threads, [&](int64_t begin, int64_t end) {
         std::vector<float> scratch(static_cast<size_t>((patches.row_size() + 7) / 8 * 8));
         kernel(job, begin, end, scratch.data());
     });
@@ -31,9 +31,14 @@ float loss_forward(const Patches& patches, const void* pred, DType pred_dtype, b
     check((pred && patch_loss && mean && rstd) || patches.n_rows == 0, "loss: null pointer");
     const LossJob job{patches.source, pred, norm_pix_loss, patch_loss, mean, rstd, nullptr, 0.0f};
     run(kernel, job, patches, n_threads);
+    const int64_t rows = patches.real_rows();
+    for (int64_t i = rows; i < patches.n_rows; ++i) {
+        patch_loss[i] = mean[i] = 0.0f;
+        rstd[i] = 1.0f;
+    }
     double sum = 0.0;
-    for (int64_t i = 0; i < patches.n_rows; ++i) sum += static_cast<double>(patch_loss[i]);
-    return patches.n_rows == 0 ? 0.0f : static_cast<float>(sum / static_cast<double>(patches.n_rows));
+    for (int64_t i = 0; i < rows; ++i) sum += static_cast<double>(patch_loss[i]);
+    return rows == 0 ? 0.0f : static_cast<float>(sum / static_cast<double>(rows));
 }
 
 void loss_backward(const Patches& patches, const void* pred, DType pred_dtype, const float* mean, const float* rstd,
@@ -43,8 +48,9 @@ void loss_backward(const Patches& patches, const void* pred, DType pred_dtype, c
     const LossFn kernel = kernels().loss_backward[patches.dtype][pred_dtype];
     check(kernel, "loss: this pair of dtypes is not supported");
     check((pred && mean && rstd && grad_pred) || patches.n_rows == 0, "loss: null pointer");
-    if (patches.n_rows == 0) return;
-    const double count = static_cast<double>(patches.n_rows) * static_cast<double>(patches.row_size());
+    clear_slack(patches, grad_pred, pred_dtype);
+    if (patches.real_rows() == 0) return;
+    const double count = static_cast<double>(patches.real_rows()) * static_cast<double>(patches.row_size());
     const LossJob job{patches.source,
                       pred,
                       false,

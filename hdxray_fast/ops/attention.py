@@ -51,8 +51,8 @@ def attention(
             float32, float64, float16 or bfloat16, any strides (Triton copies those whose last is not 1).
         k: keys ``[Nk, H, D]`` or ``[B, Sk, H, D]``; dtype, device, heads and head dimension of ``q``.
         v: values, shape of ``k``.
-        cu_seqlens_q: first row of each query sequence and the total, int32 ``[B + 1]`` on the device of ``q``. On a
-            GPU the total may be less than N: the rows behind it give zeros.
+        cu_seqlens_q: first row of each query sequence and the total, int32 ``[B + 1]`` on the device of ``q``. The
+            total may be less than N: the rows behind it give zeros.
         cu_seqlens_k: the same for keys; left out, that of the queries (self-attention).
         max_seqlen_q: longest query sequence or an upper bound, for backends that size their launch by it: ``"varlen"``
             and padded ``"sdpa"``, ``"efficient"``, ``"cudnn"`` on a GPU, which then do not wait for the device. Never

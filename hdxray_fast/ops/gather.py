@@ -41,7 +41,8 @@ def gather_patches(
         view: read the images through these maps and tables, as `view_patches` does; the plan is then one of the view.
 
     Returns:
-        ``[N, C*p*p]`` of `out_dtype`. Differentiable with respect to float images, unless they are seen through a view.
+        ``[N, C*p*p]`` of `out_dtype`, zero in a plan's slack. Differentiable with respect to float images, unless they
+        are seen through a view.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument is not as described, or plan and images do not fit; nothing was
@@ -86,10 +87,6 @@ def gather_patches_ref(
         .reshape(batch * gh * gw, p * p * channels)
     )
     ids = plan.keep_ids if which == "keep" else plan.predict_ids
-    if ids.device.type == "cpu":
-        counts = plan.keep_counts if which == "keep" else plan.predict_counts
-        image = torch.repeat_interleave(torch.arange(batch), counts, output_size=ids.shape[0])
-        return rows[image * (gh * gw) + ids].to(out_dtype)
     real, image = rows_with_patch(plan, which)
     chosen = rows[torch.where(real, image * (gh * gw) + ids, 0)]
     return torch.where(real[:, None], chosen, 0).to(out_dtype)

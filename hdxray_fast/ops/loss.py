@@ -45,7 +45,7 @@ def reconstruction_loss(
     Returns:
         ``loss``, a float32 scalar: the mean over all predicted patches of the batch, 0 if there are none;
         differentiable with respect to `pred`. ``patch_loss`` ``[N_predict]`` float32: each patch's mean squared error,
-        without gradient.
+        without gradient. Rows in a plan's slack count for nothing: their loss and gradient are zero.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument is not as described, or they do not fit together; nothing was
@@ -94,13 +94,9 @@ def reconstruction_loss_ref(
     if norm_pix_loss and target.shape[0]:  # the variance of no patches is not worth a warning
         mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
         target = (target - mean) / (var + VARIANCE_EPSILON).sqrt()
-    if pred.device.type == "cpu":
-        patch_loss = (pred.to(work) - target).square().mean(-1)  # [N_predict]
-        loss = patch_loss.mean() if patch_loss.numel() else pred.to(work).sum()
-        return loss, patch_loss.detach()
     # Slack may follow the real rows: its targets are zero, and so its predictions count as zero, whatever they are.
     real, _ = rows_with_patch(plan, "predict")
-    patch_loss = (torch.where(real[:, None], pred.to(work), 0) - target).square().mean(-1)
+    patch_loss = (torch.where(real[:, None], pred.to(work), 0) - target).square().mean(-1)  # [N_predict]
     count = plan.predict_cu_seqlens[-1].clamp(min=1)
     return patch_loss.sum() / count, patch_loss.detach()
 

@@ -138,24 +138,21 @@ def per_image(name: str, value: Any, images: Tensor) -> Tensor:
 _FAULTS = {
     1: "{cu}: must start at 0, got {value}",
     2: "{cu}: must not fall, but entry {row} is {value}, less than the one before",
-    3: "{cu}: must end at the number of ids, {n_rows}, got {value}",
+    3: "{cu}: must end at or before the number of ids, {n_rows}, got {value}",
     4: "{ids}: entry {row} is {value}, accepted are ids in [0, {n_patches}) for this grid",
     5: "{ids}: must be strictly ascending within each image, but entry {row} is {value}, not above the one before",
 }
 
 
 def check_packed_values(ids: Tensor, cu_seqlens: Tensor, n_patches: int, which: str) -> None:
-    """Ids ascending within the grid, cu_seqlens from 0 to N without falling.
+    """Ids ascending within the grid, cu_seqlens from 0 to N or less without falling; ids past its end are slack.
 
-    GPU tensors are looked at under `debug_checks` only, because that waits for the GPU. There cu_seqlens may end before
-    N: what follows is slack.
+    GPU tensors are looked at under `debug_checks` only, because that waits for the GPU.
     """
     if ids.device.type != "cpu":
         if not debug.checks_are_on():
             return
         ids, cu_seqlens = ids.cpu(), cu_seqlens.cpu()
-        if 0 <= int(cu_seqlens[-1]) <= ids.numel():
-            ids = ids[: int(cu_seqlens[-1])]
     n_rows, batch = ids.numel(), cu_seqlens.numel() - 1
     if core is not None:
         fault, row, value = core.check_packed_ids(ids.data_ptr(), cu_seqlens.data_ptr(), batch, n_rows, n_patches)
@@ -180,8 +177,9 @@ def _packed_fault(ids: Tensor, cu_seqlens: Tensor, n_patches: int) -> tuple[int,
         return 1, 0, int(cu_seqlens[0])
     if found := first(cu_seqlens[1:] < cu_seqlens[:-1], 2, cu_seqlens, 1):
         return found
-    if int(cu_seqlens[-1]) != ids.numel():
+    if int(cu_seqlens[-1]) > ids.numel():
         return 3, cu_seqlens.numel() - 1, int(cu_seqlens[-1])
+    ids = ids[: int(cu_seqlens[-1])]  # what follows is slack
     starts[cu_seqlens.long()] = True
     if found := first((ids < 0) | (ids >= n_patches), 4, ids):
         return found

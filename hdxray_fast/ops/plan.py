@@ -19,9 +19,10 @@ MAX_PATCH_SIZE = 256  # csrc/common/patches.h holds the same limits
 class MaskPlan:
     """The patches of a batch, packed: images follow each other without padding, `cu_seqlens` says where each begins.
 
-    A plan made on a GPU with upper bounds has *slack*: ``keep_ids`` and ``predict_ids`` are longer than the last entry
-    of their ``cu_seqlens``, so that their length is known without waiting for the GPU. Ids in the slack are 0 and stand
-    for nothing: ops write zeros for these rows and leave them out of losses and gradients. Plans on the CPU have none.
+    A plan may have *slack*: ``keep_ids`` and ``predict_ids`` longer than the last entry of their ``cu_seqlens``. A plan
+    made on a GPU with upper bounds has it, so that its length is known without waiting for the GPU. Ids in the slack
+    stand for nothing and are not looked at: on every device, ops write zeros for these rows and leave them out of
+    losses and gradients.
 
     Attributes:
         keep_ids: ``[N_keep]`` int32, ids of the patches the encoder sees; row-major in the image's own grid, ascending

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import plan_helpers
 import pytest
 import torch
 from pixel_helpers import FLOATS, PIXELS
@@ -41,9 +42,7 @@ def scaling(dtype: torch.dtype, device: str = DEVICE) -> tuple[torch.Tensor, tor
 
 def with_slack(plan: hx.MaskPlan, predict: int) -> hx.MaskPlan:
     """The plan on the GPU, with room for more predictions than are real."""
-    there = plan.to(DEVICE)
-    ids = torch.cat([there.predict_ids, there.predict_ids.new_zeros(predict)])
-    return replace(there, predict_ids=ids, max_predict=plan.max_predict + predict)
+    return plan_helpers.with_slack(plan, 0, predict).to(DEVICE)
 
 
 def loss_and_grad(function, images, pred, plan, *arguments, **options):

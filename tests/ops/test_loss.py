@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from pixel_helpers import FLOATS, PIXELS
-from plan_helpers import make_plan, ragged_plan
+from plan_helpers import make_plan, ragged_plan, with_slack
 from tolerances import assert_two_times_rule
 
 import hdxray_fast as hx
@@ -113,6 +113,29 @@ def test_nothing_predicted_is_a_loss_of_zero_with_zero_gradient(backend):
     assert patch_loss.shape == (0,)
     loss.backward()
     assert torch.equal(weight.grad, torch.zeros(256))
+    pred = torch.ones(3, 256, requires_grad=True)
+    loss, patch_loss = hx.reconstruction_loss(images, pred, with_slack(plan, 0, 3), backend=backend)
+    loss.backward()
+    assert not any(t.any() for t in (loss, patch_loss, pred.grad))
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("norm_pix_loss", [True, False])
+@pytest.mark.parametrize(("patch", "channels"), [(16, 1), (7, 3)])
+def test_slack_costs_nothing(vector_path, patch, channels, norm_pix_loss, backend):
+    """The mean is over the real rows; slack has no loss and no gradient, whatever its ids and predictions are."""
+    images, pred, plan = case(patch, channels, torch.uint8)
+    slack, wide = (
+        with_slack(plan, 0, 70, fill=99),
+        torch.cat([pred.detach(), torch.full((70, pred.shape[1]), torch.nan)]),
+    )
+    arguments = (*scaling(torch.uint8), norm_pix_loss)
+    exact = loss_and_grad(hx.reconstruction_loss, images, pred, plan, *arguments, backend=backend)
+    got = loss_and_grad(hx.reconstruction_loss, images, wide.requires_grad_(), slack, *arguments, backend=backend)
+    assert got[0].item() == pytest.approx(exact[0].item(), rel=1e-6)
+    for ours, expected in zip(got[1:], exact[1:], strict=True):
+        assert torch.equal(ours[:24], expected)
+        assert not ours[24:].any()
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from plan_helpers import with_slack
 from torch._dynamo.testing import CompileCounter
 from view_helpers import DTYPES, SIZES, bits, hostile_maps, images_of, maps, plan_of, table_of
 
@@ -191,6 +192,18 @@ def test_rubbish_in_a_plan_reads_and_writes_nothing_outside():
     assert not out[[2, 3, 4, 6]].any()
     nan = View(torch.full((3, 2, 3), math.nan))
     assert not emulated(images, plan, nan).any()
+
+
+@needs_core
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).split(".")[-1])
+def test_slack_shows_nothing(dtype):
+    images, plan = images_of(dtype, (4, 4), 16, 1), plan_of((4, 4), 16)
+    view = View(maps(64, 64, 5.0), table_of(dtype))
+    exact = view_patches(images, plan, view, backend="reference")
+    for backend in ("native", "reference"):
+        seen = view_patches(images, with_slack(plan, 9, fill=-3), view, backend=backend)
+        assert bits(seen[:-9]) == bits(exact)
+        assert not seen[-9:].float().any()
 
 
 # --- as an operator ---------------------------------------------------------------------------------------------------
