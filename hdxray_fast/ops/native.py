@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -384,7 +385,7 @@ def view(
     return pixels
 
 
-def loss_forward(
+def loss(
     images: Tensor,  # [B, C, H, W]
     pred: Tensor,  # [N, C*p*p] of a float dtype
     ids: Tensor,  # [N] int32
@@ -392,43 +393,55 @@ def loss_forward(
     scaling: Scaling,
     patch_size: int,
     norm_pix_loss: bool,
+    with_grad: bool,
     grid: Sequence[int] | None = None,  # as in gather
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """loss ``[]``, patch_loss ``[N]``, mean ``[N]``, rstd ``[N]``: all float32."""
-    native, pred = _require_core(), pred.contiguous()
-    images, source = _source(images, ids, cu_seqlens, patch_size, "predict", grid)
-    device, n_rows, partials = images.device, ids.numel(), None
-    loss = torch.empty((), dtype=torch.float32, device=device)
-    patch_loss, mean, rstd = (torch.empty(n_rows, dtype=torch.float32, device=device) for _ in range(3))
-    if device.type == "cuda":  # what the first stage of the reduction leaves for the second
-        partials = torch.empty(native.loss_partials(n_rows), dtype=torch.float64, device=device)
-    native.loss_forward(
-        source, _rows(ids, cu_seqlens, scaling), pred.data_ptr(), DTYPE_CODES[pred.dtype],
-        norm_pix_loss, tuple(map(_address, (loss, patch_loss, mean, rstd, partials))),
-        torch.get_num_threads(), *_place(device),
-    )  # fmt: skip
-    return loss, patch_loss, mean, rstd
+) -> tuple[Tensor, Tensor, Tensor]:
+    """loss ``[]`` and patch_loss ``[N]``, float32, and the loss's gradient of pred, ``[0, C*p*p]`` where not wanted."""
+    made, n_rows = partial(torch.empty, dtype=torch.float32, device=images.device), ids.numel()
+    loss, patch_loss, partials = made(()), made(n_rows), None
+    if images.is_cuda:  # what the first stage of the reduction leaves for the second
+        partials = torch.empty(core.loss_partials(n_rows), dtype=torch.float64, device=images.device)
+    grad_pred = pred.new_empty(pred.shape if with_grad else (0, pred.shape[1]))
+    outputs = loss, patch_loss, grad_pred if with_grad else None, partials
+    _loss(images, pred, ids, cu_seqlens, scaling, patch_size, norm_pix_loss, grid, None, outputs)
+    return loss, patch_loss, grad_pred
 
 
-def loss_backward(
-    images: Tensor,  # as in loss_forward
+def loss_gradient(
+    images: Tensor,  # as in loss
     pred: Tensor,
     ids: Tensor,
     cu_seqlens: Tensor,
     scaling: Scaling,
-    mean: Tensor,  # [N] f32, from loss_forward
-    rstd: Tensor,  # [N] f32, likewise
     grad_loss: Tensor,  # [] f32
     patch_size: int,
+    norm_pix_loss: bool,
     grid: Sequence[int] | None = None,
 ) -> Tensor:
     """Gradient of pred, in its shape and dtype."""
+    grad_pred = pred.new_empty(pred.shape)
+    outputs = None, None, grad_pred, None
+    _loss(images, pred, ids, cu_seqlens, scaling, patch_size, norm_pix_loss, grid, grad_loss, outputs)
+    return grad_pred
+
+
+def _loss(images, pred, ids, cu_seqlens, scaling, patch_size, norm_pix_loss, grid, grad_loss, outputs) -> None:
     native, pred = _require_core(), pred.contiguous()
     images, source = _source(images, ids, cu_seqlens, patch_size, "predict", grid)
-    grad_pred = pred.new_empty(pred.shape)
-    native.loss_backward(
-        source, _rows(ids, cu_seqlens, scaling), pred.data_ptr(), DTYPE_CODES[pred.dtype],
-        mean.data_ptr(), rstd.data_ptr(), grad_loss.data_ptr(), grad_pred.data_ptr(),
-        torch.get_num_threads(), *_place(images.device),
+    native.loss(
+        source, _rows(ids, cu_seqlens, scaling), pred.data_ptr(), DTYPE_CODES[pred.dtype], norm_pix_loss,
+        _address(grad_loss), tuple(map(_address, outputs)), torch.get_num_threads(), *_place(images.device),
     )  # fmt: skip
-    return grad_pred
+
+
+def scale_loss_gradient(
+    grad_pred: Tensor,  # [N, C*p*p] of a float dtype, contiguous
+    cu_seqlens: Tensor,  # [B + 1] int32
+    grad_loss: Tensor,  # [] f32
+) -> None:
+    """Multiplies the rows of `grad_pred` that are not slack by `grad_loss`, where they lie."""
+    gradient = (
+        grad_pred.data_ptr(), DTYPE_CODES[grad_pred.dtype], *grad_pred.shape,
+        cu_seqlens.data_ptr(), cu_seqlens.numel() - 1, grad_loss.data_ptr(),
+    )  # fmt: skip
+    _require_core().scale_loss_gradient(gradient, torch.get_num_threads(), *_place(grad_pred.device))
