@@ -63,7 +63,7 @@ def gather_patches(
         return gather_patches_ref(images, plan, scale, shift, out_dtype, which)
     if view is not None:
         images, grid = view_patches(images, plan, view, which, backend), list(plan.grid_size)
-    scaling = scale, shift, 1.0, 0.0
+    scaling = native.scaling_of(scale, shift)
     return _gather_op(images, ids, cu_seqlens, *scaling, plan.patch_size, out_dtype, which, grid)
 
 

@@ -70,7 +70,7 @@ def reconstruction_loss(
         if view is not None:
             images = view_images_ref(images.detach(), check_view(view, images, values=True))
         return reconstruction_loss_ref(images, pred, plan, scale, shift, norm_pix_loss)
-    scaling = scale, shift, 1.0, 0.0
+    scaling = native.scaling_of(scale, shift)
     images, grid = images.detach(), None
     if view is not None:
         images, grid = view_patches(images, plan, view, "predict", backend), list(plan.grid_size)

@@ -112,11 +112,11 @@ def check_packed(plan: MaskPlan, which: str, device: torch.device) -> tuple[Tens
     return plan.predict_ids, plan.predict_cu_seqlens
 
 
-def per_image(name: str, value: Any, images: Tensor) -> Tensor:
-    """A number, or a float32 tensor ``[]`` or ``[B]``, as ``[B]``, contiguous.
+def per_image(name: str, value: Any, images: Tensor) -> Tensor | float:
+    """A number, as it is; or a float32 tensor ``[]`` or ``[B]``, as ``[B]``, contiguous.
 
-    Numbers become tensors here, without waiting for a GPU: in a compiled graph a number that an operator takes is a
-    constant, and every other number would compile the graph again.
+    Under a compiler numbers become tensors, without waiting for a GPU: a number that an operator takes is a constant of
+    the graph, and every other number would compile it again. Elsewhere a tensor would be two kernels for nothing.
     """
     batch = images.shape[0]
     if isinstance(value, Tensor):
@@ -132,6 +132,8 @@ def per_image(name: str, value: Any, images: Tensor) -> Tensor:
         )
     if not -MAX_FLOAT32 <= value <= MAX_FLOAT32:  # not math.isfinite, which torch.compile cannot trace; NaN fails too
         raise ArgumentError(f"{name}: got {value}, accepted is a finite float32")
+    if not torch.compiler.is_compiling():
+        return float(value)
     # not torch.full, whose number a compiler takes for a constant
     return torch.ones(batch, dtype=torch.float32, device=images.device) * float(value)
 
@@ -200,6 +202,13 @@ def check_bounds(longest: Sequence[int], bounds: Sequence[int | None]) -> None:
 # Of the images, as the core takes them: scale [B] f32 or None, shift likewise, the numbers that count where None is.
 Scaling = tuple[Tensor | None, Tensor | None, float, float]
 NO_SCALING: Scaling = (None, None, 1.0, 0.0)
+
+
+def scaling_of(scale: Tensor | float, shift: Tensor | float) -> Scaling:
+    """What `per_image` made of scale and shift, for the core."""
+    per_image = [value if isinstance(value, Tensor) else None for value in (scale, shift)]
+    numbers = [default if isinstance(value, Tensor) else value for value, default in ((scale, 1.0), (shift, 0.0))]
+    return *per_image, *numbers
 
 
 # --- calls ------------------------------------------------------------------------------------------------------------
