@@ -58,13 +58,26 @@ View make_view(const ViewTuple& view) {
     return {pointer<const float>(std::get<0>(view)), pointer<const void>(std::get<1>(view))};
 }
 
-// (loss, patch_loss, mean, rstd, partials): pointers, the last one for a CUDA device only
-using LossTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
+// (loss, patch_loss, grad_pred, partials): pointers, null where not wanted; the last one for a CUDA device only
+using LossTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t>;
 
-std::tuple<float*, float*, float*, float*, double*> loss_outputs(const LossTuple& out) {
-    const auto& [loss, patch_loss, mean, rstd, partials] = out;
-    return {pointer<float>(loss), pointer<float>(patch_loss), pointer<float>(mean), pointer<float>(rstd),
-            pointer<double>(partials)};
+LossOutputs make_loss_outputs(const LossTuple& out) {
+    const auto& [loss, patch_loss, grad_pred, partials] = out;
+    return {pointer<float>(loss), pointer<float>(patch_loss), pointer<void>(grad_pred), pointer<double>(partials)};
+}
+
+// (grad_pred, dtype, n_rows, row_size, cu_seqlens, batch, grad_loss)
+using LossGradientTuple = std::tuple<uintptr_t, int, int64_t, int64_t, uintptr_t, int64_t, uintptr_t>;
+
+LossGradient make_loss_gradient(const LossGradientTuple& gradient) {
+    const auto& [grad_pred, dtype, n_rows, row_size, cu_seqlens, batch, grad_loss] = gradient;
+    return {pointer<void>(grad_pred),
+            static_cast<DType>(dtype),
+            n_rows,
+            row_size,
+            pointer<const int32_t>(cu_seqlens),
+            batch,
+            pointer<const float>(grad_loss)};
 }
 
 // (inside, valid, index, batch, grid_h, grid_w): pointers, then sizes
@@ -250,63 +263,44 @@ PYBIND11_MODULE(_core, m) {
     m.def("loss_partials", &loss_partials, py::arg("n_rows"));
 
     m.def(
-        "loss_forward",
+        "loss",
         [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t pred, int pred_dtype, bool norm_pix_loss,
-           const LossTuple& out, int n_threads, int device, uintptr_t stream) {
-            const auto [loss, patch_loss, mean, rstd, partials] = loss_outputs(out);
+           uintptr_t grad_loss, const LossTuple& out, int n_threads, int device, uintptr_t stream) {
             const Patches patches = make_patches(images, rows);
+            const auto* from = pointer<const void>(pred);
+            const auto* upstream = pointer<const float>(grad_loss);
             const auto dtype = static_cast<DType>(pred_dtype);
-            if (on_cuda(device)) {
-                return loss_forward_cuda(patches, pointer<const void>(pred), dtype, norm_pix_loss, loss, patch_loss,
-                                         mean, rstd, partials, device, stream);
-            }
-            check(loss, "loss_forward: null pointer");
-            *loss = loss_forward(patches, pointer<const void>(pred), dtype, norm_pix_loss, patch_loss, mean, rstd,
-                                 n_threads);
+            const LossOutputs outputs = make_loss_outputs(out);
+            if (!on_cuda(device)) return loss(patches, from, dtype, norm_pix_loss, upstream, outputs, n_threads);
+            loss_cuda(patches, from, dtype, norm_pix_loss, upstream, outputs, device, stream);
         },
         py::arg("images"), py::arg("rows"), py::arg("pred"), py::arg("pred_dtype"), py::arg("norm_pix_loss"),
-        py::arg("out"), py::arg("n_threads"), py::arg("device"), py::arg("stream"), no_gil);
+        py::arg("grad_loss"), py::arg("out"), py::arg("n_threads"), py::arg("device"), py::arg("stream"), no_gil);
 
     m.def(
-        "loss_backward",
-        [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t pred, int pred_dtype, uintptr_t mean,
-           uintptr_t rstd, uintptr_t grad_loss, uintptr_t grad_pred, int n_threads, int device, uintptr_t stream) {
-            const Patches patches = make_patches(images, rows);
-            const auto dtype = static_cast<DType>(pred_dtype);
-            if (on_cuda(device)) {
-                return loss_backward_cuda(patches, pointer<const void>(pred), dtype, pointer<const float>(mean),
-                                          pointer<const float>(rstd), pointer<const float>(grad_loss),
-                                          pointer<void>(grad_pred), device, stream);
-            }
-            check(grad_loss, "loss_backward: null pointer");
-            loss_backward(patches, pointer<const void>(pred), dtype, pointer<const float>(mean),
-                          pointer<const float>(rstd), *pointer<const float>(grad_loss), pointer<void>(grad_pred),
-                          n_threads);
+        "scale_loss_gradient",
+        [](const LossGradientTuple& gradient, int n_threads, int device, uintptr_t stream) {
+            if (!on_cuda(device)) return scale_loss_gradient(make_loss_gradient(gradient), n_threads);
+            scale_loss_gradient_cuda(make_loss_gradient(gradient), device, stream);
         },
-        py::arg("images"), py::arg("rows"), py::arg("pred"), py::arg("pred_dtype"), py::arg("mean"), py::arg("rstd"),
-        py::arg("grad_loss"), py::arg("grad_pred"), py::arg("n_threads"), py::arg("device"), py::arg("stream"), no_gil);
+        py::arg("gradient"), py::arg("n_threads"), py::arg("device"), py::arg("stream"), no_gil);
 
     m.def(
-        "_emulate_loss_forward",
+        "_emulate_loss",
         [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t pred, int pred_dtype, bool norm_pix_loss,
-           const LossTuple& out) {
-            const auto [loss, patch_loss, mean, rstd, partials] = loss_outputs(out);
-            emulate_loss_forward(make_patches(images, rows), pointer<const void>(pred), static_cast<DType>(pred_dtype),
-                                 norm_pix_loss, loss, patch_loss, mean, rstd, partials);
+           uintptr_t grad_loss, const LossTuple& out) {
+            emulate_loss(make_patches(images, rows), pointer<const void>(pred), static_cast<DType>(pred_dtype),
+                         norm_pix_loss, pointer<const float>(grad_loss), make_loss_outputs(out));
         },
         py::arg("images"), py::arg("rows"), py::arg("pred"), py::arg("pred_dtype"), py::arg("norm_pix_loss"),
-        py::arg("out"), no_gil);
+        py::arg("grad_loss"), py::arg("out"), no_gil);
 
     m.def(
-        "_emulate_loss_backward",
-        [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t pred, int pred_dtype, uintptr_t mean,
-           uintptr_t rstd, uintptr_t grad_loss, uintptr_t grad_pred) {
-            emulate_loss_backward(make_patches(images, rows), pointer<const void>(pred), static_cast<DType>(pred_dtype),
-                                  pointer<const float>(mean), pointer<const float>(rstd),
-                                  pointer<const float>(grad_loss), pointer<void>(grad_pred));
+        "_emulate_scale_loss_gradient",
+        [](const LossGradientTuple& gradient, int64_t n_threads) {
+            emulate_scale_loss_gradient(make_loss_gradient(gradient), n_threads);
         },
-        py::arg("images"), py::arg("rows"), py::arg("pred"), py::arg("pred_dtype"), py::arg("mean"), py::arg("rstd"),
-        py::arg("grad_loss"), py::arg("grad_pred"), no_gil);
+        py::arg("gradient"), py::arg("n_threads"), no_gil);
 
     m.def(
         "_emulate_image_of_row",

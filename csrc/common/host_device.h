@@ -71,6 +71,38 @@ HDXRAY_HD inline float sum_lanes(PerLane<float>& values) {
 #endif
 }
 
+// The same of n values at once, whose exchanges then do not wait for each other.
+template <int n>
+HDXRAY_HD inline void sum_lanes(PerLane<float> (&values)[n], float (&sums)[n]) {
+#ifdef __CUDA_ARCH__
+    HDXRAY_UNROLL
+    for (int u = 0; u < n; ++u) sums[u] = values[u].mine;
+    HDXRAY_UNROLL
+    for (int distance = kLanes / 2; distance > 0; distance /= 2) {
+        HDXRAY_UNROLL
+        for (int u = 0; u < n; ++u) sums[u] += __shfl_xor_sync(0xFFFFFFFFu, sums[u], distance);
+    }
+#else
+    for (int u = 0; u < n; ++u) sums[u] = sum_lanes(values[u]);
+#endif
+}
+
+// values[u] = function(values[u]) for n <= 32 values that every lane holds: a lane computes one, and all are told. For
+// functions of many instructions, as an exact division is.
+template <int n, typename Function>
+HDXRAY_HD inline void apply_by_lanes([[maybe_unused]] int lane, float (&values)[n], Function function) {
+#ifdef __CUDA_ARCH__
+    float mine = values[0];
+    HDXRAY_UNROLL
+    for (int u = 1; u < n; ++u) mine = lane == u ? values[u] : mine;
+    mine = function(mine);
+    HDXRAY_UNROLL
+    for (int u = 0; u < n; ++u) values[u] = __shfl_sync(0xFFFFFFFFu, mine, u);
+#else
+    for (int u = 0; u < n; ++u) values[u] = function(values[u]);
+#endif
+}
+
 // n / by for any 32-bit n and by >= 1, by two multiplications with magic = floor(2^64 / by) + 1. Its error, times n,
 // stays below 2^64, so the quotient is exact. by == 1 has magic 0, as 2^64 would not fit.
 struct Divider {

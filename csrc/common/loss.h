@@ -1,30 +1,47 @@
-// The reconstruction loss on predicted patches, straight from the images, forward and backward.
+// The reconstruction loss on predicted patches, straight from the images: in one pass over pixels and predictions the
+// loss, and its gradient where that is wanted.
 #pragma once
 #include "common/patches.h"
 
 namespace hdxray {
 
-// pred: [N, C * p * p] pred_dtype (f16, bf16, f32). patch_loss, mean, rstd: [N] f32 each, written.
-// Returns the mean of patch_loss (0 if there is no row), summed in row order.
-float loss_forward(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss, float* patch_loss,
-                   float* mean, float* rstd, int n_threads);
+// What a pass leaves; null is not wanted.
+struct LossOutputs {
+    float* loss;        // [] f32: the mean of patch_loss over the real rows, 0 if there is none
+    float* patch_loss;  // [N] f32: mean squared error of each row; wanted wherever loss is
+    void* grad_pred;    // [N, C * p * p] of the predictions' dtype: grad_loss * d loss / d pred
+    double* partials;   // [loss_partials(N)] f64, scratch; wanted with loss, on a CUDA device only
+};
 
-// pred, grad_pred: [N, C * p * p] pred_dtype; mean, rstd: [N] f32, as the forward pass left them. grad_pred is written:
-// grad_loss * d loss / d pred.
-void loss_backward(const Patches& patches, const void* pred, DType pred_dtype, const float* mean, const float* rstd,
-                   float grad_loss, void* grad_pred, int n_threads);
+// pred: [N, C * p * p] pred_dtype (f16, bf16, f32). grad_loss: [] f32, or null for 1. Rows at or past cu_seqlens[B] are
+// slack: their predictions count for nothing, their patch_loss and gradient are zero.
+void loss(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss, const float* grad_loss,
+          const LossOutputs& out, int n_threads);
 
-// The same on a CUDA device, in `stream` (a cudaStream_t), without waiting; loss and grad_loss are
-// the device's, [] f32. Rows at or past cu_seqlens[B] are slack: their patch_loss and gradient are zero, and the mean
-// is over the real rows. partials: [loss_partials(N)] f64, scratch.
-void loss_forward_cuda(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss, float* loss,
-                       float* patch_loss, float* mean, float* rstd, double* partials, int device, uintptr_t stream);
-void loss_backward_cuda(const Patches& patches, const void* pred, DType pred_dtype, const float* mean,
-                        const float* rstd, const float* grad_loss, void* grad_pred, int device, uintptr_t stream);
+// The gradient that a pass left for a grad_loss of 1, multiplied by another, [] f32, where it lies. Where that is 1,
+// nothing is touched; slack is left as it is.
+struct LossGradient {
+    void* grad_pred;  // [N, row_size] of dtype
+    DType dtype;      // f16, bf16, f32
+    int64_t n_rows, row_size;
+    const int32_t* cu_seqlens;  // [B + 1]
+    int64_t batch;
+    const float* grad_loss;  // [] f32
+};
+void scale_loss_gradient(const LossGradient& gradient, int n_threads);
 
-// Sums that the first stage of the reduction leaves for the second: at most one for eight rows.
+// The same on a CUDA device, in `stream` (a cudaStream_t), without waiting: all pointers are the device's.
+void loss_cuda(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss, const float* grad_loss,
+               const LossOutputs& out, int device, uintptr_t stream);
+void scale_loss_gradient_cuda(const LossGradient& gradient, int device, uintptr_t stream);
+
+// What both sides ask of their arguments, values on a device apart; throw std::invalid_argument.
+void check_loss(const Patches& patches, const void* pred, bool norm_pix_loss, const LossOutputs& out);
+void check_loss_gradient(const LossGradient& gradient);
+
+// Sums that the first stage of the reduction leaves for the second: at most one a row.
 inline int64_t loss_partials(int64_t n_rows) {
-    return (n_rows + 7) / 8;
+    return n_rows;
 }
 
 }  // namespace hdxray

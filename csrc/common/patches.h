@@ -30,7 +30,8 @@ struct Patches {
     int32_t grid_h;
     DType dtype;  // of the images
 
-    int64_t row_size() const;  // elements: channels * patch_size^2
+    int64_t row_size() const;   // elements: channels * patch_size^2
+    int64_t real_rows() const;  // cu_seqlens[batch]; of patches on the CPU, after check_patches
 };
 
 // What is wrong with packed patch ids, and where. `row` is a position in `ids` or in `cu_seqlens`.
@@ -41,8 +42,9 @@ struct PlanFault {
     int64_t value = 0;
 };
 
-// ids: [n_rows] int32, cu_seqlens: [batch + 1] int32. Accepted: cu_seqlens from 0 to n_rows, never falling; ids of each
-// image strictly ascending within [0, n_patches).
+// ids: [n_rows] int32, cu_seqlens: [batch + 1] int32. Accepted: cu_seqlens from 0 to n_rows or less, never falling; ids
+// of each image strictly ascending within [0, n_patches). Rows at or past cu_seqlens[batch] are slack, and their ids are
+// not looked at.
 PlanFault check_packed_ids(const int32_t* ids, const int32_t* cu_seqlens, int64_t batch, int64_t n_rows,
                            int64_t n_patches);
 
@@ -52,5 +54,8 @@ void check_shapes(const Patches& patches);
 
 // check_shapes, and every id and cu_seqlens entry is legal; for pointers of the CPU.
 void check_patches(const Patches& patches);
+
+// Zeros the slack of `rows` [N, C * p * p] of `dtype`; for pointers of the CPU, after check_patches.
+void clear_slack(const Patches& patches, void* rows, DType dtype);
 
 }  // namespace hdxray

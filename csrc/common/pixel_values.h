@@ -230,9 +230,5 @@ HDXRAY_HD inline void store_any(void* to, int64_t i, float x, DType dtype) {
     }
 }
 
-HDXRAY_HD inline int64_t size_of(DType dtype) {
-    return dtype == kU8 ? 1 : dtype == kF32 ? 4 : 2;
-}
-
 }  // namespace HDXRAY_SIDE
 }  // namespace hdxray

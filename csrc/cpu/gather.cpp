@@ -17,7 +17,8 @@ void gather(const Patches& patches, void* rows, DType row_dtype, int n_threads) 
     check(kernel, "gather: this pair of dtypes is not supported");
     check(rows || patches.n_rows == 0, "gather: null pointer");
     const GatherJob job{patches.source, rows};
-    parallel_for(patches.n_rows, kRowsPerChunk, n_threads,
+    clear_slack(patches, rows, row_dtype);
+    parallel_for(patches.real_rows(), kRowsPerChunk, n_threads,
                  [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
 }
 
@@ -28,7 +29,7 @@ void scatter(const Patches& patches, const void* grad_rows, DType row_dtype, int
     check(kernel, "scatter: this pair of dtypes is not supported");
     check(grad_rows || patches.n_rows == 0, "scatter: null pointer");
     const ScatterJob job{patches.source, grad_rows};
-    parallel_for(patches.n_rows, kRowsPerChunk, n_threads,
+    parallel_for(patches.real_rows(), kRowsPerChunk, n_threads,
                  [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
 }
 

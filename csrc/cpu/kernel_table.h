@@ -14,12 +14,9 @@ constexpr void fill_from_pixels(Kernels& t, DType in) {
     t.gather[in][kF32] = gather_rows<In, float>;
     t.gather[in][kF16] = gather_rows<In, Half>;
     t.gather[in][kBF16] = gather_rows<In, BFloat16>;
-    t.loss_forward[in][kF32] = loss_forward<In, float>;
-    t.loss_forward[in][kF16] = loss_forward<In, Half>;
-    t.loss_forward[in][kBF16] = loss_forward<In, BFloat16>;
-    t.loss_backward[in][kF32] = loss_backward<In, float>;
-    t.loss_backward[in][kF16] = loss_backward<In, Half>;
-    t.loss_backward[in][kBF16] = loss_backward<In, BFloat16>;
+    t.loss[in][kF32] = loss_rows<In, float>;
+    t.loss[in][kF16] = loss_rows<In, Half>;
+    t.loss[in][kBF16] = loss_rows<In, BFloat16>;
     t.view[in] = view_rows<In>;
 }
 
@@ -28,6 +25,7 @@ constexpr void fill_to_images(Kernels& t, DType image) {
     t.scatter[image][kF32] = scatter_rows<Image, float>;
     t.scatter[image][kF16] = scatter_rows<Image, Half>;
     t.scatter[image][kBF16] = scatter_rows<Image, BFloat16>;
+    t.scale[image] = scale_elements<Image>;
 }
 
 constexpr Kernels make_table(const char* name) {

@@ -22,11 +22,9 @@ struct LossJob {
     PatchSource from;
     const void* pred;  // [N, C * p * p] f32 | f16 | bf16
     bool norm_pix_loss;
-    float* patch_loss;  // [N] f32, forward
-    float* mean;        // [N] f32, written by forward, read by backward
-    float* rstd;        // [N] f32, likewise
-    void* grad_pred;    // [N, C * p * p], dtype of pred, backward
-    float grad_scale;   // d loss / d (sum of squared errors), backward
+    float* patch_loss;  // [N] f32, or null
+    void* grad_pred;    // [N, C * p * p], dtype of pred, or null
+    float grad_scale;   // d (grad_loss * loss) / d (sum of squared errors)
 };
 
 struct ViewJob {
@@ -57,15 +55,16 @@ using ScatterFn = void (*)(const ScatterJob&, int64_t begin, int64_t end);
 using ViewFn = void (*)(const ViewJob&, int64_t begin, int64_t end);
 // scratch: room for one patch as floats, C * p * p rounded up to 8.
 using LossFn = void (*)(const LossJob&, int64_t begin, int64_t end, float* scratch);
+using ScaleFn = void (*)(void* rows, float factor, int64_t begin, int64_t end);
 
 struct Kernels {
     const char* name;
     // Tables by DType; a null entry is a pair that is not supported.
-    GatherFn gather[kNumDTypes][kNumDTypes];       // [image][row]
-    ScatterFn scatter[kNumDTypes][kNumDTypes];     // [image gradient][row gradient]
-    LossFn loss_forward[kNumDTypes][kNumDTypes];   // [image][pred]
-    LossFn loss_backward[kNumDTypes][kNumDTypes];  // [image][pred]
-    ViewFn view[kNumDTypes];                       // [image]
+    GatherFn gather[kNumDTypes][kNumDTypes];    // [image][row]
+    ScatterFn scatter[kNumDTypes][kNumDTypes];  // [image gradient][row gradient]
+    LossFn loss[kNumDTypes][kNumDTypes];        // [image][pred]
+    ScaleFn scale[kNumDTypes];                  // [pred gradient]
+    ViewFn view[kNumDTypes];                    // [image]
     // words[i] = word i % 4 of Philox-4x32-10 at counter (c0 + i / 4, c1, c2, c3); room for n rounded up to 32 words.
     void (*philox_words)(uint32_t* words, int64_t n, uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t key0,
                          uint32_t key1);

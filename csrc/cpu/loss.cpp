@@ -1,6 +1,7 @@
 // The reconstruction loss on the CPU: checks, the kernel for the two dtypes, threads, the mean over the rows.
 #include "common/loss.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "common/check.h"
@@ -11,49 +12,57 @@ namespace hdxray {
 namespace {
 
 constexpr int64_t kRowsPerChunk = 64;
-
-void run(LossFn kernel, const LossJob& job, const Patches& patches, int n_threads) {
-    parallel_for(patches.n_rows, kRowsPerChunk, n_threads, [&](int64_t begin, int64_t end) {
-        std::vector<float> scratch(static_cast<size_t>((patches.row_size() + 7) / 8 * 8));
-        kernel(job, begin, end, scratch.data());
-    });
-}
+constexpr int64_t kElementsPerChunk = 1 << 16;
 
 }  // namespace
 
-float loss_forward(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss, float* patch_loss,
-                   float* mean, float* rstd, int n_threads) {
-    check_patches(patches);
-    check(pred_dtype >= 0 && pred_dtype < kNumDTypes, "loss: unknown dtype code of pred");
-    const LossFn kernel = kernels().loss_forward[patches.dtype][pred_dtype];
-    check(kernel, "loss: this pair of dtypes is not supported");
+void check_loss(const Patches& patches, const void* pred, bool norm_pix_loss, const LossOutputs& out) {
+    check_shapes(patches);
     check(!norm_pix_loss || patches.row_size() >= 2, "loss: the variance of a single pixel does not exist");
-    check((pred && patch_loss && mean && rstd) || patches.n_rows == 0, "loss: null pointer");
-    const LossJob job{patches.source, pred, norm_pix_loss, patch_loss, mean, rstd, nullptr, 0.0f};
-    run(kernel, job, patches, n_threads);
-    double sum = 0.0;
-    for (int64_t i = 0; i < patches.n_rows; ++i) sum += static_cast<double>(patch_loss[i]);
-    return patches.n_rows == 0 ? 0.0f : static_cast<float>(sum / static_cast<double>(patches.n_rows));
+    check(pred || patches.n_rows == 0, "loss: null pointer");
+    check(!out.loss || out.patch_loss || patches.n_rows == 0, "loss: null pointer");
 }
 
-void loss_backward(const Patches& patches, const void* pred, DType pred_dtype, const float* mean, const float* rstd,
-                   float grad_loss, void* grad_pred, int n_threads) {
+void check_loss_gradient(const LossGradient& gradient) {
+    check(gradient.n_rows >= 0 && gradient.row_size >= 1 && gradient.batch >= 0, "loss: sizes out of range");
+    check(gradient.cu_seqlens && gradient.grad_loss && (gradient.grad_pred || gradient.n_rows == 0),
+          "loss: null pointer");
+    check(gradient.dtype == kF16 || gradient.dtype == kBF16 || gradient.dtype == kF32,
+          "loss: unknown dtype code of the gradient");
+}
+
+void loss(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss, const float* grad_loss,
+          const LossOutputs& out, int n_threads) {
+    check_loss(patches, pred, norm_pix_loss, out);
     check_patches(patches);
     check(pred_dtype >= 0 && pred_dtype < kNumDTypes, "loss: unknown dtype code of pred");
-    const LossFn kernel = kernels().loss_backward[patches.dtype][pred_dtype];
+    const LossFn kernel = kernels().loss[patches.dtype][pred_dtype];
     check(kernel, "loss: this pair of dtypes is not supported");
-    check((pred && mean && rstd && grad_pred) || patches.n_rows == 0, "loss: null pointer");
-    if (patches.n_rows == 0) return;
-    const double count = static_cast<double>(patches.n_rows) * static_cast<double>(patches.row_size());
-    const LossJob job{patches.source,
-                      pred,
-                      false,
-                      nullptr,
-                      const_cast<float*>(mean),
-                      const_cast<float*>(rstd),
-                      grad_pred,
-                      static_cast<float>(static_cast<double>(grad_loss) / count)};
-    run(kernel, job, patches, n_threads);
+    const int64_t rows = patches.real_rows();
+    const double count = static_cast<double>(std::max<int64_t>(rows, 1)) * static_cast<double>(patches.row_size());
+    const double upstream = grad_loss ? static_cast<double>(*grad_loss) : 1.0;
+    const LossJob job{patches.source, pred,          norm_pix_loss,
+                      out.patch_loss, out.grad_pred, static_cast<float>(upstream / count)};
+    parallel_for(rows, kRowsPerChunk, n_threads, [&](int64_t begin, int64_t end) {
+        std::vector<float> scratch(static_cast<size_t>((patches.row_size() + 7) / 8 * 8));
+        kernel(job, begin, end, scratch.data());
+    });
+    if (out.grad_pred) clear_slack(patches, out.grad_pred, pred_dtype);
+    if (out.patch_loss) std::fill(out.patch_loss + rows, out.patch_loss + patches.n_rows, 0.0f);
+    if (!out.loss) return;
+    double sum = 0.0;
+    for (int64_t i = 0; i < rows; ++i) sum += static_cast<double>(out.patch_loss[i]);
+    *out.loss = rows == 0 ? 0.0f : static_cast<float>(sum / static_cast<double>(rows));
+}
+
+void scale_loss_gradient(const LossGradient& gradient, int n_threads) {
+    check_loss_gradient(gradient);
+    const float factor = *gradient.grad_loss;
+    if (factor == 1.0f) return;
+    const int64_t end = gradient.cu_seqlens[gradient.batch], rows = std::clamp<int64_t>(end, 0, gradient.n_rows);
+    const ScaleFn kernel = kernels().scale[gradient.dtype];
+    parallel_for(rows * gradient.row_size, kElementsPerChunk, n_threads,
+                 [&](int64_t begin, int64_t last) { kernel(gradient.grad_pred, factor, begin, last); });
 }
 
 }  // namespace hdxray

@@ -24,16 +24,25 @@ inline float sum_of(int64_t n, Term term) {
     return sum8((a + c) + (b + d));
 }
 
+// The first of eight elements, of which `left` are in the row.
+template <typename Pred>
+inline void store_grad(Pred* grad, F8 values, int64_t left) {
+    if (left >= 8) return store8(grad, values);
+    store_tail(grad, values, left);
+}
+
 template <typename Pred>
 inline F8 load_pred(const Pred* pred, int64_t i, int64_t size) {
     return i + 8 <= size ? load8(pred + i) : load_tail(pred + i, size - i);
 }
 
-template <typename In, typename Pred, typename P>
-void loss_forward_of(const LossJob& job, int64_t begin, int64_t end, float* t, P p) {
+template <typename In, typename Pred, bool kGrad, typename P>
+void loss_rows_of(const LossJob& job, int64_t begin, int64_t end, float* t, P p) {
     const PatchSource& s = job.from;
     const int64_t size = s.channels * p * p, padded = (size + 7) / 8 * 8;
     const Pred* pred = static_cast<const Pred*>(job.pred) + begin * size;
+    Pred* grad = kGrad ? static_cast<Pred*>(job.grad_pred) + begin * size : nullptr;
+    const F8 factor = splat(2.0f * job.grad_scale);
     RowCursor cursor(s, begin);
     for (int64_t row = begin; row < end; ++row, pred += size) {
         const In* first = static_cast<const In*>(s.images) + cursor.offset(row);
@@ -52,45 +61,34 @@ void loss_forward_of(const LossJob& job, int64_t begin, int64_t end, float* t, P
         const F8 mean8 = splat(mean), rstd8 = splat(rstd);
         const float squares = sum_of(padded, [&](int64_t i) {
             const F8 d = load_pred(pred, i, size) - (load8(t + i) - mean8) * rstd8;
+            if constexpr (kGrad) store_grad(grad + i, d * factor, size - i);
             return d * d;
         });
-        job.patch_loss[row] = squares / static_cast<float>(size);
-        job.mean[row] = mean;
-        job.rstd[row] = rstd;
+        if constexpr (kGrad) grad += size;
+        if (job.patch_loss) job.patch_loss[row] = squares / static_cast<float>(size);
     }
 }
 
-template <typename In, typename Pred, typename P>
-void loss_backward_of(const LossJob& job, int64_t begin, int64_t end, float* t, P p) {
-    const PatchSource& s = job.from;
-    const int64_t size = s.channels * p * p, whole = size / 8 * 8;
-    const Pred* pred = static_cast<const Pred*>(job.pred) + begin * size;
-    Pred* grad = static_cast<Pred*>(job.grad_pred) + begin * size;
-    const F8 factor = splat(2.0f * job.grad_scale);
-    RowCursor cursor(s, begin);
-    for (int64_t row = begin; row < end; ++row, pred += size, grad += size) {
-        const In* first = static_cast<const In*>(s.images) + cursor.offset(row);
-        convert_patch(s, first, t, p, cursor.scale(), cursor.shift());
-        const F8 mean = splat(job.mean[row]), rstd = splat(job.rstd[row]);
-        int64_t i = 0;
-        for (; i < whole; i += 8) store8(grad + i, (load8(pred + i) - (load8(t + i) - mean) * rstd) * factor);
-        if (i < size) {
-            const F8 target = (load_tail(t + i, size - i) - mean) * rstd;
-            store_tail(grad + i, (load_tail(pred + i, size - i) - target) * factor, size - i);
-        }
-    }
+template <typename In, typename Pred, bool kGrad>
+void loss_rows_of(const LossJob& job, int64_t begin, int64_t end, float* scratch) {
+    if (job.from.patch_size == 16) return loss_rows_of<In, Pred, kGrad>(job, begin, end, scratch, Fixed16{});
+    loss_rows_of<In, Pred, kGrad>(job, begin, end, scratch, static_cast<int64_t>(job.from.patch_size));
 }
 
 template <typename In, typename Pred>
-void loss_forward(const LossJob& job, int64_t begin, int64_t end, float* scratch) {
-    if (job.from.patch_size == 16) return loss_forward_of<In, Pred>(job, begin, end, scratch, Fixed16{});
-    loss_forward_of<In, Pred>(job, begin, end, scratch, static_cast<int64_t>(job.from.patch_size));
+void loss_rows(const LossJob& job, int64_t begin, int64_t end, float* scratch) {
+    if (job.grad_pred) return loss_rows_of<In, Pred, true>(job, begin, end, scratch);
+    loss_rows_of<In, Pred, false>(job, begin, end, scratch);
 }
 
-template <typename In, typename Pred>
-void loss_backward(const LossJob& job, int64_t begin, int64_t end, float* scratch) {
-    if (job.from.patch_size == 16) return loss_backward_of<In, Pred>(job, begin, end, scratch, Fixed16{});
-    loss_backward_of<In, Pred>(job, begin, end, scratch, static_cast<int64_t>(job.from.patch_size));
+// rows[begin, end) *= factor
+template <typename T>
+void scale_elements(void* rows, float factor, int64_t begin, int64_t end) {
+    T* at = static_cast<T*>(rows);
+    const F8 factor8 = splat(factor);
+    int64_t i = begin;
+    for (; i + 8 <= end; i += 8) store8(at + i, load8(at + i) * factor8);
+    if (i < end) store_tail(at + i, load_tail(at + i, end - i) * factor8, end - i);
 }
 
 }  // namespace

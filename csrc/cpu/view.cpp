@@ -23,7 +23,8 @@ void view(const Patches& patches, const View& view, void* pixels, int n_threads)
     const ViewFn kernel = kernels().view[patches.dtype];
     const ViewJob job{patches.source, view, patches.grid_h * patches.source.patch_size,
                       patches.source.grid_w * patches.source.patch_size, pixels};
-    parallel_for(patches.n_rows, kRowsPerChunk, n_threads,
+    clear_slack(patches, pixels, patches.dtype);
+    parallel_for(patches.real_rows(), kRowsPerChunk, n_threads,
                  [&](int64_t begin, int64_t end) { kernel(job, begin, end); });
 }
 

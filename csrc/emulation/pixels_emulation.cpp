@@ -61,83 +61,58 @@ struct EmulateScatter {
     }
 };
 
-// body(block in x, warp of the grid in x) for every warp; bodies of the loss run all lanes of a warp by themselves.
+// body(warp of the grid in x) for every warp; bodies of the loss run all lanes of a warp by themselves.
 template <typename Body>
 void for_each_warp(const LaunchShape& shape, Body body) {
-    for (int64_t block = 0; block < shape.x; ++block) {
-        for (int warp = 0; warp < kWarpsOfBlock; ++warp) body(block, warp);
-    }
+    for (int64_t warp = 0; warp < shape.x * kWarpsOfBlock; ++warp) body(warp);
 }
 
 template <typename In, typename Pred>
-struct EmulateLossForward {
-    static void run(const Patches& patches, DType pred_dtype, const LossKernelJob& given, double* partials,
-                    float* loss) {
-        if (patches.source.packed) return through<PixelLayout::kPacked>(patches, pred_dtype, given, partials, loss);
-        through<PixelLayout::kImages>(patches, pred_dtype, given, partials, loss);
-    }
-
-    template <PixelLayout kLayout>
-    static void through(const Patches& patches, DType pred_dtype, const LossKernelJob& given, double* partials,
-                        float* loss) {
-        using Body = LossWide<In, Pred, kLayout>;
-        LossPlan plan = plan_loss<In, Pred>(patches, given);
-        const int rows_each = plan.wide ? Body::kRows : 1;
-        std::vector<float> of_block(static_cast<size_t>(kWarpsOfBlock * rows_each));
-        for_each_warp(plan.forward, [&](int64_t block, int warp) {
-            const int64_t first_row = (block * kWarpsOfBlock + warp) * rows_each;
-            float* losses = of_block.data() + warp * rows_each;
-            for (int u = 0; u < rows_each; ++u) losses[u] = 0.0f;
-            if (first_row < patches.n_rows && plan.wide) Body::forward(plan.job, first_row, 0, losses);
-            if (first_row < patches.n_rows && !plan.wide) {
-                LossAny::forward(plan.job, patches.dtype, pred_dtype, first_row, 0, losses);
-            }
-            if (warp + 1 == kWarpsOfBlock) partials[block] = sum_in_order(of_block.data(), kWarpsOfBlock * rows_each);
+struct EmulateLoss {
+    static void run(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss,
+                    const float* grad_loss, const LossOutputs& out) {
+        const LossPlan plan = plan_loss<In, Pred>(patches, pred, norm_pix_loss, grad_loss, out);
+        const auto sum_of_warp = [&](int64_t first_row) {
+            if (!plan.wide) return LossAny::run(plan.job, patches.dtype, pred_dtype, first_row, 0);
+            if (patches.source.packed) return LossWide<In, Pred, PixelLayout::kPacked>::run(plan.job, first_row, 0);
+            return LossWide<In, Pred, PixelLayout::kImages>::run(plan.job, first_row, 0);
+        };
+        for_each_warp(plan.shape, [&](int64_t warp) {
+            if (warp * plan.rows_of_warp >= patches.n_rows) return;
+            const double sum = sum_of_warp(warp * plan.rows_of_warp);
+            if (out.partials) out.partials[warp] = sum;
         });
+        if (!out.loss) return;
         std::vector<double> sums(kTotalThreads);
-        for (int t = 0; t < kTotalThreads; ++t)
-            sums[static_cast<size_t>(t)] = sum_of_thread(partials, plan.forward.x, t);
+        for (int t = 0; t < kTotalThreads; ++t) {
+            sums[static_cast<size_t>(t)] = sum_of_thread(out.partials, plan.n_partials, t);
+        }
         for (int width = kTotalThreads / 2; width > 0; width /= 2) {
             for (int t = 0; t < kTotalThreads; ++t) fold(sums.data(), width, t);
         }
-        *loss = mean_loss(sums[0], plan.job.pixels);
+        *out.loss = mean_loss(sums[0], plan.job.pixels);
     }
 };
 
-template <typename In, typename Pred>
-struct EmulateLossBackward {
-    static void run(const Patches& patches, DType pred_dtype, const LossKernelJob& given) {
-        if (patches.source.packed) return through<PixelLayout::kPacked>(patches, pred_dtype, given);
-        through<PixelLayout::kImages>(patches, pred_dtype, given);
-    }
-
-    template <PixelLayout kLayout>
-    static void through(const Patches& patches, DType pred_dtype, const LossKernelJob& given) {
-        using Body = LossWide<In, Pred, kLayout>;
-        const LossPlan plan = plan_loss<In, Pred>(patches, given);
-        for_each_thread(plan.backward, [&](int64_t warp, int y, int lane) {
-            if (!plan.wide) {
-                if (warp >= patches.n_rows) return;
-                LossAny::backward(plan.job, patches.dtype, pred_dtype, warp, y, lane);
-            } else if (warp * Body::kBackwardRows < patches.n_rows) {
-                Body::backward(plan.job, warp * Body::kBackwardRows, y * kLanes + lane, lane);
-            }
-        });
-    }
-};
+template <typename T>
+void emulate_scale(const LossGradient& gradient, int64_t n_threads) {
+    for (int64_t thread = 0; thread < n_threads; ++thread) ScaleGradient<T>::run(gradient, thread, n_threads);
+}
 
 }  // namespace
 
-void emulate_loss_forward(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss, float* loss,
-                          float* patch_loss, float* mean, float* rstd, double* partials) {
-    const LossKernelJob job = forward_job(patches, pred, norm_pix_loss, loss, patch_loss, mean, rstd, partials);
-    for_pixel_dtypes<EmulateLossForward>(patches.dtype, pred_dtype, patches, pred_dtype, job, partials, loss);
+void emulate_loss(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss,
+                  const float* grad_loss, const LossOutputs& out) {
+    check_loss(patches, pred, norm_pix_loss, out);
+    check(!out.loss || out.partials || patches.n_rows == 0, "loss: null pointer");
+    for_pixel_dtypes<EmulateLoss>(patches.dtype, pred_dtype, patches, pred, pred_dtype, norm_pix_loss, grad_loss, out);
 }
 
-void emulate_loss_backward(const Patches& patches, const void* pred, DType pred_dtype, const float* mean,
-                           const float* rstd, const float* grad_loss, void* grad_pred) {
-    const LossKernelJob job = backward_job(patches, pred, mean, rstd, grad_loss, grad_pred);
-    for_pixel_dtypes<EmulateLossBackward>(patches.dtype, pred_dtype, patches, pred_dtype, job);
+void emulate_scale_loss_gradient(const LossGradient& gradient, int64_t n_threads) {
+    check_loss_gradient(gradient);
+    if (gradient.dtype == kF16) return emulate_scale<Half>(gradient, n_threads);
+    if (gradient.dtype == kBF16) return emulate_scale<BFloat16>(gradient, n_threads);
+    emulate_scale<float>(gradient, n_threads);
 }
 
 void emulate_view(const Patches& patches, const View& view, void* pixels) {

@@ -1,19 +1,19 @@
 // The CUDA kernels' bodies run on the CPU, block by block and lane by lane, for tests on machines without a GPU.
 // Pointers are the CPU's; ids and cu_seqlens may hold anything, as on a GPU.
 #pragma once
+#include "common/loss.h"
 #include "common/patches.h"
 #include "common/view.h"
 
 namespace hdxray {
 
-// Shapes and dtypes are those of gather_cuda and scatter_cuda (common/gather.h), loss_forward_cuda and
-// loss_backward_cuda (common/loss.h).
+// Shapes and dtypes are those of gather_cuda and scatter_cuda (common/gather.h), loss_cuda and scale_loss_gradient_cuda
+// (common/loss.h), the latter with any number of threads.
 void emulate_gather(const Patches& patches, void* rows, DType row_dtype);
 void emulate_scatter(const Patches& patches, const void* grad_rows, DType row_dtype);
-void emulate_loss_forward(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss, float* loss,
-                          float* patch_loss, float* mean, float* rstd, double* partials);
-void emulate_loss_backward(const Patches& patches, const void* pred, DType pred_dtype, const float* mean,
-                           const float* rstd, const float* grad_loss, void* grad_pred);
+void emulate_loss(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss,
+                  const float* grad_loss, const LossOutputs& out);
+void emulate_scale_loss_gradient(const LossGradient& gradient, int64_t n_threads);
 
 // As view_cuda.
 void emulate_view(const Patches& patches, const View& view, void* pixels);

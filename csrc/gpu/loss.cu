@@ -9,35 +9,23 @@
 namespace hdxray {
 namespace {
 
-// First stage: the block's warps leave their rows' losses, and one thread adds them up in order. Every thread of the
-// block must come here.
-template <int kRows>
-__device__ void leave_partial(const float* losses, double* partials) {
-    __shared__ float of_block[kWarpsOfBlock * kRows];
-    if (lane_of_warp() == 0) {
-#pragma unroll
-        for (int u = 0; u < kRows; ++u) of_block[threadIdx.x / kLanes * kRows + u] = losses[u];
-    }
-    __syncthreads();
-    if (threadIdx.x == 0) partials[blockIdx.x] = sum_in_order(of_block, kWarpsOfBlock * kRows);
-}
-
+// First stage: each warp leaves the sum of its rows' losses, if somebody asks for the loss.
+// Three blocks a multiprocessor leave a thread 80 registers; left to itself the compiler takes less and spills.
 template <typename In, typename Pred, PixelLayout kLayout>
-__global__ void __launch_bounds__(kThreads)
-    loss_forward_wide(const __grid_constant__ LossKernelJob job, double* partials) {
+__global__ void __launch_bounds__(kThreads, 3) loss_wide(const __grid_constant__ LossKernelJob job, double* partials) {
     using Body = LossWide<In, Pred, kLayout>;
-    const int64_t first_row = warp_of_grid() * Body::kRows;
-    float losses[Body::kRows] = {};
-    if (first_row < job.pixels.n_rows) Body::forward(job, first_row, lane_of_warp(), losses);
-    leave_partial<Body::kRows>(losses, partials);
+    const int64_t warp = warp_of_grid();
+    if (warp * Body::kRows >= job.pixels.n_rows) return;
+    const double sum = Body::run(job, warp * Body::kRows, lane_of_warp());
+    if (lane_of_warp() == 0 && partials != nullptr) partials[warp] = sum;
 }
 
 __global__ void __launch_bounds__(kThreads)
-    loss_forward_any(const __grid_constant__ LossKernelJob job, DType in, DType pred, double* partials) {
+    loss_any(const __grid_constant__ LossKernelJob job, DType in, DType pred, double* partials) {
     const int64_t row = warp_of_grid();
-    float loss = 0.0f;
-    if (row < job.pixels.n_rows) LossAny::forward(job, in, pred, row, lane_of_warp(), &loss);
-    leave_partial<1>(&loss, partials);
+    if (row >= job.pixels.n_rows) return;
+    const double loss = LossAny::run(job, in, pred, row, lane_of_warp());
+    if (lane_of_warp() == 0 && partials != nullptr) partials[row] = loss;
 }
 
 // Second stage, one block. The number of real rows is read here, so that nobody waits for it.
@@ -53,20 +41,10 @@ __global__ void __launch_bounds__(kTotalThreads)
     if (thread == 0) *loss = mean_loss(sums[0], job);
 }
 
-template <typename In, typename Pred, PixelLayout kLayout>
-__global__ void __launch_bounds__(kThreads) loss_backward_wide(const __grid_constant__ LossKernelJob job) {
-    using Body = LossWide<In, Pred, kLayout>;
-    const int64_t first_row = warp_of_grid() * Body::kBackwardRows;
-    if (first_row >= job.pixels.n_rows) return;
-    Body::backward(job, first_row, static_cast<int32_t>(blockIdx.y) * kLanes + lane_of_warp(), lane_of_warp());
-}
-
-// Four blocks a multiprocessor leave it 64 registers; left to itself the compiler takes 32 and spills.
-__global__ void __launch_bounds__(kThreads, 4)
-    loss_backward_any(const __grid_constant__ LossKernelJob job, DType in, DType pred) {
-    const int64_t row = warp_of_grid();
-    if (row >= job.pixels.n_rows) return;
-    LossAny::backward(job, in, pred, row, static_cast<int>(blockIdx.y), lane_of_warp());
+template <typename T>
+__global__ void __launch_bounds__(kThreads) loss_scale(const __grid_constant__ LossGradient gradient) {
+    const int64_t thread = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+    ScaleGradient<T>::run(gradient, thread, static_cast<int64_t>(gridDim.x) * kThreads);
 }
 
 dim3 grid(const LaunchShape& shape) {
@@ -74,64 +52,57 @@ dim3 grid(const LaunchShape& shape) {
 }
 
 template <typename In, typename Pred>
-struct LaunchForward {
-    static void run(const Patches& patches, DType pred_dtype, const LossKernelJob& given, double* partials, float* loss,
-                    cudaStream_t stream) {
-        const LossPlan plan = plan_loss<In, Pred>(patches, given);
+struct LaunchLoss {
+    static void run(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss,
+                    const float* grad_loss, const LossOutputs& out, cudaStream_t stream) {
+        const LossPlan plan = plan_loss<In, Pred>(patches, pred, norm_pix_loss, grad_loss, out);
         const LossKernelJob& job = plan.job;
+        const dim3 blocks = grid(plan.shape);
         if (patches.n_rows > 0) {
             if (plan.wide && patches.source.packed) {
                 if constexpr (sizeof(In) == 1) {
-                    loss_forward_wide<In, Pred, PixelLayout::kPacked>
-                        <<<grid(plan.forward), kThreads, 0, stream>>>(job, partials);
+                    loss_wide<In, Pred, PixelLayout::kPacked><<<blocks, kThreads, 0, stream>>>(job, out.partials);
                 }
             } else if (plan.wide) {
-                loss_forward_wide<In, Pred, PixelLayout::kImages>
-                    <<<grid(plan.forward), kThreads, 0, stream>>>(job, partials);
+                loss_wide<In, Pred, PixelLayout::kImages><<<blocks, kThreads, 0, stream>>>(job, out.partials);
             } else {
-                loss_forward_any<<<grid(plan.forward), kThreads, 0, stream>>>(job, patches.dtype, pred_dtype, partials);
+                loss_any<<<blocks, kThreads, 0, stream>>>(job, patches.dtype, pred_dtype, out.partials);
             }
-            check_launch("loss_forward");
+            check_launch("loss");
         }
-        loss_total<<<1, kTotalThreads, 0, stream>>>(job.pixels, partials, plan.forward.x, loss);
+        if (out.loss == nullptr) return;
+        loss_total<<<1, kTotalThreads, 0, stream>>>(job.pixels, out.partials, plan.n_partials, out.loss);
         check_launch("loss_total");
     }
 };
 
-template <typename In, typename Pred>
-struct LaunchBackward {
-    static void run(const Patches& patches, DType pred_dtype, const LossKernelJob& given, cudaStream_t stream) {
-        const LossPlan plan = plan_loss<In, Pred>(patches, given);
-        if (plan.wide && patches.source.packed) {
-            if constexpr (sizeof(In) == 1) {
-                loss_backward_wide<In, Pred, PixelLayout::kPacked>
-                    <<<grid(plan.backward), kThreads, 0, stream>>>(plan.job);
-            }
-        } else if (plan.wide) {
-            loss_backward_wide<In, Pred, PixelLayout::kImages><<<grid(plan.backward), kThreads, 0, stream>>>(plan.job);
-        } else {
-            loss_backward_any<<<grid(plan.backward), kThreads, 0, stream>>>(plan.job, patches.dtype, pred_dtype);
-        }
-        check_launch("loss_backward");
-    }
-};
+template <typename T>
+void launch_scale(const LossGradient& gradient, cudaStream_t stream) {
+    const int64_t chunks = gradient.n_rows * gradient.row_size / ScaleGradient<T>::kElements;
+    const int64_t blocks = chunks / kThreads + 1;
+    loss_scale<T>
+        <<<static_cast<unsigned>(blocks < kScaleBlocks ? blocks : kScaleBlocks), kThreads, 0, stream>>>(gradient);
+    check_launch("loss_scale");
+}
 
 }  // namespace
 
-void loss_forward_cuda(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss, float* loss,
-                       float* patch_loss, float* mean, float* rstd, double* partials, int device, uintptr_t stream) {
-    const LossKernelJob job = forward_job(patches, pred, norm_pix_loss, loss, patch_loss, mean, rstd, partials);
+void loss_cuda(const Patches& patches, const void* pred, DType pred_dtype, bool norm_pix_loss, const float* grad_loss,
+               const LossOutputs& out, int device, uintptr_t stream) {
+    check_loss(patches, pred, norm_pix_loss, out);
+    check(!out.loss || out.partials || patches.n_rows == 0, "loss: null pointer");
     const DeviceGuard guard(device);
-    for_pixel_dtypes<LaunchForward>(patches.dtype, pred_dtype, patches, pred_dtype, job, partials, loss,
-                                    stream_of(stream));
+    for_pixel_dtypes<LaunchLoss>(patches.dtype, pred_dtype, patches, pred, pred_dtype, norm_pix_loss, grad_loss, out,
+                                 stream_of(stream));
 }
 
-void loss_backward_cuda(const Patches& patches, const void* pred, DType pred_dtype, const float* mean,
-                        const float* rstd, const float* grad_loss, void* grad_pred, int device, uintptr_t stream) {
-    const LossKernelJob job = backward_job(patches, pred, mean, rstd, grad_loss, grad_pred);
-    if (patches.n_rows == 0) return;
+void scale_loss_gradient_cuda(const LossGradient& gradient, int device, uintptr_t stream) {
+    check_loss_gradient(gradient);
+    if (gradient.n_rows == 0) return;
     const DeviceGuard guard(device);
-    for_pixel_dtypes<LaunchBackward>(patches.dtype, pred_dtype, patches, pred_dtype, job, stream_of(stream));
+    if (gradient.dtype == kF16) return launch_scale<Half>(gradient, stream_of(stream));
+    if (gradient.dtype == kBF16) return launch_scale<BFloat16>(gradient, stream_of(stream));
+    launch_scale<float>(gradient, stream_of(stream));
 }
 
 }  // namespace hdxray

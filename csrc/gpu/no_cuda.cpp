@@ -43,15 +43,12 @@ void view_cuda(const Patches& /*patches*/, const View& /*view*/, void* /*pixels*
     refuse(device);
 }
 
-void loss_forward_cuda(const Patches& /*patches*/, const void* /*pred*/, DType /*pred_dtype*/, bool /*norm_pix_loss*/,
-                       float* /*loss*/, float* /*patch_loss*/, float* /*mean*/, float* /*rstd*/, double* /*partials*/,
-                       int device, uintptr_t /*stream*/) {
+void loss_cuda(const Patches& /*patches*/, const void* /*pred*/, DType /*pred_dtype*/, bool /*norm_pix_loss*/,
+               const float* /*grad_loss*/, const LossOutputs& /*out*/, int device, uintptr_t /*stream*/) {
     refuse(device);
 }
 
-void loss_backward_cuda(const Patches& /*patches*/, const void* /*pred*/, DType /*pred_dtype*/, const float* /*mean*/,
-                        const float* /*rstd*/, const float* /*grad_loss*/, void* /*grad_pred*/, int device,
-                        uintptr_t /*stream*/) {
+void scale_loss_gradient_cuda(const LossGradient& /*gradient*/, int device, uintptr_t /*stream*/) {
     refuse(device);
 }
 

@@ -65,7 +65,7 @@ def check_values(
 ) -> None:
     """The values of ``cu_seqlens``: always on the CPU, elsewhere (which waits for the device) under ``debug_checks``.
 
-    Rows may be left over behind the last sequence, the slack of a plan. A ``max_seqlen`` of 0 stands for none.
+    Rows may be left over behind the last sequence, a plan's slack. A ``max_seqlen`` of 0 stands for none.
     """
     sides = (
         ("cu_seqlens_q", cu_seqlens_q, rows_q, "max_seqlen_q", max_seqlen_q),

@@ -41,7 +41,8 @@ def gather_patches(
         view: read the images through these maps and tables, as `view_patches` does; the plan is then one of the view.
 
     Returns:
-        ``[N, C*p*p]`` of `out_dtype`. Differentiable with respect to float images, unless they are seen through a view.
+        ``[N, C*p*p]`` of `out_dtype`, zero in a plan's slack. Differentiable with respect to float images, unless they
+        are seen through a view.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument is not as described, or plan and images do not fit; nothing was
@@ -64,7 +65,7 @@ def gather_patches(
         one = images[:, :1] if images.stride(1) == 0 else images  # channels that are views of one are seen once
         seen = view_patches(one, plan, view, which, backend)
         images, grid = seen.expand(-1, images.shape[1], -1, -1), list(plan.grid_size)
-    scaling = scale, shift, 1.0, 0.0
+    scaling = native.scaling_of(scale, shift)
     return _gather_op(images, ids, cu_seqlens, *scaling, plan.patch_size, out_dtype, which, grid)
 
 

@@ -45,7 +45,7 @@ def reconstruction_loss(
     Returns:
         ``loss``, a float32 scalar: the mean over all predicted patches of the batch, 0 if there are none;
         differentiable with respect to `pred`. ``patch_loss`` ``[N_predict]`` float32: each patch's mean squared error,
-        without gradient.
+        without gradient. Rows in a plan's slack count for nothing: their loss and gradient are zero.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument is not as described, or they do not fit together; nothing was
@@ -70,12 +70,16 @@ def reconstruction_loss(
         if view is not None:
             images = view_images_ref(images.detach(), check_view(view, images, values=True))
         return reconstruction_loss_ref(images, pred, plan, scale, shift, norm_pix_loss)
-    scaling = scale, shift, 1.0, 0.0
+    scaling = native.scaling_of(scale, shift)
     images, grid = images.detach(), None
-    if view is not None:  # once: the backward pass reads the same pixels again
+    if view is not None:
         images, grid = view_patches(images, plan, view, "predict", backend), list(plan.grid_size)
-    loss, patch_loss, _, _ = _loss_op(
-        images, pred.contiguous(), ids, cu_seqlens, *scaling, plan.patch_size, norm_pix_loss, grid
+    # Not in half precision: gradients of 1e-7, which a loss scaler enlarges, would be lost before that is known. Not
+    # in a compiled graph: it copies what it writes to in place, and that is no less than reading pixels again.
+    once = pred.dtype != torch.float16 and not torch.compiler.is_compiling()
+    with_grad = once and pred.requires_grad and torch.is_grad_enabled()
+    loss, patch_loss, _ = _loss_op(
+        images, pred.contiguous(), ids, cu_seqlens, *scaling, plan.patch_size, norm_pix_loss, with_grad, grid
     )
     return loss, patch_loss.detach()
 
@@ -94,13 +98,9 @@ def reconstruction_loss_ref(
     if norm_pix_loss and target.shape[0]:  # the variance of no patches is not worth a warning
         mean, var = target.mean(-1, keepdim=True), target.var(-1, keepdim=True)
         target = (target - mean) / (var + VARIANCE_EPSILON).sqrt()
-    if pred.device.type == "cpu" and int(plan.predict_cu_seqlens[-1]) == pred.shape[0]:
-        patch_loss = (pred.to(work) - target).square().mean(-1)  # [N_predict]
-        loss = patch_loss.mean() if patch_loss.numel() else pred.to(work).sum()
-        return loss, patch_loss.detach()
     # Slack may follow the real rows: its targets are zero, and so its predictions count as zero, whatever they are.
     real, _ = rows_with_patch(plan, "predict")
-    patch_loss = (torch.where(real[:, None], pred.to(work), 0) - target).square().mean(-1)
+    patch_loss = (torch.where(real[:, None], pred.to(work), 0) - target).square().mean(-1)  # [N_predict]
     count = plan.predict_cu_seqlens[-1].clamp(min=1)
     return patch_loss.sum() / count, patch_loss.detach()
 
@@ -108,6 +108,10 @@ def reconstruction_loss_ref(
 # --- registration -----------------------------------------------------------------------------------------------------
 # scale and shift are [B] f32 or None; where None, the number counts (and a compiled graph holds for this one alone).
 # With a grid, images are the pixels of the patches alone, [N, C, p, p].
+#
+# The gradient of pred is known as soon as the loss is, so one pass makes both (with_grad), the gradient for an upstream
+# gradient of 1. The backward pass hands it out, multiplied in place by what upstream really says: nothing is read or
+# written where that is 1, and the number stays on its device.
 @torch.library.custom_op("hdxray_fast::reconstruction_loss", mutates_args=(), device_types=("cpu", "cuda"))
 def _loss_op(
     images: Tensor,
@@ -120,16 +124,18 @@ def _loss_op(
     shift_value: float,
     patch_size: int,
     norm_pix_loss: bool,
+    with_grad: bool,
     grid: Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     scaling = (scale, shift, scale_value, shift_value)
-    return native.loss_forward(images, pred, ids, cu_seqlens, scaling, patch_size, norm_pix_loss, grid)
+    return native.loss(images, pred, ids, cu_seqlens, scaling, patch_size, norm_pix_loss, with_grad, grid)
 
 
 @_loss_op.register_fake
-def _(images, pred, ids, cu_seqlens, scale, shift, scale_value, shift_value, patch_size, norm_pix_loss, grid=None):
-    per_patch = [pred.new_empty(ids.shape[0], dtype=torch.float32) for _ in range(3)]
-    return pred.new_empty((), dtype=torch.float32), *per_patch
+def _(images, pred, ids, cu_seqlens, scale, shift, scale_value, shift_value, patch_size, norm, with_grad, grid=None):
+    loss, patch_loss = (pred.new_empty(shape, dtype=torch.float32) for shape in ((), (ids.shape[0],)))
+    # contiguous, whatever the strides of pred are
+    return loss, patch_loss, pred.new_empty(pred.shape if with_grad else (0, pred.shape[1]))
 
 
 @torch.library.custom_op("hdxray_fast::reconstruction_loss_backward", mutates_args=(), device_types=("cpu", "cuda"))
@@ -140,36 +146,57 @@ def _loss_backward_op(
     cu_seqlens: Tensor,
     scale: Tensor | None,
     shift: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
     grad_loss: Tensor,
     scale_value: float,
     shift_value: float,
     patch_size: int,
+    norm_pix_loss: bool,
     grid: Sequence[int] | None = None,
 ) -> Tensor:
     scaling = (scale, shift, scale_value, shift_value)
-    return native.loss_backward(images, pred, ids, cu_seqlens, scaling, mean, rstd, grad_loss, patch_size, grid)
+    return native.loss_gradient(images, pred, ids, cu_seqlens, scaling, grad_loss, patch_size, norm_pix_loss, grid)
 
 
 @_loss_backward_op.register_fake
 def _(images, pred, *_):
-    return pred.new_empty(pred.shape)  # contiguous, whatever the strides of pred are
+    return pred.new_empty(pred.shape)
+
+
+@torch.library.custom_op("hdxray_fast::scale_loss_gradient", mutates_args=("grad_pred",), device_types=("cpu", "cuda"))
+def _scale_op(grad_pred: Tensor, cu_seqlens: Tensor, grad_loss: Tensor) -> None:
+    native.scale_loss_gradient(grad_pred, cu_seqlens, grad_loss)
+
+
+@_scale_op.register_fake
+def _(grad_pred, cu_seqlens, grad_loss):
+    return None
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
-    images, pred, ids, cu_seqlens, scale, shift, *values, _, grid = inputs
-    ctx.values = *values, grid  # scale, shift, patch size; grid
-    _, _, mean, rstd = output
-    ctx.save_for_backward(images, pred, ids, cu_seqlens, scale, shift, mean, rstd)
+    images, pred, ids, cu_seqlens, scale, shift, *values, with_grad, grid = inputs
+    ctx.values = *values, grid  # scale, shift, patch size, norm_pix_loss; grid
+    ctx.save_for_backward(images, pred, ids, cu_seqlens, scale, shift)
+    ctx.unit_grad = output[2].detach() if with_grad else None  # detached: ctx must not own what owns it
+    ctx.set_materialize_grads(False)  # else zeros are made for the third output
 
 
 def _backward(ctx, grad_loss, *_):
     grad_pred = None
-    if ctx.needs_input_grad[1]:
-        grad_pred = _loss_backward_op(*ctx.saved_tensors, grad_loss, *ctx.values)
-    return None, grad_pred, *[None] * 9
+    if ctx.needs_input_grad[1] and grad_loss is not None:
+        # It is handed out once, and whoever gets it may write to it. A second backward pass works it out anew; so does
+        # one that is to be differentiated itself, which the operator then refuses by name, and a compiler's stand-in.
+        if type(grad_loss) is Tensor and not torch.is_grad_enabled():
+            grad_pred, ctx.unit_grad = ctx.unit_grad, None
+        if grad_pred is None:
+            grad_pred = _loss_backward_op(*ctx.saved_tensors, grad_loss, *ctx.values)
+        else:
+            _scale_op(grad_pred, ctx.saved_tensors[3], grad_loss)
+    return None, grad_pred, *[None] * 10
 
 
 _loss_op.register_autograd(_backward, setup_context=_save_for_backward)
-flops.count_nothing(torch.ops.hdxray_fast.reconstruction_loss, torch.ops.hdxray_fast.reconstruction_loss_backward)
+flops.count_nothing(
+    torch.ops.hdxray_fast.reconstruction_loss,
+    torch.ops.hdxray_fast.reconstruction_loss_backward,
+    torch.ops.hdxray_fast.scale_loss_gradient,
+)

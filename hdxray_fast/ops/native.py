@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -111,11 +112,11 @@ def check_packed(plan: MaskPlan, which: str, device: torch.device) -> tuple[Tens
     return plan.predict_ids, plan.predict_cu_seqlens
 
 
-def per_image(name: str, value: Any, images: Tensor) -> Tensor:
-    """A number, or a float32 tensor ``[]`` or ``[B]``, as ``[B]``, contiguous.
+def per_image(name: str, value: Any, images: Tensor) -> Tensor | float:
+    """A number, as it is; or a float32 tensor ``[]`` or ``[B]``, as ``[B]``, contiguous.
 
-    Numbers become tensors here, without waiting for a GPU: in a compiled graph a number that an operator takes is a
-    constant, and every other number would compile the graph again.
+    Under a compiler numbers become tensors, without waiting for a GPU: a number that an operator takes is a constant of
+    the graph, and every other number would compile it again. Elsewhere a tensor would be two kernels for nothing.
     """
     batch = images.shape[0]
     if isinstance(value, Tensor):
@@ -131,6 +132,8 @@ def per_image(name: str, value: Any, images: Tensor) -> Tensor:
         )
     if not -MAX_FLOAT32 <= value <= MAX_FLOAT32:  # not math.isfinite, which torch.compile cannot trace; NaN fails too
         raise ArgumentError(f"{name}: got {value}, accepted is a finite float32")
+    if not torch.compiler.is_compiling():
+        return float(value)
     # not torch.full, whose number a compiler takes for a constant
     return torch.ones(batch, dtype=torch.float32, device=images.device) * float(value)
 
@@ -138,14 +141,14 @@ def per_image(name: str, value: Any, images: Tensor) -> Tensor:
 _FAULTS = {
     1: "{cu}: must start at 0, got {value}",
     2: "{cu}: must not fall, but entry {row} is {value}, less than the one before",
-    3: "{cu}: must end at the number of ids, {n_rows}, or before it, got {value}",
+    3: "{cu}: must end at or before the number of ids, {n_rows}, got {value}",
     4: "{ids}: entry {row} is {value}, accepted are ids in [0, {n_patches}) for this grid",
     5: "{ids}: must be strictly ascending within each image, but entry {row} is {value}, not above the one before",
 }
 
 
 def check_packed_values(ids: Tensor, cu_seqlens: Tensor, n_patches: int, which: str) -> None:
-    """Ids ascending within the grid, cu_seqlens from 0 to N or less without falling; what follows is slack.
+    """Ids ascending within the grid, cu_seqlens from 0 to N or less without falling; ids past its end are slack.
 
     GPU tensors are looked at under `debug_checks` only, because that waits for the GPU.
     """
@@ -153,7 +156,6 @@ def check_packed_values(ids: Tensor, cu_seqlens: Tensor, n_patches: int, which: 
         if not debug.checks_are_on():
             return
         ids, cu_seqlens = ids.cpu(), cu_seqlens.cpu()
-    ids = without_slack(ids, cu_seqlens)
     n_rows, batch = ids.numel(), cu_seqlens.numel() - 1
     if core is not None:
         fault, row, value = core.check_packed_ids(ids.data_ptr(), cu_seqlens.data_ptr(), batch, n_rows, n_patches)
@@ -162,14 +164,6 @@ def check_packed_values(ids: Tensor, cu_seqlens: Tensor, n_patches: int, which: 
     if fault:
         names = {"ids": f"plan.{which}_ids", "cu": f"plan.{which}_cu_seqlens"}
         raise ArgumentError(_FAULTS[fault].format(row=row, value=value, n_rows=n_rows, n_patches=n_patches, **names))
-
-
-def without_slack(ids: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """The ids that stand for something, of a plan on the CPU; on a GPU, where nobody knows how many, all of them."""
-    if ids.device.type != "cpu":
-        return ids
-    end = int(cu_seqlens[-1])
-    return ids[:end] if 0 <= end < ids.numel() else ids
 
 
 def _packed_fault(ids: Tensor, cu_seqlens: Tensor, n_patches: int) -> tuple[int, int, int]:
@@ -186,8 +180,9 @@ def _packed_fault(ids: Tensor, cu_seqlens: Tensor, n_patches: int) -> tuple[int,
         return 1, 0, int(cu_seqlens[0])
     if found := first(cu_seqlens[1:] < cu_seqlens[:-1], 2, cu_seqlens, 1):
         return found
-    if int(cu_seqlens[-1]) != ids.numel():
+    if int(cu_seqlens[-1]) > ids.numel():
         return 3, cu_seqlens.numel() - 1, int(cu_seqlens[-1])
+    ids = ids[: int(cu_seqlens[-1])]  # what follows is slack
     starts[cu_seqlens.long()] = True
     if found := first((ids < 0) | (ids >= n_patches), 4, ids):
         return found
@@ -207,6 +202,13 @@ def check_bounds(longest: Sequence[int], bounds: Sequence[int | None]) -> None:
 # Of the images, as the core takes them: scale [B] f32 or None, shift likewise, the numbers that count where None is.
 Scaling = tuple[Tensor | None, Tensor | None, float, float]
 NO_SCALING: Scaling = (None, None, 1.0, 0.0)
+
+
+def scaling_of(scale: Tensor | float, shift: Tensor | float) -> Scaling:
+    """What `per_image` made of scale and shift, for the core."""
+    per_image = [value if isinstance(value, Tensor) else None for value in (scale, shift)]
+    numbers = [default if isinstance(value, Tensor) else value for value, default in ((scale, 1.0), (shift, 0.0))]
+    return *per_image, *numbers
 
 
 # --- calls ------------------------------------------------------------------------------------------------------------
@@ -264,13 +266,6 @@ def _rows(ids: Tensor, cu_seqlens: Tensor, scaling: Scaling) -> tuple:
     scale, shift, scale_value, shift_value = scaling
     pointers = ids.data_ptr(), cu_seqlens.data_ptr(), ids.numel(), _address(scale), _address(shift)
     return *pointers, scale_value, shift_value
-
-
-def _zero_behind(real: int, rows: Tensor) -> Tensor:
-    """`rows` with zeros from row `real` on; on a GPU the kernels write them."""
-    if real < rows.shape[0]:
-        rows[real:].zero_()
-    return rows
 
 
 def _place(device: torch.device) -> tuple[int, int]:
@@ -351,12 +346,11 @@ def gather(
     native = _require_core()
     images, source = _source(images, ids, cu_seqlens, patch_size, which, grid)
     rows = torch.empty(ids.numel(), images.shape[1] * patch_size**2, dtype=out_dtype, device=images.device)
-    real = without_slack(ids, cu_seqlens)
     native.gather(
-        source, _rows(real, cu_seqlens, scaling), rows.data_ptr(), DTYPE_CODES[out_dtype],
+        source, _rows(ids, cu_seqlens, scaling), rows.data_ptr(), DTYPE_CODES[out_dtype],
         torch.get_num_threads(), *_place(images.device),
     )  # fmt: skip
-    return _zero_behind(real.numel(), rows)
+    return rows
 
 
 def scatter(
@@ -373,8 +367,7 @@ def scatter(
     grad_images = torch.zeros(shape, dtype=image_dtype, device=grad_rows.device)
     check_packed_values(ids, cu_seqlens, _n_patches(grad_images, patch_size), "keep")
     native.scatter(
-        _images(grad_images, patch_size), _rows(without_slack(ids, cu_seqlens), cu_seqlens, scaling),
-        grad_rows.data_ptr(),
+        _images(grad_images, patch_size), _rows(ids, cu_seqlens, scaling), grad_rows.data_ptr(),
         DTYPE_CODES[grad_rows.dtype], torch.get_num_threads(), *_place(grad_rows.device),
     )  # fmt: skip
     return grad_images
@@ -394,15 +387,14 @@ def view(
     check_packed_values(ids, cu_seqlens, _n_patches(images, patch_size), which)
     size = ids.numel(), images.shape[1], patch_size, patch_size
     pixels = torch.empty(size, dtype=images.dtype, device=images.device)
-    real = without_slack(ids, cu_seqlens)
     native.view(
-        _images(images, patch_size), _rows(real, cu_seqlens, NO_SCALING), (_address(affine), _address(table)),
+        _images(images, patch_size), _rows(ids, cu_seqlens, NO_SCALING), (_address(affine), _address(table)),
         pixels.data_ptr(), torch.get_num_threads(), *_place(images.device),
     )  # fmt: skip
-    return _zero_behind(real.numel(), pixels)
+    return pixels
 
 
-def loss_forward(
+def loss(
     images: Tensor,  # [B, C, H, W]
     pred: Tensor,  # [N, C*p*p] of a float dtype
     ids: Tensor,  # [N] int32
@@ -410,44 +402,55 @@ def loss_forward(
     scaling: Scaling,
     patch_size: int,
     norm_pix_loss: bool,
+    with_grad: bool,
     grid: Sequence[int] | None = None,  # as in gather
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """loss ``[]``, patch_loss ``[N]``, mean ``[N]``, rstd ``[N]``: all float32."""
-    native, pred = _require_core(), pred.contiguous()
-    images, source = _source(images, ids, cu_seqlens, patch_size, "predict", grid)
-    device, n_rows, partials = images.device, ids.numel(), None
-    loss = torch.empty((), dtype=torch.float32, device=device)
-    patch_loss, mean, rstd = (torch.empty(n_rows, dtype=torch.float32, device=device) for _ in range(3))
-    if device.type == "cuda":  # what the first stage of the reduction leaves for the second
-        partials = torch.empty(native.loss_partials(n_rows), dtype=torch.float64, device=device)
-    real = without_slack(ids, cu_seqlens)
-    native.loss_forward(
-        source, _rows(real, cu_seqlens, scaling), pred.data_ptr(), DTYPE_CODES[pred.dtype],
-        norm_pix_loss, tuple(map(_address, (loss, patch_loss, mean, rstd, partials))),
-        torch.get_num_threads(), *_place(device),
-    )  # fmt: skip
-    return loss, *(_zero_behind(real.numel(), values) for values in (patch_loss, mean, rstd))
+) -> tuple[Tensor, Tensor, Tensor]:
+    """loss ``[]`` and patch_loss ``[N]``, float32, and the loss's gradient of pred, ``[0, C*p*p]`` where not wanted."""
+    made, n_rows = partial(torch.empty, dtype=torch.float32, device=images.device), ids.numel()
+    loss, patch_loss, partials = made(()), made(n_rows), None
+    if images.is_cuda:  # what the first stage of the reduction leaves for the second
+        partials = torch.empty(core.loss_partials(n_rows), dtype=torch.float64, device=images.device)
+    grad_pred = pred.new_empty(pred.shape if with_grad else (0, pred.shape[1]))
+    outputs = loss, patch_loss, grad_pred if with_grad else None, partials
+    _loss(images, pred, ids, cu_seqlens, scaling, patch_size, norm_pix_loss, grid, None, outputs)
+    return loss, patch_loss, grad_pred
 
 
-def loss_backward(
-    images: Tensor,  # as in loss_forward
+def loss_gradient(
+    images: Tensor,  # as in loss
     pred: Tensor,
     ids: Tensor,
     cu_seqlens: Tensor,
     scaling: Scaling,
-    mean: Tensor,  # [N] f32, from loss_forward
-    rstd: Tensor,  # [N] f32, likewise
     grad_loss: Tensor,  # [] f32
     patch_size: int,
+    norm_pix_loss: bool,
     grid: Sequence[int] | None = None,
 ) -> Tensor:
     """Gradient of pred, in its shape and dtype."""
+    grad_pred = pred.new_empty(pred.shape)
+    outputs = None, None, grad_pred, None
+    _loss(images, pred, ids, cu_seqlens, scaling, patch_size, norm_pix_loss, grid, grad_loss, outputs)
+    return grad_pred
+
+
+def _loss(images, pred, ids, cu_seqlens, scaling, patch_size, norm_pix_loss, grid, grad_loss, outputs) -> None:
     native, pred = _require_core(), pred.contiguous()
     images, source = _source(images, ids, cu_seqlens, patch_size, "predict", grid)
-    grad_pred, real = pred.new_empty(pred.shape), without_slack(ids, cu_seqlens)
-    native.loss_backward(
-        source, _rows(real, cu_seqlens, scaling), pred.data_ptr(), DTYPE_CODES[pred.dtype],
-        mean.data_ptr(), rstd.data_ptr(), grad_loss.data_ptr(), grad_pred.data_ptr(),
-        torch.get_num_threads(), *_place(images.device),
+    native.loss(
+        source, _rows(ids, cu_seqlens, scaling), pred.data_ptr(), DTYPE_CODES[pred.dtype], norm_pix_loss,
+        _address(grad_loss), tuple(map(_address, outputs)), torch.get_num_threads(), *_place(images.device),
     )  # fmt: skip
-    return _zero_behind(real.numel(), grad_pred)
+
+
+def scale_loss_gradient(
+    grad_pred: Tensor,  # [N, C*p*p] of a float dtype, contiguous
+    cu_seqlens: Tensor,  # [B + 1] int32
+    grad_loss: Tensor,  # [] f32
+) -> None:
+    """Multiplies the rows of `grad_pred` that are not slack by `grad_loss`, where they lie."""
+    gradient = (
+        grad_pred.data_ptr(), DTYPE_CODES[grad_pred.dtype], *grad_pred.shape,
+        cu_seqlens.data_ptr(), cu_seqlens.numel() - 1, grad_loss.data_ptr(),
+    )  # fmt: skip
+    _require_core().scale_loss_gradient(gradient, torch.get_num_threads(), *_place(grad_pred.device))

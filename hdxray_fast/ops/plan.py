@@ -22,8 +22,8 @@ class MaskPlan:
 
     A plan made on a GPU with upper bounds, or rounded up (:meth:`rounded_up`), has *slack*: ``keep_ids`` and
     ``predict_ids`` are longer than the last entry of their ``cu_seqlens``, so that their length is known without
-    waiting for the GPU, or is one of few. Ids in the slack are 0 and stand for nothing: ops write zeros for these rows
-    and leave them out of losses and gradients.
+    waiting for the GPU, or is one of few. Ids in the slack stand for nothing, and nobody looks at them: ops write zeros
+    for these rows and leave them out of losses and gradients.
 
     Attributes:
         keep_ids: ``[N_keep]`` int32, ids of the patches the encoder sees; row-major in the image's own grid, ascending

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import plan_helpers
 import pytest
 import torch
 from pixel_helpers import FLOATS, PER_IMAGE, PIXELS, gather_case, pixels
@@ -22,14 +23,7 @@ DEVICE = "cuda"
 
 def with_slack(plan: hx.MaskPlan, keep: int, predict: int = 0) -> hx.MaskPlan:
     """The plan on the GPU, with room for more rows than are real, as plans made there with bounds have it."""
-    there = plan.to(DEVICE)
-    return replace(
-        there,
-        keep_ids=torch.cat([there.keep_ids, there.keep_ids.new_zeros(keep)]),
-        predict_ids=torch.cat([there.predict_ids, there.predict_ids.new_zeros(predict)]),
-        max_keep=plan.max_keep + keep,
-        max_predict=plan.max_predict + predict,
-    )
+    return plan_helpers.with_slack(plan, keep, predict).to(DEVICE)
 
 
 def on_gpu(*values: object) -> list:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import plan_helpers
 import pytest
 import torch
 from pixel_helpers import FLOATS, PIXELS
@@ -12,7 +13,7 @@ from tolerances import assert_two_times_rule
 
 import hdxray_fast as hx
 from hdxray_fast.ops import native
-from hdxray_fast.ops.loss import _loss_backward_op, _loss_op, reconstruction_loss_ref
+from hdxray_fast.ops.loss import _loss_backward_op, _loss_op, _scale_op, reconstruction_loss_ref
 
 pytestmark = [
     pytest.mark.gpu,
@@ -41,9 +42,7 @@ def scaling(dtype: torch.dtype, device: str = DEVICE) -> tuple[torch.Tensor, tor
 
 def with_slack(plan: hx.MaskPlan, predict: int) -> hx.MaskPlan:
     """The plan on the GPU, with room for more predictions than are real."""
-    there = plan.to(DEVICE)
-    ids = torch.cat([there.predict_ids, there.predict_ids.new_zeros(predict)])
-    return replace(there, predict_ids=ids, max_predict=plan.max_predict + predict)
+    return plan_helpers.with_slack(plan, 0, predict).to(DEVICE)
 
 
 def loss_and_grad(function, images, pred, plan, *arguments, **options):
@@ -150,6 +149,25 @@ def test_gradient_follows_what_comes_after():
     assert torch.equal(scaled, plain * -2048.0)
 
 
+@pytest.mark.sanitize
+@pytest.mark.parametrize("pred_dtype", FLOATS, ids=str)
+@pytest.mark.parametrize("upstream", [1.0, 0.37, 65536.0])
+def test_the_gradient_is_handed_out_once_and_is_right_again(pred_dtype, upstream):
+    """By the kernel that scales in place at first, by the whole pass after; slack is zero either way."""
+    images, pred, plan = case(16, 1, torch.uint8, pred_dtype)
+    wide = torch.cat([pred, pred[:7]]).to(DEVICE).requires_grad_()
+    loss, _ = hx.reconstruction_loss(images.to(DEVICE), wide, with_slack(plan, 7), *scaling(torch.uint8))
+    pred.requires_grad_()
+    exact, _ = hx.reconstruction_loss(images, pred, plan, *scaling(torch.uint8, "cpu"))
+    (expected,) = torch.autograd.grad(exact, pred, torch.tensor(upstream))
+    for _ in range(3):
+        (grad,) = torch.autograd.grad(loss, wide, torch.tensor(upstream, device=DEVICE), retain_graph=True)
+        tolerance = 1e-5 if pred_dtype == torch.float32 else 1e-2
+        torch.testing.assert_close(grad[:24].cpu(), expected, rtol=tolerance, atol=tolerance * upstream * 1e-4)
+        assert (grad[24:] == 0).all()
+        grad.fill_(torch.nan)
+
+
 # --- slack, and values that no plan has -------------------------------------------------------------------------------
 @pytest.mark.parametrize("norm_pix_loss", [True, False])
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -246,17 +264,19 @@ def test_devices_other_than_the_current_one():
 def test_registration(pred_dtype):
     images, pred, plan = (v.to(DEVICE) for v in case(16, 1, torch.uint8, pred_dtype))
     pred.requires_grad_()
-    packed, values = (plan.predict_ids, plan.predict_cu_seqlens), (1.0, 0.0, 16)
+    packed, values = (plan.predict_ids, plan.predict_cu_seqlens), (1.0, 0.0, 16, True)
     arguments = (images, pred, *packed, *scaling(torch.uint8))
-    torch.library.opcheck(_loss_op, (*arguments, *values, True), rtol=1e-3, atol=1e-5)
-    _, _, mean, rstd = _loss_op(*arguments, *values, True)
-    detached = (images, pred.detach(), *arguments[2:], mean.detach(), rstd.detach())
-    torch.library.opcheck(_loss_backward_op, (*detached, torch.tensor(1.0, device=DEVICE), *values))
+    for with_grad in (True, False):
+        torch.library.opcheck(_loss_op, (*arguments, *values, with_grad), rtol=1e-3, atol=1e-5)
+    detached, upstream = (images, pred.detach(), *arguments[2:]), torch.tensor(1.0, device=DEVICE)
+    torch.library.opcheck(_loss_backward_op, (*detached, upstream, *values))
+    grad = torch.randn(pred.shape, device=DEVICE).to(pred_dtype)
+    torch.library.opcheck(_scale_op, (grad, plan.predict_cu_seqlens, upstream))
 
 
 def test_compiles_into_one_graph_for_all_lengths():
     def step(x, y, p):
-        return hx.reconstruction_loss(x, y * 2, p, 1 / 64, -2.0)[0] * 3
+        return hx.reconstruction_loss(x, y * 2, p, 1 / 64, -2.0)[0] * 4
 
     torch._dynamo.reset()
     compiled = torch.compile(step, fullgraph=True, dynamic=True, backend="aot_eager")

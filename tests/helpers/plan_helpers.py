@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from hypothesis import strategies as st
@@ -38,6 +40,21 @@ def ragged_plan(grid_size: tuple[int, int], kept: list[int], predicted: list[int
         keep.append(sorted(ids[:num_keep]))
         predict.append(sorted(ids[num_keep : num_keep + num_predict]))
     return make_plan(keep, predict, grid_size, patch_size)
+
+
+def with_slack(plan: MaskPlan, keep: int, predict: int = 0, fill: int = 0) -> MaskPlan:
+    """The same plan with so many ids behind the last image's, each `fill`, which nothing may look at."""
+
+    def longer(ids: Tensor, more: int) -> Tensor:
+        return torch.cat([ids, torch.full((more,), fill, dtype=torch.int32, device=ids.device)])
+
+    return replace(
+        plan,
+        keep_ids=longer(plan.keep_ids, keep),
+        predict_ids=longer(plan.predict_ids, predict),
+        max_keep=plan.max_keep + keep,
+        max_predict=plan.max_predict + predict,
+    )
 
 
 def single_plan(plan: MaskPlan, image: int) -> MaskPlan:

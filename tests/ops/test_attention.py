@@ -133,6 +133,23 @@ def test_a_backend_that_cannot_run_here_is_refused_with_the_reason(backend, dim,
         attention(q, q, q, cu_seqlens_q=cumulate([4]), backend=backend)
 
 
+@pytest.mark.parametrize("backend", ["sdpa", "reference"])
+@pytest.mark.parametrize("lengths", [RAGGED_Q, [4, 4]], ids=["ragged", "a rectangle"])
+def test_slack_is_zero_and_never_seen(lengths, backend):
+    q, k, v = (packed(lengths, slack=7) for _ in range(3))
+    with torch.no_grad():
+        for t in (q, k, v):
+            t[sum(lengths) :] = torch.nan
+    out, lse = attention(q, k, v, cu_seqlens_q=cumulate(lengths), backend=backend, return_lse=True)
+    rows = sum(lengths)
+    torch.testing.assert_close(out[:rows].double(), definition(q, k, v, lengths, lengths), rtol=1e-5, atol=2e-6)
+    assert out[rows:].eq(0).all()
+    assert lse[:, rows:].eq(-torch.inf).all()
+    for grad in torch.autograd.grad(out, (q, k, v), torch.randn_like(out)):
+        assert grad.isfinite().all()
+        assert grad[rows:].eq(0).all()
+
+
 GOOD = {"q": torch.randn(5, 2, 8), "k": torch.randn(6, 2, 8), "v": torch.randn(6, 2, 8)}
 GOOD |= {"cu_seqlens_q": cumulate([2, 3]), "cu_seqlens_k": cumulate([6, 0])}
 

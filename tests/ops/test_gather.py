@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from pixel_helpers import FLOATS, PER_IMAGE, PIXELS, gather_case, pixels
-from plan_helpers import make_plan, ragged_plan
+from plan_helpers import make_plan, ragged_plan, with_slack
 
 import hdxray_fast as hx
 from hdxray_fast.ops import native
@@ -108,6 +108,31 @@ def test_empty_plans_and_batches_give_empty_rows():
     nothing = make_plan([[], []], [[], []], (2, 2))
     assert hx.gather_patches(images, nothing).shape == (0, 256)
     assert hx.gather_patches(images[:0], make_plan([], [], (2, 2))).shape == (0, 256)
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("fill", [0, -1, 99])
+@pytest.mark.parametrize(("patch", "channels"), [(16, 1), (7, 3)])
+def test_slack_gives_rows_of_zeros_and_no_gradient(vector_path, patch, channels, fill, backend):
+    images, plan = gather_case(patch, channels, torch.float32)
+    images.requires_grad_()
+    slack = with_slack(plan, 70, 3, fill)
+    for which, more in (("keep", 70), ("predict", 3)):
+        exact = hx.gather_patches(images, plan, *PER_IMAGE, which=which, backend=backend)
+        rows = hx.gather_patches(images, slack, *PER_IMAGE, which=which, backend=backend)
+        assert torch.equal(rows[:-more], exact)
+        assert not rows[-more:].any()
+    rows = hx.gather_patches(images, slack, *PER_IMAGE, backend=backend)
+    grad_rows = torch.randn(rows.shape)
+    (grad,) = torch.autograd.grad(rows, images, grad_rows)
+    exact = hx.gather_patches(images, plan, *PER_IMAGE, backend=backend)
+    assert torch.equal(grad, torch.autograd.grad(exact, images, grad_rows[:-70])[0])
+
+
+def test_a_plan_of_slack_alone_gives_zeros(vector_path):
+    images, plan = pixels((2, 1, 32, 32), torch.uint8), with_slack(make_plan([[], []], [[], []], (2, 2)), 5)
+    for backend in ("native", "reference"):
+        assert torch.equal(hx.gather_patches(images, plan, 1.0, 3.0, backend=backend), torch.zeros(5, 256))
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------

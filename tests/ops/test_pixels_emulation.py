@@ -174,28 +174,26 @@ def test_no_values_lead_outside(patch, channels):
 
 
 # --- loss -------------------------------------------------------------------------------------------------------------
-def loss_forward(case: Call, pred: torch.Tensor, norm_pix_loss: bool, emulated: bool) -> tuple[torch.Tensor, ...]:
-    """loss, patch_loss, mean, rstd; poisoned before."""
+def loss_of(
+    case: Call, pred: torch.Tensor, norm_pix_loss: bool, emulated: bool, with_grad: bool = True, upstream=None
+) -> tuple[torch.Tensor, ...]:
+    """loss, patch_loss, and with_grad the gradient for `upstream`, 1 where that is None; poisoned before."""
     n_rows = case.ids.numel()
-    out = [torch.full(shape, float("nan")) for shape in ((), (n_rows,), (n_rows,), (n_rows,))]
+    loss, patch_loss = (torch.full(shape, float("nan")) for shape in ((), (n_rows,)))
+    grad = torch.full_like(pred, float("nan")) if with_grad else None
     partials = torch.full((core.loss_partials(n_rows),), float("nan"), dtype=torch.float64)
-    arguments = (*case.tuples(), pred.data_ptr(), CODES[pred.dtype], norm_pix_loss)
-    pointers = tuple(t.data_ptr() for t in (*out, partials))
-    if emulated:
-        core._emulate_loss_forward(*arguments, pointers)
-    else:
-        core.loss_forward(*arguments, pointers, 1, CPU, NO_STREAM)
-    return tuple(out)
-
-
-def loss_backward(case: Call, pred: torch.Tensor, stats: tuple[torch.Tensor, ...], emulated: bool) -> torch.Tensor:
-    """Gradient of pred for grad_loss = 3; poisoned before."""
-    grad_loss, grad_pred = torch.tensor(3.0), torch.full_like(pred, float("nan"))
-    mean, rstd = stats[2:]
-    pointers = tuple(t.data_ptr() for t in (mean, rstd, grad_loss, grad_pred))
-    arguments = (*case.tuples(), pred.data_ptr(), CODES[pred.dtype], *pointers)
-    core._emulate_loss_backward(*arguments) if emulated else core.loss_backward(*arguments, 1, CPU, NO_STREAM)
-    return grad_pred
+    grad_loss = None if upstream is None else torch.tensor(upstream)
+    pointers = tuple(native._address(t) for t in (loss, patch_loss, grad, partials))
+    arguments = (
+        *case.tuples(),
+        pred.data_ptr(),
+        CODES[pred.dtype],
+        norm_pix_loss,
+        native._address(grad_loss),
+        pointers,
+    )
+    core._emulate_loss(*arguments) if emulated else core.loss(*arguments, 1, CPU, NO_STREAM)
+    return (loss, patch_loss, grad) if with_grad else (loss, patch_loss)
 
 
 def unit_scale(case: Call, dtype: torch.dtype) -> None:
@@ -221,11 +219,12 @@ def test_loss_equals_the_cpu_path(patch, channels, norm_pix_loss):
         unit_scale(case, dtype)
         for pred_dtype in FLOATS:
             pred = torch.randn(13, case.row_size).to(pred_dtype)
-            ours, theirs = (loss_forward(case, pred, norm_pix_loss, emulated) for emulated in (True, False))
-            for name, a, b in zip(("loss", "patch_loss", "mean", "rstd"), ours, theirs, strict=True):
-                assert_close(a, b, torch.float32, (name, dtype, pred_dtype))
-            grads = (loss_backward(case, pred, theirs, emulated) for emulated in (True, False))
-            assert_close(*grads, pred_dtype, ("grad", dtype, pred_dtype))
+            for upstream in (None, 3.0):
+                ours, theirs = (loss_of(case, pred, norm_pix_loss, e, upstream=upstream) for e in (True, False))
+                for name, a, b in zip(("loss", "patch_loss", "grad"), ours, theirs, strict=True):
+                    assert_close(a, b, a.dtype, (name, dtype, pred_dtype))
+            without = loss_of(case, pred, norm_pix_loss, True, with_grad=False)
+            assert all(torch.equal(a, b) for a, b in zip(without, ours, strict=False))
 
 
 @pytest.mark.parametrize("offset", [0, 1, 3, 8])
@@ -236,10 +235,9 @@ def test_loss_takes_images_and_predictions_at_any_address(offset):
         case.images = pixels((2, 1, 50, 97), dtype)[:, :, 1:49, offset : offset + 48]
         for pred_dtype in FLOATS:
             pred = torch.randn(8 * 256 + 16).to(pred_dtype)[offset : offset + 8 * 256].view(8, 256)
-            ours, theirs = (loss_forward(case, pred, True, emulated) for emulated in (True, False))
-            assert_close(ours[1], theirs[1], torch.float32, (dtype, pred_dtype))
-            grads = (loss_backward(case, pred, theirs, emulated) for emulated in (True, False))
-            assert_close(*grads, pred_dtype, (dtype, pred_dtype))
+            ours, theirs = (loss_of(case, pred, True, emulated) for emulated in (True, False))
+            for a, b in zip(ours, theirs, strict=True):
+                assert_close(a, b, a.dtype, (dtype, pred_dtype))
 
 
 @pytest.mark.parametrize(("patch", "channels"), [(16, 1), (16, 3), (7, 1), (32, 1)])
@@ -249,25 +247,22 @@ def test_slack_rows_cost_nothing(patch, channels, slack):
     case = call(patch, channels, torch.float32)
     pred = torch.randn(13 + slack, case.row_size)
     pred[13:] = float("nan")
-    expected = loss_forward(case, pred[:13], True, False)
-    expected_grad = loss_backward(case, pred[:13], expected, False)
+    expected = loss_of(case, pred[:13], True, False)
     case.ids = torch.cat([case.ids, torch.zeros(slack, dtype=torch.int32)])
-    got = loss_forward(case, pred, True, True)
-    grad = loss_backward(case, pred, got, True)
-    assert got[0].item() == pytest.approx(expected[0].item(), rel=1e-5)
-    assert_close(got[1][:13], expected[1], torch.float32, "patch_loss")
-    assert (got[1][13:] == 0).all()
-    assert_close(grad[:13], expected_grad, torch.float32, "grad")
-    assert (grad[13:] == 0).all()
+    for emulated in (True, False):
+        loss, *rows = loss_of(case, pred, True, emulated)
+        assert loss.item() == pytest.approx(expected[0].item(), rel=1e-5)
+        for got, wanted in zip(rows, expected[1:], strict=True):
+            assert_close(got[:13], wanted, torch.float32, emulated)
+            assert (got[13:] == 0).all()
 
 
 def test_nothing_predicted_is_a_loss_of_zero():
     case = call(16, 1, torch.uint8, (0, 0))
-    assert loss_forward(case, torch.empty(0, 256), True, True)[0].item() == 0.0
+    assert loss_of(case, torch.empty(0, 256), True, True)[0].item() == 0.0
     case.ids = torch.zeros(5, dtype=torch.int32)  # slack only
-    loss, patch_loss, _, _ = loss_forward(case, torch.ones(5, 256), True, True)
-    assert loss.item() == 0.0
-    assert (patch_loss == 0).all()
+    for made in loss_of(case, torch.ones(5, 256), True, True):
+        assert (made == 0).all()
 
 
 @pytest.mark.parametrize(("patch", "channels"), [(16, 1), (8, 3), (7, 1)])
@@ -280,9 +275,34 @@ def test_no_values_lead_the_loss_outside(patch, channels):
         case.ids = torch.randint(low, high, (13,), generator=generator).to(torch.int32)
         case.cu = torch.randint(low, high, (4,), generator=generator).to(torch.int32)
         pred = torch.randn(13, case.row_size, generator=generator)
-        got = loss_forward(case, pred, True, True)
-        assert all(t.isfinite().all() for t in got)
-        assert loss_backward(case, pred, got, True).isfinite().all()
+        assert all(t.isfinite().all() for t in loss_of(case, pred, True, True))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+@pytest.mark.parametrize(("rows", "row_size", "real"), [(5, 256, 5), (7, 49, 4), (3, 3, 9), (2, 1, 0), (0, 4, 0)])
+def test_scaling_a_gradient_gives_the_same_bits_and_spares_slack(rows, row_size, real, dtype):
+    """By any number of threads, at any address."""
+    cu = torch.tensor([0, real], dtype=torch.int32)
+    given = torch.randn(rows, row_size).to(dtype)
+    for factor in (1.0, 0.37, 65536.0):
+        expected, end = given.clone(), min(real, rows)
+        expected[:end] = (given[:end].float() * factor).to(dtype)
+        grad_loss = torch.tensor(factor)
+        for offset, threads in ((0, 1), (0, 64), (1, 3), (3, 1000)):
+            for path in (*native.core.vector_paths(), None):
+                buffer = torch.full((rows * row_size + 16,), -7.0, dtype=dtype)
+                made = buffer[offset : offset + rows * row_size].view(rows, row_size).copy_(given)
+                tensors = made.data_ptr(), CODES[dtype], rows, row_size, cu.data_ptr(), 1, grad_loss.data_ptr()
+                if path is None:
+                    core._emulate_scale_loss_gradient(tensors, threads)
+                else:
+                    before = core.vector_path()
+                    core.set_vector_path(path)
+                    core.scale_loss_gradient(tensors, 1, CPU, NO_STREAM)
+                    core.set_vector_path(before)
+                assert torch.equal(made, expected), (factor, offset, threads, path)
+                assert (buffer[:offset] == -7.0).all()
+                assert (buffer[offset + rows * row_size :] == -7.0).all()
 
 
 def test_large_sums_keep_their_digits():
@@ -292,8 +312,8 @@ def test_large_sums_keep_their_digits():
     case.scale.fill_(1.0)
     case.shift.fill_(0.0)
     pred = torch.zeros(13, 256)
-    ours, theirs = (loss_forward(case, pred, True, emulated) for emulated in (True, False))
-    assert_close(ours[3], theirs[3], torch.float32, "rstd")
+    ours, theirs = (loss_of(case, pred, True, emulated) for emulated in (True, False))
+    assert_close(ours[2], theirs[2], torch.float32, "grad")
     assert ours[0].item() == pytest.approx(255 / 256, rel=1e-4)  # of a target with unit variance, unbiased
 
 

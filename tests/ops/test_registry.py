@@ -84,20 +84,24 @@ def loss_samples() -> list[tuple]:
     pred = torch.randn(5, 4, requires_grad=True)
     strided = pred.detach().t().contiguous().t().requires_grad_()
     return [
-        (images().detach(), pred, *predict(), SCALE, SHIFT, 1.0, 0.0, 2, True),
-        (images().detach(), pred, *predict(), None, None, 0.5, 1.0, 2, False),
-        (images().detach(), strided, *predict(), SCALE, None, 1.0, 0.5, 2, True),
-        (packed_pixels(*predict()), pred, *predict(), SCALE, None, 1.0, 0.5, 2, True, [2, 2]),
+        (images().detach(), pred, *predict(), SCALE, SHIFT, 1.0, 0.0, 2, True, True, None),
+        (images().detach(), pred, *predict(), None, None, 0.5, 1.0, 2, False, False, None),
+        (images().detach(), strided, *predict(), SCALE, None, 1.0, 0.5, 2, True, True, None),
+        (images().detach(), strided.detach(), *predict(), SCALE, None, 1.0, 0.5, 2, True, False, None),
+        (packed_pixels(*predict()), pred, *predict(), SCALE, None, 1.0, 0.5, 2, True, True, [2, 2]),
     ]
 
 
 def loss_backward_samples() -> list[tuple]:
     samples = []
-    for pixels, pred, ids, cu, scale, shift, *rest in loss_samples():
-        arguments, (*values, _), grid = (pixels, pred.detach(), ids, cu, scale, shift), rest[:4], rest[4:]
-        _, _, mean, rstd = operator("reconstruction_loss")(*arguments, *rest)
-        samples.append((*arguments, mean, rstd, torch.tensor(2.0), *values, *grid))
+    for pixels, pred, ids, cu, scale, shift, *values, _, grid in loss_samples():
+        samples.append((pixels, pred.detach(), ids, cu, scale, shift, torch.tensor(2.0), *values, grid))
     return samples
+
+
+def scale_loss_gradient_samples() -> list[tuple]:
+    cu = predict()[1]
+    return [(torch.randn(5, 4).to(dtype), cu, torch.tensor(2.0)) for dtype in (torch.float32, torch.bfloat16)]
 
 
 def attention_samples() -> list[tuple]:
@@ -149,14 +153,12 @@ SAMPLES: dict[str, Callable[[], list[tuple]]] = {
     "mix_maps_backward": mixture_backward_samples,
     "reconstruction_loss": loss_samples,
     "reconstruction_loss_backward": loss_backward_samples,
+    "scale_loss_gradient": scale_loss_gradient_samples,
     "view_patches": view_samples,
 }
 LINEAR = ("gather_patches", "gather_patches_backward")
-ONCE = (
-    "attention_backward",
-    "mix_maps_backward",
-    "reconstruction_loss_backward",
-)  # there is no second derivative; PyTorch says so
+# there is no second derivative; PyTorch says so
+ONCE = ("attention_backward", "mix_maps_backward", "reconstruction_loss_backward", "scale_loss_gradient")
 CONSTANT = ("view_patches",)  # no gradient flows to images seen through a view
 every_operator = pytest.mark.parametrize("name", REGISTERED)
 needs_core = pytest.mark.skipif(native.core is None, reason=f"the native core is not built: {native.why_missing}")
@@ -184,7 +186,7 @@ def test_fake_outputs_have_the_strides_of_real_ones(name):
             real = operator(name)(*arguments)
             with FakeTensorMode() as mode:
                 fake = operator(name)(*tree_map_only(Tensor, mode.from_tensor, arguments))
-        for a, b in zip(*((t,) if isinstance(t, Tensor) else t for t in (real, fake)), strict=True):
+        for a, b in zip(*((t,) if isinstance(t, Tensor) else t or () for t in (real, fake)), strict=True):
             assert (a.shape, a.stride(), a.dtype, a.device) == (b.shape, b.stride(), b.dtype, b.device)
 
 

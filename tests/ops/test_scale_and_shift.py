@@ -1,4 +1,4 @@
-"""Numbers as scale and shift: tensors from the first line on, so that a compiled graph holds for all of them."""
+"""Numbers as scale and shift: tensors under a compiler, so that one graph holds for all; elsewhere what they are."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pytest
 import torch
 from plan_helpers import ragged_plan
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hdxray_fast as hx
 from hdxray_fast.data.radiographs import standardisation
@@ -53,6 +54,26 @@ def test_a_compiler_that_is_told_nothing_takes_the_first_number_for_a_constant_a
     counts = compilations(CALLS[name], eight_radiographs(), CompileCounterWithBackend("aot_eager"))
     assert counts[0] == 1
     assert counts[-1] == counts[1] == 2
+
+
+class Operators(TorchDispatchMode):
+    """Counts what PyTorch runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("name", ["gather", "loss"])
+def test_a_number_costs_no_kernel(name):
+    with Operators() as run:
+        CALLS[name](1 / 64, -2.0)
+    wanted = {"gather": "gather_patches", "loss": "reconstruction_loss"}[name]
+    assert [n for n in run.names if "detach" not in n] == [f"hdxray_fast.{wanted}.default"]
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])

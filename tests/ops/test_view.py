@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from plan_helpers import with_slack
 from torch._dynamo.testing import CompileCounter
 from view_helpers import DTYPES, SIZES, bits, hostile_maps, images_of, maps, plan_of, table_of
 
@@ -163,19 +164,15 @@ def test_the_gpu_bodies_of_gather_and_loss_read_packed_pixels():
 def loss_of_packed_pixels(pixels, ids, cu, scaling, grid, p: int, dtype: torch.dtype) -> None:
     """The loss and its gradient by the GPU's body are the CPU's."""
     pred = torch.randn(ids.numel(), pixels[0].numel(), generator=torch.Generator().manual_seed(3)).to(dtype)
-    loss, patch_loss, mean, rstd = native.loss_forward(pixels, pred, ids, cu, scaling, p, True, grid)
-    grad = native.loss_backward(pixels, pred, ids, cu, scaling, mean, rstd, torch.tensor(1.0), p, grid)
+    expected = native.loss(pixels, pred, ids, cu, scaling, p, True, True, grid)
     _, source = native._source(pixels, ids, cu, p, "predict", grid)
-    made = [torch.empty_like(t) for t in (loss, patch_loss, mean, rstd)]
+    made = [torch.empty_like(t) for t in expected]
     partials = torch.empty(native.core.loss_partials(ids.numel()), dtype=torch.float64)
     there = source, native._rows(ids, cu, scaling), pred.data_ptr(), native.DTYPE_CODES[dtype]
-    native.core._emulate_loss_forward(*there, True, tuple(t.data_ptr() for t in (*made, partials)))
-    for ours, expected in zip(made, (loss, patch_loss, mean, rstd), strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
-    given, back = torch.tensor(1.0), torch.empty_like(grad)
-    pointers = (made[2].data_ptr(), made[3].data_ptr(), given.data_ptr(), back.data_ptr())
-    native.core._emulate_loss_backward(*there, *pointers)
-    torch.testing.assert_close(back, grad, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-8)
+    native.core._emulate_loss(*there, True, 0, tuple(t.data_ptr() for t in (*made, partials)))
+    for ours, wanted in zip(made[:2], expected[:2], strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(made[2], expected[2], rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-8)
 
 
 @needs_core
@@ -191,6 +188,18 @@ def test_rubbish_in_a_plan_reads_and_writes_nothing_outside():
     assert not out[[2, 3, 4, 6]].any()
     nan = View(torch.full((3, 2, 3), math.nan))
     assert not emulated(images, plan, nan).any()
+
+
+@needs_core
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).split(".")[-1])
+def test_slack_shows_nothing(dtype):
+    images, plan = images_of(dtype, (4, 4), 16, 1), plan_of((4, 4), 16)
+    view = View(maps(64, 64, 5.0), table_of(dtype))
+    exact = view_patches(images, plan, view, backend="reference")
+    for backend in ("native", "reference"):
+        seen = view_patches(images, with_slack(plan, 9, fill=-3), view, backend=backend)
+        assert bits(seen[:-9]) == bits(exact)
+        assert not seen[-9:].float().any()
 
 
 # --- as an operator ---------------------------------------------------------------------------------------------------

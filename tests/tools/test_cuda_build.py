@@ -106,7 +106,7 @@ def report(tmp_path_factory) -> list[Kernel]:
 def test_every_kernel_is_compiled_for_every_target(report):
     names = {k.name for k in report}
     assert {(k.name, k.target) for k in report} == {(n, t) for n in names for t in TARGETS}
-    for part in ("gather_wide", "gather_any", "scatter_wide", "loss_forward_wide", "loss_backward_wide", "loss_total"):
+    for part in ("gather_wide", "gather_any", "scatter_wide", "loss_wide", "loss_any", "loss_total", "loss_scale"):
         assert any(part in n for n in names), part
     assert any("plan" in n for n in names)
 
