@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import ArgumentError, ArgumentTypeError
 from ..images.standardise import standardising
 from ..ops.gather import gather_patches
-from ..ops.plan import MaskPlan
+from ..ops.plan import MaskPlan, as_plain
 from ..ops.view import View
 from .encoder_config import EncoderConfig, fixed_scale
 from .layers import Block, init_weights
@@ -176,7 +176,7 @@ class Encoder(nn.Module):
         ``drop_path_keep`` says which images keep the attention and the MLP of each block while it trains, where
         stochastic depth is set; left out, torch's generator does.
         """
-        plan, scale, shift = self._inputs(images, plan, scale, shift, None, None, keep="all")
+        images, plan, scale, shift = self._inputs(images, plan, scale, shift, None, None, keep="all")
         return self._run_blocks(images, plan, scale, shift, drop_path_keep)[0]
 
     def forward_features(
@@ -232,7 +232,7 @@ class Encoder(nn.Module):
         if output_fmt not in ("NCHW", "NLC"):
             raise ArgumentError(f"output_fmt: got {output_fmt!r}, accepted are 'NCHW' and 'NLC'")
         wanted = _block_indices(indices, len(self.blocks))
-        plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
+        images, plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
         x, cu_seqlens, longest = self._start(images, plan, scale, shift)
         intermediates = []
         for index, block in enumerate(self.blocks):
@@ -263,7 +263,7 @@ class Encoder(nn.Module):
             output of every block but the last, and the normalised output of the last, which is what
             :meth:`forward` returns.
         """
-        self.check_images(images)
+        images = self.check_images(images)
         self._check_plan(images, plan)
         tokens = self.embed(images, plan, scale, shift, view)
         maps = [tokens.values]
@@ -343,7 +343,7 @@ class Encoder(nn.Module):
             that are not kept; features pooled as ``pool`` says, without one from the class token, or in an encoder
             without it the mean of the kept patches; ``depth + 1`` tensors like the tokens, or none.
         """
-        plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
+        images, plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
         x, cu_seqlens, longest = self._start(images, plan, scale, shift)
         states = [x] if all_depths else []
         for block in self.blocks:
@@ -358,7 +358,7 @@ class Encoder(nn.Module):
     # --- the parts --------------------------------------------------------------------------------------------------
     def _encode(self, images, plan, scale, shift, inside, valid) -> tuple[Tokens, MaskPlan | None, int]:
         """Tokens, the plan (None if every patch was kept), and the length of the longest sequence."""
-        plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
+        images, plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
         return self._run_blocks(images, plan, scale, shift)
 
     def _run_blocks(self, images, plan, scale, shift, drop_path_keep=None) -> tuple[Tokens, MaskPlan | None, int]:
@@ -382,7 +382,8 @@ class Encoder(nn.Module):
             return tokens.values, tokens.cu_seqlens, plan.longest[0] + self.num_prefix_tokens
         plan = every_patch(images.shape[0], self.grid_size, self.patch_size, images.device)
         rows = gather_patches(images, plan, scale=scale, shift=shift, out_dtype=self._rows_dtype(images.device))
-        x = self.add_prefix(self.patch_embed(rows).unflatten(0, (images.shape[0], plan.max_keep)))
+        patches = self.patch_embed(rows, (images.shape[0], *self.grid_size))
+        x = self.add_prefix(patches.unflatten(0, (images.shape[0], plan.max_keep)))
         return x, None, x.shape[1]
 
     def add_prefix(self, patches: Tensor) -> Tensor:  # [B, P, D] -> [B, num_prefix_tokens + P, D]
@@ -422,16 +423,16 @@ class Encoder(nn.Module):
 
     # --- what comes in ----------------------------------------------------------------------------------------------
     def _inputs(self, images, plan, scale, shift, inside, valid, keep: str | None = None):
-        """Plan (None for every patch), scale and shift, checked and filled in."""
+        """Images, plan (None for every patch), scale and shift, checked and filled in."""
         keep = keep or self.keep
-        self.check_images(images)
+        images = self.check_images(images)
         if plan is not None:
             self._check_plan(images, plan)
         elif keep != "all":
             plan = selected_patches(keep, images, self.grid_size, self.patch_size, inside, valid, self.margin)
         if scale is None and shift is None:
             scale, shift = self.pixel_scale(images, valid)
-        return plan, 1.0 if scale is None else scale, 0.0 if shift is None else shift
+        return images, plan, 1.0 if scale is None else scale, 0.0 if shift is None else shift
 
     def pixel_scale(self, images: Tensor, valid: Tensor | None = None) -> tuple[float | Tensor, float | Tensor]:
         """``(scale, shift)`` that normalise ``images``: the identity for float images.
@@ -448,8 +449,8 @@ class Encoder(nn.Module):
             std, mean = _std_mean_of_patches(images, checked_grid("valid", valid, (len(images), *self.grid_size)))
         return standardising(mean, std)
 
-    def check_images(self, images: Tensor) -> None:
-        """Raise an error naming ``images`` unless they have the shape this encoder takes."""
+    def check_images(self, images: Tensor) -> Tensor:
+        """The images as a plain tensor, or an error that names them unless they have the shape this encoder takes."""
         expected = (self.in_chans, *self.img_size)
         if not isinstance(images, Tensor):
             raise ArgumentTypeError(f"images: got {type(images).__name__}, accepted is a torch.Tensor [B, C, H, W]")
@@ -458,6 +459,7 @@ class Encoder(nn.Module):
                 f"images: got shape {list(images.shape)}, this encoder takes [B, {', '.join(map(str, expected))}]; "
                 "create it with the img_size and in_chans of the images"
             )
+        return as_plain(images)
 
     def _check_plan(self, images: Tensor, plan: MaskPlan) -> None:
         if not isinstance(plan, MaskPlan):
