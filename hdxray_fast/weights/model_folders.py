@@ -79,7 +79,7 @@ def describe_model(model: MaskedAutoencoder | Encoder) -> dict[str, dict]:
     Raises:
         ArgumentTypeError: not such a model.
     """
-    if hasattr(model, "peft_config"):
+    if hasattr(model, "merge_and_unload"):
         raise ArgumentTypeError("model: is wrapped by PEFT; save what model.merge_and_unload() gives, or its adapters")
     if isinstance(getattr(model, "config", None), EncoderConfig):
         if any(name.startswith("head.") for name, _ in model.named_parameters()):
