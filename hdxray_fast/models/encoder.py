@@ -24,7 +24,7 @@ from .layers import Block, init_weights
 from .packing import to_grid, token_rows
 from .patch_embed import build_patch_embed
 from .pool import AttentionPool, mean_pool
-from .positions import resample_positions, sincos_positions
+from .positions import resample_positions, set_positions, sincos_positions
 from .selection import checked_grid, every_patch, selected_patches
 
 
@@ -68,10 +68,8 @@ class Encoder(nn.Module):
         self.patch_embed = build_patch_embed(c.stem, c.patch_size, c.in_chans, c.embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, c.embed_dim)) if c.class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, c.reg_tokens, c.embed_dim)) if c.reg_tokens else None
-        self.pos_embed = nn.Parameter(
-            sincos_positions(c.embed_dim, self.grid_size, class_token=c.class_token).to(torch.get_default_dtype()),
-            requires_grad=c.learned_positions,
-        )  # [1, class_token + P, D]
+        table = sincos_positions(c.embed_dim, self.grid_size, class_token=c.class_token)  # [1, class_token + P, D]
+        set_positions(self, "pos_embed", table.to(torch.get_default_dtype()), c.learned_positions)
         self.blocks = nn.ModuleList(
             Block(c.embed_dim, c.num_heads, c.mlp_ratio, c.qkv_bias, c.layer_scale, c.norm_eps) for _ in range(c.depth)
         )
@@ -283,7 +281,7 @@ class Encoder(nn.Module):
         """Kept patches as tokens with positions, prefix tokens put in front of each sequence."""
         rows = gather_patches(images, plan, scale, shift, self._rows_dtype(images.device), view=view)
         first = self.pos_embed.shape[1] - self.grid_size[0] * self.grid_size[1]
-        positions = self.pos_embed[0].index_select(0, plan.keep_ids + first)
+        positions = self._positions()[0].index_select(0, plan.keep_ids + first)
         patches = self.patch_embed(rows) + positions  # [N_keep, D]
         patch_rows, prefix_rows, cu_seqlens = token_rows(plan.keep_cu_seqlens, patches.shape[0], self.num_prefix_tokens)
         if not self.num_prefix_tokens:
@@ -319,7 +317,7 @@ class Encoder(nn.Module):
             table = resample_positions(self.pos_embed.detach(), self.grid_size, grid)
         else:
             table = sincos_positions(self.embed_dim, grid, class_token=self.cls_token is not None).to(self.pos_embed)
-        self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
+        set_positions(self, "pos_embed", table, self.learned_positions)
         self.config, self.img_size, self.grid_size = config, config.img_size, grid
 
     def forward_hidden(
@@ -389,7 +387,7 @@ class Encoder(nn.Module):
     def add_prefix(self, patches: Tensor) -> Tensor:  # [B, P, D] -> [B, num_prefix_tokens + P, D]
         """Embedded patches of whole images with their positions, behind the prefix tokens."""
         first = self.pos_embed.shape[1] - patches.shape[1]
-        patches = patches + self.pos_embed[:, first:]
+        patches = patches + self._positions()[:, first:]
         if not self.num_prefix_tokens:
             return patches
         prefix = self._prefix().to(patches.dtype).expand(patches.shape[0], -1, -1)
@@ -398,7 +396,7 @@ class Encoder(nn.Module):
     def _prefix(self) -> Tensor:  # [num_prefix_tokens, D]
         tokens = []
         if self.cls_token is not None:
-            tokens.append(self.cls_token[0] + self.pos_embed[0, :1])
+            tokens.append(self.cls_token[0] + self._positions()[0, :1])
         if self.reg_token is not None:
             tokens.append(self.reg_token[0])
         return torch.cat(tokens)
@@ -476,7 +474,14 @@ class Encoder(nn.Module):
         """What the first matrix product computes in, so that the gathered rows are written once in the right dtype."""
         if torch.is_autocast_enabled(device.type):
             return torch.get_autocast_dtype(device.type)
-        return self.pos_embed.dtype
+        return self._weights_dtype()
+
+    def _weights_dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.patch_embed.parameters() if p.is_floating_point()), self.pos_embed.dtype)
+
+    def _positions(self) -> Tensor:
+        """Positions in the dtype of the weights, of which a fixed table is none: sharding may give these another."""
+        return self.pos_embed.to(self._weights_dtype())
 
 
 def _std_mean_of_patches(images: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:  # [B, C, H, W], [B, gh, gw]

@@ -9,7 +9,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hdxray_fast as hx
-from hdxray_fast.models import layers
+from hdxray_fast.models import layers, selection
 from hdxray_fast.models.layers import GeluLinear, Mlp
 from hdxray_fast.models.patch_embed import build_patch_embed
 
@@ -306,3 +306,45 @@ def test_a_selection_of_patches_takes_metadata(keep):
     images = (torch.rand(2, 1, 64, 64) * 255).to(torch.uint8)
     inside = torch.rand(2, 4, 4) < 0.5
     assert torch.equal(encoder(images, inside=inside), encoder(Tagged(images, [0, 1]), inside=inside))
+
+
+def test_fixed_positions_stay_fixed():
+    encoder, mae = encoder_of(), hx.create_mae("vit_tiny_patch16", img_size=64, depth=1)
+    for model in (encoder, mae):
+        model.requires_grad_(True)
+        for parameter in model.parameters():
+            parameter.requires_grad = True
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items() if "pos_embed" in name}
+        assert before
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        out = model.forward_features(images_of()) if model is encoder else model(images_of(), plan_of()).loss
+        out.square().mean().backward()
+        optimizer.step()
+        assert all(torch.equal(model.state_dict()[name], tensor) for name, tensor in before.items())
+    learned = encoder_of(learned_positions=True)
+    assert "pos_embed" in dict(learned.named_parameters())
+    learned.set_input_size(96)
+    assert learned.pos_embed.requires_grad and learned.pos_embed.shape == (1, 37, 32)
+    encoder.set_input_size(96)
+    assert "pos_embed" in dict(encoder.named_buffers()) and encoder.pos_embed.shape == (1, 37, 32)
+
+
+@pytest.mark.parametrize("keep", ["valid", "contour"])
+def test_a_compiled_encoder_looks_for_the_chest_between_two_graphs(monkeypatch, keep):
+    from torch._dynamo.testing import CompileCounter
+
+    calls = []
+    monkeypatch.setattr(
+        selection, "_find_inside", lambda images, patch: calls.append(1) or torch.rand(len(images), 4, 4) < 0.5
+    )
+    encoder = encoder_of(keep=keep, pool="mean").eval()
+    counter = CompileCounter()
+    compiled = torch.compile(encoder, backend=counter)
+    for seed in range(6):
+        images = (torch.rand(2, 1, 64, 64, generator=torch.Generator().manual_seed(seed)) * 255).to(torch.uint8)
+        torch.manual_seed(seed)
+        found = compiled(images)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(found, encoder(images), rtol=1e-4, atol=1e-5)
+    assert len(calls) == (12 if keep == "contour" else 0)
+    assert counter.frame_count <= 4  # before and after the plan, each for the first size and then for all
