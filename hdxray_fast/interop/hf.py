@@ -149,7 +149,6 @@ class HDXrayModel(PreTrainedModel):
             )
         if told and info["mismatched_keys"]:
             _initialise(model, info["mismatched_keys"])
-        model.encoder.pos_embed.requires_grad_(model.config.learned_positions)
         return (model, info) if want_info else model
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, state_dict: dict | None = None, **kwargs):

@@ -14,7 +14,7 @@ from ..ops.mixture import mix_maps
 from ..ops.plan import MaskPlan
 from .layers import LAYER_NORM_EPS, Block, CrossBlock, Queries, init_weights
 from .packing import image_of_row, token_rows
-from .positions import sincos_positions
+from .positions import set_positions, sincos_positions
 
 
 class SelfDecoder(nn.Module):
@@ -40,9 +40,8 @@ class SelfDecoder(nn.Module):
         super().__init__()
         self.decoder_embed = nn.Linear(encoder_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.decoder_pos_embed = nn.Parameter(
-            sincos_positions(embed_dim, grid_size, "decoder_embed_dim"), requires_grad=False
-        )  # [1, 1 + P, D]
+        table = sincos_positions(embed_dim, grid_size, "decoder_embed_dim")  # [1, 1 + P, D]
+        set_positions(self, "decoder_pos_embed", table)
         self.decoder_blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
         self.decoder_norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.decoder_pred = nn.Linear(embed_dim, patch_values)
@@ -63,7 +62,7 @@ class SelfDecoder(nn.Module):
         encoder_rows, predict_rows, position_rows, cu_seqlens = _sequence_rows(plan)
         tokens = self.decoder_embed(maps[-1]).to(self.mask_token.dtype)  # [N_keep + B, D]
         x = self.mask_token[0].expand(position_rows.shape[0], -1).index_copy(0, encoder_rows, tokens)  # [M, D]
-        x = x + self.decoder_pos_embed[0].index_select(0, position_rows)
+        x = x + self.decoder_pos_embed[0].to(self.mask_token.dtype).index_select(0, position_rows)
         max_seqlen = 1 + sum(plan.longest)
         for block in self.decoder_blocks[:-1]:
             x = block(x, cu_seqlens, max_seqlen)
@@ -142,9 +141,8 @@ class CrossDecoder(nn.Module):
         self.wfm = nn.Parameter(torch.empty(depth, num_maps))
         self.dec_norms = nn.ModuleList(nn.LayerNorm(encoder_dim, eps=LAYER_NORM_EPS) for _ in range(depth))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.decoder_pos_embed = nn.Parameter(
-            sincos_positions(embed_dim, grid_size, "decoder_embed_dim"), requires_grad=False
-        )  # [1, 1 + P, D]
+        table = sincos_positions(embed_dim, grid_size, "decoder_embed_dim")  # [1, 1 + P, D]
+        set_positions(self, "decoder_pos_embed", table)
         self.decoder_blocks = nn.ModuleList(
             CrossBlock(encoder_dim, embed_dim, num_heads, mlp_ratio) for _ in range(depth)
         )
@@ -165,7 +163,8 @@ class CrossDecoder(nn.Module):
         Returns:
             ``[N_predict, p * p * C]`` in the order of ``plan.predict_ids``.
         """
-        x = self.mask_token[0] + self.decoder_pos_embed[0].index_select(0, plan.predict_ids + 1)  # [N_predict, D]
+        positions = self.decoder_pos_embed[0].to(self.mask_token.dtype)
+        x = self.mask_token[0] + positions.index_select(0, plan.predict_ids + 1)  # [N_predict, D]
         mixtures = mix_maps(maps, self.wfm)  # [depth, N_keep + B, De]
         for block, norm, mixture in zip(self.decoder_blocks, self.dec_norms, mixtures.unbind(), strict=True):
             y = norm(mixture)  # [N_keep + B, De]

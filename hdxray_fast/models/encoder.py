@@ -17,14 +17,14 @@ from torch.utils.checkpoint import checkpoint
 from ..errors import ArgumentError, ArgumentTypeError
 from ..images.standardise import standardising
 from ..ops.gather import gather_patches
-from ..ops.plan import MaskPlan
+from ..ops.plan import MaskPlan, as_plain
 from ..ops.view import View
 from .encoder_config import EncoderConfig, fixed_scale
 from .layers import Block, init_weights
 from .packing import to_grid, token_rows
 from .patch_embed import build_patch_embed
 from .pool import AttentionPool, mean_pool
-from .positions import resample_positions, sincos_positions
+from .positions import resample_positions, set_positions, sincos_positions
 from .selection import checked_grid, every_patch, selected_patches
 
 
@@ -68,10 +68,8 @@ class Encoder(nn.Module):
         self.patch_embed = build_patch_embed(c.stem, c.patch_size, c.in_chans, c.embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, c.embed_dim)) if c.class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, c.reg_tokens, c.embed_dim)) if c.reg_tokens else None
-        self.pos_embed = nn.Parameter(
-            sincos_positions(c.embed_dim, self.grid_size, class_token=c.class_token).to(torch.get_default_dtype()),
-            requires_grad=c.learned_positions,
-        )  # [1, class_token + P, D]
+        table = sincos_positions(c.embed_dim, self.grid_size, class_token=c.class_token)  # [1, class_token + P, D]
+        set_positions(self, "pos_embed", table.to(torch.get_default_dtype()), c.learned_positions)
         self.blocks = nn.ModuleList(
             Block(c.embed_dim, c.num_heads, c.mlp_ratio, c.qkv_bias, c.layer_scale, c.norm_eps) for _ in range(c.depth)
         )
@@ -190,7 +188,7 @@ class Encoder(nn.Module):
                 "scale: is needed with a view, for the image as it is has another mean and deviation than what is "
                 "seen of it; RadiographDataset(views=True) gives scale and shift of the view"
             )
-        plan, scale, shift = self._inputs(images, plan, scale, shift, None, None, keep="all")
+        images, plan, scale, shift = self._inputs(images, plan, scale, shift, None, None, keep="all")
         return self._run_blocks(images, plan, scale, shift, drop_path_keep, view)[0]
 
     def forward_features(
@@ -246,7 +244,7 @@ class Encoder(nn.Module):
         if output_fmt not in ("NCHW", "NLC"):
             raise ArgumentError(f"output_fmt: got {output_fmt!r}, accepted are 'NCHW' and 'NLC'")
         wanted = _block_indices(indices, len(self.blocks))
-        plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
+        images, plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
         x, cu_seqlens, longest = self._start(images, plan, scale, shift)
         intermediates = []
         for index, block in enumerate(self.blocks):
@@ -277,7 +275,7 @@ class Encoder(nn.Module):
             output of every block but the last, and the normalised output of the last, which is what
             :meth:`forward` returns.
         """
-        self.check_images(images)
+        images = self.check_images(images)
         self._check_plan(images, plan)
         tokens = self.embed(images, plan, scale, shift, view)
         maps = [tokens.values]
@@ -297,7 +295,7 @@ class Encoder(nn.Module):
         """Kept patches as tokens with positions, prefix tokens put in front of each sequence."""
         rows = gather_patches(images, plan, scale, shift, self._rows_dtype(images.device), view=view)
         first = self.pos_embed.shape[1] - self.grid_size[0] * self.grid_size[1]
-        positions = self.pos_embed[0].index_select(0, plan.keep_ids + first)
+        positions = self._positions()[0].index_select(0, plan.keep_ids + first)
         patches = self.patch_embed(rows) + positions  # [N_keep, D]
         patch_rows, prefix_rows, cu_seqlens = token_rows(plan.keep_cu_seqlens, patches.shape[0], self.num_prefix_tokens)
         if not self.num_prefix_tokens:
@@ -333,7 +331,7 @@ class Encoder(nn.Module):
             table = resample_positions(self.pos_embed.detach(), self.grid_size, grid)
         else:
             table = sincos_positions(self.embed_dim, grid, class_token=self.cls_token is not None).to(self.pos_embed)
-        self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
+        set_positions(self, "pos_embed", table, self.learned_positions)
         self.config, self.img_size, self.grid_size = config, config.img_size, grid
 
     def forward_hidden(
@@ -357,7 +355,7 @@ class Encoder(nn.Module):
             that are not kept; features pooled as ``pool`` says, without one from the class token, or in an encoder
             without it the mean of the kept patches; ``depth + 1`` tensors like the tokens, or none.
         """
-        plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
+        images, plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
         x, cu_seqlens, longest = self._start(images, plan, scale, shift)
         states = [x] if all_depths else []
         for block in self.blocks:
@@ -372,7 +370,7 @@ class Encoder(nn.Module):
     # --- the parts --------------------------------------------------------------------------------------------------
     def _encode(self, images, plan, scale, shift, inside, valid) -> tuple[Tokens, MaskPlan | None, int]:
         """Tokens, the plan (None if every patch was kept), and the length of the longest sequence."""
-        plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
+        images, plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
         return self._run_blocks(images, plan, scale, shift)
 
     def _run_blocks(
@@ -398,13 +396,14 @@ class Encoder(nn.Module):
             return tokens.values, tokens.cu_seqlens, plan.longest[0] + self.num_prefix_tokens
         plan = every_patch(images.shape[0], self.grid_size, self.patch_size, images.device)
         rows = gather_patches(images, plan, scale, shift, self._rows_dtype(images.device), view=view)
-        x = self.add_prefix(self.patch_embed(rows).unflatten(0, (images.shape[0], plan.max_keep)))
+        patches = self.patch_embed(rows, (images.shape[0], *self.grid_size))
+        x = self.add_prefix(patches.unflatten(0, (images.shape[0], plan.max_keep)))
         return x, None, x.shape[1]
 
     def add_prefix(self, patches: Tensor) -> Tensor:  # [B, P, D] -> [B, num_prefix_tokens + P, D]
         """Embedded patches of whole images with their positions, behind the prefix tokens."""
         first = self.pos_embed.shape[1] - patches.shape[1]
-        patches = patches + self.pos_embed[:, first:]
+        patches = patches + self._positions()[:, first:]
         if not self.num_prefix_tokens:
             return patches
         prefix = self._prefix().to(patches.dtype).expand(patches.shape[0], -1, -1)
@@ -413,7 +412,7 @@ class Encoder(nn.Module):
     def _prefix(self) -> Tensor:  # [num_prefix_tokens, D]
         tokens = []
         if self.cls_token is not None:
-            tokens.append(self.cls_token[0] + self.pos_embed[0, :1])
+            tokens.append(self.cls_token[0] + self._positions()[0, :1])
         if self.reg_token is not None:
             tokens.append(self.reg_token[0])
         return torch.cat(tokens)
@@ -438,16 +437,16 @@ class Encoder(nn.Module):
 
     # --- what comes in ----------------------------------------------------------------------------------------------
     def _inputs(self, images, plan, scale, shift, inside, valid, keep: str | None = None):
-        """Plan (None for every patch), scale and shift, checked and filled in."""
+        """Images, plan (None for every patch), scale and shift, checked and filled in."""
         keep = keep or self.keep
-        self.check_images(images)
+        images = self.check_images(images)
         if plan is not None:
             self._check_plan(images, plan)
         elif keep != "all":
             plan = selected_patches(keep, images, self.grid_size, self.patch_size, inside, valid, self.margin)
         if scale is None and shift is None:
             scale, shift = self.pixel_scale(images, valid)
-        return plan, 1.0 if scale is None else scale, 0.0 if shift is None else shift
+        return images, plan, 1.0 if scale is None else scale, 0.0 if shift is None else shift
 
     def pixel_scale(self, images: Tensor, valid: Tensor | None = None) -> tuple[float | Tensor, float | Tensor]:
         """``(scale, shift)`` that normalise ``images``: the identity for float images.
@@ -464,8 +463,8 @@ class Encoder(nn.Module):
             std, mean = _std_mean_of_patches(images, checked_grid("valid", valid, (len(images), *self.grid_size)))
         return standardising(mean, std)
 
-    def check_images(self, images: Tensor) -> None:
-        """Raise an error naming ``images`` unless they have the shape this encoder takes."""
+    def check_images(self, images: Tensor) -> Tensor:
+        """The images as a plain tensor, or an error that names them unless they have the shape this encoder takes."""
         expected = (self.in_chans, *self.img_size)
         if not isinstance(images, Tensor):
             raise ArgumentTypeError(f"images: got {type(images).__name__}, accepted is a torch.Tensor [B, C, H, W]")
@@ -474,6 +473,7 @@ class Encoder(nn.Module):
                 f"images: got shape {list(images.shape)}, this encoder takes [B, {', '.join(map(str, expected))}]; "
                 "create it with the img_size and in_chans of the images"
             )
+        return as_plain(images)
 
     def _check_plan(self, images: Tensor, plan: MaskPlan) -> None:
         if not isinstance(plan, MaskPlan):
@@ -490,7 +490,14 @@ class Encoder(nn.Module):
         """What the first matrix product computes in, so that the gathered rows are written once in the right dtype."""
         if torch.is_autocast_enabled(device.type):
             return torch.get_autocast_dtype(device.type)
-        return self.pos_embed.dtype
+        return self._weights_dtype()
+
+    def _weights_dtype(self) -> torch.dtype:
+        return next((p.dtype for p in self.patch_embed.parameters() if p.is_floating_point()), self.pos_embed.dtype)
+
+    def _positions(self) -> Tensor:
+        """Positions in the dtype of the weights, of which a fixed table is none: sharding may give these another."""
+        return self.pos_embed.to(self._weights_dtype())
 
 
 def _std_mean_of_patches(images: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:  # [B, C, H, W], [B, gh, gw]

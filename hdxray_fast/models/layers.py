@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from ..errors import ArgumentError, ArgumentTypeError
 from ..ops.attention import attention
 from .packing import image_of_row
+from .plain import is_plain
 
 LAYER_NORM_EPS = 1e-6  # as MAE
 
@@ -19,9 +19,10 @@ LAYER_NORM_EPS = 1e-6  # as MAE
 class GeluLinear(torch.autograd.Function):
     """``linear(gelu(x))`` that keeps ``x`` for the backward pass and computes the GELU again instead of keeping it too.
 
-    The hidden activations of the MLPs are half of what a block keeps; the second GELU costs about 1 % of a step. It
-    can be differentiated once.
+    The hidden activations of the MLPs are half of what a block keeps; the second GELU costs about 1 % of a step.
     """
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:  # [N, D_in], [D_out, D_in], [D_out]
@@ -29,17 +30,19 @@ class GeluLinear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        x, weight, bias = inputs
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
+        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad: Tensor):  # [N, D_out], half precision under autocast
         x, weight = ctx.saved_tensors
-        grad_weight = grad.t() @ F.gelu(x).to(grad.dtype)
-        grad_x = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(x.dtype), x)
-        return grad_x, grad_weight, grad.sum(0) if ctx.has_bias else None
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = torch.ops.aten.gelu_backward((grad @ weight.to(grad.dtype)).to(x.dtype), x)
+        if ctx.needs_input_grad[1]:
+            grad_weight = grad.t() @ F.gelu(x).to(grad.dtype)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum(0)
+        return grad_x, grad_weight, grad_bias
 
 
 class Mlp(nn.Module):
@@ -52,8 +55,8 @@ class Mlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # [..., D]
         hidden = self.fc1(x)
-        # adapters and quantisers replace the module: then it is called as it is; without gradient nothing is kept
-        if type(self.fc2) is not nn.Linear or not torch.is_grad_enabled():
+        # without gradient nothing is kept
+        if not torch.is_grad_enabled() or not is_plain(self.fc2, nn.Linear):
             return self.fc2(F.gelu(hidden))
         out = GeluLinear.apply(hidden.flatten(0, -2), self.fc2.weight, self.fc2.bias)
         return out.view(*x.shape[:-1], self.fc2.out_features)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ArgumentError
 
@@ -28,6 +28,19 @@ def sincos_positions(dim: int, grid_size: tuple[int, int], name: str = "embed_di
     waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).reshape(-1, dim)  # [P, dim]
     table = np.concatenate([np.zeros((int(class_token), dim)), waves])
     return torch.from_numpy(table).float().unsqueeze(0)
+
+
+def set_positions(module: nn.Module, name: str, table: Tensor, learned: bool = False) -> None:
+    """Give ``module`` the table ``[1, S, D]`` under ``name``: a parameter if it is learned, else a buffer.
+
+    A buffer is saved and moved like a parameter, and stays fixed whatever unfreezes the parameters.
+    """
+    for kept in (module._parameters, module._buffers):
+        kept.pop(name, None)
+    if learned:
+        module.register_parameter(name, nn.Parameter(table))
+    else:
+        module.register_buffer(name, table)
 
 
 def resample_positions(table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:

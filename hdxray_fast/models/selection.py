@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
+from ..ops.compiling import not_traced
 from ..ops.mask_plan import plan_masks
 from ..ops.plan import MaskPlan
 
@@ -24,6 +25,7 @@ def every_patch(batch: int, grid_size: tuple[int, int], patch_size: int, device:
     return MaskPlan(ids, cu_seqlens, ids[:0], torch.zeros_like(cu_seqlens), grid_size, patch_size, patches, 0)
 
 
+@not_traced("patches are chosen by contours and values: make the plan before the compiled model, and pass it")
 def selected_patches(
     keep: str,
     images: Tensor,

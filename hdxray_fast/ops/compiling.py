@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from collections.abc import Callable
 from typing import TypeVar
+
+import torch
 
 F = TypeVar("F", bound=Callable)
 
@@ -20,12 +24,22 @@ def constant_result(function: F) -> F:
 def not_traced(reason: str) -> Callable[[F], F]:
     """Have ``torch.compile`` call a function between two graphs; with ``fullgraph=True`` its error gives the reason.
 
-    As ``torch.compiler.disable``, which imports the whole compiler to set these marks.
+    As ``torch.compiler.disable``, which imports the whole compiler: here that waits until somebody else has.
     """
 
     def mark(function: F) -> F:
-        function._torchdynamo_disable = True
-        function._torchdynamo_disable_msg = reason
-        return function
+        untraced: list[Callable] = []
+
+        @functools.wraps(function)
+        def called(*args, **options):
+            if "torch._dynamo" not in sys.modules:
+                return function(*args, **options)
+            if not untraced:  # what the function calls is not traced either
+                untraced.append(torch.compiler.disable(function, reason=reason))
+            return untraced[0](*args, **options)
+
+        called._torchdynamo_disable = True
+        called._torchdynamo_disable_msg = reason
+        return called
 
     return mark

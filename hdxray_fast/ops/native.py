@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import ArgumentError, ArgumentTypeError, BackendError
 from . import debug
 from .compiling import constant_result
-from .plan import MaskPlan, check_tensor
+from .plan import MaskPlan, as_plain, check_tensor
 
 try:
     from .. import _core as core
@@ -79,8 +79,8 @@ def _why_not_cuda(index: int) -> str:
 
 # --- checks -----------------------------------------------------------------------------------------------------------
 def check_images(images: Any, plan: MaskPlan) -> Tensor:
-    """Images ``[B, C, H, W]`` that belong to `plan`."""
-    images = check_tensor("images", images, tuple(DTYPE_CODES))
+    """Images ``[B, C, H, W]`` that belong to `plan`, copied where the pixels of a row do not lie side by side."""
+    images = as_plain(check_tensor("images", images, tuple(DTYPE_CODES)))
     if images.ndim != 4:
         raise ArgumentError(f"images: got shape {tuple(images.shape)}, accepted is [B, C, H, W]")
     batch, channels, height, width = images.shape
@@ -94,11 +94,7 @@ def check_images(images: Any, plan: MaskPlan) -> Tensor:
             f"images: got {height} x {width} pixels, but plan has a grid of {grid_h} x {grid_w} patches of {p} pixels, "
             f"that is {grid_h * p} x {grid_w * p}"
         )
-    if images.stride(3) != 1 and width > 1:
-        raise ArgumentError(
-            f"images: got strides {tuple(images.stride())}, the last one must be 1; call .contiguous() on the images"
-        )
-    return images
+    return _readable(images)
 
 
 def check_packed(plan: MaskPlan, which: str, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -254,7 +250,7 @@ def _source(
 
 
 def _readable(images: Tensor) -> Tensor:
-    """`images` with pixels of a row side by side, as they were when checked; a compiler may have laid them out anew."""
+    """`images` with pixels of a row side by side; a compiler may lay them out anew after they were checked."""
     return images if images.shape[3] <= 1 or images.stride(3) == 1 else images.contiguous()
 
 

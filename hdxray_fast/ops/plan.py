@@ -205,6 +205,16 @@ def check_tensor(name: str, value: Any, dtypes, device: torch.device | None = No
     return value
 
 
+def as_plain(tensor: Tensor) -> Tensor:
+    """The tensor without a subclass that only carries metadata, as MONAI's ``MetaTensor`` does.
+
+    Such a class would follow the data into results that its metadata do not describe.
+    """
+    kind = type(tensor)
+    carries_data = kind.__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return tensor if kind in (Tensor, torch.nn.Parameter) or carries_data else tensor.as_subclass(Tensor)
+
+
 def checked_integer(name: str, value: object, low: int, above: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise ArgumentTypeError(f"{name}: got {type(value).__name__}, accepted is an integer")

@@ -47,7 +47,8 @@ def make_accelerator(precision: str, timeout: int):
         ) from error
     handlers = [
         InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
-        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        # buffers are the fixed positions, the same everywhere
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
     ]
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"

@@ -19,6 +19,7 @@ from ..models.encoder import Encoder
 from ..models.encoder_config import EncoderConfig
 from ..models.mae import MaskedAutoencoder, create_mae
 from .hub_files import HUB_KEYS, PREPROCESSOR_FILE, preprocessor_settings
+from .model_state import shapes_of, state_to_save, unwrapped
 
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -29,10 +30,12 @@ FORMAT_VERSION = 1
 def save_model(model: MaskedAutoencoder | Encoder, directory: str | Path) -> Path:
     """Write ``model.safetensors`` and ``config.json``; a crash at any moment leaves each file either old or new.
 
-    An encoder's folder is one for transformers' ``AutoModel`` and ``AutoImageProcessor`` too.
+    An encoder's folder is one for transformers' ``AutoModel`` and ``AutoImageProcessor`` too. Nothing is written before
+    it is known that :func:`load_model` will take it.
 
     Args:
-        model: from :func:`hdxray_fast.create_mae` or :func:`hdxray_fast.create_encoder`.
+        model: from :func:`hdxray_fast.create_mae` or :func:`hdxray_fast.create_encoder`, also within ``torch.compile``
+            or ``DistributedDataParallel``.
         directory: created if missing.
 
     Returns:
@@ -40,13 +43,17 @@ def save_model(model: MaskedAutoencoder | Encoder, directory: str | Path) -> Pat
 
     Raises:
         ArgumentTypeError: not such a model, or not a path.
+        ArgumentError: its tensors are not those of such a model any more (adapters, parametrisations, pruning,
+            quantisation, sharding); the message says how that is undone.
         CheckpointError: the directory cannot be written.
         MissingDependencyError: safetensors is not installed.
     """
+    model = unwrapped(model)
     files = describe_model(model)
     directory = _as_path(directory)
     _safetensors()
-    tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    config = json.loads(json.dumps(files[CONFIG_FILE]))  # as it will be read
+    tensors = state_to_save(model, shapes_of(lambda: _build(config["format"], config["model"])))
     try:
         directory.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -72,6 +79,8 @@ def describe_model(model: MaskedAutoencoder | Encoder) -> dict[str, dict]:
     Raises:
         ArgumentTypeError: not such a model.
     """
+    if hasattr(model, "merge_and_unload"):
+        raise ArgumentTypeError("model: is wrapped by PEFT; save what model.merge_and_unload() gives, or its adapters")
     if isinstance(getattr(model, "config", None), EncoderConfig):
         if any(name.startswith("head.") for name, _ in model.named_parameters()):
             raise ArgumentTypeError(
@@ -230,19 +239,39 @@ def _read_config(path: Path) -> tuple[str, dict]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """What a safetensors file holds.
+    """What a safetensors file holds, or the shards that lie in its place, as Hugging Face writes large models.
 
     Raises:
         CheckpointError: it is missing or damaged; the message names it.
         MissingDependencyError: safetensors is not installed.
     """
     safetensors_torch = _safetensors()
+    index = path.with_name(f"{path.name}.index.json")
+    if not path.is_file() and index.is_file():
+        return _read_shards(index)
     if not path.is_file():
         raise CheckpointError(f"{path}: is missing; a checkpoint is a folder with {MODEL_FILE} and {CONFIG_FILE}")
     try:
         return safetensors_torch.load_file(path)
     except (_safetensor_error(), OSError, ValueError) as error:
         raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from error
+
+
+def _read_shards(index: Path) -> dict[str, Tensor]:
+    try:
+        places = json.loads(index.read_bytes())["weight_map"]
+        names = sorted(set(places.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{index}: is no index of shards ({error!r})") from error
+    if foreign := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        raise CheckpointError(f"{index}: names a file outside its folder ({foreign[0]!r})")
+    tensors = {}
+    for name in names:
+        shard = read_tensors(index.with_name(name))
+        tensors.update({key: tensor for key, tensor in shard.items() if places.get(key) == name})
+    if missing := sorted(places.keys() - tensors.keys()):
+        raise CheckpointError(f"{index}: {missing[0]} is not in {places[missing[0]]}, where it should be")
+    return tensors
 
 
 def _safetensor_error() -> type[Exception]:

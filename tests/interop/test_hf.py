@@ -72,6 +72,33 @@ def test_folders_are_read_by_both_sides(transformers, tmp_path, options):
             assert torch.equal(tensor, again.state_dict()[name]), (reader, name)
 
 
+def test_adapters_are_named_and_their_merged_model_is_saved(transformers, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(small(), peft.LoraConfig(target_modules=["qkv", "fc2"], init_lora_weights=False))
+    with pytest.raises(hx.ArgumentTypeError, match="merge_and_unload"):
+        hx.save_model(model, tmp_path)
+    with pytest.raises(hx.ArgumentError, match="merge_and_unload"):
+        hx.save_model(model.get_base_model(), tmp_path)
+    images = torch.randn(1, 1, 64, 64)
+    expected = model.eval()(images)
+    merged = model.merge_and_unload()
+    hx.save_model(merged, tmp_path)
+    loaded = hx.load_model(tmp_path)
+    assert all(torch.equal(tensor, merged.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    torch.testing.assert_close(loaded.eval()(images), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_shards_are_read(transformers, tmp_path):
+    encoder = small()
+    hx.save_model(encoder, tmp_path / "ours")
+    model = transformers.AutoModel.from_pretrained(tmp_path / "ours")
+    model.save_pretrained(tmp_path / "theirs", max_shard_size="20KB")
+    assert (tmp_path / "theirs" / "model.safetensors.index.json").exists()
+    for again in (hx.load_model(tmp_path / "theirs"), hx.create_encoder(weights=tmp_path / "theirs")):
+        expected = encoder.state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in again.state_dict().items())
+
+
 def test_outputs_are_those_of_the_encoder():
     from hdxray_fast.interop.hf import HDXrayModel
 
