@@ -38,16 +38,18 @@ class Views(NamedTuple):
     study: Tensor  # [N] int64
     view: Tensor  # [N] int64
     studies: int
+    most: int  # images of the study that has most
 
-    def to(self, device: torch.device | str) -> Views:
-        return Views(self.study.to(device), self.view.to(device), self.studies)
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Views:
+        study, view = (t.to(device, non_blocking=non_blocking) for t in (self.study, self.view))
+        return self._replace(study=study, view=view)
 
     @classmethod
     def of_counts(cls, counts: list[int]) -> Views:
         """For studies of ``counts[0]``, ``counts[1]`` ... images."""
         study = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
         view = torch.cat([torch.arange(count) for count in counts])
-        return cls(study, view, len(counts))
+        return cls(study, view, len(counts), max(counts, default=0))
 
 
 def grid_side(tokens: int) -> int:
@@ -68,7 +70,7 @@ def pool_grid(tokens: Tokens, plan: MaskPlan, count: int, num_prefix: int) -> Vi
         count: K, a square number.
         num_prefix: prefix tokens of each image.
     """
-    cells = patch_cells(plan.grid_size, count).to(plan.keep_ids.device)  # [P]
+    cells = patch_cells(plan.grid_size, count, plan.keep_ids.device)  # [P]
     batch, total = plan.batch_size, plan.keep_ids.shape[0]
     rows, _, _ = token_rows(plan.keep_cu_seqlens, total, num_prefix)
     patches = tokens.values.index_select(0, rows).float()  # [N_keep, D]
@@ -80,15 +82,14 @@ def pool_grid(tokens: Tokens, plan: MaskPlan, count: int, num_prefix: int) -> Vi
     return ViewTokens(values.to(tokens.values.dtype), (sizes > 0).unflatten(0, (batch, count)))
 
 
-def patch_cells(grid_size: tuple[int, int], count: int) -> Tensor:
-    """Cell of the pooled grid that each patch lies in, ``[P]`` int64."""
+def patch_cells(grid_size: tuple[int, int], count: int, device: torch.device | str = "cpu") -> Tensor:
+    """Cell of the pooled grid that each patch lies in, ``[P]`` int64; made on ``device`` without waiting for it."""
     side = grid_side(count)
     if side > min(grid_size):
         raise ArgumentError(
             f"visual_tokens: got {count}, {grid_size[0]} x {grid_size[1]} patches make no {side} x {side}"
         )
-    rows = torch.arange(grid_size[0]) * side // grid_size[0]
-    columns = torch.arange(grid_size[1]) * side // grid_size[1]
+    rows, columns = (torch.arange(length, device=device) * side // length for length in grid_size)
     return (rows[:, None] * side + columns).flatten()
 
 
@@ -176,7 +177,7 @@ class VisualTokens(nn.Module):
         Raises:
             ArgumentError: a study has more views than there are embeddings.
         """
-        most = int(views.view.max()) + 1
+        most = views.most
         if most > self.max_views:
             raise ArgumentError(f"views: a study has {most} images, this model reads {self.max_views} (max_views)")
         values = self._standardised(tokens.values) if self.pool == "grid" else tokens.values
@@ -198,7 +199,7 @@ class VisualTokens(nn.Module):
         for image in range(plan.batch_size):
             ids = plan.keep_ids[bounds[image] : bounds[image + 1]].long()
             if self.pool == "grid":
-                cells = patch_cells(plan.grid_size, self.count).to(ids.device)[ids]
+                cells = patch_cells(plan.grid_size, self.count, ids.device)[ids]
                 kept = (torch.arange(self.count, device=ids.device)[:, None] == cells).float()  # [K, N_keep]
                 kept = kept / kept.sum(1, keepdim=True).clamp(min=1)
             else:

@@ -217,7 +217,10 @@ def test_nothing_in_a_step_looks_at_a_value(data, tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("keep", ["all", "contour"])
 def test_mild_augmentation_is_a_view(data, tmp_path, monkeypatch, keep):
     """No image is moved on the CPU; the losses are those of images that are, but for the rounding of places."""
+    # not per image: a view is standardised over the radiograph, pixels over its patches, padding in them included
+    fixed = hx.create_encoder(weights=data / "weights", normalisation=(0.5, 0.25))
     options = {"augment": "mild", "keep": keep, "steps": 6, "eval_every": 6, "drop_path": 0.2, "lr": 1e-3}
+    options["weights"] = str(hx.save_model(fixed, tmp_path / "fixed"))
 
     def losses(name, **changes):
         finetune(data, tmp_path / name, **options, **changes)
@@ -236,7 +239,7 @@ def test_mild_augmentation_is_a_view(data, tmp_path, monkeypatch, keep):
         self.views = False
 
     monkeypatch.setattr(FinetuneTask, "__init__", without_views)
-    assert losses("moved") == pytest.approx(seen, rel=2e-2)
+    assert losses("moved") == pytest.approx(seen, rel=1e-3)
     assert moved
 
 
