@@ -179,6 +179,7 @@ def test_grad_checkpointing_and_accumulation_change_no_gradient(data, tmp_path):
 
 RECORDED = {
     "all patches": {"keep": "all", "head": "linear", "class_weight": "balanced"},
+    "a query on all patches": {"keep": "all", "head": "attention"},
     "the contour": {"keep": "contour", "head": "attention"},
     "mixup": {"keep": "contour", "head": "label-query", "mixup": 0.4},
     "a frozen encoder": {"keep": "valid", "head": "attention", "tune": "head"},
@@ -302,8 +303,9 @@ def test_a_run_killed_among_its_last_pictures_still_makes_them(data, tmp_path, m
     assert len({path.stat().st_mode for path in files}) == 1  # colleagues may read all of it, or none
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_been(data, tmp_path):
-    settings = {"epochs": 4, "drop_path": 0.2, "augment": "rand", "mixup": 0.3, "ema": 0.9, "save_every": 4}
+@pytest.mark.parametrize("drawn", [{"augment": "rand", "mixup": 0.3}, {"augment": "mild"}])
+def test_a_killed_run_goes_on_as_if_nothing_had_been(data, tmp_path, drawn):
+    settings = {"epochs": 4, "drop_path": 0.2, "ema": 0.9, "save_every": 4, **drawn}
     whole = finetune(data, tmp_path / "whole", **settings)[0]
 
     class Killed(Exception):

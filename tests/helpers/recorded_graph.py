@@ -134,5 +134,7 @@ def attention_as_on_a_gpu(q, k, v, *, cu_seqlens_q, cu_seqlens_k=None, max_seqle
     if cu_seqlens_q is None:  # dense
         return attention(q, k, v)
     sides = (cu_seqlens_q, cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k)
-    sides = (*sides, max_seqlen_q, max_seqlen_q if max_seqlen_k is None else max_seqlen_k)
+    if not (max_seqlen_q and max_seqlen_k):
+        raise RuntimeError("a length that nobody tells is looked up, for which some backends wait")
+    sides = (*sides, max_seqlen_q, max_seqlen_k)
     return torch.ops.hdxray_fast.attention(q, k, v, *sides, q.shape[-1] ** -0.5, "sdpa", False)[0]
