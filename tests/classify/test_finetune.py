@@ -600,6 +600,22 @@ def test_half_precision_on_a_gpu(data, tmp_path, precision, head):
     assert result.report["mean"]["auroc"]["value"] > 0.8
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_run_recorded_on_a_gpu_is_the_run(data, tmp_path, monkeypatch, name):
+    recorded, record = [], graphs.CudaGraphs.record
+    monkeypatch.setattr(graphs.CudaGraphs, "record", lambda self, work: recorded.append(1) or record(self, work))
+    options = {"steps": 16, "eval_every": 8, "batch_size": 4, "drop_path": 0.3, "augment": "mild", "lr": 1e-3}
+    options |= {"precision": "fp32", "compile": "off", **RECORDED[name]}
+    losses = []
+    for graph in ("auto", "off"):
+        finetune(data, tmp_path / graph, graph=graph, **options)
+        losses.append([json.loads(line)["loss"] for line in (tmp_path / graph / "log.jsonl").open()])
+        assert recorded
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
 def test_fp16_needs_a_gpu(data, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has one")
