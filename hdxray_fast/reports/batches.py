@@ -13,7 +13,7 @@ from ..data.quarantine import Quarantined
 from ..data.radiograph_dataset import RadiographDataset
 from ..models.inputs import Looks
 from .features import FeatureStore
-from .model import pad_targets
+from .model import ReportModel, pad_targets
 from .studies import SHOWN, Study, counted
 from .visual_tokens import Views
 
@@ -70,7 +70,7 @@ class StudyDataset(Dataset):
     Args:
         studies: what to draw from.
         images: the prepared radiographs, augmented as they should be.
-        looks: which patches of them are looked at.
+        model: tells which patches of them are looked at; it is not kept.
         features: of a frozen encoder; left out, radiographs are given.
     """
 
@@ -78,10 +78,11 @@ class StudyDataset(Dataset):
         self,
         studies: Sequence[ReadyStudy],
         images: RadiographDataset,
-        looks: Looks,
+        model: ReportModel,
         features: FeatureStore | None = None,
     ) -> None:
-        self.studies, self.images, self.looks, self.features = list(studies), images, looks, features
+        self.studies, self.images, self.features = list(studies), images, features
+        self.looks = Looks.of(model.encoder, model.config.keep)
 
     def __len__(self) -> int:
         return len(self.studies)

@@ -18,7 +18,6 @@ from ..data.quarantine import Quarantined
 from ..data.radiograph_dataset import RadiographDataset
 from ..errors import ConfigError, TrainingError
 from ..models.encoder import Encoder
-from ..models.inputs import Looks
 from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
 from ..training.optimizer import parameter_groups
@@ -265,13 +264,12 @@ class ReportTask(Task):
         changed = RadiographDataset(
             images, patch_size=patch_size, augmentation=augmentation, seed=config.seed, views=config.augment
         )
-        looks = Looks.of(self.model.encoder, self.model.config.keep)
         if not config.encoder_lr:
             self.features = self._compute_features(training, plain, [*train, *self.validation], cache)
             seen = sorted({number for row in train for number in row.images})
             self.model.visual.standardise(self.features.for_standardising(seen))
-        self.train_set = StudyDataset(train, changed, looks, self.features)
-        self.validation_set = StudyDataset(self.validation, plain, looks, self.features)
+        self.train_set = StudyDataset(train, changed, self.model, self.features)
+        self.validation_set = StudyDataset(self.validation, plain, self.model, self.features)
         for note in self.notes:
             training.print(f"note: {note}")
         training.print(

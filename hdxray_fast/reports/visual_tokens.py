@@ -70,7 +70,7 @@ def pool_grid(tokens: Tokens, plan: MaskPlan, count: int, num_prefix: int) -> Vi
         count: K, a square number.
         num_prefix: prefix tokens of each image.
     """
-    cells = patch_cells(plan.grid_size, count, plan.keep_ids.device)  # [P]
+    cells = patch_cells(plan.grid_size, count, plan.device)  # [P]
     batch, total = plan.batch_size, plan.keep_ids.shape[0]
     rows, _, _ = token_rows(plan.keep_cu_seqlens, total, num_prefix)
     patches = tokens.values.index_select(0, rows).float()  # [N_keep, D]
@@ -82,14 +82,15 @@ def pool_grid(tokens: Tokens, plan: MaskPlan, count: int, num_prefix: int) -> Vi
     return ViewTokens(values.to(tokens.values.dtype), (sizes > 0).unflatten(0, (batch, count)))
 
 
-def patch_cells(grid_size: tuple[int, int], count: int, device: torch.device | str = "cpu") -> Tensor:
-    """Cell of the pooled grid that each patch lies in, ``[P]`` int64; made on ``device`` without waiting for it."""
+def patch_cells(grid_size: tuple[int, int], count: int, device: torch.device | None = None) -> Tensor:
+    """Cell of the pooled grid that each patch lies in, ``[P]`` int64."""
     side = grid_side(count)
     if side > min(grid_size):
         raise ArgumentError(
             f"visual_tokens: got {count}, {grid_size[0]} x {grid_size[1]} patches make no {side} x {side}"
         )
-    rows, columns = (torch.arange(length, device=device) * side // length for length in grid_size)
+    rows = torch.arange(grid_size[0], device=device) * side // grid_size[0]
+    columns = torch.arange(grid_size[1], device=device) * side // grid_size[1]
     return (rows[:, None] * side + columns).flatten()
 
 
