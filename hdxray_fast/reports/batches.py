@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.prepared.reading import PreparedSubset
 from ..data.quarantine import Quarantined
 from ..data.radiograph_dataset import RadiographDataset
+from ..models.inputs import Looks
 from .features import FeatureStore
-from .model import pad_targets
+from .model import ReportModel, pad_targets
 from .studies import SHOWN, Study, counted
 from .visual_tokens import Views
 
@@ -70,13 +70,19 @@ class StudyDataset(Dataset):
     Args:
         studies: what to draw from.
         images: the prepared radiographs, augmented as they should be.
+        model: tells which patches of them are looked at; it is not kept.
         features: of a frozen encoder; left out, radiographs are given.
     """
 
     def __init__(
-        self, studies: Sequence[ReadyStudy], images: RadiographDataset, features: FeatureStore | None = None
+        self,
+        studies: Sequence[ReadyStudy],
+        images: RadiographDataset,
+        model: ReportModel,
+        features: FeatureStore | None = None,
     ) -> None:
         self.studies, self.images, self.features = list(studies), images, features
+        self.looks = Looks.of(model.encoder, model.config.keep)
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -87,8 +93,12 @@ class StudyDataset(Dataset):
         read = (lambda i: self.images[epoch, i]) if self.features is None else self.features.load
         return {"views": [read(i) for i in numbers], "target": self.studies[index].target, "index": index}
 
-    def collate(self, samples: Sequence[dict]) -> dict[str, Tensor]:
-        """One batch: ``targets [B, T]``, ``index``, ``study`` and ``view`` (see :class:`Views`), and the views."""
+    def collate(self, samples: Sequence[dict]) -> dict:
+        """One batch: ``targets [B, T]`` and the number of their ``words``, ``index``, ``views`` (see :class:`Views`).
+
+        And the radiographs, with the ``plan`` of the patches to look at (``None`` for all), or their features: all that
+        a step would otherwise have to ask a GPU for.
+        """
         views = Views.of_counts([len(sample["views"]) for sample in samples])
         rows = [row for sample in samples for row in sample["views"]]
         if self.features is not None:
@@ -96,10 +106,11 @@ class StudyDataset(Dataset):
         else:
             joined = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
             joined.pop("index"), joined.pop("draw")
+            joined["plan"] = self.looks.plan(joined["pixels"], joined.pop("inside"), joined.pop("valid"))
         return {
             "targets": pad_targets([list(sample["target"]) for sample in samples]),
-            "study": views.study,
-            "view": views.view,
+            "words": sum(len(sample["target"]) for sample in samples),
+            "views": views,
             "index": torch.tensor([sample["index"] for sample in samples]),
             **joined,
         }

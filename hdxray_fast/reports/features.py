@@ -139,8 +139,8 @@ class FeatureStore:
             values = row["values"]
             yield values, row.get("known", torch.ones(len(values), dtype=torch.bool))
 
-    def join(self, features: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Features of several images as one batch of tensors."""
+    def join(self, features: Sequence[dict[str, Tensor]]) -> dict[str, Tensor | int]:
+        """Features of several images as one batch of tensors, and the number of patches of the one that has most."""
         values = [row["values"] for row in features]
         if self.pool == "grid":
             return {"values": torch.stack(values), "known": torch.stack([row["known"] for row in features])}
@@ -149,15 +149,15 @@ class FeatureStore:
             "values": torch.cat(values),
             "ids": torch.cat([row["ids"] for row in features]),
             "cu_seqlens": sizes.cumsum(0).int(),
+            "longest": int(sizes.max()),
         }
 
-    def arguments(self, batch: dict[str, Tensor]) -> dict:
+    def arguments(self, batch: dict) -> dict:
         """What :meth:`ReportModel.forward` takes of a batch that :meth:`join` made."""
         values = batch["values"].float()
         if self.pool == "grid":
             return {"view_tokens": ViewTokens(values, batch["known"])}
-        cu_seqlens = batch["cu_seqlens"]
-        longest = int(cu_seqlens.diff().max())
+        cu_seqlens, longest = batch["cu_seqlens"], batch["longest"]
         none, empty = batch["ids"][:0], torch.zeros_like(cu_seqlens)
         plan = MaskPlan(batch["ids"], cu_seqlens, none, empty, self.grid_size, self.patch_size, longest, 0)
         prefix = self.num_prefix * torch.arange(len(cu_seqlens), dtype=torch.int32, device=cu_seqlens.device)

@@ -85,35 +85,37 @@ class LanguageModelDecoder(nn.Module):
     def _embed(self, ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(ids)
 
-    def _rows(self, visual: StudyTokens, texts: list[Tensor], left: bool) -> tuple[Tensor, Tensor, list[int]]:
-        """Prompt, visual tokens, prompt and text of each study, padded; its mask; where each text begins."""
+    def _rows(self, visual: StudyTokens, texts: Tensor, left: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Prompt, visual tokens, prompt and text of each study without gaps, padded on the left or on the right.
+
+        Nothing here looks at a value, so there is room for all visual tokens, known or not.
+
+        Returns:
+            Embeddings ``[B, L, W]``, which of them are real ``[B, L]`` int64, and where each text begins, ``[B]``.
+        """
         dtype = self.model.get_input_embeddings().weight.dtype
-        rows, starts = [], []
-        for values, mask, text in zip(visual.values, visual.mask, texts, strict=True):
-            parts = [self._embed(self.before), values[mask].to(dtype), self._embed(self.after), self._embed(text)]
-            rows.append(torch.cat(parts))
-            starts.append(rows[-1].shape[0] - text.shape[0])
-        longest = max(row.shape[0] for row in rows)
-        padded = rows[0].new_zeros(len(rows), longest, self.width)
-        known = torch.zeros(len(rows), longest, dtype=torch.long, device=padded.device)
-        for i, row in enumerate(rows):
-            place = slice(longest - len(row), None) if left else slice(None, len(row))
-            padded[i, place] = row
-            known[i, place] = 1
-        return padded, known, starts
+        batch, written = len(texts), texts >= 0
+        before, after = (self._embed(ids).expand(batch, -1, -1) for ids in (self.before, self.after))
+        parts = [before, visual.values.to(dtype), after, self._embed(texts.clamp(min=0))]
+        whole = (torch.ones_like(part[..., 0], dtype=torch.bool) for part in (before, after))
+        real = torch.cat([next(whole), visual.mask, next(whole), written], dim=1)  # [B, L]
+        order = (real if left else ~real).int().argsort(dim=1, stable=True)
+        real = real.gather(1, order)
+        rows = torch.cat(parts, dim=1).gather(1, order.unsqueeze(-1).expand(-1, -1, self.width))
+        ends = real.shape[1] if left else real.sum(1)
+        return torch.where(real.unsqueeze(-1), rows, 0), real.long(), ends - written.sum(1)
 
     def logits(self, visual: StudyTokens, targets: Tensor) -> Tensor:
         """Teacher forcing: the logits ``[B, T, V]`` that should name ``targets [B, T]`` (negative: none)."""
         out, starts = self._run(visual, targets)
         # the row before a word names it: the last of the prompt names the first word
         places = torch.arange(targets.shape[1], device=targets.device)
-        at = torch.tensor(starts, device=targets.device)[:, None] - 1 + places
+        at = starts[:, None] - 1 + places
         at = at.clamp(max=out.logits.shape[1] - 1)
         return out.logits.gather(1, at.unsqueeze(-1).expand(-1, -1, out.logits.shape[-1]))
 
     def _run(self, visual: StudyTokens, targets: Tensor, **options):
-        texts = [row[row >= 0] for row in targets]
-        embeds, known, starts = self._rows(visual, texts, left=False)
+        embeds, known, starts = self._rows(visual, targets, left=False)
         return self.model(inputs_embeds=embeds, attention_mask=known, use_cache=False, **options), starts
 
     @torch.no_grad()
@@ -121,8 +123,10 @@ class LanguageModelDecoder(nn.Module):
         """Token ids of each study's text, without the end token."""
         pad, bos, eos = self.special
         settings = options.for_transformers(self.max_length, pad, bos, eos)
-        none = torch.empty(0, dtype=torch.long, device=visual.values.device)
-        embeds, known, _ = self._rows(visual, [none] * len(visual.values), left=True)
+        none = torch.empty(len(visual.values), 0, dtype=torch.long, device=visual.values.device)
+        embeds, known, _ = self._rows(visual, none, left=True)
+        longest = int(known.sum(1).max())
+        embeds, known = embeds[:, -longest:], known[:, -longest:]
         written = generate(self.model, settings, inputs_embeds=embeds, attention_mask=known)
         return [until(row, eos) for row in written.tolist()]
 
@@ -136,7 +140,7 @@ class LanguageModelDecoder(nn.Module):
             out, starts = self._run(visual, targets, output_attentions=True)
         weights = torch.stack([layer.float().mean(1) for layer in out.attentions]).mean(0)  # [B, N, N]
         found = weights.new_zeros(*targets.shape, visual.mask.shape[1])
-        for i, (mask, start) in enumerate(zip(visual.mask, starts, strict=True)):
+        for i, (mask, start) in enumerate(zip(visual.mask, starts.tolist(), strict=True)):
             seen, words = int(mask.sum()), int((targets[i] >= 0).sum())
             first = len(self.before)
             found[i, :words, mask] = weights[i, start - 1 : start - 1 + words, first : first + seen]

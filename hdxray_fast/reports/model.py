@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, ArgumentTypeError, ConfigError
 from ..models.encoder import Encoder, Tokens
-from ..models.inputs import all_channels, own_scale, patches_to_keep
+from ..models.inputs import all_channels, own_scale, patches_to_keep, view_of
 from ..models.selection import every_patch
 from ..ops import autocast
 from ..ops.plan import MaskPlan
+from ..ops.view import View
 from .model_config import PROMPTS, ReportModelConfig
 from .text_models import import_text_models
 from .text_tokenizers import ReportTokenizer, check_fits
@@ -47,8 +48,9 @@ class ReportModel(nn.Module):
         """The patches of ``images`` that are looked at; grids as for :meth:`.Encoder.forward`."""
         self.encoder.check_images(images)
         plan = patches_to_keep(self.encoder, images, inside, valid, self.config.keep)
-        if plan is not None:
-            return plan
+        return self._every_patch(images) if plan is None else plan
+
+    def _every_patch(self, images: Tensor) -> MaskPlan:
         return every_patch(images.shape[0], self.encoder.grid_size, self.encoder.patch_size, images.device)
 
     def inputs(self, batch: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -58,12 +60,16 @@ class ReportModel(nn.Module):
             batch: as :func:`hdxray_fast.models.inputs.encoder_inputs` takes it, of ``N`` images.
 
         Returns:
-            ``images [N, C, S, S]``, the ``plan`` of their patches, ``scale`` and ``shift``.
+            ``images [N, C, S, S]``, the ``plan`` of their patches, ``scale``, ``shift`` and ``view``.
         """
         images = all_channels(self.encoder, batch["pixels"])
-        plan = self.plan(images, batch["inside"].cpu(), batch["valid"].cpu())  # plans are made on the CPU
+        plan = batch.get("plan")
+        if "plan" not in batch:
+            plan = self.plan(images, batch["inside"].cpu(), batch["valid"].cpu())  # plans are made on the CPU
+        elif plan is None:
+            plan = self._every_patch(images)
         scale, shift = own_scale(self.encoder, batch)
-        return {"images": images, "plan": plan, "scale": scale, "shift": shift}
+        return {"images": images, "plan": plan, "scale": scale, "shift": shift, "view": view_of(batch)}
 
     def view_tokens(
         self,
@@ -71,9 +77,10 @@ class ReportModel(nn.Module):
         plan: MaskPlan,
         scale: float | Tensor | None = None,
         shift: float | Tensor | None = None,
+        view: View | None = None,
     ) -> ViewTokens:
-        """Resampled tokens of single images, ``[N, K, D]``."""
-        tokens = self.encoder.encode(images, plan, scale, shift)
+        """Resampled tokens of single images, ``[N, K, D]``; arguments as for :meth:`.Encoder.encode`."""
+        tokens = self.encoder.encode(images, plan, scale, shift, view=view)
         return self.visual.resample(tokens, plan, self.encoder.num_prefix_tokens)
 
     def resample(self, tokens: Tokens, plan: MaskPlan) -> ViewTokens:
@@ -90,6 +97,7 @@ class ReportModel(nn.Module):
         plan: MaskPlan | None = None,
         scale: Tensor | None = None,
         shift: Tensor | None = None,
+        view: View | None = None,
         tokens: Tokens | None = None,
         view_tokens: ViewTokens | None = None,
         label_smoothing: float = 0.0,
@@ -99,14 +107,14 @@ class ReportModel(nn.Module):
         Args:
             targets: token ids with the end token, ``-100`` behind it.
             views: which image is of which study.
-            images, plan, scale, shift: the radiographs; or
+            images, plan, scale, shift, view: the radiographs, and what they are seen through if anything; or
             tokens, plan: what the (frozen) encoder made of them; or
             view_tokens: what the grid made of that.
             label_smoothing: share of the target's probability that is spread over all words.
         """
         if view_tokens is None:
             view_tokens = (
-                self.view_tokens(images, plan, scale, shift) if tokens is None else self.resample(tokens, plan)
+                self.view_tokens(images, plan, scale, shift, view) if tokens is None else self.resample(tokens, plan)
             )
         logits = self.decoder.logits(self._studies(view_tokens, views), targets)  # [B, T, V]
         return F.cross_entropy(

@@ -106,6 +106,7 @@ class ReportTask(Task):
 
     label = "report train"
     compiles = False  # a language model of any make
+    captures = False  # texts differ in length from step to step, and a language model looks at its own mask
 
     def __init__(self, config: ReportConfig, table: StudyTable) -> None:
         self.config, self.notes = config, list(table.notes)
@@ -175,11 +176,14 @@ class ReportTask(Task):
         return training.loader(self.train_set, start, collate_fn=self.train_set.collate)
 
     def to_device(self, batch: dict, device: torch.device) -> dict:
-        batch = super().to_device(batch, device)
-        return {**batch, "views": Views(batch["study"], batch["view"], len(batch["targets"]))}
+        moved = super().to_device(batch, device)
+        for name in ("views", "plan"):
+            if batch.get(name) is not None:
+                moved[name] = batch[name].to(device, non_blocking=True)
+        return moved
 
-    def weight(self, batch: dict) -> Tensor:
-        return (batch["targets"] >= 0).sum()
+    def weight(self, batch: dict) -> int:
+        return batch["words"]
 
     def loss(self, model: nn.Module, batch: dict) -> tuple[Tensor, dict]:
         smoothing = self.config.label_smoothing
@@ -258,13 +262,15 @@ class ReportTask(Task):
         patch_size = self.model.encoder.patch_size
         plain = RadiographDataset(images, patch_size=patch_size)
         augmentation = Augmentation() if config.augment else None
-        changed = RadiographDataset(images, patch_size=patch_size, augmentation=augmentation, seed=config.seed)
+        changed = RadiographDataset(
+            images, patch_size=patch_size, augmentation=augmentation, seed=config.seed, views=config.augment
+        )
         if not config.encoder_lr:
             self.features = self._compute_features(training, plain, [*train, *self.validation], cache)
             seen = sorted({number for row in train for number in row.images})
             self.model.visual.standardise(self.features.for_standardising(seen))
-        self.train_set = StudyDataset(train, changed, self.features)
-        self.validation_set = StudyDataset(self.validation, plain, self.features)
+        self.train_set = StudyDataset(train, changed, self.model, self.features)
+        self.validation_set = StudyDataset(self.validation, plain, self.model, self.features)
         for note in self.notes:
             training.print(f"note: {note}")
         training.print(

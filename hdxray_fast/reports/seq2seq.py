@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from ..ops import autocast
 from .text_models import generate
 from .visual_tokens import StudyTokens
 from .writing_options import WritingOptions
+
+# before 5.0 transformers took masks of two dimensions alone
+TAKES_WHOLE_MASKS = int(version("transformers").split(".")[0]) >= 5
 
 
 class Seq2SeqDecoder(nn.Module):
@@ -99,13 +103,10 @@ class Seq2SeqDecoder(nn.Module):
         c = self.model.config
         start = targets.new_full((targets.shape[0], 1), c.decoder_start_token_id)
         given = torch.cat([start, targets[:, :-1].masked_fill(targets[:, :-1] < 0, c.pad_token_id)], 1)
-        return self.model(
-            inputs_embeds=visual.values,
-            attention_mask=visual.mask.long(),
-            decoder_input_ids=given,
-            use_cache=False,
-            **options,
-        )
+        masks = {"attention_mask": visual.mask.long()}
+        if TAKES_WHOLE_MASKS and getattr(c, "_attn_implementation", None) == "sdpa":
+            masks = whole_masks(visual.mask, given.shape[1])
+        return self.model(inputs_embeds=visual.values, decoder_input_ids=given, use_cache=False, **masks, **options)
 
     @torch.no_grad()
     def generate(self, visual: StudyTokens, options: WritingOptions) -> list[list[int]]:
@@ -133,6 +134,23 @@ class Seq2SeqDecoder(nn.Module):
                 weights = 0.5 * weights + 0.5 * weights @ mixed
         weights = weights * visual.mask.unsqueeze(1)
         return weights / weights.sum(-1, keepdim=True).clamp(min=1e-12)
+
+
+def whole_masks(known: Tensor, words: int) -> dict[str, Tensor]:
+    """The masks that transformers would make of ``known [B, S]`` bool, without its looking whether one is needed.
+
+    Which would wait for a GPU, three times a step.
+
+    Args:
+        known: visual tokens that may be attended to.
+        words: T, number of words.
+
+    Returns:
+        ``attention_mask [B, 1, 1, S]`` and ``decoder_attention_mask [1, 1, T, T]``, bool, as PyTorch's
+        ``scaled_dot_product_attention`` takes them.
+    """
+    past = torch.ones(words, words, dtype=torch.bool, device=known.device).tril()
+    return {"attention_mask": known[:, None, None], "decoder_attention_mask": past[None, None]}
 
 
 @contextmanager

@@ -38,16 +38,18 @@ class Views(NamedTuple):
     study: Tensor  # [N] int64
     view: Tensor  # [N] int64
     studies: int
+    most: int  # images of the study that has most
 
-    def to(self, device: torch.device | str) -> Views:
-        return Views(self.study.to(device), self.view.to(device), self.studies)
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Views:
+        study, view = (t.to(device, non_blocking=non_blocking) for t in (self.study, self.view))
+        return self._replace(study=study, view=view)
 
     @classmethod
     def of_counts(cls, counts: list[int]) -> Views:
         """For studies of ``counts[0]``, ``counts[1]`` ... images."""
         study = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
         view = torch.cat([torch.arange(count) for count in counts])
-        return cls(study, view, len(counts))
+        return cls(study, view, len(counts), max(counts, default=0))
 
 
 def grid_side(tokens: int) -> int:
@@ -176,7 +178,7 @@ class VisualTokens(nn.Module):
         Raises:
             ArgumentError: a study has more views than there are embeddings.
         """
-        most = int(views.view.max()) + 1
+        most = views.most
         if most > self.max_views:
             raise ArgumentError(f"views: a study has {most} images, this model reads {self.max_views} (max_views)")
         values = self._standardised(tokens.values) if self.pool == "grid" else tokens.values

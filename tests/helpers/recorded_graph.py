@@ -12,7 +12,16 @@ from torch.utils._pytree import tree_leaves
 
 from hdxray_fast.ops.attention import attention
 
-WAITS = ("aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero", "aten::equal", "aten::masked_select")
+WAITS = (
+    "aten::_local_scalar_dense",
+    "aten::nonzero",
+    "aten::is_nonzero",
+    "aten::equal",
+    "aten::masked_select",
+    "aten::unique",
+    "aten::_unique2",
+)
+BY_INDEX = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
 
 
 def storage(tensor: torch.Tensor) -> int:
@@ -21,6 +30,22 @@ def storage(tensor: torch.Tensor) -> int:
 
 def tensors(value) -> list[torch.Tensor]:
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, torch.Tensor)]
+
+
+def refuse_waits(func, args) -> None:
+    """Raise a RuntimeError, as a CUDA graph that is recorded does, if a GPU would be waited for."""
+    name = func._schema.name
+    by_mask = name in BY_INDEX and any(t is not None and t.dtype == torch.bool for t in args[1])
+    if name in WAITS or by_mask:
+        raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
+
+
+class NoWaits(TorchDispatchMode):
+    """Within, whatever would wait for a GPU is an error."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        refuse_waits(func, args)
+        return func(*args, **(kwargs or {}))
 
 
 class Recorder(TorchDispatchMode):
@@ -32,9 +57,7 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        name = func._schema.name
-        if name in WAITS:
-            raise RuntimeError(f"{name}: operation not permitted when stream is capturing")
+        refuse_waits(func, args)
         for argument, value in zip(func._schema.arguments, args, strict=False):
             if argument.alias_info is not None and argument.alias_info.is_write:
                 for tensor in tensors(value):
@@ -98,10 +121,20 @@ class RecordedGraphs:
         self.recorded = 0
 
 
+class WatchedGraphs(RecordedGraphs):
+    """Of steps that are not recorded: nothing in them may wait."""
+
+    def run(self, work) -> None:
+        with NoWaits():
+            work()
+
+
 def attention_as_on_a_gpu(q, k, v, *, cu_seqlens_q, cu_seqlens_k=None, max_seqlen_q, max_seqlen_k=None):
     """One operator, where the CPU's path reads lengths on the host."""
     if cu_seqlens_q is None:  # dense
         return attention(q, k, v)
     sides = (cu_seqlens_q, cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k)
-    sides = (*sides, max_seqlen_q, max_seqlen_q if max_seqlen_k is None else max_seqlen_k)
+    if not (max_seqlen_q and max_seqlen_k):
+        raise RuntimeError("a length that nobody tells is looked up, for which some backends wait")
+    sides = (*sides, max_seqlen_q, max_seqlen_k)
     return torch.ops.hdxray_fast.attention(q, k, v, *sides, q.shape[-1] ** -0.5, "sdpa", False)[0]

@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+from recorded_graph import NoWaits
 from report_model_makers import CHINESE, ENGLISH, SIZE, small_encoder, small_language_model
 
 pytest.importorskip("transformers")
@@ -14,13 +15,15 @@ pytest.importorskip("transformers")
 from hdxray_fast.errors import ArgumentError, CheckpointError, ConfigError
 from hdxray_fast.models.encoder import Tokens
 from hdxray_fast.ops.mask_plan import plan_masks
+from hdxray_fast.reports import seq2seq
 from hdxray_fast.reports.model import create_report_model, pad_targets
 from hdxray_fast.reports.model_config import ReportModelConfig
 from hdxray_fast.reports.saving import load_report_model, save_report_model
 from hdxray_fast.reports.sentences import sentence_spans, sentence_tokens
+from hdxray_fast.reports.seq2seq import TAKES_WHOLE_MASKS
 from hdxray_fast.reports.text_models import import_text_models
 from hdxray_fast.reports.text_tokenizers import train_tokenizer
-from hdxray_fast.reports.visual_tokens import Views, ViewTokens, VisualTokens, pool_grid
+from hdxray_fast.reports.visual_tokens import StudyTokens, Views, ViewTokens, VisualTokens, pool_grid
 from hdxray_fast.reports.writing_options import WritingOptions
 
 SMALL = {"width": 32, "heads": 4, "ffn": 40, "layers": 2, "max_length": 24, "visual_tokens": 4}
@@ -319,6 +322,41 @@ def test_language_model_alone_and_in_a_batch(language_models, kind, rank):
     with torch.no_grad():
         logits = model.decoder.logits(model._studies(tokens, views), pad_targets([greedy, greedy, greedy]))
     assert logits[0].argmax(-1).tolist() == greedy
+
+
+@pytest.mark.parametrize("left", [False, True])
+def test_rows_of_a_language_model_have_no_gaps_and_need_no_wait(language_models, left):
+    options = {"decoder": "language-model", "language_model": str(language_models["llama"])}
+    decoder = report_model(None, **options).decoder
+    torch.manual_seed(0)
+    known = torch.tensor([[True, False, True, True], [False, False, False, True]])
+    visual = StudyTokens(torch.randn(2, 4, decoder.width), known)
+    texts = torch.tensor([[7, 8, -100], [9, 5, 6]])
+    with torch.no_grad(), NoWaits():
+        rows, real, starts = decoder._rows(visual, texts, left)
+    embed = decoder.model.get_input_embeddings()
+    for i, words in enumerate(([7, 8], [9, 5, 6])):
+        before, after, text = (embed(ids) for ids in (decoder.before, decoder.after, torch.tensor(words)))
+        expected = torch.cat([before, visual.values[i][known[i]], after, text])
+        place = slice(rows.shape[1] - len(expected), None) if left else slice(len(expected))
+        assert torch.equal(rows[i, place], expected)
+        assert real[i].sum() == len(expected) and bool(real[i, place].all())
+        assert not rows[i][real[i] == 0].any()
+        assert int(starts[i]) == range(rows.shape[1])[place].stop - len(words)
+
+
+@pytest.mark.skipif(not TAKES_WHOLE_MASKS, reason="this transformers makes its masks of those of two dimensions")
+@pytest.mark.parametrize("decoder", ["transformer", "relational"])
+def test_whole_masks_are_those_that_transformers_makes(tokenizer, monkeypatch, decoder):
+    model = report_model(tokenizer, decoder=decoder)
+    studies = model._studies(view_tokens(model, 5), Views.of_counts([2, 1, 2]))
+    assert not studies.mask.all()
+    targets = pad_targets([tokenizer.target(text, 24)[0] for text in ENGLISH[:3]])
+    with torch.no_grad():
+        with NoWaits():
+            found = model.decoder.logits(studies, targets)
+        monkeypatch.setattr(seq2seq, "TAKES_WHOLE_MASKS", False)
+        torch.testing.assert_close(found, model.decoder.logits(studies, targets), rtol=1e-5, atol=1e-5)
 
 
 def test_a_frozen_language_model_learns_through_the_projection(language_models):

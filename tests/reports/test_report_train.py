@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from recorded_graph import WatchedGraphs, attention_as_on_a_gpu
 from report_makers import write_annotation, write_csv
 from report_model_makers import CHINESE, ENGLISH, radiograph, save_small_encoder, small_language_model, study_csv
 
@@ -20,8 +21,10 @@ pytest.importorskip("transformers")
 pytest.importorskip("pycocoevalcap")
 
 from hdxray_fast.cli.main import main
+from hdxray_fast.data.radiograph_dataset import RadiographDataset
 from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
 from hdxray_fast.files import checksum
+from hdxray_fast.models import layers
 from hdxray_fast.reports.attention_picture import draw_attention
 from hdxray_fast.reports.config import ReportConfig
 from hdxray_fast.reports.features import FeatureStore
@@ -29,9 +32,11 @@ from hdxray_fast.reports.layouts import read_studies
 from hdxray_fast.reports.predictions import read_predictions
 from hdxray_fast.reports.run import ReportTask, run_report_training
 from hdxray_fast.reports.saving import load_report_model
+from hdxray_fast.reports.seq2seq import TAKES_WHOLE_MASKS
 from hdxray_fast.reports.studies import Study
 from hdxray_fast.reports.visual_tokens import VisualTokens
 from hdxray_fast.reports.writing import studies_of_files, write_reports
+from hdxray_fast.training import loop
 from hdxray_fast.training.loop import Training
 from hdxray_fast.weights.model_folders import load_model
 
@@ -197,6 +202,49 @@ def test_a_cell_that_names_two_views_is_pointed_to_data(tmp_path):
 
 class Killed(Exception):
     pass
+
+
+STEPS = {
+    "features by cells": {"pool": "grid"},
+    "features of patches": {"pool": "attention"},
+    "views of all patches": {"encoder_lr": 1e-3, "augment": True, "keep": "all"},
+    "views of the contour": {"encoder_lr": 1e-3, "augment": True, "keep": "contour", "decoder": "relational"},
+    "learned queries": {"encoder_lr": 1e-3, "pool": "attention", "keep": "valid", "label_smoothing": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_nothing_in_a_step_waits_for_a_gpu(tmp_path, encoder, monkeypatch, name):
+    if not TAKES_WHOLE_MASKS:
+        pytest.skip("this transformers looks at the masks that it is given")
+    data = study_csv(tmp_path, ENGLISH, two_views=True)
+    options = {"steps": 3, "validate_every": 0, "batch_size": 2, "grad_accum": 2, "dropout": 0.1, **STEPS[name]}
+    now = run_report_training(quick(data, tmp_path / "now", encoder, **options), progress=False)
+    monkeypatch.setattr(layers, "attention", attention_as_on_a_gpu)
+    monkeypatch.setattr(loop, "graphs_for", WatchedGraphs)
+    watched = run_report_training(quick(data, tmp_path / "watched", encoder, **options), progress=False)
+    assert watched.losses == pytest.approx(now.losses, rel=1e-4)
+
+
+@pytest.mark.parametrize("keep", ["all", "contour"])
+def test_augmented_radiographs_are_seen_through_views(tmp_path, monkeypatch, keep):
+    """None is moved on the CPU; the losses are those of radiographs that are, but for the rounding of places."""
+    data = study_csv(tmp_path, ENGLISH, two_views=True)
+    # not per image: a view is standardised over the radiograph, pixels over its patches, padding in them included
+    encoder = str(save_small_encoder(tmp_path / "fixed", normalisation=(0.5, 0.25)))
+    options = {"steps": 4, "validate_every": 0, "encoder_lr": 1e-3, "augment": True, "keep": keep, "lr": 1e-3}
+    options["contour"] = "rectangle"  # which moves no image itself
+    moved = []
+    warp = cv2.warpAffine
+    monkeypatch.setattr(cv2, "warpAffine", lambda *args, **kwargs: moved.append(1) or warp(*args, **kwargs))
+    seen = run_report_training(quick(data, tmp_path / "seen", encoder, **options), progress=False)
+    assert not moved
+    whole = RadiographDataset.__init__
+    without = lambda self, *args, **kwargs: whole(self, *args, **{**kwargs, "views": False})  # noqa: E731
+    monkeypatch.setattr(RadiographDataset, "__init__", without)
+    expected = run_report_training(quick(data, tmp_path / "moved", encoder, **options), progress=False)
+    assert moved
+    assert seen.losses == pytest.approx(expected.losses, rel=1e-4)
 
 
 @pytest.mark.parametrize("frozen", [True, False])
