@@ -32,6 +32,9 @@ def reconstruction_loss(
     unbiased variance over the patch (He et al., "Masked autoencoders are scalable vision learners", 2022, section 4).
     All arithmetic is fp32 with a fixed order of summation: the result does not depend on the number of threads.
 
+    Where `pred` needs a gradient it is made in the same pass, and held, in the size and dtype of `pred`, until the
+    backward pass (float16 and compiled graphs: made in the backward pass). There is no second derivative.
+
     Args:
         images: as in `gather_patches`. No gradient flows to them.
         pred: ``[N_predict, C*p*p]``, float32, float16 or bfloat16; elements in the order (row, column, channel).

@@ -137,7 +137,7 @@ def per_image(name: str, value: Any, images: Tensor) -> Tensor | float:
 _FAULTS = {
     1: "{cu}: must start at 0, got {value}",
     2: "{cu}: must not fall, but entry {row} is {value}, less than the one before",
-    3: "{cu}: must end at or before the number of ids, {n_rows}, got {value}",
+    3: "{cu}: must end at the number of ids, {n_rows}, or before it, got {value}",
     4: "{ids}: entry {row} is {value}, accepted are ids in [0, {n_patches}) for this grid",
     5: "{ids}: must be strictly ascending within each image, but entry {row} is {value}, not above the one before",
 }

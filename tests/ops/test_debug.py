@@ -64,7 +64,7 @@ class OnGPU:
         ((0, 0), (0, 0, 0), None),
         ((0, 9, 1), (0, 2, 3), r"plan\.keep_ids: entry 1 is 9, accepted are ids in \[0, 9\)"),
         ((3, 0, 1), (0, 2, 3), r"plan\.keep_ids: must be strictly ascending"),
-        ((0, 3, 1), (0, 2, 4), r"plan\.keep_cu_seqlens: must end at or before the number of ids, 3, got 4"),
+        ((0, 3, 1), (0, 2, 4), r"plan\.keep_cu_seqlens: must end at the number of ids, 3, or before it, got 4"),
         ((0, 3, 1), (0, 2, -1), r"plan\.keep_cu_seqlens: must not fall"),
         ((0, 3, 1), (1, 2, 3), r"plan\.keep_cu_seqlens: must start at 0"),
     ],
