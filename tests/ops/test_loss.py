@@ -10,6 +10,7 @@ import pytest
 import torch
 from pixel_helpers import FLOATS, PIXELS
 from plan_helpers import make_plan, ragged_plan, with_slack
+from recorded_graph import Recorder
 from tolerances import assert_two_times_rule
 
 import hdxray_fast as hx
@@ -208,6 +209,16 @@ def test_a_gradient_that_is_not_asked_for_is_not_made(monkeypatch):
     assert [out[2].shape[0] for out in seen] == [0, 0, 0]
     hx.reconstruction_loss(images, pred, plan, 1 / 64)
     assert seen[-1][2].shape == pred.shape
+
+
+def test_the_backward_pass_makes_nothing():
+    """Its gradient is there; zeros for the outputs without gradient would be as large, and written on each pass."""
+    images, pred, plan = case(16, 1, torch.uint8)
+    loss, _ = hx.reconstruction_loss(images, pred, plan, 1 / 64)
+    recorder = Recorder()
+    with recorder:
+        torch.autograd.grad(loss, pred)
+    assert not [tensor.shape for tensor in recorder.made.values() if tensor.numel() > 1]
 
 
 def test_the_gradient_is_gone_with_its_graph():
