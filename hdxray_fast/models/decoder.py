@@ -63,11 +63,12 @@ class SelfDecoder(nn.Module):
         tokens = self.decoder_embed(maps[-1]).to(self.mask_token.dtype)  # [N_keep + B, D]
         x = self.mask_token[0].expand(position_rows.shape[0], -1).index_copy(0, encoder_rows, tokens)  # [M, D]
         x = x + self.decoder_pos_embed[0].to(self.mask_token.dtype).index_select(0, position_rows)
-        max_seqlen = 1 + sum(plan.longest)
+        max_seqlen, equal = 1 + sum(plan.longest), plan.equal_counts[1]
         for block in self.decoder_blocks[:-1]:
-            x = block(x, cu_seqlens, max_seqlen)
+            x = block(x, cu_seqlens, max_seqlen, equal_lengths=equal)
         predicted = Queries(predict_rows, plan.predict_cu_seqlens, plan.longest[1])
-        x = self.decoder_blocks[-1](x, cu_seqlens, max_seqlen, predicted)  # nobody asks for its other rows
+        # nobody asks for its other rows
+        x = self.decoder_blocks[-1](x, cu_seqlens, max_seqlen, predicted, equal_lengths=equal)
         return self.decoder_pred(self.decoder_norm(x))
 
 
@@ -168,5 +169,6 @@ class CrossDecoder(nn.Module):
         mixtures = mix_maps(maps, self.wfm)  # [depth, N_keep + B, De]
         for block, norm, mixture in zip(self.decoder_blocks, self.dec_norms, mixtures.unbind(), strict=True):
             y = norm(mixture)  # [N_keep + B, De]
-            x = block(x, y, plan.predict_cu_seqlens, cu_seqlens, plan.longest[1], plan.longest[0] + 1)
+            longest = plan.longest[1], plan.longest[0] + 1
+            x = block(x, y, plan.predict_cu_seqlens, cu_seqlens, *longest, plan.equal_counts[1])
         return self.decoder_pred(self.decoder_norm(x))

@@ -250,7 +250,7 @@ class Encoder(nn.Module):
         for index, block in enumerate(self.blocks):
             if stop_early and index > max(wanted):
                 break
-            x = self._run(block, x, cu_seqlens, longest)
+            x = self._run(block, x, cu_seqlens, longest, plan)
             if index in wanted:
                 prefix, grid = self._to_dense(self.norm(x) if norm else x, plan)
                 if output_fmt == "NCHW":
@@ -280,7 +280,7 @@ class Encoder(nn.Module):
         tokens = self.embed(images, plan, scale, shift, view)
         maps = [tokens.values]
         for block in self.blocks:
-            maps.append(self._run(block, maps[-1], tokens.cu_seqlens, plan.longest[0] + self.num_prefix_tokens))
+            maps.append(self._run(block, maps[-1], tokens.cu_seqlens, plan.longest[0] + self.num_prefix_tokens, plan))
         maps[-1] = self.norm(maps[-1])
         return maps, tokens.cu_seqlens
 
@@ -359,7 +359,7 @@ class Encoder(nn.Module):
         x, cu_seqlens, longest = self._start(images, plan, scale, shift)
         states = [x] if all_depths else []
         for block in self.blocks:
-            x = self._run(block, x, cu_seqlens, longest)
+            x = self._run(block, x, cu_seqlens, longest, plan)
             if all_depths:
                 states.append(x)
         tokens = self._packed(self.norm(x), cu_seqlens)
@@ -378,7 +378,8 @@ class Encoder(nn.Module):
     ) -> tuple[Tokens, MaskPlan | None, int]:
         x, cu_seqlens, longest = self._start(images, plan, scale, shift, view)
         for index, block in enumerate(self.blocks):
-            x = self._run(block, x, cu_seqlens, longest, None if drop_path_keep is None else drop_path_keep[index])
+            drawn = None if drop_path_keep is None else drop_path_keep[index]
+            x = self._run(block, x, cu_seqlens, longest, plan, drawn)
         return self._packed(self.norm(x), cu_seqlens), plan, longest
 
     @staticmethod
@@ -418,12 +419,19 @@ class Encoder(nn.Module):
         return torch.cat(tokens)
 
     def _run(
-        self, block: Block, x: Tensor, cu_seqlens: Tensor | None, longest: int, drop_path_keep: Tensor | None = None
+        self,
+        block: Block,
+        x: Tensor,
+        cu_seqlens: Tensor | None,
+        longest: int,
+        plan: MaskPlan | None,
+        drop_path_keep: Tensor | None = None,
     ) -> Tensor:
-        drawn = () if drop_path_keep is None else (None, drop_path_keep)
+        equal_lengths = plan is not None and plan.equal_counts[0]
+        arguments = (x, cu_seqlens, longest, None, drop_path_keep, equal_lengths)
         if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, cu_seqlens, longest, *drawn, use_reentrant=False)
-        return block(x, cu_seqlens, longest, *drawn)
+            return checkpoint(block, *arguments, use_reentrant=False)
+        return block(*arguments)
 
     def _to_dense(self, x: Tensor, plan: MaskPlan | None) -> tuple[Tensor, Tensor]:
         """Prefix tokens ``[B, num_prefix_tokens, D]`` and patches on the full grid ``[B, P, D]``."""

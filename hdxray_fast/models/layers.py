@@ -86,6 +86,7 @@ class SelfAttention(nn.Module):
         cu_seqlens: Tensor | None = None,
         max_seqlen: int | None = None,
         queries: Queries | None = None,
+        equal_lengths: bool = False,
     ) -> Tensor:
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # [N, 3, H, Dh] or [B, S, 3, H, Dh]
         q, k, v = qkv.unbind(-3)  # 3 x [N, H, Dh] or [B, S, H, Dh]: views, attention reads strides
@@ -99,6 +100,7 @@ class SelfAttention(nn.Module):
             cu_seqlens_k=cu_seqlens,
             max_seqlen_q=max_seqlen if queries is None else queries.max_seqlen,
             max_seqlen_k=max_seqlen,
+            equal_lengths=equal_lengths,
         )
         return self.proj(out.flatten(-2))  # [..., H, Dh] -> [..., D]
 
@@ -122,6 +124,7 @@ class CrossAttention(nn.Module):
         cu_seqlens_k: Tensor,  # [B + 1] int32
         max_seqlen_q: int,
         max_seqlen_k: int,
+        equal_lengths: bool = False,
     ) -> Tensor:
         q = self.q(x).unflatten(-1, (self.num_heads, -1))  # [Nq, H, Dh]
         k, v = self.kv(y).unflatten(-1, (2, self.num_heads, -1)).unbind(1)  # [Nk, 2, H, Dh] -> 2 x [Nk, H, Dh]
@@ -133,6 +136,7 @@ class CrossAttention(nn.Module):
             cu_seqlens_k=cu_seqlens_k,
             max_seqlen_q=max_seqlen_q,
             max_seqlen_k=max_seqlen_k,
+            equal_lengths=equal_lengths,
         )
         return self.proj(out.flatten(1))
 
@@ -199,14 +203,17 @@ class Block(nn.Module):
         max_seqlen: int | None = None,
         queries: Queries | None = None,
         drop_path_keep: Tensor | None = None,  # [2, B] bool
+        equal_lengths: bool = False,
     ) -> Tensor:
         """All rows, or those of ``queries`` alone ``[Nq, D]`` (equal to the same rows of all).
 
         ``drop_path_keep`` says which images keep either branch while it trains; left out, that is drawn.
+        ``equal_lengths`` is what :func:`.attention` calls by this name, of the queries too if there are any.
         """
         rows = cu_seqlens if queries is None else queries.cu_seqlens
         first, second = (None, None) if drop_path_keep is None else drop_path_keep.unbind()
-        attended = self._dropped(self.ls1(self.attn(self.norm1(x), cu_seqlens, max_seqlen, queries)), rows, first)
+        attended = self.attn(self.norm1(x), cu_seqlens, max_seqlen, queries, equal_lengths)
+        attended = self._dropped(self.ls1(attended), rows, first)
         x = (x if queries is None else x.index_select(0, queries.rows)) + attended
         return x + self._dropped(self.ls2(self.mlp(self.norm2(x))), rows, second)
 

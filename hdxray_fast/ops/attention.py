@@ -40,6 +40,7 @@ def attention(
     scale: float | None = None,
     backend: str = "auto",
     return_lse: bool = False,
+    equal_lengths: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """``softmax(scale * q @ k^T) @ v`` for every head of every sequence.
 
@@ -64,6 +65,9 @@ def attention(
             ``"varlen"`` (PyTorch's variable-length FlashAttention), ``"reference"`` (plain softmax in at least
             float32), or ``"auto"``: the fastest of them as measured on this device, see :func:`resolve_backend`.
         return_lse: return the log-sum-exp of the scaled scores as well (no gradient flows through it).
+        equal_lengths: whether it is known that each packed sequence has exactly ``N / B`` queries and ``Nk / B`` keys,
+            no row being left over. ``"auto"`` then takes a kernel for dense tensors where that was measured to be the
+            faster one. Sizes cannot tell it: rows of B ragged sequences and of slack may be B times ``max_seqlen``.
 
     Returns:
         The output in layout and dtype of ``q``; with ``return_lse`` also float32 ``[H, N]`` (packed) or ``[B, H, S]``
@@ -71,9 +75,9 @@ def attention(
 
     Raises:
         ArgumentTypeError: an argument is not a tensor, or has a dtype that is not accepted.
-        ArgumentError: shapes, devices or ``cu_seqlens`` do not fit together (the values of ``cu_seqlens`` on a GPU are
-            looked at under :class:`hdxray_fast.debug_checks` only; whatever they are, nothing outside the tensors is
-            touched by ``"triton"``).
+        ArgumentError: shapes, devices, ``cu_seqlens`` or ``equal_lengths`` do not fit together (the values of
+            ``cu_seqlens`` on a GPU are looked at under :class:`hdxray_fast.debug_checks` only; whatever they are,
+            nothing outside the tensors is touched by ``"triton"``).
         BackendError: the backend asked for is not available, or does not take these tensors.
     """
     for name, tensor in (("q", q), ("k", k), ("v", v)):
@@ -87,12 +91,19 @@ def attention(
     check_max_seqlen("max_seqlen_k", max_seqlen_k)
     check_flag("return_lse", return_lse)
     longest_q, longest_k = (max_seqlen_q or 0, max_seqlen_k or 0) if packed else (q.shape[1], k.shape[1])
-    if packed and not torch.compiler.is_compiling():  # compiled, the operator below looks at them
-        check_values(cu_seqlens_q, cu_seqlens_k, q.shape[0], k.shape[0], longest_q, longest_k)
+    compiling = torch.compiler.is_compiling()
+    if not compiling:  # looking at its type binds the compiler of some versions of PyTorch to its value
+        check_flag("equal_lengths", equal_lengths)
+    if packed and not compiling:  # compiled, the operator below looks at them
+        check_values(cu_seqlens_q, cu_seqlens_k, q.shape[0], k.shape[0], longest_q, longest_k, equal_lengths)
     usual_scale = operator.index(q.shape[-1]) ** -0.5  # a compiler may hold sizes as symbols; a graph has one D
     scale = usual_scale if scale is None else finite_scale(scale)
-    longest = max(longest_q, longest_k)
-    backend = resolve_backend(backend, q, packed, longest, _trains(q, k, v), scale == usual_scale)
+    longest, training = max(longest_q, longest_k), _trains(q, k, v)
+    # equal_lengths comes last: a compiler is bound to it only where it decides something
+    dense = faster_dense(q, longest, training, scale == usual_scale) if packed and backend == "auto" else ""
+    if dense and equal_lengths and cu_seqlens_q.shape[0] > 1:
+        return _equally_long(q, k, v, cu_seqlens_q.shape[0] - 1, scale, dense, return_lse)
+    backend = resolve_backend(backend, q, packed, longest, training, scale == usual_scale)
 
     if backend == "triton":
         rows = (q, k, v) if packed else (t.flatten(0, 1) for t in (q, k, v))  # [B, S, H, D] -> [B * S, H, D]
@@ -113,6 +124,17 @@ def attention(
             out = attention_torch.packed(q, k, v, *sides, scale, backend)
             lse = attention_torch.lse_packed(q, k, *sides, scale) if return_lse else None
     return (out, lse) if return_lse else out
+
+
+def _equally_long(
+    q: Tensor, k: Tensor, v: Tensor, batch: int, scale: float, backend: str, return_lse: bool
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Packed tensors whose rows are those of dense ones, by a backend for these."""
+    q, k, v = (t.unflatten(0, (batch, t.shape[0] // batch)) for t in (q, k, v))  # [N, H, D] -> [B, S, H, D]
+    out = attention_torch.dense(q, k, v, scale, backend).flatten(0, 1)
+    if not return_lse:
+        return out
+    return out, attention_torch.lse_dense(q, k, scale).transpose(0, 1).flatten(1)  # [B, H, S] -> [H, B * S]
 
 
 # --- backends ---------------------------------------------------------------------------------------------------------
@@ -141,19 +163,43 @@ def resolve_backend(
         raise ArgumentError(f"backend: got {backend!r}, accepted are {', '.join(map(repr, BACKENDS))}")
     if backend in ("sdpa", "reference") or (backend == "auto" and q.device.type != "cuda"):
         return "sdpa" if backend == "auto" else backend
-    # Plain values alone from here on: a compiler calls the two functions while it traces, and keeps what they answer.
-    kind = (packed, q.device.type, q.device.index or 0, q.dtype, *map(operator.index, q.shape[-2:]), usual_scale)
+    kind = _kind(q, packed, usual_scale)
     if backend == "auto":
-        short = (longest or q.shape[0]) <= attention_table.SHORT
-        return _fastest(kind, attention_table.SHORT if short else attention_table.SHORT + 1, training)
+        return _fastest(kind, _length_class(q, longest), training)
     reason = _why_not(backend, kind)
     if reason:
         raise BackendError(f"backend={backend!r}: {reason}; use backend='auto' or 'sdpa'")
     return backend
 
 
+def faster_dense(q: Tensor, longest: int, training: bool, usual_scale: bool = True) -> str:
+    """What ``"auto"`` takes for packed sequences that are known to be equally long, if that is no packed kernel.
+
+    It is the backend measured to be fastest for dense tensors of the shape class, where that is another one than
+    ``"triton"`` (whose packed and dense kernels are the same): it has beaten Triton's, and FlashAttention, which is
+    ``"varlen"`` for dense tensors. Empty on a device that was not measured, on the CPU, where equally long sequences
+    are one call anyway, and under ``torch.use_deterministic_algorithms``, which not all dense kernels obey.
+
+    Args:
+        q: the queries, packed; the others as for :func:`resolve_backend`.
+    """
+    if q.device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
+        return ""
+    return _faster_dense(_kind(q, False, usual_scale), _length_class(q, longest), training)
+
+
 # What a choice of backend looks at: packed, device type, device index, dtype, heads, head dimension, usual scale.
+# Plain values alone: a compiler calls the functions that take them while it traces, and keeps what they answer.
 Kind = tuple[bool, str, int, torch.dtype, int, int, bool]
+
+
+def _kind(q: Tensor, packed: bool, usual_scale: bool) -> Kind:
+    return (packed, q.device.type, q.device.index or 0, q.dtype, *map(operator.index, q.shape[-2:]), usual_scale)
+
+
+def _length_class(q: Tensor, longest: int) -> int:
+    """One number for all short sequences and one for all long ones, so that a compiler is bound to no more."""
+    return attention_table.SHORT if (longest or q.shape[0]) <= attention_table.SHORT else attention_table.SHORT + 1
 
 
 @constant_result
@@ -165,6 +211,13 @@ def _fastest(kind: Kind, longest: int, training: bool) -> str:
     measured = attention_table.shape_class(layout, head_dim, dtype, longest, training)
     chosen = choices.get(measured, attention_table.DEFAULTS[layout])
     return "sdpa" if _why_not(chosen, kind) else chosen
+
+
+@constant_result
+def _faster_dense(kind: Kind, longest: int, training: bool) -> str:
+    _, _, index, dtype, _, head_dim, _ = kind
+    chosen = _measured(index).get(attention_table.shape_class("dense", head_dim, dtype, longest, training), "triton")
+    return "" if chosen == "triton" or _why_not(chosen, kind) else chosen
 
 
 @constant_result

@@ -61,7 +61,13 @@ def check_dtype(name: str, tensor: object) -> None:
 
 
 def check_values(
-    cu_seqlens_q: Tensor, cu_seqlens_k: Tensor, rows_q: int, rows_k: int, max_seqlen_q: int, max_seqlen_k: int
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    rows_q: int,
+    rows_k: int,
+    max_seqlen_q: int,
+    max_seqlen_k: int,
+    equal_lengths: bool = False,
 ) -> None:
     """The values of ``cu_seqlens``: always on the CPU, elsewhere (which waits for the device) under ``debug_checks``.
 
@@ -79,6 +85,11 @@ def check_values(
             raise ArgumentError(f"{name}: must rise from 0 to at most the number of rows, {rows}; got {_short(bounds)}")
         if longest and any(b - a > longest for a, b in pairwise(bounds)):
             raise ArgumentError(f"{max_name}: got {longest}, but {name} has a longer sequence; got {_short(bounds)}")
+        if equal_lengths and (bounds[-1] != rows or len({b - a for a, b in pairwise(bounds)}) > 1):
+            raise ArgumentError(
+                f"equal_lengths: got True, but {name} has sequences of different lengths or ends before the number of "
+                f"rows, {rows}; got {_short(bounds)}"
+            )
 
 
 def finite_scale(scale: object) -> float:

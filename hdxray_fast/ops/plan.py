@@ -37,6 +37,9 @@ class MaskPlan:
         max_predict: predicted patches of the image that has most, or an upper bound of it.
         longest: ``max_keep`` and ``max_predict`` rounded up to steps of 128. A compiled model is bound to the numbers
             that it looks at, and these rarely differ from batch to batch.
+        equal_counts: whether all images are known to keep one number of patches without slack, and whether they are
+            known to predict one number as well. It is found out where the tensors are on the CPU and goes with them to
+            a GPU; for a plan made on a GPU it is ``(False, False)``, because nobody waits there to see.
 
     Raises:
         ArgumentError, ArgumentTypeError: an attribute is not as described. The values of tensors on a GPU are not
@@ -70,6 +73,7 @@ class MaskPlan:
         if not torch.compiler.is_compiling():  # there, sizes are symbols
             self._check_sizes()
         object.__setattr__(self, "longest", (_step(self.max_keep), _step(self.max_predict)))
+        object.__setattr__(self, "equal_counts", self._equal_counts())
 
     def _check_sizes(self) -> None:
         checked_grid_size("plan.grid_size", self.grid_size)
@@ -95,7 +99,14 @@ class MaskPlan:
         plan = object.__new__(cls)
         plan.__dict__.update(zip(cls.__dataclass_fields__, values, strict=True))
         plan.__dict__["longest"] = _step(plan.max_keep), _step(plan.max_predict)
+        plan.__dict__["equal_counts"] = plan._equal_counts()
         return plan
+
+    def _equal_counts(self) -> tuple[bool, bool]:
+        if torch.compiler.is_compiling():  # there, tensors have no values
+            return False, False
+        keep = _is_full(self.keep_ids, self.keep_cu_seqlens, self.max_keep)
+        return keep, keep and _is_full(self.predict_ids, self.predict_cu_seqlens, self.max_predict)
 
     @property
     def batch_size(self) -> int:
@@ -166,13 +177,16 @@ class MaskPlan:
         return self._with(lambda t: t.pin_memory())
 
     def _with(self, change: Callable[[Tensor], Tensor]) -> MaskPlan:
-        return replace(
+        """The same plan in other memory."""
+        plan = replace(
             self,
             keep_ids=change(self.keep_ids),
             keep_cu_seqlens=change(self.keep_cu_seqlens),
             predict_ids=change(self.predict_ids),
             predict_cu_seqlens=change(self.predict_cu_seqlens),
         )
+        object.__setattr__(plan, "equal_counts", self.equal_counts)
+        return plan
 
 
 def of_one_size(plans: Sequence[MaskPlan]) -> list[MaskPlan]:
@@ -251,6 +265,15 @@ def next_size(count: int, slack: float) -> int:
     while (size := math.floor((1 + slack) ** power)) < count:
         power += 1
     return size
+
+
+def _is_full(ids: Tensor, cu_seqlens: Tensor, longest: int) -> bool:
+    """Whether B sequences of at most ``longest`` ids have B times as many together, and no slack behind them."""
+    total = ids.shape[0]
+    if total == 0 or total != longest * (cu_seqlens.shape[0] - 1):
+        return False
+    # not a compiler's stand-in; as many rows may be slack, so the end of the last sequence has to be seen
+    return type(cu_seqlens) is Tensor and cu_seqlens.device.type == "cpu" and int(cu_seqlens[-1]) == total
 
 
 def _step(count: int) -> int:

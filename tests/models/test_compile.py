@@ -57,6 +57,13 @@ def test_one_graph_for_all_lengths(decoder, marked):
     assert len(lengths) > 2
     assert counter.frame_count == (1 if marked else 2)  # unmarked, the second length is what tells that it changes
 
+    inside = torch.rand(1, 8, 8).expand(2, 8, 8) < 0.5  # as many in both images: no other graph on a CPU
+    plan = hx.plan_masks(inside, torch.ones_like(inside), 0.75, 0.5, predict=model.default_predict)
+    assert plan.equal_counts == (True, True)
+    output = compiled(images, plan.mark_dynamic() if marked else plan, SCALE, SHIFT)
+    torch.testing.assert_close(output.loss, model(images, plan, SCALE, SHIFT).loss)
+    assert counter.frame_count == (1 if marked else 2)
+
 
 @pytest.mark.parametrize("keep", ["all", "contour"])
 def test_an_encoder_in_one_graph(keep):
