@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 from torch.utils.flop_counter import FlopCounterMode
+from triton_interpreter import needs_interpreter
 
 from hdxray_fast.models.decoder import CrossDecoder
 from hdxray_fast.ops.mixture import mix_maps, mix_maps_ref
@@ -100,7 +101,7 @@ def test_flops_are_those_of_the_product():
     assert counts[0] == counts[1] == 3 * 2 * 3 * 5 * 42
 
 
-@needs_triton
+@needs_interpreter
 def test_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
     command.append(str(HELPERS / "triton_mixture_cases.py"))

@@ -7,27 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+from triton_interpreter import needs_interpreter
 
-triton = pytest.importorskip(
-    "triton", reason="Triton is not installed (it comes with CUDA builds of PyTorch for Linux)"
-)
-
-
-def one_number_is_a_scalar() -> bool:
-    """Whether NumPy makes an int of an array that holds one number, as it did before 2.4."""
-    try:
-        return int(np.zeros(1)) == 0
-    except TypeError:
-        return False
-
-
-pytestmark = pytest.mark.skipif(
-    triton.__version__.startswith("3.6") and not one_number_is_a_scalar(),
-    reason=f"the interpreter of Triton 3.6 needs NumPy below 2.4, here is {np.__version__}",
-)
-
+pytestmark = needs_interpreter
 CASES = Path(__file__).parents[1] / "helpers" / "triton_attention_cases.py"
 
 
