@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import autocast, flops
-from .attention import why_not_triton
+from . import attention, autocast, flops
 from .compiling import constant_result
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -40,7 +39,7 @@ def mix_maps_ref(maps: list[Tensor], weights: Tensor) -> Tensor:
 
 @constant_result
 def _kernels_take(device_type: str, index: int | None, dtype: torch.dtype) -> bool:
-    return device_type == "cuda" and dtype in DTYPES and not why_not_triton(device_type, index)
+    return device_type == "cuda" and dtype in DTYPES and not attention.why_not_triton(device_type, index)
 
 
 # --- registration -----------------------------------------------------------------------------------------------------
@@ -82,7 +81,7 @@ def _(grads, maps, weights):
 
 def _run_kernels(tensor: Tensor) -> bool:
     """The operators themselves: where there is no GPU, PyTorch's formula, or Triton's interpreter."""
-    return tensor.dtype in DTYPES and not why_not_triton(tensor.device.type, tensor.device.index)
+    return tensor.dtype in DTYPES and not attention.why_not_triton(tensor.device.type, tensor.device.index)
 
 
 def _save(ctx, inputs, output) -> None:

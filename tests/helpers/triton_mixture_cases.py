@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 
@@ -56,3 +58,25 @@ def test_the_backward_pass_is_deterministic():
     maps, weights, grads = maps_of(5, 4000, 3, torch.float32), torch.randn(4, 5), torch.randn(4, 4000, 3)
     first, second = (kernels.backward(grads, maps, weights) for _ in range(2))
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_launches_are_on_the_device_of_the_maps(monkeypatch):
+    """Triton launches on the current device, which is another one's in a process that has several."""
+    inside, launched = [], []
+
+    @contextlib.contextmanager
+    def on_device_of(tensor):
+        inside.append(tensor.shape)
+        yield
+        inside.pop()
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *_, **__: launched.append(list(inside))
+
+    monkeypatch.setattr(kernels, "on_device_of", on_device_of)
+    for name in ("mix_kernel", "mix_backward_kernel"):
+        monkeypatch.setattr(kernels, name, Kernel())
+    maps, weights = maps_of(3, 5, 2, torch.float32), torch.randn(2, 3)
+    kernels.backward(kernels.forward(maps, weights, torch.float32), maps, weights)
+    assert launched == [[(2, 5, 2)], [(2, 5, 2)]]

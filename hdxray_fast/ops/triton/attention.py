@@ -59,7 +59,7 @@ def forward(
     q, k, v = (_readable(t) for t in (q, k, v))
     longest = _longest(q, k, cu_seqlens_q, max_seqlen_q, max_seqlen_k)
     config = config or _config("forward", q, (k, v), longest)
-    with _device(q):
+    with on_device_of(q):
         tiles, schedule, lengths = _schedule(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, config.m)
         _launch(
             forward_kernel, "forward", config, (tiles, heads), q,
@@ -101,7 +101,7 @@ def backward(
     longest = _longest(q, k, cu_seqlens_q, max_seqlen_q, max_seqlen_k)
     dq_config = dq_config or _config("dq", q, (k, v), longest)
     dkdv_config = dkdv_config or _config("dkdv", q, (q, grad_out), longest)
-    with _device(q):
+    with on_device_of(q):
         tiles, schedule, lengths = _schedule(q, k, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, dq_config.m)
         _launch(
             dq_kernel, "dq", dq_config, (tiles, heads), q,
@@ -208,7 +208,7 @@ def _dtype(q: Tensor) -> str:
     return configs.computed_dtype("tf32", q.shape[-1], _arch(q.device)[0])
 
 
-def _device(tensor: Tensor):
+def on_device_of(tensor: Tensor) -> contextlib.AbstractContextManager:
     """Triton launches on the current device; make that the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext()
 

@@ -12,6 +12,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+from .attention import on_device_of
+
 FORWARD_BLOCK, BACKWARD_BLOCK, WARPS = 512, 256, 4  # elements of a program: the largest that never spill
 PROGRAMS = 1024  # of the backward pass, each with a part of the weights' gradient: several a multiprocessor
 
@@ -68,9 +70,11 @@ def forward(
     depth, count, size = *weights.shape, maps[0].numel()
     out = maps[0].new_empty(depth, *maps[0].shape, dtype=dtype)
     if size:
-        mix_kernel[(triton.cdiv(size, FORWARD_BLOCK),)](
-            tuple(maps), weights, out, size, count, depth, triton.next_power_of_2(depth), FORWARD_BLOCK, num_warps=WARPS
-        )
+        rows = triton.next_power_of_2(depth)
+        with on_device_of(out):
+            mix_kernel[(triton.cdiv(size, FORWARD_BLOCK),)](
+                tuple(maps), weights, out, size, count, depth, rows, FORWARD_BLOCK, num_warps=WARPS
+            )
     return out
 
 
@@ -82,8 +86,9 @@ def backward(grads: Tensor, maps: list[Tensor], weights: Tensor) -> list[Tensor]
     programs = min(triton.cdiv(size, BACKWARD_BLOCK), PROGRAMS)
     parts = weights.new_empty(programs, rows, columns)
     if size:
-        mix_backward_kernel[(programs,)](
-            grads, tuple(maps), weights, tuple(grad_maps), parts, size,
-            count, columns, depth, rows, BACKWARD_BLOCK, num_warps=WARPS,
-        )  # fmt: skip
+        with on_device_of(grads):
+            mix_backward_kernel[(programs,)](
+                grads, tuple(maps), weights, tuple(grad_maps), parts, size,
+                count, columns, depth, rows, BACKWARD_BLOCK, num_warps=WARPS,
+            )  # fmt: skip
     return [*grad_maps, parts.sum(0)[:depth, :count].contiguous()]
