@@ -16,10 +16,11 @@ from torch.utils.data import Dataset
 from ..errors import ArgumentError
 from ..images.canvas import Canvas
 from ..images.contour import rasterize_polygon
+from ..images.standardise import standardisation
 from .augment import Augmentation, RandAugment, eight_bits
 from .balance import kept_patches
 from .prepared.reading import PreparedSet, PreparedSubset
-from .radiographs import standardisation, standardisation_of_view
+from .radiographs import standardisation_of_view
 
 
 class RadiographDataset(Dataset):

@@ -16,7 +16,7 @@ import numpy as np
 from ..errors import HDXrayError
 from ..images.canvas import read_canvas
 from ..images.contour import find_contour
-from ..images.standardise import standardising
+from ..images.standardise import standardisation, standardising
 from .quarantine import Quarantined
 from .reader_pool import Failed, call_in_order
 
@@ -89,17 +89,6 @@ def read_ahead(
         for item in found:
             source = asked.popleft()
             yield Quarantined(source, *item) if isinstance(item, Failed) else item
-
-
-def standardisation(pixels: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
-    """``(scale, shift)`` that bring the valid patches of ``pixels [S, S]`` to mean 0 and deviation 1.
-
-    The deviation is floored as :func:`.standardising` has it.
-    """
-    side = pixels.shape[0] // valid.shape[0]
-    mask = cv2.resize(valid.astype(np.uint8), None, fx=side, fy=side, interpolation=cv2.INTER_NEAREST)
-    scale, shift = standardising(*(v[0, 0] for v in cv2.meanStdDev(pixels, mask=mask)))
-    return float(scale), float(shift)
 
 
 def standardisation_of_view(

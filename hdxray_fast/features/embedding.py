@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from ..data.quarantine import Quarantined
 from ..data.radiographs import Radiograph, read_ahead
 from ..devices import find_device
 from ..errors import ArgumentError, ArgumentTypeError
+from ..images.picture import readable
 from ..models.encoder import Encoder
 from ..models.inference import Inference, one_late
 from ..models.inputs import EncoderInputs, as_batch, encoder_inputs, patches_to_keep
@@ -23,6 +25,9 @@ from ..models.layers import check_count
 from ..models.selection import sent
 from ..ops.plan import MaskPlan
 from ..weights.create import create_encoder
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 @dataclass
@@ -68,7 +73,7 @@ class Embeddings:
 
 
 def embed(
-    images: str | os.PathLike | Tensor | np.ndarray | Iterable[str | os.PathLike | np.ndarray],
+    images: str | os.PathLike | Tensor | np.ndarray | Image | Iterable[str | os.PathLike | Tensor | np.ndarray | Image],
     encoder: Encoder | str | os.PathLike,
     *,
     pool: str | None = None,
@@ -83,9 +88,10 @@ def embed(
     """Features of radiographs.
 
     Args:
-        images: a file, a folder or a CSV manifest, or a list of them; or arrays ``[H, W]`` of any integer or float
-            dtype (bright = dense), ``[H, W, 3]`` or ``[H, W, 4]`` in colour; or a tensor or array ``[B, C, H, W]`` of
-            the encoder's size, taken as it is (no canvas is made, so ``keep="contour"`` looks for the contours in it).
+        images: a file, a folder or a CSV manifest, or a list of them; or PIL images, or arrays or tensors ``[H, W]`` of
+            any integer or float dtype (bright = dense), ``[H, W, 3]``, ``[H, W, 4]`` or ``[3, H, W]`` in colour, one or
+            a list of them; or a tensor or array ``[B, C, H, W]`` of the encoder's size, taken as it is (no canvas is
+            made, so ``keep="contour"`` looks for the contours in it).
         encoder: an encoder, which is put in evaluation mode and on ``device``, or weights for
             :func:`hdxray_fast.create_encoder`.
         pool: ``"cls"``, ``"mean"`` or ``"attention"``; left out, the encoder's, or ``"mean"``.
@@ -108,6 +114,8 @@ def embed(
     """
     check_count("batch_size", batch_size)
     job = Embedder(encoder, pool=pool, keep=keep, device=device, precision=precision, compile=compile)
+    if isinstance(images, Tensor) and images.ndim in (2, 3):
+        images = [images]
     if isinstance(images, Tensor) or (isinstance(images, np.ndarray) and images.ndim == 4):
         return job.tensor(torch.as_tensor(images), batch_size)
     jobs = list(_sources(images))
@@ -267,7 +275,7 @@ def _batched(
 
 def _sources(images: object) -> Iterator[tuple[str | np.ndarray, str]]:
     """``(image, source)`` of everything that ``images`` names."""
-    if isinstance(images, str | os.PathLike):
+    if isinstance(images, str | os.PathLike) or hasattr(images, "getbands"):  # one path, or one PIL image
         images = [images]
     if isinstance(images, np.ndarray):
         if images.ndim not in (2, 3):
@@ -277,16 +285,16 @@ def _sources(images: object) -> Iterator[tuple[str | np.ndarray, str]]:
         colour = images.ndim == 3 and images.shape[2] in (3, 4)
         images = [images] if images.ndim == 2 or colour else list(images)
     if not isinstance(images, Iterable):
-        raise ArgumentTypeError(f"images: got {type(images).__name__}, accepted are paths, arrays and tensors")
+        raise ArgumentTypeError(
+            f"images: got {type(images).__name__}, accepted are paths, arrays, tensors and PIL images"
+        )
     arrays = 0
     for image in images:
         if isinstance(image, str | os.PathLike):
             yield from ((str(path), str(path)) for path in list_images(Path(image), argument="images"))
-        elif isinstance(image, np.ndarray):
-            yield image, f"<array {arrays}>"
-            arrays += 1
         else:
-            raise ArgumentTypeError(f"images: holds a {type(image).__name__}, accepted are paths and arrays")
+            yield readable(image), f"<array {arrays}>"
+            arrays += 1
 
 
 def _with_progress(items: Iterator, total: int, show: bool) -> Iterator:

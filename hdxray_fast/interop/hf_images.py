@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,10 +10,11 @@ import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.processing_utils import ImagesKwargs
 
-from ..data.radiographs import standardisation
 from ..errors import ArgumentError, ArgumentTypeError
 from ..images.canvas import Canvas, read_canvas
 from ..images.contour import find_contour
+from ..images.picture import readable
+from ..images.standardise import standardisation
 from ..models.encoder_config import EncoderConfig, fixed_scale
 from ..weights.hub_files import preprocessor_settings
 
@@ -105,7 +105,7 @@ class HDXrayImageProcessor(BaseImageProcessor):
             )
         normalise = self.do_normalize if do_normalize is None else do_normalize
         grids = self.return_grids if return_grids is None else return_grids
-        canvases = [read_canvas(_readable(image), size=size["height"]) for image in _listed(images)]
+        canvases = [read_canvas(readable(image), size=size["height"]) for image in _listed(images)]
         valid = [canvas.valid_grid(self.patch_size) for canvas in canvases]
         pixels = [self._pixels(canvas, grid, normalise) for canvas, grid in zip(canvases, valid, strict=True)]
         data = {"pixel_values": np.stack([np.stack([image] * self.num_channels) for image in pixels])}  # [B, C, S, S]
@@ -146,30 +146,6 @@ def _listed(images: object) -> list:
     if not images:
         raise ArgumentError("images: got an empty list, accepted is at least one image")
     return images
-
-
-def _readable(image: object) -> str | np.ndarray:
-    """A path, or pixels as :func:`hdxray_fast.read_canvas` takes them, ``[H, W]`` or ``[H, W, C]``."""
-    if isinstance(image, str | os.PathLike):
-        return os.fspath(image)
-    if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.dtype in (torch.bfloat16, torch.float16) else image).numpy()
-    if isinstance(image, np.ndarray):
-        channels_first = image.ndim == 3 and image.shape[0] in (1, 3) and image.shape[2] not in (1, 3, 4)
-        return np.ascontiguousarray(np.moveaxis(image, 0, -1)) if channels_first else image
-    from PIL import Image, ImageOps
-
-    if not isinstance(image, Image.Image):
-        raise ArgumentTypeError(
-            f"images: holds a {type(image).__name__}, accepted are paths, arrays, tensors and PIL images"
-        )
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "1":
-        image = image.convert("L")
-    elif image.mode not in ("L", "I", "F", "RGB", "RGBA") and not image.mode.startswith("I;16"):
-        image = image.convert("RGB")  # palettes, CMYK and the like
-    return np.asarray(image)
 
 
 def register() -> None:

@@ -15,17 +15,19 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ArgumentError, ArgumentTypeError
-from ..images.standardise import standardising
+from ..ops import autocast
 from ..ops.gather import gather_patches
 from ..ops.plan import MaskPlan, as_plain
 from ..ops.view import View
-from .encoder_config import EncoderConfig, fixed_scale
+from .encoder_config import EncoderConfig
+from .grey_levels import scale_of_levels, warn_of_range
 from .layers import Block, init_weights
 from .packing import to_grid, token_rows
 from .patch_embed import build_patch_embed
 from .pool import AttentionPool, mean_pool
 from .positions import resample_positions, set_positions, sincos_positions
 from .selection import checked_grid, every_patch, selected_patches
+from .transform import Transform
 
 
 class Tokens(NamedTuple):
@@ -64,6 +66,7 @@ class Encoder(nn.Module):
         self.num_prefix_tokens = int(c.class_token) + c.reg_tokens
         self.learned_positions, self.normalisation = c.learned_positions, c.normalisation
         self.grad_checkpointing = False
+        self._range_seen = False  # of float images: the first ones are looked at
 
         self.patch_embed = build_patch_embed(c.stem, c.patch_size, c.in_chans, c.embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, c.embed_dim)) if c.class_token else None
@@ -305,6 +308,40 @@ class Encoder(nn.Module):
         values = values.index_copy(0, patch_rows, patches).index_copy(0, prefix_rows, prefix)
         return Tokens(values, cu_seqlens)
 
+    # --- what goes in -----------------------------------------------------------------------------------------------
+    def normalise(self, images: Tensor, valid: Tensor | None = None, white: float | None = None) -> Tensor:
+        """Images as this encoder was trained on them, for those who keep float images; integers need no such step.
+
+        Args:
+            images: ``[B, C, H, W]``, of an integer dtype or of floats from 0 to ``white``, bright = dense.
+            valid: bool ``[B, gh, gw]``, patches that hold any of the radiograph, over which ``"per_image"`` takes mean
+                and deviation; left out, all.
+            white: largest value of the range; left out, that of the integer dtype, and 1 for floats.
+
+        Returns:
+            ``[B, C, H, W] float32``.
+
+        Raises:
+            ArgumentError, ArgumentTypeError: an argument is not as described.
+        """
+        images = self.check_images(images)
+        if white is None:
+            white = 1.0 if images.is_floating_point() else float(torch.iinfo(images.dtype).max)
+        if not white > 0:
+            raise ArgumentError(f"white: got {white}, accepted is a number above 0")
+        levels = images.float() * (255.0 / white)
+        scale, shift = scale_of_levels(levels, self._valid_grid(images, valid), self.normalisation, 255.0)
+        if isinstance(scale, Tensor):
+            scale, shift = (value[:, None, None, None] for value in (scale, shift))
+        return levels * scale + shift
+
+    def transform(self) -> Transform:
+        """What brings one picture to what this encoder takes, ``[C, S, S] float32``, for a data set or ``Compose``.
+
+        It takes paths, PIL images, arrays and tensors, and makes the canvas that :func:`hdxray_fast.embed` makes.
+        """
+        return Transform(self.config)
+
     # --- timm's verbs -----------------------------------------------------------------------------------------------
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay leaves alone."""
@@ -462,14 +499,15 @@ class Encoder(nn.Module):
         ``"per_image"`` takes mean and deviation over the ``valid`` patches (bool ``[B, gh, gw]``), or over all.
         """
         if images.is_floating_point():
+            if not self._range_seen and not torch.compiler.is_compiling():
+                self._range_seen = True
+                warn_of_range(images, self.normalisation)
             return 1.0, 0.0
-        if self.normalisation != "per_image":
-            return fixed_scale(self.normalisation, 255.0 if images.dtype == torch.uint8 else 65535.0)
-        if valid is None:
-            std, mean = torch.std_mean(images.float().flatten(1), dim=1, correction=0)  # [B] each
-        else:
-            std, mean = _std_mean_of_patches(images, checked_grid("valid", valid, (len(images), *self.grid_size)))
-        return standardising(mean, std)
+        white = 255.0 if images.dtype == torch.uint8 else 65535.0
+        return scale_of_levels(images, self._valid_grid(images, valid), self.normalisation, white)
+
+    def _valid_grid(self, images: Tensor, valid: Tensor | None) -> Tensor | None:
+        return None if valid is None else checked_grid("valid", valid, (len(images), *self.grid_size))
 
     def check_images(self, images: Tensor) -> Tensor:
         """The images as a plain tensor, or an error that names them unless they have the shape this encoder takes."""
@@ -496,7 +534,7 @@ class Encoder(nn.Module):
 
     def _rows_dtype(self, device: torch.device) -> torch.dtype:
         """What the first matrix product computes in, so that the gathered rows are written once in the right dtype."""
-        if torch.is_autocast_enabled(device.type):
+        if autocast.is_on(device.type):
             return torch.get_autocast_dtype(device.type)
         return self._weights_dtype()
 
@@ -506,19 +544,6 @@ class Encoder(nn.Module):
     def _positions(self) -> Tensor:
         """Positions in the dtype of the weights, of which a fixed table is none: sharding may give these another."""
         return self.pos_embed.to(self._weights_dtype())
-
-
-def _std_mean_of_patches(images: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:  # [B, C, H, W], [B, gh, gw]
-    """Deviation and mean ``[B]`` over the valid patches; of an image without any, over all."""
-    valid = valid.to(images.device)
-    valid = valid | ~valid.flatten(1).any(1)[:, None, None]
-    side = images.shape[2] // valid.shape[1]
-    chosen = valid.repeat_interleave(side, 1).repeat_interleave(side, 2).unsqueeze(1)  # [B, 1, H, W]
-    pixels = images.float()
-    count = chosen.sum((1, 2, 3)) * images.shape[1]
-    mean = (pixels * chosen).sum((1, 2, 3)) / count
-    variance = ((pixels - mean[:, None, None, None]).square() * chosen).sum((1, 2, 3)) / count
-    return variance.sqrt(), mean
 
 
 def _block_indices(indices: int | list[int] | tuple[int, ...] | None, depth: int) -> set[int]:

@@ -12,9 +12,10 @@ from cache_helpers import cached
 from hdxray_fast.data.augment import Augmentation, RandAugment
 from hdxray_fast.data.listing import list_images
 from hdxray_fast.data.radiograph_dataset import RadiographDataset
-from hdxray_fast.data.radiographs import standardisation, standardisation_of_view
+from hdxray_fast.data.radiographs import standardisation_of_view
 from hdxray_fast.data.sampler import StepSampler
 from hdxray_fast.errors import ArgumentError
+from hdxray_fast.images.standardise import standardisation
 from hdxray_fast.ops.view import View, view_images_ref
 
 

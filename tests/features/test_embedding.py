@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast.data.radiographs import read_radiograph, standardisation
+from hdxray_fast.data.radiographs import read_radiograph
 from hdxray_fast.features import embedding_files
 from hdxray_fast.features.embedding import Embedder
 from hdxray_fast.features.embedding_files import embed_files, embed_list, fingerprint
 from hdxray_fast.features.feature_table import FeatureTable, read_features
 from hdxray_fast.images.canvas import read_canvas
+from hdxray_fast.images.standardise import standardisation
 
 
 def small(**kwargs):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast.data.radiographs import standardisation
+from hdxray_fast.images.standardise import standardisation
 from hdxray_fast.models.encoder import Encoder
 from hdxray_fast.models.encoder_config import EncoderConfig
 from hdxray_fast.models.pool import mean_pool

@@ -10,7 +10,7 @@ from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hdxray_fast as hx
-from hdxray_fast.data.radiographs import standardisation
+from hdxray_fast.images.standardise import standardisation
 from hdxray_fast.ops import native
 
 pytestmark = pytest.mark.skipif(native.core is None, reason=f"the native core is not built: {native.why_missing}")

@@ -18,7 +18,7 @@ import numpy as np
 from ...errors import HDXrayError, ImageReadError, OtherModalityError
 from ...images.canvas import Canvas, Limits, read_canvas
 from ...images.contour import Contour, find_contour
-from ..radiographs import standardisation
+from ...images.standardise import standardisation
 from ..reader_pool import DIED, OUT_OF_MEMORY
 from .archives import is_archive
 from .sources import Source, as_file
