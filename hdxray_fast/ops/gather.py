@@ -56,7 +56,7 @@ def gather_patches(
     grid = None
     if view is not None and images.requires_grad:
         raise ArgumentError("images: requires_grad is set, but no gradient flows through a view; pass images.detach()")
-    if native.resolve_backend(backend, images.device) == "reference":
+    if native.resolve_for(backend, images) == "reference":
         check_values_eagerly(plan, which)
         if view is not None:
             images = view_images_ref(images, check_view(view, images, values=True))

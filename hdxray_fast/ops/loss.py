@@ -68,7 +68,7 @@ def reconstruction_loss(
     if norm_pix_loss and row_size < 2:
         raise ArgumentError("norm_pix_loss: a patch of one pixel has no variance; use norm_pix_loss=False")
     scale, shift = native.per_image("scale", scale, images), native.per_image("shift", shift, images)
-    if native.resolve_backend(backend, images.device) == "reference":
+    if native.resolve_for(backend, images, pred) == "reference":
         check_values_eagerly(plan, "predict")
         if view is not None:
             images = view_images_ref(images.detach(), check_view(view, images, values=True))

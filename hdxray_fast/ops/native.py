@@ -60,6 +60,21 @@ def resolve_backend(backend: str, device: torch.device) -> str:
     raise BackendError(f"backend='native': {reason}; use backend='auto', or move the tensors with .cpu()")
 
 
+def resolve_for(backend: str, *tensors: Tensor) -> str:
+    """`resolve_backend` for the device of these; ``"auto"`` takes PyTorch's own operations under ``torch.func``.
+
+    Its transforms (grad, vmap, jvp) wrap tensors, and take no operators with gradients of their own.
+    """
+    if backend == "auto" and not torch.compiler.is_compiling() and any(map(_is_wrapped, tensors)):
+        return "reference"
+    return resolve_backend(backend, tensors[0].device)
+
+
+def _is_wrapped(tensor: Tensor) -> bool:
+    functorch = getattr(torch._C, "_functorch", None)  # there is no public way to ask
+    return functorch is not None and functorch.is_functorch_wrapped_tensor(tensor)
+
+
 @constant_result
 def why_not_native(device_type: str, index: int | None = None) -> str:
     """Why the native core cannot work on a device, in words; empty if it can."""

@@ -87,8 +87,8 @@ class MaskPlan:
                     f"{self.batch_size} images"
                 )
             cu_seqlens = getattr(self, f"{which}_cu_seqlens")
-            if type(cu_seqlens) is Tensor and cu_seqlens.device.type == "cpu":  # not a compiler's stand-in
-                counts = np.diff(cu_seqlens.numpy())
+            if (values := host_values(cu_seqlens)) is not None:
+                counts = np.diff(values)
                 # cu_seqlens that fall are the ops' to name
                 if counts.min(initial=0) >= 0 and counts.max(initial=0) > bound:
                     raise ArgumentError(f"plan.max_{which}: got {bound}, but an image has {counts.max()} patches")
@@ -246,6 +246,16 @@ def checked_grid_size(name: str, value: object) -> tuple[int, int]:
 
 
 # --- packed sequences -------------------------------------------------------------------------------------------------
+def host_values(tensor: Tensor) -> np.ndarray | None:
+    """The values of a tensor of the CPU; ``None`` for a GPU's, and for the stand-ins of compilers and transforms."""
+    if type(tensor) is not Tensor or tensor.device.type != "cpu":
+        return None
+    try:
+        return tensor.numpy()
+    except RuntimeError:  # torch.func wraps tensors that are made within it
+        return None
+
+
 def longest_of(cu_seqlens: np.ndarray) -> int:
     """Length of the longest sequence."""
     return int(np.diff(cu_seqlens).max(initial=0))

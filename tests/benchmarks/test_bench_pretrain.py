@@ -120,7 +120,7 @@ def test_cpu_time_is_that_of_the_children_too(ended):
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
-def test_a_run_that_waits_for_its_images_is_told_from_one_that_does_not(chests, tmp_path, monkeypatch):
+def test_a_run_that_waits_for_its_images_says_so(chests, tmp_path, monkeypatch):
     lines: list[dict] = []
 
     class Noting(Watch):
@@ -128,7 +128,6 @@ def test_a_run_that_waits_for_its_images_is_told_from_one_that_does_not(chests, 
             lines.append(line)
             super().__call__(line)
 
-    fast = pretrain_runs.our_run(config(chests, tmp_path / "fast"), Watch(2, 2, 8))
     sample = RadiographDataset.sample
 
     def slow_sample(*arguments):
@@ -138,12 +137,8 @@ def test_a_run_that_waits_for_its_images_is_told_from_one_that_does_not(chests, 
     monkeypatch.setattr(RadiographDataset, "sample", slow_sample)
     slow = pretrain_runs.our_run(config(chests, tmp_path / "slow"), Noting(2, 2, 8))
     assert min(slow.seconds) >= 0.1  # two samples: what the loop waits for is part of its step
-    assert sum(slow.seconds) > sum(fast.seconds) + 0.5
-    assert slow.facts()["cores_busy"] < fast.facts()["cores_busy"]  # sleeping takes no CPU
-    if "data_wait_s" in lines[-1]:
-        assert slow.waiting > 0.5 > fast.waiting
-    else:
-        assert slow.waiting is None
+    assert min(line["data_wait_s"] for line in lines) >= 0.1
+    assert slow.waiting >= 0.99 * 0.1 * len(slow.seconds) / sum(slow.seconds)
 
 
 def test_workers_are_counted_apart(chests, tmp_path, monkeypatch):

@@ -348,3 +348,29 @@ def test_a_compiled_encoder_looks_for_the_chest_between_two_graphs(monkeypatch, 
         torch.testing.assert_close(found, encoder(images), rtol=1e-4, atol=1e-5)
     assert len(calls) == (12 if keep == "contour" else 0)
     assert counter.frame_count <= 4  # before and after the plan, each for the first size and then for all
+
+
+def test_gradients_by_transforms_of_functions():
+    """``torch.func.grad`` gives what ``backward`` gives, of an encoder and of an auto-encoder with a plan."""
+    mae = hx.create_mae("vit_tiny_patch16", img_size=64, depth=1, decoder_depth=1, decoder_embed_dim=32)
+    images, plan = images_of(), plan_of()
+    for model, run in (
+        (encoder_of(pool="mean"), lambda model, weights: torch.func.functional_call(model, weights, (images,))),
+        (mae, lambda model, weights: torch.func.functional_call(model, weights, (images, plan)).loss),
+    ):
+        parameters = dict(model.named_parameters())
+        found = torch.func.grad(lambda weights, model=model, run=run: run(model, weights).square().mean())(parameters)
+        expected = torch.autograd.grad(run(model, parameters).square().mean(), list(parameters.values()))
+        for (name, one), other in zip(found.items(), expected, strict=True):
+            torch.testing.assert_close(one, other, msg=name)
+
+
+def test_a_batch_of_batches():
+    encoder = encoder_of(pool="mean")
+    images = images_of(6).unflatten(0, (3, 2))
+    torch.testing.assert_close(torch.func.vmap(encoder)(images), torch.stack([encoder(batch) for batch in images]))
+
+
+def test_float64_is_refused_by_name():
+    with pytest.raises(hx.ArgumentError, match="images: got dtype float64"):
+        encoder_of().double()(images_of().double())

@@ -59,6 +59,9 @@ def test_tokens_parameters_and_flops_are_those_of_a_real_step(decoder, again):
         attention = 12 * 4 * kept**2 * 192 + 3 * 4 * (kept + predicted) ** 2 * 512
     products = sum(n for op, n in counter.get_flop_counts()["Global"].items() if "attention" not in str(op))
     counted = products + 2 * (4 if again else 3) * attention
+    if again:  # the counter hooks all layers, which are called then, and the last of a block is not computed again
+        rows = predicted if decoder == "cross" else kept + predicted
+        counted += 2 * 2 * (12 * kept * 192 * 768 + 3 * rows * 512 * 2048)
     # self: the last block answers for the predicted tokens only
     assert 2 * found.flops == pytest.approx(counted, rel=0.01 if decoder == "cross" else 0.05)
 
@@ -91,14 +94,14 @@ def test_with_blocks_computed_again(decoder, half, monkeypatch):
 
         return on_save
 
-    def as_given(function, *args, use_reentrant):
+    def as_given(function, *args, use_reentrant, **options):
         """In the place of PyTorch's: notes what is held until the backward pass, and what the block itself would."""
         own = {}
         for value in args:
             if isinstance(value, torch.Tensor) and value.is_floating_point():
                 keep(given)(value)
         with torch.autograd.graph.saved_tensors_hooks(keep(own), lambda tensor: tensor):
-            result = function(*args)
+            result = function(*args, **options)
         blocks.append(own)
         return result
 
