@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +19,12 @@ from .labels import describe_labels, labels_of, one_sided, require_files, take_f
 from .result import FinetuneResult
 from .table import summary, write_table
 from .task import FinetuneTask, build_encoder, canvas_size
+
+# settings of a training in steps, of which a probe has none
+OF_STEPS = (
+    "steps", "epochs", "lr", "warmup", "ema", "grad_accum", "augment", "mixup", "class_weight", "drop_path",
+    "layer_decay", "graph",
+)  # fmt: skip
 
 
 def run_finetuning(
@@ -96,12 +104,21 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
     from .probe import run_probe
     from .probe_config import ProbeConfig
 
+    usual = {field.name: field.default for field in dataclasses.fields(config)}
+    without = [name for name in OF_STEPS if getattr(config, name) != usual[name]]
+    if without:
+        warnings.warn(
+            f"tune=head with a linear head is a probe, which takes no steps: {', '.join(without)} have no effect; "
+            "give head=attention for a head that is trained in steps",
+            stacklevel=2,
+        )
     if config.weights is None:
         torch.manual_seed(config.seed)
     encoder = build_encoder(config)
     shared = {name: getattr(config, name) for name in (
         "data", "out", "images", "preset", "classes", "multiclass", "uncertain", "val_share", "test_share", "pool",
-        "keep", "img_size", "workers", "bootstraps", "seed", "split_seed", "batch_size", "max_bad_share",
+        "keep", "img_size", "workers", "bootstraps", "seed", "split_seed", "batch_size", "max_bad_share", "precision",
+        "compile",
     )}  # fmt: skip
     features = None if config.weights is None else str(shared_out / "features.parquet")
     probe = run_probe(

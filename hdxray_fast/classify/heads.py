@@ -5,14 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, MissingDependencyError
 from ..models.layers import Block, CrossBlock, check_count
 from ..models.pool import AttentionPool, mean_pool
+from ..ops import autocast
 
 HEADS = ("linear", "attention", "label-query", "probe")
 TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class Logits(nn.Linear):
+    """The last layer of a head, in float32 whatever the model computes in: bf16 has 8 bits, and images would tie."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """``[..., D]`` to ``[..., C] float32``."""
+        with autocast.off(features.device.type):
+            return F.linear(features.float(), self.weight.float(), None if self.bias is None else self.bias.float())
 
 
 class LinearHead(nn.Module):
@@ -27,7 +38,7 @@ class LinearHead(nn.Module):
             raise ArgumentError(f"pool: got {pool!r}, accepted are 'mean', and 'cls' where there is a class token")
         self.pool, self.num_prefix = pool, num_prefix
         self.norm = nn.LayerNorm(dim) if norm else nn.Identity()
-        self.fc = nn.Linear(dim, num_classes)
+        self.fc = Logits(dim, num_classes)
         nn.init.trunc_normal_(self.fc.weight, std=2e-5)
         nn.init.zeros_(self.fc.bias)
 
@@ -53,7 +64,7 @@ class AttentionHead(nn.Module):
         super().__init__()
         self.attn_pool = AttentionPool(dim, num_heads)
         self.norm = nn.LayerNorm(dim)
-        self.fc = nn.Linear(dim, num_classes)
+        self.fc = Logits(dim, num_classes)
 
     def forward(self, values: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None) -> Tensor:
         """Packed tokens ``[N, D]`` to logits ``[B, C]``."""
@@ -90,7 +101,7 @@ class LabelQueryHead(nn.Module):
         self.self_blocks = nn.ModuleList(Block(dim, num_heads, 4.0) for _ in range(depth))
         self.cross_blocks = nn.ModuleList(CrossBlock(dim, dim, num_heads, 4.0) for _ in range(depth))
         self.norm = nn.LayerNorm(dim)
-        self.fc = nn.Linear(dim, 1)
+        self.fc = Logits(dim, 1)
 
     def forward(
         self, values: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None, text: Tensor | None = None

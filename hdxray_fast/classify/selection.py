@@ -13,7 +13,7 @@ import torch
 
 from ..errors import CheckpointError
 from ..files import save_tensors, written_whole
-from ..models.inference import one_late
+from ..models.inference import autocast, find_precision, one_late
 from ..models.inputs import encoder_inputs, sent_batch
 from ..training.batches import batches_of
 from ..training.checkpoints import whole_state
@@ -62,9 +62,10 @@ def predict_rows(
         progress = stack.enter_context(bar(total=len(mine), unit="image", desc=label)) if bar else None
         if accelerator is not None:
             stack.enter_context(accelerator.autocast())
-        elif device.type == "cuda" and config.precision != "fp32":
-            dtype = torch.float16 if config.precision == "fp16" else torch.bfloat16
-            stack.enter_context(torch.autocast("cuda", dtype))
+        elif config.precision == "fp16":
+            stack.enter_context(torch.autocast(device.type, torch.float16))
+        else:
+            stack.enter_context(autocast(find_precision(config.precision, device), device))
         for batch, (found,) in one_late(batches, compute, device):
             good = batch["readable"]
             if not bool(good.all()):

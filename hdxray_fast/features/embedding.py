@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,12 +20,13 @@ from ..devices import find_device
 from ..errors import ArgumentError, ArgumentTypeError
 from ..images.picture import readable
 from ..models.encoder import Encoder
-from ..models.inference import Inference, one_late
+from ..models.inference import Inference, modes_kept, one_late
 from ..models.inputs import EncoderInputs, as_batch, encoder_inputs, patches_to_keep
 from ..models.layers import check_count
 from ..models.selection import sent
 from ..ops.plan import MaskPlan
 from ..weights.create import create_encoder
+from ..weights.model_state import unwrapped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,7 +94,7 @@ def embed(
             any integer or float dtype (bright = dense), ``[H, W, 3]``, ``[H, W, 4]`` or ``[3, H, W]`` in colour, one or
             a list of them; or a tensor or array ``[B, C, H, W]`` of the encoder's size, taken as it is (no canvas is
             made, so ``keep="contour"`` looks for the contours in it).
-        encoder: an encoder, which is put in evaluation mode and on ``device``, or weights for
+        encoder: an encoder, which is put on ``device`` and is in evaluation mode meanwhile, or weights for
             :func:`hdxray_fast.create_encoder`.
         pool: ``"cls"``, ``"mean"`` or ``"attention"``; left out, the encoder's, or ``"mean"``.
         keep: ``"all"``, ``"valid"`` or ``"contour"``; left out, the encoder's.
@@ -113,6 +115,12 @@ def embed(
         ConfigError: a path does not exist or names no image.
     """
     check_count("batch_size", batch_size)
+    encoder = unwrapped(encoder)
+    with modes_kept(encoder) if isinstance(encoder, nn.Module) else contextlib.nullcontext():
+        return _embed(images, encoder, pool, keep, batch_size, workers, device, progress, precision, compile)
+
+
+def _embed(images, encoder, pool, keep, batch_size, workers, device, progress, precision, compile) -> Embeddings:
     job = Embedder(encoder, pool=pool, keep=keep, device=device, precision=precision, compile=compile)
     if isinstance(images, Tensor) and images.ndim in (2, 3):
         images = [images]

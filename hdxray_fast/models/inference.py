@@ -56,6 +56,17 @@ def check_word(name: str, value: str, accepted: tuple[str, ...]) -> None:
         raise ArgumentError(f"{name}: got {value!r}, accepted are {', '.join(map(repr, accepted))}")
 
 
+@contextlib.contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards, each part of ``model`` is in training or evaluation mode as it was before."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
 class Inference:
     """A model made ready to run over many batches, without gradients.
 

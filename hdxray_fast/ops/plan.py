@@ -282,8 +282,8 @@ def _is_full(ids: Tensor, cu_seqlens: Tensor, longest: int) -> bool:
     total = ids.shape[0]
     if total == 0 or total != longest * (cu_seqlens.shape[0] - 1):
         return False
-    # not a compiler's stand-in; as many rows may be slack, so the end of the last sequence has to be seen
-    return type(cu_seqlens) is Tensor and cu_seqlens.device.type == "cpu" and int(cu_seqlens[-1]) == total
+    values = host_values(cu_seqlens)  # as many rows may be slack, so the end of the last sequence has to be seen
+    return values is not None and int(values[-1]) == total
 
 
 def _step(count: int) -> int:

@@ -24,6 +24,7 @@ from hdxray_fast.classify.classifier import load_classifier
 from hdxray_fast.classify.config import FinetuneConfig
 from hdxray_fast.classify.evaluation import evaluate_files, predict
 from hdxray_fast.classify.finetune import describe_finetuning, run_finetuning
+from hdxray_fast.classify.heads import build_head
 from hdxray_fast.classify.task import FinetuneTask
 from hdxray_fast.cli.classify import join_lists
 from hdxray_fast.cli.main import main
@@ -285,6 +286,39 @@ def test_a_frozen_linear_head_is_the_probe_on_features_computed_once(data, tmp_p
     assert (tmp_path / "probe" / "features.parquet").exists()
     assert not list((tmp_path / "probe").glob("fraction_*/**/features.parquet"))
     assert load_classifier(tmp_path / "probe" / "fraction_1" / "seed_0" / "model").config.head == "probe"
+
+
+def test_a_probe_says_which_settings_have_no_effect_and_keeps_its_precision(data, tmp_path):
+    settings = {"tune": "head", "head": "linear", "batch_size": 4, "mixup": 0.2, "precision": "bf16"}
+    with pytest.warns(UserWarning, match="tune=head .* takes no steps: .*mixup.* have no effect"):
+        finetune(data, tmp_path / "probe", **settings)
+    told = json.loads((tmp_path / "probe" / "metrics.json").read_text())
+    assert told["precision"] == "bf16"
+
+
+@pytest.mark.parametrize("head", ["linear", "attention", "label-query"])
+def test_half_precision_is_tested_as_it_was_trained_and_makes_no_images_tie(data, tmp_path, head):
+    (result,) = finetune(data, tmp_path / "run", head=head, precision="bf16", epochs=3)
+    options = {"split": "test", "precision": "bf16", "bootstraps": 20, "progress": False, "batch_size": 6}
+    report = evaluate_files(tmp_path / "run", data / "labels.csv", tmp_path / "again", **options)
+    assert report["mean"]["auroc"] == pytest.approx(result.report["mean"]["auroc"])
+    with (tmp_path / "run" / "predictions.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    values = np.array([float(row["high"]) for row in rows])
+    rounded = torch.from_numpy(values).bfloat16().double().numpy()
+    assert not np.array_equal(values, rounded)
+
+
+@pytest.mark.parametrize("head", ["linear", "attention", "label-query"])
+def test_the_last_layer_is_of_full_precision(head):
+    layer = build_head(head, 8, ["a", "b"], 2).fc
+    torch.nn.init.normal_(layer.weight)
+    features = torch.linspace(1, 1.01, 200)[:, None].expand(-1, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = layer(features)
+    assert found.dtype == torch.float32
+    assert len(found[:, 0].unique()) > 100
+    assert torch.equal(found, layer(features))
 
 
 def test_a_run_killed_among_its_last_pictures_still_makes_them(data, tmp_path, monkeypatch):

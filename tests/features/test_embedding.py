@@ -293,3 +293,14 @@ def test_learned_positions_are_resampled_once(folder, tmp_path):
     embed_files([folder / "b.png"], tmp_path / "f.parquet", weights, img_size=64, progress=False)
     expected = hx.embed([folder / "b.png"], encoder).features
     np.testing.assert_allclose(read_features(tmp_path / "f.parquet")["feature"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_an_encoder_in_training_stays_in_it_and_a_compiled_one_is_taken():
+    encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, embed_dim=24, depth=2, num_heads=3, pool="mean")
+    encoder.train()
+    encoder.blocks[0].eval()
+    grey = (np.arange(64 * 64).reshape(64, 64) % 251).astype(np.uint8)
+    expected = hx.embed([grey], encoder, keep="all").features
+    assert encoder.training and encoder.blocks[1].training and not encoder.blocks[0].training
+    compiled = torch.compile(encoder, backend="eager")
+    assert np.array_equal(hx.embed([grey], compiled, keep="all").features, expected)

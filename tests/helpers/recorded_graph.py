@@ -129,7 +129,9 @@ class WatchedGraphs(RecordedGraphs):
             work()
 
 
-def attention_as_on_a_gpu(q, k, v, *, cu_seqlens_q, cu_seqlens_k=None, max_seqlen_q, max_seqlen_k=None):
+def attention_as_on_a_gpu(
+    q, k, v, *, cu_seqlens_q, cu_seqlens_k=None, max_seqlen_q, max_seqlen_k=None, equal_lengths=False
+):
     """One operator, where the CPU's path reads lengths on the host."""
     if cu_seqlens_q is None:  # dense
         return attention(q, k, v)
