@@ -11,20 +11,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from timm.layers import DropPath
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..models.encoder import Encoder
 from ..models.encoder_config import DEFAULTS, EncoderConfig, preset
-from ..models.layers import LayerScale, init_weights
+from ..models.layers import init_weights
 from ..models.presets import ENCODERS
 from ..weights.create import create_encoder
 
 __all__ = ["TimmEncoder"]  # timm adds the models' names
 
-POOLS = {"": None, "token": "cls", "avg": "mean", "map": "attention"}  # timm's names, and ours
+POOLS = ("", "token", "avg", "max", "avgmax", "map")
 _NOT_HERE = ("keep", "margin", "pool")  # timm hands over pixels alone, and calls pooling global_pool
 
 default_cfgs = generate_default_cfgs(
@@ -53,7 +52,7 @@ class TimmEncoder(Encoder):
     Args:
         config: the encoder's settings; ``pool`` is ``"attention"`` for ``global_pool="map"`` and otherwise ``None``.
         num_classes: outputs of the head; 0 for none.
-        global_pool: ``"token"``, ``"avg"``, ``"map"`` or ``""`` (tokens).
+        global_pool: ``"token"``, ``"avg"``, ``"max"``, ``"avgmax"`` (half of both), ``"map"`` or ``""`` (tokens).
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block, rising from 0 in the first.
     """
@@ -70,9 +69,7 @@ class TimmEncoder(Encoder):
             {"module": f"blocks.{i}", "num_chs": self.num_features, "reduction": self.patch_size}
             for i in range(config.depth)
         ]
-        for index, block in enumerate(self.blocks):
-            if rate := drop_path_rate * index / max(1, config.depth - 1):
-                block.ls1, block.ls2 = _with_drop_path(block.ls1, rate), _with_drop_path(block.ls2, rate)
+        self.set_drop_path(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, num_classes], without head [B, D]
         """Logits; features with ``num_classes=0``; tokens with ``global_pool=""`` as well."""
@@ -86,8 +83,8 @@ class TimmEncoder(Encoder):
     def _pooled(self, x: Tensor) -> Tensor:
         if self.global_pool == "token":
             return self.fc_norm(x[:, 0])
-        if self.global_pool == "avg":
-            return self.fc_norm(x[:, self.num_prefix_tokens :].mean(dim=1))
+        if self.global_pool in ("avg", "max", "avgmax"):
+            return self.fc_norm(_reduced(x[:, self.num_prefix_tokens :], self.global_pool))
         if self.global_pool == "map":
             cu_seqlens = x.shape[1] * torch.arange(x.shape[0] + 1, dtype=torch.int32, device=x.device)
             return self.fc_norm(self.attn_pool(x.flatten(0, 1), cu_seqlens, x.shape[1]))
@@ -101,11 +98,14 @@ class TimmEncoder(Encoder):
         """A new head for another number of classes, and if wanted another pooling."""
         if global_pool is not None and global_pool != self.global_pool:
             _check_pool(global_pool, self.config.class_token)
-            if "map" in (global_pool, self.global_pool):
+            if global_pool == "map":
                 raise ArgumentError(
-                    f"global_pool: got {global_pool!r} in a model with {self.global_pool!r}; attention pooling has "
-                    "weights, create the model with it"
+                    f"global_pool: got 'map' in a model with {self.global_pool!r}; attention pooling has weights, "
+                    "create the model with it"
                 )
+            if self.global_pool == "map":
+                del self.attn_pool
+                self.config = replace(self.config, pool=None)
             self.global_pool = global_pool
         self.num_classes = num_classes
         self.head = _head(self.num_features, num_classes).to(self.pos_embed)
@@ -144,19 +144,10 @@ class TimmEncoder(Encoder):
         return wanted
 
 
-class DropPathScale(LayerScale):
-    """LayerScale and stochastic depth in one, so that parameter names stay."""
-
-    def __init__(self, scale: LayerScale, rate: float) -> None:
-        nn.Module.__init__(self)
-        self.gamma, self.drop_path = scale.gamma, DropPath(rate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop_path(super().forward(x))
-
-
-def _with_drop_path(scale: nn.Module, rate: float) -> nn.Module:
-    return DropPathScale(scale, rate) if isinstance(scale, LayerScale) else DropPath(rate)
+def _reduced(patches: Tensor, how: str) -> Tensor:  # [B, P, D] -> [B, D]
+    if how == "avgmax":
+        return 0.5 * (patches.mean(dim=1) + patches.amax(dim=1))
+    return patches.amax(dim=1) if how == "max" else patches.mean(dim=1)
 
 
 def _head(num_features: int, num_classes: int) -> nn.Module:
@@ -171,7 +162,7 @@ def _check_pool(global_pool: str, class_token: bool) -> None:
     if global_pool not in POOLS:
         raise ArgumentError(f"global_pool: got {global_pool!r}, accepted are {', '.join(map(repr, POOLS))}")
     if global_pool == "token" and not class_token:
-        raise ArgumentError("global_pool: got 'token', but class_token is False; accepted are 'avg', 'map' and ''")
+        raise ArgumentError("global_pool: got 'token', but class_token is False; accepted are all others")
 
 
 def _build(

@@ -97,6 +97,10 @@ def test_reset_classifier(timm):
     assert model(images).shape == (1, 9, 48)
     with pytest.raises(hx.ArgumentError, match=r"^global_pool: got 'map'"):
         model.reset_classifier(0, "map")
+    pooled = timm.create_model(NAME, num_classes=7, global_pool="map", **SIZES)
+    pooled.reset_classifier(3, "avg")
+    assert pooled(images).shape == (1, 3) and not hasattr(pooled, "attn_pool") and pooled.pool is None
+    assert not any(name.startswith("attn_pool.") for name in pooled.state_dict())
 
 
 def test_a_training_step_as_timm_writes_it(timm):
@@ -108,7 +112,7 @@ def test_a_training_step_as_timm_writes_it(timm):
         timm.create_model(NAME, layer_scale=0.1, num_classes=2, **SIZES).state_dict().keys()
         == model.state_dict().keys()
     )
-    assert model.blocks[2].ls1.drop_path.drop_prob == pytest.approx(0.2)
+    assert model.blocks[2].drop_path == pytest.approx(0.2)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.5)
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
@@ -132,6 +136,53 @@ def test_stochastic_depth_drops_whole_images(timm):
     unchanged = (block(x) == x).flatten(1).all(dim=1)
     assert 0 < unchanged.sum() < 64
     assert not (block.eval()(x) == x).flatten(1).all(dim=1).any()
+    packed, cu_seqlens = x.flatten(0, 1), 5 * torch.arange(65, dtype=torch.int32)
+    unchanged = (block.train()(packed, cu_seqlens, 5) == packed).all(dim=1).unflatten(0, (64, 5))
+    assert torch.equal(unchanged.any(dim=1), unchanged.all(dim=1))  # no image loses some of its tokens
+    assert 0 < unchanged.all(dim=1).sum() < 64
+
+
+@pytest.mark.parametrize("pool", ["max", "avgmax"])
+def test_pools_with_the_largest_value(timm, pool):
+    from timm.models.vision_transformer import global_pool_nlc
+
+    model = shake(timm.create_model(NAME, num_classes=2, global_pool=pool, reg_tokens=2, **SIZES))
+    tokens = torch.randn(2, model.num_prefix_tokens + 8, 48)
+    expected = global_pool_nlc(tokens, pool, model.num_prefix_tokens)
+    torch.testing.assert_close(model.forward_head(tokens, pre_logits=True), expected)
+    assert model(torch.randn(2, 1, 32, 64)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_intermediates_as_timms_vit_gives_them(timm, class_token):
+    options = {"class_token": class_token, "global_pool": "avg"}
+    model = shake(timm.create_model(NAME, **options, **SIZES))
+    plain = timm.create_model(
+        "vit_base_patch16_224", num_classes=0, in_chans=1, fc_norm=False, **options, **SIZES
+    ).eval()
+    weights = model.state_dict()
+    plain.load_state_dict(weights, strict=True)
+    images = torch.randn(2, 1, 32, 64)
+    assert model.has_class_token == plain.has_class_token == class_token
+    with torch.no_grad():
+        torch.testing.assert_close(model.patch_embed(images), plain.patch_embed(images))
+        torch.testing.assert_close(model(images), plain(images))
+        for given in ({}, {"return_prefix_tokens": True, "norm": True}, {"intermediates_only": True}):
+            ours, theirs = (m.forward_intermediates(images, [0, 2], output_dict=True, **given) for m in (model, plain))
+            assert ours.keys() == theirs.keys()
+            torch.testing.assert_close(ours, dict(theirs))
+        for given in ({}, {"n": [0, -1], "reshape": True}, {"n": 2, "return_prefix_tokens": class_token, "norm": True}):
+            ours, theirs = (list(m.get_intermediate_layers(images, **given)) for m in (model, plain))
+            torch.testing.assert_close(ours, theirs)
+    with pytest.raises(hx.ArgumentError, match=r"^attn_mask:"):
+        model.forward_intermediates(images, attn_mask=torch.ones(9, 9))
+
+
+def test_the_stem_embeds_whole_images():
+    embed = hx.create_encoder("vit_base_stem64", img_size=128, depth=1, embed_dim=48, num_heads=3).patch_embed
+    images = torch.randn(2, 1, 128, 128)
+    torch.testing.assert_close(embed(images), embed.embed_images(images))
+    assert embed(images).shape == (2, 4, 48)
 
 
 def test_another_input_size(timm):
@@ -171,8 +222,8 @@ def test_what_is_refused(timm):
             timm.create_model(NAME, **SIZES, **unfit)
     with pytest.raises(hx.ArgumentError, match=r"^dynamic_img_size: is no option of an encoder"):
         timm.create_model(NAME, dynamic_img_size=True, **SIZES)
-    with pytest.raises(hx.ArgumentError, match=r"^global_pool: got 'max'"):
-        timm.create_model(NAME, global_pool="max", **SIZES)
+    with pytest.raises(hx.ArgumentError, match=r"^global_pool: got 'prr', accepted are .*'avgmax'"):
+        timm.create_model(NAME, global_pool="prr", **SIZES)
     with pytest.raises(hx.ArgumentError, match=r"^global_pool: got 'token'"):
         timm.create_model(NAME, global_pool="token", class_token=False, **SIZES)
     with pytest.raises(hx.ArgumentError, match=r"^img_size: got 30 x 64"):
