@@ -194,6 +194,7 @@ def test_another_input_size(timm):
         model.set_input_size(patch_size=8)
 
 
+@pytest.mark.filterwarnings("ignore:weights. were trained on images of mean 0")
 @pytest.mark.parametrize("num_classes", [0, 5])
 def test_weights_by_timms_ways_and_by_ours(timm, tmp_path, num_classes):
     pytest.importorskip("safetensors")
@@ -216,12 +217,74 @@ def test_weights_by_timms_ways_and_by_ours(timm, tmp_path, num_classes):
         assert torch.equal(again.pos_embed, encoder.pos_embed)
 
 
+@pytest.mark.filterwarnings("ignore:weights. were trained on images of mean 0")
+def test_a_folder_keeps_its_size_channels_and_pixels(timm, tmp_path):
+    pytest.importorskip("safetensors")
+    from timm.data import resolve_model_data_config
+
+    encoder = shake(hx.create_encoder("vit_base_patch16", in_chans=3, normalisation=(0.4, 0.2), **SIZES))
+    folder = hx.save_model(encoder, tmp_path / "fixed")
+    narrow = {name: value for name, value in SIZES.items() if name != "img_size"}
+    model = timm.create_model(NAME, weights=folder, **narrow).eval()
+    assert model.config.img_size == (32, 64) and model.config.in_chans == 3
+    data = resolve_model_data_config(model)
+    assert (data["input_size"], data["mean"], data["std"]) == ((3, 32, 64), (0.4,) * 3, (0.2,) * 3)
+    images = torch.randint(0, 256, (2, 3, 32, 64), dtype=torch.uint8)
+    mean, std = (torch.tensor(data[name])[:, None, None] for name in ("mean", "std"))
+    with torch.no_grad():
+        by_timm, own = model((images / 255 - mean) / std), encoder.forward_features(images)[:, 0]
+    torch.testing.assert_close(by_timm, own, atol=1e-4, rtol=1e-4)
+    larger = timm.create_model(NAME, weights=folder, img_size=64, features_only=True, out_indices=(0,), **narrow)
+    assert larger.pretrained_cfg["input_size"] == (3, 64, 64)
+    folder = hx.save_model(hx.create_encoder("vit_base_patch16", **SIZES), tmp_path / "per_image")
+    with pytest.warns(UserWarning, match=r"^weights: .*model\.transform\(\)"):
+        timm.create_model(NAME, weights=folder, **narrow)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_pretrained_weights_at_another_size(timm, tmp_path, learned):
+    pytest.importorskip("safetensors")
+    sizes = SIZES | {"learned_positions": learned, "num_classes": 2}
+    encoder = hx.create_encoder("vit_base_patch16", **{n: v for n, v in sizes.items() if n != "num_classes"})
+    if learned:
+        shake(encoder)
+    cfg = {"file": str(hx.save_model(encoder, tmp_path) / "model.safetensors"), "input_size": (1, 32, 64)}
+    model = timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=cfg, **sizes | {"img_size": (64, 96)})
+    encoder.set_input_size((64, 96))
+    torch.testing.assert_close(model.pos_embed, encoder.pos_embed)
+    assert torch.equal(model.blocks[1].attn.qkv.weight, encoder.blocks[1].attn.qkv.weight)
+    assert model(torch.randn(1, 1, 64, 96)).shape == (1, 2)
+    del cfg["input_size"]
+    if learned:  # the fixed table tells its grid
+        with pytest.raises(hx.CheckpointError, match=r"^pretrained weights: its position table has 9 rows"):
+            timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=cfg, **sizes | {"img_size": (64, 96)})
+
+
+def test_options_of_timms_vit(timm):
+    model = timm.create_model(NAME, init_values=0.25, device="meta", dtype=torch.bfloat16, **SIZES)
+    assert {(t.device.type, t.dtype) for t in model.state_dict().values()} == {("meta", torch.bfloat16)}
+    assert model.config.layer_scale == 0.25
+    model = timm.create_model(NAME, init_values=0.25, dtype=torch.bfloat16, num_classes=2, **SIZES)
+    assert model(torch.randn(1, 1, 32, 64)).dtype == torch.bfloat16
+    assert model.blocks[0].ls1.gamma.eq(0.25).all()
+
+
 def test_what_is_refused(timm):
     for unfit in ({"keep": "contour"}, {"pool": "mean"}, {"margin": 2}):
         with pytest.raises(hx.ArgumentError, match=rf"^{next(iter(unfit))}: is no option here"):
             timm.create_model(NAME, **SIZES, **unfit)
-    with pytest.raises(hx.ArgumentError, match=r"^dynamic_img_size: is no option of an encoder"):
+    with pytest.raises(hx.ArgumentError, match=r"^dynamic_img_size: got True, accepted is False; .*set_input_size"):
         timm.create_model(NAME, dynamic_img_size=True, **SIZES)
+    with pytest.raises(hx.ArgumentError, match=r"^nonsense: .*global_pool.*img_size.*num_classes"):
+        timm.create_model(NAME, nonsense=1, **SIZES)
+    for option, value in {"qk_norm": True, "attn_drop_rate": 0.1, "proj_drop_rate": 0.1, "pos_drop_rate": 0.1}.items():
+        with pytest.raises(hx.ArgumentError, match=rf"^{option}: got {value}, accepted is"):
+            timm.create_model(NAME, **{option: value}, **SIZES)
+        timm.create_model(NAME, **{option: type(value)()}, **SIZES)  # what changes nothing is taken
+    with pytest.raises(hx.ArgumentError, match=r"^init_values: "):
+        timm.create_model(NAME, init_values=0.1, layer_scale=0.1, **SIZES)
+    with pytest.raises(hx.ArgumentError, match=r"^weights: given with pretrained=True"):
+        timm.create_model(NAME, pretrained=True, weights="a_folder")
     with pytest.raises(hx.ArgumentError, match=r"^global_pool: got 'prr', accepted are .*'avgmax'"):
         timm.create_model(NAME, global_pool="prr", **SIZES)
     with pytest.raises(hx.ArgumentError, match=r"^global_pool: got 'token'"):
