@@ -86,6 +86,31 @@ def test_features_only(timm):
         whole.prune_intermediate_layers([3])
 
 
+def test_features_by_hooks_and_what_follows_no_graph(timm):
+    from timm.utils import AttentionExtract
+
+    torch.manual_seed(0)
+    hooked = timm.create_model(NAME, features_only=True, feature_cls="hook", out_indices=(0, 2), **SIZES).eval()
+    torch.manual_seed(0)  # the same weights again
+    whole = timm.create_model(NAME, **SIZES).eval()
+    images = torch.randn(2, 1, 32, 64)
+    expected = whole.forward_intermediates(images, [0, 2], output_fmt="NLC", intermediates_only=True)
+    for tokens, patches in zip(hooked(images), expected, strict=True):
+        torch.testing.assert_close(tokens[:, 1:], patches)
+    model = timm.create_model(NAME, **SIZES)
+    with pytest.raises(hx.ArgumentTypeError, match=r"^images: got Proxy"):
+        timm.create_model(NAME, features_only=True, feature_cls="fx", **SIZES)
+    with pytest.raises(RuntimeError, match="attn_drop"):
+        AttentionExtract(model, method="hook")
+
+
+def test_one_graph_while_drop_path_trains(timm):
+    model = timm.create_model(NAME, num_classes=2, drop_path_rate=0.5, global_pool="avgmax", **SIZES).train()
+    logits = torch.compile(model, backend="eager", fullgraph=True)(torch.randn(4, 1, 32, 64))
+    logits.sum().backward()
+    assert model.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
 def test_reset_classifier(timm):
     model = timm.create_model(NAME, num_classes=7, **SIZES)
     images = torch.randn(1, 1, 32, 64)
