@@ -7,25 +7,39 @@ scripts use. Parameter names are the encoder's, and ``head.weight`` and ``head.b
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+import warnings
+from dataclasses import fields, replace
 from typing import Any
 
 import torch
-from timm.layers import DropPath
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..models.encoder import Encoder
-from ..models.encoder_config import DEFAULTS, EncoderConfig, preset
-from ..models.layers import LayerScale, init_weights
+from ..models.encoder_config import DEFAULTS, EncoderConfig
+from ..models.layers import init_weights
 from ..models.presets import ENCODERS
+from ..weights.adapt import fit_positions, split_positions
 from ..weights.create import create_encoder
 
 __all__ = ["TimmEncoder"]  # timm adds the models' names
 
-POOLS = {"": None, "token": "cls", "avg": "mean", "map": "attention"}  # timm's names, and ours
+POOLS = ("", "token", "avg", "max", "avgmax", "map")
 _NOT_HERE = ("keep", "margin", "pool")  # timm hands over pixels alone, and calls pooling global_pool
+_OURS = {field.name for field in fields(EncoderConfig)} - {"stem", *_NOT_HERE}
+_HEADS = {"num_classes", "global_pool", "drop_rate", "drop_path_rate"}
+_ACCEPTED = _OURS | _HEADS | {"init_values", "weights", "device", "dtype"}
+_REFUSED = {  # options of timm's ViT: the value that changes nothing, and why no other is accepted
+    "dynamic_img_size": (False, "a model takes one size, which set_input_size changes"),
+    "dynamic_img_pad": (False, "a model takes one size, which set_input_size changes"),
+    "qk_norm": (False, "these encoders have no such weights"),
+    "pre_norm": (False, "these encoders have no such weights"),
+    "attn_drop_rate": (0.0, "attention weights are never formed"),
+    "proj_drop_rate": (0.0, "these encoders are regularised by drop_path_rate and drop_rate"),
+    "pos_drop_rate": (0.0, "these encoders are regularised by drop_path_rate and drop_rate"),
+    "patch_drop_rate": (0.0, "these encoders are regularised by drop_path_rate and drop_rate"),
+}
 
 default_cfgs = generate_default_cfgs(
     {
@@ -53,7 +67,7 @@ class TimmEncoder(Encoder):
     Args:
         config: the encoder's settings; ``pool`` is ``"attention"`` for ``global_pool="map"`` and otherwise ``None``.
         num_classes: outputs of the head; 0 for none.
-        global_pool: ``"token"``, ``"avg"``, ``"map"`` or ``""`` (tokens).
+        global_pool: ``"token"``, ``"avg"``, ``"max"``, ``"avgmax"`` (half of both), ``"map"`` or ``""`` (tokens).
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block, rising from 0 in the first.
     """
@@ -70,9 +84,7 @@ class TimmEncoder(Encoder):
             {"module": f"blocks.{i}", "num_chs": self.num_features, "reduction": self.patch_size}
             for i in range(config.depth)
         ]
-        for index, block in enumerate(self.blocks):
-            if rate := drop_path_rate * index / max(1, config.depth - 1):
-                block.ls1, block.ls2 = _with_drop_path(block.ls1, rate), _with_drop_path(block.ls2, rate)
+        self.set_drop_path(drop_path_rate)
 
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, num_classes], without head [B, D]
         """Logits; features with ``num_classes=0``; tokens with ``global_pool=""`` as well."""
@@ -86,8 +98,8 @@ class TimmEncoder(Encoder):
     def _pooled(self, x: Tensor) -> Tensor:
         if self.global_pool == "token":
             return self.fc_norm(x[:, 0])
-        if self.global_pool == "avg":
-            return self.fc_norm(x[:, self.num_prefix_tokens :].mean(dim=1))
+        if self.global_pool in ("avg", "max", "avgmax"):
+            return self.fc_norm(_reduced(x[:, self.num_prefix_tokens :], self.global_pool))
         if self.global_pool == "map":
             cu_seqlens = x.shape[1] * torch.arange(x.shape[0] + 1, dtype=torch.int32, device=x.device)
             return self.fc_norm(self.attn_pool(x.flatten(0, 1), cu_seqlens, x.shape[1]))
@@ -101,11 +113,14 @@ class TimmEncoder(Encoder):
         """A new head for another number of classes, and if wanted another pooling."""
         if global_pool is not None and global_pool != self.global_pool:
             _check_pool(global_pool, self.config.class_token)
-            if "map" in (global_pool, self.global_pool):
+            if global_pool == "map":
                 raise ArgumentError(
-                    f"global_pool: got {global_pool!r} in a model with {self.global_pool!r}; attention pooling has "
-                    "weights, create the model with it"
+                    f"global_pool: got 'map' in a model with {self.global_pool!r}; attention pooling has weights, "
+                    "create the model with it"
                 )
+            if self.global_pool == "map":
+                del self.attn_pool
+                self.config = replace(self.config, pool=None)
             self.global_pool = global_pool
         self.num_classes = num_classes
         self.head = _head(self.num_features, num_classes).to(self.pos_embed)
@@ -144,19 +159,10 @@ class TimmEncoder(Encoder):
         return wanted
 
 
-class DropPathScale(LayerScale):
-    """LayerScale and stochastic depth in one, so that parameter names stay."""
-
-    def __init__(self, scale: LayerScale, rate: float) -> None:
-        nn.Module.__init__(self)
-        self.gamma, self.drop_path = scale.gamma, DropPath(rate)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.drop_path(super().forward(x))
-
-
-def _with_drop_path(scale: nn.Module, rate: float) -> nn.Module:
-    return DropPathScale(scale, rate) if isinstance(scale, LayerScale) else DropPath(rate)
+def _reduced(patches: Tensor, how: str) -> Tensor:  # [B, P, D] -> [B, D]
+    if how == "avgmax":
+        return 0.5 * (patches.mean(dim=1) + patches.amax(dim=1))
+    return patches.amax(dim=1) if how == "max" else patches.mean(dim=1)
 
 
 def _head(num_features: int, num_classes: int) -> nn.Module:
@@ -171,32 +177,44 @@ def _check_pool(global_pool: str, class_token: bool) -> None:
     if global_pool not in POOLS:
         raise ArgumentError(f"global_pool: got {global_pool!r}, accepted are {', '.join(map(repr, POOLS))}")
     if global_pool == "token" and not class_token:
-        raise ArgumentError("global_pool: got 'token', but class_token is False; accepted are 'avg', 'map' and ''")
+        raise ArgumentError("global_pool: got 'token', but class_token is False; accepted are all others")
 
 
-def _build(
-    name: str,
-    weights: str | os.PathLike | None = None,
-    num_classes: int = 0,
-    global_pool: str | None = None,
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
-    **settings: Any,
-) -> TimmEncoder:
-    if unfit := sorted(set(_NOT_HERE) & set(settings)):
+def _translated(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of timm's ViT as ours; those that would change nothing are left out, others refused."""
+    options = dict(options)
+    if unfit := sorted(set(_NOT_HERE) & set(options)):
         raise ArgumentError(
             f"{unfit[0]}: is no option here; pooling is called global_pool, and pruning is for "
             "hdxray_fast.create_encoder, because timm's loaders know no contour"
         )
-    if isinstance(settings.get("img_size"), list | tuple):
-        settings["img_size"] = tuple(settings["img_size"])
-    encoder = None
-    if weights is not None:
-        encoder = create_encoder(name, weights=weights, **settings)
-        config = encoder.config
-    else:
-        size = {option: settings.pop(option) for option in DEFAULTS if option in settings}
-        config = EncoderConfig(**DEFAULTS | size | preset(name, settings) | settings)
+    for option, (neutral, why) in _REFUSED.items():
+        if (value := options.pop(option, neutral)) != neutral:
+            raise ArgumentError(f"{option}: got {value!r}, accepted is {neutral!r}; {why}")
+    if "init_values" in options:
+        if "layer_scale" in options:
+            raise ArgumentError("init_values: is timm's name of layer_scale, which is given too; leave one out")
+        options["layer_scale"] = options.pop("init_values")
+    if isinstance(options.get("img_size"), list):
+        options["img_size"] = tuple(options["img_size"])
+    return options
+
+
+def _build(
+    name: str,
+    encoder: Encoder | None = None,
+    num_classes: int = 0,
+    global_pool: str | None = None,
+    drop_rate: float = 0.0,
+    drop_path_rate: float = 0.0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype | None = None,
+    **settings: Any,
+) -> TimmEncoder:
+    """The model, with the weights of ``encoder`` if there is one: ``settings`` are then in it already."""
+    if unknown := sorted(set(settings) - _OURS):
+        raise ArgumentError(f"{unknown[0]}: is no option here, accepted are {', '.join(sorted(_ACCEPTED))}")
+    config = encoder.config if encoder else EncoderConfig(**DEFAULTS | ENCODERS[name] | settings)
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
         raise ArgumentError(f"num_classes: got {num_classes!r}, accepted is an int of at least 0")
     global_pool = global_pool if global_pool is not None else "token" if config.class_token else "avg"
@@ -206,26 +224,66 @@ def _build(
     if encoder:
         model.load_report = encoder.load_report
         model.load_state_dict(encoder.state_dict() | {n: t for n, t in model.state_dict().items() if _is_new(n)})
-    return model
+    return model.to(device=device, dtype=dtype)
 
 
 def _is_new(name: str) -> bool:
     return name.startswith(("head.", "attn_pool."))
 
 
-def _for_head(tensors: dict[str, Tensor], model: TimmEncoder) -> dict[str, Tensor]:
-    """Weights of an encoder alone, for a model with a head of its own: the head stays as it is."""
-    tensors = tensors.get("state_dict", tensors.get("model", tensors))
-    return {n: t for n, t in model.state_dict().items() if _is_new(n)} | dict(tensors)
+def _fitted(tensors: dict[str, Tensor], model: TimmEncoder) -> dict[str, Tensor]:
+    """Weights of an encoder alone, for a model with a head of its own and maybe of another size.
+
+    The head stays as it is, positions are brought to the model's grid.
+    """
+    tensors = dict(tensors.get("state_dict", tensors.get("model", tensors)))
+    table = tensors.get("pos_embed")
+    if table is not None and table.shape[1] != model.pos_embed.shape[1]:
+        _, height, width = model.pretrained_cfg["input_size"]
+        told = height // model.patch_size, width // model.patch_size
+        prefix, grid, sincos = split_positions(table, (int(model.has_class_token),), (told,), "pretrained weights")
+        fit_positions(tensors, model.has_class_token, prefix, grid, model.grid_size, sincos)
+    return {n: t for n, t in model.state_dict().items() if _is_new(n)} | tensors
+
+
+def _pixels(config: EncoderConfig) -> dict[str, Any]:
+    """What timm's ``pretrained_cfg`` says of the images that ``config`` is for."""
+    said = {"input_size": (config.in_chans, *config.img_size)}
+    if config.normalisation != "per_image":
+        mean, std = config.normalisation
+        said |= {"mean": (mean,) * config.in_chans, "std": (std,) * config.in_chans}
+    return said
+
+
+def _load(name: str, weights: str | os.PathLike, options: dict[str, Any]) -> Encoder:
+    """The encoder of ``weights``, of their own size and channels unless ``options`` say others."""
+    encoder = create_encoder(name, weights=weights, **{n: value for n, value in options.items() if n in _OURS})
+    if encoder.normalisation == "per_image":
+        warnings.warn(
+            "weights: were trained on images of mean 0 and deviation 1 each, for which timm's transforms have no "
+            "setting (mean and std of pretrained_cfg are rough values, and features by them differ); use "
+            "model.transform() or model.normalise(images), or give integer images",
+            stacklevel=4,
+        )
+    return encoder
 
 
 def _entry(name: str):
     def create(pretrained: bool = False, **kwargs: Any) -> TimmEncoder:
+        kwargs = _translated(kwargs)
+        overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
+        if (weights := kwargs.pop("weights", None)) is not None:
+            if pretrained:
+                raise ArgumentError("weights: given with pretrained=True; leave one of them out")
+            encoder = kwargs["encoder"] = _load(name, weights, kwargs)
+            kwargs["img_size"], kwargs["in_chans"] = encoder.img_size, encoder.in_chans
+            overlay = _pixels(encoder.config) | overlay
         return build_model_with_cfg(
             lambda **settings: _build(name, **settings),
             f"hdxray_{name}_1280",
             pretrained,
-            pretrained_filter_fn=_for_head,
+            pretrained_cfg_overlay=overlay,
+            pretrained_filter_fn=_fitted,
             feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
             **kwargs,
         )

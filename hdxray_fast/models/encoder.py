@@ -221,13 +221,15 @@ class Encoder(nn.Module):
         stop_early: bool = False,
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
+        output_dict: bool = False,
+        attn_mask: None = None,
         *,
         plan: MaskPlan | None = None,
         scale: float | Tensor | None = None,
         shift: float | Tensor | None = None,
         inside: Tensor | None = None,
         valid: Tensor | None = None,
-    ) -> list | tuple[Tensor, list]:
+    ) -> list | tuple[Tensor, list] | dict[str, Tensor | list]:
         """Outputs of some blocks on the full grid, with timm's arguments and meanings.
 
         Args:
@@ -238,6 +240,9 @@ class Encoder(nn.Module):
             stop_early: leave out the blocks after the last one asked for.
             output_fmt: ``"NCHW"`` for ``[B, D, gh, gw]``, ``"NLC"`` for ``[B, gh * gw, D]``.
             intermediates_only: give the list alone.
+            output_dict: give a dictionary: ``image_features`` (unless ``intermediates_only``),
+                ``image_intermediates``, and with ``return_prefix_tokens`` ``image_intermediates_prefix``.
+            attn_mask: is refused; images attend to themselves alone, and ``plan`` says to which patches.
             plan, scale, shift, inside, valid: as for :meth:`forward`.
 
         Returns:
@@ -246,10 +251,12 @@ class Encoder(nn.Module):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ArgumentError(f"output_fmt: got {output_fmt!r}, accepted are 'NCHW' and 'NLC'")
+        if attn_mask is not None:
+            raise ArgumentError("attn_mask: is not supported, accepted is None; a plan says which patches are seen")
         wanted = _block_indices(indices, len(self.blocks))
         images, plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
         x, cu_seqlens, longest = self._start(images, plan, scale, shift)
-        intermediates = []
+        intermediates, prefixes = [], []
         for index, block in enumerate(self.blocks):
             if stop_early and index > max(wanted):
                 break
@@ -258,10 +265,31 @@ class Encoder(nn.Module):
                 prefix, grid = self._to_dense(self.norm(x) if norm else x, plan)
                 if output_fmt == "NCHW":
                     grid = grid.unflatten(1, self.grid_size).permute(0, 3, 1, 2)  # [B, P, D] -> [B, D, gh, gw]
-                intermediates.append((grid, prefix) if return_prefix_tokens else grid)
-        if intermediates_only:
-            return intermediates
-        return torch.cat(self._to_dense(self.norm(x), plan), dim=1), intermediates
+                intermediates.append(grid)
+                prefixes.append(prefix)
+        features = None if intermediates_only else torch.cat(self._to_dense(self.norm(x), plan), dim=1)
+        if output_dict:
+            out = {"image_intermediates": intermediates}
+            out |= {"image_intermediates_prefix": prefixes} if return_prefix_tokens and self.num_prefix_tokens else {}
+            return out if intermediates_only else out | {"image_features": features}
+        if return_prefix_tokens:
+            intermediates = list(zip(intermediates, prefixes, strict=True))
+        return intermediates if intermediates_only else (features, intermediates)
+
+    def get_intermediate_layers(
+        self,
+        images: Tensor,
+        n: int | list[int] | tuple[int, ...] = 1,
+        reshape: bool = False,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        attn_mask: None = None,
+    ) -> list:
+        """DINO's name for :meth:`forward_intermediates`: ``[B, gh * gw, D]``, with ``reshape`` ``[B, D, gh, gw]``."""
+        form = "NCHW" if reshape else "NLC"
+        return self.forward_intermediates(
+            images, n, return_prefix_tokens, norm, output_fmt=form, intermediates_only=True, attn_mask=attn_mask
+        )
 
     def forward_maps(
         self,
@@ -343,6 +371,11 @@ class Encoder(nn.Module):
         return Transform(self.config)
 
     # --- timm's verbs -----------------------------------------------------------------------------------------------
+    @property
+    def has_class_token(self) -> bool:
+        """Whether the first token is a class token."""
+        return self.cls_token is not None
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay leaves alone."""
         return {"pos_embed", "cls_token", "reg_token", "attn_pool.query"}

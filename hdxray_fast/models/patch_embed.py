@@ -24,7 +24,12 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_chans, embed_dim, patch_size, stride=patch_size)
 
     def forward(self, rows: Tensor, grid: Grid | None = None) -> Tensor:
-        """Rows ``[N, p * p * C]`` in MAE's order (p row, q column, c) to tokens ``[N, D]``."""
+        """Rows ``[N, p * p * C]`` in MAE's order (p row, q column, c) to tokens ``[N, D]``.
+
+        Whole images ``[B, C, H, W]`` of a float dtype are taken too, as timm's embeddings do, and give ``[B, P, D]``.
+        """
+        if rows.dim() == 4:
+            return self.embed_images(rows)
         if not is_plain(self.proj, nn.Conv2d):
             return _tokens(self.embed_images(_as_images(rows, self.patch_size, self.in_chans, grid)))
         return F.linear(rows, _rows_weight(self.proj), self.proj.bias)
@@ -50,7 +55,9 @@ class StemPatchEmbed(nn.Module):
         self.proj = nn.Conv2d(embed_dim, embed_dim, 1)
 
     def forward(self, rows: Tensor, grid: Grid | None = None) -> Tensor:
-        """Rows ``[N, 64 * 64 * C]`` in MAE's order (p row, q column, c) to tokens ``[N, D]``."""
+        """Rows ``[N, 64 * 64 * C]`` in MAE's order (p row, q column, c) to tokens ``[N, D]``; images as there."""
+        if rows.dim() == 4:
+            return self.embed_images(rows)
         if not all(is_plain(layer, nn.Conv2d) for layer in (self.conv1, self.conv2, self.proj)):
             return _tokens(self.embed_images(_as_images(rows, self.patch_size, self.in_chans, grid)))
         cells = rows.unflatten(-1, (4, 16, 4, 16, self.in_chans))  # [N, 4, 16, 4, 16, C]

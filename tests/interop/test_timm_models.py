@@ -86,6 +86,31 @@ def test_features_only(timm):
         whole.prune_intermediate_layers([3])
 
 
+def test_features_by_hooks_and_what_follows_no_graph(timm):
+    from timm.utils import AttentionExtract
+
+    torch.manual_seed(0)
+    hooked = timm.create_model(NAME, features_only=True, feature_cls="hook", out_indices=(0, 2), **SIZES).eval()
+    torch.manual_seed(0)  # the same weights again
+    whole = timm.create_model(NAME, **SIZES).eval()
+    images = torch.randn(2, 1, 32, 64)
+    expected = whole.forward_intermediates(images, [0, 2], output_fmt="NLC", intermediates_only=True)
+    for tokens, patches in zip(hooked(images), expected, strict=True):
+        torch.testing.assert_close(tokens[:, 1:], patches)
+    model = timm.create_model(NAME, **SIZES)
+    with pytest.raises(hx.ArgumentTypeError, match=r"^images: got Proxy"):
+        timm.create_model(NAME, features_only=True, feature_cls="fx", **SIZES)
+    with pytest.raises(RuntimeError, match="attn_drop"):
+        AttentionExtract(model, method="hook")
+
+
+def test_one_graph_while_drop_path_trains(timm):
+    model = timm.create_model(NAME, num_classes=2, drop_path_rate=0.5, global_pool="avgmax", **SIZES).train()
+    logits = torch.compile(model, backend="eager", fullgraph=True)(torch.randn(4, 1, 32, 64))
+    logits.sum().backward()
+    assert model.patch_embed.proj.weight.grad.abs().sum() > 0
+
+
 def test_reset_classifier(timm):
     model = timm.create_model(NAME, num_classes=7, **SIZES)
     images = torch.randn(1, 1, 32, 64)
@@ -97,6 +122,10 @@ def test_reset_classifier(timm):
     assert model(images).shape == (1, 9, 48)
     with pytest.raises(hx.ArgumentError, match=r"^global_pool: got 'map'"):
         model.reset_classifier(0, "map")
+    pooled = timm.create_model(NAME, num_classes=7, global_pool="map", **SIZES)
+    pooled.reset_classifier(3, "avg")
+    assert pooled(images).shape == (1, 3) and not hasattr(pooled, "attn_pool") and pooled.pool is None
+    assert not any(name.startswith("attn_pool.") for name in pooled.state_dict())
 
 
 def test_a_training_step_as_timm_writes_it(timm):
@@ -108,7 +137,7 @@ def test_a_training_step_as_timm_writes_it(timm):
         timm.create_model(NAME, layer_scale=0.1, num_classes=2, **SIZES).state_dict().keys()
         == model.state_dict().keys()
     )
-    assert model.blocks[2].ls1.drop_path.drop_prob == pytest.approx(0.2)
+    assert model.blocks[2].drop_path == pytest.approx(0.2)
     optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05, layer_decay=0.5)
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     scales = {id(p): group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
@@ -132,6 +161,53 @@ def test_stochastic_depth_drops_whole_images(timm):
     unchanged = (block(x) == x).flatten(1).all(dim=1)
     assert 0 < unchanged.sum() < 64
     assert not (block.eval()(x) == x).flatten(1).all(dim=1).any()
+    packed, cu_seqlens = x.flatten(0, 1), 5 * torch.arange(65, dtype=torch.int32)
+    unchanged = (block.train()(packed, cu_seqlens, 5) == packed).all(dim=1).unflatten(0, (64, 5))
+    assert torch.equal(unchanged.any(dim=1), unchanged.all(dim=1))  # no image loses some of its tokens
+    assert 0 < unchanged.all(dim=1).sum() < 64
+
+
+@pytest.mark.parametrize("pool", ["max", "avgmax"])
+def test_pools_with_the_largest_value(timm, pool):
+    from timm.models.vision_transformer import global_pool_nlc
+
+    model = shake(timm.create_model(NAME, num_classes=2, global_pool=pool, reg_tokens=2, **SIZES))
+    tokens = torch.randn(2, model.num_prefix_tokens + 8, 48)
+    expected = global_pool_nlc(tokens, pool, model.num_prefix_tokens)
+    torch.testing.assert_close(model.forward_head(tokens, pre_logits=True), expected)
+    assert model(torch.randn(2, 1, 32, 64)).shape == (2, 2)
+
+
+@pytest.mark.parametrize("class_token", [True, False])
+def test_intermediates_as_timms_vit_gives_them(timm, class_token):
+    options = {"class_token": class_token, "global_pool": "avg"}
+    model = shake(timm.create_model(NAME, **options, **SIZES))
+    plain = timm.create_model(
+        "vit_base_patch16_224", num_classes=0, in_chans=1, fc_norm=False, **options, **SIZES
+    ).eval()
+    weights = model.state_dict()
+    plain.load_state_dict(weights, strict=True)
+    images = torch.randn(2, 1, 32, 64)
+    assert model.has_class_token == plain.has_class_token == class_token
+    with torch.no_grad():
+        torch.testing.assert_close(model.patch_embed(images), plain.patch_embed(images))
+        torch.testing.assert_close(model(images), plain(images))
+        for given in ({}, {"return_prefix_tokens": True, "norm": True}, {"intermediates_only": True}):
+            ours, theirs = (m.forward_intermediates(images, [0, 2], output_dict=True, **given) for m in (model, plain))
+            assert ours.keys() == theirs.keys()
+            torch.testing.assert_close(ours, dict(theirs))
+        for given in ({}, {"n": [0, -1], "reshape": True}, {"n": 2, "return_prefix_tokens": class_token, "norm": True}):
+            ours, theirs = (list(m.get_intermediate_layers(images, **given)) for m in (model, plain))
+            torch.testing.assert_close(ours, theirs)
+    with pytest.raises(hx.ArgumentError, match=r"^attn_mask:"):
+        model.forward_intermediates(images, attn_mask=torch.ones(9, 9))
+
+
+def test_the_stem_embeds_whole_images():
+    embed = hx.create_encoder("vit_base_stem64", img_size=128, depth=1, embed_dim=48, num_heads=3).patch_embed
+    images = torch.randn(2, 1, 128, 128)
+    torch.testing.assert_close(embed(images), embed.embed_images(images))
+    assert embed(images).shape == (2, 4, 48)
 
 
 def test_another_input_size(timm):
@@ -143,6 +219,7 @@ def test_another_input_size(timm):
         model.set_input_size(patch_size=8)
 
 
+@pytest.mark.filterwarnings("ignore:weights. were trained on images of mean 0")
 @pytest.mark.parametrize("num_classes", [0, 5])
 def test_weights_by_timms_ways_and_by_ours(timm, tmp_path, num_classes):
     pytest.importorskip("safetensors")
@@ -165,14 +242,76 @@ def test_weights_by_timms_ways_and_by_ours(timm, tmp_path, num_classes):
         assert torch.equal(again.pos_embed, encoder.pos_embed)
 
 
+@pytest.mark.filterwarnings("ignore:weights. were trained on images of mean 0")
+def test_a_folder_keeps_its_size_channels_and_pixels(timm, tmp_path):
+    pytest.importorskip("safetensors")
+    from timm.data import resolve_model_data_config
+
+    encoder = shake(hx.create_encoder("vit_base_patch16", in_chans=3, normalisation=(0.4, 0.2), **SIZES))
+    folder = hx.save_model(encoder, tmp_path / "fixed")
+    narrow = {name: value for name, value in SIZES.items() if name != "img_size"}
+    model = timm.create_model(NAME, weights=folder, **narrow).eval()
+    assert model.config.img_size == (32, 64) and model.config.in_chans == 3
+    data = resolve_model_data_config(model)
+    assert (data["input_size"], data["mean"], data["std"]) == ((3, 32, 64), (0.4,) * 3, (0.2,) * 3)
+    images = torch.randint(0, 256, (2, 3, 32, 64), dtype=torch.uint8)
+    mean, std = (torch.tensor(data[name])[:, None, None] for name in ("mean", "std"))
+    with torch.no_grad():
+        by_timm, own = model((images / 255 - mean) / std), encoder.forward_features(images)[:, 0]
+    torch.testing.assert_close(by_timm, own, atol=1e-4, rtol=1e-4)
+    larger = timm.create_model(NAME, weights=folder, img_size=64, features_only=True, out_indices=(0,), **narrow)
+    assert larger.pretrained_cfg["input_size"] == (3, 64, 64)
+    folder = hx.save_model(hx.create_encoder("vit_base_patch16", **SIZES), tmp_path / "per_image")
+    with pytest.warns(UserWarning, match=r"^weights: .*model\.transform\(\)"):
+        timm.create_model(NAME, weights=folder, **narrow)
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_pretrained_weights_at_another_size(timm, tmp_path, learned):
+    pytest.importorskip("safetensors")
+    sizes = SIZES | {"learned_positions": learned, "num_classes": 2}
+    encoder = hx.create_encoder("vit_base_patch16", **{n: v for n, v in sizes.items() if n != "num_classes"})
+    if learned:
+        shake(encoder)
+    cfg = {"file": str(hx.save_model(encoder, tmp_path) / "model.safetensors"), "input_size": (1, 32, 64)}
+    model = timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=cfg, **sizes | {"img_size": (64, 96)})
+    encoder.set_input_size((64, 96))
+    torch.testing.assert_close(model.pos_embed, encoder.pos_embed)
+    assert torch.equal(model.blocks[1].attn.qkv.weight, encoder.blocks[1].attn.qkv.weight)
+    assert model(torch.randn(1, 1, 64, 96)).shape == (1, 2)
+    del cfg["input_size"]
+    if learned:  # the fixed table tells its grid
+        with pytest.raises(hx.CheckpointError, match=r"^pretrained weights: its position table has 9 rows"):
+            timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=cfg, **sizes | {"img_size": (64, 96)})
+
+
+def test_options_of_timms_vit(timm):
+    model = timm.create_model(NAME, init_values=0.25, device="meta", dtype=torch.bfloat16, **SIZES)
+    assert {(t.device.type, t.dtype) for t in model.state_dict().values()} == {("meta", torch.bfloat16)}
+    assert model.config.layer_scale == 0.25
+    model = timm.create_model(NAME, init_values=0.25, dtype=torch.bfloat16, num_classes=2, **SIZES)
+    assert model(torch.randn(1, 1, 32, 64)).dtype == torch.bfloat16
+    assert model.blocks[0].ls1.gamma.eq(0.25).all()
+
+
 def test_what_is_refused(timm):
     for unfit in ({"keep": "contour"}, {"pool": "mean"}, {"margin": 2}):
         with pytest.raises(hx.ArgumentError, match=rf"^{next(iter(unfit))}: is no option here"):
             timm.create_model(NAME, **SIZES, **unfit)
-    with pytest.raises(hx.ArgumentError, match=r"^dynamic_img_size: is no option of an encoder"):
+    with pytest.raises(hx.ArgumentError, match=r"^dynamic_img_size: got True, accepted is False; .*set_input_size"):
         timm.create_model(NAME, dynamic_img_size=True, **SIZES)
-    with pytest.raises(hx.ArgumentError, match=r"^global_pool: got 'max'"):
-        timm.create_model(NAME, global_pool="max", **SIZES)
+    with pytest.raises(hx.ArgumentError, match=r"^nonsense: .*global_pool.*img_size.*num_classes"):
+        timm.create_model(NAME, nonsense=1, **SIZES)
+    for option, value in {"qk_norm": True, "attn_drop_rate": 0.1, "proj_drop_rate": 0.1, "pos_drop_rate": 0.1}.items():
+        with pytest.raises(hx.ArgumentError, match=rf"^{option}: got {value}, accepted is"):
+            timm.create_model(NAME, **{option: value}, **SIZES)
+        timm.create_model(NAME, **{option: type(value)()}, **SIZES)  # what changes nothing is taken
+    with pytest.raises(hx.ArgumentError, match=r"^init_values: "):
+        timm.create_model(NAME, init_values=0.1, layer_scale=0.1, **SIZES)
+    with pytest.raises(hx.ArgumentError, match=r"^weights: given with pretrained=True"):
+        timm.create_model(NAME, pretrained=True, weights="a_folder")
+    with pytest.raises(hx.ArgumentError, match=r"^global_pool: got 'prr', accepted are .*'avgmax'"):
+        timm.create_model(NAME, global_pool="prr", **SIZES)
     with pytest.raises(hx.ArgumentError, match=r"^global_pool: got 'token'"):
         timm.create_model(NAME, global_pool="token", class_token=False, **SIZES)
     with pytest.raises(hx.ArgumentError, match=r"^img_size: got 30 x 64"):
