@@ -48,9 +48,9 @@ def dawdle(seconds: float) -> None:
         time.sleep(next(waits, 0))
         return read(*arguments)
 
-    def slow_fill(*arguments):
+    def slow_fill(*arguments, **options):
         time.sleep(seconds if RANK else 0)
-        return fill(*arguments)
+        return fill(*arguments, **options)
 
     worker.read, FeatureStore.fill = slow_read, slow_fill
 
