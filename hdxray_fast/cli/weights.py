@@ -5,14 +5,17 @@ from __future__ import annotations
 
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
-    export = parser_class(exit_on_error=False, description="Write an encoder as an ONNX file with a dynamic batch.")
-    export.add_argument("weights", help="a model folder of this package, or other published weights")
+    export = parser_class(
+        exit_on_error=False,
+        description="Write a model as an ONNX file with a dynamic batch: an encoder, or a classifier with its head.",
+    )
+    export.add_argument("weights", help="a model folder of this package, a classifier's too, or published weights")
     export.add_argument("--out", required=True, help="ONNX file, such as encoder.onnx")
-    export.add_argument("--output", default="features", help="features, tokens or map")
+    export.add_argument("--output", help="features, tokens or map; of a classifier logits (default) or probabilities")
     export.add_argument("--pool", help="cls, mean or attention; left out, the encoder's")
     export.add_argument("--img_size", type=int, help="side of the images, pixels; left out, the encoder's")
     export.add_argument("--normalise", action="store_true", help="the graph takes pixels on [0, 1]")
-    commands.add_subcommand("export", export, help="an encoder as an ONNX file")
+    commands.add_subcommand("export", export, help="an encoder or a classifier as an ONNX file")
 
     convert = parser_class(
         exit_on_error=False,
@@ -29,13 +32,23 @@ def add_commands(commands, parser_class) -> None:
     commands.add_subcommand("convert", convert, help="published weights to safetensors and config.json")
 
 
-def run_export_command(weights: str, out: str, img_size: int | None, **options) -> int:
+def run_export_command(weights: str, out: str, img_size: int | None, output: str | None, **options) -> int:
+    from ..classify.classifier import CLASSIFIER_FILE, load_classifier
+    from ..interop.dense import ENCODER_OUTPUTS
     from ..interop.export import export_onnx
     from ..weights.create import encoder_of_size
+    from ..weights.model_folders import model_folder
 
-    encoder = encoder_of_size(weights, img_size)
-    encoder.keep = "all"  # the graph has no contours
-    print(export_onnx(encoder, out, **options))
+    if (model_folder(weights, CLASSIFIER_FILE) / CLASSIFIER_FILE).is_file():
+        model = load_classifier(weights)
+        if img_size is not None:
+            model.encoder.set_input_size(img_size)
+        encoder = model.encoder
+    else:
+        model = encoder = encoder_of_size(weights, img_size)
+    if model is encoder or output in ENCODER_OUTPUTS:
+        encoder.keep = "all"  # the graph has no contours
+    print(export_onnx(model, out, output, **options))
     return 0
 
 

@@ -1,0 +1,159 @@
+"""Exported models with heads: what onnxruntime answers is what the model answers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import hdxray_fast as hx
+from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, save_classifier
+from hdxray_fast.classify.heads import HEADS
+from hdxray_fast.cli.main import main
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:torch.*")
+CLASSES = ["edema", "mass", "nodule"]
+SIZES = {"img_size": (32, 48), "depth": 2, "embed_dim": 48, "num_heads": 3}
+
+
+@pytest.fixture(scope="module")
+def timm(plain_mae):
+    """timm, with a torchvision that imports, which transformers needs too."""
+    if plain_mae.import_timm() is None:
+        pytest.skip("timm is not installed")
+    return pytest.importorskip("timm")
+
+
+def moved(model):
+    """No parameter as it was initialised: zeros and ones hide what is left out."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    return model
+
+
+def classifier(head: str = "linear", multiclass: bool = False, text=None, **encoder) -> Classifier:
+    config = ClassifierConfig(CLASSES, head=head, multiclass=multiclass, thresholds=[0.1, 0.2, 0.3])
+    encoder = hx.create_encoder("vit_tiny_patch16", **{**SIZES, **encoder})
+    return moved(Classifier(encoder, config, text)).eval()
+
+
+def run_onnx(path, images) -> np.ndarray:
+    session = pytest.importorskip("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (result,) = session.run(None, {"images": images.numpy()})
+    return result
+
+
+@pytest.mark.parametrize("fc_norm", [False, True])
+@pytest.mark.parametrize("head", [*HEADS, "label-query of text"])
+def test_every_head_is_in_the_program(head, fc_norm):
+    text = torch.randn(3, 7) if "text" in head else None
+    model = classifier(head.split()[0], text=text, fc_norm=fc_norm, pool="mean" if fc_norm else None)
+    program = hx.export_program(model)
+    for batch in (1, 3):
+        images = torch.randn(batch, 1, 32, 48)
+        torch.testing.assert_close(program.module()(images), model(images), rtol=1e-4, atol=1e-5)
+    assert not [node for node in program.graph.nodes if "hdxray" in str(node.target)]
+
+
+@pytest.mark.parametrize(("head", "multiclass"), [("label-query", False), ("linear", True)])
+def test_onnx_gives_probabilities(head, multiclass, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    model = classifier(head, multiclass)
+    path = hx.export_onnx(model, tmp_path / "model.onnx", "probabilities")
+    for batch in (1, 3):
+        images = torch.randn(batch, 1, 32, 48)
+        expected = model.probabilities(model(images)).detach()
+        np.testing.assert_allclose(run_onnx(path, images), expected, rtol=1e-4, atol=1e-5)
+    said = {entry.key: json.loads(entry.value) for entry in onnx.load(path).metadata_props if entry.key != "source"}
+    assert {name: said[name] for name in ("classes", "thresholds", "multiclass")} == {
+        "classes": CLASSES,
+        "thresholds": [0.1, 0.2, 0.3],
+        "multiclass": multiclass,
+    }
+
+
+def test_the_command_takes_the_head_of_a_classifiers_folder(tmp_path, capsys):
+    for package in ("onnx", "onnxscript", "safetensors", "jsonargparse"):
+        pytest.importorskip(package)
+    model = classifier(img_size=32)
+    save_classifier(model, tmp_path / "run" / "model")
+    path = tmp_path / "model.onnx"
+    images = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
+    argv = ["export", str(tmp_path / "run"), "--out", str(path), "--normalise"]
+    assert main(argv) == 0
+    logits = model(images).detach()
+    np.testing.assert_allclose(run_onnx(path, images.float() / 255), logits, rtol=1e-3, atol=1e-4)
+    assert main([*argv, "--output", "features"]) == 0
+    assert run_onnx(path, images.float() / 255).shape == (2, 48)
+    path.unlink()
+    model.encoder.keep = "contour"  # its probabilities are not those of all patches
+    save_classifier(model, tmp_path / "run" / "model")
+    assert main(argv) == 2
+    assert "keep='contour'" in capsys.readouterr().err
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("global_pool", ["token", "avg", "map", ""])
+def test_timm_models_are_exported_with_their_heads(global_pool, timm):
+    for num_classes in (0, 3):
+        name = "hdxray_vit_tiny_patch16_1280"
+        model = moved(timm.create_model(name, num_classes=num_classes, global_pool=global_pool, **SIZES)).eval()
+        images = torch.randn(3, 1, 32, 48)
+        result = hx.export_program(model).module()(images)
+        torch.testing.assert_close(result, model(images), rtol=1e-4, atol=1e-5)
+    with pytest.raises(hx.ArgumentError, match=r"^output: got 'probabilities'.* exclude"):
+        hx.export_program(model, "probabilities")
+    assert hx.export_program(model, "map").module()(images).shape == (3, 48, 2, 3)
+
+
+def test_models_of_transformers_are_exported_as_their_encoders(timm):
+    pytest.importorskip("transformers")
+    from hdxray_fast.interop.hf import HDXrayModel
+
+    model = HDXrayModel.from_encoder(moved(hx.create_encoder("vit_tiny_patch16", **SIZES, fc_norm=True))).eval()
+    images = torch.randn(3, 1, 32, 48)
+    outputs = model(images)
+    for output, expected in (("features", outputs.pooler_output), ("tokens", outputs.last_hidden_state)):
+        result = hx.export_program(model, output).module()(images)
+        torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_bfloat16_is_written_as_float32(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    model = classifier().to(torch.bfloat16)
+    path = hx.export_onnx(model, tmp_path / "model.onnx")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}  # the caller's stays
+    images = torch.randn(2, 1, 32, 48)
+    np.testing.assert_allclose(run_onnx(path, images), model.float()(images).detach(), rtol=1e-4, atol=1e-5)
+    assert onnx.load(path).graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
+
+
+def test_modes_stay_as_they_were():
+    model = classifier().train()
+    model.encoder.blocks[0].eval()
+    modes = [module.training for module in model.modules()]
+    hx.export_program(model)
+    assert [module.training for module in model.modules()] == modes
+
+
+def test_what_is_refused():
+    model = classifier()
+    with pytest.raises(hx.ArgumentError, match=r"^output: got 'classes', accepted are 'logits', 'probabilities'"):
+        hx.export_program(model, "classes")
+    with pytest.raises(hx.ArgumentError, match=r"^pool: got 'cls', which is for"):
+        hx.export_program(model, pool="cls")
+    with pytest.raises(hx.ArgumentError, match=r"^model: its encoder has keep='valid'"):
+        hx.export_program(classifier(keep="valid"))
+
+    class Wrapper(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.encoder, self.decide = model.encoder, torch.nn.Linear(48, 2)
+
+    with pytest.raises(hx.ArgumentTypeError, match=r"^encoder: got Wrapper, which has more"):
+        hx.export_program(Wrapper())
