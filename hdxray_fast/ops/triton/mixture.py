@@ -14,7 +14,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from .attention import on_device_of
 
-FORWARD_BLOCK, BACKWARD_BLOCK, WARPS = 512, 256, 4  # elements of a program: the largest that never spill
+FORWARD_BLOCK, BACKWARD_BLOCK, WARPS = 512, 128, 4  # elements of a program: more spill with some versions of Triton
 PROGRAMS = 1024  # of the backward pass, each with a part of the weights' gradient: several a multiprocessor
 
 
