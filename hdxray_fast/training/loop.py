@@ -314,6 +314,7 @@ class Training:
             checkpoint_activations(self.model)
         # of a convolution with one channel; the same numbers lie in the same places
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # Accelerate knows no other name
         if self.sharded:
             shard(self.model, self.accelerator.device, self.accelerator.mixed_precision == "bf16")
             self.wrapped, self.optimizer = self.model, self.accelerator.prepare(self._make_optimizer())

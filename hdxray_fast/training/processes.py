@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -74,12 +75,20 @@ def make_accelerator(precision: str, timeout: int):
             f"{launched} processes were launched, and cannot find each other ({error}); launch them with torchrun or "
             "accelerate launch"
         ) from error
+    if launched > 1:
+        atexit.register(_part)
     if launched != accelerator.num_processes:
         raise ConfigError(
             f"{launched} processes were launched, but this one knows of {accelerator.num_processes}; launch them with "
             "torchrun or accelerate launch"
         )
     return accelerator
+
+
+def _part() -> None:
+    """At the end of a process of several over gloo: threads of its own that still run then would abort it."""
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
+        dist.destroy_process_group()
 
 
 def _forget_other_precision(wanted: str) -> None:
