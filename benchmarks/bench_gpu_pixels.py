@@ -84,6 +84,11 @@ def relative_error(out: Tensor, ref: Tensor) -> float:
     return ((out.double() - ref.double()).norm() / ref.double().norm()).item()
 
 
+def worst_error(reference: tuple[Tensor, ...], results: tuple[Tensor, ...], _: str) -> float:
+    """The largest relative error of several results."""
+    return max(relative_error(out, ref) for out, ref in zip(results, reference, strict=True))
+
+
 # --- gather -----------------------------------------------------------------------------------------------------------
 def test_gather(gpu: GpuBench):
     inside, valid = contour_grids(BATCH)
@@ -167,10 +172,7 @@ def test_loss(gpu: GpuBench, training: bool):
         field.append(Contender(COMPILED, lambda: caller(compiled(eager))))
     reference = caller(eager)(0)
 
-    def error(results: tuple[Tensor, ...], _: str) -> float:
-        return max(relative_error(out, ref) for out, ref in zip(results, reference, strict=True))
-
-    outcomes = gpu.race(field, check=error, sets=count)
+    outcomes = gpu.race(field, check=partial(worst_error, reference), sets=count)
     gpu.row(
         f"loss {'training' if training else 'forward'}",
         outcomes,
@@ -206,10 +208,7 @@ def test_mixture(gpu: GpuBench, training: bool):
         field.append(Contender(COMPILED_STACKED, lambda: caller(compiled(mix_maps_ref))))
     reference = caller(mix_maps_ref)(0)
 
-    def error(results: tuple[Tensor, ...], _: str) -> float:
-        return max(relative_error(out, ref) for out, ref in zip(results, reference, strict=True))
-
-    outcomes = gpu.race(field, check=error)
+    outcomes = gpu.race(field, check=partial(worst_error, reference))
     gpu.row(
         f"mixture {'training' if training else 'forward'}",
         outcomes,

@@ -19,7 +19,6 @@ from ..data.splits import SPLITS
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..models.encoder import Encoder
 from ..models.inputs import encoder_inputs, view_of
-from ..ops.plan import of_one_size
 from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
 from ..training.run_images import open_prepared, read_images
@@ -211,22 +210,12 @@ class FinetuneTask(Task):
             self.datasets["train"], start, LabelledBatch(self.encoder, self.config, self.table.multiclass)
         )
 
-    def of_one_shape(self, batches: list[dict]) -> list[dict]:
-        if batches[0]["plan"] is None:
-            return batches
-        plans = of_one_size([batch["plan"] for batch in batches])
-        return [{**batch, "plan": plan} for batch, plan in zip(batches, plans, strict=True)]
-
     def to_device(self, batch: dict, device: torch.device) -> dict:
         if not bool(batch["readable"].all()):
             self._note_unreadable(batch, "train")
         if self.class_weights is not None:
             self.class_weights = self.class_weights.to(device)
         batch = super().to_device(batch, device)
-        if batch["plan"] is not None:
-            batch["plan"] = batch["plan"].to(device, non_blocking=True)
-            if device.type == "cuda":  # where a model is compiled, unless the settings say otherwise
-                batch["plan"].mark_dynamic()
         return mix_pixels(self.encoder, batch) if self.config.mixup else batch
 
     def weight(self, batch: dict) -> int:

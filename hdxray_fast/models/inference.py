@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError
 from ..ops.compiled import Compiled
+from ..ops.copies import Copies
 from ..ops.plan import MaskPlan
 
 PRECISIONS = ("auto", "fp32", "bf16")
@@ -127,28 +128,6 @@ def _of_one_graph(plan: MaskPlan) -> MaskPlan:
     So the bound is what a grid can hold at most; beyond what an image keeps it costs blocks that end at once.
     """
     return replace(plan, max_keep=plan.grid_size[0] * plan.grid_size[1]).mark_dynamic()
-
-
-class Copies:
-    """Tensors on their way to the host."""
-
-    def __init__(self, tensors: tuple[Tensor, ...], device: torch.device) -> None:
-        self._arrived = None
-        if device.type != "cuda" or not tensors:
-            self._tensors = tuple(tensor.cpu() for tensor in tensors)
-            return
-        self._tensors = tuple(torch.empty_like(tensor, device="cpu", pin_memory=True) for tensor in tensors)
-        for here, there in zip(self._tensors, tensors, strict=True):
-            here.copy_(there, non_blocking=True)
-        self._arrived = torch.cuda.Event()
-        self._arrived.record(torch.cuda.current_stream(device))
-
-    def wait(self) -> tuple[Tensor, ...]:
-        """The tensors on the host, in memory of their own: what is page-locked is wanted for the next batch."""
-        if self._arrived is None:
-            return self._tensors
-        self._arrived.synchronize()
-        return tuple(tensor.clone() for tensor in self._tensors)
 
 
 def answers_late(device: torch.device) -> bool:

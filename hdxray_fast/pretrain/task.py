@@ -20,7 +20,6 @@ from ..models.mae import MaskedAutoencoder, create_mae
 from ..models.presets import ENCODERS
 from ..ops.gather import gather_patches
 from ..ops.loss import reconstruction_loss
-from ..ops.plan import of_one_size
 from ..ops.view import View
 from ..training.data_record import DataRecord, prints_of
 from ..training.loop import Training
@@ -145,17 +144,10 @@ class PretrainTask(Task):
         costs = self.dataset.kept_patches(self.config.ratio_inside, self.config.ratio_outside)
         return training.loader(self.dataset, start, PlannedBatch(self.config, self.predict), costs)
 
-    def of_one_shape(self, batches: list[dict]) -> list[dict]:
-        plans = of_one_size([batch["plan"] for batch in batches])
-        return [{**batch, "plan": plan} for batch, plan in zip(batches, plans, strict=True)]
-
     def to_device(self, batch: dict, device: torch.device) -> dict:
-        plan = batch["plan"].to(device, non_blocking=True)
-        batch = super().to_device({k: v for k, v in batch.items() if k != "plan"}, device)
+        batch = super().to_device(batch, device)
         view = View(batch.pop("affine"), batch.pop("table")) if "affine" in batch else None
-        if device.type == "cuda":  # where a model is compiled, unless the settings say otherwise
-            plan.mark_dynamic()
-        return {**batch, "view": view, "plan": plan}
+        return {**batch, "view": view}
 
     def weight(self, batch: dict) -> int:
         return batch["predicted"]

@@ -1,4 +1,4 @@
-"""Numbers of a step on their way from a device to the host, and batches on their way there: nobody waits for either."""
+"""The batches of the steps to come, on their way to where the model is while the step before them runs."""
 
 from __future__ import annotations
 
@@ -7,33 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
-from torch import Tensor
 
 from .trees import tensors_of
-
-
-class Reading:
-    """The values of a vector as they are now, to be looked at later.
-
-    Args:
-        row: ``[K]``; on a GPU it may be overwritten as soon as this returns.
-    """
-
-    def __init__(self, row: Tensor) -> None:
-        self._arrived = None
-        if row.is_cuda:
-            self._host = torch.empty(row.shape, dtype=row.dtype, pin_memory=True)
-            self._host.copy_(row, non_blocking=True)
-            self._arrived = torch.cuda.Event()
-            self._arrived.record()
-        else:
-            self._host = row.clone()
-
-    def values(self) -> list[float]:
-        """The values, once they are there."""
-        if self._arrived is not None:
-            self._arrived.synchronize()
-        return self._host.tolist()
 
 
 class Feed:

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from ..ops.compiled import Compiled
+from ..ops.copies import Copies
 from .graphs import Graphs, RecordedSteps
-from .late import Reading
 from .optimizer import AveragedWeights
 from .processes import gradients_stay
 from .task import Task
@@ -187,10 +187,10 @@ class StepLater:
         self._ended = ended = self._mark()
         if parts.ema is not None:
             parts.ema.updates += 1
-        reading = Reading(self._row)
+        arriving = Copies((self._row.clone(),), self._row.device)  # the next step writes over the row itself
 
         def ask() -> Outcome:
-            outcome = self._outcome(reading.values())
+            outcome = self._outcome(arriving.wait()[0].tolist())
             if began is not None:
                 outcome.busy = began.elapsed_time(ended) / 1000
                 outcome.idle = 0.0 if before is None else before.elapsed_time(began) / 1000

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..ops.plan import MaskPlan, of_one_size
 from .config import TrainingConfig
 from .data_record import DataRecord
 from .optimizer import parameter_groups
@@ -83,12 +84,25 @@ class Task:
         raise NotImplementedError
 
     def to_device(self, batch: dict, device: torch.device) -> dict:
-        """The batch where the model is; what is not a tensor stays. A place to add what is computed there."""
-        return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        """The batch where the model is; what is no tensor and no plan stays. A place to add what is computed there."""
+        moved = {
+            k: v.to(device, non_blocking=True) if isinstance(v, (Tensor, MaskPlan)) else v for k, v in batch.items()
+        }
+        if device.type == "cuda":  # where a model is compiled, unless the settings say otherwise
+            for value in moved.values():
+                if isinstance(value, MaskPlan):
+                    value.mark_dynamic()
+        return moved
 
     def of_one_shape(self, batches: list[dict]) -> list[dict]:
-        """The batches of a step, still on the host, in one of few shapes: asked where steps are recorded by shape."""
-        return batches
+        """The batches of a step, still on the host, in one of few shapes: asked where steps are recorded by shape.
+
+        Those with a ``plan`` get plans of one size.
+        """
+        plans = [batch["plan"] for batch in batches if isinstance(batch.get("plan"), MaskPlan)]
+        if len(plans) < len(batches):
+            return batches
+        return [{**batch, "plan": plan} for batch, plan in zip(batches, of_one_size(plans), strict=True)]
 
     def weight(self, batch: dict) -> int | Tensor:
         """Number of things that the loss of ``batch`` is a mean over, such as images, tokens or predicted patches.

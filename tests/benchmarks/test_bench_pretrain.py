@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pedantic import Pedantic
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 if not (BENCHMARKS / "harness" / "steady.py").exists():
@@ -192,17 +193,6 @@ def test_the_plain_mae_learns_from_its_files(chests):
 
 
 # --- the whole benchmark ----------------------------------------------------------------------------------------------
-class Pedantic:
-    """pytest-benchmark's fixture, as far as it is used."""
-
-    stats = None
-
-    def pedantic(self, function, rounds):
-        self.stats = "timed"
-        for _ in range(rounds):
-            function()
-
-
 @pytest.fixture
 def rows(tmp_path, monkeypatch):
     """A `GpuBench` on the host's clock, and a function that gives the rows it kept by the keys of their cases."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pedantic import Pedantic
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 if not (BENCHMARKS / "harness" / "race.py").exists():
@@ -182,17 +183,6 @@ def test_the_reason_for_no_gpu_is_named():
 
 
 # --- what a GPU benchmark keeps ---------------------------------------------------------------------------------------
-class Pedantic:
-    """pytest-benchmark's fixture, as far as it is used."""
-
-    stats = None
-
-    def pedantic(self, function, rounds):
-        self.stats = "timed"
-        for _ in range(rounds):
-            function()
-
-
 @pytest.fixture
 def bench(tmp_path, monkeypatch) -> gpu_bench.GpuBench:
     """A `GpuBench` with the host's clock, made-up limits and a results folder of its own."""
