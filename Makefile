@@ -32,7 +32,7 @@ CPP := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 # Files that share what is slow to set up stay together in the slow tests; the fast ones go to whoever is free.
 PYTEST = OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -n $(PYTEST_WORKERS)
 
-.PHONY: help demo test test-slow test-all lint format bench sanitize gpu-check gpu-tune wheel clean distclean
+.PHONY: help demo test test-slow test-all integrations lint format bench sanitize gpu-check gpu-tune wheel clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -48,6 +48,9 @@ test-slow: $(VENV)/.test  ## the tests that test leaves out: builds, whole runs,
 
 test-all: $(VENV)/.test  ## all tests, each named as it begins
 	$(PYTEST) --dist loadfile -v --durations=40 $(PYTEST_ARGS)
+
+integrations: $(VENV)/.integrations  ## install some ten tools that use the encoder, and try it in each of them
+	$(PYTEST) --dist worksteal -rs tests/integrations $(PYTEST_ARGS)
 
 lint: $(VENV)/.lint  ## ruff and clang-format, without changing anything
 	$(BIN)/ruff check .
@@ -91,7 +94,7 @@ sanitize: $(VENV)/.test  ## the core's tests under AddressSanitizer and Undefine
 		$(BIN)/pytest -p no:cacheprovider -q -m "not slow" $(SANITIZE_TESTS) $(PYTEST_ARGS)
 
 clean:  ## remove what was built; keeps .venv
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks $(VENV)/.demo $(VENV)/.test $(VENV)/.bench
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks $(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.integrations
 	find hdxray_fast tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean  ## remove .venv as well
@@ -125,12 +128,13 @@ $(VENV)/.torch: $(VENV)/.created
 SIZE_demo := 150 MB
 SIZE_test := 800 MB
 SIZE_bench := $(SIZE_test)
+SIZE_integrations := 1 GB
 $(VENV)/.deps-%: $(VENV)/.torch pyproject.toml
 	@echo "The packages of the extra \"$*\": about $(SIZE_$*) to download; then the C++ core is compiled (minutes)"
 	$(INSTALL) -c $(VENV)/torch.txt ".[$*]"
 	@touch $@
 
-$(VENV)/.demo $(VENV)/.test $(VENV)/.bench: $(VENV)/.%: $(VENV)/.deps-% $(PACKAGE)
+$(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.integrations: $(VENV)/.%: $(VENV)/.deps-% $(PACKAGE)
 	$(INSTALL) --quiet --no-deps --force-reinstall .
 	@# for `python -m ...` run from here; by a rename, since a process may have the old one loaded
 	@for core in $(VENV)/lib/python3*/site-packages/hdxray_fast/_core*.so; do \
@@ -141,4 +145,4 @@ $(VENV)/.lint: $(VENV)/.created pyproject.toml
 	$(PIP) install --quiet $(DEV_TOOLS)
 	@touch $@
 
-.PRECIOUS: $(VENV)/.deps-demo $(VENV)/.deps-test $(VENV)/.deps-bench
+.PRECIOUS: $(VENV)/.deps-demo $(VENV)/.deps-test $(VENV)/.deps-bench $(VENV)/.deps-integrations
