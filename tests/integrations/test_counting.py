@@ -1,4 +1,4 @@
-"""torchinfo, Opacus and PyTorch's counter of FLOPs: what they count, and gradients of single samples, are those of a plain ViT."""
+"""torchinfo, Opacus, PyTorch's counter of FLOPs: what they count and gradients of samples are those of a plain ViT."""
 
 from __future__ import annotations
 
