@@ -25,7 +25,10 @@ def every_patch(batch: int, grid_size: tuple[int, int], patch_size: int, device:
     return MaskPlan(ids, cu_seqlens, ids[:0], torch.zeros_like(cu_seqlens), grid_size, patch_size, patches, 0)
 
 
-@not_traced("patches are chosen by contours and values: make the plan before the compiled model, and pass it")
+@not_traced(
+    "patches are chosen by contours and values: make the plan before the compiled model, and pass it; graphs of "
+    "hx.export_program and hx.export_onnx take the kept patches as an input"
+)
 def selected_patches(
     keep: str,
     images: Tensor,
