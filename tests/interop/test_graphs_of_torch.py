@@ -101,10 +101,9 @@ def test_an_exported_model_is_the_model(model):
 def test_onnx_export_of_torch(model, tmp_path):
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package)
-    model.eval()
     path = tmp_path / "model.onnx"
     options = {"return_dict": False} if hasattr(model, "from_pretrained") else {}
-    last = _Last(model, options)
+    last = _Last(model, options).eval()
     torch.onnx.export(
         last,
         (images_for(model, 2, torch.uint8),),
@@ -135,7 +134,7 @@ class _Last(torch.nn.Module):
 @pytest.mark.parametrize("write", ["torch.export", "torch.jit.trace", "torch.onnx"])
 def test_a_choice_by_values_is_refused_by_name(write, keep):
     """With the calls that do it: a graph would hold the patches of the example for ever."""
-    encoder = hx.create_encoder("vit_tiny_patch16", keep=keep, pool="mean", **SIZES)
+    encoder = hx.create_encoder("vit_tiny_patch16", keep=keep, pool="mean", **SIZES).eval()
     images = torch.randint(0, 256, (2, 1, 32, 48), dtype=torch.uint8)
     if write == "torch.onnx":
         for package in ("onnx", "onnxscript"):
@@ -147,6 +146,18 @@ def test_a_choice_by_values_is_refused_by_name(write, keep):
     }
     with pytest.raises(Exception, match=rf"keep: is '{keep}'.* call hx.export_onnx or hx.export_program"):
         calls[write]()
+
+
+def test_a_compiled_model_keeps_the_operators():
+    """Some versions of PyTorch say that they export while they compile."""
+    encoder, seen = hx.create_encoder("vit_tiny_patch16", pool="mean", **SIZES), []
+
+    def backend(graph, _):
+        seen.extend(str(node.target) for node in graph.graph.nodes)
+        return graph
+
+    torch.compile(encoder, backend=backend, fullgraph=True)(images_for(encoder, 2))
+    assert [target for target in seen if "hdxray_fast" in target and "gather_patches" in target]
 
 
 @pytest.mark.slow  # compiles C++
