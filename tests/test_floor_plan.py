@@ -44,15 +44,12 @@ UNKNOWN = {
     "training": {"models", "weights", "images"},
     "features": {"training", "pretrain"},
     "reports": {"classify", "pretrain"},
-    "interop": {"training", "pretrain", "classify", "reports"},
+    "interop": {"training", "pretrain", "reports"},
 }
 
 # (importer, imported): why. The package itself, "", stands before all rooms.
 EXCEPTIONS = {
     ("", "interop.registration"): "transformers and timm learn of the models when the package is imported",
-    ("interop.dense", "classify.classifier"): "a classifier is exported with its head",
-    ("interop.dense", "classify.heads"): "a classifier is exported with its head",
-    ("interop.export", "classify.classifier"): "its classes and thresholds go into the file",
 }
 
 

@@ -13,6 +13,7 @@ from ..errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ..files import save_tensors, written_whole
 from ..models.encoder import Encoder, Tokens
 from ..models.inputs import patches_to_keep
+from ..ops.compiling import writes_graph
 from ..ops.plan import MaskPlan
 from ..ops.view import View
 from ..weights.model_folders import load_model, model_folder, save_model
@@ -114,6 +115,9 @@ class Classifier(nn.Module):
             scale, shift = self.encoder.pixel_scale(images, valid)
         tokens = self.encoder.encode(images, plan, scale, shift, drop_path_keep, view)
         grid = self.encoder.grid_size
+        if plan is None and new_names is None and writes_graph():
+            patches = self.encoder.num_prefix_tokens + grid[0] * grid[1]
+            return self.classify_dense(tokens.values.unflatten(0, (-1, patches)))
         longest = (grid[0] * grid[1] if plan is None else plan.longest[0]) + self.encoder.num_prefix_tokens
         logits = self.classify(tokens, longest)
         if new_names is None:
@@ -128,6 +132,12 @@ class Classifier(nn.Module):
         if isinstance(self.head, LinearHead):  # where the encoder's last norm comes after pooling, it does here too
             return self.head.decide(self.encoder.fc_norm(self.head.pooled(*tokens)))
         return self.head(self.encoder.fc_norm(tokens.values), tokens.cu_seqlens, longest)
+
+    def classify_dense(self, x: Tensor, kept: Tensor | None = None) -> Tensor:  # [B, S, D], [B, S] bool
+        """:meth:`classify` of dense tokens, those that are ``kept`` (left out, all), in standard operations."""
+        if isinstance(self.head, LinearHead):
+            return self.head.decide(self.encoder.fc_norm(self.head.pooled_dense(x, kept)))
+        return self.head.forward_dense(self.encoder.fc_norm(x), kept)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """``[B, num_classes] float32``."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, MissingDependencyError
+from ..models import dense
 from ..models.layers import Block, CrossBlock, check_count
 from ..models.pool import AttentionPool, mean_pool
 from ..ops import autocast
@@ -52,6 +53,10 @@ class LinearHead(nn.Module):
             return values.index_select(0, cu_seqlens[:-1])
         return mean_pool(values, cu_seqlens, self.num_prefix)
 
+    def pooled_dense(self, x: Tensor, kept: Tensor | None = None) -> Tensor:  # [B, S, D], [B, S] bool
+        """:meth:`pooled` of dense tokens, in standard operations."""
+        return dense.pooled(x, self.pool, self.num_prefix, kept=kept)
+
     def decide(self, pooled: Tensor) -> Tensor:
         """Features ``[B, D]`` to logits ``[B, C]``."""
         return self.fc(self.norm(pooled))
@@ -69,6 +74,10 @@ class AttentionHead(nn.Module):
     def forward(self, values: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None) -> Tensor:
         """Packed tokens ``[N, D]`` to logits ``[B, C]``."""
         return self.fc(self.norm(self.attn_pool(values, cu_seqlens, max_seqlen)))
+
+    def forward_dense(self, x: Tensor, kept: Tensor | None = None) -> Tensor:  # [B, S, D], [B, S] bool
+        """:meth:`forward` of dense tokens, in standard operations."""
+        return self.fc(self.norm(dense.attention_pooled(self.attn_pool, x, kept)))
 
 
 class LabelQueryHead(nn.Module):
@@ -107,13 +116,7 @@ class LabelQueryHead(nn.Module):
         self, values: Tensor, cu_seqlens: Tensor, max_seqlen: int | None = None, text: Tensor | None = None
     ) -> Tensor:
         """Packed tokens ``[N, D]`` to logits ``[B, C]``; ``text [C', T]`` asks about other names, ``[B, C']``."""
-        text = self.text if text is None else text
-        if text is None:
-            queries = self.queries
-        elif self.text is None:
-            raise ArgumentError("text: this head learned a vector per class and knows no other names")
-        else:
-            queries = self.project(text.to(self.project.weight.dtype))
+        queries = self._queries(text)
         batch, count = cu_seqlens.shape[0] - 1, queries.shape[0]
         x = queries.expand(batch, -1, -1)  # [B, C, D]
         query_seqlens = count * torch.arange(batch + 1, dtype=torch.int32, device=cu_seqlens.device)
@@ -122,6 +125,21 @@ class LabelQueryHead(nn.Module):
             x = cross(x.flatten(0, 1), values, query_seqlens, cu_seqlens, count, max_seqlen)
             x = x.unflatten(0, (batch, count))
         return self.fc(self.norm(x)).squeeze(-1)
+
+    def forward_dense(self, y: Tensor, kept: Tensor | None = None) -> Tensor:  # [B, S, D], [B, S] bool
+        """:meth:`forward` of dense tokens, in standard operations."""
+        x = self._queries(None).expand(y.shape[0], -1, -1)  # [B, C, D]
+        for block, cross in zip(self.self_blocks, self.cross_blocks, strict=True):
+            x = dense.run_cross_block(cross, dense.run_block(block, x), y, kept)
+        return self.fc(self.norm(x)).squeeze(-1)
+
+    def _queries(self, text: Tensor | None) -> Tensor:  # [C, D]
+        text = self.text if text is None else text
+        if text is None:
+            return self.queries
+        if self.text is None:
+            raise ArgumentError("text: this head learned a vector per class and knows no other names")
+        return self.project(text.to(self.project.weight.dtype))
 
     def answer(self, values: Tensor, cu_seqlens: Tensor, max_seqlen: int | None, text: Tensor) -> Tensor:
         """Logits ``[B, C']`` of names that were never trained, from their embeddings ``text [C', T]``.

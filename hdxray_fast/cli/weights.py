@@ -15,6 +15,22 @@ def add_commands(commands, parser_class) -> None:
     export.add_argument("--pool", help="cls, mean or attention; left out, the encoder's")
     export.add_argument("--img_size", type=int, help="side of the images, pixels; left out, the encoder's")
     export.add_argument("--normalise", action="store_true", help="the graph takes pixels on [0, 1]")
+    export.add_argument(
+        "--pixels",
+        default="float",
+        help="dtype of the images: float, or uint8 or uint16, which the graph normalises itself",
+    )
+    export.add_argument(
+        "--valid",
+        action="store_true",
+        help="an input of the graph says which patches are no padding, over which images are normalised",
+    )
+    export.add_argument(
+        "--keep",
+        choices=["all", "valid", "contour"],
+        help="patches that are looked at; left out, the model's. Where not all, an input of the graph says which. "
+        "With another than it was trained with, a classifier has other probabilities",
+    )
     commands.add_subcommand("export", export, help="an encoder or a classifier as an ONNX file")
 
     convert = parser_class(
@@ -32,9 +48,8 @@ def add_commands(commands, parser_class) -> None:
     commands.add_subcommand("convert", convert, help="published weights to safetensors and config.json")
 
 
-def run_export_command(weights: str, out: str, img_size: int | None, output: str | None, **options) -> int:
+def run_export_command(weights: str, out: str, img_size: int | None, keep: str | None, **options) -> int:
     from ..classify.classifier import CLASSIFIER_FILE, load_classifier
-    from ..interop.dense import ENCODER_OUTPUTS
     from ..interop.export import export_onnx
     from ..weights.create import encoder_of_size
     from ..weights.model_folders import model_folder
@@ -46,9 +61,9 @@ def run_export_command(weights: str, out: str, img_size: int | None, output: str
         encoder = model.encoder
     else:
         model = encoder = encoder_of_size(weights, img_size)
-    if model is encoder or output in ENCODER_OUTPUTS:
-        encoder.keep = "all"  # the graph has no contours
-    print(export_onnx(model, out, output, **options))
+    if keep is not None:
+        encoder.keep = keep
+    print(export_onnx(model, out, **options))
     return 0
 
 

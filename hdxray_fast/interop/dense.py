@@ -1,42 +1,79 @@
 """Models written out over whole images: what is exported, in standard operations alone.
 
-Matrix products, softmax, LayerNorm and GELU, with PyTorch's ``scaled_dot_product_attention``: no operator of this
-package is in the graph. Every module here shares its weights with the model it is made of.
+Every module here shares its weights with the model it is made of; :mod:`hdxray_fast.models.dense` has the layers.
 """
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+from dataclasses import dataclass
+
+import torch
 from torch import Tensor, nn
 
 from ..classify.classifier import Classifier
-from ..classify.heads import AttentionHead, LabelQueryHead, LinearHead
 from ..errors import ArgumentError, ArgumentTypeError
+from ..images.standardise import standardising
+from ..models import dense as layers
 from ..models.encoder import Encoder
-from ..models.layers import Block, CrossAttention, CrossBlock
-from ..models.pool import AttentionPool
+from ..models.encoder_config import fixed_scale
 
 ENCODER_OUTPUTS = ("features", "tokens", "map")
 HEAD_OUTPUTS = ("logits", "probabilities")
+INTEGERS = {"uint8": (torch.uint8, 255.0), "uint16": (torch.uint16, 65535.0)}  # dtype and its largest level
+PIXELS = ("float", *INTEGERS)
+
+
+@dataclass(frozen=True)
+class PixelInput:
+    """What pixels a graph takes.
+
+    Attributes:
+        pixels: ``"float"``, ``"uint8"`` or ``"uint16"``.
+        normalise: the graph normalises them, which it always does to integers; floats are on [0, 1] then.
+        valid: mean and deviation of ``"per_image"`` are taken over an input ``valid``.
+    """
+
+    pixels: str = "float"
+    normalise: bool = False
+    valid: bool = False
+
+    def check(self, encoder: Encoder) -> PixelInput:
+        """This, if it is of accepted values, and fits the encoder."""
+        if self.pixels not in PIXELS:
+            raise ArgumentError(f"pixels: got {self.pixels!r}, accepted are {', '.join(map(repr, PIXELS))}")
+        for name in ("normalise", "valid"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentTypeError(f"{name}: got {getattr(self, name)!r}, accepted is a bool")
+        if self.valid and not (self.normalises and encoder.normalisation == "per_image"):
+            raise ArgumentError(
+                "valid: got True, which is for graphs that normalise (pixels='uint8' or normalise=True) by the mean "
+                f"and deviation of each image; normalisation of this encoder is {encoder.normalisation!r}"
+            )
+        return self
+
+    @property
+    def normalises(self) -> bool:
+        """Whether the graph normalises."""
+        return self.normalise or self.pixels in INTEGERS
 
 
 class DenseEncoder(nn.Module):
-    """``images [B, C, H, W]`` float to ``features [B, D]``, ``tokens [B, S, D]`` or a ``map [B, D, gh, gw]``.
+    """``images [B, C, H, W]`` to ``features [B, D]``, ``tokens [B, S, D]`` or a ``map [B, D, gh, gw]``.
 
-    See :func:`.export_onnx` for the arguments.
+    See :func:`.export_onnx` for the arguments and inputs. Where the encoder does not look at all patches, ``keep`` is
+    needed, and patches that are not kept are zero in ``tokens`` and ``map``.
     """
 
-    def __init__(self, encoder: Encoder, output: str = "features", pool: str | None = None, normalise: bool = False):
+    def __init__(
+        self, encoder: Encoder, output: str = "features", pool: str | None = None, pixels: PixelInput | None = None
+    ) -> None:
         super().__init__()
         if not isinstance(encoder, Encoder):
             raise ArgumentTypeError(f"encoder: got {type(encoder).__name__}, accepted is an Encoder")
-        if encoder.keep != "all":
-            raise ArgumentError(
-                f"encoder: has keep={encoder.keep!r}, the exported graph computes all patches; set encoder.keep = 'all'"
-            )
         if output not in ENCODER_OUTPUTS:
             raise ArgumentError(f"output: got {output!r}, accepted are {', '.join(map(repr, ENCODER_OUTPUTS))}")
-        self.encoder, self.output, self.normalise = encoder, output, normalise
+        self.encoder, self.output = encoder, output
+        self.pixels = (pixels or PixelInput()).check(encoder)
         self.pool = pool or encoder.pool or ("mean" if encoder.cls_token is None else "cls")
         if self.pool not in ("mean", "cls", "attention"):
             raise ArgumentError(f"pool: got {pool!r}, accepted are 'cls', 'mean' and 'attention'")
@@ -45,79 +82,71 @@ class DenseEncoder(nn.Module):
         if self.pool == "attention" and encoder.pool != "attention":
             raise ArgumentError("pool: got 'attention', this encoder was not built with it")
 
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.tokens(images)
+    def forward(self, images: Tensor, keep: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+        encoder = self.encoder
+        x, kept = self.tokens(images, keep, valid)
+        if self.output == "features":
+            attn_pool = encoder.attn_pool if self.pool == "attention" else None
+            return encoder.fc_norm(layers.pooled(x, self.pool, encoder.num_prefix_tokens, attn_pool, kept))
+        if kept is not None:
+            x = torch.where(kept[..., None], x, 0.0)
         if self.output == "tokens":
             return x
-        if self.output == "map":
-            grid = x[:, self.encoder.num_prefix_tokens :].transpose(1, 2)  # [B, P, D] -> [B, D, P]
-            return grid.unflatten(2, self.encoder.grid_size)
-        return self.encoder.fc_norm(self.pooled(x, self.pool))
+        return x[:, encoder.num_prefix_tokens :].transpose(1, 2).unflatten(2, encoder.grid_size)  # -> [B, D, gh, gw]
 
-    def tokens(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> [B, S, D]
+    def tokens(
+        self,
+        images: Tensor,  # [B, C, H, W]
+        keep: Tensor | None,  # [B, gh, gw] bool
+        valid: Tensor | None,  # [B, gh, gw] bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Normalised tokens ``[B, S, D]``, and which of them count, bool ``[B, S]`` (None for all)."""
         encoder = self.encoder
-        if self.normalise:
-            images = _normalised(images, encoder.normalisation)
-        x = encoder.add_prefix(encoder.patch_embed.embed_images(images))
+        kept = None if keep is None else layers.kept_tokens(keep, encoder.num_prefix_tokens)
+        if self.pixels.normalises:
+            images = _normalised(images, self.pixels.pixels, encoder.normalisation, encoder.patch_size, valid)
+        x = encoder.add_prefix(encoder.patch_embed.embed_images(images.to(encoder.pos_embed.dtype)))
         for block in encoder.blocks:
-            x = _block(block, x)
-        return encoder.norm(x)
-
-    def pooled(self, x: Tensor, pool: str) -> Tensor:  # [B, S, D] -> [B, D]
-        if pool == "cls":
-            return x[:, 0]
-        if pool == "mean":
-            return x[:, self.encoder.num_prefix_tokens :].mean(dim=1)
-        return _attention_pool(self.encoder.attn_pool, x)
+            x = layers.run_block(block, x, kept)
+        return encoder.norm(x), kept
 
 
 class DenseClassifier(nn.Module):
-    """``images [B, C, H, W]`` float to a classifier's ``logits`` or ``probabilities`` ``[B, num_classes]``."""
+    """``images [B, C, H, W]`` to a classifier's ``logits`` or ``probabilities`` ``[B, num_classes]``."""
 
-    def __init__(self, model: Classifier, output: str = "logits", normalise: bool = False) -> None:
+    def __init__(self, model: Classifier, output: str = "logits", pixels: PixelInput | None = None) -> None:
         super().__init__()
-        if model.encoder.keep != "all":
-            raise ArgumentError(
-                f"model: its encoder has keep={model.encoder.keep!r}, the exported graph computes all patches, which "
-                "other probabilities come of; set model.encoder.keep = 'all', and evaluate it anew"
-            )
         self.model, self.output = model, output
-        self.encoder = DenseEncoder(model.encoder, "tokens", normalise=normalise)
+        self.encoder = DenseEncoder(model.encoder, "tokens", pixels=pixels)
 
-    def forward(self, images: Tensor) -> Tensor:
-        logits = self.logits(self.encoder.tokens(images))
+    def forward(self, images: Tensor, keep: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+        logits = self.model.classify_dense(*self.encoder.tokens(images, keep, valid))
         return logits if self.output == "logits" else self.model.probabilities(logits)
-
-    def logits(self, x: Tensor) -> Tensor:  # [B, S, D] -> [B, num_classes]
-        """:meth:`.Classifier.classify` in standard operations."""
-        head, norm = self.model.head, self.model.encoder.fc_norm
-        if isinstance(head, LinearHead):
-            return head.decide(norm(self.encoder.pooled(x, head.pool)))
-        if isinstance(head, AttentionHead):
-            return head.fc(head.norm(_attention_pool(head.attn_pool, norm(x))))
-        return _label_queries(head, norm(x))
 
 
 class DenseTimm(nn.Module):
-    """``images [B, C, H, W]`` float to what the timm model gives: logits, or without a head features."""
+    """``images [B, C, H, W]`` to what the timm model gives: logits, or without a head features."""
 
-    def __init__(self, model: Encoder, normalise: bool = False) -> None:
+    def __init__(self, model: Encoder, pixels: PixelInput | None = None) -> None:
         super().__init__()
+        if model.keep != "all":
+            raise ArgumentError(
+                f"encoder: has keep={model.keep!r}, but timm's models look at all patches; set keep = 'all'"
+            )
         self.model = model
-        self.encoder = DenseEncoder(model, "tokens", normalise=normalise)
+        self.encoder = DenseEncoder(model, "tokens", pixels=pixels)
 
-    def forward(self, images: Tensor) -> Tensor:
-        model, x = self.model, self.encoder.tokens(images)
-        pool = {"token": "cls", "avg": "mean", "map": "attention"}.get(model.global_pool)
-        return model.head(model.fc_norm(x if pool is None else self.encoder.pooled(x, pool)))
+    def forward(self, images: Tensor, keep: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
+        return self.model.forward_head(self.encoder.tokens(images, keep, valid)[0])
 
 
-def dense(model: nn.Module, output: str | None, pool: str | None, normalise: bool) -> tuple[nn.Module, Encoder, str]:
+def dense(model: nn.Module, output: str | None, pool: str | None, pixels: PixelInput) -> tuple[nn.Module, Encoder, str]:
     """The module that is exported for ``model``, its encoder, and the name of what it gives.
 
     Args:
         model: an encoder, a classifier, or either library's model of an encoder.
-        output, pool, normalise: see :func:`.export_onnx`.
+        output, pool: see :func:`.export_onnx`.
+        pixels: what the images are.
     """
     if not isinstance(model, Encoder | Classifier) and isinstance(getattr(model, "encoder", None), Encoder):
         if type(model).__name__ != "HDXrayModel":  # of transformers, which need not be there
@@ -138,55 +167,35 @@ def dense(model: nn.Module, output: str | None, pool: str | None, normalise: boo
     if output in HEAD_OUTPUTS and pool is not None:
         raise ArgumentError(f"pool: got {pool!r}, which is for output='features'; a head pools as it was trained")
     if output in HEAD_OUTPUTS and isinstance(model, Classifier):
-        return DenseClassifier(model, output, normalise), model.encoder, output
+        return DenseClassifier(model, output, pixels), model.encoder, output
     if of_timm and pool is None and output in ("logits", "features") and (output == "logits" or not with_head):
-        return DenseTimm(model, normalise), model, output
+        return DenseTimm(model, pixels), model, output
     encoder = model.encoder if isinstance(model, Classifier) else model
-    return DenseEncoder(encoder, output, pool, normalise), encoder, output
+    return DenseEncoder(encoder, output, pool, pixels), encoder, output
 
 
-def _block(block: Block, x: Tensor) -> Tensor:  # [B, S, D]
-    """:meth:`hdxray_fast.models.layers.Block.forward` in standard operations."""
-    qkv = block.attn.qkv(block.norm1(x)).unflatten(-1, (3, block.attn.num_heads, -1))  # [B, S, 3, H, Dh]
-    x = x + block.ls1(block.attn.proj(_attention(*qkv.unbind(2))))
-    return x + block.ls2(block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x)))))
+def _normalised(
+    images: Tensor, pixels: str, normalisation: str | tuple[float, float], patch_size: int, valid: Tensor | None
+) -> Tensor:
+    """As :meth:`hdxray_fast.models.encoder.Encoder.normalise`, float32.
 
-
-def _cross_block(block: CrossBlock, x: Tensor, y: Tensor) -> Tensor:  # [B, Q, D], [B, S, D]
-    """:meth:`hdxray_fast.models.layers.CrossBlock.forward` in standard operations."""
-    x = x + _cross_attention(block.cross_attn, block.norm1(x), y)
-    return x + block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(x))))
-
-
-def _cross_attention(attn: CrossAttention, x: Tensor, y: Tensor) -> Tensor:  # [B, Q, D], [B, S, D] -> [B, Q, D]
-    q = attn.q(x).unflatten(-1, (attn.num_heads, -1))  # [B, Q, H, Dh]
-    k, v = attn.kv(y).unflatten(-1, (2, attn.num_heads, -1)).unbind(2)  # 2 x [B, S, H, Dh]
-    return attn.proj(_attention(q, k, v))
-
-
-def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, Q, H, Dh], 2 x [B, S, H, Dh] -> [B, Q, D]
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
-    return out.transpose(1, 2).flatten(2)
-
-
-def _attention_pool(pool: AttentionPool, x: Tensor) -> Tensor:  # [B, S, D] -> [B, D]
-    query = pool.query.expand(x.shape[0], 1, -1)
-    return _cross_attention(pool.attn, query, pool.norm(x)).squeeze(1)
-
-
-def _label_queries(head: LabelQueryHead, y: Tensor) -> Tensor:  # [B, S, D] -> [B, C]
-    queries = head.queries if head.text is None else head.project(head.text.to(head.project.weight.dtype))
-    x = queries.expand(y.shape[0], -1, -1)  # [B, C, D]
-    for block, cross in zip(head.self_blocks, head.cross_blocks, strict=True):
-        x = _cross_block(cross, _block(block, x), y)
-    return head.fc(head.norm(x)).squeeze(-1)
-
-
-def _normalised(images: Tensor, normalisation: str | tuple[float, float]) -> Tensor:
-    """As :meth:`hdxray_fast.models.encoder.Encoder.pixel_scale` has it for images of 8 bits."""
+    Means are taken of patches first and of these then: a runtime that sums one by one would lose digits over the 1.6
+    million pixels of a canvas.
+    """
+    levels, white = (images.float(), INTEGERS[pixels][1]) if pixels in INTEGERS else (images.float() * 255.0, 255.0)
     if normalisation != "per_image":
-        mean, std = normalisation
-        return (images - mean) / std
-    mean = images.mean(dim=(1, 2, 3), keepdim=True)
-    std = (images - mean).square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
-    return (images - mean) / std.clamp(min=1 / 255)  # one grey level: a flat image stays finite
+        scale, shift = fixed_scale(normalisation, white)
+        return levels * scale + shift
+    mean = _mean_of_patches(levels, patch_size, valid)
+    variance = _mean_of_patches((levels - mean[:, None, None, None]).square(), patch_size, valid)
+    scale, shift = standardising(mean, variance.sqrt())
+    return levels * scale[:, None, None, None] + shift[:, None, None, None]
+
+
+def _mean_of_patches(values: Tensor, p: int, valid: Tensor | None) -> Tensor:  # [B, C, H, W] -> [B]
+    """The mean over the valid patches (bool ``[B, gh, gw]``); of an image without any, over all."""
+    means = values.unflatten(3, (-1, p)).unflatten(2, (-1, p)).mean(dim=(1, 3, 5))  # [B, gh, gw]
+    if valid is None:
+        return means.mean(dim=(1, 2))
+    counts = (valid | ~valid.flatten(1).any(dim=1)[:, None, None]).to(means.dtype)
+    return (means * counts).sum(dim=(1, 2)) / counts.sum(dim=(1, 2))

@@ -16,10 +16,12 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
+from ..models import dense
 from ..models.encoder import Encoder
 from ..models.encoder_config import DEFAULTS, EncoderConfig
 from ..models.layers import init_weights
 from ..models.presets import ENCODERS
+from ..ops.compiling import writes_graph
 from ..weights.adapt import fit_positions, split_positions
 from ..weights.create import create_encoder
 
@@ -101,6 +103,8 @@ class TimmEncoder(Encoder):
         if self.global_pool in ("avg", "max", "avgmax"):
             return self.fc_norm(_reduced(x[:, self.num_prefix_tokens :], self.global_pool))
         if self.global_pool == "map":
+            if writes_graph():
+                return self.fc_norm(dense.attention_pooled(self.attn_pool, x))
             cu_seqlens = x.shape[1] * torch.arange(x.shape[0] + 1, dtype=torch.int32, device=x.device)
             return self.fc_norm(self.attn_pool(x.flatten(0, 1), cu_seqlens, x.shape[1]))
         return self.fc_norm(x)

@@ -16,9 +16,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ..errors import ArgumentError, ArgumentTypeError
 from ..ops import autocast
+from ..ops.compiling import writes_graph
 from ..ops.gather import gather_patches
 from ..ops.plan import MaskPlan, as_plain
 from ..ops.view import View
+from . import dense
 from .encoder_config import EncoderConfig
 from .grey_levels import scale_of_levels, warn_of_range
 from .layers import Block, init_weights
@@ -142,8 +144,8 @@ class Encoder(nn.Module):
             Without ``pool``: normalised tokens ``[N_keep + B * num_prefix_tokens, D]`` with their ``cu_seqlens``.
             With ``pool``: features ``[B, D]``.
         """
-        tokens, _, longest = self._encode(images, plan, scale, shift, inside, valid)
-        return tokens if self.pool is None else self.pool_tokens(tokens, self.pool, longest)
+        tokens, plan, longest = self._encode(images, plan, scale, shift, inside, valid)
+        return tokens if self.pool is None else self._pooled(tokens, plan, self.pool, longest)
 
     def pool_tokens(self, tokens: Tokens, pool: str, max_seqlen: int | None = None) -> Tensor:
         """One feature per image, ``[B, D]``, from tokens of this encoder.
@@ -363,6 +365,22 @@ class Encoder(nn.Module):
             scale, shift = (value[:, None, None, None] for value in (scale, shift))
         return levels * scale + shift
 
+    def kept_patches(
+        self,
+        images: Tensor,  # [B, C, H, W]
+        inside: Tensor | None = None,  # [B, gh, gw] bool
+        valid: Tensor | None = None,  # [B, gh, gw] bool
+    ) -> Tensor:
+        """The patches that ``keep`` chooses, bool ``[B, gh, gw]``: what an exported graph takes as ``keep``.
+
+        Arguments and errors are those of :meth:`forward`.
+        """
+        images = self.check_images(images)
+        if self.keep == "all":
+            return torch.ones(images.shape[0], *self.grid_size, dtype=torch.bool, device=images.device)
+        chosen = (self.keep, images, self.grid_size, self.patch_size, inside, valid, self.margin)
+        return selected_patches(*chosen).keep_grid()
+
     def transform(self) -> Transform:
         """What brings one picture to what this encoder takes, ``[C, S, S] float32``, for a data set or ``Compose``.
 
@@ -435,7 +453,7 @@ class Encoder(nn.Module):
         tokens = self._packed(self.norm(x), cu_seqlens)
         pool = self.pool or ("mean" if self.cls_token is None else "cls")
         hidden = [torch.cat(self._to_dense(state, plan), dim=1) for state in states]
-        return torch.cat(self._to_dense(tokens.values, plan), dim=1), self.pool_tokens(tokens, pool, longest), hidden
+        return torch.cat(self._to_dense(tokens.values, plan), dim=1), self._pooled(tokens, plan, pool, longest), hidden
 
     # --- the parts --------------------------------------------------------------------------------------------------
     def _encode(self, images, plan, scale, shift, inside, valid) -> tuple[Tokens, MaskPlan | None, int]:
@@ -465,11 +483,26 @@ class Encoder(nn.Module):
         if plan is not None:
             tokens = self.embed(images, plan, scale, shift, view)
             return tokens.values, tokens.cu_seqlens, plan.longest[0] + self.num_prefix_tokens
+        if writes_graph() and view is None:
+            patches = self._embed_images(images, scale, shift)
+            return self.add_prefix(patches), None, self.num_prefix_tokens + patches.shape[1]
         plan = every_patch(images.shape[0], self.grid_size, self.patch_size, images.device)
         rows = gather_patches(images, plan, scale, shift, self._rows_dtype(images.device), view=view)
         patches = self.patch_embed(rows, (images.shape[0], *self.grid_size))
         x = self.add_prefix(patches.unflatten(0, (images.shape[0], plan.max_keep)))
         return x, None, x.shape[1]
+
+    def _embed_images(self, images: Tensor, scale: float | Tensor, shift: float | Tensor) -> Tensor:  # -> [B, P, D]
+        """Embedded patches of whole images, in standard operations."""
+        scale, shift = (v[:, None, None, None] if isinstance(v, Tensor) and v.dim() else v for v in (scale, shift))
+        return self.patch_embed.embed_images((images.float() * scale + shift).to(self._rows_dtype(images.device)))
+
+    def _pooled(self, tokens: Tokens, plan: MaskPlan | None, pool: str, longest: int) -> Tensor:
+        """:meth:`pool_tokens`, of whole images in standard operations where a graph is written."""
+        if plan is not None or not writes_graph():
+            return self.pool_tokens(tokens, pool, longest)
+        x = tokens.values.unflatten(0, (-1, self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]))
+        return self.fc_norm(dense.pooled(x, pool, self.num_prefix_tokens, getattr(self, "attn_pool", None)))
 
     def add_prefix(self, patches: Tensor) -> Tensor:  # [B, P, D] -> [B, num_prefix_tokens + P, D]
         """Embedded patches of whole images with their positions, behind the prefix tokens."""
@@ -497,6 +530,8 @@ class Encoder(nn.Module):
         plan: MaskPlan | None,
         drop_path_keep: Tensor | None = None,
     ) -> Tensor:
+        if cu_seqlens is None and writes_graph() and not (block.training and block.drop_path):
+            return dense.run_block(block, x)
         equal_lengths = plan is not None and plan.equal_counts[0]
         arguments = (x, cu_seqlens, longest, None, drop_path_keep, equal_lengths)
         if self.grad_checkpointing and torch.is_grad_enabled():
@@ -532,7 +567,7 @@ class Encoder(nn.Module):
         ``"per_image"`` takes mean and deviation over the ``valid`` patches (bool ``[B, gh, gw]``), or over all.
         """
         if images.is_floating_point():
-            if not self._range_seen and not torch.compiler.is_compiling():
+            if not self._range_seen and not torch.compiler.is_compiling() and not writes_graph():
                 self._range_seen = True
                 warn_of_range(images, self.normalisation)
             return 1.0, 0.0

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
-from ..ops.compiling import not_traced
+from ..ops.compiling import not_traced, writes_graph
 from ..ops.mask_plan import plan_masks
 from ..ops.plan import MaskPlan
 
@@ -25,7 +25,10 @@ def every_patch(batch: int, grid_size: tuple[int, int], patch_size: int, device:
     return MaskPlan(ids, cu_seqlens, ids[:0], torch.zeros_like(cu_seqlens), grid_size, patch_size, patches, 0)
 
 
-@not_traced("patches are chosen by contours and values: make the plan before the compiled model, and pass it")
+@not_traced(
+    "patches are chosen by contours and values: make the plan before the compiled model, and pass it; graphs of "
+    "hx.export_program and hx.export_onnx take the kept patches as an input"
+)
 def selected_patches(
     keep: str,
     images: Tensor,
@@ -48,7 +51,17 @@ def selected_patches(
 
     Returns:
         A plan on the device of ``images``; an image without any wanted patch keeps one.
+
+    Raises:
+        ArgumentError: a graph is being written, which cannot hold a choice by values; or an argument is not as
+            described.
     """
+    if writes_graph():
+        raise ArgumentError(
+            f"keep: is {keep!r}, which chooses patches by values, and torch.export, torch.onnx.export and "
+            "torch.jit.trace write one graph for all images; call hx.export_onnx or hx.export_program, whose graph "
+            "takes the kept patches as an input, or set keep = 'all'"
+        )
     batch = images.shape[0]
     shape = (batch, *grid_size)
     valid = torch.ones(shape, dtype=torch.bool) if valid is None else checked_grid("valid", valid, shape)

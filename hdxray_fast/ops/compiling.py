@@ -21,6 +21,18 @@ def constant_result(function: F) -> F:
     return function
 
 
+def writes_graph() -> bool:
+    """Whether ``torch.export`` (ONNX's too) or ``torch.jit.trace`` writes down what is computed, for other runtimes.
+
+    These know no operators of this package: whole images are computed by standard ones then. Not told of
+    ``torch.export(strict=True)``: the compiler that this goes through answers the question alike for ``torch.compile``
+    in some versions.
+    """
+    if torch.compiler.is_dynamo_compiling():
+        return False
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
 def not_traced(reason: str) -> Callable[[F], F]:
     """Have ``torch.compile`` call a function between two graphs; with ``fullgraph=True`` its error gives the reason.
 

@@ -121,6 +121,14 @@ class MaskPlan:
         """Kept patches of each image, ``[B]`` int32."""
         return self.keep_cu_seqlens.diff()
 
+    def keep_grid(self) -> Tensor:
+        """Which patches of each image are kept, ``[B, gh, gw]`` bool."""
+        height, width = self.grid_size
+        real, image = rows_with_patch(self, "keep")
+        cells = torch.where(real, image * (height * width) + self.keep_ids, self.batch_size * height * width)
+        grid = torch.zeros(self.batch_size * height * width + 1, dtype=torch.bool, device=self.device)
+        return grid.index_fill(0, cells, True)[:-1].view(self.batch_size, height, width)  # the last one was for slack
+
     @property
     def predict_counts(self) -> Tensor:
         """Predicted patches of each image, ``[B]`` int32."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from onnx_runtimes import run_onnx
 
 import hdxray_fast as hx
 from hdxray_fast.cli.main import main
@@ -38,12 +39,6 @@ def expected(encoder: Encoder, images: torch.Tensor, output: str) -> torch.Tenso
         return tokens if output == "tokens" else grid
 
 
-def run_onnx(path, images: torch.Tensor) -> np.ndarray:
-    session = pytest.importorskip("onnxruntime").InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    (result,) = session.run(None, {"images": images.numpy()})
-    return result
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("output", ["features", "tokens", "map"])
 def test_torch_export_agrees(variant, output):
@@ -60,17 +55,25 @@ def test_torch_export_agrees(variant, output):
 
 
 @pytest.mark.parametrize(
-    ("variant", "output"), [("attention pool", "features"), ("fc_norm", "tokens"), ("plain", "map")]
+    ("variant", "output", "runtime"),
+    [
+        ("attention pool", "features", "onnxruntime"),
+        ("fc_norm", "tokens", "onnxruntime"),
+        ("plain", "map", "onnxruntime"),
+        ("attention pool", "features", "openvino"),
+    ],
 )
-def test_onnx_agrees(variant, output, tmp_path):
+def test_onnx_agrees(variant, output, runtime, tmp_path):
     onnx = pytest.importorskip("onnx")
+    pytest.importorskip(runtime, reason=f"{runtime} is not installed")
     pytest.importorskip("onnxscript")
     encoder = small(**VARIANTS[variant])
     path = hx.export_onnx(encoder, tmp_path / "encoder.onnx", output)
     assert [p.name for p in tmp_path.iterdir()] == ["encoder.onnx"]
     for batch in (1, 3):
         images = torch.randn(batch, encoder.in_chans, *encoder.img_size)
-        np.testing.assert_allclose(run_onnx(path, images), expected(encoder, images, output), rtol=1e-4, atol=1e-5)
+        result = run_onnx(path, images, runtime)
+        np.testing.assert_allclose(result, expected(encoder, images, output), rtol=1e-4, atol=1e-5)
     graph = onnx.load(path).graph
     assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
     (given,), (result,) = graph.input, graph.output
@@ -88,6 +91,52 @@ def test_normalisation_in_the_graph(normalisation):
     torch.testing.assert_close(result, expected(encoder, images, "tokens"), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+@pytest.mark.parametrize("normalisation", ["per_image", (0.5, 0.25)])
+def test_integers_are_normalised_in_the_graph(normalisation, dtype):
+    """As the encoder does it by itself, over the whole image."""
+    encoder = small(normalisation=normalisation, in_chans=3)
+    images = torch.randint(0, torch.iinfo(dtype).max, (2, 3, 32, 48)).to(dtype)
+    images[1] = 7  # a flat image stays finite
+    program = hx.export_program(encoder, "tokens", pixels=str(dtype).removeprefix("torch."))
+    torch.testing.assert_close(program.module()(images), expected(encoder, images, "tokens"), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kept", ["mean", "cls", "attention", "tokens", "map"])
+def test_patches_that_are_not_kept_count_for_nothing(kept):
+    pool = kept if kept in ("mean", "cls", "attention") else None
+    encoder = small(keep="contour", margin=0, reg_tokens=2, pool=pool)
+    images = torch.randint(0, 256, (3, 1, 32, 48), dtype=torch.uint8)
+    inside, valid = torch.rand(2, 3, 2, 3) < torch.tensor([0.4, 0.7])[:, None, None, None]
+    inside[:, 0, 0] = valid[:, 0, 0] = True
+    keep = encoder.kept_patches(images, inside, valid)
+    assert torch.equal(keep, inside & valid)
+    program = hx.export_program(encoder, None if pool else kept, pixels="uint8", valid=True)
+    result = program.module()(images, keep=keep, valid=valid)
+    with torch.no_grad():
+        if pool:
+            wanted = encoder(images, inside=inside, valid=valid)
+        else:
+            wanted = encoder.forward_features(images, inside=inside, valid=valid)
+            wanted = wanted if kept == "tokens" else wanted[:, 3:].transpose(1, 2).unflatten(2, (2, 3))
+    torch.testing.assert_close(result, wanted, rtol=1e-5, atol=1e-5)
+    other = torch.where(keep.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, None], images, 255 - images)
+    everywhere = hx.export_program(encoder, None if pool else kept)  # on normalised images
+    a, b = (everywhere.module()(i / 255, keep=keep) for i in (images, other))
+    torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_an_image_that_keeps_nothing_is_looked_at_whole():
+    encoder = small(keep="valid", class_token=False, pool="mean")
+    images = torch.randn(2, 1, 32, 48)
+    keep = torch.zeros(2, 2, 3, dtype=torch.bool)
+    keep[0, 1] = True
+    result = hx.export_program(encoder).module()(images, keep=keep)
+    torch.testing.assert_close(result[:1], encoder(images[:1], valid=keep[:1]), rtol=1e-5, atol=1e-5)
+    encoder.keep = "all"
+    torch.testing.assert_close(result[1:], encoder(images[1:]), rtol=1e-5, atol=1e-5)
+
+
 def test_a_saved_program_runs_without_the_encoder(tmp_path):
     encoder = small()
     torch.export.save(hx.export_program(encoder), tmp_path / "encoder.pt2")
@@ -103,6 +152,7 @@ def test_the_command(tmp_path, capsys):
     hx.save_model(encoder, tmp_path / "model")
     path = tmp_path / "encoder.onnx"
     argv = ["export", str(tmp_path / "model"), "--out", str(path), "--img-size", "48", "--normalise", "--pool", "mean"]
+    argv += ["--keep", "all"]
     assert main(argv) == 0
     assert capsys.readouterr().out.strip().endswith(str(path))
     encoder.keep = "all"
@@ -117,8 +167,14 @@ def test_the_command(tmp_path, capsys):
 def test_what_is_refused(tmp_path, monkeypatch):
     encoder = small()
     path = tmp_path / "encoder.onnx"
-    with pytest.raises(hx.ArgumentError, match=r"^encoder: has keep='contour'"):
-        hx.export_onnx(small(keep="contour"), path)
+    with pytest.raises(hx.ArgumentError, match=r"^pixels: got 'int8', accepted are 'float', 'uint8', 'uint16'"):
+        hx.export_onnx(encoder, path, pixels="int8")
+    with pytest.raises(hx.ArgumentTypeError, match=r"^normalise: got 'uint8'"):
+        hx.export_onnx(encoder, path, normalise="uint8")
+    with pytest.raises(hx.ArgumentError, match=r"^valid: got True, which is for graphs that normalise"):
+        hx.export_onnx(encoder, path, valid=True)
+    with pytest.raises(hx.ArgumentError, match=r"^valid: .* this encoder is \(0.5, 0.25\)"):
+        hx.export_onnx(small(normalisation=(0.5, 0.25)), path, pixels="uint8", valid=True)
     with pytest.raises(hx.ArgumentTypeError, match=r"^encoder: got Linear"):
         hx.export_program(torch.nn.Linear(2, 2))
     with pytest.raises(hx.ArgumentError, match=r"^output: got 'logits'"):

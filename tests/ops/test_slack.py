@@ -65,6 +65,17 @@ def test_a_rounded_plan_is_the_plan_and_slack():
     assert all(bound % 128 == 0 for bound in (rounded.max_keep, rounded.max_predict))
 
 
+def test_the_grid_of_kept_patches():
+    grids = torch.rand(3, 5, 7) < 0.5
+    grids[1] = False
+    plan = hx.plan_all(grids)
+    assert torch.equal(plan.keep_grid(), grids)
+    rounded = plan.rounded_up(slack=0.5)
+    assert rounded.keep_ids.shape[0] > plan.keep_ids.shape[0]
+    assert torch.equal(rounded.keep_grid(), grids)  # ids in the slack are 0, and stand for nothing
+    assert hx.plan_all(grids[:0]).keep_grid().shape == (0, 5, 7)
+
+
 def test_a_plan_of_nothing_stays_one():
     nothing = torch.zeros(2, *GRID, dtype=torch.bool)
     rounded = hx.plan_masks(nothing, nothing).rounded_up()
