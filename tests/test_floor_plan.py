@@ -52,6 +52,9 @@ EXCEPTIONS = {
     ("", "interop.registration"): "transformers and timm learn of the models when the package is imported",
     ("interop.dense", "classify.classifier"): "a classifier is exported with its head",
     ("interop.dense", "classify.heads"): "a classifier is exported with its head",
+    ("interop.hf_classifier", "classify.classifier"): "a classifier is a model of transformers too",
+    ("interop.hf_classifier", "classify.heads"): "its heads",
+    ("interop.hf_classifier", "classify.loss"): "its loss",
     ("interop.export", "classify.classifier"): "its classes and thresholds go into the file",
 }
 
