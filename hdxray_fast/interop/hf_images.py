@@ -16,7 +16,7 @@ from ..images.contour import find_contour
 from ..images.picture import readable
 from ..images.standardise import standardisation
 from ..models.encoder_config import EncoderConfig, fixed_scale
-from ..weights.hub_files import PROCESSOR_AUTO_MAP, preprocessor_settings
+from ..weights.hub_files import preprocessor_settings
 
 # transformers' options that change nothing here, with why they could not
 OPTIONS = {
@@ -70,7 +70,6 @@ class HDXrayImageProcessor(BaseImageProcessor):
         contour: str = "network",
         **kwargs: Any,
     ) -> None:
-        kwargs.pop("auto_map", None)  # for those who have not imported this class
         checked_options({name: kwargs.pop(name) for name in list(kwargs) if name in OPTIONS}, do_normalize)
         super().__init__(**kwargs)
         self.size = _size(size)
@@ -84,14 +83,6 @@ class HDXrayImageProcessor(BaseImageProcessor):
         settings = preprocessor_settings(config)
         del settings["image_processor_type"]
         return cls(**settings, **kwargs)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Contents of ``preprocessor_config.json``."""
-        return {**super().to_dict(), "auto_map": PROCESSOR_AUTO_MAP}
-
-    @classmethod
-    def register_for_auto_class(cls, auto_class: object = "AutoImageProcessor") -> None:
-        """Nothing: what is saved names its class already, and no code of this package is copied into folders."""
 
     def preprocess(
         self,

@@ -19,6 +19,7 @@ TEMPLATE_SIGN = "This model card has been automatically generated"  # transforme
 
 # Where transformers has not heard of this package, "auto_map" makes it ask whether it may run this file, which says
 # what is missing, instead of asking for another version of transformers. After ``import hdxray_fast`` it is not read.
+# preprocessor_config.json has none: pipelines would guess a video processor from it, and ask after the import too.
 IMPORT_FILE = "import_hdxray_fast.py"
 IMPORT_CODE = '''"""What transformers runs, if allowed to, where nobody imported the package of these weights.
 
@@ -26,16 +27,10 @@ Put ``import hdxray_fast`` (``pip install hdxray-fast``) before the first ``from
 and this file is not read.
 """
 
-from hdxray_fast.interop.hf import HDXrayBackbone, HDXrayForImageClassification, HDXrayImageProcessor, HDXrayModel
+from hdxray_fast.interop.hf import HDXrayBackbone, HDXrayForImageClassification, HDXrayModel
 from hdxray_fast.interop.hf_config import HDXrayConfig
 
-__all__ = [
-    "HDXrayBackbone",
-    "HDXrayConfig",
-    "HDXrayForImageClassification",
-    "HDXrayImageProcessor",
-    "HDXrayModel",
-]
+__all__ = ["HDXrayBackbone", "HDXrayConfig", "HDXrayForImageClassification", "HDXrayModel"]
 '''
 _CLASSES = {
     "AutoConfig": "HDXrayConfig",
@@ -44,7 +39,6 @@ _CLASSES = {
     "AutoModelForImageClassification": CLASSIFIER_CLASS,
 }
 AUTO_MAP = {auto: f"{IMPORT_FILE.removesuffix('.py')}.{name}" for auto, name in _CLASSES.items()}
-PROCESSOR_AUTO_MAP = {"AutoImageProcessor": f"{IMPORT_FILE.removesuffix('.py')}.HDXrayImageProcessor"}
 
 
 def label_keys(classes: Sequence[str], multiclass: bool) -> dict[str, Any]:

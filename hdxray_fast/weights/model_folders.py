@@ -22,7 +22,6 @@ from .hub_files import (
     AUTO_MAP,
     HUB_KEYS,
     PREPROCESSOR_FILE,
-    PROCESSOR_AUTO_MAP,
     preprocessor_settings,
     write_import_file,
     write_model_card,
@@ -64,7 +63,7 @@ def write_folder(
     model: MaskedAutoencoder | Encoder,
     directory: str | Path,
     labels: Mapping[str, object] | None = None,
-    preprocessing: Mapping[str, object] | None = None,
+    preprocessing: dict[str, object] | None = None,
 ) -> Path:
     """:func:`save_model`, with what a classifier's folder says besides.
 
@@ -77,7 +76,7 @@ def write_folder(
     directory = _as_path(directory)
     _safetensors()
     files[CONFIG_FILE] |= {"auto_map": AUTO_MAP, **(labels or {})}
-    files[PREPROCESSOR_FILE] |= {"auto_map": PROCESSOR_AUTO_MAP, **(preprocessing or {})}
+    files[PREPROCESSOR_FILE] |= preprocessing or {}
     config = json.loads(json.dumps(files[CONFIG_FILE]))  # as it will be read
     tensors = state_to_save(model, shapes_of(lambda: _build(config["format"], config["model"])))
     try:

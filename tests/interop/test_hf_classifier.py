@@ -207,8 +207,10 @@ def test_other_classes_than_the_trained_ones(transformers, tmp_path):
         load_classifier(tmp_path / "linear")
 
 
-def test_the_pipeline_gives_the_probabilities_of_predict(transformers, tmp_path, files):
+def test_the_pipeline_gives_the_probabilities_of_predict(transformers, tmp_path, files, monkeypatch):
     image_module = pytest.importorskip("PIL.Image")
+    questions = []  # whether code of the folder may run: nothing is to be asked
+    monkeypatch.setattr("builtins.input", lambda question: questions.append(question) or "n")
     for multiclass in (False, True):
         save_classifier(classifier(multiclass=multiclass, keep="contour"), tmp_path / "model")
         expected = hx.predict(files, tmp_path / "model", device="cpu", precision="fp32")
@@ -218,9 +220,10 @@ def test_the_pipeline_gives_the_probabilities_of_predict(transformers, tmp_path,
         for answer, row in zip(answers, [*expected.probabilities] * 2, strict=True):
             scores = {item["label"]: item["score"] for item in answer}
             np.testing.assert_allclose([scores[name] for name in CLASSES], row, rtol=1e-3, atol=1e-5)
-    if not multiclass:
-        one = pipe(files[0], function_to_apply="sigmoid")
-        assert len(one) == 3
+    sigmoids = {item["label"]: item["score"] for item in pipe(files[0], function_to_apply="sigmoid")}
+    softmax = {item["label"]: item["score"] for item in pipe(files[0])}
+    assert abs(sum(softmax.values()) - 1) < 1e-5 and sigmoids.keys() == softmax.keys() and sigmoids != softmax
+    assert questions == []
 
 
 def test_a_trainer_takes_a_step_and_goes_on(transformers, tmp_path):
