@@ -16,12 +16,14 @@ from ..models.inputs import patches_to_keep
 from ..ops.compiling import writes_graph
 from ..ops.plan import MaskPlan
 from ..ops.view import View
-from ..weights.model_folders import load_model, model_folder, save_model
+from ..weights.hub_files import label_keys
+from ..weights.model_folders import MODEL_FILE, load_model, model_folder, read_tensors, write_folder
 from .heads import LabelQueryHead, LinearHead, build_head
 
 HEAD_FILE = "head.safetensors"
 CLASSIFIER_FILE = "classifier.json"
 FORMAT = "hdxray_fast.classifier"
+ARCHITECTURE = ("head", "pool", "text_dim")  # the settings that a head is built from
 
 
 @dataclass
@@ -129,9 +131,7 @@ class Classifier(nn.Module):
 
     def classify(self, tokens: Tokens, longest: int | None = None) -> Tensor:
         """Tokens of the encoder to logits ``[B, num_classes]``."""
-        if isinstance(self.head, LinearHead):  # where the encoder's last norm comes after pooling, it does here too
-            return self.head.decide(self.encoder.fc_norm(self.head.pooled(*tokens)))
-        return self.head(self.encoder.fc_norm(tokens.values), tokens.cu_seqlens, longest)
+        return classify_tokens(self.encoder, self.head, tokens, longest)
 
     def classify_dense(self, x: Tensor, kept: Tensor | None = None) -> Tensor:  # [B, S, D], [B, S] bool
         """:meth:`classify` of dense tokens, those that are ``kept`` (left out, all), in standard operations."""
@@ -144,31 +144,41 @@ class Classifier(nn.Module):
         return logits.float().softmax(-1) if self.config.multiclass else logits.float().sigmoid()
 
 
+def classify_tokens(encoder: Encoder, head: nn.Module, tokens: Tokens, longest: int | None = None) -> Tensor:
+    """Tokens of ``encoder`` to logits ``[B, C]`` of a head that :func:`.build_head` made for it."""
+    if isinstance(head, LinearHead):  # where the encoder's last norm comes after pooling, it does here too
+        return head.decide(encoder.fc_norm(head.pooled(*tokens)))
+    return head(encoder.fc_norm(tokens.values), tokens.cu_seqlens, longest)
+
+
 def save_classifier(model: Classifier, directory: str | Path) -> Path:
-    """Write encoder, head and settings into one folder, each file whole or not at all."""
-    directory = save_model(model.encoder, directory)
+    """Write encoder, head and settings into one folder, each file whole or not at all.
+
+    It is a folder for transformers' ``AutoModelForImageClassification`` too.
+    """
+    config = model.config
+    labels = label_keys(config.classes, config.multiclass)
+    labels["classifier"] = {key: getattr(config, key) for key in ARCHITECTURE}
+    directory = write_folder(model.encoder, directory, labels, {"contour": config.contour})
     head = {name: tensor.detach().contiguous().cpu() for name, tensor in model.head.state_dict().items()}
     with written_whole(directory / HEAD_FILE) as temporary:
         save_tensors(head, temporary)
     with written_whole(directory / CLASSIFIER_FILE) as temporary:
-        temporary.write_text(json.dumps({"format": FORMAT, **vars(model.config)}, indent=1) + "\n")
+        temporary.write_text(settings_text(config))
     return directory
 
 
-def load_classifier(directory: str | Path) -> Classifier:
-    """The classifier that :func:`save_classifier` wrote, in evaluation mode.
+def settings_text(config: ClassifierConfig) -> str:
+    """Contents of ``classifier.json``."""
+    return json.dumps({"format": FORMAT, **vars(config)}, indent=1) + "\n"
 
-    Args:
-        directory: the folder, or that of the run it lies in.
+
+def read_settings(path: Path) -> dict:
+    """What ``classifier.json`` says, a field of :class:`ClassifierConfig` each.
 
     Raises:
-        CheckpointError: a file is missing, damaged, or does not belong to the others.
+        CheckpointError: it is missing, damaged, or is no file of this package.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    directory = model_folder(directory, CLASSIFIER_FILE)
-    path = directory / CLASSIFIER_FILE
     try:
         settings = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -177,14 +187,43 @@ def load_classifier(directory: str | Path) -> Classifier:
         raise CheckpointError(f"{path}: is damaged or cannot be read ({error})") from error
     if not isinstance(settings, dict) or settings.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path}: describes no classifier of this package")
+    return settings
+
+
+def read_head(directory: Path) -> dict[str, Tensor]:
+    """The head's tensors in the folder of a classifier: of ``head.safetensors``, or beside the encoder's, where
+    transformers has saved them.
+
+    Raises:
+        CheckpointError: they are in neither, or a file is damaged.
+    """
+    path = directory / HEAD_FILE
+    if path.is_file():
+        return read_tensors(path)
+    tensors = read_tensors(directory / MODEL_FILE)
+    head = {name.removeprefix("head."): tensor for name, tensor in tensors.items() if name.startswith("head.")}
+    if not head:
+        raise CheckpointError(f"{path}: is missing, and {directory / MODEL_FILE} holds no head")
+    return head
+
+
+def load_classifier(directory: str | Path) -> Classifier:
+    """The classifier that :func:`save_classifier` wrote, or transformers' ``save_pretrained``, in evaluation mode.
+
+    Args:
+        directory: the folder, or that of the run it lies in.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, or does not belong to the others.
+    """
+    directory = model_folder(directory, CLASSIFIER_FILE)
+    settings = read_settings(directory / CLASSIFIER_FILE)
     encoder = load_model(directory)
     if not isinstance(encoder, Encoder):
         raise CheckpointError(f"{directory}: holds an auto-encoder, a classifier's encoder is needed")
     try:
         model = Classifier(encoder, ClassifierConfig(**settings))
-        model.head.load_state_dict(load_file(directory / HEAD_FILE))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{directory / HEAD_FILE}: is missing or damaged ({error})") from error
+        model.head.load_state_dict(read_head(directory))
     except (RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{directory / HEAD_FILE}: does not fit {CLASSIFIER_FILE} ({reason})") from error

@@ -39,6 +39,15 @@ class Tokens(NamedTuple):
     cu_seqlens: Tensor  # [B + 1] int32
 
 
+class Depths(NamedTuple):
+    """What the blocks of an encoder made of a batch."""
+
+    tokens: Tokens  # normalised
+    states: list[Tensor]  # depth + 1, not normalised: packed [N, D], or [B, S, D] where every patch was kept
+    plan: MaskPlan | None  # None if every patch was kept
+    longest: int  # of the sequences
+
+
 class Encoder(nn.Module):
     """Vision transformer; see :func:`hdxray_fast.create_encoder`.
 
@@ -211,7 +220,7 @@ class Encoder(nn.Module):
         Patches that are not kept are zero.
         """
         tokens, plan, _ = self._encode(images, plan, scale, shift, inside, valid)
-        prefix, grid = self._to_dense(tokens.values, plan)
+        prefix, grid = self.on_grid(tokens.values, plan)
         return torch.cat([prefix, grid], dim=1)
 
     def forward_intermediates(
@@ -264,12 +273,12 @@ class Encoder(nn.Module):
                 break
             x = self._run(block, x, cu_seqlens, longest, plan)
             if index in wanted:
-                prefix, grid = self._to_dense(self.norm(x) if norm else x, plan)
+                prefix, grid = self.on_grid(self.norm(x) if norm else x, plan)
                 if output_fmt == "NCHW":
                     grid = grid.unflatten(1, self.grid_size).permute(0, 3, 1, 2)  # [B, P, D] -> [B, D, gh, gw]
                 intermediates.append(grid)
                 prefixes.append(prefix)
-        features = None if intermediates_only else torch.cat(self._to_dense(self.norm(x), plan), dim=1)
+        features = None if intermediates_only else torch.cat(self.on_grid(self.norm(x), plan), dim=1)
         if output_dict:
             out = {"image_intermediates": intermediates}
             out |= {"image_intermediates_prefix": prefixes} if return_prefix_tokens and self.num_prefix_tokens else {}
@@ -443,6 +452,26 @@ class Encoder(nn.Module):
             that are not kept; features pooled as ``pool`` says, without one from the class token, or in an encoder
             without it the mean of the kept patches; ``depth + 1`` tensors like the tokens, or none.
         """
+        tokens, states, plan, longest = self.encode_depths(
+            images, plan, scale, shift, inside=inside, valid=valid, all_depths=all_depths
+        )
+        pool = self.pool or ("mean" if self.cls_token is None else "cls")
+        hidden = [torch.cat(self.on_grid(state, plan), dim=1) for state in states]
+        return torch.cat(self.on_grid(tokens.values, plan), dim=1), self._pooled(tokens, plan, pool, longest), hidden
+
+    def encode_depths(
+        self,
+        images: Tensor,
+        plan: MaskPlan | None = None,
+        scale: float | Tensor | None = None,
+        shift: float | Tensor | None = None,
+        *,
+        inside: Tensor | None = None,
+        valid: Tensor | None = None,
+        all_depths: bool = True,
+    ) -> Depths:
+        """Packed tokens, and with ``all_depths`` what lies between them and the pixels; arguments as for
+        :meth:`forward`."""
         images, plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
         x, cu_seqlens, longest = self._start(images, plan, scale, shift)
         states = [x] if all_depths else []
@@ -450,10 +479,7 @@ class Encoder(nn.Module):
             x = self._run(block, x, cu_seqlens, longest, plan)
             if all_depths:
                 states.append(x)
-        tokens = self._packed(self.norm(x), cu_seqlens)
-        pool = self.pool or ("mean" if self.cls_token is None else "cls")
-        hidden = [torch.cat(self._to_dense(state, plan), dim=1) for state in states]
-        return torch.cat(self._to_dense(tokens.values, plan), dim=1), self._pooled(tokens, plan, pool, longest), hidden
+        return Depths(self._packed(self.norm(x), cu_seqlens), states, plan, longest)
 
     # --- the parts --------------------------------------------------------------------------------------------------
     def _encode(self, images, plan, scale, shift, inside, valid) -> tuple[Tokens, MaskPlan | None, int]:
@@ -538,8 +564,13 @@ class Encoder(nn.Module):
             return checkpoint(block, *arguments, use_reentrant=False)
         return block(*arguments)
 
-    def _to_dense(self, x: Tensor, plan: MaskPlan | None) -> tuple[Tensor, Tensor]:
-        """Prefix tokens ``[B, num_prefix_tokens, D]`` and patches on the full grid ``[B, P, D]``."""
+    def on_grid(self, x: Tensor, plan: MaskPlan | None) -> tuple[Tensor, Tensor]:
+        """Prefix tokens ``[B, num_prefix_tokens, D]`` and patches on the full grid ``[B, P, D]``, zero where not kept.
+
+        Args:
+            x: tokens that the encoder made with ``plan``: packed, or ``[B, S, D]``.
+            plan: ``None`` if every patch was kept.
+        """
         prefix, patches = self.num_prefix_tokens, self.grid_size[0] * self.grid_size[1]
         if plan is None:
             x = x.view(-1, prefix + patches, self.embed_dim)

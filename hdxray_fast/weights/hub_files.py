@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,49 @@ if TYPE_CHECKING:
     from ..models.encoder_config import EncoderConfig
 
 MODEL_TYPE = "hdxray_vit"
+CLASSIFIER_CLASS = "HDXrayForImageClassification"
 HUB_KEYS = {"model_type": MODEL_TYPE, "architectures": ["HDXrayModel"]}
 PREPROCESSOR_FILE, CARD_FILE = "preprocessor_config.json", "README.md"
 TEMPLATE_SIGN = "This model card has been automatically generated"  # transformers' own, empty card
+
+# Where transformers has not heard of this package, "auto_map" makes it ask whether it may run this file, which says
+# what is missing, instead of asking for another version of transformers. After ``import hdxray_fast`` it is not read.
+# preprocessor_config.json has none: pipelines would guess a video processor from it, and ask after the import too.
+IMPORT_FILE = "import_hdxray_fast.py"
+IMPORT_CODE = '''"""What transformers runs, if allowed to, where nobody imported the package of these weights.
+
+Put ``import hdxray_fast`` (``pip install hdxray-fast``) before the first ``from_pretrained``: then nothing is asked,
+and this file is not read.
+"""
+
+from hdxray_fast.interop.hf import HDXrayBackbone, HDXrayForImageClassification, HDXrayModel
+from hdxray_fast.interop.hf_config import HDXrayConfig
+
+__all__ = ["HDXrayBackbone", "HDXrayConfig", "HDXrayForImageClassification", "HDXrayModel"]
+'''
+_CLASSES = {
+    "AutoConfig": "HDXrayConfig",
+    "AutoModel": "HDXrayModel",
+    "AutoBackbone": "HDXrayBackbone",
+    "AutoModelForImageClassification": CLASSIFIER_CLASS,
+}
+AUTO_MAP = {auto: f"{IMPORT_FILE.removesuffix('.py')}.{name}" for auto, name in _CLASSES.items()}
+
+
+def label_keys(classes: Sequence[str], multiclass: bool) -> dict[str, Any]:
+    """Keys of a classifier's ``config.json``: what its logits mean, in transformers' words."""
+    return {
+        "architectures": [CLASSIFIER_CLASS],
+        "id2label": dict(enumerate(classes)),
+        "label2id": {name: index for index, name in enumerate(classes)},
+        "problem_type": f"{'single' if multiclass else 'multi'}_label_classification",
+    }
+
+
+def write_import_file(directory: Path) -> None:
+    """Write the file that ``auto_map`` names."""
+    with written_whole(Path(directory) / IMPORT_FILE) as temporary:
+        temporary.write_text(IMPORT_CODE, encoding="utf-8")
 
 
 def preprocessor_settings(config: EncoderConfig) -> dict[str, Any]:
@@ -31,16 +72,16 @@ def preprocessor_settings(config: EncoderConfig) -> dict[str, Any]:
     }
 
 
-def write_model_card(directory: Path, config: EncoderConfig) -> None:
-    """Write ``README.md`` unless there is one that somebody wrote."""
+def write_model_card(directory: Path, config: EncoderConfig, classes: Sequence[str] = ()) -> None:
+    """Write ``README.md`` unless there is one that somebody wrote; ``classes`` are those of a classifier."""
     path = Path(directory) / CARD_FILE
     if path.exists() and TEMPLATE_SIGN not in path.read_text(encoding="utf-8", errors="replace"):
         return
     with written_whole(path) as temporary:
-        temporary.write_text(model_card(config), encoding="utf-8")
+        temporary.write_text(model_card(config, classes), encoding="utf-8")
 
 
-def model_card(config: EncoderConfig) -> str:
+def model_card(config: EncoderConfig, classes: Sequence[str] = ()) -> str:
     """A model card in Hugging Face's format, with placeholders where only the authors of the weights know."""
     height, width = config.img_size
     channels = "one channel" if config.in_chans == 1 else f"{config.in_chans} equal channels"
@@ -54,11 +95,13 @@ def model_card(config: EncoderConfig) -> str:
         "valid": "the patches that are not padding",
         "contour": f"the patches inside the chest contour and {config.margin} around it",
     }[config.keep]
+    task = "image-classification" if classes else "image-feature-extraction"
+    kind = "classifier" if classes else "encoder"
     return f"""---
 license: other
 license_name: to-be-stated-by-the-authors-of-the-weights
 library_name: transformers
-pipeline_tag: image-feature-extraction
+pipeline_tag: {task}
 tags:
 - hdxray_fast
 - chest-x-ray
@@ -66,7 +109,7 @@ tags:
 - vision-transformer
 ---
 
-# A chest X-ray encoder
+# A chest X-ray {kind}
 
 A vision transformer for chest radiographs of {height} x {width} pixels: {config.depth} blocks of width
 {config.embed_dim} with {config.num_heads} heads, patches of {config.patch_size} pixels, {channels}.
@@ -74,18 +117,7 @@ It looks at {looks_at}.
 
 ## Use
 
-```python
-import hdxray_fast  # pip install 'hdxray-fast[hf,dicom]'
-from transformers import AutoImageProcessor, AutoModel
-
-folder = "..."  # this repository, or the folder that holds this file
-processor, model = AutoImageProcessor.from_pretrained(folder), AutoModel.from_pretrained(folder)
-outputs = model(**processor(["chest.dcm"], return_tensors="pt"))
-outputs.last_hidden_state  # [1, tokens, {config.embed_dim}]
-outputs.pooler_output      # [1, {config.embed_dim}]
-```
-
-`hdxray_fast.create_encoder(weights=folder)` builds the same network without transformers.
+{_usage(config, classes)}
 
 ## Preprocessing
 
@@ -107,3 +139,27 @@ radiographs. How it performs for groups of patients that are rare in its trainin
 
 To be stated by the authors of the weights. The code of hdxray_fast is under Apache-2.0.
 """
+
+
+def _usage(config: EncoderConfig, classes: Sequence[str]) -> str:
+    auto = "AutoModelForImageClassification" if classes else "AutoModel"
+    if classes:
+        outputs = f"outputs.logits  # [1, {len(classes)}]: {', '.join(classes)}"
+        without = "`hdxray_fast.load_classifier(folder)` and `hdxray_fast.predict` do without transformers."
+    else:
+        outputs = (
+            f"outputs.last_hidden_state  # [1, tokens, {config.embed_dim}]\n"
+            f"outputs.pooler_output      # [1, {config.embed_dim}]"
+        )
+        without = "`hdxray_fast.create_encoder(weights=folder)` builds the same network without transformers."
+    return f"""```python
+import hdxray_fast  # pip install 'hdxray-fast[hf,dicom]'
+from transformers import AutoImageProcessor, {auto}
+
+folder = "..."  # this repository, or the folder that holds this file
+processor, model = AutoImageProcessor.from_pretrained(folder), {auto}.from_pretrained(folder)
+outputs = model(**processor(["chest.dcm"], return_tensors="pt"))
+{outputs}
+```
+
+{without}"""

@@ -18,7 +18,14 @@ from ..files import save_tensors, written_whole
 from ..models.encoder import Encoder
 from ..models.encoder_config import EncoderConfig
 from ..models.mae import MaskedAutoencoder, create_mae
-from .hub_files import HUB_KEYS, PREPROCESSOR_FILE, preprocessor_settings
+from .hub_files import (
+    AUTO_MAP,
+    HUB_KEYS,
+    PREPROCESSOR_FILE,
+    preprocessor_settings,
+    write_import_file,
+    write_model_card,
+)
 from .model_state import shapes_of, state_to_save, unwrapped
 
 MODEL_FILE = "model.safetensors"
@@ -30,8 +37,9 @@ FORMAT_VERSION = 1
 def save_model(model: MaskedAutoencoder | Encoder, directory: str | Path) -> Path:
     """Write ``model.safetensors`` and ``config.json``; a crash at any moment leaves each file either old or new.
 
-    An encoder's folder is one for transformers' ``AutoModel`` and ``AutoImageProcessor`` too. Nothing is written before
-    it is known that :func:`load_model` will take it.
+    The folder is one for transformers' ``AutoModel``, ``AutoBackbone`` and ``AutoImageProcessor`` too, an
+    auto-encoder's as its encoder, with a model card (a ``README.md`` that is there stays). Nothing is written before it
+    is known that :func:`load_model` will take it.
 
     Args:
         model: from :func:`hdxray_fast.create_mae` or :func:`hdxray_fast.create_encoder`, also within ``torch.compile``
@@ -48,10 +56,27 @@ def save_model(model: MaskedAutoencoder | Encoder, directory: str | Path) -> Pat
         CheckpointError: the directory cannot be written.
         MissingDependencyError: safetensors is not installed.
     """
+    return write_folder(model, directory)
+
+
+def write_folder(
+    model: MaskedAutoencoder | Encoder,
+    directory: str | Path,
+    labels: Mapping[str, object] | None = None,
+    preprocessing: dict[str, object] | None = None,
+) -> Path:
+    """:func:`save_model`, with what a classifier's folder says besides.
+
+    Args:
+        labels: further keys of ``config.json`` (see :func:`.hub_files.label_keys`).
+        preprocessing: further keys of ``preprocessor_config.json``.
+    """
     model = unwrapped(model)
     files = describe_model(model)
     directory = _as_path(directory)
     _safetensors()
+    files[CONFIG_FILE] |= {"auto_map": AUTO_MAP, **(labels or {})}
+    files[PREPROCESSOR_FILE] |= preprocessing or {}
     config = json.loads(json.dumps(files[CONFIG_FILE]))  # as it will be read
     tensors = state_to_save(model, shapes_of(lambda: _build(config["format"], config["model"])))
     try:
@@ -61,9 +86,15 @@ def save_model(model: MaskedAutoencoder | Encoder, directory: str | Path) -> Pat
                 temporary.write_text(json.dumps(content, indent=2) + "\n")
         with written_whole(directory / MODEL_FILE) as temporary:
             save_tensors(tensors, temporary, {"format": "pt"})
+        write_import_file(directory)
+        write_model_card(directory, _encoder_of(model).config, list(config.get("label2id", ())))
     except (OSError, _safetensor_error()) as error:
         raise CheckpointError(f"{directory}: cannot be written ({error})") from error
     return directory
+
+
+def _encoder_of(model: MaskedAutoencoder | Encoder) -> Encoder:
+    return getattr(model, "encoder", model)
 
 
 def model_folder(directory: str | Path, file: str) -> Path:
@@ -90,7 +121,8 @@ def describe_model(model: MaskedAutoencoder | Encoder) -> dict[str, dict]:
         config = {"format": ENCODER_FORMAT, "format_version": FORMAT_VERSION, "model": asdict(model.config)}
         return {CONFIG_FILE: HUB_KEYS | config, PREPROCESSOR_FILE: preprocessor_settings(model.config)}
     if isinstance(getattr(model, "config", None), dict) and hasattr(model, "encoder"):
-        return {CONFIG_FILE: {"format": MAE_FORMAT, "format_version": FORMAT_VERSION, "model": model.config}}
+        config = {"format": MAE_FORMAT, "format_version": FORMAT_VERSION, "model": model.config}
+        return {CONFIG_FILE: HUB_KEYS | config, PREPROCESSOR_FILE: preprocessor_settings(model.encoder.config)}
     raise ArgumentTypeError(f"model: got {type(model).__name__}, accepted are what create_mae and create_encoder make")
 
 
@@ -115,6 +147,8 @@ def load_model(directory: str | Path) -> MaskedAutoencoder | Encoder:
         raise CheckpointError(f"{directory}: is the folder of a run; its model is in {directory / 'model'}")
     kind, settings = _read_config(directory / CONFIG_FILE)
     tensors = read_tensors(directory / MODEL_FILE)
+    if kind == ENCODER_FORMAT:
+        tensors = encoder_tensors(tensors)
     try:
         model = _build(kind, settings)
     except (HDXrayError, TypeError, ValueError) as error:
@@ -123,6 +157,14 @@ def load_model(directory: str | Path) -> MaskedAutoencoder | Encoder:
         ) from error
     _load_strictly(model, tensors, source=str(directory / MODEL_FILE))
     return model
+
+
+def encoder_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of the encoder, by its own names, where transformers saved it with a head; else all, as they are."""
+    if not any(name.startswith("encoder.") for name in tensors):
+        return dict(tensors)
+    named = {name.removeprefix("encoder."): tensor for name, tensor in tensors.items()}
+    return {name: tensor for name, tensor in named.items() if not name.startswith("head.")}
 
 
 def _build(kind: str, settings: dict) -> MaskedAutoencoder | Encoder:

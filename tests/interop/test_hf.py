@@ -16,22 +16,8 @@ import hdxray_fast as hx
 from hdxray_fast.models.encoder import Encoder
 
 pytest.importorskip("safetensors")
+pytestmark = pytest.mark.usefixtures("transformers")
 SIZE = 64
-
-
-@pytest.fixture(autouse=True, scope="module")
-def transformers():
-    """transformers, with a torchvision that imports (see benchmarks/harness/plain_mae.py)."""
-    found = pytest.importorskip("transformers")
-    try:
-        import torchvision  # noqa: F401
-    except RuntimeError:
-        for op in ("nms", "qnms"):
-            torch.library.define(f"torchvision::{op}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    except ImportError:
-        pass
-    found.utils.logging.set_verbosity_error()
-    return found
 
 
 def small(**kwargs) -> Encoder:
@@ -59,8 +45,9 @@ def test_folders_are_read_by_both_sides(transformers, tmp_path, options):
     assert not model.training and model.config.encoder_config() == encoder.config
     assert model.encoder.pos_embed.requires_grad == encoder.pos_embed.requires_grad
     model.save_pretrained(tmp_path / "theirs")
-    files = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json"]
-    assert sorted(p.name for p in (tmp_path / "theirs").iterdir()) == files
+    files = ["README.md", "config.json", "import_hdxray_fast.py", "model.safetensors", "preprocessor_config.json"]
+    for folder in ("ours", "theirs"):
+        assert sorted(p.name for p in (tmp_path / folder).iterdir()) == files
     readers = {
         "load_model": hx.load_model(tmp_path / "theirs"),
         "AutoModel": transformers.AutoModel.from_pretrained(tmp_path / "theirs").encoder,
@@ -310,12 +297,52 @@ def test_what_the_processor_refuses(tmp_path):
         processor([3])
     with pytest.raises(hx.ArgumentError, match=r"^images: got an empty list"):
         processor([])
-    with pytest.raises(hx.ArgumentError, match=r"^do_center_crop: is no option"):
-        processor(draw_radiograph(0), do_center_crop=True)
+    with pytest.raises(hx.ArgumentError, match=r"^do_pad: is no option"):
+        processor(draw_radiograph(0), do_pad=True)
     with pytest.raises(hx.ArgumentError, match=r"^size: got 32 x 64"):
         processor(draw_radiograph(0), size={"height": 32, "width": 64})
     with pytest.raises(hx.ArgumentTypeError, match=r"^size: got 'large'"):
         processor(draw_radiograph(0), size="large")
+
+
+def test_the_processor_takes_options_that_change_nothing(transformers, tmp_path):
+    hx.save_model(small(), tmp_path)
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path, do_resize=True, do_rescale=True)
+    pixels = draw_radiograph(0)
+    expected = processor(pixels, return_tensors="pt")["pixel_values"]
+    channels_last, channels_first = np.stack([pixels] * 3, axis=-1), np.stack([pixels] * 3)
+    first = transformers.image_utils.ChannelDimension.FIRST
+    for options in (
+        {"do_resize": True, "do_rescale": True, "rescale_factor": 1 / 255, "do_center_crop": False},
+        {"device": "cpu", "data_format": "channels_first", "do_convert_rgb": False},
+        {"device": torch.device("cpu"), "data_format": first, "input_data_format": None},
+    ):
+        assert torch.equal(processor(pixels, return_tensors="pt", **options)["pixel_values"], expected), options
+    for image, order in ((channels_last, "channels_last"), (channels_first, first), (pixels, "channels_last")):
+        found = processor(image, input_data_format=order, return_tensors="pt")["pixel_values"]
+        assert torch.equal(found, expected)
+    canvas = hx.read_canvas(pixels, size=SIZE).pixels  # of the right size already
+    same = processor(canvas, do_resize=False, return_tensors="pt")["pixel_values"]
+    assert torch.equal(same, processor(canvas, return_tensors="pt")["pixel_values"])
+    raw = processor(pixels, do_normalize=False, do_rescale=False, return_tensors="np")["pixel_values"]
+    assert raw.dtype == np.uint8
+    assert processor(pixels, return_tensors="pt", device="meta")["pixel_values"].device.type == "meta"
+    for options, message in (
+        ({"do_resize": False}, r"^do_resize: got False for an image of 150 x 130 pixels.*canvas of the encoder's size"),
+        ({"do_rescale": False}, r"^do_rescale: got False with do_normalize=True"),
+        ({"do_rescale": True, "do_normalize": False}, r"^do_rescale: got True with do_normalize=False"),
+        ({"rescale_factor": 1.0}, r"^rescale_factor: got 1.0, accepted is 1/255"),
+        ({"data_format": "channels_last"}, r"^data_format: got 'channels_last'.*\[B, C, H, W\]"),
+        ({"do_center_crop": True}, r"^do_center_crop: got True.*cut off"),
+        ({"device": "meta", "return_tensors": "np"}, r"^device: got meta, which needs return_tensors='pt'"),
+        ({"image_mean": [0.5]}, r"^image_mean: is no option"),
+    ):
+        with pytest.raises(hx.ArgumentError, match=message):
+            processor(pixels, **options)
+    with pytest.raises(hx.ArgumentError, match=r"^input_data_format: got 'channels_first' for an image of shape"):
+        processor(channels_last, input_data_format="channels_first")
+    with pytest.raises(hx.ArgumentError, match=r"^do_rescale: got False"):
+        type(processor)(size=SIZE, do_rescale=False)
 
 
 def test_a_pipeline_extracts_features(transformers, tmp_path):

@@ -16,6 +16,8 @@ from hdxray_fast.weights.model_folders import load_mae_state_dict, read_mae_chec
 
 pytest.importorskip("safetensors", reason="checkpoints need safetensors (extra 'train')")
 
+FILES = ["README.md", "config.json", "import_hdxray_fast.py", "model.safetensors", "preprocessor_config.json"]
+
 
 def small_mae(decoder: str = "self", **kwargs) -> torch.nn.Module:
     sizes = {"depth": 1, "embed_dim": 48, "num_heads": 3, "decoder_embed_dim": 32, "decoder_depth": 1}
@@ -26,7 +28,7 @@ def small_mae(decoder: str = "self", **kwargs) -> torch.nn.Module:
 def test_round_trip(tmp_path, decoder):
     model = small_mae(decoder, norm_pix_loss=False)
     folder = hx.save_model(model, tmp_path / "deep" / "model")
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == FILES
     again = hx.load_model(folder)
     assert again.config == model.config
     assert again.norm_pix_loss is False
@@ -38,7 +40,7 @@ def test_overwriting_leaves_no_temporary_files(tmp_path):
     hx.save_model(small_mae(), tmp_path)
     newer = small_mae()
     hx.save_model(newer, tmp_path)
-    assert len(list(tmp_path.iterdir())) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == FILES
     assert torch.equal(hx.load_model(tmp_path).encoder.cls_token, newer.encoder.cls_token)
 
 
@@ -53,7 +55,7 @@ def test_interrupted_write_keeps_the_old_checkpoint(tmp_path, monkeypatch):
     with pytest.raises(hx.CheckpointError, match="No space left"):
         hx.save_model(small_mae(), tmp_path)
     monkeypatch.undo()
-    assert len(list(tmp_path.iterdir())) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == FILES
     assert torch.equal(hx.load_model(tmp_path).encoder.cls_token, old.encoder.cls_token)
 
 
