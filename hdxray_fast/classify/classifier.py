@@ -113,7 +113,7 @@ class Classifier(nn.Module):
         if scale is None and shift is None and view is None:
             scale, shift = self.encoder.pixel_scale(images, valid)
         tokens = self.encoder.encode(images, plan, scale, shift, drop_path_keep, view)
-        grid = self.encoder.grid_size
+        grid = self.encoder.grid_of(images)
         longest = (grid[0] * grid[1] if plan is None else plan.longest[0]) + self.encoder.num_prefix_tokens
         logits = self.classify(tokens, longest)
         if new_names is None:
