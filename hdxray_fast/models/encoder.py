@@ -397,7 +397,7 @@ class Encoder(nn.Module):
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Take images of another size: fixed positions are made anew, learned ones resampled (bicubic).
 
-        The size belongs to the encoder, not to a call: where threads share one, ``dynamic_img_size`` takes each its own.
+        The size belongs to the encoder, not to a call: where threads share one, set ``dynamic_img_size`` instead.
         """
         config = replace(self.config, img_size=img_size)
         grid = config.grid_size
