@@ -304,7 +304,7 @@ def test_the_config_beside_a_pretrained_file_is_read(timm, tmp_path):
         encoder.set_input_size(size)
         images = torch.rand(1, 3, *size) * 4 - 2
         torch.testing.assert_close(model.forward_features(images), encoder.forward_features(images))
-    with pytest.raises(hx.HDXrayError, match="cls_token is .1, 1, 48., the encoder has"):
+    with pytest.raises(hx.HDXrayError, match=r"cls_token is .1, 1, 48., the encoder has"):
         timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay={"file": file}, embed_dim=96)
     (tmp_path / "config.json").write_text('{"architecture": "of somebody else"}')
     with pytest.raises(RuntimeError, match="reg_token"):  # weights alone, into what the options say
