@@ -99,17 +99,19 @@ class DenseClassifier(nn.Module):
 
 
 class DenseTimm(nn.Module):
-    """``images [B, C, H, W]`` float to what the timm model gives: logits, or without a head features."""
+    """``images [B, C, H, W]`` float to what the timm model gives: ``logits``, or ``features``, which its head sees."""
 
-    def __init__(self, model: Encoder, normalise: bool = False) -> None:
+    def __init__(self, model: Encoder, output: str, normalise: bool = False) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.output = model, output
         self.encoder = DenseEncoder(model, "tokens", normalise=normalise)
 
     def forward(self, images: Tensor) -> Tensor:
         model, x = self.model, self.encoder.tokens(images)
-        pool = {"token": "cls", "avg": "mean", "map": "attention"}.get(model.global_pool)
-        return model.head(model.fc_norm(x if pool is None else self.encoder.pooled(x, pool)))
+        if model.global_pool != "map":
+            return model.forward_head(x, pre_logits=self.output == "features")
+        features = model.fc_norm(self.encoder.pooled(x, "attention"))
+        return features if self.output == "features" else model.head(features)
 
 
 def dense(model: nn.Module, output: str | None, pool: str | None, normalise: bool) -> tuple[nn.Module, Encoder, str]:
@@ -139,8 +141,8 @@ def dense(model: nn.Module, output: str | None, pool: str | None, normalise: boo
         raise ArgumentError(f"pool: got {pool!r}, which is for output='features'; a head pools as it was trained")
     if output in HEAD_OUTPUTS and isinstance(model, Classifier):
         return DenseClassifier(model, output, normalise), model.encoder, output
-    if of_timm and pool is None and output in ("logits", "features") and (output == "logits" or not with_head):
-        return DenseTimm(model, normalise), model, output
+    if of_timm and pool is None and output in ("logits", "features"):
+        return DenseTimm(model, output, normalise), model, output
     encoder = model.encoder if isinstance(model, Classifier) else model
     return DenseEncoder(encoder, output, pool, normalise), encoder, output
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import fields, replace
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -131,14 +132,14 @@ class TimmEncoder(Encoder):
             return self.fc_norm(self.attn_pool(x.flatten(0, 1), cu_seqlens, x.shape[1]))
         return self.fc_norm(x)
 
-    def forward_intermediates(self, images: Tensor, *args: Any, **kwargs: Any) -> list | tuple | dict:
-        """As :meth:`.Encoder.forward_intermediates`; refused while ``patch_drop_rate`` leaves holes in the maps."""
+    @wraps(Encoder.forward_intermediates)  # refused while patch_drop_rate leaves holes in the maps
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> list | tuple | dict:
         if self._drops_patches():
             raise ArgumentError(
                 "patch_drop_rate: while it drops patches there are no whole maps; call model.eval() or create the "
                 "model without it"
             )
-        return super().forward_intermediates(images, *args, **kwargs)
+        return super().forward_intermediates(*args, **kwargs)
 
     def _drops_patches(self) -> bool:
         return self.patch_drop.training and not isinstance(self.patch_drop, nn.Identity)
@@ -207,7 +208,9 @@ class TimmEncoder(Encoder):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the blocks after the last one of ``indices``; returns them counted from 0."""
+        """Drop the blocks after the last one of ``indices``, which are returned counted from 0; without its head the
+        model gives tokens.
+        """
         depth = len(self.blocks)
         wanted = (
             list(range(depth - indices, depth))
@@ -220,7 +223,8 @@ class TimmEncoder(Encoder):
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
-            self.fc_norm, self.head = nn.Identity(), nn.Identity()
+            self.fc_norm = nn.Identity()
+            self.reset_classifier(0, "")
         return wanted
 
 

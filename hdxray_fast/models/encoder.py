@@ -225,6 +225,7 @@ class Encoder(nn.Module):
         intermediates_only: bool = False,
         output_dict: bool = False,
         attn_mask: None = None,
+        is_causal: bool = False,
         *,
         plan: MaskPlan | None = None,
         scale: float | Tensor | None = None,
@@ -244,7 +245,7 @@ class Encoder(nn.Module):
             intermediates_only: give the list alone.
             output_dict: give a dictionary: ``image_features`` (unless ``intermediates_only``),
                 ``image_intermediates``, and with ``return_prefix_tokens`` ``image_intermediates_prefix``.
-            attn_mask: is refused; images attend to themselves alone, and ``plan`` says to which patches.
+            attn_mask, is_causal: are refused; images attend to themselves alone, and ``plan`` says to which patches.
             plan, scale, shift, inside, valid: as for :meth:`forward`.
 
         Returns:
@@ -253,8 +254,9 @@ class Encoder(nn.Module):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ArgumentError(f"output_fmt: got {output_fmt!r}, accepted are 'NCHW' and 'NLC'")
-        if attn_mask is not None:
-            raise ArgumentError("attn_mask: is not supported, accepted is None; a plan says which patches are seen")
+        if attn_mask is not None or is_causal:
+            name, accepted = ("is_causal", False) if attn_mask is None else ("attn_mask", None)
+            raise ArgumentError(f"{name}: is not supported, accepted is {accepted}; a plan says which patches are seen")
         wanted = _block_indices(indices, len(self.blocks))
         images, plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
         x, cu_seqlens, longest = self._start(images, plan, scale, shift)
