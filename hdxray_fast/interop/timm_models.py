@@ -16,7 +16,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from timm.layers import PatchDropout
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_pretrained_cfg,
+    register_model,
+)
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
@@ -317,10 +323,20 @@ def _fitted(tensors: dict[str, Tensor], model: TimmEncoder) -> dict[str, Tensor]
     return {n: t for n, t in model.state_dict().items() if _is_new(n)} | tensors
 
 
-def _levels(normalisation: str | tuple[float, float], in_chans: int) -> dict[str, tuple[float, ...]]:
-    """Mean and deviation for timm's ``pretrained_cfg``, one of each channel, as its loaders need them."""
-    mean, std = (_ROUGH_MEAN, _ROUGH_STD) if normalisation == "per_image" else normalisation
-    return {"mean": (mean,) * in_chans, "std": (std,) * in_chans}
+def _pixels(config: EncoderConfig) -> dict[str, Any]:
+    """What timm's ``pretrained_cfg`` says of the images that ``config`` is for, with a mean for each channel."""
+    rough = config.normalisation == "per_image"
+    mean, std = (_ROUGH_MEAN, _ROUGH_STD) if rough else config.normalisation
+    channels = config.in_chans
+    return {"input_size": (channels, *config.img_size), "mean": (mean,) * channels, "std": (std,) * channels}
+
+
+def _unless_told(pixels: dict[str, Any], name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """``pixels`` without what a ``pretrained_cfg`` among the options says otherwise than the registry does."""
+    told = options.get("pretrained_cfg")
+    told = told if isinstance(told, dict) else told.to_dict() if isinstance(told, PretrainedCfg) else {}
+    usual = get_pretrained_cfg(f"hdxray_{name}_1280").to_dict()
+    return {key: value for key, value in pixels.items() if told.get(key) in (None, usual[key])}
 
 
 def _saved_by_us(file: object) -> bool:
@@ -355,12 +371,11 @@ def _entry(name: str):
         if weights is not None:
             encoder = kwargs["encoder"] = _load(name, weights, kwargs)
             kwargs["img_size"], kwargs["in_chans"] = encoder.img_size, encoder.in_chans
-            pixels = {"input_size": (encoder.in_chans, *encoder.img_size)}
-            overlay = pixels | _levels(encoder.normalisation, encoder.in_chans) | overlay
-        elif not {"normalisation", "in_chans"}.isdisjoint(kwargs):
+            overlay = _unless_told(_pixels(encoder.config), name, kwargs) | overlay
+        elif not pretrained:  # timm takes what is said of the images for what is known of pretrained weights
             settings = {n: value for n, value in kwargs.items() if n in _OURS}
-            config = EncoderConfig(**DEFAULTS | ENCODERS[name] | settings)  # checked
-            overlay = _levels(config.normalisation, config.in_chans) | overlay
+            pixels = _pixels(EncoderConfig(**DEFAULTS | ENCODERS[name] | settings))
+            overlay = _unless_told(pixels, name, kwargs) | overlay
         return build_model_with_cfg(
             lambda **settings: _build(name, **settings),
             f"hdxray_{name}_1280",

@@ -78,7 +78,7 @@ def test_default_configs(timm, size, stem):
     with torch.device("meta"):
         model = timm.create_model(name, img_size=128, device="meta").eval()
     cfg, parameters = model.default_cfg, dict(model.named_parameters())
-    assert cfg["architecture"] == name and cfg["input_size"] == (1, 1280, 1280) and cfg["fixed_input_size"]
+    assert cfg["architecture"] == name and cfg["input_size"] == (1, 128, 128) and cfg["fixed_input_size"]
     assert cfg["classifier"] == "head" and f"{cfg['classifier']}.weight" not in parameters  # no classes: no head
     assert cfg["num_classes"] == model.num_classes == 0
     first = model.get_submodule(cfg["first_conv"])

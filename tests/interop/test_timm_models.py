@@ -30,7 +30,8 @@ def test_the_presets_are_there(timm, size):
     model = timm.create_model(name, depth=1, img_size=32)
     expected = hx.create_encoder(f"vit_{size}_patch16", depth=1, img_size=32)
     assert model.config == expected.config
-    assert model.default_cfg["input_size"] == (1, 1280, 1280)
+    assert timm.get_pretrained_cfg(name).input_size == (1, 1280, 1280)
+    assert model.default_cfg["input_size"] == (1, 32, 32)
     assert {n: t.shape for n, t in model.state_dict().items()} == {n: t.shape for n, t in expected.state_dict().items()}
 
 
@@ -317,15 +318,18 @@ def test_the_config_follows_the_pixels(timm):
     from timm.data import resolve_model_data_config
 
     for options, mean, std in (
-        ({}, (0.5,), (0.25,)),
+        ({}, (0.5,), (0.25,)),  # rough values
         ({"in_chans": 3}, (0.5,) * 3, (0.25,) * 3),  # timm's loaders take one for each channel
         ({"normalisation": (0.4, 0.2)}, (0.4,), (0.2,)),
         ({"normalisation": (0.4, 0.2), "in_chans": 3}, (0.4,) * 3, (0.2,) * 3),
         ({"normalisation": "per_image", "in_chans": 3}, (0.5,) * 3, (0.25,) * 3),
         ({"normalisation": (0.4, 0.2), "pretrained_cfg_overlay": {"mean": (0.3,)}}, (0.3,), (0.2,)),
+        ({"normalisation": (0.4, 0.2), "pretrained_cfg": {"mean": (0.3,)}}, (0.3,), (0.2,)),
+        ({"normalisation": (0.4, 0.2), "pretrained_cfg": timm.get_pretrained_cfg(NAME)}, (0.4,), (0.2,)),
     ):
         data = resolve_model_data_config(timm.create_model(NAME, **SIZES, **options))
         assert (data["mean"], data["std"]) == (mean, std), options
+        assert data["input_size"] == (options.get("in_chans", 1), 32, 64)
     with pytest.raises(hx.ArgumentError, match=r"^normalisation: "):
         timm.create_model(NAME, normalisation=(0.4, 0.0), **SIZES)
 
