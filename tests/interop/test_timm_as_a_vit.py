@@ -139,7 +139,7 @@ def test_forward_intermediates():
     plain.load_state_dict(model.state_dict())
     first, *accepted = inspect.signature(plain.forward_intermediates).parameters
     ours = list(inspect.signature(model.forward_intermediates).parameters)
-    assert (first, ours[0]) == ("x", "images") and ours[1 : len(accepted) + 1] == accepted  # of older versions too
+    assert (first, ours[0]) == ("x", "images") and ours[1 : len(accepted) + 1] == accepted
     for refused in ({"attn_mask": torch.ones(17, 17)}, {"is_causal": True}):
         with pytest.raises(hx.ArgumentError, match=rf"^{next(iter(refused))}: is not supported"):
             model.forward_intermediates(images(), **refused)
@@ -152,6 +152,8 @@ def test_forward_intermediates():
             {"norm": True, "output_fmt": "NLC"},
             {"return_prefix_tokens": True, "output_dict": True},
         ):
+            if asked.keys() - set(accepted):
+                continue  # of newer versions of timm
             ours, theirs = (m.forward_intermediates(images(), **asked) for m in (model, plain))
             torch.testing.assert_close(ours, theirs if isinstance(theirs, tuple | list) else dict(theirs))
         last, maps = model.forward_intermediates(images(), 1, norm=True, output_fmt="NLC")
@@ -186,8 +188,9 @@ def test_other_inputs_and_batches_of_any_strides(name):
         torch.testing.assert_close(model(form), expected)
     with pytest.raises((AssertionError, hx.ArgumentError)):
         model(torch.randn(1, 3, 80, 64))
-    model.set_input_size(img_size=(80, 64))
-    assert model(torch.randn(1, 3, 80, 64)).shape == (1, 2)
+    if name == OURS or hasattr(model, "set_input_size"):  # newer versions of timm
+        model.set_input_size(img_size=(80, 64))
+        assert model(torch.randn(1, 3, 80, 64)).shape == (1, 2)
     half = create(name, num_classes=2, dtype=torch.bfloat16).eval()
     assert half(images().bfloat16()).dtype == torch.bfloat16
 
