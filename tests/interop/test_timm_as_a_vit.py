@@ -191,7 +191,7 @@ def test_other_inputs_and_batches_of_any_strides(name):
     if name == OURS or hasattr(model, "set_input_size"):  # newer versions of timm
         model.set_input_size(img_size=(80, 64))
         assert model(torch.randn(1, 3, 80, 64)).shape == (1, 2)
-    half = create(name, num_classes=2, dtype=torch.bfloat16).eval()
+    half = create(name, num_classes=2).to(torch.bfloat16).eval()
     assert half(images().bfloat16()).dtype == torch.bfloat16
 
 
