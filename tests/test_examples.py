@@ -62,6 +62,57 @@ def test_swapping_a_hugging_face_backbone(plain_mae):
     assert set(losses) == {"before", "after"} and all(np.isfinite(list(losses.values())))
 
 
+TRAIN = """
+import argparse, helper_of_train, torch
+from timm import create_model, utils
+from timm.data import create_dataset, create_loader, resolve_data_config
+from timm.optim import create_optimizer_v2
+
+parser = argparse.ArgumentParser()
+parser.add_argument("--model"), parser.add_argument("--data-dir"), parser.add_argument("--img-size", type=int)
+parser.add_argument("--in-chans", type=int), parser.add_argument("--num-classes", type=int)
+parser.add_argument("--model-kwargs", nargs="*", action=utils.ParseKwargs)
+args = parser.parse_args()
+model = create_model(args.model, in_chans=args.in_chans, num_classes=args.num_classes, img_size=args.img_size,
+                     drop_path_rate=0.1, **args.model_kwargs)
+data = resolve_data_config(vars(args), model=model)
+optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, layer_decay=0.75)
+dataset = create_dataset("", root=args.data_dir, split="train", is_training=True, input_img_mode="L")
+loader = create_loader(dataset, data["input_size"], batch_size=4, is_training=True, no_aug=True, num_workers=0,
+                       mean=data["mean"], std=data["std"], device=torch.device("cpu"))
+losses = []
+for epoch in range(12):
+    for images, target in loader:
+        loss = torch.nn.functional.cross_entropy(model(images), target)
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
+        losses.append(loss.item())
+"""
+
+
+def test_a_script_of_timm(tmp_path, plain_mae, capsys):
+    if plain_mae.import_timm() is None:
+        pytest.skip("timm is not installed")
+    image = pytest.importorskip("PIL.Image")
+    random = np.random.default_rng(0)
+    for name, level in (("dark", 60), ("bright", 190)):
+        folder = tmp_path / "data" / "train" / name
+        folder.mkdir(parents=True)
+        for number in range(4):
+            pixels = random.normal(level, 20, (40, 40)).clip(0, 255).astype(np.uint8)
+            image.fromarray(pixels).save(folder / f"{number}.png")
+    (tmp_path / "helper_of_train.py").touch()  # scripts import what lies beside them
+    (tmp_path / "train.py").write_text(TRAIN)
+    arguments = f"--model hdxray_vit_tiny_patch16_1280 --data-dir {tmp_path / 'data'} --img-size 32 --in-chans 1"
+    before = list(sys.argv), list(sys.path)
+    torch.manual_seed(0)
+    names = example("with_timm").main(
+        tmp_path / "train.py", *arguments.split(), "--num-classes", "2", "--model-kwargs", "depth=2"
+    )
+    assert len(names["model"].blocks) == 2 and names["data"]["input_size"] == (1, 32, 32)
+    assert np.mean(names["losses"][-4:]) < 0.3 < names["losses"][0]
+    assert (sys.argv, sys.path) == before
+
+
 def test_embedding_a_folder_of_dicoms(tmp_path, capsys):
     pytest.importorskip("pyarrow")
     pydicom_file("RG1_UNCI.dcm")

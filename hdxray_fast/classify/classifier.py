@@ -116,7 +116,7 @@ class Classifier(nn.Module):
         if scale is None and shift is None and view is None:
             scale, shift = self.encoder.pixel_scale(images, valid)
         tokens = self.encoder.encode(images, plan, scale, shift, drop_path_keep, view)
-        grid = self.encoder.grid_size
+        grid = self.encoder.grid_of(images)
         if plan is None and new_names is None and writes_graph():
             patches = self.encoder.num_prefix_tokens + grid[0] * grid[1]
             return self.classify_dense(tokens.values.unflatten(0, (-1, patches)))

@@ -125,19 +125,19 @@ class DenseClassifier(nn.Module):
 
 
 class DenseTimm(nn.Module):
-    """``images [B, C, H, W]`` to what the timm model gives: logits, or without a head features."""
+    """``images [B, C, H, W]`` to what the timm model gives: ``logits``, or ``features``, which its head sees."""
 
-    def __init__(self, model: Encoder, pixels: PixelInput | None = None) -> None:
+    def __init__(self, model: Encoder, output: str, pixels: PixelInput | None = None) -> None:
         super().__init__()
         if model.keep != "all":
             raise ArgumentError(
                 f"encoder: has keep={model.keep!r}, but timm's models look at all patches; set keep = 'all'"
             )
-        self.model = model
+        self.model, self.output = model, output
         self.encoder = DenseEncoder(model, "tokens", pixels=pixels)
 
     def forward(self, images: Tensor, keep: Tensor | None = None, valid: Tensor | None = None) -> Tensor:
-        return self.model.forward_head(self.encoder.tokens(images, keep, valid)[0])
+        return self.model.forward_head(self.encoder.tokens(images, keep, valid)[0], self.output == "features")
 
 
 def dense(model: nn.Module, output: str | None, pool: str | None, pixels: PixelInput) -> tuple[nn.Module, Encoder, str]:
@@ -168,8 +168,8 @@ def dense(model: nn.Module, output: str | None, pool: str | None, pixels: PixelI
         raise ArgumentError(f"pool: got {pool!r}, which is for output='features'; a head pools as it was trained")
     if output in HEAD_OUTPUTS and isinstance(model, Classifier):
         return DenseClassifier(model, output, pixels), model.encoder, output
-    if of_timm and pool is None and output in ("logits", "features") and (output == "logits" or not with_head):
-        return DenseTimm(model, pixels), model, output
+    if of_timm and pool is None and output in ("logits", "features"):
+        return DenseTimm(model, output, pixels), model, output
     encoder = model.encoder if isinstance(model, Classifier) else model
     return DenseEncoder(encoder, output, pool, pixels), encoder, output
 

@@ -91,10 +91,12 @@ class HDXrayBackbone(HDXrayPreTrainedModel):
         maps = []
         for index in self.out_indices:
             state = encoder.norm(depths.states[index]) if self.config.apply_layernorm else depths.states[index]
-            grid = encoder.on_grid(state, depths.plan)[1]  # [B, P, D]
+            grid = encoder.on_grid(state, depths.plan, depths.longest)[1]  # [B, P, D]
             maps.append(grid.unflatten(1, encoder.grid_size).permute(0, 3, 1, 2).contiguous())
         hidden = None
         if self.wants("output_hidden_states", output_hidden_states):
-            hidden = tuple(torch.cat(encoder.on_grid(state, depths.plan), dim=1) for state in depths.states)
+            hidden = tuple(
+                torch.cat(encoder.on_grid(state, depths.plan, depths.longest), dim=1) for state in depths.states
+            )
         outputs = BackboneOutput(feature_maps=tuple(maps), hidden_states=hidden)
         return outputs if self.wants("return_dict", return_dict) else outputs.to_tuple()

@@ -96,7 +96,8 @@ class HDXrayForImageClassification(HDXrayPreTrainedModel):
         logits = classify_tokens(self.encoder, self.head, depths.tokens, depths.longest)
         hidden = None
         if output_hidden_states:
-            hidden = tuple(torch.cat(self.encoder.on_grid(state, depths.plan), dim=1) for state in depths.states)
+            _, states, plan, longest = depths
+            hidden = tuple(torch.cat(self.encoder.on_grid(state, plan, longest), dim=1) for state in states)
         loss = None if labels is None else self._loss(logits, labels)
         outputs = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden)
         return outputs if self.wants("return_dict", return_dict) else outputs.to_tuple()

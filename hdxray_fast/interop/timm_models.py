@@ -9,10 +9,20 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import fields, replace
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+import torch.nn.functional as F
+from timm.layers import PatchDropout
+from timm.models import (
+    PretrainedCfg,
+    build_model_with_cfg,
+    generate_default_cfgs,
+    get_pretrained_cfg,
+    register_model,
+)
 from torch import Tensor, nn
 
 from ..errors import ArgumentError
@@ -24,24 +34,24 @@ from ..models.presets import ENCODERS
 from ..ops.compiling import writes_graph
 from ..weights.adapt import fit_positions, split_positions
 from ..weights.create import create_encoder
+from ..weights.model_folders import CONFIG_FILE, ENCODER_FORMAT, MAE_FORMAT
+from ..weights.source_files import TENSOR_FILES, read_json
 
 __all__ = ["TimmEncoder"]  # timm adds the models' names
 
 POOLS = ("", "token", "avg", "max", "avgmax", "map")
 _NOT_HERE = ("keep", "margin", "pool")  # timm hands over pixels alone, and calls pooling global_pool
 _OURS = {field.name for field in fields(EncoderConfig)} - {"stem", *_NOT_HERE}
-_HEADS = {"num_classes", "global_pool", "drop_rate", "drop_path_rate"}
-_ACCEPTED = _OURS | _HEADS | {"init_values", "weights", "device", "dtype"}
+_RATES = ("drop_rate", "drop_path_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate")
+_SIZES = ("dynamic_img_size", "dynamic_img_pad")
+_ACCEPTED = _OURS | {"num_classes", "global_pool", "init_values", "weights", "device", "dtype", *_RATES, *_SIZES}
 _REFUSED = {  # options of timm's ViT: the value that changes nothing, and why no other is accepted
-    "dynamic_img_size": (False, "a model takes one size, which set_input_size changes"),
-    "dynamic_img_pad": (False, "a model takes one size, which set_input_size changes"),
     "qk_norm": (False, "these encoders have no such weights"),
     "pre_norm": (False, "these encoders have no such weights"),
-    "attn_drop_rate": (0.0, "attention weights are never formed"),
-    "proj_drop_rate": (0.0, "these encoders are regularised by drop_path_rate and drop_rate"),
-    "pos_drop_rate": (0.0, "these encoders are regularised by drop_path_rate and drop_rate"),
-    "patch_drop_rate": (0.0, "these encoders are regularised by drop_path_rate and drop_rate"),
+    "attn_drop_rate": (0.0, f"attention weights are never formed; there are {', '.join(_RATES)}"),
 }
+
+_ROUGH_MEAN, _ROUGH_STD = 0.5, 0.25  # of radiographs; weights trained with a fixed mean and deviation say their own
 
 default_cfgs = generate_default_cfgs(
     {
@@ -53,8 +63,8 @@ default_cfgs = generate_default_cfgs(
             "crop_pct": 1.0,
             "crop_mode": "border",
             "interpolation": "bicubic",
-            "mean": (0.5,),  # rough values for radiographs; weights say their own
-            "std": (0.25,),
+            "mean": (_ROUGH_MEAN,),
+            "std": (_ROUGH_STD,),
             "first_conv": "patch_embed.conv1" if settings["stem"] == "stem64" else "patch_embed.proj",
             "classifier": "head",
         }
@@ -72,16 +82,39 @@ class TimmEncoder(Encoder):
         global_pool: ``"token"``, ``"avg"``, ``"max"``, ``"avgmax"`` (half of both), ``"map"`` or ``""`` (tokens).
         drop_rate: dropout before the head.
         drop_path_rate: stochastic depth of the last block, rising from 0 in the first.
+        proj_drop_rate: dropout after each block's attention, and within and after its MLP.
+        pos_drop_rate: dropout of the embedded tokens with their positions.
+        patch_drop_rate: share of the patches that an image loses while the model trains.
+        dynamic_img_size: take images of other multiples of the patch size too; see :class:`.Encoder`.
+        dynamic_img_pad: and of any size: float images are padded with zeros, at the right and the bottom.
     """
 
     def __init__(
-        self, config: EncoderConfig, num_classes: int, global_pool: str, drop_rate: float, drop_path_rate: float
+        self,
+        config: EncoderConfig,
+        num_classes: int,
+        global_pool: str,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        pos_drop_rate: float = 0.0,
+        patch_drop_rate: float = 0.0,
+        dynamic_img_size: bool = False,
+        dynamic_img_pad: bool = False,
     ) -> None:
         super().__init__(config)
+        if dynamic_img_pad and not dynamic_img_size:
+            raise ArgumentError("dynamic_img_pad: got True, accepted is that with dynamic_img_size=True alone")
+        self.dynamic_img_size, self.dynamic_img_pad = bool(dynamic_img_size), bool(dynamic_img_pad)
         self.num_classes, self.global_pool = num_classes, global_pool
         self.head_hidden_size = self.num_features
         self.head_drop = nn.Dropout(drop_rate)
         self.head = _head(self.num_features, num_classes)
+        self.pos_drop = nn.Dropout(pos_drop_rate) if pos_drop_rate else nn.Identity()
+        prefix = self.num_prefix_tokens
+        self.patch_drop = PatchDropout(patch_drop_rate, prefix) if patch_drop_rate else nn.Identity()
+        for block in self.blocks if proj_drop_rate else ():
+            block.attn.proj_drop, block.mlp.drop = nn.Dropout(proj_drop_rate), nn.Dropout(proj_drop_rate)
         self.feature_info = [
             {"module": f"blocks.{i}", "num_chs": self.num_features, "reduction": self.patch_size}
             for i in range(config.depth)
@@ -108,6 +141,45 @@ class TimmEncoder(Encoder):
             cu_seqlens = x.shape[1] * torch.arange(x.shape[0] + 1, dtype=torch.int32, device=x.device)
             return self.fc_norm(self.attn_pool(x.flatten(0, 1), cu_seqlens, x.shape[1]))
         return self.fc_norm(x)
+
+    @wraps(Encoder.forward_intermediates)  # refused while patch_drop_rate leaves holes in the maps
+    def forward_intermediates(self, *args: Any, **kwargs: Any) -> list | tuple | dict:
+        if self._drops_patches():
+            raise ArgumentError(
+                "patch_drop_rate: while it drops patches there are no whole maps; call model.eval() or create the "
+                "model without it"
+            )
+        return super().forward_intermediates(*args, **kwargs)
+
+    def _drops_patches(self) -> bool:
+        return self.patch_drop.training and not isinstance(self.patch_drop, nn.Identity)
+
+    def _start(self, images, plan, scale, shift, view=None) -> tuple[Tensor, Tensor | None, int]:
+        x, cu_seqlens, longest = super()._start(images, plan, scale, shift, view)
+        x = self.pos_drop(x)
+        if not self._drops_patches():
+            return x, cu_seqlens, longest
+        if cu_seqlens is not None:
+            raise ArgumentError("plan: says which patches are seen; create the model without patch_drop_rate")
+        x = self.patch_drop(x)
+        return x, None, x.shape[1]
+
+    def _inputs(self, images, *args: Any, **kwargs: Any):
+        return super()._inputs(self._padded(images) if self.dynamic_img_pad else images, *args, **kwargs)
+
+    def _padded(self, images: Tensor) -> Tensor:  # [B, C, H, W] -> whole patches
+        if not isinstance(images, Tensor) or images.dim() != 4:
+            return images  # what is wrong with it is said later
+        height, width = images.shape[2:]
+        bottom, right = -height % self.patch_size, -width % self.patch_size
+        if not bottom and not right:
+            return images
+        if not images.is_floating_point():
+            raise ArgumentError(
+                f"images: got {images.dtype} of {height} x {width} pixels; dynamic_img_pad pads normalised float "
+                f"images, accepted of others are multiples of {self.patch_size}"
+            )
+        return F.pad(images, (0, right, 0, bottom))
 
     def get_classifier(self) -> nn.Module:
         """The head."""
@@ -146,7 +218,9 @@ class TimmEncoder(Encoder):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """Drop the blocks after the last one of ``indices``; returns them counted from 0."""
+        """Drop the blocks after the last one of ``indices``, which are returned counted from 0; without its head the
+        model gives tokens.
+        """
         depth = len(self.blocks)
         wanted = (
             list(range(depth - indices, depth))
@@ -159,7 +233,8 @@ class TimmEncoder(Encoder):
         if prune_norm:
             self.norm = nn.Identity()
         if prune_head:
-            self.fc_norm, self.head = nn.Identity(), nn.Identity()
+            self.fc_norm = nn.Identity()
+            self.reset_classifier(0, "")
         return wanted
 
 
@@ -209,13 +284,15 @@ def _build(
     encoder: Encoder | None = None,
     num_classes: int = 0,
     global_pool: str | None = None,
-    drop_rate: float = 0.0,
-    drop_path_rate: float = 0.0,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     **settings: Any,
 ) -> TimmEncoder:
     """The model, with the weights of ``encoder`` if there is one: ``settings`` are then in it already."""
+    regularised = {n: settings.pop(n) for n in (*_RATES, *_SIZES) if n in settings}
+    for option, rate in regularised.items():
+        if option in _RATES and not 0 <= rate < 1:
+            raise ArgumentError(f"{option}: got {rate!r}, accepted is a share from 0 to below 1")
     if unknown := sorted(set(settings) - _OURS):
         raise ArgumentError(f"{unknown[0]}: is no option here, accepted are {', '.join(sorted(_ACCEPTED))}")
     config = encoder.config if encoder else EncoderConfig(**DEFAULTS | ENCODERS[name] | settings)
@@ -224,7 +301,7 @@ def _build(
     global_pool = global_pool if global_pool is not None else "token" if config.class_token else "avg"
     _check_pool(global_pool, config.class_token)
     config = replace(config, keep="all", pool="attention" if global_pool == "map" else None)
-    model = TimmEncoder(config, num_classes, global_pool, drop_rate, drop_path_rate)
+    model = TimmEncoder(config, num_classes, global_pool, **regularised)
     if encoder:
         model.load_report = encoder.load_report
         model.load_state_dict(encoder.state_dict() | {n: t for n, t in model.state_dict().items() if _is_new(n)})
@@ -251,12 +328,26 @@ def _fitted(tensors: dict[str, Tensor], model: TimmEncoder) -> dict[str, Tensor]
 
 
 def _pixels(config: EncoderConfig) -> dict[str, Any]:
-    """What timm's ``pretrained_cfg`` says of the images that ``config`` is for."""
-    said = {"input_size": (config.in_chans, *config.img_size)}
-    if config.normalisation != "per_image":
-        mean, std = config.normalisation
-        said |= {"mean": (mean,) * config.in_chans, "std": (std,) * config.in_chans}
-    return said
+    """What timm's ``pretrained_cfg`` says of the images that ``config`` is for, with a mean for each channel."""
+    rough = config.normalisation == "per_image"
+    mean, std = (_ROUGH_MEAN, _ROUGH_STD) if rough else config.normalisation
+    channels = config.in_chans
+    return {"input_size": (channels, *config.img_size), "mean": (mean,) * channels, "std": (std,) * channels}
+
+
+def _unless_told(pixels: dict[str, Any], name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """``pixels`` without what a ``pretrained_cfg`` among the options says otherwise than the registry does."""
+    told = options.get("pretrained_cfg")
+    told = told if isinstance(told, dict) else told.to_dict() if isinstance(told, PretrainedCfg) else {}
+    usual = get_pretrained_cfg(f"hdxray_{name}_1280").to_dict()
+    return {key: value for key, value in pixels.items() if told.get(key) in (None, usual[key])}
+
+
+def _saved_by_us(file: object) -> bool:
+    """Whether a file of weights lies in a folder of :func:`.save_model`, which says what they are of."""
+    if not isinstance(file, str | os.PathLike) or Path(file).name not in TENSOR_FILES:
+        return False
+    return read_json(Path(file).parent / CONFIG_FILE).get("format") in (ENCODER_FORMAT, MAE_FORMAT)
 
 
 def _load(name: str, weights: str | os.PathLike, options: dict[str, Any]) -> Encoder:
@@ -276,12 +367,19 @@ def _entry(name: str):
     def create(pretrained: bool = False, **kwargs: Any) -> TimmEncoder:
         kwargs = _translated(kwargs)
         overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}
-        if (weights := kwargs.pop("weights", None)) is not None:
-            if pretrained:
-                raise ArgumentError("weights: given with pretrained=True; leave one of them out")
+        weights = kwargs.pop("weights", None)
+        if weights is not None and pretrained:
+            raise ArgumentError("weights: given with pretrained=True; leave one of them out")
+        if pretrained and _saved_by_us(overlay.get("file")):
+            weights, pretrained = overlay["file"], False
+        if weights is not None:
             encoder = kwargs["encoder"] = _load(name, weights, kwargs)
             kwargs["img_size"], kwargs["in_chans"] = encoder.img_size, encoder.in_chans
-            overlay = _pixels(encoder.config) | overlay
+            overlay = _unless_told(_pixels(encoder.config), name, kwargs) | overlay
+        elif not pretrained:  # timm takes what is said of the images for what is known of pretrained weights
+            settings = {n: value for n, value in kwargs.items() if n in _OURS}
+            pixels = _pixels(EncoderConfig(**DEFAULTS | ENCODERS[name] | settings))
+            overlay = _unless_told(pixels, name, kwargs) | overlay
         return build_model_with_cfg(
             lambda **settings: _build(name, **settings),
             f"hdxray_{name}_1280",

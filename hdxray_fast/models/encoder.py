@@ -53,6 +53,8 @@ class Encoder(nn.Module):
 
     Attributes:
         img_size: ``(height, width)`` in pixels.
+        dynamic_img_size: also take images of other multiples of the patch size: each call has the positions of its own
+            grid, fixed ones made for it, learned ones resampled (bicubic). Off at first; can be set, and is not saved.
         patch_size: edge of a patch in pixels.
         grid_size: ``(height, width)`` in patches.
         embed_dim, num_features: width of a token.
@@ -67,6 +69,7 @@ class Encoder(nn.Module):
     """
 
     load_report: object | None = None
+    dynamic_img_size = False
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -154,7 +157,7 @@ class Encoder(nn.Module):
             With ``pool``: features ``[B, D]``.
         """
         tokens, plan, longest = self._encode(images, plan, scale, shift, inside, valid)
-        return tokens if self.pool is None else self._pooled(tokens, plan, self.pool, longest)
+        return tokens if self.pool is None else self._features(tokens, plan, self.pool, longest)
 
     def pool_tokens(self, tokens: Tokens, pool: str, max_seqlen: int | None = None) -> Tensor:
         """One feature per image, ``[B, D]``, from tokens of this encoder.
@@ -219,9 +222,8 @@ class Encoder(nn.Module):
 
         Patches that are not kept are zero.
         """
-        tokens, plan, _ = self._encode(images, plan, scale, shift, inside, valid)
-        prefix, grid = self.on_grid(tokens.values, plan)
-        return torch.cat([prefix, grid], dim=1)
+        tokens, plan, longest = self._encode(images, plan, scale, shift, inside, valid)
+        return torch.cat(self.on_grid(tokens.values, plan, longest), dim=1)
 
     def forward_intermediates(
         self,
@@ -234,6 +236,7 @@ class Encoder(nn.Module):
         intermediates_only: bool = False,
         output_dict: bool = False,
         attn_mask: None = None,
+        is_causal: bool = False,
         *,
         plan: MaskPlan | None = None,
         scale: float | Tensor | None = None,
@@ -253,7 +256,7 @@ class Encoder(nn.Module):
             intermediates_only: give the list alone.
             output_dict: give a dictionary: ``image_features`` (unless ``intermediates_only``),
                 ``image_intermediates``, and with ``return_prefix_tokens`` ``image_intermediates_prefix``.
-            attn_mask: is refused; images attend to themselves alone, and ``plan`` says to which patches.
+            attn_mask, is_causal: are refused; images attend to themselves alone, and ``plan`` says to which patches.
             plan, scale, shift, inside, valid: as for :meth:`forward`.
 
         Returns:
@@ -262,23 +265,25 @@ class Encoder(nn.Module):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ArgumentError(f"output_fmt: got {output_fmt!r}, accepted are 'NCHW' and 'NLC'")
-        if attn_mask is not None:
-            raise ArgumentError("attn_mask: is not supported, accepted is None; a plan says which patches are seen")
+        if attn_mask is not None or is_causal:
+            name, accepted = ("is_causal", False) if attn_mask is None else ("attn_mask", None)
+            raise ArgumentError(f"{name}: is not supported, accepted is {accepted}; a plan says which patches are seen")
         wanted = _block_indices(indices, len(self.blocks))
         images, plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
         x, cu_seqlens, longest = self._start(images, plan, scale, shift)
+        grid_size = self.grid_of(images)
         intermediates, prefixes = [], []
         for index, block in enumerate(self.blocks):
             if stop_early and index > max(wanted):
                 break
             x = self._run(block, x, cu_seqlens, longest, plan)
             if index in wanted:
-                prefix, grid = self.on_grid(self.norm(x) if norm else x, plan)
+                prefix, grid = self.on_grid(self.norm(x) if norm else x, plan, longest)
                 if output_fmt == "NCHW":
-                    grid = grid.unflatten(1, self.grid_size).permute(0, 3, 1, 2)  # [B, P, D] -> [B, D, gh, gw]
+                    grid = grid.unflatten(1, grid_size).permute(0, 3, 1, 2)  # [B, P, D] -> [B, D, gh, gw]
                 intermediates.append(grid)
                 prefixes.append(prefix)
-        features = None if intermediates_only else torch.cat(self.on_grid(self.norm(x), plan), dim=1)
+        features = None if intermediates_only else torch.cat(self.on_grid(self.norm(x), plan, longest), dim=1)
         if output_dict:
             out = {"image_intermediates": intermediates}
             out |= {"image_intermediates_prefix": prefixes} if return_prefix_tokens and self.num_prefix_tokens else {}
@@ -336,8 +341,8 @@ class Encoder(nn.Module):
     ) -> Tokens:
         """Kept patches as tokens with positions, prefix tokens put in front of each sequence."""
         rows = gather_patches(images, plan, scale, shift, self._rows_dtype(images.device), view=view)
-        first = self.pos_embed.shape[1] - self.grid_size[0] * self.grid_size[1]
-        positions = self._positions()[0].index_select(0, plan.keep_ids + first)
+        first = int(self.has_class_token)
+        positions = self.positions(tuple(plan.grid_size))[0].index_select(0, plan.keep_ids + first)
         patches = self.patch_embed(rows) + positions  # [N_keep, D]
         patch_rows, prefix_rows, cu_seqlens = token_rows(plan.keep_cu_seqlens, patches.shape[0], self.num_prefix_tokens)
         if not self.num_prefix_tokens:
@@ -419,7 +424,10 @@ class Encoder(nn.Module):
             block.drop_path = rate * index / max(1, len(self.blocks) - 1)
 
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Take images of another size: fixed positions are made anew, learned ones resampled (bicubic)."""
+        """Take images of another size: fixed positions are made anew, learned ones resampled (bicubic).
+
+        The size belongs to the encoder, not to a call: where threads share one, set ``dynamic_img_size`` instead.
+        """
         config = replace(self.config, img_size=img_size)
         grid = config.grid_size
         if config == self.config:
@@ -427,7 +435,7 @@ class Encoder(nn.Module):
         if self.learned_positions:
             table = resample_positions(self.pos_embed.detach(), self.grid_size, grid)
         else:
-            table = sincos_positions(self.embed_dim, grid, class_token=self.cls_token is not None).to(self.pos_embed)
+            table = sincos_positions(self.embed_dim, grid, class_token=self.has_class_token).to(self.pos_embed)
         set_positions(self, "pos_embed", table, self.learned_positions)
         self.config, self.img_size, self.grid_size = config, config.img_size, grid
 
@@ -456,8 +464,9 @@ class Encoder(nn.Module):
             images, plan, scale, shift, inside=inside, valid=valid, all_depths=all_depths
         )
         pool = self.pool or ("mean" if self.cls_token is None else "cls")
-        hidden = [torch.cat(self.on_grid(state, plan), dim=1) for state in states]
-        return torch.cat(self.on_grid(tokens.values, plan), dim=1), self._pooled(tokens, plan, pool, longest), hidden
+        hidden = [torch.cat(self.on_grid(state, plan, longest), dim=1) for state in states]
+        dense_tokens = torch.cat(self.on_grid(tokens.values, plan, longest), dim=1)
+        return dense_tokens, self._features(tokens, plan, pool, longest), hidden
 
     def encode_depths(
         self,
@@ -509,13 +518,14 @@ class Encoder(nn.Module):
         if plan is not None:
             tokens = self.embed(images, plan, scale, shift, view)
             return tokens.values, tokens.cu_seqlens, plan.longest[0] + self.num_prefix_tokens
+        grid_size = self.grid_of(images)
         if writes_graph() and view is None:
-            patches = self._embed_images(images, scale, shift)
-            return self.add_prefix(patches), None, self.num_prefix_tokens + patches.shape[1]
-        plan = every_patch(images.shape[0], self.grid_size, self.patch_size, images.device)
+            x = self.add_prefix(self._embed_images(images, scale, shift), grid_size)
+            return x, None, x.shape[1]
+        plan = every_patch(images.shape[0], grid_size, self.patch_size, images.device)
         rows = gather_patches(images, plan, scale, shift, self._rows_dtype(images.device), view=view)
-        patches = self.patch_embed(rows, (images.shape[0], *self.grid_size))
-        x = self.add_prefix(patches.unflatten(0, (images.shape[0], plan.max_keep)))
+        patches = self.patch_embed(rows, (images.shape[0], *grid_size))
+        x = self.add_prefix(patches.unflatten(0, (images.shape[0], plan.max_keep)), grid_size)
         return x, None, x.shape[1]
 
     def _embed_images(self, images: Tensor, scale: float | Tensor, shift: float | Tensor) -> Tensor:  # -> [B, P, D]
@@ -523,17 +533,19 @@ class Encoder(nn.Module):
         scale, shift = (v[:, None, None, None] if isinstance(v, Tensor) and v.dim() else v for v in (scale, shift))
         return self.patch_embed.embed_images((images.float() * scale + shift).to(self._rows_dtype(images.device)))
 
-    def _pooled(self, tokens: Tokens, plan: MaskPlan | None, pool: str, longest: int) -> Tensor:
+    def _features(self, tokens: Tokens, plan: MaskPlan | None, pool: str, longest: int) -> Tensor:
         """:meth:`pool_tokens`, of whole images in standard operations where a graph is written."""
         if plan is not None or not writes_graph():
             return self.pool_tokens(tokens, pool, longest)
-        x = tokens.values.unflatten(0, (-1, self.num_prefix_tokens + self.grid_size[0] * self.grid_size[1]))
+        x = tokens.values.unflatten(0, (-1, longest))
         return self.fc_norm(dense.pooled(x, pool, self.num_prefix_tokens, getattr(self, "attn_pool", None)))
 
-    def add_prefix(self, patches: Tensor) -> Tensor:  # [B, P, D] -> [B, num_prefix_tokens + P, D]
-        """Embedded patches of whole images with their positions, behind the prefix tokens."""
-        first = self.pos_embed.shape[1] - patches.shape[1]
-        patches = patches + self._positions()[:, first:]
+    def add_prefix(self, patches: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
+        """Embedded patches ``[B, P, D]`` of whole images with their positions, behind the prefix tokens.
+
+        ``grid_size`` is theirs, left out the encoder's; gives ``[B, num_prefix_tokens + P, D]``.
+        """
+        patches = patches + self.positions(grid_size or self.grid_size)[:, int(self.has_class_token) :]
         if not self.num_prefix_tokens:
             return patches
         prefix = self._prefix().to(patches.dtype).expand(patches.shape[0], -1, -1)
@@ -542,7 +554,7 @@ class Encoder(nn.Module):
     def _prefix(self) -> Tensor:  # [num_prefix_tokens, D]
         tokens = []
         if self.cls_token is not None:
-            tokens.append(self.cls_token[0] + self._positions()[0, :1])
+            tokens.append(self.cls_token[0] + self.pos_embed[0, :1].to(self._weights_dtype()))
         if self.reg_token is not None:
             tokens.append(self.reg_token[0])
         return torch.cat(tokens)
@@ -564,17 +576,19 @@ class Encoder(nn.Module):
             return checkpoint(block, *arguments, use_reentrant=False)
         return block(*arguments)
 
-    def on_grid(self, x: Tensor, plan: MaskPlan | None) -> tuple[Tensor, Tensor]:
+    def on_grid(self, x: Tensor, plan: MaskPlan | None, longest: int) -> tuple[Tensor, Tensor]:
         """Prefix tokens ``[B, num_prefix_tokens, D]`` and patches on the full grid ``[B, P, D]``, zero where not kept.
 
         Args:
             x: tokens that the encoder made with ``plan``: packed, or ``[B, S, D]``.
             plan: ``None`` if every patch was kept.
+            longest: tokens of the longest sequence.
         """
-        prefix, patches = self.num_prefix_tokens, self.grid_size[0] * self.grid_size[1]
+        prefix = self.num_prefix_tokens
         if plan is None:
-            x = x.view(-1, prefix + patches, self.embed_dim)
+            x = x.view(-1, longest, self.embed_dim)
             return x[:, :prefix], x[:, prefix:]
+        patches = plan.grid_size[0] * plan.grid_size[1]
         patch_rows, prefix_rows, _ = token_rows(plan.keep_cu_seqlens, plan.keep_ids.shape[0], prefix)
         grid = to_grid(x.index_select(0, patch_rows), plan.keep_ids, plan.keep_cu_seqlens, patches)
         return x.index_select(0, prefix_rows).unflatten(0, (plan.batch_size, prefix)), grid
@@ -587,7 +601,7 @@ class Encoder(nn.Module):
         if plan is not None:
             self._check_plan(images, plan)
         elif keep != "all":
-            plan = selected_patches(keep, images, self.grid_size, self.patch_size, inside, valid, self.margin)
+            plan = selected_patches(keep, images, self.grid_of(images), self.patch_size, inside, valid, self.margin)
         if scale is None and shift is None:
             scale, shift = self.pixel_scale(images, valid)
         return images, plan, 1.0 if scale is None else scale, 0.0 if shift is None else shift
@@ -606,27 +620,39 @@ class Encoder(nn.Module):
         return scale_of_levels(images, self._valid_grid(images, valid), self.normalisation, white)
 
     def _valid_grid(self, images: Tensor, valid: Tensor | None) -> Tensor | None:
-        return None if valid is None else checked_grid("valid", valid, (len(images), *self.grid_size))
+        return None if valid is None else checked_grid("valid", valid, (len(images), *self.grid_of(images)))
 
     def check_images(self, images: Tensor) -> Tensor:
         """The images as a plain tensor, or an error that names them unless they have the shape this encoder takes."""
-        expected = (self.in_chans, *self.img_size)
         if not isinstance(images, Tensor):
             raise ArgumentTypeError(f"images: got {type(images).__name__}, accepted is a torch.Tensor [B, C, H, W]")
-        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+        if images.dim() != 4 or images.shape[1] != self.in_chans or not self._takes_size(*images.shape[2:]):
+            sides = "H, W" if self.dynamic_img_size else ", ".join(map(str, self.img_size))
+            more = f" with multiples of {self.patch_size} for H and W" if self.dynamic_img_size else ""
             raise ArgumentError(
-                f"images: got shape {list(images.shape)}, this encoder takes [B, {', '.join(map(str, expected))}]; "
+                f"images: got shape {list(images.shape)}, this encoder takes [B, {self.in_chans}, {sides}]{more}; "
                 "create it with the img_size and in_chans of the images"
             )
         return as_plain(images)
 
+    def _takes_size(self, height: int, width: int) -> bool:
+        if not self.dynamic_img_size:
+            return (height, width) == self.img_size
+        return min(height, width) >= self.patch_size and not (height % self.patch_size or width % self.patch_size)
+
+    def grid_of(self, images: Tensor) -> tuple[int, int]:
+        """``(height, width)`` of ``images [B, C, H, W]`` in patches: ``grid_size``, unless ``dynamic_img_size``."""
+        return images.shape[2] // self.patch_size, images.shape[3] // self.patch_size
+
     def _check_plan(self, images: Tensor, plan: MaskPlan) -> None:
         if not isinstance(plan, MaskPlan):
             raise ArgumentTypeError(f"plan: got {type(plan).__name__}, accepted is a MaskPlan (see plan_masks) or None")
-        if tuple(plan.grid_size) != self.grid_size or plan.patch_size != self.patch_size:
+        height, width = self.grid_of(images)
+        if tuple(plan.grid_size) != (height, width) or plan.patch_size != self.patch_size:
+            whose = "images have" if self.dynamic_img_size else "this encoder has"
             raise ArgumentError(
                 f"plan: is for a {plan.grid_size[0]} x {plan.grid_size[1]} grid of {plan.patch_size}-px patches, "
-                f"this encoder has a {self.grid_size[0]} x {self.grid_size[1]} grid of {self.patch_size}-px patches"
+                f"{whose} a {height} x {width} grid of {self.patch_size}-px patches"
             )
         if plan.batch_size != images.shape[0]:
             raise ArgumentError(f"plan: is for {plan.batch_size} images, images has {images.shape[0]}")
@@ -640,9 +666,18 @@ class Encoder(nn.Module):
     def _weights_dtype(self) -> torch.dtype:
         return next((p.dtype for p in self.patch_embed.parameters() if p.is_floating_point()), self.pos_embed.dtype)
 
-    def _positions(self) -> Tensor:
-        """Positions in the dtype of the weights, of which a fixed table is none: sharding may give these another."""
-        return self.pos_embed.to(self._weights_dtype())
+    def positions(self, grid_size: tuple[int, int]) -> Tensor:
+        """Positions of a grid, ``[1, class_token + P, D]``: the encoder's own, made anew or resampled for another.
+
+        They are in the dtype of the weights, of which a fixed table is none: sharding may give these another.
+        """
+        table = self.pos_embed
+        if grid_size != self.grid_size:
+            if self.learned_positions:
+                table = resample_positions(table, self.grid_size, grid_size)
+            else:
+                table = sincos_positions(self.embed_dim, grid_size, "embed_dim", self.has_class_token, table.device)
+        return table.to(self._weights_dtype())
 
 
 def _block_indices(indices: int | list[int] | tuple[int, ...] | None, depth: int) -> set[int]:

@@ -46,15 +46,22 @@ class GeluLinear(torch.autograd.Function):
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact (erf) GELU between."""
+    """Two linear layers with an exact (erf) GELU between.
+
+    Attributes:
+        drop: dropout after the GELU and after the second layer, where it is wanted (timm's ``proj_drop_rate``).
+    """
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
+        self.drop: nn.Module | None = None
 
     def forward(self, x: Tensor) -> Tensor:  # [..., D]
         hidden = self.fc1(x)
+        if self.drop is not None and self.drop.training:
+            return self.drop(self.fc2(self.drop(F.gelu(hidden))))
         # without gradient nothing is kept
         if not torch.is_grad_enabled() or not is_plain(self.fc2, nn.Linear):
             return self.fc2(F.gelu(hidden))
@@ -71,7 +78,11 @@ class Queries(NamedTuple):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention within each packed sequence, or over a dense batch (without ``cu_seqlens``)."""
+    """Multi-head self-attention within each packed sequence, or over a dense batch (without ``cu_seqlens``).
+
+    Attributes:
+        proj_drop: dropout of its output, where it is wanted.
+    """
 
     def __init__(self, dim: int, num_heads: int, qkv_bias: bool = True) -> None:
         super().__init__()
@@ -79,6 +90,7 @@ class SelfAttention(nn.Module):
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
+        self.proj_drop: nn.Module | None = None
 
     def forward(
         self,
@@ -102,7 +114,8 @@ class SelfAttention(nn.Module):
             max_seqlen_k=max_seqlen,
             equal_lengths=equal_lengths,
         )
-        return self.proj(out.flatten(-2))  # [..., H, Dh] -> [..., D]
+        out = self.proj(out.flatten(-2))  # [..., H, Dh] -> [..., D]
+        return out if self.proj_drop is None else self.proj_drop(out)
 
 
 class CrossAttention(nn.Module):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,24 +9,35 @@ from torch import Tensor, nn
 from ..errors import ArgumentError
 
 
-def sincos_positions(dim: int, grid_size: tuple[int, int], name: str = "embed_dim", class_token: bool = True) -> Tensor:
+def sincos_positions(
+    dim: int,
+    grid_size: tuple[int, int],
+    name: str = "embed_dim",
+    class_token: bool = True,
+    device: torch.device | str = "cpu",
+) -> Tensor:
     """Fixed 2-D sine-cosine positions with a zero row for the class token, float32 ``[1, 1 + gh * gw, dim]``.
 
     As facebookresearch/mae (``get_2d_sincos_pos_embed``): the first half of the channels encodes the column (w goes
     first), the second half the row; each is sin then cos of ``position / 10000^(i / (dim / 4))``. Without class token
-    there is no zero row.
+    there is no zero row. They are made on ``device``, and cost little: a wave is computed for each row and each column.
 
     Raises:
         ArgumentError: ``dim`` (called ``name`` in the message) is no multiple of 4.
     """
     if dim % 4:
         raise ArgumentError(f"{name}: got {dim}, 2-D sine-cosine positions need a multiple of 4")
-    frequencies = 1.0 / 10000 ** (np.arange(dim // 4, dtype=np.float64) / (dim / 4))  # [dim / 4]
-    rows, columns = np.indices(grid_size, dtype=np.float64).reshape(2, -1)  # each [gh * gw]
-    angles = np.stack([np.outer(columns, frequencies), np.outer(rows, frequencies)], axis=1)  # [P, 2, dim / 4]
-    waves = np.concatenate([np.sin(angles), np.cos(angles)], axis=-1).reshape(-1, dim)  # [P, dim]
-    table = np.concatenate([np.zeros((int(class_token), dim)), waves])
-    return torch.from_numpy(table).float().unsqueeze(0)
+    height, width = grid_size
+    steps = torch.arange(dim // 4, dtype=torch.float64, device=device)
+    frequencies = 1.0 / 10000 ** (steps / (dim / 4))  # [dim / 4]
+    rows, columns = (
+        torch.outer(torch.arange(count, dtype=torch.float64, device=device), frequencies) for count in (height, width)
+    )
+    rows, columns = (torch.cat([angles.sin(), angles.cos()], dim=1).float() for angles in (rows, columns))
+    columns = columns[None].expand(height, -1, -1)  # [gw, dim / 2] -> [gh, gw, dim / 2]
+    rows = rows[:, None].expand(-1, width, -1)  # [gh, dim / 2] -> [gh, gw, dim / 2]
+    waves = torch.cat([columns, rows], dim=2).flatten(0, 1)  # [P, dim]
+    return torch.cat([waves.new_zeros(int(class_token), dim), waves]).unsqueeze(0)
 
 
 def set_positions(module: nn.Module, name: str, table: Tensor, learned: bool = False) -> None:

@@ -150,6 +150,9 @@ def test_timm_models_are_exported_with_their_heads(global_pool, timm):
         images = torch.randn(3, 1, 32, 48)
         result = hx.export_program(model).module()(images)
         torch.testing.assert_close(result, model(images), rtol=1e-4, atol=1e-5)
+        seen = model.forward_head(model.forward_features(images), pre_logits=True)  # by the head
+        result = hx.export_program(model, "features").module()(images)
+        torch.testing.assert_close(result, seen, rtol=1e-4, atol=1e-5)
     with pytest.raises(hx.ArgumentError, match=r"^output: got 'probabilities'.* exclude"):
         hx.export_program(model, "probabilities")
     assert hx.export_program(model, "map").module()(images).shape == (3, 48, 2, 3)

@@ -30,7 +30,8 @@ def test_the_presets_are_there(timm, size):
     model = timm.create_model(name, depth=1, img_size=32)
     expected = hx.create_encoder(f"vit_{size}_patch16", depth=1, img_size=32)
     assert model.config == expected.config
-    assert model.default_cfg["input_size"] == (1, 1280, 1280)
+    assert timm.get_pretrained_cfg(name).input_size == (1, 1280, 1280)
+    assert model.default_cfg["input_size"] == (1, 32, 32)
     assert {n: t.shape for n, t in model.state_dict().items()} == {n: t.shape for n, t in expected.state_dict().items()}
 
 
@@ -274,6 +275,7 @@ def test_pretrained_weights_at_another_size(timm, tmp_path, learned):
     if learned:
         shake(encoder)
     cfg = {"file": str(hx.save_model(encoder, tmp_path) / "model.safetensors"), "input_size": (1, 32, 64)}
+    (tmp_path / "config.json").unlink()  # weights alone, as timm has them; the test below reads it
     model = timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=cfg, **sizes | {"img_size": (64, 96)})
     encoder.set_input_size((64, 96))
     torch.testing.assert_close(model.pos_embed, encoder.pos_embed)
@@ -283,6 +285,53 @@ def test_pretrained_weights_at_another_size(timm, tmp_path, learned):
     if learned:  # the fixed table tells its grid
         with pytest.raises(hx.CheckpointError, match=r"^pretrained weights: its position table has 9 rows"):
             timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay=cfg, **sizes | {"img_size": (64, 96)})
+
+
+def test_the_config_beside_a_pretrained_file_is_read(timm, tmp_path):
+    pytest.importorskip("safetensors")
+    options = {"learned_positions": True, "reg_tokens": 2, "in_chans": 3, "normalisation": (0.4, 0.2)}
+    encoder = shake(hx.create_encoder("vit_base_patch16", **SIZES, **options))
+    file = str(hx.save_model(encoder, tmp_path) / "model.safetensors")
+    narrow = {name: value for name, value in SIZES.items() if name != "img_size"}  # the name's own are others
+    for size in ((32, 64), (64, 96)):
+        more = {} if size == (32, 64) else {"img_size": size}
+        overlay = {"file": file, "num_classes": -1}  # what timm's train.py makes of --pretrained-path
+        model = timm.create_model(
+            NAME, pretrained=True, pretrained_cfg_overlay=overlay, num_classes=2, **narrow, **more
+        ).eval()
+        cfg = model.pretrained_cfg
+        assert (cfg["input_size"], cfg["mean"], cfg["std"]) == ((3, *size), (0.4,) * 3, (0.2,) * 3)
+        assert model.num_classes == 2 and model.config.reg_tokens == 2
+        encoder.set_input_size(size)
+        images = torch.rand(1, 3, *size) * 4 - 2
+        torch.testing.assert_close(model.forward_features(images), encoder.forward_features(images))
+    with pytest.raises(hx.HDXrayError, match=r"cls_token is .1, 1, 48., the encoder has"):
+        timm.create_model(NAME, pretrained=True, pretrained_cfg_overlay={"file": file}, embed_dim=96)
+    (tmp_path / "config.json").write_text('{"architecture": "of somebody else"}')
+    with pytest.raises(RuntimeError, match="reg_token"):  # weights alone, into what the options say
+        timm.create_model(
+            NAME, pretrained=True, pretrained_cfg_overlay={"file": file, "input_size": (3, 32, 64)}, in_chans=3, **SIZES
+        )
+
+
+def test_the_config_follows_the_pixels(timm):
+    from timm.data import resolve_model_data_config
+
+    for options, mean, std in (
+        ({}, (0.5,), (0.25,)),  # rough values
+        ({"in_chans": 3}, (0.5,) * 3, (0.25,) * 3),  # timm's loaders take one for each channel
+        ({"normalisation": (0.4, 0.2)}, (0.4,), (0.2,)),
+        ({"normalisation": (0.4, 0.2), "in_chans": 3}, (0.4,) * 3, (0.2,) * 3),
+        ({"normalisation": "per_image", "in_chans": 3}, (0.5,) * 3, (0.25,) * 3),
+        ({"normalisation": (0.4, 0.2), "pretrained_cfg_overlay": {"mean": (0.3,)}}, (0.3,), (0.2,)),
+        ({"normalisation": (0.4, 0.2), "pretrained_cfg": {"mean": (0.3,)}}, (0.3,), (0.2,)),
+        ({"normalisation": (0.4, 0.2), "pretrained_cfg": timm.get_pretrained_cfg(NAME)}, (0.4,), (0.2,)),
+    ):
+        data = resolve_model_data_config(timm.create_model(NAME, **SIZES, **options))
+        assert (data["mean"], data["std"]) == (mean, std), options
+        assert data["input_size"] == (options.get("in_chans", 1), 32, 64)
+    with pytest.raises(hx.ArgumentError, match=r"^normalisation: "):
+        timm.create_model(NAME, normalisation=(0.4, 0.0), **SIZES)
 
 
 def test_options_of_timms_vit(timm):
@@ -298,11 +347,16 @@ def test_what_is_refused(timm):
     for unfit in ({"keep": "contour"}, {"pool": "mean"}, {"margin": 2}):
         with pytest.raises(hx.ArgumentError, match=rf"^{next(iter(unfit))}: is no option here"):
             timm.create_model(NAME, **SIZES, **unfit)
-    with pytest.raises(hx.ArgumentError, match=r"^dynamic_img_size: got True, accepted is False; .*set_input_size"):
-        timm.create_model(NAME, dynamic_img_size=True, **SIZES)
+    with pytest.raises(hx.ArgumentError, match=r"^dynamic_img_pad: got True, accepted is that with dynamic_img_size"):
+        timm.create_model(NAME, dynamic_img_pad=True, **SIZES)
     with pytest.raises(hx.ArgumentError, match=r"^nonsense: .*global_pool.*img_size.*num_classes"):
         timm.create_model(NAME, nonsense=1, **SIZES)
-    for option, value in {"qk_norm": True, "attn_drop_rate": 0.1, "proj_drop_rate": 0.1, "pos_drop_rate": 0.1}.items():
+    for option in ("drop_rate", "drop_path_rate", "proj_drop_rate", "pos_drop_rate", "patch_drop_rate"):
+        with pytest.raises(hx.ArgumentError, match=rf"^{option}: got 1.0, accepted is a share"):
+            timm.create_model(NAME, **{option: 1.0}, **SIZES)
+    with pytest.raises(hx.ArgumentError, match=r"^attn_drop_rate: .* there are drop_rate, .*, proj_drop_rate"):
+        timm.create_model(NAME, attn_drop_rate=0.1, **SIZES)
+    for option, value in {"qk_norm": True, "pre_norm": True, "attn_drop_rate": 0.1}.items():
         with pytest.raises(hx.ArgumentError, match=rf"^{option}: got {value}, accepted is"):
             timm.create_model(NAME, **{option: value}, **SIZES)
         timm.create_model(NAME, **{option: type(value)()}, **SIZES)  # what changes nothing is taken
