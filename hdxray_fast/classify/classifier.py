@@ -17,6 +17,7 @@ from ..ops.plan import MaskPlan
 from ..ops.view import View
 from ..weights.model_folders import load_model, model_folder, save_model
 from .heads import LabelQueryHead, LinearHead, build_head
+from .seen import SEEN_FILE, Seen
 
 HEAD_FILE = "head.safetensors"
 CLASSIFIER_FILE = "classifier.json"
@@ -62,10 +63,14 @@ class Classifier(nn.Module):
         encoder: any encoder; its ``keep`` says which patches are looked at.
         config: see :class:`ClassifierConfig`.
         text: ``[C, T]`` embeddings of the class names, for the label-query head.
+
+    Attributes:
+        seen: whom and what it was trained on; ``None`` where that is not known.
     """
 
     def __init__(self, encoder: Encoder, config: ClassifierConfig, text: Tensor | None = None) -> None:
         super().__init__()
+        self.seen: Seen | None = None
         if not isinstance(encoder, Encoder):
             raise ArgumentTypeError(f"encoder: got {type(encoder).__name__}, accepted is an Encoder (create_encoder)")
         self.encoder, self.config = encoder, config
@@ -135,13 +140,17 @@ class Classifier(nn.Module):
 
 
 def save_classifier(model: Classifier, directory: str | Path) -> Path:
-    """Write encoder, head and settings into one folder, each file whole or not at all."""
+    """Write encoder, head, settings and what it has seen into one folder, each file whole or not at all."""
     directory = save_model(model.encoder, directory)
     head = {name: tensor.detach().contiguous().cpu() for name, tensor in model.head.state_dict().items()}
     with written_whole(directory / HEAD_FILE) as temporary:
         save_tensors(head, temporary)
     with written_whole(directory / CLASSIFIER_FILE) as temporary:
         temporary.write_text(json.dumps({"format": FORMAT, **vars(model.config)}, indent=1) + "\n")
+    if model.seen is None:
+        (directory / SEEN_FILE).unlink(missing_ok=True)  # of a model that was here before
+    else:
+        model.seen.save(directory / SEEN_FILE)
     return directory
 
 
@@ -178,4 +187,5 @@ def load_classifier(directory: str | Path) -> Classifier:
     except (RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{directory / HEAD_FILE}: does not fit {CLASSIFIER_FILE} ({reason})") from error
+    model.seen = Seen.load(directory / SEEN_FILE)
     return model.eval()
