@@ -98,7 +98,7 @@ class Seen:
         tensors |= {f"{kind}.places": torch.from_numpy(places) for kind, places in self.places.items()}
         try:
             with written_whole(path) as temporary:
-                save_tensors(tensors, temporary, {"format": FORMAT, "salt": self.salt})
+                save_tensors(tensors, temporary, {FORMAT: self.salt})  # one entry: their order is not fixed
         except OSError as error:
             raise ConfigError(f"out: cannot write {path} ({error.strerror or error})") from error
 
@@ -115,10 +115,10 @@ class Seen:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: is damaged or cannot be read ({error}); remove it to go without") from error
         kinds = [name.removesuffix(".keys") for name in tensors if name.endswith(".keys")]
-        if metadata.get("format") != FORMAT or not {"patients", "pixels"} <= set(kinds):
+        if FORMAT not in metadata or not {"patients", "pixels"} <= set(kinds):
             raise CheckpointError(f"{path}: is no record of patients and pixels; remove it to go without")
         keys, places = ({kind: tensors[f"{kind}.{part}"] for kind in kinds} for part in ("keys", "places"))
-        return cls(metadata["salt"], keys, places)
+        return cls(metadata[FORMAT], keys, places)
 
 
 def patient_key(patient: str, salt: str) -> int:
