@@ -19,6 +19,7 @@ from ..ops.view import View
 from ..weights.hub_files import label_keys
 from ..weights.model_folders import MODEL_FILE, load_model, model_folder, read_tensors, write_folder
 from .heads import LabelQueryHead, LinearHead, build_head
+from .seen import SEEN_FILE, Seen
 
 HEAD_FILE = "head.safetensors"
 CLASSIFIER_FILE = "classifier.json"
@@ -65,10 +66,14 @@ class Classifier(nn.Module):
         encoder: any encoder; its ``keep`` says which patches are looked at.
         config: see :class:`ClassifierConfig`.
         text: ``[C, T]`` embeddings of the class names, for the label-query head.
+
+    Attributes:
+        seen: whom and what it was trained on; ``None`` where that is not known.
     """
 
     def __init__(self, encoder: Encoder, config: ClassifierConfig, text: Tensor | None = None) -> None:
         super().__init__()
+        self.seen: Seen | None = None
         if not isinstance(encoder, Encoder):
             raise ArgumentTypeError(f"encoder: got {type(encoder).__name__}, accepted is an Encoder (create_encoder)")
         self.encoder, self.config = encoder, config
@@ -152,7 +157,7 @@ def classify_tokens(encoder: Encoder, head: nn.Module, tokens: Tokens, longest: 
 
 
 def save_classifier(model: Classifier, directory: str | Path) -> Path:
-    """Write encoder, head and settings into one folder, each file whole or not at all.
+    """Write encoder, head, settings and what it has seen into one folder, each file whole or not at all.
 
     It is a folder for transformers' ``AutoModelForImageClassification`` too.
     """
@@ -165,6 +170,10 @@ def save_classifier(model: Classifier, directory: str | Path) -> Path:
         save_tensors(head, temporary)
     with written_whole(directory / CLASSIFIER_FILE) as temporary:
         temporary.write_text(settings_text(config))
+    if model.seen is None:
+        (directory / SEEN_FILE).unlink(missing_ok=True)  # of a model that was here before
+    else:
+        model.seen.save(directory / SEEN_FILE)
     return directory
 
 
@@ -227,4 +236,5 @@ def load_classifier(directory: str | Path) -> Classifier:
     except (RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{directory / HEAD_FILE}: does not fit {CLASSIFIER_FILE} ({reason})") from error
+    model.seen = Seen.load(directory / SEEN_FILE)
     return model.eval()

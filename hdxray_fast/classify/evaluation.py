@@ -7,17 +7,16 @@ import difflib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..data.listing import list_images
+from ..data.listing import list_images, manifest_patients
 from ..data.quarantine import Quarantined, write_quarantine
 from ..data.reader_pool import worker_count
-from ..data.splits import SPLIT_NAMES, SPLITS, canonical_split, patients_hash
 from ..errors import ConfigError, TrainingError
 from ..features.embedding import Embedder
 from ..files import written_whole
@@ -25,9 +24,11 @@ from .classifier import Classifier, load_classifier
 from .error_sheet import write_error_sheet
 from .heads import LabelQueryHead, embed_names
 from .label_table import LabelTable
-from .labels import check_rows, read_manifest, redrawn, require_files
+from .labels import read_manifest, require_files
 from .metrics import evaluate_predictions
 from .plots import plot_curves
+from .seen import SEEN_FILE
+from .tested import Overlap, overlap_of, part_to_test, refuse_mostly_seen
 
 
 def report_predictions(
@@ -73,6 +74,9 @@ class Predictions:
         present: of each image the classes that are called present: at or above their threshold or, of classes that
             exclude each other, the most probable of all (none, if that one was not asked about).
         precision: ``"fp32"`` or ``"bf16"``, what the model computed in.
+        hashes: of the stored pixels of each image.
+        overlap: which of the images the classifier was trained or validated on; ``None`` where it has no record of
+            that.
     """
 
     images: list[str]
@@ -82,6 +86,8 @@ class Predictions:
     quarantined: list[Quarantined] = field(default_factory=list)
     present: list[list[str]] = field(default_factory=list)
     precision: str = "fp32"
+    hashes: list[str] = field(default_factory=list)
+    overlap: Overlap | None = None
 
 
 def called_present(
@@ -136,7 +142,8 @@ def predict(
 
     Returns:
         A row per image that could be read, in order: ``images``, ``probabilities [N, C]``, ``present``; the others are
-        in ``quarantined``.
+        in ``quarantined``. ``overlap`` tells which of them the classifier was trained or validated on, by their pixels
+        and, where a manifest is given, by their patients; with ``progress`` that is also printed.
 
     Raises:
         ConfigError: a path does not exist or names no image, or a name that the classifier cannot answer for.
@@ -145,7 +152,15 @@ def predict(
     model = load_classifier(model) if isinstance(model, str | os.PathLike) else model
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     files = list(dict.fromkeys(str(file) for name in names for file in list_images(name, argument="paths")))
-    return predict_list(files, model, batch_size, workers, device, progress, classes, precision, compile)
+    found = predict_list(files, model, batch_size, workers, device, progress, classes, precision, compile)
+    patients: dict[str, str] = {}
+    for path in map(Path, names):
+        if path.suffix.lower() == ".csv" and path.is_file():
+            patients |= manifest_patients(path, "paths")
+    found.overlap = overlap_of(model, [patients.get(file, "") for file in found.images], found.hashes)
+    if progress and found.overlap and (told := found.overlap.describe(found.images)):
+        print(f"warning: {told}")
+    return found
 
 
 def predict_list(
@@ -166,6 +181,7 @@ def predict_list(
     scorer = _Scorer(model, device, questions, precision, compile)
     jobs = [(file, file) for file in files]
     images: list[str] = []
+    hashes: list[str] = []
     bad: list[Quarantined] = []
     trained, new = model.config.classes, 0 if questions.new_names is None else len(questions.new_names)
     rows = [np.zeros((0, len(trained) + new), np.float32)]
@@ -173,6 +189,7 @@ def predict_list(
         bad += part.quarantined
         if len(part):
             images += part.sources
+            hashes += part.provenance_ids
             rows.append(part.features)
     answers = np.concatenate(rows)
     asked = answers[:, questions.columns]
@@ -181,7 +198,7 @@ def predict_list(
         present = [[name for name in row if name in questions.names] for row in winners]
     else:
         present = called_present(asked, questions.names, questions.thresholds, multiclass=False)
-    return Predictions(images, asked, questions.names, questions.thresholds, bad, present, scorer.precision)
+    return Predictions(images, asked, questions.names, questions.thresholds, bad, present, scorer.precision, hashes)
 
 
 def untrained(model: Classifier, names: Sequence[str]) -> list[str]:
@@ -274,6 +291,7 @@ def evaluate_files(
     max_bad_share: float = 0.05,
     precision: str = "auto",
     compile: str = "auto",
+    allow_training_patients: bool = False,
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
 
@@ -281,12 +299,17 @@ def evaluate_files(
     when the classifier was made; ``classes``, ``precision`` and ``compile`` are as for :func:`predict`, so that names
     it has never seen can be put to the test. Writes what :func:`report_predictions` writes, and ``unreadable.csv``; the
     metrics also count those files as ``unreadable``, and say in which ``precision`` the model computed. ``split`` takes
-    the words that a manifest may have for its splits; if training drew them, from this manifest, they are drawn as they
-    were there.
+    the words that a manifest may have for its splits; if training drew them, from this manifest, they are as they were
+    there.
+
+    Patients and stored pixels are compared with those that the classifier was trained and validated on, whatever
+    manifest they come in; how many there are is printed and is in ``metrics.json`` under ``seen`` (``None`` for a
+    classifier without a record of them).
 
     Raises:
         ConfigError: the manifest lacks a class of the classifier, lists an image twice or a patient in two splits, or
-            has no image in the split; or ``out`` holds a training run.
+            has no image in the split; more than half of the images of ``"test"`` or ``"all"`` are of training or
+            validation, and ``allow_training_patients`` is not given; or ``out`` holds a training run.
         TrainingError: none of the images can be read, or more than a share ``max_bad_share`` cannot.
     """
     out = Path(out)
@@ -298,10 +321,13 @@ def evaluate_files(
         data, images=images, preset=preset, classes=classes or classifier.config.classes,
         multiclass=classifier.config.multiclass, uncertain=uncertain or trained.get("uncertain", "ignore"),
     )  # fmt: skip
-    table = _part(table, split, str(data), trained, preset)
+    table = part_to_test(table, split, str(data), classifier, preset, allow_training_patients)
     require_files(table, str(data))
+    refuse_mostly_seen(overlap_of(classifier, table.patients), table, split, allow_training_patients)
     if progress:
         print("\n".join(table.notes), end="\n" if table.notes else "")
+        if classifier.seen is None:
+            print(f"{model}: has no {SEEN_FILE}: whether it was trained on these patients or images cannot be told")
     asked = classes, precision, compile
     found = predict_list(table.paths, classifier, batch_size, workers, device, progress, *asked)
     out.mkdir(parents=True, exist_ok=True)
@@ -312,42 +338,18 @@ def evaluate_files(
     extra["precision"] = found.precision
     place = {path: row for row, path in enumerate(found.images)}
     table = table.rows([row for row, path in enumerate(table.paths) if path in place])
+    hash_of = dict(zip(found.images, found.hashes, strict=True))
+    overlap = overlap_of(classifier, table.patients, [hash_of[path] for path in table.paths])
+    refuse_mostly_seen(overlap, table, split, allow_training_patients)
+    extra["seen"] = overlap and overlap.as_dict()
+    if progress and overlap and (told := overlap.describe(table.paths)):
+        print(f"warning: {told}; metrics on these flatter")
     scores = found.probabilities[[place[path] for path in table.paths]]
     report = report_predictions(
         out, table, scores, found.thresholds, bootstraps=bootstraps, seed=trained.get("seed", 0), extra=extra,
         model=None if classes else classifier,
     )  # fmt: skip
-    return {**report, "unreadable": bad}
-
-
-def _part(table: LabelTable, split: str, source: str, trained: dict, preset: str | None) -> LabelTable:
-    """The images of a split that may be tested on, or all of them; ``trained``: of the table of the training."""
-    name = canonical_split(split)
-    if name not in (*SPLITS, "all"):
-        words = ", ".join([*SPLITS, "all", *SPLIT_NAMES])
-        raise ConfigError(f"split: got {split!r}, accepted are {words}")
-    seen = trained.get("patients") == patients_hash(table.patients)
-    if name == "all":
-        check_rows(replace(table, splits=[""] * len(table)), source)
-        if seen:
-            table.notes.append(f"the model was trained on patients of {source}: on 'all' of it the metrics flatter")
-        return table
-    check_rows(table, source)
-    if (again := redrawn(table, trained, source, preset)) is not None:
-        table = again
-    elif seen:
-        raise ConfigError(
-            f"split: {source} has the patients that the model was trained on, in other splits; evaluate with those of "
-            "the training, or other patients"
-        )
-    if name in table.splits:
-        return table.split(name)
-    given = [split for split in SPLITS if split in table.splits]
-    why = f"it has {', '.join(given)}" if given else "it has no splits"
-    raise ConfigError(
-        f"split: {source} has no image in {name!r}: {why}; give it a column 'split' (or another split; 'all' is right "
-        "only for data that the model never saw)"
-    )
+    return {**report, "unreadable": bad, "seen": extra["seen"]}
 
 
 class _Scores(nn.Module):

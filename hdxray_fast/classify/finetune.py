@@ -13,10 +13,12 @@ from pathlib import Path
 import torch
 
 from ..errors import ConfigError
+from ..training.data_record import RECORD
 from ..training.loop import Training
 from .config import FinetuneConfig
 from .labels import describe_labels, labels_of, one_sided, require_files, take_fraction
 from .result import FinetuneResult
+from .seen import DRAWN_FILE, Seen
 from .table import summary, write_table
 from .task import FinetuneTask, build_encoder, canvas_size
 
@@ -57,12 +59,15 @@ def run_finetuning(
     if processes > 1 and (len(runs) > 1 or config.is_probe):
         what = "a linear probe is" if config.is_probe else "several label_fractions or seeds are"
         raise ConfigError(f"{what} for one process; under accelerate launch, start each run by itself")
+    begun = _begun(config, runs)
     results = []
     for number, run in enumerate(runs):
         if progress and len(runs) > 1:
             print(f"run {number + 1} of {len(runs)}: {run.label_fractions[0]:.0%} of the labels, seed {run.seed}")
         results.append(
-            _probe(run, Path(config.out), progress) if run.is_probe else _finetune(run, processes, progress, on_step)
+            _probe(run, Path(config.out), progress)
+            if run.is_probe
+            else _finetune(run, processes, progress, on_step, begun)
         )
         if not results[-1].finished:
             break
@@ -71,16 +76,31 @@ def run_finetuning(
     return results
 
 
-def _finetune(config: FinetuneConfig, processes: int, progress: bool, on_step) -> FinetuneResult:
+def _begun(config: FinetuneConfig, runs: list[FinetuneConfig]) -> Seen | str | None:
+    """The splits that runs found here were begun with, ``"hashed"`` if that was before they were kept; ``None``: new.
+
+    Another release may draw others from the same table, and a run must not be trained on its own test images.
+    """
+    if config.resume != "auto":
+        return None
+    for run in runs:
+        if (kept := Seen.load(Path(run.out) / DRAWN_FILE)) is not None:
+            return kept
+    return "hashed" if any((Path(run.out) / RECORD).exists() for run in runs) else None
+
+
+def _finetune(
+    config: FinetuneConfig, processes: int, progress: bool, on_step, begun: Seen | str | None
+) -> FinetuneResult:
     out = Path(config.out)
-    whole = labels_of(config)
+    whole = labels_of(config, begun)
     table = take_fraction(whole, config.label_fractions[0], config.seed)
     if config.prepared is None:
         require_files(table, config.data)
     if config.img_size is None:
         config = replace(config, img_size=canvas_size(build_encoder(config)))
     config = config.with_steps(table.splits.count("train"), processes)
-    task = FinetuneTask(config, table, whole.paths)
+    task = FinetuneTask(config, table, whole)
     training = Training(config, task, progress=progress, on_step=on_step)
     if progress:
         notes = list(task.notes)
@@ -91,6 +111,8 @@ def _finetune(config: FinetuneConfig, processes: int, progress: bool, on_step) -
     with training.claimed():
         if metrics.exists() and task.best_model.facts:  # this run is whole: several in one folder go on with the next
             return _read_result(out)
+        if training.is_main and (begun is None or not (out / DRAWN_FILE).exists()):
+            Seen.of(whole).save(out / DRAWN_FILE)
         task.use(task.find_images(training))
         done = training.run()
         result = FinetuneResult(out, {}, len(task.datasets["train"]), {}, len(task.set_aside.rows), done.finished)

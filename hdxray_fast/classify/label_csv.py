@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -74,11 +75,22 @@ def import_pandas():
     return pandas
 
 
-def read_csv(path: Path):
-    """A CSV as text: ids keep their zeros, and only an empty cell is blank, so that a "nan" left behind is seen."""
+def read_csv(path: Path, blank: Sequence[str] = ()):
+    """A CSV as text: ids keep their zeros, and only an empty cell is blank, so that a "nan" left behind is seen.
+
+    Args:
+        path: of the file.
+        blank: words that stand for an empty cell in it, too.
+    """
     pandas = import_pandas()
+    options = {"dtype": str, "keep_default_na": False, "na_values": ["", *blank], "skipinitialspace": True}
     try:
-        frame = pandas.read_csv(path, dtype=str, keep_default_na=False, na_values=[""], skipinitialspace=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)
+            # without index_col=False rows that end in a comma, where the header does not, move one column to the left
+            frame = pandas.read_csv(path, index_col=False, **options)
+    except pandas.errors.ParserWarning as error:
+        raise ConfigError(f"{path}: has rows with more cells than its header has columns") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
     except (OSError, ValueError, pandas.errors.ParserError) as error:

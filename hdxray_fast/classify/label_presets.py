@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
@@ -27,6 +27,7 @@ NIH14 = (
     "Atelectasis", "Cardiomegaly", "Effusion", "Infiltration", "Mass", "Nodule", "Pneumonia", "Pneumothorax",
     "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
 )  # fmt: skip
+CHEXPERT_FILES = ("train.csv", "valid.csv", "test.csv", "test_labels.csv")
 PADCHEST_FRONTAL = ("PA", "AP", "AP_horizontal", "AP-horizontal")
 PADCHEST_UNUSABLE = frozenset({"exclude", "suboptimal study"})
 PADCHEST_NO_CLASS = frozenset({"", "normal", "unchanged"})  # "unchanged" speaks of an earlier study
@@ -34,31 +35,53 @@ PADCHEST_LEAST = 50  # images of a label that becomes a class by default
 
 
 def read_chexpert(path: Path, images: Path | None, *, classes: Sequence[str] | None = None, **_) -> LabelTable:
-    """``train.csv`` or ``valid.csv`` of CheXpert, or the folder that holds both; frontal views."""
+    """``train.csv``, ``valid.csv`` or a list of the test set of CheXpert, or the folder that holds them; frontal views.
+
+    Paths may start anywhere above the patient's folder, and be written as Windows has them.
+    """
     pandas = import_pandas()
-    files = [path] if path.is_file() else [path / name for name in ("train.csv", "valid.csv") if (path / name).exists()]
+    files = [path] if path.is_file() else [path / name for name in CHEXPERT_FILES if (path / name).exists()]
     if not files:
         raise ConfigError(f"data: {path} holds neither train.csv nor valid.csv of CheXpert")
-    frame = pandas.concat([read_csv(file) for file in files], ignore_index=True)
-    require_columns(frame, path, ("Path", *(classes or CHEXPERT)))
-    if "Frontal/Lateral" not in frame.columns:  # the names tell it too: view2_lateral.jpg
-        lateral = frame["Path"].fillna("").str.contains("_lateral", case=False)
-        frame["Frontal/Lateral"] = np.where(lateral, "Lateral", "Frontal")
+    frame = pandas.concat([_chexpert_list(file, classes or CHEXPERT) for file in files], ignore_index=True)
     frame, notes = _frontal(frame, "Frontal/Lateral", ("Frontal",))
     root = images or files[0].parent
-    patients = [re.search(r"patient\d+", name) for name in frame["Path"]]
-    if None in patients:
-        raise ConfigError(f"{path}: {frame['Path'].iloc[patients.index(None)]} names no patient (patient00001/...)")
     classes = list(classes or CHEXPERT)
     return LabelTable(
-        # the first folder, CheXpert-v1.0-small, is often where the CSV itself lies
-        [str(_existing(root / name, root.parent / name, root / name.partition("/")[2])) for name in frame["Path"]],
+        [str(_chexpert_image(root, name)) for name in frame["Path"]],
         label_values(frame, path, classes, blank=0.0),  # by its authors a blank is a negative
         classes,
-        [match.group() for match in patients],
-        ["val" if "/valid/" in name else "test" if "/test/" in name else "train" for name in frame["Path"]],
+        strings(frame["patient"]),
+        strings(frame["split"]),
         notes=notes,
     )
+
+
+def _chexpert_list(file: Path, classes: Sequence[str]):
+    """The rows of a list, with ``patient``, ``split``, and ``Frontal/Lateral`` where the list lacks it."""
+    frame = read_csv(file)
+    require_columns(frame, file, ("Path", *classes))
+    frame["Path"] = frame["Path"].fillna("").str.replace("\\", "/", regex=False)
+    found = frame["Path"].str.extract(r"(?:(?:^|/)(?P<folder>train|valid|val|test)/)?(?P<patient>patient\d+)(?=/)")
+    if (lost := found["patient"].isna()).any():
+        row = int(np.flatnonzero(lost)[0])
+        raise ConfigError(f"{file}: row {row + 2}, {frame['Path'].iloc[row]!r} names no patient (patient00001/...)")
+    named = next((name for name in ("train", "val", "test") if file.stem.startswith(name)), "train")
+    frame["patient"], frame["split"] = found["patient"], found["folder"].replace("valid", "val").fillna(named)
+    if "Frontal/Lateral" not in frame.columns:  # the names tell it too: view2_lateral.jpg
+        lateral = frame["Path"].str.contains("_lateral", case=False)
+        frame["Frontal/Lateral"] = np.where(lateral, "Lateral", "Frontal")
+    return frame
+
+
+def _chexpert_image(root: Path, name: str) -> Path:
+    """Where an image is: as its path says, below ``root`` or beside it, or with fewer folders above the patient's."""
+    parts = name.split("/")
+    patient = next(place for place, part in enumerate(parts) if re.fullmatch(r"patient\d+", part))
+    shorter = [root / "/".join(parts[first:]) for first in range(1, patient + 1)]
+    if PureWindowsPath(name).drive and not Path(name).is_absolute():  # another machine's: only its end can be here
+        return _existing(*shorter[max(patient - 2, 0) :])
+    return _existing(root / name, root.parent / name, *shorter)
 
 
 def read_mimic(path: Path, images: Path | None, *, classes: Sequence[str] | None = None, **_) -> LabelTable:
@@ -192,7 +215,7 @@ def read_vindr(path: Path, images: Path | None, *, classes: Sequence[str] | None
 
 def _share_of_readers(file: Path):
     """Per image (rows) and class (columns): the share of the image's readers that saw it."""
-    frame = read_csv(file)
+    frame = read_csv(file).rename(columns={"Other disease": "Other diseases"})  # in the list of the test set alone
     require_columns(frame, file, ("image_id",))
     if "class_name" in frame.columns:
         readers = frame.groupby("image_id")["rad_id"].nunique() if "rad_id" in frame.columns else None
@@ -210,7 +233,7 @@ def _share_of_readers(file: Path):
 def read_padchest(path: Path, images: Path | None, *, classes: Sequence[str] | None = None, **_) -> LabelTable:
     """The CSV of PadChest: ``Labels`` holds a Python list as text; frontal views; rows without labels are left out."""
     file = path if path.is_file() else _one(path, "PADCHEST*.csv*")
-    frame = read_csv(file)
+    frame = read_csv(file, blank=("nan",))  # as pandas once wrote it: in 103 rows of the published file
     require_columns(frame, file, ("ImageID", "PatientID", "Projection", "Labels"))
     frame, notes = _frontal(frame, "Projection", PADCHEST_FRONTAL)
     known = frame["Labels"].notna()
@@ -260,12 +283,19 @@ PRESETS: dict[str, Callable[..., LabelTable]] = {
 
 # --- parts ------------------------------------------------------------------------------------------------------------
 def _frontal(frame, column: str, wanted: Sequence[str]):
-    """Rows of frontal views, and a note on how many were left out."""
+    """Rows of frontal views, and notes on how many were left out."""
     if column not in frame.columns:
         return frame, []
-    keep = frame[column].isin(wanted)
-    left_out = int((~keep).sum())
-    return frame[keep], [f"{left_out} images that are no frontal view"] if left_out else []
+    keep, untold = frame[column].isin(wanted), frame[column].isna()
+    notes = [
+        f"{count} images {what}"
+        for count, what in (
+            (int((~keep & ~untold).sum()), "that are no frontal view"),
+            (int(untold.sum()), f"whose view is not told ({column} is empty)"),
+        )
+        if count
+    ]
+    return frame[keep], notes
 
 
 def _check_classes(classes: Sequence[str], known: Sequence[str], path: Path) -> None:

@@ -15,8 +15,8 @@ class LabelSettings:
         classes: which classes; all by default.
         multiclass: exactly one class of each image holds.
         uncertain: what the label -1 means: ``ignore``, ``zeros``, ``ones``, or ``Edema=ones, ...`` for single classes.
-        val_share: share of the patients that choose the model, where the manifest has no such split.
-        test_share: share of the patients to test on, likewise.
+        val_share: share of the images, of undivided patients, that choose the model, where there is no such split.
+        test_share: share of the images to test on, likewise.
     """
 
     images: str | None = None

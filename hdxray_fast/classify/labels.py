@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,6 +16,7 @@ from ..errors import ConfigError
 from .label_csv import read_generic
 from .label_presets import PRESETS
 from .label_table import LabelTable
+from .seen import Seen
 
 if TYPE_CHECKING:
     from .config import FinetuneConfig
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 POLICIES = ("ignore", "zeros", "ones")
 UNCERTAIN = -1.0
 VALIDATION_LEAST = 10  # images, below which there is a warning
+WIDEST_MARGIN = 0.2  # of an AUROC on the test split, above which there is one
 
 
 def read_labels(
@@ -49,9 +52,10 @@ def read_labels(
         multiclass: exactly one class of each image holds; a generic CSV may then have one column ``label`` of names.
         uncertain: what -1 means: ``"ignore"``, ``"zeros"``, ``"ones"``, or one of them per class, as a dict or as
             ``"Edema=ones, Atelectasis=ones"`` (the classes not named are ignored).
-        val_share: share of the patients in ``val`` if the manifest has no such rows; taken from ``train``.
+        val_share: share of the images in ``val`` if the manifest has no such rows; taken from ``train``, patients
+            undivided, every class in its share.
         test_share: likewise for ``test``.
-        seed: of the splits made here; a patient's place depends on seed and patient id alone.
+        seed: of the splits made here.
 
     Raises:
         ConfigError: the manifest cannot be read, lacks columns, holds values that are no labels, or has a patient in
@@ -61,21 +65,49 @@ def read_labels(
     table = read_manifest(
         data, images=images, preset=preset, classes=classes, multiclass=multiclass, uncertain=uncertain
     )
+    told = uncertain if isinstance(uncertain, str) else dict(uncertain)
+    return draw_splits(table, str(data), val_share, test_share, seed, preset=preset, uncertain=told)
+
+
+def draw_splits(
+    table: LabelTable,
+    source: str,
+    val_share: float,
+    test_share: float,
+    seed: int,
+    *,
+    preset: str | None = None,
+    uncertain: str | dict = "ignore",
+    begun: Seen | str | None = None,
+) -> LabelTable:
+    """A table as :func:`read_manifest` gives it, checked, with a split for every image that has a label.
+
+    Args:
+        table: the manifest.
+        source: its name, for errors.
+        val_share, test_share, seed, preset, uncertain: as for :func:`read_labels`.
+        begun: of a run that goes on: the splits that it has, or ``"hashed"`` if it drew them by patient id alone.
+    """
     origin = {
         "patients": patients_hash(table.patients),
         "given": patients_hash(_placed(table)),
+        "draw": "stratified",
+        "labels": _labels_hash(table),
         "seed": seed,
         "val_share": val_share,
         "test_share": test_share,
-        "uncertain": uncertain if isinstance(uncertain, str) else dict(uncertain),
+        "uncertain": uncertain,
     }
-    whole = _split(table, origin, preset)
-    table = replace(leave_out_unlabelled(whole, str(data)), origin=origin)
+    if begun == "hashed":
+        origin = {name: value for name, value in origin.items() if name not in ("draw", "labels")}
+    kept = begun if isinstance(begun, Seen) and begun.salt == origin["given"] else None
+    whole = _split(table, origin, preset, kept)
+    table = replace(leave_out_unlabelled(whole, source), origin=origin)
     for split in SPLITS:
         if split in whole.splits and split not in table.splits:
             count = whole.splits.count(split)
-            raise ConfigError(f"{data}: none of the {count} images in the split {split!r} has a label that is known")
-    check_table(table, str(data))
+            raise ConfigError(f"{source}: none of the {count} images in the split {split!r} has a label that is known")
+    check_table(table, source)
     return table
 
 
@@ -137,26 +169,54 @@ def decide_uncertain(labels: np.ndarray, classes: Sequence[str], policy: str | M
     return decided
 
 
-def redrawn(table: LabelTable, origin: dict, source: str, preset: str | None = None) -> LabelTable | None:
+def redrawn(
+    table: LabelTable, origin: dict, source: str, preset: str | None = None, seen: Seen | None = None
+) -> LabelTable | None:
     """The table with the splits that training had from the same manifest, or ``None`` if it is another.
 
     Args:
         table: as :func:`read_manifest` gives it.
         origin: of the table that was trained on. The manifest is the same if it has the same patients, in the same
-            splits where it gives any: nothing else has a part in where a patient is drawn to.
+            splits where it gives any.
         source: the manifest's name, for errors.
         preset: of the manifest, for the note on what was drawn.
+        seen: what the classifier keeps of the splits. Without it they are drawn again, for which the labels must be
+            those of training.
+
+    Raises:
+        ConfigError: splits were drawn, and neither the record nor the same labels are there.
     """
     if origin.get("given") != patients_hash(_placed(table)):
         return None
-    return leave_out_unlabelled(_split(table, origin, preset), source)
+    if seen is not None and seen.salt != origin["given"]:
+        seen = None
+    drawn = not {"val", "test"} <= set(table.splits)
+    if drawn and seen is None and "draw" in origin and origin["labels"] != _labels_hash(table):
+        raise ConfigError(
+            f"{source}: its splits cannot be drawn as in training: the labels are others (classes, uncertain ones), "
+            "and the model's folder has lost its record of patients; evaluate with the labels of training"
+        )
+    return leave_out_unlabelled(_split(table, origin, preset, seen), source)
 
 
-def _split(table: LabelTable, origin: dict, preset: str | None) -> LabelTable:
-    """The table with a split for every image, by the draw that ``origin`` states, and notes on what was drawn."""
-    splits = fill_splits(table.splits, table.patients, origin["val_share"], origin["test_share"], origin["seed"])
+def _split(table: LabelTable, origin: dict, preset: str | None, kept: Seen | None = None) -> LabelTable:
+    """The table with a split for every image, kept or by the draw that ``origin`` states; notes on what was drawn."""
+    found = kept.splits_of(table.patients) if kept else {}
+    if found.keys() >= set(table.patients):
+        splits = [found[patient] for patient in table.patients]
+    else:
+        labels = table.labels if "draw" in origin else None  # of models and runs from before classes had a say
+        shares = origin["val_share"], origin["test_share"]
+        splits = fill_splits(table.splits, table.patients, *shares, origin["seed"], labels)
     drawn = describe_drawn(table.splits, splits, preset, origin["seed"])
     return replace(table, splits=splits, notes=[*table.notes, *drawn])
+
+
+def _labels_hash(table: LabelTable) -> str:
+    """Of all that a draw depends on beside its shares and seed, whatever the order of the rows."""
+    rows = zip(table.patients, table.labels, strict=True)
+    told = sorted(f"{patient}\0{np.nan_to_num(labels, nan=-1).astype(np.int8).tolist()}" for patient, labels in rows)
+    return hashlib.sha256("\n".join(told).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _placed(table: LabelTable) -> list[str]:
@@ -245,7 +305,7 @@ def describe_labels(table: LabelTable) -> str:
             cells.append(f"+{row['positive']} -{row['negative']}{unknown}".rjust(28))
         lines.append(f"{name:{width}}  {''.join(cells)}")
     lines.append("(+ positive, - negative, ? not known)")
-    return "\n".join([*lines, *table.notes, *thin_validation(table)])
+    return "\n".join([*lines, *table.notes, *thin_validation(table), *thin_test(table)])
 
 
 def one_sided(table: LabelTable) -> list[str]:
@@ -265,6 +325,34 @@ def thin_validation(table: LabelTable) -> list[str]:
     return found
 
 
+def thin_test(table: LabelTable) -> list[str]:
+    """Warnings where the test split is too small, or too one-sided, for its metrics to say anything."""
+    test = table.split("test")
+    without = one_sided(test)
+    found = [f"warning: test has no positive or no negative of {', '.join(without)}: no AUROC there"] if without else []
+    counts = {
+        name: (int((test.labels[:, column] == 1).sum()), int((test.labels[:, column] == 0).sum()))
+        for column, name in enumerate(table.classes)
+        if name not in without
+    }
+    wide = {name: margin for name, pair in counts.items() if (margin := auroc_margin(*pair)) > WIDEST_MARGIN}
+    if wide:
+        name = max(wide, key=wide.__getitem__)
+        others = f", and {len(wide) - 1} other classes are too few as well" if len(wide) > 1 else ""
+        found.append(
+            f"warning: test is too small to say much: with {counts[name][0]} positive and {counts[name][1]} negative "
+            f"images of {name} an AUROC of 0.8 is known to ± {wide[name]:.2f}{others}"
+        )
+    return found
+
+
+def auroc_margin(positives: int, negatives: int, auroc: float = 0.8) -> float:
+    """Half of the 95 % interval that so many images leave to an AUROC (Hanley and McNeil 1982)."""
+    both = auroc / (2 - auroc), 2 * auroc**2 / (1 + auroc)  # two positives above a negative; one above two negatives
+    spread = (positives - 1) * (both[0] - auroc**2) + (negatives - 1) * (both[1] - auroc**2)
+    return 1.96 * ((auroc * (1 - auroc) + spread) / (positives * negatives)) ** 0.5
+
+
 def refuse_duplicates(table: LabelTable, hashes: Iterable[str], source: str) -> None:
     """Raise a ConfigError if the same pixels are in two splits; ``hashes`` are those of the rows, blank if unknown."""
     seen: dict[str, tuple[str, str]] = {}
@@ -279,16 +367,18 @@ def refuse_duplicates(table: LabelTable, hashes: Iterable[str], source: str) -> 
             )
 
 
-def labels_of(config: ProbeConfig | FinetuneConfig) -> LabelTable:
-    """The labels that ``config`` names, split."""
-    return read_labels(
+def labels_of(config: ProbeConfig | FinetuneConfig, begun: Seen | str | None = None) -> LabelTable:
+    """The labels that ``config`` names, split; ``begun`` is as for :func:`draw_splits`."""
+    table = read_manifest(
         config.data,
         images=config.images,
         preset=config.preset,
         classes=config.classes,
         multiclass=config.multiclass,
         uncertain=config.uncertain,
-        val_share=config.val_share,
-        test_share=config.test_share,
-        seed=config.seed if config.split_seed is None else config.split_seed,
+    )
+    seed = config.seed if config.split_seed is None else config.split_seed
+    shares = config.val_share, config.test_share
+    return draw_splits(
+        table, str(config.data), *shares, seed, preset=config.preset, uncertain=config.uncertain, begun=begun
     )

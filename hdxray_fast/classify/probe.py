@@ -24,6 +24,7 @@ from .label_table import LabelTable
 from .labels import check_table, describe_labels, labels_of, one_sided, refuse_duplicates, require_files, take_fraction
 from .metrics import best_threshold
 from .probe_config import ProbeConfig
+from .seen import Seen
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation
 
@@ -92,10 +93,12 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
     readable = set(rows["path"])
     unreadable = sum(path not in readable for path in table.paths)
     refuse_unreadable(unreadable, len(table), config.max_bad_share, done.unreadable_csv)
-    table, features = _matched(table, rows, config.data)
+    whole = table
+    table, features, hashes = _matched(whole, rows, config.data)
     table_used = take_fraction(table, config.label_fraction, config.seed)
     chosen = {path: number for number, path in enumerate(table.paths)}
-    features = features[[chosen[path] for path in table_used.paths]]
+    order = [chosen[path] for path in table_used.paths]
+    features, hashes = features[order], [hashes[row] for row in order]
 
     probe = fit_probe(features, table_used)
     pool = config.pool or encoder.pool or "mean"
@@ -105,6 +108,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
     classifier.config.thresholds = [
         best_threshold(val.labels[:, c], scores["val"][:, c]) for c in range(len(table.classes))
     ]
+    classifier.seen = Seen.of(whole, table_used, hashes)
     save_classifier(classifier, out / "model")
     report = report_predictions(
         out,
@@ -242,20 +246,24 @@ def _rows(table: LabelTable, split: str) -> np.ndarray:
     return np.array([name == split for name in table.splits], bool)
 
 
-def _matched(table: LabelTable, rows: dict, source: str) -> tuple[LabelTable, np.ndarray]:
-    """The images that have features, in the table's order; refused are duplicates across splits, and too few."""
+def _matched(table: LabelTable, rows: dict, source: str) -> tuple[LabelTable, np.ndarray, list[str]]:
+    """The images that have features, in the table's order, with the hashes of their stored pixels.
+
+    Refused are duplicates across splits, and too few.
+    """
     place = {path: number for number, path in enumerate(rows["path"])}
     readable = [i for i, path in enumerate(table.paths) if path in place]
     if not readable:
         raise TrainingError(f"{source}: none of the {len(table)} images could be read")
     table = table.rows(readable)
     order = [place[path] for path in table.paths]
-    refuse_duplicates(table, [rows["provenance_id"][i] for i in order], source)
+    hashes = [rows["provenance_id"][i] for i in order]
+    refuse_duplicates(table, hashes, source)
     for split in ("train", "val", "test"):
         if split not in table.splits:
             raise TrainingError(f"{source}: none of the images of {split!r} could be read")
     check_table(table, source)
-    return table, rows["feature"][order]
+    return table, rows["feature"][order], hashes
 
 
 def describe_probe(result: ProbeResult) -> str:

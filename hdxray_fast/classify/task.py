@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +36,7 @@ from .labels import check_table, one_sided, refuse_duplicates
 from .layer_decay import layer_decay_groups
 from .loss import class_weights, classification_loss
 from .metrics import best_threshold
+from .seen import Seen
 from .selection import BestModel, predict_rows, validation_score
 
 
@@ -65,14 +66,14 @@ class FinetuneTask(Task):
     Args:
         config: all settings.
         table: what to train, choose and test on.
-        listed: all paths of the manifest, where the table has some of them.
+        whole: the manifest, where the table has some of its rows.
     """
 
     label = "finetune"
     captures = True
 
-    def __init__(self, config: FinetuneConfig, table: LabelTable, listed: Sequence[str] = ()) -> None:
-        self.config, self.table, self.listed = config, table, listed
+    def __init__(self, config: FinetuneConfig, table: LabelTable, whole: LabelTable | None = None) -> None:
+        self.config, self.table, self.whole = config, table, whole or table
         self.notes: list[str] = []
         # what changes no more than places and grey levels is done where pixels are read
         self.views = config.augment == "mild" and not config.mixup
@@ -115,7 +116,7 @@ class FinetuneTask(Task):
 
     def _find_prepared(self, training: Training) -> tuple[PreparedSubset, list[Quarantined]]:
         config = self.config
-        found = find_prepared(self.table.paths, self.prepared, self.listed)
+        found = find_prepared(self.table.paths, self.prepared, self.whole.paths)
         if not len(found):
             raise ConfigError(
                 f"prepared: {config.prepared} holds none of the images of {config.data}; they are known by "
@@ -135,8 +136,10 @@ class FinetuneTask(Task):
         """
         config, source = self.config, self.config.data
         self.table, images = table_of_readable(self.table, prepared)
-        refuse_duplicates(self.table, images.hashes(), source)
+        hashes = images.hashes()
+        refuse_duplicates(self.table, hashes, source)
         check_table(self.table, source)
+        self.seen = Seen.of(self.whole, self.table, hashes)
         self.images = {
             split: images.subset([row for row, own in enumerate(self.table.splits) if own == split]) for split in SPLITS
         }
@@ -279,6 +282,7 @@ class FinetuneTask(Task):
         model.config.thresholds = [
             best_threshold(table.labels[:, column], scores[:, column]) for column in range(len(table.classes))
         ]
+        model.seen = self.seen
         save_classifier(model, self.out / "model")
         table, scores = found["test"]
         extra = {

@@ -48,6 +48,8 @@ def add_commands(commands, parser_class) -> None:
         "--uncertain", help="ignore, zeros, ones, or Edema=ones, ... for single classes; left out, as in training"
     )
     evaluate.add_argument("--bootstraps", type=int, default=1000)
+    again = "test on what is mostly of patients, or pixels, that the model was trained or validated on"
+    evaluate.add_argument("--allow_training_patients", action="store_true", help=again)
     bad = "share of the images that may be unreadable"
     evaluate.add_argument("--max_bad_share", type=float, default=0.05, help=bad)
     _add_model(evaluate)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 
 from ..errors import ConfigError
-from .columns import PATH_COLUMNS, find_column
+from .columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 
 IMAGE_SUFFIXES = frozenset(
     (".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
@@ -151,6 +151,15 @@ def _walk(root: Path, exclude: set[Path]) -> Iterable[Path]:
 
 def manifest_paths(manifest: Path, root: Path, argument: str = "data") -> list[Path]:
     """The files that a CSV manifest names, below ``root`` where relative; errors are about ``argument``."""
+    return [path for path, _ in _manifest_rows(manifest, root, argument)]
+
+
+def manifest_patients(manifest: Path, argument: str = "data") -> dict[str, str]:
+    """The patient of each file that a CSV manifest names; without a column of patients, the file as it is named."""
+    return {str(path): patient for path, patient in _manifest_rows(manifest, manifest.parent, argument)}
+
+
+def _manifest_rows(manifest: Path, root: Path, argument: str) -> list[tuple[Path, str]]:
     try:
         with manifest.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
@@ -160,6 +169,7 @@ def manifest_paths(manifest: Path, root: Path, argument: str = "data") -> list[P
                     f"{argument}: {manifest} has the columns {reader.fieldnames}; one of {list(PATH_COLUMNS)} is "
                     "needed, and commas between columns"
                 )
-            return [root / row[column] for row in reader if row[column]]
+            patient = find_column(reader.fieldnames or (), PATIENT_COLUMNS) or column
+            return [(root / row[column], (row[patient] or "").strip()) for row in reader if row[column]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{argument}: {manifest} is not a readable CSV file ({error})") from error

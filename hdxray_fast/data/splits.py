@@ -1,11 +1,14 @@
-"""Who trains, who validates, who tests: splits by patient, the same wherever and whenever they are drawn."""
+"""Who trains, who validates, who tests: splits by patient, as they are given or drawn."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from ..errors import ConfigError
+from .stratify import deal_out
 
 SPLIT_COLUMNS = ("split", "fold")
 SPLITS = ("train", "val", "test")
@@ -26,15 +29,23 @@ def canonical_split(name: str) -> str:
 
 
 def fill_splits(
-    given: Sequence[str], patients: Sequence[str], val_share: float, test_share: float, seed: int
+    given: Sequence[str],
+    patients: Sequence[str],
+    val_share: float,
+    test_share: float,
+    seed: int,
+    labels: np.ndarray | None = None,  # [N, C]
 ) -> list[str]:
     """The manifest's splits, with patients of ``train`` moved to the splits that have none.
 
     Args:
         given: a split per row, blank where the manifest has none.
         patients: a patient id per row.
-        val_share, test_share: of the patients, for a split that no row is in.
+        val_share, test_share: for a split that no row is in: of the patients; with ``labels``, of the rows drawn from.
         seed: of the draw.
+        labels: 1, 0, or NaN where it is not known, of each row and class. With them shares are exact to within a
+            patient, classes are in all splits alike, and rows without any known label do not count. Without them a
+            patient's place depends on seed and patient id alone, whoever else is there.
 
     Raises:
         ConfigError: a share or a split is not accepted, only some rows have one, or nobody would be left to train on.
@@ -52,15 +63,31 @@ def fill_splits(
     val = 0.0 if "val" in named else val_share
     if val + test >= 1:
         raise ConfigError(f"val_share and test_share: {val:g} and {test:g} leave no patient to train on; lower them")
-    places = {patient: patient_place(patient, seed) for patient in set(patients)}
-    made = []
-    for split, patient in zip(splits, patients, strict=True):
-        if split in ("val", "test"):
-            made.append(split)
-        else:
-            place = places[patient]
-            made.append("test" if place < test else "val" if place < test + val else "train")
-    return made
+    rows = [row for row, split in enumerate(splits) if split not in ("val", "test")]
+    free = [patients[row] for row in rows]
+    if labels is None:
+        places = {patient: patient_place(patient, seed) for patient in set(free)}
+        drawn = {p: "test" if at < test else "val" if at < test + val else "train" for p, at in places.items()}
+    else:
+        drawn = _stratified(free, np.asarray(labels)[rows], val, test, seed)
+    for row in rows:
+        splits[row] = drawn[patients[row]]
+    return splits
+
+
+def _stratified(patients: Sequence[str], labels: np.ndarray, val: float, test: float, seed: int) -> dict[str, str]:
+    """The split of each patient, by what images and labels they have."""
+    ordered = sorted(set(patients), key=lambda patient: (patient_place(patient, seed), patient))
+    number = {patient: group for group, patient in enumerate(ordered)}
+    known = ~np.isnan(labels).all(axis=1)
+    each = np.concatenate([known[:, None], labels == 1, labels == 0], axis=1)  # [N, 1 + 2 C]
+    counts = np.zeros((len(ordered), each.shape[1]), np.int64)
+    np.add.at(counts, [number[patient] for patient in patients], each)
+    # a class is learned from two examples of either kind; where there are few, test goes before val
+    wanted = (("train", 1 - val - test, 2, 4), ("val", val, 1, 1), ("test", test, 1, 2))
+    names, shares, least, weight = zip(*(split for split in wanted if split[1] > 0), strict=True)
+    dealt = deal_out(counts, np.array(shares), np.array(least), np.array(weight))
+    return {patient: names[split] for patient, split in zip(ordered, dealt.tolist(), strict=True)}
 
 
 def drawn_splits(given: Iterable[str], splits: Sequence[str]) -> list[str]:

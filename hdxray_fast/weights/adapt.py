@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,8 @@ def split_positions(
     Args:
         table: as the weights have it.
         prefixes: numbers of rows that may come before those of the patches, likeliest first.
-        hints: grids that it may have: the first is told by the weights, the others are guesses.
+        hints: grids that it may have: the first is told by the weights; the others, such as the one that was asked for,
+            are tried before a square, since a count of rows like that of 8 x 32 is a square too.
         label: the weights, for errors.
 
     Returns:
@@ -40,11 +43,14 @@ def split_positions(
         grid = _sincos_grid(table, prefix)
         if grid:
             return prefix, grid, True
-    for prefix in prefixes:
-        side = round(max(rows - prefix, 0) ** 0.5)
-        for grid in ((side, side), *guesses):
-            if grid and rows > prefix and rows - prefix == grid[0] * grid[1]:
+    for grid in filter(None, guesses):
+        for prefix in prefixes:
+            if rows - prefix == grid[0] * grid[1]:
                 return prefix, grid, False
+    for prefix in prefixes:
+        side = math.isqrt(max(rows - prefix, 0))
+        if side and rows - prefix == side * side:
+            return prefix, (side, side), False
     raise CheckpointError(
         f"{label}: its position table has {rows} rows, which is no square grid with {' or '.join(map(str, prefixes))} "
         "rows before it; create the encoder with the img_size the weights were trained at"

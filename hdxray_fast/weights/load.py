@@ -7,6 +7,7 @@ Dinov2WithRegisters. Prefixes such as ``module.``, ``student.`` or ``backbone.``
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,14 @@ def _fit(
     rows, sincos = _read_positions(source, settings, tensors, told, grid)
     if rows and rows[0] < settings["class_token"] and not told:
         report.assumed.append(f"pos_embed: {rows[1][0]} x {rows[1][1]} patches, without a row for the class token")
+    if rows and not (told or sincos):
+        height, width = rows[1]
+        side = math.isqrt(height * width)
+        if height != width and side * side == height * width:
+            report.assumed.append(
+                f"pos_embed: {height} x {width} patches, as img_size has them; {side} x {side} are as many: if the "
+                "weights were trained at that, load them at it first"
+            )
     old_grid = rows[1] if rows else told
     if grid is None and old_grid is None:
         raise CheckpointError(f"{source.label}: has no position table; give img_size")

@@ -11,6 +11,7 @@ import hdxray_fast as hx
 from hdxray_fast.classify.label_presets import CHEXPERT, NIH14, PRESETS
 from hdxray_fast.classify.label_table import LabelTable
 from hdxray_fast.classify.labels import (
+    auroc_margin,
     check_table,
     decide_uncertain,
     describe_labels,
@@ -19,6 +20,7 @@ from hdxray_fast.classify.labels import (
     redrawn,
     refuse_duplicates,
     take_fraction,
+    thin_test,
 )
 from hdxray_fast.data.splits import fill_splits
 
@@ -55,8 +57,11 @@ def test_generic_manifest(tmp_path):
     assert table.splits[::2] == table.splits[1::2]  # both images of a patient are together
     balance = {(line["split"], line["class"]): line for line in table.balance()}
     assert sum(line["positive"] for key, line in balance.items() if key[1] == "edema") == 20
-    again = read_labels(generic(tmp_path, rows=60), val_share=0.2, test_share=0.3)
-    assert again.splits[:40] == table.splits  # a patient's place does not depend on the others
+    assert (table.splits.count("val"), table.splits.count("test")) == (8, 12)
+    path = generic(tmp_path)
+    head, *rows = path.read_text().splitlines()
+    again = read_labels(write(path, "\n".join([head, *rows[::-1]])), val_share=0.2, test_share=0.3)
+    assert again.splits[::-1] == table.splits  # whatever the order of the rows
     assert read_labels(generic(tmp_path), classes=["nodule"]).classes == ["nodule"]
     other = read_labels(generic(tmp_path), images=tmp_path / "elsewhere")
     assert other.paths[0] == str(tmp_path / "elsewhere" / "0.png")
@@ -426,7 +431,28 @@ def test_a_validation_to_choose_little_by_is_told():
     text = describe_labels(table_of(["train"] * 20 + ["val"] * 9 + ["test"] * 2, labels=labels))
     assert "warning: 9 images are few to choose by (val)" in text
     assert "val has no positive or no negative of mass: the threshold stays at 0.5" in text
-    assert "warning" not in describe_labels(table_of(["train"] * 20 + ["val"] * 11 + ["test"] * 2))
+    assert "warning" not in describe_labels(table_of(["train"] * 20 + ["val"] * 11 + ["test"] * 30))
+
+
+def test_a_test_split_that_says_little_is_told():
+    def told(positive, negative):
+        labels = [[1], [0]] * 20 + [[1]] * positive + [[0]] * negative
+        return thin_test(table_of(["train"] * 29 + ["val"] * 11 + ["test"] * (positive + negative), labels=labels))
+
+    assert told(7, 0) == ["warning: test has no positive or no negative of mass: no AUROC there"]
+    (line,) = told(2, 10)
+    assert line.startswith("warning: test is too small to say much: with 2 positive and 10 negative images of mass an")
+    assert told(15, 15) == []
+
+
+@pytest.mark.parametrize(("positives", "negatives"), [(10, 10), (5, 50), (40, 25)])
+def test_the_margin_of_an_auroc_is_what_samples_show(positives, negatives):
+    """Of draws from two exponential distributions, for which Hanley and McNeil's formula was made."""
+    rng, draws = np.random.default_rng(0), 20_000
+    scores = rng.exponential(4.0, (draws, positives, 1)), rng.exponential(1.0, (draws, 1, negatives))
+    found = (scores[0] > scores[1]).mean((1, 2))
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
+    assert auroc_margin(positives, negatives) == pytest.approx(1.96 * found.std(), rel=0.03)
 
 
 def test_what_is_refused_before_training():

@@ -87,7 +87,10 @@ def test_end_to_end(manifest, tmp_path, capsys):
     assert (bad.images, bad.probabilities.shape, len(bad.quarantined)) == ([], (0, 1), 1)
 
     options = {"data": manifest, "split": "all", "bootstraps": 10, "progress": False}
-    everything = evaluate_files(out / "model", out=tmp_path / "all", **options)
+    refused = r"^split: .*trained or validated on 4[0-9] of these 61 images .*allow_training_patients"
+    with pytest.raises(hx.ConfigError, match=refused):
+        evaluate_files(out / "model", out=tmp_path / "all", **options)
+    everything = evaluate_files(out / "model", out=tmp_path / "all", **options, allow_training_patients=True)
     assert everything["images"] == 60
     assert everything["classes"]["high"]["threshold"] == saved["classes"]["high"]["threshold"]
     assert "broken.png" in (tmp_path / "all" / "unreadable.csv").read_text()
@@ -101,8 +104,11 @@ def test_end_to_end(manifest, tmp_path, capsys):
     # splits that training drew are drawn again: the test metrics of the run come out again
     tested = evaluate_files(out / "model", out=tmp_path / "test", **{**options, "split": "test"})
     assert tested["images"] == result.report["images"] < 60
+    assert tested["seen"]["share"] == 0
     assert tested["classes"]["high"]["auroc"]["value"] == pytest.approx(saved["classes"]["high"]["auroc"]["value"])
+    options |= {"max_bad_share": 0.1}  # the broken one is in one of them
     parts = [evaluate_files(out / "model", out=tmp_path / s, **{**options, "split": s}) for s in ("train", "val")]
+    assert [part["seen"]["share"] for part in parts] == [1, 1]
     assert sum(part["images"] for part in (*parts, tested)) == 60
     with (tmp_path / "test" / "predictions.csv").open(newline="") as stream:
         called = [(float(row["high"]), row["present"]) for row in csv.DictReader(stream)]
@@ -153,8 +159,14 @@ def test_evaluation_reads_splits_as_training_does(manifest, tmp_path, capsys):
     out = tmp_path / "probe"
     run_probe(config(manifest, out), small_encoder(), progress=False)
     options = {"bootstraps": 0, "progress": False, "out": tmp_path / "e"}
-    evaluate_files(out / "model", manifest, split="all", **{**options, "progress": True})
-    assert "was trained on patients of" in capsys.readouterr().out
+    again = {**options, "progress": True, "allow_training_patients": True}
+    evaluate_files(out / "model", manifest, split="all", **again)
+    assert "the model was trained or validated on 42 of these 60 images (70%)" in capsys.readouterr().out
+    record = out / "model" / "seen.safetensors"
+    record.rename(tmp_path / "kept")
+    evaluate_files(out / "model", manifest, split="all", **{**options, "progress": True})  # a folder of an old release
+    told = capsys.readouterr().out
+    assert "was trained on patients of" in told and "has no seen.safetensors: whether it was trained" in told
     lines = manifest.read_text().splitlines()
     words = ["Training"] * 40 + ["validation"] * 10 + ["Testing"] * 10
     rows = [f"{line},{word}" for line, word in zip(lines[1:61], words, strict=True)]
@@ -284,6 +296,10 @@ def test_the_commands(manifest, tmp_path, capsys):
     assert len(out.read_text().splitlines()) == 3
     assert "unreadable" in capsys.readouterr().err
     arguments = ["--data", str(manifest), "--split", "all", "--out", str(tmp_path / "e"), "--workers", "0"]
+    assert main(["evaluate", "--model", model, *arguments]) == 2
+    assert "--split: the model was trained or validated on" in (told := capsys.readouterr().err)
+    assert "give --allow_training_patients" in told
+    arguments.append("--allow-training-patients")
     assert main(["evaluate", "--model", model, "--bootstraps", "5", "--precision", "bf16", *arguments]) == 0
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["precision"] == "bf16"
     assert main(["evaluate", "--model", str(tmp_path), *arguments]) == 2

@@ -23,7 +23,8 @@ from xray_makers import dicom
 import hdxray_fast as hx
 from hdxray_fast.data.listing import list_images
 from hdxray_fast.data.prepared import cache as cache_module
-from hdxray_fast.data.prepared.cache import cache_key, fill_cache
+from hdxray_fast.data.prepared.cache import fill_cache
+from hdxray_fast.data.prepared.cached import cache_key
 from hdxray_fast.data.prepared.index import merge
 from hdxray_fast.data.prepared.reading import PreparedSet
 from hdxray_fast.data.quarantine import write_quarantine

@@ -14,6 +14,7 @@ import pytest
 from cache_helpers import cached, names, same_images
 from toy_radiographs import draw_radiograph
 
+import hdxray_fast as hx
 from hdxray_fast.data.listing import list_images
 from hdxray_fast.data.prepared import cache as cache_module
 from hdxray_fast.data.prepared.cached import CachedSet
@@ -223,3 +224,72 @@ def test_a_data_set_without_locks_is_prepared_and_said_so(radiographs, tmp_path,
 
     with pytest.warns(UserWarning, match=r"set: its file system has no locks"):
         assert prepare([radiographs], tmp_path / "set").summary["images"] == 5
+
+
+# --- files whose content changes behind their size and date -----------------------------------------------------------
+def rewrite(path: Path, pixels: np.ndarray) -> None:
+    """As a copy with its date kept does: other pixels, the same size and date."""
+    before = path.stat()
+    np.save(path, pixels)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+
+
+@pytest.fixture
+def arrays(tmp_path) -> list[Path]:
+    paths = [tmp_path / "files" / f"{number}.npy" for number in range(3)]
+    paths[0].parent.mkdir()
+    for number, path in enumerate(paths):
+        np.save(path, draw_radiograph(number))
+    return paths
+
+
+def test_content_that_changed_behind_size_and_date_is_read_again(arrays, tmp_path, reads):
+    first, _ = cached(arrays, tmp_path / "cache")
+    reads.clear()
+    cached(arrays, tmp_path / "cache")
+    assert not reads
+    rewrite(arrays[1], draw_radiograph(7))
+    again, _ = cached(arrays, tmp_path / "cache")
+    assert reads == ["1.npy"]
+    assert [a == b for a, b in zip(first.checksums(), again.checksums(), strict=True)] == [True, False, True]
+    assert np.array_equal(again[1].pixels, hx.read_canvas(arrays[1], size=128).pixels)
+    assert again.keys[1] != first.keys[1] and again.keys[::2] == first.keys[::2]
+    reads.clear()
+    assert same_images(cached(arrays, tmp_path / "cache")[0], again)
+    assert not reads
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.warns(UserWarning, match="is damaged or gone"):
+        assert np.array_equal(again[1].pixels, hx.read_canvas(arrays[1], size=128).pixels)  # its key is still its own
+
+
+def test_another_mode_is_no_other_image(arrays, tmp_path, reads):
+    """Only the file's entry changed: it is read once more, and is the same to the bit."""
+    first, _ = cached(arrays, tmp_path / "cache")
+    arrays[2].chmod(0o600)
+    reads.clear()
+    again, _ = cached(arrays, tmp_path / "cache")
+    assert reads == ["2.npy"]
+    assert again.checksums().tolist() == first.checksums().tolist()
+
+
+def test_a_cache_of_an_earlier_release_is_used_as_it_is(arrays, tmp_path, reads, monkeypatch):
+    """It tells of no such times: nothing is read again, and what is added to it has them."""
+    with monkeypatch.context() as patch:
+        kept = tuple(name for name in cache_module.KEPT if name != "ctime_ns")
+        patch.setattr(cache_module, "KEPT", kept)
+        write = cache_module.json.dumps
+        patch.setattr(
+            cache_module.json, "dumps", lambda value, **options: write(
+                {k: v for k, v in value.items() if k != "ctime_ns"} if isinstance(value, dict) else value, **options
+            ),
+        )  # fmt: skip
+        cached(arrays[:2], tmp_path / "cache")
+    rewrite(arrays[1], draw_radiograph(7))
+    reads.clear()
+    cached(arrays[:2], tmp_path / "cache")
+    assert not reads
+    cached(arrays, tmp_path / "cache")
+    assert reads == ["2.npy"]
+    assert len(CachedSet(tmp_path / "cache" / NAME).written()) == 1

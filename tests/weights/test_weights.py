@@ -277,6 +277,23 @@ def test_positions_of_no_square_grid(tmp_path):
     assert "pos_embed: 5 x 5 patches, without a row for the class token" in encoder.load_report.assumed
 
 
+@pytest.mark.parametrize("size", [(32, 128), (128, 32)])
+def test_as_many_positions_as_a_square_has(tmp_path, size):
+    """2 x 8 are as many as 4 x 4: the grid that was asked for goes first, and the report says so."""
+    twin = small(img_size=size, learned_positions=True)
+    path = save(tmp_path / "vit.pth", twin.state_dict())
+    images = torch.rand(1, 1, *size)
+    encoder = hx.create_encoder(weights=path, img_size=size, num_heads=3)
+    assert torch.equal(values(encoder, images), values(twin, images))
+    assert not encoder.load_report.resized
+    height, width = size[0] // 16, size[1] // 16
+    (line,) = [line for line in encoder.load_report.assumed if line.startswith("pos_embed")]
+    assert line.startswith(f"pos_embed: {height} x {width} patches, as img_size has them; 4 x 4 are as many")
+    square = hx.create_encoder(weights=path, img_size=64, num_heads=3)  # nothing tells it from a square one then
+    assert torch.equal(square.pos_embed, twin.pos_embed)
+    assert not any(line.startswith("pos_embed") for line in square.load_report.assumed)
+
+
 # --- the report -------------------------------------------------------------------------------------------------------
 def test_the_report_prints_itself(tmp_path):
     tensors = {**small(in_chans=3).state_dict(), "head.weight": torch.zeros(2, 48)}

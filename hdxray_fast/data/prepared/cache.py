@@ -1,6 +1,7 @@
 """The cache of training runs: a prepared data set that grows by what a run needs and does not find in it.
 
-An image is known by a key that changes with its file's place, size and date, and with what is computed from it. A shard
+An image is known by a key that changes with its file's place, size and date (also if it is written anew behind these
+two), and with what is computed from it. A shard
 is never written twice and its number never given anew, so runs that read while another one adds are not disturbed.
 """
 
@@ -18,7 +19,7 @@ from ...errors import ConfigError, TrainingError
 from ...files import checksum, make_folder, remove_leftovers, written_whole
 from ...locks import locked
 from ..quarantine import Quarantined
-from .cached import CachedImages, CachedSet, cache_key, for_now
+from .cached import CachedImages, CachedSet, ctime_of, for_now, key_now
 from .config import PrepareConfig
 from .index import INDEX, LOOKUP
 from .pool import prepared_rows
@@ -29,8 +30,16 @@ from .worker import OK, Row
 CHECKSUM = "lookup.sha256"  # of lookup.arrow, whose contours are used as they lie there
 UNREADABLE = "unreadable.json"  # keys of files that could not be read
 SHARD_SIZE = 64  # images; what a run that is killed while it reads can lose
-KEPT = ("key", "source", "inside_share", "confidence", "flagged", "pixel_sha256")  # in lookup.arrow, besides
-KEY_PATTERN = '"cache_key": "(?P<key>[0-9a-f]{32})"'
+KEPT = (
+    "key",
+    "source",
+    "inside_share",
+    "confidence",
+    "flagged",
+    "pixel_sha256",
+    "ctime_ns",
+)  # in lookup.arrow, besides
+KEY_PATTERN = '"cache_key": "(?P<key>[0-9a-f]{32})"(?:, "ctime_ns": (?P<ctime_ns>[0-9]+))?'
 
 
 def recipe_of(size: int, contour: str) -> dict:
@@ -74,10 +83,7 @@ def fill_cache(
     arrow()  # missing: said before anything else
     folder = Path(cache) / f"{size}-{contour}"
     make_folder(folder / "shards", "cache")
-    keys = [cache_key(source, size, contour) for source in sources]
     wanted: dict[str, list[Source]] = {}  # a file that is named twice is read once
-    for key, source in zip(keys, sources, strict=True):
-        wanted.setdefault(key, []).append(source)
 
     def tell(key: str, reason: tuple[str, str] | None = None) -> None:
         for source in wanted[key]:
@@ -85,6 +91,10 @@ def fill_cache(
 
     # a single file stops no others, and is read before workers would be up
     adding = _Adding(folder, recipe_of(size, contour), workers if len(sources) > 1 else 0, tell)
+    written = adding.written()
+    keys = [key_now(source, size, contour, written) for source in sources]
+    for key, source in zip(keys, sources, strict=True):
+        wanted.setdefault(key, []).append(source)
 
     def lacking(known: set[str]) -> dict[str, Source]:
         return {key: named[0] for key, named in wanted.items() if key not in known}
@@ -122,6 +132,11 @@ class _Adding:
         self.shards = ShardFolder(folder / "shards")
         self.bad: dict[str, tuple[str, str]] = {}
         self.tables: dict[int, Any] = {}  # facts of all shards, by number
+
+    def written(self) -> dict[str, int]:
+        """As :meth:`CachedSet.written`."""
+        images = self._open()
+        return {} if images is None else images.written()
 
     def known(self) -> set[str]:
         """Keys of the images that can be read, as far as the lengths of files tell."""
@@ -199,11 +214,12 @@ class _Adding:
 
     def add(self, wanted: Mapping[str, Source]) -> None:
         """Read files and keep them in new shards; which of them could not be read is noted."""
+        times = {key: ctime_of(source) for key, source in wanted.items()}  # before they are read
         rows = prepared_rows(wanted.values(), self.recipe, None, workers=self.workers)
         number = 1 + max(self._numbers() | self._numbers("bin"), default=-1)
         made = False
         with closing(rows):
-            good = self._good(rows, wanted)
+            good = self._good(rows, times)
             while (first := next(good, None)) is not None:
                 self.shards.write(number, chain([first], islice(good, SHARD_SIZE - 1)))
                 self.tables[number] = self.shards.read_facts(number)
@@ -215,10 +231,11 @@ class _Adding:
             with written_whole(self.folder / UNREADABLE, durable=False) as temporary:
                 temporary.write_text(json.dumps(sorted(now), indent=0))
 
-    def _good(self, rows: Iterable[Row], keys: Iterable[str]) -> Iterator[Row]:
-        for row, key in zip(rows, keys, strict=True):
+    def _good(self, rows: Iterable[Row], times: Mapping[str, int]) -> Iterator[Row]:
+        for row, (key, time) in zip(rows, times.items(), strict=True):
             if row.status == OK:
-                row.facts["provenance"] = json.dumps({**json.loads(row.facts["provenance"]), "cache_key": key})
+                known_by = {"cache_key": key, "ctime_ns": time}
+                row.facts["provenance"] = json.dumps({**json.loads(row.facts["provenance"]), **known_by})
                 self.tell(key)
                 yield row
                 continue
@@ -231,11 +248,14 @@ class _Adding:
             (self.folder / LOOKUP).unlink(missing_ok=True)
             return
         index = pa.concat_tables(self.tables.values()).drop_columns(["status", "reason"])
-        keys = pa.compute.struct_field(pa.compute.extract_regex(index.column("provenance"), KEY_PATTERN), "key")
+        found = pa.compute.extract_regex(index.column("provenance"), KEY_PATTERN)
+        times = pa.compute.struct_field(found, "ctime_ns")
+        times = pa.compute.if_else(pa.compute.equal(times, ""), None, times).cast("int64")  # of an earlier release
+        index = index.append_column("key", pa.compute.struct_field(found, "key")).append_column("ctime_ns", times)
         with written_whole(self.folder / INDEX) as temporary:
-            pa.parquet.write_table(index, temporary)
+            pa.parquet.write_table(index.drop_columns(["key", "ctime_ns"]), temporary)
         with written_whole(self.folder / LOOKUP) as temporary:
-            write_lookup(index.append_column("key", keys), temporary, KEPT)
+            write_lookup(index, temporary, KEPT)
             digest = checksum(temporary)
         with written_whole(self.folder / CHECKSUM) as temporary:
             temporary.write_text(digest)

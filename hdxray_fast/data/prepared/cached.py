@@ -9,7 +9,7 @@ import errno
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -26,8 +26,11 @@ REMEMBERED = 64  # images of lost shards that a process keeps in memory: those o
 PLACE = ("shard", "offset", "crc32")  # what tells an image of a cache from all others, those of a later cache too
 
 
-def cache_key(source: Source, size: int, contour: str) -> str:
-    """32 hexadecimal digits that tell an image's file, as it is now, and its preparation from all others."""
+def cache_key(source: Source, size: int, contour: str, ctime_ns: int | None = None) -> str:
+    """32 hexadecimal digits that tell an image's file, as it is now, and its preparation from all others.
+
+    ``ctime_ns`` is given for a file that was changed behind its size and date, see :func:`key_now`.
+    """
     path = Path(source.path)
     try:
         stat = path.stat()
@@ -35,8 +38,31 @@ def cache_key(source: Source, size: int, contour: str) -> str:
     except OSError:  # a missing file: its reader reports it, with the reason
         stamp = []
     member = [source.member] if source.member else []
-    text = json.dumps([KEY_FORMAT, str(path.absolute()), stamp, size, contour, *member])
+    changed = [] if ctime_ns is None else [{"ctime_ns": ctime_ns}]
+    text = json.dumps([KEY_FORMAT, str(path.absolute()), stamp, size, contour, *member, *changed])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def key_now(source: Source, size: int, contour: str, written: Mapping[str, int]) -> str:
+    """The key of a file, another than before if its content may be another under the same size and date.
+
+    Copying with dates kept and synchronising do that; only the time at which the system last wrote its entry tells.
+
+    Args:
+        source: the file.
+        size, contour: of its preparation.
+        written: that time for each key, when the image was read; those of earlier releases are not known.
+    """
+    key, now = cache_key(source, size, contour), ctime_of(source)
+    return key if written.get(key, now) == now else cache_key(source, size, contour, now)
+
+
+def ctime_of(source: Source) -> int:
+    """When the system last wrote the entry of a file, nanoseconds; 0 if it is not there."""
+    try:
+        return Path(source.path).stat().st_ctime_ns
+    except OSError:
+        return 0
 
 
 def for_now(error: ShardError) -> bool:
@@ -60,6 +86,13 @@ class CachedSet(PreparedSet):
     def keys(self) -> list[str]:
         """The key of each image."""
         return self.column("key").to_pylist()
+
+    def written(self) -> dict[str, int]:
+        """By key, when the system last wrote the entry of the file that was read; as far as it was kept."""
+        if "ctime_ns" not in self._lookup.column_names:
+            return {}
+        told = zip(self.keys(), self.column("ctime_ns").to_pylist(), strict=True)
+        return {key: time for key, time in told if time is not None}
 
     def shards(self) -> set[int]:
         """Numbers of the shards that its images lie in."""
@@ -177,7 +210,8 @@ class CachedImages(PreparedSubset):
         read = prepare_source(source, self.recipe, None)
         if read.status != OK:
             raise ImageReadError(source.name, read.reason.removeprefix(f"{read.error}: "))
-        if cache_key(source, self.size, self.recipe["contour"]) != self.keys[place]:
+        what = source, self.size, self.recipe["contour"]
+        if self.keys[place] not in (cache_key(*what), cache_key(*what, ctime_of(source))):
             raise ImageReadError(source.name, "the cache has lost it, and the file has changed since this run began")
         facts = read.facts
         return Prepared(

@@ -1,0 +1,137 @@
+"""Whom and what a classifier was trained on, kept beside it as hashes, so that a test on the same is noticed.
+
+Each kind of key is looked up by itself: ``patients`` and ``pixels`` now. Another kind, such as a hash that near
+duplicates share, is one more entry of ``keys`` and ``places``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data.splits import SPLITS
+from ..errors import CheckpointError, ConfigError
+from ..files import save_tensors, written_whole
+from .label_table import LabelTable
+
+SEEN_FILE = "seen.safetensors"  # in a model's folder
+DRAWN_FILE = "splits.safetensors"  # in a run's folder: where a resumed run finds the splits it began with
+FORMAT = "hdxray_fast.seen"
+LEFT_OUT = len(SPLITS)  # added to the split of a patient of whom nothing was used
+
+
+@dataclass
+class Seen:
+    """What training, validation and test took of a table of labels.
+
+    Attributes:
+        salt: goes into the hashes of patients: what the manifest is known by.
+        keys: by kind, ``[N] int64``, sorted: hashes of patient ids and of stored pixels.
+        places: by kind, ``[N] uint8``: the number of the split in ``SPLITS``, plus ``LEFT_OUT`` for a patient of whom
+            no image was used (a label fraction, or unreadable files).
+    """
+
+    salt: str
+    keys: dict[str, np.ndarray]
+    places: dict[str, np.ndarray]
+
+    @classmethod
+    def of(cls, whole: LabelTable, used: LabelTable | None = None, hashes: Sequence[str] = ()) -> Seen:
+        """Of a table with its splits, and of the images that were used.
+
+        Args:
+            whole: every patient, also those of whom nothing is used.
+            used: rows of it; all by default.
+            hashes: of their stored pixels, blank where not known.
+        """
+        salt = whole.origin.get("given", "")
+        used_patients = set((used or whole).patients)
+        split_of = dict(zip(whole.patients, whole.splits, strict=True))
+        patients = {
+            patient_key(patient, salt): SPLITS.index(split) + (0 if patient in used_patients else LEFT_OUT)
+            for patient, split in split_of.items()
+        }
+        told = zip(hashes, used.splits if hashes else [], strict=True)
+        pixels = {pixel_key(text): SPLITS.index(split) for text, split in told if text}
+        found = {"patients": _sorted(patients), "pixels": _sorted(pixels)}
+        return cls(salt, {kind: one[0] for kind, one in found.items()}, {kind: one[1] for kind, one in found.items()})
+
+    def splits_of(self, patients: Sequence[str]) -> dict[str, str]:
+        """The split that each patient was in; those who were in none are left out."""
+        names = list(dict.fromkeys(patients))
+        row, known = self._find("patients", np.array([patient_key(name, self.salt) for name in names], np.int64))
+        places = self.places["patients"]
+        return {name: SPLITS[places[at] % LEFT_OUT] for name, at, there in zip(names, row, known, strict=True) if there}
+
+    def taught(self, kind: str, names: Sequence[str]) -> np.ndarray:
+        """Which of ``names`` training or validation used, ``[N] bool``.
+
+        Args:
+            kind: ``"patients"`` or ``"pixels"``.
+            names: ids of patients, or hashes of stored pixels; a blank one is of nothing.
+        """
+        if kind == "patients":
+            keys = [patient_key(name, self.salt) for name in names]
+        else:
+            keys = [pixel_key(name) if name else 0 for name in names]
+        row, known = self._find(kind, np.array(keys, np.int64))
+        if not len(self.keys[kind]):
+            return known
+        return known & (self.places[kind][row] < SPLITS.index("test")) & np.array([bool(name) for name in names], bool)
+
+    def _find(self, kind: str, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the record, and whether the keys are there."""
+        have = self.keys[kind]
+        if not len(have):
+            return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
+        row = np.minimum(np.searchsorted(have, keys), len(have) - 1)
+        return row, have[row] == keys
+
+    def save(self, path: Path) -> None:
+        """Write the record, whole or not at all; a ConfigError if it cannot be written."""
+        tensors = {f"{kind}.keys": torch.from_numpy(keys) for kind, keys in self.keys.items()}
+        tensors |= {f"{kind}.places": torch.from_numpy(places) for kind, places in self.places.items()}
+        try:
+            with written_whole(path) as temporary:
+                save_tensors(tensors, temporary, {FORMAT: self.salt})  # one entry: their order is not fixed
+        except OSError as error:
+            raise ConfigError(f"out: cannot write {path} ({error.strerror or error})") from error
+
+    @classmethod
+    def load(cls, path: Path) -> Seen | None:
+        """The record in a file, ``None`` if there is no such file; a CheckpointError if it is damaged."""
+        from safetensors import SafetensorError, safe_open
+
+        if not path.exists():
+            return None
+        try:
+            with safe_open(path, "np") as file:
+                metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{path}: is damaged or cannot be read ({error}); remove it to go without") from error
+        kinds = [name.removesuffix(".keys") for name in tensors if name.endswith(".keys")]
+        if FORMAT not in metadata or not {"patients", "pixels"} <= set(kinds):
+            raise CheckpointError(f"{path}: is no record of patients and pixels; remove it to go without")
+        keys, places = ({kind: tensors[f"{kind}.{part}"] for kind in kinds} for part in ("keys", "places"))
+        return cls(metadata[FORMAT], keys, places)
+
+
+def patient_key(patient: str, salt: str) -> int:
+    """64 bits of a hash of an id."""
+    digest = hashlib.sha256(f"{salt}\0{patient}".encode("utf-8", "surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "little", signed=True)
+
+
+def pixel_key(text: str) -> int:
+    """64 bits of the hash of an image's stored pixels, as hexadecimal digits."""
+    return int.from_bytes(bytes.fromhex(text[:16].rjust(16, "0")), "little", signed=True)
+
+
+def _sorted(places: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    keys = np.array(sorted(places), np.int64)
+    return keys, np.array([places[int(key)] for key in keys], np.uint8)

@@ -1,0 +1,113 @@
+"""Which images of a manifest are tested on, and how many of them the classifier was trained or validated on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..data.splits import SPLIT_NAMES, SPLITS, canonical_split, patients_hash
+from ..errors import ConfigError
+from .classifier import Classifier
+from .label_table import LabelTable
+from .labels import check_rows, redrawn
+
+MOST_SEEN = 0.5  # share of the images tested on that training may have had
+WAYS = {"patients": "of the same patients", "pixels": "equal to the pixel"}
+
+
+@dataclass
+class Overlap:
+    """How many of some images a classifier was trained or validated on.
+
+    Attributes:
+        images: all of them.
+        by: for each kind of key of :class:`.seen.Seen`, which of them, ``[images] bool``.
+    """
+
+    images: int
+    by: dict[str, np.ndarray]
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Which of the images, by any key: ``[images] bool``."""
+        return np.logical_or.reduce([np.zeros(self.images, bool), *self.by.values()])
+
+    @property
+    def share(self) -> float:
+        """Of the images; 0 if there are none."""
+        return float(self.rows.mean()) if self.images else 0.0
+
+    def as_dict(self) -> dict:
+        """For ``metrics.json``: how many images, and how many by each kind of key."""
+        each = {kind: int(rows.sum()) for kind, rows in self.by.items()}
+        return {"images": int(self.rows.sum()), "share": self.share, **each}
+
+    def describe(self, names: Sequence[str]) -> str:
+        """In words, with the first of ``names`` that is one of them; blank if none is."""
+        if not (count := int(self.rows.sum())):
+            return ""
+        each = [f"{int(rows.sum())} {WAYS.get(kind, f'by {kind}')}" for kind, rows in self.by.items() if rows.any()]
+        return (
+            f"the model was trained or validated on {count} of these {self.images} images ({self.share:.0%}): "
+            f"{', '.join(each)}; the first is {names[int(self.rows.argmax())]}"
+        )
+
+
+def overlap_of(model: Classifier, patients: Sequence[str], hashes: Sequence[str] | None = None) -> Overlap | None:
+    """Which images the model was trained or validated on; ``None`` where it has no record of that.
+
+    Args:
+        model: the classifier.
+        patients: of each image, blank where not known.
+        hashes: of its stored pixels; left out, before they are read.
+    """
+    if model.seen is None:
+        return None
+    by = {"patients": model.seen.taught("patients", patients)}
+    if hashes is not None:
+        by["pixels"] = model.seen.taught("pixels", hashes)
+    return Overlap(len(patients), by)
+
+
+def refuse_mostly_seen(overlap: Overlap | None, table: LabelTable, split: str, allowed: bool) -> None:
+    """Raise a ConfigError if most of what is to be tested on is what the model was trained on."""
+    if allowed or overlap is None or canonical_split(split) not in ("test", "all") or overlap.share <= MOST_SEEN:
+        return
+    raise ConfigError(
+        f"split: {overlap.describe(table.paths)}; metrics on these flatter. Give data that it has not seen; if this is "
+        "wanted, or the same ids are other patients here, give allow_training_patients"
+    )
+
+
+def part_to_test(
+    table: LabelTable, split: str, source: str, model: Classifier, preset: str | None, allowed: bool
+) -> LabelTable:
+    """The images of a split that may be tested on, or all of them."""
+    name, trained = canonical_split(split), model.config.splits
+    if name not in (*SPLITS, "all"):
+        words = ", ".join([*SPLITS, "all", *SPLIT_NAMES])
+        raise ConfigError(f"split: got {split!r}, accepted are {words}")
+    seen = trained.get("patients") == patients_hash(table.patients)
+    if name == "all":
+        check_rows(replace(table, splits=[""] * len(table)), source)
+        if seen and model.seen is None:
+            table.notes.append(f"the model was trained on patients of {source}: on 'all' of it the metrics flatter")
+        return table
+    check_rows(table, source)
+    if (again := redrawn(table, trained, source, preset, model.seen)) is not None:
+        table = again
+    elif seen and not allowed:
+        raise ConfigError(
+            f"split: {source} has the patients that the model was trained on, in other splits; evaluate with those of "
+            "the training, or other patients"
+        )
+    if name in table.splits:
+        return table.split(name)
+    given = [split for split in SPLITS if split in table.splits]
+    why = f"it has {', '.join(given)}" if given else "it has no splits"
+    raise ConfigError(
+        f"split: {source} has no image in {name!r}: {why}; give it a column 'split' (or another split; 'all' is right "
+        "only for data that the model never saw)"
+    )

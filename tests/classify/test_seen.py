@@ -1,0 +1,266 @@
+"""Tests on what a classifier was trained on: noticed by patient and by pixel, in whatever manifest they come."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import hdxray_fast as hx
+from hdxray_fast.classify.classifier import load_classifier, save_classifier
+from hdxray_fast.classify.config import FinetuneConfig
+from hdxray_fast.classify.evaluation import evaluate_files, predict
+from hdxray_fast.classify.finetune import run_finetuning
+from hdxray_fast.classify.label_table import LabelTable
+from hdxray_fast.classify.labels import read_labels
+from hdxray_fast.classify.probe import run_probe
+from hdxray_fast.classify.probe_config import ProbeConfig
+from hdxray_fast.classify.seen import DRAWN_FILE, SEEN_FILE, Seen
+from hdxray_fast.cli.main import main
+from hdxray_fast.data import radiographs
+from hdxray_fast.data.splits import fill_splits
+from hdxray_fast.images.contour import find_contour
+
+for package in ("accelerate", "sklearn", "pandas", "matplotlib", "pyarrow"):
+    pytest.importorskip(package)
+
+
+@pytest.fixture(autouse=True)
+def _quick_contours(monkeypatch):
+    monkeypatch.setattr(
+        radiographs, "find_contour", lambda canvas, method, **options: find_contour(canvas, "rectangle", **options)
+    )
+
+
+def paint(path, high: int, rng) -> None:
+    image = rng.integers(60, 100, (64, 64)).astype(np.uint8)
+    top = 4 if high else 40
+    image[top : top + 18, 20:44] = rng.integers(180, 250)
+    assert cv2.imwrite(str(path), image)
+
+
+def write(path, rows, header="image,patient,high"):
+    path.write_text("\n".join([header, *(",".join(map(str, row)) for row in rows)]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """60 images of 30 patients, and 20 of others; a probe on the first."""
+    root = tmp_path_factory.mktemp("seen")
+    rng = np.random.default_rng(0)
+    for number in range(80):
+        paint(root / f"{number}.png", number % 2, rng)
+    write(root / "labels.csv", [(f"{i}.png", f"p{i // 2}", i % 2) for i in range(60)])
+    torch.manual_seed(1)
+    encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1, embed_dim=24, num_heads=3)
+    hx.save_model(encoder, root / "weights")
+    options = {"val_share": 0.2, "test_share": 0.3, "bootstraps": 0, "workers": 0}
+    run_probe(
+        ProbeConfig(str(root / "labels.csv"), str(root / "probe"), str(root / "weights"), **options), progress=False
+    )
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(root) -> LabelTable:
+    return read_labels(root / "labels.csv", val_share=0.2, test_share=0.3)
+
+
+def test_the_record_holds_hashes_and_no_ids(root, trained):
+    model = load_classifier(root / "probe")
+    names = [*trained.patients, "p99"]
+    assert model.seen.splits_of(names) == dict(zip(trained.patients, trained.splits, strict=True))
+    taught = model.seen.taught("patients", ["", *names])
+    assert taught.tolist() == [False, *(split != "test" for split in trained.splits), False]
+    found = predict([str(root / "0.png"), str(root / "70.png")], model)
+    assert found.overlap.by["pixels"].tolist() == [trained.splits[0] != "test", False]
+    content = (root / "probe" / "model" / SEEN_FILE).read_bytes()
+    assert b"p17" not in content and found.hashes[0].encode() not in content
+    again = load_classifier(save_classifier(model, root / "copy"))
+    assert again.seen.splits_of(["p0"]) == model.seen.splits_of(["p0"])
+    model.seen = None
+    assert load_classifier(save_classifier(model, root / "copy")).seen is None
+
+
+def evaluate(root, data, split, out, **more) -> dict:
+    options = {"bootstraps": 0, "progress": True, "max_bad_share": 0, **more}
+    return evaluate_files(root / "probe", data, out, split=split, **options)
+
+
+@pytest.mark.parametrize("split", ["all", "test", "train"])
+def test_the_same_pixels_under_another_id(root, trained, tmp_path, capsys, split):
+    """Refused after reading: most of what is to be tested on is equal to the pixel, in another file, too."""
+    named = "train" if split == "all" else split
+    copies = []
+    for number in [row for row, own in enumerate(trained.splits) if own != "test"][:12]:
+        copy = tmp_path / f"other{number}.png"
+        assert cv2.imwrite(str(copy), cv2.imread(str(root / f"{number}.png"), cv2.IMREAD_UNCHANGED), [16, 0])
+        copies.append((copy, f"q{number}", number % 2, named))
+    new = [(root / f"{number}.png", f"n{number}", number % 2, named) for number in range(60, 68)]
+    data = write(tmp_path / "labels.csv", [*new, *copies], "image,patient,high,split")
+    if split == "train":
+        report = evaluate(root, data, split, tmp_path / "out")
+    else:
+        with pytest.raises(hx.ConfigError, match=r"on 12 of these 20 images \(60%\): 12 equal to the pixel; the"):
+            evaluate(root, data, split, tmp_path / "out")
+        assert not (tmp_path / "out" / "metrics.json").exists()
+        report = evaluate(root, data, split, tmp_path / "out", allow_training_patients=True)
+    assert report["seen"] == {"images": 12, "share": 0.6, "patients": 0, "pixels": 12}
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["seen"] == report["seen"]
+    told = "warning: the model was trained or validated on 12 of these 20 images (60%): 12 equal to the pixel; the "
+    assert told + f"first is {copies[0][0]}; metrics on these flatter" in capsys.readouterr().out
+
+
+def test_the_same_patients_with_other_images(root, trained, tmp_path, capsys):
+    """Refused before anything is read; of the test patients nothing was learned."""
+    for split, refused in (("train", True), ("val", True), ("test", False)):
+        patients = sorted(
+            {patient for patient, own in zip(trained.patients, trained.splits, strict=True) if own == split}
+        )
+        rows = [(root / f"{60 + number}.png", patient, number % 2) for number, patient in enumerate(patients)][:20]
+        data = write(tmp_path / f"{split}.csv", rows)
+        if refused:
+            unread = write(tmp_path / "unread.csv", [(root / "labels.csv", *row[1:]) for row in rows[:1]])
+            with pytest.raises(hx.ConfigError, match=r"1 of these 1 images \(100%\): 1 of the same patients; .*csv"):
+                evaluate(root, unread, "all", tmp_path / "out")
+            with pytest.raises(hx.ConfigError, match=rf"on {len(rows)} of these {len(rows)} images"):
+                evaluate(root, data, "all", tmp_path / "out")
+        else:
+            assert evaluate(root, data, "all", tmp_path / "out")["seen"]["images"] == 0
+            assert "warning" not in capsys.readouterr().out
+
+
+def test_a_manifest_with_half_its_patients_from_training(root, trained, tmp_path, capsys):
+    """Not most of it: it is tested on, and the share is told."""
+    known = [row for row, split in enumerate(trained.splits) if split == "train"][:10]
+    rows = [(root / f"{row}.png", trained.patients[row], row % 2) for row in known]
+    rows += [(root / f"{number}.png", f"n{number}", number % 2) for number in range(60, 70)]
+    data = write(tmp_path / "labels.csv", rows)
+    report = evaluate(root, data, "all", tmp_path / "out")
+    assert report["seen"] == {"images": 10, "share": 0.5, "patients": 10, "pixels": 10}
+    told = "the model was trained or validated on 10 of these 20 images (50%): 10 of the same patients, 10 equal to the"
+    assert told in capsys.readouterr().out
+    command = [
+        "predict",
+        str(data),
+        "--model",
+        str(root / "probe"),
+        "--out",
+        str(tmp_path / "new.csv"),
+        "--workers",
+        "0",
+    ]
+    assert main(command) == 0
+    assert f"warning: {told}" in capsys.readouterr().out
+    found = predict(data, root / "probe")
+    assert found.overlap.rows.tolist() == [True] * 10 + [False] * 10
+
+
+def test_the_training_split_of_another_manifest_is_told(root, tmp_path, capsys):
+    """A subset of the training's manifest under its own split column: not the same set of patients."""
+    rows = [(f"{i}.png", f"p{i // 2}", i % 2, "train") for i in range(40)]
+    data = write(root / "subset.csv", rows, "image,patient,high,split")
+    report = evaluate(root, data, "train", tmp_path / "out")
+    assert 20 < report["seen"]["patients"] == report["seen"]["pixels"] < 40
+    assert "metrics on these flatter" in capsys.readouterr().out
+
+
+def test_splits_are_those_of_the_training_whatever_is_asked(root, trained, tmp_path):
+    """Uncertain labels read otherwise, or other labels: a draw would be another, the record is not."""
+    rows = [(f"{i}.png", f"p{i // 2}", -1 if i in (3, 4, 9) else 1 - i % 2) for i in range(60)]
+    data = write(root / "relabelled.csv", rows)
+    report = evaluate(root, data, "test", tmp_path / "out", uncertain="ones")
+    assert report["images"] == trained.splits.count("test")
+    assert report["seen"]["images"] == 0
+    record = root / "probe" / "model" / SEEN_FILE
+    record.rename(tmp_path / "kept")
+    try:
+        with pytest.raises(hx.ConfigError, match="splits cannot be drawn as in training: the labels are others"):
+            evaluate(root, data, "test", tmp_path / "out")
+        report = evaluate(root, root / "labels.csv", "test", tmp_path / "out")  # the same labels draw the same
+        assert report["images"] == trained.splits.count("test") and report["seen"] is None
+    finally:
+        (tmp_path / "kept").rename(record)
+
+
+def test_a_damaged_record_is_named(root, tmp_path):
+    folder = save_classifier(load_classifier(root / "probe"), tmp_path / "model")
+    (folder / SEEN_FILE).write_bytes(b"nothing")
+    with pytest.raises(hx.CheckpointError, match=r"seen\.safetensors: is damaged .*; remove it to go without"):
+        load_classifier(folder)
+    (folder / SEEN_FILE).write_bytes((folder / "head.safetensors").read_bytes())
+    with pytest.raises(hx.CheckpointError, match=r"seen\.safetensors: is no record of patients"):
+        load_classifier(folder)
+
+
+def test_patients_left_out_of_a_fraction_are_not_of_the_training():
+    splits = ["train"] * 6 + ["val"] * 2 + ["test"] * 2
+    names = [f"{i}.png" for i in range(10)]
+    whole = LabelTable(names, np.zeros((10, 1), np.float32), ["a"], [f"p{i}" for i in range(10)], splits)
+    used = whole.rows([0, 1, 2, 6, 7, 8, 9])
+    seen = Seen.of(whole, used, ["%016x" % (16 * row) if row != 2 else "" for row in range(7)])
+    assert seen.taught("patients", whole.patients).tolist() == [True] * 3 + [False] * 3 + [True] * 2 + [False] * 2
+    assert seen.splits_of(whole.patients) == dict(zip(whole.patients, splits, strict=True))
+    hashes = ["%016x" % (16 * row) for row in range(8)]
+    assert seen.taught("pixels", [*hashes, ""]).tolist() == [True, True, False, True, True, *[False] * 4]
+
+
+def test_a_resumed_run_keeps_its_splits(root, tmp_path):
+    """One begun here, after its draw has changed; and one of a release that drew by patient id alone."""
+    options = {
+        "weights": str(root / "weights"), "contour": "rectangle", "epochs": 2, "batch_size": 6, "bootstraps": 0,
+        "workers": 0, "threads": 1, "text": "none", "tensorboard": False, "save_every": 2, "val_share": 0.2,
+        "test_share": 0.3, "cache": str(tmp_path / "cache"), "augment": "none",
+    }  # fmt: skip
+    rows = [(f"{i}.png", f"p{i // 2}", i % 2) for i in range(60)]
+    data = write(root / "resumed.csv", rows)
+    config = FinetuneConfig(data=str(data), out=str(tmp_path / "run"), **options)
+
+    class Killed(Exception):
+        pass
+
+    def kill(line):
+        if line["step"] == 4:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run_finetuning(config, progress=False, on_step=kill)
+    kept = Seen.load(tmp_path / "run" / DRAWN_FILE)
+    patients = [f"p{i}" for i in range(30)]
+    drawn = kept.splits_of(patients)
+    table = read_labels(data, val_share=0.2, test_share=0.3)
+    assert drawn == dict(zip(table.patients, table.splits, strict=True))
+
+    # as if another release had drawn: the run goes on with what it has, where a new draw would be refused
+    turned = dict(zip(patients, fill_splits([""] * 30, patients, 0.2, 0.3, 0), strict=True))
+    assert turned != drawn
+    again = FinetuneConfig(**{**config.as_dict(), "resume": "auto"})
+    other = replace(table, splits=[turned[patient] for patient in table.patients])
+    Seen.of(other).save(tmp_path / "run" / DRAWN_FILE)
+    with pytest.raises(hx.ConfigError, match=r"^data: these are other labels or splits"):
+        run_finetuning(again, progress=False)
+    (tmp_path / "run" / DRAWN_FILE).unlink()
+    with pytest.raises(hx.ConfigError, match=r"^data: these are other labels or splits"):  # taken for an old one
+        run_finetuning(again, progress=False)
+    kept.save(tmp_path / "run" / DRAWN_FILE)
+    (result,) = run_finetuning(again, progress=False)
+    assert result.finished
+    assert load_classifier(result.out).seen.splits_of(patients) == drawn
+
+    # a run of an earlier release: no record of its splits, and drawn by patient id alone
+    old = FinetuneConfig(**{**config.as_dict(), "out": str(tmp_path / "old")})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hdxray_fast.classify.finetune._begun", lambda *_: "hashed")
+        with pytest.raises(Killed):
+            run_finetuning(old, progress=False, on_step=kill)
+    (tmp_path / "old" / DRAWN_FILE).unlink()
+    (result,) = run_finetuning(FinetuneConfig(**{**old.as_dict(), "resume": "auto"}), progress=False)
+    assert result.finished
+    assert load_classifier(result.out).seen.splits_of(patients) == turned
+    tested = evaluate_files(result.out, data, tmp_path / "tested", bootstraps=0, progress=False)
+    assert tested["images"] == 2 * list(turned.values()).count("test")
