@@ -161,9 +161,6 @@ def _summary(table, index, duplicates: int, skipped: list[str]) -> dict:
         "bytes": int(np.sum(index.column("length").to_numpy())),
         "confidence": confidence,
         "inside_share": share,
-        "flags": dict(
-            Counter(flag for flags in index.column("flags").to_pylist() for flag in set(flags)).most_common()
-        ),
         "formats": dict(Counter(index.column("format").to_pylist()).most_common()),
         "reasons": dict(reasons.most_common(20)),
     }
@@ -184,9 +181,6 @@ def describe(summary: dict) -> str:
         f"contours: confidence {summary['confidence']['median']:.2f} (5 % below {summary['confidence']['p05']:.2f}), "
         f"{summary['flagged_contours']} flagged; {summary['inside_share']['median']:.0%} of the patches inside",
     ]
-    if summary["flags"]:
-        counts = (f"{count} {flag}" for flag, count in list(summary["flags"].items())[:6])
-        lines.append(f"flags: {', '.join(counts)}" + (", ..." if len(summary["flags"]) > 6 else ""))
     if summary["skipped"]:
         names = some_names(summary["skipped_first"], summary["skipped"])
         lines.append(f"left out for the suffix: {names}; all of them: {SKIPPED}")
