@@ -11,14 +11,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ..errors import HDXrayError, UnforeseenReadError
+from ..errors import HDXrayError, ImageReadError, UnforeseenReadError
 
 
 def unforeseen_named(read: Callable) -> Callable:
     """Make ``read(path, ...)`` raise nothing but errors of this package for a file.
 
     Raises:
-        UnforeseenReadError: in place of whatever else was raised, out of memory included.
+        ImageReadError: out of memory.
+        UnforeseenReadError: in place of whatever else was raised.
     """
 
     @functools.wraps(read)
@@ -27,6 +28,8 @@ def unforeseen_named(read: Callable) -> Callable:
             return read(path_or_array, *args, **options)
         except (HDXrayError, KeyboardInterrupt, SystemExit, GeneratorExit):
             raise
+        except MemoryError:  # a file's fault as long as the others fit
+            raise ImageReadError(path_or_array, "needs more memory than this process may take") from None
         except BaseException as error:  # a panic of a Rust plugin is no Exception
             if isinstance(path_or_array, np.ndarray) or (type(error) is TypeError and _of_the_call(error)):
                 raise  # a caller's array has no secrets, and a wrong call is no fault of the file

@@ -1,6 +1,7 @@
 """DICOM headers mutated element by element: absent, empty, of another VR, too many values, out of range, words.
 
-By hand: ``python tests/helpers/header_fuzz.py --count 20000`` tells what became of them, seconds and peak memory.
+By hand: ``python tests/helpers/header_fuzz.py --count 20000`` tells what became of them, seconds and peak memory. The
+files are read in a worker process with the caps of the readers' pool, so that one that crashes is counted.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import struct
 import tempfile
 import time
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -19,6 +21,7 @@ import numpy as np
 from xray_makers import dicom, lut_item, ramp
 
 import hdxray_fast as hx
+from hdxray_fast.data.reader_pool import Failed, call_in_order
 from hdxray_fast.errors import UnforeseenReadError
 from hdxray_fast.images.canvas import Limits
 from hdxray_fast.images.dicom_header import TAGS
@@ -236,11 +239,11 @@ def _copy(value):
     return value if isinstance(value, bytes) else [[[t, v, _copy(x)] for t, v, x in item] for item in value]
 
 
-def survive(path: Path, made: dict[str, Base], count: int, seed: int) -> tuple[collections.Counter, list]:
-    """Read ``count`` mutated files: what became of them, and each that ended where nobody had foreseen it."""
+def survive(path: Path, made: dict[str, Base], numbers: Iterable[int], seed: int) -> tuple[collections.Counter, list]:
+    """Read mutated files, one for each number: what became of them, and those that ended where nobody foresaw it."""
     fates, bugs = collections.Counter(), []
     names = list(made)
-    for number in range(count):
+    for number in numbers:
         rng = np.random.default_rng([seed, number])
         name = names[number % len(names)]
         data, changed = mutate_header(made[name], rng)
@@ -262,20 +265,34 @@ def survive(path: Path, made: dict[str, Base], count: int, seed: int) -> tuple[c
     return fates, bugs
 
 
+def survive_some(folder: str, numbers: range, seed: int) -> tuple[collections.Counter, list, int]:
+    """:func:`survive` in a process of its own; the last is its peak memory in KiB."""
+    folder = Path(folder)
+    found = survive(folder / f"{numbers.start}.dcm", bases(folder), numbers, seed)
+    return *found, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def main() -> None:
+    import header_fuzz  # by name, for the worker processes
+
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=0)
     asked = parser.parse_args()
+    fates, bugs, peak, dead, began = collections.Counter(), [], 0, 0, time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        made = bases(Path(folder))
-        began = time.monotonic()
-        fates, bugs = survive(Path(folder) / "fuzzed.dcm", made, asked.count, asked.seed)
+        chunks = [range(start, min(start + 500, asked.count)) for start in range(0, asked.count, 500)]
+        jobs = [(folder, numbers, asked.seed) for numbers in chunks]
+        for found in call_in_order(header_fuzz.survive_some, jobs, workers=1, timeout=600):
+            if isinstance(found, Failed):
+                dead += 1
+                print(found.reason)
+                continue
+            fates, bugs, peak = fates + found[0], bugs + found[1], max(peak, found[2])
     for bug in bugs[:40]:
         print(*bug)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{asked.count} headers of {len(made)} files in {time.monotonic() - began:.0f} s, peak memory {peak:.0f} MiB")
-    print(dict(fates.most_common()))
+    print(f"{asked.count} headers in {time.monotonic() - began:.0f} s, peak memory {peak / 1024:.0f} MiB")
+    print(f"{len(bugs)} unforeseen or bare exceptions, {dead} dead workers; {dict(fates.most_common())}")
 
 
 if __name__ == "__main__":

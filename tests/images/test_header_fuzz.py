@@ -11,7 +11,7 @@ from header_fuzz import bases, survive
 
 @pytest.mark.filterwarnings("ignore")
 def test_mutated_headers_end_nowhere_unforeseen(tmp_path):
-    fates, bugs = survive(tmp_path / "fuzzed.dcm", bases(tmp_path), count=960, seed=1)
+    fates, bugs = survive(tmp_path / "fuzzed.dcm", bases(tmp_path), range(960), seed=1)
     assert not bugs
     assert fates["canvas, flagged"] > 200
     assert fates["ImageReadError"] > 20
