@@ -56,6 +56,10 @@ class ImageReadError(HDXrayError, OSError):
         return type(self), (self.path, self.reason)
 
 
+class UnforeseenReadError(ImageReadError):
+    """A library stumbled over a file in a way that nothing here foresaw; the file is most probably damaged."""
+
+
 class ImageTooLargeError(ImageReadError):
     """The file declares more pixels, bytes or frames than the caps allow; nothing was allocated for it."""
 

@@ -16,6 +16,7 @@ from .exposure import exposed_box, looks_inverted, thumbnail
 from .raster import decode_array, decode_npy, decode_raster
 from .sniff import sniff
 from .tone import ConstantImageError, Grey, render
+from .unforeseen import unforeseen_named
 from .voi_lut import VoiOptions
 
 HEAD_BYTES = 1 << 16  # enough to tell formats apart, and for the file meta group of DICOM
@@ -69,6 +70,7 @@ class Canvas:
         return grid
 
 
+@unforeseen_named
 def read_canvas(
     path_or_array: str | os.PathLike | np.ndarray,
     size: int = 1280,
@@ -121,6 +123,7 @@ def read_canvas(
         ArgumentError, ArgumentTypeError: an argument is not one of those above.
         ImageReadError: the file is missing, damaged, truncated, empty, or holds one constant value.
         ImageTooLargeError: the file declares more than ``limits`` allow.
+        UnforeseenReadError: an ImageReadError; a library raised something else that nothing here foresaw.
         UnsupportedImageError: the file is no radiograph, or of a kind that is not read.
         MissingDependencyError: DICOM without pydicom, or a transfer syntax without its plugin.
     """

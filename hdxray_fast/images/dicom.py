@@ -1,17 +1,14 @@
 """DICOM files to grey stored pixels; pydicom is imported only when needed.
 
-What the header means lives in ``dicom_header.py``, compressed frames in ``codestream.py``.
+How a data set is encoded lives in ``dicom_dataset.py``, what of it has to be put right in ``dicom_elements.py``, what
+the header means in ``dicom_header.py``, compressed frames in ``codestream.py``.
 """
 
 from __future__ import annotations
 
-import functools
-import io
 import logging
-import struct
 import threading
 import warnings
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,19 +17,14 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 
-from ..errors import HDXrayError, ImageReadError, ImageTooLargeError, MissingDependencyError, UnsupportedImageError
+from ..errors import ImageReadError, MissingDependencyError, UnsupportedImageError
 from .codestream import inspect_codestream
-from .dicom_header import PHOTOMETRIC, TAGS, ImagePixel, check_modality, image_pixel, set_tone, spacing, text
+from .dicom_dataset import RLE, check_length, decoding, read_dataset
+from .dicom_elements import repair
+from .dicom_header import PHOTOMETRIC, ImagePixel, check_modality, check_palette, image_pixel, set_tone, spacing, text
 from .raster import check_caps, check_frame
 from .sniff import DamagedFile
 from .tone import Grey, scratch
-
-EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
-EXPLICIT_BIG = "1.2.840.10008.1.2.2"
-IMPLICIT_LITTLE = "1.2.840.10008.1.2"
-RLE = "1.2.840.10008.1.2.5"
-DEFLATED = "1.2.840.10008.1.2.1.99"
-NATIVE_LITTLE = (IMPLICIT_LITTLE, EXPLICIT_LITTLE, DEFLATED)
 
 
 def _pydicom():
@@ -83,14 +75,8 @@ def decode_dicom(
     The pixels may lie in this thread's buffer: use them up before the next call.
     """
     pydicom = _pydicom()
-    try:
-        with _silence():
-            return _decode(pydicom, path, stream, head, frame, limits, any_modality, for_processing, force)
-    except (HDXrayError, KeyboardInterrupt, SystemExit, GeneratorExit):
-        raise
-    except BaseException as error:  # pydicom and its plugins raise anything (Rust panics are no Exception), and their
-        failure = type(error).__name__  # texts may quote the file
-    raise ImageReadError(path, f"the DICOM data are damaged or truncated (decoding stopped with {failure})")
+    with _silence():
+        return _decode(pydicom, path, stream, head, frame, limits, any_modality, for_processing, force)
 
 
 def read_patient_id(path: str) -> str:
@@ -104,10 +90,17 @@ def read_patient_id(path: str) -> str:
 
 
 def _decode(pydicom, path, stream, head, frame, limits, any_modality, for_processing, force) -> Grey:
-    dataset, syntax, native = _read_dataset(pydicom, path, stream, head, limits, force)
-    flags: list[str] = []
+    found = read_dataset(pydicom, path, stream, head, limits, force)
+    dataset, syntax = found.elements, found.syntax
+    native = None if found.pixels is None else _NativePixels(found.stream, *found.pixels)
+    repairs, assumed = repair(dataset), []
+    flags = repairs.flags()
+    if found.differs:
+        flags.append("transfer_syntax_differs")
     about = check_modality(path, dataset, any_modality, flags)
-    declared = image_pixel(path, dataset)
+    declared = image_pixel(path, dataset, assumed)
+    if assumed:
+        flags.append("image_pixel_assumed")
     check_caps(path, declared.columns, declared.rows, declared.samples, declared.allocated, declared.frames, limits)
     chosen = check_frame(path, declared.frames, frame)
     raw_signal = text(dataset, "PresentationIntentType") == "FOR PROCESSING"
@@ -130,6 +123,8 @@ def _decode(pydicom, path, stream, head, frame, limits, any_modality, for_proces
         flags.append("colour_to_luma")
     else:
         set_tone(grey, dataset, raw_signal, flags)
+        if "RescaleSlope" in repairs.unusable:
+            flags.append("rescale_slope_unusable")
     grey.spacing = spacing(dataset, flags)
     grey.flags = flags
     uid = pydicom.uid.UID(syntax)
@@ -149,56 +144,10 @@ def _decode(pydicom, path, stream, head, frame, limits, any_modality, for_proces
         },
         "pixel_spacing": list(grey.spacing) if grey.spacing else None,
     }
+    elements = {"repaired": repairs.read, "unusable": repairs.unusable, "assumed": assumed}
+    if any(elements.values()):
+        grey.provenance["elements"] = {what: sorted(set(names)) for what, names in elements.items() if names}
     return grey
-
-
-def meta_syntax(data: bytes) -> str | None:
-    """Transfer syntax UID from the file meta group; "" where the group has none, None where there is no preamble."""
-    if data[128:132] != b"DICM":
-        return None
-    offset = 132
-    while data[offset : offset + 2] == b"\x02\0" and offset + 8 <= len(data):
-        element, vr = struct.unpack_from("<H2s", data, offset + 2)
-        long = vr in (b"OB", b"OW", b"UN", b"SQ", b"UT", b"UC", b"UR")
-        if long and offset + 12 > len(data):
-            break
-        start = offset + (12 if long else 8)
-        length = struct.unpack_from("<I" if long else "<H", data, offset + (8 if long else 6))[0]
-        if element == 0x0010:
-            return data[start : start + length].decode("ascii", "replace").strip(" \0")
-        offset = start + length
-    return ""
-
-
-@functools.cache
-def _tags() -> list:
-    from pydicom.tag import Tag  # by number: pydicom would look the names up again for every file
-
-    return [Tag(name) for name in TAGS]
-
-
-def _read_dataset(pydicom, path, stream, head, limits, force) -> tuple:
-    """The data set (only the elements this package reads), its transfer syntax UID, and where native pixels lie."""
-    syntax = meta_syntax(head)
-    if not syntax and not force:
-        raise UnsupportedImageError(
-            path,
-            "names no transfer syntax" + (" and has no DICOM preamble" if syntax is None else "") + "; pass "
-            "force=True to try it as little endian",
-        )
-    stream.seek(0)
-    if syntax == DEFLATED:
-        return _inflate(pydicom, path, stream.read(), limits), syntax, None
-    native = syntax in NATIVE_LITTLE
-    dataset = pydicom.dcmread(stream, force=force, specific_tags=_tags(), stop_before_pixels=native)
-    if native:
-        return dataset, syntax, _pixel_element(path, stream, explicit=syntax == EXPLICIT_LITTLE)
-    syntax = str(dataset.file_meta.get("TransferSyntaxUID", ""))
-    if not syntax:  # forced: pydicom has guessed the encoding of the elements, the pixels follow it
-        implicit, little = dataset.original_encoding
-        syntax = IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE if little else EXPLICIT_BIG
-        dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(syntax)
-    return dataset, syntax, None
 
 
 @dataclass
@@ -227,44 +176,6 @@ class _NativePixels:
         return self.stream.read(self.length)
 
 
-def _pixel_element(path: str, stream: BinaryIO, explicit: bool) -> _NativePixels | None:
-    """The pixel data element at which the stream stands, if it is one."""
-    tag = stream.read(4)
-    if tag in (b"\xe0\x7f\x08\0", b"\xe0\x7f\x09\0"):
-        raise UnsupportedImageError(path, "holds floating-point DICOM pixels; accepted: integers of 8 or 16 bits")
-    header = stream.read(8 if explicit else 4)
-    if tag != b"\xe0\x7f\x10\0" or len(header) < (8 if explicit else 4):
-        return None
-    start = stream.tell()
-    held = max(0, stream.seek(0, io.SEEK_END) - start)
-    return _NativePixels(stream, start, min(held, struct.unpack("<I", header[-4:])[0]))
-
-
-def _inflate(pydicom, path, data, limits):
-    """A deflated data set, inflated no further than the caps allow."""
-    length = struct.unpack_from("<I", data, 140)[0]  # (0002,0000), always the first element of the meta group
-    start = 144 + length
-    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
-    plain = inflater.decompress(data[start:], limits.max_bytes)
-    if inflater.unconsumed_tail:
-        raise ImageTooLargeError(
-            path,
-            f"the deflated data set has more than {limits.max_bytes} bytes; if this is expected, pass a larger "
-            "limits=Limits(max_bytes=...)",
-        )
-    if not inflater.eof:
-        raise ImageReadError(path, "the deflated data set ends too early: the file is truncated")
-    dataset = pydicom.filereader.read_dataset(
-        io.BytesIO(plain),
-        is_implicit_VR=False,
-        is_little_endian=True,
-        specific_tags=_tags(),
-    )
-    dataset.file_meta = pydicom.dataset.FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = DEFLATED
-    return dataset
-
-
 def _pixels(pydicom, path, dataset, native, syntax, declared: ImagePixel, frame: int) -> tuple[np.ndarray, int | None]:
     """One frame's stored grey pixels ([H, W] uint8 | uint16 patterns) and the codestream's precision if it has one."""
     if native is not None and declared.samples == 1:
@@ -274,8 +185,11 @@ def _pixels(pydicom, path, dataset, native, syntax, declared: ImagePixel, frame:
             dataset.add_new("PixelData", "OW" if declared.allocated > 8 else "OB", native.all())
         if not dataset.get("PixelData"):
             raise ImageReadError(path, "has no pixel data: the file is truncated, or holds no image")
-        pixels, precision = _decoded_frame(pydicom, path, dataset, syntax, declared, frame)
+        check_length(path, dataset, declared)
+        with decoding(path):
+            pixels, precision = _decoded_frame(pydicom, path, dataset, syntax, declared, frame)
     if text(dataset, "PhotometricInterpretation") == "PALETTE COLOR":
+        check_palette(path, dataset)
         pixels = pydicom.pixels.apply_color_lut(pixels, dataset)[..., :3]
     if pixels.dtype.itemsize > 2:
         raise UnsupportedImageError(path, f"decodes to {pixels.dtype} pixels; accepted: 8 or 16 bits")

@@ -21,6 +21,8 @@ RADIOGRAPHY_CLASSES = ("Computed Radiography", "Digital X-Ray", "Secondary Captu
 CHEST = ("CHEST", "THORAX", "LUNG", "TORAX", "RIB", "STERNUM", "CLAVICLE", "HEART", "TSPINE")
 LATERAL = ("LL", "RL", "LAT", "LATERAL", "LLD", "RLD")
 FRONTAL = ("AP", "PA", "FRONTAL", "AP AXIAL", "PA AXIAL", "AP_SUPINE", "AP SUPINE")
+FLUOROSCOPY = ("RF", "XA")
+LEAST_SLOPE = 1e-9  # and its reciprocal the greatest: beyond them the values of an image are not told apart
 PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR")
 PHOTOMETRIC += ("YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
@@ -64,11 +66,6 @@ TAGS = [
     "RedPaletteColorLookupTableData",
     "GreenPaletteColorLookupTableData",
     "BluePaletteColorLookupTableData",
-    "PixelData",
-    "FloatPixelData",
-    "DoubleFloatPixelData",
-    "ExtendedOffsetTable",
-    "ExtendedOffsetTableLengths",
     "BurnedInAnnotation",
 ]
 
@@ -149,42 +146,93 @@ class ImagePixel:
     frames: int
 
 
-def image_pixel(path: str, dataset) -> ImagePixel:
-    """Read the image pixel module and check its numbers against each other."""
+def image_pixel(path: str, dataset, assumed: list[str]) -> ImagePixel:
+    """Read the image pixel module and check its numbers against each other.
+
+    Args:
+        path: for the error's text.
+        dataset: pydicom Dataset, repaired. What is missing of the module is put there, as decoders ask for it.
+        assumed: names of the elements that were missing are appended.
+    """
 
     def integer(name: str, default: int | None = None) -> int | None:
         value = number(dataset, name)
         return default if value is None else int(value)
 
-    if dataset.get("FloatPixelData") is not None or dataset.get("DoubleFloatPixelData") is not None:
-        raise UnsupportedImageError(path, "holds floating-point DICOM pixels; accepted: integers of 8 or 16 bits")
     rows, columns, allocated = integer("Rows"), integer("Columns"), integer("BitsAllocated")
     if rows is None or columns is None or allocated is None:
         raise UnsupportedImageError(path, "is a DICOM file without an image (no Rows, Columns or BitsAllocated)")
-    samples = integer("SamplesPerPixel", 1)
+    photometric = text(dataset, "PhotometricInterpretation")
+    colour = photometric in PHOTOMETRIC and not photometric.startswith(("MONOCHROME", "PALETTE"))
+    samples = integer("SamplesPerPixel")
+    if samples is None:
+        samples = 3 if colour else 1
+        assumed.append("SamplesPerPixel")
     if allocated not in (8, 16):
         raise UnsupportedImageError(path, f"has BitsAllocated {allocated}; accepted: 8 or 16")
     if samples not in (1, 3):
         raise UnsupportedImageError(path, f"has SamplesPerPixel {samples}; accepted: 1 or 3")
-    stored = integer("BitsStored", allocated)
+    if photometric not in PHOTOMETRIC or colour != (samples == 3):
+        photometric = "RGB" if samples == 3 else "MONOCHROME2"
+        assumed.append("PhotometricInterpretation")
+    stored = integer("BitsStored")
+    if stored is None:
+        stored = allocated
+        assumed.append("BitsStored")
     high_bit = integer("HighBit", stored - 1)
     if not 1 <= stored <= allocated or not stored - 1 <= high_bit < allocated:
         raise ImageReadError(
             path, f"contradicts itself: BitsAllocated {allocated}, BitsStored {stored}, HighBit {high_bit}"
         )
-    signed = integer("PixelRepresentation", 0) == 1
-    return ImagePixel(rows, columns, samples, allocated, stored, high_bit, signed, max(1, integer("NumberOfFrames", 1)))
+    signed = integer("PixelRepresentation")
+    if signed is None or (samples == 3 and signed):  # colours have no sign
+        signed = 0
+        assumed.append("PixelRepresentation")
+    frames = max(1, integer("NumberOfFrames", 1))
+    module = {
+        "SamplesPerPixel": samples,
+        "PhotometricInterpretation": photometric,
+        "BitsStored": stored,
+        "PixelRepresentation": signed,
+    }
+    if samples == 3 and integer("PlanarConfiguration") is None:
+        module["PlanarConfiguration"] = 0
+    for name, value in module.items():
+        if name in assumed or name == "PlanarConfiguration":
+            if name in dataset:  # with a word that is none
+                del dataset[name]
+            setattr(dataset, name, value)
+    return ImagePixel(rows, columns, samples, allocated, stored, high_bit, signed == 1, frames)
+
+
+def check_palette(path: str, dataset) -> None:
+    """Refuse colour tables that are incomplete or contradict each other: colours cannot be guessed."""
+    colours = ("Red", "Green", "Blue")
+    descriptors = [dataset.get(f"{colour}PaletteColorLookupTableDescriptor") for colour in colours]
+    tables = [dataset.get(f"{colour}PaletteColorLookupTableData") for colour in colours]
+    whole = all(descriptor is not None for descriptor in descriptors) and all(isinstance(t, bytes) for t in tables)
+    if whole:
+        count, _, bits = (int(value) for value in descriptors[0])
+        size = len(tables[0])
+        whole = all(len(table) == size for table in tables) and size in (count or 65536, 2 * (count or 65536))
+        whole = whole and bits in (8, 16)
+    if not whole:
+        raise ImageReadError(path, "has PALETTE COLOR pixels and no colour tables that fit together")
 
 
 def set_tone(grey: Grey, dataset, raw_processing: bool, flags: list[str]) -> None:
     """Modality, VOI, polarity and padding from the header."""
     table = read_tables(dataset, "ModalityLUTSequence", grey.signed)
+    logarithmic = text(dataset, "PixelIntensityRelationship") in ("LOG", "DISP")
+    if table and logarithmic and text(dataset, "Modality") in FLUOROSCOPY:
+        table = []  # PS3.3 C.8.7.1.1.2: it leads back to the X-ray intensity, for measurements and not for display
+        flags.append("modality_lut_not_for_display")
     if table:
         grey.modality_table = table[0]
     else:
         grey.slope, grey.intercept = number(dataset, "RescaleSlope", 1.0), number(dataset, "RescaleIntercept", 0.0)
-        if grey.slope == 0:
-            grey.slope = 1.0
+        if abs(grey.slope) < LEAST_SLOPE or max(abs(grey.slope), abs(grey.intercept)) > 1 / LEAST_SLOPE:
+            grey.slope, grey.intercept = 1.0, 0.0
             flags.append("rescale_slope_unusable")
     grey.tables = read_tables(dataset, "VOILUTSequence", grey.signed or grey.intercept < 0)
     grey.windows = read_windows(dataset, text(dataset, "VOILUTFunction"))
@@ -199,7 +247,7 @@ def set_tone(grey: Grey, dataset, raw_processing: bool, flags: list[str]) -> Non
     if raw_processing:
         flags.append("for_processing")
         grey.use_voi = False
-        grey.log = text(dataset, "PixelIntensityRelationship") not in ("LOG", "DISP")
+        grey.log = not logarithmic
         sign = number(dataset, "PixelIntensityRelationshipSign")
         # sign +1: values rise with the X-ray intensity, so that dense is low and the image must be inverted
         if sign in (1.0, -1.0) and (sign == 1.0) != grey.invert:

@@ -145,10 +145,9 @@ def test_no_patient_data_in_provenance_errors_or_logs(tmp_path, stored, capfd, c
     (tmp_path / "broken.dcm").write_bytes(
         whole.replace(b"4095", b"x").replace(b"UI", b"ZZ").replace(b"\x10\x00\x10\x00PN", b"\x10\0\x10\0US")
     )
-    with pytest.raises(hx.HDXrayError) as error:
-        shown(tmp_path / "broken.dcm")
+    text += json.dumps(hx.read_canvas(tmp_path / "broken.dcm", size=SIZE).provenance)
     captured = capfd.readouterr()
-    text += f"{error.value!r} {captured.out} {captured.err} {caplog.text} {[str(w.message) for w in recwarn]}"
+    text += f"{captured.out} {captured.err} {caplog.text} {[str(w.message) for w in recwarn]}"
     assert not [word for word in PLANTED if word in text.lower()]
 
 
