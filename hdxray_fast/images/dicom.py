@@ -1,6 +1,6 @@
 """DICOM files to grey stored pixels; pydicom is imported only when needed.
 
-What the header means lives in ``dicom_header.py``, compressed frames in ``codestream.py``.
+What the header means lives in ``dicom_header.py``, frames that need a decoder in ``dicom_frames.py``.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ import cv2
 import numpy as np
 
 from ..errors import HDXrayError, ImageReadError, ImageTooLargeError, MissingDependencyError, UnsupportedImageError
-from .codestream import inspect_codestream
+from .codestream import Codestream
+from .dicom_frames import decoded_frame
 from .dicom_header import PHOTOMETRIC, TAGS, ImagePixel, check_modality, image_pixel, set_tone, spacing, text
 from .raster import check_caps, check_frame
-from .sniff import DamagedFile
+from .stored_bits import settle
 from .tone import Grey, scratch
 
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
 IMPLICIT_LITTLE = "1.2.840.10008.1.2"
-RLE = "1.2.840.10008.1.2.5"
 DEFLATED = "1.2.840.10008.1.2.1.99"
 NATIVE_LITTLE = (IMPLICIT_LITTLE, EXPLICIT_LITTLE, DEFLATED)
 
@@ -116,17 +116,21 @@ def _decode(pydicom, path, stream, head, frame, limits, any_modality, for_proces
             path,
             "holds raw detector data (FOR PROCESSING); give the FOR PRESENTATION image, or pass for_processing='log'",
         )
-    pixels, precision = _pixels(pydicom, path, dataset, native, syntax, declared, chosen)
-    if precision and precision != declared.stored:
-        flags.append("codestream_bits_differ")
     photometric = text(dataset, "PhotometricInterpretation")
+    pixels, codestream = _pixels(pydicom, path, dataset, native, syntax, declared, chosen, flags)
     if photometric == "PALETTE COLOR":
         grey = Grey(pixels, 8 * pixels.dtype.itemsize, display=True)
-    elif precision and precision > declared.stored:  # the codestream is what was measured; the header lags behind it
-        grey = Grey(pixels, precision, signed=declared.signed, display=declared.samples > 1)
+    elif declared.samples > 1:
+        differs = codestream is not None and codestream.bits != declared.stored
+        flags += ["codestream_bits_differ"] if differs else []
+        bits = max(declared.stored, codestream.bits) if codestream else declared.stored
+        grey = Grey(pixels, bits, declared.high_bit if bits == declared.stored else None, declared.signed, display=True)
+    elif codestream:
+        pixels, reading = settle(pixels, codestream, declared, flags)
+        grey = Grey(pixels, reading.bits, reading.high_bit, reading.signed)
     else:
-        grey = Grey(pixels, declared.stored, declared.high_bit, declared.signed, display=declared.samples > 1)
-    if grey.display or photometric == "PALETTE COLOR":
+        grey = Grey(pixels, declared.stored, declared.high_bit, declared.signed)
+    if grey.display:
         flags.append("colour_to_luma")
     else:
         set_tone(grey, dataset, raw_signal, flags)
@@ -143,7 +147,7 @@ def _decode(pydicom, path, stream, head, frame, limits, any_modality, for_proces
         "stored": {
             "samples": declared.samples,
             "bits": grey.bits,
-            "signed": declared.signed,
+            "signed": grey.signed,
             "frames": declared.frames,
             "frame": chosen,
         },
@@ -265,16 +269,18 @@ def _inflate(pydicom, path, data, limits):
     return dataset
 
 
-def _pixels(pydicom, path, dataset, native, syntax, declared: ImagePixel, frame: int) -> tuple[np.ndarray, int | None]:
-    """One frame's stored grey pixels ([H, W] uint8 | uint16 patterns) and the codestream's precision if it has one."""
+def _pixels(
+    pydicom, path, dataset, native, syntax, declared: ImagePixel, frame: int, flags: list[str]
+) -> tuple[np.ndarray, Codestream | None]:
+    """One frame's stored grey pixels ([H, W] uint8 | uint16 patterns), and what its codestream says if it has one."""
     if native is not None and declared.samples == 1:
-        pixels, precision = native.frame(path, declared, frame), None
+        pixels, codestream = native.frame(path, declared, frame), None
     else:
         if native is not None:
             dataset.add_new("PixelData", "OW" if declared.allocated > 8 else "OB", native.all())
         if not dataset.get("PixelData"):
             raise ImageReadError(path, "has no pixel data: the file is truncated, or holds no image")
-        pixels, precision = _decoded_frame(pydicom, path, dataset, syntax, declared, frame)
+        pixels, codestream = decoded_frame(pydicom, path, dataset, syntax, declared, frame, flags)
     if text(dataset, "PhotometricInterpretation") == "PALETTE COLOR":
         pixels = pydicom.pixels.apply_color_lut(pixels, dataset)[..., :3]
     if pixels.dtype.itemsize > 2:
@@ -282,39 +288,4 @@ def _pixels(pydicom, path, dataset, native, syntax, declared: ImagePixel, frame:
     pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")).view(f"u{pixels.dtype.itemsize}")
     if pixels.ndim == 3:
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    return pixels, precision
-
-
-def _decoded_frame(pydicom, path, dataset, syntax, declared: ImagePixel, frame: int) -> tuple[np.ndarray, int | None]:
-    try:
-        decoder = pydicom.pixels.get_decoder(syntax)
-    except NotImplementedError:
-        decoder = None
-    if decoder is None:
-        raise UnsupportedImageError(path, "has a transfer syntax that pydicom does not decode; convert the file first")
-    if not decoder.is_available:
-        raise MissingDependencyError(
-            f'{path}: {decoder.UID.name} needs the plugins of pylibjpeg: pip install "hdxray-fast[dicom]"'
-        )
-    codestream = None
-    if decoder.is_encapsulated:
-        try:
-            encoded = pydicom.encaps.get_frame(dataset.PixelData, frame, number_of_frames=declared.frames)
-            planes = declared.samples * declared.allocated // 8
-            codestream = inspect_codestream(encoded, planes, rle=syntax == RLE)
-        except DamagedFile as damage:
-            codestream, reason = None, str(damage)
-        else:
-            reason = ""
-        if reason:
-            raise ImageReadError(path, reason)
-    size = (declared.columns, declared.rows, declared.samples)
-    if codestream and (codestream.width, codestream.height, codestream.samples) != size:
-        raise ImageReadError(
-            path,
-            "its header declares {} x {} pixels of {} samples and its codestream ".format(*size)
-            + f"{codestream.width} x {codestream.height} of {codestream.samples}: the file is damaged",
-        )
-    # bits above BitsStored are masked later, by the same table for every encoding
-    pixels, _ = decoder.as_array(dataset, index=frame, correct_unused_bits=False)
-    return pixels, codestream.bits if codestream else None
+    return pixels, codestream
