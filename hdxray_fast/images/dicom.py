@@ -14,7 +14,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import BinaryIO
 
 import cv2
@@ -24,8 +24,9 @@ from ..errors import HDXrayError, ImageReadError, ImageTooLargeError, MissingDep
 from .codestream import Codestream
 from .dicom_frames import decoded_frame
 from .dicom_header import PHOTOMETRIC, TAGS, ImagePixel, check_modality, image_pixel, set_tone, spacing, text
+from .palette import palette_to_luma
 from .raster import check_caps, check_frame
-from .stored_bits import settle
+from .stored_bits import Reading, settle
 from .tone import Grey, scratch
 
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
@@ -118,18 +119,7 @@ def _decode(pydicom, path, stream, head, frame, limits, any_modality, for_proces
         )
     photometric = text(dataset, "PhotometricInterpretation")
     pixels, codestream = _pixels(pydicom, path, dataset, native, syntax, declared, chosen, flags)
-    if photometric == "PALETTE COLOR":
-        grey = Grey(pixels, 8 * pixels.dtype.itemsize, display=True)
-    elif declared.samples > 1:
-        differs = codestream is not None and codestream.bits != declared.stored
-        flags += ["codestream_bits_differ"] if differs else []
-        bits = max(declared.stored, codestream.bits) if codestream else declared.stored
-        grey = Grey(pixels, bits, declared.high_bit if bits == declared.stored else None, declared.signed, display=True)
-    elif codestream:
-        pixels, reading = settle(pixels, codestream, declared, flags)
-        grey = Grey(pixels, reading.bits, reading.high_bit, reading.signed)
-    else:
-        grey = Grey(pixels, declared.stored, declared.high_bit, declared.signed)
+    grey = _grey(path, dataset, photometric, pixels, codestream, declared, flags)
     if grey.display:
         flags.append("colour_to_luma")
     else:
@@ -272,7 +262,7 @@ def _inflate(pydicom, path, data, limits):
 def _pixels(
     pydicom, path, dataset, native, syntax, declared: ImagePixel, frame: int, flags: list[str]
 ) -> tuple[np.ndarray, Codestream | None]:
-    """One frame's stored grey pixels ([H, W] uint8 | uint16 patterns), and what its codestream says if it has one."""
+    """One frame ([H, W] patterns or [H, W, 3] RGB, uint8 | uint16), and what its codestream says if it has one."""
     if native is not None and declared.samples == 1:
         pixels, codestream = native.frame(path, declared, frame), None
     else:
@@ -281,11 +271,25 @@ def _pixels(
         if not dataset.get("PixelData"):
             raise ImageReadError(path, "has no pixel data: the file is truncated, or holds no image")
         pixels, codestream = decoded_frame(pydicom, path, dataset, syntax, declared, frame, flags)
-    if text(dataset, "PhotometricInterpretation") == "PALETTE COLOR":
-        pixels = pydicom.pixels.apply_color_lut(pixels, dataset)[..., :3]
     if pixels.dtype.itemsize > 2:
         raise UnsupportedImageError(path, f"decodes to {pixels.dtype} pixels; accepted: 8 or 16 bits")
-    pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")).view(f"u{pixels.dtype.itemsize}")
-    if pixels.ndim == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    return pixels, codestream
+    return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")).view(f"u{pixels.dtype.itemsize}"), codestream
+
+
+def _grey(
+    path, dataset, photometric: str, pixels, codestream: Codestream | None, declared: ImagePixel, flags: list[str]
+) -> Grey:
+    """Stored pixels ([H, W] patterns or [H, W, 3] RGB) and where in them their values lie; colours become luma."""
+    if declared.samples > 1:
+        differs = codestream is not None and codestream.bits != declared.stored
+        flags += ["codestream_bits_differ"] if differs else []
+        bits = max(declared.stored, codestream.bits) if codestream else declared.stored
+        high_bit = declared.high_bit if bits == declared.stored else None
+        return Grey(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), bits, high_bit, declared.signed, display=True)
+    reading = Reading(declared.stored, declared.high_bit, declared.signed)
+    if codestream:
+        pixels, reading = settle(pixels, codestream, declared, flags)
+    if photometric == "PALETTE COLOR":
+        luma, bits = palette_to_luma(path, dataset, pixels, *astuple(reading), flags)
+        return Grey(luma, bits, display=True)
+    return Grey(pixels, reading.bits, reading.high_bit, reading.signed)

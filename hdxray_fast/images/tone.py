@@ -49,7 +49,9 @@ def stored_values(pixels: np.ndarray, bits: int, high_bit: int, signed: bool) ->
     """Bit patterns ([H, W] uint8 | uint16) to the values they stand for ([H, W], signed or unsigned of that width)."""
     width = pixels.dtype.itemsize
     patterns = pixels.view(f"{'i' if signed else 'u'}{width}")
-    return (patterns << (8 * width - 1 - high_bit)) >> (8 * width - bits)  # the shift down extends a sign
+    values = patterns << (8 * width - 1 - high_bit)
+    values >>= 8 * width - bits  # this extends a sign
+    return values
 
 
 def padding_range(grey: Grey, value: int, limit: int) -> tuple[int, int] | None:

@@ -121,18 +121,19 @@ def read_tables(dataset, name: str, signed: bool) -> list[Table]:
         signed: whether the values looked up can be negative, which decides how the first one is read.
     """
     big_endian = dataset.original_encoding[1] is False
-    tables = []
-    for item in dataset.get(name) or []:
-        descriptor, raw = item.get("LUTDescriptor"), item.get("LUTData")
-        if descriptor is None or raw is None or len(descriptor) != 3:
-            continue
-        count, first, bits = (int(value) for value in descriptor)
-        count = count & 0xFFFF or 65536  # 0 stands for 2**16; some writers store the count as signed
-        entries = _lut_entries(raw, count, big_endian)
-        first = first - 65536 if signed and first > 32767 else first
-        if len(entries):
-            tables.append(Table(first, entries, bits))
-    return tables
+    items = dataset.get(name) or []
+    tables = (read_table(item.get("LUTDescriptor"), item.get("LUTData"), signed, big_endian) for item in items)
+    return [table for table in tables if table is not None]
+
+
+def read_table(descriptor, raw, signed: bool, big_endian: bool) -> Table | None:
+    """A table from the values of its descriptor and data elements; None where they are none."""
+    if descriptor is None or raw is None or len(descriptor) != 3:
+        return None
+    count, first, bits = (int(value) for value in descriptor)
+    entries = _lut_entries(raw, count & 0xFFFF or 65536, big_endian)  # 0 is 2**16; some write the count as signed
+    first = first - 65536 if signed and first > 32767 else first
+    return Table(first, entries, bits) if len(entries) else None
 
 
 def _lut_entries(raw, count: int, big_endian: bool) -> np.ndarray:
@@ -188,7 +189,7 @@ def choose_voi(
 
     Returns:
         ([n] float64 in 0..1, a JSON-able description of the rule that gave it, flags: ``window_unusable`` where the
-        file's own window or table was of no use, ``voi_lut_depth_differs`` where its entries contradict their depth).
+        file's own window or table was of no use, ``lut_depth_differs`` where its entries contradict their depth).
 
     Raises:
         ArgumentError: the file has no window or table of that index.
@@ -214,7 +215,7 @@ def choose_voi(
             if abs(float(np.ptp(chosen.apply(np.array([low, high]))))) >= MIN_CONTRAST:
                 described = {**chosen.describe(), "index": options.window_index, "of": len(choices)}
                 differs = isinstance(chosen, Table) and chosen.depth != chosen.bits
-                return brightness, described, ["voi_lut_depth_differs"] if differs else []
+                return brightness, described, ["lut_depth_differs"] if differs else []
     elif options.window == "full" or (options.window == "auto" and full):
         low, high = float(modality.min()), float(modality.max())
         return _between(modality, low, high), {"kind": "full", "low": low, "high": high}, []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from xray_makers import dicom, lut_item, ramp
+from xray_makers import dicom, lut_item, pydicom_file, ramp
 
 import hdxray_fast as hx
 
@@ -28,7 +28,7 @@ def test_entries_that_contradict_the_depth_in_the_descriptor(tmp_path, stored, d
     canvas = hx.read_canvas(path, size=SIZE)
     assert np.array_equal(canvas.pixels, np.floor(CURVE[stored] / (2.0**used - 1) * 255 + 0.5))
     assert canvas.provenance["window"]["bits"] == used
-    assert ("voi_lut_depth_differs" in canvas.provenance["flags"]) == (declared != used)
+    assert ("lut_depth_differs" in canvas.provenance["flags"]) == (declared != used)
 
 
 def test_a_table_of_one_value_is_still_of_no_use(tmp_path, stored):
@@ -36,7 +36,7 @@ def test_a_table_of_one_value_is_still_of_no_use(tmp_path, stored):
     canvas = hx.read_canvas(path, size=SIZE)
     assert canvas.provenance["window"]["kind"] == "percentile"
     assert "window_unusable" in canvas.provenance["flags"]
-    assert "voi_lut_depth_differs" not in canvas.provenance["flags"]
+    assert "lut_depth_differs" not in canvas.provenance["flags"]
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["words", "bytes"])
@@ -59,13 +59,43 @@ def test_modality_table_in_big_endian(tmp_path, stored):
         assert np.array_equal(hx.read_canvas(path, size=SIZE).pixels, expected), name
 
 
+def palette(levels: np.ndarray, dtype: str, bits: int) -> dict:
+    tables = {f"{colour}PaletteColorLookupTableDescriptor": [256, 0, bits] for colour in ("Red", "Green", "Blue")}
+    tables |= {name.replace("Descriptor", "Data"): levels.astype(dtype).tobytes() for name in tables}
+    return {"PhotometricInterpretation": "PALETTE COLOR", **tables}
+
+
 def test_palette_in_big_endian(tmp_path):
-    index, levels = ramp(SIZE, SIZE), np.linspace(65535, 0, 256).astype(np.uint16)
-    canvases = []
-    for name, syntax, order in (("little", "1.2.840.10008.1.2.1", "<u2"), ("big", BIG, ">u2")):
-        tables = {f"{name}PaletteColorLookupTableDescriptor": [256, 0, 16] for name in ("Red", "Green", "Blue")}
-        tables |= {key.replace("Descriptor", "Data"): levels.astype(order).tobytes() for key in tables}
-        path = dicom(tmp_path / f"{name}.dcm", index, syntax, PhotometricInterpretation="PALETTE COLOR", **tables)
-        canvases.append(hx.read_canvas(path, size=SIZE).pixels)
-    assert np.array_equal(*canvases)
-    assert np.abs(canvases[0] - (255.0 - index)).max() <= 1
+    index, levels = ramp(SIZE, SIZE), 65535 - 256 * np.arange(256)  # words that are others the other way round
+    for name, syntax, dtype in (("little", "1.2.840.10008.1.2.1", "<u2"), ("big", BIG, ">u2")):
+        path = dicom(tmp_path / f"{name}.dcm", index, syntax, **palette(levels, dtype, 16))
+        assert np.abs(hx.read_canvas(path, size=SIZE).pixels - (255.0 - index)).max() <= 1, name
+
+
+@pytest.mark.parametrize(
+    ("top", "dtype", "declared", "differs"),
+    [(255, "<u2", 8, False), (255, "u1", 8, False), (255, "<u2", 16, True), (65535, "<u2", 8, True)],
+    ids=["8-bit words", "8-bit bytes", "8-bit words called 16", "16-bit words called 8"],
+)
+def test_depth_of_a_palette(tmp_path, top, dtype, declared, differs):
+    index, levels = ramp(SIZE, SIZE), np.arange(256) * (top // 255)
+    canvas = hx.read_canvas(dicom(tmp_path / "a.dcm", index, **palette(levels, dtype, declared)), size=SIZE)
+    assert np.array_equal(canvas.pixels, index)
+    assert ("lut_depth_differs" in canvas.provenance["flags"]) == differs
+
+
+def test_palette_index_under_overlay_bits(tmp_path):
+    index, levels = ramp(SIZE, SIZE), np.arange(256)
+    path = dicom(tmp_path / "a.dcm", index.astype(np.uint16) | 0x1000, BitsStored=8, **palette(levels, "<u2", 8))
+    assert np.array_equal(hx.read_canvas(path, size=SIZE).pixels, index)
+
+
+def test_palette_of_a_shared_file_in_either_byte_order():
+    little, big = (hx.read_canvas(pydicom_file(f"OBXXXX1A{end}.dcm"), any_modality=True) for end in ("", "_expb"))
+    assert np.array_equal(little.pixels, big.pixels)
+
+
+def test_no_palette_is_an_error(tmp_path):
+    elements = palette(np.arange(256), "<u2", 8) | {"GreenPaletteColorLookupTableData": None}
+    with pytest.raises(hx.UnsupportedImageError, match="no green palette"):
+        hx.read_canvas(dicom(tmp_path / "a.dcm", ramp(SIZE, SIZE), **elements))

@@ -193,7 +193,7 @@ def contradictions(picture: Picture, encoding: dict, options: dict) -> set[str]:
     depth = picture.tables.get("VOILUTSequence", (0, 0, 0, 0))[2]
     said = {"right": depth, "too deep": 16, "too shallow": 8}[encoding["depths"]]
     if depth not in (0, said) and "window" not in options:
-        found.add("voi_lut_depth_differs")
+        found.add("lut_depth_differs")
     return found
 
 
@@ -207,7 +207,7 @@ def test_one_canvas(tmp_path, picture, encoding, options):
     canvas = hx.read_canvas(path, size=32, pixel_hash="full", **options)
     assert np.array_equal(canvas.pixels, reference.pixels)
     assert canvas.provenance["pixel_sha256"] == reference.provenance["pixel_sha256"]
-    named = {"codestream_bits_differ", "codestream_sign_differs", "padding_unusable", "voi_lut_depth_differs"}
+    named = {"codestream_bits_differ", "codestream_sign_differs", "padding_unusable", "lut_depth_differs"}
     assert named & set(canvas.provenance["flags"]) == contradictions(picture, encoding, options)
 
 
