@@ -13,8 +13,8 @@ PAGE = Path(__file__).parents[2] / "docs" / "canvas.md"
 
 def test_every_flag_is_explained_once_and_every_explained_flag_is_raised():
     source = "\n".join(path.read_text("utf-8") for path in ROOM.glob("*.py"))
-    table = PAGE.read_text("utf-8").split("\n| flag | means |", 1)[1].split("\n\n", 1)[0]
-    explained = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    tables = [part.split("\n\n", 1)[0] for part in PAGE.read_text("utf-8").split("\n| flag | means |")[1:]]
+    explained = re.findall(r"^\| `(\w+)` \|", "\n".join(tables), re.MULTILINE)
     assert len(explained) == len(set(explained))
     raised = set()
     for statement in re.findall(r"flags\.append\(([^)]*)\)|flags \+= \[([^]]*)\]", source):
