@@ -47,6 +47,8 @@ class Grey:
 
 def stored_values(pixels: np.ndarray, bits: int, high_bit: int, signed: bool) -> np.ndarray:
     """Bit patterns ([H, W] uint8 | uint16) to the values they stand for ([H, W], signed or unsigned of that width)."""
+    if not signed and high_bit == bits - 1:
+        return pixels & pixels.dtype.type((1 << bits) - 1)
     width = pixels.dtype.itemsize
     patterns = pixels.view(f"{'i' if signed else 'u'}{width}")
     values = patterns << (8 * width - 1 - high_bit)

@@ -6,6 +6,7 @@ of the values themselves, and applies it. Source: DICOM PS3.3 C.11.2 (VOI LUT an
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -64,7 +65,7 @@ class Table:
         index = np.clip(np.rint(x) - self.first, 0, len(self.entries) - 1).astype(np.intp)
         return self.entries[index]
 
-    @property
+    @functools.cached_property
     def depth(self) -> int:
         """Bits of the output range: the descriptor's, unless the entries contradict it (PS3.3 C.11.2.1.1).
 
