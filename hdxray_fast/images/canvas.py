@@ -15,7 +15,7 @@ from ..errors import ArgumentError, ArgumentTypeError, ImageReadError, ImageTooL
 from .exposure import exposed_box, looks_inverted, thumbnail
 from .raster import decode_array, decode_npy, decode_raster
 from .sniff import sniff
-from .tone import ConstantImageError, Grey, render
+from .tone import ConstantImageError, Grey, render, stored_values
 from .unforeseen import unforeseen_named
 from .voi_lut import VoiOptions
 
@@ -205,11 +205,16 @@ def stored_hash(grey: Grey, every: int = 16) -> str:
     """SHA-256 of shape, dtype and every 16th row of the stored pixels: equal for every lossless encoding of an image.
 
     Every 16th row, because hashing all of them costs half a resize; any mark taller than 15 rows still
-    changes it. ``every=1`` takes all rows.
+    changes it. ``every=1`` takes all rows. Bits that do not belong to the values are left out.
     """
-    digest = hashlib.sha256(f"{grey.pixels.dtype.name} {grey.pixels.shape} {every}".encode())
-    for row in range(0, grey.pixels.shape[0], every):
-        digest.update(grey.pixels[row])
+    rows = grey.pixels[::every]
+    if rows.dtype in (np.uint8, np.uint16) and grey.bits < 8 * rows.dtype.itemsize:
+        high_bit = grey.bits - 1 if grey.high_bit is None else grey.high_bit
+        rows = stored_values(rows, grey.bits, high_bit, grey.signed).view(rows.dtype)
+        rows = rows.astype(np.uint8) if grey.bits <= 8 else rows
+    digest = hashlib.sha256(f"{rows.dtype.name} {grey.pixels.shape} {every}".encode())
+    for row in rows:
+        digest.update(row)
     return digest.hexdigest()
 
 

@@ -9,19 +9,31 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
+import numpy as np
+
 from .sniff import DamagedFile, read_header
+
+GREY = 8  # grey levels by which the samples of a grey picture may differ in the mean
+_J2K_START, _J2K_END = b"\xff\x4f\xff\x51", b"\xff\xd9"
+_SOF_DCT = {0xC0, 0xC1, 0xC2, 0xC5, 0xC6, 0xC9, 0xCA, 0xCD, 0xCE}
+_SOF = _SOF_DCT | {0xC3, 0xC7, 0xCB, 0xCF, 0xF7}
 
 
 @dataclass(frozen=True)
 class Codestream:
+    """What a compressed frame says of itself."""
+
     width: int
     height: int
     samples: int
-    bits: int
+    bits: int  # per sample
+    signed: bool | None = None  # None: only JPEG 2000 says it
+    colour: str = ""  # what the samples are, "rgb" or "ycbcr"; "": it does not say
+    colour_open: bool = False  # the colour is a convention of decoders for streams that name none, and may be wrong
 
 
 def inspect_codestream(frame: bytes, planes: int, rle: bool) -> Codestream | None:
-    """Size and precision of a JPEG, JPEG-LS or JPEG 2000 frame; None for RLE, which has neither.
+    """Size, precision and colour of a JPEG, JPEG-LS or JPEG 2000 frame; None for RLE, which has none of these.
 
     Args:
         frame: one encoded frame.
@@ -36,18 +48,76 @@ def inspect_codestream(frame: bytes, planes: int, rle: bool) -> Codestream | Non
         return None
     if frame[:2] == b"\xff\xd8":
         header = read_header("jpeg", frame)
-        return Codestream(header.width, header.height, header.samples, header.bits)
-    start = frame.find(b"\xff\x4f\xff\x51", 0, 4096)  # some writers wrap the codestream into a JP2 file
+        return Codestream(header.width, header.height, header.samples, header.bits, None, *_jpeg_colour(frame))
+    start = frame.find(_J2K_START, 0, 4096)  # some writers wrap the codestream into a JP2 file
     if start < 0:
         return None
     try:
         x1, y1, x0, y0 = struct.unpack_from(">4I", frame, start + 8)
-        samples, precision = struct.unpack_from(">HB", frame, start + 40)
+        samples, depth = struct.unpack_from(">HB", frame, start + 40)
+        colour = "rgb" if samples == 3 and _has_colour_transform(frame, start) else ""
     except struct.error:
         raise DamagedFile("the JPEG 2000 codestream ends inside its header: it is truncated") from None
-    if b"\xff\xd9" not in frame[-16:]:  # the end marker and a little padding
+    if _J2K_END not in frame[-16:] and _J2K_END not in frame.rstrip(b"\0\xff")[-16:]:  # the marker may be padded
         raise DamagedFile("the JPEG 2000 codestream has no end marker: it is truncated")
-    return Codestream(x1 - x0, y1 - y0, samples, (precision & 0x7F) + 1)
+    return Codestream(x1 - x0, y1 - y0, samples, (depth & 0x7F) + 1, depth > 0x7F, colour)
+
+
+def _jpeg_colour(frame: bytes) -> tuple[str, bool]:
+    """Colour of a JPEG's samples and whether it is left open: RGB by its components' names, else JFIF, else Adobe.
+
+    A DCT stream without any of these is YCbCr to libjpeg and all that are built on it where its components are numbered
+    1, 2, 3; there are RGB streams of that kind. Lossless processes transform no colours: there the header has its say.
+    """
+    offset, marked = 2, ""
+    while True:
+        while frame[offset + 1] == 0xFF:
+            offset += 1
+        marker = frame[offset + 1]
+        if marker == 0x01 or 0xD0 <= marker <= 0xD7:  # without a length
+            offset += 2
+            continue
+        length = struct.unpack_from(">H", frame, offset + 2)[0]
+        segment = frame[offset + 4 : offset + 2 + length]
+        if marker == 0xE0 and segment[:5] == b"JFIF\0":
+            marked = "ycbcr"
+        elif marker == 0xEE and segment[:5] == b"Adobe" and len(segment) > 11 and not marked:
+            marked = "ycbcr" if segment[11] else "rgb"
+        elif marker in _SOF:
+            names = segment[6::3]
+            if len(names) != 3:
+                return "", False
+            if names in (b"RGB", b"rgb"):
+                return "rgb", False
+            if marked or marker not in _SOF_DCT:
+                return marked, False
+            return ("ycbcr" if names == b"\1\2\3" else ""), True
+        offset += 2 + length
+
+
+def looks_ycbcr(samples: np.ndarray, otherwise: bool) -> bool:
+    """Whether three samples a pixel ([H, W, 3] uint8) are YCbCr rather than RGB: a radiograph is grey, read rightly.
+
+    ``otherwise`` is the answer for pictures that are coloured in either reading.
+    """
+    every = max(1, len(samples) // 256)
+    first, second, third = np.moveaxis(samples[::every].astype(np.int16), -1, 0)
+    as_ycbcr = np.abs(second - 128).mean() + np.abs(third - 128).mean()
+    as_rgb = np.abs(first - second).mean() + np.abs(second - third).mean()
+    return bool(as_ycbcr < as_rgb) if min(as_ycbcr, as_rgb) < GREY else otherwise
+
+
+def _has_colour_transform(frame: bytes, start: int) -> bool:
+    """Whether a JPEG 2000 codestream makes RGB of its components itself, by its COD segment."""
+    offset = start + 2
+    while offset + 4 <= len(frame):
+        marker, length = struct.unpack_from(">HH", frame, offset)
+        if marker == 0xFF52:
+            return frame[offset + 8] == 1
+        if marker == 0xFF90:  # the first tile
+            break
+        offset += 2 + length
+    return False
 
 
 def _check_rle(frame: bytes, planes: int) -> None:

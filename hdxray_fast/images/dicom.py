@@ -1,7 +1,7 @@
 """DICOM files to grey stored pixels; pydicom is imported only when needed.
 
 How a data set is encoded lives in ``dicom_dataset.py``, what of it has to be put right in ``dicom_elements.py``, what
-the header means in ``dicom_header.py``, compressed frames in ``codestream.py``.
+the header means in ``dicom_header.py``, frames that need a decoder in ``dicom_frames.py``.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import BinaryIO
 
 import cv2
 import numpy as np
 
 from ..errors import ImageReadError, MissingDependencyError, UnsupportedImageError
-from .codestream import inspect_codestream
-from .dicom_dataset import RLE, check_length, decoding, read_dataset
+from .codestream import Codestream
+from .dicom_dataset import check_length, decoding, read_dataset
 from .dicom_elements import repair
-from .dicom_header import PHOTOMETRIC, ImagePixel, check_modality, check_palette, image_pixel, set_tone, spacing, text
+from .dicom_frames import decoded_frame
+from .dicom_header import PHOTOMETRIC, ImagePixel, check_modality, image_pixel, set_tone, spacing, text
+from .palette import palette_to_luma
 from .raster import check_caps, check_frame
-from .sniff import DamagedFile
+from .stored_bits import Reading, settle
 from .tone import Grey, scratch
 
 
@@ -109,17 +111,10 @@ def _decode(pydicom, path, stream, head, frame, limits, any_modality, for_proces
             path,
             "holds raw detector data (FOR PROCESSING); give the FOR PRESENTATION image, or pass for_processing='log'",
         )
-    pixels, precision = _pixels(pydicom, path, dataset, native, syntax, declared, chosen)
-    if precision and precision != declared.stored:
-        flags.append("codestream_bits_differ")
     photometric = text(dataset, "PhotometricInterpretation")
-    if photometric == "PALETTE COLOR":
-        grey = Grey(pixels, 8 * pixels.dtype.itemsize, display=True)
-    elif precision and precision > declared.stored:  # the codestream is what was measured; the header lags behind it
-        grey = Grey(pixels, precision, signed=declared.signed, display=declared.samples > 1)
-    else:
-        grey = Grey(pixels, declared.stored, declared.high_bit, declared.signed, display=declared.samples > 1)
-    if grey.display or photometric == "PALETTE COLOR":
+    pixels, codestream = _pixels(pydicom, path, dataset, native, syntax, declared, chosen, flags)
+    grey = _grey(path, dataset, photometric, pixels, codestream, declared, flags)
+    if grey.display:
         flags.append("colour_to_luma")
     else:
         set_tone(grey, dataset, raw_signal, flags)
@@ -138,7 +133,7 @@ def _decode(pydicom, path, stream, head, frame, limits, any_modality, for_proces
         "stored": {
             "samples": declared.samples,
             "bits": grey.bits,
-            "signed": declared.signed,
+            "signed": grey.signed,
             "frames": declared.frames,
             "frame": chosen,
         },
@@ -176,10 +171,12 @@ class _NativePixels:
         return self.stream.read(self.length)
 
 
-def _pixels(pydicom, path, dataset, native, syntax, declared: ImagePixel, frame: int) -> tuple[np.ndarray, int | None]:
-    """One frame's stored grey pixels ([H, W] uint8 | uint16 patterns) and the codestream's precision if it has one."""
+def _pixels(
+    pydicom, path, dataset, native, syntax, declared: ImagePixel, frame: int, flags: list[str]
+) -> tuple[np.ndarray, Codestream | None]:
+    """One frame ([H, W] patterns or [H, W, 3] RGB, uint8 | uint16), and what its codestream says if it has one."""
     if native is not None and declared.samples == 1:
-        pixels, precision = native.frame(path, declared, frame), None
+        pixels, codestream = native.frame(path, declared, frame), None
     else:
         if native is not None:
             dataset.add_new("PixelData", "OW" if declared.allocated > 8 else "OB", native.all())
@@ -187,48 +184,26 @@ def _pixels(pydicom, path, dataset, native, syntax, declared: ImagePixel, frame:
             raise ImageReadError(path, "has no pixel data: the file is truncated, or holds no image")
         check_length(path, dataset, declared)
         with decoding(path):
-            pixels, precision = _decoded_frame(pydicom, path, dataset, syntax, declared, frame)
-    if text(dataset, "PhotometricInterpretation") == "PALETTE COLOR":
-        check_palette(path, dataset)
-        pixels = pydicom.pixels.apply_color_lut(pixels, dataset)[..., :3]
+            pixels, codestream = decoded_frame(pydicom, path, dataset, syntax, declared, frame, flags)
     if pixels.dtype.itemsize > 2:
         raise UnsupportedImageError(path, f"decodes to {pixels.dtype} pixels; accepted: 8 or 16 bits")
-    pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")).view(f"u{pixels.dtype.itemsize}")
-    if pixels.ndim == 3:
-        pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    return pixels, precision
+    return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("=")).view(f"u{pixels.dtype.itemsize}"), codestream
 
 
-def _decoded_frame(pydicom, path, dataset, syntax, declared: ImagePixel, frame: int) -> tuple[np.ndarray, int | None]:
-    try:
-        decoder = pydicom.pixels.get_decoder(syntax)
-    except NotImplementedError:
-        decoder = None
-    if decoder is None:
-        raise UnsupportedImageError(path, "has a transfer syntax that pydicom does not decode; convert the file first")
-    if not decoder.is_available:
-        raise MissingDependencyError(
-            f'{path}: {decoder.UID.name} needs the plugins of pylibjpeg: pip install "hdxray-fast[dicom]"'
-        )
-    codestream = None
-    if decoder.is_encapsulated:
-        try:
-            encoded = pydicom.encaps.get_frame(dataset.PixelData, frame, number_of_frames=declared.frames)
-            planes = declared.samples * declared.allocated // 8
-            codestream = inspect_codestream(encoded, planes, rle=syntax == RLE)
-        except DamagedFile as damage:
-            codestream, reason = None, str(damage)
-        else:
-            reason = ""
-        if reason:
-            raise ImageReadError(path, reason)
-    size = (declared.columns, declared.rows, declared.samples)
-    if codestream and (codestream.width, codestream.height, codestream.samples) != size:
-        raise ImageReadError(
-            path,
-            "its header declares {} x {} pixels of {} samples and its codestream ".format(*size)
-            + f"{codestream.width} x {codestream.height} of {codestream.samples}: the file is damaged",
-        )
-    # bits above BitsStored are masked later, by the same table for every encoding
-    pixels, _ = decoder.as_array(dataset, index=frame, correct_unused_bits=False)
-    return pixels, codestream.bits if codestream else None
+def _grey(
+    path, dataset, photometric: str, pixels, codestream: Codestream | None, declared: ImagePixel, flags: list[str]
+) -> Grey:
+    """Stored pixels ([H, W] patterns or [H, W, 3] RGB) and where in them their values lie; colours become luma."""
+    if declared.samples > 1:
+        differs = codestream is not None and codestream.bits != declared.stored
+        flags += ["codestream_bits_differ"] if differs else []
+        bits = max(declared.stored, codestream.bits) if codestream else declared.stored
+        high_bit = declared.high_bit if bits == declared.stored else None
+        return Grey(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), bits, high_bit, declared.signed, display=True)
+    reading = Reading(declared.stored, declared.high_bit, declared.signed)
+    if codestream:
+        pixels, reading = settle(pixels, codestream, declared, flags)
+    if photometric == "PALETTE COLOR":
+        luma, bits = palette_to_luma(path, dataset, pixels, *astuple(reading), flags)
+        return Grey(luma, bits, display=True)
+    return Grey(pixels, reading.bits, reading.high_bit, reading.signed)

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from ..errors import ImageReadError, OtherModalityError, UnsupportedImageError
-from .tone import Grey
+from .tone import Grey, padding_range
 from .voi_lut import read_tables, read_windows
 
 RADIOGRAPHY = ("CR", "DX", "DR", "RG", "XR", "RX")  # read as they are
@@ -205,21 +205,6 @@ def image_pixel(path: str, dataset, assumed: list[str]) -> ImagePixel:
     return ImagePixel(rows, columns, samples, allocated, stored, high_bit, signed == 1, frames)
 
 
-def check_palette(path: str, dataset) -> None:
-    """Refuse colour tables that are incomplete or contradict each other: colours cannot be guessed."""
-    colours = ("Red", "Green", "Blue")
-    descriptors = [dataset.get(f"{colour}PaletteColorLookupTableDescriptor") for colour in colours]
-    tables = [dataset.get(f"{colour}PaletteColorLookupTableData") for colour in colours]
-    whole = all(descriptor is not None for descriptor in descriptors) and all(isinstance(t, bytes) for t in tables)
-    if whole:
-        count, _, bits = (int(value) for value in descriptors[0])
-        size = len(tables[0])
-        whole = all(len(table) == size for table in tables) and size in (count or 65536, 2 * (count or 65536))
-        whole = whole and bits in (8, 16)
-    if not whole:
-        raise ImageReadError(path, "has PALETTE COLOR pixels and no colour tables that fit together")
-
-
 def set_tone(grey: Grey, dataset, raw_processing: bool, flags: list[str]) -> None:
     """Modality, VOI, polarity and padding from the header."""
     table = read_tables(dataset, "ModalityLUTSequence", grey.signed)
@@ -243,7 +228,9 @@ def set_tone(grey: Grey, dataset, raw_processing: bool, flags: list[str]) -> Non
     padding = number(dataset, "PixelPaddingValue")
     if padding is not None:
         limit = number(dataset, "PixelPaddingRangeLimit", padding)
-        grey.padding = (_wrap(int(padding), grey), _wrap(int(limit), grey))
+        grey.padding = padding_range(grey, int(padding), int(limit))
+        if grey.padding is None:
+            flags.append("padding_unusable")
     if raw_processing:
         flags.append("for_processing")
         grey.use_voi = False
@@ -252,12 +239,6 @@ def set_tone(grey: Grey, dataset, raw_processing: bool, flags: list[str]) -> Non
         # sign +1: values rise with the X-ray intensity, so that dense is low and the image must be inverted
         if sign in (1.0, -1.0) and (sign == 1.0) != grey.invert:
             flags.append("polarity_contradiction")
-
-
-def _wrap(value: int, grey: Grey) -> int:
-    """A padding value as the stored bits read it (files write signed padding as unsigned and the other way round)."""
-    value &= 2**grey.bits - 1
-    return value - 2**grey.bits if grey.signed and value >= 2 ** (grey.bits - 1) else value
 
 
 def spacing(dataset, flags: list[str]) -> tuple[float, float] | None:

@@ -85,15 +85,19 @@ def describe_contour(canvas: Canvas, contour: Contour, source: str, patch_size: 
     }
 
 
-def contact_tile(canvas: Canvas, contour: Contour, name: str) -> np.ndarray:
-    """[TILE + captions, TILE, 3] uint8 BGR overlay for a sheet, drawn at its own size so that lines stay visible."""
+def contact_tile(canvas: Canvas, contour: Contour, name: str, tint: bool = True) -> np.ndarray:
+    """[TILE + captions, TILE, 3] uint8 BGR overlay for a sheet, drawn at its own size so that lines stay visible.
+
+    Without ``tint`` the inside of the contour keeps its grey levels.
+    """
     ratio = TILE / canvas.pixels.shape[0]
     grey = canvas.pixels if canvas.pixels.dtype == np.uint8 else (canvas.pixels >> 8).astype(np.uint8)
     picture = cv2.cvtColor(cv2.resize(grey, (TILE, TILE), interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
     colour = FLAGGED if contour.flagged else ACCEPTED
-    inside = cv2.resize(contour.inside.astype(np.uint8), (TILE, TILE), interpolation=cv2.INTER_NEAREST)
-    tinted = cv2.addWeighted(picture, 0.85, np.full_like(picture, colour), 0.15, 0)
-    picture = np.where(inside[..., None] > 0, tinted, picture)
+    if tint:
+        inside = cv2.resize(contour.inside.astype(np.uint8), (TILE, TILE), interpolation=cv2.INTER_NEAREST)
+        tinted = cv2.addWeighted(picture, 0.85, np.full_like(picture, colour), 0.15, 0)
+        picture = np.where(inside[..., None] > 0, tinted, picture)
     if len(contour.polygon):
         corners = np.round((contour.polygon * ratio - 0.5) * 16).astype(np.int32)
         cv2.polylines(picture, [corners], True, colour, 2, cv2.LINE_AA, shift=4)

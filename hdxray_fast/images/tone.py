@@ -39,10 +39,38 @@ class Grey:
     tables: list[Table] = field(default_factory=list)
     use_voi: bool = True
     invert: bool = False
-    padding: tuple[int, int] | None = None  # stored values from..to that are no image
+    padding: tuple[int, int] | None = None  # lowest and highest stored value that is no image
     spacing: tuple[float, float] | None = None  # millimetres per row step, per column step
     provenance: dict = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
+
+
+def stored_values(pixels: np.ndarray, bits: int, high_bit: int, signed: bool) -> np.ndarray:
+    """Bit patterns ([H, W] uint8 | uint16) to the values they stand for ([H, W], signed or unsigned of that width)."""
+    if not signed and high_bit == bits - 1:
+        return pixels & pixels.dtype.type((1 << bits) - 1)
+    width = pixels.dtype.itemsize
+    patterns = pixels.view(f"{'i' if signed else 'u'}{width}")
+    values = patterns << (8 * width - 1 - high_bit)
+    values >>= 8 * width - bits  # this extends a sign
+    return values
+
+
+def padding_range(grey: Grey, value: int, limit: int) -> tuple[int, int] | None:
+    """Which stored values are padding (PS3.3 C.7.5.1.1.2), both ends included; None where the stored bits hold none.
+
+    Args:
+        grey: gives bits and sign of the stored values.
+        value, limit: PixelPaddingValue and PixelPaddingRangeLimit. Some files write signed ones as unsigned 16-bit
+            words or the other way round; that much is undone. A value that the stored bits cannot hold is no pixel's.
+    """
+    if grey.signed:
+        lowest, highest = -(1 << grey.bits - 1), (1 << grey.bits - 1) - 1
+        ends = [end - 65536 if end > 32767 else end for end in (value, limit)]
+    else:
+        lowest, highest = 0, (1 << grey.bits) - 1
+        ends = [end + 65536 if end < 0 else end for end in (value, limit)]
+    return None if max(ends) < lowest or min(ends) > highest else (min(ends), max(ends))
 
 
 def render(grey: Grey, out_bits: int, options: VoiOptions) -> tuple[np.ndarray, dict]:
@@ -78,7 +106,7 @@ def _render_by_table(grey: Grey, out_bits: int, options: VoiOptions) -> tuple[np
         values[2 ** (grey.bits - 1) :] -= 2.0**grey.bits
     blank = None  # [2**bits] bool, stored values that are padding
     if grey.padding is not None:
-        blank = (values >= min(grey.padding)) & (values <= max(grey.padding))
+        blank = (values >= grey.padding[0]) & (values <= grey.padding[1])
         counts[blank] = 0
     if np.count_nonzero(counts) < 2:  # the sample may have missed what little there is
         counts = _pattern_counts(grey.pixels, grey.bits, shift, every=1)
@@ -89,7 +117,7 @@ def _render_by_table(grey: Grey, out_bits: int, options: VoiOptions) -> tuple[np
     modality = _modality(grey, values)
     if np.ptp(modality[counts > 0]) == 0:
         raise ConstantImageError
-    brightness, described, unusable = choose_voi(
+    brightness, described, flags = choose_voi(
         modality,
         counts,
         options,
@@ -97,8 +125,7 @@ def _render_by_table(grey: Grey, out_bits: int, options: VoiOptions) -> tuple[np
         windows=grey.windows if grey.use_voi else [],
         full=(grey.display or grey.bits <= 8) and not grey.log,
     )
-    if unusable:
-        grey.flags.append("window_unusable")
+    grey.flags += flags
     if grey.invert:
         brightness = np.subtract(1.0, brightness, out=brightness)
     if blank is not None:

@@ -6,6 +6,7 @@ of the values themselves, and applies it. Source: DICOM PS3.3 C.11.2 (VOI LUT an
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -57,22 +58,32 @@ class Table:
 
     first: int
     entries: np.ndarray  # [n] float64, raw LUT data
-    bits: int
+    bits: int  # of an entry, as the descriptor has it
 
     def lookup(self, x: np.ndarray) -> np.ndarray:
         """Input values to raw LUT output, float64."""
         index = np.clip(np.rint(x) - self.first, 0, len(self.entries) - 1).astype(np.intp)
         return self.entries[index]
 
+    @functools.cached_property
+    def depth(self) -> int:
+        """Bits of the output range: the descriptor's, unless the entries contradict it (PS3.3 C.11.2.1.1).
+
+        They do where one of them needs more bits, and where none reaches a quarter of the range: nothing but black
+        would be seen of it. Then it is the bits that the largest of them needs.
+        """
+        needed = max(1, int(self.entries.max()).bit_length())
+        return self.bits if needed <= self.bits < needed + 2 else needed
+
     def is_valid(self) -> bool:
-        return len(self.entries) > 1 and 1 <= self.bits <= 16
+        return len(self.entries) > 1
 
     def apply(self, x: np.ndarray) -> np.ndarray:
-        """Modality values to 0..1, float64, by the output range that the descriptor declares."""
-        return np.clip(self.lookup(x) / (2.0**self.bits - 1.0), 0.0, 1.0)
+        """Modality values to 0..1, float64, by the output range of ``depth`` bits."""
+        return np.clip(self.lookup(x) / (2.0**self.depth - 1.0), 0.0, 1.0)
 
     def describe(self) -> dict:
-        return {"kind": "voi_lut", "entries": len(self.entries), "first": self.first, "bits": self.bits}
+        return {"kind": "voi_lut", "entries": len(self.entries), "first": self.first, "bits": self.depth}
 
 
 @dataclass(frozen=True)
@@ -106,25 +117,37 @@ def read_tables(dataset, name: str, signed: bool) -> list[Table]:
     """The tables of a LUT sequence of a DICOM header; items without descriptor or data are passed over.
 
     Args:
-        dataset: pydicom Dataset.
+        dataset: pydicom Dataset, as read: its byte order is that of the data.
         name: ``"VOILUTSequence"`` or ``"ModalityLUTSequence"``.
         signed: whether the values looked up can be negative, which decides how the first one is read.
     """
-    tables = []
-    for item in dataset.get(name) or []:
-        descriptor, raw = item.get("LUTDescriptor"), item.get("LUTData")
-        if descriptor is None or raw is None or len(descriptor) != 3:
-            continue
-        count, first, bits = (int(value) for value in descriptor)
-        count = count & 0xFFFF or 65536  # 0 stands for 2**16; some writers store the count as signed
-        if isinstance(raw, bytes):
-            narrow = len(raw) < 2 * count  # 8-bit entries packed two to a word
-            raw = np.frombuffer(raw, "u1" if narrow else "<u2", count=min(count, len(raw) // (1 if narrow else 2)))
-        entries = (np.atleast_1d(np.asarray(raw, np.int64)) & 0xFFFF).astype(np.float64)[:count]
-        first = first - 65536 if signed and first > 32767 else first
-        if len(entries):
-            tables.append(Table(first, entries, bits))
-    return tables
+    big_endian = dataset.original_encoding[1] is False
+    items = dataset.get(name) or []
+    tables = (read_table(item.get("LUTDescriptor"), item.get("LUTData"), signed, big_endian) for item in items)
+    return [table for table in tables if table is not None]
+
+
+def read_table(descriptor, raw, signed: bool, big_endian: bool) -> Table | None:
+    """A table from the values of its descriptor and data elements; None where they are none."""
+    if descriptor is None or raw is None or len(descriptor) != 3:
+        return None
+    count, first, bits = (int(value) for value in descriptor)
+    entries = _lut_entries(raw, count & 0xFFFF or 65536, big_endian)  # 0 is 2**16; some write the count as signed
+    first = first - 65536 if signed and first > 32767 else first
+    return Table(first, entries, bits) if len(entries) else None
+
+
+def _lut_entries(raw, count: int, big_endian: bool) -> np.ndarray:
+    """LUT Data (words in the data set's byte order, or the numbers that pydicom made of them): [n <= count] float64."""
+    if isinstance(raw, bytes):
+        words = np.frombuffer(raw[: len(raw) // 2 * 2], ">u2" if big_endian else "<u2").astype(np.uint16)
+        odd = raw[-1:] if len(raw) % 2 else b""
+    else:
+        words, odd = (np.atleast_1d(np.asarray(raw, np.int64)) & 0xFFFF).astype(np.uint16), b""
+    if 2 * len(words) <= count + 1 and count > 2:  # 8-bit entries packed two to a word, the first in the low byte
+        packed = words.astype("<u2").tobytes() + odd
+        return np.frombuffer(packed, np.uint8)[:count].astype(np.float64)
+    return words[:count].astype(np.float64)
 
 
 def _percentile_window(
@@ -154,7 +177,7 @@ def choose_voi(
     tables: list[Table],
     windows: list[Window],
     full: bool,
-) -> tuple[np.ndarray, dict, bool]:
+) -> tuple[np.ndarray, dict, list[str]]:
     """Brightness of every stored value.
 
     Args:
@@ -166,8 +189,8 @@ def choose_voi(
         full: without table and window, show all that the stored bits can hold, rather than a range of percentiles.
 
     Returns:
-        ([n] float64 in 0..1, a JSON-able description of the rule that gave it, whether the file's own window or table
-        was of no use).
+        ([n] float64 in 0..1, a JSON-able description of the rule that gave it, flags: ``window_unusable`` where the
+        file's own window or table was of no use, ``lut_depth_differs`` where its entries contradict their depth).
 
     Raises:
         ArgumentError: the file has no window or table of that index.
@@ -175,7 +198,7 @@ def choose_voi(
     used = counts > 0
     if isinstance(options.window, tuple):
         chosen = Window(float(options.window[0]), float(options.window[1]))
-        return chosen.apply(modality), {**chosen.describe(), "kind": "explicit"}, False
+        return chosen.apply(modality), {**chosen.describe(), "kind": "explicit"}, []
     low, high = _percentile_window(modality, counts, options.percentiles)
     choices = ()
     if options.window == "auto":
@@ -192,12 +215,13 @@ def choose_voi(
             # over the bulk of the data, and over all of it: a window on a narrow but real peak is still a window
             if abs(float(np.ptp(chosen.apply(np.array([low, high]))))) >= MIN_CONTRAST:
                 described = {**chosen.describe(), "index": options.window_index, "of": len(choices)}
-                return brightness, described, False
+                differs = isinstance(chosen, Table) and chosen.depth != chosen.bits
+                return brightness, described, ["lut_depth_differs"] if differs else []
     elif options.window == "full" or (options.window == "auto" and full):
         low, high = float(modality.min()), float(modality.max())
-        return _between(modality, low, high), {"kind": "full", "low": low, "high": high}, False
+        return _between(modality, low, high), {"kind": "full", "low": low, "high": high}, []
     elif options.window == "minmax":
         low, high = float(modality[used].min()), float(modality[used].max())
-        return _between(modality, low, high), {"kind": "minmax", "low": low, "high": high}, False
+        return _between(modality, low, high), {"kind": "minmax", "low": low, "high": high}, []
     described = {"kind": "percentile", "low": low, "high": high, "percentiles": list(options.percentiles)}
-    return _between(modality, low, high), described, bool(choices)
+    return _between(modality, low, high), described, ["window_unusable"] if choices else []

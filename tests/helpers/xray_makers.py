@@ -117,12 +117,20 @@ def tiff(
     return bytes(out)
 
 
-def dicom(path: Path, pixels: np.ndarray, transfer_syntax: str = "1.2.840.10008.1.2.1", **elements) -> Path:
+def dicom(
+    path: Path,
+    pixels: np.ndarray,
+    transfer_syntax: str = "1.2.840.10008.1.2.1",
+    codestream: bytes | None = None,
+    **elements,
+) -> Path:
     """A chest radiograph in DICOM with planted patient data; ``None`` removes an element.
 
-    ``pixels``: [H, W], [N, H, W] with NumberOfFrames, or [H, W, 3] with SamplesPerPixel=3.
+    ``pixels``: [H, W], [N, H, W] with NumberOfFrames, or [H, W, 3] with SamplesPerPixel=3; ``codestream`` goes into the
+    file in their place, encapsulated.
     """
     import pydicom
+    import pydicom.encaps
     from pydicom.dataset import FileDataset, FileMetaDataset
 
     meta = FileMetaDataset()
@@ -152,11 +160,17 @@ def dicom(path: Path, pixels: np.ndarray, transfer_syntax: str = "1.2.840.10008.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # some of the values are wrong on purpose
         for name, value in settings.items():
-            if value is not None:
+            if isinstance(value, pydicom.DataElement):  # with a VR of its own
+                dataset.add(value)
+            elif value is not None:
                 setattr(dataset, name, value)
     big = transfer_syntax == "1.2.840.10008.1.2.2"
     raw = pixels.astype(pixels.dtype.newbyteorder(">" if big else "<")).tobytes()
-    dataset.add_new("PixelData", "OW" if pixels.dtype.itemsize > 1 else "OB", raw + b"\0" * (len(raw) % 2))
+    if codestream is None:
+        dataset.add_new("PixelData", "OW" if pixels.dtype.itemsize > 1 else "OB", raw + b"\0" * (len(raw) % 2))
+    else:
+        dataset.add_new("PixelData", "OB", pydicom.encaps.encapsulate([codestream]))
+        dataset["PixelData"].is_undefined_length = True
     pydicom.dcmwrite(
         str(path),
         dataset,
@@ -167,13 +181,15 @@ def dicom(path: Path, pixels: np.ndarray, transfer_syntax: str = "1.2.840.10008.
     return path
 
 
-def lut_item(first: int, entries: np.ndarray, bits: int):
-    """One item of a Modality or VOI LUT Sequence."""
+def lut_item(first: int, entries: np.ndarray, bits: int, order: str = "<", packed: bool = False):
+    """One item of a Modality or VOI LUT Sequence; ``order`` of bytes in its words, each two 8-bit entries if packed."""
     from pydicom.dataset import Dataset
 
     item = Dataset()
     item.add_new("LUTDescriptor", "US", [len(entries) % 65536, first & 0xFFFF, bits])
-    item.add_new("LUTData", "OW", entries.astype("<u2").tobytes())
+    if packed:
+        entries = np.frombuffer(entries.astype(np.uint8).tobytes() + b"\0" * (len(entries) % 2), "<u2")
+    item.add_new("LUTData", "OW", entries.astype(order + "u2").tobytes())
     item.add_new("ModalityLUTType", "LO", "US")
     return item
 

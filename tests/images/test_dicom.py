@@ -287,6 +287,40 @@ def test_signed_padding_value(tmp_path):
     assert canvas.provenance["window"]["low"] >= 0
 
 
+@pytest.mark.parametrize(
+    ("vr", "value", "limit"),
+    [("US", 63536, None), ("SS", -2000, None), ("US", 63536, 64536), ("US", 4096, 65535)],
+    ids=["signed-as-unsigned", "signed", "range", "range-from-the-next-value"],
+)
+def test_padding_beyond_the_stored_bits_is_no_pixels(tmp_path, stored, vr, value, limit):
+    bare = shown(dicom(tmp_path / "bare.dcm", stored, BitsStored=12))
+    padding = {"PixelPaddingValue": pydicom.DataElement("PixelPaddingValue", vr, value)}
+    if limit is not None:
+        padding["PixelPaddingRangeLimit"] = pydicom.DataElement("PixelPaddingRangeLimit", vr, limit)
+    canvas = hx.read_canvas(dicom(tmp_path / "a.dcm", stored, BitsStored=12, **padding), size=SIZE)
+    assert np.array_equal(canvas.pixels, bare)
+    assert "padding_unusable" in canvas.provenance["flags"]
+
+
+def test_padding_range_that_reaches_beyond_the_stored_bits(tmp_path, stored):
+    ends = {"PixelPaddingValue": 4000, "PixelPaddingRangeLimit": 65535}
+    padding = {name: pydicom.DataElement(name, "US", end) for name, end in ends.items()}
+    canvas = hx.read_canvas(dicom(tmp_path / "a.dcm", stored, BitsStored=12, **padding), size=SIZE)
+    assert (canvas.pixels[stored >= 4000] == 0).all()
+    assert canvas.pixels[stored < 4000].max() == 255
+    assert "padding_unusable" not in canvas.provenance["flags"]
+
+
+@pytest.mark.parametrize("value", [-2000, 63536], ids=["signed", "signed-as-unsigned"])
+def test_padding_of_signed_pixels_in_either_writing(tmp_path, value):
+    pixels = ramp(SIZE, SIZE, np.int16, 2000)
+    pixels[:8] = -2000
+    element = pydicom.DataElement("PixelPaddingValue", "SS" if value < 0 else "US", value)
+    canvas = hx.read_canvas(dicom(tmp_path / "a.dcm", pixels, BitsStored=12, PixelPaddingValue=element), size=SIZE)
+    assert (canvas.pixels[:8] == 0).all()
+    assert canvas.provenance["window"]["low"] >= 0
+
+
 def test_overlays_and_burned_in_text_do_not_touch_pixels(tmp_path, stored):
     plain = dicom(tmp_path / "plain.dcm", stored, BitsStored=12)
     dataset = pydicom.dcmread(plain)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from codestream_makers import jpeg_2000, jpeg_ls
 from xray_makers import dicom, pydicom_file, ramp
 
 import hdxray_fast as hx
@@ -106,6 +107,97 @@ def test_codestream_and_header_that_disagree(tmp_path):
     canvas = hx.read_canvas(tmp_path / "bits.dcm", size=64, any_modality=True, window="percentile")
     assert "codestream_bits_differ" in canvas.provenance["flags"]
     assert np.array_equal(canvas.pixels, plain.pixels)
+
+
+JPEG_2000, JPEG_LS = "1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.80"
+
+
+@pytest.mark.parametrize("bits", [12, 16])
+def test_codestream_wider_than_bits_allocated(tmp_path, bits):
+    pixels = ramp(64, 64, np.uint16, 2**bits - 1)
+    for syntax, stream in ((JPEG_2000, jpeg_2000(pixels, bits, False)), (JPEG_LS, jpeg_ls(pixels, bits))):
+        path = dicom(tmp_path / "a.dcm", pixels.astype(np.uint8), syntax, stream)
+        with pytest.raises(hx.ImageReadError, match=f"allocates 8 bits to a sample and its codestream holds {bits}"):
+            hx.read_canvas(path, size=64)
+
+
+def test_codestream_narrower_than_bits_stored(tmp_path):
+    values = ramp(64, 64, np.int16, 800) - np.int16(400)
+    words = {"BitsStored": 12, "PixelRepresentation": 1}
+    plain = hx.read_canvas(dicom(tmp_path / "plain.dcm", values, **words), size=64, window="full")
+    patterns = (values & 1023).astype(np.uint16)
+    for syntax, stream in ((JPEG_2000, jpeg_2000(values.view(np.uint16), 10, True)), (JPEG_LS, jpeg_ls(patterns, 10))):
+        canvas = hx.read_canvas(dicom(tmp_path / "a.dcm", values, syntax, stream, **words), size=64, window="full")
+        assert np.array_equal(canvas.pixels, plain.pixels)
+        assert "codestream_bits_differ" in canvas.provenance["flags"]
+
+
+def test_values_beyond_bits_stored_do_not_wrap(tmp_path):
+    """A lossy encoder that was given whole words overshoots the brightest of 12 bits a little."""
+    pixels = ramp(64, 64, np.uint16, 4090)
+    pixels[20:30, 20:30] = 4095 + np.arange(10)
+    canvas = hx.read_canvas(
+        dicom(tmp_path / "a.dcm", pixels, JPEG_2000, jpeg_2000(pixels, 16, False), BitsStored=12),
+        size=64,
+        window=(2048, 4096),
+    )
+    assert canvas.pixels[20:30, 20:30].min() == 255
+    assert "codestream_bits_differ" in canvas.provenance["flags"]
+
+
+@pytest.mark.parametrize("header_signed", [False, True])
+@pytest.mark.parametrize("right", ["header", "codestream"])
+def test_sign_of_the_codestream_and_of_the_header(tmp_path, header_signed, right):
+    """The one that is right is the one by which the picture is continuous; both are in the wild."""
+    stream_signed = not header_signed
+    signed = header_signed if right == "header" else stream_signed
+    values = ramp(64, 64, np.int32, 4095) - (2048 if signed else 0)
+    patterns = (values & 4095).astype(np.uint16)
+    sent = np.where(patterns > 2047, patterns | 0xF000, patterns).astype(np.uint16) if stream_signed else patterns
+    elements = {"BitsStored": 12, "PixelRepresentation": int(header_signed)}
+    path = dicom(tmp_path / "a.dcm", patterns, JPEG_2000, jpeg_2000(sent, 12, stream_signed), **elements)
+    canvas = hx.read_canvas(path, size=64, window="full")
+    assert np.array_equal(canvas.pixels, np.floor((values - values.min()) / 4095.0 * 255 + 0.5))
+    assert canvas.provenance["stored"]["signed"] is signed
+    assert "codestream_sign_differs" in canvas.provenance["flags"]
+
+
+def test_sign_of_a_shared_test_file():
+    canvas = hx.read_canvas(pydicom_file("J2K_pixelrep_mismatch.dcm"), size=64, any_modality=True, window="minmax")
+    low, high = canvas.provenance["window"]["low"], canvas.provenance["window"]["high"]
+    assert (low, high) == (-2000, 1896)  # as the header says: a codestream called unsigned by its writer
+    assert "codestream_sign_differs" in canvas.provenance["flags"]
+
+
+@pytest.mark.parametrize("padding", [14, 15, 64, 4097])
+def test_padding_after_the_end_of_jpeg_2000(tmp_path, padding):
+    pixels = ramp(64, 64, np.uint16, 4095)
+    stream = jpeg_2000(pixels, 12, False)
+    plain = hx.read_canvas(dicom(tmp_path / "plain.dcm", pixels, BitsStored=12), size=64)
+    path = dicom(tmp_path / "padded.dcm", pixels, JPEG_2000, stream + bytes(padding), BitsStored=12)
+    assert np.array_equal(hx.read_canvas(path, size=64).pixels, plain.pixels)
+    path = dicom(tmp_path / "cut.dcm", pixels, JPEG_2000, stream[:-100] + bytes(padding), BitsStored=12)
+    with pytest.raises(hx.ImageReadError, match="no end marker"):
+        hx.read_canvas(path, size=64)
+
+
+@pytest.mark.parametrize(
+    ("name", "differs"),
+    [
+        ("SC_rgb_dcmtk_+eb+cr.dcm", False),  # components named R, G, B
+        ("SC_rgb_jpeg_app14_dcmd.dcm", False),  # Adobe says RGB
+        ("SC_rgb_dcmtk_+eb+cy+np.dcm", False),  # JFIF
+        ("SC_rgb_jpeg_lossy_gdcm.dcm", False),  # YCbCr by header and numbers, nothing else says so
+        ("SC_jpeg_no_color_transform.dcm", False),  # RGB by the header alone
+    ],
+)
+def test_colour_of_shared_test_files(name, differs):
+    path = pydicom_file(name)
+    canvas = hx.read_canvas(path, size=100, any_modality=True)
+    dataset = pydicom.dcmread(path)
+    rgb = pydicom.pixels.pixel_array(dataset, index=0)
+    assert ("codestream_colour_differs" in canvas.provenance["flags"]) == differs
+    assert np.array_equal(canvas.pixels, hx.read_canvas(rgb, size=100).pixels)
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ def _summary(table, index, duplicates: int, skipped: list[str]) -> dict:
         "bytes": int(np.sum(index.column("length").to_numpy())),
         "confidence": confidence,
         "inside_share": share,
+        "flags": dict(Counter(flag for flags in index.column("flags").to_pylist() for flag in flags).most_common()),
         "formats": dict(Counter(index.column("format").to_pylist()).most_common()),
         "reasons": dict(reasons.most_common(20)),
     }
@@ -181,6 +182,8 @@ def describe(summary: dict) -> str:
         f"contours: confidence {summary['confidence']['median']:.2f} (5 % below {summary['confidence']['p05']:.2f}), "
         f"{summary['flagged_contours']} flagged; {summary['inside_share']['median']:.0%} of the patches inside",
     ]
+    if summary["flags"]:
+        lines.append("flags: " + ", ".join(f"{count} {flag}" for flag, count in summary["flags"].items()))
     if summary["skipped"]:
         names = some_names(summary["skipped_first"], summary["skipped"])
         lines.append(f"left out for the suffix: {names}; all of them: {SKIPPED}")

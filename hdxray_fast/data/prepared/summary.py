@@ -15,27 +15,29 @@ from ...images.panels import display_levels, write_image
 from .reading import decode, inside_grid
 from .shards import ShardFolder
 
-SPREAD, UNSURE = 32, 8  # tiles of the contact sheet
+SPREAD, EXTREME, UNSURE = 32, 16, 8  # tiles of the contact sheet: over the data set, of each extreme, least sure
 
 
 def write_pictures(out: Path, index, recipe: dict, summary: dict) -> None:
-    """``summary.png`` (sizes, contour confidence, inside share, what became of the sources) and ``contacts.png``."""
-    _histograms(out / "summary.png", index, summary)
+    """``summary.png`` (sizes, brightness, contours, what became of the sources) and ``contacts.png``."""
+    _histograms(out / "summary.png", index, recipe["bits"], summary)
     _contacts(out / "contacts.png", ShardFolder(out / "shards"), index, recipe)
 
 
-def _histograms(path: Path, index, summary: dict) -> None:
+def _histograms(path: Path, index, bits: int, summary: dict) -> None:
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MissingDependencyError("the summary needs matplotlib: pip install 'hdxray-fast[prepare]'") from error
-    figure = Figure(figsize=(15, 3.8), dpi=110, layout="constrained")
+    figure = Figure(figsize=(18.5, 3.8), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    size, confidence, share, fate = figure.subplots(1, 4)
+    size, level, confidence, share, fate = figure.subplots(1, 5)
     size.hist([index.column(name).to_numpy() for name in ("height", "width")], bins=30, label=["rows", "columns"])
     size.legend()
     size.set(title="stored size", xlabel="pixels", ylabel="images")
+    level.hist(grey_levels(index, bits), bins=np.linspace(0, 255, 52), color="C4")
+    level.set(title="brightness", xlabel="mean grey level of 255")
     confidence.hist(index.column("confidence").to_numpy(), bins=np.linspace(0, 1, 41), color="C2")
     confidence.set(title="contour confidence", xlabel=f"{summary['flagged_contours']} flagged")
     share.hist(index.column("inside_share").to_numpy(), bins=np.linspace(0, 1, 41), color="C3")
@@ -50,17 +52,47 @@ def _histograms(path: Path, index, summary: dict) -> None:
         figure.savefig(temporary, format="png", metadata={"Software": None})  # the same picture for the same data
 
 
+def grey_levels(index, bits: int) -> np.ndarray:
+    """Mean of each image's valid patches, from the numbers that standardise it. ``[N] float64``, 0 to 255."""
+    scale, shift = (index.column(name).to_numpy() for name in ("scale", "shift"))
+    return -shift / scale * (255 / (2**bits - 1))
+
+
+def contact_rows(levels: np.ndarray, confidence: np.ndarray) -> dict[int, str]:
+    """Rows of the index that go on the contact sheet, in its order, and what their captions say of them.
+
+    Images spread evenly over the data set; of the darkest and of the brightest 1 %, since that is where a wrong table,
+    window or polarity shows; and those whose contour is least sure.
+
+    Args:
+        levels: ``[N] float``, mean grey level of each image.
+        confidence: ``[N] float``, how sure its contour is.
+    """
+    percent = -(-len(levels) // 100)
+    places = np.unique(np.linspace(0, percent - 1, min(EXTREME, percent)).round().astype(int))
+    order = np.argsort(levels, kind="stable")
+    extremes: dict[int, str] = {}
+    for rows, word in ((order, "darkest"), (order[::-1], "brightest")):
+        for row in rows[places].tolist():
+            extremes.setdefault(row, f"{word} 1 %, mean {levels[row]:.0f}")
+    spread = np.unique(np.linspace(0, len(levels) - 1, min(SPREAD, len(levels))).round().astype(int)).tolist()
+    rows = {row: "" for row in spread if row not in extremes} | extremes
+    unsure = np.argsort(confidence, kind="stable").tolist()
+    return rows | dict.fromkeys([row for row in unsure[: len(rows) + UNSURE] if row not in rows][:UNSURE], "least sure")
+
+
 def _contacts(path: Path, shards: ShardFolder, index, recipe: dict) -> None:
-    """Images spread evenly over the data set, then those whose contour is least sure; captions name index rows only."""
-    spread = np.unique(np.linspace(0, len(index) - 1, min(SPREAD, len(index))).round().astype(int)).tolist()
-    unsure = np.argsort(index.column("confidence").to_numpy(), kind="stable").tolist()
-    rows = spread + [row for row in unsure[: SPREAD + UNSURE] if row not in spread][:UNSURE]
+    """The rows of :func:`contact_rows`; captions name index rows only."""
+    rows = contact_rows(grey_levels(index, recipe["bits"]), index.column("confidence").to_numpy())
     tiles = []
-    for row, facts in zip(rows, index.take(rows).to_pylist(), strict=True):
+    for (row, words), facts in zip(rows.items(), index.take(list(rows)).to_pylist(), strict=True):
         with shards.pixels(facts["shard"]).open("rb") as stream:
             stream.seek(facts["offset"])
             pixels = decode(stream.read(facts["length"]), recipe)
         grey = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
+        extreme = "mean" in words
+        if not extreme:  # those are shown as they are
+            grey = display_levels(grey)[grey]
         contour = Contour(
             polygon=np.asarray(facts["polygon"], np.float32).reshape(-1, 2),
             inside=inside_grid(facts["inside"], recipe["size"]),
@@ -68,7 +100,7 @@ def _contacts(path: Path, shards: ShardFolder, index, recipe: dict) -> None:
             method=facts["method"],
             flagged=facts["flagged"],
         )
-        canvas = Canvas(display_levels(grey)[grey], tuple(facts["valid_box"]))
-        tiles.append(contact_tile(canvas, contour, f"row {row}" + ("" if row in spread else ", least sure")))
+        caption = f"row {row}, {words}" if words else f"row {row}"
+        tiles.append(contact_tile(Canvas(grey, tuple(facts["valid_box"])), contour, caption, tint=not extreme))
     with written_whole(path) as temporary:
         write_image(temporary, contact_sheet(tiles))

@@ -1,0 +1,64 @@
+"""What a person looks at after `prepare`: the canvases that a wrong table, window or polarity has made."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from prepared_helpers import SIZE, make_folder, prepare
+
+from hdxray_fast.data.prepared import summary
+from hdxray_fast.data.prepared.reading import PreparedSet
+from hdxray_fast.data.prepared.summary import EXTREME, SPREAD, UNSURE, contact_rows, grey_levels
+from hdxray_fast.images.canvas import Canvas
+
+
+def test_rows_of_the_contact_sheet():
+    levels = np.random.default_rng(0).permutation(1000) / 5.0
+    confidence = np.linspace(1, 0, 1000)
+    rows = contact_rows(levels, confidence)
+    order = np.argsort(levels).tolist()
+    dark = [row for row, words in rows.items() if words.startswith("darkest 1 %")]
+    bright = [row for row, words in rows.items() if words.startswith("brightest 1 %")]
+    assert dark == order[:10] and bright == order[:-11:-1]  # ten are a percent of a thousand
+    assert rows[order[0]] == "darkest 1 %, mean 0" and rows[order[-1]] == "brightest 1 %, mean 200"
+    assert sum(not words for words in rows.values()) >= SPREAD - 2
+    assert sum(words == "least sure" for words in rows.values()) == UNSURE
+    large = contact_rows(np.arange(30_000) / 200.0, np.ones(30_000))
+    dark = [row for row, words in large.items() if words.startswith("darkest")]
+    assert len(dark) == EXTREME and dark[0] == 0 and dark[-1] == 299  # over the whole percent
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_small_sets_show_every_image_once(count):
+    rows = contact_rows(np.arange(count) * 10.0, np.ones(count))
+    assert sorted(rows) == list(range(count))
+    assert rows[0] == "darkest 1 %, mean 0"
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_the_darkest_canvas_is_shown_as_dark_as_it_is(tmp_path, bits, monkeypatch):
+    folder = make_folder(tmp_path / "xrays")
+    dark = cv2.imread(str(folder / "4.png"), cv2.IMREAD_UNCHANGED) // 16
+    cv2.imwrite(str(folder / "4.png"), dark)
+    shown = []
+    monkeypatch.setattr(summary, "contact_tile", lambda canvas, _, name, tint: shown.append((name, canvas, tint)))
+    monkeypatch.setattr(summary, "contact_sheet", lambda tiles: np.zeros((8, 8, 3), np.uint8))
+    prepare([folder], tmp_path / "set", format="raw", bits=bits)
+    data = PreparedSet(tmp_path / "set")
+    levels = grey_levels(data.index, bits)
+    for row in range(len(data)):
+        canvas = Canvas(data[row].pixels, data[row].valid_box)
+        inner = canvas.pixels[np.kron(canvas.valid_grid(), np.ones((16, 16), bool))]
+        assert levels[row] == pytest.approx(inner.mean() / (2**bits - 1) * 255, abs=0.01)
+    (row,) = (row for row in range(len(data)) if data.source(row).endswith("4.png"))
+    ((canvas, tint),) = ((canvas, tint) for name, canvas, tint in shown if name.startswith(f"row {row}, darkest"))
+    assert canvas.pixels.shape == (SIZE, SIZE) and canvas.pixels.max() <= 16 and not tint
+
+
+def test_flags_are_counted(tmp_path):
+    folder = make_folder(tmp_path / "xrays")
+    found = prepare([folder], tmp_path / "set").summary["flags"]
+    rows = PreparedSet(tmp_path / "set").index.column("flags").to_pylist()
+    assert found == {flag: sum(flag in flags for flags in rows) for flag in found}
+    assert set(found) == {flag for flags in rows for flag in flags}
