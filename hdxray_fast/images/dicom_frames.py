@@ -10,10 +10,9 @@ import numpy as np
 
 from ..errors import ImageReadError, MissingDependencyError, UnsupportedImageError
 from .codestream import Codestream, inspect_codestream, looks_ycbcr
+from .dicom_dataset import RLE
 from .dicom_header import PHOTOMETRIC, ImagePixel, text
 from .sniff import DamagedFile
-
-RLE = "1.2.840.10008.1.2.5"
 
 
 def decoded_frame(
