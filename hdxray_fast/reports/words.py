@@ -15,7 +15,8 @@ _ABBREVIATIONS = (
     "ala ariz calif colo conn ct dak fla ga ind kans? ky md mich minn mo mont neb nev okla penn tenn va vt wisc? wyo "
     "inc cos? corp pty ltd plc rt bancorp dept bhd assn univ intl sys invt elec natl m[tf]g "
     "jr sr bros drs? mr mrs ms messrs profs? gen adm col cpl lt capt maj brig sgt cmdr comdr pfc spc reps? gov atty "
-    "supt det rev hon pres mt ft st sens? lieut insp esq pvt ph\\.d est ext tel al etc cf vs v p ave blvd bldg hwy rd sq"
+    "supt det rev hon pres mt ft st sens? lieut insp esq pvt ph\\.d est ext tel al etc cf vs v p ave blvd bldg hwy rd "
+    "sq"
 )
 _STATES = "Ark Del Ill La Mass Miss Ore Pa Tex Wash"
 _BEFORE_NUMBERS = "nos? figs? art ca pp prop"
