@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from ..errors import ConfigError
@@ -12,10 +13,10 @@ from .cleaning import DEFAULT_CLEANERS, cleaner
 from .layouts import LAYOUTS
 from .model_config import ReportModelConfig, ReportModelSettings
 from .studies import SECTIONS, check_language
+from .text_tokenizers import KINDS, MIN_FREQUENCY, frequency_floor
 from .writing_options import WritingOptions
 
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d")
-MIN_FREQUENCY = {"word": 3, "bpe": 2, "character": 1}
 AUGMENTED = "augment changes the images, of which a frozen encoder's features are computed once; give encoder_lr"
 
 
@@ -37,7 +38,8 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
             ``r2gen-iu-xray`` or ``r2gen-mimic-cxr``; by the language by default.
         tokenizer: ``word``, ``bpe`` or ``character``, trained on the training reports, or the name or path of a
             Hugging Face tokenizer; words for English and characters for Chinese by default, and a language model's own.
-        min_frequency: tokens seen less often are unknown; 3 for words, 2 for BPE, 1 for characters by default.
+        min_frequency: tokens seen less often are unknown; by default 3 for words (1 where 3 would leave more than 5 %
+            of them unknown, as in small sets), 2 for BPE, 1 for characters.
         vocab_size: most tokens.
         weights: of the encoder: a model folder of this package, ``hf:org/name`` or ``timm:name``.
         encoder: preset of an untrained encoder where no weights are given.
@@ -115,6 +117,34 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
         return self.cleaning or DEFAULT_CLEANERS[self.language]
 
     @property
+    def tokenizer_kind(self) -> str | None:
+        """Kind of the tokenizer that is trained on the reports; ``None`` if it is a Hugging Face one."""
+        if self.decoder == "language-model":
+            return None
+        kind = self.tokenizer or ("character" if self.language == "zh" else "word")
+        return kind if kind in KINDS else None
+
+    def with_floor(self, texts: Sequence[str], begun: dict | None = None) -> ReportConfig:
+        """The same with a frequency floor, where a tokenizer is trained and none is given.
+
+        Args:
+            texts: cleaned training reports.
+            begun: settings of the run that is resumed, if one is: it keeps its own, whatever would be chosen now.
+        """
+        kind = self.tokenizer_kind
+        if kind is None or self.min_frequency is not None:
+            return self
+        floor = frequency_floor(texts, kind) if begun is None else _floor_of(begun, kind)
+        return replace(self, min_frequency=floor)
+
+    def differences(self, other: dict) -> list[str]:
+        """As inherited; a frequency floor that ``other`` does not tell is the one it had."""
+        kind = self.tokenizer_kind
+        if kind is not None and self.min_frequency is not None:
+            other = {**other, "min_frequency": _floor_of(other, kind)}
+        return super().differences(other)
+
+    @property
     def model_config(self) -> ReportModelConfig:
         """Settings of the model."""
         prompt = None if self.prompt is None else tuple(self.prompt)
@@ -125,3 +155,8 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
     def writing(self) -> WritingOptions:
         """How text is generated for validation."""
         return WritingOptions(num_beams=self.num_beams, no_repeat_ngram_size=self.no_repeat_ngram_size)
+
+
+def _floor_of(saved: dict, kind: str) -> int:
+    """The frequency floor of a run by its settings; those of earlier versions have it only where it was given."""
+    return saved.get("min_frequency") or MIN_FREQUENCY[kind]

@@ -119,10 +119,10 @@ class LanguageModelDecoder(nn.Module):
         return self.model(inputs_embeds=embeds, attention_mask=known, use_cache=False, **options), starts
 
     @torch.no_grad()
-    def generate(self, visual: StudyTokens, options: WritingOptions) -> list[list[int]]:
-        """Token ids of each study's text, without the end token."""
+    def generate(self, visual: StudyTokens, options: WritingOptions, unk: int | None = None) -> list[list[int]]:
+        """Token ids of each study's text, without the end token; ``unk`` is never among them."""
         pad, bos, eos = self.special
-        settings = options.for_transformers(self.max_length, pad, bos, eos)
+        settings = options.for_transformers(self.max_length, pad, bos, eos, unk)
         none = torch.empty(len(visual.values), 0, dtype=torch.long, device=visual.values.device)
         embeds, known, _ = self._rows(visual, none, left=True)
         longest = int(known.sum(1).max())

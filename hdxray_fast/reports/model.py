@@ -131,14 +131,15 @@ class ReportModel(nn.Module):
     ) -> tuple[list[str], list[list[int]]]:
         """A report for each study, as text and as token ids.
 
-        Sampling is seeded by ``options.seed``; the caller's random state stays as it is.
+        The token of unknown words is never written. Sampling is seeded by ``options.seed``; the caller's random state
+        stays as it is.
         """
         options = options or WritingOptions()
         studies = self._studies(view_tokens, views)
         devices = [studies.values.device] if studies.values.is_cuda else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(options.seed)
-            ids = self.decoder.generate(studies, options)
+            ids = self.decoder.generate(studies, options, self.tokenizer.unk)
         return [self.tokenizer.decode(row) for row in ids], ids
 
     @torch.no_grad()
@@ -235,6 +236,7 @@ def create_report_model(
         decoder = Seq2SeqDecoder.create(
             len(tokenizer),
             (tokenizer.pad, tokenizer.bos, tokenizer.eos),
+            tokenizer.unk,
             layers=c.layers,
             width=c.width,
             heads=c.heads,

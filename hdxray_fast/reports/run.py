@@ -23,13 +23,14 @@ from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
 from ..training.optimizer import parameter_groups
 from ..training.processes import patient_barrier
+from ..training.run_folder import begun_settings
 from ..training.run_images import read_images
 from ..training.task import Task
 from ..weights.create import create_encoder
 from ..weights.fingerprint import settings_print, weights_print
 from .batches import ReadyStudy, StudyDataset, ready_studies
 from .cleaning import cleaner, mostly_chinese
-from .config import MIN_FREQUENCY, ReportConfig
+from .config import ReportConfig
 from .features import FeatureStore
 from .layouts import STUDY_SETTINGS, read_studies
 from .metrics import conventions, score_reports
@@ -37,7 +38,7 @@ from .model import ReportModel, create_report_model
 from .predictions import Prediction, write_predictions
 from .saving import save_report_model
 from .studies import Study, StudyTable
-from .text_tokenizers import KINDS, ReportTokenizer, load_tokenizer, require_targets, train_tokenizer
+from .text_tokenizers import ReportTokenizer, load_tokenizer, require_targets, train_tokenizer, unknown_warning
 from .visual_tokens import Views
 
 
@@ -83,7 +84,7 @@ def run_report_training(
     """
     table = read_studies(config.data, **{name: getattr(config, name) for name in STUDY_SETTINGS})
     task = ReportTask(config, table)
-    training = Training(config, task, progress=progress, on_step=on_step)
+    training = Training(task.config, task, progress=progress, on_step=on_step)
     if training.sharded:
         raise ConfigError("shard: report models are not sharded; every process holds the whole model, leave it out")
     with training.claimed():
@@ -102,7 +103,11 @@ def run_report_training(
 
 
 class ReportTask(Task):
-    """A report model on studies."""
+    """A report model on studies.
+
+    Attributes:
+        config: as given, with the frequency floor of the tokenizer, which ``config.json`` is to tell.
+    """
 
     label = "report train"
     compiles = False  # a language model of any make
@@ -126,6 +131,7 @@ class ReportTask(Task):
             )
         self.clean = cleaner(config.cleaning_name)
         self.texts = [self.clean(study.report) for study in self.studies["train"]]
+        self.config = config.with_floor(self.texts, begun_settings(config))
         self.tokenizer = self._make_tokenizer()
         self.best, self.best_step, self.scores = math.nan, 0, []
         self.features: FeatureStore | None = None
@@ -134,11 +140,10 @@ class ReportTask(Task):
         config = self.config
         if config.decoder == "language-model":
             return None
-        kind = config.tokenizer or ("character" if config.language == "zh" else "word")
-        if kind not in KINDS:
-            return load_tokenizer(kind)
-        floor = config.min_frequency or MIN_FREQUENCY[kind]
-        return train_tokenizer(self.texts, kind, min_frequency=floor, vocab_size=config.vocab_size)
+        kind = config.tokenizer_kind
+        if kind is None:
+            return load_tokenizer(config.tokenizer)
+        return train_tokenizer(self.texts, kind, min_frequency=config.min_frequency, vocab_size=config.vocab_size)
 
     # --- what Training asks for -------------------------------------------------------------------------------------
     def build(self) -> ReportModel:
@@ -251,7 +256,10 @@ class ReportTask(Task):
                 f"{cut} of {len(texts)} training reports are longer than {config.max_length} tokens and are cut there "
                 "(max_length)"
             )
-        if share := self.tokenizer.unknown_share(texts):
+        share = self.tokenizer.unknown_share(texts)
+        floor = None if config.tokenizer_kind is None else config.min_frequency
+        warning = unknown_warning(share, floor, replaceable=config.decoder != "language-model")
+        if share and not warning:
             notes.append(f"{share:.2%} of the tokens of the training reports are unknown to the tokenizer")
         self.notes += notes
         train = [replace(row, target=tuple(ids)) for row, ids in zip(ready["train"], targets, strict=True)]
@@ -277,6 +285,9 @@ class ReportTask(Task):
             f"{len(train)} studies to train on, {len(self.validation)} to validate on ({config.validate_split}); "
             f"{len(self.tokenizer)} tokens"
         )
+        if warning:
+            training.print(f"warning: {warning}")
+            self.notes.append(warning)
         if not self.validation:
             training.print(
                 "warning: nobody validates, so no model is chosen: the last one is kept; raise val_share, or set "

@@ -38,6 +38,7 @@ class Seq2SeqDecoder(nn.Module):
         cls,
         vocab_size: int,
         special: tuple[int, int, int],
+        unk: int | None = None,
         *,
         layers: int = 3,
         width: int = 512,
@@ -53,6 +54,7 @@ class Seq2SeqDecoder(nn.Module):
         Args:
             vocab_size: rows of the embedding table.
             special: ids of pad, start and end token.
+            unk: id of the token of unknown words, if there is one.
             layers: of the encoder over visual tokens, and of the decoder.
             width, heads, ffn, dropout: of both.
             visual_tokens: most visual tokens of a study.
@@ -84,11 +86,14 @@ class Seq2SeqDecoder(nn.Module):
             "max_position_embeddings": max(visual_tokens, max_length + 1),
         }
         if not memory_slots:
-            return cls(PegasusForConditionalGeneration(PegasusConfig(**settings)), max_length)
-        from .relational import RelationalConfig, RelationalReportModel
+            model = PegasusForConditionalGeneration(PegasusConfig(**settings))
+        else:
+            from .relational import RelationalConfig, RelationalReportModel
 
-        config = RelationalConfig(**settings, memory_slots=memory_slots)
-        return cls(RelationalReportModel(config), max_length)
+            model = RelationalReportModel(RelationalConfig(**settings, memory_slots=memory_slots))
+        if unk is not None:  # for who loads the saved decoder with transformers alone
+            model.generation_config.suppress_tokens = [unk]
+        return cls(model, max_length)
 
     @property
     def rows(self) -> int:
@@ -109,10 +114,10 @@ class Seq2SeqDecoder(nn.Module):
         return self.model(inputs_embeds=visual.values, decoder_input_ids=given, use_cache=False, **masks, **options)
 
     @torch.no_grad()
-    def generate(self, visual: StudyTokens, options: WritingOptions) -> list[list[int]]:
-        """Token ids of each study's text, without start and end tokens."""
+    def generate(self, visual: StudyTokens, options: WritingOptions, unk: int | None = None) -> list[list[int]]:
+        """Token ids of each study's text, without start and end tokens; ``unk`` is never among them."""
         c = self.model.config
-        settings = options.for_transformers(self.max_length, c.pad_token_id, c.bos_token_id, c.eos_token_id)
+        settings = options.for_transformers(self.max_length, c.pad_token_id, c.bos_token_id, c.eos_token_id, unk)
         written = generate(self.model, settings, inputs_embeds=visual.values, attention_mask=visual.mask.long())
         if hasattr(self.model, "forget"):
             self.model.forget()

@@ -15,6 +15,8 @@ from .cleaning import UNKNOWN, mostly_chinese
 
 KINDS = ("word", "bpe", "character")
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": UNKNOWN}
+MIN_FREQUENCY = {"word": 3, "bpe": 2, "character": 1}
+MAX_UNKNOWN = 0.05  # share of the training tokens; a model that cannot say more than that of its words is told of
 KIND_FILE = "report_tokenizer.json"
 # A word keeps what is inside it ("x-ray", "3.5", "don't"); every other mark is a token of its own.
 WORDS = r"\w+(?:[-'/]\w+|(?<=\d)\.\d+)*|[^\w\s]"
@@ -90,7 +92,7 @@ def join_words(text: str) -> str:
 
 
 def train_tokenizer(
-    texts: Sequence[str], kind: str = "word", *, min_frequency: int = 3, vocab_size: int = 8000
+    texts: Sequence[str], kind: str = "word", *, min_frequency: int | None = None, vocab_size: int = 8000
 ) -> ReportTokenizer:
     """Train a tokenizer.
 
@@ -99,7 +101,7 @@ def train_tokenizer(
         kind: ``"word"`` (words and punctuation marks, as R2Gen), ``"bpe"`` (byte-level byte pair encoding, any
             language) or ``"character"`` (for Chinese).
         min_frequency: tokens seen less often are unknown (word, character) or not merged (BPE); R2Gen has 3 for
-            IU X-ray and 10 for MIMIC-CXR. 1 suits characters.
+            IU X-ray and 10 for MIMIC-CXR. Left out, :func:`frequency_floor`.
         vocab_size: largest number of tokens.
 
     Raises:
@@ -109,7 +111,7 @@ def train_tokenizer(
     tokenizers, transformers = import_text_libraries()
     if kind not in KINDS:
         raise ConfigError(f"tokenizer: got {kind!r}, accepted are {', '.join(map(repr, KINDS))} and Hugging Face names")
-    if min_frequency < 1 or vocab_size <= len(SPECIAL):
+    if (min_frequency is not None and min_frequency < 1) or vocab_size <= len(SPECIAL):
         raise ConfigError(f"min_frequency is at least 1 and vocab_size at least {len(SPECIAL) + 1}")
     texts = [text for text in texts if text.strip()]
     if not texts:
@@ -118,6 +120,8 @@ def train_tokenizer(
         raise ConfigError(
             "tokenizer: 'word' parts text at white space, which Chinese has not; take 'character' or 'bpe'"
         )
+    if min_frequency is None:
+        min_frequency = frequency_floor(texts, kind)
     special = list(SPECIAL.values())
     if kind == "bpe":
         from tokenizers import decoders, models, pre_tokenizers, trainers
@@ -139,16 +143,45 @@ def train_tokenizer(
     return ReportTokenizer(backend, kind)
 
 
+def frequency_floor(texts: Sequence[str], kind: str) -> int:
+    """How often a token has to be seen, where nobody says: 3 times for words, 2 for BPE, once for characters.
+
+    Once for words, too, where 3 would leave more than 5 % of them unknown: in small sets most words are rare, and those
+    that tell reports apart are among them. (BPE would know them as well, but takes more tokens for a word there.)
+
+    Args:
+        texts: cleaned training reports.
+        kind: as for :func:`train_tokenizer`.
+    """
+    floor = MIN_FREQUENCY[kind]
+    if kind != "word":
+        return floor
+    counts = _token_counts(texts, _splitter(kind))
+    rare = sum(count for count in counts.values() if count < floor)
+    return 1 if rare > MAX_UNKNOWN * counts.total() else floor
+
+
+def _splitter(kind: str):
+    """What parts a text into words or characters."""
+    tokenizers, _ = import_text_libraries()
+    from tokenizers import pre_tokenizers
+
+    if kind == "word":
+        return pre_tokenizers.Split(tokenizers.Regex(WORDS), behavior="removed", invert=True)
+    return pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), behavior="isolated")
+
+
+def _token_counts(texts: Sequence[str], splitter) -> Counter[str]:
+    return Counter(token for text in texts for token, _ in splitter.pre_tokenize_str(text))
+
+
 def _whole_tokens(texts: Sequence[str], kind: str, min_frequency: int, vocab_size: int):
     """Word- or character-level tokenizer; most frequent tokens first, ties by name, so that it is reproducible."""
     import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers
+    from tokenizers import decoders, models
 
-    if kind == "word":
-        splitter = pre_tokenizers.Split(tokenizers.Regex(WORDS), behavior="removed", invert=True)
-    else:
-        splitter = pre_tokenizers.Split(tokenizers.Regex(r"[\s\S]"), behavior="isolated")
-    counts = Counter(token for text in texts for token, _ in splitter.pre_tokenize_str(text))
+    splitter = _splitter(kind)
+    counts = _token_counts(texts, splitter)
     for token in SPECIAL.values():
         counts.pop(token, None)
     frequent = sorted((t for t, n in counts.items() if n >= min_frequency), key=lambda t: (-counts[t], t))
@@ -211,6 +244,33 @@ def require_targets(texts: Sequence[str], tokenizer: ReportTokenizer, max_length
         )
     pairs = [tokenizer.target(text, max_length) for text in texts]
     return [ids for ids, _ in pairs], sum(cut for _, cut in pairs)
+
+
+def unknown_warning(share: float, min_frequency: int | None, *, replaceable: bool = True) -> str | None:
+    """What to say of a tokenizer that leaves many training tokens unknown, and what to do about it.
+
+    Args:
+        share: of the tokens of the training reports that are unknown.
+        min_frequency: the tokenizer was trained with; ``None`` for one that was not trained here.
+        replaceable: another tokenizer can be taken: the model is no language model, which has its own.
+
+    Returns:
+        A sentence, or ``None`` if the share is at most ``MAX_UNKNOWN``.
+    """
+    if share <= MAX_UNKNOWN:
+        return None
+    if not replaceable:
+        remedy = "choose a language model whose tokenizer knows the language of the reports (language_model)"
+    elif min_frequency is None:
+        remedy = "set tokenizer to 'bpe', which knows every text, or to another one"
+    elif min_frequency > 1:
+        remedy = f"set min_frequency to 1 (it is {min_frequency}), or tokenizer to 'bpe', which knows every text"
+    else:
+        remedy = "raise vocab_size, or set tokenizer to 'bpe', which knows every text"
+    return (
+        f"{share:.1%} of the tokens of the training reports are unknown to the tokenizer, so the model can neither "
+        f"learn nor write them; {remedy}"
+    )
 
 
 def import_text_libraries():

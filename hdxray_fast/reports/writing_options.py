@@ -50,8 +50,13 @@ class WritingOptions:
         if self.max_length is not None and not self.max_length > self.min_length:
             raise ConfigError(f"max_length: got {self.max_length}, accepted is more than min_length {self.min_length}")
 
-    def for_transformers(self, limit: int, pad: int, bos: int, eos: int):
+    def for_transformers(self, limit: int, pad: int, bos: int, eos: int, unk: int | None = None):
         """transformers' ``GenerationConfig`` for texts of at most ``limit`` tokens.
+
+        Args:
+            limit: most tokens that the model was made for.
+            pad, bos, eos: ids of the padding, start and end token.
+            unk: id of the token of unknown words, which is never written; ``None`` if there is none.
 
         Raises:
             ConfigError: ``max_length`` is above ``limit``.
@@ -76,6 +81,7 @@ class WritingOptions:
             bos_token_id=bos,
             eos_token_id=eos,
             decoder_start_token_id=bos,
+            suppress_tokens=None if unk is None else [unk],
             **sampling,
             **beams,
         )

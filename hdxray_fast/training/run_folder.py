@@ -14,6 +14,8 @@ from .checkpoints import checkpoint_folders
 from .config import TrainingConfig
 from .processes import on_main
 
+LOG, CHECKPOINTS, SETTINGS = "log.jsonl", "checkpoints", "config.json"
+
 
 class RunFolder:
     """The folder of a run.
@@ -30,9 +32,7 @@ class RunFolder:
 
     def __init__(self, config: TrainingConfig, accelerator) -> None:
         self.config, self.accelerator, self.path = config, accelerator, Path(config.out)
-        self.log, self.checkpoints, self.settings = (
-            self.path / name for name in ("log.jsonl", "checkpoints", "config.json")
-        )
+        self.log, self.checkpoints, self.settings = (self.path / name for name in (LOG, CHECKPOINTS, SETTINGS))
         self._lock = RunLock(self.path)
 
     def claim(self) -> None:
@@ -55,7 +55,7 @@ class RunFolder:
         self._lock.release()
 
     def _refuse_another_run(self) -> None:
-        if not (self.log.exists() or checkpoint_folders(self.checkpoints)):
+        if not _holds_a_run(self.path):
             return
         if self.config.resume == "never":
             raise ConfigError(
@@ -129,6 +129,26 @@ class RunFolder:
 
     def _unwritable(self, error: OSError) -> TrainingError:
         return TrainingError(f"{self.log}: cannot be written ({error.strerror})")
+
+
+def begun_settings(config: TrainingConfig) -> dict | None:
+    """Settings that the run which ``config`` goes on with was begun with.
+
+    Returns:
+        What ``config.json`` holds; ``None`` if there is no such run, or if that cannot be read: a run's start says so.
+    """
+    folder = Path(config.out)
+    if config.resume == "never" or not _holds_a_run(folder):
+        return None
+    try:
+        found = json.loads((folder / SETTINGS).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
+
+
+def _holds_a_run(folder: Path) -> bool:
+    return (folder / LOG).exists() or bool(checkpoint_folders(folder / CHECKPOINTS))
 
 
 def truncate_log(path: Path, step: int) -> list[int]:

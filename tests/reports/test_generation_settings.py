@@ -1,4 +1,4 @@
-"""How text is chosen is what the options say, whatever generation settings came with a language model."""
+"""How text is chosen is what the options say, whatever a language model's checkpoint brings; never an unknown word."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ import shutil
 
 import pytest
 import torch
-from report_model_makers import small_encoder, small_language_model
+from report_model_makers import ENGLISH, small_encoder, small_language_model
 
 pytest.importorskip("transformers")
 
 from hdxray_fast.reports.model import create_report_model
 from hdxray_fast.reports.model_config import ReportModelConfig
+from hdxray_fast.reports.saving import load_report_model, save_report_model
 from hdxray_fast.reports.text_models import import_text_models
+from hdxray_fast.reports.text_tokenizers import ReportTokenizer, train_tokenizer
 from hdxray_fast.reports.visual_tokens import Views, ViewTokens
 from hdxray_fast.reports.writing_options import WritingOptions
 
@@ -98,3 +100,69 @@ def test_the_options_decide(folders, name, rank):
 def test_without_sampling_no_seed_changes_a_text(folders, beams):
     texts = [written(folders["sampling"], WritingOptions(num_beams=beams, seed=seed)) for seed in range(4)]
     assert texts[1:] == texts[:-1]
+
+
+# --- unknown words ----------------------------------------------------------------------------------------------------
+DECODERS = {
+    "transformer": {"decoder": "transformer"},
+    "relational": {"decoder": "relational"},
+    "language model": {"decoder": "language-model"},
+    "tuned language model": {"decoder": "language-model", "lora_rank": 2},
+}
+SMALL = {"width": 32, "heads": 4, "ffn": 40, "layers": 1, "max_length": 16, "visual_tokens": 4}
+
+
+def fond_of(model, token: int):
+    """``model``, which now prefers ``token`` to all others by far, whatever it has read."""
+    inner = model.decoder.model
+    inner = inner.get_base_model() if hasattr(inner, "get_base_model") else inner
+
+    def prefer(module, inputs, out):
+        out.logits[..., token] += 1000.0
+
+    inner.register_forward_hook(prefer)
+    return model
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", DECODERS)
+def test_unknown_words_are_never_written(folders, name, tmp_path):
+    options = {**SMALL, **DECODERS[name]}
+    own = options["decoder"] == "language-model"
+    tokenizer = None if own else train_tokenizer(ENGLISH, "word", min_frequency=2)
+    source = {"language_model": str(folders["plain"])} if own else {}
+    torch.manual_seed(1)
+    made = create_report_model(small_encoder(), tokenizer, ReportModelConfig(**options, **source)).eval()
+    save_report_model(made, tmp_path / "model")
+    tokens = ViewTokens(torch.randn(2, 4, made.encoder.num_features), torch.ones(2, 4, dtype=torch.bool))
+    views, unk = Views.of_counts([1, 1]), made.tokenizer.unk
+    for model in (made, load_report_model(tmp_path / "model", "cpu")):
+        fond_of(model, unk)
+        would = model.decoder.generate(model._studies(tokens, views), WritingOptions(num_beams=1))
+        assert would == [[unk] * 16] * 2
+        for writing in OPTIONS.values():
+            texts, ids = model.write(tokens, views, writing)
+            assert not any(unk in row for row in ids) and not any("<unk>" in text for text in texts)
+            assert any(ids)
+
+
+@pytest.mark.parametrize("decoder", ["transformer", "relational"])
+def test_nor_by_transformers_alone(decoder, tmp_path):
+    """The saved decoder says it in its own generation settings, for ``AutoModelForSeq2SeqLM``."""
+    tokenizer = train_tokenizer(ENGLISH, "word", min_frequency=2)
+    model = create_report_model(small_encoder(), tokenizer, ReportModelConfig(**SMALL, decoder=decoder))
+    save_report_model(model, tmp_path / "model")
+    inner = fond_of(load_report_model(tmp_path / "model", "cpu"), tokenizer.unk).decoder.model
+    written = inner.generate(inputs_embeds=torch.randn(1, 4, 32), max_new_tokens=8, num_beams=1)
+    assert tokenizer.unk not in written[0].tolist() and written.shape[1] > 2
+
+
+def test_an_end_token_that_stands_for_unknown_words_too_is_written():
+    """As GPT-2's: without it no text would end."""
+    transformers = import_text_models()
+    made = train_tokenizer(ENGLISH, "bpe").backend.backend_tokenizer
+    backend = transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", unk_token="<eos>")
+    tokenizer = ReportTokenizer(backend, "hf")
+    model = create_report_model(small_encoder(), tokenizer, ReportModelConfig(**SMALL)).eval()
+    tokens = ViewTokens(torch.randn(1, 4, model.encoder.num_features), torch.ones(1, 4, dtype=torch.bool))
+    assert fond_of(model, tokenizer.eos).write(tokens, Views.of_counts([1]))[1] == [[]]

@@ -143,9 +143,11 @@ pytest.importorskip("transformers")
 from hdxray_fast.reports.text_tokenizers import (  # noqa: E402
     ReportTokenizer,
     check_fits,
+    frequency_floor,
     load_tokenizer,
     require_targets,
     train_tokenizer,
+    unknown_warning,
 )
 
 
@@ -182,6 +184,40 @@ def test_frequency_floor_of_words(findings):
     small = train_tokenizer(texts, "word", vocab_size=50)
     assert len(small) == 50
     assert train_tokenizer(texts, "word", vocab_size=50).backend.get_vocab() == small.backend.get_vocab()
+
+
+def test_the_floor_that_small_sets_take(findings):
+    """The usual one leaves 1 % of all real reports' words unknown, and 15 % of those of 40."""
+    texts = [clean_english(text) for text in findings]
+    assert frequency_floor(texts, "word") == 3
+    few = texts[:40]
+    assert train_tokenizer(few, "word", min_frequency=3).unknown_share(few) > 0.1
+    assert frequency_floor(few, "word") == 1
+    assert train_tokenizer(few, "word").unknown_share(few) == 0
+    assert train_tokenizer(few, "word", min_frequency=2).unknown_share(few) > 0  # what is asked for is done
+
+
+@pytest.mark.parametrize(("rare", "floor"), [(5, 3), (6, 1)])
+def test_where_the_floor_falls(rare, floor):
+    texts = [*["clear"] * (100 - rare), *(f"word{i}" for i in range(rare))]
+    assert frequency_floor(texts, "word") == floor
+    assert (train_tokenizer(texts, "word").unknown_share(texts) > 0) is (floor == 3)
+    assert (frequency_floor(texts, "bpe"), frequency_floor(texts, "character")) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("floor", "replaceable", "remedy"),
+    [
+        (3, True, "set min_frequency to 1 (it is 3), or tokenizer to 'bpe'"),
+        (1, True, "raise vocab_size, or set tokenizer to 'bpe'"),
+        (None, True, "set tokenizer to 'bpe', which knows every text, or to another one"),
+        (None, False, "choose a language model whose tokenizer"),
+    ],
+)
+def test_a_warning_names_its_remedy(floor, replaceable, remedy):
+    assert unknown_warning(0.05, floor, replaceable=replaceable) is None
+    warning = unknown_warning(0.0501, floor, replaceable=replaceable)
+    assert warning.startswith("5.0% of the tokens of the training reports are unknown") and remedy in warning
 
 
 def test_r2gens_vocabulary(findings):

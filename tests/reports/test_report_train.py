@@ -334,6 +334,47 @@ def test_resume_with_another_language_model_in_the_folder(tmp_path, encoder):
         run_report_training(again, progress=False)
 
 
+FEW = ["The heart is normal in size. The lungs are clear."] * 6 + ENGLISH[1:2]  # 10 % of the words are rare
+
+
+def test_few_reports_lose_no_word(tmp_path, encoder, capsys):
+    """Where no floor is given; it is written down, and a resumed run goes by it."""
+    data = study_csv(tmp_path, FEW)
+    config = quick(data, tmp_path / "run", encoder, min_frequency=None, steps=3, save_every=1, validate_every=0)
+    again = cut_after(config, 2)
+    assert "unknown" not in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["min_frequency"] == 1
+    with pytest.raises(ConfigError, match="min_frequency: 1 -> 2"):
+        run_report_training(replace(again, min_frequency=2), progress=False)
+    assert run_report_training(again, progress=False).finished
+    assert load_report_model(tmp_path / "run", "cpu").tokenizer.unknown_share(FEW) == 0
+
+
+def test_many_unknown_words_are_warned_of(tmp_path, encoder, capsys):
+    data = study_csv(tmp_path, FEW)
+    config = quick(data, tmp_path / "run", encoder, min_frequency=3, steps=1, validate_every=0)
+    result = run_report_training(config, progress=False)
+    said = "9.9% of the tokens of the training reports are unknown to the tokenizer"
+    assert f"warning: {said}" in capsys.readouterr().out
+    (note,) = [note for note in result.notes if "unknown" in note]
+    assert note.startswith(said) and "set min_frequency to 1 (it is 3), or tokenizer to 'bpe'" in note
+    result = run_report_training(replace(config, out=str(tmp_path / "bpe"), tokenizer="bpe"), progress=False)
+    assert not [note for note in result.notes if "unknown" in note]
+
+
+def test_a_run_of_an_earlier_version_keeps_its_floor(tmp_path, encoder, capsys):
+    """Which was 3 for any number of reports, and was not written down."""
+    data = study_csv(tmp_path, FEW)
+    config = quick(data, tmp_path / "run", encoder, min_frequency=3, steps=3, save_every=1, validate_every=0)
+    again = replace(cut_after(config, 2), min_frequency=None)
+    path = tmp_path / "run" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "min_frequency": None}))
+    capsys.readouterr()
+    assert run_report_training(again, progress=False).finished
+    assert "set min_frequency to 1 (it is 3)" in capsys.readouterr().out
+    assert load_report_model(tmp_path / "run", "cpu").tokenizer.unknown_share(FEW) > 0.05
+
+
 def test_resume_refuses_other_radiographs_and_reports(tmp_path, encoder):
     data = study_csv(tmp_path, ENGLISH)
     again = cut_after(quick(data, tmp_path / "run", encoder, steps=3, save_every=1, validate_every=0), 2)
