@@ -261,6 +261,16 @@ def test_data_sets_are_not_taken_for_radiographs(folder, tmp_path):
 
 
 @pytest.mark.slow
+def test_what_a_killed_run_left_beside_the_summary_is_removed(folder, tmp_path):
+    prepare([folder], tmp_path / "set")
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    left = tmp_path / "set" / f".summary.png.{ended.pid}.tmp"
+    left.write_bytes(b"half a picture")
+    prepare([folder], tmp_path / "set")
+    assert not left.exists()
+
+
 def test_kill_9_at_any_moment_loses_and_doubles_nothing(folder, tmp_path):
     for number in range(10, 40):
         cv2.imwrite(str(folder / f"{number}.png"), draw_radiograph(number))

@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 
 from ...errors import ConfigError
-from ...files import make_folder, written_whole
+from ...files import make_folder, remove_leftovers, written_whole
 from ...locks import locked
 from ..reader_pool import worker_count
 from .config import PrepareConfig
@@ -109,6 +109,8 @@ def _run(
 
     with locked(out / f".part-{which + 1}-of-{of}.lock", refuse):
         shards.clean(numbers)
+        if of == 1:  # a process of another machine cannot be told from one that was killed
+            remove_leftovers(out)
         scratch = out / f".unpacked-{which + 1}-of-{of}"
         shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
         chosen = {number: _sources_of(sources, number, config.shard_size) for number in numbers}
