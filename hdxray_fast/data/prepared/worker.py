@@ -129,10 +129,10 @@ def patient_hash(key: bytes, patient: str) -> str:
 def _filtered(canvas: Canvas, recipe: dict) -> str:
     """Why an image is left out; empty if it is not. What a file does not say is no reason."""
     flags = canvas.provenance.get("flags", ())
-    lateral = "lateral_view" in flags
-    if recipe["view"] == "frontal" and lateral:
-        return "lateral view"
-    if recipe["view"] == "lateral" and not lateral:
+    view = canvas.provenance.get("view", "")
+    if recipe["view"] == "frontal" and view in ("lateral", "other"):
+        return "lateral view" if view == "lateral" else "neither frontal nor lateral view"
+    if recipe["view"] == "lateral" and view != "lateral":
         return "not a lateral view"
     if recipe["body_part"] == "chest" and "body_part_not_chest" in flags:
         return "body part is not the chest"
