@@ -1,14 +1,15 @@
 """Which body part a radiograph shows and which way it looks, by its header and by its pixels, with the evidence.
 
     header ──header_view──▶ HeaderView ─┐
-                                        ├─find_view──▶ ChestView
-    pixels ──view_net────▶ chances ─────┘
+                                        ├─judge_view──▶ ChestView
+    pixels ──view_net─────▶ chances ────┘
 
 A view is "frontal", "lateral", "other" (known to be neither), or "" (nobody knows), which is not the same as other.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .view_words import part_in_words, view_in_words
@@ -49,6 +50,46 @@ class HeaderView:
     part: str = ""
     part_word: str = ""
     part_element: str = ""
+
+
+@dataclass(frozen=True)
+class ChestView:
+    """Which way a radiograph looks.
+
+    Attributes:
+        name: "frontal", "lateral", "other" (another projection, or no chest radiograph), or "" where neither the header
+            says nor the pixels are sure.
+        evidence: "header", "pixels", or "" for no name.
+        probability: what the pixels give to ``name``, 0..1, or to the likeliest view if there is no name; None where
+            they were not looked at (contour methods other than "network").
+        flags: "view_contradiction": header and pixels name different views, and the header is believed;
+            "view_unsure": neither is sure.
+    """
+
+    name: str = ""
+    evidence: str = ""
+    probability: float | None = None
+    flags: tuple[str, ...] = ()
+
+
+def judge_view(named: str, chances: Sequence[float] | None, sure: Sequence[float]) -> ChestView:
+    """Header and pixels together.
+
+    Args:
+        named: the view by the header, or "".
+        chances: of frontal, lateral and other, by the pixels; None where they were not looked at.
+        sure: chances from which the pixels are believed, in the same order.
+    """
+    if chances is None:
+        return ChestView(named, "header" if named else "")
+    best = max(range(len(VIEWS)), key=lambda place: chances[place])
+    likely, chance = VIEWS[best], float(chances[best])
+    if named:
+        flags = ("view_contradiction",) if likely != named and chance >= sure[best] else ()
+        return ChestView(named, "header", round(float(chances[VIEWS.index(named)]), 4), flags)
+    if chance >= sure[best]:
+        return ChestView(likely, "pixels", round(chance, 4))
+    return ChestView("", "", round(chance, 4), ("view_unsure",))
 
 
 def header_view(dataset) -> HeaderView:

@@ -32,7 +32,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize(("kind", "bits"), [("raw", 8), ("raw", 16), ("png", 8), ("png", 16), ("jpeg", 8)])
 def test_what_goes_in_comes_out(folder, tmp_path, kind, bits):
-    result = prepare([folder], tmp_path / "set", format=kind, bits=bits, contour="network")
+    result = prepare([folder], tmp_path / "set", format=kind, bits=bits, contour="network", view="any")
     assert result.counts == {"ok": 7, "unreadable": 2}
     data = PreparedSet(tmp_path / "set", verify=True)
     assert len(data) == 6 and data.size == SIZE
@@ -129,7 +129,7 @@ def test_filters_by_header_and_size(tmp_path):
     prepare([root], tmp_path / "set", min_side=100)
     reasons = {Path(row["source"]).stem: row["reason"] for row in rows_of(tmp_path / "set" / "quarantine.csv")}
     assert reasons == {
-        "lateral": "lateral view",
+        "lateral": "lateral view (header)",
         "hand": "body part is not the chest",
         "ct": "has modality CT",
         "small": "65 x 75 pixels, less than min_side=100",

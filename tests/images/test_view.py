@@ -1,12 +1,20 @@
-"""View and body part by the header: every element and word that says so, and what is not believed."""
+"""View and body part by the header, every element and word that says so, and the view by the pixels."""
 
 from __future__ import annotations
+
+import csv
+import os
+from pathlib import Path
 
 import pytest
 from toy_radiographs import draw_radiograph
 from xray_makers import dicom
 
 import hdxray_fast as hx
+from hdxray_fast.images.contour import _look
+from hdxray_fast.images.overlay import describe_contour
+from hdxray_fast.images.view import judge_view
+from hdxray_fast.images.view_net import view_chances
 from hdxray_fast.images.view_words import part_in_words, view_in_words
 
 pydicom = pytest.importorskip("pydicom")
@@ -109,3 +117,41 @@ def test_body_part_elsewhere_in_the_header(tmp_path):
     assert found["body_part"] == "unknown" and "body_part_unknown" in found["flags"]
     region = coded("51185008", "SCT", "Thorax")
     assert about(tmp_path / "d.dcm", BodyPartExamined="", AnatomicRegionSequence=region)["body_part"] == "THORAX"
+
+
+# --- by the pixels ----------------------------------------------------------------------------------------------------
+
+
+def test_header_and_pixels_together():
+    sure = (0.6, 0.7, 0.6)
+    assert judge_view("", (0.1, 0.85, 0.05), sure) == hx.ChestView("lateral", "pixels", 0.85)
+    assert judge_view("", (0.33, 0.65, 0.02), sure) == hx.ChestView("", "", 0.65, ("view_unsure",))
+    assert judge_view("frontal", (0.33, 0.65, 0.02), sure) == hx.ChestView("frontal", "header", 0.33)
+    assert judge_view("frontal", (0.1, 0.85, 0.05), sure).flags == ("view_contradiction",)
+    assert judge_view("lateral", None, sure) == hx.ChestView("lateral", "header")
+    assert judge_view("", None, sure) == hx.ChestView()
+
+
+def test_a_contour_tells_the_view_too():
+    canvas = hx.read_canvas(draw_radiograph(0), size=320)
+    chances = view_chances(_look(canvas, canvas.valid_box)[0].signs)
+    assert chances.shape == (3,) and abs(chances.sum() - 1) < 1e-12
+    contour = hx.find_contour(canvas)
+    assert contour.view == hx.find_view(canvas) and contour.view.probability == round(float(chances.max()), 4)
+    assert hx.find_contour(canvas, "rectangle").view == hx.ChestView()  # nobody has looked
+    record = describe_contour(canvas, contour, "a", 16)
+    assert (record["view"], record["view_evidence"]) == (contour.view.name, contour.view.evidence)
+
+
+@pytest.mark.skipif("HDXRAY_TEST_DATA" not in os.environ, reason="HDXRAY_TEST_DATA names no folder of radiographs")
+def test_views_of_real_pictures():
+    """They were trained on: held-out counts are in docs/contour.md, this guards what is shipped."""
+    root = Path(os.environ["HDXRAY_TEST_DATA"])
+    found = {"lateral": [], "ct": [], "frontal": []}
+    for row in csv.DictReader((root / "views" / "index.csv").open(encoding="utf-8")):
+        found[row["view"]].append(hx.find_view(hx.read_canvas(root / "views" / row["image"], size=320)).name)
+    for row in list(csv.DictReader((root / "recognition" / "index.csv").open()))[::5]:
+        found["frontal"].append(hx.find_view(hx.read_canvas(root / "recognition" / row["image"], size=320)).name)
+    assert found["lateral"].count("lateral") >= 0.9 * len(found["lateral"])
+    assert found["ct"].count("other") >= 0.9 * len(found["ct"])
+    assert sum(name in ("frontal", "") for name in found["frontal"]) >= 0.99 * len(found["frontal"])

@@ -230,7 +230,7 @@ class _Adding:
         if not self.tables:
             (self.folder / LOOKUP).unlink(missing_ok=True)
             return
-        index = pa.concat_tables(self.tables.values()).drop_columns(["status", "reason"])
+        index = pa.concat_tables(self.tables.values()).drop_columns(["status", "reason", "thumbnail"])
         keys = pa.compute.struct_field(pa.compute.extract_regex(index.column("provenance"), KEY_PATTERN), "key")
         with written_whole(self.folder / INDEX) as temporary:
             pa.parquet.write_table(index, temporary)
