@@ -281,3 +281,30 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(folder, tmp_path):
     assert found == wanted
     assert not list((tmp_path / "set").rglob("*.tmp"))
     assert json.loads((tmp_path / "set" / "summary.json").read_text())["images"] == 36
+
+
+def test_body_parts_are_counted_and_words_of_few_stay_hidden(tmp_path):
+    root = tmp_path / "dicom"
+    root.mkdir()
+    parts = ["T?RAX", "WARD ONE", "WARD ONE", "WARD ONE", "MR SMITH", "MR SMITH", "KNEE"]
+    for number, part in enumerate(parts):
+        patient = {"PatientID": f"{number}"} if part != "MR SMITH" else {"PatientID": "7"}
+        dicom(root / f"{number}.dcm", draw_radiograph(number), BodyPartExamined=part, **patient)
+    summary = prepare([root], tmp_path / "set", shard_size=64).summary
+    assert summary["images"] == 6  # unknown is kept
+    assert summary["body_parts"] == {"TORAX": 1, "WARD ONE": 3, "unknown": 2, "KNEE": 1}
+    assert not any(b"SMITH" in data for data in contents(tmp_path / "set").values())
+    assert (tmp_path / "set" / "left_out.png").exists()
+    assert summary["views"] == {"frontal (header)": 7}
+
+
+def test_shards_of_before_the_views_are_read(folder, tmp_path):
+    import pyarrow.parquet as parquet
+
+    whole = prepare([folder], tmp_path / "set").summary
+    for path in (tmp_path / "set" / "shards").glob("*.parquet"):
+        table = parquet.read_table(path)
+        later = ["view_evidence", "view_probability", "body_part", "thumbnail"]
+        parquet.write_table(table.drop_columns(later), path)
+    again = prepare([folder], tmp_path / "set")
+    assert again.made == 0 and again.summary["images"] == whole["images"] and again.summary["views"] == {}
