@@ -28,6 +28,8 @@ _ROOMS = {
     "read_canvas": "images.canvas",
     "Contour": "images.contour",
     "find_contour": "images.contour",
+    "find_view": "images.contour",
+    "ChestView": "images.view",
     "find_contours": "images.contour",
     "MaskPlan": "ops.plan",
     "plan_masks": "ops.mask_plan",

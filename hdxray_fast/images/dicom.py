@@ -91,6 +91,16 @@ def read_patient_id(path: str) -> str:
         return ""
 
 
+def read_body_part(path: str) -> str:
+    """BodyPartExamined of a DICOM file as it stands there, upper case: to be counted, shown only if many share it."""
+    try:
+        with _silence():
+            header = _pydicom().dcmread(path, stop_before_pixels=True, specific_tags=["BodyPartExamined"])
+            return text(header, "BodyPartExamined")[:16]
+    except Exception:  # pydicom raises anything
+        return ""
+
+
 def _decode(pydicom, path, stream, head, frame, limits, any_modality, for_processing, force) -> Grey:
     found = read_dataset(pydicom, path, stream, head, limits, force)
     dataset, syntax = found.elements, found.syntax

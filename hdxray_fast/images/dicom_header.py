@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 
 from ..errors import ImageReadError, OtherModalityError, UnsupportedImageError
+from . import view
 from .tone import Grey, padding_range
 from .voi_lut import read_tables, read_windows
 
@@ -18,11 +19,10 @@ UNCERTAIN = ("", "OT", "SC", "HC", "RF", "DF")  # secondary captures, scanned fi
 OTHER = ("CT", "MR", "US", "NM", "PT", "MG", "XA", "IO", "PX", "ES", "XC", "GM", "SM", "OP", "ECG", "SR", "SEG", "DOC")
 OTHER += ("RTIMAGE", "RTDOSE", "RTPLAN", "RTSTRUCT", "IVUS", "OCT", "OPT", "BMD", "PR", "KO")
 RADIOGRAPHY_CLASSES = ("Computed Radiography", "Digital X-Ray", "Secondary Capture", "Radiofluoroscopic")
-CHEST = ("CHEST", "THORAX", "LUNG", "TORAX", "RIB", "STERNUM", "CLAVICLE", "HEART", "TSPINE")
-LATERAL = ("LL", "RL", "LAT", "LATERAL", "LLD", "RLD")
-FRONTAL = ("AP", "PA", "FRONTAL", "AP AXIAL", "PA AXIAL", "AP_SUPINE", "AP SUPINE")
 FLUOROSCOPY = ("RF", "XA")
 LEAST_SLOPE = 1e-9  # and its reciprocal the greatest: beyond them the values of an image are not told apart
+VIEW_POSITIONS = ("AP", "PA", "LL", "RL", "LLD", "RLD", "LLO", "RLO", "LAO", "RAO", "LPO", "RPO", "LATERAL", "LAT")
+VIEW_POSITIONS += ("AP AXIAL", "PA AXIAL", "XTABLE LATERAL", "AP LLD", "AP RLD", "PA LLD", "PA RLD", "AP SUPINE")
 PHOTOMETRIC = ("MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR")
 PHOTOMETRIC += ("YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 
@@ -30,11 +30,9 @@ TAGS = [
     "Modality",
     "SOPClassUID",
     "PresentationIntentType",
-    "BodyPartExamined",
-    "ViewPosition",
+    *view.TAGS,
     "Laterality",
     "ImageLaterality",
-    "PatientOrientation",
     "SamplesPerPixel",
     "PhotometricInterpretation",
     "PlanarConfiguration",
@@ -111,11 +109,13 @@ def check_modality(path: str, dataset, any_modality: bool, flags: list[str]) -> 
                 "any_modality=True",
             )
         flags.append("modality_uncertain" if modality in UNCERTAIN else "modality_not_radiography")
-    part, view = text(dataset, "BodyPartExamined"), text(dataset, "ViewPosition")
-    if part and not any(word in part for word in CHEST):
-        flags.append("body_part_not_chest")
-    if view in LATERAL:
-        flags.append("lateral_view")
+    shown, position = view.header_view(dataset), text(dataset, "ViewPosition")
+    if shown.part in ("other", "unknown"):
+        flags.append("body_part_not_chest" if shown.part == "other" else "body_part_unknown")
+    if shown.view in ("lateral", "other"):
+        flags.append(f"{shown.view}_view")
+    if shown.contradiction:
+        flags.append("view_contradiction")
     if text(dataset, "BurnedInAnnotation") == "YES":
         flags.append("burned_in_annotation")
     orientation = dataset.get("PatientOrientation")
@@ -125,8 +125,12 @@ def check_modality(path: str, dataset, any_modality: bool, flags: list[str]) -> 
         flags.append("patient_right_is_image_right")
     return {
         "modality": modality if known else "",
-        "body_part": "" if not part else next((word for word in CHEST if word in part), "other"),
-        "view": view if view in LATERAL + FRONTAL else "other" if view else "",
+        "body_part": shown.part_word or shown.part,
+        "body_part_element": shown.part_element,
+        "view": shown.view,
+        "view_evidence": "header" if shown.view else "",
+        "view_element": shown.view_element,
+        "view_position": position if position in VIEW_POSITIONS else "",
         "laterality": side if side in ("L", "R", "U", "B") else "",
         "patient_orientation": axes if len(axes) == 2 and all(set(axis) <= set("ALPRHF") for axis in axes) else [],
     }

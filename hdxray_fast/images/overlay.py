@@ -7,6 +7,7 @@ import numpy as np
 
 from .canvas import Canvas
 from .contour import Contour
+from .view import ChestView
 
 ACCEPTED = (200, 220, 60)  # BGR, turquoise: tells itself apart from grey values and from the flagged colour
 FLAGGED = (40, 120, 255)  # orange
@@ -42,8 +43,17 @@ def draw_overlay(canvas: Canvas, contour: Contour, title: str = "") -> np.ndarra
         cv2.polylines(picture, [corners], True, colour, line, cv2.LINE_AA, shift=4)
     words = [_elide(title, 60)] if title else []
     words += [contour.method, f"confidence {contour.confidence:.2f}", f"inside {contour.inside.mean():.0%}"]
+    words += [view_words(contour)] if contour.view.evidence or contour.view.flags else []
     words += ["FLAGGED"] if contour.flagged else []
     return np.vstack([picture, _caption("   ".join(words), size, colour)])
+
+
+def view_words(contour: Contour) -> str:
+    """The view in a few words: ``lateral 0.97 (pixels)``."""
+    view = contour.view
+    chance = "" if view.probability is None else f" {view.probability:.2f}"
+    told = f"{view.name or 'view unsure'}{chance}" + (f" ({view.evidence})" if view.evidence else "")
+    return told + ("!" if "view_contradiction" in view.flags else "")
 
 
 def _caption(text: str, width: int, colour: tuple[int, int, int]) -> np.ndarray:
@@ -81,6 +91,10 @@ def describe_contour(canvas: Canvas, contour: Contour, source: str, patch_size: 
         "confidence": contour.confidence,
         "method": contour.method,
         "flagged": contour.flagged,
+        "view": contour.view.name,
+        "view_evidence": contour.view.evidence,
+        "view_probability": contour.view.probability,
+        "view_flags": list(contour.view.flags),
         "provenance": canvas.provenance,
     }
 
@@ -102,8 +116,15 @@ def contact_tile(canvas: Canvas, contour: Contour, name: str, tint: bool = True)
         corners = np.round((contour.polygon * ratio - 0.5) * 16).astype(np.int32)
         cv2.polylines(picture, [corners], True, colour, 2, cv2.LINE_AA, shift=4)
     state = "FLAGGED " if contour.flagged else ""
-    captions = [_elide(name, 34), f"{state}{contour.method} {contour.confidence:.2f}"]
+    about = f", {view_words(contour)}" if contour.view.name != "frontal" and contour.view != ChestView() else ""
+    captions = [_elide(name, 34), f"{state}{contour.method} {contour.confidence:.2f}{about}"]
     return np.vstack([picture, *(_line(text, colour) for text in captions)])
+
+
+def plain_tile(grey: np.ndarray, *captions: str) -> np.ndarray:
+    """A tile like those of :func:`contact_tile`, of a picture ``[H, W] uint8`` alone."""
+    picture = cv2.cvtColor(cv2.resize(grey, (TILE, TILE), interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
+    return np.vstack([picture, *(_line(_elide(text, 44), FLAGGED) for text in captions)])
 
 
 def _line(text: str, colour: tuple[int, int, int]) -> np.ndarray:

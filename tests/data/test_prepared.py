@@ -32,7 +32,7 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize(("kind", "bits"), [("raw", 8), ("raw", 16), ("png", 8), ("png", 16), ("jpeg", 8)])
 def test_what_goes_in_comes_out(folder, tmp_path, kind, bits):
-    result = prepare([folder], tmp_path / "set", format=kind, bits=bits, contour="network")
+    result = prepare([folder], tmp_path / "set", format=kind, bits=bits, contour="network", view="any")
     assert result.counts == {"ok": 7, "unreadable": 2}
     data = PreparedSet(tmp_path / "set", verify=True)
     assert len(data) == 6 and data.size == SIZE
@@ -129,7 +129,7 @@ def test_filters_by_header_and_size(tmp_path):
     prepare([root], tmp_path / "set", min_side=100)
     reasons = {Path(row["source"]).stem: row["reason"] for row in rows_of(tmp_path / "set" / "quarantine.csv")}
     assert reasons == {
-        "lateral": "lateral view",
+        "lateral": "lateral view (header)",
         "hand": "body part is not the chest",
         "ct": "has modality CT",
         "small": "65 x 75 pixels, less than min_side=100",
@@ -291,3 +291,30 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(folder, tmp_path):
     assert found == wanted
     assert not list((tmp_path / "set").rglob("*.tmp"))
     assert json.loads((tmp_path / "set" / "summary.json").read_text())["images"] == 36
+
+
+def test_body_parts_are_counted_and_words_of_few_stay_hidden(tmp_path):
+    root = tmp_path / "dicom"
+    root.mkdir()
+    parts = ["T?RAX", "WARD ONE", "WARD ONE", "WARD ONE", "MR SMITH", "MR SMITH", "KNEE"]
+    for number, part in enumerate(parts):
+        patient = {"PatientID": f"{number}"} if part != "MR SMITH" else {"PatientID": "7"}
+        dicom(root / f"{number}.dcm", draw_radiograph(number), BodyPartExamined=part, **patient)
+    summary = prepare([root], tmp_path / "set", shard_size=64).summary
+    assert summary["images"] == 6  # unknown is kept
+    assert summary["body_parts"] == {"TORAX": 1, "WARD ONE": 3, "unknown": 2, "KNEE": 1}
+    assert not any(b"SMITH" in data for data in contents(tmp_path / "set").values())
+    assert (tmp_path / "set" / "left_out.png").exists()
+    assert summary["views"] == {"frontal (header)": 7}
+
+
+def test_shards_of_before_the_views_are_read(folder, tmp_path):
+    import pyarrow.parquet as parquet
+
+    whole = prepare([folder], tmp_path / "set").summary
+    for path in (tmp_path / "set" / "shards").glob("*.parquet"):
+        table = parquet.read_table(path)
+        later = ["view_evidence", "view_probability", "body_part", "thumbnail"]
+        parquet.write_table(table.drop_columns(later), path)
+    again = prepare([folder], tmp_path / "set")
+    assert again.made == 0 and again.summary["images"] == whole["images"] and again.summary["views"] == {}

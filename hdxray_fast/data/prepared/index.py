@@ -16,7 +16,7 @@ from ...locks import locked
 from ..quarantine import SHOWN
 from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, write_lookup, writing
 from .sources import some_names
-from .summary import write_pictures
+from .summary import write_left_out, write_pictures
 from .worker import OK, UNREADABLE
 
 INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY = (
@@ -79,7 +79,7 @@ def _merge(out: Path) -> dict:
     keep = np.ones(len(good), bool)
     if not settings["recipe"]["keep_duplicates"]:
         keep[list(repeats)] = False
-    index = good.filter(pa.array(keep)).drop_columns(["status", "reason"])
+    index = good.filter(pa.array(keep)).drop_columns(["status", "reason", "thumbnail"])
     with written_whole(out / INDEX) as temporary:
         pa.parquet.write_table(index, temporary)
     with written_whole(out / LOOKUP) as temporary:
@@ -87,6 +87,7 @@ def _merge(out: Path) -> dict:
     summary = _summary(table, index, len(repeats), read_skipped(out))
     write_json(out / SUMMARY, summary)
     write_pictures(out, index, settings["recipe"], summary)
+    write_left_out(out, table)
     return summary
 
 
@@ -162,9 +163,18 @@ def _summary(table, index, duplicates: int, skipped: list[str]) -> dict:
         "confidence": confidence,
         "inside_share": share,
         "flags": dict(Counter(flag for flags in index.column("flags").to_pylist() for flag in flags).most_common()),
+        "views": _views(table),
+        "body_parts": dict(Counter(part or "" for part in table.column("body_part").to_pylist() if part is not None)),
         "formats": dict(Counter(index.column("format").to_pylist()).most_common()),
         "reasons": dict(reasons.most_common(20)),
     }
+
+
+def _views(table) -> dict:
+    """Images by view and evidence, such as ``{"lateral (pixels)": 7, "not known": 2}``."""
+    pairs = zip(*(table.column(name).to_pylist() for name in ("view", "view_evidence")), strict=True)
+    named = (f"{view} ({evidence})" if view else "not known" for view, evidence in pairs if evidence is not None)
+    return dict(Counter(named).most_common())
 
 
 def _quantiles(column) -> dict:
@@ -184,6 +194,10 @@ def describe(summary: dict) -> str:
     ]
     if summary["flags"]:
         lines.append("flags: " + ", ".join(f"{count} {flag}" for flag, count in summary["flags"].items()))
+    views = ", ".join(f"{count} {name}" for name, count in summary["views"].items())
+    parts = sorted(summary["body_parts"].items(), key=lambda item: -item[1])
+    lines += [f"views: {views or 'not looked at'}"]
+    lines += ["body parts: " + ", ".join(f"{count} {name or 'not stated'}" for name, count in parts[:8])]
     if summary["skipped"]:
         names = some_names(summary["skipped_first"], summary["skipped"])
         lines.append(f"left out for the suffix: {names}; all of them: {SKIPPED}")

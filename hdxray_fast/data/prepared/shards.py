@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,7 +39,9 @@ def schema():
     the packed inside grid (``numpy.packbits``, patches of 16 pixels), ``polygon`` x and y in turn in canvas pixels,
     ``pixel * scale + shift`` has mean 0 and deviation 1 over the valid patches, ``patient`` is a keyed hash,
     ``height`` and ``width`` are those of the stored image, ``provenance`` tells as JSON how its pixels became those of
-    the canvas: decoder, transfer syntax, window, polarity, spacing.
+    the canvas: decoder, transfer syntax, window, polarity, spacing. ``view``, its evidence and probability are those of
+    :class:`hdxray_fast.ChestView`; ``body_part`` is a word of known lists, or one that several patients share, or
+    "unknown"; ``thumbnail`` is a small JPEG of what was left out for its view or body part.
     """
     pa = arrow()
     return pa.schema(
@@ -67,9 +70,25 @@ def schema():
             ("view", pa.string()),
             ("flags", pa.list_(pa.string())),
             ("provenance", pa.string()),
+            ("view_evidence", pa.string()),
+            ("view_probability", pa.float32()),
+            ("body_part", pa.string()),
+            ("thumbnail", pa.binary()),
         ],
         metadata={"format": FORMAT, "format_version": str(FORMAT_VERSION)},
     )
+
+
+LATER = ("view_evidence", "view_probability", "body_part", "thumbnail")  # columns that shards of before do not have
+
+
+def _of_now(table):
+    """Facts with the columns that came later, null where a shard was written before them."""
+    pa = arrow()
+    for field in schema():
+        if field.name in LATER and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(schema().names) if set(schema().names) == set(table.column_names) else table
 
 
 @contextmanager
@@ -101,6 +120,22 @@ def write_lookup(index, path: Path, more: Sequence[str] = ()) -> None:
                 writer.write_batch(batch)
 
 
+THUMBNAILS = 16  # of a shard and a reason: enough for the sheet of what was left out
+SHARED = 3  # patients of a shard (or images without one) that make a word of their headers nobody's own
+
+
+def _hide_rare_words(facts: list[dict]) -> None:
+    """Body parts that no list holds are free text: they are written only where several patients share them."""
+    owners: dict[str, set] = {}
+    for fact in facts:
+        if (fact.get("body_part") or "").startswith("?"):
+            owners.setdefault(fact["body_part"], set()).add(fact.get("patient") or fact["source"])
+    for fact in facts:
+        word = fact.get("body_part")
+        if word in owners:
+            fact["body_part"] = word[1:] if len(owners[word]) >= SHARED and word[1:] else "unknown"
+
+
 class ShardFolder:
     """``shards/`` of a data set: ``00000.bin`` and ``00000.parquet``, ``00001.bin``, ..."""
 
@@ -116,15 +151,19 @@ class ShardFolder:
     def write(self, number: int, rows: Iterable[Row]) -> None:
         """Write a shard from rows in their order. The facts come last: a shard without them is not there."""
         pa = arrow()
-        table = []
+        table, thumbnails = [], Counter()
         with written_whole(self.pixels(number)) as temporary, temporary.open("wb") as stream:
             for row in rows:
                 fact = {"source": printable(row.source), "status": row.status, "reason": row.reason}
                 fact |= {"shard": number, **row.facts}
+                thumbnails[row.reason] += 1
+                if thumbnails[row.reason] > THUMBNAILS:
+                    fact.pop("thumbnail", None)
                 if row.status == OK:
                     fact |= {"offset": stream.tell(), "length": len(row.data)}
                     stream.write(row.data)
                 table.append(fact)
+        _hide_rare_words(table)
         with written_whole(self.facts(number)) as temporary:
             pa.parquet.write_table(pa.Table.from_pylist(table, schema=schema()), temporary)
 
@@ -144,6 +183,7 @@ class ShardFolder:
             ) from None
         except (OSError, pa.ArrowException) as error:
             raise ShardError(f"{path}: is damaged ({error}); remove it and run prepare again") from error
+        table = _of_now(table)
         if not table.schema.equals(schema()):
             raise ShardError(f"{path}: is no shard of this version of the package")
         lengths = table.column("length").to_pylist()

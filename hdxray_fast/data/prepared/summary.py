@@ -4,24 +4,48 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from ...errors import MissingDependencyError
 from ...files import written_whole
 from ...images.canvas import Canvas
 from ...images.contour import Contour
-from ...images.overlay import contact_sheet, contact_tile
+from ...images.overlay import contact_sheet, contact_tile, plain_tile
 from ...images.panels import display_levels, write_image
 from .reading import decode, inside_grid
 from .shards import ShardFolder
+from .worker import OK
 
 SPREAD, EXTREME, UNSURE = 32, 16, 8  # tiles of the contact sheet: over the data set, of each extreme, least sure
+LEFT_OUT, TILES_LEFT_OUT = "left_out.png", 64
 
 
 def write_pictures(out: Path, index, recipe: dict, summary: dict) -> None:
     """``summary.png`` (sizes, brightness, contours, what became of the sources) and ``contacts.png``."""
     _histograms(out / "summary.png", index, recipe["bits"], summary)
     _contacts(out / "contacts.png", ShardFolder(out / "shards"), index, recipe)
+
+
+def write_left_out(out: Path, table) -> None:
+    """``left_out.png``: what was left out for its view or body part, the least sure first; none of it, no file.
+
+    Captions say the line of ``quarantine.csv``, the reason and what the pixels give to the view.
+    """
+    path = out / LEFT_OUT
+    path.unlink(missing_ok=True)
+    facts = table.select(["status", "reason", "view_probability", "thumbnail"]).to_pylist()
+    bad = [fact for fact in facts if fact["status"] != OK]
+    shown = [(line, fact) for line, fact in enumerate(bad, start=2) if fact["thumbnail"]]
+    shown.sort(key=lambda pair: 0.0 if pair[1]["view_probability"] is None else pair[1]["view_probability"])
+    tiles = []
+    for line, fact in shown[:TILES_LEFT_OUT]:
+        grey = cv2.imdecode(np.frombuffer(fact["thumbnail"], np.uint8), cv2.IMREAD_GRAYSCALE)
+        chance = "" if fact["view_probability"] is None else f", {fact['view_probability']:.2f}"
+        tiles.append(plain_tile(grey, f"line {line}{chance}", fact["reason"]))
+    if tiles:
+        with written_whole(path) as temporary:
+            write_image(temporary, contact_sheet(tiles))
 
 
 def _histograms(path: Path, index, bits: int, summary: dict) -> None:

@@ -23,6 +23,7 @@ from ..reader_pool import DIED, OUT_OF_MEMORY
 from .archives import is_archive
 from .sources import Source, as_file
 
+THUMBNAIL = 160  # side of the picture kept of what is left out, pixels
 PATCH = 16  # side of a patch of the stored inside grid, pixels
 OK, UNREADABLE, FILTERED = "ok", "unreadable", "filtered"
 # What a Python caller could do, which nobody can who runs prepare
@@ -100,14 +101,19 @@ def read(source: Source, recipe: dict, key: bytes | None, path: str | None = Non
             limits=limits,
         )
         patient = source.patient if key is None else source.patient or patient_hash(key, _dicom_patient(file, canvas))
-    reason = _filtered(canvas, recipe)
+        part = body_part_word(file, canvas)
+    reason = _too_small(canvas, recipe)
     if reason:
         return Row(source.name, FILTERED, reason)
     contour = find_contour(canvas, method=recipe["contour"], patch_size=PATCH)
+    about = {**_about(canvas, contour, patient), "body_part": part}
+    reason = _filtered(canvas, contour, recipe)
+    if reason:
+        return Row(source.name, FILTERED, reason, facts={**about, "thumbnail": _thumbnail(canvas)})
     if contour.confidence < recipe["min_confidence"]:
         return Row(source.name, FILTERED, f"contour confidence below min_confidence={recipe['min_confidence']:g}")
     data = encode(canvas.pixels, recipe["format"], recipe["quality"])
-    return Row(source.name, OK, "", data, _facts(canvas, contour, data, patient))
+    return Row(source.name, OK, "", data, {**_facts(canvas, contour, data), **about})
 
 
 def encode(pixels: np.ndarray, kind: str, quality: int = 95) -> bytes:
@@ -126,20 +132,43 @@ def patient_hash(key: bytes, patient: str) -> str:
     return hmac.new(key, patient.strip().encode(), hashlib.sha256).hexdigest()[:16] if patient.strip() else ""
 
 
-def _filtered(canvas: Canvas, recipe: dict) -> str:
-    """Why an image is left out; empty if it is not. What a file does not say is no reason."""
-    flags = canvas.provenance.get("flags", ())
-    lateral = "lateral_view" in flags
-    if recipe["view"] == "frontal" and lateral:
-        return "lateral view"
-    if recipe["view"] == "lateral" and not lateral:
+def _filtered(canvas: Canvas, contour: Contour, recipe: dict) -> str:
+    """Why an image is left out; empty if it is not. What neither header nor pixels are sure of is no reason."""
+    view = contour.view
+    if recipe["view"] == "frontal" and view.name in ("lateral", "other"):
+        name = "neither frontal nor lateral view" if view.evidence == "header" else "no chest radiograph"
+        return f"{'lateral view' if view.name == 'lateral' else name} ({view.evidence})"
+    if recipe["view"] == "lateral" and view.name != "lateral":
         return "not a lateral view"
-    if recipe["body_part"] == "chest" and "body_part_not_chest" in flags:
+    if recipe["body_part"] == "chest" and "body_part_not_chest" in canvas.provenance.get("flags", ()):
         return "body part is not the chest"
+    return ""
+
+
+def _too_small(canvas: Canvas, recipe: dict) -> str:
     rows, columns = canvas.provenance["original_size"]
     if min(rows, columns) < recipe["min_side"]:
         return f"{columns} x {rows} pixels, less than min_side={recipe['min_side']}"
     return ""
+
+
+def body_part_word(path: str, canvas: Canvas) -> str:
+    """The body part: a word of the lists, or, as the file has it, one that they do not hold ("?" before it).
+
+    The latter is for counting: what is written of it, see :meth:`.shards.ShardFolder.write`.
+    """
+    part = str(canvas.provenance.get("body_part", ""))
+    if part != "unknown":
+        return part
+    from ...images.dicom import read_body_part
+
+    return "?" + read_body_part(path)
+
+
+def _thumbnail(canvas: Canvas) -> bytes:
+    """A small JPEG for the sheet of what was left out."""
+    grey = canvas.pixels if canvas.pixels.dtype == np.uint8 else (canvas.pixels >> 8).astype(np.uint8)
+    return encode(cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA), "jpeg", 80)
 
 
 def _dicom_patient(path: str, canvas: Canvas) -> str:
@@ -150,7 +179,18 @@ def _dicom_patient(path: str, canvas: Canvas) -> str:
     return read_patient_id(path)
 
 
-def _facts(canvas: Canvas, contour: Contour, data: bytes, patient: str) -> dict:
+def _about(canvas: Canvas, contour: Contour, patient: str) -> dict:
+    """What is kept of an image even if it is left out."""
+    return {
+        "patient": patient,
+        "view": contour.view.name,
+        "view_evidence": contour.view.evidence,
+        "view_probability": contour.view.probability,
+        "flags": list(dict.fromkeys((*canvas.provenance.get("flags", ()), *contour.view.flags))),
+    }
+
+
+def _facts(canvas: Canvas, contour: Contour, data: bytes) -> dict:
     provenance = canvas.provenance
     valid = canvas.valid_grid(PATCH)
     scale, shift = standardisation(canvas.pixels, valid)
@@ -167,12 +207,9 @@ def _facts(canvas: Canvas, contour: Contour, data: bytes, patient: str) -> dict:
         "scale": scale,
         "shift": shift,
         "pixel_sha256": provenance.get("pixel_sha256", ""),
-        "patient": patient,
         "height": int(rows),
         "width": int(columns),
         "format": str(provenance.get("format", "")),
-        "view": str(provenance.get("view", "")),
-        "flags": list(provenance.get("flags", ())),
         "provenance": json.dumps(
             {name: value for name, value in sorted(provenance.items()) if name not in ("source", "flags")}
         ),
