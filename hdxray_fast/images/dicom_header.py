@@ -113,7 +113,7 @@ def check_modality(path: str, dataset, any_modality: bool, flags: list[str]) -> 
     if shown.part in ("other", "unknown"):
         flags.append("body_part_not_chest" if shown.part == "other" else "body_part_unknown")
     if shown.view in ("lateral", "other"):
-        flags.append(f"{shown.view}_view")
+        flags.append("lateral_view" if shown.view == "lateral" else "other_view")
     if shown.contradiction:
         flags.append("view_contradiction")
     if text(dataset, "BurnedInAnnotation") == "YES":
