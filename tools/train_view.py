@@ -22,8 +22,7 @@ from contour_checks import DAMAGES, not_a_chest, to_canvas
 from contour_confidence import SIZE, read_small
 
 import hdxray_fast
-from hdxray_fast.images.contour import _view
-from hdxray_fast.images.contour_net import default_runner, read_frames
+from hdxray_fast.images.contour import _network
 from hdxray_fast.images.view_net import SURE
 
 WEIGHTS = Path(hdxray_fast.__file__).parent / "images" / "view_net.npz"
@@ -97,9 +96,7 @@ def listed(folder: Path, shared: bool) -> list[tuple[Path, str, str]]:
 
 
 def look(image: np.ndarray) -> np.ndarray:
-    canvas = to_canvas(image, SIZE)
-    frame = _view(canvas, canvas.valid_box)
-    return read_frames(default_runner(), frame.image, frame.valid).signs
+    return _network(to_canvas(image, SIZE), rescue=True)[3].signs
 
 
 def collect(args: argparse.Namespace) -> dict[str, np.ndarray]:

@@ -17,7 +17,7 @@ from torch import nn
 from ..data.listing import list_images, manifest_patients
 from ..data.quarantine import Quarantined, write_quarantine
 from ..data.reader_pool import worker_count
-from ..errors import ConfigError, TrainingError
+from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.embedding import Embedder
 from ..files import written_whole
 from .classifier import Classifier, load_classifier
@@ -150,6 +150,11 @@ def predict(
         CheckpointError: the folder holds no classifier, or a damaged one.
     """
     model = load_classifier(model) if isinstance(model, str | os.PathLike) else model
+    if not isinstance(model, Classifier):
+        raise ArgumentTypeError(
+            f"model: got {type(model).__name__}, accepted are a Classifier (load_classifier; of transformers' model: "
+            "to_classifier) and the folder of one"
+        )
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     files = list(dict.fromkeys(str(file) for name in names for file in list_images(name, argument="paths")))
     found = predict_list(files, model, batch_size, workers, device, progress, classes, precision, compile)

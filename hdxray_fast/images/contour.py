@@ -136,7 +136,8 @@ def find_contour(canvas: Canvas, method: str = "network", patch_size: int = 16, 
         raise ArgumentError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     chances = None
     if method == "network":
-        polygon, confidence, name, chances = _network(canvas, rescue)
+        polygon, confidence, name, reading = _network(canvas, rescue)
+        chances = view_chances(reading.signs)
     elif method == "classical":
         polygon, confidence, name = _classical(canvas)
     elif method == "prior":
@@ -150,9 +151,9 @@ def find_contour(canvas: Canvas, method: str = "network", patch_size: int = 16, 
 
 
 def find_view(canvas: Canvas) -> ChestView:
-    """Which way a radiograph looks: its header's word, checked by one look at its pixels.
+    """Which way a radiograph looks: its header's word, checked by what the contour net saw in its pixels.
 
-    Takes as long as a first look for the contour; :func:`find_contour` gives it beside the contour for nothing.
+    Takes as long as the contour; :func:`find_contour` gives it beside that for nothing.
 
     Args:
         canvas: from ``read_canvas``.
@@ -161,7 +162,7 @@ def find_view(canvas: Canvas) -> ChestView:
         ArgumentTypeError, ArgumentError: as :func:`find_contour`.
     """
     _check_canvas(canvas, 1)
-    reading, _ = _look(canvas, canvas.valid_box)
+    reading = _network(canvas, rescue=True)[3]
     return judge_view(_named_view(canvas), view_chances(reading.signs), SURE)
 
 
@@ -278,29 +279,27 @@ def _trim_box(canvas: Canvas) -> tuple[int, int, int, int]:
     return int(top + y0), int(left + x0), int(min(height, y1) - y0), int(min(width, x1) - x0)
 
 
-def _network(canvas: Canvas, rescue: bool) -> tuple[np.ndarray, float, str, np.ndarray]:
-    """Polygon on the canvas, confidence, what happened, and the chances of the views."""
+def _network(canvas: Canvas, rescue: bool) -> tuple[np.ndarray, float, str, Reading]:
+    """Polygon on the canvas, confidence, what happened, and the look that was believed.
+
+    That is the first, or the one of the rescue that was accepted, in which an inverted film is as it should be.
+    """
     reading, polygon = _look(canvas, canvas.valid_box)
-    return *_outline(canvas, reading, polygon, rescue), view_chances(reading.signs)
-
-
-def _outline(
-    canvas: Canvas, reading: Reading, polygon: np.ndarray | None, rescue: bool
-) -> tuple[np.ndarray, float, str]:
     if reading.confidence >= ACCEPT:
-        return polygon, reading.confidence, "network"
+        return polygon, reading.confidence, "network", reading
     if not rescue:
-        return (_prior(canvas), 0.0, "prior") if polygon is None else (polygon, reading.confidence, "network")
+        first = (_prior(canvas), 0.0, "prior") if polygon is None else (polygon, reading.confidence, "network")
+        return *first, reading
     best: tuple[Reading, np.ndarray, str] | None = None
     for name, again, found in _second_looks(canvas, polygon):
         if found is not None and (best is None or again.confidence > best[0].confidence):
             best = (again, found, name)
     if best is not None and best[0].confidence >= RESCUE_ACCEPT:
-        return best[1], best[0].confidence, f"network:{best[2]}"
+        return best[1], best[0].confidence, f"network:{best[2]}", best[0]
     fallback, confidence, name = _classical(canvas)
     if polygon is not None and confidence < ACCEPT:  # neither convinces: the net is the better guesser
-        return polygon, reading.confidence, "network"
-    return fallback, min(confidence, FALLBACK_CONFIDENCE), name
+        return polygon, reading.confidence, "network", reading
+    return fallback, min(confidence, FALLBACK_CONFIDENCE), name, reading
 
 
 def _second_looks(canvas: Canvas, polygon: np.ndarray | None):

@@ -1,6 +1,6 @@
 """Frontal, lateral, or no chest radiograph, by what the contour net saw: a logistic regression on its signs.
 
-The signs are those of :func:`.contour_net.describe`, of the first look, which is taken for the contour anyhow; the
+The signs are those of :func:`.contour_net.describe`, of the look that the contour is taken from; the
 regression itself is a product of 65 numbers with three. Trained by ``tools/train_view.py``, measured in
 docs/contour.md.
 """

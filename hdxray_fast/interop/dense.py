@@ -105,7 +105,7 @@ class DenseEncoder(nn.Module):
         kept = None if keep is None else layers.kept_tokens(keep, encoder.num_prefix_tokens)
         if self.pixels.normalises:
             images = _normalised(images, self.pixels.pixels, encoder.normalisation, encoder.patch_size, valid)
-        x = encoder.add_prefix(encoder.patch_embed.embed_images(images.to(encoder.pos_embed.dtype)))
+        x = encoder.add_prefix(encoder.patch_embed(images.to(encoder.pos_embed.dtype)))
         for block in encoder.blocks:
             x = layers.run_block(block, x, kept)
         return encoder.norm(x), kept
@@ -148,6 +148,14 @@ def dense(model: nn.Module, output: str | None, pool: str | None, pixels: PixelI
         output, pool: see :func:`.export_onnx`.
         pixels: what the images are.
     """
+    if hasattr(model, "to_classifier"):  # transformers' classifier, which need not be there
+        model = model.to_classifier()
+    for part in (model, getattr(model, "encoder", None), getattr(model, "head", None)):
+        if isinstance(part, nn.Module) and (part._forward_hooks or part._forward_pre_hooks):
+            raise ArgumentError(
+                f"encoder: there are hooks on its {type(part).__name__}, which is written layer by layer; hang them on "
+                "layers or blocks, or remove them"
+            )
     if not isinstance(model, Encoder | Classifier) and isinstance(getattr(model, "encoder", None), Encoder):
         if type(model).__name__ != "HDXrayModel":  # of transformers, which need not be there
             raise ArgumentTypeError(

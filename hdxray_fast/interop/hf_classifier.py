@@ -32,6 +32,7 @@ from .hf_config import CONFIG_WORDS, HDXrayConfig
 
 PROBLEMS = ("single_label_classification", "multi_label_classification")
 _FIELDS = {field.name for field in fields(ClassifierConfig)} - {"classes", "multiclass"}
+_OF_A_RUN = ("thresholds", "splits")
 _HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 
@@ -99,6 +100,10 @@ class HDXrayForImageClassification(HDXrayPreTrainedModel):
             _, states, plan, longest = depths
             hidden = tuple(torch.cat(self.encoder.on_grid(state, plan, longest), dim=1) for state in states)
         loss = None if labels is None else self._loss(logits, labels)
+        if loss is not None and self.training:  # what was chosen for other weights is not saved with these
+            self.config.classifier = {
+                name: value for name, value in (self.config.classifier or {}).items() if name not in _OF_A_RUN
+            }
         outputs = ImageClassifierOutput(loss=loss, logits=logits, hidden_states=hidden)
         return outputs if self.wants("return_dict", return_dict) else outputs.to_tuple()
 
@@ -118,6 +123,12 @@ class HDXrayForImageClassification(HDXrayPreTrainedModel):
                 "is [B, num_labels], and [B] where one class holds"
             )
         return classification_loss(logits, labels.float(), self.config.problem_type == PROBLEMS[0])
+
+    def to_classifier(self) -> Classifier:
+        """A :class:`.Classifier` around the same encoder and head, for :func:`hdxray_fast.predict` and the like."""
+        classifier = Classifier(self.encoder, classifier_config(self.config))
+        classifier.head = self.head
+        return classifier.train(self.training)
 
     @classmethod
     def from_classifier(cls, classifier: Classifier) -> HDXrayForImageClassification:
@@ -146,11 +157,12 @@ class HDXrayForImageClassification(HDXrayPreTrainedModel):
         source = pretrained_model_name_or_path
         want_info = kwargs.pop("output_loading_info", False)
         hub = {name: kwargs[name] for name in _HUB if kwargs.get(name) is not None}
+        asked: dict = {}
         if not isinstance(config, HDXrayConfig):
             asked = {name: kwargs.pop(name) for name in list(kwargs) if name in CONFIG_WORDS}
             config = HDXrayConfig.from_pretrained(config or source, **hub, **asked)
         if (file := _file(source, CLASSIFIER_FILE, hub)) is not None:
-            _complete(config, read_settings(file))
+            _complete(config, read_settings(file), bool({"num_labels", "id2label", "label2id"} & set(asked)))
         trained = file is not None or CLASSIFIER_CLASS in (config.architectures or [])
         path = source
         if (head := _file(source, HEAD_FILE, hub)) is not None:  # this package's own folder: in two files
@@ -223,10 +235,11 @@ def classifier_config(config: HDXrayConfig) -> ClassifierConfig:
     return ClassifierConfig(classes, multiclass=one, **settings)
 
 
-def _complete(config: HDXrayConfig, settings: dict) -> None:
+def _complete(config: HDXrayConfig, settings: dict, labels_asked: bool) -> None:
     """What ``classifier.json`` tells, as far as nobody has said otherwise."""
     config.classifier = {**_beside(settings), **(config.classifier or {})}
-    if config.num_labels == 2 and list(config.id2label.values()) == ["LABEL_0", "LABEL_1"]:  # nobody named any
+    unnamed = config.num_labels == 2 and list(config.id2label.values()) == ["LABEL_0", "LABEL_1"]
+    if unnamed and not labels_asked:
         labels = label_keys(settings["classes"], settings["multiclass"])
         config.id2label, config.label2id = labels["id2label"], labels["label2id"]
         config.problem_type = config.problem_type or labels["problem_type"]

@@ -121,6 +121,17 @@ class TimmEncoder(Encoder):
         ]
         self.set_drop_path(drop_path_rate)
 
+    @property
+    def _model_args(self) -> dict[str, Any]:
+        """What timm writes beside the weights it saves: how such a model is built again, from no other file."""
+        return self.__dict__.get("_built_by", {})
+
+    @_model_args.setter
+    def _model_args(self, options: dict[str, Any]) -> None:
+        if "weights" in options:
+            options = {n: getattr(self.config, n) for n in _OURS} | {n: v for n, v in options.items() if n != "weights"}
+        self.__dict__["_built_by"] = options
+
     def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, num_classes], without head [B, D]
         """Logits; features with ``num_classes=0``; tokens with ``global_pool=""`` as well."""
         return self.forward_head(self.forward_features(x))

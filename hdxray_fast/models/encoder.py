@@ -12,11 +12,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ArgumentError, ArgumentTypeError
 from ..ops import autocast
-from ..ops.compiling import writes_graph
+from ..ops.compiling import standard_operations, writes_graph
 from ..ops.gather import gather_patches
 from ..ops.plan import MaskPlan, as_plain
 from ..ops.view import View
@@ -531,7 +532,7 @@ class Encoder(nn.Module):
     def _embed_images(self, images: Tensor, scale: float | Tensor, shift: float | Tensor) -> Tensor:  # -> [B, P, D]
         """Embedded patches of whole images, in standard operations."""
         scale, shift = (v[:, None, None, None] if isinstance(v, Tensor) and v.dim() else v for v in (scale, shift))
-        return self.patch_embed.embed_images((images.float() * scale + shift).to(self._rows_dtype(images.device)))
+        return self.patch_embed((images.float() * scale + shift).to(self._rows_dtype(images.device)))
 
     def _features(self, tokens: Tokens, plan: MaskPlan | None, pool: str, longest: int) -> Tensor:
         """:meth:`pool_tokens`, of whole images in standard operations where a graph is written."""
@@ -568,8 +569,11 @@ class Encoder(nn.Module):
         plan: MaskPlan | None,
         drop_path_keep: Tensor | None = None,
     ) -> Tensor:
-        if cu_seqlens is None and writes_graph() and not (block.training and block.drop_path):
-            return dense.run_block(block, x)
+        if isinstance(block, nn.Identity):  # a block that was taken out
+            return block(x)
+        if cu_seqlens is None and writes_graph():
+            with standard_operations():
+                return block(x, None, None, None, drop_path_keep)
         equal_lengths = plan is not None and plan.equal_counts[0]
         arguments = (x, cu_seqlens, longest, None, drop_path_keep, equal_lengths)
         if self.grad_checkpointing and torch.is_grad_enabled():
@@ -633,6 +637,10 @@ class Encoder(nn.Module):
                 f"images: got shape {list(images.shape)}, this encoder takes [B, {self.in_chans}, {sides}]{more}; "
                 "create it with the img_size and in_chans of the images"
             )
+        if self.pos_embed.dtype == torch.float64 and not images.is_floating_point():  # of others their own is named
+            raise ArgumentError("dtype: the weights are float64, accepted are float32, bfloat16 and float16")
+        if not torch.compiler.is_compiling() and unpack_dual(images).tangent is not None:
+            raise NotImplementedError("forward-mode differentiation of the encoder is not there; reverse mode is")
         return as_plain(images)
 
     def _takes_size(self, height: int, width: int) -> bool:

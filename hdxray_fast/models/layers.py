@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..errors import ArgumentError, ArgumentTypeError
 from ..ops.attention import attention
+from ..ops.compiling import kept_keys, takes_standard_operations
 from .packing import image_of_row
 from .plain import is_plain
 
@@ -63,7 +64,7 @@ class Mlp(nn.Module):
         if self.drop is not None and self.drop.training:
             return self.drop(self.fc2(self.drop(F.gelu(hidden))))
         # without gradient nothing is kept
-        if not torch.is_grad_enabled() or not is_plain(self.fc2, nn.Linear):
+        if not torch.is_grad_enabled() or takes_standard_operations() or not is_plain(self.fc2, nn.Linear):
             return self.fc2(F.gelu(hidden))
         out = GeluLinear.apply(hidden.flatten(0, -2), self.fc2.weight, self.fc2.bias)
         return out.view(*x.shape[:-1], self.fc2.out_features)
@@ -104,16 +105,19 @@ class SelfAttention(nn.Module):
         q, k, v = qkv.unbind(-3)  # 3 x [N, H, Dh] or [B, S, H, Dh]: views, attention reads strides
         if queries is not None:
             q = q.index_select(0, queries.rows)  # [Nq, H, Dh]
-        out = attention(
-            q,
-            k,
-            v,
-            cu_seqlens_q=cu_seqlens if queries is None else queries.cu_seqlens,
-            cu_seqlens_k=cu_seqlens,
-            max_seqlen_q=max_seqlen if queries is None else queries.max_seqlen,
-            max_seqlen_k=max_seqlen,
-            equal_lengths=equal_lengths,
-        )
+        if takes_standard_operations():
+            out = _standard_attention(q, k, v)
+        else:
+            out = attention(
+                q,
+                k,
+                v,
+                cu_seqlens_q=cu_seqlens if queries is None else queries.cu_seqlens,
+                cu_seqlens_k=cu_seqlens,
+                max_seqlen_q=max_seqlen if queries is None else queries.max_seqlen,
+                max_seqlen_k=max_seqlen,
+                equal_lengths=equal_lengths,
+            )
         out = self.proj(out.flatten(-2))  # [..., H, Dh] -> [..., D]
         return out if self.proj_drop is None else self.proj_drop(out)
 
@@ -131,27 +135,39 @@ class CrossAttention(nn.Module):
 
     def forward(
         self,
-        x: Tensor,  # [Nq, D] queries
-        y: Tensor,  # [Nk, encoder_dim] tokens attended to
-        cu_seqlens_q: Tensor,  # [B + 1] int32
-        cu_seqlens_k: Tensor,  # [B + 1] int32
-        max_seqlen_q: int,
-        max_seqlen_k: int,
+        x: Tensor,  # [Nq, D] queries, or under standard_operations [B, Q, D]
+        y: Tensor,  # [Nk, encoder_dim] tokens attended to, or [B, S, encoder_dim]
+        cu_seqlens_q: Tensor | None = None,  # [B + 1] int32
+        cu_seqlens_k: Tensor | None = None,  # [B + 1] int32
+        max_seqlen_q: int | None = None,
+        max_seqlen_k: int | None = None,
         equal_lengths: bool = False,
     ) -> Tensor:
         q = self.q(x).unflatten(-1, (self.num_heads, -1))  # [Nq, H, Dh]
-        k, v = self.kv(y).unflatten(-1, (2, self.num_heads, -1)).unbind(1)  # [Nk, 2, H, Dh] -> 2 x [Nk, H, Dh]
-        out = attention(
-            q,
-            k,
-            v,
-            cu_seqlens_q=cu_seqlens_q,
-            cu_seqlens_k=cu_seqlens_k,
-            max_seqlen_q=max_seqlen_q,
-            max_seqlen_k=max_seqlen_k,
-            equal_lengths=equal_lengths,
-        )
-        return self.proj(out.flatten(1))
+        k, v = self.kv(y).unflatten(-1, (2, self.num_heads, -1)).unbind(-3)  # [Nk, 2, H, Dh] -> 2 x [Nk, H, Dh]
+        if takes_standard_operations():
+            out = _standard_attention(q, k, v)
+        else:
+            out = attention(
+                q,
+                k,
+                v,
+                cu_seqlens_q=cu_seqlens_q,
+                cu_seqlens_k=cu_seqlens_k,
+                max_seqlen_q=max_seqlen_q,
+                max_seqlen_k=max_seqlen_k,
+                equal_lengths=equal_lengths,
+            )
+        return self.proj(out.flatten(-2))
+
+
+def _standard_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # [B, Q, H, Dh], 2 x [B, S, H, Dh]
+    """Attention of dense tokens under :func:`.standard_operations`, ``[B, Q, H, Dh]``."""
+    kept = kept_keys()
+    counts = None if kept is None else kept[:, None, None]  # [B, 1, 1, S]
+    return F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), counts).transpose(
+        1, 2
+    )
 
 
 class LayerScale(nn.Module):

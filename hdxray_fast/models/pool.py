@@ -41,7 +41,15 @@ class AttentionPool(nn.Module):
         self.attn = CrossAttention(dim, dim, num_heads)
         nn.init.trunc_normal_(self.query, std=dim**-0.5)
 
-    def forward(self, values: Tensor, cu_seqlens: Tensor, max_seqlen: int) -> Tensor:  # [N, D] -> [B, D]
+    def forward(
+        self,
+        values: Tensor,  # [N, D], or under standard_operations [B, S, D]
+        cu_seqlens: Tensor | None = None,
+        max_seqlen: int | None = None,
+    ) -> Tensor:  # [B, D]
+        if cu_seqlens is None:
+            queries = self.query.expand(values.shape[0], 1, -1)
+            return self.attn(queries, self.norm(values)).squeeze(1)
         batch = cu_seqlens.shape[0] - 1
         one_each = torch.arange(batch + 1, device=cu_seqlens.device, dtype=torch.int32)
         queries = self.query.expand(batch, -1)

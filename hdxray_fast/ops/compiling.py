@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
+_standard = threading.local()
 F = TypeVar("F", bound=Callable)
 
 
@@ -31,6 +35,30 @@ def writes_graph() -> bool:
     if torch.compiler.is_dynamo_compiling():
         return False
     return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+@contextmanager
+def standard_operations(kept: Tensor | None = None) -> Iterator[None]:
+    """Have layers compute dense tokens by operations that other runtimes know; see ``models/dense.py``.
+
+    ``kept`` is bool ``[B, S]``: the tokens that are keys of attention; left out, all.
+    """
+    before = getattr(_standard, "kept", None), takes_standard_operations()
+    _standard.kept, _standard.on = kept, True
+    try:
+        yield
+    finally:
+        _standard.kept, _standard.on = before
+
+
+def takes_standard_operations() -> bool:
+    """Whether :func:`standard_operations` is in force in this thread."""
+    return not torch.compiler.is_dynamo_compiling() and getattr(_standard, "on", False)
+
+
+def kept_keys() -> Tensor | None:
+    """What :func:`standard_operations` was given."""
+    return _standard.kept
 
 
 def not_traced(reason: str) -> Callable[[F], F]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from onnx_runtimes import run_onnx
+from torch import nn
 from torch.utils import _pytree
 
 import hdxray_fast as hx
@@ -170,3 +171,62 @@ def test_an_exported_program_is_compiled_ahead_of_time(tmp_path):
     inside, valid = torch.rand(2, 3, 2, 3) < 0.6
     keep = encoder.kept_patches(images, inside, valid)
     assert_equal(compiled(images, keep=keep, valid=valid), encoder(images, inside=inside, valid=valid))
+
+
+class Halved(nn.Module):
+    """A block with something around it."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, *arguments, **options):
+        return 0.5 * self.block(*arguments, **options)
+
+
+def hook_on(layer: str):
+    return lambda encoder: encoder.get_submodule(layer).register_forward_hook(lambda _, inputs, out: 0.5 * out)
+
+
+def halve_the_input(encoder) -> None:
+    encoder.blocks[1].register_forward_pre_hook(lambda _, inputs: (0.5 * inputs[0], *inputs[1:]))
+
+
+def wrap(encoder) -> None:
+    encoder.blocks[1] = Halved(encoder.blocks[1])
+
+
+def take_out(encoder) -> None:
+    encoder.blocks[1] = nn.Identity()
+
+
+LAYERS = ["blocks.1", "blocks.1.attn", "blocks.1.mlp", "patch_embed.proj", "attn_pool", "norm"]
+
+
+@pytest.mark.parametrize("change", [*map(hook_on, LAYERS), halve_the_input, wrap, take_out])
+def test_graphs_hold_what_hangs_on_blocks_and_layers(change):
+    encoder = hx.create_encoder(
+        "vit_tiny_patch16", img_size=64, depth=2, embed_dim=32, num_heads=2, pool="attention"
+    ).eval()
+    images = torch.randn(2, 1, 64, 64)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+        before = encoder(images)
+        change(encoder)
+        expected = encoder(images)
+        assert (expected - before).abs().max() > 1e-3
+        graphs = [
+            hx.export_program(encoder, "features").module(),
+            torch.export.export(encoder, (images,)).module(),
+            torch.jit.trace(encoder, (images,), check_trace=False),
+        ]
+        for graph in graphs:
+            torch.testing.assert_close(graph(images), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_hooks_on_what_is_written_layer_by_layer_are_refused():
+    encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1, embed_dim=32, num_heads=2)
+    encoder.register_forward_hook(lambda *_: None)
+    with pytest.raises(hx.ArgumentError, match="hooks on its Encoder"):
+        hx.export_program(encoder)

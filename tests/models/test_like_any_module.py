@@ -374,3 +374,30 @@ def test_a_batch_of_batches():
 def test_float64_is_refused_by_name():
     with pytest.raises(hx.ArgumentError, match="images: got dtype float64"):
         encoder_of().double()(images_of().double())
+    with pytest.raises(hx.ArgumentError, match="dtype: the weights are float64"):
+        encoder_of().double()(torch.zeros(images_of().shape, dtype=torch.uint8))
+
+
+def test_gradients_of_single_samples_and_jacobians():
+    from torch.func import functional_call, grad, jacrev, vmap
+
+    encoder = encoder_of(pool="mean")
+    parameters, images = dict(encoder.named_parameters()), images_of(3)
+
+    def loss(values, image):
+        return functional_call(encoder, values, (image[None],)).square().sum()
+
+    together = vmap(grad(loss), (None, 0))(parameters, images)
+    for index in range(3):
+        alone = grad(loss)(parameters, images[index])
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name][index], value, rtol=1e-4, atol=1e-5)
+    assert jacrev(lambda x: encoder(x)[:, :2])(images[:1]).shape == (1, 2, *images[:1].shape)
+
+
+def test_forward_mode_is_refused_and_not_lost():
+    import torch.autograd.forward_ad as forward_ad
+
+    images = images_of(1)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode"):
+        encoder_of(pool="mean")(forward_ad.make_dual(images, torch.ones_like(images)))
