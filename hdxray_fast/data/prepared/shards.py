@@ -12,9 +12,11 @@ from pathlib import Path
 
 from ...errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
 from ...files import written_whole
+from ...images.perceptual_hash import LENGTH, SIDE
 from .worker import OK, UNREADABLE, Row
 
 FORMAT, FORMAT_VERSION = "hdxray_fast.prepared", 1
+ADDED = ("thumbnail", "perceptual_hash")  # columns that shards of earlier versions lack: null there
 
 
 class ShardError(HDXrayError, OSError):
@@ -38,7 +40,8 @@ def schema():
     the packed inside grid (``numpy.packbits``, patches of 16 pixels), ``polygon`` x and y in turn in canvas pixels,
     ``pixel * scale + shift`` has mean 0 and deviation 1 over the valid patches, ``patient`` is a keyed hash,
     ``height`` and ``width`` are those of the stored image, ``provenance`` tells as JSON how its pixels became those of
-    the canvas: decoder, transfer syntax, window, polarity, spacing.
+    the canvas: decoder, transfer syntax, window, polarity, spacing. ``thumbnail`` (``[48, 48] uint8``, rows in turn)
+    and ``perceptual_hash`` (``[90] int8``) are those of :mod:`hdxray_fast.images.perceptual_hash`.
     """
     pa = arrow()
     return pa.schema(
@@ -67,6 +70,8 @@ def schema():
             ("view", pa.string()),
             ("flags", pa.list_(pa.string())),
             ("provenance", pa.string()),
+            ("thumbnail", pa.binary(SIDE * SIDE)),
+            ("perceptual_hash", pa.binary(LENGTH)),
         ],
         metadata={"format": FORMAT, "format_version": str(FORMAT_VERSION)},
     )
@@ -144,6 +149,9 @@ class ShardFolder:
             ) from None
         except (OSError, pa.ArrowException) as error:
             raise ShardError(f"{path}: is damaged ({error}); remove it and run prepare again") from error
+        for field in schema():
+            if field.name in ADDED and field.name not in table.column_names:
+                table = table.append_column(field, pa.nulls(len(table), field.type))
         if not table.schema.equals(schema()):
             raise ShardError(f"{path}: is no shard of this version of the package")
         lengths = table.column("length").to_pylist()

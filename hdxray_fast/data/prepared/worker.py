@@ -18,6 +18,7 @@ import numpy as np
 from ...errors import HDXrayError, ImageReadError, OtherModalityError
 from ...images.canvas import Canvas, Limits, read_canvas
 from ...images.contour import Contour, find_contour
+from ...images.perceptual_hash import equalised_thumbnail, perceptual_hash
 from ...images.standardise import standardisation
 from ..reader_pool import DIED, OUT_OF_MEMORY
 from .archives import is_archive
@@ -155,6 +156,7 @@ def _facts(canvas: Canvas, contour: Contour, data: bytes, patient: str) -> dict:
     valid = canvas.valid_grid(PATCH)
     scale, shift = standardisation(canvas.pixels, valid)
     rows, columns = provenance["original_size"]
+    thumbnail = equalised_thumbnail(canvas.pixels, canvas.valid_box)
     return {
         "crc32": zlib.crc32(data),
         "valid_box": [int(v) for v in canvas.valid_box],
@@ -176,4 +178,6 @@ def _facts(canvas: Canvas, contour: Contour, data: bytes, patient: str) -> dict:
         "provenance": json.dumps(
             {name: value for name, value in sorted(provenance.items()) if name not in ("source", "flags")}
         ),
+        "thumbnail": thumbnail.tobytes(),
+        "perceptual_hash": perceptual_hash(thumbnail[None]).tobytes(),
     }
