@@ -92,6 +92,8 @@ def _finetune(config: FinetuneConfig, processes: int, progress: bool, on_step) -
         if metrics.exists() and task.best_model.facts:  # this run is whole: several in one folder go on with the next
             return _read_result(out)
         task.use(task.find_images(training))
+        if progress and task.copies:
+            training.print("\n".join(task.copies))
         done = training.run()
         result = FinetuneResult(out, {}, len(task.datasets["train"]), {}, len(task.set_aside.rows), done.finished)
         if done.finished and training.is_main:

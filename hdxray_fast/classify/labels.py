@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.splits import SPLITS, canonical_split, describe_drawn, fill_splits, patient_place, patients_hash
+from ..data.splits import (
+    SPLITS,
+    canonical_split,
+    describe_drawn,
+    drawn_splits,
+    fill_splits,
+    patient_place,
+    patients_hash,
+)
 from ..errors import ConfigError
 from .label_csv import read_generic
 from .label_presets import PRESETS
@@ -64,6 +72,7 @@ def read_labels(
     origin = {
         "patients": patients_hash(table.patients),
         "given": patients_hash(_placed(table)),
+        "drawn": drawn_splits(table.splits, SPLITS),
         "seed": seed,
         "val_share": val_share,
         "test_share": test_share,
