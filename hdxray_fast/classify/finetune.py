@@ -114,6 +114,8 @@ def _finetune(
         if training.is_main and (begun is None or not (out / DRAWN_FILE).exists()):
             Seen.of(whole).save(out / DRAWN_FILE)
         task.use(task.find_images(training))
+        if progress and task.copies:
+            training.print("\n".join(task.copies))
         done = training.run()
         result = FinetuneResult(out, {}, len(task.datasets["train"]), {}, len(task.set_aside.rows), done.finished)
         if done.finished and training.is_main:

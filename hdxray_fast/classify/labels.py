@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.splits import SPLITS, canonical_split, describe_drawn, fill_splits, patient_place, patients_hash
+from ..data.splits import (
+    SPLITS,
+    canonical_split,
+    describe_drawn,
+    drawn_splits,
+    fill_splits,
+    patient_place,
+    patients_hash,
+)
 from ..errors import ConfigError
 from .label_csv import read_generic
 from .label_presets import PRESETS
@@ -93,6 +101,7 @@ def draw_splits(
         "given": patients_hash(_placed(table)),
         "draw": "stratified",
         "labels": _labels_hash(table),
+        "drawn": drawn_splits(table.splits, SPLITS),
         "seed": seed,
         "val_share": val_share,
         "test_share": test_share,

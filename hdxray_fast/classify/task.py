@@ -28,6 +28,7 @@ from ..weights.fingerprint import settings_print
 from .batches import LabelledBatch, mix_pixels
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .config import FinetuneConfig
+from .copies import keep_copies_together
 from .data import LabelledRadiographs, SetAside, find_prepared, table_of_readable
 from .evaluation import report_predictions
 from .heads import TEXT_MODEL, embed_names
@@ -75,6 +76,7 @@ class FinetuneTask(Task):
     def __init__(self, config: FinetuneConfig, table: LabelTable, whole: LabelTable | None = None) -> None:
         self.config, self.table, self.whole = config, table, whole or table
         self.notes: list[str] = []
+        self.copies: list[str] = []  # notes on near duplicates, once images are there
         # what changes no more than places and grey levels is done where pixels are read
         self.views = config.augment == "mild" and not config.mixup
         if config.augment == "mild" and config.mixup:
@@ -136,10 +138,10 @@ class FinetuneTask(Task):
         """
         config, source = self.config, self.config.data
         self.table, images = table_of_readable(self.table, prepared)
-        hashes = images.hashes()
-        refuse_duplicates(self.table, hashes, source)
+        refuse_duplicates(self.table, images.hashes(), source)
+        self.table, images, self.copies = keep_copies_together(self.table, images, self.table.origin.get("drawn", ()))
         check_table(self.table, source)
-        self.seen = Seen.of(self.whole, self.table, hashes)
+        self.seen = Seen.of(self.whole, self.table, images.hashes())
         self.images = {
             split: images.subset([row for row, own in enumerate(self.table.splits) if own == split]) for split in SPLITS
         }

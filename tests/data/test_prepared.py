@@ -12,17 +12,20 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from film_makers import COPIES, draw_film
 from prepared_helpers import SIZE, contents, make_folder, prepare, rows_of
 from toy_radiographs import draw_radiograph
 from xray_makers import dicom
 
 import hdxray_fast as hx
-from hdxray_fast.data.prepared.index import merge
+from hdxray_fast.data.prepared.duplicates import thumbnails_of
+from hdxray_fast.data.prepared.index import describe, merge, read_set_aside
 from hdxray_fast.data.prepared.reading import PreparedSet, is_prepared
 from hdxray_fast.data.prepared.shards import ShardError
 from hdxray_fast.data.prepared.sources import list_sources
 from hdxray_fast.errors import ConfigError, TrainingError
 from hdxray_fast.images.canvas import read_canvas
+from hdxray_fast.images.perceptual_hash import equalised_thumbnail
 
 
 @pytest.fixture
@@ -55,7 +58,7 @@ def test_bad_files_and_duplicates_are_listed_with_reasons(folder, tmp_path):
     summary = prepare([folder], tmp_path / "set").summary
     bad = {Path(row["source"]).name: row for row in rows_of(tmp_path / "set" / "quarantine.csv")}
     assert set(bad) == {"cut.png", "text.jpg"} and all(row["reason"] for row in bad.values())
-    (same,) = rows_of(tmp_path / "set" / "duplicates.csv")
+    (same,) = (row for row in rows_of(tmp_path / "set" / "duplicates.csv") if row["same_pixels_as"])
     assert {Path(same["source"]).name, Path(same["same_pixels_as"]).name} == {"again.tiff", "3.png"}
     assert (summary["sources"], summary["images"], summary["unreadable"], summary["duplicates"]) == (9, 6, 2, 1)
     for name in ("summary.png", "contacts.png"):
@@ -314,7 +317,35 @@ def test_shards_of_before_the_views_are_read(folder, tmp_path):
     whole = prepare([folder], tmp_path / "set").summary
     for path in (tmp_path / "set" / "shards").glob("*.parquet"):
         table = parquet.read_table(path)
-        later = ["view_evidence", "view_probability", "body_part", "thumbnail"]
+        later = ["view_evidence", "view_probability", "body_part", "left_out", "thumbnail", "perceptual_hash"]
         parquet.write_table(table.drop_columns(later), path)
     again = prepare([folder], tmp_path / "set")
     assert again.made == 0 and again.summary["images"] == whole["images"] and again.summary["views"] == {}
+
+
+def test_near_duplicates_are_listed_counted_and_kept(tmp_path):
+    films = tmp_path / "films"
+    films.mkdir()
+    for number in range(4):
+        cv2.imwrite(str(films / f"{number}.png"), draw_film(number))
+    cv2.imwrite(str(films / "z_again.tiff"), draw_film(1))
+    cv2.imwrite(str(films / "z_copy.jpg"), COPIES["all at once"](draw_film(2)))
+    summary = prepare([films], tmp_path / "set", size=256).summary
+    assert (summary["images"], summary["duplicates"], summary["near_duplicates"]) == (5, 1, 1)
+    assert "near duplicates: 1 images look like an earlier one" in describe(summary)
+    equal, near = rows_of(tmp_path / "set" / "duplicates.csv")
+    assert [Path(equal[name]).name for name in ("source", "same_pixels_as", "near_duplicate_of")] == [
+        "z_again.tiff", "1.png", ""
+    ]  # fmt: skip
+    assert [Path(near[name]).name for name in ("source", "same_pixels_as", "near_duplicate_of")] == [
+        "z_copy.jpg", "", "2.png"
+    ]  # fmt: skip
+    assert 0.83 <= float(near["likeness"]) <= 1
+    set_aside = [Path(name).name for name in read_set_aside(tmp_path / "set")]
+    assert set_aside == ["z_again.tiff"]  # the near duplicate is in the index
+
+    images = PreparedSet(tmp_path / "set")
+    for row, thumbnail in enumerate(thumbnails_of(images)):
+        np.testing.assert_array_equal(thumbnail, equalised_thumbnail(images[row].pixels, images[row].valid_box))
+    subset = images.subset([3, 0])
+    np.testing.assert_array_equal(thumbnails_of(subset), thumbnails_of(images)[[3, 0]])

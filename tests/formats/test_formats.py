@@ -103,3 +103,17 @@ def test_prepared_set(folder, form):
         assert np.array_equal(images[row].pixels, pixels)
         assert images[row].valid_box == (0, 0, make.SIZE, make.SIZE)
         assert images[row].inside.shape == (4, 4)
+
+
+@pytest.mark.parametrize("form", ["raw", "png"])
+def test_prepared_set_without_thumbnails(folder, form):
+    """They are made of its pixels where they are asked for; its parts merge as before, without a look for copies."""
+    pytest.importorskip("matplotlib")
+    from hdxray_fast.data.prepared.duplicates import thumbnails_of
+    from hdxray_fast.data.prepared.index import merge
+
+    images = hx.PreparedSet(form)
+    before = thumbnails_of(images)
+    assert before.shape == (9, 48, 48) and before.std() > 20
+    assert merge(form)["near_duplicates"] == 0
+    np.testing.assert_array_equal(thumbnails_of(hx.PreparedSet(form)), before)

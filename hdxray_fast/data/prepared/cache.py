@@ -247,7 +247,7 @@ class _Adding:
         if not self.tables:
             (self.folder / LOOKUP).unlink(missing_ok=True)
             return
-        index = pa.concat_tables(self.tables.values()).drop_columns(["status", "reason", "thumbnail"])
+        index = pa.concat_tables(self.tables.values()).drop_columns(["status", "reason", "left_out"])
         found = pa.compute.extract_regex(index.column("provenance"), KEY_PATTERN)
         times = pa.compute.struct_field(found, "ctime_ns")
         times = pa.compute.if_else(pa.compute.equal(times, ""), None, times).cast("int64")  # of an earlier release

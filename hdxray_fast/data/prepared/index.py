@@ -14,6 +14,7 @@ from ...errors import ConfigError, TrainingError
 from ...files import size_in_words, written_whole
 from ...locks import locked
 from ..quarantine import SHOWN
+from .duplicates import Near, equal_pixels, near_duplicates
 from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, write_lookup, writing
 from .sources import some_names
 from .summary import write_left_out, write_pictures
@@ -33,8 +34,9 @@ def merge(out: str | Path) -> dict:
     """Join the shards of a data set; the same shards give the same files.
 
     Writes ``index.parquet`` (a row per image that is good and no duplicate of an earlier one), ``lookup.arrow`` (of it
-    what a reader needs, to be mapped), ``quarantine.csv`` (source, status and reason of the rest), ``duplicates.csv``,
-    ``summary.json``, ``summary.png`` and ``contacts.png``.
+    what a reader needs, to be mapped), ``quarantine.csv`` (source, status and reason of the rest), ``duplicates.csv``
+    (copies with equal pixels, and near ones, which stay in the index), ``summary.json``, ``summary.png`` and
+    ``contacts.png``.
 
     Returns:
         The summary: counts by status and reason, sizes, contours, patients.
@@ -68,8 +70,9 @@ def _merge(out: Path) -> dict:
         )
     table = pa.concat_tables([shards.read_facts(number) for number in numbers])
     good = table.filter(pa.compute.equal(table.column("status"), OK))
-    repeats = _duplicates(good)
-    _write_lists(out, table, good, repeats)
+    repeats = equal_pixels(good)
+    near = near_duplicates(good, without=list(repeats))
+    _write_lists(out, table, good, repeats, near)
     if not len(good):
         bad = zip(*(table.column(name).to_pylist() for name in ("source", "reason")), strict=True)
         first = "; ".join(f"{source}: {reason}" for source, reason in islice(bad, SHOWN))
@@ -79,36 +82,31 @@ def _merge(out: Path) -> dict:
     keep = np.ones(len(good), bool)
     if not settings["recipe"]["keep_duplicates"]:
         keep[list(repeats)] = False
-    index = good.filter(pa.array(keep)).drop_columns(["status", "reason", "thumbnail"])
+    index = good.filter(pa.array(keep)).drop_columns(["status", "reason", "left_out"])
     with written_whole(out / INDEX) as temporary:
         pa.parquet.write_table(index, temporary)
     with written_whole(out / LOOKUP) as temporary:
         write_lookup(index, temporary)
-    summary = _summary(table, index, len(repeats), read_skipped(out))
+    summary = _summary(table, index, len(repeats), len(near), read_skipped(out))
     write_json(out / SUMMARY, summary)
     write_pictures(out, index, settings["recipe"], summary)
     write_left_out(out, table)
     return summary
 
 
-def _duplicates(good) -> dict[int, int]:
-    """Row of each image whose stored pixels were there before, and the row where."""
-    first: dict[str, int] = {}
-    repeats = {}
-    for row, digest in enumerate(good.column("pixel_sha256").to_pylist()):
-        if digest and first.setdefault(digest, row) != row:
-            repeats[row] = first[digest]
-    return repeats
-
-
-def _write_lists(out: Path, table, good, repeats: dict[int, int]) -> None:
+def _write_lists(out: Path, table, good, repeats: dict[int, int], near: dict[int, Near]) -> None:
     columns = [table.column(name).to_pylist() for name in ("source", "status", "reason")]
     bad = [row for row in zip(*columns, strict=True) if row[1] != OK]
     names = good.column("source").to_pylist()
-    same = [(names[row], names[first]) for row, first in repeats.items()]
+    copies = {row: (names[row], names[first], "", "") for row, first in repeats.items()}
+    copies |= {row: (names[row], "", names[first], f"{likeness:.2f}") for row, (first, likeness) in near.items()}
     for name, header, rows in (
         (QUARANTINE, ("source", "status", "reason"), bad),
-        (DUPLICATES, ("source", "same_pixels_as"), same),
+        (
+            DUPLICATES,
+            ("source", "same_pixels_as", "near_duplicate_of", "likeness"),
+            [copies[row] for row in sorted(copies)],
+        ),
     ):
         write_rows(out / name, header, rows)
 
@@ -140,11 +138,11 @@ def read_set_aside(out: Path) -> list[str]:
     for path in (out / QUARANTINE, out / DUPLICATES):
         if path.exists():  # a cache has neither
             with path.open(newline="", encoding="utf-8") as stream:
-                names += [row["source"] for row in csv.DictReader(stream)]
-    return names
+                names += [row["source"] for row in csv.DictReader(stream) if row.get("same_pixels_as") != ""]
+    return names  # near duplicates are in the index
 
 
-def _summary(table, index, duplicates: int, skipped: list[str]) -> dict:
+def _summary(table, index, duplicates: int, near: int, skipped: list[str]) -> dict:
     status = Counter(table.column("status").to_pylist())
     reasons = Counter(reason for reason in table.column("reason").to_pylist() if reason)
     patients = [patient for patient in index.column("patient").to_pylist() if patient]
@@ -154,6 +152,7 @@ def _summary(table, index, duplicates: int, skipped: list[str]) -> dict:
         "images": len(index),
         **{name: status.get(name, 0) for name in ("ok", "unreadable", "filtered")},
         "duplicates": duplicates,
+        "near_duplicates": near,
         "skipped": len(skipped),
         "skipped_first": skipped[:3],
         "patients": len(set(patients)),
@@ -198,6 +197,11 @@ def describe(summary: dict) -> str:
     parts = sorted(summary["body_parts"].items(), key=lambda item: -item[1])
     lines += [f"views: {views or 'not looked at'}"]
     lines += ["body parts: " + ", ".join(f"{count} {name or 'not stated'}" for name, count in parts[:8])]
+    if summary["near_duplicates"]:
+        lines.append(
+            f"near duplicates: {summary['near_duplicates']} images look like an earlier one encoded, scaled or trimmed "
+            f"anew; they are kept, and listed in {DUPLICATES}"
+        )
     if summary["skipped"]:
         names = some_names(summary["skipped_first"], summary["skipped"])
         lines.append(f"left out for the suffix: {names}; all of them: {SKIPPED}")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ...errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
 from ...files import written_whole
+from ...images.perceptual_hash import LENGTH, SIDE
 from .worker import OK, UNREADABLE, Row
 
 FORMAT, FORMAT_VERSION = "hdxray_fast.prepared", 1
@@ -41,7 +42,8 @@ def schema():
     ``height`` and ``width`` are those of the stored image, ``provenance`` tells as JSON how its pixels became those of
     the canvas: decoder, transfer syntax, window, polarity, spacing. ``view``, its evidence and probability are those of
     :class:`hdxray_fast.ChestView`; ``body_part`` is a word of known lists, or one that several patients share, or
-    "unknown"; ``thumbnail`` is a small JPEG of what was left out for its view or body part.
+    "unknown"; ``left_out`` is a small JPEG of what was left out for its view or body part. ``thumbnail`` (``[48, 48]
+    uint8``, rows in turn) and ``perceptual_hash`` (``[90] int8``): :mod:`hdxray_fast.images.perceptual_hash`.
     """
     pa = arrow()
     return pa.schema(
@@ -73,13 +75,16 @@ def schema():
             ("view_evidence", pa.string()),
             ("view_probability", pa.float32()),
             ("body_part", pa.string()),
-            ("thumbnail", pa.binary()),
+            ("left_out", pa.binary()),
+            ("thumbnail", pa.binary(SIDE * SIDE)),
+            ("perceptual_hash", pa.binary(LENGTH)),
         ],
         metadata={"format": FORMAT, "format_version": str(FORMAT_VERSION)},
     )
 
 
-LATER = ("view_evidence", "view_probability", "body_part", "thumbnail")  # columns that shards of before do not have
+# columns that shards of earlier versions lack: null there
+LATER = ("view_evidence", "view_probability", "body_part", "left_out", "thumbnail", "perceptual_hash")
 
 
 def _of_now(table):
@@ -120,7 +125,7 @@ def write_lookup(index, path: Path, more: Sequence[str] = ()) -> None:
                 writer.write_batch(batch)
 
 
-THUMBNAILS = 16  # of a shard and a reason: enough for the sheet of what was left out
+PICTURES = 16  # of a shard and a reason: enough for the sheet of what was left out
 SHARED = 3  # patients of a shard (or images without one) that make a word of their headers nobody's own
 
 
@@ -151,14 +156,14 @@ class ShardFolder:
     def write(self, number: int, rows: Iterable[Row]) -> None:
         """Write a shard from rows in their order. The facts come last: a shard without them is not there."""
         pa = arrow()
-        table, thumbnails = [], Counter()
+        table, pictures = [], Counter()
         with written_whole(self.pixels(number)) as temporary, temporary.open("wb") as stream:
             for row in rows:
                 fact = {"source": printable(row.source), "status": row.status, "reason": row.reason}
                 fact |= {"shard": number, **row.facts}
-                thumbnails[row.reason] += 1
-                if thumbnails[row.reason] > THUMBNAILS:
-                    fact.pop("thumbnail", None)
+                pictures[row.reason] += 1
+                if pictures[row.reason] > PICTURES:
+                    fact.pop("left_out", None)
                 if row.status == OK:
                     fact |= {"offset": stream.tell(), "length": len(row.data)}
                     stream.write(row.data)

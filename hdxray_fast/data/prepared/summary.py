@@ -34,13 +34,13 @@ def write_left_out(out: Path, table) -> None:
     """
     path = out / LEFT_OUT
     path.unlink(missing_ok=True)
-    facts = table.select(["status", "reason", "view_probability", "thumbnail"]).to_pylist()
+    facts = table.select(["status", "reason", "view_probability", "left_out"]).to_pylist()
     bad = [fact for fact in facts if fact["status"] != OK]
-    shown = [(line, fact) for line, fact in enumerate(bad, start=2) if fact["thumbnail"]]
+    shown = [(line, fact) for line, fact in enumerate(bad, start=2) if fact["left_out"]]
     shown.sort(key=lambda pair: 0.0 if pair[1]["view_probability"] is None else pair[1]["view_probability"])
     tiles = []
     for line, fact in shown[:TILES_LEFT_OUT]:
-        grey = cv2.imdecode(np.frombuffer(fact["thumbnail"], np.uint8), cv2.IMREAD_GRAYSCALE)
+        grey = cv2.imdecode(np.frombuffer(fact["left_out"], np.uint8), cv2.IMREAD_GRAYSCALE)
         chance = "" if fact["view_probability"] is None else f", {fact['view_probability']:.2f}"
         tiles.append(plain_tile(grey, f"line {line}{chance}", fact["reason"]))
     if tiles:

@@ -18,6 +18,7 @@ import numpy as np
 from ...errors import HDXrayError, ImageReadError, OtherModalityError
 from ...images.canvas import Canvas, Limits, read_canvas
 from ...images.contour import Contour, find_contour
+from ...images.perceptual_hash import equalised_thumbnail, perceptual_hash
 from ...images.standardise import standardisation
 from ..reader_pool import DIED, OUT_OF_MEMORY
 from .archives import is_archive
@@ -109,7 +110,7 @@ def read(source: Source, recipe: dict, key: bytes | None, path: str | None = Non
     about = {**_about(canvas, contour, patient), "body_part": part}
     reason = _filtered(canvas, contour, recipe)
     if reason:
-        return Row(source.name, FILTERED, reason, facts={**about, "thumbnail": _thumbnail(canvas)})
+        return Row(source.name, FILTERED, reason, facts={**about, "left_out": _small_jpeg(canvas)})
     if contour.confidence < recipe["min_confidence"]:
         return Row(source.name, FILTERED, f"contour confidence below min_confidence={recipe['min_confidence']:g}")
     data = encode(canvas.pixels, recipe["format"], recipe["quality"])
@@ -165,7 +166,7 @@ def body_part_word(path: str, canvas: Canvas) -> str:
     return "?" + read_body_part(path)
 
 
-def _thumbnail(canvas: Canvas) -> bytes:
+def _small_jpeg(canvas: Canvas) -> bytes:
     """A small JPEG for the sheet of what was left out."""
     grey = canvas.pixels if canvas.pixels.dtype == np.uint8 else (canvas.pixels >> 8).astype(np.uint8)
     return encode(cv2.resize(grey, (THUMBNAIL, THUMBNAIL), interpolation=cv2.INTER_AREA), "jpeg", 80)
@@ -195,6 +196,7 @@ def _facts(canvas: Canvas, contour: Contour, data: bytes) -> dict:
     valid = canvas.valid_grid(PATCH)
     scale, shift = standardisation(canvas.pixels, valid)
     rows, columns = provenance["original_size"]
+    thumbnail = equalised_thumbnail(canvas.pixels, canvas.valid_box)
     return {
         "crc32": zlib.crc32(data),
         "valid_box": [int(v) for v in canvas.valid_box],
@@ -213,4 +215,6 @@ def _facts(canvas: Canvas, contour: Contour, data: bytes) -> dict:
         "provenance": json.dumps(
             {name: value for name, value in sorted(provenance.items()) if name not in ("source", "flags")}
         ),
+        "thumbnail": thumbnail.tobytes(),
+        "perceptual_hash": perceptual_hash(thumbnail[None]).tobytes(),
     }
