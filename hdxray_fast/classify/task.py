@@ -138,7 +138,8 @@ class FinetuneTask(Task):
         self.table, images = table_of_readable(self.table, prepared)
         hashes = images.hashes()
         refuse_duplicates(self.table, hashes, source)
-        check_table(self.table, source)
+        exact = config.exact_fractions and config.label_fractions[0] < 1
+        check_table(self.table, source, least=0 if exact else 2)
         self.seen = Seen.of(self.whole, self.table, hashes)
         self.images = {
             split: images.subset([row for row, own in enumerate(self.table.splits) if own == split]) for split in SPLITS
@@ -290,6 +291,7 @@ class FinetuneTask(Task):
             "chosen_on_validation": best,
             "train_images": len(self.datasets["train"]),
             "unreadable": len(self.set_aside.rows),
+            "label_fraction": self.table.fraction,
             "threshold_not_chosen": one_sided(found["val"][0]),
         }
         report = report_predictions(
@@ -298,7 +300,7 @@ class FinetuneTask(Task):
             scores,
             model.config.thresholds,
             bootstraps=self.config.bootstraps,
-            seed=self.config.split_seed,
+            seed=self.config.bootstrap_seed,
             extra=extra,
             model=model,
         )

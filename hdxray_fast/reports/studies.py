@@ -108,7 +108,7 @@ def finish_table(
     patients = [study.patient or study.id for study in table.studies]
     splits = fill_splits(given, patients, val_share, test_share, seed)
     if drawn := drawn_splits(given, splits):
-        table.notes.append(f"no study is given as {' or '.join(drawn)}: drawn by patient, seed {seed}")
+        table.notes.append(f"no study is given as {' or '.join(drawn)}: drawn by patient, split_seed {seed}")
     table.studies = [replace(study, split=split) for study, split in zip(table.studies, splits, strict=True)]
     for kind, keys in (("patient", lambda study: [study.patient]), ("image", lambda study: study.images)):
         _refuse_leaks(table.studies, kind, keys, source)
