@@ -17,6 +17,7 @@ from torch import nn
 from ..data.listing import list_images, manifest_patients
 from ..data.quarantine import Quarantined, write_quarantine
 from ..data.reader_pool import worker_count
+from ..data.seen import SEEN_FILE
 from ..errors import ConfigError, TrainingError
 from ..features.embedding import Embedder
 from ..files import written_whole
@@ -27,7 +28,6 @@ from .label_table import LabelTable
 from .labels import read_manifest, require_files
 from .metrics import evaluate_predictions
 from .plots import plot_curves
-from .seen import SEEN_FILE
 from .tested import Overlap, overlap_of, part_to_test, refuse_mostly_seen
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from ..data.seen import DRAWN_FILE, Seen
 from ..errors import ConfigError
 from ..training.data_record import RECORD
 from ..training.loop import Training
@@ -19,7 +20,6 @@ from .config import FinetuneConfig
 from .label_fractions import take_fraction
 from .labels import describe_labels, labels_of, one_sided, require_files
 from .result import FinetuneResult
-from .seen import DRAWN_FILE, Seen
 from .table import summary, write_table
 from .task import FinetuneTask, build_encoder, canvas_size
 
@@ -140,9 +140,9 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
         torch.manual_seed(config.seed)
     encoder = build_encoder(config)
     shared = {name: getattr(config, name) for name in (
-        "data", "out", "images", "preset", "classes", "multiclass", "uncertain", "val_share", "test_share", "split_seed",
-        "seed", "exact_fractions", "pool", "keep", "img_size", "workers", "bootstraps", "bootstrap_seed", "batch_size",
-        "max_bad_share", "precision", "compile",
+        "data", "out", "images", "preset", "classes", "multiclass", "uncertain", "val_share", "test_share",
+        "split_seed", "seed", "exact_fractions", "pool", "keep", "img_size", "workers", "bootstraps", "bootstrap_seed",
+        "batch_size", "max_bad_share", "precision", "compile",
     )}  # fmt: skip
     features = None if config.weights is None else str(shared_out / "features.parquet")
     probe = run_probe(

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..data.seen import Seen
 from ..data.splits import SPLITS, canonical_split, describe_drawn, fill_splits, patients_hash
 from ..errors import ConfigError
 from .label_csv import read_generic
 from .label_presets import PRESETS
 from .label_table import LabelTable
-from .seen import Seen
 
 if TYPE_CHECKING:
     from .config import FinetuneConfig

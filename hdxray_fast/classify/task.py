@@ -15,6 +15,7 @@ from ..data.augment import Augmentation, RandAugment
 from ..data.prepared.reading import PreparedSubset
 from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
+from ..data.seen import Seen
 from ..data.splits import SPLITS
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..models.encoder import Encoder
@@ -36,7 +37,6 @@ from .labels import check_table, one_sided, refuse_duplicates
 from .layer_decay import layer_decay_groups
 from .loss import class_weights, classification_loss
 from .metrics import best_threshold
-from .seen import Seen
 from .selection import BestModel, predict_rows, validation_score
 
 

@@ -23,7 +23,7 @@ class Overlap:
 
     Attributes:
         images: all of them.
-        by: for each kind of key of :class:`.seen.Seen`, which of them, ``[images] bool``.
+        by: for each kind of key of :class:`hdxray_fast.data.seen.Seen`, which of them, ``[images] bool``.
     """
 
     images: int
