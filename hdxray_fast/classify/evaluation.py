@@ -286,6 +286,7 @@ def evaluate_files(
     workers: int = 0,
     device: str | None = None,
     bootstraps: int = 1000,
+    bootstrap_seed: int = 0,
     progress: bool = True,
     classes: Sequence[str] | None = None,
     max_bad_share: float = 0.05,
@@ -346,7 +347,7 @@ def evaluate_files(
         print(f"warning: {told}; metrics on these flatter")
     scores = found.probabilities[[place[path] for path in table.paths]]
     report = report_predictions(
-        out, table, scores, found.thresholds, bootstraps=bootstraps, seed=trained.get("seed", 0), extra=extra,
+        out, table, scores, found.thresholds, bootstraps=bootstraps, seed=bootstrap_seed, extra=extra,
         model=None if classes else classifier,
     )  # fmt: skip
     return {**report, "unreadable": bad, "seen": extra["seen"]}

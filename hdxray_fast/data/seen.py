@@ -26,7 +26,49 @@ SEEN_FILE = "seen.safetensors"  # in a model's folder
 DRAWN_FILE = "splits.safetensors"  # in a run's folder: where a resumed run finds the splits it began with
 FORMAT = "hdxray_fast.seen"
 KINDS = ("patients", "pixels")
+WAYS = {"patients": "of the same patients", "pixels": "equal to the pixel"}
+MOST_SEEN = 0.5  # share of what is tested on that training may have had
 LEFT_OUT = len(SPLITS)  # added to the split of a patient of whom nothing was used
+
+
+@dataclass
+class Overlap:
+    """How many of some images or studies a model was trained or validated on.
+
+    Attributes:
+        images: all of them.
+        by: for each kind of key of :class:`Seen`, which of them, ``[images] bool``.
+        what: they are called.
+    """
+
+    images: int
+    by: dict[str, np.ndarray]
+    what: str = "images"
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Which of the images, by any key: ``[images] bool``."""
+        return np.logical_or.reduce([np.zeros(self.images, bool), *self.by.values()])
+
+    @property
+    def share(self) -> float:
+        """Of the images; 0 if there are none."""
+        return float(self.rows.mean()) if self.images else 0.0
+
+    def as_dict(self) -> dict:
+        """For ``metrics.json``: how many images, and how many by each kind of key."""
+        each = {kind: int(rows.sum()) for kind, rows in self.by.items()}
+        return {self.what: int(self.rows.sum()), "share": self.share, **each}
+
+    def describe(self, names: Sequence[str]) -> str:
+        """In words, with the first of ``names`` that is one of them; blank if none is."""
+        if not (count := int(self.rows.sum())):
+            return ""
+        each = [f"{int(rows.sum())} {WAYS.get(kind, f'by {kind}')}" for kind, rows in self.by.items() if rows.any()]
+        return (
+            f"the model was trained or validated on {count} of these {self.images} {self.what} ({self.share:.0%}): "
+            f"{', '.join(each)}; the first is {names[int(self.rows.argmax())]}"
+        )
 
 
 class SplitTable(Protocol):
@@ -106,6 +148,13 @@ class Seen:
         if not len(self.keys[kind]):
             return known
         return known & (self.places[kind][row] < SPLITS.index("test")) & np.array([bool(name) for name in names], bool)
+
+    def overlap(self, patients: Sequence[str], hashes: Sequence[str] | None = None, what: str = "images") -> Overlap:
+        """How many of some images (or ``what``) training or validation used, by patients and, where given, pixels."""
+        by = {"patients": self.taught("patients", patients)}
+        if hashes is not None:
+            by["pixels"] = self.taught("pixels", hashes)
+        return Overlap(len(patients), by, what)
 
     def _find(self, kind: str, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the record, and whether the keys are there."""
