@@ -71,7 +71,7 @@ def _add_evaluate(commands, parser_class) -> None:
     evaluate.add_argument(
         "--model", help="whose predictions they are: its own split is taken; told by what lies beside"
     )
-    evaluate.add_argument("--r2gen", help="also on R2Gen's references: iu-xray, mimic-cxr or none; left out, by layout")
+    evaluate.add_argument("--r2gen", help="also on R2Gen's references: iu-xray, mimic-cxr or none; left out, by --data")
     evaluate.add_argument("--partial", action="store_true", help="go on where studies have no generated text")
     evaluate.add_argument("--clinical", nargs="+", default=[], help="radgraph, chexbert")
     evaluate.add_argument("--radgraph_model", default="radgraph-xl", help="radgraph, radgraph-xl, modern-radgraph-xl")
@@ -90,6 +90,8 @@ def _add_studies(parser) -> None:
     parser.add_argument("--layout", help=f"{', '.join(LAYOUTS)}; left out, told by what --data is")
     parser.add_argument("--images", help="folder that relative image paths of --data start from")
     parser.add_argument("--split", default="test", help="of --data: train, val, test, or all")
+    counted = "studies, or images: each radiograph of --data with its study's report, as R2Gen counts MIMIC-CXR"
+    parser.add_argument("--count", default="studies", help=counted)
     parser.add_argument("--sections", default="findings", help=f"of --data, as references: {', '.join(SECTIONS)}")
     parser.add_argument("--report_column", help="the CSV column that holds the report")
     drawn = "of patients, where --data has no splits; left out, as the model's was"
@@ -121,12 +123,13 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
     from ..errors import ConfigError
     from ..reports.layouts import STUDY_SETTINGS
     from ..reports.own_split import overlap_with, read_own_split
+    from ..reports.r2gen_sets import check_count, per_image
     from ..reports.saving import load_report_model
     from ..reports.writing import studies_of_files, write_reports
     from ..reports.writing_options import WritingOptions
 
     data, together, split = (options.pop(name) for name in ("data", "together", "split"))
-    allowed = options.pop("allow_training_patients")
+    allowed, count = options.pop("allow_training_patients"), check_count(options.pop("count"))
     reading = {name: options.pop(name) for name in STUDY_SETTINGS if name in options}
     decoding = {name: options.pop(name) for name in WritingOptions.__dataclass_fields__ if name in options}
     writing = WritingOptions(**decoding)
@@ -146,6 +149,7 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
         overlap = overlap_with(loaded.seen, studies, split, data, allowed)
         if overlap and (told := overlap.describe([study.id for study in studies])):
             print(f"note: {told}", file=sys.stderr)
+        studies = per_image(studies) if count == "images" else studies
     done = write_reports(studies, loaded, options=writing, out=out, progress=sys.stderr.isatty(), **options)
     for row in done.rows:
         print(f"{row.study.id}\n  {row.text or '(nothing)'}")

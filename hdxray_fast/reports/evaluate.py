@@ -20,6 +20,7 @@ from .layouts import guess_layout
 from .metrics import Convention, Scores, conventions, score_reports
 from .own_split import overlap_with, read_own_split, record_of_model, record_of_predictions
 from .predictions import Prediction, read_predictions
+from .r2gen_sets import SIZES, check_count, own_data_set, per_image, text_per_image
 from .statistics import duplicate_statistics, length_statistics
 from .studies import Study, check_language, counted
 
@@ -61,6 +62,7 @@ def evaluate_reports(
     split_seed: int | None = None,
     model: str | Path | None = None,
     allow_training_patients: bool = False,
+    count: str = "studies",
     r2gen: str | None = None,
     partial: bool = False,
     clinical: Sequence[str] = (),
@@ -84,8 +86,10 @@ def evaluate_reports(
         model: folder of the report model behind the predictions, whose own split is taken; left out, what
             ``report generate`` wrote beside the predictions tells.
         allow_training_patients: score also what is mostly of patients that the model was trained or validated on.
-        r2gen: score R2Gen's references as well: ``"iu-xray"``, ``"mimic-cxr"`` or ``"none"``; left out, what the layout
-            says. Its rare words are those of the training split of ``data``.
+        count: ``"studies"``, or ``"images"``: a study counts once for each radiograph that ``data`` names, as R2Gen
+            counts MIMIC-CXR.
+        r2gen: score in R2Gen's manner as well: ``"iu-xray"``, ``"mimic-cxr"`` or ``"none"``; left out, what the layout
+            says, or that R2Gen's own file is given. Its rare words are those of the training split of ``data``.
         partial: go on, and count, where studies of the split have no generated text.
         clinical: of ``"radgraph"`` and ``"chexbert"``.
         radgraph_model: see :func:`~hdxray_fast.reports.clinical.clinical_scores`; likewise ``device``.
@@ -100,6 +104,8 @@ def evaluate_reports(
     """
     check_language(language)
     check_clinical(clinical)
+    if check_count(count) == "images" and data is None:
+        raise ConfigError("count: images are those that data names; give data")
     if r2gen not in (None, *R2GEN_CHOICES):
         raise ConfigError(f"r2gen: got {r2gen!r}, accepted are {', '.join(map(repr, R2GEN_CHOICES))}")
     named = str(predictions) if isinstance(predictions, (str, Path)) else "predictions"
@@ -107,6 +113,7 @@ def evaluate_reports(
     notes: list[str] = []
     training: list[str] = []
     overlap: Overlap | None = None
+    own: str | None = None
     if data is None:
         studies = _own_references(made, named, language)
     else:
@@ -133,11 +140,18 @@ def evaluate_reports(
         overlap = overlap_with(record, studies, split, str(data), allow_training_patients)
         if overlap and (told := overlap.describe([study.id for study in studies])):
             notes.append(told)
-        r2gen = r2gen or (layout if layout in R2GEN_CHOICES else None)
+        own = own_data_set(layout, table.listed)
+        r2gen = r2gen or own or (layout if layout in R2GEN_CHOICES else None)
+    if count == "images":
+        made, studies = text_per_image(made, studies), per_image(studies)
     rows, unpaired = _pair(made, studies, named, partial)
     notes += unpaired
     _check_languages(rows, named)
-    references = None if r2gen in (None, "none") else _r2gen_references(training, r2gen)
+    references = None
+    if r2gen not in (None, "none"):
+        references = R2GenReferences.fit(training, r2gen)
+        whole = own == r2gen and split == "test" and len(rows) == SIZES[r2gen]["test"]
+        references = replace(references, own=whole, words=references.words if training else None)
     notes += _unknown_words(rows, references)
     languages = {}
     for name in sorted({row["language"] for row in rows}):
@@ -156,17 +170,13 @@ def evaluate_reports(
         "split": None if data is None else split,
         "sections": None if data is None else sections,
         "studies": len(rows),
+        "count": count,
         "seen": overlap and overlap.as_dict(),
         "notes": notes,
         "languages": languages,
         "versions": _versions(),
     }
     return Evaluation(rows, metrics)
-
-
-def _r2gen_references(training: list[str], data_set: str) -> R2GenReferences:
-    references = R2GenReferences.fit(training, data_set)
-    return references if training else replace(references, words=None)
 
 
 def _unknown_words(rows: list[dict], references: R2GenReferences | None) -> list[str]:
@@ -178,7 +188,7 @@ def _unknown_words(rows: list[dict], references: R2GenReferences | None) -> list
     if share <= UNKNOWN_MOST:
         return []
     return [
-        f"{share:.0%} of the words of the r2gen-compatible references are {UNKNOWN}, seen fewer than "
+        f"{share:.0%} of the words of R2Gen's references are {UNKNOWN}, seen fewer than "
         f"{references.threshold} times in the training reports: texts match by what they do not say"
     ]
 
@@ -259,7 +269,7 @@ def _pair(made: list[Prediction], studies: list[Study], named: str, partial: boo
                 "generated": texts[study.id],
                 "reference": study.report,
                 "images": study.images,
-                "patient": f"patient {study.patient}" if study.patient else f"study {study.id}",
+                "patient": f"patient {study.patient}" if study.patient else f"study {study.part_of or study.id}",
             }
         )
     if bare:

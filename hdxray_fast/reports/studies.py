@@ -27,6 +27,7 @@ class Study:
         split: ``"train"``, ``"val"`` or ``"test"``.
         language: ``"en"`` or ``"zh"``.
         patient: ``""`` if it is not known.
+        part_of: id of the study, where this is one radiograph of it.
     """
 
     id: str
@@ -35,6 +36,7 @@ class Study:
     split: str = ""
     language: str = "en"
     patient: str = ""
+    part_of: str = ""
 
 
 @dataclass
