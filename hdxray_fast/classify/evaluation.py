@@ -372,8 +372,8 @@ class _Scorer(Embedder):
         self, model: Classifier, device: str | None, questions: Questions, precision: str, compile: str
     ) -> None:
         self._scores = _Scores(model, questions.new_names)
-        self.contour = model.config.contour
         super().__init__(model.encoder, pool="mean", device=device, precision=precision, compile=compile)
+        self.contour = model.config.contour
 
     def _model(self) -> nn.Module:
         return self._scores

@@ -228,7 +228,12 @@ def as_classifier(
     if keep is not None:
         encoder.keep = keep
     settings = ClassifierConfig(
-        list(table.classes), head="probe", multiclass=table.multiclass, pool=pool, splits=table.origin
+        list(table.classes),
+        head="probe",
+        multiclass=table.multiclass,
+        pool=pool,
+        contour=encoder.contour,
+        splits=table.origin,
     )
     model = Classifier(encoder, settings)
     with torch.no_grad():

@@ -283,7 +283,7 @@ class FinetuneTask(Task):
         model.config.thresholds = [
             best_threshold(table.labels[:, column], scores[:, column]) for column in range(len(table.classes))
         ]
-        model.seen = self.seen
+        model.encoder.contour, model.seen = self.contour, self.seen
         save_classifier(model, self.out / "model")
         table, scores = found["test"]
         extra = {

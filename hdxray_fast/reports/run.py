@@ -371,7 +371,7 @@ class ReportTask(Task):
         """Save the model as the best so far."""
         with training.averaged() as model:
             if training.is_main:
-                model.seen = self.seen
+                model.encoder.contour, model.seen = self.config.contour, self.seen
                 save_report_model(model, training.out / "model")
 
 

@@ -169,7 +169,7 @@ def _read(
         raise ConfigError(f"model: its encoder takes {side[0]} x {side[1]} images, reports are read off square ones")
     most = model.config.max_views
     jobs = [(path, path) for study in studies for path in study.images[:most]]
-    images = read_ahead(jobs, side[0], model.encoder.patch_size, workers)
+    images = read_ahead(jobs, side[0], model.encoder.patch_size, workers, model.encoder.contour)
     without, fewer, read, names = [], [], [], []
     for study in studies:
         wanted = len(study.images[:most])
@@ -184,10 +184,6 @@ def _read(
         if len(good) < wanted:
             fewer.append(study.id)
         yield study, good
-    if model.seen is not None:
-        seen = Overlap(len(read), {"pixels": model.seen.taught("pixels", read)}, "radiographs")
-        if told := seen.describe(names):
-            done.notes.append(told)
     more = [study.id for study in studies if len(study.images) > most]
     if without:
         done.notes.append(counted(without, "studies", "left out: none of their radiographs can be read"))
@@ -195,6 +191,10 @@ def _read(
         done.notes.append(counted(fewer, "studies", "go on without a radiograph that cannot be read"))
     if more:
         done.notes.append(counted(more, "studies", f"are read by their first {most} radiographs (max_views)"))
+    if model.seen is not None:
+        seen = Overlap(len(read), {"pixels": model.seen.taught("pixels", read)}, "radiographs")
+        if told := seen.describe(names):
+            done.notes.append(told)
 
 
 def _chunks(items: Iterator, size: int) -> Iterator[list]:

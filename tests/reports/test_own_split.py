@@ -14,9 +14,11 @@ pytest.importorskip("transformers")
 pytest.importorskip("pycocoevalcap")
 
 from hdxray_fast.cli.main import main
+from hdxray_fast.data import radiographs
 from hdxray_fast.data.seen import DRAWN_FILE, SEEN_FILE
 from hdxray_fast.data.splits import patient_place
 from hdxray_fast.errors import ConfigError
+from hdxray_fast.images.contour import find_contour
 from hdxray_fast.reports.config import ReportConfig
 from hdxray_fast.reports.evaluate import evaluate_reports
 from hdxray_fast.reports.layouts import read_studies
@@ -24,11 +26,14 @@ from hdxray_fast.reports.own_split import read_of_run, read_own_split, record_of
 from hdxray_fast.reports.predictions import Prediction, read_predictions
 from hdxray_fast.reports.run import run_report_training
 from hdxray_fast.reports.saving import load_report_model
+from hdxray_fast.reports.writing import write_reports
+from hdxray_fast.reports.writing_options import WritingOptions
 
 PATIENTS, SEED = 24, 3
 QUICK = {
     "encoder_lr": 0.0, "width": 48, "heads": 4, "ffn": 48, "layers": 1, "min_frequency": 1, "visual_tokens": 9,
     "max_length": 40, "steps": 1, "batch_size": 4, "num_beams": 1, "tensorboard": False, "threads": 1, "workers": 0,
+    "contour": "rectangle",
 }  # fmt: skip
 
 
@@ -57,7 +62,13 @@ def trained(tmp_path_factory) -> Path:
         radiograph(folder / f"{i}.png", i % 4, i)
     data = write_csv(folder / "studies.csv", rows())
     config = ReportConfig(
-        data=str(data), out=str(folder / "run"), weights=str(encoder), seed=1, split_seed=SEED, **QUICK
+        data=str(data),
+        out=str(folder / "run"),
+        weights=str(encoder),
+        seed=1,
+        split_seed=SEED,
+        contour="rectangle",
+        **QUICK,
     )
     run_report_training(config, progress=False)
     return folder
@@ -166,3 +177,18 @@ def test_splits_are_of_all_studies_whatever_can_be_read(tmp_path):
     radiograph(tmp_path / "0.png", 0)
     origins = [read_studies(data, need_images=asked).origin for asked in (True, False)]
     assert origins[0] == origins[1]
+
+
+def test_reports_are_written_with_the_contours_of_the_training(trained, monkeypatch):
+    """Before, always with those of the network."""
+    asked = []
+
+    def found(canvas, method, **options):
+        asked.append(method)
+        return find_contour(canvas, method, **options)
+
+    monkeypatch.setattr(radiographs, "find_contour", found)
+    write_reports(
+        str(trained / "0.png"), trained / "run", options=WritingOptions(num_beams=1, max_length=4), pictures=0
+    )
+    assert asked == ["rectangle"]
