@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from runs import SPLIT
 
 import hdxray_fast as hx
 from hdxray_fast.classify.probe import run_probe
@@ -58,8 +59,8 @@ def probes(weights: str, labels: str, out: Path, size: int, workers: int) -> dic
     found = {}
     for keep in KEEPS:
         config = ProbeConfig(
-            labels, str(out / f"probe_{keep}"), weights, img_size=size, keep=keep, pool="mean", val_share=0.2,
-            workers=workers,
+            labels, str(out / f"probe_{keep}"), weights, img_size=size, keep=keep, pool="mean",
+            workers=workers, **SPLIT,
         )  # fmt: skip
         found[keep] = run_probe(config).report["mean"]["auroc"]
     return found

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from runs import NO_PRETRAINING, pretrained, probe_auroc, training_images, untrained, write_results
+from runs import NO_PRETRAINING, pretrained, probe_auroc, refuse_held_out, training_images, untrained, write_results
 
 STRATEGIES = ("contour", "random", "rectangle", "block")
 SMALL = {"model": "vit_tiny_patch16", "img_size": 320, "steps": 300, "batch_size": 16}
@@ -34,6 +34,8 @@ def main() -> None:
 
     out = Path(options.out)
     size = {name: getattr(options, name) or default for name, default in (FULL if options.full else SMALL).items()}
+    if options.pretrain_data:
+        refuse_held_out(options.pretrain_data, options.labels, options.images)
     data = options.pretrain_data or str(training_images(options.labels, options.images, out)[0])
     aurocs: dict[str, list[dict]] = {}
     for strategy in (*STRATEGIES, NO_PRETRAINING):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from runs import write_results
+from runs import SPLIT, write_results
 from tqdm.auto import tqdm
 
 from hdxray_fast.classify.data import table_of_readable
@@ -98,7 +98,7 @@ def main() -> None:
     parser.add_argument("--out", default="results/rival")
     options = parser.parse_args()
     out = Path(options.out)
-    table = read_labels(options.labels, images=options.images, val_share=0.2)
+    table = read_labels(options.labels, images=options.images, **SPLIT)
     require_files(table, options.labels)
     images, bad = fill_cache(
         out / "cache", [Source(path) for path in table.paths], size=options.img_size, workers=worker_count(-1)
@@ -118,7 +118,7 @@ def main() -> None:
             val, test = train(table, datasets, model, seed, options)
             truth = table.split("val").labels
             thresholds = [best_threshold(truth[:, c], val[:, c]) for c in range(len(table.classes))]
-            report = report_predictions(out / f"{model}_{seed}", table.split("test"), test, thresholds, seed=seed)
+            report = report_predictions(out / f"{model}_{seed}", table.split("test"), test, thresholds)
             aurocs.setdefault(model, []).append(report["mean"]["auroc"])
     write_results(out, aurocs, "trained from scratch", vars(options))
 

@@ -13,21 +13,37 @@ import hdxray_fast as hx
 from hdxray_fast.classify.labels import read_labels
 from hdxray_fast.classify.probe import run_probe
 from hdxray_fast.classify.probe_config import ProbeConfig
+from hdxray_fast.data.listing import list_images
 from hdxray_fast.files import written_whole
 from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.pretrain.task import run_pretraining
 
 NO_PRETRAINING = "none"
+# Of every pre-training, probe and rival, so that none sees before what another is chosen or tested on. A fifth of the
+# images validate, for there are few.
+SPLIT = {"val_share": 0.2, "test_share": 0.2, "split_seed": 0}
 
 
 def training_images(labels: str, images: str | None, out: Path) -> tuple[Path, int]:
-    """A manifest of the images that labels may be learned from; the encoder is to see no test image either."""
-    table = read_labels(labels, images=images)
+    """A manifest of the images that labels are learned from; the encoder sees none that validates or tests either."""
+    table = read_labels(labels, images=images, **SPLIT)
     paths = [str(Path(path).resolve()) for path in table.split("train").paths]
     out.mkdir(parents=True, exist_ok=True)
     with written_whole(out / "pretrain.csv") as temporary, temporary.open("w", newline="") as stream:
         csv.writer(stream).writerows([["image"], *([path] for path in paths)])
     return out / "pretrain.csv", len(paths)
+
+
+def refuse_held_out(data: str, labels: str, images: str | None) -> None:
+    """End the program if images that validate or test are among those of ``data``, by their files."""
+    table = read_labels(labels, images=images, **SPLIT)
+    given = {Path(path).resolve() for path in list_images(data)}
+    for split in ("val", "test"):
+        if held := [path for path in table.split(split).paths if Path(path).resolve() in given]:
+            raise SystemExit(
+                f"--pretrain-data: {len(held)} images of {data} are in the split {split!r} of {labels} (the first is "
+                f"{held[0]}); an encoder that has seen them is not to be chosen or tested on them: leave them out"
+            )
 
 
 def pretrained(folder: Path, **settings) -> hx.Encoder:
@@ -55,7 +71,7 @@ def probe_auroc(folder: Path, encoder: hx.Encoder, labels: str, images: str | No
     metrics = folder / "metrics.json"
     if not metrics.exists():
         config = ProbeConfig(
-            labels, str(folder), str(folder), images=images, val_share=0.2, pool="mean", seed=seed, **settings
+            labels, str(folder), str(folder), images=images, pool="mean", seed=seed, **SPLIT, **settings
         )
         run_probe(config, encoder)
     return json.loads(metrics.read_text())["mean"]["auroc"]

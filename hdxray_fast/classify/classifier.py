@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..data.seen import SEEN_FILE, Seen
 from ..errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ..files import save_tensors, written_whole
 from ..models.encoder import Encoder, Tokens
@@ -19,7 +20,6 @@ from ..ops.view import View
 from ..weights.hub_files import label_keys
 from ..weights.model_folders import MODEL_FILE, load_model, model_folder, read_tensors, write_folder
 from .heads import LabelQueryHead, LinearHead, build_head
-from .seen import SEEN_FILE, Seen
 
 HEAD_FILE = "head.safetensors"
 CLASSIFIER_FILE = "classifier.json"

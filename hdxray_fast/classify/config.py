@@ -23,7 +23,6 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
         data: CSV manifest, or what a preset reads; see ``read_labels``.
         weights: encoder: a model folder of this package or other published weights; left out, an untrained ``model``.
         model: encoder preset, where there are no ``weights``.
-        split_seed: of these splits, the same for all ``seeds``.
         head: ``linear`` on the pooled feature, ``attention`` (a learned query pools), ``label-query`` (one each).
         tune: ``all`` weights, or the ``head`` on a frozen encoder; a frozen ``linear`` is a probe on cached features.
         pool: of the linear head: ``cls`` or ``mean``; the encoder's, or ``mean``, by default.
@@ -51,15 +50,16 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
         label_fractions: shares of the training patients; each is a run of its own (validation and test stay whole).
         seeds: of weights, order, augmentation and label fractions; each is a run of its own; ``seed`` by default.
         max_bad_share: share of all images that may be unreadable before the run stops.
-        bootstraps: draws of patients for the 95 % intervals.
+        exact_fractions: take no patient beyond ``label_fractions``, also where a class is then hardly there.
     """
 
-    FREE_ON_RESUME: ClassVar[frozenset[str]] = TrainingConfig.FREE_ON_RESUME | {"cache", "max_bad_share", "bootstraps"}
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = TrainingConfig.FREE_ON_RESUME | {
+        "cache", "max_bad_share", "bootstraps", "bootstrap_seed",
+    }  # fmt: skip
 
     data: str
     weights: str | None = None
     model: str = "vit_small_patch16"
-    split_seed: int = 0
     head: Literal["linear", "attention", "label-query"] = "linear"
     tune: Literal["all", "head"] = "all"
     pool: Literal["cls", "mean"] | None = None
@@ -85,7 +85,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
     label_fractions: list[float] = field(default_factory=lambda: [1.0])
     seeds: list[int] | None = None
     max_bad_share: float = 0.05
-    bootstraps: int = 1000
+    exact_fractions: bool = False
 
     def __post_init__(self) -> None:
         if not (self.data and self.out):
@@ -95,7 +95,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
     def _check(self) -> None:
         super()._check()
         self._at_least(1, "eval_every", "img_size")
-        self._at_least(0, "mixup", "augment_operations", "bootstraps", "split_seed")
+        self._at_least(0, "mixup", "augment_operations", "bootstraps", "split_seed", "bootstrap_seed")
         self._share("val_share", "test_share", "augment_magnitude", "max_bad_share")
         if not self.epochs > 0:
             raise ConfigError(f"epochs: {self.epochs} is not accepted; give a number above 0")

@@ -17,6 +17,7 @@ from torch import nn
 from ..data.listing import list_images, manifest_patients
 from ..data.quarantine import Quarantined, write_quarantine
 from ..data.reader_pool import worker_count
+from ..data.seen import SEEN_FILE
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.embedding import Embedder
 from ..files import written_whole
@@ -27,7 +28,6 @@ from .label_table import LabelTable
 from .labels import read_manifest, require_files
 from .metrics import evaluate_predictions
 from .plots import plot_curves
-from .seen import SEEN_FILE
 from .tested import Overlap, overlap_of, part_to_test, refuse_mostly_seen
 
 
@@ -291,6 +291,7 @@ def evaluate_files(
     workers: int = 0,
     device: str | None = None,
     bootstraps: int = 1000,
+    bootstrap_seed: int = 0,
     progress: bool = True,
     classes: Sequence[str] | None = None,
     max_bad_share: float = 0.05,
@@ -351,7 +352,7 @@ def evaluate_files(
         print(f"warning: {told}; metrics on these flatter")
     scores = found.probabilities[[place[path] for path in table.paths]]
     report = report_predictions(
-        out, table, scores, found.thresholds, bootstraps=bootstraps, seed=trained.get("seed", 0), extra=extra,
+        out, table, scores, found.thresholds, bootstraps=bootstraps, seed=bootstrap_seed, extra=extra,
         model=None if classes else classifier,
     )  # fmt: skip
     return {**report, "unreadable": bad, "seen": extra["seen"]}
@@ -376,8 +377,8 @@ class _Scorer(Embedder):
         self, model: Classifier, device: str | None, questions: Questions, precision: str, compile: str
     ) -> None:
         self._scores = _Scores(model, questions.new_names)
-        self.contour = model.config.contour
         super().__init__(model.encoder, pool="mean", device=device, precision=precision, compile=compile)
+        self.contour = model.config.contour
 
     def _model(self) -> nn.Module:
         return self._scores

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import torch
 
+from ..data.seen import DRAWN_FILE, Seen
 from ..errors import ConfigError
 from ..training.data_record import RECORD
 from ..training.loop import Training
 from .config import FinetuneConfig
-from .labels import describe_labels, labels_of, one_sided, require_files, take_fraction
+from .label_fractions import take_fraction
+from .labels import describe_labels, labels_of, one_sided, require_files
 from .result import FinetuneResult
-from .seen import DRAWN_FILE, Seen
 from .table import summary, write_table
 from .task import FinetuneTask, build_encoder, canvas_size
 
@@ -94,7 +95,7 @@ def _finetune(
 ) -> FinetuneResult:
     out = Path(config.out)
     whole = labels_of(config, begun)
-    table = take_fraction(whole, config.label_fractions[0], config.seed)
+    table = take_fraction(whole, config.label_fractions[0], config.seed, config.exact_fractions)
     if config.prepared is None:
         require_files(table, config.data)
     if config.img_size is None:
@@ -117,7 +118,8 @@ def _finetune(
         if progress and task.copies:
             training.print("\n".join(task.copies))
         done = training.run()
-        result = FinetuneResult(out, {}, len(task.datasets["train"]), {}, len(task.set_aside.rows), done.finished)
+        train_images, unreadable = len(task.datasets["train"]), len(task.set_aside.rows)
+        result = FinetuneResult(out, {}, train_images, {}, unreadable, done.finished, table.fraction)
         if done.finished and training.is_main:
             result.report, result.best = task.finish(training)
     return result
@@ -140,9 +142,9 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
         torch.manual_seed(config.seed)
     encoder = build_encoder(config)
     shared = {name: getattr(config, name) for name in (
-        "data", "out", "images", "preset", "classes", "multiclass", "uncertain", "val_share", "test_share", "pool",
-        "keep", "img_size", "workers", "bootstraps", "seed", "split_seed", "batch_size", "max_bad_share", "precision",
-        "compile",
+        "data", "out", "images", "preset", "classes", "multiclass", "uncertain", "val_share", "test_share",
+        "split_seed", "seed", "exact_fractions", "pool", "keep", "img_size", "workers", "bootstraps", "bootstrap_seed",
+        "batch_size", "max_bad_share", "precision", "compile",
     )}  # fmt: skip
     features = None if config.weights is None else str(shared_out / "features.parquet")
     probe = run_probe(
@@ -153,7 +155,13 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
         progress=progress,
     )
     return FinetuneResult(
-        probe.out, probe.report, probe.train_images, {"strengths": probe.strengths}, probe.left_out, True
+        probe.out,
+        probe.report,
+        probe.train_images,
+        {"strengths": probe.strengths},
+        probe.left_out,
+        True,
+        probe.fraction,
     )
 
 
@@ -162,8 +170,9 @@ def _read_result(out: Path) -> FinetuneResult:
     saved = json.loads((out / "metrics.json").read_text())
     report = {name: saved[name] for name in ("classes", "bootstraps", "images", "patients", "mean")}
     return FinetuneResult(
-        out, report, saved["train_images"], saved["chosen_on_validation"], saved["unreadable"], finished=True
-    )
+        out, report, saved["train_images"], saved["chosen_on_validation"], saved["unreadable"], finished=True,
+        fraction=saved.get("label_fraction", {}),
+    )  # fmt: skip
 
 
 def describe_finetuning(config: FinetuneConfig, results: list[FinetuneResult]) -> str:

@@ -22,6 +22,7 @@ class LabelTable:
         splits: ``N`` of ``"train"``, ``"val"``, ``"test"``.
         multiclass: exactly one class of each image holds.
         notes: what was left out on reading, and why.
+        fraction: of the training patients that were taken, see :func:`.label_fractions.take_fraction`.
         origin: a hash of the manifest's patients, and how splits were drawn, to know the manifest again later.
     """
 
@@ -33,6 +34,7 @@ class LabelTable:
     multiclass: bool = False
     notes: list[str] = field(default_factory=list)
     origin: dict = field(default_factory=dict)
+    fraction: dict = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -11,20 +11,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.splits import (
-    SPLITS,
-    canonical_split,
-    describe_drawn,
-    drawn_splits,
-    fill_splits,
-    patient_place,
-    patients_hash,
-)
+from ..data.seen import Seen
+from ..data.splits import SPLITS, canonical_split, describe_drawn, drawn_splits, fill_splits, patients_hash
 from ..errors import ConfigError
 from .label_csv import read_generic
 from .label_presets import PRESETS
 from .label_table import LabelTable
-from .seen import Seen
 
 if TYPE_CHECKING:
     from .config import FinetuneConfig
@@ -46,7 +38,7 @@ def read_labels(
     uncertain: str | Mapping[str, str] = "ignore",
     val_share: float = 0.1,
     test_share: float = 0.2,
-    seed: int = 0,
+    split_seed: int = 0,
 ) -> LabelTable:
     """Read a manifest.
 
@@ -63,7 +55,7 @@ def read_labels(
         val_share: share of the images in ``val`` if the manifest has no such rows; taken from ``train``, patients
             undivided, every class in its share.
         test_share: likewise for ``test``.
-        seed: of the splits made here.
+        split_seed: of the splits made here.
 
     Raises:
         ConfigError: the manifest cannot be read, lacks columns, holds values that are no labels, or has a patient in
@@ -74,7 +66,7 @@ def read_labels(
         data, images=images, preset=preset, classes=classes, multiclass=multiclass, uncertain=uncertain
     )
     told = uncertain if isinstance(uncertain, str) else dict(uncertain)
-    return draw_splits(table, str(data), val_share, test_share, seed, preset=preset, uncertain=told)
+    return draw_splits(table, str(data), val_share, test_share, split_seed, preset=preset, uncertain=told)
 
 
 def draw_splits(
@@ -82,7 +74,7 @@ def draw_splits(
     source: str,
     val_share: float,
     test_share: float,
-    seed: int,
+    split_seed: int,
     *,
     preset: str | None = None,
     uncertain: str | dict = "ignore",
@@ -93,7 +85,7 @@ def draw_splits(
     Args:
         table: the manifest.
         source: its name, for errors.
-        val_share, test_share, seed, preset, uncertain: as for :func:`read_labels`.
+        val_share, test_share, split_seed, preset, uncertain: as for :func:`read_labels`.
         begun: of a run that goes on: the splits that it has, or ``"hashed"`` if it drew them by patient id alone.
     """
     origin = {
@@ -102,7 +94,7 @@ def draw_splits(
         "draw": "stratified",
         "labels": _labels_hash(table),
         "drawn": drawn_splits(table.splits, SPLITS),
-        "seed": seed,
+        "seed": split_seed,
         "val_share": val_share,
         "test_share": test_share,
         "uncertain": uncertain,
@@ -233,26 +225,9 @@ def _placed(table: LabelTable) -> list[str]:
     return [f"{patient}\0{split}" for patient, split in zip(table.patients, table.splits, strict=True)]
 
 
-def take_fraction(table: LabelTable, share: float, seed: int) -> LabelTable:
-    """All of ``val`` and ``test``, and the training images of a share of the patients (at least two per class kept).
-
-    Patients are taken in an order that depends on seed and patient id alone, so that a smaller share is part of a
-    larger one.
-    """
-    if not 0 < share <= 1:
-        raise ConfigError(f"label_fraction: got {share}, accepted is a share above 0 and up to 1")
-    train = [i for i, split in enumerate(table.splits) if split == "train"]
-    patients = sorted({table.patients[i] for i in train}, key=lambda patient: patient_place(patient, seed + 1))
-    wanted = set(patients[: max(1, round(share * len(patients)))])
-    for column in range(len(table.classes)):
-        for value in (1, 0):
-            holders = {table.patients[i] for i in train if table.labels[i, column] == value}
-            wanted.update([patient for patient in patients if patient in holders][:2])
-    return table.rows([i for i, s in enumerate(table.splits) if s != "train" or table.patients[i] in wanted])
-
-
-def check_table(table: LabelTable, source: str) -> None:
-    """Raise a ConfigError naming ``source`` for what :func:`check_rows` refuses, or a class that cannot be learned."""
+def check_table(table: LabelTable, source: str, least: int = 2) -> None:
+    """Raise a ConfigError naming ``source`` for what :func:`check_rows` refuses, or a class that cannot be learned:
+    one with fewer than ``least`` positive or negative training images."""
     check_rows(table, source)
     train = table.split("train")
     for split in SPLITS:
@@ -261,10 +236,10 @@ def check_table(table: LabelTable, source: str) -> None:
     for column, name in enumerate(table.classes):
         values = train.labels[:, column]
         positive, negative = int((values == 1).sum()), int((values == 0).sum())
-        if positive < 2 or negative < 2:
+        if min(positive, negative) < least:
             raise ConfigError(
                 f"{source}: class {name!r} has {positive} positive and {negative} negative training images, needed are "
-                f"2 of each; {'remove its rows' if table.multiclass else 'leave it out with classes'}"
+                f"{least} of each; {'remove its rows' if table.multiclass else 'leave it out with classes'}"
             )
     if table.multiclass and not np.allclose(np.nansum(table.labels, axis=1), 1):
         row = int(np.flatnonzero(~np.isclose(np.nansum(table.labels, axis=1), 1))[0])
@@ -386,8 +361,5 @@ def labels_of(config: ProbeConfig | FinetuneConfig, begun: Seen | str | None = N
         multiclass=config.multiclass,
         uncertain=config.uncertain,
     )
-    seed = config.seed if config.split_seed is None else config.split_seed
-    shares = config.val_share, config.test_share
-    return draw_splits(
-        table, str(config.data), *shares, seed, preset=config.preset, uncertain=config.uncertain, begun=begun
-    )
+    drawn = config.val_share, config.test_share, config.split_seed
+    return draw_splits(table, str(config.data), *drawn, preset=config.preset, uncertain=config.uncertain, begun=begun)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..data.seen import Seen
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..features.embedding_files import embed_list
 from ..features.feature_table import read_features
@@ -20,11 +21,11 @@ from ..models.encoder import Encoder
 from ..weights.create import encoder_of_size
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .evaluation import refuse_unreadable, report_predictions
+from .label_fractions import describe_fraction, take_fraction
 from .label_table import LabelTable
-from .labels import check_table, describe_labels, labels_of, one_sided, refuse_duplicates, require_files, take_fraction
+from .labels import check_table, describe_labels, labels_of, one_sided, refuse_duplicates, require_files
 from .metrics import best_threshold
 from .probe_config import ProbeConfig
-from .seen import Seen
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation
 
@@ -41,6 +42,7 @@ class ProbeResult:
         notes: what was left out on reading the labels.
         train_images: the regressions were fitted on.
         unreadable_csv: names the files that could not be read.
+        fraction: of the training patients: how many were asked for, taken, and added for which class.
     """
 
     out: Path
@@ -50,6 +52,7 @@ class ProbeResult:
     notes: list[str] = field(default_factory=list)
     train_images: int = 0
     unreadable_csv: Path | None = None
+    fraction: dict = field(default_factory=dict)
 
 
 def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: bool = True) -> ProbeResult:
@@ -95,7 +98,9 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
     refuse_unreadable(unreadable, len(table), config.max_bad_share, done.unreadable_csv)
     whole = table
     table, features, hashes = _matched(whole, rows, config.data)
-    table_used = take_fraction(table, config.label_fraction, config.seed)
+    table_used = take_fraction(table, config.label_fraction, config.seed, config.exact_fractions)
+    if progress and config.label_fraction < 1:
+        print(describe_fraction(table_used.fraction))
     chosen = {path: number for number, path in enumerate(table.paths)}
     order = [chosen[path] for path in table_used.paths]
     features, hashes = features[order], [hashes[row] for row in order]
@@ -116,18 +121,21 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
         scores["test"],
         classifier.config.thresholds,
         bootstraps=config.bootstraps,
-        seed=config.seed,
+        seed=config.bootstrap_seed,
         extra={
             "config": asdict(replace(config, out=str(out))),
             "precision": done.precision,
             "strengths": probe.strengths,
             "unreadable": unreadable,
+            "label_fraction": table_used.fraction,
             "threshold_not_chosen": one_sided(val),
         },
         model=classifier.to(encoder.pos_embed.device),
     )
     train_images = table_used.splits.count("train")
-    return ProbeResult(out, report, probe.strengths, unreadable, table.notes, train_images, done.unreadable_csv)
+    return ProbeResult(
+        out, report, probe.strengths, unreadable, table.notes, train_images, done.unreadable_csv, table_used.fraction
+    )
 
 
 @dataclass
@@ -137,7 +145,8 @@ class LinearProbe:
     Attributes:
         weight: ``[C, D]``, bias: ``[C]``, on features as the encoder gives them.
         multiclass: softmax.
-        strengths: the C chosen for each class.
+        strengths: the C chosen for each class; 0 where training has no positive or no negative, so that the probe says
+            the same of every image.
     """
 
     weight: np.ndarray
@@ -184,6 +193,9 @@ def fit_probe(features: np.ndarray, table: LabelTable, strengths: Sequence[float
         known = ~np.isnan(target)
         fit_rows = train & known
         seen = val & known
+        if len(np.unique(target[fit_rows])) < 2:  # an exact label fraction may hold one kind alone
+            share = (target[fit_rows].sum() + 1) / (fit_rows.sum() + 2)  # Laplace's rule: what is known of the class
+            return np.zeros((1, features.shape[1])), np.array([np.log(share / (1 - share))]), 0.0
         candidates = []
         for strength in strengths:
             model = LogisticRegression(C=strength, max_iter=2000)
@@ -216,7 +228,12 @@ def as_classifier(
     if keep is not None:
         encoder.keep = keep
     settings = ClassifierConfig(
-        list(table.classes), head="probe", multiclass=table.multiclass, pool=pool, splits=table.origin
+        list(table.classes),
+        head="probe",
+        multiclass=table.multiclass,
+        pool=pool,
+        contour=encoder.contour,
+        splits=table.origin,
     )
     model = Classifier(encoder, settings)
     with torch.no_grad():

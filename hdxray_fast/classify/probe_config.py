@@ -27,9 +27,8 @@ class ProbeConfig(LabelSettings):
         device: where the encoder runs; a GPU if there is one by default.
         precision: of the features: ``fp32``, ``bf16``, or ``auto``: bf16 on GPUs that have it and fp32 elsewhere.
         compile: ``on``, ``off``, or ``auto``: on a GPU, for 150,000 images and more.
-        bootstraps: draws of patients for the 95 % intervals.
-        seed: of splits, fractions and draws.
-        split_seed: of the splits alone; ``seed`` by default.
+        exact_fractions: take no patient beyond ``label_fraction``, also where a class is then hardly there.
+        seed: of the label fraction.
         max_bad_share: share of all images that may be unreadable.
         features: Parquet file that keeps the features; ``<out>/features.parquet`` by default.
     """
@@ -46,9 +45,8 @@ class ProbeConfig(LabelSettings):
     device: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
-    bootstraps: int = 1000
+    exact_fractions: bool = False
     seed: int = 0
-    split_seed: int | None = None
     max_bad_share: float = 0.05
     features: str | None = None
 
@@ -59,5 +57,5 @@ class ProbeConfig(LabelSettings):
             raise ConfigError(f"label_fraction: {self.label_fraction} is not accepted; give a share above 0, up to 1")
         if not 0 <= self.max_bad_share <= 1:
             raise ConfigError(f"max_bad_share: {self.max_bad_share} is not accepted; give a share from 0 to 1")
-        if self.batch_size < 1 or self.bootstraps < 0:
-            raise ConfigError("batch_size is at least 1, and bootstraps at least 0")
+        if self.batch_size < 1 or min(self.bootstraps, self.split_seed, self.bootstrap_seed) < 0:
+            raise ConfigError("batch_size is at least 1; bootstraps, split_seed and bootstrap_seed are at least 0")

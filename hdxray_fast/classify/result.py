@@ -16,6 +16,7 @@ class FinetuneResult:
         train_images: it was trained on.
         best: step and validation score of the model that was chosen.
         left_out: files that could not be read.
+        fraction: of the training patients: how many were asked for, taken, and added for which class.
         finished: all steps were run (False after SIGTERM).
     """
 
@@ -25,3 +26,4 @@ class FinetuneResult:
     best: dict = field(default_factory=dict)
     left_out: int = 0
     finished: bool = False
+    fraction: dict = field(default_factory=dict)

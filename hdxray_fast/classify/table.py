@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..files import written_whole
 from .config import FinetuneConfig
+from .label_fractions import added_for
 from .result import FinetuneResult
 
 SHOWN = ("auroc", "auprc", "f1")
@@ -19,19 +20,32 @@ def gathered(runs: Sequence[FinetuneConfig], results: Sequence[FinetuneResult]) 
     """Mean-of-classes test metrics of each run, by label fraction."""
     found: dict[float, list[dict]] = {}
     for run, result in zip(runs, results, strict=True):
-        row = {"seed": run.seed, "train_images": result.train_images, "out": str(result.out), **result.report["mean"]}
+        counts = {"train_images": result.train_images, "label_fraction": result.fraction}
+        row = {"seed": run.seed, **counts, "out": str(result.out), **result.report["mean"]}
         found.setdefault(run.label_fractions[0], []).append(row)
     return found
 
 
 def summary(runs: Sequence[FinetuneConfig], results: Sequence[FinetuneResult]) -> str:
     """A Markdown table: a row per label fraction, mean ± standard deviation over its seeds."""
-    head = ["labels", "training images", *(f"test {name.upper()}, mean ± sd" for name in SHOWN)]
+    head = [
+        "labels",
+        "patients asked",
+        "taken",
+        "added for",
+        "training images",
+        *(f"test {name.upper()}, mean ± sd" for name in SHOWN),
+    ]
     head.append("AUROC of each seed (95 % over patients)")
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for share, rows in gathered(runs, results).items():
-        images = sorted({row["train_images"] for row in rows})
-        cells = [f"{share:.4g}", str(images[0]) if len(images) == 1 else f"{images[0]}–{images[-1]}"]
+        fractions = [row["label_fraction"] for row in rows if row["label_fraction"]]
+        most: dict[str, int] = {}
+        for fraction in fractions:
+            for name, count in fraction["added"].items():
+                most[name] = max(count, most.get(name, 0))
+        cells = [f"{share:.4g}", *(_range(fraction[key] for fraction in fractions) for key in ("asked", "taken"))]
+        cells += [added_for(most), _range(row["train_images"] for row in rows)]
         for name in SHOWN:
             values = np.array([row[name]["value"] for row in rows if row[name] is not None])
             spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
@@ -39,6 +53,12 @@ def summary(runs: Sequence[FinetuneConfig], results: Sequence[FinetuneResult]) -
         cells.append(", ".join(_interval(row["auroc"]) for row in rows))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _range(counts: Iterable[int]) -> str:
+    """A number, or the least and the most of several; blank where none is known, as of runs of earlier releases."""
+    found = sorted(set(counts))
+    return "–".join(map(str, dict.fromkeys((found[0], found[-1])))) if found else ""
 
 
 def write_table(out: Path, runs: Sequence[FinetuneConfig], results: Sequence[FinetuneResult]) -> None:

@@ -15,6 +15,7 @@ from ..data.augment import Augmentation, RandAugment
 from ..data.prepared.reading import PreparedSubset
 from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
+from ..data.seen import Seen
 from ..data.splits import SPLITS
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..models.encoder import Encoder
@@ -37,7 +38,6 @@ from .labels import check_table, one_sided, refuse_duplicates
 from .layer_decay import layer_decay_groups
 from .loss import class_weights, classification_loss
 from .metrics import best_threshold
-from .seen import Seen
 from .selection import BestModel, predict_rows, validation_score
 
 
@@ -140,7 +140,8 @@ class FinetuneTask(Task):
         self.table, images = table_of_readable(self.table, prepared)
         refuse_duplicates(self.table, images.hashes(), source)
         self.table, images, self.copies = keep_copies_together(self.table, images, self.table.origin.get("drawn", ()))
-        check_table(self.table, source)
+        exact = config.exact_fractions and config.label_fractions[0] < 1
+        check_table(self.table, source, least=0 if exact else 2)
         self.seen = Seen.of(self.whole, self.table, images.hashes())
         self.images = {
             split: images.subset([row for row, own in enumerate(self.table.splits) if own == split]) for split in SPLITS
@@ -284,7 +285,7 @@ class FinetuneTask(Task):
         model.config.thresholds = [
             best_threshold(table.labels[:, column], scores[:, column]) for column in range(len(table.classes))
         ]
-        model.seen = self.seen
+        model.encoder.contour, model.seen = self.contour, self.seen
         save_classifier(model, self.out / "model")
         table, scores = found["test"]
         extra = {
@@ -292,6 +293,7 @@ class FinetuneTask(Task):
             "chosen_on_validation": best,
             "train_images": len(self.datasets["train"]),
             "unreadable": len(self.set_aside.rows),
+            "label_fraction": self.table.fraction,
             "threshold_not_chosen": one_sided(found["val"][0]),
         }
         report = report_predictions(
@@ -300,7 +302,7 @@ class FinetuneTask(Task):
             scores,
             model.config.thresholds,
             bootstraps=self.config.bootstraps,
-            seed=self.config.split_seed,
+            seed=self.config.bootstrap_seed,
             extra=extra,
             model=model,
         )

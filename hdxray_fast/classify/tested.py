@@ -3,56 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
-
+from ..data.seen import MOST_SEEN, Overlap
 from ..data.splits import SPLIT_NAMES, SPLITS, canonical_split, patients_hash
 from ..errors import ConfigError
 from .classifier import Classifier
 from .label_table import LabelTable
 from .labels import check_rows, redrawn
-
-MOST_SEEN = 0.5  # share of the images tested on that training may have had
-WAYS = {"patients": "of the same patients", "pixels": "equal to the pixel"}
-
-
-@dataclass
-class Overlap:
-    """How many of some images a classifier was trained or validated on.
-
-    Attributes:
-        images: all of them.
-        by: for each kind of key of :class:`.seen.Seen`, which of them, ``[images] bool``.
-    """
-
-    images: int
-    by: dict[str, np.ndarray]
-
-    @property
-    def rows(self) -> np.ndarray:
-        """Which of the images, by any key: ``[images] bool``."""
-        return np.logical_or.reduce([np.zeros(self.images, bool), *self.by.values()])
-
-    @property
-    def share(self) -> float:
-        """Of the images; 0 if there are none."""
-        return float(self.rows.mean()) if self.images else 0.0
-
-    def as_dict(self) -> dict:
-        """For ``metrics.json``: how many images, and how many by each kind of key."""
-        each = {kind: int(rows.sum()) for kind, rows in self.by.items()}
-        return {"images": int(self.rows.sum()), "share": self.share, **each}
-
-    def describe(self, names: Sequence[str]) -> str:
-        """In words, with the first of ``names`` that is one of them; blank if none is."""
-        if not (count := int(self.rows.sum())):
-            return ""
-        each = [f"{int(rows.sum())} {WAYS.get(kind, f'by {kind}')}" for kind, rows in self.by.items() if rows.any()]
-        return (
-            f"the model was trained or validated on {count} of these {self.images} images ({self.share:.0%}): "
-            f"{', '.join(each)}; the first is {names[int(self.rows.argmax())]}"
-        )
 
 
 def overlap_of(model: Classifier, patients: Sequence[str], hashes: Sequence[str] | None = None) -> Overlap | None:
@@ -65,10 +23,7 @@ def overlap_of(model: Classifier, patients: Sequence[str], hashes: Sequence[str]
     """
     if model.seen is None:
         return None
-    by = {"patients": model.seen.taught("patients", patients)}
-    if hashes is not None:
-        by["pixels"] = model.seen.taught("pixels", hashes)
-    return Overlap(len(patients), by)
+    return model.seen.overlap(patients, hashes)
 
 
 def refuse_mostly_seen(overlap: Overlap | None, table: LabelTable, split: str, allowed: bool) -> None:

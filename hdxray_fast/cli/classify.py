@@ -48,6 +48,7 @@ def add_commands(commands, parser_class) -> None:
         "--uncertain", help="ignore, zeros, ones, or Edema=ones, ... for single classes; left out, as in training"
     )
     evaluate.add_argument("--bootstraps", type=int, default=1000)
+    evaluate.add_argument("--bootstrap_seed", type=int, default=0, help="of the draws of patients for intervals")
     again = "test on what is mostly of patients, or pixels, that the model was trained or validated on"
     evaluate.add_argument("--allow_training_patients", action="store_true", help=again)
     bad = "share of the images that may be unreadable"

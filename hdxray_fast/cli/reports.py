@@ -48,9 +48,8 @@ def _add_generate(commands, parser_class) -> None:
     generate.add_argument("--together", action="store_true", help="all paths are views of one study")
     generate.add_argument("--data", help="instead of paths: annotation.json, a CSV, or a folder of reports")
     _add_studies(generate)
-    generate.add_argument("--seed", type=int, default=0, help="of splits made here, and of sampling")
     generate.add_argument("--sample", action="store_true", help="draw words at random; set --num-beams 1 with it")
-    generate.add_class_arguments(WritingOptions, skip={"seed", "sample"})
+    generate.add_class_arguments(WritingOptions, skip={"sample"})
     generate.add_argument("--pictures", type=int, default=8, help="so many studies get a picture")
     generate.add_argument("--batch_size", type=int, default=4, help="studies at once")
     generate.add_argument("--workers", type=int, default=-1, help="processes that read files; -1: one per core")
@@ -69,13 +68,16 @@ def _add_evaluate(commands, parser_class) -> None:
     evaluate.add_argument("--data", help="where references are: annotation.json, a CSV, or a folder of reports")
     _add_studies(evaluate)
     evaluate.add_argument("--language", default="en", help="en or zh, of reports that do not say")
-    evaluate.add_argument("--seed", type=int, default=0, help="of splits made here and of the intervals")
-    evaluate.add_argument("--r2gen", help="also on R2Gen's references: iu-xray, mimic-cxr or none; left out, by layout")
+    evaluate.add_argument(
+        "--model", help="whose predictions they are: its own split is taken; told by what lies beside"
+    )
+    evaluate.add_argument("--r2gen", help="also on R2Gen's references: iu-xray, mimic-cxr or none; left out, by --data")
     evaluate.add_argument("--partial", action="store_true", help="go on where studies have no generated text")
     evaluate.add_argument("--clinical", nargs="+", default=[], help="radgraph, chexbert")
     evaluate.add_argument("--radgraph_model", default="radgraph-xl", help="radgraph, radgraph-xl, modern-radgraph-xl")
     evaluate.add_argument("--device", help="where clinical models run")
     evaluate.add_argument("--bootstraps", type=int, default=1000, help="drawings for the 95 %% intervals; 0 for none")
+    evaluate.add_argument("--bootstrap_seed", type=int, default=0, help="of these drawings")
     evaluate.add_argument("--meteor", type=bool, default=True, help="METEOR, where Java is; false saves its seconds")
     commands.add_subcommand("evaluate", evaluate, help="generated reports against references")
 
@@ -88,10 +90,16 @@ def _add_studies(parser) -> None:
     parser.add_argument("--layout", help=f"{', '.join(LAYOUTS)}; left out, told by what --data is")
     parser.add_argument("--images", help="folder that relative image paths of --data start from")
     parser.add_argument("--split", default="test", help="of --data: train, val, test, or all")
+    counted = "studies, or images: each radiograph of --data with its study's report, as R2Gen counts MIMIC-CXR"
+    parser.add_argument("--count", default="studies", help=counted)
     parser.add_argument("--sections", default="findings", help=f"of --data, as references: {', '.join(SECTIONS)}")
     parser.add_argument("--report_column", help="the CSV column that holds the report")
-    parser.add_argument("--val_share", type=float, default=0.1, help="of patients, where --data has no splits")
-    parser.add_argument("--test_share", type=float, default=0.2, help="likewise")
+    drawn = "of patients, where --data has no splits; left out, as the model's was"
+    parser.add_argument("--val_share", type=float, help=drawn)
+    parser.add_argument("--test_share", type=float, help="likewise")
+    parser.add_argument("--split_seed", type=int, help="of splits drawn here; left out, as the model's was")
+    again = "test on what is mostly of patients that the model was trained or validated on"
+    parser.add_argument("--allow_training_patients", action="store_true", help=again)
 
 
 def run_train_command(**options) -> int:
@@ -113,15 +121,18 @@ def run_train_command(**options) -> int:
 
 def run_generate_command(paths: list[str], model: str, out: str | None, **options) -> int:
     from ..errors import ConfigError
-    from ..reports.layouts import STUDY_SETTINGS, read_studies
+    from ..reports.layouts import STUDY_SETTINGS
+    from ..reports.own_split import overlap_with, read_own_split
+    from ..reports.r2gen_sets import check_count, per_image
     from ..reports.saving import load_report_model
     from ..reports.writing import studies_of_files, write_reports
     from ..reports.writing_options import WritingOptions
 
-    data, together, split, seed = (options.pop(name) for name in ("data", "together", "split", "seed"))
+    data, together, split = (options.pop(name) for name in ("data", "together", "split"))
+    allowed, count = options.pop("allow_training_patients"), check_count(options.pop("count"))
     reading = {name: options.pop(name) for name in STUDY_SETTINGS if name in options}
     decoding = {name: options.pop(name) for name in WritingOptions.__dataclass_fields__ if name in options}
-    writing = WritingOptions(seed=seed, **decoding)
+    writing = WritingOptions(**decoding)
     if bool(paths) == (data is not None):
         raise ConfigError("paths, data: give radiographs, or studies with --data, and not both")
     loaded = load_report_model(model, options.pop("device"))
@@ -129,12 +140,16 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
     if data is None:
         studies = studies_of_files(paths, together, language)
     else:
-        table = read_studies(data, language=language, seed=seed, **reading)
+        table = read_own_split(data, loaded.seen, language=language, **reading)
         for note in table.notes:
             print(f"note: {note}", file=sys.stderr)
         studies = table.studies if split == "all" else table.split(split)
         if not studies:
             raise ConfigError(f"split: {data} has no study in {split!r}, accepted are 'train', 'val', 'test' and 'all'")
+        overlap = overlap_with(loaded.seen, studies, split, data, allowed)
+        if overlap and (told := overlap.describe([study.id for study in studies])):
+            print(f"note: {told}", file=sys.stderr)
+        studies = per_image(studies) if count == "images" else studies
     done = write_reports(studies, loaded, options=writing, out=out, progress=sys.stderr.isatty(), **options)
     for row in done.rows:
         print(f"{row.study.id}\n  {row.text or '(nothing)'}")

@@ -152,9 +152,8 @@ class Embedder:
 
     Attributes:
         precision: ``"fp32"`` or ``"bf16"``, what it computes in.
+        contour: how the contours of files and arrays are found: the encoder's way.
     """
-
-    contour = "network"  # how the contours of files and arrays are found
 
     def __init__(
         self,
@@ -179,7 +178,7 @@ class Embedder:
         if self.pool not in ("cls", "mean", "attention"):
             raise ArgumentError(f"pool: got {pool!r}, accepted are 'cls', 'mean' and 'attention'")
         self.device = find_device(device)
-        self.encoder = encoder
+        self.encoder, self.contour = encoder, encoder.contour
         self._inference = Inference(self._model(), self.device, precision=precision, compile=compile)
         self.precision = self._inference.precision
 

@@ -19,6 +19,7 @@ from ..weights.create import encoder_of_size
 from .embedding import Embedder, Embeddings
 from .feature_table import FeatureTable, Stamp
 
+USUAL = ("contour", "network")  # has no part in what tells tables apart, as before there was a choice
 ROWS_PER_PART = 64  # what an interruption can cost
 
 
@@ -109,7 +110,7 @@ def embed_list(
     encoder = encoder_of_size(weights, img_size)
     job = Embedder(encoder, pool=pool, keep=keep, device=device, precision=precision, compile=compile)
     settings = {
-        "encoder": asdict(encoder.config),
+        "encoder": {name: value for name, value in asdict(encoder.config).items() if (name, value) != USUAL},
         "weights": fingerprint(encoder),
         "pool": job.pool,
         "keep": job.keep,

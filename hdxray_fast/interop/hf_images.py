@@ -82,7 +82,7 @@ class HDXrayImageProcessor(BaseImageProcessor):
         """The processor of an encoder with these settings; ``kwargs`` are further ones of the processor."""
         settings = preprocessor_settings(config)
         del settings["image_processor_type"]
-        return cls(**settings, **kwargs)
+        return cls(**{**settings, **kwargs})
 
     def preprocess(
         self,

@@ -62,6 +62,7 @@ class Encoder(nn.Module):
         num_prefix_tokens: class and register tokens in front of an image's patches.
         keep: which patches it looks at when no plan is given: ``"all"``, ``"valid"`` or ``"contour"``; can be set.
         margin: patches around the chest that ``"contour"`` keeps as well; can be set.
+        contour: how contours are found where nobody gives them; that of the training; can be set.
         pool: ``None``, ``"cls"``, ``"mean"`` or ``"attention"``; can be set.
         normalisation: ``"per_image"`` or ``(mean, std)`` of pixels on [0, 1]; how integer images are normalised when
             no ``scale`` is given.
@@ -116,6 +117,14 @@ class Encoder(nn.Module):
     @margin.setter
     def margin(self, value: int) -> None:
         self.config = replace(self.config, margin=value)
+
+    @property
+    def contour(self) -> str:
+        return self.config.contour
+
+    @contour.setter
+    def contour(self, value: str) -> None:
+        self.config = replace(self.config, contour=value)
 
     @property
     def pool(self) -> str | None:
@@ -393,7 +402,7 @@ class Encoder(nn.Module):
         images = self.check_images(images)
         if self.keep == "all":
             return torch.ones(images.shape[0], *self.grid_size, dtype=torch.bool, device=images.device)
-        chosen = (self.keep, images, self.grid_size, self.patch_size, inside, valid, self.margin)
+        chosen = (self.keep, images, self.grid_size, self.patch_size, inside, valid, self.margin, self.contour)
         return selected_patches(*chosen).keep_grid()
 
     def transform(self) -> Transform:
@@ -605,7 +614,9 @@ class Encoder(nn.Module):
         if plan is not None:
             self._check_plan(images, plan)
         elif keep != "all":
-            plan = selected_patches(keep, images, self.grid_of(images), self.patch_size, inside, valid, self.margin)
+            plan = selected_patches(
+                keep, images, self.grid_of(images), self.patch_size, inside, valid, self.margin, self.contour
+            )
         if scale is None and shift is None:
             scale, shift = self.pixel_scale(images, valid)
         return images, plan, 1.0 if scale is None else scale, 0.0 if shift is None else shift

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from ..errors import ArgumentError, ArgumentTypeError
+from ..images.contour_methods import METHODS
 from .layers import LAYER_NORM_EPS, check_count
 from .presets import ENCODERS, STEMS
 
@@ -43,6 +44,8 @@ class EncoderConfig:
         keep: ``"all"``, ``"valid"`` (no padding) or ``"contour"`` (the chest and a margin around it).
         margin: patches around the chest.
         pool: ``None`` (tokens), ``"cls"``, ``"mean"`` or ``"attention"``.
+        contour: how the chest is found where nobody says which patches it has: ``"network"``, ``"classical"``,
+            ``"prior"`` or ``"rectangle"``; that of the training.
 
     Raises:
         ArgumentError, ArgumentTypeError: a setting is not as described; the message begins with its name.
@@ -67,6 +70,7 @@ class EncoderConfig:
     keep: str = "all"
     margin: int = 1
     pool: str | None = None
+    contour: str = "network"
 
     def __post_init__(self) -> None:
         for option in ("patch_size", "embed_dim", "depth", "num_heads"):
@@ -88,6 +92,7 @@ class EncoderConfig:
             raise ArgumentError(f"in_chans: got {self.in_chans!r}, accepted are 1 and 3")
         _check_choice("stem", self.stem, STEMS)
         _check_choice("keep", self.keep, KEEPS)
+        _check_choice("contour", self.contour, METHODS)
         _check_choice("pool", self.pool, (None, *POOLS))
         if self.pool == "cls" and not self.class_token:
             raise ArgumentError("pool: got 'cls', but class_token is False; accepted are 'mean' and 'attention'")

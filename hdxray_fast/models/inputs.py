@@ -37,24 +37,27 @@ class Looks:
     """Which patches an encoder looks at, without the encoder: for workers that read images and make plans of them.
 
     Attributes:
-        keep, margin, grid_size, patch_size: as of the encoder.
+        keep, margin, grid_size, patch_size, contour: as of the encoder.
     """
 
     keep: str
     margin: int
     grid_size: tuple[int, int]
     patch_size: int
+    contour: str = "network"
 
     @classmethod
     def of(cls, encoder: Encoder, keep: str | None = None) -> Looks:
         """Those of ``encoder``, with ``keep`` instead of its own if there is one."""
-        return cls(keep or encoder.keep, encoder.margin, encoder.grid_size, encoder.patch_size)
+        return cls(keep or encoder.keep, encoder.margin, encoder.grid_size, encoder.patch_size, encoder.contour)
 
     def plan(self, images: Tensor, inside: Tensor | None, valid: Tensor | None) -> MaskPlan | None:
         """As :func:`patches_to_keep`; ``images [B, C, S, S]`` are not checked."""
         if self.keep == "all":
             return None
-        return selected_patches(self.keep, images, self.grid_size, self.patch_size, inside, valid, self.margin)
+        return selected_patches(
+            self.keep, images, self.grid_size, self.patch_size, inside, valid, self.margin, self.contour
+        )
 
 
 class EncoderInputs(NamedTuple):

@@ -46,7 +46,7 @@ class MaskedAutoencoder(nn.Module):
         decoder_embed_dim: int,
         decoder_depth: int,
         decoder_num_heads: int | None,
-        **encoder_overrides: int | float,
+        **encoder_overrides: int | float | str,
     ) -> None:
         super().__init__()
         if decoder not in DECODERS:
@@ -133,7 +133,7 @@ def create_mae(
     decoder_embed_dim: int = 512,
     decoder_depth: int = 8,
     decoder_num_heads: int | None = None,
-    **encoder_overrides: int | float,
+    **encoder_overrides: int | float | str,
 ) -> MaskedAutoencoder:
     """Build a masked auto-encoder.
 

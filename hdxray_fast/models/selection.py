@@ -37,6 +37,7 @@ def selected_patches(
     inside: Tensor | None,
     valid: Tensor | None,
     margin: int,
+    contour: str = "network",
 ) -> MaskPlan:
     """The plan that keeps the valid patches, or those inside the chest contour and ``margin`` patches around it.
 
@@ -48,6 +49,7 @@ def selected_patches(
         inside: bool ``[B, gh, gw]``, patches of the chest.
         valid: bool ``[B, gh, gw]``, patches that are no padding; left out, all.
         margin: patches.
+        contour: how the chest is found without ``inside``; see :func:`hdxray_fast.find_contour`.
 
     Returns:
         A plan on the device of ``images``; an image without any wanted patch keeps one.
@@ -68,7 +70,7 @@ def selected_patches(
     if keep == "valid":
         wanted = valid
     else:
-        inside = _find_inside(images, patch_size) if inside is None else checked_grid("inside", inside, shape)
+        inside = _find_inside(images, patch_size, contour) if inside is None else checked_grid("inside", inside, shape)
         wanted = inside.to(valid.device)
         if margin:
             spread = F.max_pool2d(wanted.float().unsqueeze(1), 2 * margin + 1, stride=1, padding=margin)
@@ -96,7 +98,7 @@ def checked_grid(name: str, value: Tensor | np.ndarray, shape: tuple[int, int, i
     return value
 
 
-def _find_inside(images: Tensor, patch_size: int) -> Tensor:
+def _find_inside(images: Tensor, patch_size: int, method: str) -> Tensor:
     """Chest contours of the images' first channel, bool ``[B, gh, gw]`` on the CPU."""
     if images.dtype not in (torch.uint8, torch.uint16) or images.shape[2] != images.shape[3]:
         raise ArgumentError(
@@ -108,5 +110,5 @@ def _find_inside(images: Tensor, patch_size: int) -> Tensor:
 
     side = images.shape[2]
     canvases = [Canvas(image[0].cpu().numpy(), (0, 0, side, side), {}) for image in images]
-    contours = find_contours(canvases, patch_size=patch_size)
+    contours = find_contours(canvases, method, patch_size)
     return torch.from_numpy(np.stack([contour.inside for contour in contours]))

@@ -133,6 +133,7 @@ class PretrainTask(Task):
             norm_pix_loss=config.norm_pix_loss,
             decoder_embed_dim=width,
             decoder_depth=depth,
+            contour=config.contour,
         )
         self.predict = config.predict or model.default_predict
         return model

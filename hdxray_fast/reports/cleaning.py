@@ -110,12 +110,14 @@ class R2GenReferences:
         max_length: R2Gen's ``max_seq_length``, 60 for IU X-ray and 100 for MIMIC-CXR; one place is the start token's.
         threshold: words seen less often in the training reports are ``<unk>``; 3 and 10.
         words: the words that are known; ``None`` knows all.
+        own: what is scored is the whole of R2Gen's own test set.
     """
 
     cleaning: str
     max_length: int
     threshold: int
     words: frozenset[str] | None = None
+    own: bool = False
 
     @classmethod
     def fit(cls, training_reports: Iterable[str], data_set: str) -> R2GenReferences:

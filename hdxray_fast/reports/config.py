@@ -34,6 +34,7 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
         language: ``en`` or ``zh``, of reports that do not say.
         val_share: share of the patients to validate on, where the data have no such split.
         test_share: share of the patients kept for a test, likewise.
+        split_seed: of splits drawn here, whatever ``seed`` is.
         cleaning: how reports are cleaned before they are taught: ``none``, ``english``, ``chinese``,
             ``r2gen-iu-xray`` or ``r2gen-mimic-cxr``; by the language by default.
         tokenizer: ``word``, ``bpe`` or ``character``, trained on the training reports, or the name or path of a
@@ -68,6 +69,7 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
     report_column: str | None = None
     val_share: float = 0.1
     test_share: float = 0.2
+    split_seed: int = 0
     cleaning: str | None = None
     tokenizer: str | None = None
     min_frequency: int | None = None
@@ -96,7 +98,7 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
     def _check(self) -> None:
         super()._check()
         self._at_least(1, "vocab_size", "img_size", "validate_studies", "min_frequency")
-        self._at_least(0, "encoder_lr", "validate_every")
+        self._at_least(0, "encoder_lr", "validate_every", "split_seed")
         self._share("val_share", "test_share", "label_smoothing")
         check_language(self.language)
         for name, accepted in (("metric", METRICS), ("sections", SECTIONS), ("layout", (None, *LAYOUTS))):

@@ -10,14 +10,17 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from ..data.seen import Overlap
 from ..errors import ConfigError
 from .cleaning import UNKNOWN, R2GenReferences, mostly_chinese
 from .clinical import check_clinical, clinical_scores
 from .exchange import exchanged_scores
 from .intervals import score_intervals
-from .layouts import guess_layout, read_studies
+from .layouts import guess_layout
 from .metrics import Convention, Scores, conventions, score_reports
+from .own_split import overlap_with, read_own_split, record_of_model, record_of_predictions
 from .predictions import Prediction, read_predictions
+from .r2gen_sets import SIZES, check_count, own_data_set, per_image, text_per_image
 from .statistics import duplicate_statistics, length_statistics
 from .studies import Study, check_language, counted
 
@@ -54,15 +57,19 @@ def evaluate_reports(
     sections: str = "findings",
     report_column: str | None = None,
     language: str = "en",
-    val_share: float = 0.1,
-    test_share: float = 0.2,
-    seed: int = 0,
+    val_share: float | None = None,
+    test_share: float | None = None,
+    split_seed: int | None = None,
+    model: str | Path | None = None,
+    allow_training_patients: bool = False,
+    count: str = "studies",
     r2gen: str | None = None,
     partial: bool = False,
     clinical: Sequence[str] = (),
     radgraph_model: str = "radgraph-xl",
     device: str | None = None,
     bootstraps: int = 1000,
+    bootstrap_seed: int = 0,
     meteor: bool = True,
 ) -> Evaluation:
     """Score generated reports.
@@ -71,36 +78,50 @@ def evaluate_reports(
         predictions: see :func:`~hdxray_fast.reports.predictions.read_predictions`. Where no id is a study's, ids that
             are paths are taken as the study of that radiograph.
         data: studies to take references from, by id, as :func:`~hdxray_fast.reports.layouts.read_studies` reads them
-            (with ``layout``, ``images``, ``sections``, ``report_column``, ``val_share``, ``test_share``, ``seed``);
-            left out, the predictions hold their references.
+            (with ``layout``, ``images``, ``sections``, ``report_column``); left out, the predictions hold their
+            references.
         split: of ``data``: ``"train"``, ``"val"``, ``"test"`` or ``"all"``.
         language: ``"en"`` or ``"zh"``, of studies that do not say.
-        r2gen: score R2Gen's references as well: ``"iu-xray"``, ``"mimic-cxr"`` or ``"none"``; left out, what the layout
-            says. Its rare words are those of the training split of ``data``.
+        val_share, test_share, split_seed: of splits that ``data`` has not; left out, as the model's were.
+        model: folder of the report model behind the predictions, whose own split is taken; left out, what
+            ``report generate`` wrote beside the predictions tells.
+        allow_training_patients: score also what is mostly of patients that the model was trained or validated on.
+        count: ``"studies"``, or ``"images"``: a study counts once for each radiograph that ``data`` names, as R2Gen
+            counts MIMIC-CXR.
+        r2gen: score in R2Gen's manner as well: ``"iu-xray"``, ``"mimic-cxr"`` or ``"none"``; left out, what the layout
+            says, or that R2Gen's own file is given. Its rare words are those of the training split of ``data``.
         partial: go on, and count, where studies of the split have no generated text.
         clinical: of ``"radgraph"`` and ``"chexbert"``.
         radgraph_model: see :func:`~hdxray_fast.reports.clinical.clinical_scores`; likewise ``device``.
         bootstraps: drawings of patients for the 95 % intervals (of studies, where patients are not known); 0 for none.
+        bootstrap_seed: of these drawings.
         meteor: METEOR too, where Java is; ``False`` saves its seconds.
 
     Raises:
-        ConfigError: the files cannot be read or do not fit each other, or texts are in another language than said.
+        ConfigError: the files cannot be read or do not fit each other, texts are in another language than said, or
+            most of what is tested on is of the model's training.
         MissingDependencyError: pycocoevalcap is not installed.
     """
     check_language(language)
     check_clinical(clinical)
+    if check_count(count) == "images" and data is None:
+        raise ConfigError("count: images are those that data names; give data")
     if r2gen not in (None, *R2GEN_CHOICES):
         raise ConfigError(f"r2gen: got {r2gen!r}, accepted are {', '.join(map(repr, R2GEN_CHOICES))}")
     named = str(predictions) if isinstance(predictions, (str, Path)) else "predictions"
     made = read_predictions(predictions) if isinstance(predictions, (str, Path)) else list(predictions)
     notes: list[str] = []
     training: list[str] = []
+    overlap: Overlap | None = None
+    own: str | None = None
     if data is None:
         studies = _own_references(made, named, language)
     else:
         layout = layout or guess_layout(Path(data))
-        table = read_studies(
+        record = record_of_model(model) if model else record_of_predictions(named) if named != "predictions" else None
+        table = read_own_split(
             data,
+            record,
             layout=layout,
             images=images,
             sections=sections,
@@ -108,7 +129,7 @@ def evaluate_reports(
             language=language,
             val_share=val_share,
             test_share=test_share,
-            seed=seed,
+            split_seed=split_seed,
             need_images=False,
         )
         notes += table.notes
@@ -116,16 +137,26 @@ def evaluate_reports(
         studies = table.studies if split == "all" else table.split(split)
         if not studies:
             raise ConfigError(f"split: {data} has no study in {split!r}, accepted are 'train', 'val', 'test' and 'all'")
-        r2gen = r2gen or (layout if layout in R2GEN_CHOICES else None)
+        overlap = overlap_with(record, studies, split, str(data), allow_training_patients)
+        if overlap and (told := overlap.describe([study.id for study in studies])):
+            notes.append(told)
+        own = own_data_set(layout, table.listed)
+        r2gen = r2gen or own or (layout if layout in R2GEN_CHOICES else None)
+    if count == "images":
+        made, studies = text_per_image(made, studies), per_image(studies)
     rows, unpaired = _pair(made, studies, named, partial)
     notes += unpaired
     _check_languages(rows, named)
-    references = None if r2gen in (None, "none") else _r2gen_references(training, r2gen)
+    references = None
+    if r2gen not in (None, "none"):
+        references = R2GenReferences.fit(training, r2gen)
+        whole = own == r2gen and split == "test" and len(rows) == SIZES[r2gen]["test"]
+        references = replace(references, own=whole, words=references.words if training else None)
     notes += _unknown_words(rows, references)
     languages = {}
     for name in sorted({row["language"] for row in rows}):
         mine = [row for row in rows if row["language"] == name]
-        found = _evaluate_language(mine, name, references, bootstraps, seed, meteor)
+        found = _evaluate_language(mine, name, references, bootstraps, bootstrap_seed, meteor)
         texts, truths = ([row[key] for row in mine] for key in ("generated", "reference"))
         found["clinical"] = clinical_scores(
             texts, truths, clinical, language=name, radgraph_model=radgraph_model, device=device
@@ -139,16 +170,13 @@ def evaluate_reports(
         "split": None if data is None else split,
         "sections": None if data is None else sections,
         "studies": len(rows),
+        "count": count,
+        "seen": overlap and overlap.as_dict(),
         "notes": notes,
         "languages": languages,
         "versions": _versions(),
     }
     return Evaluation(rows, metrics)
-
-
-def _r2gen_references(training: list[str], data_set: str) -> R2GenReferences:
-    references = R2GenReferences.fit(training, data_set)
-    return references if training else replace(references, words=None)
 
 
 def _unknown_words(rows: list[dict], references: R2GenReferences | None) -> list[str]:
@@ -160,7 +188,7 @@ def _unknown_words(rows: list[dict], references: R2GenReferences | None) -> list
     if share <= UNKNOWN_MOST:
         return []
     return [
-        f"{share:.0%} of the words of the r2gen-compatible references are {UNKNOWN}, seen fewer than "
+        f"{share:.0%} of the words of R2Gen's references are {UNKNOWN}, seen fewer than "
         f"{references.threshold} times in the training reports: texts match by what they do not say"
     ]
 
@@ -241,7 +269,7 @@ def _pair(made: list[Prediction], studies: list[Study], named: str, partial: boo
                 "generated": texts[study.id],
                 "reference": study.report,
                 "images": study.images,
-                "patient": f"patient {study.patient}" if study.patient else f"study {study.id}",
+                "patient": f"patient {study.patient}" if study.patient else f"study {study.part_of or study.id}",
             }
         )
     if bare:

@@ -10,13 +10,14 @@ HEADS = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr-D", "METEOR")
 def format_evaluation(metrics: dict) -> str:
     """``metrics`` as Markdown that reads well on a terminal."""
     lines: list[str] = []
+    counted = "radiographs, each with its study's report" if metrics.get("count") == "images" else "studies"
     for language, found in metrics["languages"].items():
         rows = [("references", "unit", *HEADS)]
         marks: list[str] = []
         for scores in found["scores"]:
             cells = [_cell(scores[name], marks) for name in SCORES]
             rows.append((scores["references"], scores["unit"], *cells))
-        lines += [f"{found['studies']} studies, language {language}", "", *_table(rows), ""]
+        lines += [f"{found['studies']} {counted}, language {language}", "", *_table(rows), ""]
         lines += [f"{number}) {mark}" for number, mark in enumerate(marks, start=1)]
         lines += [f"- {scores['references']}, {scores['unit']}: {scores['stated']}" for scores in found["scores"]]
         for scores in found["scores"]:

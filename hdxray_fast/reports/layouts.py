@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
+from ..data.seen import Seen
 from ..data.splits import SPLIT_COLUMNS
 from ..errors import ConfigError
 from .csv_rows import read_rows
@@ -32,8 +33,9 @@ def read_studies(
     language: str = "en",
     val_share: float = 0.1,
     test_share: float = 0.2,
-    seed: int = 0,
+    split_seed: int = 0,
     need_images: bool = True,
+    record: Seen | None = None,
 ) -> StudyTable:
     """Read studies.
 
@@ -50,8 +52,9 @@ def read_studies(
         language: ``"en"`` or ``"zh"``, of reports that do not say.
         val_share: share of the patients for ``val`` if no study is in it; likewise ``test_share``.
         test_share: see ``val_share``.
-        seed: of splits made here.
+        split_seed: of splits made here.
         need_images: studies whose image files are missing are left out; ``False`` reads texts alone.
+        record: what a model has seen: its patients stay in its splits, where the table gives no others.
 
     Raises:
         ConfigError: ``data`` cannot be read or lacks what its layout needs, a language is not known, or a patient or
@@ -75,12 +78,12 @@ def read_studies(
         table = read_mimic_cxr(path, root, sections, language)
     else:
         raise ConfigError(f"layout: got {layout!r}, accepted are {', '.join(map(repr, LAYOUTS))}")
-    return finish_table(table, str(path), val_share, test_share, seed, need_images)
+    return finish_table(table, str(path), val_share, test_share, split_seed, need_images, record)
 
 
 # Its settings that configurations and commands take under the same names
 STUDY_SETTINGS = tuple(
-    name for name in inspect.signature(read_studies).parameters if name not in ("data", "need_images")
+    name for name in inspect.signature(read_studies).parameters if name not in ("data", "need_images", "record")
 )
 
 

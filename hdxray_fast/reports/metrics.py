@@ -31,8 +31,8 @@ class Convention:
     """How texts are brought to tokens before they are compared; scores of different conventions are unlike numbers.
 
     Attributes:
-        references: ``"raw"``, ``"r2gen-compatible"``, or ``"r2gen-cleaned"`` where the words of the training reports
-            are not known.
+        references: ``"raw"``; ``"r2gen-compatible"`` of R2Gen's own test set, whole and with its words; or
+            ``"r2gen-cleaned, other test set"``.
         unit: ``"word"`` or ``"character"``.
         stated: the convention in words.
         split: text to tokens joined by single spaces; references and generated texts alike.
@@ -65,11 +65,13 @@ def conventions(language: str, r2gen: R2GenReferences | None = None) -> list[Con
         stated = "raw references, whole; lower case, words of the Penn Treebank tokenizer, punctuation dropped"
         made: list[Convention | str] = [Convention("raw", "word", stated, english_words)]
         if r2gen is not None:
-            name, rare = "r2gen-compatible", f"words seen fewer than {r2gen.threshold} times in training as <unk>"
+            name = "r2gen-compatible" if r2gen.own and r2gen.words is not None else "r2gen-cleaned, other test set"
+            rare = f"words seen fewer than {r2gen.threshold} times in training as <unk>"
             if r2gen.words is None:
-                name, rare = "r2gen-cleaned", "rare words as they are, for want of the training reports"
+                rare = "rare words as they are, for want of the training reports"
+            whose = "R2Gen's test set and references" if r2gen.own else "not R2Gen's test set, in R2Gen's manner"
             stated = (
-                f"R2Gen's references: {r2gen.cleaning} cleaning, sentence ends as tokens, first {r2gen.max_length - 1} "
+                f"{whose}: {r2gen.cleaning} cleaning, sentence ends as tokens, first {r2gen.max_length - 1} "
                 f"tokens, {rare}; generated text treated alike"
             )
             made.append(Convention(name, "word", stated, r2gen))

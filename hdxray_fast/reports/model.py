@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..data.seen import Seen
 from ..errors import ArgumentError, ArgumentTypeError, ConfigError
 from ..models.encoder import Encoder, Tokens
 from ..models.inputs import all_channels, own_scale, patches_to_keep, view_of
@@ -33,6 +34,7 @@ class ReportModel(nn.Module):
         tokenizer: of the reports.
         config: see :class:`ReportModelConfig`.
         language_model_print: tells the language model it was made with.
+        seen: whom and what it was trained on; ``None`` where that is not known.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class ReportModel(nn.Module):
         self.encoder, self.visual, self.decoder = encoder, visual, decoder
         self.tokenizer, self.config = tokenizer, config
         self.language_model_print = ""
+        self.seen: Seen | None = None
 
     # --- images to visual tokens ------------------------------------------------------------------------------------
     def plan(self, images: Tensor, inside: Tensor | None = None, valid: Tensor | None = None) -> MaskPlan:
@@ -131,14 +134,14 @@ class ReportModel(nn.Module):
     ) -> tuple[list[str], list[list[int]]]:
         """A report for each study, as text and as token ids.
 
-        The token of unknown words is never written. Sampling is seeded by ``options.seed``; the caller's random state
-        stays as it is.
+        The token of unknown words is never written. Sampling is seeded by ``options.sampling_seed``; the caller's
+        random state stays as it is.
         """
         options = options or WritingOptions()
         studies = self._studies(view_tokens, views)
         devices = [studies.values.device] if studies.values.is_cuda else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(options.seed)
+            torch.manual_seed(options.sampling_seed)
             ids = self.decoder.generate(studies, options, self.tokenizer.unk)
         return [self.tokenizer.decode(row) for row in ids], ids
 

@@ -16,6 +16,7 @@ from ..data.prepared.cache import CachedImages
 from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
 from ..data.radiograph_dataset import RadiographDataset
+from ..data.seen import DRAWN_FILE, Seen
 from ..errors import ConfigError, TrainingError
 from ..models.encoder import Encoder
 from ..training.batches import batches_of
@@ -32,9 +33,9 @@ from .batches import ReadyStudy, StudyDataset, ready_studies
 from .cleaning import cleaner, mostly_chinese
 from .config import ReportConfig
 from .features import FeatureStore
-from .layouts import STUDY_SETTINGS, read_studies
 from .metrics import conventions, score_reports
 from .model import ReportModel, create_report_model
+from .own_split import read_of_run
 from .predictions import Prediction, write_predictions
 from .saving import save_report_model
 from .studies import Study, StudyTable
@@ -72,9 +73,9 @@ def run_report_training(
 ) -> ReportResult:
     """Train as ``config`` says.
 
-    Writes under ``config.out`` what :mod:`.training.loop` lists, ``quarantine.csv``, ``validation.csv`` (the last
-    validation: generated beside reference), and ``model/``: the best model so far, for
-    :func:`hdxray_fast.reports.saving.load_report_model`.
+    Writes under ``config.out`` what :mod:`.training.loop` lists, ``quarantine.csv``, ``splits.safetensors`` (where a
+    resumed run finds its splits), ``validation.csv`` (the last validation: generated beside reference), and ``model/``:
+    the best model so far, for :func:`hdxray_fast.reports.saving.load_report_model`.
 
     Raises:
         ConfigError: settings that contradict each other, the data, or the run found in ``config.out``.
@@ -82,12 +83,14 @@ def run_report_training(
         CheckpointError: weights, tokenizer or checkpoints cannot be read.
         MissingDependencyError: an optional package is missing.
     """
-    table = read_studies(config.data, **{name: getattr(config, name) for name in STUDY_SETTINGS})
+    table, begun = read_of_run(config)
     task = ReportTask(config, table)
     training = Training(task.config, task, progress=progress, on_step=on_step)
     if training.sharded:
         raise ConfigError("shard: report models are not sharded; every process holds the whole model, leave it out")
     with training.claimed():
+        if training.is_main and not begun:
+            Seen.of(table).save(training.out / DRAWN_FILE)
         task.read_images(training)
         done = training.run()
     return ReportResult(
@@ -114,7 +117,7 @@ class ReportTask(Task):
     captures = False  # texts differ in length from step to step, and a language model looks at its own mask
 
     def __init__(self, config: ReportConfig, table: StudyTable) -> None:
-        self.config, self.notes = config, list(table.notes)
+        self.config, self.table, self.notes = config, table, list(table.notes)
         self.studies = {"train": table.split("train"), config.validate_split: table.split(config.validate_split)}
         if not self.studies["train"]:
             raise ConfigError(f"data: {config.data} has no study in the split 'train'")
@@ -267,6 +270,7 @@ class ReportTask(Task):
         text = "\n".join(f"{row.study.id} {row.target} {row.study.images}" for row in train)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.data_record = self._record(images, train)
+        self.seen = self._seen(images, [*train, *ready.get("val", ())])
         patch_size = self.model.encoder.patch_size
         plain = RadiographDataset(images, patch_size=patch_size)
         augmentation = Augmentation() if config.augment else None
@@ -309,6 +313,12 @@ class ReportTask(Task):
             name, own = self.config.language_model, model.decoder.frozen_print()
             record.add("language models", [name], [own], setting="language_model")
         return record
+
+    def _seen(self, images: CachedImages, used: list[ReadyStudy]) -> Seen:
+        """Whom and what training and validation use, radiograph by radiograph."""
+        rows = [(row.study, number) for row in used for number in row.images]
+        hashes = images.hashes()
+        return Seen.of(self.table, StudyTable([study for study, _ in rows]), [hashes[number] for _, number in rows])
 
     def _find_images(
         self, training: Training, wanted: dict[str, list[Study]], cache: Path
@@ -372,6 +382,7 @@ class ReportTask(Task):
         """Save the model as the best so far."""
         with training.averaged() as model:
             if training.is_main:
+                model.encoder.contour, model.seen = self.config.contour, self.seen
                 save_report_model(model, training.out / "model")
 
 

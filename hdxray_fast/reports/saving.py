@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..data.seen import SEEN_FILE
 from ..devices import find_device
 from ..errors import CheckpointError, ConfigError, HDXrayError
 from ..files import checksum, flush, save_tensors, share
@@ -18,16 +19,17 @@ from ..models.encoder import Encoder
 from ..weights.model_folders import load_model, model_folder, save_model
 from .model import ReportModel, language_model_decoder, visual_tokens_for
 from .model_config import ReportModelConfig
+from .own_split import REPORT_FILE, record_of_model
 from .text_models import import_text_models, quietly
 from .text_tokenizers import check_fits, load_tokenizer
 
-REPORT_FILE = "report.json"
 VISUAL_FILE = "visual.safetensors"
 FORMAT, FORMAT_VERSION = "hdxray_fast.report", 1
 
 
 def save_report_model(model: ReportModel, directory: str | Path) -> Path:
-    """Write ``report.json``, ``visual.safetensors`` and the folders ``encoder``, ``decoder`` and ``tokenizer``.
+    """Write ``report.json``, ``visual.safetensors`` and the folders ``encoder``, ``decoder`` and ``tokenizer``; and
+    ``seen.safetensors``, hashes of whom it was trained on.
 
     All is written beside ``directory`` and takes its place when it is whole. Of a language model the LoRA matrices
     alone are kept, or nothing if it is frozen: it is loaded from where it came.
@@ -45,6 +47,7 @@ def save_report_model(model: ReportModel, directory: str | Path) -> Path:
         "model": asdict(model.config),
         "tokens": len(model.tokenizer),
         "language_model": model.language_model_print,
+        "splits": model.seen.origin if model.seen else {},
     }
     try:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -60,6 +63,8 @@ def save_report_model(model: ReportModel, directory: str | Path) -> Path:
         model.tokenizer.save(temporary / "tokenizer")
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         settings["parts"] = {path.relative_to(temporary).as_posix(): checksum(path) for path in files}
+        if model.seen is not None:  # no part: it may be removed before a model is given away
+            model.seen.save(temporary / SEEN_FILE)
         text = json.dumps(settings, indent=1, ensure_ascii=False) + "\n"
         (temporary / REPORT_FILE).write_text(text, encoding="utf-8")
         for path in temporary.rglob("*"):
@@ -110,6 +115,7 @@ def load_report_model(directory: str | Path, device: str | torch.device | None =
     _load_visual(visual, directory / VISUAL_FILE)
     model = ReportModel(encoder, visual, decoder, tokenizer, config)
     model.language_model_print = settings["language_model"]
+    model.seen = record_of_model(directory)
     return model.to(find_device(device)).eval()
 
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..data.splits import drawn_splits, fill_splits
+from ..data.seen import Seen
 from ..errors import ConfigError
+from .study_splits import split_studies
 
 LANGUAGES = ("en", "zh")
 SECTIONS = ("findings", "impression", "both")
@@ -26,6 +27,7 @@ class Study:
         split: ``"train"``, ``"val"`` or ``"test"``.
         language: ``"en"`` or ``"zh"``.
         patient: ``""`` if it is not known.
+        part_of: id of the study, where this is one radiograph of it.
     """
 
     id: str
@@ -34,6 +36,7 @@ class Study:
     split: str = ""
     language: str = "en"
     patient: str = ""
+    part_of: str = ""
 
 
 @dataclass
@@ -43,13 +46,29 @@ class StudyTable:
     Attributes:
         studies: in the order of the source.
         notes: a sentence for everything that was left out, with its count.
+        origin: how its splits came about, see :class:`.study_splits.StudySplits`; likewise ``drawn`` and ``known``.
+        listed: how many studies of each split there were before any was left out.
     """
 
     studies: list[Study]
     notes: list[str] = field(default_factory=list)
+    origin: dict = field(default_factory=dict)
+    drawn: list[str] = field(default_factory=list)
+    known: int = 0
+    listed: dict[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.studies)
+
+    @property
+    def patients(self) -> list[str]:
+        """Of each study; its id where the patient is not known."""
+        return [study.patient or study.id for study in self.studies]
+
+    @property
+    def splits(self) -> list[str]:
+        """Of each study."""
+        return [study.split for study in self.studies]
 
     def split(self, name: str) -> list[Study]:
         """The studies of one split."""
@@ -84,13 +103,20 @@ def check_language(language: str, name: str = "language") -> str:
 
 
 def finish_table(
-    table: StudyTable, source: str, val_share: float, test_share: float, seed: int, need_images: bool = True
+    table: StudyTable,
+    source: str,
+    val_share: float,
+    test_share: float,
+    split_seed: int,
+    need_images: bool = True,
+    record: Seen | None = None,
 ) -> StudyTable:
-    """Leave out what cannot be used, fill in splits, and refuse what would make results worthless.
+    """Fill in splits, leave out what cannot be used, and refuse what would make results worthless.
 
     Empty reports and studies without any image file are left out and counted; of a study that lacks one image the
-    others are kept. Studies without a split get one that depends on seed and patient alone. Without ``need_images``
-    nothing is asked of images: texts are scored without them.
+    others are kept. Studies without a split get one that depends on seed and patient alone, or is that of ``record``.
+    Splits are of all studies that are listed, so that they are the same whatever can be read of them. Without
+    ``need_images`` nothing is asked of images: texts are scored without them.
 
     Raises:
         ConfigError: an id is there twice, a patient or an image is in two splits, or nothing is left.
@@ -98,18 +124,17 @@ def finish_table(
     twice = [name for name, count in Counter(study.id for study in table.studies).items() if count > 1]
     if twice:
         raise ConfigError(f"{source}: study {twice[0]!r} is listed more than once ({len(twice)} such ids)")
+    found = split_studies(table.splits, table.patients, source, val_share, test_share, split_seed, record)
+    table.studies = [replace(study, split=split) for study, split in zip(table.studies, found.splits, strict=True)]
+    table.origin, table.drawn, table.known = found.origin, found.drawn, found.known
+    table.listed = dict(Counter(found.splits))
     table.leave_out(lambda study: not study.report.strip(), "left out: the report, or the section asked for, is empty")
     if need_images:
         table.leave_out(lambda study: not study.images, "left out: no image is named")
         _drop_missing_files(table, source)
     if not table.studies:
         raise ConfigError(f"{source}: no study can be used ({'; '.join(table.notes) or 'it is empty'})")
-    given = [study.split for study in table.studies]
-    patients = [study.patient or study.id for study in table.studies]
-    splits = fill_splits(given, patients, val_share, test_share, seed)
-    if drawn := drawn_splits(given, splits):
-        table.notes.append(f"no study is given as {' or '.join(drawn)}: drawn by patient, seed {seed}")
-    table.studies = [replace(study, split=split) for study, split in zip(table.studies, splits, strict=True)]
+    table.notes += found.notes
     for kind, keys in (("patient", lambda study: [study.patient]), ("image", lambda study: study.images)):
         _refuse_leaks(table.studies, kind, keys, source)
     return table

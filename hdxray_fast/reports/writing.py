@@ -17,6 +17,7 @@ from ..data.listing import IMAGE_SUFFIXES, list_images
 from ..data.quarantine import Quarantined
 from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import worker_count
+from ..data.seen import SEEN_FILE, Overlap
 from ..errors import ArgumentError, ConfigError
 from ..files import free_name
 from ..models.inference import PRECISIONS, autocast, check_word, find_precision
@@ -104,7 +105,7 @@ def write_reports(
         studies: from ``read_studies`` or :func:`studies_of_files`; or a radiograph or a folder of them.
         model: a report model, or its folder.
         options: of the search for words.
-        out: folder for ``predictions.csv`` and the pictures; left out, nothing is written.
+        out: folder for ``predictions.csv``, the pictures and what the model has seen; left out, nothing is written.
         pictures: the first so many studies get a picture; without ``out`` their ``attention`` alone is computed.
         batch_size: studies at once.
         workers: processes that read files ahead; 0 reads in this process, -1 takes one per core.
@@ -152,6 +153,8 @@ def write_reports(
         done.notes.append(counted(empty, "studies", "got an empty report"))
     if out is not None:
         done.predictions = Path(out) / "predictions.csv"
+        if model.seen is not None:  # so that an evaluation finds the model's own split
+            model.seen.save(Path(out) / SEEN_FILE)
         rows = [Prediction(r.study.id, r.text, r.study.report or None, r.study.language) for r in done.rows]
         write_predictions(done.predictions, rows)
     return done
@@ -166,8 +169,8 @@ def _read(
         raise ConfigError(f"model: its encoder takes {side[0]} x {side[1]} images, reports are read off square ones")
     most = model.config.max_views
     jobs = [(path, path) for study in studies for path in study.images[:most]]
-    images = read_ahead(jobs, side[0], model.encoder.patch_size, workers)
-    without, fewer = [], []
+    images = read_ahead(jobs, side[0], model.encoder.patch_size, workers, model.encoder.contour)
+    without, fewer, read, names = [], [], [], []
     for study in studies:
         wanted = len(study.images[:most])
         found = [next(images) for _ in range(wanted)]
@@ -176,6 +179,8 @@ def _read(
         if not good:
             without.append(study.id)
             continue
+        read += [image.provenance_id for image in good]
+        names += [image.source for image in good]
         if len(good) < wanted:
             fewer.append(study.id)
         yield study, good
@@ -186,6 +191,10 @@ def _read(
         done.notes.append(counted(fewer, "studies", "go on without a radiograph that cannot be read"))
     if more:
         done.notes.append(counted(more, "studies", f"are read by their first {most} radiographs (max_views)"))
+    if model.seen is not None:
+        seen = Overlap(len(read), {"pixels": model.seen.taught("pixels", read)}, "radiographs")
+        if told := seen.describe(names):
+            done.notes.append(told)
 
 
 def _chunks(items: Iterator, size: int) -> Iterator[list]:

@@ -22,7 +22,7 @@ class WritingOptions:
         repetition_penalty: above 1 makes words that were written already less probable.
         min_length: fewest tokens of a text.
         max_length: most tokens of a text; the model's by default, which is its limit too.
-        seed: of sampling.
+        sampling_seed: of words drawn at random.
     """
 
     num_beams: int = 3
@@ -35,10 +35,10 @@ class WritingOptions:
     repetition_penalty: float = 1.0
     min_length: int = 0
     max_length: int | None = None
-    seed: int = 0
+    sampling_seed: int = 0
 
     def __post_init__(self) -> None:
-        least = {"num_beams": 1, "no_repeat_ngram_size": 0, "min_length": 0, "top_k": 0, "seed": 0}
+        least = {"num_beams": 1, "no_repeat_ngram_size": 0, "min_length": 0, "top_k": 0, "sampling_seed": 0}
         for name, value in least.items():
             if not getattr(self, name) >= value:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, accepted is a whole number of at least {value}")

@@ -131,9 +131,13 @@ class TrainingConfig:
         return dataclasses.asdict(self)
 
     def differences(self, other: dict) -> list[str]:
-        """Settings whose change since ``other`` (a saved :meth:`as_dict`) moves the loss, as ``name: saved -> now``."""
+        """Settings whose change since ``other`` (a saved :meth:`as_dict`) moves the loss, as ``name: saved -> now``.
+
+        One that ``other`` lacks came with a later release, whose default is what was done before.
+        """
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
         return [
             f"{name}: {other.get(name)!r} -> {value!r}"
             for name, value in self.as_dict().items()
-            if name not in self.FREE_ON_RESUME and other.get(name) != value
+            if name not in self.FREE_ON_RESUME and other.get(name, usual[name]) != value
         ]

@@ -61,6 +61,7 @@ def preprocessor_settings(config: EncoderConfig) -> dict[str, Any]:
     """Contents of ``preprocessor_config.json``: the arguments of :class:`.HDXrayImageProcessor`."""
     height, width = config.img_size
     normalisation = config.normalisation
+    found = {} if config.contour == "network" else {"contour": config.contour}
     return {
         "image_processor_type": "HDXrayImageProcessor",
         "size": {"height": height, "width": width},
@@ -69,6 +70,7 @@ def preprocessor_settings(config: EncoderConfig) -> dict[str, Any]:
         "normalisation": normalisation if isinstance(normalisation, str) else list(normalisation),
         "do_normalize": True,
         "return_grids": config.keep != "all",
+        **found,
     }
 
 

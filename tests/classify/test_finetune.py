@@ -267,6 +267,10 @@ def test_label_fractions_and_seeds_make_a_table(data, tmp_path, capsys):
     assert [row["seed"] for row in found["0.3"]] == [0, 1]
     assert all(row["train_images"] == 36 for row in found["1"])
     assert all(row["train_images"] < 20 for row in found["0.3"])
+    for row in found["0.3"]:
+        counts = row["label_fraction"]
+        assert counts["taken"] == counts["asked"] + sum(counts["added"].values()) <= row["train_images"]
+    assert "| labels | patients asked | taken | added for | training images |" in table
     values = [row["auroc"]["value"] for row in found["1"]]
     assert f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}" in table
     assert cv2.imread(str(out / "fractions.png")).std() > 5

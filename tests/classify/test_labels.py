@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import hdxray_fast as hx
+from hdxray_fast.classify.label_fractions import take_fraction
 from hdxray_fast.classify.label_presets import CHEXPERT, NIH14, PRESETS
 from hdxray_fast.classify.label_table import LabelTable
 from hdxray_fast.classify.labels import (
@@ -19,7 +21,6 @@ from hdxray_fast.classify.labels import (
     read_manifest,
     redrawn,
     refuse_duplicates,
-    take_fraction,
     thin_test,
 )
 from hdxray_fast.data.splits import fill_splits
@@ -108,7 +109,7 @@ def test_drawn_splits_are_drawn_again_from_the_same_manifest_alone(tmp_path, giv
     edema = [{1: -1, 7: -1}.get(i, i % 2) for i in range(40)]  # uncertain, ignored: left out in both
     columns = {"edema": edema, "nodule": edema, **({"split": split} if given else {})}
     data = generic(tmp_path, **columns)
-    trained = read_labels(data, val_share=0.25, test_share=0.2, seed=5)
+    trained = read_labels(data, val_share=0.25, test_share=0.2, split_seed=5)
     again = redrawn(read_manifest(data), trained.origin, str(data))
     assert (again.paths, again.splits) == (trained.paths, trained.splits)
     assert len(again) == 38
@@ -165,9 +166,12 @@ def test_a_manifest_is_the_same_by_whatever_path_it_is_read(tmp_path, monkeypatc
 
 
 def test_splits_that_are_drawn_are_said(tmp_path):
-    assert "no split column: splits are drawn by patient, seed 3" in read_labels(generic(tmp_path), seed=3).notes
+    assert (
+        "no split column: splits are drawn by patient, split_seed 3"
+        in read_labels(generic(tmp_path), split_seed=3).notes
+    )
     table = read_labels(generic(tmp_path, split=["train"] * 30 + ["test"] * 10), val_share=0.3)
-    assert table.notes[-1] == "no image is given as val: its patients are drawn from train, seed 0"
+    assert table.notes[-1] == "no image is given as val: its patients are drawn from train, split_seed 0"
 
 
 def test_patient_ids_are_text(tmp_path):
@@ -490,6 +494,27 @@ def test_fractions_are_nested_and_leave_evaluation_alone():
     assert (one.labels == 0).sum() >= 2
     with pytest.raises(hx.ConfigError, match="label_fraction"):
         take_fraction(table, 0, 0)
+
+
+def test_a_fraction_counts_whom_it_adds_and_why_and_exact_adds_none():
+    """A class of 1 in 100: of 10 patients none has it, and two who have it come along unless that is not wanted."""
+    table = table_of(["train"] * 1000 + ["val"] * 10 + ["test"] * 10)
+    rare = np.array([[i % 2, i % 100 == 0] for i in range(1020)], np.float32)
+    table = replace(table, labels=rare, classes=["common", "rare"], patients=[f"p{i}" for i in range(1020)])
+    taken = take_fraction(table, 0.01, 0)
+    counts = taken.fraction
+    assert (counts["patients"], counts["asked"]) == (1000, 10)
+    assert counts["taken"] == taken.splits.count("train") == 10 + sum(counts["added"].values())
+    assert counts["added"] == {"rare": 2}
+    assert taken.notes[-1].startswith(
+        "labels of 0.01 of the training patients: 10 of 1000 asked for, 12 taken: 2 added for rare (2), so that each"
+    )
+    exact = take_fraction(table, 0.01, 0, exact=True)
+    assert exact.splits.count("train") == exact.fraction["taken"] == exact.fraction["asked"] == 10
+    assert set(exact.paths) < set(taken.paths)
+    assert exact.notes[-1] == "labels of 0.01 of the training patients: 10 of 1000 asked for, 10 taken"
+    with pytest.raises(hx.ConfigError, match=r"^exact_fractions: the 10 patients taken have no image of 'rare'"):
+        take_fraction(replace(table, multiclass=True), 0.01, 0, exact=True)
 
 
 @pytest.mark.parametrize(

@@ -327,3 +327,15 @@ def test_at_another_size_the_saved_model_gives_the_runs_own_table(manifest, tmp_
         probabilities.append(found.probabilities)
     np.testing.assert_allclose(*probabilities, atol=1e-4)
     assert (given.img_size, given.keep) == ((64, 64), "all")  # the caller's encoder stays as it is
+
+
+def test_a_class_that_an_exact_fraction_lacks_is_said_to_be_as_frequent_as_it_is_known():
+    """Nothing can be fitted to it: no coefficient, and Laplace's rule for the probability."""
+    rng = np.random.default_rng(0)
+    labels = np.stack([np.arange(30) % 2, np.zeros(30)], 1).astype(np.float32)
+    labels[20:, 1] = np.arange(10) % 2
+    splits = ["train"] * 18 + ["val"] * 6 + ["test"] * 6
+    table = LabelTable([f"{i}.png" for i in range(30)], labels, ["a", "rare"], [f"p{i}" for i in range(30)], splits)
+    probe = fit_probe(rng.normal(size=(30, 4)), table)
+    assert np.allclose(probe.probabilities(rng.normal(size=(5, 4)))[:, 1], 1 / 20)
+    assert probe.strengths[1] == 0 < probe.strengths[0]

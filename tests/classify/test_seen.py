@@ -19,9 +19,9 @@ from hdxray_fast.classify.label_table import LabelTable
 from hdxray_fast.classify.labels import read_labels
 from hdxray_fast.classify.probe import run_probe
 from hdxray_fast.classify.probe_config import ProbeConfig
-from hdxray_fast.classify.seen import DRAWN_FILE, SEEN_FILE, Seen
 from hdxray_fast.cli.main import main
 from hdxray_fast.data import radiographs
+from hdxray_fast.data.seen import DRAWN_FILE, SEEN_FILE, Seen
 from hdxray_fast.data.splits import fill_splits
 from hdxray_fast.images.contour import find_contour
 

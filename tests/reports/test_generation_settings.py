@@ -98,7 +98,7 @@ def test_the_options_decide(folders, name, rank):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("beams", [1, 3])
 def test_without_sampling_no_seed_changes_a_text(folders, beams):
-    texts = [written(folders["sampling"], WritingOptions(num_beams=beams, seed=seed)) for seed in range(4)]
+    texts = [written(folders["sampling"], WritingOptions(num_beams=beams, sampling_seed=seed)) for seed in range(4)]
     assert texts[1:] == texts[:-1]
 
 

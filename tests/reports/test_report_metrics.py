@@ -10,6 +10,7 @@ import statistics
 import sys
 import types
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from report_corpus import CASES
@@ -311,12 +312,14 @@ def test_words_and_characters():
         == "no x-ray change 3.5 cm <unk> do n't -lrb- t9/t10 -rrb-"
     )
     assert chinese_characters("双肺ＣＴ约40HU，清晰。") == "双 肺 ct 约 40hu 清 晰"
-    word, compatible = conventions("en", R2GenReferences.fit(["a b c"] * 3, "iu-xray"))
+    fitted = R2GenReferences.fit(["a b c"] * 3, "iu-xray")
+    assert conventions("en", fitted)[1].references == "r2gen-cleaned, other test set"
+    word, compatible = conventions("en", replace(fitted, own=True))
     assert (word.references, compatible.references) == ("raw", "r2gen-compatible")
     assert "59 tokens" in compatible.stated and "fewer than 3 times" in compatible.stated
     unknown = R2GenReferences("r2gen-mimic-cxr", 100, 10)
     (_, cleaned) = conventions("en", unknown)
-    assert cleaned.references == "r2gen-cleaned"
+    assert cleaned.references == "r2gen-cleaned, other test set"
     assert cleaned.split("Heart normal. Clear.") == "heart normal . clear ."
 
 

@@ -271,7 +271,7 @@ def test_trigrams_are_blocked_and_lengths_kept(tokenizer):
 def test_sampling_depends_on_its_seed_alone(tokenizer):
     model = report_model(tokenizer)
     tokens, views = view_tokens(model, 2), Views.of_counts([1, 1])
-    draw = lambda seed: model.write(tokens, views, WritingOptions(num_beams=1, sample=True, seed=seed))[1]  # noqa: E731
+    draw = lambda seed: model.write(tokens, views, WritingOptions(num_beams=1, sample=True, sampling_seed=seed))[1]  # noqa: E731
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)

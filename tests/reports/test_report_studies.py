@@ -322,6 +322,6 @@ def test_raw_reports_are_kept(test_data):
     table = StudyTable([Study(id=e["id"], images=tuple(e["images"]), report=e["findings"]) for e in source])
     table = finish_table(table, "IU X-ray", 0.1, 0.2, 0, need_images=False)
     assert len(table) == 3425
-    assert table.notes == ["no study is given as val or test: drawn by patient, seed 0"]
+    assert table.notes == ["no study is given as val or test: drawn by patient, split_seed 0"]
     assert [study.report for study in table.studies] == [e["findings"] for e in source]
     assert 0.05 < len(table.split("val")) / 3425 < 0.15

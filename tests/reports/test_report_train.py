@@ -468,6 +468,8 @@ def test_everything_left_out_or_cut_is_counted(tmp_path, encoder, capsys):
     found = write_reports(studies, tmp_path / "run", pictures=0)
     assert [row.study.id for row in found.rows] == ["b"] and found.rows[0].attention is None
     assert found.notes[0] == "1 studies left out: none of their radiographs can be read (a)"
+    told = "the model was trained or validated on 1 of these 1 radiographs (100%): 1 equal to the pixel"
+    assert told in found.notes[1]
     assert main(["report", "generate", str(tmp_path / "broken.png"), "--model", str(tmp_path / "run")]) == 2
     assert "unreadable" in capsys.readouterr().err
 

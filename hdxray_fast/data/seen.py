@@ -1,4 +1,6 @@
-"""Whom and what a classifier was trained on, kept beside it as hashes, so that a test on the same is noticed.
+"""Whom and what a model was trained on, kept beside it as hashes, and how its splits were drawn.
+
+So a test on the same is noticed, and the model's own split is found again.
 
 Each kind of key is looked up by itself: ``patients`` and ``pixels`` now. Another kind, such as a hash that near
 duplicates share, is one more entry of ``keys`` and ``places``.
@@ -7,41 +9,96 @@ duplicates share, is one more entry of ``keys`` and ``places``.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
-from ..data.splits import SPLITS
 from ..errors import CheckpointError, ConfigError
 from ..files import save_tensors, written_whole
-from .label_table import LabelTable
+from .splits import SPLITS
 
 SEEN_FILE = "seen.safetensors"  # in a model's folder
 DRAWN_FILE = "splits.safetensors"  # in a run's folder: where a resumed run finds the splits it began with
 FORMAT = "hdxray_fast.seen"
+KINDS = ("patients", "pixels")
+WAYS = {"patients": "of the same patients", "pixels": "equal to the pixel"}
+MOST_SEEN = 0.5  # share of what is tested on that training may have had
 LEFT_OUT = len(SPLITS)  # added to the split of a patient of whom nothing was used
 
 
 @dataclass
+class Overlap:
+    """How many of some images or studies a model was trained or validated on.
+
+    Attributes:
+        images: all of them.
+        by: for each kind of key of :class:`Seen`, which of them, ``[images] bool``.
+        what: they are called.
+    """
+
+    images: int
+    by: dict[str, np.ndarray]
+    what: str = "images"
+
+    @property
+    def rows(self) -> np.ndarray:
+        """Which of the images, by any key: ``[images] bool``."""
+        return np.logical_or.reduce([np.zeros(self.images, bool), *self.by.values()])
+
+    @property
+    def share(self) -> float:
+        """Of the images; 0 if there are none."""
+        return float(self.rows.mean()) if self.images else 0.0
+
+    def as_dict(self) -> dict:
+        """For ``metrics.json``: how many images, and how many by each kind of key."""
+        each = {kind: int(rows.sum()) for kind, rows in self.by.items()}
+        return {self.what: int(self.rows.sum()), "share": self.share, **each}
+
+    def describe(self, names: Sequence[str]) -> str:
+        """In words, with the first of ``names`` that is one of them; blank if none is."""
+        if not (count := int(self.rows.sum())):
+            return ""
+        each = [f"{int(rows.sum())} {WAYS.get(kind, f'by {kind}')}" for kind, rows in self.by.items() if rows.any()]
+        return (
+            f"the model was trained or validated on {count} of these {self.images} {self.what} ({self.share:.0%}): "
+            f"{', '.join(each)}; the first is {names[int(self.rows.argmax())]}"
+        )
+
+
+class SplitTable(Protocol):
+    """A table of labels or studies: a patient and a split a row, and how the splits came about."""
+
+    patients: Sequence[str]
+    splits: Sequence[str]
+    origin: dict
+
+
+@dataclass
 class Seen:
-    """What training, validation and test took of a table of labels.
+    """What training, validation and test took of a table of labels or studies.
 
     Attributes:
         salt: goes into the hashes of patients: what the manifest is known by.
         keys: by kind, ``[N] int64``, sorted: hashes of patient ids and of stored pixels.
         places: by kind, ``[N] uint8``: the number of the split in ``SPLITS``, plus ``LEFT_OUT`` for a patient of whom
             no image was used (a label fraction, or unreadable files).
+        origin: how the splits were drawn: hashes of the patients and of the splits given, rule, seed, shares. Empty in
+            records of earlier releases.
     """
 
     salt: str
     keys: dict[str, np.ndarray]
     places: dict[str, np.ndarray]
+    origin: dict = field(default_factory=dict)
 
     @classmethod
-    def of(cls, whole: LabelTable, used: LabelTable | None = None, hashes: Sequence[str] = ()) -> Seen:
+    def of(cls, whole: SplitTable, used: SplitTable | None = None, hashes: Sequence[str] = ()) -> Seen:
         """Of a table with its splits, and of the images that were used.
 
         Args:
@@ -59,7 +116,15 @@ class Seen:
         told = zip(hashes, used.splits if hashes else [], strict=True)
         pixels = {pixel_key(text): SPLITS.index(split) for text, split in told if text}
         found = {"patients": _sorted(patients), "pixels": _sorted(pixels)}
-        return cls(salt, {kind: one[0] for kind, one in found.items()}, {kind: one[1] for kind, one in found.items()})
+        keys, places = ({kind: one[part] for kind, one in found.items()} for part in (0, 1))
+        return cls(salt, keys, places, dict(whole.origin))
+
+    @classmethod
+    def of_origin(cls, origin: dict) -> Seen:
+        """Of a model whose record was removed: how its splits were drawn, and nobody."""
+        empty = {kind: _sorted({}) for kind in KINDS}
+        keys, places = ({kind: one[part] for kind, one in empty.items()} for part in (0, 1))
+        return cls(origin.get("given", ""), keys, places, dict(origin))
 
     def splits_of(self, patients: Sequence[str]) -> dict[str, str]:
         """The split that each patient was in; those who were in none are left out."""
@@ -84,6 +149,13 @@ class Seen:
             return known
         return known & (self.places[kind][row] < SPLITS.index("test")) & np.array([bool(name) for name in names], bool)
 
+    def overlap(self, patients: Sequence[str], hashes: Sequence[str] | None = None, what: str = "images") -> Overlap:
+        """How many of some images (or ``what``) training or validation used, by patients and, where given, pixels."""
+        by = {"patients": self.taught("patients", patients)}
+        if hashes is not None:
+            by["pixels"] = self.taught("pixels", hashes)
+        return Overlap(len(patients), by, what)
+
     def _find(self, kind: str, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the record, and whether the keys are there."""
         have = self.keys[kind]
@@ -98,7 +170,8 @@ class Seen:
         tensors |= {f"{kind}.places": torch.from_numpy(places) for kind, places in self.places.items()}
         try:
             with written_whole(path) as temporary:
-                save_tensors(tensors, temporary, {FORMAT: self.salt})  # one entry: their order is not fixed
+                told = json.dumps(self.origin, sort_keys=True) if self.origin else self.salt
+                save_tensors(tensors, temporary, {FORMAT: told})  # one entry: their order is not fixed
         except OSError as error:
             raise ConfigError(f"out: cannot write {path} ({error.strerror or error})") from error
 
@@ -115,10 +188,12 @@ class Seen:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: is damaged or cannot be read ({error}); remove it to go without") from error
         kinds = [name.removesuffix(".keys") for name in tensors if name.endswith(".keys")]
-        if FORMAT not in metadata or not {"patients", "pixels"} <= set(kinds):
+        if FORMAT not in metadata or not set(KINDS) <= set(kinds):
             raise CheckpointError(f"{path}: is no record of patients and pixels; remove it to go without")
         keys, places = ({kind: tensors[f"{kind}.{part}"] for kind in kinds} for part in ("keys", "places"))
-        return cls(metadata[FORMAT], keys, places)
+        told = metadata[FORMAT]
+        origin = json.loads(told) if told.startswith("{") else {}
+        return cls(origin.get("given", "") if origin else told, keys, places, origin)
 
 
 def patient_key(patient: str, salt: str) -> int:

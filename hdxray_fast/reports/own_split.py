@@ -1,0 +1,132 @@
+"""A model's own split, found again: what is tested on is what training left alone, or it is said."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..data.seen import DRAWN_FILE, MOST_SEEN, SEEN_FILE, Overlap, Seen
+from ..errors import ConfigError
+from ..weights.model_folders import model_folder
+from .layouts import STUDY_SETTINGS, read_studies
+from .studies import Study, StudyTable
+from .study_splits import identities
+
+if TYPE_CHECKING:
+    from .config import ReportConfig
+
+REPORT_FILE = "report.json"  # in a report model's folder
+ORIGIN_KEYS = {"val_share": "val_share", "test_share": "test_share", "split_seed": "seed"}
+
+
+def record_of_model(directory: str | Path) -> Seen | None:
+    """What the report model in a folder (or in that of its run) has seen; ``None`` for one of an earlier release.
+
+    Where the record was removed, how the splits were drawn is still known.
+
+    Raises:
+        ConfigError: there is no report model.
+        CheckpointError: the record is damaged.
+    """
+    folder = model_folder(directory, REPORT_FILE)
+    if (record := Seen.load(folder / SEEN_FILE)) is not None:
+        return record
+    try:
+        settings = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model: {directory} is no folder that report train wrote ({error})") from error
+    return Seen.of_origin(settings["splits"]) if settings.get("splits") else None
+
+
+def record_of_predictions(path: str | Path) -> Seen | None:
+    """What the model behind predictions has seen: ``report generate`` writes it beside them."""
+    return Seen.load(Path(path).parent / SEEN_FILE)
+
+
+def read_own_split(
+    data: str | Path,
+    record: Seen | None,
+    *,
+    val_share: float | None = None,
+    test_share: float | None = None,
+    split_seed: int | None = None,
+    **reading,
+) -> StudyTable:
+    """:func:`.read_studies` with the splits that a model has.
+
+    Args:
+        data: the studies.
+        record: of the model; ``None`` where it has none.
+        val_share, test_share, split_seed: of splits that are drawn; left out, as the model's were.
+        **reading: as for :func:`.read_studies`.
+
+    Raises:
+        ConfigError: splits are asked for that contradict the model's.
+    """
+    told = {"val_share": val_share, "test_share": test_share, "split_seed": split_seed}
+    told = {name: value for name, value in told.items() if value is not None}
+    if record is None or not record.origin:
+        table = read_studies(data, **told, **reading)
+        if table.drawn:
+            table.notes.append(
+                "the model behind this does not say how its own split was drawn (one of an earlier release does not): "
+                "the split drawn here may hold studies that it was trained on"
+            )
+        return table
+    own = {name: record.origin[key] for name, key in ORIGIN_KEYS.items()}
+    table = read_studies(data, record=record, **own, **reading)
+    other = [name for name, value in told.items() if value != own[name]]
+    if not other or not table.drawn:
+        return table
+    if table.known:
+        raise ConfigError(
+            f"{other[0]}: got {told[other[0]]}, but the model was trained on patients of {data} with "
+            f"{other[0]} {own[other[0]]}: studies that it was trained on would be tested; leave it out"
+        )
+    return read_studies(data, record=record, **{**own, **told}, **reading)
+
+
+def read_of_run(config: ReportConfig) -> tuple[StudyTable, bool]:
+    """The studies of a training, split as when it was begun; and whether it was begun before with a record of that.
+
+    Raises:
+        ConfigError: see :func:`.read_studies`.
+        CheckpointError: the record is damaged.
+    """
+    settings = {name: getattr(config, name) for name in STUDY_SETTINGS}
+    if config.resume != "auto":
+        return read_studies(config.data, **settings), False
+    out = Path(config.out)
+    begun = Seen.load(out / DRAWN_FILE)
+    if begun is None and _has_no_split_seed(out / "config.json"):
+        settings["split_seed"] = config.seed  # by which earlier releases drew the splits, too
+    return read_studies(config.data, record=begun, **settings), begun is not None
+
+
+def _has_no_split_seed(path: Path) -> bool:
+    try:
+        return "split_seed" not in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # no run was begun, or what is wrong with it is said when it goes on
+
+
+def overlap_with(
+    record: Seen | None, studies: Sequence[Study], split: str, source: str, allowed: bool = False
+) -> Overlap | None:
+    """How many of some studies a model was trained or validated on, by patients; ``None`` where that is not known.
+
+    Raises:
+        ConfigError: it is most of what is to be tested on, and not ``allowed``.
+    """
+    if record is None or not len(record.keys["patients"]):
+        return None
+    overlap = record.overlap(identities([study.patient or study.id for study in studies]), what="studies")
+    if not allowed and split in ("test", "all") and overlap.share > MOST_SEEN:
+        raise ConfigError(
+            f"split: {source}: {overlap.describe([study.id for study in studies])}; scores on these flatter. Give data "
+            "that it has not seen; if this is wanted, or the same ids are other patients here, give "
+            "allow_training_patients"
+        )
+    return overlap
