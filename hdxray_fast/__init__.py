@@ -61,6 +61,7 @@ _ROOMS = {
     "run_probe": "classify.probe",
     "load_classifier": "classify.classifier",
     "predict": "classify.evaluation",
+    "compare": "classify.compare",
     "read_labels": "classify.labels",
     "PreparedSet": "data.prepared.reading",
     "PreparedLoader": "data.prepared.loader",

@@ -23,6 +23,7 @@ NEW = {
     "run_probe": "function",
     "load_classifier": "function",
     "predict": "function",
+    "compare": "function",
 }
 
 
