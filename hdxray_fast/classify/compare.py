@@ -13,7 +13,9 @@ from ..data.named_runs import Place, name_runs
 from ..data.paired import FEW, FEWEST, Measured, difference, draw_patients, holm, units_of_mean
 from ..errors import ConfigError
 from ..files import make_folder
+from .classifier import load_classifier
 from .comparison_files import write_comparison
+from .evaluation import evaluate_files
 from .labels import read_manifest
 from .prediction_files import Answers, align, read_answers, truth_of
 from .weighted_metrics import MEASURED, WeightedMetrics, delong_error, delong_parts
@@ -87,6 +89,34 @@ def compare(
     if out is not None:
         write_comparison(report, Path(out))
     return report
+
+
+def evaluate_against(
+    model: str | os.PathLike, against: str | os.PathLike, data: str | os.PathLike, out: str | os.PathLike, **options
+) -> tuple[dict, dict]:
+    """Evaluate two saved classifiers on the same files, and compare them.
+
+    Args:
+        model, against: folders of the classifiers; differences are of ``model`` less ``against``.
+        data: labelled files.
+        out: gets what the evaluation of ``model`` writes, and the folders ``against`` and ``comparison``.
+        options: of :func:`.evaluation.evaluate_files`, for both.
+
+    Returns:
+        The metrics of ``model``, and the comparison, see :func:`compare`.
+
+    Raises:
+        ConfigError, TrainingError, CheckpointError: as :func:`.evaluation.evaluate_files` and :func:`compare`.
+    """
+    out = Path(out)
+    multiclass = [load_classifier(folder).config.multiclass for folder in (model, against)]  # both are there
+    if multiclass[0] != multiclass[1]:
+        raise ConfigError("against: one of the models has classes that exclude each other, and the other has not")
+    metrics = evaluate_files(model, data, out, **options)
+    evaluate_files(against, data, out / "against", **options)
+    reading = {name: options.get(name) for name in ("images", "preset", "classes")}
+    runs = {"against": out / "against", "model": out}
+    return metrics, compare(runs, out / "comparison", data=data, multiclass=multiclass[0], **reading)
 
 
 def _notes_on_runs(runs_of: Mapping[str, Sequence[Answers]]) -> list[str]:

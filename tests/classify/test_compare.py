@@ -356,3 +356,42 @@ def test_the_command_compares_and_prints(two, capsys):
     assert (two / "out" / "forest.png").is_file()
     assert main(["compare", str(two / "worse"), "--out", str(two / "out")]) == 2
     assert "needed are two or more" in capsys.readouterr().err
+
+
+def test_a_model_is_evaluated_against_another(tmp_path, monkeypatch, capsys):
+    """Two small classifiers on drawn images: what one of them gets wrong is paired with what the other does."""
+    torch = pytest.importorskip("torch")
+    cv2 = pytest.importorskip("cv2")
+    from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, save_classifier
+    from hdxray_fast.data import radiographs
+    from hdxray_fast.images.contour import find_contour
+
+    monkeypatch.setattr(radiographs, "find_contour", lambda canvas, method, **given: find_contour(canvas, "rectangle"))
+    rng = np.random.default_rng(0)
+    lines = ["image,patient,bright"]
+    for i in range(40):
+        image = rng.integers(60, 100, (64, 64)).astype(np.uint8)
+        image[20:40, 20:44] += np.uint8(80 * (i % 2))
+        assert cv2.imwrite(str(tmp_path / f"{i}.png"), image)
+        lines.append(f"{i}.png,p{i // 2},{i % 2}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1, embed_dim=24, num_heads=3)
+        model = Classifier(encoder, ClassifierConfig(["bright"], head="linear", pool="mean"))
+        model.config.thresholds = [0.5]
+        torch.nn.init.normal_(model.head.fc.weight)
+        save_classifier(model, tmp_path / f"model{seed}")
+    words = ["evaluate", "--data", str(tmp_path / "labels.csv"), "--split", "all", "--out", str(tmp_path / "out")]
+    words += ["--workers", "0", "--bootstraps", "20", "--model", str(tmp_path / "model1")]
+    assert main([*words, "--against", str(tmp_path / "model2")]) == 0
+    assert "model less against: AUROC" in capsys.readouterr().out
+    report = json.loads((tmp_path / "out" / "comparison" / "comparison.json").read_text())
+    assert report["patients"] == 20  # of the table: two images each
+    row = report["comparisons"][0]["classes"]["bright"]["auroc"]
+    for side, folder in (("second", "out"), ("first", "out/against")):
+        metrics = json.loads((tmp_path / folder / "metrics.json").read_text())
+        assert row[side] == pytest.approx(metrics["classes"]["bright"]["auroc"]["value"], abs=1e-3)
+    words[6] = str(tmp_path / "other")
+    assert main([*words, "--against", str(tmp_path / "nowhere")]) == 2
+    assert not (tmp_path / "other").exists()  # known before anything was computed
