@@ -53,6 +53,7 @@ _ROOMS = {
     "run_report_training": "reports.run",
     "load_report_model": "reports.saving",
     "write_reports": "reports.writing",
+    "compare_reports": "reports.compare",
     "PretrainConfig": "pretrain.config",
     "run_pretraining": "pretrain.task",
     "FinetuneConfig": "classify.config",

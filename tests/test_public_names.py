@@ -24,6 +24,7 @@ NEW = {
     "load_classifier": "function",
     "predict": "function",
     "compare": "function",
+    "compare_reports": "function",
 }
 
 
