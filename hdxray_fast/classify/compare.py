@@ -97,7 +97,7 @@ def evaluate_against(
     """Evaluate two saved classifiers on the same files, and compare them.
 
     Args:
-        model, against: folders of the classifiers; differences are of ``model`` less ``against``.
+        model, against: folders of the classifiers; differences are of ``model`` minus ``against``.
         data: labelled files.
         out: gets what the evaluation of ``model`` writes, and the folders ``against`` and ``comparison``.
         options: of :func:`.evaluation.evaluate_files`, for both.

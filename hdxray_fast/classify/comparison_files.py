@@ -50,7 +50,7 @@ def format_comparison(report: dict, metrics: tuple[str, ...] = (*MEASURED, "accu
             rows = [(name, support, row_of[metric]) for name, support, row_of in _rows(pair) if metric in row_of]
             if not rows:
                 continue
-            lines += [f"{second} less {first}: {_title(metric)}", ""]
+            lines += [f"{second} minus {first}: {_title(metric)}", ""]
             head = ["class", "positive", "negative", first, second, "difference (95 %)", "p", "p (Holm)"]
             lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
             for name, support, row in rows:
@@ -86,9 +86,9 @@ def plot_comparison(path: Path, report: dict) -> None:
         if several:
             rows = [[*each, pair["mean"].get(metric)] for each, pair in zip(rows, pairs, strict=True)]
         if any(row is not None for each in rows for row in each):
-            less = " (less is better)" if metric == "calibration_error" else ""
+            less = " (lower is better)" if metric == "calibration_error" else ""
             panels.append(Panel(_title(metric) + less, rows, [*marks, False]))
-    series = [f"{pair['second']} less {pair['first']}" for pair in pairs]
+    series = [f"{pair['second']} minus {pair['first']}" for pair in pairs]
     foot = f"difference, 95 % over {report['patients']} patients by pairs"
     if any(marks):
         foot += f"; hollow: fewer than {FEW} patients with the finding, or without it"

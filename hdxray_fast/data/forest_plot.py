@@ -44,9 +44,11 @@ def plot_forest(
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.lines import Line2D
+        from matplotlib.ticker import MaxNLocator
     except ImportError as error:
         raise MissingDependencyError("plots need matplotlib: pip install 'hdxray-fast[classify]'") from error
-    height = 1.6 + len(labels) * (0.22 + 0.16 * len(series))
+    height = 1.4 + len(labels) * (0.22 + 0.16 * len(series))
     figure = Figure(figsize=(2.2 + 2.9 * len(panels), height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)
     every = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
@@ -72,21 +74,13 @@ def plot_forest(
         axes.set_yticks(range(len(labels)), labels, fontsize=9)
         axes.set_ylim(len(labels) - 0.4, -0.6)
         axes.margins(x=0.08)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.tick_params(axis="x", labelsize=8)
         axes.grid(axis="x", alpha=0.3)
-    every[0].legend(
-        [axes_line(f"C{number % 10}") for number in range(len(series))], series, fontsize=8, frameon=False,
-        loc="lower left", bbox_to_anchor=(0, 1.1), borderaxespad=0,
-    )  # fmt: skip
+    lines = [Line2D([], [], color=f"C{number % 10}", marker="o", markersize=5) for number in range(len(series))]
+    figure.legend(lines, series, fontsize=8, frameon=False, loc="outside upper left", ncols=min(4, len(series)))
     if foot:
         figure.supxlabel(foot, fontsize=8)
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png")
     return path
-
-
-def axes_line(colour: str):
-    """A line for the legend."""
-    from matplotlib.lines import Line2D
-
-    return Line2D([], [], color=colour, marker="o", markersize=5, linewidth=1.4)

@@ -67,7 +67,7 @@ class Measured:
 
 
 def difference(first: Measured, second: Measured, units: float, seed: int = 0) -> dict | None:
-    """``second`` less ``first``.
+    """``second`` minus ``first``.
 
     Args:
         first, second: measured on the same draws.

@@ -45,7 +45,7 @@ def format_comparison(report: dict) -> str:
     """A Markdown table for each model, language and convention: values, difference (95 %) and p."""
     lines = []
     for pair, language, entry in _entries(report):
-        lines += [f"{pair['second']} less {pair['first']}: language {language}, {entry['stated']}", ""]
+        lines += [f"{pair['second']} minus {pair['first']}: language {language}, {entry['stated']}", ""]
         head = ["score", pair["first"], pair["second"], "difference (95 %)", "p"]
         lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for name, row in entry["scores"].items():
@@ -76,7 +76,7 @@ def plot_comparison(path: Path, report: dict) -> None:
             rows = [[one.get(name) if name in shown else None for name in PLOTTED] for one in scores]
             if any(row for each in rows for row in each):
                 panels.append(Panel(f"{title}, {language} by {unit}s", rows))
-    series = [f"{pair['second']} less {pair['first']}" for pair in report["comparisons"]]
+    series = [f"{pair['second']} minus {pair['first']}" for pair in report["comparisons"]]
     foot = f"difference, 95 % over {report['drawn']} by pairs"
     plot_forest(path, labels, series, panels, foot)
 

@@ -179,7 +179,7 @@ def test_a_comparison_finds_the_better_model_and_agrees_with_delong(two):
     assert (first["first"], first["second"], first["class"], first["metric"]) == ("worse", "better", "edema", "auroc")
     assert float(first["p_holm"]) == pair["classes"]["edema"]["auroc"]["p_holm"]
     text = (two / "out" / "comparison.md").read_text()
-    assert "better less worse: AUROC" in text
+    assert "better minus worse: AUROC" in text
     assert "what another seed would change" in text
 
 
@@ -253,7 +253,7 @@ def test_of_classes_that_exclude_each_other_there_is_an_accuracy(tmp_path):
     row = report["comparisons"][0]["mean"]["accuracy"]
     assert [row["first"], row["second"]] == pytest.approx(right)
     assert row["low"] > 0
-    assert "1 less 0: accuracy" in (tmp_path / "out" / "comparison.md").read_text()
+    assert "1 minus 0: accuracy" in (tmp_path / "out" / "comparison.md").read_text()
 
 
 def test_labels_and_patients_may_come_from_a_table(tmp_path, two):
@@ -351,7 +351,7 @@ def test_the_command_compares_and_prints(two, capsys):
     words = ["compare", str(two / "worse"), f"good={two / 'better'}", "--out", str(two / "out"), "--bootstraps", "200"]
     assert main(words) == 0
     told = capsys.readouterr().out
-    assert "good less worse: AUROC" in told
+    assert "good minus worse: AUROC" in told
     assert "80 patients" in told
     assert (two / "out" / "forest.png").is_file()
     assert main(["compare", str(two / "worse"), "--out", str(two / "out")]) == 2
@@ -385,7 +385,7 @@ def test_a_model_is_evaluated_against_another(tmp_path, monkeypatch, capsys):
     words = ["evaluate", "--data", str(tmp_path / "labels.csv"), "--split", "all", "--out", str(tmp_path / "out")]
     words += ["--workers", "0", "--bootstraps", "20", "--model", str(tmp_path / "model1")]
     assert main([*words, "--against", str(tmp_path / "model2")]) == 0
-    assert "model less against: AUROC" in capsys.readouterr().out
+    assert "model minus against: AUROC" in capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "comparison" / "comparison.json").read_text())
     assert report["patients"] == 20  # of the table: two images each
     row = report["comparisons"][0]["classes"]["bright"]["auroc"]

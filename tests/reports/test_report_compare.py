@@ -104,7 +104,7 @@ def test_the_command_tells_reports_from_predictions(two, capsys):
     out = str(two / "out")
     assert main(["compare", str(two / "worse.csv"), str(two / "better.csv"), "--out", out, "--bootstraps", "100"]) == 0
     told = capsys.readouterr().out
-    assert "better less worse: language en" in told
+    assert "better minus worse: language en" in told
     assert "| CIDEr-D |" in told
     labelled = "image,edema,label edema\n" + "".join(f"{i}.png,0.{i},{i % 2}\n" for i in range(10))
     (two / "classes.csv").write_text(labelled)
