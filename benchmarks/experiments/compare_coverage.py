@@ -110,7 +110,7 @@ def simulate(setting: Setting, tests: int, bootstraps: int, seed: int) -> dict:
 
 
 def table(results: list[tuple[Setting, dict]]) -> str:
-    """Markdown: coverage of each metric, and how often a difference is seen (rightly or, where there is none, wrongly)."""
+    """Markdown: coverage of each metric, and how often a difference is seen, rightly or, if there is none, wrongly."""
     head = ["patients (positive)", "AUROC", "runs (spread)", *(f"{name.replace('_', ' ')}" for name in SHOWN)]
     head += ["DeLong", "p < 0.05 (AUROC)", "DeLong", "intervals apart"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]

@@ -26,11 +26,14 @@ class WeightedMetrics:
         self.order = np.argsort(-score, kind="stable")
         self.truth, self.score = truth[self.order].astype(np.float64), score[self.order]
         self.called = None if called is None else called[self.order].astype(np.float64)
-        ends = np.append(np.diff(self.score) != 0, True) if len(score) else np.zeros(0, bool)
-        self.ends = np.flatnonzero(ends)  # of ties
+        self.starts = self._starts(self.score)  # of ties
         bins = np.minimum((self.score * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-        self.gaps = np.zeros((len(score), CALIBRATION_BINS))
-        self.gaps[np.arange(len(score)), bins] = self.score - self.truth
+        self.bins, self.gaps = self._starts(bins), self.score - self.truth
+
+    @staticmethod
+    def _starts(ordered: np.ndarray) -> np.ndarray:
+        """Where each run of equal numbers begins."""
+        return np.flatnonzero(np.append(True, np.diff(ordered) != 0)) if len(ordered) else np.zeros(0, int)
 
     def measure(self, weights: np.ndarray) -> np.ndarray:
         """``[draws, len(MEASURED)]`` for weights ``[draws, N]``; NaN where positives or negatives have no weight."""
@@ -39,23 +42,26 @@ class WeightedMetrics:
         if not len(self.order):
             return found
         positive = weights * self.truth
-        hits = np.cumsum(positive, axis=1)[:, self.ends]
-        alarms = np.cumsum(weights - positive, axis=1)[:, self.ends]
-        positives, negatives = hits[:, -1], alarms[:, -1]
-        some = (positives > 0) & (negatives > 0)
+        positives, total = positive.sum(axis=1), weights.sum(axis=1)
+        some = (positives > 0) & (total > positives)
+        if not some.all():
+            weights, positive, positives, total = (part[some] for part in (weights, positive, positives, total))
+        negatives = total - positives
         if not some.any():
             return found
-        true, false = hits[some], alarms[some]
-        positives, negatives, total = positives[some], negatives[some], weights[some].sum(axis=1)
-        true_steps, false_steps = np.diff(true, axis=1, prepend=0), np.diff(false, axis=1, prepend=0)
-        tiny = np.finfo(np.float64).tiny
+        steps, all_steps = positive, weights  # as the threshold falls
+        if len(self.starts) < len(self.order):
+            steps, all_steps = (np.add.reduceat(part, self.starts, axis=1) for part in (positive, weights))
+        true, called = np.cumsum(steps, axis=1), np.cumsum(all_steps, axis=1)
+        precision = true / np.maximum(called, np.finfo(np.float64).tiny)
+        above = np.einsum("bn,bn->b", all_steps - steps, true - steps / 2)
         by = {
-            "auroc": (false_steps * (true - true_steps / 2)).sum(axis=1) / (positives * negatives),
-            "auprc": (true_steps * true / np.maximum(true + false, tiny)).sum(axis=1) / positives,
-            "calibration_error": np.abs(weights[some] @ self.gaps).sum(axis=1) / total,
+            "auroc": above / (positives * negatives),
+            "auprc": np.einsum("bn,bn->b", steps, precision) / positives,
+            "calibration_error": np.abs(np.add.reduceat(weights * self.gaps, self.bins, axis=1)).sum(axis=1) / total,
         }
         if self.called is not None:
-            right, called = positive[some] @ self.called, weights[some] @ self.called
+            right, called = positive @ self.called, weights @ self.called
             by["sensitivity"] = right / positives
             by["specificity"] = 1 - (called - right) / negatives
             by["balanced_accuracy"] = (by["sensitivity"] + by["specificity"]) / 2
