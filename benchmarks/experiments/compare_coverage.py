@@ -53,6 +53,7 @@ SETTINGS = (
     Setting(145, 72, (0.80, 0.86)),
     Setting(200, 60, (0.80, 0.80), runs=1, spread=0.15),
     Setting(200, 60, (0.80, 0.80), runs=3, spread=0.15),
+    Setting(200, 60, (0.80, 0.88), runs=3, spread=0.15),
 )
 
 

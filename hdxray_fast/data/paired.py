@@ -58,12 +58,10 @@ class Measured:
         """The mean over runs."""
         return float(self.values.mean())
 
-    def draws(self, rng: np.random.Generator) -> np.ndarray:
-        """Of the mean over runs, ``[B]``: over patients and, of two runs or more, over what other runs could be."""
-        mean, runs = self.drawn.mean(axis=0), len(self.values)
-        if runs < 2:
-            return mean
-        return mean + self.values.std(ddof=1) / runs**0.5 * rng.standard_t(runs - 1, len(mean))
+    def spread(self) -> tuple[float, int]:
+        """Variance of the mean over runs by what other runs could be, and its degrees of freedom; 0 and 0 of one."""
+        runs = len(self.values)
+        return (float(self.values.var(ddof=1)) / runs, runs - 1) if runs > 1 else (0.0, 0)
 
 
 def difference(first: Measured, second: Measured, units: float, seed: int = 0) -> dict | None:
@@ -85,8 +83,7 @@ def difference(first: Measured, second: Measured, units: float, seed: int = 0) -
     nothing = {"low": None, "high": None, "p": None, "drawn": None}
     if units < FEWEST:
         return {**row, **nothing}
-    rng = np.random.default_rng([seed, 1])
-    drawn = second.draws(rng) - first.draws(rng)
+    drawn = second.drawn.mean(axis=0) - first.drawn.mean(axis=0) + _of_runs((first, second), first.drawn.shape[1], seed)
     drawn = drawn[np.isfinite(drawn)]
     if len(drawn) < 2:
         return {**row, **nothing}
@@ -99,6 +96,16 @@ def difference(first: Measured, second: Measured, units: float, seed: int = 0) -
         "p": p_of_draws(drawn, row["difference"], units),
         "drawn": len(drawn),
     }
+
+
+def _of_runs(models: Sequence[Measured], count: int, seed: int) -> np.ndarray:
+    """``count`` draws of what other runs would add to a difference: a t variate with Welch's degrees of freedom."""
+    spreads = [model.spread() for model in models]
+    variance = sum(own for own, _ in spreads)
+    if not variance > 0:
+        return np.zeros(count)
+    freedom = variance**2 / sum(own**2 / degrees for own, degrees in spreads if degrees)
+    return variance**0.5 * np.random.default_rng([seed, 1]).standard_t(freedom, count)
 
 
 def widened(tail: float, units: float) -> float:

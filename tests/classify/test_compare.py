@@ -148,6 +148,8 @@ def test_runs_of_a_model_are_a_sample_of_those_it_could_have_had():
     half = 4.303 * 0.1 / 3**0.5  # Student t with 2 degrees: patients cancel out, the runs' spread is left
     assert row["high"] == pytest.approx(half, rel=0.15)
     assert row["low"] == pytest.approx(-half, rel=0.15)
+    both = difference(two, two, 1000)
+    assert both["high"] == pytest.approx(2.776 * 0.1 * (2 / 3) ** 0.5, rel=0.15)  # of both: Welch's four degrees
     alike = difference(one, Measured(np.array([0.8, 0.8, 0.8]), 0.8 + np.tile(patients, (3, 1))), 1000)
     assert alike["high"] - alike["low"] < 1e-9
 
