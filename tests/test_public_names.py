@@ -23,6 +23,8 @@ NEW = {
     "run_probe": "function",
     "load_classifier": "function",
     "predict": "function",
+    "compare": "function",
+    "compare_reports": "function",
 }
 
 

@@ -53,6 +53,8 @@ def add_commands(commands, parser_class) -> None:
     evaluate.add_argument("--allow_training_patients", action="store_true", help=again)
     bad = "share of the images that may be unreadable"
     evaluate.add_argument("--max_bad_share", type=float, default=0.05, help=bad)
+    against = "another model folder: evaluated on the same files and compared by pairs, in OUT/comparison"
+    evaluate.add_argument("--against", help=against)
     _add_model(evaluate)
     commands.add_subcommand("evaluate", evaluate, help="a saved classifier on labelled files")
 
@@ -132,12 +134,19 @@ def run_predict_command(paths: list[str], model: str, out: str, **options) -> in
     return 0 if found.images else 2
 
 
-def run_evaluate_command(model: str, **options) -> int:
+def run_evaluate_command(model: str, against: str | None, **options) -> int:
+    from ..classify.compare import evaluate_against
+    from ..classify.comparison_files import format_comparison
     from ..classify.evaluation import evaluate_files
     from ..classify.metrics import format_metrics
 
-    report = evaluate_files(model, **options)
+    if against is None:
+        report, comparison = evaluate_files(model, **options), None
+    else:
+        report, comparison = evaluate_against(model, against, **options)
     print(format_metrics(report))
+    if comparison is not None:
+        print(format_comparison(comparison, ("auroc", "auprc", "f1")))
     if report["unreadable"]:
         print(f"{report['unreadable']} images could not be read: {os.path.join(options['out'], 'unreadable.csv')}")
     what = "and plots" if options.get("classes") else "plots and the most confident errors"  # no sheet of new names

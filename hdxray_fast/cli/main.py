@@ -21,6 +21,7 @@ GROUPS = {
     "prepare": ("prepare", "merge", "stream"),
     "pretrain": ("plan", "pretrain"),
     "classify": ("probe", "finetune", "predict", "evaluate"),
+    "compare": ("compare",),
     "reports": ("report",),
 }
 

@@ -1,0 +1,114 @@
+"""The metrics of one class under many sets of weights at once, by what was called present; and DeLong for clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .metrics import CALIBRATION_BINS
+
+RANKED = ("auroc", "auprc", "calibration_error")  # of probabilities
+DECIDED = ("sensitivity", "specificity", "balanced_accuracy", "f1")  # of what was called present
+MEASURED = ("auroc", "auprc", "sensitivity", "specificity", "balanced_accuracy", "f1", "calibration_error")
+
+
+class WeightedMetrics:
+    """``MEASURED`` of one class.
+
+    Args:
+        truth: ``[N]`` 0 or 1.
+        score: ``[N]`` in [0, 1].
+        called: ``[N]`` bool, called present; ``None`` if not known: what rests on it is NaN.
+    """
+
+    def __init__(self, truth: np.ndarray, score: np.ndarray, called: np.ndarray | None) -> None:
+        self.order = np.argsort(-score, kind="stable")
+        self.truth, self.score = truth[self.order].astype(np.float64), score[self.order]
+        self.called = None if called is None else called[self.order].astype(np.float64)
+        self.starts = self._starts(self.score)  # of ties
+        bins = np.minimum((self.score * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+        self.bins, self.gaps = self._starts(bins), self.score - self.truth
+
+    @staticmethod
+    def _starts(ordered: np.ndarray) -> np.ndarray:
+        """Where each run of equal numbers begins."""
+        return np.flatnonzero(np.append(True, np.diff(ordered) != 0)) if len(ordered) else np.zeros(0, int)
+
+    def measure(self, weights: np.ndarray) -> np.ndarray:
+        """``[draws, len(MEASURED)]`` for weights ``[draws, N]``; NaN where positives or negatives have no weight."""
+        weights = weights[:, self.order]
+        found = np.full((len(weights), len(MEASURED)), np.nan)
+        if not len(self.order):
+            return found
+        positive = weights * self.truth
+        positives, total = positive.sum(axis=1), weights.sum(axis=1)
+        some = (positives > 0) & (total > positives)
+        if not some.all():
+            weights, positive, positives, total = (part[some] for part in (weights, positive, positives, total))
+        negatives = total - positives
+        if not some.any():
+            return found
+        steps, all_steps = positive, weights  # as the threshold falls
+        if len(self.starts) < len(self.order):
+            steps, all_steps = (np.add.reduceat(part, self.starts, axis=1) for part in (positive, weights))
+        true, called = np.cumsum(steps, axis=1), np.cumsum(all_steps, axis=1)
+        precision = true / np.maximum(called, np.finfo(np.float64).tiny)
+        above = np.einsum("bn,bn->b", all_steps - steps, true - steps / 2)
+        by = {
+            "auroc": above / (positives * negatives),
+            "auprc": np.einsum("bn,bn->b", steps, precision) / positives,
+            "calibration_error": np.abs(np.add.reduceat(weights * self.gaps, self.bins, axis=1)).sum(axis=1) / total,
+        }
+        if self.called is not None:
+            right, called = positive @ self.called, weights @ self.called
+            by["sensitivity"] = right / positives
+            by["specificity"] = 1 - (called - right) / negatives
+            by["balanced_accuracy"] = (by["sensitivity"] + by["specificity"]) / 2
+            by["f1"] = 2 * right / (called + positives)
+        for number, name in enumerate(MEASURED):
+            if name in by:
+                found[some, number] = by[name]
+        return found
+
+
+def delong_parts(truth: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """Structural components of the AUROC (DeLong 1988), ``[N]``: of a positive the share of negatives below it, of a
+    negative that of positives above it; ties count half.
+
+    Args:
+        truth: ``[N]`` 0 or 1.
+        score: ``[N]``.
+    """
+    parts = np.zeros(len(truth))
+    positive = truth == 1
+    for own, other, sign in ((positive, ~positive, 1), (~positive, positive, -1)):
+        there = np.sort(sign * score[other])
+        below = np.searchsorted(there, sign * score[own], "left") + np.searchsorted(there, sign * score[own], "right")
+        parts[own] = below / (2 * len(there))
+    return parts
+
+
+def delong_error(truth: np.ndarray, parts: np.ndarray, patients: Sequence[str]) -> float:
+    """Standard error of an AUROC, or of a difference of two, over patients with several images (Obuchowski 1997).
+
+    Args:
+        truth: ``[N]`` 0 or 1, both there.
+        parts: ``[N]`` of :func:`delong_parts`, or the difference of two models' (or a mean over runs).
+        patients: ``N`` ids.
+
+    Returns:
+        The standard error; NaN with a single patient of a kind.
+    """
+    _, member = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    positive, patient_count = truth == 1, int(member.max()) + 1
+    sums, kinds = [], []
+    for rows in (positive, ~positive):
+        deviation = (parts[rows] - parts[rows].mean()) / rows.sum()
+        sums.append(np.bincount(member[rows], deviation, patient_count))
+        kinds.append(len(np.unique(member[rows])))
+    if min(kinds) < 2:
+        return float("nan")
+    own = sum(kind / (kind - 1) * (values**2).sum() for kind, values in zip(kinds, sums, strict=True))
+    both = 2 * patient_count / (patient_count - 1) * (sums[0] * sums[1]).sum()
+    return float(max(own + both, 0.0) ** 0.5)
