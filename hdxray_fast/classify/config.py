@@ -50,6 +50,8 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
         label_fractions: shares of the training patients; each is a run of its own (validation and test stay whole).
         seeds: of weights, order, augmentation and label fractions; each is a run of its own; ``seed`` by default.
         max_bad_share: share of all images that may be unreadable before the run stops.
+        bootstraps: draws of patients for the 95 % intervals.
+        bootstrap_seed: of these draws.
         exact_fractions: take no patient beyond ``label_fractions``, also where a class is then hardly there.
     """
 
@@ -85,6 +87,8 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
     label_fractions: list[float] = field(default_factory=lambda: [1.0])
     seeds: list[int] | None = None
     max_bad_share: float = 0.05
+    bootstraps: int = 1000
+    bootstrap_seed: int = 0
     exact_fractions: bool = False
 
     def __post_init__(self) -> None:

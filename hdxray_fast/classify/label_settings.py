@@ -18,8 +18,6 @@ class LabelSettings:
         val_share: share of the images, of undivided patients, that choose the model, where there is no such split.
         test_share: share of the images to test on, likewise.
         split_seed: of splits drawn here, whatever other seeds are.
-        bootstraps: draws of patients for the 95 % intervals.
-        bootstrap_seed: of these draws.
     """
 
     images: str | None = None
@@ -30,5 +28,3 @@ class LabelSettings:
     val_share: float = 0.1
     test_share: float = 0.2
     split_seed: int = 0
-    bootstraps: int = 1000
-    bootstrap_seed: int = 0

@@ -27,6 +27,8 @@ class ProbeConfig(LabelSettings):
         device: where the encoder runs; a GPU if there is one by default.
         precision: of the features: ``fp32``, ``bf16``, or ``auto``: bf16 on GPUs that have it and fp32 elsewhere.
         compile: ``on``, ``off``, or ``auto``: on a GPU, for 150,000 images and more.
+        bootstraps: draws of patients for the 95 % intervals.
+        bootstrap_seed: of these draws.
         exact_fractions: take no patient beyond ``label_fraction``, also where a class is then hardly there.
         seed: of the label fraction.
         max_bad_share: share of all images that may be unreadable.
@@ -45,6 +47,8 @@ class ProbeConfig(LabelSettings):
     device: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    bootstraps: int = 1000
+    bootstrap_seed: int = 0
     exact_fractions: bool = False
     seed: int = 0
     max_bad_share: float = 0.05

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 
 from ..errors import CheckpointError, ConfigError
 from ..files import save_tensors, written_whole
@@ -166,6 +165,8 @@ class Seen:
 
     def save(self, path: Path) -> None:
         """Write the record, whole or not at all; a ConfigError if it cannot be written."""
+        import torch  # commands are listed without it
+
         tensors = {f"{kind}.keys": torch.from_numpy(keys) for kind, keys in self.keys.items()}
         tensors |= {f"{kind}.places": torch.from_numpy(places) for kind, places in self.places.items()}
         try:
