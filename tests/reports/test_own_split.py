@@ -67,7 +67,6 @@ def trained(tmp_path_factory) -> Path:
         weights=str(encoder),
         seed=1,
         split_seed=SEED,
-        contour="rectangle",
         **QUICK,
     )
     run_report_training(config, progress=False)
