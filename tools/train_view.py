@@ -5,7 +5,7 @@
 ``--views`` has ``index.csv`` with the columns image, view (lateral, ct) and patient; a ``--frontal`` folder has JPEGs
 and, if it has an ``index.csv``, the column patient; patients of the same id in ``--views`` and in a frontal folder
 whose name is in ``--shared`` are one. Every picture is looked at once as it is and many times changed; five folds by
-patient give the table, all pictures the weights in ``hdxray_fast/images/view_net.npz``. One thread: three minutes.
+patient give the table, all pictures the weights in ``hdxray_fast/images/view_net.npz``. One thread: 20 minutes.
 """
 
 from __future__ import annotations
