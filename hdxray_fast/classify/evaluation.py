@@ -281,7 +281,6 @@ def evaluate_files(
     images: str | os.PathLike | None = None,
     preset: str | None = None,
     split: str = "test",
-    uncertain: str | None = None,
     batch_size: int = 4,
     workers: int = 0,
     device: str | None = None,
@@ -295,7 +294,7 @@ def evaluate_files(
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
 
-    Uncertain labels are read as in training unless ``uncertain`` says how. Thresholds are those chosen on validation
+    Uncertain labels count for nothing, whatever training made of them. Thresholds are those chosen on validation
     when the classifier was made; ``classes``, ``precision`` and ``compile`` are as for :func:`predict`, so that names
     it has never seen can be put to the test. Writes what :func:`report_predictions` writes, and ``unreadable.csv``; the
     metrics also count those files as ``unreadable``, and say in which ``precision`` the model computed. ``split`` takes
@@ -319,7 +318,7 @@ def evaluate_files(
     trained = classifier.config.splits
     table = read_manifest(
         data, images=images, preset=preset, classes=classes or classifier.config.classes,
-        multiclass=classifier.config.multiclass, uncertain=uncertain or trained.get("uncertain", "ignore"),
+        multiclass=classifier.config.multiclass,
     )  # fmt: skip
     table = part_to_test(table, split, str(data), classifier, preset, allow_training_patients)
     require_files(table, str(data))

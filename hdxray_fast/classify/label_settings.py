@@ -14,7 +14,8 @@ class LabelSettings:
         preset: ``chexpert``, ``mimic-cxr``, ``nih14``, ``rsna``, ``vindr`` or ``padchest``.
         classes: which classes; all by default.
         multiclass: exactly one class of each image holds.
-        uncertain: what the label -1 means: ``ignore``, ``zeros``, ``ones``, or ``Edema=ones, ...`` for single classes.
+        uncertain: what -1 means in training (elsewhere it counts for nothing): ``ignore``, ``zeros``, ``ones``, or
+            ``Edema=ones, ...`` for single classes.
         val_share: share of the images, of undivided patients, that choose the model, where there is no such split.
         test_share: share of the images to test on, likewise.
     """

@@ -44,9 +44,6 @@ def add_commands(commands, parser_class) -> None:
     evaluate.add_argument("--images", help="folder that relative paths in the manifest start from")
     evaluate.add_argument("--preset", help=f"one of {', '.join(PRESETS)}")
     evaluate.add_argument("--split", default="test", help="train, val, test, or all (of data that the model never saw)")
-    evaluate.add_argument(
-        "--uncertain", help="ignore, zeros, ones, or Edema=ones, ... for single classes; left out, as in training"
-    )
     evaluate.add_argument("--bootstraps", type=int, default=1000)
     again = "test on what is mostly of patients, or pixels, that the model was trained or validated on"
     evaluate.add_argument("--allow_training_patients", action="store_true", help=again)
