@@ -255,19 +255,27 @@ def test_chexpert(tmp_path):
     raw = PRESETS["chexpert"](root, None)
     assert raw.classes == list(CHEXPERT)
     assert len(raw) == 16
-    assert raw.notes == ["1 images that are no frontal view"]
+    assert raw.notes[0] == "1 images that are no frontal view"
+    assert raw.notes[1:] == ["no list of the test set: valid.csv, which radiologists labelled, is the test split"]
     assert raw.labels[:4, 2].tolist() == [0, -1, 0, 1]  # patients 1 to 4: 0.0, -1.0, blank, 1.0
     assert raw.labels[:12, 0].tolist() == [0] * 12  # a blank is a negative
     assert raw.patients[0] == "patient00001"
-    assert raw.splits == ["train"] * 12 + ["val"] * 4
+    assert raw.splits == ["train"] * 12 + ["test"] * 4
     assert raw.paths[0] == str(tmp_path / "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg")
     with pytest.raises(hx.ConfigError, match=r"^multiclass: "):
         read_labels(root, preset="chexpert", multiclass=True)
     without = (root / "train.csv").read_text().replace(",Frontal,", ",").replace(",Lateral,", ",")
     path = write(tmp_path / "other" / "train.csv", without.replace(",Frontal/Lateral,", ","))
-    assert PRESETS["chexpert"](path, None).notes == raw.notes
-    table = read_labels(root, preset="chexpert", classes=["Cardiomegaly"], uncertain="ones", test_share=0.3)
-    assert table.labels[:4, 0].tolist() == [0, 1, 0, 1]
+    assert PRESETS["chexpert"](path, None).notes == raw.notes[:1]
+    table = read_labels(root, preset="chexpert", classes=["Cardiomegaly"], uncertain="ones", val_share=0.3)
+    assert {split for split, name in zip(table.splits, table.paths, strict=True) if "/valid/" in name} == {"test"}
+    assert {split for split, name in zip(table.splits, table.paths, strict=True) if "/train/" in name} == {
+        "train",
+        "val",
+    }
+    taught = table.split("train")
+    at = [int(patient[7:]) % 4 for patient in taught.patients]
+    assert taught.labels[:, 0].tolist() == [[1, 0, 1, 0][place] for place in at]
 
 
 def test_mimic(tmp_path):
