@@ -51,7 +51,9 @@ def report_predictions(
     )
     out.mkdir(parents=True, exist_ok=True)
     present = called_present(probabilities, table.classes, thresholds, table.multiclass)
-    found = Predictions(table.paths, probabilities, table.classes, list(thresholds), present=present)
+    found = Predictions(
+        table.paths, probabilities, table.classes, list(thresholds), present=present, patients=table.patients
+    )
     write_predictions(out / "predictions.csv", found, table.labels)
     plot_curves(out / "curves.png", table.labels, probabilities, table.classes)
     if model is not None:
@@ -75,6 +77,7 @@ class Predictions:
             exclude each other, the most probable of all (none, if that one was not asked about).
         precision: ``"fp32"`` or ``"bf16"``, what the model computed in.
         hashes: of the stored pixels of each image.
+        patients: of each image, blank where not known; empty if that is all of them.
         overlap: which of the images the classifier was trained or validated on; ``None`` where it has no record of
             that.
     """
@@ -87,6 +90,7 @@ class Predictions:
     present: list[list[str]] = field(default_factory=list)
     precision: str = "fp32"
     hashes: list[str] = field(default_factory=list)
+    patients: list[str] = field(default_factory=list)
     overlap: Overlap | None = None
 
 
@@ -101,22 +105,25 @@ def called_present(
 
 
 def write_predictions(path: Path, found: Predictions, labels: np.ndarray | None = None) -> None:
-    """A CSV with a row per image: path, a probability per class, the classes called present and, if known, labels.
+    """A CSV with a row per image: path, patient, a probability per class, the classes called present, labels.
 
     Args:
         path: file to write.
-        found: what was predicted; ``present`` holds the names joined by ``|``, blank where no class is.
-        labels: ``[N, C]`` of its images, NaN where a label is not known.
+        found: what was predicted; ``present`` holds the names joined by ``|``, blank where no class is. Probabilities
+            have as many digits as tell each from its neighbours: fewer would make ties, and another AUROC. Without any
+            patient there is no such column.
+        labels: ``[N, C]`` of its images, NaN where a label is not known; left out, there are no such columns.
     """
-    header = ["image", *found.classes, "present"]
+    header = ["image", *(["patient"] if found.patients else []), *found.classes, "present"]
     header += [] if labels is None else [f"label {name}" for name in found.classes]
     with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(header)
         for row, image in enumerate(found.images):
+            patient = [found.patients[row]] if found.patients else []
             truth = [] if labels is None else ["" if np.isnan(v) else int(v) for v in labels[row]]
-            probabilities = (f"{p:.6f}" for p in found.probabilities[row])
-            writer.writerow([image, *probabilities, "|".join(found.present[row]), *truth])
+            probabilities = map(str, found.probabilities[row])
+            writer.writerow([image, *patient, *probabilities, "|".join(found.present[row]), *truth])
 
 
 def predict(
@@ -157,7 +164,9 @@ def predict(
     for path in map(Path, names):
         if path.suffix.lower() == ".csv" and path.is_file():
             patients |= manifest_patients(path, "paths")
-    found.overlap = overlap_of(model, [patients.get(file, "") for file in found.images], found.hashes)
+    known = [patients.get(file, "") for file in found.images]
+    found.patients = known if any(known) else []
+    found.overlap = overlap_of(model, known, found.hashes)
     if progress and found.overlap and (told := found.overlap.describe(found.images)):
         print(f"warning: {told}")
     return found

@@ -27,6 +27,7 @@ from .probe_config import ProbeConfig
 from .seen import Seen
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation
+USUAL_STRENGTH = 0.1  # where validation cannot choose: it neither shrinks to nothing nor lets go
 
 
 @dataclass
@@ -37,6 +38,7 @@ class ProbeResult:
         out: its folder, with ``metrics.json``, plots and ``model/``.
         report: test metrics, see :func:`hdxray_fast.classify.metrics.evaluate_predictions`.
         strengths: the C chosen for each class.
+        not_chosen: classes without a known label in validation, whose C is ``USUAL_STRENGTH``.
         left_out: files that could not be read.
         notes: what was left out on reading the labels.
         train_images: the regressions were fitted on.
@@ -50,6 +52,7 @@ class ProbeResult:
     notes: list[str] = field(default_factory=list)
     train_images: int = 0
     unreadable_csv: Path | None = None
+    not_chosen: list[str] = field(default_factory=list)
 
 
 def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: bool = True) -> ProbeResult:
@@ -121,13 +124,16 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
             "config": asdict(replace(config, out=str(out))),
             "precision": done.precision,
             "strengths": probe.strengths,
+            "strength_not_chosen": probe.not_chosen,
             "unreadable": unreadable,
             "threshold_not_chosen": one_sided(val),
         },
         model=classifier.to(encoder.pos_embed.device),
     )
     train_images = table_used.splits.count("train")
-    return ProbeResult(out, report, probe.strengths, unreadable, table.notes, train_images, done.unreadable_csv)
+    return ProbeResult(
+        out, report, probe.strengths, unreadable, table.notes, train_images, done.unreadable_csv, probe.not_chosen
+    )
 
 
 @dataclass
@@ -138,12 +144,14 @@ class LinearProbe:
         weight: ``[C, D]``, bias: ``[C]``, on features as the encoder gives them.
         multiclass: softmax.
         strengths: the C chosen for each class.
+        not_chosen: classes for which validation could not choose it.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     multiclass: bool
     strengths: list[float]
+    not_chosen: list[str] = field(default_factory=list)
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """``[N, D]`` to ``[N, C]``."""
@@ -157,7 +165,7 @@ def fit_probe(features: np.ndarray, table: LabelTable, strengths: Sequence[float
     Args:
         features: ``[N, D]``, rows of ``table``.
         table: labels and splits; nothing of ``test`` is looked at.
-        strengths: values of C to choose from.
+        strengths: values of C to choose from; of a class without a known label in ``val`` it is ``USUAL_STRENGTH``.
 
     Raises:
         TrainingError: a feature is not finite.
@@ -185,7 +193,7 @@ def fit_probe(features: np.ndarray, table: LabelTable, strengths: Sequence[float
         fit_rows = train & known
         seen = val & known
         candidates = []
-        for strength in strengths:
+        for strength in strengths if seen.any() else (USUAL_STRENGTH,):
             model = LogisticRegression(C=strength, max_iter=2000)
             model.fit(scaled[fit_rows], target[fit_rows].astype(int))
             # a proper score: unlike a ranking it also tells a calibrated fit from one that was shrunk to nothing
@@ -204,7 +212,9 @@ def fit_probe(features: np.ndarray, table: LabelTable, strengths: Sequence[float
         fits = [best(table.labels[:, column]) for column in range(len(table.classes))]
         weight, bias = np.concatenate([fit[0] for fit in fits]), np.concatenate([fit[1] for fit in fits])
         chosen = [fit[2] for fit in fits]
-    return LinearProbe(weight / std, bias - (weight / std) @ mean, table.multiclass, chosen)
+    unknown = np.isnan(table.labels[val]).all(axis=0)
+    not_chosen = [name for name, lost in zip(table.classes, unknown, strict=True) if lost]
+    return LinearProbe(weight / std, bias - (weight / std) @ mean, table.multiclass, chosen, not_chosen)
 
 
 def as_classifier(
@@ -271,6 +281,8 @@ def describe_probe(result: ProbeResult) -> str:
     from .metrics import format_metrics
 
     lines = [format_metrics(result.report)]
+    if result.not_chosen:
+        lines.append(f"no label in val for {', '.join(result.not_chosen)}: C = {USUAL_STRENGTH} there, not chosen")
     if result.left_out:
         lines.append(f"{result.left_out} images could not be read: {result.unreadable_csv}")
     lines.append(f"metrics, plots and the model are in {result.out}")

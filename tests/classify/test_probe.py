@@ -327,3 +327,16 @@ def test_at_another_size_the_saved_model_gives_the_runs_own_table(manifest, tmp_
         probabilities.append(found.probabilities)
     np.testing.assert_allclose(*probabilities, atol=1e-4)
     assert (given.img_size, given.keep) == ((64, 64), "all")  # the caller's encoder stays as it is
+
+
+def test_a_class_without_labels_to_choose_by_is_regularised_as_usual():
+    """No loss tells the strengths apart: the first, 1e-5, shrinks every probability to the mean."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 4)).astype(np.float32)
+    labels = np.stack([features[:, 0] > 0, features[:, 1] > 0], 1).astype(float)
+    table = table_of(labels)
+    val = [split == "val" for split in table.splits]
+    table.labels[np.array(val), 1] = np.nan
+    probe = fit_probe(features, table)
+    assert (probe.not_chosen, probe.strengths[1]) == (["c1"], 0.1)
+    assert np.ptp(probe.probabilities(features)[:, 1]) > 0.9
