@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..images.contour_methods import ContourMethod
 from ..training.config import TrainingConfig
 from .label_settings import LabelSettings
+from .operating_points import read_prevalence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,12 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
         bootstraps: draws of patients for the 95 % intervals.
     """
 
-    FREE_ON_RESUME: ClassVar[frozenset[str]] = TrainingConfig.FREE_ON_RESUME | {"cache", "max_bad_share", "bootstraps"}
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = TrainingConfig.FREE_ON_RESUME | {
+        "cache",
+        "max_bad_share",
+        "bootstraps",
+        "prevalence",
+    }
 
     data: str
     weights: str | None = None
@@ -106,6 +112,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
         if self.augment_operations > len(OPERATIONS):
             count = self.augment_operations
             raise ConfigError(f"augment_operations: {count} is not accepted; give 0 to {len(OPERATIONS)}")
+        read_prevalence(self.prevalence)
         for name in ("label_fractions", "seeds"):
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) != len(values)):

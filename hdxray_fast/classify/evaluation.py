@@ -26,6 +26,7 @@ from .heads import LabelQueryHead, embed_names
 from .label_table import LabelTable
 from .labels import read_manifest, require_files
 from .metrics import evaluate_predictions
+from .operating_points import read_prevalence
 from .plots import plot_curves
 from .seen import SEEN_FILE
 from .tested import Overlap, overlap_of, part_to_test, refuse_mostly_seen
@@ -41,14 +42,17 @@ def report_predictions(
     seed: int = 0,
     extra: dict | None = None,
     model: Classifier | None = None,
+    prevalence: str | float | None = None,
 ) -> dict:
     """Write ``metrics.json``, ``predictions.csv`` and ``curves.png`` under ``out``; returns the metrics.
 
-    With ``model``, what made the probabilities, also ``errors.png``: its most confident errors and where it looked.
+    ``prevalence`` is as for :func:`.evaluate_predictions`. With ``model``, what made the probabilities, also
+    ``errors.png``: its most confident errors and where it looked.
     """
     report = evaluate_predictions(
-        table.labels, probabilities, table.classes, table.patients, thresholds, bootstraps=bootstraps, seed=seed
-    )
+        table.labels, probabilities, table.classes, table.patients, thresholds, bootstraps=bootstraps, seed=seed,
+        multiclass=table.multiclass, prevalence=prevalence,
+    )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     present = called_present(probabilities, table.classes, thresholds, table.multiclass)
     found = Predictions(
@@ -300,15 +304,16 @@ def evaluate_files(
     precision: str = "auto",
     compile: str = "auto",
     allow_training_patients: bool = False,
+    prevalence: str | float | None = None,
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
 
-    Uncertain labels count for nothing, whatever training made of them. Thresholds are those chosen on validation
-    when the classifier was made; ``classes``, ``precision`` and ``compile`` are as for :func:`predict`, so that names
-    it has never seen can be put to the test. Writes what :func:`report_predictions` writes, and ``unreadable.csv``; the
-    metrics also count those files as ``unreadable``, and say in which ``precision`` the model computed. ``split`` takes
-    the words that a manifest may have for its splits; if training drew them, from this manifest, they are as they were
-    there.
+    Uncertain labels count for nothing, whatever training made of them. Thresholds are those chosen on validation when
+    the classifier was made; ``prevalence`` is as for :func:`.evaluate_predictions`, and ``classes``, ``precision`` and
+    ``compile`` as for :func:`predict`, so that names it has never seen can be put to the test. Writes what
+    :func:`report_predictions` writes, and ``unreadable.csv``; the metrics also count those files as ``unreadable``, and
+    say in which ``precision`` the model computed. ``split`` takes the words that a manifest may have for its splits; if
+    training drew them, from this manifest, they are as they were there.
 
     Patients and stored pixels are compared with those that the classifier was trained and validated on, whatever
     manifest they come in; how many there are is printed and is in ``metrics.json`` under ``seen`` (``None`` for a
@@ -324,6 +329,7 @@ def evaluate_files(
     if (out / "model").exists() or (out / "log.jsonl").exists():
         raise ConfigError(f"out: {out} holds a training run, whose metrics stay as they are; choose another folder")
     classifier = load_classifier(model)
+    read_prevalence(prevalence, classes or classifier.config.classes)  # refused now, not after the last image
     trained = classifier.config.splits
     table = read_manifest(
         data, images=images, preset=preset, classes=classes or classifier.config.classes,
@@ -355,7 +361,7 @@ def evaluate_files(
     scores = found.probabilities[[place[path] for path in table.paths]]
     report = report_predictions(
         out, table, scores, found.thresholds, bootstraps=bootstraps, seed=trained.get("seed", 0), extra=extra,
-        model=None if classes else classifier,
+        model=None if classes else classifier, prevalence=prevalence,
     )  # fmt: skip
     return {**report, "unreadable": bad, "seen": extra["seen"]}
 

@@ -140,7 +140,7 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
     shared = {name: getattr(config, name) for name in (
         "data", "out", "images", "preset", "classes", "multiclass", "uncertain", "val_share", "test_share", "pool",
         "keep", "img_size", "workers", "bootstraps", "seed", "split_seed", "batch_size", "max_bad_share", "precision",
-        "compile",
+        "compile", "prevalence",
     )}  # fmt: skip
     features = None if config.weights is None else str(shared_out / "features.parquet")
     probe = run_probe(
@@ -158,7 +158,8 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
 def _read_result(out: Path) -> FinetuneResult:
     """A run that was finished before."""
     saved = json.loads((out / "metrics.json").read_text())
-    report = {name: saved[name] for name in ("classes", "bootstraps", "images", "patients", "mean")}
+    names = ("classes", "bootstraps", "images", "patients", "mean", "decisions")
+    report = {name: saved[name] for name in names if name in saved}
     return FinetuneResult(
         out, report, saved["train_images"], saved["chosen_on_validation"], saved["unreadable"], finished=True
     )

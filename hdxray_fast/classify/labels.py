@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from .label_csv import read_generic
 from .label_presets import PRESETS
 from .label_table import LabelTable
+from .operating_points import read_prevalence
 from .seen import Seen
 from .uncertain import decided_for_training, without_uncertain
 
@@ -304,7 +305,8 @@ def thin_validation(table: LabelTable) -> list[str]:
     if len(val) < VALIDATION_LEAST:
         found.append(f"warning: {len(val)} images are few to choose by (val); set val_share, or give more of them")
     if names := one_sided(val):
-        found.append(f"warning: val has no positive or no negative of {', '.join(names)}: the threshold stays at 0.5")
+        what = "it has no say there" if table.multiclass else "the threshold stays at 0.5"
+        found.append(f"warning: val has no positive or no negative of {', '.join(names)}: {what}")
     return found
 
 
@@ -359,6 +361,9 @@ def labels_of(config: ProbeConfig | FinetuneConfig, begun: Seen | str | None = N
         classes=config.classes,
         multiclass=config.multiclass,
     )
+    read_prevalence(config.prevalence, table.classes)
+    if config.prevalence is not None and config.multiclass:
+        raise ConfigError("prevalence: predictive values are of classes with a threshold, not of multiclass ones")
     seed = config.seed if config.split_seed is None else config.split_seed
     shares = config.val_share, config.test_share
     told = {"preset": config.preset, "uncertain": config.uncertain, "chosen": config.classes is not None}

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import MissingDependencyError
 from ..files import written_whole
-from .metrics import CALIBRATION_BINS
+from .calibration import CALIBRATION_BINS
 
 MOST_CURVES = 14  # more would not be told apart
 

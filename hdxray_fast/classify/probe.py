@@ -108,9 +108,10 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
     classifier = as_classifier(encoder, probe, table_used, pool, config.keep)
     scores = {split: probe.probabilities(features[_rows(table_used, split)]) for split in ("val", "test")}
     val = table_used.split("val")
-    classifier.config.thresholds = [
-        best_threshold(val.labels[:, c], scores["val"][:, c]) for c in range(len(table.classes))
-    ]
+    if not table.multiclass:  # of exclusive classes the most probable is the decision
+        classifier.config.thresholds = [
+            best_threshold(val.labels[:, c], scores["val"][:, c]) for c in range(len(table.classes))
+        ]
     classifier.seen = Seen.of(whole, table_used, hashes)
     save_classifier(classifier, out / "model")
     report = report_predictions(
@@ -126,9 +127,10 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
             "strengths": probe.strengths,
             "strength_not_chosen": probe.not_chosen,
             "unreadable": unreadable,
-            "threshold_not_chosen": one_sided(val),
+            "threshold_not_chosen": [] if table.multiclass else one_sided(val),
         },
         model=classifier.to(encoder.pos_embed.device),
+        prevalence=config.prevalence,
     )
     train_images = table_used.splits.count("train")
     return ProbeResult(

@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..errors import ConfigError
 from .label_settings import LabelSettings
+from .operating_points import read_prevalence
 
 
 @dataclass(frozen=True)
@@ -61,3 +62,4 @@ class ProbeConfig(LabelSettings):
             raise ConfigError(f"max_bad_share: {self.max_bad_share} is not accepted; give a share from 0 to 1")
         if self.batch_size < 1 or self.bootstraps < 0:
             raise ConfigError("batch_size is at least 1, and bootstraps at least 0")
+        read_prevalence(self.prevalence)

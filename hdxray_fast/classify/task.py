@@ -279,9 +279,10 @@ class FinetuneTask(Task):
             table = self.table.split(split).rows(rows)
             found[split] = table, model.probabilities(torch.from_numpy(logits)).numpy()
         table, scores = found["val"]
-        model.config.thresholds = [
-            best_threshold(table.labels[:, column], scores[:, column]) for column in range(len(table.classes))
-        ]
+        if not table.multiclass:  # of exclusive classes the most probable is the decision
+            model.config.thresholds = [
+                best_threshold(table.labels[:, column], scores[:, column]) for column in range(len(table.classes))
+            ]
         model.seen = self.seen
         save_classifier(model, self.out / "model")
         table, scores = found["test"]
@@ -290,7 +291,7 @@ class FinetuneTask(Task):
             "chosen_on_validation": best,
             "train_images": len(self.datasets["train"]),
             "unreadable": len(self.set_aside.rows),
-            "threshold_not_chosen": one_sided(found["val"][0]),
+            "threshold_not_chosen": [] if table.multiclass else one_sided(found["val"][0]),
         }
         report = report_predictions(
             self.out,
@@ -301,6 +302,7 @@ class FinetuneTask(Task):
             seed=self.config.split_seed,
             extra=extra,
             model=model,
+            prevalence=self.config.prevalence,
         )
         return report, best
 
