@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-
-from ..errors import MissingDependencyError
 
 CALIBRATION_BINS = 15  # equal widths, as Guo et al., https://arxiv.org/abs/1706.04599
 CHANCE_DRAWS = 200
@@ -70,8 +70,9 @@ class Temperature:
 def fit_temperature(logits: np.ndarray, labels: np.ndarray, multiclass: bool = False) -> Temperature:
     """The one temperature with the least log loss, of all classes together (Guo et al. 2017), on validation.
 
-    Targets are Platt's, (n + 1) / (n + 2) for n positives and 1 / (n + 2) for n negatives of a class: validation that
-    happens to be told apart without an error does not ask for certainty.
+    Targets are Platt's, (n + 1) / (n + 2) for n positive labels and 1 / (n + 2) for n negative ones (of exclusive
+    classes the first for the one that holds, of n images): validation that happens to be told apart without an error
+    does not ask for certainty.
 
     Args:
         logits: ``[N, C]``.
@@ -81,10 +82,6 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, multiclass: bool = F
     Returns:
         ``COLDEST`` to ``HOTTEST``; 1 with less than ``LEAST_LABELS`` positive or negative labels.
     """
-    try:
-        from scipy.optimize import minimize_scalar
-    except ImportError as error:
-        raise MissingDependencyError("calibration needs scipy: pip install 'hdxray-fast[classify]'") from error
     known = _one_of_each(labels) if multiclass else ~np.isnan(labels)  # [N] or [N, C]
     held = labels == 1
     positive, negative = int(held.sum()), int((labels == 0).sum())
@@ -95,12 +92,10 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, multiclass: bool = F
     logits = logits.astype(np.float64)
     if multiclass:
         logits, held = logits[known], held[known]
-        count = held.sum(axis=0)
-        own = ((count + 1) / (count + 2))[held.argmax(axis=1)][:, None]  # of each row's class
+        own = (len(held) + 1) / (len(held) + 2)
         target = np.where(held, own, (1 - own) / max(held.shape[1] - 1, 1))
     else:
-        positives, negatives = held.sum(axis=0), (labels == 0).sum(axis=0)
-        target = np.where(held, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+        target = np.where(held, (positive + 1) / (positive + 2), 1 / (negative + 2))
 
     def loss(sharpness: float) -> float:  # convex in 1 / temperature
         scaled = logits * sharpness
@@ -108,8 +103,24 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray, multiclass: bool = F
             return float((np.logaddexp.reduce(scaled, axis=1) - (target * scaled).sum(axis=1)).mean())
         return float((np.logaddexp(0, scaled) - target * scaled)[known].mean())
 
-    found = minimize_scalar(loss, bounds=(1 / HOTTEST, 1 / COLDEST), method="bounded", options={"xatol": 1e-6})
-    return Temperature(float(1 / found.x))
+    return Temperature(1 / _least(loss, 1 / HOTTEST, 1 / COLDEST))
+
+
+def _least(loss: Callable[[float], float], low: float, high: float) -> float:
+    """Where a function with one minimum has it, to seven digits: by golden sections of the logarithm."""
+    low, high, golden = math.log(low), math.log(high), (math.sqrt(5) - 1) / 2
+    left, right = high - golden * (high - low), low + golden * (high - low)
+    at_left, at_right = loss(math.exp(left)), loss(math.exp(right))
+    while high - low > 1e-7:
+        if at_left <= at_right:
+            high, right, at_right = right, left, at_left
+            left = high - golden * (high - low)
+            at_left = loss(math.exp(left))
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + golden * (high - low)
+            at_right = loss(math.exp(right))
+    return math.exp((low + high) / 2)
 
 
 def reliability(labels: np.ndarray, probabilities: np.ndarray, multiclass: bool = False) -> dict:
@@ -143,6 +154,25 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, multiclass: bool 
         "log_loss": float(-np.log(np.maximum(right[known], tiny)).mean()),
         "calibration_error": float(np.mean([calibration_error(truth, score) for truth, score in pairs])),
     }
+
+
+def temperature_report(
+    found: Temperature, parts: dict[str, tuple[np.ndarray, np.ndarray]], multiclass: bool = False
+) -> dict:
+    """What ``metrics.json`` says of a temperature: its value, why it was not fitted, reliability before and after.
+
+    Args:
+        found: the temperature.
+        parts: by split the labels ``[N, C]``, and the logits ``[N, C]`` before they were divided.
+        multiclass: exactly one class of each row holds.
+    """
+    told = {"value": found.value, "reason": found.reason}
+    for split, (labels, logits) in parts.items():
+        both = {"before": logits, "after": logits / found.value}
+        told[split] = {
+            when: reliability(labels, as_probabilities(own, multiclass), multiclass) for when, own in both.items()
+        }
+    return told
 
 
 def _one_of_each(labels: np.ndarray) -> np.ndarray:

@@ -46,6 +46,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
         mixup: alpha of the Beta distribution that images are mixed by, in pairs: ``batch_size`` is even; 0 for none.
         class_weight: ``balanced`` lets every class count alike, at the price of calibration.
         lr: peak learning rate; by default 5e-4 (head alone: 2e-3) times the square root of (images per step / 64).
+        calibrate: ``temperature`` divides logits by a number fitted on validation, ``none`` leaves them as they are.
         layer_decay: factor on the learning rate from each block to the one below it.
         drop_path: share of the images that skip the last block while training, falling to 0 in the first.
         precision: ``auto`` is bf16 on GPUs that have it and fp32 elsewhere; ``fp16`` needs a GPU.
@@ -60,6 +61,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
         "max_bad_share",
         "bootstraps",
         "prevalence",
+        "calibrate",
     }
 
     data: str
@@ -84,6 +86,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
     augment_magnitude: float = 0.5
     mixup: float = 0.0
     class_weight: Literal["none", "balanced"] = "none"
+    calibrate: Literal["temperature", "none"] = "temperature"
     layer_decay: float = 0.75
     beta2: float = 0.999
     drop_path: float = 0.1

@@ -20,6 +20,7 @@ from ..data.reader_pool import worker_count
 from ..errors import ConfigError, TrainingError
 from ..features.embedding import Embedder
 from ..files import written_whole
+from .calibration import as_probabilities
 from .classifier import Classifier, load_classifier
 from .error_sheet import write_error_sheet
 from .heads import LabelQueryHead, embed_names
@@ -43,11 +44,14 @@ def report_predictions(
     extra: dict | None = None,
     model: Classifier | None = None,
     prevalence: str | float | None = None,
+    uncalibrated: np.ndarray | None = None,  # [N, C] logits
+    temperature: dict | None = None,
 ) -> dict:
     """Write ``metrics.json``, ``predictions.csv`` and ``curves.png`` under ``out``; returns the metrics.
 
     ``prevalence`` is as for :func:`.evaluate_predictions`. With ``model``, what made the probabilities, also
-    ``errors.png``: its most confident errors and where it looked.
+    ``errors.png``: its most confident errors and where it looked. ``temperature`` is a :func:`.temperature_report`, and
+    ``uncalibrated`` the logits before it, which the plot of the calibration then shows too.
     """
     report = evaluate_predictions(
         table.labels, probabilities, table.classes, table.patients, thresholds, bootstraps=bootstraps, seed=seed,
@@ -59,7 +63,12 @@ def report_predictions(
         table.paths, probabilities, table.classes, list(thresholds), present=present, patients=table.patients
     )
     write_predictions(out / "predictions.csv", found, table.labels)
-    plot_curves(out / "curves.png", table.labels, probabilities, table.classes)
+    before = None
+    if temperature is not None:
+        report["temperature"] = temperature
+        if uncalibrated is not None and temperature["value"] != 1:
+            before = as_probabilities(uncalibrated, table.multiclass)
+    plot_curves(out / "curves.png", table.labels, probabilities, table.classes, before)
     if model is not None:
         write_error_sheet(out / "errors.png", model, table, probabilities, thresholds)
     with written_whole(out / "metrics.json") as temporary:  # the last: a run that has it is whole

@@ -18,6 +18,13 @@ from ..features.feature_table import read_features
 from ..locks import RunLock
 from ..models.encoder import Encoder
 from ..weights.create import encoder_of_size
+from .calibration import (
+    Temperature,
+    as_probabilities,
+    describe_temperature,
+    fit_temperature,
+    temperature_report,
+)
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .evaluation import refuse_unreadable, report_predictions
 from .label_table import LabelTable
@@ -104,10 +111,15 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
     features, hashes = features[order], [hashes[row] for row in order]
 
     probe = fit_probe(features, table_used)
+    val = table_used.split("val")
+    logits = {split: probe.logits(features[_rows(table_used, split)]) for split in ("val", "test")}
+    temperature = Temperature()
+    if config.calibrate == "temperature":
+        temperature = fit_temperature(logits["val"], val.labels, table.multiclass)
     pool = config.pool or encoder.pool or "mean"
     classifier = as_classifier(encoder, probe, table_used, pool, config.keep)
-    scores = {split: probe.probabilities(features[_rows(table_used, split)]) for split in ("val", "test")}
-    val = table_used.split("val")
+    classifier.scale_logits(temperature.value)
+    scores = {split: as_probabilities(own / temperature.value, table.multiclass) for split, own in logits.items()}
     if not table.multiclass:  # of exclusive classes the most probable is the decision
         classifier.config.thresholds = [
             best_threshold(val.labels[:, c], scores["val"][:, c]) for c in range(len(table.classes))
@@ -131,6 +143,12 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
         },
         model=classifier.to(encoder.pos_embed.device),
         prevalence=config.prevalence,
+        uncalibrated=logits["test"],
+        temperature=temperature_report(
+            temperature,
+            {split: (table_used.split(split).labels, own) for split, own in logits.items()},
+            table.multiclass,
+        ),
     )
     train_images = table_used.splits.count("train")
     return ProbeResult(
@@ -155,10 +173,13 @@ class LinearProbe:
     strengths: list[float]
     not_chosen: list[str] = field(default_factory=list)
 
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """``[N, D]`` to ``[N, C] float64``."""
+        return features.astype(np.float64) @ self.weight.T + self.bias
+
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """``[N, D]`` to ``[N, C]``."""
-        logits = torch.from_numpy(features.astype(np.float64) @ self.weight.T + self.bias)
-        return (logits.softmax(-1) if self.multiclass else logits.sigmoid()).numpy()
+        return as_probabilities(self.logits(features), self.multiclass)
 
 
 def fit_probe(features: np.ndarray, table: LabelTable, strengths: Sequence[float] = STRENGTHS) -> LinearProbe:
@@ -283,6 +304,8 @@ def describe_probe(result: ProbeResult) -> str:
     from .metrics import format_metrics
 
     lines = [format_metrics(result.report)]
+    if told := describe_temperature(result.report.get("temperature")):
+        lines.append(told)
     if result.not_chosen:
         lines.append(f"no label in val for {', '.join(result.not_chosen)}: C = {USUAL_STRENGTH} there, not chosen")
     if result.left_out:

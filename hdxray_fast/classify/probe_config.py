@@ -28,6 +28,7 @@ class ProbeConfig(LabelSettings):
         device: where the encoder runs; a GPU if there is one by default.
         precision: of the features: ``fp32``, ``bf16``, or ``auto``: bf16 on GPUs that have it and fp32 elsewhere.
         compile: ``on``, ``off``, or ``auto``: on a GPU, for 150,000 images and more.
+        calibrate: ``temperature`` divides logits by a number fitted on validation, ``none`` leaves them as they are.
         bootstraps: draws of patients for the 95 % intervals.
         seed: of splits, fractions and draws.
         split_seed: of the splits alone; ``seed`` by default.
@@ -47,6 +48,7 @@ class ProbeConfig(LabelSettings):
     device: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    calibrate: Literal["temperature", "none"] = "temperature"
     bootstraps: int = 1000
     seed: int = 0
     split_seed: int | None = None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+import hdxray_fast as hx
 from hdxray_fast.classify.calibration import (
     as_probabilities,
     calibration_by_chance,
@@ -12,6 +14,7 @@ from hdxray_fast.classify.calibration import (
     fit_temperature,
     reliability,
 )
+from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
 from hdxray_fast.classify.metrics import evaluate_predictions
 
 sklearn = pytest.importorskip("sklearn.metrics")
@@ -79,12 +82,10 @@ def test_no_other_temperature_has_less_loss(multiclass):
     def loss(temperature):
         scores = as_probabilities(logits / temperature, multiclass)
         total = 0.0
-        for column in range(2):
-            own = labels[:, column] == 1
-            positive, negative = own.sum(), (~own).sum()
-            target = np.where(own, (positive + 1) / (positive + 2), 1 / (negative + 2))
-            if multiclass and column == 1:
-                break  # two exclusive classes say one thing twice
+        hold = labels == 1
+        positive, negative = (60, 60) if multiclass else (hold.sum(), (~hold).sum())
+        for column in range(1 if multiclass else 2):  # two exclusive classes say one thing twice
+            target = np.where(hold[:, column], (positive + 1) / (positive + 2), 1 / (negative + 2))
             total += sklearn.log_loss(
                 np.repeat([1, 0], 60), np.tile(scores[:, column], 2), sample_weight=np.append(target, 1 - target)
             )
@@ -103,3 +104,19 @@ def test_few_labels_or_none_change_nothing():
     assert reliability(labels * np.nan, labels) == {"log_loss": None, "calibration_error": None}
     apart = fit_temperature(logits, (logits > 0).astype(float))  # without an error: not certain all the same
     assert 0.2 < apart.value < 1
+
+
+@pytest.mark.parametrize("head", ["linear", "attention", "label-query", "probe"])
+def test_the_temperature_is_part_of_the_model(tmp_path, head):
+    """Saved and loaded, every head gives the divided logits: no reader of the folder has to know of it."""
+    torch.manual_seed(0)
+    encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1, embed_dim=24, num_heads=3)
+    model = Classifier(encoder, ClassifierConfig(["mass", "edema"], head=head)).eval()
+    with torch.no_grad():
+        model.head.fc.weight.normal_()
+        images = torch.randn(2, 1, 64, 64)
+        before = model(images, scale=1.0, shift=0.0)
+        model.scale_logits(1.7)
+        after = load_classifier(save_classifier(model, tmp_path / "model"))
+        torch.testing.assert_close(after(images, scale=1.0, shift=0.0), before / 1.7)
+    assert after.config.temperature == 1.7

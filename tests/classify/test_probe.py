@@ -71,6 +71,12 @@ def test_end_to_end(manifest, tmp_path, capsys):
     saved = json.loads((out / "metrics.json").read_text())
     assert saved["classes"]["high"]["auroc"] == result.report["classes"]["high"]["auroc"]
     assert saved["precision"] == "fp32"
+    scaled = saved["temperature"]
+    assert scaled["value"] == load_classifier(out / "model").config.temperature
+    assert set(scaled["test"]["before"]) == {"log_loss", "calibration_error"}
+    assert scaled["test"]["after"]["calibration_error"] == pytest.approx(
+        saved["classes"]["high"]["calibration_error"]["value"]
+    )
     curves = cv2.imread(str(out / "curves.png"))
     assert curves.shape[1] > 1000
     assert curves.std() > 5
