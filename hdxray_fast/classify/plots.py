@@ -59,8 +59,7 @@ def plot_curves(
         (recall, "precision and recall", "recall", "precision", "upper right"),
         (
             calibration,
-            "calibration (area of a dot: share of the images"
-            + ("; dotted: before temperature scaling)" if before is not None else ")"),
+            "calibration (dot: share of the images" + ("; dotted: unscaled)" if before is not None else ")"),
             "predicted probability",
             "observed frequency",
             "upper left",

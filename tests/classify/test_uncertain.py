@@ -53,3 +53,28 @@ def test_policies_of_classes_not_asked_for_are_dropped_and_told(tmp_path):
         read_labels(manifest(tmp_path), uncertain="edema=ones, nodul=zeros")
     with pytest.raises(hx.ConfigError, match="uncertain: got 'one'"):
         read_labels(manifest(tmp_path), classes=["edema"], uncertain="nodule=one")
+
+
+def test_evaluation_asks_for_no_policy(tmp_path, capsys):
+    """Trained with a policy per class, one class is evaluated alone; what is uncertain is told of, and no more."""
+    cv2, torch = pytest.importorskip("cv2"), pytest.importorskip("torch")
+    for package in ("sklearn", "matplotlib", "pyarrow"):
+        pytest.importorskip(package)
+    from hdxray_fast.classify.evaluation import evaluate_files
+    from hdxray_fast.classify.probe import run_probe
+
+    data, rng = manifest(tmp_path), np.random.default_rng(0)
+    for i in range(40):
+        assert cv2.imwrite(str(tmp_path / f"{i}.png"), rng.integers(0, 255, (64, 64)).astype(np.uint8))
+    torch.manual_seed(0)
+    encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1, embed_dim=24, num_heads=3)
+    settings = {"uncertain": "edema=ones, nodule=zeros", "bootstraps": 0, "workers": 0, "pool": "mean"}
+    out = tmp_path / "probe"
+    result = run_probe(hx.ProbeConfig(str(data), str(out), "", **settings), encoder, progress=False)
+    options = {"bootstraps": 0, "workers": 0, "max_bad_share": 0}
+    capsys.readouterr()
+    report = evaluate_files(out, data, tmp_path / "edema", classes=["edema"], **options)
+    assert "3 uncertain labels count for nothing" in capsys.readouterr().out
+    assert report["images"] == 7  # of ten in test; of three nobody is sure
+    assert report["classes"]["edema"]["auroc"] == result.report["classes"]["edema"]["auroc"]
+    assert (report["classes"]["edema"]["positive"], report["classes"]["edema"]["negative"]) == (4, 3)
