@@ -39,6 +39,7 @@ class ClassifierConfig:
         text_dim: width of the names' text embeddings, 0 for none.
         text_model: what embedded them, for names asked about later.
         thresholds: a class is called present from this probability on, chosen on validation.
+        temperature: what the logits were divided by, fitted on validation; it is in the head's last layer.
         contour: how the contours of its training images were found.
         splits: a hash of the patients in the manifest it was made with, and how splits were drawn there.
     """
@@ -52,6 +53,7 @@ class ClassifierConfig:
     thresholds: list[float] = field(default_factory=list)
     contour: str = "network"
     splits: dict = field(default_factory=dict)
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if not self.classes or len(set(self.classes)) != len(self.classes):
@@ -143,6 +145,17 @@ class Classifier(nn.Module):
         if isinstance(self.head, LinearHead):
             return self.head.decide(self.encoder.fc_norm(self.head.pooled_dense(x, kept)))
         return self.head.forward_dense(self.encoder.fc_norm(x), kept)
+
+    @torch.no_grad()
+    def scale_logits(self, temperature: float) -> None:
+        """Divide all logits, of new names too, by a temperature.
+
+        In the weights of the last layer, so that whatever holds the head, an exported graph or transformers' model,
+        gives the same probabilities.
+        """
+        for tensor in (self.head.fc.weight, self.head.fc.bias):
+            tensor.div_(temperature)
+        self.config.temperature *= temperature
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """``[B, num_classes] float32``."""

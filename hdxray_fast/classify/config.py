@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..images.contour_methods import ContourMethod
 from ..training.config import TrainingConfig
 from .label_settings import LabelSettings
+from .operating_points import read_prevalence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
         mixup: alpha of the Beta distribution that images are mixed by, in pairs: ``batch_size`` is even; 0 for none.
         class_weight: ``balanced`` lets every class count alike, at the price of calibration.
         lr: peak learning rate; by default 5e-4 (head alone: 2e-3) times the square root of (images per step / 64).
+        calibrate: ``temperature`` divides logits by a number fitted on validation, ``none`` leaves them as they are.
         layer_decay: factor on the learning rate from each block to the one below it.
         drop_path: share of the images that skip the last block while training, falling to 0 in the first.
         precision: ``auto`` is bf16 on GPUs that have it and fp32 elsewhere; ``fp16`` needs a GPU.
@@ -56,7 +58,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
     """
 
     FREE_ON_RESUME: ClassVar[frozenset[str]] = TrainingConfig.FREE_ON_RESUME | {
-        "cache", "max_bad_share", "bootstraps", "bootstrap_seed",
+        "cache", "max_bad_share", "bootstraps", "bootstrap_seed", "prevalence", "calibrate",
     }  # fmt: skip
 
     data: str
@@ -80,6 +82,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
     augment_magnitude: float = 0.5
     mixup: float = 0.0
     class_weight: Literal["none", "balanced"] = "none"
+    calibrate: Literal["temperature", "none"] = "temperature"
     layer_decay: float = 0.75
     beta2: float = 0.999
     drop_path: float = 0.1
@@ -110,6 +113,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
         if self.augment_operations > len(OPERATIONS):
             count = self.augment_operations
             raise ConfigError(f"augment_operations: {count} is not accepted; give 0 to {len(OPERATIONS)}")
+        read_prevalence(self.prevalence)
         for name in ("label_fractions", "seeds"):
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) != len(values)):

@@ -21,12 +21,14 @@ from ..data.seen import SEEN_FILE
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.embedding import Embedder
 from ..files import written_whole
+from .calibration import as_probabilities
 from .classifier import Classifier, load_classifier
 from .error_sheet import write_error_sheet
 from .heads import LabelQueryHead, embed_names
 from .label_table import LabelTable
 from .labels import read_manifest, require_files
 from .metrics import evaluate_predictions
+from .operating_points import read_prevalence
 from .plots import plot_curves
 from .tested import Overlap, overlap_of, part_to_test, refuse_mostly_seen
 
@@ -41,19 +43,32 @@ def report_predictions(
     seed: int = 0,
     extra: dict | None = None,
     model: Classifier | None = None,
+    prevalence: str | float | None = None,
+    uncalibrated: np.ndarray | None = None,  # [N, C] logits
+    temperature: dict | None = None,
 ) -> dict:
     """Write ``metrics.json``, ``predictions.csv`` and ``curves.png`` under ``out``; returns the metrics.
 
-    With ``model``, what made the probabilities, also ``errors.png``: its most confident errors and where it looked.
+    ``prevalence`` is as for :func:`.evaluate_predictions`. With ``model``, what made the probabilities, also
+    ``errors.png``: its most confident errors and where it looked. ``temperature`` is a :func:`.temperature_report`, and
+    ``uncalibrated`` the logits before it, which the plot of the calibration then shows too.
     """
     report = evaluate_predictions(
-        table.labels, probabilities, table.classes, table.patients, thresholds, bootstraps=bootstraps, seed=seed
-    )
+        table.labels, probabilities, table.classes, table.patients, thresholds, bootstraps=bootstraps, seed=seed,
+        multiclass=table.multiclass, prevalence=prevalence,
+    )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     present = called_present(probabilities, table.classes, thresholds, table.multiclass)
-    found = Predictions(table.paths, probabilities, table.classes, list(thresholds), present=present)
+    found = Predictions(
+        table.paths, probabilities, table.classes, list(thresholds), present=present, patients=table.patients
+    )
     write_predictions(out / "predictions.csv", found, table.labels)
-    plot_curves(out / "curves.png", table.labels, probabilities, table.classes)
+    before = None
+    if temperature is not None:
+        report["temperature"] = temperature
+        if uncalibrated is not None and temperature["value"] != 1:
+            before = as_probabilities(uncalibrated, table.multiclass)
+    plot_curves(out / "curves.png", table.labels, probabilities, table.classes, before)
     if model is not None:
         write_error_sheet(out / "errors.png", model, table, probabilities, thresholds)
     with written_whole(out / "metrics.json") as temporary:  # the last: a run that has it is whole
@@ -75,6 +90,7 @@ class Predictions:
             exclude each other, the most probable of all (none, if that one was not asked about).
         precision: ``"fp32"`` or ``"bf16"``, what the model computed in.
         hashes: of the stored pixels of each image.
+        patients: of each image, blank where not known; empty if that is all of them.
         overlap: which of the images the classifier was trained or validated on; ``None`` where it has no record of
             that.
     """
@@ -87,6 +103,7 @@ class Predictions:
     present: list[list[str]] = field(default_factory=list)
     precision: str = "fp32"
     hashes: list[str] = field(default_factory=list)
+    patients: list[str] = field(default_factory=list)
     overlap: Overlap | None = None
 
 
@@ -101,22 +118,25 @@ def called_present(
 
 
 def write_predictions(path: Path, found: Predictions, labels: np.ndarray | None = None) -> None:
-    """A CSV with a row per image: path, a probability per class, the classes called present and, if known, labels.
+    """A CSV with a row per image: path, patient, a probability per class, the classes called present, labels.
 
     Args:
         path: file to write.
-        found: what was predicted; ``present`` holds the names joined by ``|``, blank where no class is.
-        labels: ``[N, C]`` of its images, NaN where a label is not known.
+        found: what was predicted; ``present`` holds the names joined by ``|``, blank where no class is. Probabilities
+            have as many digits as tell each from its neighbours: fewer would make ties, and another AUROC. Without any
+            patient there is no such column.
+        labels: ``[N, C]`` of its images, NaN where a label is not known; left out, there are no such columns.
     """
-    header = ["image", *found.classes, "present"]
+    header = ["image", *(["patient"] if found.patients else []), *found.classes, "present"]
     header += [] if labels is None else [f"label {name}" for name in found.classes]
     with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream)
         writer.writerow(header)
         for row, image in enumerate(found.images):
+            patient = [found.patients[row]] if found.patients else []
             truth = [] if labels is None else ["" if np.isnan(v) else int(v) for v in labels[row]]
-            probabilities = (f"{p:.6f}" for p in found.probabilities[row])
-            writer.writerow([image, *probabilities, "|".join(found.present[row]), *truth])
+            probabilities = map(str, found.probabilities[row])
+            writer.writerow([image, *patient, *probabilities, "|".join(found.present[row]), *truth])
 
 
 def predict(
@@ -162,7 +182,9 @@ def predict(
     for path in map(Path, names):
         if path.suffix.lower() == ".csv" and path.is_file():
             patients |= manifest_patients(path, "paths")
-    found.overlap = overlap_of(model, [patients.get(file, "") for file in found.images], found.hashes)
+    known = [patients.get(file, "") for file in found.images]
+    found.patients = known if any(known) else []
+    found.overlap = overlap_of(model, known, found.hashes)
     if progress and found.overlap and (told := found.overlap.describe(found.images)):
         print(f"warning: {told}")
     return found
@@ -286,7 +308,6 @@ def evaluate_files(
     images: str | os.PathLike | None = None,
     preset: str | None = None,
     split: str = "test",
-    uncertain: str | None = None,
     batch_size: int = 4,
     workers: int = 0,
     device: str | None = None,
@@ -298,15 +319,16 @@ def evaluate_files(
     precision: str = "auto",
     compile: str = "auto",
     allow_training_patients: bool = False,
+    prevalence: str | float | None = None,
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
 
-    Uncertain labels are read as in training unless ``uncertain`` says how. Thresholds are those chosen on validation
-    when the classifier was made; ``classes``, ``precision`` and ``compile`` are as for :func:`predict`, so that names
-    it has never seen can be put to the test. Writes what :func:`report_predictions` writes, and ``unreadable.csv``; the
-    metrics also count those files as ``unreadable``, and say in which ``precision`` the model computed. ``split`` takes
-    the words that a manifest may have for its splits; if training drew them, from this manifest, they are as they were
-    there.
+    Uncertain labels count for nothing, whatever training made of them. Thresholds are those chosen on validation when
+    the classifier was made; ``prevalence`` is as for :func:`.evaluate_predictions`, and ``classes``, ``precision`` and
+    ``compile`` as for :func:`predict`, so that names it has never seen can be put to the test. Writes what
+    :func:`report_predictions` writes, and ``unreadable.csv``; the metrics also count those files as ``unreadable``, and
+    say in which ``precision`` the model computed. ``split`` takes the words that a manifest may have for its splits; if
+    training drew them, from this manifest, they are as they were there.
 
     Patients and stored pixels are compared with those that the classifier was trained and validated on, whatever
     manifest they come in; how many there are is printed and is in ``metrics.json`` under ``seen`` (``None`` for a
@@ -322,10 +344,10 @@ def evaluate_files(
     if (out / "model").exists() or (out / "log.jsonl").exists():
         raise ConfigError(f"out: {out} holds a training run, whose metrics stay as they are; choose another folder")
     classifier = load_classifier(model)
-    trained = classifier.config.splits
+    read_prevalence(prevalence, classes or classifier.config.classes)  # refused now, not after the last image
     table = read_manifest(
         data, images=images, preset=preset, classes=classes or classifier.config.classes,
-        multiclass=classifier.config.multiclass, uncertain=uncertain or trained.get("uncertain", "ignore"),
+        multiclass=classifier.config.multiclass,
     )  # fmt: skip
     table = part_to_test(table, split, str(data), classifier, preset, allow_training_patients)
     require_files(table, str(data))
@@ -353,7 +375,7 @@ def evaluate_files(
     scores = found.probabilities[[place[path] for path in table.paths]]
     report = report_predictions(
         out, table, scores, found.thresholds, bootstraps=bootstraps, seed=bootstrap_seed, extra=extra,
-        model=None if classes else classifier,
+        model=None if classes else classifier, prevalence=prevalence,
     )  # fmt: skip
     return {**report, "unreadable": bad, "seen": extra["seen"]}
 

@@ -16,6 +16,7 @@ from ..data.seen import DRAWN_FILE, Seen
 from ..errors import ConfigError
 from ..training.data_record import RECORD
 from ..training.loop import Training
+from .calibration import describe_temperature
 from .config import FinetuneConfig
 from .label_fractions import take_fraction
 from .labels import describe_labels, labels_of, one_sided, require_files
@@ -144,7 +145,7 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
     shared = {name: getattr(config, name) for name in (
         "data", "out", "images", "preset", "classes", "multiclass", "uncertain", "val_share", "test_share",
         "split_seed", "seed", "exact_fractions", "pool", "keep", "img_size", "workers", "bootstraps", "bootstrap_seed",
-        "batch_size", "max_bad_share", "precision", "compile",
+        "batch_size", "max_bad_share", "precision", "compile", "prevalence", "calibrate",
     )}  # fmt: skip
     features = None if config.weights is None else str(shared_out / "features.parquet")
     probe = run_probe(
@@ -168,7 +169,8 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
 def _read_result(out: Path) -> FinetuneResult:
     """A run that was finished before."""
     saved = json.loads((out / "metrics.json").read_text())
-    report = {name: saved[name] for name in ("classes", "bootstraps", "images", "patients", "mean")}
+    names = ("classes", "bootstraps", "images", "patients", "mean", "decisions", "temperature")
+    report = {name: saved[name] for name in names if name in saved}
     return FinetuneResult(
         out, report, saved["train_images"], saved["chosen_on_validation"], saved["unreadable"], finished=True,
         fraction=saved.get("label_fraction", {}),
@@ -185,6 +187,8 @@ def describe_finetuning(config: FinetuneConfig, results: list[FinetuneResult]) -
     if len(results) > 1:
         return f"{summary(config.runs(), results)}\n\ntable, plot and all runs are in {config.out}"
     lines = [format_metrics(last.report)] if last.report else []
+    if told := describe_temperature(last.report.get("temperature")):
+        lines.append(told)
     if "step" in last.best:
         known = {name: last.best[name] for name in ("auroc", "auprc", "loss") if last.best[name] is not None}
         scores = ", ".join(f"{name} {value:.4f}" for name, value in known.items())

@@ -7,6 +7,7 @@ of the data set, or blank.
 from __future__ import annotations
 
 import ast
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PureWindowsPath
@@ -17,6 +18,7 @@ from ..data.listing import FilesByName
 from ..errors import ConfigError
 from .label_csv import import_pandas, label_values, read_csv, require_columns, strings
 from .label_table import LabelTable
+from .padchest_tree import with_broader
 
 CHEXPERT = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
@@ -28,6 +30,7 @@ NIH14 = (
     "Consolidation", "Edema", "Emphysema", "Fibrosis", "Pleural_Thickening", "Hernia",
 )  # fmt: skip
 CHEXPERT_FILES = ("train.csv", "valid.csv", "test.csv", "test_labels.csv")
+RSNA_MAPPING = "pneumonia-challenge-dataset-mappings_2018.json"
 PADCHEST_FRONTAL = ("PA", "AP", "AP_horizontal", "AP-horizontal")
 PADCHEST_UNUSABLE = frozenset({"exclude", "suboptimal study"})
 PADCHEST_NO_CLASS = frozenset({"", "normal", "unchanged"})  # "unchanged" speaks of an earlier study
@@ -37,7 +40,8 @@ PADCHEST_LEAST = 50  # images of a label that becomes a class by default
 def read_chexpert(path: Path, images: Path | None, *, classes: Sequence[str] | None = None, **_) -> LabelTable:
     """``train.csv``, ``valid.csv`` or a list of the test set of CheXpert, or the folder that holds them; frontal views.
 
-    Paths may start anywhere above the patient's folder, and be written as Windows has them.
+    Radiologists labelled the images of ``valid.csv``: without a list of the test set these are the test split. Paths
+    may start anywhere above the patient's folder, and be written as Windows has them.
     """
     pandas = import_pandas()
     files = [path] if path.is_file() else [path / name for name in CHEXPERT_FILES if (path / name).exists()]
@@ -45,6 +49,9 @@ def read_chexpert(path: Path, images: Path | None, *, classes: Sequence[str] | N
         raise ConfigError(f"data: {path} holds neither train.csv nor valid.csv of CheXpert")
     frame = pandas.concat([_chexpert_list(file, classes or CHEXPERT) for file in files], ignore_index=True)
     frame, notes = _frontal(frame, "Frontal/Lateral", ("Frontal",))
+    if {"val", "test"} & set(frame["split"]) == {"val"}:
+        frame["split"] = frame["split"].replace("val", "test")
+        notes.append("no list of the test set: valid.csv, which radiologists labelled, is the test split")
     root = images or files[0].parent
     classes = list(classes or CHEXPERT)
     return LabelTable(
@@ -154,7 +161,12 @@ def read_nih14(path: Path, images: Path | None, *, classes: Sequence[str] | None
 
 
 def read_rsna(path: Path, images: Path | None, *, classes: Sequence[str] | None = None, **_) -> LabelTable:
-    """``stage_2_train_labels.csv`` of the RSNA pneumonia challenge: one row per box, so images repeat."""
+    """``stage_2_train_labels.csv`` of the RSNA pneumonia challenge: one row per box, so images repeat.
+
+    The images are of ChestX-ray14. With RSNA's mapping (``RSNA_MAPPING``) beside the CSV patients are those of
+    ChestX-ray14, under the ids they have there, so that a model that saw them is told; without it every image counts as
+    a patient of its own.
+    """
     file = path if path.is_file() else _one(path, "stage_2_train_labels.csv")
     frame = read_csv(file)
     require_columns(frame, file, ("patientId", "Target"))
@@ -163,14 +175,43 @@ def read_rsna(path: Path, images: Path | None, *, classes: Sequence[str] | None 
     grouped = boxes.groupby(frame["patientId"].to_numpy(), sort=True).max()
     root = images or file.parent / "stage_2_train_images"
     names = [str(name) for name in grouped.index]
+    mapping = file.with_name(RSNA_MAPPING)
+    known = _rsna_patients(mapping) if mapping.exists() else {}
+    lost = sum(name not in known for name in names)
+    if not known:
+        notes = [
+            f"patientId names an image: images of one person cannot be told to belong together; with RSNA's "
+            f"{RSNA_MAPPING} beside {file.name} they can"
+        ]
+    else:
+        notes = [
+            f"the {len(names)} images are of {len({known.get(name, name) for name in names})} patients of ChestX-ray14 "
+            f"({RSNA_MAPPING}): weights trained or pre-trained on ChestX-ray14 may have seen them"
+        ]
+    if known and lost:
+        notes.append(f"{lost} images that are not in {RSNA_MAPPING} count as a patient of their own")
     return LabelTable(
         [str(root / f"{name}.dcm") for name in names],
         grouped.to_numpy(np.float32)[:, None],
         ["Pneumonia"],
-        names,
+        [known.get(name, name) for name in names],
         [""] * len(names),
-        notes=["patientId names an image: images of one person cannot be told to belong together"],
+        notes=notes,
     )
+
+
+def _rsna_patients(mapping: Path) -> dict[str, str]:
+    """Of each image of the challenge the patient of ChestX-ray14, as ``Data_Entry_2017.csv`` writes its id."""
+    try:
+        rows = json.loads(mapping.read_text(encoding="utf-8"))
+        pairs = [(str(row["subset_img_id"]), re.fullmatch(r"(\d+)_\d+\.png", row["img_id"])) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{mapping}: is no list of img_id and subset_img_id ({error}); get it anew from RSNA, or remove it"
+        ) from error
+    if wrong := [image for image, found in pairs if found is None]:
+        raise ConfigError(f"{mapping}: the img_id of {wrong[0]} is no name of ChestX-ray14 (00000001_000.png)")
+    return {image: str(int(found[1])) for image, found in pairs}
 
 
 def read_vindr(path: Path, images: Path | None, *, classes: Sequence[str] | None = None, **_) -> LabelTable:
@@ -231,7 +272,10 @@ def _share_of_readers(file: Path):
 
 
 def read_padchest(path: Path, images: Path | None, *, classes: Sequence[str] | None = None, **_) -> LabelTable:
-    """The CSV of PadChest: ``Labels`` holds a Python list as text; frontal views; rows without labels are left out."""
+    """The CSV of PadChest: ``Labels`` holds a Python list as text; frontal views; rows without labels are left out.
+
+    A row holds the most exact labels alone; those that are broader hold as well (:mod:`.padchest_tree`).
+    """
     file = path if path.is_file() else _one(path, "PADCHEST*.csv*")
     frame = read_csv(file, blank=("nan",))  # as pandas once wrote it: in 103 rows of the published file
     require_columns(frame, file, ("ImageID", "PatientID", "Projection", "Labels"))
@@ -245,6 +289,10 @@ def read_padchest(path: Path, images: Path | None, *, classes: Sequence[str] | N
     if not all(usable):
         notes.append(f"{usable.count(False)} images marked as unusable, or as unchanged and no more")
         frame, findings = frame[usable], [found for found, use in zip(findings, usable, strict=True) if use]
+    exact = sum(map(len, findings))
+    findings = [with_broader(found) for found in findings]
+    if added := sum(map(len, findings)) - exact:
+        notes.append(f"{added} broader labels hold by more exact ones (PadChest's tree)")
     counts: dict[str, int] = {}
     for found in findings:
         for name in found:

@@ -1,4 +1,4 @@
-"""Which labels are read, and how: what a probe and a fine-tuning are told under the same names."""
+"""Which labels are read and told of, and how: what a probe and a fine-tuning are told under the same names."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ class LabelSettings:
         preset: ``chexpert``, ``mimic-cxr``, ``nih14``, ``rsna``, ``vindr`` or ``padchest``.
         classes: which classes; all by default.
         multiclass: exactly one class of each image holds.
-        uncertain: what the label -1 means: ``ignore``, ``zeros``, ``ones``, or ``Edema=ones, ...`` for single classes.
+        uncertain: what -1 means in training (elsewhere it counts for nothing): ``ignore``, ``zeros``, ``ones``, or
+            ``Edema=ones, ...`` for single classes.
         val_share: share of the images, of undivided patients, that choose the model, where there is no such split.
         test_share: share of the images to test on, likewise.
         split_seed: of splits drawn here, whatever other seeds are.
+        prevalence: of the classes where they will be looked for: ``0.05``, or ``Edema=0.05, ...``; with it test metrics
+            have predictive values.
     """
 
     images: str | None = None
@@ -28,3 +31,4 @@ class LabelSettings:
     val_share: float = 0.1
     test_share: float = 0.2
     split_seed: int = 0
+    prevalence: str | None = None

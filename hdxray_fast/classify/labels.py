@@ -17,13 +17,13 @@ from ..errors import ConfigError
 from .label_csv import read_generic
 from .label_presets import PRESETS
 from .label_table import LabelTable
+from .operating_points import read_prevalence
+from .uncertain import decided_for_training, without_uncertain
 
 if TYPE_CHECKING:
     from .config import FinetuneConfig
     from .probe_config import ProbeConfig
 
-POLICIES = ("ignore", "zeros", "ones")
-UNCERTAIN = -1.0
 VALIDATION_LEAST = 10  # images, below which there is a warning
 WIDEST_MARGIN = 0.2  # of an AUROC on the test split, above which there is one
 
@@ -50,8 +50,9 @@ def read_labels(
             these data sets as they are published.
         classes: which classes, in this order; all by default (in a generic CSV: every other column of labels).
         multiclass: exactly one class of each image holds; a generic CSV may then have one column ``label`` of names.
-        uncertain: what -1 means: ``"ignore"``, ``"zeros"``, ``"ones"``, or one of them per class, as a dict or as
-            ``"Edema=ones, Atelectasis=ones"`` (the classes not named are ignored).
+        uncertain: what -1 means in training: ``"ignore"``, ``"zeros"``, ``"ones"``, or one of them per class, as a
+            dict or as ``"Edema=ones, Atelectasis=ones"`` (the classes not named are ignored). In validation and test
+            it counts for nothing.
         val_share: share of the images in ``val`` if the manifest has no such rows; taken from ``train``, patients
             undivided, every class in its share.
         test_share: likewise for ``test``.
@@ -62,11 +63,10 @@ def read_labels(
             two splits; the message names the file and what is wrong.
         MissingDependencyError: pandas is not installed.
     """
-    table = read_manifest(
-        data, images=images, preset=preset, classes=classes, multiclass=multiclass, uncertain=uncertain
-    )
+    table = read_manifest(data, images=images, preset=preset, classes=classes, multiclass=multiclass)
     told = uncertain if isinstance(uncertain, str) else dict(uncertain)
-    return draw_splits(table, str(data), val_share, test_share, split_seed, preset=preset, uncertain=told)
+    drawn = val_share, test_share, split_seed
+    return draw_splits(table, str(data), *drawn, preset=preset, uncertain=told, chosen=classes is not None)
 
 
 def draw_splits(
@@ -78,6 +78,7 @@ def draw_splits(
     *,
     preset: str | None = None,
     uncertain: str | dict = "ignore",
+    chosen: bool = False,
     begun: Seen | str | None = None,
 ) -> LabelTable:
     """A table as :func:`read_manifest` gives it, checked, with a split for every image that has a label.
@@ -85,7 +86,9 @@ def draw_splits(
     Args:
         table: the manifest.
         source: its name, for errors.
-        val_share, test_share, split_seed, preset, uncertain: as for :func:`read_labels`.
+        val_share, test_share, split_seed, preset, uncertain: as for :func:`read_labels`; splits do not depend on the
+            policy.
+        chosen: the classes were picked from more.
         begun: of a run that goes on: the splits that it has, or ``"hashed"`` if it drew them by patient id alone.
     """
     origin = {
@@ -102,7 +105,7 @@ def draw_splits(
     if begun == "hashed":
         origin = {name: value for name, value in origin.items() if name not in ("draw", "labels")}
     kept = begun if isinstance(begun, Seen) and begun.salt == origin["given"] else None
-    whole = _split(table, origin, preset, kept)
+    whole = decided_for_training(_split(table, origin, preset, kept), uncertain, chosen)
     table = replace(leave_out_unlabelled(whole, source), origin=origin)
     for split in SPLITS:
         if split in whole.splits and split not in table.splits:
@@ -119,9 +122,11 @@ def read_manifest(
     preset: str | None = None,
     classes: Sequence[str] | None = None,
     multiclass: bool = False,
-    uncertain: str | Mapping[str, str] = "ignore",
 ) -> LabelTable:
-    """As :func:`read_labels`, with the splits as the manifest has them (blank where it has none), unchecked."""
+    """As :func:`read_labels`, with the splits as the manifest has them (blank where it has none), unchecked.
+
+    Uncertain labels are -1.
+    """
     path = Path(data)
     if not path.exists():
         raise ConfigError(f"data: {path} does not exist; give a CSV manifest, or the folder that the preset reads")
@@ -133,8 +138,7 @@ def read_manifest(
     table = reader(path, Path(images) if images else None, classes=classes, multiclass=multiclass)
     if not len(table):
         raise ConfigError(f"data: {path} holds no usable row ({'; '.join(table.notes) or 'it is empty'})")
-    labels = decide_uncertain(table.labels, table.classes, uncertain)
-    return replace(table, labels=labels, splits=[canonical_split(split) for split in table.splits])
+    return replace(table, splits=[canonical_split(split) for split in table.splits])
 
 
 def leave_out_unlabelled(table: LabelTable, source: str) -> LabelTable:
@@ -146,28 +150,6 @@ def leave_out_unlabelled(table: LabelTable, source: str) -> LabelTable:
         return table
     kept = table.rows(np.flatnonzero(known))
     return replace(kept, notes=[*table.notes, f"{int((~known).sum())} images without any known label are left out"])
-
-
-def decide_uncertain(labels: np.ndarray, classes: Sequence[str], policy: str | Mapping[str, str]) -> np.ndarray:
-    """Uncertain labels (-1) by ``policy``; ``[N, C]`` in and out.
-
-    Raises:
-        ConfigError: unknown policy or class.
-    """
-    if isinstance(policy, str) and "=" in policy:
-        pairs = (pair.rpartition("=") for pair in policy.split(","))  # a class may have "=" in its name
-        policy = {name.strip(): value.strip() for name, _, value in pairs}
-    by_class = dict.fromkeys(classes, policy) if isinstance(policy, str) else {**policy}
-    if foreign := sorted(set(by_class) - set(classes)):
-        raise ConfigError(f"uncertain: names {foreign[0]!r}, classes are {', '.join(classes)}")
-    if wrong := sorted({str(value) for value in by_class.values()} - set(POLICIES)):
-        raise ConfigError(f"uncertain: got {wrong[0]!r}, accepted are {', '.join(POLICIES)}")
-    decided = labels.astype(np.float32, copy=True)
-    value = {"ignore": np.nan, "zeros": 0.0, "ones": 1.0}
-    for column, name in enumerate(classes):
-        here = decided[:, column]
-        here[here == UNCERTAIN] = value[by_class.get(name, "ignore")]
-    return decided
 
 
 def redrawn(
@@ -194,10 +176,10 @@ def redrawn(
     drawn = not {"val", "test"} <= set(table.splits)
     if drawn and seen is None and "draw" in origin and origin["labels"] != _labels_hash(table):
         raise ConfigError(
-            f"{source}: its splits cannot be drawn as in training: the labels are others (classes, uncertain ones), "
+            f"{source}: its splits cannot be drawn as in training: the labels are others (or the classes), "
             "and the model's folder has lost its record of patients; evaluate with the labels of training"
         )
-    return leave_out_unlabelled(_split(table, origin, preset, seen), source)
+    return _split(table, origin, preset, seen)
 
 
 def _split(table: LabelTable, origin: dict, preset: str | None, kept: Seen | None = None) -> LabelTable:
@@ -206,7 +188,9 @@ def _split(table: LabelTable, origin: dict, preset: str | None, kept: Seen | Non
     if found.keys() >= set(table.patients):
         splits = [found[patient] for patient in table.patients]
     else:
-        labels = table.labels if "draw" in origin else None  # of models and runs from before classes had a say
+        labels = (
+            without_uncertain(table.labels) if "draw" in origin else None
+        )  # of models and runs from before classes had a say
         shares = origin["val_share"], origin["test_share"]
         splits = fill_splits(table.splits, table.patients, *shares, origin["seed"], labels)
     drawn = describe_drawn(table.splits, splits, preset, origin["seed"])
@@ -305,7 +289,8 @@ def thin_validation(table: LabelTable) -> list[str]:
     if len(val) < VALIDATION_LEAST:
         found.append(f"warning: {len(val)} images are few to choose by (val); set val_share, or give more of them")
     if names := one_sided(val):
-        found.append(f"warning: val has no positive or no negative of {', '.join(names)}: the threshold stays at 0.5")
+        what = "it has no say there" if table.multiclass else "the threshold stays at 0.5"
+        found.append(f"warning: val has no positive or no negative of {', '.join(names)}: {what}")
     return found
 
 
@@ -359,7 +344,10 @@ def labels_of(config: ProbeConfig | FinetuneConfig, begun: Seen | str | None = N
         preset=config.preset,
         classes=config.classes,
         multiclass=config.multiclass,
-        uncertain=config.uncertain,
     )
+    read_prevalence(config.prevalence, table.classes)
+    if config.prevalence is not None and config.multiclass:
+        raise ConfigError("prevalence: predictive values are of classes with a threshold, not of multiclass ones")
     drawn = config.val_share, config.test_share, config.split_seed
-    return draw_splits(table, str(config.data), *drawn, preset=config.preset, uncertain=config.uncertain, begun=begun)
+    told = {"preset": config.preset, "uncertain": config.uncertain, "chosen": config.classes is not None}
+    return draw_splits(table, str(config.data), *drawn, begun=begun, **told)

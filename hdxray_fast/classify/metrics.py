@@ -10,10 +10,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from ..data.bootstrap import bootstrap_counts, interval
-from ..errors import ArgumentError, MissingDependencyError
+from ..errors import ArgumentError, ConfigError, MissingDependencyError
+from .calibration import calibration_by_chance, calibration_error
+from .exclusive import OF_A_CLASS, OF_ALL, RANKING, Decisions, describe_decisions
+from .interval_text import interval_text
+from .operating_points import OperatingPoints, describe_points, point_names, read_prevalence
 
 METRICS = ("auroc", "auprc", "f1", "balanced_accuracy", "calibration_error")
-CALIBRATION_BINS = 15  # equal widths, as Guo et al., https://arxiv.org/abs/1706.04599
 
 
 def evaluate_predictions(
@@ -25,8 +28,13 @@ def evaluate_predictions(
     bootstraps: int = 1000,
     seed: int = 0,
     weights: Sequence[float] | None = None,
+    multiclass: bool = False,
+    prevalence: str | float | None = None,
 ) -> dict:
     """All metrics of a test set.
+
+    Of classes that exclude each other the most probable is the decision: beside AUROC and AUPRC, which rank, all that
+    is told is of this decision, and thresholds are looked at nowhere.
 
     Args:
         labels: ``[N, C]``; NaN rows of a class are left out of it.
@@ -38,22 +46,32 @@ def evaluate_predictions(
         bootstraps: draws for the 95 % percentile intervals; 0 for none.
         seed: of the draws.
         weights: ``N`` weights of the images, at least 0 (for a sample that was not drawn evenly); left out, all equal.
+        multiclass: exactly one class of each image holds.
+        prevalence: of the classes where they will be looked for, for predictive values: a share, or
+            ``"Edema=0.05, ..."``; not of exclusive classes.
 
     Returns:
         ``{"classes": {name: {"positive", "negative", "threshold", metric: {"value", "low", "high"}}}, "mean": ...}``,
         JSON-able. A metric that is not defined (a class without positives or negatives) is ``None``; means are over
-        the classes that have one.
+        the classes that have one. A class also has ``calibration_by_chance`` (:func:`.calibration_by_chance`) and
+        ``operating_points`` (:class:`.OperatingPoints`). With ``multiclass`` its metrics are ``RANKING`` and
+        ``OF_A_CLASS``, and ``"decisions"`` holds ``OF_ALL``, ``calibration_by_chance``, and ``confusion [C, C]``:
+        images (or weights) by the class that holds and the one decided.
 
     Raises:
         ArgumentError: shapes differ, or probabilities are not finite numbers in [0, 1].
+        ConfigError: ``prevalence`` is none, names no class, or classes exclude each other.
     """
+    if multiclass and prevalence is not None:
+        raise ConfigError("prevalence: predictive values are of classes with a threshold; these exclude each other")
+    shares = read_prevalence(prevalence, classes)
     labels, probabilities = np.asarray(labels, np.float64), np.asarray(probabilities, np.float64)
     if labels.shape != probabilities.shape or labels.ndim != 2 or labels.shape[1] != len(classes):
         raise ArgumentError(
             f"probabilities: got shape {list(probabilities.shape)}, labels have {list(labels.shape)} and there are "
             f"{len(classes)} classes"
         )
-    if len(patients) != len(labels) or len(thresholds) != len(classes):
+    if len(patients) != len(labels) or (len(thresholds) != len(classes) and not multiclass):
         raise ArgumentError("patients: one is needed per row, and thresholds: one per class")
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
         raise ArgumentError("probabilities: accepted are finite numbers from 0 to 1")
@@ -63,32 +81,63 @@ def evaluate_predictions(
             raise ArgumentError(f"weights: accepted is a finite number of at least 0 for each of {len(labels)} images")
     draws = bootstrap_counts(patients, bootstraps, seed)
     report: dict = {"classes": {}, "bootstraps": bootstraps, "images": len(labels), "patients": len(set(patients))}
-    samples: dict[str, list[np.ndarray]] = {name: [] for name in METRICS}
+    metrics = RANKING if multiclass else METRICS
+    samples: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
     for column, name in enumerate(classes):
         known = ~np.isnan(labels[:, column])
         truth, score = labels[known, column].astype(int), probabilities[known, column]
         row: dict = {
             "positive": int(truth.sum()),
             "negative": int((1 - truth).sum()),
-            "threshold": float(thresholds[column]),
         }
+        threshold = 0.5 if multiclass else float(thresholds[column])
         given = None if weights is None else weights[known]
-        drawn = Resampled(truth, score, thresholds[column]).measure(
-            draws[:, known] if given is None else draws[:, known] * given
-        )
+        counts = draws[:, known] if given is None else draws[:, known] * given
+        drawn = Resampled(truth, score, threshold).measure(counts)
         for number, metric in enumerate(METRICS):
-            samples[metric].append(drawn[:, number])
-            value = _defined(_measure(metric, thresholds[column]), truth, score, given)
-            row[metric] = _with_interval(value, drawn[:, number])
+            if metric in metrics:
+                samples[metric].append(drawn[:, number])
+                value = _defined(_measure(metric, threshold), truth, score, given)
+                row[metric] = _with_interval(value, drawn[:, number])
+        if not multiclass:
+            row["threshold"] = threshold
+            defined = row["calibration_error"] is not None
+            row["calibration_by_chance"] = calibration_by_chance(score, given, seed=seed) if defined else None
+            share = shares.get(name)
+            points = OperatingPoints(truth, score, threshold, share)
+            value = points.measure(np.ones((1, len(truth))) if given is None else given[None])[0]
+            drawn = points.measure(counts)
+            told = {key: _with_interval(value[at], drawn[:, at]) for at, key in enumerate(point_names(share))}
+            row["operating_points"] = {**told, "prevalence": share}
         report["classes"][name] = row
     report["mean"] = {}
-    for metric in METRICS:
+    for metric in metrics:
         values = [row[metric]["value"] for row in report["classes"].values() if row[metric] is not None]
         stacked = np.stack(samples[metric]) if samples[metric] else np.zeros((0, 0))
         some = ~np.isnan(stacked).all(axis=0)  # a draw counts with the classes that it defines
         drawn = np.nanmean(stacked[:, some], axis=0) if some.any() else np.zeros(0)
         report["mean"][metric] = _with_interval(float(np.mean(values)) if values else np.nan, drawn)
+    if multiclass:
+        _add_decisions(report, Decisions.of(labels, probabilities), list(classes), draws, weights)
     return report
+
+
+def _add_decisions(
+    report: dict, found: Decisions, classes: list[str], draws: np.ndarray, weights: np.ndarray | None
+) -> None:
+    """What exclusive classes have beside ``RANKING``: under ``decisions``, in each class, and in the mean."""
+    given = np.ones(len(found.rows)) if weights is None else weights[found.rows]
+    counts = draws[:, found.rows] * given
+    (value,), (of_class,) = found.measure(given[None])
+    drawn, class_drawn = found.measure(counts) if len(counts) else (np.zeros((0, len(OF_ALL))), None)
+    told: dict = {name: _with_interval(value[at], drawn[:, at]) for at, name in enumerate(OF_ALL)}
+    told["calibration_by_chance"] = calibration_by_chance(found.confidence, given) if len(given) else None
+    report["decisions"] = {**told, "classes": classes, "confusion": found.confusion(given).tolist()}
+    for column, name in enumerate(classes):
+        for at, metric in enumerate(OF_A_CLASS):
+            sample = np.zeros(0) if class_drawn is None else class_drawn[:, column, at]
+            report["classes"][name][metric] = _with_interval(of_class[column, at], sample)
+    report["mean"] |= {"f1": told["macro_f1"], "recall": told["mean_recall"]}
 
 
 class Resampled:
@@ -148,14 +197,6 @@ def best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
     return float(thresholds[int(np.argmax(f1[:-1]))])
 
 
-def calibration_error(truth: np.ndarray, score: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
-    """Expected calibration error over bins of equal width: mean gap between predicted and observed frequency."""
-    weights = np.ones(len(truth)) if sample_weight is None else sample_weight
-    bins = np.minimum((score * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, weights * (score - truth), CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / weights.sum())
-
-
 def _measure(metric: str, threshold: float) -> Callable[..., float]:
     library = _sklearn()
     decided = {"f1": library.f1_score, "balanced_accuracy": library.balanced_accuracy_score}
@@ -194,27 +235,28 @@ def _with_interval(value: float, drawn: np.ndarray) -> dict | None:
 def format_metrics(report: dict) -> str:
     """A report of :func:`evaluate_predictions` as a table for a terminal."""
     names = [*report["classes"], "mean"]
+    metrics = (*RANKING, *OF_A_CLASS) if "decisions" in report else METRICS
+    chance = "decisions" not in report
     width = max(map(len, names))
-    head = f"{'':{width}}  {'pos':>6} {'neg':>6}  " + "  ".join(f"{metric.replace('_', ' '):>22}" for metric in METRICS)
-    lines = [head]
+    head = f"{'':{width}}  {'pos':>6} {'neg':>6}  " + "  ".join(f"{metric.replace('_', ' '):>22}" for metric in metrics)
+    lines = [head + ("  by chance" if chance else "")]
     for name in names:
         row = report["classes"].get(name) or report["mean"]
         support = f"{row['positive']:>6} {row['negative']:>6}" if "positive" in row else " " * 13
-        lines.append(f"{name:{width}}  {support}  " + "  ".join(f"{_cell(row[metric]):>22}" for metric in METRICS))
+        line = f"{name:{width}}  {support}  " + "  ".join(f"{interval_text(row[metric]):>22}" for metric in metrics)
+        by_chance = row.get("calibration_by_chance")
+        lines.append(line + (f"  {by_chance['value']:>9.3f}" if by_chance else ""))
+    if not chance:
+        return "\n".join([*lines, *describe_decisions(report["decisions"])])
+    if any(row["calibration_by_chance"] for row in report["classes"].values()):
+        lines.append("by chance: the calibration error that perfectly calibrated probabilities show on such cases")
     if any(
         row["calibration_error"] and row["calibration_error"]["low"] is not None for row in report["classes"].values()
     ):
         lines.append(
             "calibration error: draws of patients lie above it, so its interval leans upward and may leave it out"
         )
-    return "\n".join(lines)
-
-
-def _cell(value: dict | None) -> str:
-    if value is None:
-        return "N/A"
-    interval = "" if value["low"] is None else f" ({value['low']:.3f}-{value['high']:.3f})"
-    return f"{value['value']:.3f}{interval}"
+    return "\n".join([*lines, *describe_points(report["classes"])])
 
 
 def _sklearn():

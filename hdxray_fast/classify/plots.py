@@ -9,13 +9,22 @@ import numpy as np
 
 from ..errors import MissingDependencyError
 from ..files import written_whole
-from .metrics import CALIBRATION_BINS
+from .calibration import CALIBRATION_BINS
 
 MOST_CURVES = 14  # more would not be told apart
 
 
-def plot_curves(path: Path, labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str]) -> Path:
-    """Three panels with a curve per class (the ``MOST_CURVES`` classes with most positives)."""
+def plot_curves(
+    path: Path,
+    labels: np.ndarray,  # [N, C] 1, 0 or NaN
+    probabilities: np.ndarray,  # [N, C]
+    classes: Sequence[str],
+    before: np.ndarray | None = None,  # [N, C]
+) -> Path:
+    """Three panels with a curve per class (the ``MOST_CURVES`` classes with most positives).
+
+    ``before`` are probabilities before temperature scaling, whose calibration is dotted.
+    """
     try:
         import matplotlib
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -40,6 +49,8 @@ def plot_curves(path: Path, labels: np.ndarray, probabilities: np.ndarray, class
         recall.plot(recalled, precision, color=colour, label=f"{classes[column]} ({truth.mean():.0%} positive)")
         predicted, observed, counts = calibration_curve(truth, score)
         calibration.plot(predicted, observed, "-", color=colour, linewidth=0.9, label=classes[column])
+        if before is not None:
+            calibration.plot(*calibration_curve(truth, before[known, column])[:2], ":", color=colour, linewidth=0.9)
         calibration.scatter(predicted, observed, np.maximum(120 * counts / counts.sum(), 3), color=colour, alpha=0.8)
     for axes in (roc, calibration):
         axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
@@ -48,7 +59,7 @@ def plot_curves(path: Path, labels: np.ndarray, probabilities: np.ndarray, class
         (recall, "precision and recall", "recall", "precision", "upper right"),
         (
             calibration,
-            "calibration (area of a dot: share of the images)",
+            "calibration (dot: share of the images" + ("; dotted: unscaled)" if before is not None else ")"),
             "predicted probability",
             "observed frequency",
             "upper left",

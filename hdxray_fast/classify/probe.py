@@ -19,6 +19,13 @@ from ..features.feature_table import read_features
 from ..locks import RunLock
 from ..models.encoder import Encoder
 from ..weights.create import encoder_of_size
+from .calibration import (
+    Temperature,
+    as_probabilities,
+    describe_temperature,
+    fit_temperature,
+    temperature_report,
+)
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .evaluation import refuse_unreadable, report_predictions
 from .label_fractions import describe_fraction, take_fraction
@@ -28,6 +35,7 @@ from .metrics import best_threshold
 from .probe_config import ProbeConfig
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation
+USUAL_STRENGTH = 0.1  # where validation cannot choose: it neither shrinks to nothing nor lets go
 
 
 @dataclass
@@ -38,6 +46,7 @@ class ProbeResult:
         out: its folder, with ``metrics.json``, plots and ``model/``.
         report: test metrics, see :func:`hdxray_fast.classify.metrics.evaluate_predictions`.
         strengths: the C chosen for each class.
+        not_chosen: classes without a known label in validation, whose C is ``USUAL_STRENGTH``.
         left_out: files that could not be read.
         notes: what was left out on reading the labels.
         train_images: the regressions were fitted on.
@@ -53,6 +62,7 @@ class ProbeResult:
     train_images: int = 0
     unreadable_csv: Path | None = None
     fraction: dict = field(default_factory=dict)
+    not_chosen: list[str] = field(default_factory=list)
 
 
 def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: bool = True) -> ProbeResult:
@@ -106,13 +116,19 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
     features, hashes = features[order], [hashes[row] for row in order]
 
     probe = fit_probe(features, table_used)
+    val = table_used.split("val")
+    logits = {split: probe.logits(features[_rows(table_used, split)]) for split in ("val", "test")}
+    temperature = Temperature()
+    if config.calibrate == "temperature":
+        temperature = fit_temperature(logits["val"], val.labels, table.multiclass)
     pool = config.pool or encoder.pool or "mean"
     classifier = as_classifier(encoder, probe, table_used, pool, config.keep)
-    scores = {split: probe.probabilities(features[_rows(table_used, split)]) for split in ("val", "test")}
-    val = table_used.split("val")
-    classifier.config.thresholds = [
-        best_threshold(val.labels[:, c], scores["val"][:, c]) for c in range(len(table.classes))
-    ]
+    classifier.scale_logits(temperature.value)
+    scores = {split: as_probabilities(own / temperature.value, table.multiclass) for split, own in logits.items()}
+    if not table.multiclass:  # of exclusive classes the most probable is the decision
+        classifier.config.thresholds = [
+            best_threshold(val.labels[:, c], scores["val"][:, c]) for c in range(len(table.classes))
+        ]
     classifier.seen = Seen.of(whole, table_used, hashes)
     save_classifier(classifier, out / "model")
     report = report_predictions(
@@ -126,15 +142,31 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
             "config": asdict(replace(config, out=str(out))),
             "precision": done.precision,
             "strengths": probe.strengths,
+            "strength_not_chosen": probe.not_chosen,
             "unreadable": unreadable,
             "label_fraction": table_used.fraction,
-            "threshold_not_chosen": one_sided(val),
+            "threshold_not_chosen": [] if table.multiclass else one_sided(val),
         },
         model=classifier.to(encoder.pos_embed.device),
+        prevalence=config.prevalence,
+        uncalibrated=logits["test"],
+        temperature=temperature_report(
+            temperature,
+            {split: (table_used.split(split).labels, own) for split, own in logits.items()},
+            table.multiclass,
+        ),
     )
     train_images = table_used.splits.count("train")
     return ProbeResult(
-        out, report, probe.strengths, unreadable, table.notes, train_images, done.unreadable_csv, table_used.fraction
+        out,
+        report,
+        probe.strengths,
+        unreadable,
+        table.notes,
+        train_images,
+        done.unreadable_csv,
+        table_used.fraction,
+        probe.not_chosen,
     )
 
 
@@ -147,17 +179,22 @@ class LinearProbe:
         multiclass: softmax.
         strengths: the C chosen for each class; 0 where training has no positive or no negative, so that the probe says
             the same of every image.
+        not_chosen: classes for which validation could not choose it.
     """
 
     weight: np.ndarray
     bias: np.ndarray
     multiclass: bool
     strengths: list[float]
+    not_chosen: list[str] = field(default_factory=list)
+
+    def logits(self, features: np.ndarray) -> np.ndarray:
+        """``[N, D]`` to ``[N, C] float64``."""
+        return features.astype(np.float64) @ self.weight.T + self.bias
 
     def probabilities(self, features: np.ndarray) -> np.ndarray:
         """``[N, D]`` to ``[N, C]``."""
-        logits = torch.from_numpy(features.astype(np.float64) @ self.weight.T + self.bias)
-        return (logits.softmax(-1) if self.multiclass else logits.sigmoid()).numpy()
+        return as_probabilities(self.logits(features), self.multiclass)
 
 
 def fit_probe(features: np.ndarray, table: LabelTable, strengths: Sequence[float] = STRENGTHS) -> LinearProbe:
@@ -166,7 +203,7 @@ def fit_probe(features: np.ndarray, table: LabelTable, strengths: Sequence[float
     Args:
         features: ``[N, D]``, rows of ``table``.
         table: labels and splits; nothing of ``test`` is looked at.
-        strengths: values of C to choose from.
+        strengths: values of C to choose from; of a class without a known label in ``val`` it is ``USUAL_STRENGTH``.
 
     Raises:
         TrainingError: a feature is not finite.
@@ -197,7 +234,7 @@ def fit_probe(features: np.ndarray, table: LabelTable, strengths: Sequence[float
             share = (target[fit_rows].sum() + 1) / (fit_rows.sum() + 2)  # Laplace's rule: what is known of the class
             return np.zeros((1, features.shape[1])), np.array([np.log(share / (1 - share))]), 0.0
         candidates = []
-        for strength in strengths:
+        for strength in strengths if seen.any() else (USUAL_STRENGTH,):
             model = LogisticRegression(C=strength, max_iter=2000)
             model.fit(scaled[fit_rows], target[fit_rows].astype(int))
             # a proper score: unlike a ranking it also tells a calibrated fit from one that was shrunk to nothing
@@ -216,7 +253,9 @@ def fit_probe(features: np.ndarray, table: LabelTable, strengths: Sequence[float
         fits = [best(table.labels[:, column]) for column in range(len(table.classes))]
         weight, bias = np.concatenate([fit[0] for fit in fits]), np.concatenate([fit[1] for fit in fits])
         chosen = [fit[2] for fit in fits]
-    return LinearProbe(weight / std, bias - (weight / std) @ mean, table.multiclass, chosen)
+    unknown = np.isnan(table.labels[val]).all(axis=0)
+    not_chosen = [name for name, lost in zip(table.classes, unknown, strict=True) if lost]
+    return LinearProbe(weight / std, bias - (weight / std) @ mean, table.multiclass, chosen, not_chosen)
 
 
 def as_classifier(
@@ -288,6 +327,10 @@ def describe_probe(result: ProbeResult) -> str:
     from .metrics import format_metrics
 
     lines = [format_metrics(result.report)]
+    if told := describe_temperature(result.report.get("temperature")):
+        lines.append(told)
+    if result.not_chosen:
+        lines.append(f"no label in val for {', '.join(result.not_chosen)}: C = {USUAL_STRENGTH} there, not chosen")
     if result.left_out:
         lines.append(f"{result.left_out} images could not be read: {result.unreadable_csv}")
     lines.append(f"metrics, plots and the model are in {result.out}")

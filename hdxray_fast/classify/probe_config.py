@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..errors import ConfigError
 from .label_settings import LabelSettings
+from .operating_points import read_prevalence
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class ProbeConfig(LabelSettings):
         device: where the encoder runs; a GPU if there is one by default.
         precision: of the features: ``fp32``, ``bf16``, or ``auto``: bf16 on GPUs that have it and fp32 elsewhere.
         compile: ``on``, ``off``, or ``auto``: on a GPU, for 150,000 images and more.
+        calibrate: ``temperature`` divides logits by a number fitted on validation, ``none`` leaves them as they are.
         bootstraps: draws of patients for the 95 % intervals.
         bootstrap_seed: of these draws.
         exact_fractions: take no patient beyond ``label_fraction``, also where a class is then hardly there.
@@ -47,6 +49,7 @@ class ProbeConfig(LabelSettings):
     device: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
+    calibrate: Literal["temperature", "none"] = "temperature"
     bootstraps: int = 1000
     bootstrap_seed: int = 0
     exact_fractions: bool = False
@@ -63,3 +66,4 @@ class ProbeConfig(LabelSettings):
             raise ConfigError(f"max_bad_share: {self.max_bad_share} is not accepted; give a share from 0 to 1")
         if self.batch_size < 1 or min(self.bootstraps, self.split_seed, self.bootstrap_seed) < 0:
             raise ConfigError("batch_size is at least 1; bootstraps, split_seed and bootstrap_seed are at least 0")
+        read_prevalence(self.prevalence)

@@ -27,6 +27,7 @@ from ..training.task import Task
 from ..weights.create import create_encoder
 from ..weights.fingerprint import settings_print
 from .batches import LabelledBatch, mix_pixels
+from .calibration import Temperature, fit_temperature, temperature_report
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .config import FinetuneConfig
 from .copies import keep_copies_together
@@ -264,7 +265,10 @@ class FinetuneTask(Task):
 
     # --- the end ------------------------------------------------------------------------------------------------------
     def finish(self, training: Training) -> tuple[dict, dict]:
-        """Thresholds on validation and metrics on test of the best model; it is saved. The test split is read here."""
+        """Temperature and thresholds on validation, metrics on test of the best model; it is saved.
+
+        The test split is read here.
+        """
         best = self.best_model.facts
         if best is None:
             raise TrainingError("no validation gave a finite loss, so no model was chosen; lower lr")
@@ -272,7 +276,7 @@ class FinetuneTask(Task):
         self.best_model.load(model)
         model.encoder.set_drop_path(0.0)
         model = model.to(training.accelerator.device).eval()
-        found = {}
+        found, temperature = {}, Temperature()
         for split in ("val", "test"):
             rows, logits = predict_rows(
                 None, model, self.datasets[split], self.config, self._on_unreadable(split), training.bar, split
@@ -280,21 +284,26 @@ class FinetuneTask(Task):
             if not len(rows):
                 raise TrainingError(f"{self.config.data}: none of the images of {split!r} could be read")
             table = self.table.split(split).rows(rows)
-            found[split] = table, model.probabilities(torch.from_numpy(logits)).numpy()
-        table, scores = found["val"]
-        model.config.thresholds = [
-            best_threshold(table.labels[:, column], scores[:, column]) for column in range(len(table.classes))
-        ]
+            if split == "val" and self.config.calibrate == "temperature":
+                temperature = fit_temperature(logits, table.labels, table.multiclass)
+                model.scale_logits(temperature.value)
+                logits = logits / np.float32(temperature.value)
+            found[split] = table, model.probabilities(torch.from_numpy(logits)).numpy(), logits * temperature.value
+        table, scores, _ = found["val"]
+        if not table.multiclass:  # of exclusive classes the most probable is the decision
+            model.config.thresholds = [
+                best_threshold(table.labels[:, column], scores[:, column]) for column in range(len(table.classes))
+            ]
         model.encoder.contour, model.seen = self.contour, self.seen
         save_classifier(model, self.out / "model")
-        table, scores = found["test"]
+        table, scores, uncalibrated = found["test"]
         extra = {
             "config": self.config.as_dict(),
             "chosen_on_validation": best,
             "train_images": len(self.datasets["train"]),
             "unreadable": len(self.set_aside.rows),
             "label_fraction": self.table.fraction,
-            "threshold_not_chosen": one_sided(found["val"][0]),
+            "threshold_not_chosen": [] if table.multiclass else one_sided(found["val"][0]),
         }
         report = report_predictions(
             self.out,
@@ -305,6 +314,11 @@ class FinetuneTask(Task):
             seed=self.config.bootstrap_seed,
             extra=extra,
             model=model,
+            prevalence=self.config.prevalence,
+            uncalibrated=uncalibrated,
+            temperature=temperature_report(
+                temperature, {split: (part[0].labels, part[2]) for split, part in found.items()}, table.multiclass
+            ),
         )
         return report, best
 

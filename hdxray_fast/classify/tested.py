@@ -10,7 +10,8 @@ from ..data.splits import SPLIT_NAMES, SPLITS, canonical_split, patients_hash
 from ..errors import ConfigError
 from .classifier import Classifier
 from .label_table import LabelTable
-from .labels import check_rows, redrawn
+from .labels import check_rows, leave_out_unlabelled, redrawn
+from .uncertain import UNCERTAIN, without_uncertain
 
 
 def overlap_of(model: Classifier, patients: Sequence[str], hashes: Sequence[str] | None = None) -> Overlap | None:
@@ -39,7 +40,30 @@ def refuse_mostly_seen(overlap: Overlap | None, table: LabelTable, split: str, a
 def part_to_test(
     table: LabelTable, split: str, source: str, model: Classifier, preset: str | None, allowed: bool
 ) -> LabelTable:
-    """The images of a split that may be tested on, or all of them."""
+    """The images of a split that may be tested on, or all of them; their uncertain labels count for nothing.
+
+    Args:
+        table: as :func:`.read_manifest` gives it.
+        split: of which, in any word for it; or ``"all"``.
+        source: the manifest's name, for errors.
+        model: what is tested.
+        preset: of the manifest.
+        allowed: test on the training's patients too.
+
+    Raises:
+        ConfigError: an image is listed twice, a patient is in two splits, no image is in the split or has a label that
+            is known, or training had these patients in other splits.
+    """
+    table = _chosen_part(table, split, source, model, preset, allowed)
+    uncertain = int((table.labels == UNCERTAIN).sum())
+    notes = [f"{uncertain} uncertain labels count for nothing: metrics are of what is known"] if uncertain else []
+    table = replace(table, labels=without_uncertain(table.labels), notes=[*table.notes, *notes])
+    return leave_out_unlabelled(table, source)
+
+
+def _chosen_part(
+    table: LabelTable, split: str, source: str, model: Classifier, preset: str | None, allowed: bool
+) -> LabelTable:
     name, trained = canonical_split(split), model.config.splits
     if name not in (*SPLITS, "all"):
         words = ", ".join([*SPLITS, "all", *SPLIT_NAMES])

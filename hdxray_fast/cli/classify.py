@@ -44,9 +44,8 @@ def add_commands(commands, parser_class) -> None:
     evaluate.add_argument("--images", help="folder that relative paths in the manifest start from")
     evaluate.add_argument("--preset", help=f"one of {', '.join(PRESETS)}")
     evaluate.add_argument("--split", default="test", help="train, val, test, or all (of data that the model never saw)")
-    evaluate.add_argument(
-        "--uncertain", help="ignore, zeros, ones, or Edema=ones, ... for single classes; left out, as in training"
-    )
+    share = "of the classes where they will be looked for, for predictive values: 0.05, or Edema=0.05, ..."
+    evaluate.add_argument("--prevalence", help=share)
     evaluate.add_argument("--bootstraps", type=int, default=1000)
     evaluate.add_argument("--bootstrap_seed", type=int, default=0, help="of the draws of patients for intervals")
     again = "test on what is mostly of patients, or pixels, that the model was trained or validated on"

@@ -146,7 +146,17 @@ def test_exclusive_classes_end_to_end(data, tmp_path):
         rows = list(csv.DictReader(stream))
     scores = np.array([[float(row[name]) for name in again["classes"]] for row in rows])
     truth = np.array([[row[f"label {name}"] == "1" for name in again["classes"]] for row in rows])
-    wrong = (scores.argmax(1) != truth.argmax(1)).any()
+    right = scores.argmax(1) == truth.argmax(1)
+    assert again["decisions"] == result.report["decisions"]  # of the most probable class, and of no threshold
+    assert again["decisions"]["accuracy"]["value"] == pytest.approx(right.mean())
+    assert again["mean"]["f1"] == again["decisions"]["macro_f1"]
+    scaled = result.report["temperature"]
+    assert scaled["value"] == load_classifier(tmp_path / "run" / "model").config.temperature != 1
+    assert scaled["reason"] == ""
+    after = result.report["decisions"]["calibration_error"]["value"]
+    assert scaled["test"]["after"]["calibration_error"] == pytest.approx(after, abs=1e-6)
+    assert "threshold" not in again["classes"]["low left"]
+    wrong = not right.all()
     assert (tmp_path / "again" / "errors.png").exists() == wrong
 
 

@@ -15,7 +15,6 @@ from hdxray_fast.classify.label_table import LabelTable
 from hdxray_fast.classify.labels import (
     auroc_margin,
     check_table,
-    decide_uncertain,
     describe_labels,
     read_labels,
     read_manifest,
@@ -23,6 +22,7 @@ from hdxray_fast.classify.labels import (
     refuse_duplicates,
     thin_test,
 )
+from hdxray_fast.classify.uncertain import decide_uncertain
 from hdxray_fast.data.splits import fill_splits
 
 pytest.importorskip("pandas")
@@ -111,8 +111,9 @@ def test_drawn_splits_are_drawn_again_from_the_same_manifest_alone(tmp_path, giv
     data = generic(tmp_path, **columns)
     trained = read_labels(data, val_share=0.25, test_share=0.2, split_seed=5)
     again = redrawn(read_manifest(data), trained.origin, str(data))
-    assert (again.paths, again.splits) == (trained.paths, trained.splits)
-    assert len(again) == 38
+    kept = dict(zip(trained.paths, trained.splits, strict=True))
+    assert {path: split for path, split in zip(again.paths, again.splits, strict=True) if path in kept} == kept
+    assert (len(again), len(kept)) == (40, 38)
 
     def other(**changes):
         made = {name: value for name, value in {**columns, **changes}.items() if value is not None}
@@ -258,19 +259,27 @@ def test_chexpert(tmp_path):
     raw = PRESETS["chexpert"](root, None)
     assert raw.classes == list(CHEXPERT)
     assert len(raw) == 16
-    assert raw.notes == ["1 images that are no frontal view"]
+    assert raw.notes[0] == "1 images that are no frontal view"
+    assert raw.notes[1:] == ["no list of the test set: valid.csv, which radiologists labelled, is the test split"]
     assert raw.labels[:4, 2].tolist() == [0, -1, 0, 1]  # patients 1 to 4: 0.0, -1.0, blank, 1.0
     assert raw.labels[:12, 0].tolist() == [0] * 12  # a blank is a negative
     assert raw.patients[0] == "patient00001"
-    assert raw.splits == ["train"] * 12 + ["val"] * 4
+    assert raw.splits == ["train"] * 12 + ["test"] * 4
     assert raw.paths[0] == str(tmp_path / "CheXpert-v1.0-small/train/patient00001/study1/view1_frontal.jpg")
     with pytest.raises(hx.ConfigError, match=r"^multiclass: "):
         read_labels(root, preset="chexpert", multiclass=True)
     without = (root / "train.csv").read_text().replace(",Frontal,", ",").replace(",Lateral,", ",")
     path = write(tmp_path / "other" / "train.csv", without.replace(",Frontal/Lateral,", ","))
-    assert PRESETS["chexpert"](path, None).notes == raw.notes
-    table = read_labels(root, preset="chexpert", classes=["Cardiomegaly"], uncertain="ones", test_share=0.3)
-    assert table.labels[:4, 0].tolist() == [0, 1, 0, 1]
+    assert PRESETS["chexpert"](path, None).notes == raw.notes[:1]
+    table = read_labels(root, preset="chexpert", classes=["Cardiomegaly"], uncertain="ones", val_share=0.3)
+    assert {split for split, name in zip(table.splits, table.paths, strict=True) if "/valid/" in name} == {"test"}
+    assert {split for split, name in zip(table.splits, table.paths, strict=True) if "/train/" in name} == {
+        "train",
+        "val",
+    }
+    taught = table.split("train")
+    at = [int(patient[7:]) % 4 for patient in taught.patients]
+    assert taught.labels[:, 0].tolist() == [[1, 0, 1, 0][place] for place in at]
 
 
 def test_mimic(tmp_path):
@@ -290,7 +299,8 @@ def test_mimic(tmp_path):
     assert table.splits == ["train"] * 6 + ["val"] * 3 + ["test"] * 3
     assert table.labels[:4, 0].tolist() == [1, 0, 0, 0]
     assert table.paths[0] == str(tmp_path / "files/p10/p10000000/s50000000/d0PA.jpg")
-    assert table.notes == ["1 images of studies without labels", "12 images that are no frontal view"]
+    assert table.notes[:2] == ["1 images of studies without labels", "12 images that are no frontal view"]
+    assert table.notes[2].startswith("2 uncertain labels in val and test count for nothing (Edema 2)")
 
 
 def test_nih14(tmp_path):

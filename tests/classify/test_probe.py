@@ -71,6 +71,12 @@ def test_end_to_end(manifest, tmp_path, capsys):
     saved = json.loads((out / "metrics.json").read_text())
     assert saved["classes"]["high"]["auroc"] == result.report["classes"]["high"]["auroc"]
     assert saved["precision"] == "fp32"
+    scaled = saved["temperature"]
+    assert scaled["value"] == load_classifier(out / "model").config.temperature
+    assert set(scaled["test"]["before"]) == {"log_loss", "calibration_error"}
+    assert scaled["test"]["after"]["calibration_error"] == pytest.approx(
+        saved["classes"]["high"]["calibration_error"]["value"]
+    )
     curves = cv2.imread(str(out / "curves.png"))
     assert curves.shape[1] > 1000
     assert curves.std() > 5
@@ -339,3 +345,16 @@ def test_a_class_that_an_exact_fraction_lacks_is_said_to_be_as_frequent_as_it_is
     probe = fit_probe(rng.normal(size=(30, 4)), table)
     assert np.allclose(probe.probabilities(rng.normal(size=(5, 4)))[:, 1], 1 / 20)
     assert probe.strengths[1] == 0 < probe.strengths[0]
+
+
+def test_a_class_without_labels_to_choose_by_is_regularised_as_usual():
+    """No loss tells the strengths apart: the first, 1e-5, shrinks every probability to the mean."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 4)).astype(np.float32)
+    labels = np.stack([features[:, 0] > 0, features[:, 1] > 0], 1).astype(float)
+    table = table_of(labels)
+    val = [split == "val" for split in table.splits]
+    table.labels[np.array(val), 1] = np.nan
+    probe = fit_probe(features, table)
+    assert (probe.not_chosen, probe.strengths[1]) == (["c1"], 0.1)
+    assert np.ptp(probe.probabilities(features)[:, 1]) > 0.9

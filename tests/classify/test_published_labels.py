@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hdxray_fast.classify.seen import Seen
 
 import hdxray_fast as hx
 from hdxray_fast.classify.label_presets import CHEXPERT, PRESETS
 from hdxray_fast.classify.labels import read_labels, read_manifest
+from hdxray_fast.classify.padchest_tree import BROADER, with_broader
 
 pytest.importorskip("pandas")
 
@@ -103,12 +107,12 @@ def test_chexpert_paths_from_anywhere(tmp_path, root, slash):
     assert table.patients[12] == "patient64541"
     for row, name in ((0, "train/patient10001"), (13, "valid/patient64542"), (20, "test/patient64743")):
         assert table.paths[row] == str(folder / name / "study1" / "view1_frontal.jpg")
-    for name, split, count in (("valid.csv", "val", 6), ("test_labels.csv", "test", 5)):
+    for name, split, count in (("valid.csv", "test", 6), ("test_labels.csv", "test", 5)):
         assert read_manifest(folder / name, preset="chexpert").splits == [split] * count
 
 
 def test_chexpert_lists_without_any_folder_go_by_their_names(tmp_path):
-    for name, split in (("valid.csv", "val"), ("test_labels.csv", "test"), ("train.csv", "train")):
+    for name, split in (("valid.csv", "test"), ("test_labels.csv", "test"), ("train.csv", "train")):
         path = chexpert(tmp_path / name, "", "valid", 64541, 4)
         path.write_text(path.read_text().replace("valid/", ""))
         assert read_manifest(path, preset="chexpert").splits == [split] * 4
@@ -192,3 +196,50 @@ def test_vindr_calls_one_class_differently_in_its_test_list(tmp_path):
     assert table.classes == ["Mass", "Other diseases"]
     assert table.labels[-2:].tolist() == [[0, 1], [1, 0]]
     assert table.splits[-2:] == ["test", "test"]
+
+
+def test_padchest_labels_hold_upwards(tmp_path):
+    """Who is said to have a loculated effusion has an effusion: a row names the most exact label alone."""
+    kinds = ["['loculated pleural effusion']", "['pleural effusion']", "['air bronchogram']", "['normal']"]
+    rows = [padchest_row(i, kinds[i % 4]) for i in range(8)]
+    path = write(tmp_path / "PADCHEST_x.csv", [PADCHEST_HEADER, *rows])
+    names = ["pleural effusion", "loculated pleural effusion", "consolidation", "alveolar pattern", "infiltrates"]
+    table = PRESETS["padchest"](path, None, classes=names)
+    assert table.labels[:4].tolist() == [[1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 1, 1, 1], [0] * 5]
+    assert "8 broader labels hold by more exact ones (PadChest's tree)" in table.notes
+    for name in BROADER:  # the tree has no circles
+        assert name not in with_broader(BROADER[name])
+
+
+# --- RSNA -------------------------------------------------------------------------------------------------------------
+def rsna(folder, count=12):
+    rows = [f"image-{i},,,,,{i % 2}" for i in range(count)]
+    return write(folder / "stage_2_train_labels.csv", ["patientId,x,y,width,height,Target", *rows])
+
+
+def test_rsna_patients_by_the_published_mapping(tmp_path):
+    """Two images of one person are one patient, under the id that ChestX-ray14 has."""
+    path = rsna(tmp_path)
+    (note,) = PRESETS["rsna"](path, None).notes
+    assert "pneumonia-challenge-dataset-mappings_2018.json beside stage_2_train_labels.csv" in note
+    mapping = tmp_path / "pneumonia-challenge-dataset-mappings_2018.json"
+    rows = [{"subset_img_id": f"image-{i}", "img_id": f"{1 + i // 2:08d}_{i:03d}.png"} for i in range(11)]
+    mapping.write_text(json.dumps(rows))
+    table = PRESETS["rsna"](path, None)
+    assert (
+        dict(zip(table.paths, table.patients, strict=True))[str(tmp_path / "stage_2_train_images/image-3.dcm")] == "2"
+    )
+    assert sorted(set(table.patients)) == ["1", "2", "3", "4", "5", "6", "image-11"]
+    assert table.notes[0].startswith("the 12 images are of 7 patients of ChestX-ray14")
+    assert table.notes[1].startswith("1 images that are not in pneumonia-challenge")
+
+    header = "Image Index,Finding Labels,Follow-up #,Patient ID"
+    nih = write(tmp_path / "Data_Entry_2017.csv", [header, *(f"{i:08d}_000.png,Mass,0,{i}" for i in range(1, 4))])
+    seen = Seen.of(replace(PRESETS["nih14"](nih, None), splits=["train"] * 3, origin={"given": "salt"}))
+    taught = dict(zip(table.patients, seen.taught("patients", table.patients), strict=True))
+    assert {patient for patient, known in taught.items() if known} == {"1", "2", "3"}
+
+    for text, message in (("{", "no list of img_id"), ('[{"subset_img_id": "a", "img_id": "b"}]', "img_id of a is no")):
+        mapping.write_text(text)
+        with pytest.raises(hx.ConfigError, match=message):
+            PRESETS["rsna"](path, None)

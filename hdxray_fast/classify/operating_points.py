@@ -1,0 +1,129 @@
+"""What a class is worth where it is used: sensitivity at a specificity, and what a finding means at a prevalence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import ConfigError
+from .interval_text import interval_text
+
+LEVELS = (0.9, 0.95)
+TOLERANCE = 1e-9  # shares of counts are no exact numbers
+
+
+def point_names(prevalence: float | None = None) -> list[str]:
+    """What :meth:`OperatingPoints.measure` gives, in its order."""
+    names = [f"sensitivity_at_specificity_{level:g}" for level in LEVELS]
+    names += [f"specificity_at_sensitivity_{level:g}" for level in LEVELS]
+    return names + ["sensitivity", "specificity"] + (["ppv", "npv"] if prevalence is not None else [])
+
+
+class OperatingPoints:
+    """Points of one class's ROC curve under many sets of image weights.
+
+    At a fixed specificity (or sensitivity) the best point of the test set's own curve is told, as the field does; no
+    point between two scores is made up. ``sensitivity`` and ``specificity`` are at the threshold of validation, and so
+    are positive and negative predictive value, which follow from them by Bayes' rule at the prevalence given: that of a
+    test set is seldom that of a clinic.
+
+    Args:
+        truth: ``[N]`` 0 or 1.
+        score: ``[N]`` in [0, 1].
+        threshold: of the decision, ``score >= threshold``.
+        prevalence: 0 to 1; left out, no predictive values.
+    """
+
+    def __init__(self, truth: np.ndarray, score: np.ndarray, threshold: float, prevalence: float | None = None) -> None:
+        order = np.argsort(-score, kind="stable")
+        self.order, self.truth, self.score = order, truth[order].astype(np.float64), score[order]
+        self.ends = np.flatnonzero(np.append(np.diff(self.score) != 0, True)) if len(order) else order  # of ties
+        self.called = int((score >= threshold).sum())
+        self.prevalence = prevalence
+
+    def measure(self, weights: np.ndarray) -> np.ndarray:
+        """``[draws, len(point_names(prevalence))]`` for weights ``[draws, N]``; NaN without positives or negatives."""
+        rows = [self._one(drawn) for drawn in weights[:, self.order]]
+        return np.array(rows, np.float64).reshape(-1, len(point_names(self.prevalence)))
+
+    def _one(self, weights: np.ndarray) -> list[float]:
+        positive = weights * self.truth
+        hits, alarms = np.cumsum(positive), np.cumsum(weights - positive)
+        positives, negatives = (hits[-1], alarms[-1]) if len(weights) else (0.0, 0.0)
+        if positives <= 0 or negatives <= 0:
+            return [np.nan] * len(point_names(self.prevalence))
+        sensitivity = np.append(0.0, hits[self.ends] / positives)  # as the threshold falls
+        specificity = np.append(1.0, 1 - alarms[self.ends] / negatives)
+        found = [float(sensitivity[specificity >= level - TOLERANCE].max()) for level in LEVELS]
+        found += [float(specificity[sensitivity >= level - TOLERANCE].max()) for level in LEVELS]
+        own, other = (hits[self.called - 1] / positives, alarms[self.called - 1] / negatives) if self.called else (0, 0)
+        found += [float(own), float(1 - other)]
+        if self.prevalence is not None:
+            found += predictive_values(float(own), float(1 - other), self.prevalence)
+        return found
+
+
+def predictive_values(sensitivity: float, specificity: float, prevalence: float) -> list[float]:
+    """Positive and negative predictive value by Bayes' rule; NaN where nothing is called so."""
+    ill, well = prevalence, 1 - prevalence
+    called, not_called = sensitivity * ill + (1 - specificity) * well, (1 - sensitivity) * ill + specificity * well
+    return [
+        sensitivity * ill / called if called > 0 else np.nan,
+        specificity * well / not_called if not_called > 0 else np.nan,
+    ]
+
+
+def read_prevalence(text: str | float | None, classes: Sequence[str] | None = None) -> dict[str, float]:
+    """A prevalence for each class that is named: ``"0.05"`` is for all, ``"Edema=0.05, Mass=0.01"`` for single ones.
+
+    Args:
+        text: what the user gave.
+        classes: ``C`` names; left out, they are not known yet, and numbers alone are checked.
+
+    Raises:
+        ConfigError: no number between 0 and 1, or an unknown class.
+    """
+    if text is None:
+        return {}
+    pairs = [pair.rpartition("=") for pair in str(text).split(",")]
+    found = {}
+    for name, equals, value in pairs:
+        try:
+            share = float(value)
+        except ValueError:
+            share = np.nan
+        if not 0 < share < 1 or (not equals and len(pairs) > 1):
+            raise ConfigError(
+                f"prevalence: got {str(text)!r}, accepted is a share between 0 and 1, or one per class: Edema=0.05, ..."
+            )
+        found[name.strip() if equals else ""] = share
+    if classes is None:
+        return found
+    if "" in found:
+        return dict.fromkeys(classes, found[""])
+    if foreign := sorted(set(found) - set(classes)):
+        raise ConfigError(f"prevalence: names {foreign[0]!r}, classes are {', '.join(classes)}")
+    return found
+
+
+def describe_points(rows: dict[str, dict]) -> list[str]:
+    """The classes' operating points as lines of a table for a terminal."""
+    some = [row["operating_points"] for row in rows.values() if row.get("operating_points")]
+    if not some:
+        return []
+    titles = {f"sensitivity_at_specificity_{level:g}": f"sens@spec {level:.0%}" for level in LEVELS}
+    titles |= {f"specificity_at_sensitivity_{level:g}": f"spec@sens {level:.0%}" for level in LEVELS}
+    titles |= {"sensitivity": "sensitivity", "specificity": "specificity"}
+    if any("ppv" in points for points in some):
+        titles |= {"ppv": "PPV", "npv": "NPV"}
+    width = max(map(len, rows))
+    lines = [f"{'':{width}}  " + "  ".join(f"{title:>20}" for title in titles.values())]
+    for name, row in rows.items():
+        points = row.get("operating_points") or {}
+        lines.append(f"{name:{width}}  " + "  ".join(f"{interval_text(points.get(key)):>20}" for key in titles))
+    lines.append("sensitivity, specificity and predictive values are at the threshold of validation")
+    shares = {name: row["operating_points"]["prevalence"] for name, row in rows.items() if row.get("operating_points")}
+    if told := {name: share for name, share in shares.items() if share is not None}:
+        lines.append("prevalence: " + ", ".join(f"{share:g} ({name})" for name, share in told.items()))
+    return lines
