@@ -1,4 +1,4 @@
-"""Which labels are read and told of, and how: what a probe and a fine-tuning are told under the same names."""
+"""Which labels are read, and how: what a probe and a fine-tuning are told under the same names."""
 
 from __future__ import annotations
 
@@ -18,8 +18,6 @@ class LabelSettings:
             ``Edema=ones, ...`` for single classes.
         val_share: share of the images, of undivided patients, that choose the model, where there is no such split.
         test_share: share of the images to test on, likewise.
-        prevalence: of the classes where they will be looked for: ``0.05``, or ``Edema=0.05, ...``; with it test metrics
-            have predictive values.
     """
 
     images: str | None = None
@@ -29,4 +27,3 @@ class LabelSettings:
     uncertain: str = "ignore"
     val_share: float = 0.1
     test_share: float = 0.2
-    prevalence: str | None = None
