@@ -185,10 +185,11 @@ def describe_temperature(found: dict | None) -> str:
         return ""
     if found["reason"]:
         return f"temperature: not fitted ({found['reason']}); probabilities are the model's own"
-    before, after = found["test"]["before"]["calibration_error"], found["test"]["after"]["calibration_error"]
-    if before is None:
+    before, after = found["test"]["before"], found["test"]["after"]
+    if before["log_loss"] is None:
         return f"temperature {found['value']:.3g}, fitted on validation"
-    return (
-        f"temperature {found['value']:.3g}, fitted on validation and part of the model: calibration error on test "
-        f"{before:.3f} before, {after:.3f} after"
-    )
+    told = [
+        f"{name.replace('_', ' ')} {before[name]:.3f} before, {after[name]:.3f} after"
+        for name in ("log_loss", "calibration_error")
+    ]
+    return f"temperature {found['value']:.3g}, fitted on validation and part of the model; on test: {'; '.join(told)}"

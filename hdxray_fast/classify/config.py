@@ -46,6 +46,8 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
         class_weight: ``balanced`` lets every class count alike, at the price of calibration.
         lr: peak learning rate; by default 5e-4 (head alone: 2e-3) times the square root of (images per step / 64).
         calibrate: ``temperature`` divides logits by a number fitted on validation, ``none`` leaves them as they are.
+        prevalence: of the classes where they will be looked for: ``0.05``, or ``Edema=0.05, ...``; with it test metrics
+            have predictive values.
         layer_decay: factor on the learning rate from each block to the one below it.
         drop_path: share of the images that skip the last block while training, falling to 0 in the first.
         precision: ``auto`` is bf16 on GPUs that have it and fp32 elsewhere; ``fp16`` needs a GPU.
@@ -83,6 +85,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
     mixup: float = 0.0
     class_weight: Literal["none", "balanced"] = "none"
     calibrate: Literal["temperature", "none"] = "temperature"
+    prevalence: str | None = None
     layer_decay: float = 0.75
     beta2: float = 0.999
     drop_path: float = 0.1

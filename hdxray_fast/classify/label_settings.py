@@ -1,4 +1,4 @@
-"""Which labels are read and told of, and how: what a probe and a fine-tuning are told under the same names."""
+"""Which labels are read, and how: what a probe and a fine-tuning are told under the same names."""
 
 from __future__ import annotations
 
@@ -19,8 +19,6 @@ class LabelSettings:
         val_share: share of the images, of undivided patients, that choose the model, where there is no such split.
         test_share: share of the images to test on, likewise.
         split_seed: of splits drawn here, whatever other seeds are.
-        prevalence: of the classes where they will be looked for: ``0.05``, or ``Edema=0.05, ...``; with it test metrics
-            have predictive values.
     """
 
     images: str | None = None
@@ -31,4 +29,3 @@ class LabelSettings:
     val_share: float = 0.1
     test_share: float = 0.2
     split_seed: int = 0
-    prevalence: str | None = None

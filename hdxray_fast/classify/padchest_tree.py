@@ -2,7 +2,8 @@
 
 Bustos et al., https://arxiv.org/abs/1901.07441; the tree is the one in the authors' repository
 (auriml/Rx-thorax-automatic-captioning, ``manual_review/trees_code.txt``). A label may hang under several broader ones;
-the roots ("radiological finding", "differential diagnosis") say nothing and are left out.
+the roots ("radiological finding", "differential diagnosis") say nothing and are left out, and so is "COVID 19
+uncertain", which is no diagnosis.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ NARROWER = {
     "surgery breast": ("mastectomy",),
     "pneumonia": ("atypical pneumonia",),
     "atypical pneumonia": ("viral pneumonia",),
-    "viral pneumonia": ("COVID 19", "COVID 19 uncertain"),
+    "viral pneumonia": ("COVID 19",),
     "tuberculosis": ("tuberculosis sequelae",),
     "pulmonary fibrosis": ("post radiotherapy changes", "asbestosis signs"),
     "pulmonary hypertension": ("pulmonary artery hypertension", "pulmonary venous hypertension"),

@@ -29,6 +29,8 @@ class ProbeConfig(LabelSettings):
         precision: of the features: ``fp32``, ``bf16``, or ``auto``: bf16 on GPUs that have it and fp32 elsewhere.
         compile: ``on``, ``off``, or ``auto``: on a GPU, for 150,000 images and more.
         calibrate: ``temperature`` divides logits by a number fitted on validation, ``none`` leaves them as they are.
+        prevalence: of the classes where they will be looked for: ``0.05``, or ``Edema=0.05, ...``; with it test metrics
+            have predictive values.
         bootstraps: draws of patients for the 95 % intervals.
         bootstrap_seed: of these draws.
         exact_fractions: take no patient beyond ``label_fraction``, also where a class is then hardly there.
@@ -50,6 +52,7 @@ class ProbeConfig(LabelSettings):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     calibrate: Literal["temperature", "none"] = "temperature"
+    prevalence: str | None = None
     bootstraps: int = 1000
     bootstrap_seed: int = 0
     exact_fractions: bool = False

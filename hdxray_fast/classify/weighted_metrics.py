@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .metrics import CALIBRATION_BINS
+from .calibration import CALIBRATION_BINS
 
 RANKED = ("auroc", "auprc", "calibration_error")  # of probabilities
 DECIDED = ("sensitivity", "specificity", "balanced_accuracy", "f1")  # of what was called present

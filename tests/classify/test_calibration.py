@@ -11,8 +11,10 @@ from hdxray_fast.classify.calibration import (
     as_probabilities,
     calibration_by_chance,
     calibration_error,
+    describe_temperature,
     fit_temperature,
     reliability,
+    temperature_report,
 )
 from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
 from hdxray_fast.classify.metrics import evaluate_predictions
@@ -100,6 +102,11 @@ def test_few_labels_or_none_change_nothing():
     labels = (logits > 2.5).astype(float)
     found = fit_temperature(logits, labels)
     assert found.value == 1 and found.reason.endswith("10 are needed")
+    told = temperature_report(found, {"test": (labels, logits)})
+    assert told["test"]["before"] == told["test"]["after"]
+    assert "not fitted" in describe_temperature(told) and describe_temperature(None) == ""
+    told = temperature_report(fit_temperature(logits, (logits > 0) * 1.0), {"test": (labels, logits)})
+    assert f"calibration error {told['test']['before']['calibration_error']:.3f} before" in describe_temperature(told)
     assert fit_temperature(logits, labels * np.nan).value == 1
     assert reliability(labels * np.nan, labels) == {"log_loss": None, "calibration_error": None}
     apart = fit_temperature(logits, (logits > 0).astype(float))  # without an error: not certain all the same

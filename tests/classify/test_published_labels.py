@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hdxray_fast.classify.seen import Seen
 
 import hdxray_fast as hx
 from hdxray_fast.classify.label_presets import CHEXPERT, PRESETS
 from hdxray_fast.classify.labels import read_labels, read_manifest
 from hdxray_fast.classify.padchest_tree import BROADER, with_broader
+from hdxray_fast.data.seen import Seen
 
 pytest.importorskip("pandas")
 
