@@ -132,12 +132,14 @@ def code_blocks(document: str, heading: str) -> list[str]:
 
 @pytest.mark.slow
 def test_ten_lines_pasted_into_a_fresh_environment(tmp_path):
-    """They run as they are, in an empty folder, without the optional packages."""
+    """They run as they are, beside a folder with a radiograph, without the optional packages."""
     code = code_blocks("docs/encoder.md", "Ten lines")[0]
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 10
     optional = ("timm", "transformers", "safetensors", "onnx", "pydicom", "pyarrow", "sklearn", "jsonargparse", "tqdm")
     fresh = f"import sys; sys.modules.update(dict.fromkeys({optional}))\n"
+    (tmp_path / "xrays").mkdir()
+    cv2.imwrite(str(tmp_path / "xrays" / "0.png"), draw_radiograph(0))
     done = subprocess.run(
         [sys.executable, "-c", fresh + code], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
