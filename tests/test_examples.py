@@ -133,6 +133,9 @@ def code_blocks(document: str, heading: str) -> list[str]:
 @pytest.mark.slow
 def test_ten_lines_pasted_into_a_fresh_environment(tmp_path):
     """They run as they are, beside a folder with a radiograph, without the optional packages."""
+    import cv2
+    from toy_radiographs import draw_radiograph
+
     code = code_blocks("docs/encoder.md", "Ten lines")[0]
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 10
