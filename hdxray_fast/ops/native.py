@@ -164,12 +164,12 @@ def check_packed_values(ids: Tensor, cu_seqlens: Tensor, n_patches: int, which: 
     GPU tensors are looked at under `debug_checks` only, because that waits for the GPU. Those that a transform of
     ``torch.func`` has wrapped hold no values to look at; PyTorch's own indexing looks at them there.
     """
-    if _is_wrapped(ids):
-        return
     if ids.device.type != "cpu":
         if not debug.checks_are_on():
             return
         ids, cu_seqlens = ids.cpu(), cu_seqlens.cpu()
+    if _is_wrapped(ids):
+        return
     n_rows, batch = ids.numel(), cu_seqlens.numel() - 1
     if core is not None:
         fault, row, value = core.check_packed_ids(ids.data_ptr(), cu_seqlens.data_ptr(), batch, n_rows, n_patches)

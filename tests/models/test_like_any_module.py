@@ -335,7 +335,7 @@ def test_a_compiled_encoder_looks_for_the_chest_between_two_graphs(monkeypatch, 
 
     calls = []
     monkeypatch.setattr(
-        selection, "_find_inside", lambda images, patch: calls.append(1) or torch.rand(len(images), 4, 4) < 0.5
+        selection, "_find_inside", lambda images, *_: calls.append(1) or torch.rand(len(images), 4, 4) < 0.5
     )
     encoder = encoder_of(keep=keep, pool="mean").eval()
     counter = CompileCounter()
