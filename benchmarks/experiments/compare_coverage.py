@@ -18,7 +18,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from hdxray_fast.classify.weighted_metrics import MEASURED, WeightedMetrics, delong_error, delong_parts
+from hdxray_fast.classify.delong import delong_error, delong_parts
+from hdxray_fast.classify.weighted_metrics import MEASURED, WeightedMetrics
 from hdxray_fast.data.paired import Measured, difference, draw_patients
 
 SHOWN = ("auroc", "auprc", "balanced_accuracy", "f1")

@@ -17,6 +17,7 @@ import numpy as np
 from runs import SPLIT
 
 import hdxray_fast as hx
+from hdxray_fast.classify.interval_text import interval_text
 from hdxray_fast.classify.probe import run_probe
 from hdxray_fast.classify.probe_config import ProbeConfig
 
@@ -94,7 +95,7 @@ def main() -> None:
             if cosine
             else ["", "", ""]
         )
-        cells.append(f"{probe['value']:.3f} ({probe['low']:.3f} to {probe['high']:.3f})" if probe else "")
+        cells.append(interval_text(probe) if probe else "")
         print(f"| {keep} | " + " | ".join(cells) + " |")
 
 

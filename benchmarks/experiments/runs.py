@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import hdxray_fast as hx
+from hdxray_fast.classify.interval_text import interval_text
 from hdxray_fast.classify.labels import read_labels
 from hdxray_fast.classify.probe import run_probe
 from hdxray_fast.classify.probe_config import ProbeConfig
@@ -83,7 +84,7 @@ def summary(aurocs: Mapping[str, Sequence[dict]], heading: str) -> str:
     for name, seeds in aurocs.items():
         values = np.array([seed["value"] for seed in seeds])
         spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
-        each = ", ".join(f"{s['value']:.3f} ({s['low']:.3f}–{s['high']:.3f})" for s in seeds)
+        each = ", ".join(interval_text(seed) for seed in seeds)
         lines.append(f"| {name} | {values.mean():.3f}{spread} | {each} |")
     return "\n".join(lines)
 
@@ -110,7 +111,7 @@ def plot_aurocs(path: Path, aurocs: Mapping[str, Sequence[dict]], heading: str) 
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for place, seeds in enumerate(aurocs.values()):
-        values = np.array([[s["value"], s["low"], s["high"]] for s in seeds])
+        values = np.array([[s["value"], s["low"], s["high"]] for s in seeds], float)  # NaN: too few patients
         x = place + 0.16 * (np.arange(len(values)) - (len(values) - 1) / 2)
         error = np.abs(values[:, 1:].T - values[:, 0])
         axes.errorbar(x, values[:, 0], yerr=error, fmt="o", markersize=4, linewidth=0.9, color=f"C{place}")

@@ -17,9 +17,13 @@ COLDEST, HOTTEST = 0.1, 10.0
 def calibration_error(truth: np.ndarray, score: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
     """Expected calibration error over bins of equal width: mean gap between predicted and observed frequency."""
     weights = np.ones(len(truth)) if sample_weight is None else sample_weight
-    bins = np.minimum((score * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, weights * (score - truth), CALIBRATION_BINS)
+    gaps = np.bincount(calibration_bins(score), weights * (score - truth), CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / weights.sum())
+
+
+def calibration_bins(score: np.ndarray) -> np.ndarray:
+    """The bin of each probability ``[N]``."""
+    return np.minimum((score * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
 
 
 def calibration_by_chance(

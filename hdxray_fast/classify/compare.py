@@ -15,10 +15,11 @@ from ..errors import ConfigError
 from ..files import make_folder
 from .classifier import load_classifier
 from .comparison_files import write_comparison
+from .delong import delong_error, delong_parts
 from .evaluation import evaluate_files
 from .labels import read_manifest
 from .prediction_files import Answers, align, read_answers, truth_of
-from .weighted_metrics import MEASURED, WeightedMetrics, delong_error, delong_parts
+from .weighted_metrics import MEASURED, WeightedMetrics
 
 
 def compare(

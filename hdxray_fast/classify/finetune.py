@@ -169,7 +169,7 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
 def _read_result(out: Path) -> FinetuneResult:
     """A run that was finished before."""
     saved = json.loads((out / "metrics.json").read_text())
-    names = ("classes", "bootstraps", "images", "patients", "mean", "decisions", "temperature")
+    names = ("classes", "bootstraps", "images", "patients", "mean", "mean_over", "decisions", "temperature")
     report = {name: saved[name] for name in names if name in saved}
     return FinetuneResult(
         out, report, saved["train_images"], saved["chosen_on_validation"], saved["unreadable"], finished=True,

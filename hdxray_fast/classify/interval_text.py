@@ -1,10 +1,21 @@
-"""A metric with its interval, as a table for a terminal writes it."""
+"""A metric with its interval, as tables write it."""
 
 from __future__ import annotations
 
+from ..data.paired import FEW, FEWEST
 
-def interval_text(value: dict | None) -> str:
-    """``0.812 (0.741-0.873)``; without an interval the value alone, and ``N/A`` of what is not defined."""
+LEGEND = f"*: fewer than {FEW} patients with the finding or without it; too few: fewer than {FEWEST}, no interval"
+
+
+def interval_text(value: dict | None, few: str = "") -> str:
+    """``0.812 (0.741-0.873)``; without an interval the value alone, and ``N/A`` of what is not defined.
+
+    Args:
+        value: ``{"value", "low", "high"}``.
+        few: ``"too few"`` cases for an interval, which is said in its place; ``"few"``, which is marked by ``*``.
+    """
     if value is None:
         return "N/A"
-    return f"{value['value']:.3f}" + ("" if value["low"] is None else f" ({value['low']:.3f}-{value['high']:.3f})")
+    if value["low"] is None:
+        return f"{value['value']:.3f}" + (f" ({few})" if few == "too few" else "")
+    return f"{value['value']:.3f} ({value['low']:.3f}-{value['high']:.3f})" + ("*" if few == "few" else "")

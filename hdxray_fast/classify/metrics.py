@@ -5,16 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.bootstrap import bootstrap_counts, interval
+from ..data.bootstrap import bootstrap_counts
+from ..data.paired import FEWEST
 from ..errors import ArgumentError, ConfigError, MissingDependencyError
-from .calibration import calibration_by_chance, calibration_error
+from .calibration import CALIBRATION_BINS, calibration_bins, calibration_by_chance, calibration_error
+from .class_means import Carried, add_means
 from .exclusive import OF_A_CLASS, OF_ALL, RANKING, Decisions, describe_decisions
-from .interval_text import interval_text
+from .interval_text import LEGEND, interval_text
+from .intervals import ClassIntervals, Gaps, Interval, interval_of_draws, mean_interval, share_interval, with_interval
 from .operating_points import OperatingPoints, describe_points, point_names, read_prevalence
+from .resampled import Resampled
 
 METRICS = ("auroc", "auprc", "f1", "balanced_accuracy", "calibration_error")
 
@@ -43,7 +48,7 @@ def evaluate_predictions(
         patients: ``N`` ids; intervals draw patients, not images, since images of one patient are alike.
         thresholds: ``C`` decision thresholds for F1 and balanced accuracy, chosen on other data
             (:func:`best_threshold`).
-        bootstraps: draws for the 95 % percentile intervals; 0 for none.
+        bootstraps: draws of patients for the 95 % intervals (:mod:`.intervals`); 0 for none.
         seed: of the draws.
         weights: ``N`` weights of the images, at least 0 (for a sample that was not drawn evenly); left out, all equal.
         multiclass: exactly one class of each image holds.
@@ -52,11 +57,16 @@ def evaluate_predictions(
 
     Returns:
         ``{"classes": {name: {"positive", "negative", "threshold", metric: {"value", "low", "high"}}}, "mean": ...}``,
-        JSON-able. A metric that is not defined (a class without positives or negatives) is ``None``; means are over
-        the classes that have one. A class also has ``calibration_by_chance`` (:func:`.calibration_by_chance`) and
-        ``operating_points`` (:class:`.OperatingPoints`). With ``multiclass`` its metrics are ``RANKING`` and
-        ``OF_A_CLASS``, and ``"decisions"`` holds ``OF_ALL``, ``calibration_by_chance``, and ``confusion [C, C]``:
-        images (or weights) by the class that holds and the one decided.
+        JSON-able. A metric that is not defined (a class without positives or negatives) is ``None``. A class also has
+        ``positive_patients``, ``negative_patients`` and ``few``: with fewer than 5 of either it is ``"too few"``, its
+        ``low`` and ``high`` are ``None`` and the mean leaves it out; with fewer than 10 it is ``"few"``. Where all
+        classes have too few, means are over those that are defined, without interval. ``mean_over`` holds the
+        ``classes`` of the means, those ``left_out``, on how many ``draws`` the means' intervals rest (those that
+        define every class), and ``few``, if all of the classes have few. A class also has ``calibration_by_chance``
+        (:func:`.calibration_by_chance`) and ``operating_points`` (:class:`.OperatingPoints`). With ``multiclass`` its
+        metrics are ``RANKING`` and ``OF_A_CLASS``, and ``"decisions"`` holds ``OF_ALL``, ``calibration_by_chance``, and
+        ``confusion [C, C]``: images (or weights) by the class that holds and the one decided. A mean of these over a
+        class that has too few has no interval.
 
     Raises:
         ArgumentError: shapes differ, or probabilities are not finite numbers in [0, 1].
@@ -79,101 +89,136 @@ def evaluate_predictions(
         weights = np.asarray(weights, np.float64)
         if weights.shape != (len(labels),) or not (np.isfinite(weights) & (weights >= 0)).all():
             raise ArgumentError(f"weights: accepted is a finite number of at least 0 for each of {len(labels)} images")
-    draws = bootstrap_counts(patients, bootstraps, seed)
-    report: dict = {"classes": {}, "bootstraps": bootstraps, "images": len(labels), "patients": len(set(patients))}
+    sample = _Sample.of(patients, weights, bootstraps, seed)
+    report: dict = {"classes": {}, "bootstraps": bootstraps, "images": len(labels), "patients": sample.drawn.shape[1]}
     metrics = RANKING if multiclass else METRICS
-    samples: dict[str, list[np.ndarray]] = {name: [] for name in metrics}
+    carried: dict[str, Carried] = {}  # by the classes that have enough patients
     for column, name in enumerate(classes):
         known = ~np.isnan(labels[:, column])
         truth, score = labels[known, column].astype(int), probabilities[known, column]
+        threshold = 0.5 if multiclass else float(thresholds[column])
+        part = sample.part(known)
+        intervals = ClassIntervals(truth, score, score >= threshold, part.member, part.weights)
+        given = None if weights is None else part.weights
+        values = {metric: _defined(_measure(metric, threshold), truth, score, given) for metric in metrics}
         row: dict = {
             "positive": int(truth.sum()),
             "negative": int((1 - truth).sum()),
+            "positive_patients": intervals.support.positive_patients,
+            "negative_patients": intervals.support.negative_patients,
+            "few": intervals.support.few,
         }
-        threshold = 0.5 if multiclass else float(thresholds[column])
-        given = None if weights is None else weights[known]
-        counts = draws[:, known] if given is None else draws[:, known] * given
-        drawn = Resampled(truth, score, threshold).measure(counts)
-        for number, metric in enumerate(METRICS):
-            if metric in metrics:
-                samples[metric].append(drawn[:, number])
-                value = _defined(_measure(metric, threshold), truth, score, given)
-                row[metric] = _with_interval(value, drawn[:, number])
+        ends: Mapping[str, Interval | None] = {}
+        if intervals.support.units >= FEWEST:
+            carried[name] = _carried(
+                values, Resampled(truth, score, threshold), part.gaps(score, truth), part, intervals
+            )
+            ends = carried[name].ends
+        row |= {metric: with_interval(values[metric], ends.get(metric)) for metric in metrics}
         if not multiclass:
             row["threshold"] = threshold
             defined = row["calibration_error"] is not None
             row["calibration_by_chance"] = calibration_by_chance(score, given, seed=seed) if defined else None
-            share = shares.get(name)
-            points = OperatingPoints(truth, score, threshold, share)
-            value = points.measure(np.ones((1, len(truth))) if given is None else given[None])[0]
-            drawn = points.measure(counts)
-            told = {key: _with_interval(value[at], drawn[:, at]) for at, key in enumerate(point_names(share))}
-            row["operating_points"] = {**told, "prevalence": share}
+            points = OperatingPoints(truth, score, threshold, shares.get(name))
+            row["operating_points"] = _points(points, part, intervals)
         report["classes"][name] = row
-    report["mean"] = {}
-    for metric in metrics:
-        values = [row[metric]["value"] for row in report["classes"].values() if row[metric] is not None]
-        stacked = np.stack(samples[metric]) if samples[metric] else np.zeros((0, 0))
-        some = ~np.isnan(stacked).all(axis=0)  # a draw counts with the classes that it defines
-        drawn = np.nanmean(stacked[:, some], axis=0) if some.any() else np.zeros(0)
-        report["mean"][metric] = _with_interval(float(np.mean(values)) if values else np.nan, drawn)
+    add_means(report, metrics, carried)
     if multiclass:
-        _add_decisions(report, Decisions.of(labels, probabilities), list(classes), draws, weights)
+        _add_decisions(report, Decisions.of(labels, probabilities), list(classes), sample)
     return report
 
 
-def _add_decisions(
-    report: dict, found: Decisions, classes: list[str], draws: np.ndarray, weights: np.ndarray | None
-) -> None:
-    """What exclusive classes have beside ``RANKING``: under ``decisions``, in each class, and in the mean."""
-    given = np.ones(len(found.rows)) if weights is None else weights[found.rows]
-    counts = draws[:, found.rows] * given
-    (value,), (of_class,) = found.measure(given[None])
-    drawn, class_drawn = found.measure(counts) if len(counts) else (np.zeros((0, len(OF_ALL))), None)
-    told: dict = {name: _with_interval(value[at], drawn[:, at]) for at, name in enumerate(OF_ALL)}
-    told["calibration_by_chance"] = calibration_by_chance(found.confidence, given) if len(given) else None
-    report["decisions"] = {**told, "classes": classes, "confusion": found.confusion(given).tolist()}
-    for column, name in enumerate(classes):
-        for at, metric in enumerate(OF_A_CLASS):
-            sample = np.zeros(0) if class_drawn is None else class_drawn[:, column, at]
-            report["classes"][name][metric] = _with_interval(of_class[column, at], sample)
-    report["mean"] |= {"f1": told["macro_f1"], "recall": told["mean_recall"]}
+@dataclass(frozen=True)
+class _Sample:
+    """Images, their patients, and draws of these.
 
-
-class Resampled:
-    """The metrics of one class under many sets of image weights: sorted once, then sums, which scikit-learn would redo.
-
-    Args:
-        truth: ``[N]`` 0 or 1.
-        score: ``[N]`` in [0, 1].
-        threshold: decides for F1 and balanced accuracy.
+    Attributes:
+        member: ``[N]`` which patient.
+        weights: ``[N]``.
+        drawn: ``[B, P]`` how often each patient is in each draw.
     """
 
-    def __init__(self, truth: np.ndarray, score: np.ndarray, threshold: float) -> None:
-        order = np.argsort(-score, kind="stable")
-        self.order, self.truth, self.score = order, truth[order].astype(np.float64), score[order]
-        self.ends = np.flatnonzero(np.append(np.diff(self.score) != 0, True)) if len(order) else order  # of ties
-        self.called = int((score >= threshold).sum())  # the first of the sorted ones
+    member: np.ndarray
+    weights: np.ndarray
+    drawn: np.ndarray
 
-    def measure(self, weights: np.ndarray) -> np.ndarray:
-        """``[draws, len(METRICS)]`` for weights ``[draws, N]``; NaN where positives or negatives have no weight."""
-        rows = [self._one(drawn) for drawn in weights[:, self.order]]
-        return np.array(rows, np.float64).reshape(-1, len(METRICS))
+    @classmethod
+    def of(cls, patients: Sequence[str], weights: np.ndarray | None, bootstraps: int, seed: int) -> _Sample:
+        _, first, member = np.unique(np.asarray(patients, dtype=str), return_index=True, return_inverse=True)
+        drawn = bootstrap_counts(patients, bootstraps, seed)[:, first].astype(np.float64)
+        return cls(member, np.ones(len(member)) if weights is None else weights, drawn)
 
-    def _one(self, weights: np.ndarray) -> list[float]:
-        positive = weights * self.truth
-        hits, alarms = np.cumsum(positive), np.cumsum(weights - positive)
-        positives, negatives = (hits[-1], alarms[-1]) if len(weights) else (0.0, 0.0)
-        if positives <= 0 or negatives <= 0:
-            return [np.nan] * len(METRICS)
-        true, false = (np.concatenate([[0.0], sums[self.ends]]) for sums in (hits, alarms))  # as the threshold falls
-        auroc = (np.diff(false) * (true[1:] + true[:-1])).sum() / (2 * positives * negatives)
-        precision = true[1:] / np.maximum(true[1:] + false[1:], np.finfo(np.float64).tiny)
-        auprc = (np.diff(true) * precision).sum() / positives
-        found, wrong = (hits[self.called - 1], alarms[self.called - 1]) if self.called else (0.0, 0.0)
-        f1 = 2 * found / (found + wrong + positives)
-        balanced = (found / positives + 1 - wrong / negatives) / 2
-        return [auroc, auprc, f1, balanced, calibration_error(self.truth, self.score, weights)]
+    def part(self, rows: np.ndarray) -> _Sample:
+        """Some of the images."""
+        return _Sample(self.member[rows], self.weights[rows], self.drawn)
+
+    def counts(self) -> Iterator[np.ndarray]:
+        """The weight of each image in each draw."""
+        return (drawn[self.member] * self.weights for drawn in self.drawn)
+
+    def gaps(self, score: np.ndarray, truth: np.ndarray) -> Gaps:
+        bins = calibration_bins(score)
+        return Gaps.of(bins, score - truth, self.weights, self.member, self.drawn, CALIBRATION_BINS)
+
+
+def _carried(
+    values: dict[str, float], resampled: Resampled, gaps: Gaps, part: _Sample, intervals: ClassIntervals
+) -> Carried:
+    """Intervals of a class with enough patients, and what the mean's rest on."""
+    drawn = dict(zip(Resampled.MEASURED, resampled.measure(part.counts()).T, strict=True))
+    ends: dict[str, Interval | None] = {}
+    if len(part.drawn):
+        ends = {name: intervals.of(name, value, drawn[name]) for name, value in values.items() if name in drawn}
+        ends["calibration_error"] = gaps.interval()
+    return Carried(ends, drawn, gaps)
+
+
+def _points(points: OperatingPoints, part: _Sample, intervals: ClassIntervals) -> dict:
+    """Operating points of a class with their intervals."""
+    names, units = point_names(points.prevalence), intervals.support.units
+    (value,) = points.measure(part.weights[None])
+    ends: dict[str, Interval | None] = {}
+    if units >= FEWEST and len(part.drawn):
+        drawn = points.measure(part.counts())
+        ends = {name: interval_of_draws(value[at], drawn[:, at], units, units) for at, name in enumerate(names)}
+        ends |= {"sensitivity": intervals.sensitivity(), "specificity": intervals.specificity()}
+        if points.prevalence is not None:
+            ends |= dict(zip(("ppv", "npv"), intervals.predictive_values(points.prevalence), strict=True))
+    told = {name: with_interval(value[at], ends.get(name)) for at, name in enumerate(names)}
+    return {**told, "prevalence": points.prevalence}
+
+
+def _add_decisions(report: dict, found: Decisions, classes: list[str], sample: _Sample) -> None:
+    """What exclusive classes have beside ``RANKING``: under ``decisions``, in each class, and in the mean."""
+    part = sample.part(found.rows)
+    (value,), (of_class,) = found.measure(part.weights[None])
+    here = [column for column in range(len(classes)) if (found.truth == column).any()]
+    ends: dict[str, Interval | None] = {}
+    class_ends: list[dict[str, Interval]] = [{} for _ in classes]
+    if len(part.drawn) and len(here) > 1:
+        for column in here:
+            called = found.decided == column
+            truth = (found.truth == column).astype(int)
+            one = ClassIntervals(truth, called.astype(float), called, part.member, part.weights)
+            if one.support.units >= FEWEST:
+                class_ends[column] = {"f1": one.f1(), "recall": one.sensitivity()}
+        if len(np.unique(part.member)) >= FEWEST:
+            right, some = found.decided == found.truth, part.weights > 0
+            ends["accuracy"] = share_interval(right[some], part.weights[some], part.member[some])
+            ends["calibration_error"] = part.gaps(found.confidence, right).interval()
+        if all(class_ends[column] for column in here):
+            _, drawn = found.measure(np.stack(list(part.counts())))
+            drawn = drawn[np.isfinite(drawn[:, here]).all(axis=(1, 2))]
+            for at, (metric, mean) in enumerate(zip(OF_A_CLASS, ("macro_f1", "mean_recall"), strict=True)):
+                each = [class_ends[column][metric] for column in here]
+                ends[mean] = mean_interval(of_class[here, at], each, drawn[:, here, at].T)
+    told: dict = {name: with_interval(value[at], ends.get(name)) for at, name in enumerate(OF_ALL)}
+    told["calibration_by_chance"] = calibration_by_chance(found.confidence, part.weights) if len(found.rows) else None
+    report["decisions"] = {**told, "classes": classes, "confusion": found.confusion(part.weights).tolist()}
+    for column, name in enumerate(classes):
+        for at, metric in enumerate(OF_A_CLASS):
+            report["classes"][name][metric] = with_interval(of_class[column, at], class_ends[column].get(metric))
+    report["mean"] |= {"f1": told["macro_f1"], "recall": told["mean_recall"]}
 
 
 def best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
@@ -223,40 +268,40 @@ def _defined(
     return float(measure(truth, score, sample_weight=weights))
 
 
-def _with_interval(value: float, drawn: np.ndarray) -> dict | None:
-    """Value and 95 % percentile interval; None for a metric that is not defined."""
-    if np.isnan(value):
-        return None
-    drawn = drawn[~np.isnan(drawn)]
-    low, high = interval(drawn) if drawn.size else (None, None)
-    return {"value": float(value), "low": low, "high": high}
-
-
 def format_metrics(report: dict) -> str:
     """A report of :func:`evaluate_predictions` as a table for a terminal."""
-    names = [*report["classes"], "mean"]
     metrics = (*RANKING, *OF_A_CLASS) if "decisions" in report else METRICS
     chance = "decisions" not in report
-    width = max(map(len, names))
+    over = report.get("mean_over") or {"classes": [], "left_out": [], "draws": 0, "few": ""}  # of an earlier release
+    rows = {**report["classes"], "mean": report["mean"]}
+    few = {name: row.get("few", over["few"]) if report["bootstraps"] else "" for name, row in rows.items()}
+    width = max(map(len, rows))
     head = f"{'':{width}}  {'pos':>6} {'neg':>6}  " + "  ".join(f"{metric.replace('_', ' '):>22}" for metric in metrics)
     lines = [head + ("  by chance" if chance else "")]
-    for name in names:
-        row = report["classes"].get(name) or report["mean"]
+    for name, row in rows.items():
         support = f"{row['positive']:>6} {row['negative']:>6}" if "positive" in row else " " * 13
-        line = f"{name:{width}}  {support}  " + "  ".join(f"{interval_text(row[metric]):>22}" for metric in metrics)
+        cells = (f"{interval_text(row[metric], few[name]):>22}" for metric in metrics)
         by_chance = row.get("calibration_by_chance")
+        line = f"{name:{width}}  {support}  " + "  ".join(cells)
         lines.append(line + (f"  {by_chance['value']:>9.3f}" if by_chance else ""))
+    if any(few.values()):
+        lines.append(LEGEND)
+    if over["left_out"]:
+        classes = f"{len(over['classes'])} class{'' if len(over['classes']) == 1 else 'es'}"
+        lines.append(f"the mean is over {classes}, without {', '.join(over['left_out'])}")
+    if over["draws"]:
+        lines.append(
+            f"95 % over patients, the mean's from the {over['draws']} of {report['bootstraps']} draws that define all "
+            "its classes"
+        )
     if not chance:
         return "\n".join([*lines, *describe_decisions(report["decisions"])])
     if any(row["calibration_by_chance"] for row in report["classes"].values()):
-        lines.append("by chance: the calibration error that perfectly calibrated probabilities show on such cases")
-    if any(
-        row["calibration_error"] and row["calibration_error"]["low"] is not None for row in report["classes"].values()
-    ):
         lines.append(
-            "calibration error: draws of patients lie above it, so its interval leans upward and may leave it out"
+            "by chance: the calibration error that perfectly calibrated probabilities show on such cases; it is not in "
+            "the error's interval, which may lie below the error"
         )
-    return "\n".join([*lines, *describe_points(report["classes"])])
+    return "\n".join([*lines, *describe_points(report["classes"], few)])
 
 
 def _sklearn():

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
 from ..errors import ConfigError
 from .interval_text import interval_text
+from .resampled import Ranked
 
 LEVELS = (0.9, 0.95)
 TOLERANCE = 1e-9  # shares of counts are no exact numbers
@@ -20,7 +21,7 @@ def point_names(prevalence: float | None = None) -> list[str]:
     return names + ["sensitivity", "specificity"] + (["ppv", "npv"] if prevalence is not None else [])
 
 
-class OperatingPoints:
+class OperatingPoints(Ranked):
     """Points of one class's ROC curve under many sets of image weights.
 
     At a fixed specificity (or sensitivity) the best point of the test set's own curve is told, as the field does; no
@@ -36,31 +37,29 @@ class OperatingPoints:
     """
 
     def __init__(self, truth: np.ndarray, score: np.ndarray, threshold: float, prevalence: float | None = None) -> None:
-        order = np.argsort(-score, kind="stable")
-        self.order, self.truth, self.score = order, truth[order].astype(np.float64), score[order]
-        self.ends = np.flatnonzero(np.append(np.diff(self.score) != 0, True)) if len(order) else order  # of ties
-        self.called = int((score >= threshold).sum())
+        super().__init__(truth, score, threshold)
         self.prevalence = prevalence
 
-    def measure(self, weights: np.ndarray) -> np.ndarray:
-        """``[draws, len(point_names(prevalence))]`` for weights ``[draws, N]``; NaN without positives or negatives."""
-        rows = [self._one(drawn) for drawn in weights[:, self.order]]
+    def measure(self, weights: Iterable[np.ndarray]) -> np.ndarray:
+        """``[draws, len(point_names(prevalence))]`` for weights ``[N]`` of each; NaN without positives or negatives."""
+        rows = [self._one(drawn[self.order]) for drawn in weights]
         return np.array(rows, np.float64).reshape(-1, len(point_names(self.prevalence)))
 
     def _one(self, weights: np.ndarray) -> list[float]:
-        positive = weights * self.truth
-        hits, alarms = np.cumsum(positive), np.cumsum(weights - positive)
-        positives, negatives = (hits[-1], alarms[-1]) if len(weights) else (0.0, 0.0)
+        gained, passed = self.steps(weights)
+        hits, alarms = np.cumsum(gained), np.cumsum(passed - gained)
+        positives, negatives = hits[-1], alarms[-1]
         if positives <= 0 or negatives <= 0:
             return [np.nan] * len(point_names(self.prevalence))
-        sensitivity = np.append(0.0, hits[self.ends] / positives)  # as the threshold falls
-        specificity = np.append(1.0, 1 - alarms[self.ends] / negatives)
+        sensitivity = np.append(0.0, hits / positives)  # as the threshold falls
+        specificity = np.append(1.0, 1 - alarms / negatives)
         found = [float(sensitivity[specificity >= level - TOLERANCE].max()) for level in LEVELS]
         found += [float(specificity[sensitivity >= level - TOLERANCE].max()) for level in LEVELS]
-        own, other = (hits[self.called - 1] / positives, alarms[self.called - 1] / negatives) if self.called else (0, 0)
-        found += [float(own), float(1 - other)]
+        right, called = self.decided(weights)
+        own, other = right / positives, (called - right) / negatives
+        found += [own, 1 - other]
         if self.prevalence is not None:
-            found += predictive_values(float(own), float(1 - other), self.prevalence)
+            found += predictive_values(own, 1 - other, self.prevalence)
         return found
 
 
@@ -107,8 +106,8 @@ def read_prevalence(text: str | float | None, classes: Sequence[str] | None = No
     return found
 
 
-def describe_points(rows: dict[str, dict]) -> list[str]:
-    """The classes' operating points as lines of a table for a terminal."""
+def describe_points(rows: dict[str, dict], few: dict[str, str]) -> list[str]:
+    """The classes' operating points as lines of a table for a terminal; ``few`` as for :func:`.interval_text`."""
     some = [row["operating_points"] for row in rows.values() if row.get("operating_points")]
     if not some:
         return []
@@ -121,7 +120,9 @@ def describe_points(rows: dict[str, dict]) -> list[str]:
     lines = [f"{'':{width}}  " + "  ".join(f"{title:>20}" for title in titles.values())]
     for name, row in rows.items():
         points = row.get("operating_points") or {}
-        lines.append(f"{name:{width}}  " + "  ".join(f"{interval_text(points.get(key)):>20}" for key in titles))
+        lines.append(
+            f"{name:{width}}  " + "  ".join(f"{interval_text(points.get(key), few[name]):>20}" for key in titles)
+        )
     lines.append("sensitivity, specificity and predictive values are at the threshold of validation")
     shares = {name: row["operating_points"]["prevalence"] for name, row in rows.items() if row.get("operating_points")}
     if told := {name: share for name, share in shares.items() if share is not None}:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..files import written_whole
 from .config import FinetuneConfig
+from .interval_text import interval_text
 from .label_fractions import added_for
 from .result import FinetuneResult
 
@@ -21,7 +22,8 @@ def gathered(runs: Sequence[FinetuneConfig], results: Sequence[FinetuneResult]) 
     found: dict[float, list[dict]] = {}
     for run, result in zip(runs, results, strict=True):
         counts = {"train_images": result.train_images, "label_fraction": result.fraction}
-        row = {"seed": run.seed, **counts, "out": str(result.out), **result.report["mean"]}
+        few = result.report.get("mean_over", {}).get("few", "") if result.report["bootstraps"] else ""
+        row = {"seed": run.seed, **counts, "out": str(result.out), "few": few, **result.report["mean"]}
         found.setdefault(run.label_fractions[0], []).append(row)
     return found
 
@@ -50,7 +52,7 @@ def summary(runs: Sequence[FinetuneConfig], results: Sequence[FinetuneResult]) -
             values = np.array([row[name]["value"] for row in rows if row[name] is not None])
             spread = f" ± {values.std(ddof=1):.3f}" if len(values) > 1 else ""
             cells.append(f"{values.mean():.3f}{spread}" if len(values) else "N/A")
-        cells.append(", ".join(_interval(row["auroc"]) for row in rows))
+        cells.append(", ".join(interval_text(row["auroc"], row["few"]) for row in rows))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -70,12 +72,6 @@ def write_table(out: Path, runs: Sequence[FinetuneConfig], results: Sequence[Fin
         with written_whole(out / name) as temporary:
             temporary.write_text(text + "\n", encoding="utf-8")
     _plot(out / "fractions.png", found)
-
-
-def _interval(value: dict | None) -> str:
-    if value is None:
-        return "N/A"
-    return f"{value['value']:.3f}" + ("" if value["low"] is None else f" ({value['low']:.3f}–{value['high']:.3f})")
 
 
 def _plot(path: Path, found: dict[float, list[dict]]) -> None:

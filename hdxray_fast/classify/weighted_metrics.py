@@ -1,8 +1,6 @@
-"""The metrics of one class under many sets of weights at once, by what was called present; and DeLong for clusters."""
+"""The metrics of one class under many sets of weights at once, by what was called present."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -70,45 +68,3 @@ class WeightedMetrics:
             if name in by:
                 found[some, number] = by[name]
         return found
-
-
-def delong_parts(truth: np.ndarray, score: np.ndarray) -> np.ndarray:
-    """Structural components of the AUROC (DeLong 1988), ``[N]``: of a positive the share of negatives below it, of a
-    negative that of positives above it; ties count half.
-
-    Args:
-        truth: ``[N]`` 0 or 1.
-        score: ``[N]``.
-    """
-    parts = np.zeros(len(truth))
-    positive = truth == 1
-    for own, other, sign in ((positive, ~positive, 1), (~positive, positive, -1)):
-        there = np.sort(sign * score[other])
-        below = np.searchsorted(there, sign * score[own], "left") + np.searchsorted(there, sign * score[own], "right")
-        parts[own] = below / (2 * len(there))
-    return parts
-
-
-def delong_error(truth: np.ndarray, parts: np.ndarray, patients: Sequence[str]) -> float:
-    """Standard error of an AUROC, or of a difference of two, over patients with several images (Obuchowski 1997).
-
-    Args:
-        truth: ``[N]`` 0 or 1, both there.
-        parts: ``[N]`` of :func:`delong_parts`, or the difference of two models' (or a mean over runs).
-        patients: ``N`` ids.
-
-    Returns:
-        The standard error; NaN with a single patient of a kind.
-    """
-    _, member = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    positive, patient_count = truth == 1, int(member.max()) + 1
-    sums, kinds = [], []
-    for rows in (positive, ~positive):
-        deviation = (parts[rows] - parts[rows].mean()) / rows.sum()
-        sums.append(np.bincount(member[rows], deviation, patient_count))
-        kinds.append(len(np.unique(member[rows])))
-    if min(kinds) < 2:
-        return float("nan")
-    own = sum(kind / (kind - 1) * (values**2).sum() for kind, values in zip(kinds, sums, strict=True))
-    both = 2 * patient_count / (patient_count - 1) * (sums[0] * sums[1]).sum()
-    return float(max(own + both, 0.0) ** 0.5)

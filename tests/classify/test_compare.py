@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 import hdxray_fast as hx
+from hdxray_fast.classify.delong import delong_error, delong_parts
 from hdxray_fast.classify.metrics import evaluate_predictions
-from hdxray_fast.classify.weighted_metrics import MEASURED, WeightedMetrics, delong_error, delong_parts
+from hdxray_fast.classify.weighted_metrics import MEASURED, WeightedMetrics
 from hdxray_fast.cli.main import main
 from hdxray_fast.data.paired import Measured, difference, draw_patients, holm, p_of_draws, units_of_mean, widened
 

@@ -9,8 +9,8 @@ import pytest
 
 import hdxray_fast as hx
 from hdxray_fast.classify.calibration import calibration_error
+from hdxray_fast.classify.intervals import share_interval
 from hdxray_fast.classify.metrics import evaluate_predictions, format_metrics
-from hdxray_fast.data.bootstrap import bootstrap_counts
 
 sklearn = pytest.importorskip("sklearn.metrics")
 
@@ -66,19 +66,30 @@ def test_a_model_that_always_says_the_same_has_no_skill():
     assert report["decisions"]["accuracy"]["value"] == (truth == 0).mean()
 
 
-def test_intervals_are_over_draws_that_hold_every_class():
-    truth, probabilities, patients = cases(np.random.default_rng(3), 60)
+def test_intervals_of_decisions_are_of_shares_over_patients():
+    truth, probabilities, patients = cases(np.random.default_rng(3), 240)
     report = evaluate(truth, probabilities, patients, bootstraps=200, seed=4)
-    decided, accuracies, recalls = probabilities.argmax(1), [], []
-    for draw in bootstrap_counts(patients, 200, 4):
-        rows = np.repeat(np.arange(60), draw)
-        accuracies.append(sklearn.accuracy_score(truth[rows], decided[rows]))
-        if len(set(truth[rows])) == len(set(truth)):
-            recalls.append(sklearn.balanced_accuracy_score(truth[rows], decided[rows]))
-    assert len(recalls) < 200
-    for name, drawn in (("accuracy", accuracies), ("mean_recall", recalls)):
-        row = report["decisions"][name]
-        assert (row["low"], row["high"]) == pytest.approx(tuple(np.percentile(drawn, (2.5, 97.5))), abs=1e-12)
+    found, rows = report["decisions"], report["classes"]
+    right, member = probabilities.argmax(1) == truth, np.unique(patients, return_inverse=True)[1]
+    expected = share_interval(right, np.ones(240), member)
+    assert (found["accuracy"]["low"], found["accuracy"]["high"]) == pytest.approx(expected, abs=1e-12)
+    for metric, mean in (("recall", "mean_recall"), ("f1", "macro_f1")):
+        lengths = [row[metric]["high"] - row[metric]["low"] for row in rows.values()]
+        assert 0.2 * max(lengths) < found[mean]["high"] - found[mean]["low"] < np.mean(lengths)
+        assert found[mean]["low"] < found[mean]["value"] < found[mean]["high"]
+    held = truth == 0
+    expected = share_interval(right[held], np.ones(held.sum()), member[held])
+    assert (rows[NAMES[0]]["recall"]["low"], rows[NAMES[0]]["recall"]["high"]) == pytest.approx(expected, abs=1e-12)
+    assert found["calibration_error"]["low"] < found["calibration_error"]["high"]
+
+
+def test_a_mean_over_a_class_with_too_few_patients_has_no_interval():
+    truth, probabilities, patients = cases(np.random.default_rng(3), 60)
+    assert 0 < len({patient for patient, number in zip(patients, truth, strict=True) if number == 3}) < 5
+    report = evaluate(truth, probabilities, patients, bootstraps=200)
+    assert report["classes"][NAMES[3]]["recall"]["low"] is None
+    assert report["decisions"]["macro_f1"]["low"] is report["decisions"]["mean_recall"]["low"] is None
+    assert report["decisions"]["accuracy"]["low"] is not None
 
 
 def test_a_class_that_the_images_lack_is_left_out_of_means():

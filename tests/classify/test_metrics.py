@@ -1,4 +1,4 @@
-"""Metrics against scikit-learn called directly, and intervals against a bootstrap written out."""
+"""Metrics, of all cases and of draws, against scikit-learn called directly."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hdxray_fast.classify.metrics import (
     evaluate_predictions,
     format_metrics,
 )
+from hdxray_fast.classify.resampled import Resampled
 from hdxray_fast.classify.selection import validation_score
 from hdxray_fast.data.bootstrap import bootstrap_counts
 
@@ -57,30 +58,30 @@ def test_values_are_those_of_scikit_learn(seed, ties):
     json.dumps(report)
 
 
-def test_intervals_are_those_of_a_direct_bootstrap_over_patients():
+@pytest.mark.parametrize("ties", [False, True])
+def test_draws_are_measured_as_scikit_learn_would(ties):
     rng = np.random.default_rng(7)
-    labels, probabilities, patients = cases(rng, n=90, classes=1)
-    thresholds, draws = [0.5], 200
-    report = evaluate_predictions(labels, probabilities, ["a"], patients, thresholds, bootstraps=draws, seed=3)
-    counts = bootstrap_counts(patients, draws, 3)
-    values = {metric: [] for metric in METRICS}
-    for draw in counts:  # every image written out as often as its patient was drawn
-        rows = np.repeat(np.arange(90), draw)
-        rows = rows[~np.isnan(labels[rows, 0])]
-        truth, score = labels[rows, 0].astype(int), probabilities[rows, 0]
-        if truth.min() == truth.max():
+    labels, probabilities, patients = cases(rng, n=90, classes=1, ties=ties)
+    known = ~np.isnan(labels[:, 0])
+    truth, score = labels[known, 0].astype(int), probabilities[known, 0]
+    counts = bootstrap_counts(patients, 200, 3)[:, known]
+    drawn = Resampled(truth, score, 0.5).measure(counts)
+    for draw, found in zip(counts, drawn, strict=True):  # every image written out as often as its patient was drawn
+        rows = np.repeat(np.arange(len(truth)), draw)
+        if truth[rows].min() == truth[rows].max():
+            assert np.isnan(found).all()
             continue
-        decided = (score >= 0.5).astype(int)
-        values["auroc"].append(sklearn.roc_auc_score(truth, score))
-        values["auprc"].append(sklearn.average_precision_score(truth, score))
-        values["f1"].append(sklearn.f1_score(truth, decided))
-        values["balanced_accuracy"].append(sklearn.balanced_accuracy_score(truth, decided))
-        values["calibration_error"].append(calibration_error(truth, score))
-    for metric in METRICS:
-        low, high = np.percentile(values[metric], (2.5, 97.5))
-        row = report["classes"]["a"][metric]
-        assert (row["low"], row["high"]) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
-        assert report["mean"][metric]["low"] == pytest.approx(low, abs=1e-9)
+        decided = (score[rows] >= 0.5).astype(int)
+        assert found == pytest.approx(
+            [
+                sklearn.roc_auc_score(truth[rows], score[rows]),
+                sklearn.average_precision_score(truth[rows], score[rows]),
+                sklearn.f1_score(truth[rows], decided),
+                sklearn.balanced_accuracy_score(truth[rows], decided),
+            ],
+            abs=1e-9,
+        )
+    assert np.isnan(Resampled(truth[:0], score[:0], 0.5).measure(counts[:2, :0])).all()
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -104,12 +105,9 @@ def test_weights_are_scikit_learns_sample_weights(seed, whole):
         "balanced_accuracy": sklearn.balanced_accuracy_score(truth, decided, sample_weight=given),
     }.items():
         assert row[metric]["value"] == pytest.approx(value, abs=1e-9)
-    drawn = [
-        sklearn.roc_auc_score(truth, score, sample_weight=given * counts[known])
-        for counts in bootstrap_counts(patients, 50, 1)
-    ]
-    expected = np.percentile(drawn, (2.5, 97.5))
-    assert (row["auroc"]["low"], row["auroc"]["high"]) == pytest.approx(tuple(expected), abs=1e-9)
+    for counts in bootstrap_counts(patients, 20, 1):
+        (drawn,) = Resampled(truth, score, 0.5).measure(given[None] * counts[known])
+        assert drawn[0] == pytest.approx(sklearn.roc_auc_score(truth, score, sample_weight=given * counts[known]))
     if whole:  # a weight of 2 is the image twice
         rows = np.repeat(np.arange(120), weights.astype(int))
         again = evaluate_predictions(
@@ -138,9 +136,9 @@ def test_a_class_without_positives_is_not_available():
     assert report["classes"]["none"]["negative"] == 3
     assert report["mean"]["auroc"]["value"] == report["classes"]["all"]["auroc"]["value"] == 1
     text = format_metrics(report)
-    assert any(line.startswith("calibration error: ") for line in text.splitlines())
     assert "N/A" in text
-    assert "1.000 (1.000-1.000)" in text
+    assert "1.000 (too few)" in text
+    assert "the mean is over 1 class, without none" in text.splitlines()
     empty = evaluate_predictions(labels[:, :1], probabilities[:, :1], ["none"], list("abcd"), [0.5], bootstraps=20)
     assert empty["mean"]["auroc"] is None
 

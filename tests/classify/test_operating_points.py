@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import hdxray_fast as hx
+from hdxray_fast.classify.intervals import interval_of_draws
 from hdxray_fast.classify.metrics import evaluate_predictions, format_metrics
-from hdxray_fast.classify.operating_points import read_prevalence
+from hdxray_fast.classify.operating_points import predictive_values, read_prevalence
 from hdxray_fast.data.bootstrap import bootstrap_counts
 
 sklearn = pytest.importorskip("sklearn.metrics")
@@ -53,13 +54,29 @@ def test_points_are_those_of_scikit_learns_curve(seed, ties, weighted):
     assert points["prevalence"] == 0.02
 
 
-def test_intervals_are_those_of_a_direct_bootstrap():
+def test_intervals_at_a_level_rest_on_a_direct_bootstrap():
     truth, score, patients = cases(9, False, 90)
     report = evaluate_predictions(truth[:, None], score[:, None], ["a"], patients, [0.5], bootstraps=100, seed=2)
     drawn = [from_curve(truth, score, 0.9, counts)[0] for counts in bootstrap_counts(patients, 100, 2).astype(float)]
+    units = report["classes"]["a"]["positive_patients"]
+    assert units < report["classes"]["a"]["negative_patients"]
     found = report["classes"]["a"]["operating_points"]["sensitivity_at_specificity_0.9"]
-    assert (found["low"], found["high"]) == pytest.approx(tuple(np.percentile(drawn, (2.5, 97.5))), abs=1e-12)
+    expected = interval_of_draws(found["value"], np.array(drawn), units, units)
+    assert (found["low"], found["high"]) == pytest.approx(expected, abs=1e-12)
     assert "ppv" not in report["classes"]["a"]["operating_points"]
+
+
+def test_predictive_values_are_as_uncertain_as_what_they_follow_from():
+    truth = np.repeat([1, 0], [20, 200])
+    score = np.where(truth == 1, np.arange(220) < 16, np.arange(220) < 0).astype(float)  # no false alarm
+    report = evaluate_predictions(
+        truth[:, None], score[:, None], ["a"], [str(i) for i in range(220)], [0.5], bootstraps=50, prevalence=0.01
+    )
+    points = report["classes"]["a"]["operating_points"]
+    assert points["ppv"]["value"] == points["ppv"]["high"] == 1
+    expected = predictive_values(0.8, points["specificity"]["low"], 0.01)[0]  # far from what 20 patients' draws show
+    assert points["ppv"]["low"] == pytest.approx(expected, abs=0.02) and expected < 0.4
+    assert 0.99 < points["npv"]["low"] < points["npv"]["value"] < points["npv"]["high"]
 
 
 def test_prevalence_as_it_is_written():
