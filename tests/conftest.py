@@ -64,3 +64,11 @@ def plain_mae():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def timm(plain_mae):
+    """timm, and with it a torchvision that imports beside any build of torch, which transformers needs too."""
+    if plain_mae.import_timm() is None:
+        pytest.skip("timm is not installed")
+    return pytest.importorskip("timm")

@@ -23,7 +23,7 @@ from contour_confidence import SIZE, read_small
 
 import hdxray_fast
 from hdxray_fast.images.contour import _network
-from hdxray_fast.images.view_net import SURE
+from hdxray_fast.images.view_net import SURE, view_chances
 
 WEIGHTS = Path(hdxray_fast.__file__).parent / "images" / "view_net.npz"
 CLASSES = {"frontal": 0, "lateral": 1, "ct": 2, "made": 2}
@@ -142,12 +142,6 @@ def fit(rows: dict[str, np.ndarray], chosen: np.ndarray, decay: float = 3e-4) ->
     return {name: value.astype(np.float32) for name, value in found.items()}
 
 
-def chances(signs: np.ndarray, net: dict[str, np.ndarray]) -> np.ndarray:  # [N, D] -> [N, 3]
-    logits = np.clip((signs - net["mean"]) / net["deviation"], -4, 4) @ net["weight"] + net["bias"]
-    shares = np.exp(logits - logits.max(1, keepdims=True))
-    return shares / shares.sum(1, keepdims=True)
-
-
 def table(rows: dict[str, np.ndarray], found: np.ndarray, title: str, chosen: np.ndarray) -> None:
     """Counts: what is taken for which view, and how many are not sure."""
     print(f"{title}\n| shown | n | frontal | lateral | other | not sure, kept |\n|---|---|---|---|---|---|")
@@ -175,7 +169,7 @@ def main() -> None:
     fold = np.array([zlib.crc32(patient.encode()) % 5 for patient in rows["patient"]])
     found = np.zeros((len(fold), 3))
     for held in range(5):
-        found[fold == held] = chances(rows["signs"][fold == held], fit(rows, fold != held))
+        found[fold == held] = view_chances(rows["signs"][fold == held], fit(rows, fold != held))
     plain = rows["done"] == "as it is"
     table(rows, found, "pictures as they are", plain)
     for name in ("letters", "devices", "white out", "invert", "turn", "tilt"):

@@ -9,10 +9,10 @@ from statistics import NormalDist
 
 import numpy as np
 
-from ..data.named_runs import Place, name_runs
+from ..data.comparison_folder import note_on_single_runs
+from ..data.named_runs import Place, begin_comparison
 from ..data.paired import FEW, FEWEST, Measured, difference, draw_patients, holm, units_of_mean
 from ..errors import ConfigError
-from ..files import make_folder
 from .classifier import load_classifier
 from .comparison_files import write_comparison
 from .delong import delong_error, delong_parts
@@ -63,11 +63,7 @@ def compare(
             other labels or patients; no labels.
         MissingDependencyError: pandas, scipy or matplotlib is not installed.
     """
-    if bootstraps < 1:
-        raise ConfigError(f"bootstraps: got {bootstraps}, accepted are whole numbers from 1 on")
-    named = name_runs(models)
-    if out is not None:
-        make_folder(Path(out))
+    named = begin_comparison(models, out, bootstraps)
     read = [read_answers(run) for runs in named.values() for run in runs]
     aligned, notes = align(read, classes)
     table = None
@@ -121,12 +117,7 @@ def evaluate_against(
 
 
 def _notes_on_runs(runs_of: Mapping[str, Sequence[Answers]]) -> list[str]:
-    notes = []
-    if single := [name for name, runs in runs_of.items() if len(runs) == 1]:
-        notes.append(
-            f"one run of {', '.join(single)}: the intervals are over patients; what another seed would change is not "
-            "in them"
-        )
+    notes = note_on_single_runs(runs_of, "patients")
     if unsaid := [run.source for runs in runs_of.values() for run in runs if run.called is None]:
         notes.append(f"no column 'present' in {', '.join(unsaid)}: metrics of decisions are left out")
     return notes

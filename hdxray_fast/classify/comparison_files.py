@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import json
+from collections.abc import Iterator
 from pathlib import Path
 
+from ..data.comparison_folder import csv_row, difference_text, p_text, table_lines, write_comparison_folder
 from ..data.forest_plot import Panel, plot_forest
 from ..data.paired import FEW, FEWEST
-from ..files import written_whole
 from .weighted_metrics import MEASURED
 
 PLOTTED = ("auroc", "auprc", "balanced_accuracy", "f1", "calibration_error")
@@ -21,24 +20,14 @@ COLUMNS = (
 
 def write_comparison(report: dict, out: Path) -> None:
     """Write ``comparison.csv``, ``comparison.md``, ``forest.png`` and, last, ``comparison.json`` into ``out``."""
-    out.mkdir(parents=True, exist_ok=True)
-    with written_whole(out / "comparison.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
-        writer.writeheader()
-        for pair in report["comparisons"]:
-            for name, support, row_of in _rows(pair):
-                for metric, row in row_of.items():
-                    about = {"first": pair["first"], "second": pair["second"], "class": name, "metric": metric}
-                    values = {**row, "value_first": row["first"], "value_second": row["second"]}
-                    writer.writerow({**support, **values, **about})
-    plot_comparison(out / "forest.png", report)
-    texts = {
-        "comparison.md": format_comparison(report),
-        "comparison.json": json.dumps(report, ensure_ascii=False, indent=1),
-    }
-    for name, text in texts.items():
-        with written_whole(out / name) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+    write_comparison_folder(out, report, COLUMNS, _csv_rows(report), plot_comparison, format_comparison(report))
+
+
+def _csv_rows(report: dict) -> Iterator[dict]:
+    for pair in report["comparisons"]:
+        for name, support, row_of in _rows(pair):
+            for metric, row in row_of.items():
+                yield csv_row(pair, row, **{**support, "class": name, "metric": metric})
 
 
 def format_comparison(report: dict, metrics: tuple[str, ...] = (*MEASURED, "accuracy")) -> str:
@@ -52,14 +41,13 @@ def format_comparison(report: dict, metrics: tuple[str, ...] = (*MEASURED, "accu
                 continue
             lines += [f"{second} minus {first}: {_title(metric)}", ""]
             head = ["class", "positive", "negative", first, second, "difference (95 %)", "p", "p (Holm)"]
-            lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+            table = []
             for name, support, row in rows:
                 mark = "*" if support.get("few") == "few" else ""
                 cells = [name, str(support.get("positive", "")), str(support.get("negative", ""))]
-                cells += [f"{row['first']:.3f}", f"{row['second']:.3f}", _difference(row) + mark]
-                cells += [_p(row["p"]), _p(row.get("p_holm"))]
-                lines.append("| " + " | ".join(cells) + " |")
-            lines.append("")
+                cells += [f"{row['first']:.3f}", f"{row['second']:.3f}", difference_text(row, 3) + mark]
+                table.append([*cells, p_text(row["p"]), p_text(row.get("p_holm"))])
+            lines += [*table_lines(head, table), ""]
     if any(row["few"] == "few" for pair in report["comparisons"] for row in pair["classes"].values()):
         lines.append(f"*: fewer than {FEW} patients with the finding, or without it; too few: fewer than {FEWEST}")
     for pair in report["comparisons"]:
@@ -108,13 +96,3 @@ def _rows(pair: dict) -> list[tuple[str, dict, dict[str, dict]]]:
 
 def _title(metric: str) -> str:
     return TITLES.get(metric, metric.replace("_", " "))
-
-
-def _difference(row: dict) -> str:
-    if row["low"] is None:
-        return f"{row['difference']:+.3f} (too few)"
-    return f"{row['difference']:+.3f} ({row['low']:+.3f} to {row['high']:+.3f})"
-
-
-def _p(value: float | None) -> str:
-    return "" if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..data.seen import MOST_SEEN, Overlap
+from ..data.seen import Overlap
 from ..data.splits import SPLIT_NAMES, SPLITS, canonical_split, patients_hash
 from ..errors import ConfigError
 from .classifier import Classifier
@@ -29,12 +29,8 @@ def overlap_of(model: Classifier, patients: Sequence[str], hashes: Sequence[str]
 
 def refuse_mostly_seen(overlap: Overlap | None, table: LabelTable, split: str, allowed: bool) -> None:
     """Raise a ConfigError if most of what is to be tested on is what the model was trained on."""
-    if allowed or overlap is None or canonical_split(split) not in ("test", "all") or overlap.share <= MOST_SEEN:
-        return
-    raise ConfigError(
-        f"split: {overlap.describe(table.paths)}; metrics on these flatter. Give data that it has not seen; if this is "
-        "wanted, or the same ids are other patients here, give allow_training_patients"
-    )
+    if overlap is not None:
+        overlap.refuse_most(canonical_split(split), table.paths, allowed, "metrics")
 
 
 def part_to_test(

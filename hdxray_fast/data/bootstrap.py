@@ -2,20 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 
-def bootstrap_counts(patients: Sequence[str], bootstraps: int, seed: int) -> np.ndarray:
-    """How often each image or study is in each draw of patients with replacement, ``[bootstraps, N] int64``."""
+def draws_of_patients(patients: Sequence[str], bootstraps: int, seed: int, at_once: int) -> Iterator[np.ndarray]:
+    """How often each image or study is in each draw of patients with replacement, some draws at a time.
+
+    Args:
+        patients: ``N`` ids.
+        bootstraps: how many draws in all.
+        seed: of the draws, which are the same however many are made at once.
+        at_once: draws in a part, at least 1.
+
+    Yields:
+        ``[draws, N] int64``; nothing where there are no patients.
+    """
     _, member = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    count = int(member.max()) + 1 if len(member) else 0
+    if not len(member):
+        return
+    count = int(member.max()) + 1
     rng = np.random.default_rng(seed)
-    drawn = (
-        rng.multinomial(count, np.full(count, 1 / max(count, 1)), size=bootstraps) if count else np.zeros((0, 0), int)
-    )
-    return drawn[:, member]
+    for start in range(0, bootstraps, at_once):
+        drawn = rng.multinomial(count, np.full(count, 1 / count), size=min(at_once, bootstraps - start))
+        yield drawn[:, member]
+
+
+def bootstrap_counts(patients: Sequence[str], bootstraps: int, seed: int) -> np.ndarray:
+    """All of :func:`draws_of_patients` at once, ``[bootstraps, N] int64``."""
+    nothing = np.zeros((0, len(patients)), np.int64)
+    return next(draws_of_patients(patients, bootstraps, seed, max(1, bootstraps)), nothing)
 
 
 def interval(drawn: np.ndarray) -> tuple[float, float]:

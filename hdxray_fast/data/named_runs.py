@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import ConfigError
+from ..files import make_folder
 
 Place = str | os.PathLike
 
@@ -42,6 +43,18 @@ def name_runs(models: Mapping[str, Place | Sequence[Place]] | Sequence[Place]) -
                 raise ConfigError(f"models: {run} is given twice ({other}, {name}); give each run once")
         found[name] = runs
     return found
+
+
+def begin_comparison(
+    models: Mapping[str, Place | Sequence[Place]] | Sequence[Place], out: Place | None, bootstraps: int
+) -> dict[str, list[str]]:
+    """As :func:`name_runs`; what cannot be computed or written is refused before anything is read."""
+    if bootstraps < 1:
+        raise ConfigError(f"bootstraps: got {bootstraps}, accepted are whole numbers from 1 on")
+    named = name_runs(models)
+    if out is not None:
+        make_folder(Path(out))
+    return named
 
 
 def _of_word(word: str) -> tuple[str, list[str]]:

@@ -15,6 +15,7 @@ from statistics import NormalDist
 import numpy as np
 
 from ..errors import MissingDependencyError
+from .bootstrap import draws_of_patients
 
 LEVEL = 0.05
 FEWEST, FEW = 5, 10  # patients of the rarer kind: no interval below the first, one with a mark below the second
@@ -33,13 +34,8 @@ def draw_patients(patients: Sequence[str], bootstraps: int, seed: int) -> Iterat
     Yields:
         ``[draws, N] float64``, how often each case is in each draw.
     """
-    _, member = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    count = int(member.max()) + 1
-    rng = np.random.default_rng(seed)
-    step = max(1, CHUNK // len(member))
-    for start in range(0, bootstraps, step):
-        drawn = rng.multinomial(count, np.full(count, 1 / count), size=min(step, bootstraps - start))
-        yield drawn[:, member].astype(np.float64)
+    for drawn in draws_of_patients(patients, bootstraps, seed, max(1, CHUNK // max(1, len(patients)))):
+        yield drawn.astype(np.float64)
 
 
 class Measured:

@@ -69,6 +69,24 @@ class Overlap:
             f"{', '.join(each)}; the first is {names[int(self.rows.argmax())]}"
         )
 
+    def refuse_most(self, split: str, names: Sequence[str], allowed: bool, what: str, source: str = "") -> None:
+        """Raise a ConfigError if most of what is to be tested on is what the model was trained on.
+
+        Args:
+            split: ``train`` and ``val`` are asked for by who wants them.
+            names: as for :meth:`describe`.
+            allowed: it is wanted.
+            what: would flatter: ``"metrics"`` or ``"scores"``.
+            source: name of the table, where ``names`` do not tell.
+        """
+        if allowed or split not in ("test", "all") or self.share <= MOST_SEEN:
+            return
+        where = f"split: {source}: " if source else "split: "
+        raise ConfigError(
+            f"{where}{self.describe(names)}; {what} on these flatter. Give data that it has not seen; if this is "
+            "wanted, or the same ids are other patients here, give allow_training_patients"
+        )
+
 
 class SplitTable(Protocol):
     """A table of labels or studies: a patient and a split a row, and how the splits came about."""

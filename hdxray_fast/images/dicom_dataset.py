@@ -223,25 +223,22 @@ def _pixel_element(path: str, stream: BinaryIO, implicit: bool, little: bool) ->
     return stream.tell(), length, "OB" if header[4:6] == b"OB" and not implicit else "OW"
 
 
-def _count_fragments(value: bytes) -> int:
-    offset, number = 0, 0
-    while value[offset : offset + 4] == _ITEM:
-        offset += 8 + struct.unpack_from("<I", value, offset + 4)[0]
-        number += 1
-    return number - 1  # the first item is the table of offsets
+def _items(data: bytes) -> Iterator[tuple[int, int]]:
+    """Start and end of each item of encapsulated pixels; the first is the table of offsets (PS3.5 A.4)."""
+    end = 0
+    while data[end : end + 4] == _ITEM and end + 8 <= len(data):
+        start = end + 8
+        end = start + struct.unpack_from("<I", data, start - 4)[0]
+        yield start, end
 
 
 def _fragments(path: str, data: bytes) -> tuple[bytes, bytes]:
     """Encapsulated pixels up to their end (PS3.5 A.4), and the beginning of the first fragment."""
-    offset, first, number = 0, b"", 0
-    while data[offset : offset + 4] == _ITEM and offset + 8 <= len(data):
-        length = struct.unpack_from("<I", data, offset + 4)[0]
-        if number == 1:  # number 0 is the table of offsets
-            first = data[offset + 8 : offset + 8 + min(length, 4096)]
-        offset, number = offset + 8 + length, number + 1
-    if data[offset : offset + 4] != _END:
+    items = list(_items(data))
+    end = items[-1][1] if items else 0
+    if data[end : end + 4] != _END:
         raise ImageReadError(path, "its compressed pixels have no end: the file is truncated")
-    return data[: offset + 8], first
+    return data[: end + 8], data[items[1][0] : min(items[1][1], items[1][0] + 4096)] if len(items) > 1 else b""
 
 
 def stream_syntax(first: bytes, declared: str) -> str:
@@ -280,7 +277,7 @@ def check_length(path: str, dataset, declared: ImagePixel) -> None:
     element = dataset["PixelData"]
     frames, held = declared.frames, len(element.value)
     if element.is_undefined_length:
-        held = _count_fragments(element.value)
+        held = sum(1 for _ in _items(element.value)) - 1
         if held < frames:
             raise ImageReadError(path, f"holds {held} compressed frame(s) where {frames} belong: it is truncated")
         return

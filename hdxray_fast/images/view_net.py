@@ -22,9 +22,14 @@ def _weights() -> dict[str, np.ndarray]:
         return {name: stored[name] for name in stored.files}
 
 
-def view_chances(signs: np.ndarray) -> np.ndarray:  # [65] f32, from describe()
-    """Chances of frontal, lateral and other, ``[3] float64``, that add up to 1."""
-    net = _weights()
+def view_chances(signs: np.ndarray, net: dict[str, np.ndarray] | None = None) -> np.ndarray:
+    """Chances of frontal, lateral and other, ``[..., 3] float64``, that add up to 1.
+
+    Args:
+        signs: ``[..., 65] float32``, from ``describe()``.
+        net: the regression; left out, the one of the package.
+    """
+    net = net or _weights()
     logits = np.clip((signs - net["mean"]) / net["deviation"], -4, 4).astype(np.float64) @ net["weight"] + net["bias"]
-    shares = np.exp(logits - logits.max())
-    return shares / shares.sum()
+    shares = np.exp(logits - logits.max(-1, keepdims=True))
+    return shares / shares.sum(-1, keepdims=True)

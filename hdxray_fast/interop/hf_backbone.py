@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers.modeling_outputs import BackboneOutput
 
@@ -87,16 +86,14 @@ class HDXrayBackbone(HDXrayPreTrainedModel):
         """
         self.check_inputs(pixel_values, output_attentions, None)
         encoder = self.encoder
-        depths = encoder.encode_depths(pixel_values, inside=inside, valid=valid)
+        _, states, plan, longest = encoder.encode_depths(pixel_values, inside=inside, valid=valid)
         maps = []
         for index in self.out_indices:
-            state = encoder.norm(depths.states[index]) if self.config.apply_layernorm else depths.states[index]
-            grid = encoder.on_grid(state, depths.plan, depths.longest)[1]  # [B, P, D]
+            state = encoder.norm(states[index]) if self.config.apply_layernorm else states[index]
+            grid = encoder.on_grid(state, plan, longest)[1]  # [B, P, D]
             maps.append(grid.unflatten(1, encoder.grid_size).permute(0, 3, 1, 2).contiguous())
         hidden = None
         if self.wants("output_hidden_states", output_hidden_states):
-            hidden = tuple(
-                torch.cat(encoder.on_grid(state, depths.plan, depths.longest), dim=1) for state in depths.states
-            )
+            hidden = tuple(encoder.tokens_on_grid(state, plan, longest) for state in states)
         outputs = BackboneOutput(feature_maps=tuple(maps), hidden_states=hidden)
         return outputs if self.wants("return_dict", return_dict) else outputs.to_tuple()

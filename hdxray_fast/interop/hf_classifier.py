@@ -93,12 +93,13 @@ class HDXrayForImageClassification(HDXrayPreTrainedModel):
         """
         self.check_inputs(pixel_values, output_attentions, interpolate_pos_encoding)
         output_hidden_states = self.wants("output_hidden_states", output_hidden_states)
-        depths = self.encoder.encode_depths(pixel_values, inside=inside, valid=valid, all_depths=output_hidden_states)
-        logits = classify_tokens(self.encoder, self.head, depths.tokens, depths.longest)
+        tokens, states, plan, longest = self.encoder.encode_depths(
+            pixel_values, inside=inside, valid=valid, all_depths=output_hidden_states
+        )
+        logits = classify_tokens(self.encoder, self.head, tokens, longest)
         hidden = None
         if output_hidden_states:
-            _, states, plan, longest = depths
-            hidden = tuple(torch.cat(self.encoder.on_grid(state, plan, longest), dim=1) for state in states)
+            hidden = tuple(self.encoder.tokens_on_grid(state, plan, longest) for state in states)
         loss = None if labels is None else self._loss(logits, labels)
         if loss is not None and self.training:  # what was chosen for other weights is not saved with these
             self.config.classifier = {

@@ -233,7 +233,7 @@ class Encoder(nn.Module):
         Patches that are not kept are zero.
         """
         tokens, plan, longest = self._encode(images, plan, scale, shift, inside, valid)
-        return torch.cat(self.on_grid(tokens.values, plan, longest), dim=1)
+        return self.tokens_on_grid(tokens.values, plan, longest)
 
     def forward_intermediates(
         self,
@@ -293,7 +293,7 @@ class Encoder(nn.Module):
                     grid = grid.unflatten(1, grid_size).permute(0, 3, 1, 2)  # [B, P, D] -> [B, D, gh, gw]
                 intermediates.append(grid)
                 prefixes.append(prefix)
-        features = None if intermediates_only else torch.cat(self.on_grid(self.norm(x), plan, longest), dim=1)
+        features = None if intermediates_only else self.tokens_on_grid(self.norm(x), plan, longest)
         if output_dict:
             out = {"image_intermediates": intermediates}
             out |= {"image_intermediates_prefix": prefixes} if return_prefix_tokens and self.num_prefix_tokens else {}
@@ -399,11 +399,10 @@ class Encoder(nn.Module):
 
         Arguments and errors are those of :meth:`forward`.
         """
-        images = self.check_images(images)
-        if self.keep == "all":
-            return torch.ones(images.shape[0], *self.grid_size, dtype=torch.bool, device=images.device)
-        chosen = (self.keep, images, self.grid_size, self.patch_size, inside, valid, self.margin, self.contour)
-        return selected_patches(*chosen).keep_grid()
+        images, plan, *_ = self._inputs(images, None, 1.0, 0.0, inside, valid)
+        if plan is None:
+            return torch.ones(images.shape[0], *self.grid_of(images), dtype=torch.bool, device=images.device)
+        return plan.keep_grid()
 
     def transform(self) -> Transform:
         """What brings one picture to what this encoder takes, ``[C, S, S] float32``, for a data set or ``Compose``.
@@ -442,10 +441,7 @@ class Encoder(nn.Module):
         grid = config.grid_size
         if config == self.config:
             return
-        if self.learned_positions:
-            table = resample_positions(self.pos_embed.detach(), self.grid_size, grid)
-        else:
-            table = sincos_positions(self.embed_dim, grid, class_token=self.has_class_token).to(self.pos_embed)
+        table = self._table_of(grid).detach().to(self.pos_embed)
         set_positions(self, "pos_embed", table, self.learned_positions)
         self.config, self.img_size, self.grid_size = config, config.img_size, grid
 
@@ -474,9 +470,8 @@ class Encoder(nn.Module):
             images, plan, scale, shift, inside=inside, valid=valid, all_depths=all_depths
         )
         pool = self.pool or ("mean" if self.cls_token is None else "cls")
-        hidden = [torch.cat(self.on_grid(state, plan, longest), dim=1) for state in states]
-        dense_tokens = torch.cat(self.on_grid(tokens.values, plan, longest), dim=1)
-        return dense_tokens, self._features(tokens, plan, pool, longest), hidden
+        last, *hidden = (self.tokens_on_grid(x, plan, longest) for x in (tokens.values, *states))
+        return last, self._features(tokens, plan, pool, longest), hidden
 
     def encode_depths(
         self,
@@ -492,13 +487,9 @@ class Encoder(nn.Module):
         """Packed tokens, and with ``all_depths`` what lies between them and the pixels; arguments as for
         :meth:`forward`."""
         images, plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
-        x, cu_seqlens, longest = self._start(images, plan, scale, shift)
-        states = [x] if all_depths else []
-        for block in self.blocks:
-            x = self._run(block, x, cu_seqlens, longest, plan)
-            if all_depths:
-                states.append(x)
-        return Depths(self._packed(self.norm(x), cu_seqlens), states, plan, longest)
+        states: list[Tensor] = []
+        tokens, plan, longest = self._run_blocks(images, plan, scale, shift, states=states if all_depths else None)
+        return Depths(tokens, states, plan, longest)
 
     # --- the parts --------------------------------------------------------------------------------------------------
     def _encode(self, images, plan, scale, shift, inside, valid) -> tuple[Tokens, MaskPlan | None, int]:
@@ -507,12 +498,17 @@ class Encoder(nn.Module):
         return self._run_blocks(images, plan, scale, shift)
 
     def _run_blocks(
-        self, images, plan, scale, shift, drop_path_keep=None, view=None
+        self, images, plan, scale, shift, drop_path_keep=None, view=None, states: list[Tensor] | None = None
     ) -> tuple[Tokens, MaskPlan | None, int]:
+        """As :meth:`_encode`, of checked inputs; ``states`` gets the embedded tokens and the output of each block."""
         x, cu_seqlens, longest = self._start(images, plan, scale, shift, view)
+        if states is not None:
+            states.append(x)
         for index, block in enumerate(self.blocks):
             drawn = None if drop_path_keep is None else drop_path_keep[index]
             x = self._run(block, x, cu_seqlens, longest, plan, drawn)
+            if states is not None:
+                states.append(x)
         return self._packed(self.norm(x), cu_seqlens), plan, longest
 
     @staticmethod
@@ -606,6 +602,10 @@ class Encoder(nn.Module):
         grid = to_grid(x.index_select(0, patch_rows), plan.keep_ids, plan.keep_cu_seqlens, patches)
         return x.index_select(0, prefix_rows).unflatten(0, (plan.batch_size, prefix)), grid
 
+    def tokens_on_grid(self, x: Tensor, plan: MaskPlan | None, longest: int) -> Tensor:
+        """Both parts of :meth:`on_grid` in one, ``[B, num_prefix_tokens + P, D]``."""
+        return torch.cat(self.on_grid(x, plan, longest), dim=1)
+
     # --- what comes in ----------------------------------------------------------------------------------------------
     def _inputs(self, images, plan, scale, shift, inside, valid, keep: str | None = None):
         """Images, plan (None for every patch), scale and shift, checked and filled in."""
@@ -690,13 +690,14 @@ class Encoder(nn.Module):
 
         They are in the dtype of the weights, of which a fixed table is none: sharding may give these another.
         """
-        table = self.pos_embed
-        if grid_size != self.grid_size:
-            if self.learned_positions:
-                table = resample_positions(table, self.grid_size, grid_size)
-            else:
-                table = sincos_positions(self.embed_dim, grid_size, "embed_dim", self.has_class_token, table.device)
-        return table.to(self._weights_dtype())
+        return self._table_of(grid_size).to(self._weights_dtype())
+
+    def _table_of(self, grid_size: tuple[int, int]) -> Tensor:
+        if grid_size == self.grid_size:
+            return self.pos_embed
+        if self.learned_positions:
+            return resample_positions(self.pos_embed, self.grid_size, grid_size)
+        return sincos_positions(self.embed_dim, grid_size, "embed_dim", self.has_class_token, self.pos_embed.device)
 
 
 def _block_indices(indices: int | list[int] | tuple[int, ...] | None, depth: int) -> set[int]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.named_runs import Place, name_runs
+from ..data.comparison_folder import note_on_single_runs
+from ..data.named_runs import Place, begin_comparison
 from ..data.paired import Measured, difference, draw_patients
 from ..errors import ConfigError
-from ..files import make_folder
 from .comparison_files import write_comparison
 from .evaluate import Evaluation, evaluate_reports
 from .intervals import BLEU, bleu_counts, bleu_of_counts
@@ -56,11 +56,7 @@ def compare_reports(
         ConfigError: fewer than two models; files that cannot be read, or are of other studies or references.
         MissingDependencyError: pycocoevalcap, scipy or matplotlib is not installed.
     """
-    if bootstraps < 1:
-        raise ConfigError(f"bootstraps: got {bootstraps}, accepted are whole numbers from 1 on")
-    named = name_runs(models)
-    if out is not None:
-        make_folder(Path(out))
+    named = begin_comparison(models, out, bootstraps)
     files = {name: [_file_of(run) for run in runs] for name, runs in named.items()}
     settings = {"data": data, "bootstraps": 0, "meteor": False, **reading}
     read = {name: [evaluate_reports(file, **settings) for file in given] for name, given in files.items()}
@@ -90,7 +86,10 @@ def compare_reports(
         "drawn": f"{len(set(drawn))} {unit}",
         "bootstraps": bootstraps,
         "seed": seed,
-        "notes": [*dict.fromkeys(note for one in every for note in one.notes), *_notes_on_runs(read)],
+        "notes": [
+            *dict.fromkeys(note for one in every for note in one.notes),
+            *note_on_single_runs(read, "studies alone"),
+        ],
         "comparisons": pairs,
     }
     if out is not None:
@@ -126,16 +125,6 @@ def _file_of(run: str) -> Path:
         if (place / name).is_file():
             return place / name
     raise ConfigError(f"models: {place} holds neither {FILES[0]} nor {FILES[1]}; name the file of predictions")
-
-
-def _notes_on_runs(read: Mapping[str, Sequence[Evaluation]]) -> list[str]:
-    single = [name for name, runs in read.items() if len(runs) == 1]
-    if not single:
-        return []
-    return [
-        f"one run of {', '.join(single)}: the intervals are over studies alone; what another seed would change is not "
-        "in them"
-    ]
 
 
 def _require_same_studies(every: Sequence[Evaluation], files: Sequence[Path]) -> None:

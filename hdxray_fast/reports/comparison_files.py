@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import json
+from collections.abc import Iterator
 from pathlib import Path
 
+from ..data.comparison_folder import csv_row, difference_text, p_text, table_lines, write_comparison_folder
 from ..data.forest_plot import Panel, plot_forest
-from ..files import written_whole
 from .evaluation_table import HEADS
 from .metrics import SCORES
 
@@ -22,23 +21,13 @@ COLUMNS = (
 
 def write_comparison(report: dict, out: Path) -> None:
     """Write ``comparison.csv``, ``comparison.md``, ``forest.png`` and, last, ``comparison.json`` into ``out``."""
-    out.mkdir(parents=True, exist_ok=True)
-    with written_whole(out / "comparison.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
-        writer.writeheader()
-        for pair, language, entry in _entries(report):
-            for name, row in entry["scores"].items():
-                values = {**entry, **row, "value_first": row["first"], "value_second": row["second"]}
-                about = {"first": pair["first"], "second": pair["second"], "language": language, "score": name}
-                writer.writerow({**values, **about})
-    plot_comparison(out / "forest.png", report)
-    texts = {
-        "comparison.md": format_comparison(report),
-        "comparison.json": json.dumps(report, ensure_ascii=False, indent=1),
-    }
-    for name, text in texts.items():
-        with written_whole(out / name) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+    write_comparison_folder(out, report, COLUMNS, _csv_rows(report), plot_comparison, format_comparison(report))
+
+
+def _csv_rows(report: dict) -> Iterator[dict]:
+    for pair, language, entry in _entries(report):
+        for name, row in entry["scores"].items():
+            yield csv_row(pair, row, **{**entry, "language": language, "score": name})
 
 
 def format_comparison(report: dict) -> str:
@@ -47,19 +36,11 @@ def format_comparison(report: dict) -> str:
     for pair, language, entry in _entries(report):
         lines += [f"{pair['second']} minus {pair['first']}: language {language}, {entry['stated']}", ""]
         head = ["score", pair["first"], pair["second"], "difference (95 %)", "p"]
-        lines += ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        for name, row in entry["scores"].items():
-            reach = "(too few)" if row["low"] is None else f"({row['low']:+.4f} to {row['high']:+.4f})"
-            p = "" if row["p"] is None else "< 0.001" if row["p"] < 0.001 else f"{row['p']:.3f}"
-            cells = [
-                TITLES[name],
-                f"{row['first']:.4f}",
-                f"{row['second']:.4f}",
-                f"{row['difference']:+.4f} {reach}",
-                p,
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
+        table = [
+            [TITLES[name], f"{row['first']:.4f}", f"{row['second']:.4f}", difference_text(row, 4), p_text(row["p"])]
+            for name, row in entry["scores"].items()
+        ]
+        lines += [*table_lines(head, table), ""]
     lines.append(f"{report['studies']} studies; {report['bootstraps']} paired draws of {report['drawn']}")
     return "\n".join([*lines, *report["notes"]])
 

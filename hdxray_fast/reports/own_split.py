@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.seen import DRAWN_FILE, MOST_SEEN, SEEN_FILE, Overlap, Seen
+from ..data.seen import DRAWN_FILE, SEEN_FILE, Overlap, Seen
 from ..errors import ConfigError
 from ..weights.model_folders import model_folder
 from .layouts import STUDY_SETTINGS, read_studies
@@ -123,10 +123,5 @@ def overlap_with(
     if record is None or not len(record.keys["patients"]):
         return None
     overlap = record.overlap(identities([study.patient or study.id for study in studies]), what="studies")
-    if not allowed and split in ("test", "all") and overlap.share > MOST_SEEN:
-        raise ConfigError(
-            f"split: {source}: {overlap.describe([study.id for study in studies])}; scores on these flatter. Give data "
-            "that it has not seen; if this is wanted, or the same ids are other patients here, give "
-            "allow_training_patients"
-        )
+    overlap.refuse_most(split, [study.id for study in studies], allowed, "scores", source)
     return overlap

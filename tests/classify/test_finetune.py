@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from killed_runs import Killed, killed_at
 from recorded_graph import RecordedGraphs, attention_as_on_a_gpu
 
 import hdxray_fast as hx
@@ -355,17 +356,9 @@ def test_a_run_killed_among_its_last_pictures_still_makes_them(data, tmp_path, m
 def test_a_killed_run_goes_on_as_if_nothing_had_been(data, tmp_path, drawn):
     settings = {"epochs": 4, "drop_path": 0.2, "ema": 0.9, "save_every": 4, **drawn}
     whole = finetune(data, tmp_path / "whole", **settings)[0]
-
-    class Killed(Exception):
-        pass
-
-    def stop(line):
-        if line["step"] == 14:  # between two checkpoints, and after a validation
-            raise Killed
-
     run = config(data, tmp_path / "cut", **settings)
     with pytest.raises(Killed):
-        run_finetuning(run, progress=False, on_step=stop)
+        run_finetuning(run, progress=False, on_step=killed_at(14))  # between two checkpoints, and after a validation
     again = run_finetuning(FinetuneConfig(**{**run.as_dict(), "resume": "auto"}), progress=False)[0]
     assert again.best == whole.best
     assert again.report == whole.report
@@ -378,16 +371,8 @@ def test_resume_refuses_what_changed_since(data, tmp_path):
     root = tmp_path / "data"
     shutil.copytree(data, root, ignore=shutil.ignore_patterns("cache"))
     run = config(root, tmp_path / "run", epochs=2, save_every=2)
-
-    class Killed(Exception):
-        pass
-
-    def kill(line):
-        if line["step"] == 4:
-            raise Killed
-
     with pytest.raises(Killed):
-        run_finetuning(run, progress=False, on_step=kill)
+        run_finetuning(run, progress=False, on_step=killed_at(4))
     again = FinetuneConfig(**{**run.as_dict(), "resume": "auto"})
 
     def refused(path, content, message):

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from killed_runs import Killed, killed_at
 
 import hdxray_fast as hx
 from hdxray_fast.classify.classifier import load_classifier, save_classifier
@@ -221,16 +222,8 @@ def test_a_resumed_run_keeps_its_splits(root, tmp_path):
     rows = [(f"{i}.png", f"p{i // 2}", i % 2) for i in range(60)]
     data = write(root / "resumed.csv", rows)
     config = FinetuneConfig(data=str(data), out=str(tmp_path / "run"), **options)
-
-    class Killed(Exception):
-        pass
-
-    def kill(line):
-        if line["step"] == 4:
-            raise Killed
-
     with pytest.raises(Killed):
-        run_finetuning(config, progress=False, on_step=kill)
+        run_finetuning(config, progress=False, on_step=killed_at(4))
     kept = Seen.load(tmp_path / "run" / DRAWN_FILE)
     patients = [f"p{i}" for i in range(30)]
     drawn = kept.splits_of(patients)
@@ -258,7 +251,7 @@ def test_a_resumed_run_keeps_its_splits(root, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("hdxray_fast.classify.finetune._begun", lambda *_: "hashed")
         with pytest.raises(Killed):
-            run_finetuning(old, progress=False, on_step=kill)
+            run_finetuning(old, progress=False, on_step=killed_at(4))
     (tmp_path / "old" / DRAWN_FILE).unlink()
     (result,) = run_finetuning(FinetuneConfig(**{**old.as_dict(), "resume": "auto"}), progress=False)
     assert result.finished

@@ -14,14 +14,9 @@ SIZE = 64
 DIM = 32
 
 
-@pytest.fixture(scope="session", autouse=True)
-def timm(plain_mae):
-    """timm, and with it a torchvision that imports beside any build of torch: most of these tools need both."""
-    if plain_mae.import_timm() is None:
-        pytest.skip("timm is not installed")
-    import timm
-
-    return timm
+@pytest.fixture(autouse=True)
+def _with_timm(timm):
+    """Most of these tools need timm, and a torchvision that imports."""
 
 
 @pytest.fixture(scope="session")

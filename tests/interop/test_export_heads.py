@@ -22,14 +22,6 @@ CANVAS = {"pixels": "uint8", "valid": True}
 SIZES = {"img_size": (32, 48), "depth": 2, "embed_dim": 48, "num_heads": 3}
 
 
-@pytest.fixture(scope="module")
-def timm(plain_mae):
-    """timm, with a torchvision that imports, which transformers needs too."""
-    if plain_mae.import_timm() is None:
-        pytest.skip("timm is not installed")
-    return pytest.importorskip("timm")
-
-
 def moved(model):
     """No parameter as it was initialised: zeros and ones hide what is left out."""
     for parameter in model.parameters():

@@ -17,13 +17,7 @@ SIZES = {"img_size": 64, "depth": 4, "embed_dim": 64, "num_heads": 2, "in_chans"
 OURS, THEIRS = "hdxray_vit_tiny_patch16_1280", "vit_tiny_patch16_224"
 POOLS = {"token": {}, "avg": {"class_token": False, "fc_norm": True}, "map": {"class_token": False, "reg_tokens": 2}}
 both = pytest.mark.parametrize("name", [OURS, THEIRS])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def timm(plain_mae):
-    if plain_mae.import_timm() is None:
-        pytest.skip("timm is not installed")
-    return pytest.importorskip("timm")
+pytestmark = pytest.mark.usefixtures("timm")
 
 
 def create(name: str, **options) -> torch.nn.Module:

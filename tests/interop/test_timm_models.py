@@ -11,13 +11,6 @@ SIZES = {"img_size": (32, 64), "depth": 3, "embed_dim": 48, "num_heads": 3}
 NAME = "hdxray_vit_base_patch16_1280"
 
 
-@pytest.fixture(scope="module")
-def timm(plain_mae):
-    if plain_mae.import_timm() is None:
-        pytest.skip("timm is not installed")
-    return pytest.importorskip("timm")
-
-
 def shake(model: torch.nn.Module) -> torch.nn.Module:
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)

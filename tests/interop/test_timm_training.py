@@ -15,13 +15,6 @@ RATES = ("drop_rate", "drop_path_rate", "proj_drop_rate", "pos_drop_rate", "patc
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}  # of tokens up to 10, in float32
 
 
-@pytest.fixture(scope="module")
-def timm(plain_mae):
-    if plain_mae.import_timm() is None:
-        pytest.skip("timm is not installed")
-    return pytest.importorskip("timm")
-
-
 def pair(timm, **options):
     """Our model and timm's with the same weights."""
     torch.manual_seed(0)

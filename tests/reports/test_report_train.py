@@ -19,6 +19,7 @@ from report_model_makers import CHINESE, ENGLISH, radiograph, save_small_encoder
 
 pytest.importorskip("transformers")
 pytest.importorskip("pycocoevalcap")
+from killed_runs import Killed, killed_at
 
 from hdxray_fast.cli.main import main
 from hdxray_fast.data.radiograph_dataset import RadiographDataset
@@ -200,10 +201,6 @@ def test_a_cell_that_names_two_views_is_pointed_to_data(tmp_path):
         studies_of_files([path])
 
 
-class Killed(Exception):
-    pass
-
-
 STEPS = {
     "features by cells": {"pool": "grid"},
     "features of patches": {"pool": "attention"},
@@ -255,13 +252,9 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, encoder, frozen):
     whole = quick(data, tmp_path / "whole", encoder, **options)
     expected = run_report_training(whole, progress=False)
 
-    def kill(line: dict) -> None:
-        if line["step"] == 5:
-            raise Killed
-
     halved = replace(whole, out=str(tmp_path / "halved"), cache=str(tmp_path / "whole" / "cache"), resume="auto")
     with pytest.raises(Killed):
-        run_report_training(halved, progress=False, on_step=kill)
+        run_report_training(halved, progress=False, on_step=killed_at(5))
     (tmp_path / "halved" / ".model.99999999.tmp" / "encoder").mkdir(parents=True)  # what a killed save leaves
     rest = run_report_training(halved, progress=False)
     assert rest.losses == expected.losses[4:]
@@ -277,13 +270,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(tmp_path, encoder, frozen):
 
 def cut_after(config: ReportConfig, step: int) -> ReportConfig:
     """The same run, killed after a step, to be gone on with."""
-
-    def kill(line: dict) -> None:
-        if line["step"] == step:
-            raise Killed
-
     with pytest.raises(Killed):
-        run_report_training(config, progress=False, on_step=kill)
+        run_report_training(config, progress=False, on_step=killed_at(step))
     return replace(config, resume="auto")
 
 

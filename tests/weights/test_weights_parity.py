@@ -16,15 +16,6 @@ TINY = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
 
 @pytest.fixture(scope="module")
-def timm(plain_mae):
-    if plain_mae.import_timm() is None:
-        pytest.skip("timm is not installed")
-    import timm
-
-    return timm
-
-
-@pytest.fixture(scope="module")
 def transformers(plain_mae):
     plain_mae.import_timm()  # transformers looks into torchvision too
     return pytest.importorskip("transformers")
