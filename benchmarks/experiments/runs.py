@@ -72,8 +72,9 @@ def probe_auroc(folder: Path, encoder: hx.Encoder, labels: str, images: str | No
     metrics = folder / "metrics.json"
     if not metrics.exists():
         config = ProbeConfig(
-            labels, str(folder), str(folder), images=images, pool="mean", seed=seed, **SPLIT, **settings
-        )
+            labels, str(folder), str(folder), images=images, pool="mean", seed=seed, calibrate="none",  # as the rival
+            **SPLIT, **settings,
+        )  # fmt: skip
         run_probe(config, encoder)
     return json.loads(metrics.read_text())["mean"]["auroc"]
 
