@@ -109,7 +109,7 @@ def contour_features(found: Mapping, results: Path) -> str:
     head += [f"patches at {size} × {size}", "cosine with all", "centred", "probe AUROC, each encoder (95 %)"]
     count = settings["count"]
     text = f"Features: mean-pooled, at {size} × {size}, of {count} encoder{'s' if count > 1 else ''} "
-    text += f"({settings['encoders']})."
+    text += f"({', '.join(filter(None, (settings.get('model'), settings['encoders'])))})."
     if cosine := settings.get("cosine"):
         text += f" Cosines: over {cosine['images']} radiographs of another source."
     parts = ["\n".join(table_lines(head, lines)), wrapped(f"{text} {sizes(settings)}".strip())]

@@ -47,6 +47,12 @@ def write_run(folder: Path, scores: np.ndarray) -> Path:
     return folder
 
 
+def write_labels(path: Path) -> None:
+    """What :func:`write_run` has, half of it to test."""
+    rows = [f"{i}.png,p{i // 2},{i // 2 % 2},{'test' if i < 80 else 'train'}" for i in range(2 * PATIENTS)]
+    path.write_text("\n".join(["image,patient,high,split", *rows]) + "\n")
+
+
 def scores(rng: np.random.Generator, apart: float, shared: np.ndarray | float = 0.0, own: float = 1.0) -> np.ndarray:
     truth = np.arange(2 * PATIENTS) // 2 % 2
     return 1 / (1 + np.exp(-(apart * truth + shared + own * rng.normal(size=len(truth)))))
@@ -140,8 +146,7 @@ def test_finished_runs_become_a_table_with_differences(tables, tmp_path, monkeyp
             write_run(tmp_path / f"{folder}_{seed}", scores(rng, 2.5))
         for folder in ("finetune", "scratch"):
             write_run(tmp_path / folder / "fraction_1" / f"seed_{seed}", scores(rng, 0.2))
-    rows = [f"{i}.png,p{i // 2},{i // 2 % 2},{'test' if i < 80 else 'train'}" for i in range(2 * PATIENTS)]
-    (tmp_path / "labels.csv").write_text("\n".join(["image,patient,high,split", *rows]) + "\n")
+    write_labels(tmp_path / "labels.csv")
     places = [f"--{name}={tmp_path / name}" for name in ("probe", "finetune", "scratch", "rival")]
     labels = str(tmp_path / "labels.csv")
     monkeypatch.setattr("sys.argv", ["finetuning", "--labels", labels, *places, "--out", str(tmp_path / "out")])
@@ -176,8 +181,7 @@ def test_a_finished_experiment_is_read_and_trains_nothing(name, folders, pairs, 
     for folder in folders:
         for seed in range(3):
             write_run(tmp_path / "out" / f"{folder}_{seed}", scores(rng, 1.0))
-    rows = [f"{i}.png,p{i // 2},{i // 2 % 2},{'test' if i < 80 else 'train'}" for i in range(2 * PATIENTS)]
-    (tmp_path / "labels.csv").write_text("\n".join(["image,patient,high,split", *rows]) + "\n")
+    write_labels(tmp_path / "labels.csv")
     given = ["--labels", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "out")]
     monkeypatch.setattr("sys.argv", [name, *given])  # there is no image that it could read
     importlib.import_module(name).main()
@@ -187,6 +191,25 @@ def test_a_finished_experiment_is_read_and_trains_nothing(name, folders, pairs, 
     assert found["settings"]["images"]["test_patients"] == 40
     assert str(tmp_path) not in json.dumps(found)
     assert f"Of {pairs} pairs" in (tmp_path / "out" / "table.md").read_text() or pairs == 1
+
+
+def test_kinds_of_patches_are_set_against_each_other_within_their_encoder(tables, tmp_path, monkeypatch):
+    rng = np.random.default_rng(4)
+    for number in range(3):
+        run = write_run(tmp_path / "out" / f"all_{number}", scores(rng, 1.0))
+        shutil.copytree(run, tmp_path / "out" / f"valid_{number}")
+        write_run(tmp_path / "out" / f"contour_{number}", scores(rng, 1.0))
+    write_labels(tmp_path / "labels.csv")
+    given = ["--labels", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "out"), "--untrained", "3"]
+    monkeypatch.setattr("sys.argv", ["contour_features", *given])
+    importlib.import_module("contour_features").main()
+    (tmp_path / "experiments").mkdir()
+    shutil.copy(tmp_path / "out" / "results.json", tmp_path / "experiments" / "contour_features.json")
+    text = " ".join(tables.section("contour_features", tmp_path).split())
+    assert "of 3 encoders (vit_tiny_patch16, random weights). 64 images train" in text
+    assert "| valid − all | not told apart: +0.000 (+0.000 to +0.000), p = 1.000, by Holm 1.000 |" in text
+    assert '| `"contour"` | not measured | not measured | not measured |' in text  # no benchmark is there
+    assert "Of 3 pairs none is told apart." in text
 
 
 def test_without_predictions_nothing_is_told_apart(tables, tmp_path):
