@@ -39,8 +39,11 @@ HEADINGS = {
     "resolution": "canvas, pixels",
     "finetuning": "what",
 }
-NO_PAIRS = "**Nothing is told apart here**: paired differences need the predictions of all runs"
-TO_BE_REDONE = f"{NO_PAIRS}, and these runs, made before one split served all seeds, are to be redone."
+NO_PAIRS = "**Not compared**: paired differences need the predictions of all runs"
+TO_BE_REDONE = (
+    f"{NO_PAIRS}, and these runs are to be redone: when they were made a seed also drew the patients who validate, so "
+    "that images of the pre-training validated probes (none tested them)."
+)
 NOT_KEPT = f"{NO_PAIRS}, and of these only the numbers above were kept."
 TIMED = "encoder ViT-S/16, one 1280² image, {}, fp32"
 WEIGHED = "peak memory increase of encoding, ViT-S/16, {}"

@@ -212,7 +212,7 @@ def test_kinds_of_patches_are_set_against_each_other_within_their_encoder(tables
     assert "Of 3 pairs none is told apart." in text
 
 
-def test_without_predictions_nothing_is_told_apart(tables, tmp_path):
+def test_without_predictions_nothing_is_compared(tables, tmp_path):
     (tmp_path / "experiments").mkdir()
 
     def written(name: str, apart: float) -> str:
@@ -221,7 +221,7 @@ def test_without_predictions_nothing_is_told_apart(tables, tmp_path):
         path.write_text(json.dumps({"settings": {}, "auroc": rows}))
         return " ".join(tables.section(name, tmp_path).split())
 
-    assert "**Nothing is told apart here**" in written("probe", 0.0) and "are to be redone" in written("probe", 0.0)
+    assert "**Not compared**" in written("probe", 0.0) and "are to be redone" in written("probe", 0.0)
     assert "The intervals of any two rows overlap" in written("pretrain_gpu", 0.05)
     assert "The intervals of a and b lie apart in all seeds." in written("pretrain_gpu", 0.11)
 
