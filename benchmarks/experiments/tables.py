@@ -38,6 +38,7 @@ HEADINGS = {
     "pretrain_gpu": "masked in pre-training by",
     "resolution": "canvas, pixels",
     "finetuning": "what",
+    "contour_untrained": "patches looked at",
 }
 NO_PAIRS = "**Not compared**: paired differences need the predictions of all runs"
 TO_BE_REDONE = (
@@ -78,8 +79,8 @@ def section(name: str, results: Path = RESULTS) -> str:
     parts = [summary(found["auroc"], HEADINGS[name])]
     if name == "pretrain_gpu":
         return "\n\n".join([*parts, wrapped(f"{NOT_KEPT} {overlaps(found['auroc'])}")])
-    if said := sizes(found["settings"]):
-        parts.append(said)
+    if said := f"{features_text(found['settings'])} {sizes(found['settings'])}".strip():
+        parts.append(wrapped(said))
     return "\n\n".join([*parts, told(found, TO_BE_REDONE)])
 
 
@@ -110,13 +111,20 @@ def contour_features(found: Mapping, results: Path) -> str:
     head = ["`keep`", "one 1280 × 1280 image, ViT-S/16, one CPU thread", "memory increase"]
     size = settings["img_size"]
     head += [f"patches at {size} × {size}", "cosine with all", "centred", "probe AUROC, each encoder (95 %)"]
-    count = settings["count"]
-    text = f"Features: mean-pooled, at {size} × {size}, of {count} encoder{'s' if count > 1 else ''} "
-    text += f"({', '.join(filter(None, (settings.get('model'), settings['encoders'])))})."
+    text = features_text(settings)
     if cosine := settings.get("cosine"):
         text += f" Cosines: over {cosine['images']} radiographs of another source."
     parts = ["\n".join(table_lines(head, lines)), wrapped(f"{text} {sizes(settings)}".strip())]
     return "\n\n".join([*parts, told(found, TO_BE_REDONE)])
+
+
+def features_text(settings: Mapping) -> str:
+    """What encoders gave the features, of an experiment that sets kinds of patches against each other."""
+    if "encoders" not in settings:
+        return ""
+    count, size = settings["count"], settings["img_size"]
+    which = ", ".join(filter(None, (settings.get("model"), settings["encoders"])))
+    return f"Features: mean-pooled, at {size} × {size}, of {count} encoder{'s' if count > 1 else ''} ({which})."
 
 
 def gains(benched: Mapping[str, Mapping], keep: str) -> list[str]:
