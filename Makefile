@@ -65,6 +65,7 @@ format: $(VENV)/.lint  ## the same tools, changing files
 bench: $(VENV)/.bench  ## time ours against the strongest rivals; results to benchmarks/results, tables to the documents
 	$(BIN)/pytest benchmarks -q -s --benchmark-disable-gc --benchmark-columns=min,median,iqr,rounds $(PYTEST_ARGS)
 	$(BIN)/python benchmarks/harness/table.py README.md docs/benchmarks.md
+	$(BIN)/python benchmarks/experiments/tables.py --write
 
 # On a machine with a GPU whose Python has PyTorch and the build tools; nothing is downloaded, and .venv is not used.
 gpu-check:  ## on a machine with a GPU: build with CUDA, test, look for bad accesses, measure; 8 minutes (TUNE=1: 12)

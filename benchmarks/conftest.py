@@ -54,7 +54,7 @@ def compare(benchmark, request) -> Callable[..., Comparison]:
     def keep(comparison: Comparison) -> Comparison:
         path = comparison.save()
         benchmark.extra_info.update(ratio=comparison.ratio, bar=comparison.bar, rival=comparison.rival_name)
-        print(f"\n{comparison.case}: {comparison.ratio:.2f}x {comparison.rival_name} (bar {comparison.bar}) -> {path}")
+        print(f"\n{comparison.told()} -> {path}")
         return comparison
 
     def timed(

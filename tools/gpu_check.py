@@ -27,6 +27,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # however it is started
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+from harness.bars import verdict
 from stages import FAIL, Result, Runner, Stage, pytest_verdict
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -268,8 +270,7 @@ def ratios(device: str | None, results: Path = ROOT / "benchmarks" / "results") 
             if row["device"]["name"] != device:
                 continue
             ratio = "no ratio" if row["ratio"] is None else f"{row['ratio']:.2f}x"
-            met = {True: "met", False: "MISSED", None: "not known"}[row["bar_met"]]
-            bar = "" if row["bar"] is None else f", bar {row['bar']:.3g}x {met}"
+            bar = "" if row["bar"] is None else f", bar {row['bar']:.3g}x {verdict(row)}"
             lines.append(f"{row['case']}: {ratio} {row['rival']['name']}{bar}")
     return lines
 

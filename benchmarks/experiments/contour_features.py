@@ -1,43 +1,39 @@
 """What looking at the chest alone costs: features of all patches against those of the patches inside the contour.
 
-    python benchmarks/experiments/contour_features.py --weights MODEL --labels labels.csv --images FOLDER --out results
+    python benchmarks/experiments/contour_features.py --weights MODEL... --labels labels.csv --images FOLDER
 
-Two measurements: the cosine between the pooled features of a radiograph (``--images``, at the encoder's size), and
-the test AUROC of a linear probe on either kind of feature (``--labels``, with its train and test split, at
-``--label-size``). Writes ``contour_features.json`` and prints a table.
+Two measurements, each with several encoders: the cosine between the pooled features of a radiograph (``--images``),
+and the test AUROC of a linear probe on either kind of feature (``--labels``). The differences of AUROC are by pairs,
+over test patients and encoders: a probe on all patches and one on those of the chest share their encoder.
+``--untrained 3`` takes encoders with random weights in place of ``--weights``. Interrupted, it goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from runs import SPLIT
+from paired import differences_within_runs
+from runs import probe_auroc, split_sizes, untrained, write_results
 
 import hdxray_fast as hx
-from hdxray_fast.classify.interval_text import interval_text
-from hdxray_fast.classify.probe import run_probe
-from hdxray_fast.classify.probe_config import ProbeConfig
+from hdxray_fast.data.listing import list_images
 
 KEEPS = ("all", "valid", "contour")
 
 
-def cosines(weights: str, images: str, limit: int, workers: int) -> dict:
-    """Cosine with the features of all patches, and patches looked at, over the images of a folder."""
-    from hdxray_fast.data.listing import list_images
-
-    files = list_images(images)[:limit]
+def cosines(encoder: hx.Encoder, files: list[str], keeps: Sequence[str], workers: int) -> dict:
+    """Cosine with the features of all patches, which come first of ``keeps``, and patches looked at."""
     rows = {
-        keep: hx.embed(
-            files, hx.create_encoder(weights=weights), keep=keep, pool="mean", workers=workers, progress=True
-        )
-        for keep in KEEPS
-    }
+        keep: hx.embed(files, encoder, keep=keep, pool="mean", workers=workers, progress=True) for keep in keeps
+    }  # fmt: skip
     dense = rows["all"].features
-    found: dict = {"images": len(dense)}
-    for keep in KEEPS:
+    found = {}
+    for keep in keeps:
         features = rows[keep].features
         cosine = (features * dense).sum(1) / (np.linalg.norm(features, axis=1) * np.linalg.norm(dense, axis=1))
         found[keep] = {
@@ -55,48 +51,65 @@ def centred_cosine(features: np.ndarray, dense: np.ndarray) -> float:
     return float(((a * b).sum(1) / (np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1))).mean())
 
 
-def probes(weights: str, labels: str, out: Path, size: int, workers: int) -> dict:
-    """Test AUROC of a linear probe with each kind of feature."""
-    found = {}
-    for keep in KEEPS:
-        config = ProbeConfig(
-            labels, str(out / f"probe_{keep}"), weights, img_size=size, keep=keep, pool="mean",
-            workers=workers, **SPLIT,
-        )  # fmt: skip
-        found[keep] = run_probe(config).report["mean"]["auroc"]
-    return found
+def over_encoders(found: list[dict]) -> dict:
+    """Means over encoders of :func:`cosines`; of ``cosine_min`` the least."""
+    return {
+        keep: {
+            name: float((np.min if name == "cosine_min" else np.mean)([each[keep][name] for each in found]))
+            for name in found[0][keep]
+        }
+        for keep in found[0]
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, help="encoder, as for hdxray-fast embed")
+    parser.add_argument("--weights", nargs="+", default=[], help="encoders, each as for hdxray-fast embed")
+    parser.add_argument("--untrained", type=int, default=0, metavar="N", help="N encoders with random weights instead")
+    parser.add_argument("--model", default="vit_tiny_patch16", help="of --untrained")
+    parser.add_argument("--labels", required=True, help="CSV manifest for the probes, with a train and a test split")
     parser.add_argument("--images", help="folder of radiographs for the cosines")
-    parser.add_argument("--labels", help="CSV manifest for the probes")
-    parser.add_argument("--label-size", type=int, default=640, help="canvas side for the probes, pixels")
+    parser.add_argument("--img-size", type=int, default=320, help="canvas side, pixels")
+    parser.add_argument("--what", help="what --weights are, in words, for the documents")
+    parser.add_argument("--keep", nargs="+", default=KEEPS[1:], choices=KEEPS[1:], help="set against all patches")
     parser.add_argument("--limit", type=int, default=40, help="images for the cosines")
-    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--workers", type=int, default=-1)
     parser.add_argument("--out", default="results/contour_features")
     options = parser.parse_args()
-    out = Path(options.out)
+    if bool(options.weights) == bool(options.untrained):
+        parser.error("name encoders with --weights, or their number with --untrained")
+    if options.weights and not options.what:
+        parser.error("say with --what what the encoders are: how they were pre-trained, and on what")
+    out, size = Path(options.out), options.img_size
     out.mkdir(parents=True, exist_ok=True)
-    report: dict = {"weights": options.weights}
-    if options.images:
-        report["cosine"] = cosines(options.weights, options.images, options.limit, options.workers)
-    if options.labels:
-        report["label_size"] = options.label_size
-        report["probe"] = probes(options.weights, options.labels, out, options.label_size, options.workers)
-    (out / "contour_features.json").write_text(json.dumps(report, indent=1) + "\n")
-    print("| patches looked at | patches | cosine with all | centred | probe AUROC (95 %) |\n|---|---|---|---|---|")
-    for keep in KEEPS:
-        cosine = report.get("cosine", {}).get(keep)
-        probe = report.get("probe", {}).get(keep)
-        cells = (
-            [f"{cosine['patches']:.0f}", f"{cosine['cosine_mean']:.3f}", f"{cosine['cosine_centred']:.3f}"]
-            if cosine
-            else ["", "", ""]
-        )
-        cells.append(interval_text(probe) if probe else "")
-        print(f"| {keep} | " + " | ".join(cells) + " |")
+
+    keeps = ("all", *options.keep)
+    count = len(options.weights) or options.untrained
+    runs: dict[str, list[Path]] = {keep: [out / f"{keep}_{number}" for number in range(count)] for keep in keeps}
+    aurocs: dict[str, list[dict]] = {keep: [] for keep in keeps}
+    alike: list[Mapping] = []
+    files = list_images(options.images)[: options.limit] if options.images else []
+    for number in range(count):
+        if options.weights:
+            encoder = partial(hx.create_encoder, weights=options.weights[number], img_size=size)
+        else:
+            encoder = partial(untrained, options.model, size, number)
+        for keep in keeps:
+            found = probe_auroc(
+                runs[keep][number], encoder, options.labels, None, number, keep=keep, workers=options.workers
+            )
+            aurocs[keep].append(found)
+        if files:
+            alike.append(cosines(encoder(), files, keeps, options.workers))
+    settings = {
+        "encoders": options.what or "random weights", "count": count,
+        "model": None if options.weights else options.model, "img_size": size,
+        "images": split_sizes(options.labels, None),
+    }  # fmt: skip
+    if alike:
+        settings["cosine"] = {"images": len(files), **over_encoders(alike)}
+    asked = [(second, first) for first, second in itertools.combinations(keeps, 2)]
+    write_results(out, aurocs, "patches looked at", settings, differences_within_runs(runs, asked))
 
 
 if __name__ == "__main__":

@@ -4,16 +4,20 @@
     python benchmarks/experiments/resolution.py --labels labels.csv --out results/resolution --full   # ViT-B, a GPU
 
 Patches stay 16 x 16 pixels, so a larger image is more patches. Every size sees each training image equally often, and
-with equal images per step. Interrupted, it goes on.
+with equal images per step. Interrupted, it goes on; finished, it reads
+what it measured. Every size is set against every smaller one, by pairs.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
+from functools import partial
 from pathlib import Path
 
-from runs import pretrained, probe_auroc, training_images, write_results
+from paired import paired_differences
+from runs import pretrained, probe_auroc, split_sizes, training_images, write_results
 
 SMALL = {"model": "vit_tiny_patch16", "epochs": 2, "batch_size": 8}
 FULL = {"model": "vit_base_patch16", "epochs": 400, "batch_size": 64}
@@ -38,20 +42,28 @@ def main() -> None:
     data, images = training_images(options.labels, options.images, out)
     steps = math.ceil(size["epochs"] * images / size["batch_size"])
     aurocs: dict[str, list[dict]] = {}
+    runs: dict[str, list[Path]] = {}
     for side in options.sizes:
         for seed in options.seeds:
             name = f"{side}_{seed}"
-            encoder = pretrained(
-                out / "pretrain" / name, data=str(data), cache=str(out / "cache"), model=size["model"], img_size=side,
-                steps=steps, batch_size=size["batch_size"], seed=seed, workers=options.workers,
+            encoder = partial(
+                pretrained, out / "pretrain" / name, data=str(data), cache=str(out / "cache"),
+                model=size["model"], img_size=side, steps=steps, batch_size=size["batch_size"], seed=seed,
+                workers=options.workers,
             )  # fmt: skip
+            folder = out / "probes" / name
             found = probe_auroc(
-                out / "probes" / name, encoder, options.labels, options.images, seed, keep=options.keep,
+                folder, encoder, options.labels, options.images, seed, keep=options.keep,
                 batch_size=2, workers=options.workers,
             )  # fmt: skip
             aurocs.setdefault(f"{side} × {side}", []).append(found)
-    settings = {**size, "steps": steps, "sizes": options.sizes, "seeds": options.seeds, "keep": options.keep}
-    write_results(out, aurocs, "canvas, pixels", settings)
+            runs.setdefault(f"{side} × {side}", []).append(folder)
+    settings = {
+        **size, "steps": steps, "sizes": options.sizes, "seeds": options.seeds, "keep": options.keep,
+        "images": split_sizes(options.labels, options.images),
+    }  # fmt: skip
+    asked = [(larger, smaller) for smaller, larger in itertools.combinations(runs, 2)]
+    write_results(out, aurocs, "canvas, pixels", settings, paired_differences(runs, asked))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
     python benchmarks/experiments/rival.py --labels labels.csv --model resnet18 --out results/rival
 
 Same canvases, same mild augmentation, AdamW and a cosine; the epoch is chosen on validation, the test split is looked
-at once per seed.
+at once per seed. The models are set against the first, by pairs; finetuning.py sets them against fine-tuned encoders.
+Interrupted, it goes on; finished, it reads what it measured.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from runs import SPLIT, write_results
+from paired import paired_differences
+from runs import SPLIT, is_finished, split_sizes, test_auroc, write_results
 from tqdm.auto import tqdm
 
 from hdxray_fast.classify.data import table_of_readable
@@ -35,12 +37,12 @@ from hdxray_fast.training.optimizer import warmup_cosine
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from harness.plain_mae import import_timm
 
-import_timm()  # also beside a torchvision of another build
-import timm  # noqa: E402
-
 
 def train(table: LabelTable, datasets: dict, model: str, seed: int, options: argparse.Namespace) -> tuple:
     """Probabilities on val and test of the epoch that is best on val."""
+    import_timm()  # also beside a torchvision of another build
+    import timm
+
     torch.manual_seed(seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     network = timm.create_model(model, in_chans=1, num_classes=len(table.classes)).to(device)
@@ -85,6 +87,35 @@ def predict(network: torch.nn.Module, dataset: RadiographDataset, device: str) -
     return torch.cat([network(standardised(batch).to(device)).sigmoid().cpu() for batch in loader]).numpy()
 
 
+def train_all(runs: dict[str, list[Path]], options: argparse.Namespace) -> None:
+    """Train what is not finished; test metrics and predictions go to the folder of each run."""
+    table = read_labels(options.labels, images=options.images, **SPLIT)
+    require_files(table, options.labels)
+    images, bad = fill_cache(
+        Path(options.out) / "cache",
+        [Source(path) for path in table.paths],
+        size=options.img_size,
+        workers=worker_count(-1),
+    )
+    table, images = table_of_readable(table, images)
+    print(f"{len(table)} images, {len(bad)} could not be read")
+    datasets = {
+        split: RadiographDataset(
+            images.subset([row for row, own in enumerate(table.splits) if own == split]),
+            augmentation=Augmentation() if split == "train" else None,
+        )
+        for split in ("train", "val", "test")
+    }
+    truth = table.split("val").labels
+    for model, folders in runs.items():
+        for seed, folder in zip(options.seeds, folders, strict=True):
+            if is_finished(folder):
+                continue
+            val, test = train(table, datasets, model, seed, options)
+            thresholds = [best_threshold(truth[:, c], val[:, c]) for c in range(len(table.classes))]
+            report_predictions(folder, table.split("test"), test, thresholds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--labels", required=True, help="CSV manifest with a train and a test split")
@@ -98,29 +129,14 @@ def main() -> None:
     parser.add_argument("--out", default="results/rival")
     options = parser.parse_args()
     out = Path(options.out)
-    table = read_labels(options.labels, images=options.images, **SPLIT)
-    require_files(table, options.labels)
-    images, bad = fill_cache(
-        out / "cache", [Source(path) for path in table.paths], size=options.img_size, workers=worker_count(-1)
-    )
-    table, images = table_of_readable(table, images)
-    print(f"{len(table)} images, {len(bad)} could not be read")
-    datasets = {
-        split: RadiographDataset(
-            images.subset([row for row, own in enumerate(table.splits) if own == split]),
-            augmentation=Augmentation() if split == "train" else None,
-        )
-        for split in ("train", "val", "test")
-    }
-    aurocs: dict[str, list[dict]] = {}
-    for model in options.model:
-        for seed in options.seeds:
-            val, test = train(table, datasets, model, seed, options)
-            truth = table.split("val").labels
-            thresholds = [best_threshold(truth[:, c], val[:, c]) for c in range(len(table.classes))]
-            report = report_predictions(out / f"{model}_{seed}", table.split("test"), test, thresholds)
-            aurocs.setdefault(model, []).append(report["mean"]["auroc"])
-    write_results(out, aurocs, "trained from scratch", vars(options))
+    runs = {model: [out / f"{model}_{seed}" for seed in options.seeds] for model in options.model}
+    if not all(is_finished(folder) for folders in runs.values() for folder in folders):
+        train_all(runs, options)
+    aurocs = {model: [test_auroc(folder) for folder in folders] for model, folders in runs.items()}
+    settings = {**vars(options), "images": split_sizes(options.labels, options.images)}
+    del settings["labels"], settings["out"]  # places of this machine
+    asked = [(model, options.model[0]) for model in options.model[1:]]
+    write_results(out, aurocs, "trained from scratch", settings, paired_differences(runs, asked))
 
 
 if __name__ == "__main__":

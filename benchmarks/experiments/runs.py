@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from paired import verdicts
 
 import hdxray_fast as hx
 from hdxray_fast.classify.interval_text import interval_text
@@ -47,6 +48,13 @@ def refuse_held_out(data: str, labels: str, images: str | None) -> None:
             )
 
 
+def split_sizes(labels: str, images: str | None) -> dict[str, int]:
+    """How many images train, validate and test whatever is made of these labels, and how many patients test."""
+    table = read_labels(labels, images=images, **SPLIT)
+    sizes = {split: len(table.split(split)) for split in ("train", "val", "test")}
+    return {**sizes, "test_patients": len(set(table.split("test").patients))}
+
+
 def pretrained(folder: Path, **settings) -> hx.Encoder:
     """The encoder of a pre-training run; a run that was cut off goes on, a finished one is read."""
     model = folder / "model"
@@ -67,16 +75,27 @@ def untrained(model: str, img_size: int, seed: int) -> hx.Encoder:
     return hx.create_encoder(model, img_size=img_size)
 
 
-def probe_auroc(folder: Path, encoder: hx.Encoder, labels: str, images: str | None, seed: int, **settings) -> dict:
-    """Test AUROC of a linear probe, ``{"value", "low", "high"}``; read again if it was measured before."""
-    metrics = folder / "metrics.json"
-    if not metrics.exists():
+def probe_auroc(
+    folder: Path, encoder: Callable[[], hx.Encoder], labels: str, images: str | None, seed: int, **settings
+) -> dict:
+    """:func:`test_auroc` of a linear probe; ``encoder`` is called if it was not measured before."""
+    if not is_finished(folder):
         config = ProbeConfig(
             labels, str(folder), str(folder), images=images, pool="mean", seed=seed, calibrate="none",  # as the rival
             **SPLIT, **settings,
         )  # fmt: skip
-        run_probe(config, encoder)
-    return json.loads(metrics.read_text())["mean"]["auroc"]
+        run_probe(config, encoder())
+    return test_auroc(folder)
+
+
+def is_finished(run: Path) -> bool:
+    """Whether the folder of a run holds its test metrics."""
+    return (run / "metrics.json").exists()
+
+
+def test_auroc(run: Path) -> dict:
+    """Test AUROC of a finished run, ``{"value", "low", "high"}``."""
+    return json.loads((run / "metrics.json").read_text())["mean"]["auroc"]
 
 
 def summary(aurocs: Mapping[str, Sequence[dict]], heading: str) -> str:
@@ -90,21 +109,30 @@ def summary(aurocs: Mapping[str, Sequence[dict]], heading: str) -> str:
     return "\n".join(lines)
 
 
-def write_results(out: Path, aurocs: Mapping[str, Sequence[dict]], heading: str, settings: dict) -> None:
-    """``results.json``, ``table.md`` and ``auroc.png`` under ``out``; prints the table."""
+def write_results(
+    out: Path, aurocs: Mapping[str, Sequence[dict]], heading: str, settings: dict, differences: Sequence[dict] = ()
+) -> None:
+    """``results.json``, ``table.md`` and ``auroc.png`` under ``out``; prints the table.
+
+    Args:
+        aurocs: of each setting, a row of :func:`probe_auroc` for each seed.
+        heading: what the settings are.
+        settings: JSON-able, of the whole experiment.
+        differences: rows of :func:`paired.paired_differences`, those that sentences may rest on.
+    """
     table = summary(aurocs, heading)
-    for name, text in (
-        ("results.json", json.dumps({"settings": settings, "auroc": dict(aurocs)}, indent=1)),
-        ("table.md", table),
-    ):
+    if differences:
+        table += f"\n\n{verdicts(differences)}"
+    results = {"settings": settings, "auroc": dict(aurocs), "differences": list(differences)}
+    for name, text in (("results.json", json.dumps(results, indent=1)), ("table.md", table)):
         with written_whole(out / name) as temporary:
             temporary.write_text(text + "\n")
     plot_aurocs(out / "auroc.png", aurocs, heading)
     print(f"{table}\n\ntable, plot and numbers are in {out}")
 
 
-def plot_aurocs(path: Path, aurocs: Mapping[str, Sequence[dict]], heading: str) -> None:
-    """A dot and an interval per seed, side by side for each setting."""
+def plot_aurocs(path: Path, aurocs: Mapping[str, Sequence[dict]], heading: str, comment: str = "") -> None:
+    """A dot and an interval per seed, side by side for each setting; ``comment`` goes into the PNG's own."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -122,4 +150,4 @@ def plot_aurocs(path: Path, aurocs: Mapping[str, Sequence[dict]], heading: str) 
     axes.grid(axis="y", alpha=0.3)
     axes.set_title("bar: mean of the seeds; dots: seeds, 95 % over patients", fontsize=9)
     with written_whole(path) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", metadata={"Comment": comment})

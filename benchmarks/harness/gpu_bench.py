@@ -134,10 +134,7 @@ class GpuBench:
 
     def keep(self, comparison: Comparison) -> Comparison:
         path = comparison.save()
-        ratio = "no ratio" if comparison.ratio is None else f"{comparison.ratio:.2f}x"
-        met = {True: "met", False: "MISSED", None: "not known"}[comparison.bar_met]
-        bar = "" if comparison.bar is None else f" (bar {comparison.bar:.3g}: {met})"
-        print(f"\n{comparison.case}: {ratio} {comparison.rival_name}{bar} -> {path}")
+        print(f"\n{comparison.told()} -> {path}")
         for contender in comparison.extra.get("contenders", []):
             said = contender.get("failed") or f"{contender['median'] * 1e3:.4g} ms"
             print(f"    {contender['name']}: {said} [set-up {contender['setup_seconds']} s]")

@@ -30,6 +30,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from harness.bars import verdict, within_noise
 from harness.race import Outcome, best
 from hdxray_fast.cli.doctor import cpu_model
 from hdxray_fast.data.reader_pool import worker_count
@@ -211,10 +212,21 @@ class Comparison:
 
     @property
     def bar_met(self) -> bool | None:
-        """Whether the ratio reaches the bar. None without a bar, or where only the rival failed: then nobody knows."""
+        """Whether the ratio of medians reaches the bar, whatever its noise (`within_noise` tells).
+
+        None without a bar, or where only the rival failed: then nobody knows.
+        """
         if self.bar is None or (self.ours and not self.rival):
             return None
         return self.ratio is not None and self.ratio >= self.bar
+
+    def told(self) -> str:
+        """The row in a line, for the terminal."""
+        ours, rival = spread(self.ours), spread(self.rival)
+        ratio = "no ratio" if self.ratio is None else f"{self.ratio:.2f}x"
+        row = {"ours": ours, "rival": rival, "bar": self.bar, "bar_met": self.bar_met}
+        bar = "" if self.bar is None else f" (bar {self.bar:.3g}: {verdict(row)})"
+        return f"{self.case}: {ratio} {self.rival_name}{bar}"
 
     def row(self) -> dict[str, Any]:
         ours = spread(self.ours) or {"failed": f"failed: {self.failed}"}
@@ -227,6 +239,7 @@ class Comparison:
             "ratio": self.ratio,
             "bar": self.bar,
             "bar_met": self.bar_met,
+            "bar_within_noise": within_noise(ours, rival, self.bar),
             "threads": self.threads,
             "device": device_info(self.device),
             "versions": versions(),

@@ -18,6 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # however it is started
 
+from harness.bars import verdict
 from harness.cases import CASES
 
 ROOT = next(folder for folder in Path(__file__).resolve().parents if (folder / "pyproject.toml").is_file())
@@ -69,13 +70,14 @@ def ratio_cell(row: dict) -> str:
     if row["ratio"] is None:
         return "–"
     text = f"{row['ratio']:.2f}×" if row["ratio"] < 10 else f"{row['ratio']:.0f}×"
-    return f"**{text}**" if row["bar_met"] else text
+    return f"**{text}**" if row["bar"] is not None and verdict(row) == "met" else text
 
 
 def bar_cell(row: dict) -> str:
     if row["bar"] is None:
         return ""
-    return f"≥ {row['bar']:.3g}×" + {True: "", False: " (missed)", None: " (not known)"}[row["bar_met"]]
+    said = verdict(row)
+    return f"≥ {row['bar']:.3g}×" + ("" if said == "met" else f" ({said})")
 
 
 def rate_cell(row: dict) -> str:

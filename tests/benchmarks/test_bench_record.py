@@ -252,6 +252,41 @@ def test_rows_are_held_against_todays_bar(tmp_path):
     assert table.at_todays_bar(other) == other
 
 
+NOISY = {"ours": [0.995, 1.0, 1.01], "rival": [0.998, 1.005, 1.011], "rival_name": "timm ViT"}
+
+
+def test_a_bar_within_the_noise_of_its_ratio_is_neither_met_nor_missed(tmp_path):
+    for case, bar in (("at its noise", 1.0), ("under it", 0.9), ("over it", 1.1)):
+        record.Comparison("encoder", case, **NOISY, bar=bar).save(tmp_path)
+    record.Comparison("encoder", "one sample", [1.0], [1.005], "timm ViT", bar=1.0).save(tmp_path)
+    (path,) = tmp_path.glob("*/encoder.json")
+    rows = {row["case"]: row for row in json.loads(path.read_text())["rows"]}
+    found = {case: (row["bar_met"], row["bar_within_noise"]) for case, row in rows.items()}
+    assert found == {
+        "at its noise": (True, True), "under it": (True, False), "over it": (False, False), "one sample": (True, None),
+    }  # fmt: skip
+    text = table.table(tmp_path)
+    assert "| at its noise | 1 s | 1 s (timm ViT) | 1.00× | ≥ 1× (within its noise: 0.997 to 1.011) |" in text
+    assert "| under it | 1 s | 1 s (timm ViT) | **1.00×** | ≥ 0.9× |" in text
+    assert "| over it | 1 s | 1 s (timm ViT) | 1.00× | ≥ 1.1× (missed) |" in text
+    assert "| one sample | 1 s | 1 s (timm ViT) | **1.00×** | ≥ 1× |" in text
+
+
+def test_the_terminal_says_a_bar_is_within_its_noise():
+    told = record.Comparison("encoder", "every patch", **NOISY, bar=1.0).told()
+    assert told == "every patch: 1.00x timm ViT (bar 1: within its noise: 0.997 to 1.011)"
+    assert record.Comparison("encoder", "every patch", **NOISY).told() == "every patch: 1.00x timm ViT"
+
+
+def test_rows_that_were_kept_before_are_told_by_their_quartiles():
+    """A file of then has no `bar_within_noise`; 1.005 against 1, its quartiles 0.993 and 1.016, was printed as met."""
+    ours = {"median": 11.464, "q25": 11.358, "q75": 11.481, "rounds": 5}
+    rival = {"median": 11.522, "q25": 11.395, "q75": 11.537, "rounds": 5}
+    row = {"ours": ours, "rival": {"name": "timm ViT", **rival}, "ratio": 1.005, "bar": 1.0, "bar_met": True}
+    assert table.bar_cell(row) == "≥ 1× (within its noise: 0.993 to 1.016)"
+    assert table.ratio_cell(row) == "1.00×"
+
+
 def test_the_attention_table_is_what_the_results_say():
     """For devices whose results are here: ``backend="auto"`` takes what was measured."""
     kept = json.loads((ROOT / "hdxray_fast/ops/attention_table.json").read_text(encoding="utf-8"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import signal
 import subprocess
@@ -194,6 +195,20 @@ def test_a_build_starts_without_what_was_built_before(runner, tmp_path, monkeypa
     stage.command = python("pass")
     (result,) = runner.run(stage)
     assert (result.status, result.remark) == ("FAIL", "no core was built")
+
+
+def test_a_bar_within_its_noise_is_said(tmp_path):
+    figures = {"ours": {"q25": 0.99, "q75": 1.01, "rounds": 5}, "rival": {"name": "eager", "failed": "failed: memory"}}
+    noisy = {"name": "eager", "q25": 1.0, "q75": 1.02, "rounds": 5}
+    head = {"case": "step", "device": {"name": "GPU 1"}, "bar": 1.0}
+    rows = [{**head, **figures, "ratio": None, "bar_met": None}]
+    rows.append({**head, **figures, "rival": noisy, "ratio": 1.01, "bar_met": True})
+    (tmp_path / "gpu-1").mkdir()
+    (tmp_path / "gpu-1" / "gpu_mae.json").write_text(json.dumps({"rows": rows}))
+    assert gpu_check.ratios("GPU 1", tmp_path) == [
+        "step: no ratio eager, bar 1x not known",
+        "step: 1.01x eager, bar 1x within its noise: 0.990 to 1.030",
+    ]
 
 
 def test_a_python_without_torch_is_named(tmp_path):
