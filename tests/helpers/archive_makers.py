@@ -78,8 +78,8 @@ def hostile_tars(image: bytes) -> dict[str, bytes]:
             good + tar_header(b"x", len(negative), b"x") + padded(negative) + tar_header(b"a.png", 0) + bytes(1024)
         ),
         "negative size of a record": good + tar_header(b"x", -512, b"x") + tar_header(b"a.png", 0) + bytes(1024),
-        "long record": tar_header(b"x", 8 << 30, b"x") + bytes(32 << 20),
-        "long name": tar_header(b"x", 8 << 30, b"L") + bytes(32 << 20),
+        "long record": tar_header(b"x", 8 << 30, b"x") + bytes(9 << 20),
+        "long name": tar_header(b"x", 8 << 30, b"L") + bytes(9 << 20),
         "records without end": (tar_header(b"x", 512, b"x") + bytes(512)) * 4000 + good,
         "size beyond all files": good + tar_header(b"a.png", 1 << 80) + bytes(1024),
         "a broken header within": good + b"rubbish".ljust(512, b"\1") + good + bytes(1024),

@@ -43,7 +43,10 @@ class PrepareConfig:
 
     # What a preparation can go on with otherwise; everything else decides what the shards hold.
     FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset(
-        "sources images out part workers timeout max_memory max_members max_scratch patient_key add retry".split()
+        (
+            *("sources", "images", "out", "part", "patient_key", "add", "retry"),
+            *("workers", "timeout", "max_memory", "max_members", "max_scratch"),
+        )
     )
 
     sources: list[str]
