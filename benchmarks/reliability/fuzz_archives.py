@@ -6,7 +6,8 @@ Zips (stored, deflate, bzip2, LZMA) and tars (ustar, GNU, pax; plain, gz, bz2, x
 of headers are rubbish or extreme under a right checksum, bytes of the packed data are wrong, and some ask for what no
 reader should do (negative sizes, records of gigabytes). They are listed and read by workers in batches, each with a
 whole picture, as folders are. Counts how each archive and each member ended, and what was missing; times each batch;
-peak memory is that of this process and of its largest worker. Archive N is the same in every run with one seed.
+peak memory is that of this process, which makes the archives too, and of its largest worker (at least this process's,
+which it begins as). Archive N is the same in every run with one seed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ from tqdm.auto import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "helpers"))
 from archive_makers import KINDS, damaged, suffix
-from harness.record import commit
 from xray_makers import ramp
 
 from hdxray_fast.data.prepared.config import PrepareConfig
@@ -72,7 +72,8 @@ def main() -> int:
     ).recipe()
     caps = {"workers": options.workers, "timeout": options.timeout, "max_memory": options.max_memory}
     archives, members, reasons, examples = {kind: Counter() for kind in KINDS}, Counter(), Counter(), []
-    seconds, numbers = [], range(options.first, options.first + options.count)
+    seconds, memory = [], {"main_before": peak(resource.RUSAGE_SELF)}
+    numbers = range(options.first, options.first + options.count)
     for start in tqdm(numbers[:: options.batch], unit="batch", dynamic_ncols=True):
         with tempfile.TemporaryDirectory(prefix="hdxray-fuzz-") as name:
             folder = Path(name)
@@ -90,7 +91,9 @@ def main() -> int:
             seconds.append(time.monotonic() - began)
             members.update(row.error or row.status for row in rows if "::" in row.source)
             examples += lost(sources, rows, folder)
-    memory = {"main": resource.RUSAGE_SELF, "largest_worker": resource.RUSAGE_CHILDREN}
+    memory["main"], memory["largest_worker"] = peak(resource.RUSAGE_SELF), peak(resource.RUSAGE_CHILDREN)
+    from harness.record import commit  # not before: it loads PyTorch, which would be most of the memory
+
     report = {
         "archives": options.count,
         "first": options.first,
@@ -101,7 +104,7 @@ def main() -> int:
         "longest_batch": {"archives": options.batch, "seconds": round(max(seconds), 1)},
         "endings": {kind: dict(counts.most_common()) for kind, counts in archives.items()},
         "members": dict(members.most_common()),
-        "peak_memory_mib": {name: resource.getrusage(who).ru_maxrss >> 10 for name, who in memory.items()},
+        "peak_memory_mib": memory,
         "reasons": dict(reasons.most_common(20)),
         "examples": examples,
     }
@@ -109,6 +112,10 @@ def main() -> int:
         temporary.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
     return 0 if not examples else 1
+
+
+def peak(who: int) -> int:
+    return resource.getrusage(who).ru_maxrss >> 10
 
 
 def lost(sources: list[Source], rows: list, folder: Path) -> list[list[str]]:
