@@ -40,6 +40,18 @@ class Known(NamedTuple):
     result: Any
 
 
+class Longer(NamedTuple):
+    """In place of a call's arguments: these, and seconds of its own that the call may take."""
+
+    arguments: tuple
+    timeout: float
+
+
+class Later:
+    """In place of a call's arguments, :data:`LATER`: ask again once another result has been taken."""
+
+
+LATER = Later()
 OUT_OF_MEMORY = Failed("MemoryError", "needs more memory than one file may take")
 DIED = Failed("BrokenProcessPool", "the process that read it died (out of memory, or a decoder crash)")
 
@@ -53,7 +65,7 @@ def worker_count(workers: int) -> int:
 
 def call_in_order(
     function: Callable,
-    jobs: Iterable[tuple | Known],
+    jobs: Iterable[tuple | Known | Longer | Later],
     *,
     workers: int,
     timeout: float = TIMEOUT,
@@ -64,7 +76,7 @@ def call_in_order(
 
     Args:
         function: of a module, so that worker processes can import it.
-        jobs: arguments.
+        jobs: arguments. The first, and any after the last result was taken, must not be :data:`LATER`.
         workers: processes; 0 calls in this one, without caps.
         timeout: seconds that a call may take.
         max_memory: MiB that a call may take.
@@ -77,8 +89,14 @@ def call_in_order(
         MissingDependencyError: there are to be workers, and pebble or loky is not installed.
     """
     if workers == 0:
-        return (job.result if isinstance(job, Known) else function(*job) for job in jobs)
+        return (_called(function, job) for job in jobs if job is not LATER)
     return _in_workers(function, iter(jobs), workers, timeout, max_memory, ahead, *_packages())
+
+
+def _called(function: Callable, job: tuple | Known | Longer) -> Any:
+    if isinstance(job, Known):
+        return job.result
+    return function(*(job.arguments if isinstance(job, Longer) else job))
 
 
 def _packages() -> tuple:
@@ -107,14 +125,18 @@ def _in_workers(function, jobs, workers, timeout, max_memory, ahead, make_pool, 
 
     def schedule(some: Iterable) -> None:
         for job in some:
-            waiting.append(job if isinstance(job, Known) else pool.schedule(function, args=list(job), timeout=timeout))
+            if isinstance(job, Known):
+                waiting.append((job, 0.0))
+            elif job is not LATER:
+                arguments, seconds = job if isinstance(job, Longer) else (job, timeout)
+                waiting.append((pool.schedule(function, args=list(arguments), timeout=seconds), seconds))
 
     try:
         schedule(first)
         while waiting:
-            head = waiting.popleft()
-            yield head.result if isinstance(head, Known) else _outcome(head, timeout)
-            schedule(islice(jobs, 1))
+            head, seconds = waiting.popleft()
+            yield head.result if isinstance(head, Known) else _outcome(head, seconds)
+            schedule(islice(jobs, ahead * workers - len(waiting)))
     finally:
         pool.stop()  # kills what still runs
         pool.join()

@@ -80,7 +80,7 @@ def run_pretraining(
     if is_prepared(config.data):
         images, sources = open_prepared(config.data, img_size=config.img_size, contour=config.contour), None
     else:
-        sources = run_sources(config.data, config.images, exclude=(out, cache))
+        sources = run_sources(config.data, config.images, exclude=(out, cache), workers=0 if config.workers == 0 else 1)
     with training.claimed():
         if sources is not None:
             images, _ = read_images(training, sources, cache, size=config.img_size, contour=config.contour)

@@ -10,9 +10,10 @@ import pytest
 from prepared_helpers import SIZE, contents, make_folder, prepare, rows_of
 
 import hdxray_fast as hx
-from hdxray_fast.data.prepared.archives import StreamReader, list_members
+from hdxray_fast.data.prepared.archives import list_members
 from hdxray_fast.data.prepared.reading import PreparedSet
 from hdxray_fast.data.prepared.sources import Source, as_file, list_sources
+from hdxray_fast.data.prepared.unpacking import Unpacker
 from hdxray_fast.errors import ConfigError, ImageReadError
 from hdxray_fast.images.canvas import read_canvas
 
@@ -98,24 +99,32 @@ def test_a_cut_tar_costs_its_last_members(folder, tmp_path):
             archive.addfile(info, io.BytesIO(rng.bytes(info.size)))
     path = tmp_path / "cut.tar.gz"
     path.write_bytes(whole.getvalue()[:250_000])
-    reader = StreamReader(tmp_path / "scratch", 1 << 20)
-    assert reader.fetch(str(path), "0.png", "x").stat().st_size == 100_000
-    assert reader.fetch(str(path), "1.png", "x").stat().st_size == 100_000
-    for member in ("2.png", "3.png", "4.png"):
-        with pytest.raises(ImageReadError, match="cannot be unpacked"):
-            reader.fetch(str(path), member, "x")
-    assert reader.fetch(str(path), "0.png", "x").stat().st_size == 100_000
-    with pytest.raises(hx.HDXrayError, match="unpacks to more bytes"):
-        StreamReader(tmp_path / "other", 1000).fetch(str(path), "0.png", "x")
-    reader.close()
+    unpacker = Unpacker(tmp_path / "scratch", workers=0)
+
+    def fetch(member: str):
+        return unpacker.fetch(Source(str(path), f"{member}.png"))
+
+    assert fetch("0").stat().st_size == 100_000
+    assert fetch("1").stat().st_size == 100_000
+    for member in "234":
+        assert "cannot be unpacked" in fetch(member).reason
+    assert fetch("0").stat().st_size == 100_000
+    assert len(list((tmp_path / "scratch").iterdir())) == 3  # nothing of those that failed
+    unpacker.close()
     assert not (tmp_path / "scratch").exists()
+    small = Unpacker(tmp_path / "other", workers=0, max_bytes=1000)
+    assert small.fetch(Source(str(path), "0.png")) == (
+        "ImageTooLargeError",
+        "declares 100000 bytes; accepted: up to 1000",
+    )
+    small.close()
 
 
 def test_a_damaged_archive_in_a_folder_is_quarantined(folder, tmp_path):
     (folder / "cut.zip").write_bytes(b"PK\x03\x04 no more")
     prepare([folder], tmp_path / "set")
     bad = {Path(row["source"]).name: row["reason"] for row in rows_of(tmp_path / "set" / "quarantine.csv")}
-    assert "list of files is damaged" in bad["cut.zip"]
+    assert bad["cut.zip"] == "ImageReadError: is damaged or no archive (BadZipFile: File is not a zip file)"
 
 
 def test_members_of_plain_tars_are_read_where_they_lie(folder, tmp_path):

@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import io
+import lzma
 import os
-import shutil
+import stat
 import sys
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from ...errors import ConfigError, ImageReadError, ImageTooLargeError
+from ...errors import ImageReadError, ImageTooLargeError
+from .tars import BLOCK, TAR_SUFFIXES, DamagedArchive, Tar
 
 ZIP_SUFFIXES = (".zip",)
-TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".tar.bz2")
-DAMAGE = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, ValueError)
+MAX_MEMBERS = 1_000_000  # files that an archive may list
+NAME_LENGTH = 4096  # characters of a member's name: the longest path of Linux
+MEAN_NAME_LENGTH = 256  # characters, of as many names as may be listed
+# Errors whose text quotes nothing from inside the archive
+KNOWN_DAMAGE = (OSError, EOFError, zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError)
 
 
 class Member(NamedTuple):
-    """A file in an archive; ``offset`` and ``size`` say where it lies in an uncompressed tar, and are -1 elsewhere."""
+    """A regular file in an archive.
+
+    ``offset`` says where it lies in an uncompressed tar, ``size`` how long it is in any tar, bytes; -1 elsewhere.
+    """
 
     name: str
     offset: int = -1
@@ -40,29 +48,64 @@ def is_stream(path: str) -> bool:
     return not path.lower().endswith((*ZIP_SUFFIXES, ".tar"))
 
 
-def list_members(archive: Path) -> list[Member]:
-    """An archive's files, in its own order for tar and by name for zip.
+def list_members(archive: Path, max_members: int = MAX_MEMBERS) -> list[Member]:
+    """An archive's regular files, in its own order for tar and by name for zip.
 
     Raises:
-        ConfigError: it does not exist or is damaged.
+        ImageReadError: it does not exist, is damaged, or goes beyond a limit.
     """
+    members: dict[str, Member] = {}
+    names = 0
     try:
-        if archive.name.lower().endswith(ZIP_SUFFIXES):
-            with zipfile.ZipFile(archive) as opened:
-                return [Member(name) for name in sorted(i.filename for i in opened.infolist() if not i.is_dir())]
-        plain = not is_stream(str(archive))
-        with tarfile.open(archive, "r:" if plain else "r") as opened:
-            return [
-                Member(info.name, info.offset_data, info.size) if plain and not info.issparse() else Member(info.name)
-                for info in opened
-                if info.isfile()
-            ]
+        for count, member in enumerate(_each_member(archive)):
+            names += len(member.name)
+            if count == max_members:
+                raise DamagedArchive(f"it lists more than {max_members} files; --max_members allows more")
+            if len(member.name) > NAME_LENGTH or "\0" in member.name:
+                raise DamagedArchive(f"a name in it is longer than {NAME_LENGTH} characters, or no name")
+            if names > MEAN_NAME_LENGTH * max_members:
+                raise DamagedArchive("the names in it are too long; --max_members allows for more")
+            members.pop(member.name, None)  # the last of a name counts, and has its place, as where tar unpacks
+            members[member.name] = member
     except FileNotFoundError:
-        raise ConfigError(f"sources: {archive} does not exist") from None
-    except DAMAGE as error:
-        raise ConfigError(
-            f"sources: {archive} is damaged or no archive ({error}); leave it out or fetch it again"
-        ) from error
+        raise ImageReadError(archive, "does not exist") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # what zipfile, tarfile and decompressors raise on damage has no common base
+        raise ImageReadError(archive, f"is damaged or no archive ({_words(error)})") from error
+    return list(members.values())
+
+
+def _each_member(archive: Path) -> Iterator[Member]:
+    require_regular(archive)
+    if archive.name.lower().endswith(ZIP_SUFFIXES):
+        with zipfile.ZipFile(archive) as opened:
+            yield from map(Member, sorted(info.filename for info in opened.infolist() if _is_regular(info)))
+        return
+    plain = not is_stream(str(archive))
+    tar = Tar(str(archive), plain)
+    try:
+        while info := tar.next():
+            yield Member(info.name, info.offset_data if plain else -1, info.size)
+    finally:
+        tar.close()
+
+
+def require_regular(archive: str | Path) -> None:
+    """Raise DamagedArchive for what is no regular file: to open a pipe would be to wait for ever."""
+    if not stat.S_ISREG(os.stat(archive).st_mode):
+        raise DamagedArchive("it is no regular file")
+
+
+def _is_regular(info: zipfile.ZipInfo) -> bool:
+    kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where the packer did not tell
+    return not info.is_dir() and (kind in (0, stat.S_IFREG) or info.create_system != 3)
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, DamagedArchive):
+        return str(error)
+    return f"{type(error).__name__}: {error}" if isinstance(error, KNOWN_DAMAGE) else type(error).__name__
 
 
 # --- a member as a file -----------------------------------------------------------------------------------------------
@@ -85,33 +128,44 @@ def unpacked(archive: str, member: Member, name: str, max_bytes: int) -> Iterato
     nameless = sys.platform == "linux"
     with tempfile.TemporaryFile() if nameless else tempfile.NamedTemporaryFile(prefix="hdxray-") as out:
         try:
-            with _open_member(archive, member, name, max_bytes) as stream:
-                copy_capped(stream, out, name, max_bytes)
+            for data in member_bytes(archive, member, name, max_bytes):
+                out.write(data)
+            out.flush()
         except ImageReadError:
             raise
-        except KeyError:
-            raise ImageReadError(name, "the archive has no such member any more") from None
-        except Exception as error:  # what zipfile, tarfile and decompressors raise on damage has no common base
-            raise ImageReadError(name, f"cannot be unpacked ({type(error).__name__}: {error})") from error
-        out.flush()
+        except OSError as error:  # no room for it
+            raise ImageReadError(name, f"cannot be unpacked ({_words(error)})") from error
         yield f"/proc/self/fd/{out.fileno()}" if nameless else out.name
 
 
-def _open_member(archive: str, member: Member, name: str, max_bytes: int) -> BinaryIO:
+def member_bytes(archive: str, member: Member, name: str, max_bytes: int) -> Iterator[bytes]:
+    """A member's bytes in pieces; arguments and errors are those of :func:`unpacked`."""
+    try:
+        require_regular(archive)
+        left = max_bytes
+        for data in _pieces(archive, member, name, max_bytes):
+            left -= len(data)
+            if left < 0:  # whatever its archive declared
+                raise ImageTooLargeError(name, "unpacks to more bytes than it declares or are accepted")
+            yield data
+    except (ImageReadError, MemoryError):
+        raise
+    except KeyError:
+        raise ImageReadError(name, "the archive has no such member any more") from None
+    except Exception as error:  # as in list_members
+        raise ImageReadError(name, f"cannot be unpacked ({_words(error)})") from error
+
+
+def _pieces(archive: str, member: Member, name: str, max_bytes: int) -> Iterable[bytes]:
+    _check_size(member.size, name, max_bytes)
     if member.offset >= 0:
-        _check_size(member.size, name, max_bytes)
         return _part(archive, member)
-    opened = _archive(archive, os.stat(archive).st_mtime_ns)
-    if isinstance(opened, zipfile.ZipFile):
-        info = opened.getinfo(member.name)
-        _check_size(info.file_size, name, max_bytes)
-        return opened.open(info)
-    info = opened.getmember(member.name)
-    _check_size(info.size, name, max_bytes)
-    stream = opened.extractfile(info)
-    if stream is None:
-        raise KeyError(member.name)
-    return stream
+    if not archive.lower().endswith(ZIP_SUFFIXES):
+        return _of_stream(archive, member, name, max_bytes)
+    opened = _zip(archive, os.stat(archive).st_mtime_ns)
+    info = opened.getinfo(member.name)
+    _check_size(info.file_size, name, max_bytes)
+    return _read(opened.open(info))
 
 
 def _check_size(size: int, name: str, max_bytes: int) -> None:
@@ -119,96 +173,71 @@ def _check_size(size: int, name: str, max_bytes: int) -> None:
         raise ImageTooLargeError(name, f"declares {size} bytes; accepted: up to {max_bytes}")
 
 
-def _part(archive: str, member: Member) -> BinaryIO:
+def _part(archive: str, member: Member) -> Iterator[bytes]:
     with open(archive, "rb") as stream:
         stream.seek(member.offset)
         data = stream.read(member.size)
     if len(data) != member.size:
         raise EOFError("the archive ends within it")
-    return io.BytesIO(data)
+    yield data
+
+
+def _read(stream: BinaryIO | io.BufferedIOBase) -> Iterator[bytes]:
+    with stream:
+        while data := stream.read(BLOCK):
+            yield data
 
 
 @lru_cache(maxsize=4)  # a worker's archives stay open: listing a large one takes longer than reading a member
-def _archive(path: str, modified: int) -> zipfile.ZipFile | tarfile.TarFile:
-    return zipfile.ZipFile(path) if path.lower().endswith(ZIP_SUFFIXES) else tarfile.open(path)
+def _zip(path: str, modified: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)
 
 
-def copy_capped(stream: BinaryIO, out: BinaryIO, name: str, max_bytes: int) -> None:
-    """Copy a stream, which may give no more than ``max_bytes``, whatever its archive declared."""
-    left = max_bytes
-    while data := stream.read(1 << 20):
-        left -= len(data)
-        if left < 0:
-            raise ImageTooLargeError(name, "unpacks to more bytes than it declares or are accepted")
-        out.write(data)
+# --- compressed tars --------------------------------------------------------------------------------------------------
+class _Open:
+    """The one compressed tar that this process has open, since members are asked for in their order."""
+
+    tar: Tar | None = None
+    what: tuple[str, int] = ("", 0)  # path, and when it was modified
 
 
-# --- archives that are streams ----------------------------------------------------------------------------------------
-class StreamReader:
-    """Unpacks members of compressed tars in their order, each into a file of its own that workers can read.
+def close_stream() -> None:
+    """Close the compressed tar that this process has open, if any."""
+    if _Open.tar is not None:
+        _Open.tar.close()
+    _Open.tar = None
 
-    A worker that wanted one from the middle would have to unpack all before it, so the process that hands out the work
-    goes through such archives once and hands out files instead.
 
-    Args:
-        folder: for the files; emptied first, and removed by :meth:`close`.
-        max_bytes: of a member.
-    """
+def _of_stream(archive: str, member: Member, name: str, max_bytes: int) -> Iterator[bytes]:
+    tar = _open_stream(archive)
+    try:
+        info = _find(tar, member)
+        if info is None:  # not behind the last one that was read, so before it
+            close_stream()
+            tar = _open_stream(archive)
+            info = _find(tar, member)
+        if info is None:
+            raise KeyError(member.name)
+        _check_size(info.size, name, max_bytes)
+        yield from tar.read(info)
+    except ImageTooLargeError:  # whose bytes can be passed over
+        raise
+    except BaseException:  # damaged, or not read to its end: nobody knows where the stream is
+        if _Open.tar is tar:
+            close_stream()
+        raise
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        self.folder, self.max_bytes = folder, max_bytes
-        self._archive, self._opened, self._members, self._count = "", None, iter(()), 0
-        self.close()
 
-    def fetch(self, archive: str, member: str, name: str) -> Path:
-        """A file with the member's bytes; remove it when it is read.
+def _open_stream(archive: str) -> Tar:
+    what = archive, os.stat(archive).st_mtime_ns
+    if _Open.tar is None or _Open.what != what:
+        close_stream()
+        _Open.tar, _Open.what = Tar(archive, plain=False), what
+    return _Open.tar
 
-        Raises:
-            ImageReadError, ImageTooLargeError: as :func:`unpacked`.
-            OSError: the file cannot be written.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / str(self._count)
-        self._count += 1
-        try:
-            stream = self._find(archive, member)
-        except DAMAGE as error:
-            self._archive = ""
-            raise ImageReadError(name, f"cannot be unpacked ({type(error).__name__}: {error})") from error
-        with path.open("wb") as out:
-            try:
-                copy_capped(stream, out, name, self.max_bytes)
-            except (EOFError, tarfile.TarError, zlib.error, ValueError) as error:
-                raise ImageReadError(name, f"cannot be unpacked ({type(error).__name__}: {error})") from error
-            except ImageReadError:
-                path.unlink()
-                raise
-        return path
 
-    def _find(self, archive: str, member: str) -> BinaryIO:
-        if archive != self._archive:
-            self._open(archive)
-        for attempt in range(2):
-            for info in self._members:
-                if info.name == member and info.isfile():
-                    stream = self._opened.extractfile(info)
-                    if stream is not None:
-                        return stream
-            if not attempt:  # not behind the last one, so before it
-                self._open(archive)
-        raise ValueError("the archive has no such member any more")
-
-    def _open(self, archive: str) -> None:
-        self._shut()
-        self._opened = tarfile.open(archive, "r|*")  # noqa: SIM115 - closed by close()
-        self._archive, self._members = archive, iter(self._opened)
-
-    def _shut(self) -> None:
-        if self._opened is not None:
-            self._opened.close()
-        self._archive, self._opened = "", None
-
-    def close(self) -> None:
-        """Close the archive and remove all files."""
-        self._shut()
-        shutil.rmtree(self.folder, ignore_errors=True)
+def _find(tar: Tar, member: Member) -> tarfile.TarInfo | None:
+    while info := tar.next():
+        if info.name == member.name and member.size in (-1, info.size):
+            return info
+    return None

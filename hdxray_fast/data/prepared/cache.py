@@ -89,8 +89,9 @@ def fill_cache(
         for source in wanted[key]:
             on_done(None if reason is None else Quarantined(source.name, *reason))
 
-    # a single file stops no others, and is read before workers would be up
-    adding = _Adding(folder, recipe_of(size, contour), workers if len(sources) > 1 else 0, tell)
+    # a single file stops no others, and is read before workers would be up; an archive may hold anything
+    alone = len(sources) == 1 and not sources[0].member
+    adding = _Adding(folder, recipe_of(size, contour), 0 if alone else workers, tell)
     written = adding.written()
     keys = [key_now(source, size, contour, written) for source in sources]
     for key, source in zip(keys, sources, strict=True):

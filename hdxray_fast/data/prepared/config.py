@@ -34,6 +34,8 @@ class PrepareConfig:
         workers: processes that read files; -1 takes one per core; 0 reads in this process, without caps.
         timeout: seconds that one file may take.
         max_memory: MiB that one file may take.
+        max_members: files that one archive may list.
+        max_scratch: MiB that may be unpacked from compressed tars and wait for readers.
         patient_key: file with the secret that patient ids are hashed with; made in ``out`` if not given.
         add: take sources in that were not there when the data set was begun.
         retry: make the shards again that hold an unreadable file, once it is mended or a decoder installed.
@@ -41,7 +43,10 @@ class PrepareConfig:
 
     # What a preparation can go on with otherwise; everything else decides what the shards hold.
     FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset(
-        {"sources", "images", "out", "part", "workers", "timeout", "max_memory", "patient_key", "add", "retry"}
+        (
+            *("sources", "images", "out", "part", "patient_key", "add", "retry"),
+            *("workers", "timeout", "max_memory", "max_members", "max_scratch"),
+        )
     )
 
     sources: list[str]
@@ -63,6 +68,8 @@ class PrepareConfig:
     workers: int = -1
     timeout: float = 60.0
     max_memory: int = 4096
+    max_members: int = 1_000_000
+    max_scratch: int = 4096
     patient_key: str | None = None
     add: bool = False
     retry: bool = False
@@ -79,7 +86,10 @@ class PrepareConfig:
             raise ConfigError("format: jpeg holds 8 bits a pixel; take raw or png with bits=16")
         if self.size < 64 or self.size % 16:
             raise ConfigError(f"size: got {self.size}, accepted are multiples of 16 from 64 on")
-        for name, least in (("shard_size", 1), ("min_side", 0), ("workers", -1), ("max_memory", 256)):
+        for name, least in (
+            ("shard_size", 1), ("min_side", 0), ("workers", -1), ("max_memory", 256), ("max_members", 1),
+            ("max_scratch", 1),
+        ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, accepted are whole numbers from {least} on")
         if not 1 <= self.quality <= 100:

@@ -8,11 +8,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, nullcontext
 from pathlib import Path
 
-from ...errors import ImageReadError
-from ...images.canvas import Limits
-from ..reader_pool import MAX_MEMORY, TIMEOUT, Failed, Known, call_in_order
-from .archives import StreamReader, is_stream
+from ..reader_pool import LATER, MAX_MEMORY, TIMEOUT, Failed, Known, Later, call_in_order
+from .archives import is_stream
 from .sources import Source
+from .unpacking import MAX_SCRATCH, Unpacker
 from .worker import Row, prepare_source, unreadable
 
 
@@ -24,6 +23,7 @@ def prepared_rows(
     workers: int,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
+    max_scratch: int = MAX_SCRATCH,
     scratch: Path | None = None,
 ) -> Iterator[Row]:
     """A row per source, in the order of the sources.
@@ -34,36 +34,38 @@ def prepared_rows(
         workers: processes; 0 reads in this one, without caps.
         timeout: seconds that a file may take.
         max_memory: MiB that a file may take.
+        max_scratch: MiB that may be unpacked from compressed tars and wait for readers.
         scratch: folder for what is unpacked from compressed tars; emptied first, and removed in the end.
     """
+    caps = {"workers": workers, "timeout": timeout, "max_memory": max_memory}
     with tempfile.TemporaryDirectory(prefix="hdxray-") if scratch is None else nullcontext(scratch) as folder:
-        streams = StreamReader(Path(folder) / "unpacked" if scratch is None else scratch, Limits().max_bytes)
+        place = Path(folder) / "unpacked" if scratch is None else scratch
         asked: deque[tuple[Source, Path | None]] = deque()  # in work: what its row is called, and a file to remove
 
-        def jobs() -> Iterator[tuple | Known]:
+        def jobs() -> Iterator[tuple | Known | Later]:
             for source in sources:
-                job, file = _job(source, recipe, key, streams)
+                file = None
+                if source.refused:
+                    kind, _, reason = source.refused.partition(": ")
+                    job = Known(unreadable(source, kind, reason))
+                elif source.member and source.offset < 0 and is_stream(source.path):
+                    while not unpacker.has_room(source):
+                        yield LATER
+                    file = unpacker.fetch(source)
+                    job = (source, recipe, key, str(file))
+                    if isinstance(file, Failed):
+                        job, file = Known(unreadable(source, *file)), None
+                else:
+                    job = (source, recipe, key)
                 asked.append((source, file))
                 yield job
 
-        options = {"workers": workers, "timeout": timeout, "max_memory": max_memory}
-        try:
-            with closing(call_in_order(prepare_source, jobs(), **options)) as results:
-                for row in results:
-                    source, file = asked.popleft()
-                    if file is not None:
-                        file.unlink(missing_ok=True)
-                    yield unreadable(source, *row) if isinstance(row, Failed) else row
-        finally:
-            streams.close()
-
-
-def _job(source: Source, recipe: dict, key: bytes | None, streams: StreamReader) -> tuple[tuple | Known, Path | None]:
-    """Arguments of the call, or the row that it ended in already; and a file that is to be removed afterwards."""
-    if not source.member or source.offset >= 0 or not is_stream(source.path):
-        return (source, recipe, key), None
-    try:
-        file = streams.fetch(source.path, source.member, source.name)
-    except ImageReadError as error:
-        return Known(unreadable(source, type(error).__name__, error.reason)), None
-    return (source, recipe, key, str(file)), file
+        with (
+            closing(Unpacker(place, max_scratch=max_scratch, **caps)) as unpacker,
+            closing(call_in_order(prepare_source, jobs(), **caps)) as results,
+        ):
+            for row in results:
+                source, file = asked.popleft()
+                if file is not None:
+                    unpacker.release(file)
+                yield unreadable(source, *row) if isinstance(row, Failed) else row

@@ -25,6 +25,7 @@ from .worker import UNREADABLE, Row, patient_hash
 
 SETTINGS, SOURCES, KEY = "settings.json", "sources.parquet", "patient.key"
 COLUMNS = tuple(column.name for column in fields(Source))  # of sources.parquet
+REQUIRED = ("path", "member", "patient", "offset", "size")  # those that the first of its version has
 
 
 @dataclass
@@ -87,7 +88,11 @@ def _look(out: Path, config: PrepareConfig) -> Listing:
     if (out / SOURCES).exists() and not config.add:
         return Listing()
     listing = Listing()
-    listing.sources = list_sources(config.sources, config.images, exclude=(out,), on_skip=listing.skipped.append)
+    listing.sources = list_sources(
+        config.sources, config.images, exclude=(out,), on_skip=listing.skipped.append,
+        workers=worker_count(config.workers), timeout=config.timeout, max_memory=config.max_memory,
+        max_members=config.max_members,
+    )  # fmt: skip
     return listing
 
 
@@ -133,6 +138,7 @@ def _run(
             workers=worker_count(config.workers),
             timeout=config.timeout,
             max_memory=config.max_memory,
+            max_scratch=config.max_scratch,
             scratch=scratch,
         )
         with bar:
@@ -222,7 +228,9 @@ def _read_sources(out: Path) -> list[Source]:
     pa = arrow()
     try:
         table = pa.parquet.read_table(out / SOURCES)
-        return [Source(*values) for values in zip(*(table.column(name).to_pylist() for name in COLUMNS), strict=True)]
+        names = [name for name in COLUMNS if name in (*table.column_names, *REQUIRED)]  # earlier ones have fewer
+        rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
+        return [Source(**dict(zip(names, values, strict=True))) for values in rows]
     except (OSError, KeyError, pa.ArrowException) as error:
         raise ConfigError(f"out: {out / SOURCES} is damaged ({error}); choose another folder") from error
 

@@ -12,7 +12,9 @@ from pathlib import Path, PurePosixPath
 from ...errors import ConfigError
 from ..columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 from ..listing import image_files, is_image_name, list_images, manifest_paths
-from .archives import Member, is_archive, list_members, unpacked
+from ..reader_pool import MAX_MEMORY, TIMEOUT, Failed
+from .archive_lists import list_archives
+from .archives import MAX_MEMBERS, Member, is_archive, unpacked
 
 JOIN = "::"  # between an archive and its member, in names that people read
 ACCEPTED = "folders of radiographs, images, .zip and .tar archives, CSV manifests"
@@ -26,7 +28,9 @@ class Source:
         path: a file.
         member: name inside it, if it is an archive; empty otherwise.
         patient: from a manifest: the id, or the keyed hash of it, which alone is ever written down.
-        offset, size: bytes, where the member lies in an uncompressed tar; -1 otherwise.
+        offset: bytes, where the member lies in an uncompressed tar; -1 otherwise.
+        size: bytes of a member of a tar; -1 otherwise.
+        refused: of an archive that could not be listed: kind of the error, colon, reason.
     """
 
     path: str
@@ -34,6 +38,7 @@ class Source:
     patient: str = ""
     offset: int = -1
     size: int = -1
+    refused: str = ""
 
     @property
     def name(self) -> str:
@@ -45,6 +50,11 @@ def list_sources(
     images: str | os.PathLike | None = None,
     exclude: Iterable[str | Path] = (),
     on_skip: Callable[[str], None] = lambda name: None,
+    *,
+    workers: int = 1,
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
+    max_members: int = MAX_MEMBERS,
 ) -> list[Source]:
     """Files, archives' members and manifests' rows, without repeats.
 
@@ -55,49 +65,60 @@ def list_sources(
         images: folder that relative paths of manifests start from; the manifest's own by default.
         exclude: folders to leave out of a search.
         on_skip: called with the name of each file or member that is left out for its suffix.
+        workers, timeout, max_memory, max_members: of archives, as for :func:`.archive_lists.list_archives`.
 
     Raises:
-        ConfigError: something does not exist, holds no image, or is a damaged archive; one that is found in a folder
-            becomes a source of its own, to be quarantined.
+        ConfigError: something does not exist, holds no image, or there are only archives that cannot be listed; one
+            such among other sources becomes a source of its own, to be quarantined.
+        MissingDependencyError: there are archives and workers, and pebble or loky is not installed.
     """
-    found: list[Source] = []
+    named: list[tuple[Path, list[_Found]]] = [(item, _named(item, images, exclude)) for item in map(Path, data)]
+    archives = list(dict.fromkeys(one.path for _, found in named for one in found if isinstance(one, _Archive)))
+    lists = list_archives(archives, workers=workers, timeout=timeout, max_memory=max_memory, max_members=max_members)
+    sources: dict[str, Source] = {}
     skipped: list[str] = []
-    for item in map(Path, data):
-        before = len(found), len(skipped)
-        if item.is_dir():
-            found += _folder(item, exclude, skipped.append)
-        elif not item.exists():
-            raise ConfigError(f"sources: {item} does not exist; accepted are {ACCEPTED}")
-        elif is_archive(item):
-            found += _members(item, skipped.append)
-        elif item.suffix.lower() == ".csv":
-            found += _manifest(item, images)
-        else:
-            found.append(Source(str(item)))
-        if len(found) == before[0] and not is_archive(item):
-            raise _no_image([item], skipped[before[1] :])
-    sources = {source.name: source for source in found}
+    for item, found in named:
+        before, empty = len(skipped), True
+        for one in found:
+            if isinstance(one, Source):
+                sources[one.name], empty = one, False
+            elif isinstance(one, _Archive):
+                members = _members(one.path, lists[one.path], skipped.append)
+                sources.update((source.name, source) for source in members)
+                empty = empty and not members
+            else:
+                skipped.append(one)
+        if empty and not is_archive(item):
+            raise _no_image([item], skipped[before:])
     if not sources:
         raise _no_image(data, skipped)
-    named = {*sources, *map(str, data)}
+    if all(source.refused for source in sources.values()):
+        first = next(iter(sources.values()))
+        raise ConfigError(f"sources: {first.path} {first.refused.partition(': ')[2]}; leave it out or fetch it again")
+    known = {*sources, *map(str, data)}
     for name in dict.fromkeys(skipped):
-        if name not in named:
+        if name not in known:
             on_skip(name)
     return list(sources.values())
 
 
 def run_sources(
-    data: str | os.PathLike, images: str | os.PathLike | None = None, exclude: Iterable[str | Path] = ()
+    data: str | os.PathLike,
+    images: str | os.PathLike | None = None,
+    exclude: Iterable[str | Path] = (),
+    *,
+    workers: int = 1,
 ) -> list[Source]:
     """What a run trains on: the members of an archive, or the files of :func:`hdxray_fast.data.listing.list_images`.
 
-    Archives that lie in a folder are left out, as they were when a run of an earlier version was begun.
+    Archives that lie in a folder are left out, as they were when a run of an earlier version was begun. An archive is
+    listed by a worker with the default caps on time and memory; with ``workers=0`` in this process.
 
     Raises:
         ConfigError: ``data`` does not exist, is damaged, or holds no image.
     """
-    if is_archive(Path(data)) and Path(data).is_file():
-        return list_sources([data])
+    if is_archive(Path(data)) and Path(data).exists() and not Path(data).is_dir():
+        return list_sources([data], workers=min(workers, 1))
     return [Source(str(path)) for path in list_images(data, images, exclude)]
 
 
@@ -112,23 +133,37 @@ def some_names(names: Sequence[str], count: int | None = None) -> str:
     return f"{count} ({', '.join(names[:3])}{', ...' if count > 3 else ''})"
 
 
-def _folder(folder: Path, exclude: Iterable[str | Path], on_skip: Callable[[str], None]) -> list[Source]:
+@dataclass(frozen=True)
+class _Archive:
+    """An archive that is to be listed with all the others."""
+
+    path: Path
+
+
+_Found = Source | _Archive | str  # what a name stands for; a bare name is left out for its suffix
+
+
+def _named(item: Path, images: str | os.PathLike | None, exclude: Iterable[str | Path]) -> list[_Found]:
+    if item.is_dir():
+        return _folder(item, exclude)
+    if not item.exists():
+        raise ConfigError(f"sources: {item} does not exist; accepted are {ACCEPTED}")
+    if is_archive(item):
+        return [_Archive(item)]
+    return list(_manifest(item, images)) if item.suffix.lower() == ".csv" else [Source(str(item))]
+
+
+def _folder(folder: Path, exclude: Iterable[str | Path]) -> list[_Found]:
     others: list[Path] = []
-    found = [Source(str(path)) for path in image_files(folder, exclude, others.append)]
-    for path in sorted(others):
-        if not is_archive(path):
-            on_skip(str(path))
-            continue
-        try:
-            found += _members(path, on_skip)
-        except ConfigError:
-            found.append(Source(str(path)))
-    return found
+    found: list[_Found] = [Source(str(path)) for path in image_files(folder, exclude, others.append)]
+    return found + [_Archive(path) if is_archive(path) else str(path) for path in sorted(others)]
 
 
-def _members(archive: Path, on_skip: Callable[[str], None]) -> list[Source]:
+def _members(archive: Path, members: list[Member] | Failed, on_skip: Callable[[str], None]) -> list[Source]:
+    if isinstance(members, Failed):
+        return [Source(str(archive), refused=f"{members.error}: {members.reason}")]
     found = []
-    for member in list_members(archive):
+    for member in members:
         source = Source(str(archive), member.name, "", member.offset, member.size)
         path = PurePosixPath(member.name)
         if any(part.startswith((".", "__MACOSX")) for part in path.parts):
