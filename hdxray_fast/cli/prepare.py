@@ -55,7 +55,18 @@ def run_prepare_command(**options) -> int:
         return 0
     _tell_merged(config.out, result.summary)
     print(f"the data set is {result.out}; look at summary.png, contacts.png and quarantine.csv in it")
+    print(_about_key(result.key, result.out))
     return 0
+
+
+def _about_key(key: Path, out: Path) -> str:
+    from ..data.prepared.patient_key import beside
+
+    if key.absolute().parent == out.absolute():
+        return (
+            f"warning: the patients' key lies in the data set ({key}); move it to {beside(out)} before you copy the set"
+        )
+    return f"the patients' key is {key}: keep it, and keep it apart from copies of the data set"
 
 
 def run_merge_command(folder: str) -> int:

@@ -34,7 +34,7 @@ class PrepareConfig:
         workers: processes that read files; -1 takes one per core; 0 reads in this process, without caps.
         timeout: seconds that one file may take.
         max_memory: MiB that one file may take.
-        patient_key: file with the secret that patient ids are hashed with; made in ``out`` if not given.
+        patient_key: file with the secret that patient ids are hashed with; made beside ``out`` if not given.
         add: take sources in that were not there when the data set was begun.
         retry: make the shards again that hold an unreadable file, once it is mended or a decoder installed.
     """
