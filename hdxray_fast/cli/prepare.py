@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from ..terminal import visible
 from .program import program
 
 FLAGS = {  # --add, where class arguments would want --add true
@@ -54,7 +55,7 @@ def run_prepare_command(**options) -> int:
         print(f"other parts are not done yet; the last one merges, or: {program()} merge {config.out}")
         return 0
     _tell_merged(config.out, result.summary)
-    print(f"the data set is {result.out}; look at summary.png, contacts.png and quarantine.csv in it")
+    print(f"the data set is {visible(result.out)}; look at summary.png, contacts.png and quarantine.csv in it")
     print(_about_key(result.key, result.out))
     return 0
 
