@@ -252,7 +252,7 @@ def test_no_command_tells_what_tables_and_reports_hold(planted, tmp_path, capfd,
     out.mkdir()
     some, ways = [str(planted / f"{number}.png") for number in range(3)], ["--workers", "0"]
     classes = ["--classes", "mass", "nodule"]
-    short = ["--steps", "2", "--batch_size", "2", "--tensorboard", "false", *ways]
+    short = ["--steps", "2", "--batch_size", "2", "--tensorboard", "false", "--contour", "rectangle", *ways]
     tiny = [*["--width", "48", "--heads", "4", "--ffn", "48", "--layers", "1", "--visual_tokens", "4", "--bleu", "1"]][
         :10
     ]
@@ -286,7 +286,7 @@ def test_no_command_tells_what_tables_and_reports_hold(planted, tmp_path, capfd,
         run("report", "generate", "--data", studies, "--split", "test", "--model", reports, "--out", folder)
     made = [str(out / f"made-{name}" / "predictions.csv") for name in "ab"]
     run("report", "evaluate", made[0], "--data", studies, "--out", str(out / "scores"), "--partial")
-    run("compare", *made, "--out", str(out / "compared-reports"))
+    run("compare", f"a={made[0]}", f"b={made[1]}", "--out", str(out / "compared-reports"))
     run("finetune", "--data", labels, *tuned, status=2)  # there is a run already
     run("report", "train", "--data", studies, *trained, status=2)
 
