@@ -107,7 +107,7 @@ def test_two_views_by_heart_through_the_command_line(english, encoder, tmp_path,
     assert [(p.generated, p.reference, p.language) for p in made] == [(text, text, "en") for text in ENGLISH]
     pictures = sorted(path.name for path in (tmp_path / "made").glob("*.png"))
     assert pictures == ["row_2.png", "row_3.png"]
-    picture = cv2.imread(str(tmp_path / "made" / "s1.png"))
+    picture = cv2.imread(str(tmp_path / "made" / "row_3.png"))
     assert min(picture.shape[:2]) > 300 and picture.std() > 20
     assert main(["report", "evaluate", str(tmp_path / "made" / "predictions.csv"), "--out", str(tmp_path / "s")]) == 0
     scores = json.loads((tmp_path / "s" / "metrics.json").read_text())["languages"]["en"]["scores"][0]
