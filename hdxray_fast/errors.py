@@ -2,13 +2,20 @@
 
 ``except hdxray_fast.HDXrayError`` catches all of them; ``except ValueError`` or ``except OSError`` catches those that a
 caller would expect under that name.
+
+Messages name files, arguments, columns and rows; they never hold what stands in a table, a report or a header.
 """
 
 from __future__ import annotations
 
+from .terminal import visible
+
 
 class HDXrayError(Exception):
     """Base class of all errors raised on purpose by hdxray_fast."""
+
+    def __str__(self) -> str:
+        return visible(super().__str__())  # names of files come from anywhere
 
 
 class ArgumentError(HDXrayError, ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,14 +19,22 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)  # made here, whatever lies there
+
+
 @contextmanager
-def written_whole(path: Path, durable: bool = True) -> Iterator[Path]:
-    """A path beside ``path`` to write to; at the end it is renamed over ``path``.
+def written_whole(path: Path, durable: bool = True, private: bool = False) -> Iterator[Path]:
+    """A new, empty file beside ``path`` to write to; at the end it is renamed over ``path``.
 
     A reader, or a restart after ``kill -9``, finds the old file or the new one. After an error the old one stays.
-    ``durable`` holds that after a power loss too, at the price of waiting for the disk.
+    ``durable`` holds that after a power loss too, at the price of waiting for the disk. ``private`` is for secrets: the
+    file is readable by its owner alone from its first byte on.
+
+    Nobody can know the file's name beforehand, and it is made by this process or not at all: a link that somebody else
+    planted in the folder leads nowhere. A link at ``path`` itself is replaced, not followed.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(path)
+    os.close(os.open(temporary, NEW_FILE, 0o600 if private else 0o666))
     try:
         yield temporary
         if durable:
@@ -37,13 +46,19 @@ def written_whole(path: Path, durable: bool = True) -> Iterator[Path]:
         flush(path.parent)  # the rename itself is durable once the folder is flushed
 
 
+def temporary_name(path: Path) -> Path:
+    """Where a file or folder is made before it is renamed to ``path``: its process is in the name, the rest chance."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what :func:`written_whole` left where its process was killed; what a living one writes stays."""
     for path in folder.glob(".*.tmp"):
-        match = re.fullmatch(r"\..+\.(\d+)(\.old)?\.tmp", path.name)
+        # releases before had the process alone in the name
+        match = re.fullmatch(r"\..+?\.(\d+)(\.[0-9a-f]{16}|\.old)?\.tmp", path.name)
         if match is None or is_running(int(match[1])):
             continue
-        if path.is_dir():
+        if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)

@@ -168,7 +168,7 @@ def test_the_plan_names_what_is_there(plan):
 
 
 # Packages whose import has another name, and those that come with others wherever they are needed.
-CALLED = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn"}
+CALLED = {"PIL": "pillow", "cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 BROUGHT = {"huggingface_hub": "transformers and timm", "torchvision": "timm", "triton": "torch"}
 
 

@@ -167,7 +167,7 @@ def test_patients_are_told_apart_by_a_keyed_hash_alone(tmp_path):
 
     one = patients("one")
     assert one[0] == one[1] != one[2] and all(len(patient) == 16 for patient in one)
-    key = tmp_path / "one" / "patient.key"
+    key = tmp_path / "one.patient.key"
     assert key.stat().st_mode & 0o077 == 0
     assert patients("two", "--patient_key", str(key)) == one
     assert patients("three")[0] != one[0]  # another key: no two data sets can be joined by guessing

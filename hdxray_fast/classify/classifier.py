@@ -17,6 +17,7 @@ from ..models.inputs import patches_to_keep
 from ..ops.compiling import writes_graph
 from ..ops.plan import MaskPlan
 from ..ops.view import View
+from ..terminal import visible
 from ..weights.hub_files import label_keys
 from ..weights.model_folders import MODEL_FILE, load_model, model_folder, read_tensors, write_folder
 from .heads import LabelQueryHead, LinearHead, build_head
@@ -58,6 +59,8 @@ class ClassifierConfig:
     def __post_init__(self) -> None:
         if not self.classes or len(set(self.classes)) != len(self.classes):
             raise ArgumentError(f"classes: got {self.classes}, accepted is a list of different names")
+        if any(visible(name) != name for name in self.classes):
+            raise ArgumentError(f"classes: got {self.classes}, accepted are names without control characters")
         self.thresholds = list(self.thresholds) or [0.5] * len(self.classes)
 
 

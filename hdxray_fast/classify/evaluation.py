@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import difflib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..data.csv_cells import write_table
 from ..data.listing import list_images, manifest_patients
 from ..data.quarantine import Quarantined, write_quarantine
 from ..data.reader_pool import worker_count
@@ -21,6 +21,7 @@ from ..data.seen import SEEN_FILE
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.embedding import Embedder
 from ..files import written_whole
+from ..terminal import visible
 from .calibration import as_probabilities
 from .classifier import Classifier, load_classifier
 from .error_sheet import write_error_sheet
@@ -130,13 +131,14 @@ def write_predictions(path: Path, found: Predictions, labels: np.ndarray | None 
     header = ["image", *(["patient"] if found.patients else []), *found.classes, "present"]
     header += [] if labels is None else [f"label {name}" for name in found.classes]
     with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(header)
-        for row, image in enumerate(found.images):
-            patient = [found.patients[row]] if found.patients else []
-            truth = [] if labels is None else ["" if np.isnan(v) else int(v) for v in labels[row]]
-            probabilities = map(str, found.probabilities[row])
-            writer.writerow([image, *patient, *probabilities, "|".join(found.present[row]), *truth])
+        write_table(stream, header, _rows(found, labels))
+
+
+def _rows(found: Predictions, labels: np.ndarray | None) -> Iterator[list]:
+    for row, image in enumerate(found.images):
+        patient = [found.patients[row]] if found.patients else []
+        truth = [] if labels is None else ["" if np.isnan(v) else int(v) for v in labels[row]]
+        yield [image, *patient, *map(str, found.probabilities[row]), "|".join(found.present[row]), *truth]
 
 
 def predict(
@@ -186,7 +188,7 @@ def predict(
     found.patients = known if any(known) else []
     found.overlap = overlap_of(model, known, found.hashes)
     if progress and found.overlap and (told := found.overlap.describe(found.images)):
-        print(f"warning: {told}")
+        print(f"warning: {visible(told)}")
     return found
 
 
@@ -353,7 +355,7 @@ def evaluate_files(
     require_files(table, str(data))
     refuse_mostly_seen(overlap_of(classifier, table.patients), table, split, allow_training_patients)
     if progress:
-        print("\n".join(table.notes), end="\n" if table.notes else "")
+        print("\n".join(map(visible, table.notes)), end="\n" if table.notes else "")
         if classifier.seen is None:
             print(f"{model}: has no {SEEN_FILE}: whether it was trained on these patients or images cannot be told")
     asked = classes, precision, compile
@@ -371,7 +373,7 @@ def evaluate_files(
     refuse_mostly_seen(overlap, table, split, allow_training_patients)
     extra["seen"] = overlap and overlap.as_dict()
     if progress and overlap and (told := overlap.describe(table.paths)):
-        print(f"warning: {told}; metrics on these flatter")
+        print(f"warning: {visible(told)}; metrics on these flatter")
     scores = found.probabilities[[place[path] for path in table.paths]]
     report = report_predictions(
         out, table, scores, found.thresholds, bootstraps=bootstraps, seed=bootstrap_seed, extra=extra,

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
+from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column, hidden_in
+from ..data.csv_cells import as_it_was
 from ..data.splits import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, canonical_split
 from ..errors import ConfigError, MissingDependencyError
+from ..terminal import visible
 from .label_table import LabelTable
 
 SPLIT_SYNONYMS = ("set", "subset", "dataset", "partition")  # where they hold names of splits, and not of data sets
+LONGEST_CLASS = 80  # letters of a name in a column of labels
 NOT_NUMBERS = frozenset({"nan", "na", "n/a", "none", "null", "inf", "-inf", "#n/a"})
 
 
@@ -22,7 +25,7 @@ def read_generic(
     path: Path, images: Path | None, *, classes: Sequence[str] | None = None, multiclass: bool = False
 ) -> LabelTable:
     """A CSV with a path column, one column per class, and optionally patient and split columns."""
-    frame = read_csv(path)
+    frame = read_csv(path, ours=True)
     if not len(frame):
         raise ConfigError(f"data: {path} holds no usable row (the file holds no rows)")
     image = _require(frame, path, PATH_COLUMNS, "the image's path")
@@ -37,11 +40,12 @@ def read_generic(
         names = frame[named].astype("string").str.strip()
         if names.isna().any():
             raise ConfigError(f"{path}: row {_first(names.isna())} has no label")
+        _refuse_no_names(names, named, path)
         classes = list(classes) if classes else sorted(names.unique())
         if foreign := sorted(set(names) - set(classes)):
             raise ConfigError(
-                f"{path}: label {foreign[0]!r} is none of the classes {', '.join(classes)}; remove its rows, or name "
-                "it among the classes"
+                f"{path}: row {_first(~names.isin(classes))}, column {named!r} holds none of the classes "
+                f"{', '.join(classes)}; remove such rows ({len(foreign)} other names), or name theirs among the classes"
             )
         if len({name.lower() for name in classes}) < len(classes):
             raise ConfigError(f"{path}: some of the labels {', '.join(classes)} differ in case alone; write them alike")
@@ -62,7 +66,23 @@ def read_generic(
         strings(frame[split].fillna("")) if split else [""] * len(frame),
         multiclass,
         notes,
+        lines=list(range(2, len(frame) + 2)),
     )
+
+
+def _refuse_no_names(names, column: str, path: Path) -> None:
+    """Raise a ConfigError if a column of class names holds something else: a text, or an id for each image."""
+    wrong = names.map(lambda name: len(name) > LONGEST_CLASS or visible(name) != name).astype(bool)
+    if wrong.any():
+        raise ConfigError(
+            f"{path}: row {_first(wrong)}, column {column!r} holds no name of a class: it is longer than "
+            f"{LONGEST_CLASS} letters, or has control characters"
+        )
+    if 4 < (count := names.nunique()) > len(names) / 2:
+        raise ConfigError(
+            f"{path}: column {column!r} holds {count} different texts in {len(names)} rows, which are no names of "
+            "classes; leave it out, or give another name to it"
+        )
 
 
 # --- parts ------------------------------------------------------------------------------------------------------------
@@ -75,12 +95,13 @@ def import_pandas():
     return pandas
 
 
-def read_csv(path: Path, blank: Sequence[str] = ()):
+def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False):
     """A CSV as text: ids keep their zeros, and only an empty cell is blank, so that a "nan" left behind is seen.
 
     Args:
         path: of the file.
         blank: words that stand for an empty cell in it, too.
+        ours: it may be of :mod:`..data.csv_cells`, whose cells are read as they were.
     """
     pandas = import_pandas()
     options = {"dtype": str, "keep_default_na": False, "na_values": ["", *blank], "skipinitialspace": True}
@@ -92,12 +113,19 @@ def read_csv(path: Path, blank: Sequence[str] = ()):
     except pandas.errors.ParserWarning as error:
         raise ConfigError(f"{path}: has rows with more cells than its header has columns") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from error
+        raise ConfigError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from None  # it holds the text
     except (OSError, ValueError, pandas.errors.ParserError) as error:
         raise ConfigError(f"{path}: cannot be read as CSV ({error})") from error
     frame.columns = [str(name).strip() for name in frame.columns]
+    if ours:
+        frame.columns = [as_it_was(name) for name in frame.columns]
+        frame = frame.map(as_it_was, na_action="ignore")
     if twice := [name for name, again in zip(frame.columns, frame.columns.duplicated(), strict=True) if again]:
-        raise ConfigError(f"{path}: has the column {twice[0]!r} twice")
+        first = list(frame.columns).index(twice[0]) + 1
+        again = list(frame.columns).index(twice[0], first) + 1
+        raise ConfigError(f"{path}: its columns {first} and {again} have one name")
+    if hidden := hidden_in(frame.columns):
+        raise ConfigError(f"{path}: the name of its column {hidden} holds a control character or an invisible one")
     return frame
 
 
@@ -111,8 +139,8 @@ def _split_column(frame, path: Path) -> str | None:
     wrong = ~frame[split].fillna("").map(canonical_split).isin(("", *SPLITS))
     if wrong.any():
         raise ConfigError(
-            f"{path}: row {_first(wrong)}, column {split!r} holds {frame[split][wrong].iloc[0]!r}; accepted are "
-            f"{', '.join(SPLITS)} (or {', '.join(SPLIT_NAMES)})"
+            f"{path}: row {_first(wrong)}, column {split!r} names no split; accepted are {', '.join(SPLITS)} (or "
+            f"{', '.join(SPLIT_NAMES)})"
         )
     return split
 
@@ -128,8 +156,10 @@ def _label_columns(frame, path: Path) -> tuple[list[str], list[str]]:
     if not classes:
         if not left:
             raise ConfigError(f"{path}: has no column of labels beside its path, patient and split")
-        cells = ", ".join(f"{name!r} holds {str(frame[name].dropna().iloc[0])[:40]!r}" for name in left[:5])
-        raise ConfigError(f"{path}: has no column of labels (1, 0, -1 or blank): {cells}{hint}")
+        others = columns_in_words(left, left)
+        raise ConfigError(
+            f"{path}: has no column of labels (1, 0, -1 or blank) beside path, patient and split; {others}{hint}"
+        )
     notes = [f"classes: {', '.join(classes)}; name them with --classes if one of these is none"]
     if left:
         notes.append(f"not read as classes: {', '.join(left)}{hint}")
@@ -157,7 +187,7 @@ def label_values(frame, path: Path, classes: Sequence[str], blank: float = np.na
         bad = (values.isna() & given.notna()) | ~(values.isna() | values.isin((-1, 0, 1)))
         if bad.any():
             raise ConfigError(
-                f"{path}: row {_first(bad)}, column {name!r} holds {str(given[bad].iloc[0])!r}; labels are 1, 0, -1 "
+                f"{path}: row {_first(bad)}, column {name!r} holds {_kind(given[bad].iloc[0])}; labels are 1, 0, -1 "
                 f"(uncertain) or blank; name the label columns with classes{one_of_many(name)}"
             )
         columns.append(values.fillna(blank).to_numpy(np.float32))
@@ -166,6 +196,18 @@ def label_values(frame, path: Path, classes: Sequence[str], blank: float = np.na
 
 def one_of_many(name: str) -> str:
     return "; --multiclass true reads names of classes in it" if name.strip().lower() == "label" else ""
+
+
+def _kind(cell: object) -> str:
+    """What a cell holds, which may be a patient's: a word for nothing is shown, anything else is named by its kind."""
+    word = str(cell).strip()
+    if word.lower() in NOT_NUMBERS:
+        return repr(word)
+    try:
+        float(word)
+    except ValueError:
+        return "a text"
+    return "another number"
 
 
 def _looks_like_labels(column) -> bool:
@@ -183,18 +225,17 @@ def _looks_like_labels(column) -> bool:
 def _require(frame, path: Path, candidates: Sequence[str], what: str) -> str:
     found = find_column(frame.columns, candidates)
     if found is None:
-        columns = ", ".join(frame.columns)
-        hint = "; separate them by commas" if len(frame.columns) == 1 and re.search(r"[;\t|]", columns) else ""
-        raise ConfigError(
-            f"{path}: has no column for {what}; accepted are {', '.join(candidates)}; its columns are {columns}{hint}"
-        )
+        separated = len(frame.columns) == 1 and re.search(r"[;\t|]", frame.columns[0])
+        hint = "; separate the columns by commas" if separated else ""
+        columns = columns_in_words(frame.columns, (*candidates, *SPLIT_COLUMNS, "label"))
+        raise ConfigError(f"{path}: has no column for {what}; accepted are {', '.join(candidates)}; {columns}{hint}")
     return found
 
 
 def require_columns(frame, path: Path, names: Sequence[str]) -> None:
     """Raise a ConfigError that names the file and its columns if one is missing."""
     if missing := [name for name in names if name not in frame.columns]:
-        raise ConfigError(f"{path}: has no column {missing[0]!r}; its columns are {', '.join(map(str, frame.columns))}")
+        raise ConfigError(f"{path}: has no column {missing[0]!r}; {columns_in_words(frame.columns, names)}")
 
 
 def _under(root: Path, name: str) -> Path:

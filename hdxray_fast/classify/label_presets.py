@@ -72,7 +72,7 @@ def _chexpert_list(file: Path, classes: Sequence[str]):
     found = frame["Path"].str.extract(r"(?:(?:^|/)(?P<folder>train|valid|val|test)/)?(?P<patient>patient\d+)(?=/)")
     if (lost := found["patient"].isna()).any():
         row = int(np.flatnonzero(lost)[0])
-        raise ConfigError(f"{file}: row {row + 2}, {frame['Path'].iloc[row]!r} names no patient (patient00001/...)")
+        raise ConfigError(f"{file}: row {row + 2}, column 'Path' names no patient (patient00001/...)")
     named = next((name for name in ("train", "val", "test") if file.stem.startswith(name)), "train")
     frame["patient"], frame["split"] = found["patient"], found["folder"].replace("valid", "val").fillna(named)
     if "Frontal/Lateral" not in frame.columns:  # the names tell it too: view2_lateral.jpg
@@ -130,8 +130,12 @@ def read_nih14(path: Path, images: Path | None, *, classes: Sequence[str] | None
     require_columns(frame, file, ("Image Index", "Finding Labels", "Patient ID"))
     classes = list(classes or NIH14)
     findings = [set(str(value).split("|")) for value in frame["Finding Labels"]]
-    if foreign := sorted(set().union(*findings) - {*NIH14, "No Finding"}) if findings else []:
-        raise ConfigError(f"{file}: finding {foreign[0]!r} is none of ChestX-ray14's")
+    if (
+        foreign := next((row for row, found in enumerate(findings) if found - {*NIH14, "No Finding"}), None)
+    ) is not None:
+        raise ConfigError(
+            f"{file}: row {foreign + 2}, column 'Finding Labels' holds a finding that ChestX-ray14 has not"
+        )
     _check_classes(classes, NIH14, file)
     labels = np.array([[float(name in found) for name in classes] for found in findings], np.float32)
     where = FilesByName(images or file.parent, [".png"])
@@ -208,9 +212,9 @@ def _rsna_patients(mapping: Path) -> dict[str, str]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"{mapping}: is no list of img_id and subset_img_id ({error}); get it anew from RSNA, or remove it"
-        ) from error
-    if wrong := [image for image, found in pairs if found is None]:
-        raise ConfigError(f"{mapping}: the img_id of {wrong[0]} is no name of ChestX-ray14 (00000001_000.png)")
+        ) from None
+    if wrong := [number for number, (_, found) in enumerate(pairs, start=1) if found is None]:
+        raise ConfigError(f"{mapping}: the img_id of entry {wrong[0]} is no name of ChestX-ray14 (00000001_000.png)")
     return {image: str(int(found[1])) for image, found in pairs}
 
 
@@ -284,7 +288,7 @@ def read_padchest(path: Path, images: Path | None, *, classes: Sequence[str] | N
     if not known.all():
         notes.append(f"{int((~known).sum())} images without labels")
         frame = frame[known]
-    findings = [_listed(value, file) for value in frame["Labels"]]
+    findings = [_listed(value, file, row + 2) for row, value in frame["Labels"].items()]
     usable = [not found & PADCHEST_UNUSABLE and found != {"unchanged"} for found in findings]
     if not all(usable):
         notes.append(f"{usable.count(False)} images marked as unusable, or as unchanged and no more")
@@ -301,7 +305,7 @@ def read_padchest(path: Path, images: Path | None, *, classes: Sequence[str] | N
         classes = sorted(name for name, n in counts.items() if n >= PADCHEST_LEAST and name not in PADCHEST_NO_CLASS)
         if not classes:
             raise ConfigError(f"{file}: no label has {PADCHEST_LEAST} images; name the classes wanted")
-    _check_classes(classes, list(counts), file)
+    _check_classes(classes, list(counts), file, [name for name, n in counts.items() if n >= PADCHEST_LEAST])
     root = images or file.parent
     names = frame["ImageID"].astype(str)
     if (blank := frame["PatientID"].isna()).any():
@@ -346,17 +350,25 @@ def _frontal(frame, column: str, wanted: Sequence[str]):
     return frame[keep], notes
 
 
-def _check_classes(classes: Sequence[str], known: Sequence[str], path: Path) -> None:
+def _check_classes(
+    classes: Sequence[str], known: Sequence[str], path: Path, shown: Sequence[str] | None = None
+) -> None:
+    """Refuse classes that are not ``known``; ``shown`` are those of them that stand in so many rows that they are no
+    patient's alone."""
     if foreign := [name for name in classes if name not in known]:
-        raise ConfigError(f"classes: {foreign[0]!r} is not in {path}; it has {', '.join(sorted(known)[:40])}")
+        shown = known if shown is None else shown
+        has = f"; it has {', '.join(sorted(shown)[:40])}" if shown else ""
+        raise ConfigError(f"classes: {foreign[0]!r} is not in {path}{has}")
 
 
-def _listed(text: object, path: Path) -> set[str]:
-    """The labels in ``"['a', 'b ']"``."""
+def _listed(text: object, path: Path, row: int) -> set[str]:
+    """The labels in ``"['a', 'b ']"``, which stands in a row of a file."""
     try:
         values = ast.literal_eval(str(text))
-    except (ValueError, SyntaxError) as error:
-        raise ConfigError(f"{path}: {str(text)[:60]!r} is no list of labels") from error
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        values = None
+    if not isinstance(values, (list, tuple, set)):
+        raise ConfigError(f"{path}: row {row}, column 'Labels' holds no list of labels")
     return {str(value).strip() for value in values}
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..data.splits import SPLITS
+from ..terminal import visible
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +24,8 @@ class LabelTable:
         multiclass: exactly one class of each image holds.
         notes: what was left out on reading, and why.
         fraction: of the training patients that were taken, see :func:`.label_fractions.take_fraction`.
+        lines: row of the manifest that each row stands in, for messages (the header is row 1); empty where it is not
+            known.
         origin: a hash of the manifest's patients, and how splits were drawn, to know the manifest again later.
     """
 
@@ -35,6 +38,7 @@ class LabelTable:
     notes: list[str] = field(default_factory=list)
     origin: dict = field(default_factory=dict)
     fraction: dict = field(default_factory=dict)
+    lines: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -43,7 +47,12 @@ class LabelTable:
         """The table of the chosen rows."""
         chosen = [int(i) for i in chosen]
         picked = {name: [getattr(self, name)[i] for i in chosen] for name in ("paths", "patients", "splits")}
+        picked["lines"] = [self.lines[i] for i in chosen] if self.lines else []
         return replace(self, labels=self.labels[chosen], **picked)
+
+    def place(self, row: int) -> str:
+        """Where a row stands, in words that hold nothing of it but, where the manifest's row is not known, its file."""
+        return f"row {self.lines[row]}" if self.lines else visible(self.paths[row])
 
     def split(self, name: str) -> LabelTable:
         """The rows of one split."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from ..data.seen import Seen
 from ..data.splits import SPLITS, canonical_split, describe_drawn, drawn_splits, fill_splits, patients_hash
 from ..errors import ConfigError
+from ..terminal import visible
 from .label_csv import read_generic
 from .label_presets import PRESETS
 from .label_table import LabelTable
@@ -227,20 +227,21 @@ def check_table(table: LabelTable, source: str, least: int = 2) -> None:
             )
     if table.multiclass and not np.allclose(np.nansum(table.labels, axis=1), 1):
         row = int(np.flatnonzero(~np.isclose(np.nansum(table.labels, axis=1), 1))[0])
-        raise ConfigError(f"{source}: {table.paths[row]} belongs to no class or to several, and multiclass is set")
+        raise ConfigError(f"{source}: {table.place(row)} belongs to no class or to several, and multiclass is set")
 
 
 def check_rows(table: LabelTable, source: str) -> None:
     """Raise a ConfigError naming ``source`` for a patient in two splits, or an image that is listed twice."""
-    seen: dict[str, str] = {}
-    for patient, split in zip(table.patients, table.splits, strict=True):
-        if seen.setdefault(patient, split) != split:
-            raise ConfigError(
-                f"{source}: patient {patient} is in two splits ({seen[patient]} and {split}); split by patient"
-            )
-    if len(set(table.paths)) != len(table.paths):
-        twice = next(path for path, count in Counter(table.paths).items() if count > 1)
-        raise ConfigError(f"{source}: {twice} is listed more than once")
+    people: dict[str, int] = {}
+    files: dict[str, int] = {}
+    for row, (patient, path) in enumerate(zip(table.patients, table.paths, strict=True)):
+        first = people.setdefault(patient, row)
+        if table.splits[first] != table.splits[row]:
+            both = " and ".join(f"{table.place(each)} ({table.splits[each]})" for each in (first, row))
+            raise ConfigError(f"{source}: {both} are of one patient, who is in two splits so; split by patient")
+        if (first := files.setdefault(path, row)) != row:
+            where = f"{table.place(first)} and {table.place(row)} name one file: it" if table.lines else path
+            raise ConfigError(f"{source}: {where} is listed more than once")
 
 
 def require_files(table: LabelTable, source: str) -> None:
@@ -273,7 +274,8 @@ def describe_labels(table: LabelTable) -> str:
             cells.append(f"+{row['positive']} -{row['negative']}{unknown}".rjust(28))
         lines.append(f"{name:{width}}  {''.join(cells)}")
     lines.append("(+ positive, - negative, ? not known)")
-    return "\n".join([*lines, *table.notes, *thin_validation(table), *thin_test(table)])
+    told = [*table.notes, *thin_validation(table), *thin_test(table)]
+    return "\n".join([*lines, *map(visible, told)])
 
 
 def one_sided(table: LabelTable) -> list[str]:

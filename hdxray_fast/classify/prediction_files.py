@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
+from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column
 from ..errors import ConfigError
 from .label_csv import import_pandas, label_values, read_csv, strings
 from .label_table import LabelTable
@@ -72,7 +72,7 @@ def read_answers(path: str | os.PathLike) -> Answers:
         raise ConfigError(
             f"models: {file} does not exist; name a folder that probe, finetune or evaluate wrote, or a {PREDICTIONS}"
         )
-    frame = read_csv(file)
+    frame = read_csv(file, ours=True)
     image = find_column(frame.columns, PATH_COLUMNS)
     if image is None or not len(frame):
         raise ConfigError(
@@ -81,8 +81,9 @@ def read_answers(path: str | os.PathLike) -> Answers:
         )
     images = strings(frame[image].fillna(""))
     if len(set(images)) < len(images):
-        twice = next(name for name in images if images.count(name) > 1)
-        raise ConfigError(f"models: {file} names the image {twice} more than once")
+        first: dict[str, int] = {}
+        again = next(row for row, name in enumerate(images) if first.setdefault(name, row) != row)
+        raise ConfigError(f"models: {file}: rows {first[images[again]] + 2} and {again + 2} name one image")
     labelled = [name for name in frame.columns if name.startswith(LABEL) and name[len(LABEL) :] in frame.columns]
     patient = find_column([name for name in frame.columns if f"{LABEL}{name}" not in labelled], PATIENT_COLUMNS)
     classes = [name[len(LABEL) :] for name in labelled]
@@ -90,15 +91,14 @@ def read_answers(path: str | os.PathLike) -> Answers:
         others = [name for name in frame.columns if name not in (image, patient, PRESENT)]
         classes = [name for name in others if (_numbers(frame[name]).between(0, 1)).all()]
     if not classes:
-        raise ConfigError(f"models: {file} has no column of probabilities; its columns are {', '.join(frame.columns)}")
+        raise ConfigError(f"models: {file} has no column of probabilities; {columns_in_words(frame.columns)}")
     columns = []
     for name in classes:
         values = _numbers(frame[name])
         if (wrong := ~values.between(0, 1)).any():
             row = int(np.flatnonzero(wrong)[0])
             raise ConfigError(
-                f"models: {file}, row {row + 2}, column {name!r}: {frame[name].iloc[row]!r} is no probability from 0 "
-                "to 1"
+                f"models: {file}, row {row + 2}, column {name!r}: no probability from 0 to 1 stands there"
             )
         columns.append(values.to_numpy(np.float64))
     labels = None

@@ -9,6 +9,7 @@ from dataclasses import fields
 from ..classify.config import FinetuneConfig
 from ..classify.label_presets import PRESETS
 from ..classify.probe_config import ProbeConfig
+from ..terminal import visible
 from .options import add_inference
 
 # Settings of probe and finetune that take several values
@@ -124,7 +125,7 @@ def run_predict_command(paths: list[str], model: str, out: str, **options) -> in
     classifier = load_classifier(model)
     found = predict(paths, classifier, progress=True, **options)
     for bad in found.quarantined:
-        print(f"unreadable: {bad.path}: {bad.reason}", file=sys.stderr)
+        print(f"unreadable: {visible(bad.path)}: {visible(bad.reason)}", file=sys.stderr)
     write_predictions(place, found)
     if not classifier.config.multiclass:
         pairs = zip(found.classes, found.thresholds, strict=True)

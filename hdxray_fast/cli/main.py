@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from ..errors import ConfigError, HDXrayError, MissingDependencyError
+from ..terminal import visible
+from .config_files import check_config, named_configs, without_values
 from .options import command_words, in_typed_words, lists_commands, parser_reason, typed_options
 from .program import program
 
@@ -37,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_doctor_command(json="--json" in argv)
         return _run(argv)
     except (HDXrayError, OSError) as error:
-        print(f"hdxray-fast: {error}", file=sys.stderr)
+        print(f"hdxray-fast: {visible(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("hdxray-fast: interrupted", file=sys.stderr)
@@ -60,6 +63,9 @@ def _run(argv: list[str]) -> int:
         run.update(group.COMMANDS)
     words, own = command_words(parser, argv)
     options = typed_options(own, argv)
+    configs = named_configs(argv)
+    for config in configs:
+        check_config(Path(config), {action.dest for action in own._actions})
     try:
         given = _with_underscores(argv)
         if argv[:1] in (["probe"], ["finetune"]):
@@ -69,6 +75,7 @@ def _run(argv: list[str]) -> int:
         parsed = parser.parse_args(given)
     except (ArgumentError, UnicodeDecodeError) as error:
         reason = parser_reason(str(error), words, options, argv)
+        reason = without_values(reason, argv) if configs else reason
         lists = "commands" if lists_commands(own) else "settings"
         raise ConfigError(f"{reason} ({' '.join([program(), *words, '--help'])} lists the {lists})") from error
     settings = parsed[parsed.command]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from ..terminal import visible
 from .program import program
 
 FLAGS = {  # --add, where class arguments would want --add true
@@ -54,8 +55,19 @@ def run_prepare_command(**options) -> int:
         print(f"other parts are not done yet; the last one merges, or: {program()} merge {config.out}")
         return 0
     _tell_merged(config.out, result.summary)
-    print(f"the data set is {result.out}; look at summary.png, contacts.png and quarantine.csv in it")
+    print(f"the data set is {visible(result.out)}; look at summary.png, contacts.png and quarantine.csv in it")
+    print(_about_key(result.key, result.out))
     return 0
+
+
+def _about_key(key: Path, out: Path) -> str:
+    from ..data.prepared.patient_key import beside
+
+    if key.absolute().parent == out.absolute():
+        return (
+            f"warning: the patients' key lies in the data set ({key}); move it to {beside(out)} before you copy the set"
+        )
+    return f"the patients' key is {key}: keep it, and keep it apart from copies of the data set"
 
 
 def run_merge_command(folder: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from ..terminal import visible
 from .options import add_precision
 
 
@@ -142,23 +143,23 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
     else:
         table = read_own_split(data, loaded.seen, language=language, **reading)
         for note in table.notes:
-            print(f"note: {note}", file=sys.stderr)
+            print(f"note: {visible(note)}", file=sys.stderr)
         studies = table.studies if split == "all" else table.split(split)
         if not studies:
             raise ConfigError(f"split: {data} has no study in {split!r}, accepted are 'train', 'val', 'test' and 'all'")
         overlap = overlap_with(loaded.seen, studies, split, data, allowed)
-        if overlap and (told := overlap.describe([study.id for study in studies])):
-            print(f"note: {told}", file=sys.stderr)
+        if overlap and (told := overlap.describe([study.named for study in studies])):
+            print(f"note: {visible(told)}", file=sys.stderr)
         studies = per_image(studies) if count == "images" else studies
     done = write_reports(studies, loaded, options=writing, out=out, progress=sys.stderr.isatty(), **options)
     for row in done.rows:
-        print(f"{row.study.id}\n  {row.text or '(nothing)'}")
+        print(f"{row.study.named}\n  {visible(row.text) or '(nothing)'}")
         if row.picture:
-            print(f"  picture: {row.picture}")
+            print(f"  picture: {visible(row.picture)}")
     for bad in done.quarantined:
-        print(f"unreadable: {bad.path}: {bad.reason}", file=sys.stderr)
+        print(f"unreadable: {visible(bad.path)}: {visible(bad.reason)}", file=sys.stderr)
     for note in done.notes:
-        print(f"note: {note}", file=sys.stderr)
+        print(f"note: {visible(note)}", file=sys.stderr)
     if done.predictions:
         print(f"{len(done.rows)} reports in {done.predictions}")
     return 0 if done.rows else 2

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ..terminal import visible
+
 PATH_COLUMNS = ("image", "path", "Path", "file", "filename", "image_path", "Image Index")
 PATIENT_COLUMNS = ("patient", "patient_id", "PatientID", "Patient ID", "subject_id", "patientId")
+
+LONGEST, MOST_SHOWN = 40, 40  # letters of a name, and names, that an error shows
 
 
 def find_column(columns: Iterable[str], candidates: Sequence[str]) -> str | None:
@@ -17,3 +21,25 @@ def find_column(columns: Iterable[str], candidates: Sequence[str]) -> str | None
     for name in present:
         plain.setdefault(str(name).strip().lower(), name)
     return next((plain[name.lower()] for name in candidates if name.lower() in plain), None)
+
+
+def columns_in_words(columns: Iterable[str], known: Iterable[str] = ()) -> str:
+    """What an error says of a table's columns: their names, if this is a header.
+
+    A file without a header has its first patient there: without a single known name nothing of it is shown.
+
+    Args:
+        columns: as the file has them.
+        known: names that tell a header, beside those of images and patients.
+    """
+    names = [str(name) for name in columns]
+    if find_column(names, (*PATH_COLUMNS, *PATIENT_COLUMNS, *known)) is None:
+        count = "one cell" if len(names) == 1 else f"{len(names)} cells"
+        return f"its first line, which should name the columns, has {count} and no name that is known"
+    shown = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in map(visible, names[:MOST_SHOWN])]
+    return f"its columns are {', '.join(shown)}{', ...' if len(names) > MOST_SHOWN else ''}"
+
+
+def hidden_in(names: Iterable[str]) -> int | None:
+    """The first of the names, from 1 on, that holds characters a terminal obeys or does not show."""
+    return next((number for number, name in enumerate(names, start=1) if visible(name) != name), None)

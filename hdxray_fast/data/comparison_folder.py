@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..files import written_whole
+from .csv_cells import write_table
 
 
 def write_comparison_folder(
@@ -31,9 +31,7 @@ def write_comparison_folder(
     """
     out.mkdir(parents=True, exist_ok=True)
     with written_whole(out / "comparison.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
+        write_table(file, columns, rows)
     plot(out / "forest.png", report)
     texts = {"comparison.md": text, "comparison.json": json.dumps(report, ensure_ascii=False, indent=1)}
     for name, content in texts.items():

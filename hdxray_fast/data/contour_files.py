@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ArgumentError, ArgumentTypeError, HDXrayError
-from ..files import free_name
+from ..files import free_name, written_whole
 from ..images.canvas import Canvas, read_canvas
 from ..images.contour import Contour, find_contour
 from ..images.contour_methods import METHODS
 from ..images.overlay import contact_sheet, contact_tile, describe_contour, draw_overlay
 from ..images.panels import write_image
+from ..terminal import visible
 from .quarantine import Quarantined, write_quarantine
 from .reader_pool import Failed, call_in_order
 
@@ -86,7 +87,8 @@ def write_contours(
             name = free_name(Path(source).stem or "image", taken)
             picture = draw_overlay(canvas, contour, Path(source).name)
             record = describe_contour(canvas, contour, source, patch_size)
-            (folder / f"{name}.contour.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            with written_whole(folder / f"{name}.contour.json", durable=False) as temporary:
+                temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             write_image(folder / f"{name}.contour.png", picture)
             summary["written"][source] = str(folder / f"{name}.contour.png")
             if contour.flagged:
@@ -136,9 +138,9 @@ def _with_progress(sources: list[str], progress: bool) -> Iterator[str]:
 
 def _report(summary: dict, folder: Path) -> None:
     for source, reason in summary["failed"].items():
-        print(f"unreadable: {source}: {reason}", file=sys.stderr)
+        print(f"unreadable: {visible(source)}: {visible(reason)}", file=sys.stderr)
     print(
-        f"{len(summary['written'])} contours in {folder}, {len(summary['flagged'])} of them flagged; "
+        f"{len(summary['written'])} contours in {visible(folder)}, {len(summary['flagged'])} of them flagged; "
         f"{len(summary['failed'])} files unreadable",
         file=sys.stderr,
     )

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 
 from ..errors import ConfigError
-from .columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
+from .columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column
+from .csv_cells import as_it_was
 
 IMAGE_SUFFIXES = frozenset(
     (".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
@@ -166,10 +167,13 @@ def _manifest_rows(manifest: Path, root: Path, argument: str) -> list[tuple[Path
             column = find_column(reader.fieldnames or (), PATH_COLUMNS)
             if column is None:
                 raise ConfigError(
-                    f"{argument}: {manifest} has the columns {reader.fieldnames}; one of {list(PATH_COLUMNS)} is "
-                    "needed, and commas between columns"
+                    f"{argument}: {manifest} has no column of images: {columns_in_words(reader.fieldnames or ())}; one "
+                    f"of {list(PATH_COLUMNS)} is needed, and commas between columns"
                 )
             patient = find_column(reader.fieldnames or (), PATIENT_COLUMNS) or column
-            return [(root / row[column], (row[patient] or "").strip()) for row in reader if row[column]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            pairs = ((row[column], (row[patient] or "").strip()) for row in reader if row[column])
+            return [(root / as_it_was(name), as_it_was(person)) for name, person in pairs]
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{argument}: {manifest} is not UTF-8 ({error.reason}); save it as UTF-8") from None
+    except (OSError, csv.Error) as error:
         raise ConfigError(f"{argument}: {manifest} is not a readable CSV file ({error})") from error

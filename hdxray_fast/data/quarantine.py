@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from ..files import written_whole
+from ..terminal import visible
+from .csv_cells import write_table
 
 COLUMNS = ("path", "error", "reason")
 SHOWN = 3  # of the unreadable files, on a terminal
@@ -33,7 +34,7 @@ def write_quarantine(path: str | Path, quarantined: Iterable[Quarantined | Seque
     rows = [astuple(bad) if isinstance(bad, Quarantined) else tuple(bad) for bad in quarantined]
     encoding = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}  # names may hold other bytes
     with written_whole(Path(path)) as temporary, temporary.open("w", **encoding) as stream:
-        csv.writer(stream).writerows([COLUMNS, *rows])
+        write_table(stream, COLUMNS, rows)
 
 
 def first_unreadable(files: Sequence[tuple[str, str]], count: int, listed: str | Path) -> str:
@@ -44,6 +45,6 @@ def first_unreadable(files: Sequence[tuple[str, str]], count: int, listed: str |
         count: of all files that cannot be read.
         listed: the list.
     """
-    lines = [f"unreadable: {path}: {reason}" for path, reason in files[:SHOWN]]
+    lines = [f"unreadable: {visible(path)}: {visible(reason)}" for path, reason in files[:SHOWN]]
     more = f"{count - SHOWN} more unreadable files; all of them" if count > SHOWN else "listed"
     return "\n".join([*lines, f"{more} in {listed}"])

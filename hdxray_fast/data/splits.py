@@ -54,8 +54,8 @@ def fill_splits(
         if not 0 <= share < 1:
             raise ConfigError(f"{name}: got {share}, accepted is a share from 0 to below 1")
     splits = [canonical_split(split) for split in given]
-    if unknown := sorted(set(splits) - {"", *SPLITS}):
-        raise ConfigError(f"split: got {unknown[0]!r}, accepted are {', '.join(SPLITS)}")
+    if unknown := [number for number, split in enumerate(splits, start=1) if split not in ("", *SPLITS)]:
+        raise ConfigError(f"split: number {unknown[0]} names no split, accepted are {', '.join(SPLITS)}")
     if "" in splits and any(splits):
         raise ConfigError("split: some rows have a split and some have none; give it for all or for none")
     named = set(splits) - {""}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..data.csv_cells import read_table
 from ..data.quarantine import Quarantined, write_quarantine
 from ..errors import ConfigError, MissingDependencyError
 from ..files import written_whole
@@ -164,7 +164,7 @@ class FeatureTable:
         if not self.unreadable.exists():
             return []
         with self.unreadable.open(newline="", encoding="utf-8") as stream:
-            return [tuple(row) for row in csv.reader(stream)][1:]
+            return [tuple(row.values()) for row in read_table(stream)]
 
     def _files(self) -> list[Path]:
         return ([self.out] if self.out.exists() else []) + sorted(self.parts.glob("*.parquet"))

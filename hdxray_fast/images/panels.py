@@ -7,6 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..files import written_whole
+
 GUTTER = 12  # pixels between panels
 HEADER = 44  # pixels above each panel, for its title
 TITLE_COLOUR = (235, 235, 235)
@@ -138,7 +140,8 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     done, data = cv2.imencode(".png", image)
     if not done:  # pragma: no cover - PNG encodes every uint8 array
         raise OSError(f"{path}: cannot encode the picture")
-    Path(path).write_bytes(data.tobytes())  # cv2.imwrite fails silently, and on non-ASCII paths on Windows
+    with written_whole(Path(path), durable=False) as temporary:
+        temporary.write_bytes(data.tobytes())  # cv2.imwrite fails silently, and on non-ASCII paths on Windows
 
 
 def _titled(view: np.ndarray, title: str, side: int) -> np.ndarray:

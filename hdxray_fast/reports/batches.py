@@ -43,12 +43,12 @@ def ready_studies(
         wanted = study.images[:max_views]
         found = tuple(number[path] for path in wanted if path in number)
         if not found:
-            without.append(study.id)
+            without.append(study.named)
             continue
         if len(found) < len(wanted):
-            fewer.append(study.id)
+            fewer.append(study.named)
         if len(study.images) > max_views:
-            more.append(study.id)
+            more.append(study.named)
         ready.append(ReadyStudy(study, found))
     notes = []
     if bad:

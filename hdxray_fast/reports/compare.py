@@ -134,19 +134,19 @@ def _require_same_studies(every: Sequence[Evaluation], files: Sequence[Path]) ->
     for evaluation, file in zip(every[1:], files[1:], strict=True):
         by = {row["id"]: row for row in evaluation.rows}
         for missing, here, gone in (
-            ([name for name in order if name not in by], files[0], file),
-            ([name for name in by if name not in truth], file, files[0]),
+            ([row["place"] for row in every[0].rows if row["id"] not in by], files[0], file),
+            ([row["place"] for row in evaluation.rows if row["id"] not in truth], file, files[0]),
         ):
             if missing:
                 raise ConfigError(
-                    f"models: {len(missing)} studies of {here} are not in {gone}, the first is {missing[0]!r}; compare "
+                    f"models: {len(missing)} studies of {here} are not in {gone}, the first is {missing[0]}; compare "
                     "reports of the same studies"
                 )
         other = [name for name in order if (by[name]["reference"], by[name]["language"]) != truth[name]]
         if other:
             raise ConfigError(
                 f"models: {file} has other references than {files[0]} for {len(other)} of {len(order)} studies, the "
-                f"first is {other[0]!r}; give the references of both with data"
+                f"first is {by[other[0]]['place']}; give the references of both with data"
             )
         evaluation.rows[:] = [by[name] for name in order]
 

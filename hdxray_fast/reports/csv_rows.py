@@ -7,6 +7,7 @@ import gzip
 import zlib
 from pathlib import Path
 
+from ..data.columns import hidden_in
 from ..errors import ConfigError
 
 
@@ -28,8 +29,12 @@ def read_rows(path: Path, argument: str = "data") -> list[dict[str, str]]:
                         'the header has; a text with commas, quotes or line ends stands in "quotes"'
                     )
                 rows.append(row)
+            if hidden := hidden_in(reader.fieldnames or ()):
+                raise ConfigError(
+                    f"{argument}: {path}: the name of its column {hidden} holds a control character or an invisible one"
+                )
             return rows
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{argument}: {path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+        raise ConfigError(f"{argument}: {path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise ConfigError(f"{argument}: {path} is not a readable CSV file ({error})") from error

@@ -110,6 +110,7 @@ def evaluate_reports(
         raise ConfigError(f"r2gen: got {r2gen!r}, accepted are {', '.join(map(repr, R2GEN_CHOICES))}")
     named = str(predictions) if isinstance(predictions, (str, Path)) else "predictions"
     made = read_predictions(predictions) if isinstance(predictions, (str, Path)) else list(predictions)
+    made = [row if row.place else replace(row, place=f"text {number}") for number, row in enumerate(made, start=1)]
     notes: list[str] = []
     training: list[str] = []
     overlap: Overlap | None = None
@@ -138,7 +139,7 @@ def evaluate_reports(
         if not studies:
             raise ConfigError(f"split: {data} has no study in {split!r}, accepted are 'train', 'val', 'test' and 'all'")
         overlap = overlap_with(record, studies, split, str(data), allow_training_patients)
-        if overlap and (told := overlap.describe([study.id for study in studies])):
+        if overlap and (told := overlap.describe([study.named for study in studies])):
             notes.append(told)
         own = own_data_set(layout, table.listed)
         r2gen = r2gen or own or (layout if layout in R2GEN_CHOICES else None)
@@ -223,13 +224,13 @@ def _evaluate_language(
 
 
 def _own_references(made: list[Prediction], named: str, language: str) -> list[Study]:
-    without = [prediction.id for prediction in made if prediction.reference is None]
+    without = [prediction.place for prediction in made if prediction.reference is None]
     if without:
         raise ConfigError(
-            f"{named}: {len(without)} of {len(made)} have no reference (the first is {without[0]!r}); give data, or a "
+            f"{named}: {len(without)} of {len(made)} have no reference (the first is {without[0]}); give data, or a "
             "column 'reference'"
         )
-    return [Study(p.id, (), p.reference or "", language=p.language or language) for p in made]
+    return [Study(p.id, (), p.reference or "", language=p.language or language, place=p.place) for p in made]
 
 
 def _pair(made: list[Prediction], studies: list[Study], named: str, partial: bool) -> tuple[list[dict], list[str]]:
@@ -240,11 +241,11 @@ def _pair(made: list[Prediction], studies: list[Study], named: str, partial: boo
         made, matched = _by_radiograph(made, studies, named)
         notes += matched
     texts = {prediction.id: prediction.generated for prediction in made}
-    without = [study.id for study in studies if study.id not in texts]
+    without = [study.named for study in studies if study.id not in texts]
     if len(without) == len(studies):
         raise ConfigError(
-            f"{named}: none of its ids ({made[0].id!r}, ...) is among the {len(studies)} studies "
-            f"({studies[0].id!r}, ...)"
+            f"{named}: none of its {len(made)} ids is among those of the {len(studies)} studies; compare its "
+            f"{made[0].place} with {studies[0].named} of the data"
         )
     if without and not partial:
         raise ConfigError(
@@ -253,18 +254,19 @@ def _pair(made: list[Prediction], studies: list[Study], named: str, partial: boo
         )
     if without:
         notes.append(counted(without, "studies", "are not scored: they have no generated text"))
-    if extra := [name for name in texts if name not in known]:
+    if extra := [prediction.place for prediction in made if prediction.id not in known]:
         notes.append(counted(extra, "generated texts", "are not scored: no such study is in the data and split"))
     rows, bare = [], []
     for study in studies:
         if study.id not in texts:
             continue
         if not any(character.isalnum() for character in study.report):
-            bare.append(study.id)
+            bare.append(study.named)
             continue
         rows.append(
             {
                 "id": study.id,
+                "place": study.named,
                 "language": study.language,
                 "generated": texts[study.id],
                 "reference": study.report,
@@ -289,8 +291,8 @@ def _by_radiograph(made: list[Prediction], studies: list[Study], named: str) -> 
     count, place = Counter(path for path, _ in named_by), dict(named_by)
     own = [os.path.abspath(prediction.id) for prediction in made]
     matched = [place[path] if count[path] == 1 else None for path in own]
-    twice = [name for name, times in Counter(filter(None, matched)).items() if times > 1]
-    if twice:
+    often = {name for name, times in Counter(filter(None, matched)).items() if times > 1}
+    if twice := [study.named for study in studies if study.id in often]:
         raise ConfigError(
             f"{named}: its ids are radiographs, and {counted(twice, 'studies', 'have several of them')}; write one "
             "report a study, with generate --data"

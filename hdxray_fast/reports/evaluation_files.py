@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
+from ..data.csv_cells import write_table
 from ..files import make_folder, written_whole
 from .evaluate import Evaluation
 from .evaluation_page import evaluation_page
@@ -18,9 +18,7 @@ def write_evaluation(evaluation: Evaluation, out: str | Path) -> Path:
     make_folder(out)
     columns = ["id", "language", "generated", "reference", "rouge_l", "bleu4", "cider_d", "meteor"]
     with written_whole(out / "scores.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns, restval="", extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(evaluation.rows)
+        write_table(stream, columns, evaluation.rows)
     for name, text in {
         "metrics.json": json.dumps(evaluation.metrics, ensure_ascii=False, indent=1),
         "metrics.md": format_evaluation(evaluation.metrics),

@@ -43,8 +43,11 @@ def _read_one(path: Path, images: Path, found: FilesByName, sections: str, langu
         if b"<!ENTITY" in content:  # reports have none; a file with nested ones can fill the memory
             raise ConfigError(f"{path.name}: declares XML entities, which are not read")
         root = ElementTree.fromstring(content)
+    except ConfigError:
+        raise
     except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
-        raise ConfigError(f"{path.name}: {error}") from error
+        line = f", line {error.position[0]}" if isinstance(error, ElementTree.ParseError) else ""
+        raise ConfigError(f"{path.name}{line}: is no readable XML") from None
     texts: dict[str, list[str]] = {}
     for element in root.iter("AbstractText"):
         label = (element.get("Label") or "").strip().upper()
@@ -58,4 +61,5 @@ def _read_one(path: Path, images: Path, found: FilesByName, sections: str, langu
         images=tuple(str(found.find(name) or images / f"{name}.png") for name in ids),
         report=chosen_sections(" ".join(texts.get("FINDINGS", ())), " ".join(texts.get("IMPRESSION", ())), sections),
         language=language,
+        place=path.name,
     )

@@ -7,20 +7,21 @@ import json
 import re
 from pathlib import Path
 
-from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
+from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column
 from ..data.seen import Seen
 from ..data.splits import SPLIT_COLUMNS
 from ..errors import ConfigError
 from .csv_rows import read_rows
 from .iu_xray import read_iu_xray
 from .mimic_cxr import read_mimic_cxr
-from .studies import SECTIONS, Study, StudyTable, check_language, chosen_sections, finish_table
+from .studies import SECTIONS, Study, StudyTable, check_language, chosen_sections, finish_table, language_at
 
 LAYOUTS = ("r2gen", "csv", "iu-xray", "mimic-cxr")
 IMAGE_COLUMNS = (*PATH_COLUMNS, "images", "image_1", "image_path_1", "frontal")
 NUMBERED = re.compile(r"image(?:_path)?_(\d+)")  # a view a column
 REPORT_COLUMNS = ("report", "text", "report_text")
 ID_COLUMNS = ("id", "study", "study_id", "uid")
+KNOWN = ("report", "findings", "impression", *ID_COLUMNS)  # names that tell a header
 
 
 def read_studies(
@@ -119,8 +120,10 @@ def image_path(root: Path, name: str) -> str:
 def _read_annotation(path: Path, root: Path, language: str) -> StudyTable:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"data: {path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"data: {path} is not a readable JSON file ({error})") from error
+        raise ConfigError(f"data: {path} is not a readable JSON file ({error})") from None
     if not isinstance(content, dict) or not {"train", "val", "test"} & set(content):
         raise ConfigError(f"data: {path} has no 'train', 'val' or 'test' at its top, as R2Gen's annotation.json does")
     studies = []
@@ -133,12 +136,12 @@ def _read_annotation(path: Path, root: Path, language: str) -> StudyTable:
                 raise ConfigError(f"{where} is no object with id, report and image_path")
             for key in ("report", "image_path"):
                 if key not in entry:
-                    raise ConfigError(f"{where} (id {entry.get('id')!r}) has no {key!r}")
+                    raise ConfigError(f"{where} has no {key!r}")
             names = entry["image_path"]
             names = [names] if isinstance(names, str) else names
             report = entry["report"]
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-                raise ConfigError(f"{where}: image_path is {names!r}, accepted is a path or a list of paths")
+                raise ConfigError(f"{where}: image_path is neither a path nor a list of paths")
             if report is not None and not isinstance(report, str):
                 raise ConfigError(f"{where}: report is a {type(report).__name__}, accepted is text")
             studies.append(
@@ -147,8 +150,9 @@ def _read_annotation(path: Path, root: Path, language: str) -> StudyTable:
                     images=tuple(image_path(root, name) for name in names),
                     report=report or "",
                     split=split,
-                    language=check_language(entry.get("language", language), f"{where}: language"),
+                    language=language_at(entry.get("language", language), where),
                     patient=str(entry.get("subject_id", "")),
+                    place=f"{split}[{number}]",
                 )
             )
     return StudyTable(studies)
@@ -163,12 +167,12 @@ def _read_csv(path: Path, root: Path, sections: str, report_column: str | None, 
     others += [name for name in [find_column(columns, ["lateral"])] if name]
     text = report_column or find_column(columns, REPORT_COLUMNS)
     if report_column and report_column not in columns:
-        raise ConfigError(f"report_column: {path} has no column {report_column!r}; it has {columns}")
+        raise ConfigError(f"report_column: {path} has no column {report_column!r}; {columns_in_words(columns, KNOWN)}")
     parts = [find_column(columns, [name]) for name in ("findings", "impression")]
     if first is None or not (text or any(parts)):
         raise ConfigError(
-            f"data: {path} has the columns {columns}; needed are one of {list(IMAGE_COLUMNS)} and 'report' (or "
-            "'findings' and 'impression', or report_column), with commas between columns"
+            f"data: {path} lacks columns: {columns_in_words(columns, KNOWN)}; needed are one of {list(IMAGE_COLUMNS)} "
+            "and 'report' (or 'findings' and 'impression', or report_column), with commas between columns"
         )
     ids, patients = find_column(columns, ID_COLUMNS), find_column(columns, PATIENT_COLUMNS)
     split, spoken = find_column(columns, SPLIT_COLUMNS), find_column(columns, ["language"])
@@ -185,10 +189,9 @@ def _read_csv(path: Path, root: Path, sections: str, report_column: str | None, 
                 images=tuple(image_path(root, name) for name in names),
                 report=report,
                 split=row[split] if split else "",
-                language=check_language(
-                    (row[spoken] if spoken else "") or language, f"data: {path}, row {number}: language"
-                ),
+                language=language_at((row[spoken] if spoken else "") or language, f"data: {path}, row {number}"),
                 patient=row[patients] if patients else "",
+                place=f"row {number}",
             )
         )
     return StudyTable(studies, notes)

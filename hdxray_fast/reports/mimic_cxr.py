@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ..data.columns import columns_in_words
 from ..errors import ConfigError
 from .csv_rows import read_rows
 from .studies import Study, StudyTable, chosen_sections, counted
@@ -75,17 +76,19 @@ def read_mimic_cxr(folder: Path, images: Path, sections: str, language: str) -> 
     split_rows = _table(folder, "split", required=True)
     views = {row["dicom_id"]: (row.get("ViewPosition") or "").strip().upper() for row in _table(folder, "metadata")}
     grouped: dict[tuple[str, str], list[dict]] = {}
-    for row in split_rows:
+    for number, row in enumerate(split_rows, start=2):
+        row["row"] = number
         grouped.setdefault((row["subject_id"], row["study_id"]), []).append(row)
     studies, without_text = [], []
     for (subject, study), rows in grouped.items():
         place = Path("files") / f"p{subject[:2]}" / f"p{subject}"
         text = _first_file(folder / root / place / f"s{study}.txt" for root in ("", "mimic-cxr-reports"))
         if text is None:
-            without_text.append(f"s{study}")
+            without_text.append(f"row {rows[0]['row']}")
             continue
         if len({row["split"] for row in rows}) > 1:
-            raise ConfigError(f"data: {folder}: study s{study} is in several splits")
+            shown = " and ".join(str(row["row"]) for row in {row["split"]: row for row in reversed(rows)}.values())
+            raise ConfigError(f"data: {folder}: a study is in several splits (rows {shown} of the list of splits)")
         rows.sort(key=lambda row: (_FRONTAL_FIRST.get(views.get(row["dicom_id"], ""), 3), row["dicom_id"]))
         found = extract_sections(text.read_text(encoding="utf-8", errors="replace"))
         studies.append(
@@ -96,6 +99,7 @@ def read_mimic_cxr(folder: Path, images: Path, sections: str, language: str) -> 
                 split=rows[0]["split"],
                 language=language,
                 patient=subject,
+                place=f"row {rows[0]['row']}",
             )
         )
     table = StudyTable(studies)
@@ -113,7 +117,7 @@ def _table(folder: Path, name: str, required: bool = False) -> list[dict[str, st
     rows = read_rows(path)
     needed = {"dicom_id", *(("subject_id", "study_id", "split") if name == "split" else ())}
     if rows and (lacking := sorted(needed - set(rows[0]))):
-        raise ConfigError(f"data: {path} has no column {lacking[0]!r}; it has {list(rows[0])}")
+        raise ConfigError(f"data: {path} has no column {lacking[0]!r}; {columns_in_words(rows[0], needed)}")
     return rows
 
 

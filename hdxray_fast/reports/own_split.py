@@ -123,5 +123,5 @@ def overlap_with(
     if record is None or not len(record.keys["patients"]):
         return None
     overlap = record.overlap(identities([study.patient or study.id for study in studies]), what="studies")
-    overlap.refuse_most(split, [study.id for study in studies], allowed, "scores", source)
+    overlap.refuse_most(split, [study.named for study in studies], allowed, "scores", source)
     return overlap

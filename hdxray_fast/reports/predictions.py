@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.columns import find_column
+from ..data.columns import columns_in_words, find_column
+from ..data.csv_cells import as_it_was, write_table
 from ..errors import ConfigError
 from ..files import written_whole
 from .csv_rows import read_rows
 from .layouts import ID_COLUMNS
-from .studies import check_language
+from .studies import language_at
 
 GENERATED_COLUMNS = ("generated", "prediction", "generated_report", "hypothesis")
 REFERENCE_COLUMNS = ("reference", "report", "ground_truth")
+WRITTEN = ("id", "generated", "reference", "language")
 
 
 @dataclass(frozen=True)
@@ -29,27 +29,27 @@ class Prediction:
         generated: the text; may be empty.
         reference: the raw report, ``None`` if the file has none.
         language: ``"en"`` or ``"zh"``, ``""`` if the file does not say.
+        place: where it stands in its file, for messages, which hold no id; not written.
     """
 
     id: str
     generated: str
     reference: str | None = None
     language: str = ""
+    place: str = field(default="", compare=False)
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
     """Write a CSV, or JSON if ``path`` ends so; the file appears whole or not at all."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [asdict(prediction) for prediction in predictions]
+    rows = [{name: getattr(prediction, name) for name in WRITTEN} for prediction in predictions]
     with written_whole(path) as temporary:
         if path.suffix.lower() == ".json":
             temporary.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
             return
         with open(temporary, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, [field.name for field in fields(Prediction)])
-            writer.writeheader()
-            writer.writerows(rows)
+            write_table(stream, WRITTEN, rows)
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
@@ -67,15 +67,19 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     if suffix in (".json", ".jsonl"):
         rows = _read_json(path, lines=suffix == ".jsonl")
     elif suffix == ".csv":
-        rows = [(f"row {number}", row) for number, row in enumerate(read_rows(path, "predictions"), start=2)]
+        read = (
+            {as_it_was(name): as_it_was(cell) for name, cell in row.items()} for row in read_rows(path, "predictions")
+        )
+        rows = [(f"row {number}", row) for number, row in enumerate(read, start=2)]
     else:
         raise ConfigError(f"predictions: {path} is none of .csv, .json and .jsonl")
     if not rows:
         raise ConfigError(f"predictions: {path} is empty")
-    made = [_prediction(row, f"predictions: {path}, {where}") for where, row in rows]
-    twice = [name for name, count in Counter(prediction.id for prediction in made).items() if count > 1]
-    if twice:
-        raise ConfigError(f"predictions: {path}: {twice[0]!r} is there more than once ({len(twice)} such ids)")
+    made = [_prediction(row, f"predictions: {path}", where) for where, row in rows]
+    first: dict[str, Prediction] = {}
+    if twice := [prediction for prediction in made if first.setdefault(prediction.id, prediction) is not prediction]:
+        both = f"{first[twice[0].id].place} and {twice[0].place}"
+        raise ConfigError(f"predictions: {path}: {both} have one id, which is there more than once")
     return made
 
 
@@ -87,24 +91,27 @@ def _read_json(path: Path, lines: bool) -> list[tuple[str, object]]:
             return [(f"line {number}", json.loads(line)) for number, line in numbered if line.strip()]
         content = json.loads(text)
     except UnicodeDecodeError as error:
-        raise ConfigError(f"predictions: {path} is not UTF-8 ({error.reason}); save it as UTF-8") from error
+        raise ConfigError(f"predictions: {path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"predictions: {path} is not a readable JSON file ({error})") from error
+        raise ConfigError(f"predictions: {path} is not a readable JSON file ({error})") from None
     if isinstance(content, dict):
-        return [(f"id {name!r}", {"id": name, "generated": text}) for name, text in content.items()]
+        pairs = enumerate(content.items())
+        return [(f"entry {number}", {"id": name, "generated": text}) for number, (name, text) in pairs]
     if not isinstance(content, list):
         raise ConfigError(f"predictions: {path} holds a {type(content).__name__}, accepted are a list and an object")
     return [(f"entry {number}", row) for number, row in enumerate(content)]
 
 
-def _prediction(row: object, where: str) -> Prediction:
+def _prediction(row: object, source: str, place: str) -> Prediction:
+    where = f"{source}, {place}"
     if not isinstance(row, dict):
         raise ConfigError(f"{where} is no object with id and generated")
     name, text = find_column(row, ID_COLUMNS), find_column(row, GENERATED_COLUMNS)
     reference = find_column(row, REFERENCE_COLUMNS)
     if name is None or text is None:
         raise ConfigError(
-            f"{where} has {list(row)}; needed are 'id' and 'generated', and 'reference' if there is no data"
+            f"{where}: {columns_in_words(row, (*ID_COLUMNS, *GENERATED_COLUMNS, *REFERENCE_COLUMNS))}; needed are 'id' "
+            "and 'generated', and 'reference' if there is no data"
         )
     for key in filter(None, (text, reference)):
         if row[key] is not None and not isinstance(row[key], str):
@@ -116,5 +123,6 @@ def _prediction(row: object, where: str) -> Prediction:
         id=str(row[name]),
         generated=row[text] or "",
         reference=None if reference is None else row[reference],
-        language=check_language(language, f"{where}: language") if language else "",
+        language=language_at(language, where) if language else "",
+        place=place,
     )

@@ -19,6 +19,7 @@ from ..data.radiograph_dataset import RadiographDataset
 from ..data.seen import DRAWN_FILE, Seen
 from ..errors import ConfigError, TrainingError
 from ..models.encoder import Encoder
+from ..terminal import visible
 from ..training.batches import batches_of
 from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
@@ -121,7 +122,7 @@ class ReportTask(Task):
         self.studies = {"train": table.split("train"), config.validate_split: table.split(config.validate_split)}
         if not self.studies["train"]:
             raise ConfigError(f"data: {config.data} has no study in the split 'train'")
-        wrong = [study.id for study in self.studies["train"] if study.language != config.language]
+        wrong = [study.named for study in self.studies["train"] if study.language != config.language]
         if wrong:
             raise ConfigError(
                 f"language: {len(wrong)} training studies are not in {config.language!r} (the first is {wrong[0]}); a "
@@ -284,7 +285,7 @@ class ReportTask(Task):
         self.train_set = StudyDataset(train, changed, self.model, self.features)
         self.validation_set = StudyDataset(self.validation, plain, self.model, self.features)
         for note in self.notes:
-            training.print(f"note: {note}")
+            training.print(f"note: {visible(note)}")
         training.print(
             f"{len(train)} studies to train on, {len(self.validation)} to validate on ({config.validate_split}); "
             f"{len(self.tokenizer)} tokens"
@@ -304,7 +305,8 @@ class ReportTask(Task):
         record.add("readable images", images.sources(), prints_of(images.checksums()))
         for kind, rows in (("training studies", train), ("validation studies", self.validation)):
             told = [content_digest(row.study.report, str(row.target), *row.study.images) for row in rows]
-            record.add(kind, [row.study.id for row in rows], told)
+            names = ["; ".join(row.study.images) for row in rows]  # files can be found, and ids are the patients'
+            record.add(kind, names, told, former=[row.study.id for row in rows])
         weights = {"the settings of the encoder": settings_print(model.encoder.config)}
         if not self.config.encoder_lr:
             weights["the frozen encoder"] = weights_print(model.encoder)

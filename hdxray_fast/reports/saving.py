@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +13,7 @@ from torch import nn
 from ..data.seen import SEEN_FILE
 from ..devices import find_device
 from ..errors import CheckpointError, ConfigError, HDXrayError
-from ..files import checksum, flush, save_tensors, share
+from ..files import checksum, flush, save_tensors, share, temporary_name
 from ..models.encoder import Encoder
 from ..weights.model_folders import load_model, model_folder, save_model
 from .model import ReportModel, language_model_decoder, visual_tokens_for
@@ -40,7 +39,7 @@ def save_report_model(model: ReportModel, directory: str | Path) -> Path:
     directory = Path(directory)
     if directory.exists() and not (directory / REPORT_FILE).is_file() and any(directory.iterdir()):
         raise CheckpointError(f"{directory}: holds something else than a report model; choose another folder")
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
+    temporary = temporary_name(directory)
     settings = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -50,7 +49,6 @@ def save_report_model(model: ReportModel, directory: str | Path) -> Path:
         "splits": model.seen.origin if model.seen else {},
     }
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_model(model.encoder, temporary / "encoder")
         visual = {name: tensor.detach().contiguous().cpu() for name, tensor in model.visual.state_dict().items()}
@@ -69,7 +67,7 @@ def save_report_model(model: ReportModel, directory: str | Path) -> Path:
         (temporary / REPORT_FILE).write_text(text, encoding="utf-8")
         for path in temporary.rglob("*"):
             flush(path)
-        old = directory.with_name(f".{directory.name}.{os.getpid()}.old.tmp")
+        old = temporary_name(directory)
         if directory.exists():
             directory.replace(old)  # half a folder would be neither a model nor empty
         temporary.replace(directory)

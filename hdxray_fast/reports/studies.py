@@ -8,7 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ..data.seen import Seen
+from ..data.splits import SPLITS, canonical_split
 from ..errors import ConfigError
+from ..terminal import visible
 from .study_splits import split_studies
 
 LANGUAGES = ("en", "zh")
@@ -28,6 +30,7 @@ class Study:
         language: ``"en"`` or ``"zh"``.
         patient: ``""`` if it is not known.
         part_of: id of the study, where this is one radiograph of it.
+        place: where it stands in its source, for messages, which hold no id: ``"row 5"``.
     """
 
     id: str
@@ -37,6 +40,12 @@ class Study:
     language: str = "en"
     patient: str = ""
     part_of: str = ""
+    place: str = field(default="", compare=False)
+
+    @property
+    def named(self) -> str:
+        """The study in words that hold nothing of the patient: its place or, where there is none, its first file."""
+        return self.place or (visible(self.images[0]) if self.images else "a study without images")
 
 
 @dataclass
@@ -75,17 +84,17 @@ class StudyTable:
         return [study for study in self.studies if study.split == name]
 
     def leave_out(self, unwanted: Callable[[Study], bool], reason: str) -> None:
-        """Remove studies and note how many, with the first few ids."""
-        out = [study.id for study in self.studies if unwanted(study)]
+        """Remove studies and note how many, and where the first few stand."""
+        out = [study for study in self.studies if unwanted(study)]
         if out:
-            gone = set(out)
+            gone = {study.id for study in out}
             self.studies = [study for study in self.studies if study.id not in gone]
-            self.notes.append(counted(out, "studies", reason))
+            self.notes.append(counted([study.named for study in out], "studies", reason))
 
 
 def counted(names: Sequence[str], what: str, reason: str) -> str:
-    """``"12 studies left out: reason (CXR1, CXR2, CXR3, ...)"``."""
-    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    """``"12 studies left out: reason (row 3, row 7, row 9, ...)"``; names are places or files, never ids."""
+    shown = ", ".join(map(visible, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
     return f"{len(names)} {what} {reason} ({shown})"
 
 
@@ -100,6 +109,13 @@ def check_language(language: str, name: str = "language") -> str:
     if language not in LANGUAGES:
         raise ConfigError(f"{name}: got {language!r}, accepted are {', '.join(map(repr, LANGUAGES))}")
     return language
+
+
+def language_at(language: object, where: str) -> str:
+    """Likewise, of a file that may hold anything: what stands there is not shown."""
+    if language not in LANGUAGES:
+        raise ConfigError(f"{where}: language is none of {', '.join(map(repr, LANGUAGES))}")
+    return str(language)
 
 
 def finish_table(
@@ -121,9 +137,12 @@ def finish_table(
     Raises:
         ConfigError: an id is there twice, a patient or an image is in two splits, or nothing is left.
     """
-    twice = [name for name, count in Counter(study.id for study in table.studies).items() if count > 1]
-    if twice:
-        raise ConfigError(f"{source}: study {twice[0]!r} is listed more than once ({len(twice)} such ids)")
+    first: dict[str, Study] = {}
+    if twice := [study for study in table.studies if first.setdefault(study.id, study) is not study]:
+        both = f"{first[twice[0].id].named} and {twice[0].named}"
+        raise ConfigError(f"{source}: {both} have one id: a study is listed more than once ({len(twice)} such rows)")
+    if wrong := [study for study in table.studies if canonical_split(study.split) not in ("", *SPLITS)]:
+        raise ConfigError(f"{source}: {wrong[0].named}: its split is none of {', '.join(SPLITS)}")
     found = split_studies(table.splits, table.patients, source, val_share, test_share, split_seed, record)
     table.studies = [replace(study, split=split) for study, split in zip(table.studies, found.splits, strict=True)]
     table.origin, table.drawn, table.known = found.origin, found.drawn, found.known
@@ -162,11 +181,11 @@ def _drop_missing_files(table: StudyTable, source: str) -> None:
 
 
 def _refuse_leaks(studies: Iterable[Study], kind: str, keys: Callable[[Study], Iterable[str]], source: str) -> None:
-    seen: dict[str, str] = {}
+    seen: dict[str, Study] = {}
     for study in studies:
         for key in keys(study):
-            if key and seen.setdefault(key, study.split) != study.split:
+            if key and (first := seen.setdefault(key, study)).split != study.split:
                 raise ConfigError(
-                    f"{source}: {kind} {key} is in two splits ({seen[key]} and {study.split}), which makes the result "
-                    "worthless; split by patient"
+                    f"{source}: one {kind} is in two splits ({first.named} is in {first.split}, {study.named} in "
+                    f"{study.split}), which makes the result worthless; split by patient"
                 )

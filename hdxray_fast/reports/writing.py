@@ -141,14 +141,14 @@ def write_reports(
             for row in rows:
                 if out is not None and row.attention is not None:
                     views = [radiograph.pixels for radiograph in row.radiographs]
-                    name = _file_name(row.study.id, taken)
+                    name = _file_name(row.study.place or row.study.id, taken)
                     row.picture = draw_attention(
                         Path(out) / f"{name}.png", views, row.sentences, row.attention, model.config.visual_tokens
                     )
                 row.radiographs = row.radiographs if row.attention is not None else []
             done.rows += rows
             bar.update(len(rows))
-    empty = [row.study.id for row in done.rows if not row.text]
+    empty = [row.study.named for row in done.rows if not row.text]
     if empty:
         done.notes.append(counted(empty, "studies", "got an empty report"))
     if out is not None:
@@ -177,14 +177,14 @@ def _read(
         good = [image for image in found if isinstance(image, Radiograph)]
         done.quarantined += [image for image in found if isinstance(image, Quarantined)]
         if not good:
-            without.append(study.id)
+            without.append(study.named)
             continue
         read += [image.provenance_id for image in good]
         names += [image.source for image in good]
         if len(good) < wanted:
-            fewer.append(study.id)
+            fewer.append(study.named)
         yield study, good
-    more = [study.id for study in studies if len(study.images) > most]
+    more = [study.named for study in studies if len(study.images) > most]
     if without:
         done.notes.append(counted(without, "studies", "left out: none of their radiographs can be read"))
     if fewer:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import CheckpointError
-from ..files import checksum, flush, save_tensors
+from ..files import checksum, flush, save_tensors, temporary_name
 from .optimizer import AveragedWeights
 
 STATE_FILE = "state.json"
@@ -92,10 +92,11 @@ def write_checkpoint(
     Raises:
         CheckpointError: the folder cannot be written; older checkpoints are as they were.
     """
+    temporary = temporary_name(folder)
     try:
-        _write(folder, snapshot.tensors, {STATE_FILE: {**state, **snapshot.numbers}, **(json_files or {})})
+        _write(folder, temporary, snapshot.tensors, {STATE_FILE: {**state, **snapshot.numbers}, **(json_files or {})})
     except Exception as error:  # safetensors raises its own, the file system OSError
-        shutil.rmtree(_temporary(folder), ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             f"{folder}: this checkpoint cannot be written ({error}); the ones before it are whole, and --resume auto "
             "goes on from them once there is room"
@@ -114,9 +115,7 @@ def save_checkpoint(
     write_checkpoint(folder, take_snapshot(model, optimizer, ema), state, json_files)
 
 
-def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], contents: dict[str, dict]) -> None:
-    temporary = _temporary(folder)
-    shutil.rmtree(temporary, ignore_errors=True)
+def _write(folder: Path, temporary: Path, tensors: dict[str, dict[str, Tensor]], contents: dict[str, dict]) -> None:
     temporary.mkdir(parents=True)
     for name, content in tensors.items():
         save_tensors(content, temporary / name, {"format": "pt"})
@@ -130,10 +129,6 @@ def _write(folder: Path, tensors: dict[str, dict[str, Tensor]], contents: dict[s
     shutil.rmtree(folder, ignore_errors=True)  # only a failed step saved twice finds one here
     os.replace(temporary, folder)
     flush(folder.parent)
-
-
-def _temporary(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.tmp")
 
 
 def load_checkpoint(
@@ -200,7 +195,7 @@ def prune_checkpoints(root: Path, keep: int, keep_every: int = 0) -> None:
         if not (keep_every and _step(folder) % keep_every == 0):
             shutil.rmtree(folder, ignore_errors=True)
     for folder in root.glob(".step_*.tmp"):
-        if re.fullmatch(r"\.step_\d+\.tmp", folder.name):
+        if re.fullmatch(r"\.step_\d+(\.\d+\.[0-9a-f]{16})?\.tmp", folder.name):
             shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -33,12 +33,14 @@ class Part:
         setting: names where they come from.
         names: of each, in the order that the run numbers them by.
         contents: of each, what changes with its content.
+        former: the names that earlier releases wrote down.
     """
 
     kind: str
     setting: str
     names: list[str]
     contents: list[str]
+    former: list[str]
 
 
 @dataclass
@@ -51,9 +53,18 @@ class DataRecord:
 
     parts: list[Part] = field(default_factory=list)
 
-    def add(self, kind: str, names: Iterable[str], contents: Iterable[object], setting: str = "data") -> None:
+    def add(
+        self,
+        kind: str,
+        names: Iterable[str],
+        contents: Iterable[object],
+        setting: str = "data",
+        former: Iterable[str] | None = None,
+    ) -> None:
         """Take in things of one kind; see :class:`Part`."""
-        part = Part(kind, setting, [printable(name) for name in names], [str(content) for content in contents])
+        names = [printable(name) for name in names]
+        former = names if former is None else [printable(name) for name in former]
+        part = Part(kind, setting, names, [str(content) for content in contents], former)
         if len(part.names) != len(part.contents):
             raise ValueError(f"{len(part.names)} names of {kind}, {len(part.contents)} contents")
         self.parts.append(part)
@@ -61,10 +72,18 @@ class DataRecord:
     @cached_property
     def digest(self) -> str:
         """32 hexadecimal digits that change with every name, content and place."""
+        return self._digest([part.names for part in self.parts])
+
+    @cached_property
+    def former_digest(self) -> str:
+        """Likewise, of the record that earlier releases made of the same things."""
+        return self._digest([part.former for part in self.parts])
+
+    def _digest(self, named: Sequence[Sequence[str]]) -> str:
         digest = hashlib.sha256()
-        for part in self.parts:
-            digest.update(f"{part.kind}\0{len(part.names)}\0".encode())
-            digest.update("\n".join(part.names).encode())
+        for part, names in zip(self.parts, named, strict=True):
+            digest.update(f"{part.kind}\0{len(names)}\0".encode())
+            digest.update("\n".join(names).encode())
             digest.update("\n".join(part.contents).encode())
         return digest.hexdigest()[:32]
 
@@ -126,8 +145,8 @@ def refuse_other_data(state: dict, fingerprint: str, record: DataRecord | None, 
         fingerprint, record: of the data now.
         folder: of the run.
     """
-    digest = None if record is None else record.digest
-    if state["data"] == fingerprint and state.get("record", digest) == digest:
+    accepted = (None,) if record is None else (None, record.digest, record.former_digest)
+    if state["data"] == fingerprint and state.get("record") in accepted:
         return
     if record is not None:
         raise record.refusal(folder, state.get("record"))

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..data.sampler import StepSampler
 from ..errors import ConfigError, HDXrayError, TrainingError
 from ..ops.compiled import Compiled
+from ..terminal import visible_lines
 from .checkpoints import (
     checkpoint_folder,
     prune_checkpoints,
@@ -158,10 +159,10 @@ class Training:
 
     def print(self, text: str) -> None:
         """Print once, whatever the number of processes."""
-        self.accelerator.print(text)
+        self.accelerator.print(visible_lines(text))
 
     def _warn(self, text: str) -> None:
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(visible_lines(text), stacklevel=2)
 
     def bar(self, **options):
         """A progress bar, shown by the main process alone."""

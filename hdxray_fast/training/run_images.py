@@ -14,6 +14,7 @@ from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined, write_quarantine
 from ..data.reader_pool import worker_count
 from ..errors import ConfigError
+from ..terminal import visible
 from .processes import from_main
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ def read_images(
             raise
         raise ConfigError(f"cache: {cache} must be a folder that all processes share ({error})") from error
     for item in bad:
-        training.print(f"unreadable: {item.path}: {item.reason}")
+        training.print(f"unreadable: {visible(item.path)}: {visible(item.reason)}")
     flagged = sum(images.column("flagged").to_pylist())
     training.print(
         f"{len(images)} radiographs ready, {flagged} with a contour of low confidence, "

@@ -314,11 +314,11 @@ def test_what_is_not_of_the_same_cases_is_refused_by_name(tmp_path, two):
     unknown[5, 0] = np.nan
     refused("other labels than", labels=unknown)
     refused("other patients than", patients=[*patients[:-1], "q"])
-    refused("names the image xrays/0000.png more than once", images=[images[0], *images[:-1]])
+    refused("rows 2 and 3 name one image", images=[images[0], *images[:-1]])
     refused("no class is in all of them: .*edema, nodule; .*fracture, mass", classes=("fracture", "mass"))
     wrong = scores.copy()
     wrong[7, 0] = 1.5
-    refused(r"other\.csv, row 9, column 'edema': '1\.5' is no probability", scores=wrong)
+    refused(r"other\.csv, row 9, column 'edema': no probability", scores=wrong)
     assert not list((tmp_path / "none").iterdir())  # nothing was written
 
 

@@ -117,7 +117,7 @@ def test_chexpert_lists_without_any_folder_go_by_their_names(tmp_path):
         path.write_text(path.read_text().replace("valid/", ""))
         assert read_manifest(path, preset="chexpert").splits == [split] * 4
     path.write_text(path.read_text().replace("patient64543/", ""))
-    with pytest.raises(hx.ConfigError, match=r"train\.csv: row 4, 'study1/view1_frontal.jpg' names no patient"):
+    with pytest.raises(hx.ConfigError, match=r"train\.csv: row 4, column 'Path' names no patient"):
         read_manifest(path, preset="chexpert")
     path.write_text(path.read_text().replace("study1/view1_frontal.jpg,", ","))
     with pytest.raises(hx.ConfigError, match=r"names no patient"):
@@ -239,7 +239,8 @@ def test_rsna_patients_by_the_published_mapping(tmp_path):
     taught = dict(zip(table.patients, seen.taught("patients", table.patients), strict=True))
     assert {patient for patient, known in taught.items() if known} == {"1", "2", "3"}
 
-    for text, message in (("{", "no list of img_id"), ('[{"subset_img_id": "a", "img_id": "b"}]', "img_id of a is no")):
+    wrong = '[{"subset_img_id": "a", "img_id": "b"}]'
+    for text, message in (("{", "no list of img_id"), (wrong, "img_id of entry 1 is no")):
         mapping.write_text(text)
         with pytest.raises(hx.ConfigError, match=message):
             PRESETS["rsna"](path, None)

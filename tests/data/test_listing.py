@@ -52,5 +52,5 @@ def test_what_names_no_image_is_a_config_error(tmp_path):
     with pytest.raises(ConfigError, match="columns"):
         list_images(manifest)
     manifest.write_bytes(b"\xff\xfe\x00bad")
-    with pytest.raises(ConfigError, match="CSV"):
+    with pytest.raises(ConfigError, match="is not UTF-8"):
         list_images(manifest)

@@ -7,6 +7,7 @@ import pytest
 from prepared_helpers import SIZE, contents, make_folder, prepare
 
 from hdxray_fast.data.prepared.index import merge
+from hdxray_fast.data.prepared.patient_key import beside
 from hdxray_fast.data.prepared.reading import PreparedSet
 from hdxray_fast.data.prepared.shards import ShardError
 from hdxray_fast.errors import ConfigError, TrainingError
@@ -23,7 +24,7 @@ def made(tmp_path):
 @pytest.mark.parametrize("limit", [100, 2 * SIZE * SIZE, 30_000])
 def test_a_full_disk_is_named_and_the_next_run_goes_on(made, limit):
     """The limit cuts the list of sources, the first shard, or a picture of the summary."""
-    root, out, key = made.parent, made.parent / "full", made / "patient.key"
+    root, out, key = made.parent, made.parent / "full", beside(made)
     command = [
         sys.executable, "-B", "-c",  # a cut .pyc would stay
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -84,6 +85,7 @@ def test_merging_what_is_no_data_set(tmp_path):
 
 def test_a_key_that_is_too_short_or_gone(made, tmp_path):
     (tmp_path / "short").write_text("abc")
+    (tmp_path / "short").chmod(0o600)
     for key in ("short", "gone"):
         with pytest.raises(ConfigError, match=f"patient_key: .*{key}"):
             prepare([tmp_path / "xrays"], tmp_path / "other", patient_key=str(tmp_path / key))

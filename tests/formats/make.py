@@ -133,6 +133,7 @@ def main() -> None:
         if old.is_dir():
             shutil.rmtree(old)
     Path("key").write_text("a secret for these folders alone, of forty-odd characters\n")
+    Path("key").chmod(0o600)
     add_toy_preset()
     torch.set_num_threads(1)
     write_inputs()

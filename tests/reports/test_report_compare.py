@@ -86,9 +86,7 @@ def test_patients_are_drawn_where_they_are_known(two):
 
 def test_what_is_not_of_the_same_studies_is_refused_by_name(two):
     write_predictions(two / "fewer.csv", TRUE[1:])
-    with pytest.raises(
-        hx.ConfigError, match=r"1 studies of .*worse\.csv are not in .*fewer\.csv, the first is 'case00"
-    ):
+    with pytest.raises(hx.ConfigError, match=r"1 studies of .*worse\.csv are not in .*fewer\.csv, the first is row "):
         hx.compare_reports([str(two / "worse.csv"), str(two / "fewer.csv")], two / "none")
     with pytest.raises(hx.ConfigError, match=r"1 studies of .*worse\.csv are not in .*fewer\.csv"):
         hx.compare_reports([str(two / "fewer.csv"), str(two / "worse.csv")], two / "none")

@@ -64,15 +64,19 @@ def test_other_forms_of_predictions(tmp_path):
         ("a.json", "3", "holds a int"),
         ("a.json", "[]", "is empty"),
         ("a.json", "[3]", "entry 0 is no object"),
-        ("a.json", '[{"id": 1}]', r"entry 0 has \['id'\]; needed are 'id' and 'generated'"),
+        ("a.json", '[{"id": 1}]', r"entry 0: its columns are id; needed are 'id' and 'generated'"),
         ("a.json", '[{"id": 1, "generated": 3}]', "generated is a int"),
         ("a.json", '[{"id": "", "generated": "x"}]', "has no id"),
-        ("a.json", '[{"id": 1, "generated": "x", "language": "fr"}]', "language: got 'fr'"),
-        ("a.jsonl", '{"id": 1, "generated": "x"}\n{"id": 1, "generated": "y"}\n', "'1' is there more than once"),
+        ("a.json", '[{"id": 1, "generated": "x", "language": "fr"}]', "entry 0: language is none of"),
+        (
+            "a.jsonl",
+            '{"id": 1, "generated": "x"}\n{"id": 1, "generated": "y"}\n',
+            "line 1 and line 2 have one id",
+        ),
         ("a.jsonl", "{\n", "not a readable JSON"),
         ("a.csv", "id,generated\n", "is empty"),
         ("a.csv", "id,generated\n1,clear, dry\n", "line 2: more fields"),
-        ("a.csv", "id,text\n1,x\n", "row 2 has"),
+        ("a.csv", "id,text\n1,x\n", "row 2: its columns are id, text; needed"),
     ],
 )
 def test_predictions_that_are_refused(tmp_path, name, text, message):
@@ -213,7 +217,7 @@ def test_nothing_is_dropped_in_silence(tmp_path):
     rows[3]["report"] = "..."
     path = write_csv(tmp_path / "studies.csv", rows)
     made = [Prediction("s0", CASES[0].english), Prediction("s1", ""), Prediction("s3", "x"), Prediction("s9", "x")]
-    with pytest.raises(hx.ConfigError, match=r"1 studies have no generated text \(s2\).*partial"):
+    with pytest.raises(hx.ConfigError, match=r"1 studies have no generated text \(row 4\).*partial"):
         evaluate_reports(made, data=path)
     evaluation = evaluate_reports(made, data=path, partial=True)
     assert evaluation.metrics["studies"] == 2
@@ -221,9 +225,9 @@ def test_nothing_is_dropped_in_silence(tmp_path):
         evaluation.notes
         == evaluation.metrics["notes"]
         == [
-            "1 studies are not scored: they have no generated text (s2)",
-            "1 generated texts are not scored: no such study is in the data and split (s9)",
-            "1 studies are not scored: the reference is empty (s3)",
+            "1 studies are not scored: they have no generated text (row 4)",
+            "1 generated texts are not scored: no such study is in the data and split (text 4)",
+            "1 studies are not scored: the reference is empty (row 5)",
             "1 generated texts are empty; they are scored as they are",
         ]
     )
@@ -250,7 +254,7 @@ def test_evaluations_that_are_refused(rows, options, message):
 
 def test_predictions_of_other_data(tmp_path):
     path = write_two_view_studies(tmp_path, cases=CASES[:5])
-    with pytest.raises(hx.ConfigError, match=r"none of its ids \('x', ...\) is among the 1 studies \('case04'"):
+    with pytest.raises(hx.ConfigError, match=r"compare its text 1 with val\[0\] of the data"):
         evaluate_reports([Prediction("x", "y")], data=path, split="val")
     with pytest.raises(hx.ConfigError, match="no study in 'holdout'"):
         evaluate_reports([Prediction("x", "y")], data=path, split="holdout")
@@ -272,7 +276,7 @@ def test_paths_in_the_place_of_ids(tmp_path, monkeypatch):
     assert "4 of 5 predictions are matched by their radiograph's path" in notes
     assert "1 generated texts are not scored" in notes
     made.append(Prediction(str(studies[0].images[1]), "a second text on the first study"))
-    with pytest.raises(hx.ConfigError, match=rf"1 studies have several of them \({studies[0].id}\); write one"):
+    with pytest.raises(hx.ConfigError, match=r"1 studies have several of them \(train\[0\]\); write one"):
         evaluate_reports(made, data=path, split="all", partial=True, meteor=False, bootstraps=0)
 
 

@@ -106,8 +106,8 @@ def test_two_views_by_heart_through_the_command_line(english, encoder, tmp_path,
     made = read_predictions(tmp_path / "made" / "predictions.csv")
     assert [(p.generated, p.reference, p.language) for p in made] == [(text, text, "en") for text in ENGLISH]
     pictures = sorted(path.name for path in (tmp_path / "made").glob("*.png"))
-    assert pictures == ["s0.png", "s1.png"]
-    picture = cv2.imread(str(tmp_path / "made" / "s1.png"))
+    assert pictures == ["row_2.png", "row_3.png"]
+    picture = cv2.imread(str(tmp_path / "made" / "row_3.png"))
     assert min(picture.shape[:2]) > 300 and picture.std() > 20
     assert main(["report", "evaluate", str(tmp_path / "made" / "predictions.csv"), "--out", str(tmp_path / "s")]) == 0
     scores = json.loads((tmp_path / "s" / "metrics.json").read_text())["languages"]["en"]["scores"][0]
@@ -374,7 +374,8 @@ def test_resume_refuses_other_radiographs_and_reports(tmp_path, encoder):
         run_report_training(again, progress=False)
     (tmp_path / "2_0.png").write_bytes(before)
     data.write_text(data.read_text().replace("Mild cardiomegaly", "cardiomegaly Mild"))
-    named = r"other training studies \(1 changed, such as s1\) and other validation studies \(1 changed, such as s1\)"
+    one = r"\(1 changed, such as .*1_0\.png\)"
+    named = rf"other training studies {one} and other validation studies {one}"
     with pytest.raises(ConfigError, match=named):
         run_report_training(again, progress=False)
 
@@ -440,12 +441,12 @@ def test_everything_left_out_or_cut_is_counted(tmp_path, encoder, capsys):
     assert main(["report", "train", *arguments(options)]) == 0
     printed = capsys.readouterr().out
     for note in (
-        "1 studies left out: the report, or the section asked for, is empty (s4)",
+        "1 studies left out: the report, or the section asked for, is empty (row 6)",
         "1 image files are missing",
         "1 radiographs cannot be read",
-        "1 studies left out: none of their radiographs can be read (s2)",
-        "1 studies go on without a radiograph that cannot be read (s1)",
-        "1 studies are read by their first 2 radiographs (max_views) (s3)",
+        "1 studies left out: none of their radiographs can be read (row 4)",
+        "1 studies go on without a radiograph that cannot be read (row 3)",
+        "1 studies are read by their first 2 radiographs (max_views) (row 5)",
         "1 of 3 training reports are longer than 14 tokens and are cut there (max_length)",
         "3 studies to train on",
     ):
@@ -455,7 +456,8 @@ def test_everything_left_out_or_cut_is_counted(tmp_path, encoder, capsys):
     studies = [Study("a", (str(tmp_path / "broken.png"),), ""), Study("b", (str(tmp_path / "1_0.png"),), "")]
     found = write_reports(studies, tmp_path / "run", pictures=0)
     assert [row.study.id for row in found.rows] == ["b"] and found.rows[0].attention is None
-    assert found.notes[0] == "1 studies left out: none of their radiographs can be read (a)"
+    bad = tmp_path / "broken.png"
+    assert found.notes[0] == f"1 studies left out: none of their radiographs can be read ({bad})"
     told = "the model was trained or validated on 1 of these 1 radiographs (100%): 1 equal to the pixel"
     assert told in found.notes[1]
     assert main(["report", "generate", str(tmp_path / "broken.png"), "--model", str(tmp_path / "run")]) == 2

@@ -36,7 +36,7 @@ class PrepareConfig:
         max_memory: MiB that one file may take.
         max_members: files that one archive may list.
         max_scratch: MiB that may be unpacked from compressed tars and wait for readers.
-        patient_key: file with the secret that patient ids are hashed with; made in ``out`` if not given.
+        patient_key: file with the secret that patient ids are hashed with; made beside ``out`` if not given.
         add: take sources in that were not there when the data set was begun.
         retry: make the shards again that hold an unreadable file, once it is mended or a decoder installed.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -13,6 +12,8 @@ import numpy as np
 from ...errors import ConfigError, TrainingError
 from ...files import size_in_words, written_whole
 from ...locks import locked
+from ...terminal import visible
+from ..csv_cells import read_table, write_table
 from ..quarantine import SHOWN
 from .duplicates import Near, equal_pixels, near_duplicates
 from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, write_lookup, writing
@@ -114,13 +115,13 @@ def _write_lists(out: Path, table, good, repeats: dict[int, int], near: dict[int
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A CSV file, whole or not at all."""
     with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows([header, *rows])
+        write_table(stream, header, rows)
 
 
 def read_unreadable(out: Path) -> list[tuple[str, str]]:
     """Source and reason of everything that could not be read, as :func:`merge` listed it."""
     with (out / QUARANTINE).open(newline="", encoding="utf-8") as stream:
-        return [(row["source"], row["reason"]) for row in csv.DictReader(stream) if row["status"] == UNREADABLE]
+        return [(row["source"], row["reason"]) for row in read_table(stream) if row["status"] == UNREADABLE]
 
 
 def read_skipped(out: Path) -> list[str]:
@@ -129,7 +130,7 @@ def read_skipped(out: Path) -> list[str]:
     if not path.exists():  # a set of an earlier version
         return []
     with path.open(newline="", encoding="utf-8") as stream:
-        return [row["source"] for row in csv.DictReader(stream)]
+        return [row["source"] for row in read_table(stream)]
 
 
 def read_set_aside(out: Path) -> list[str]:
@@ -138,7 +139,7 @@ def read_set_aside(out: Path) -> list[str]:
     for path in (out / QUARANTINE, out / DUPLICATES):
         if path.exists():  # a cache has neither
             with path.open(newline="", encoding="utf-8") as stream:
-                names += [row["source"] for row in csv.DictReader(stream) if row.get("same_pixels_as") != ""]
+                names += [row["source"] for row in read_table(stream) if row.get("same_pixels_as") != ""]
     return names  # near duplicates are in the index
 
 
@@ -206,4 +207,4 @@ def describe(summary: dict) -> str:
         names = some_names(summary["skipped_first"], summary["skipped"])
         lines.append(f"left out for the suffix: {names}; all of them: {SKIPPED}")
     lines += [f"  {count} x {reason}" for reason, count in list(summary["reasons"].items())[:5]]
-    return "\n".join(lines)
+    return "\n".join(map(visible, lines))

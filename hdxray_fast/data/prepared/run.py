@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import secrets
+import os
 import shutil
 import sys
 from collections import Counter
@@ -18,12 +17,13 @@ from ...locks import locked
 from ..reader_pool import worker_count
 from .config import PrepareConfig
 from .index import SKIPPED, merge, read_skipped, write_rows
+from .patient_key import KEY, find_key, make_key, read_key
 from .pool import prepared_rows
 from .shards import FORMAT, FORMAT_VERSION, ShardFolder, arrow, read_json, write_json, writing
 from .sources import Source, list_sources
 from .worker import UNREADABLE, Row, patient_hash
 
-SETTINGS, SOURCES, KEY = "settings.json", "sources.parquet", "patient.key"
+SETTINGS, SOURCES = "settings.json", "sources.parquet"
 COLUMNS = tuple(column.name for column in fields(Source))  # of sources.parquet
 REQUIRED = ("path", "member", "patient", "offset", "size")  # those that the first of its version has
 
@@ -34,6 +34,7 @@ class PrepareResult:
 
     Attributes:
         out: folder of the data set.
+        key: file of the secret that its patients' ids are hashed with.
         counts: sources of this part by ``"ok"``, ``"unreadable"`` and ``"filtered"``, those of earlier runs included.
         made: shards made now; found: shards that were there.
         unreadable: source and reason of those of ``counts``.
@@ -41,6 +42,7 @@ class PrepareResult:
     """
 
     out: Path
+    key: Path
     counts: Counter = field(default_factory=Counter)
     made: int = 0
     found: int = 0
@@ -93,6 +95,7 @@ def _look(out: Path, config: PrepareConfig) -> Listing:
         workers=worker_count(config.workers), timeout=config.timeout, max_memory=config.max_memory,
         max_members=config.max_members,
     )  # fmt: skip
+    listing.skipped = [name for name in listing.skipped if not name.endswith(KEY)]
     return listing
 
 
@@ -107,7 +110,7 @@ def _run(
         sources = _begin(out, config, key, listing)
     shards = ShardFolder(out / "shards")
     numbers = range(which, -(-len(sources) // config.shard_size), of)
-    result = PrepareResult(out)
+    result = PrepareResult(out, find_key(out, config.patient_key))
 
     def refuse() -> None:
         raise ConfigError(f"part: {config.part} of {out} is being prepared by another process")
@@ -244,15 +247,12 @@ def _write_sources(out: Path, sources: list[Source]) -> None:
 
 def _patient_key(out: Path, config: PrepareConfig) -> bytes:
     """The secret of the patients' hashes; without it nobody can try ids against them."""
-    path = Path(config.patient_key) if config.patient_key else out / KEY
-    if not path.exists() and not config.patient_key:
-        with written_whole(path) as temporary:
-            temporary.touch(mode=0o600)
-            temporary.write_text(secrets.token_hex(32) + "\n")
-    try:
-        key = path.read_bytes().strip()
-    except OSError as error:
-        raise ConfigError(f"patient_key: {path} cannot be read ({error.strerror})") from error
-    if len(key) < 16:
-        raise ConfigError(f"patient_key: {path} holds {len(key)} bytes, at least 16 are needed")
-    return hashlib.sha256(key).digest()
+    path = find_key(out, config.patient_key)
+    if not os.path.lexists(path) and not config.patient_key:
+        if (out / SOURCES).exists():  # another key would make two patients of one
+            raise ConfigError(
+                f"patient_key: {out} was begun with a key, which is neither {path} nor {out / KEY}; fetch it from "
+                "where the data set was made, or name it with patient_key"
+            )
+        make_key(path)
+    return read_key(path)

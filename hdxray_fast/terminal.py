@@ -1,0 +1,28 @@
+"""Text that a terminal, a log or an error shows, whatever the names in it hold."""
+
+from __future__ import annotations
+
+import unicodedata
+
+# Control characters, what turns the direction of writing or is invisible, halves of pairs, ends of lines
+HIDDEN = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))
+
+
+def visible(text: object) -> str:
+    """Text in which whatever a terminal obeys and does not show is written out: ``a\\x1b[2J`` for a name that holds an
+    escape sequence.
+
+    Names of files, columns and classes come from anywhere; a raw one could clear a screen, fake a line or hide one.
+    """
+    text = str(text)
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode() if unicodedata.category(character) in HIDDEN else character
+        for character in text
+    )
+
+
+def visible_lines(text: object) -> str:
+    """Likewise, of text that has lines of its own."""
+    return "\n".join(map(visible, str(text).split("\n")))
