@@ -41,7 +41,7 @@ def test_no_call_crashes_and_none_runs_on_what_does_not_fit():
 
 @needs_interpreter
 def test_nor_do_the_triton_kernels():
-    assert fuzz("attention", "attention_backward", "mix_maps_backward", TRITON_INTERPRET="1")["refused"] > 500
+    assert fuzz("attention", "attention_backward", "mix_maps_backward", TRITON_INTERPRET="1")["refused"] > 400
 
 
 @needs_core

@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from ...errors import ArgumentError, ConfigError
+from .lookup import read_lookup
 from .shards import FORMAT, LOOKUP_ROWS, ShardError, ShardFolder, arrow, read_json
 from .worker import PATCH
 
@@ -78,18 +79,17 @@ class PreparedSet:
             raise ConfigError(
                 f"{path}: is missing; once all parts are prepared, hdxray-fast merge {self.folder} writes it"
             )
-        pa = arrow()
+        arrow()
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-            table = self._lookup = pa.Table.from_batches(batches, reader.schema)
+            table, batches = read_lookup(path, self.size)
+            self._lookup = table
             numbers = [table.column(name).to_numpy() for name in ("shard", "offset", "length", "crc32")]
             self._scale, self._shift = (table.column(name).to_numpy() for name in ("scale", "shift"))
             boxes = [batch.column("valid_box").flatten().to_numpy() for batch in batches]
             self._polygons, self._insides = (
                 [batch.column(name) for batch in batches] for name in ("polygon", "inside")
             )
-        except (OSError, KeyError, pa.ArrowException) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{path}: is damaged ({error}); hdxray-fast merge {self.folder} writes it again"
             ) from error
@@ -169,7 +169,9 @@ class PreparedSet:
         pa = arrow()
         path = self.folder / "index.parquet"
         try:
-            return pa.parquet.read_table(path, columns=columns)
+            table = pa.parquet.read_table(path, columns=columns)
+            table.validate(full=True)
+            return table
         except (OSError, pa.ArrowException) as error:
             raise ConfigError(
                 f"{path}: is missing or damaged ({error}); hdxray-fast merge {self.folder} writes it again"

@@ -182,6 +182,7 @@ class ShardFolder:
         path = self.facts(number)
         try:
             table = pa.parquet.read_table(path)
+            table.validate(full=True)  # offsets that lead out of it would be followed
         except FileNotFoundError:
             raise ShardError(
                 f"{path}: is missing; run prepare again with the same settings, it makes what is missing"
