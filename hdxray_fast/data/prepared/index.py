@@ -61,7 +61,7 @@ def _merge(out: Path) -> dict:
     pa = arrow()
     try:
         sources = pa.parquet.read_metadata(out / "sources.parquet").num_rows
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: words that are no UTF-8
         raise ConfigError(f"{out / 'sources.parquet'}: is missing or damaged ({error}); run prepare again") from error
     shards = ShardFolder(out / "shards")
     numbers = range(-(-sources // settings["recipe"]["shard_size"]))

@@ -20,6 +20,7 @@ from .shards import FORMAT, LOOKUP_ROWS, ShardError, ShardFolder, arrow, read_js
 from .worker import PATCH
 
 REMAKE = "remove the shard's two files and run prepare again"
+FORMATS = ("raw", "png", "jpeg")
 OPEN_SHARDS = 512  # mapped at once; a map is an address range, not memory
 
 
@@ -72,6 +73,8 @@ class PreparedSet:
         try:
             self.recipe = settings["recipe"]
             self.size = int(self.recipe["size"])
+            if self.recipe["format"] not in FORMATS or self.recipe["bits"] not in (8, 16) or self.size < PATCH:
+                raise ValueError("its recipe is none of this package")
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{self.folder / 'settings.json'}: is damaged ({error!r})") from error
         path = self.folder / "lookup.arrow"
@@ -172,7 +175,7 @@ class PreparedSet:
             table = pa.parquet.read_table(path, columns=columns)
             table.validate(full=True)
             return table
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ConfigError(
                 f"{path}: is missing or damaged ({error}); hdxray-fast merge {self.folder} writes it again"
             ) from error

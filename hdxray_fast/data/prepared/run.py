@@ -223,7 +223,7 @@ def _read_sources(out: Path) -> list[Source]:
     try:
         table = pa.parquet.read_table(out / SOURCES)
         return [Source(*values) for values in zip(*(table.column(name).to_pylist() for name in COLUMNS), strict=True)]
-    except (OSError, KeyError, pa.ArrowException) as error:
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise ConfigError(f"out: {out / SOURCES} is damaged ({error}); choose another folder") from error
 
 

@@ -187,7 +187,7 @@ class ShardFolder:
             raise ShardError(
                 f"{path}: is missing; run prepare again with the same settings, it makes what is missing"
             ) from None
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ShardError(f"{path}: is damaged ({error}); remove it and run prepare again") from error
         table = _of_now(table)
         if not table.schema.equals(schema()):

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import ArgumentError, ConfigError, HDXrayError, MissingDependencyError
-from .reading import Prepared, PreparedSet, decode, inside_grid
+from .reading import FORMATS, Prepared, PreparedSet, decode, inside_grid
 from .stream_index import check_stream_index
 
-FORMATS = ("raw", "png", "jpeg")
 MAX_SIDE = 1 << 14  # of a canvas, pixels; a sample that says more is none of ours
 CHUNK = 64 << 20  # bytes of a chunk, about; 40 raw images of 1280 x 1280
 
