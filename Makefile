@@ -32,7 +32,7 @@ CPP := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 # Files that share what is slow to set up stay together in the slow tests; the fast ones go to whoever is free.
 PYTEST = OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -n $(PYTEST_WORKERS)
 
-.PHONY: help demo test test-slow test-all integrations lint format bench sanitize gpu-check gpu-tune wheel clean distclean
+.PHONY: help demo test test-slow test-all integrations lint format bench sanitize gpu-check gpu-tune wheel constraints clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -93,6 +93,12 @@ sanitize: $(VENV)/.test  ## the core's tests under AddressSanitizer and Undefine
 	LD_PRELOAD="$$asan $$stdcpp" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 		PYTHONPATH=$(CURDIR)/build/sanitize/site HDXRAY_EXPECT_SANITIZED=1 \
 		$(BIN)/pytest -p no:cacheprovider -q -m "not slow" $(SANITIZE_TESTS) $(PYTEST_ARGS)
+
+# uv is looked for on the PATH. One file for every Python and platform; registries are not named in it.
+EXTRAS := demo embed prepare classify hf timm export report text streaming
+constraints:  ## newest versions that fit together, with hashes: constraints.txt
+	uv pip compile pyproject.toml --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
+		--no-annotate --no-header --upgrade -q $(EXTRAS:%=--extra %) -o constraints.txt
 
 clean:  ## remove what was built; keeps .venv
 	rm -rf build dist *.egg-info .pytest_cache .ruff_cache .benchmarks $(VENV)/.demo $(VENV)/.test $(VENV)/.bench $(VENV)/.integrations

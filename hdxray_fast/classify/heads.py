@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..errors import ArgumentError, MissingDependencyError
+from ..errors import ArgumentError, CheckpointError, MissingDependencyError
 from ..models import dense
 from ..models.layers import Block, CrossBlock, check_count
 from ..models.pool import AttentionPool, mean_pool
 from ..ops import autocast
+from ..weights.data_only import DATA, check_sentence_model, linked_data
 
 HEADS = ("linear", "attention", "label-query", "probe")
 TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -182,6 +185,7 @@ def embed_names(names: Sequence[str], model: str = TEXT_MODEL) -> Tensor:
         model: a name on the Hugging Face hub, or a folder.
 
     Raises:
+        CheckpointError: the model brings code or pickles; nothing of it was run.
         MissingDependencyError: sentence-transformers is not installed, or its model cannot be had.
     """
     try:
@@ -192,9 +196,31 @@ def embed_names(names: Sequence[str], model: str = TEXT_MODEL) -> Tensor:
             "pip install 'hdxray-fast[text]'"
         ) from error
     try:
-        encoder = SentenceTransformer(model, device="cpu")
+        with _sentence_model(model) as folder:
+            check_sentence_model(folder)
+            encoder = SentenceTransformer(
+                str(folder),
+                device="cpu",
+                trust_remote_code=False,
+                local_files_only=True,
+                model_kwargs={"use_safetensors": True},
+            )
+    except CheckpointError:
+        raise
     except Exception as error:  # offline, the hub's client raises errors of several libraries
         reason = " ".join(str(error).split())[:300]
         raise MissingDependencyError(f"the text model {model} cannot be loaded ({reason})") from error
     words = [name.replace("_", " ") for name in names]
     return torch.as_tensor(encoder.encode(words, convert_to_numpy=True, show_progress_bar=False)).float()
+
+
+@contextmanager
+def _sentence_model(model: str) -> Iterator[Path]:
+    """The folder of a sentence model; of one on the hub, data files alone are fetched, and shown."""
+    if Path(model).is_dir():
+        yield Path(model)
+        return
+    from huggingface_hub import snapshot_download  # sentence-transformers needs it
+
+    with linked_data(Path(snapshot_download(model, allow_patterns=[f"*{suffix}" for suffix in DATA]))) as folder:
+        yield folder

@@ -16,7 +16,17 @@ from torch import Tensor
 
 from ..errors import ArgumentError, BackendError
 from . import attention_table, attention_torch, autocast, flops
-from .attention_checks import check_dtype, check_flag, check_max_seqlen, check_tensors, check_values, finite_scale
+from .attention_checks import (
+    check_dtype,
+    check_flag,
+    check_lengths,
+    check_max_seqlen,
+    check_of_forward,
+    check_operator,
+    check_tensors,
+    check_values,
+    finite_scale,
+)
 from .attention_torch import reference as attention_ref
 from .compiling import constant_result
 
@@ -283,15 +293,26 @@ def _trains(q: Tensor, k: Tensor, v: Tensor) -> bool:
 _SIDES = "Tensor? cu_seqlens_q, Tensor? cu_seqlens_k, SymInt max_seqlen_q, SymInt max_seqlen_k"
 
 
+def _checked_sides(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, backend):
+    """What the operators were given of lengths, once everything fits together and the backend takes it."""
+    check_operator(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    if backend not in BACKENDS or backend == "auto":
+        raise ArgumentError(f"backend: got {backend!r}, accepted are {', '.join(map(repr, BACKENDS[1:]))}")
+    if backend not in ("sdpa", "reference"):
+        reason = _why_not(backend, _kind(q, True, scale == q.shape[-1] ** -0.5))
+        if reason:
+            raise BackendError(f"backend={backend!r}: {reason}; use backend='sdpa'")
+    lengths = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    return *check_lengths(q, k, *lengths, backend == "triton"), max_seqlen_q, max_seqlen_k
+
+
 @torch.library.custom_op(
     "hdxray_fast::attention",
     mutates_args=(),
     schema=f"(Tensor q, Tensor k, Tensor v, {_SIDES}, float scale, str backend, bool with_lse) -> (Tensor, Tensor)",
 )
 def _attention_op(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, backend, with_lse):
-    sides = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
-    if cu_seqlens_q is not None:
-        check_values(cu_seqlens_q, cu_seqlens_k, q.shape[0], k.shape[0], max_seqlen_q, max_seqlen_k)
+    sides = _checked_sides(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, backend)
     if backend == "triton":
         from .triton import attention as kernels
 
@@ -304,6 +325,7 @@ def _attention_op(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_
 
 @_attention_op.register_fake
 def _(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, backend, with_lse):
+    check_operator(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
     shape = (q.shape[1], q.shape[0]) if with_lse or backend == "triton" else (0, 0)
     return q.new_empty(q.shape), q.new_empty(shape, dtype=torch.float32)
 
@@ -317,17 +339,20 @@ def _(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, ba
 def _attention_backward_op(
     grad_out, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, backend
 ):
-    sides = (cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    sides = _checked_sides(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, backend)
+    check_of_forward(grad_out, out, lse, q, backend == "triton")
     if backend == "triton":
         from .triton import attention as kernels
 
         return kernels.backward(grad_out, q, k, v, out, lse, *sides, scale)
     with autocast.off(q.device.type):
-        return attention_torch.packed_backward(grad_out, q, k, v, cu_seqlens_q, cu_seqlens_k, scale)
+        return attention_torch.packed_backward(grad_out, q, k, v, *sides[:2], scale)
 
 
 @_attention_backward_op.register_fake
 def _(grad_out, q, k, v, out, lse, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, scale, backend):
+    check_operator(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k)
+    check_of_forward(grad_out, out, lse, q, backend == "triton")
     return tuple(t.new_empty(t.shape) for t in (q, k, v))
 
 

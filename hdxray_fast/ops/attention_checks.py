@@ -127,3 +127,62 @@ def _check_cu_seqlens(name: str, cu_seqlens: object, device: torch.device) -> No
 
 def _short(values: list[int]) -> str:
     return str(values) if len(values) <= 8 else f"[{', '.join(map(str, values[:6]))}, ..., {values[-1]}]"
+
+
+# --- the operators, which anybody can call ----------------------------------------------------------------------------
+def check_operator(
+    q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, max_q: int, max_k: int
+) -> None:
+    """Packed rows, with ``cu_seqlens`` or without, as far as shapes, dtypes and devices tell."""
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        check_dtype(name, tensor)
+        if tensor.dim() != 3:
+            raise ArgumentError(f"{name}: got shape {list(tensor.shape)}, accepted is [N, H, D]")
+    if (cu_q is None) != (cu_k is None):
+        raise ArgumentError("cu_seqlens_k: cu_seqlens_q and cu_seqlens_k go together; got one without the other")
+    if cu_q is not None:
+        check_tensors(q, k, v, cu_q, cu_k)
+    else:
+        check_tensors(q[None], k[None], v[None], None, None)
+    for name, value in (("max_seqlen_q", max_q), ("max_seqlen_k", max_k)):
+        if value < 0:
+            raise ArgumentError(f"{name}: got {value}, accepted is an int of at least 0")
+
+
+def check_lengths(
+    q: Tensor, k: Tensor, cu_q: Tensor | None, cu_k: Tensor | None, max_q: int, max_k: int, takes_dense: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The values of ``cu_seqlens`` (see check_values), or that the rows are whole sequences; gives them contiguous.
+
+    Args:
+        takes_dense: whether the backend takes rows without ``cu_seqlens``.
+    """
+    if cu_q is not None:
+        check_values(cu_q, cu_k, q.shape[0], k.shape[0], max_q, max_k)
+        return cu_q.contiguous(), cu_k.contiguous()
+    if not takes_dense:
+        raise ArgumentError("cu_seqlens_q: got None, which backend 'triton' alone takes")
+    sequences = []
+    for name, rows, longest in (("max_seqlen_q", q.shape[0], max_q), ("max_seqlen_k", k.shape[0], max_k)):
+        if rows and (longest == 0 or rows % longest):
+            raise ArgumentError(f"{name}: got {longest} without cu_seqlens, but {rows} rows are no whole sequences")
+        sequences.append(rows // longest if rows else None)
+    if None not in sequences and sequences[0] != sequences[1]:
+        raise ArgumentError(f"max_seqlen_k: q has {sequences[0]} sequences, k has {sequences[1]}; they must be equal")
+    return None, None
+
+
+def check_of_forward(grad_out: Tensor, out: Tensor, lse: Tensor, q: Tensor, needs_lse: bool) -> None:
+    """What the backward operator is given of the forward one: ``grad_out`` and ``out`` as ``q``, ``lse [H, N]``."""
+    for name, tensor in (("grad_out", grad_out), ("out", out)):
+        if tensor.shape != q.shape or tensor.dtype != q.dtype or tensor.device != q.device:
+            raise ArgumentError(
+                f"{name}: got {list(tensor.shape)} {tensor.dtype} on {tensor.device}, accepted is as q, "
+                f"{list(q.shape)} {q.dtype} on {q.device}"
+            )
+    fits = lse.dim() == 2 and lse.shape[0] == q.shape[1] and lse.shape[1] == q.shape[0]
+    if lse.dtype != torch.float32 or lse.device != q.device or not (fits or (lse.numel() == 0 and not needs_lse)):
+        raise ArgumentError(
+            f"lse: got {list(lse.shape)} {lse.dtype} on {lse.device}, accepted is float32 [H, N] = "
+            f"{[q.shape[1], q.shape[0]]} on {q.device}"
+        )

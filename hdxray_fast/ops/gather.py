@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
 from . import flops, native
+from .operands import check_float_dtype, check_pixels, check_scaling, check_scatter
 from .plan import MaskPlan, dtype_names, rows_with_patch
 from .view import View, check_view, view_images_ref, view_patches
 
@@ -126,12 +127,17 @@ def _gather_op(
     which: str,
     grid: Sequence[int] | None = None,
 ) -> Tensor:
-    scaling = (scale, shift, scale_value, shift_value)
+    ids, cu_seqlens = check_pixels(images, ids, cu_seqlens, patch_size, which, grid)
+    check_float_dtype("out_dtype", out_dtype)
+    scaling = (*check_scaling(scale, shift, cu_seqlens), scale_value, shift_value)
     return native.gather(images, ids, cu_seqlens, scaling, patch_size, out_dtype, which, grid)
 
 
 @_gather_op.register_fake
 def _(images, ids, cu_seqlens, scale, shift, scale_value, shift_value, patch_size, out_dtype, which, grid=None):
+    check_pixels(images, ids, cu_seqlens, patch_size, which, grid)
+    check_float_dtype("out_dtype", out_dtype)
+    check_scaling(scale, shift, cu_seqlens)
     return images.new_empty(ids.shape[0], images.shape[1] * patch_size**2, dtype=out_dtype)
 
 
@@ -146,12 +152,14 @@ def _scatter_op(
     patch_size: int,
     image_dtype: torch.dtype,
 ) -> Tensor:
+    ids, cu_seqlens, scale = check_scatter(grad_rows, ids, cu_seqlens, scale, shape, patch_size, image_dtype)
     scaling = (scale, None, scale_value, 0.0)
     return native.scatter(grad_rows.contiguous(), ids, cu_seqlens, scaling, shape, patch_size, image_dtype)
 
 
 @_scatter_op.register_fake
 def _(grad_rows, ids, cu_seqlens, scale, scale_value, shape, patch_size, image_dtype):
+    check_scatter(grad_rows, ids, cu_seqlens, scale, shape, patch_size, image_dtype)
     return grad_rows.new_empty(shape, dtype=image_dtype)
 
 

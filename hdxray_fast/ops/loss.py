@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import ArgumentError, ArgumentTypeError
 from . import flops, native
 from .gather import check_call, check_values_eagerly, gather_patches_ref
+from .operands import check_pixels, check_rows, check_scaled_rows, check_scaling, check_upstream
 from .plan import MaskPlan, check_tensor, rows_with_patch
 from .view import View, check_view, view_images_ref, view_patches
 
@@ -130,12 +131,17 @@ def _loss_op(
     with_grad: bool,
     grid: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    scaling = (scale, shift, scale_value, shift_value)
+    ids, cu_seqlens = check_pixels(images, ids, cu_seqlens, patch_size, "predict", grid)
+    check_rows("pred", pred, ids, images.shape[1], patch_size)
+    scaling = (*check_scaling(scale, shift, cu_seqlens), scale_value, shift_value)
     return native.loss(images, pred, ids, cu_seqlens, scaling, patch_size, norm_pix_loss, with_grad, grid)
 
 
 @_loss_op.register_fake
 def _(images, pred, ids, cu_seqlens, scale, shift, scale_value, shift_value, patch_size, norm, with_grad, grid=None):
+    check_pixels(images, ids, cu_seqlens, patch_size, "predict", grid)
+    check_rows("pred", pred, ids, images.shape[1], patch_size)
+    check_scaling(scale, shift, cu_seqlens)
     loss, patch_loss = (pred.new_empty(shape, dtype=torch.float32) for shape in ((), (ids.shape[0],)))
     # contiguous, whatever the strides of pred are
     return loss, patch_loss, pred.new_empty(pred.shape if with_grad else (0, pred.shape[1]))
@@ -156,23 +162,30 @@ def _loss_backward_op(
     norm_pix_loss: bool,
     grid: Sequence[int] | None = None,
 ) -> Tensor:
-    scaling = (scale, shift, scale_value, shift_value)
+    ids, cu_seqlens = check_pixels(images, ids, cu_seqlens, patch_size, "predict", grid)
+    check_rows("pred", pred, ids, images.shape[1], patch_size)
+    check_upstream(grad_loss, images.device)
+    scaling = (*check_scaling(scale, shift, cu_seqlens), scale_value, shift_value)
     return native.loss_gradient(images, pred, ids, cu_seqlens, scaling, grad_loss, patch_size, norm_pix_loss, grid)
 
 
 @_loss_backward_op.register_fake
-def _(images, pred, *_):
+def _(images, pred, ids, cu_seqlens, scale, shift, grad_loss, scale_value, shift_value, patch_size, norm, grid=None):
+    check_pixels(images, ids, cu_seqlens, patch_size, "predict", grid)
+    check_rows("pred", pred, ids, images.shape[1], patch_size)
+    check_upstream(grad_loss, images.device)
+    check_scaling(scale, shift, cu_seqlens)
     return pred.new_empty(pred.shape)
 
 
 @torch.library.custom_op("hdxray_fast::scale_loss_gradient", mutates_args=("grad_pred",), device_types=("cpu", "cuda"))
 def _scale_op(grad_pred: Tensor, cu_seqlens: Tensor, grad_loss: Tensor) -> None:
-    native.scale_loss_gradient(grad_pred, cu_seqlens, grad_loss)
+    native.scale_loss_gradient(grad_pred, check_scaled_rows(grad_pred, cu_seqlens, grad_loss), grad_loss)
 
 
 @_scale_op.register_fake
 def _(grad_pred, cu_seqlens, grad_loss):
-    return None
+    check_scaled_rows(grad_pred, cu_seqlens, grad_loss)
 
 
 def _save_for_backward(ctx, inputs, output) -> None:

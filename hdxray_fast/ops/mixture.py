@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
 from . import attention, autocast, flops
 from .compiling import constant_result
+from .operands import check_maps
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -45,6 +47,9 @@ def _kernels_take(device_type: str, index: int | None, dtype: torch.dtype) -> bo
 # --- registration -----------------------------------------------------------------------------------------------------
 @torch.library.custom_op("hdxray_fast::mix_maps", mutates_args=(), device_types=("cpu", "cuda"))
 def _mix_op(maps: list[Tensor], weights: Tensor, dtype: torch.dtype) -> Tensor:
+    check_maps(maps, weights)
+    if not dtype.is_floating_point:
+        raise ArgumentError(f"dtype: got {dtype}, accepted are floating-point dtypes")
     if not _run_kernels(maps[0]):
         return mix_maps_ref(maps, weights.to(maps[0].dtype)).to(dtype)
     from .triton import mixture as kernels
@@ -54,12 +59,14 @@ def _mix_op(maps: list[Tensor], weights: Tensor, dtype: torch.dtype) -> Tensor:
 
 @_mix_op.register_fake
 def _(maps, weights, dtype):
+    check_maps(maps, weights)
     return maps[0].new_empty(weights.shape[0], *maps[0].shape, dtype=dtype)
 
 
 @torch.library.custom_op("hdxray_fast::mix_maps_backward", mutates_args=(), device_types=("cpu", "cuda"))
 def _mix_backward_op(grads: Tensor, maps: list[Tensor], weights: Tensor) -> list[Tensor]:
     """Gradients of the maps, and of the weights behind them."""
+    check_maps(maps, weights, grads)
     if _run_kernels(maps[0]):
         from .triton import mixture as kernels
 
@@ -76,6 +83,7 @@ def _mix_backward_op(grads: Tensor, maps: list[Tensor], weights: Tensor) -> list
 
 @_mix_backward_op.register_fake
 def _(grads, maps, weights):
+    check_maps(maps, weights, grads)
     return [*(x.new_empty(x.shape) for x in maps), weights.new_empty(weights.shape)]
 
 

@@ -15,10 +15,8 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
 from . import debug, flops, native
+from .operands import TABLE_SIZES, check_pixels, check_view_operands
 from .plan import MaskPlan, check_tensor, rows_with_patch
-
-KNOTS = 257  # of a table for uint16: at 0, 256, ..., 65536
-TABLE_SIZES = {torch.uint8: 256, torch.uint16: KNOTS}
 
 
 @dataclass(frozen=True)
@@ -191,12 +189,16 @@ def _view_op(
     patch_size: int,
     which: str,
 ) -> Tensor:
+    ids, cu_seqlens = check_pixels(images, ids, cu_seqlens, patch_size, which)
+    affine, table = check_view_operands(images, affine, table)
     check_map_values(affine)
     return native.view(images, ids, cu_seqlens, affine, table, patch_size, which)
 
 
 @_view_op.register_fake
 def _(images, ids, cu_seqlens, affine, table, patch_size, which):
+    check_pixels(images, ids, cu_seqlens, patch_size, which)
+    check_view_operands(images, affine, table)
     return images.new_empty(ids.shape[0], images.shape[1], patch_size, patch_size)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError, MissingDependencyError
+from ..weights.data_only import check_config, check_no_code
 from ..weights.fingerprint import tensors_print
 from .seq2seq import until, weights_kept
 from .text_models import generate, quietly
@@ -162,16 +163,22 @@ def load_language_model(source: str, dtype: str = "auto") -> Any:
     """A causal language model by name or path.
 
     Raises:
-        CheckpointError: it cannot be loaded.
+        CheckpointError: it cannot be loaded, brings code of its own, or has no weights as safetensors.
     """
     from transformers import AutoModelForCausalLM
 
     looks_local = source.startswith((".", "/", "~")) or source.count("/") > 1
     if looks_local and not Path(source).is_dir():
         raise CheckpointError(f"language_model: there is no folder {source}")
+    check_config(source)
+    check_no_code(source)  # of a folder; what a hub has is not run either, which transformers can be told
+    if (Path(source) / "adapter_config.json").is_file():
+        raise CheckpointError(f"language_model: {source} is an adapter; merge it with its model and save that")
     try:
         with quietly():
-            return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            return AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, trust_remote_code=False, use_safetensors=True
+            )
     except Exception as error:  # its reader raises OSError, ValueError, KeyError and errors of its own
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"language_model: {source} cannot be loaded ({reason})") from error
@@ -193,9 +200,27 @@ def with_lora(model: Any, rank: int, alpha: float) -> Any:
     return peft.get_peft_model(model, config)
 
 
-def load_lora(model: Any, folder: Path) -> Any:
-    """``model`` with the LoRA matrices in ``folder``, which can be trained on."""
-    return _peft().PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+def load_lora(model: Any, folder: Path, rank: int, alpha: float) -> Any:
+    """``model`` with the LoRA matrices in ``folder``, which can be trained on.
+
+    It is built as :func:`with_lora` builds it: peft would import what ``adapter_config.json`` names.
+
+    Raises:
+        CheckpointError: the matrices are missing, damaged or another model's.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path, peft = folder / "adapter_model.safetensors", _peft()
+    try:
+        tuned = with_lora(model, rank, alpha)
+        result = peft.set_peft_model_state_dict(tuned, load_file(path))
+    except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{path}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+    foreign = [*result.unexpected_keys, *(name for name in result.missing_keys if "lora_" in name)]
+    if foreign:
+        raise CheckpointError(f"{path}: does not fit the language model ({foreign[0]})")
+    return tuned
 
 
 def _peft():

@@ -12,9 +12,11 @@ from torch import nn
 
 from ..data.seen import SEEN_FILE
 from ..devices import find_device
-from ..errors import CheckpointError, ConfigError, HDXrayError
+from ..errors import CheckpointError, ConfigError
 from ..files import checksum, flush, save_tensors, share, temporary_name
 from ..models.encoder import Encoder
+from ..weights.data_only import check_config, check_listed
+from ..weights.hub_files import IMPORT_FILE
 from ..weights.model_folders import load_model, model_folder, save_model
 from .model import ReportModel, language_model_decoder, visual_tokens_for
 from .model_config import ReportModelConfig
@@ -23,6 +25,9 @@ from .text_models import import_text_models, quietly
 from .text_tokenizers import check_fits, load_tokenizer
 
 VISUAL_FILE = "visual.safetensors"
+# What a hub puts beside a model; and what is written beside an encoder's weights for transformers to run if allowed to.
+# Nothing here does: an encoder is built from its config and safetensors, and no other library is shown its folder.
+BESIDE = (".gitattributes", ".gitignore", "LICENSE", f"encoder/{IMPORT_FILE}")
 FORMAT, FORMAT_VERSION = "hdxray_fast.report", 1
 
 
@@ -120,6 +125,7 @@ def load_report_model(directory: str | Path, device: str | torch.device | None =
 def _check_parts(directory: Path, parts: dict[str, str]) -> None:
     """Refuse a model that lacks a part or has another model's, before a library looks for it elsewhere."""
     advice = "copy the whole folder that report train wrote"
+    check_listed(directory, parts, (REPORT_FILE, SEEN_FILE, *BESIDE))
     if not (directory / "tokenizer").is_dir():
         raise CheckpointError(f"{directory / 'tokenizer'}: is missing; {advice}")
     for name, digest in parts.items():
@@ -159,12 +165,8 @@ def _load_decoder(folder: Path, config: ReportModelConfig, tokenizer, printed: s
             )
         decoder, _ = language_model_decoder(base, tokenizer, config, lora=False)
         if config.lora_rank:
-            try:
-                decoder.model, decoder.lora_rank = load_lora(base, folder), config.lora_rank
-            except HDXrayError:
-                raise
-            except Exception as error:  # peft raises ValueError, OSError and errors of huggingface_hub
-                raise CheckpointError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
+            decoder.model = load_lora(base, folder, config.lora_rank, config.lora_alpha)
+            decoder.lora_rank = config.lora_rank
         return decoder
     from .seq2seq import Seq2SeqDecoder
 
@@ -172,9 +174,16 @@ def _load_decoder(folder: Path, config: ReportModelConfig, tokenizer, printed: s
         from .relational import RelationalReportModel as Kind
     else:
         from transformers import PegasusForConditionalGeneration as Kind
+    check_config(folder)
     try:
         with quietly():
-            model, found = Kind.from_pretrained(str(folder), output_loading_info=True, local_files_only=True)
+            model, found = Kind.from_pretrained(
+                str(folder),
+                output_loading_info=True,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+            )
     except Exception as error:  # a folder that lacks a file or holds a damaged one raises whatever its reader raises
         raise CheckpointError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):

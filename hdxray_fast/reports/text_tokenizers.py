@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import CheckpointError, ConfigError, MissingDependencyError, TrainingError
 from ..files import written_whole
+from ..weights.data_only import check_no_code
 from .cleaning import UNKNOWN, mostly_chinese
 
 KINDS = ("word", "bpe", "character")
@@ -201,18 +202,20 @@ def load_tokenizer(source: str | Path) -> ReportTokenizer:
     """A tokenizer that :meth:`ReportTokenizer.save` wrote, or any Hugging Face tokenizer by name or path.
 
     Raises:
-        CheckpointError: it cannot be read, or is not whole.
+        CheckpointError: it cannot be read, is not whole, or brings code.
     """
     _, transformers = import_text_libraries()
     kind, size = "hf", None
     marks = Path(source) / KIND_FILE
+    check_no_code(source)
     try:
         if marks.is_file():
             settings = json.loads(marks.read_text())
             kind, size = settings["kind"], settings["size"]
-            backend = transformers.PreTrainedTokenizerFast.from_pretrained(str(source)) if kind != "hf" else None
+            if kind != "hf":
+                backend = transformers.PreTrainedTokenizerFast.from_pretrained(str(source), trust_remote_code=False)
         if kind == "hf":
-            backend = transformers.AutoTokenizer.from_pretrained(str(source))
+            backend = transformers.AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except Exception as error:  # libraries raise OSError, ValueError and bare Exceptions for what is missing or damaged
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"tokenizer: {source} cannot be loaded ({reason})") from error

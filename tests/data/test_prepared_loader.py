@@ -184,13 +184,13 @@ def test_streams_are_written_whole_or_refused(made, tmp_path):
 
 def test_lookups_span_several_batches(made, monkeypatch):
     """As the index of a large data set does."""
-    from hdxray_fast.data.prepared import reading, shards
+    from hdxray_fast.data.prepared import lookup, reading, shards
     from hdxray_fast.data.prepared.index import merge
 
     calm = PreparedSet(made["raw", 8])
     expected = [calm[row] for row in range(6)]
-    monkeypatch.setattr(shards, "LOOKUP_ROWS", 4)
-    monkeypatch.setattr(reading, "LOOKUP_ROWS", 4)
+    for module in (shards, lookup, reading):
+        monkeypatch.setattr(module, "LOOKUP_ROWS", 4)
     merge(made["raw", 8])
     data = PreparedSet(made["raw", 8])
     assert len(data) == 6

@@ -60,7 +60,10 @@ def _merge(out: Path) -> dict:
     if settings.get("cache"):
         raise ConfigError(f"{out}: is the cache of a training run, which has no parts")
     pa = arrow()
-    sources = pa.parquet.read_metadata(out / "sources.parquet").num_rows
+    try:
+        sources = pa.parquet.read_metadata(out / "sources.parquet").num_rows
+    except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: words that are no UTF-8
+        raise ConfigError(f"{out / 'sources.parquet'}: is missing or damaged ({error}); run prepare again") from error
     shards = ShardFolder(out / "shards")
     numbers = range(-(-sources // settings["recipe"]["shard_size"]))
     missing = [number for number in numbers if not shards.facts(number).exists()]

@@ -15,10 +15,12 @@ import cv2
 import numpy as np
 
 from ...errors import ArgumentError, ConfigError
+from .lookup import read_lookup
 from .shards import FORMAT, LOOKUP_ROWS, ShardError, ShardFolder, arrow, read_json
 from .worker import PATCH
 
 REMAKE = "remove the shard's two files and run prepare again"
+FORMATS = ("raw", "png", "jpeg")
 OPEN_SHARDS = 512  # mapped at once; a map is an address range, not memory
 
 
@@ -71,6 +73,8 @@ class PreparedSet:
         try:
             self.recipe = settings["recipe"]
             self.size = int(self.recipe["size"])
+            if self.recipe["format"] not in FORMATS or self.recipe["bits"] not in (8, 16) or self.size < PATCH:
+                raise ValueError("its recipe is none of this package")
         except (KeyError, TypeError, ValueError) as error:
             raise ConfigError(f"{self.folder / 'settings.json'}: is damaged ({error!r})") from error
         path = self.folder / "lookup.arrow"
@@ -78,18 +82,17 @@ class PreparedSet:
             raise ConfigError(
                 f"{path}: is missing; once all parts are prepared, hdxray-fast merge {self.folder} writes it"
             )
-        pa = arrow()
+        arrow()
         try:
-            reader = pa.ipc.open_file(pa.memory_map(str(path)))
-            batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
-            table = self._lookup = pa.Table.from_batches(batches, reader.schema)
+            table, batches = read_lookup(path, self.size)
+            self._lookup = table
             numbers = [table.column(name).to_numpy() for name in ("shard", "offset", "length", "crc32")]
             self._scale, self._shift = (table.column(name).to_numpy() for name in ("scale", "shift"))
             boxes = [batch.column("valid_box").flatten().to_numpy() for batch in batches]
             self._polygons, self._insides = (
                 [batch.column(name) for batch in batches] for name in ("polygon", "inside")
             )
-        except (OSError, KeyError, pa.ArrowException) as error:
+        except (OSError, ValueError) as error:
             raise ConfigError(
                 f"{path}: is damaged ({error}); hdxray-fast merge {self.folder} writes it again"
             ) from error
@@ -169,8 +172,10 @@ class PreparedSet:
         pa = arrow()
         path = self.folder / "index.parquet"
         try:
-            return pa.parquet.read_table(path, columns=columns)
-        except (OSError, pa.ArrowException) as error:
+            table = pa.parquet.read_table(path, columns=columns)
+            table.validate(full=True)
+            return table
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ConfigError(
                 f"{path}: is missing or damaged ({error}); hdxray-fast merge {self.folder} writes it again"
             ) from error

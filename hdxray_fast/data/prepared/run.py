@@ -234,7 +234,7 @@ def _read_sources(out: Path) -> list[Source]:
         names = [name for name in COLUMNS if name in (*table.column_names, *REQUIRED)]  # earlier ones have fewer
         rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
         return [Source(**dict(zip(names, values, strict=True))) for values in rows]
-    except (OSError, KeyError, pa.ArrowException) as error:
+    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise ConfigError(f"out: {out / SOURCES} is damaged ({error}); choose another folder") from error
 
 

@@ -182,11 +182,12 @@ class ShardFolder:
         path = self.facts(number)
         try:
             table = pa.parquet.read_table(path)
+            table.validate(full=True)  # offsets that lead out of it would be followed
         except FileNotFoundError:
             raise ShardError(
                 f"{path}: is missing; run prepare again with the same settings, it makes what is missing"
             ) from None
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ShardError(f"{path}: is damaged ({error}); remove it and run prepare again") from error
         table = _of_now(table)
         if not table.schema.equals(schema()):

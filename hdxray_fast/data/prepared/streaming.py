@@ -10,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ...errors import ConfigError, HDXrayError, MissingDependencyError
-from .reading import Prepared, PreparedSet, decode, inside_grid
+from ...errors import ArgumentError, ConfigError, HDXrayError, MissingDependencyError
+from .reading import FORMATS, Prepared, PreparedSet, decode, inside_grid
+from .stream_index import check_stream_index
 
+MAX_SIDE = 1 << 14  # of a canvas, pixels; a sample that says more is none of ours
 CHUNK = 64 << 20  # bytes of a chunk, about; 40 raw images of 1280 x 1280
 
 
@@ -81,7 +83,13 @@ def _as_sample(data: PreparedSet, row: int) -> dict:
 
 def as_prepared(sample: dict) -> Prepared:
     """What :class:`PreparedSet` gives, from a sample of :func:`write_stream`."""
-    kind, size, bits = sample["format"].split()
+    try:
+        kind, size, bits = sample["format"].split()
+        known = kind in FORMATS and 0 < int(size) <= MAX_SIDE and bits in ("8", "16")
+    except ValueError:
+        known = False
+    if not known:
+        raise ArgumentError(f"format: got {sample['format'][:40]!r}, accepted is such as 'png 1280 8'")
     recipe = {"format": kind, "size": int(size), "bits": int(bits)}
     scale, shift = (float(value) for value in sample["tone"])
     return Prepared(
@@ -104,10 +112,20 @@ def read_stream(address: str, **options):
     Args:
         address: what :func:`write_stream` wrote: a folder, or an address in an object store.
         **options: of ``litdata.StreamingDataset``, such as ``shuffle=True``, ``seed`` and ``max_cache_size``.
+
+    Raises:
+        ConfigError: there are no chunks, or their index is none that :func:`write_stream` writes: another could have
+            code run. It is looked at before the first chunk is read.
+        MissingDependencyError: litdata is not installed.
     """
     litdata = _litdata()
     if "://" not in address and not (Path(address) / "index.json").is_file():
         raise ConfigError(
             f"{address}: holds no chunks of litdata (index.json is missing); hdxray-fast stream writes it"
         )
-    return litdata.StreamingDataset(address, transform=as_prepared, **options)
+    if "://" not in address:  # before anything acts on it
+        check_stream_index(Path(address) / "index.json", address)
+    # this fetches the index and looks at names and sizes of chunks; what it says of fields counts at the first read
+    dataset = litdata.StreamingDataset(address, transform=as_prepared, **options)
+    check_stream_index(Path(dataset.input_dir.path) / "index.json", address)
+    return dataset

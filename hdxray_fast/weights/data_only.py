@@ -1,0 +1,118 @@
+"""A model folder is data: what is refused before another library may look at one.
+
+Some libraries run Python files that lie in a folder they are given, some of them without being asked to, and some read
+pickles. They cannot all be told not to. So a folder goes to them only if it holds no such file.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import CheckpointError
+
+CODE = (".py", ".pyc", ".pyo", ".pyd", ".pth", ".so", ".dll", ".dylib")
+DATA = (".json", ".safetensors", ".txt", ".model", ".jinja", ".md")
+
+
+def check_no_code(folder: str | Path) -> None:
+    """Refuse a folder, for instance of a language model, that holds Python files or libraries, however deep.
+
+    Raises:
+        CheckpointError: names the first file that is code.
+    """
+    for path in _files(Path(folder)):
+        if path.name.lower().endswith(CODE):
+            raise CheckpointError(
+                f"{path}: is code, and a model folder is data; remove it if the model is whole without"
+            )
+
+
+def check_listed(folder: Path, listed: Collection[str], optional: Collection[str] = ()) -> None:
+    """Refuse a folder with files that its own list does not name, or that are no data.
+
+    Args:
+        folder: of a model.
+        listed: paths below it, with ``/``.
+        optional: such as may be there, too.
+
+    Raises:
+        CheckpointError: names the file.
+    """
+    for name in listed:
+        if name.startswith("/") or "\\" in name or ".." in name.split("/"):
+            raise CheckpointError(f"{folder}: its list names a file outside of it ({name[:80]!r})")
+    for path in _files(folder):
+        name = path.relative_to(folder).as_posix()
+        if name in optional:
+            continue
+        if not path.name.lower().endswith(DATA) or (listed and "/" in name and name not in listed):
+            raise CheckpointError(f"{path}: is none of the files that belong to this model; remove it")
+
+
+def check_sentence_model(folder: Path) -> None:
+    """Refuse a folder of sentence-transformers that holds code or pickles, or names modules of other packages.
+
+    Raises:
+        CheckpointError: names what is not accepted.
+    """
+    check_no_code(folder)
+    modules = folder / "modules.json"
+    if not modules.is_file():
+        return
+    try:
+        kinds = [module["type"] for module in json.loads(modules.read_text(encoding="utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{modules}: is damaged ({error!r})") from error
+    for kind in kinds:
+        if not (isinstance(kind, str) and kind.startswith("sentence_transformers.")):
+            raise CheckpointError(f"{modules}: names {str(kind)[:80]!r}, which is no part of sentence-transformers")
+    for path in _files(folder):
+        pickled = path.suffix in (".bin", ".pt", ".pkl") and not list(path.parent.glob("*.safetensors"))
+        if pickled:
+            raise CheckpointError(f"{path}: is a pickle; accepted are weights as safetensors")
+
+
+@contextmanager
+def linked_data(folder: Path) -> Iterator[Path]:
+    """A folder of links to the data files of another, for a cache that may hold other files from other uses."""
+    with tempfile.TemporaryDirectory() as shown:
+        for path in _files(folder):
+            if path.suffix in DATA:
+                link = Path(shown) / path.relative_to(folder)
+                link.parent.mkdir(parents=True, exist_ok=True)
+                link.symlink_to(path.resolve())
+        yield Path(shown)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if not path.is_dir() or path.is_symlink())
+
+
+def check_config(folder: str | Path) -> None:
+    """Refuse a ``config.json`` that has transformers fetch kernels or code: versions before 5.3 obeyed it.
+
+    Raises:
+        CheckpointError: names the setting, or the file is damaged.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        return
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: is damaged or cannot be read ({error})") from error
+    left = [settings]
+    while left:
+        value = left.pop()
+        if isinstance(value, list):
+            left += value
+        elif isinstance(value, dict):
+            left += value.values()
+            for name, one in value.items():
+                kernels = "attn_implementation" in name and not (isinstance(one, str) and one.isidentifier())
+                if (kernels and one is not None) or name == "trust_remote_code":
+                    raise CheckpointError(f"{path}: has a setting that leads to code ({name}); remove it")
