@@ -20,7 +20,7 @@ from ..data.reader_pool import worker_count
 from ..data.seen import SEEN_FILE
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.embedding import Embedder
-from ..files import written_whole
+from ..files import claim_names, written_whole
 from .calibration import as_probabilities
 from .classifier import Classifier, load_classifier
 from .error_sheet import write_error_sheet
@@ -31,6 +31,8 @@ from .metrics import evaluate_predictions
 from .operating_points import read_prevalence
 from .plots import plot_curves
 from .tested import Overlap, overlap_of, part_to_test, refuse_mostly_seen
+
+EVALUATION_FILES = ("metrics.json", "predictions.csv", "curves.png", "errors.png", "unreadable.csv")
 
 
 def report_predictions(
@@ -337,12 +339,14 @@ def evaluate_files(
     Raises:
         ConfigError: the manifest lacks a class of the classifier, lists an image twice or a patient in two splits, or
             has no image in the split; more than half of the images of ``"test"`` or ``"all"`` are of training or
-            validation, and ``allow_training_patients`` is not given; or ``out`` holds a training run.
+            validation, and ``allow_training_patients`` is not given; or ``out`` holds a training run, or files of these
+            names that no evaluation made.
         TrainingError: none of the images can be read, or more than a share ``max_bad_share`` cannot.
     """
     out = Path(out)
     if (out / "model").exists() or (out / "log.jsonl").exists():
         raise ConfigError(f"out: {out} holds a training run, whose metrics stay as they are; choose another folder")
+    claim_names(out, "evaluate", EVALUATION_FILES)
     classifier = load_classifier(model)
     read_prevalence(prevalence, classes or classifier.config.classes)  # refused now, not after the last image
     table = read_manifest(

@@ -19,7 +19,7 @@ from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import worker_count
 from ..data.seen import SEEN_FILE, Overlap
 from ..errors import ArgumentError, ConfigError
-from ..files import free_name
+from ..files import claim_names, free_name
 from ..models.inference import PRECISIONS, autocast, check_word, find_precision
 from ..models.inputs import as_batch
 from .attention_picture import draw_attention, sentence_maps
@@ -130,7 +130,7 @@ def write_reports(
     if not studies:
         raise ConfigError("studies: there is none to write a report on")
     if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)
+        claim_names(Path(out), "report-generate", ("predictions.csv", SEEN_FILE))
     done = WrittenReports(precision=find_precision(precision, next(model.visual.parameters()).device))
     taken: set[str] = set()
     ready = _read(model, studies, worker_count(workers), done)
