@@ -39,7 +39,8 @@ from .own_split import read_of_run
 from .predictions import Prediction, write_predictions
 from .saving import save_report_model
 from .studies import Study, StudyTable
-from .text_tokenizers import ReportTokenizer, load_tokenizer, require_targets, train_tokenizer, unknown_warning
+from .text_tokenizers import ReportTokenizer, load_tokenizer, train_tokenizer
+from .unknown_words import left_out_note, require_targets, unknown_warning
 from .visual_tokens import Views
 
 
@@ -146,7 +147,8 @@ class ReportTask(Task):
         kind = config.tokenizer_kind
         if kind is None:
             return load_tokenizer(config.tokenizer)
-        return train_tokenizer(self.texts, kind, min_frequency=config.min_frequency, vocab_size=config.vocab_size)
+        patients = [study.patient or study.id for study in self.studies["train"]]
+        return train_tokenizer(self.texts, kind, patients=patients, **config.vocabulary)
 
     # --- what Training asks for -------------------------------------------------------------------------------------
     def build(self) -> ReportModel:
@@ -260,10 +262,10 @@ class ReportTask(Task):
                 "(max_length)"
             )
         share = self.tokenizer.unknown_share(texts)
-        floor = None if config.tokenizer_kind is None else config.min_frequency
-        warning = unknown_warning(share, floor, replaceable=config.decoder != "language-model")
-        if share and not warning:
-            notes.append(f"{share:.2%} of the tokens of the training reports are unknown to the tokenizer")
+        floors = (None, None) if config.tokenizer_kind is None else (config.min_frequency, config.min_patients)
+        warning = unknown_warning(share, *floors, replaceable=config.decoder != "language-model")
+        if note := left_out_note(share if not warning else 0.0, config.vocabulary):
+            notes.append(note)
         self.notes += notes
         train = [replace(row, target=tuple(ids)) for row, ids in zip(ready["train"], targets, strict=True)]
         self.validation = (train if config.validate_split == "train" else ready["val"])[: config.validate_studies]
