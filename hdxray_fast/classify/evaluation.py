@@ -17,7 +17,6 @@ from torch import nn
 from ..data.listing import list_images, manifest_patients
 from ..data.quarantine import Quarantined, write_quarantine
 from ..data.reader_pool import worker_count
-from ..data.seen import SEEN_FILE
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.embedding import Embedder
 from ..files import claim_names, written_whole
@@ -30,7 +29,7 @@ from .labels import read_manifest, require_files
 from .metrics import evaluate_predictions
 from .operating_points import read_prevalence
 from .plots import plot_curves
-from .tested import Overlap, overlap_of, part_to_test, refuse_mostly_seen
+from .tested import Overlap, overlap_of, part_to_test, refuse_mostly_seen, what_cannot_be_told
 
 EVALUATION_FILES = ("metrics.json", "predictions.csv", "curves.png", "errors.png", "unreadable.csv")
 
@@ -358,8 +357,8 @@ def evaluate_files(
     refuse_mostly_seen(overlap_of(classifier, table.patients), table, split, allow_training_patients)
     if progress:
         print("\n".join(table.notes), end="\n" if table.notes else "")
-        if classifier.seen is None:
-            print(f"{model}: has no {SEEN_FILE}: whether it was trained on these patients or images cannot be told")
+        if unknown := what_cannot_be_told(classifier):
+            print(f"{model}: {unknown}")
     asked = classes, precision, compile
     found = predict_list(table.paths, classifier, batch_size, workers, device, progress, *asked)
     out.mkdir(parents=True, exist_ok=True)

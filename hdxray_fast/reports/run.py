@@ -17,6 +17,7 @@ from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
 from ..data.radiograph_dataset import RadiographDataset
 from ..data.seen import DRAWN_FILE, Seen
+from ..data.seen_key import run_key
 from ..errors import ConfigError, TrainingError
 from ..models.encoder import Encoder
 from ..training.batches import batches_of
@@ -90,8 +91,10 @@ def run_report_training(
     if training.sharded:
         raise ConfigError("shard: report models are not sharded; every process holds the whole model, leave it out")
     with training.claimed():
-        if training.is_main and not begun:
-            Seen.of(table).save(training.out / DRAWN_FILE)
+        if training.is_main:
+            task.key = run_key(training.out)
+            if not begun:
+                Seen.of(table, key=task.key).save(training.out / DRAWN_FILE)
         task.read_images(training)
         done = training.run()
     return ReportResult(
@@ -139,6 +142,7 @@ class ReportTask(Task):
         self.tokenizer = self._make_tokenizer()
         self.best, self.best_step, self.scores = math.nan, 0, []
         self.features: FeatureStore | None = None
+        self.key: bytes | None = None
 
     def _make_tokenizer(self) -> ReportTokenizer | None:
         config = self.config
@@ -320,7 +324,8 @@ class ReportTask(Task):
         """Whom and what training and validation use, radiograph by radiograph."""
         rows = [(row.study, number) for row in used for number in row.images]
         hashes = images.hashes()
-        return Seen.of(self.table, StudyTable([study for study, _ in rows]), [hashes[number] for _, number in rows])
+        studies = StudyTable([study for study, _ in rows])
+        return Seen.of(self.table, studies, [hashes[number] for _, number in rows], self.key)
 
     def _find_images(
         self, training: Training, wanted: dict[str, list[Study]], cache: Path
