@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -107,6 +107,61 @@ def make_folder(folder: Path, argument: str = "out") -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"{argument}: cannot make the folder {folder} ({error.strerror})") from error
+
+
+OWNER_FILE = ".made-by"  # the commands that may write over what lies in a folder, or clear it; a line each
+
+
+def begin_anew(folder: Path, maker: str) -> None:
+    """Make ``folder`` empty and mark it as ``maker``'s: what ``maker`` made there before goes, and nothing else.
+
+    Raises:
+        ConfigError: it holds something, and no mark of ``maker``; or it cannot be written.
+    """
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ConfigError(f"out: {folder} would be removed, and is no folder that {maker} made; choose another one")
+    if maker not in _makers(folder) and folder.exists() and any(folder.iterdir()):
+        raise ConfigError(
+            f"out: {folder} would be removed, and holds what {maker} did not make (no {OWNER_FILE}); choose another "
+            "folder, or remove it yourself"
+        )
+    try:
+        if folder.exists():
+            shutil.rmtree(folder)
+        make_folder(folder)
+        (folder / OWNER_FILE).write_text(f"{maker}\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"out: {folder} cannot be made anew ({error.strerror or error})") from error
+
+
+def claim_names(folder: Path, maker: str, names: Iterable[str]) -> None:
+    """Before ``maker`` writes files of these names into ``folder``, which is made: they are its own, or not there.
+
+    Raises:
+        ConfigError: one is there, and no mark that ``maker`` wrote into this folder; or it cannot be written.
+    """
+    makers = _makers(folder)
+    if maker in makers:
+        return
+    found = [name for name in names if os.path.lexists(folder / name)]
+    if found:
+        raise ConfigError(
+            f"out: {folder / found[0]} would be written over, and {maker} did not make it (no {OWNER_FILE}); choose "
+            "another folder, or move it away"
+        )
+    make_folder(folder)
+    try:
+        with written_whole(folder / OWNER_FILE, durable=False) as temporary:
+            temporary.write_text("".join(f"{name}\n" for name in (*makers, maker)), encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"out: cannot write to {folder} ({error.strerror or error})") from error
+
+
+def _makers(folder: Path) -> list[str]:
+    try:
+        return (folder / OWNER_FILE).read_text(encoding="utf-8").split()
+    except (OSError, ValueError):
+        return []
 
 
 def free_name(stem: str, taken: set[str]) -> str:

@@ -12,6 +12,7 @@ from hdxray_fast.classify.config import FinetuneConfig
 from hdxray_fast.classify.labels import labels_of, read_manifest, redrawn
 from hdxray_fast.classify.probe_config import ProbeConfig
 from hdxray_fast.data.seen import Seen
+from hdxray_fast.data.seen_key import run_key
 from hdxray_fast.reports.config import ReportConfig
 from hdxray_fast.reports.evaluate import evaluate_reports
 from hdxray_fast.reports.layouts import read_studies
@@ -75,16 +76,16 @@ def test_probe_and_finetuning_have_one_split(tmp_path):
 def test_a_models_own_split_is_found_again_in_another_folder(tmp_path, task, split_seed):
     """From the record as it lies in the model's folder, and from the origin alone where the record was removed."""
     trained = TASKS[task](write(tmp_path / "data"), seed=1, split_seed=split_seed)
-    Seen.of(trained).save(tmp_path / "seen.safetensors")
+    Seen.of(trained, key=run_key(tmp_path)).save(tmp_path / "seen.safetensors")
     record = Seen.load(tmp_path / "seen.safetensors")
-    assert record.origin["seed"] == split_seed and record.origin["patients"] == trained.origin["patients"]
+    assert record.origin["seed"] == split_seed and record.is_of(trained.origin["given"])
     moved = write(tmp_path / "moved", patient="PatientID", image="Path", comment="read twice")
-    for kept in (record, Seen.of_origin(trained.origin)):
+    for kept in (record, Seen.of_origin(record.origin, record.key), Seen.of_origin(trained.origin)):
         if task == "report train":
             again = read_own_split(moved, kept)
         else:
             seen = kept if len(kept.keys["patients"]) else None
-            again = redrawn(read_manifest(moved, classes=CLASSES), kept.origin, moved, seen=seen)
+            again = redrawn(read_manifest(moved, classes=CLASSES), kept.origin, moved, seen=seen, key=kept.key)
         assert patients(again) == patients(trained)
 
 

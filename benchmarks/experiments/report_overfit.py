@@ -67,7 +67,7 @@ def main() -> None:
             data=str(pairs), out=str(out / "run"), weights=str(weights), encoder_lr=0, val_share=0, test_share=0,
             decoder=options.decoder, keep=options.keep, visual_tokens=options.visual_tokens, max_views=1,
             width=options.width, layers=options.layers, ffn=2 * options.width,
-            max_length=options.max_length, dropout=0, min_frequency=1, cleaning="english",
+            max_length=options.max_length, dropout=0, min_frequency=1, min_patients=1, digits=True, cleaning="english",
             steps=options.steps, batch_size=options.batch_size, lr=options.lr, weight_decay=0, validate_split="train",
             validate_every=options.steps, num_beams=1, threads=options.threads, tensorboard=False, resume="auto",
         )

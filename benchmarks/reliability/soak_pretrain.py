@@ -13,14 +13,13 @@ import argparse
 import json
 import os
 import resource
-import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 from scipy.stats import theilslopes
 
-from hdxray_fast.files import written_whole
+from hdxray_fast.files import begin_anew, written_whole
 from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.pretrain.task import run_pretraining
 
@@ -39,7 +38,7 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=0, help="processes that read files")
     parser.add_argument("--out", type=Path, default=Path("results/soak_pretrain"))
     options = parser.parse_args()
-    shutil.rmtree(options.out / "run", ignore_errors=True)
+    begin_anew(options.out / "run", "soak-pretrain")
     memory: list[float] = []
     files: list[int] = []
 

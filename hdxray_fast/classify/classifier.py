@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..data.seen import SEEN_FILE, Seen
+from ..data.seen_key import KEY, key_of, without_digests
 from ..errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ..files import save_tensors, written_whole
 from ..models.encoder import Encoder, Tokens
@@ -42,7 +43,8 @@ class ClassifierConfig:
         thresholds: a class is called present from this probability on, chosen on validation.
         temperature: what the logits were divided by, fitted on validation; it is in the head's last layer.
         contour: how the contours of its training images were found.
-        splits: a hash of the patients in the manifest it was made with, and how splits were drawn there.
+        splits: a hash of the patients in the manifest it was made with, under the run's key, and how splits were drawn
+            there.
     """
 
     classes: list[str]
@@ -74,11 +76,13 @@ class Classifier(nn.Module):
 
     Attributes:
         seen: whom and what it was trained on; ``None`` where that is not known.
+        key: of the run it comes from, with which hashes of its patients are made; ``None`` where that is not at hand.
     """
 
     def __init__(self, encoder: Encoder, config: ClassifierConfig, text: Tensor | None = None) -> None:
         super().__init__()
         self.seen: Seen | None = None
+        self.key: bytes | None = None
         if not isinstance(encoder, Encoder):
             raise ArgumentTypeError(f"encoder: got {type(encoder).__name__}, accepted is an Encoder (create_encoder)")
         self.encoder, self.config = encoder, config
@@ -175,9 +179,14 @@ def classify_tokens(encoder: Encoder, head: nn.Module, tokens: Tokens, longest: 
 def save_classifier(model: Classifier, directory: str | Path) -> Path:
     """Write encoder, head, settings and what it has seen into one folder, each file whole or not at all.
 
-    It is a folder for transformers' ``AutoModelForImageClassification`` too.
+    It is a folder for transformers' ``AutoModelForImageClassification`` too. What it tells of patients are hashes made
+    with the run's key, which is not among the files; without a record of what it has seen, nothing.
     """
     config = model.config
+    if model.seen is None:
+        config = replace(config, splits=config.splits if KEY in config.splits else without_digests(config.splits))
+    elif model.seen.origin:
+        config = replace(config, splits=model.seen.origin)
     labels = label_keys(config.classes, config.multiclass)
     labels["classifier"] = {key: getattr(config, key) for key in ARCHITECTURE}
     directory = write_folder(model.encoder, directory, labels, {"contour": config.contour})
@@ -252,5 +261,5 @@ def load_classifier(directory: str | Path) -> Classifier:
     except (RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{directory / HEAD_FILE}: does not fit {CLASSIFIER_FILE} ({reason})") from error
-    model.seen = Seen.load(directory / SEEN_FILE)
+    model.seen, model.key = Seen.load(directory / SEEN_FILE), key_of(directory / SEEN_FILE)
     return model.eval()

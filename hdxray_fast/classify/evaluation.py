@@ -17,10 +17,9 @@ from ..data.csv_cells import write_table
 from ..data.listing import list_images, manifest_patients
 from ..data.quarantine import Quarantined, write_quarantine
 from ..data.reader_pool import worker_count
-from ..data.seen import SEEN_FILE
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.embedding import Embedder
-from ..files import written_whole
+from ..files import claim_names, written_whole
 from ..terminal import visible
 from .calibration import as_probabilities
 from .classifier import Classifier, load_classifier
@@ -31,7 +30,9 @@ from .labels import read_manifest, require_files
 from .metrics import evaluate_predictions
 from .operating_points import read_prevalence
 from .plots import plot_curves
-from .tested import Overlap, overlap_of, part_to_test, refuse_mostly_seen
+from .tested import Overlap, overlap_of, part_to_test, refuse_mostly_seen, what_cannot_be_told
+
+EVALUATION_FILES = ("metrics.json", "predictions.csv", "curves.png", "errors.png", "unreadable.csv")
 
 
 def report_predictions(
@@ -339,12 +340,14 @@ def evaluate_files(
     Raises:
         ConfigError: the manifest lacks a class of the classifier, lists an image twice or a patient in two splits, or
             has no image in the split; more than half of the images of ``"test"`` or ``"all"`` are of training or
-            validation, and ``allow_training_patients`` is not given; or ``out`` holds a training run.
+            validation, and ``allow_training_patients`` is not given; or ``out`` holds a training run, or files of these
+            names that no evaluation made.
         TrainingError: none of the images can be read, or more than a share ``max_bad_share`` cannot.
     """
     out = Path(out)
     if (out / "model").exists() or (out / "log.jsonl").exists():
         raise ConfigError(f"out: {out} holds a training run, whose metrics stay as they are; choose another folder")
+    claim_names(out, "evaluate", EVALUATION_FILES)
     classifier = load_classifier(model)
     read_prevalence(prevalence, classes or classifier.config.classes)  # refused now, not after the last image
     table = read_manifest(
@@ -356,8 +359,8 @@ def evaluate_files(
     refuse_mostly_seen(overlap_of(classifier, table.patients), table, split, allow_training_patients)
     if progress:
         print("\n".join(map(visible, table.notes)), end="\n" if table.notes else "")
-        if classifier.seen is None:
-            print(f"{model}: has no {SEEN_FILE}: whether it was trained on these patients or images cannot be told")
+        if unknown := what_cannot_be_told(classifier):
+            print(f"{model}: {unknown}")
     asked = classes, precision, compile
     found = predict_list(table.paths, classifier, batch_size, workers, device, progress, *asked)
     out.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from ..data.seen import DRAWN_FILE, Seen
+from ..data.seen_key import run_key
 from ..errors import ConfigError
 from ..training.data_record import RECORD
 from ..training.loop import Training
@@ -86,7 +87,7 @@ def _begun(config: FinetuneConfig, runs: list[FinetuneConfig]) -> Seen | str | N
     if config.resume != "auto":
         return None
     for run in runs:
-        if (kept := Seen.load(Path(run.out) / DRAWN_FILE)) is not None:
+        if (kept := Seen.load(Path(run.out) / DRAWN_FILE, needs_key=True)) is not None:
             return kept
     return "hashed" if any((Path(run.out) / RECORD).exists() for run in runs) else None
 
@@ -113,8 +114,10 @@ def _finetune(
     with training.claimed():
         if metrics.exists() and task.best_model.facts:  # this run is whole: several in one folder go on with the next
             return _read_result(out)
-        if training.is_main and (begun is None or not (out / DRAWN_FILE).exists()):
-            Seen.of(whole).save(out / DRAWN_FILE)
+        if training.is_main:
+            task.key = run_key(out)
+            if begun is None or not (out / DRAWN_FILE).exists():
+                Seen.of(whole, key=task.key).save(out / DRAWN_FILE)
         task.use(task.find_images(training))
         if progress and task.copies:
             training.print("\n".join(task.copies))

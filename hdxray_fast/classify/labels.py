@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.seen import Seen
+from ..data.seen_key import is_same
 from ..data.splits import SPLITS, canonical_split, describe_drawn, drawn_splits, fill_splits, patients_hash
 from ..errors import ConfigError
 from ..terminal import visible
@@ -104,7 +105,7 @@ def draw_splits(
     }
     if begun == "hashed":
         origin = {name: value for name, value in origin.items() if name not in ("draw", "labels")}
-    kept = begun if isinstance(begun, Seen) and begun.salt == origin["given"] else None
+    kept = begun if isinstance(begun, Seen) and begun.is_of(origin["given"]) else None
     whole = decided_for_training(_split(table, origin, preset, kept), uncertain, chosen)
     table = replace(leave_out_unlabelled(whole, source), origin=origin)
     for split in SPLITS:
@@ -153,7 +154,12 @@ def leave_out_unlabelled(table: LabelTable, source: str) -> LabelTable:
 
 
 def redrawn(
-    table: LabelTable, origin: dict, source: str, preset: str | None = None, seen: Seen | None = None
+    table: LabelTable,
+    origin: dict,
+    source: str,
+    preset: str | None = None,
+    seen: Seen | None = None,
+    key: bytes | None = None,
 ) -> LabelTable | None:
     """The table with the splits that training had from the same manifest, or ``None`` if it is another.
 
@@ -165,16 +171,18 @@ def redrawn(
         preset: of the manifest, for the note on what was drawn.
         seen: what the classifier keeps of the splits. Without it they are drawn again, for which the labels must be
             those of training.
+        key: of the classifier's run, with which ``origin`` was made.
 
     Raises:
         ConfigError: splits were drawn, and neither the record nor the same labels are there.
     """
-    if origin.get("given") != patients_hash(_placed(table)):
+    given = patients_hash(_placed(table))
+    if not is_same(origin, "given", given, key):
         return None
-    if seen is not None and seen.salt != origin["given"]:
+    if seen is not None and not seen.is_of(given):
         seen = None
     drawn = not {"val", "test"} <= set(table.splits)
-    if drawn and seen is None and "draw" in origin and origin["labels"] != _labels_hash(table):
+    if drawn and seen is None and "draw" in origin and not is_same(origin, "labels", _labels_hash(table), key):
         raise ConfigError(
             f"{source}: its splits cannot be drawn as in training: the labels are others (or the classes), "
             "and the model's folder has lost its record of patients; evaluate with the labels of training"

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..data.seen import Seen
+from ..data.seen_key import run_key
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..features.embedding_files import embed_list
 from ..features.feature_table import read_features
@@ -129,7 +130,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
         classifier.config.thresholds = [
             best_threshold(val.labels[:, c], scores["val"][:, c]) for c in range(len(table.classes))
         ]
-    classifier.seen = Seen.of(whole, table_used, hashes)
+    classifier.seen = Seen.of(whole, table_used, hashes, run_key(out))
     save_classifier(classifier, out / "model")
     report = report_predictions(
         out,

@@ -85,6 +85,7 @@ class FinetuneTask(Task):
                 "augment mild: mixup mixes pixels, so images are moved as a whole on the CPU, not seen through views"
             )
         self.out = Path(config.out)
+        self.key: bytes | None = None  # of the run; the process that writes has it
         self.prepared = open_prepared(config.prepared, img_size=config.img_size) if config.prepared else None
         self.contour = self.prepared.recipe["contour"] if self.prepared else config.contour
         self.best_model = BestModel(self.out / "best.safetensors")
@@ -143,7 +144,7 @@ class FinetuneTask(Task):
         self.table, images, self.copies = keep_copies_together(self.table, images, self.table.origin.get("drawn", ()))
         exact = config.exact_fractions and config.label_fractions[0] < 1
         check_table(self.table, source, least=0 if exact else 2)
-        self.seen = Seen.of(self.whole, self.table, images.hashes())
+        self.seen = Seen.of(self.whole, self.table, images.hashes(), self.key)
         self.images = {
             split: images.subset([row for row, own in enumerate(self.table.splits) if own == split]) for split in SPLITS
         }

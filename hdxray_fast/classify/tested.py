@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from ..data.seen import Overlap
+from ..data.seen import SEEN_FILE, Overlap
+from ..data.seen_key import KEY_FILE, fits, is_same
 from ..data.splits import SPLIT_NAMES, SPLITS, canonical_split, patients_hash
 from ..errors import ConfigError
 from .classifier import Classifier
@@ -25,6 +26,18 @@ def overlap_of(model: Classifier, patients: Sequence[str], hashes: Sequence[str]
     if model.seen is None:
         return None
     return model.seen.overlap(patients, hashes)
+
+
+def what_cannot_be_told(model: Classifier) -> str:
+    """What of whether the model was trained on something nobody can say here; blank if all can be told."""
+    if model.seen is None:
+        return f"has no {SEEN_FILE}: whether it was trained on these patients or images cannot be told"
+    if model.seen.knows_patients:
+        return ""
+    return (
+        f"the {KEY_FILE} of its run is not beside it: whether it was trained on these patients cannot be told; stored "
+        "pixels are compared"
+    )
 
 
 def refuse_mostly_seen(overlap: Overlap | None, table: LabelTable, split: str, allowed: bool) -> None:
@@ -64,14 +77,14 @@ def _chosen_part(
     if name not in (*SPLITS, "all"):
         words = ", ".join([*SPLITS, "all", *SPLIT_NAMES])
         raise ConfigError(f"split: got {split!r}, accepted are {words}")
-    seen = trained.get("patients") == patients_hash(table.patients)
+    seen = is_same(trained, "patients", patients_hash(table.patients), model.key)
     if name == "all":
         check_rows(replace(table, splits=[""] * len(table)), source)
         if seen and model.seen is None:
             table.notes.append(f"the model was trained on patients of {source}: on 'all' of it the metrics flatter")
         return table
     check_rows(table, source)
-    if (again := redrawn(table, trained, source, preset, model.seen)) is not None:
+    if (again := redrawn(table, trained, source, preset, model.seen, model.key)) is not None:
         table = again
     elif seen and not allowed:
         raise ConfigError(
@@ -82,6 +95,8 @@ def _chosen_part(
         return table.split(name)
     given = [split for split in SPLITS if split in table.splits]
     why = f"it has {', '.join(given)}" if given else "it has no splits"
+    if not fits(trained, model.key):
+        why += f", and whether training drew them here cannot be told without the {KEY_FILE} of the run"
     raise ConfigError(
         f"split: {source} has no image in {name!r}: {why}; give it a column 'split' (or another split; 'all' is right "
         "only for data that the model never saw)"

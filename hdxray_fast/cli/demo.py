@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..data.listing import list_images
 from ..errors import MissingDependencyError
+from ..files import begin_anew, claim_names
 from ..pretrain.config import PretrainConfig
 from .program import program
 
@@ -56,16 +57,21 @@ def demo_radiograph() -> Path:
 
 
 def run_demo(config: DemoConfig) -> dict:
-    """Run the demo and return what ``metrics.json`` holds."""
+    """Run the demo and return what ``metrics.json`` holds.
+
+    Raises:
+        ConfigError: ``config.out`` holds files of the demo's names, or a folder ``run``, that the demo did not make.
+        MissingDependencyError: pydicom or pydicom-data is not installed.
+    """
     from ..pretrain.task import run_pretraining
 
     out = Path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
+    run = out / "run"
     paths = [demo_radiograph(), *(list_images(config.data) if config.data else [])]
+    claim_names(out, "demo", ("images.csv", "panel.png", "metrics.json"))
+    begin_anew(run, "demo")  # each demo starts afresh
     manifest = out / "images.csv"
     manifest.write_text("image\n" + "".join(f'"{path.absolute()}"\n' for path in paths), encoding="utf-8")
-    run = out / "run"
-    shutil.rmtree(run, ignore_errors=True)  # each demo starts afresh; its folder is the demo's own
     lines: list[dict] = []
     result = run_pretraining(
         PretrainConfig(

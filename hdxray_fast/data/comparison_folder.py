@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
-from ..files import written_whole
+from ..files import claim_names, written_whole
 from .csv_cells import write_table
 
 
@@ -28,8 +28,11 @@ def write_comparison_folder(
             is in no column is left out.
         plot: draws the report into a file.
         text: the Markdown.
+
+    Raises:
+        ConfigError: a file of such a name is there, and is of no comparison.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    claim_names(out, "compare", ("comparison.csv", "forest.png", "comparison.md", "comparison.json"))
     with written_whole(out / "comparison.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         write_table(file, columns, rows)
     plot(out / "forest.png", report)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ArgumentError, ArgumentTypeError, HDXrayError
-from ..files import free_name, written_whole
+from ..files import claim_names, free_name, written_whole
 from ..images.canvas import Canvas, read_canvas
 from ..images.contour import Contour, find_contour
 from ..images.contour_methods import METHODS
@@ -69,6 +69,7 @@ def write_contours(
         raise ArgumentError(f"out must be a folder, {out} is a file") from error
     except OSError as error:
         raise ArgumentError(f"out must be a folder that can be written to, {out} is not ({error.strerror})") from error
+    claim_names(folder, "contour", ("unreadable.csv",))  # all other names are its own, or left alone
     summary: dict = {"written": {}, "flagged": [], "failed": {}, "contacts": []}
     taken: set[str] = set()
     tiles: list[np.ndarray] = []

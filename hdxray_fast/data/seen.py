@@ -2,6 +2,9 @@
 
 So a test on the same is noticed, and the model's own split is found again.
 
+Hashes of patients are made with a key that stays with the run (:mod:`.seen_key`): a model that is given away says of no
+id whether it was there, and its owner can ask. Those of stored pixels are plain: who has the film can ask anywhere.
+
 Each kind of key is looked up by itself: ``patients`` and ``pixels`` now. Another kind, such as a hash that near
 duplicates share, is one more entry of ``keys`` and ``places``.
 """
@@ -10,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +23,7 @@ import numpy as np
 
 from ..errors import CheckpointError, ConfigError
 from ..files import save_tensors, written_whole
+from .seen_key import KEY_FILE, fits, is_same, key_of, keyed, sealed
 from .splits import SPLITS
 
 SEEN_FILE = "seen.safetensors"  # in a model's folder
@@ -101,52 +106,72 @@ class Seen:
     """What training, validation and test took of a table of labels or studies.
 
     Attributes:
-        salt: goes into the hashes of patients: what the manifest is known by.
+        salt: what the manifest is known by; goes into the hashes of patients of earlier releases.
         keys: by kind, ``[N] int64``, sorted: hashes of patient ids and of stored pixels.
         places: by kind, ``[N] uint8``: the number of the split in ``SPLITS``, plus ``LEFT_OUT`` for a patient of whom
             no image was used (a label fraction, or unreadable files).
         origin: how the splits were drawn: hashes of the patients and of the splits given, rule, seed, shares. Empty in
             records of earlier releases.
+        key: with which hashes of patients are made; ``None`` where it stayed with the run, or there is none.
     """
 
     salt: str
     keys: dict[str, np.ndarray]
     places: dict[str, np.ndarray]
     origin: dict = field(default_factory=dict)
+    key: bytes | None = field(default=None, repr=False)
+
+    @property
+    def knows_patients(self) -> bool:
+        """Patients can be looked up: their hashes are of an earlier release, or the key is there."""
+        return fits(self.origin, self.key)
+
+    def is_of(self, given: str) -> bool:
+        """Whether splits were given like this, by their :func:`.splits.patients_hash`, in the manifest it is of."""
+        return is_same(self.origin, "given", given, self.key) if self.origin else self.salt == given
+
+    def _patient_keys(self, names: Sequence[str]) -> np.ndarray:
+        plain = self.key is None or "key" not in self.origin
+        found = [patient_key(name, self.salt) if plain else keyed_patient(name, self.key) for name in names]
+        return np.array(found, np.int64)
 
     @classmethod
-    def of(cls, whole: SplitTable, used: SplitTable | None = None, hashes: Sequence[str] = ()) -> Seen:
+    def of(
+        cls, whole: SplitTable, used: SplitTable | None = None, hashes: Sequence[str] = (), key: bytes | None = None
+    ) -> Seen:
         """Of a table with its splits, and of the images that were used.
 
         Args:
             whole: every patient, also those of whom nothing is used.
             used: rows of it; all by default.
             hashes: of their stored pixels, blank where not known.
+            key: of the run (:func:`.seen_key.run_key`); left out, one that is in nobody's hands once this is gone.
         """
-        salt = whole.origin.get("given", "")
+        key = key or secrets.token_bytes(32)
+        origin = sealed({"given": "", **whole.origin}, key)
         used_patients = set((used or whole).patients)
         split_of = dict(zip(whole.patients, whole.splits, strict=True))
         patients = {
-            patient_key(patient, salt): SPLITS.index(split) + (0 if patient in used_patients else LEFT_OUT)
+            keyed_patient(patient, key): SPLITS.index(split) + (0 if patient in used_patients else LEFT_OUT)
             for patient, split in split_of.items()
         }
         told = zip(hashes, used.splits if hashes else [], strict=True)
         pixels = {pixel_key(text): SPLITS.index(split) for text, split in told if text}
         found = {"patients": _sorted(patients), "pixels": _sorted(pixels)}
         keys, places = ({kind: one[part] for kind, one in found.items()} for part in (0, 1))
-        return cls(salt, keys, places, dict(whole.origin))
+        return cls(origin["given"], keys, places, origin, key)
 
     @classmethod
-    def of_origin(cls, origin: dict) -> Seen:
+    def of_origin(cls, origin: dict, key: bytes | None = None) -> Seen:
         """Of a model whose record was removed: how its splits were drawn, and nobody."""
         empty = {kind: _sorted({}) for kind in KINDS}
         keys, places = ({kind: one[part] for kind, one in empty.items()} for part in (0, 1))
-        return cls(origin.get("given", ""), keys, places, dict(origin))
+        return cls(origin.get("given", ""), keys, places, dict(origin), key)
 
     def splits_of(self, patients: Sequence[str]) -> dict[str, str]:
-        """The split that each patient was in; those who were in none are left out."""
+        """The split that each patient was in; those who were in none are left out, or all without the key."""
         names = list(dict.fromkeys(patients))
-        row, known = self._find("patients", np.array([patient_key(name, self.salt) for name in names], np.int64))
+        row, known = self._find("patients", self._patient_keys(names))
         places = self.places["patients"]
         return {name: SPLITS[places[at] % LEFT_OUT] for name, at, there in zip(names, row, known, strict=True) if there}
 
@@ -158,17 +183,18 @@ class Seen:
             names: ids of patients, or hashes of stored pixels; a blank one is of nothing.
         """
         if kind == "patients":
-            keys = [patient_key(name, self.salt) for name in names]
+            keys = self._patient_keys(names)
         else:
-            keys = [pixel_key(name) if name else 0 for name in names]
-        row, known = self._find(kind, np.array(keys, np.int64))
+            keys = np.array([pixel_key(name) if name else 0 for name in names], np.int64)
+        row, known = self._find(kind, keys)
         if not len(self.keys[kind]):
             return known
         return known & (self.places[kind][row] < SPLITS.index("test")) & np.array([bool(name) for name in names], bool)
 
     def overlap(self, patients: Sequence[str], hashes: Sequence[str] | None = None, what: str = "images") -> Overlap:
-        """How many of some images (or ``what``) training or validation used, by patients and, where given, pixels."""
-        by = {"patients": self.taught("patients", patients)}
+        """How many of some images (or ``what``) training or validation used, by patients (if :attr:`knows_patients`)
+        and, where given, pixels."""
+        by = {"patients": self.taught("patients", patients)} if self.knows_patients else {}
         if hashes is not None:
             by["pixels"] = self.taught("pixels", hashes)
         return Overlap(len(patients), by, what)
@@ -195,8 +221,9 @@ class Seen:
             raise ConfigError(f"out: cannot write {path} ({error.strerror or error})") from error
 
     @classmethod
-    def load(cls, path: Path) -> Seen | None:
-        """The record in a file, ``None`` if there is no such file; a CheckpointError if it is damaged."""
+    def load(cls, path: Path, needs_key: bool = False) -> Seen | None:
+        """The record in a file, ``None`` if there is no such file; a CheckpointError if it is damaged, or lacks a key
+        that it cannot do without."""
         from safetensors import SafetensorError, safe_open
 
         if not path.exists():
@@ -212,13 +239,24 @@ class Seen:
         keys, places = ({kind: tensors[f"{kind}.{part}"] for kind in kinds} for part in ("keys", "places"))
         told = metadata[FORMAT]
         origin = json.loads(told) if told.startswith("{") else {}
-        return cls(origin.get("given", "") if origin else told, keys, places, origin)
+        found = cls(origin.get("given", "") if origin else told, keys, places, origin, key_of(path))
+        if needs_key and not found.knows_patients:
+            raise CheckpointError(
+                f"{path.with_name(KEY_FILE)}: is missing or another run's, and {path.name} cannot be read without it; "
+                "put it back"
+            )
+        return found
 
 
 def patient_key(patient: str, salt: str) -> int:
-    """64 bits of a hash of an id."""
+    """64 bits of a hash of an id, as in records of earlier releases."""
     digest = hashlib.sha256(f"{salt}\0{patient}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "little", signed=True)
+
+
+def keyed_patient(patient: str, key: bytes) -> int:
+    """64 bits that only who has the key can compute of an id."""
+    return int.from_bytes(keyed(patient, key)[:8], "little", signed=True)
 
 
 def pixel_key(text: str) -> int:

@@ -13,10 +13,11 @@ from .cleaning import DEFAULT_CLEANERS, cleaner
 from .layouts import LAYOUTS
 from .model_config import ReportModelConfig, ReportModelSettings
 from .studies import SECTIONS, check_language
-from .text_tokenizers import KINDS, MIN_FREQUENCY, frequency_floor
+from .text_tokenizers import KINDS, MIN_FREQUENCY, MIN_PATIENTS, frequency_floor
 from .writing_options import WritingOptions
 
 METRICS = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d")
+EARLIER = {"min_patients": 1, "digits": True}  # of runs begun before these could be chosen
 AUGMENTED = "augment changes the images, of which a frozen encoder's features are computed once; give encoder_lr"
 
 
@@ -42,6 +43,9 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
         min_frequency: tokens seen less often are unknown; by default 3 for words (1 where 3 would leave more than 5 %
             of them unknown, as in small sets), 2 for BPE, 1 for characters.
         vocab_size: most tokens.
+        min_patients: words in the training reports of fewer patients are unknown, for a name may be among them and the
+            vocabulary is part of the model; 5 by default, 1 keeps all, as R2Gen does. BPE merges nothing of such words.
+        digits: keep words with digits in the vocabulary, as R2Gen does; left out by default.
         weights: of the encoder: a model folder of this package, ``hf:org/name`` or ``timm:name``.
         encoder: preset of an untrained encoder where no weights are given.
         img_size: canvas side, pixels; the weights' own, or 1280, by default.
@@ -74,6 +78,8 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
     tokenizer: str | None = None
     min_frequency: int | None = None
     vocab_size: int = 8000
+    min_patients: int | None = None
+    digits: bool | None = None
     weights: str | None = None
     encoder: str = "vit_small_patch16"
     img_size: int | None = None
@@ -97,7 +103,7 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
 
     def _check(self) -> None:
         super()._check()
-        self._at_least(1, "vocab_size", "img_size", "validate_studies", "min_frequency")
+        self._at_least(1, "vocab_size", "img_size", "validate_studies", "min_frequency", "min_patients")
         self._at_least(0, "encoder_lr", "validate_every", "split_seed")
         self._share("val_share", "test_share", "label_smoothing")
         check_language(self.language)
@@ -126,24 +132,34 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
         kind = self.tokenizer or ("character" if self.language == "zh" else "word")
         return kind if kind in KINDS else None
 
+    @property
+    def vocabulary(self) -> dict:
+        """What decides on a token, as :func:`.text_tokenizers.train_tokenizer` takes it; empty if none is trained."""
+        if self.tokenizer_kind is None:
+            return {}
+        return {name: getattr(self, name) for name in ("min_frequency", "vocab_size", "min_patients", "digits")}
+
     def with_floor(self, texts: Sequence[str], begun: dict | None = None) -> ReportConfig:
-        """The same with a frequency floor, where a tokenizer is trained and none is given.
+        """The same with what decides on a word of the vocabulary, where a tokenizer is trained and that is not given.
 
         Args:
             texts: cleaned training reports.
             begun: settings of the run that is resumed, if one is: it keeps its own, whatever would be chosen now.
         """
         kind = self.tokenizer_kind
-        if kind is None or self.min_frequency is not None:
+        if kind is None:
             return self
-        floor = frequency_floor(texts, kind) if begun is None else _floor_of(begun, kind)
-        return replace(self, min_frequency=floor)
+        chosen = {"min_patients": MIN_PATIENTS, "digits": False} if begun is None else EARLIER | begun
+        if self.min_frequency is None:
+            chosen["min_frequency"] = frequency_floor(texts, kind) if begun is None else _floor_of(begun, kind)
+        names = ("min_frequency", "min_patients", "digits")
+        return replace(self, **{name: chosen[name] for name in names if getattr(self, name) is None})
 
     def differences(self, other: dict) -> list[str]:
-        """As inherited; a frequency floor that ``other`` does not tell is the one it had."""
+        """As inherited; what ``other`` does not tell of its vocabulary is what it had."""
         kind = self.tokenizer_kind
         if kind is not None and self.min_frequency is not None:
-            other = {**other, "min_frequency": _floor_of(other, kind)}
+            other = {**EARLIER, **other, "min_frequency": _floor_of(other, kind)}
         return super().differences(other)
 
     @property

@@ -6,16 +6,20 @@ import json
 from pathlib import Path
 
 from ..data.csv_cells import write_table
-from ..files import make_folder, written_whole
+from ..files import claim_names, written_whole
 from .evaluate import Evaluation
 from .evaluation_page import evaluation_page
 from .evaluation_table import format_evaluation
 
 
 def write_evaluation(evaluation: Evaluation, out: str | Path) -> Path:
-    """Write ``metrics.json``, ``metrics.md``, ``scores.csv`` (every study) and ``report.html`` into ``out``."""
+    """Write ``metrics.json``, ``metrics.md``, ``scores.csv`` (every study) and ``report.html`` into ``out``.
+
+    Raises:
+        ConfigError: one of them is there, and no evaluation of reports made it; or ``out`` cannot be written.
+    """
     out = Path(out)
-    make_folder(out)
+    claim_names(out, "report-evaluate", ("metrics.json", "metrics.md", "scores.csv", "report.html"))
     columns = ["id", "language", "generated", "reference", "rouge_l", "bleu4", "cider_d", "meteor"]
     with written_whole(out / "scores.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         write_table(stream, columns, evaluation.rows)

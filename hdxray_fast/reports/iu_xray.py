@@ -40,7 +40,8 @@ def _order(path: Path) -> tuple:
 def _read_one(path: Path, images: Path, found: FilesByName, sections: str, language: str) -> Study:
     try:
         content = path.read_bytes()
-        if b"<!ENTITY" in content:  # reports have none; a file with nested ones can fill the memory
+        # Reports have none; a file with nested ones can fill the memory. In UTF-16 a letter is a byte and a zero.
+        if b"<!ENTITY" in content.replace(b"\0", b""):
             raise ConfigError(f"{path.name}: declares XML entities, which are not read")
         root = ElementTree.fromstring(content)
     except ConfigError:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.seen import DRAWN_FILE, SEEN_FILE, Overlap, Seen
+from ..data.seen_key import KEY_FILE, key_of
 from ..errors import ConfigError
 from ..weights.model_folders import model_folder
 from .layouts import STUDY_SETTINGS, read_studies
@@ -37,7 +38,7 @@ def record_of_model(directory: str | Path) -> Seen | None:
         settings = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"model: {directory} is no folder that report train wrote ({error})") from error
-    return Seen.of_origin(settings["splits"]) if settings.get("splits") else None
+    return Seen.of_origin(settings["splits"], key_of(folder / SEEN_FILE)) if settings.get("splits") else None
 
 
 def record_of_predictions(path: str | Path) -> Seen | None:
@@ -77,6 +78,11 @@ def read_own_split(
         return table
     own = {name: record.origin[key] for name, key in ORIGIN_KEYS.items()}
     table = read_studies(data, record=record, **own, **reading)
+    if not record.knows_patients:
+        table.notes.append(
+            f"the {KEY_FILE} of the model's run is not beside it: whether the model was trained on these patients "
+            "cannot be told"
+        )
     other = [name for name, value in told.items() if value != own[name]]
     if not other or not table.drawn:
         return table
@@ -99,7 +105,7 @@ def read_of_run(config: ReportConfig) -> tuple[StudyTable, bool]:
     if config.resume != "auto":
         return read_studies(config.data, **settings), False
     out = Path(config.out)
-    begun = Seen.load(out / DRAWN_FILE)
+    begun = Seen.load(out / DRAWN_FILE, needs_key=True)
     if begun is None and _has_no_split_seed(out / "config.json"):
         settings["split_seed"] = config.seed  # by which earlier releases drew the splits, too
     return read_studies(config.data, record=begun, **settings), begun is not None
@@ -120,7 +126,7 @@ def overlap_with(
     Raises:
         ConfigError: it is most of what is to be tested on, and not ``allowed``.
     """
-    if record is None or not len(record.keys["patients"]):
+    if record is None or not record.knows_patients or not len(record.keys["patients"]):
         return None
     overlap = record.overlap(identities([study.patient or study.id for study in studies]), what="studies")
     overlap.refuse_most(split, [study.named for study in studies], allowed, "scores", source)

@@ -17,6 +17,7 @@ from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
 from ..data.radiograph_dataset import RadiographDataset
 from ..data.seen import DRAWN_FILE, Seen
+from ..data.seen_key import run_key
 from ..errors import ConfigError, TrainingError
 from ..models.encoder import Encoder
 from ..terminal import visible
@@ -40,7 +41,8 @@ from .own_split import read_of_run
 from .predictions import Prediction, write_predictions
 from .saving import save_report_model
 from .studies import Study, StudyTable
-from .text_tokenizers import ReportTokenizer, load_tokenizer, require_targets, train_tokenizer, unknown_warning
+from .text_tokenizers import ReportTokenizer, load_tokenizer, train_tokenizer
+from .unknown_words import left_out_note, require_targets, unknown_warning
 from .visual_tokens import Views
 
 
@@ -90,8 +92,10 @@ def run_report_training(
     if training.sharded:
         raise ConfigError("shard: report models are not sharded; every process holds the whole model, leave it out")
     with training.claimed():
-        if training.is_main and not begun:
-            Seen.of(table).save(training.out / DRAWN_FILE)
+        if training.is_main:
+            task.key = run_key(training.out)
+            if not begun:
+                Seen.of(table, key=task.key).save(training.out / DRAWN_FILE)
         task.read_images(training)
         done = training.run()
     return ReportResult(
@@ -139,6 +143,7 @@ class ReportTask(Task):
         self.tokenizer = self._make_tokenizer()
         self.best, self.best_step, self.scores = math.nan, 0, []
         self.features: FeatureStore | None = None
+        self.key: bytes | None = None
 
     def _make_tokenizer(self) -> ReportTokenizer | None:
         config = self.config
@@ -147,7 +152,8 @@ class ReportTask(Task):
         kind = config.tokenizer_kind
         if kind is None:
             return load_tokenizer(config.tokenizer)
-        return train_tokenizer(self.texts, kind, min_frequency=config.min_frequency, vocab_size=config.vocab_size)
+        patients = [study.patient or study.id for study in self.studies["train"]]
+        return train_tokenizer(self.texts, kind, patients=patients, **config.vocabulary)
 
     # --- what Training asks for -------------------------------------------------------------------------------------
     def build(self) -> ReportModel:
@@ -261,10 +267,10 @@ class ReportTask(Task):
                 "(max_length)"
             )
         share = self.tokenizer.unknown_share(texts)
-        floor = None if config.tokenizer_kind is None else config.min_frequency
-        warning = unknown_warning(share, floor, replaceable=config.decoder != "language-model")
-        if share and not warning:
-            notes.append(f"{share:.2%} of the tokens of the training reports are unknown to the tokenizer")
+        floors = (None, None) if config.tokenizer_kind is None else (config.min_frequency, config.min_patients)
+        warning = unknown_warning(share, *floors, replaceable=config.decoder != "language-model")
+        if note := left_out_note(share if not warning else 0.0, config.vocabulary):
+            notes.append(note)
         self.notes += notes
         train = [replace(row, target=tuple(ids)) for row, ids in zip(ready["train"], targets, strict=True)]
         self.validation = (train if config.validate_split == "train" else ready["val"])[: config.validate_studies]
@@ -320,7 +326,8 @@ class ReportTask(Task):
         """Whom and what training and validation use, radiograph by radiograph."""
         rows = [(row.study, number) for row in used for number in row.images]
         hashes = images.hashes()
-        return Seen.of(self.table, StudyTable([study for study, _ in rows]), [hashes[number] for _, number in rows])
+        studies = StudyTable([study for study, _ in rows])
+        return Seen.of(self.table, studies, [hashes[number] for _, number in rows], self.key)
 
     def _find_images(
         self, training: Training, wanted: dict[str, list[Study]], cache: Path

@@ -28,6 +28,7 @@ VISUAL_FILE = "visual.safetensors"
 # What a hub puts beside a model; and what is written beside an encoder's weights for transformers to run if allowed to.
 # Nothing here does: an encoder is built from its config and safetensors, and no other library is shown its folder.
 BESIDE = (".gitattributes", ".gitignore", "LICENSE", f"encoder/{IMPORT_FILE}")
+OWN = (REPORT_FILE, VISUAL_FILE, SEEN_FILE, "encoder", "decoder", "tokenizer")
 FORMAT, FORMAT_VERSION = "hdxray_fast.report", 1
 
 
@@ -35,8 +36,8 @@ def save_report_model(model: ReportModel, directory: str | Path) -> Path:
     """Write ``report.json``, ``visual.safetensors`` and the folders ``encoder``, ``decoder`` and ``tokenizer``; and
     ``seen.safetensors``, hashes of whom it was trained on.
 
-    All is written beside ``directory`` and takes its place when it is whole. Of a language model the LoRA matrices
-    alone are kept, or nothing if it is frozen: it is loaded from where it came.
+    All is written beside ``directory`` and takes its place when it is whole; other files there stay. Of a language
+    model the LoRA matrices alone are kept, or nothing if it is frozen: it is loaded from where it came.
 
     Raises:
         CheckpointError: the folder cannot be written, or holds something else than a report model.
@@ -76,12 +77,20 @@ def save_report_model(model: ReportModel, directory: str | Path) -> Path:
         if directory.exists():
             directory.replace(old)  # half a folder would be neither a model nor empty
         temporary.replace(directory)
+        _keep_foreign(old, directory)
         flush(directory.parent)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(f"{directory}: cannot be written ({error})") from error
     return directory
+
+
+def _keep_foreign(old: Path, new: Path) -> None:
+    """Take along what somebody put beside a model that is replaced; its own parts go."""
+    for path in sorted(old.glob("*")):
+        if path.name not in OWN and not (new / path.name).exists():
+            path.replace(new / path.name)
 
 
 def load_report_model(directory: str | Path, device: str | torch.device | None = None) -> ReportModel:

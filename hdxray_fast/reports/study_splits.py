@@ -71,7 +71,7 @@ def split_studies(
     drawn, notes = drawn_splits(given, splits), []
     if drawn:
         notes.append(f"no study is given as {' or '.join(drawn)}: drawn by patient, split_seed {split_seed}")
-    same = record is not None and record.salt == origin["given"]
+    same = record is not None and record.is_of(origin["given"])
     found = {} if record is None else record.splits_of(patients if same else identities(patients))
     known = len(set(patients)) if same else len(found)
     if drawn:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import CheckpointError, ConfigError, MissingDependencyError, TrainingError
+from ..errors import CheckpointError, ConfigError, MissingDependencyError
 from ..files import written_whole
 from ..weights.data_only import check_no_code
 from .cleaning import UNKNOWN, mostly_chinese
@@ -17,6 +17,7 @@ from .cleaning import UNKNOWN, mostly_chinese
 KINDS = ("word", "bpe", "character")
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>", "unk_token": UNKNOWN}
 MIN_FREQUENCY = {"word": 3, "bpe": 2, "character": 1}
+MIN_PATIENTS = 5  # a word of fewer patients than that may be a name; who is given the model reads its vocabulary
 MAX_UNKNOWN = 0.05  # share of the training tokens; a model that cannot say more than that of its words is told of
 KIND_FILE = "report_tokenizer.json"
 # A word keeps what is inside it ("x-ray", "3.5", "don't"); every other mark is a token of its own.
@@ -93,7 +94,14 @@ def join_words(text: str) -> str:
 
 
 def train_tokenizer(
-    texts: Sequence[str], kind: str = "word", *, min_frequency: int | None = None, vocab_size: int = 8000
+    texts: Sequence[str],
+    kind: str = "word",
+    *,
+    min_frequency: int | None = None,
+    vocab_size: int = 8000,
+    patients: Sequence[str] | None = None,
+    min_patients: int = MIN_PATIENTS,
+    digits: bool = False,
 ) -> ReportTokenizer:
     """Train a tokenizer.
 
@@ -104,9 +112,15 @@ def train_tokenizer(
         min_frequency: tokens seen less often are unknown (word, character) or not merged (BPE); R2Gen has 3 for
             IU X-ray and 10 for MIMIC-CXR. Left out, :func:`frequency_floor`.
         vocab_size: largest number of tokens.
+        patients: of each text; left out, every text is another patient's.
+        min_patients: words (for ``"character"``: characters) in the reports of fewer patients are unknown; BPE merges
+            nothing of them. 1 keeps all, as R2Gen does: names that are written often enough among them.
+        digits: keep words with digits, too. Without, ``"word"`` leaves them unknown and BPE writes them byte by byte;
+            a single digit is a character like any other.
 
     Raises:
-        ConfigError: an unknown kind, texts without a single token, or words asked of Chinese.
+        ConfigError: an unknown kind, texts without a single token, as many patients as texts are not given, or words
+            asked of Chinese.
         MissingDependencyError: tokenizers or transformers is not installed.
     """
     tokenizers, transformers = import_text_libraries()
@@ -114,7 +128,13 @@ def train_tokenizer(
         raise ConfigError(f"tokenizer: got {kind!r}, accepted are {', '.join(map(repr, KINDS))} and Hugging Face names")
     if (min_frequency is not None and min_frequency < 1) or vocab_size <= len(SPECIAL):
         raise ConfigError(f"min_frequency is at least 1 and vocab_size at least {len(SPECIAL) + 1}")
-    texts = [text for text in texts if text.strip()]
+    if min_patients < 1:
+        raise ConfigError(f"min_patients: got {min_patients}, accepted is a whole number of at least 1")
+    if patients is not None and len(patients) != len(texts):
+        raise ConfigError(f"patients: got {len(patients)} for {len(texts)} texts, needed is one for each")
+    named = list(zip(texts, range(len(texts)) if patients is None else patients, strict=True))
+    named = [(text, patient) for text, patient in named if text.strip()]
+    texts = [text for text, _ in named]
     if not texts:
         raise ConfigError("tokenizer: there is no text to train on")
     if kind == "word" and mostly_chinese(texts):
@@ -137,9 +157,16 @@ def train_tokenizer(
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         )
-        made.train_from_iterator(texts, trainer)
+        if min_patients > 1 or not digits:
+            splitter = made.pre_tokenizer
+            common = _common(named, splitter, min_patients, digits)
+            words = ([w for token, w in _pieces(text, splitter) if token in common] for text in texts)
+            made.train_from_iterator(words, trainer)
+        else:
+            made.train_from_iterator(texts, trainer)
     else:
-        made = _whole_tokens(texts, kind, min_frequency, vocab_size)
+        common = _common(named, _splitter(kind), min_patients, digits or kind == "character")
+        made = _whole_tokens(texts, kind, min_frequency, vocab_size, common, min_patients)
     backend = transformers.PreTrainedTokenizerFast(tokenizer_object=made, **SPECIAL)
     return ReportTokenizer(backend, kind)
 
@@ -176,7 +203,24 @@ def _token_counts(texts: Sequence[str], splitter) -> Counter[str]:
     return Counter(token for text in texts for token, _ in splitter.pre_tokenize_str(text))
 
 
-def _whole_tokens(texts: Sequence[str], kind: str, min_frequency: int, vocab_size: int):
+def _pieces(text: str, splitter) -> list[tuple[str, str]]:
+    """What a splitter makes of a text, and how each piece is written there."""
+    return [(token, text[start:end]) for token, (start, end) in splitter.pre_tokenize_str(text)]
+
+
+def _common(texts: Sequence[tuple[str, object]], splitter, min_patients: int, digits: bool) -> set[str]:
+    """Tokens in the texts of so many patients, where asked for without those that hold a digit."""
+    of: dict[str, set] = {}
+    for text, patient in texts:
+        for token, written in _pieces(text, splitter):
+            if digits or not any(letter.isdigit() for letter in written):
+                of.setdefault(token, set()).add(patient)
+    return {token for token, patients in of.items() if len(patients) >= min_patients}
+
+
+def _whole_tokens(
+    texts: Sequence[str], kind: str, min_frequency: int, vocab_size: int, common: set[str], min_patients: int
+):
     """Word- or character-level tokenizer; most frequent tokens first, ties by name, so that it is reproducible."""
     import tokenizers
     from tokenizers import decoders, models
@@ -185,10 +229,12 @@ def _whole_tokens(texts: Sequence[str], kind: str, min_frequency: int, vocab_siz
     counts = _token_counts(texts, splitter)
     for token in SPECIAL.values():
         counts.pop(token, None)
-    frequent = sorted((t for t, n in counts.items() if n >= min_frequency), key=lambda t: (-counts[t], t))
+    known = (t for t, n in counts.items() if n >= min_frequency and t in common)
+    frequent = sorted(known, key=lambda t: (-counts[t], t))
     if not frequent:
         raise ConfigError(
-            f"tokenizer: no token is seen {min_frequency} times in {len(texts)} reports; lower min_frequency"
+            f"tokenizer: no token is seen {min_frequency} times in {len(texts)} reports, in those of {min_patients} "
+            "patients; lower min_frequency or min_patients"
         )
     vocabulary = [*SPECIAL.values(), *frequent[: vocab_size - len(SPECIAL)]]
     made = tokenizers.Tokenizer(models.WordLevel({token: i for i, token in enumerate(vocabulary)}, unk_token=UNKNOWN))
@@ -231,49 +277,6 @@ def check_fits(tokenizer: ReportTokenizer, rows: int) -> None:
             f"tokenizer: it has {len(tokenizer)} tokens and the model has embeddings for {rows}; take the model's own "
             "tokenizer"
         )
-
-
-def require_targets(texts: Sequence[str], tokenizer: ReportTokenizer, max_length: int) -> tuple[list[list[int]], int]:
-    """Ids to be taught of every text, and how many were cut at ``max_length``.
-
-    Raises:
-        TrainingError: more than half of all tokens are unknown: the tokenizer is for another language.
-    """
-    share = tokenizer.unknown_share(texts)
-    if share > 0.5:
-        raise TrainingError(
-            f"tokenizer: it does not know {share:.0%} of the tokens of the training reports; it is for another "
-            "language, or its frequency floor is too high"
-        )
-    pairs = [tokenizer.target(text, max_length) for text in texts]
-    return [ids for ids, _ in pairs], sum(cut for _, cut in pairs)
-
-
-def unknown_warning(share: float, min_frequency: int | None, *, replaceable: bool = True) -> str | None:
-    """What to say of a tokenizer that leaves many training tokens unknown, and what to do about it.
-
-    Args:
-        share: of the tokens of the training reports that are unknown.
-        min_frequency: the tokenizer was trained with; ``None`` for one that was not trained here.
-        replaceable: another tokenizer can be taken: the model is no language model, which has its own.
-
-    Returns:
-        A sentence, or ``None`` if the share is at most ``MAX_UNKNOWN``.
-    """
-    if share <= MAX_UNKNOWN:
-        return None
-    if not replaceable:
-        remedy = "choose a language model whose tokenizer knows the language of the reports (language_model)"
-    elif min_frequency is None:
-        remedy = "set tokenizer to 'bpe', which knows every text, or to another one"
-    elif min_frequency > 1:
-        remedy = f"set min_frequency to 1 (it is {min_frequency}), or tokenizer to 'bpe', which knows every text"
-    else:
-        remedy = "raise vocab_size, or set tokenizer to 'bpe', which knows every text"
-    return (
-        f"{share:.1%} of the tokens of the training reports are unknown to the tokenizer, so the model can neither "
-        f"learn nor write them; {remedy}"
-    )
 
 
 def import_text_libraries():

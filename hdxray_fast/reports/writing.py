@@ -18,8 +18,9 @@ from ..data.quarantine import Quarantined
 from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import worker_count
 from ..data.seen import SEEN_FILE, Overlap
+from ..data.seen_key import KEY_FILE, keep_key
 from ..errors import ArgumentError, ConfigError
-from ..files import free_name
+from ..files import claim_names, free_name
 from ..models.inference import PRECISIONS, autocast, check_word, find_precision
 from ..models.inputs import as_batch
 from .attention_picture import draw_attention, sentence_maps
@@ -130,7 +131,7 @@ def write_reports(
     if not studies:
         raise ConfigError("studies: there is none to write a report on")
     if out is not None:
-        Path(out).mkdir(parents=True, exist_ok=True)
+        claim_names(Path(out), "report-generate", ("predictions.csv", SEEN_FILE, KEY_FILE))
     done = WrittenReports(precision=find_precision(precision, next(model.visual.parameters()).device))
     taken: set[str] = set()
     ready = _read(model, studies, worker_count(workers), done)
@@ -155,6 +156,8 @@ def write_reports(
         done.predictions = Path(out) / "predictions.csv"
         if model.seen is not None:  # so that an evaluation finds the model's own split
             model.seen.save(Path(out) / SEEN_FILE)
+            if model.seen.key is not None and model.seen.knows_patients:
+                keep_key(out, model.seen.key)
         rows = [Prediction(r.study.id, r.text, r.study.report or None, r.study.language) for r in done.rows]
         write_predictions(done.predictions, rows)
     return done

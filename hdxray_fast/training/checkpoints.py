@@ -29,6 +29,7 @@ MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 EMA_FILE = "ema.safetensors"
 CHECKSUMS_FILE = "checksums.json"
+OF_A_SAVE = (STATE_FILE, CHECKSUMS_FILE)  # what tells a checkpoint from a folder that is only called as one
 # How the optimizer computes on this device. The learning rate, too, stays where it is: every step sets it anew.
 OF_THIS_RUN = ("capturable", "fused", "foreach")
 
@@ -126,7 +127,7 @@ def _write(folder: Path, temporary: Path, tensors: dict[str, dict[str, Tensor]],
     for path in temporary.iterdir():
         flush(path)
     flush(temporary)
-    shutil.rmtree(folder, ignore_errors=True)  # only a failed step saved twice finds one here
+    _remove(folder)  # only a failed step saved twice finds one here
     os.replace(temporary, folder)
     flush(folder.parent)
 
@@ -193,7 +194,7 @@ def prune_checkpoints(root: Path, keep: int, keep_every: int = 0) -> None:
     """
     for folder in checkpoint_folders(root)[:-keep]:
         if not (keep_every and _step(folder) % keep_every == 0):
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
     for folder in root.glob(".step_*.tmp"):
         if re.fullmatch(r"\.step_\d+(\.\d+\.[0-9a-f]{16})?\.tmp", folder.name):
             shutil.rmtree(folder, ignore_errors=True)
@@ -204,8 +205,16 @@ def set_aside_after(root: Path, step: int) -> None:
     for folder in checkpoint_folders(root):
         if _step(folder) > step:
             aside = folder.with_name(f"damaged_{folder.name}")
-            shutil.rmtree(aside, ignore_errors=True)
+            _remove(aside)
+            if aside.exists():
+                raise CheckpointError(f"{aside}: is in the way of a damaged checkpoint, and of no run; move it away")
             folder.rename(aside)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint; a folder of such a name that no save has made is somebody's own, and stays."""
+    if folder.is_dir() and (not any(folder.iterdir()) or any((folder / name).exists() for name in OF_A_SAVE)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _step(folder: Path) -> int:

@@ -56,6 +56,7 @@ class RunFolder:
 
     def _refuse_another_run(self) -> None:
         if not _holds_a_run(self.path):
+            self._refuse_other_settings()
             return
         if self.config.resume == "never":
             raise ConfigError(
@@ -79,6 +80,17 @@ class RunFolder:
                 f"out: {self.path} holds a run with other settings ({'; '.join(differences)}); "
                 "resume with the same ones, or choose another folder"
             )
+
+    def _refuse_other_settings(self) -> None:
+        """A ``config.json`` is written over where it is of a run that ended before its first step; not another's."""
+        if not self.settings.exists():
+            return
+        try:
+            found = json.loads(self.settings.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            found = None
+        if not isinstance(found, dict) or not {"out", "save_every"} <= found.keys():
+            raise ConfigError(f"out: {self.settings} is of no run, and would be written over; choose another folder")
 
     def _write_settings(self) -> None:
         try:

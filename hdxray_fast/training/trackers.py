@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 from ..errors import MissingDependencyError
 from .config import TrainingConfig
+
+WITHHELD = {
+    "console": "off",
+    "x_disable_meta": True,  # command line, program, user, host, Python, hardware
+    "x_save_requirements": False,
+    "host": "",
+    "disable_git": True,
+    "disable_code": True,
+    "disable_job_creation": True,
+}
 
 
 def start_trackers(accelerator, config: TrainingConfig, out: Path, step: int) -> None:
@@ -26,7 +37,23 @@ def start_trackers(accelerator, config: TrainingConfig, out: Path, step: int) ->
         except ImportError as error:
             raise MissingDependencyError("wandb is not installed: pip install 'hdxray-fast[wandb]'") from error
         run = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
-        options = {"dir": str(out), "name": out.name, "id": run, "resume": "allow"}
+        options = {"dir": str(out), "name": out.name, "id": run, "resume": "allow", "settings": wandb_settings()}
         trackers.append(WandBTracker(config.wandb, **options))
     accelerator.log_with = trackers
     accelerator.init_trackers("", config=None)
+
+
+def wandb_settings():
+    """What W&B is to keep to itself: it gets curves, and the run's name.
+
+    By itself it would send what the terminal shows, the command line, paths, user, host and packages, and so names of
+    files and folders. Whatever the environment sets (``WANDB_CONSOLE=auto``, ``WANDB_X_DISABLE_META=false``) is left to
+    it.
+    """
+    import wandb
+
+    known = type(wandb.Settings()).model_fields
+    wanted = {name: value for name, value in WITHHELD.items() if name in known}
+    return wandb.Settings(
+        **{name: value for name, value in wanted.items() if f"WANDB_{name.upper()}" not in os.environ}
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import cv2
@@ -22,12 +23,16 @@ from hdxray_fast.classify.probe import run_probe
 from hdxray_fast.classify.probe_config import ProbeConfig
 from hdxray_fast.cli.main import main
 from hdxray_fast.data import radiographs
-from hdxray_fast.data.seen import DRAWN_FILE, SEEN_FILE, Seen
-from hdxray_fast.data.splits import fill_splits
+from hdxray_fast.data.seen import DRAWN_FILE, SEEN_FILE, Seen, patient_key
+from hdxray_fast.data.seen_key import KEY_FILE, keep_key, run_key
+from hdxray_fast.data.splits import fill_splits, patients_hash
 from hdxray_fast.images.contour import find_contour
 
 for package in ("accelerate", "sklearn", "pandas", "matplotlib", "pyarrow"):
     pytest.importorskip(package)
+
+
+ALLOWED = {"allow_training_patients": True, "progress": True}
 
 
 @pytest.fixture(autouse=True)
@@ -82,10 +87,56 @@ def test_the_record_holds_hashes_and_no_ids(root, trained):
     assert found.overlap.by["pixels"].tolist() == [trained.splits[0] != "test", False]
     content = (root / "probe" / "model" / SEEN_FILE).read_bytes()
     assert b"p17" not in content and found.hashes[0].encode() not in content
-    again = load_classifier(save_classifier(model, root / "copy"))
+    keep_key(root / "copy", model.key)  # it is nobody's business but the owner's
+    again = load_classifier(save_classifier(model, root / "copy" / "model"))
     assert again.seen.splits_of(["p0"]) == model.seen.splits_of(["p0"])
     model.seen = None
-    assert load_classifier(save_classifier(model, root / "copy")).seen is None
+    assert load_classifier(save_classifier(model, root / "copy" / "model")).seen is None
+
+
+def test_a_model_that_is_given_away_does_not_tell_whom_it_has_seen(root, trained, tmp_path, capsys):
+    """Who has the model's folder and the list of patients cannot find out that it is the list; the owner can."""
+    given = tmp_path / "given"
+    shutil.copytree(root / "probe" / "model", given)
+    told = (given / "classifier.json").read_text() + (given / SEEN_FILE).read_bytes().decode("latin-1")
+    placed = [f"{patient}\0" for patient in trained.patients]
+    for guess in (patients_hash(trained.patients), patients_hash(placed)):
+        assert guess not in told
+    assert (root / "probe" / KEY_FILE).stat().st_mode & 0o077 == 0
+    assert not list(given.glob("*.key")) and (root / "probe" / KEY_FILE).read_text().strip() not in told
+    shared = load_classifier(given)
+    assert shared.key is None and not shared.seen.knows_patients and shared.seen.splits_of(["p0"]) == {}
+    salts = [patients_hash(placed), shared.config.splits["given"], shared.seen.salt, ""]
+    keys = set(load_classifier(root / "probe").seen.keys["patients"].tolist())
+    assert len(keys) == 30 and not keys & {patient_key(name, salt) for name in trained.patients for salt in salts}
+    with pytest.raises(hx.ConfigError, match=r"it has no splits, and whether .* cannot be told without the seen.key"):
+        evaluate_files(given, root / "labels.csv", tmp_path / "test", split="test", bootstraps=0)
+    report = evaluate_files(given, root / "labels.csv", tmp_path / "all", split="all", bootstraps=0, **ALLOWED)
+    assert "patients" not in report["seen"] and report["seen"]["pixels"] == 60 - trained.splits.count("test")
+    assert (
+        f"the {KEY_FILE} of its run is not beside it: whether it was trained on these patients"
+        in capsys.readouterr().out
+    )
+    keep_key(tmp_path, load_classifier(root / "probe").key)  # the owner lays it beside the copy
+    assert load_classifier(given).seen.taught("patients", trained.patients).sum() == report["seen"]["pixels"]
+    keep_key(tmp_path, bytes(32))  # of another run
+    assert not load_classifier(given).seen.knows_patients
+    (tmp_path / KEY_FILE).write_text("key")
+    with pytest.raises(hx.ConfigError, match="is no key"):
+        load_classifier(given)
+
+
+def test_a_record_of_an_earlier_release_is_read(root, trained):
+    """Its hashes of patients need no key, and its splits are found again."""
+    origin = dict(trained.origin)
+    keys = {patient_key(name, origin["given"]): 0 for name in trained.patients}
+    old = Seen.of_origin(origin)
+    old.keys["patients"] = np.array(sorted(keys), np.int64)
+    old.places["patients"] = np.zeros(len(keys), np.uint8)
+    assert old.knows_patients and old.is_of(origin["given"]) and not old.is_of("other")
+    assert set(old.splits_of([*trained.patients, "p99"])) == set(trained.patients)
+    old.key = bytes(32)  # of a run that goes on since
+    assert old.taught("patients", [*trained.patients[:2], "p99"]).tolist() == [True, True, False]
 
 
 def evaluate(root, data, split, out, **more) -> dict:
@@ -235,7 +286,7 @@ def test_a_resumed_run_keeps_its_splits(root, tmp_path):
     assert turned != drawn
     again = FinetuneConfig(**{**config.as_dict(), "resume": "auto"})
     other = replace(table, splits=[turned[patient] for patient in table.patients])
-    Seen.of(other).save(tmp_path / "run" / DRAWN_FILE)
+    Seen.of(other, key=run_key(tmp_path / "run")).save(tmp_path / "run" / DRAWN_FILE)
     with pytest.raises(hx.ConfigError, match=r"^data: these are other labels or splits"):
         run_finetuning(again, progress=False)
     (tmp_path / "run" / DRAWN_FILE).unlink()

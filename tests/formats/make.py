@@ -51,6 +51,8 @@ REPORT = {
     "layers": 1,
     "dropout": 0.0,
     "min_frequency": 1,
+    "min_patients": 1,
+    "digits": True,
     "visual_tokens": 4,
     "max_length": 12,
     "validate_split": "train",

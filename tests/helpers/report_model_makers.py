@@ -67,7 +67,9 @@ def small_language_model(folder: Path, kind: str = "llama") -> Path:
 
     transformers = import_text_models()
     texts = [*ENGLISH, *CHINESE, "Chest radiograph: \nWrite the radiology report on it.\nReport: "] * 3
-    tokenizer: ReportTokenizer = train_tokenizer(texts, "bpe", min_frequency=2, vocab_size=500)
+    tokenizer: ReportTokenizer = train_tokenizer(
+        texts, "bpe", min_frequency=2, vocab_size=500, min_patients=1, digits=True
+    )
     special = {"eos_token_id": tokenizer.eos, "bos_token_id": tokenizer.bos}
     torch.manual_seed(0)
     if kind == "llama":

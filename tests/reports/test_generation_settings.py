@@ -129,7 +129,7 @@ def fond_of(model, token: int):
 def test_unknown_words_are_never_written(folders, name, tmp_path):
     options = {**SMALL, **DECODERS[name]}
     own = options["decoder"] == "language-model"
-    tokenizer = None if own else train_tokenizer(ENGLISH, "word", min_frequency=2)
+    tokenizer = None if own else train_tokenizer(ENGLISH, "word", min_frequency=2, min_patients=1, digits=True)
     source = {"language_model": str(folders["plain"])} if own else {}
     torch.manual_seed(1)
     made = create_report_model(small_encoder(), tokenizer, ReportModelConfig(**options, **source)).eval()
@@ -149,7 +149,7 @@ def test_unknown_words_are_never_written(folders, name, tmp_path):
 @pytest.mark.parametrize("decoder", ["transformer", "relational"])
 def test_nor_by_transformers_alone(decoder, tmp_path):
     """The saved decoder says it in its own generation settings, for ``AutoModelForSeq2SeqLM``."""
-    tokenizer = train_tokenizer(ENGLISH, "word", min_frequency=2)
+    tokenizer = train_tokenizer(ENGLISH, "word", min_frequency=2, min_patients=1, digits=True)
     model = create_report_model(small_encoder(), tokenizer, ReportModelConfig(**SMALL, decoder=decoder))
     save_report_model(model, tmp_path / "model")
     inner = fond_of(load_report_model(tmp_path / "model", "cpu"), tokenizer.unk).decoder.model
@@ -160,7 +160,7 @@ def test_nor_by_transformers_alone(decoder, tmp_path):
 def test_an_end_token_that_stands_for_unknown_words_too_is_written():
     """As GPT-2's: without it no text would end."""
     transformers = import_text_models()
-    made = train_tokenizer(ENGLISH, "bpe").backend.backend_tokenizer
+    made = train_tokenizer(ENGLISH, "bpe", min_patients=1, digits=True).backend.backend_tokenizer
     backend = transformers.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", unk_token="<eos>")
     tokenizer = ReportTokenizer(backend, "hf")
     model = create_report_model(small_encoder(), tokenizer, ReportModelConfig(**SMALL)).eval()

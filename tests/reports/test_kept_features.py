@@ -43,7 +43,7 @@ class Radiographs(torch.utils.data.Dataset):
 @pytest.mark.parametrize("pool", ["grid", "attention"])
 def test_features_are_kept_without_a_wait(tmp_path, monkeypatch, pool, keep):
     torch.manual_seed(1)
-    tokenizer = train_tokenizer(ENGLISH, "word", min_frequency=1)
+    tokenizer = train_tokenizer(ENGLISH, "word", min_frequency=1, min_patients=1, digits=True)
     config = ReportModelConfig(**SMALL, pool=pool, keep=keep)
     model = create_report_model(small_encoder(), tokenizer, config).eval()
     images = Radiographs(model.encoder.img_size[0], model.encoder.patch_size)

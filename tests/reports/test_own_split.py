@@ -16,13 +16,14 @@ pytest.importorskip("pycocoevalcap")
 from hdxray_fast.cli.main import main
 from hdxray_fast.data import radiographs
 from hdxray_fast.data.seen import DRAWN_FILE, SEEN_FILE
+from hdxray_fast.data.seen_key import KEY_FILE
 from hdxray_fast.data.splits import patient_place
-from hdxray_fast.errors import ConfigError
+from hdxray_fast.errors import CheckpointError, ConfigError
 from hdxray_fast.images.contour import find_contour
 from hdxray_fast.reports.config import ReportConfig
 from hdxray_fast.reports.evaluate import evaluate_reports
 from hdxray_fast.reports.layouts import read_studies
-from hdxray_fast.reports.own_split import read_of_run, read_own_split, record_of_model
+from hdxray_fast.reports.own_split import overlap_with, read_of_run, read_own_split, record_of_model
 from hdxray_fast.reports.predictions import Prediction, read_predictions
 from hdxray_fast.reports.run import run_report_training
 from hdxray_fast.reports.saving import load_report_model
@@ -31,7 +32,8 @@ from hdxray_fast.reports.writing_options import WritingOptions
 
 PATIENTS, SEED = 24, 3
 QUICK = {
-    "encoder_lr": 0.0, "width": 48, "heads": 4, "ffn": 48, "layers": 1, "min_frequency": 1, "visual_tokens": 9,
+    "encoder_lr": 0.0, "width": 48, "heads": 4, "ffn": 48, "layers": 1, "min_frequency": 1,
+    "min_patients": 1, "digits": True, "visual_tokens": 9,
     "max_length": 40, "steps": 1, "batch_size": 4, "num_beams": 1, "tensorboard": False, "threads": 1, "workers": 0,
     "contour": "rectangle",
 }  # fmt: skip
@@ -90,6 +92,7 @@ def test_generate_and_evaluate_find_it_in_another_folder_under_other_column_name
         shutil.copy(path, tmp_path)
     data = write_csv(tmp_path / "moved.csv", rows("PatientID", "path", comment="new")[::-1])
     shutil.copytree(trained / "run" / "model", tmp_path / "model")
+    shutil.copy(trained / "run" / KEY_FILE, tmp_path)
     out = tmp_path / "out"
     command = ["report", "generate", "--data", str(data), "--model", str(tmp_path / "model"), "--out", str(out)]
     command += ["--pictures", "0", "--num-beams", "1", "--max-length", "8", "--workers", "0"]
@@ -109,6 +112,17 @@ def test_generate_and_evaluate_find_it_in_another_folder_under_other_column_name
         (tmp_path / "model" / SEEN_FILE).write_bytes((out / SEEN_FILE).read_bytes())
     assert main([*command, "--split-seed", "0"]) == 2
     assert f"--split-seed: got 0, but the model was trained on patients of {data}" in capsys.readouterr().err
+
+
+def test_a_model_without_its_key_draws_the_same_and_knows_nobody(trained, tmp_path):
+    shutil.copytree(trained / "run" / "model", tmp_path / "model")
+    record = record_of_model(tmp_path / "model")
+    table = read_own_split(trained / "studies.csv", record)
+    assert {s.id for s in table.split("test")} == of("test") and table.known == 0
+    assert table.notes[-1].startswith(f"the {KEY_FILE} of the model's run is not beside it: whether the model was")
+    assert overlap_with(record, table.split("train"), "train", "studies.csv") is None
+    with_key = record_of_model(trained / "run")
+    assert overlap_with(with_key, table.split("train"), "train", "studies.csv").share == 1
 
 
 def test_without_the_record_the_rule_draws_the_same(trained, tmp_path):
@@ -166,6 +180,9 @@ def test_a_run_that_goes_on_keeps_its_split(trained, tmp_path):
     table, begun = read_of_run(config)
     assert {s.id for s in table.split("test")} == of("test") and not begun
     shutil.copy(trained / "run" / DRAWN_FILE, tmp_path)
+    with pytest.raises(CheckpointError, match=rf"{KEY_FILE}: is missing or another run's, and {DRAWN_FILE} cannot"):
+        read_of_run(config)
+    shutil.copy(trained / "run" / KEY_FILE, tmp_path)
     table, begun = read_of_run(ReportConfig(**{**config.as_dict(), "split_seed": 5}))
     assert {s.id for s in table.split("test")} == of("test") and begun
 

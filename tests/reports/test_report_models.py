@@ -39,7 +39,7 @@ def transformers():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return train_tokenizer(ENGLISH, "word", min_frequency=1)
+    return train_tokenizer(ENGLISH, "word", min_frequency=1, min_patients=1, digits=True)
 
 
 @pytest.fixture(scope="module")
@@ -428,7 +428,7 @@ def test_sentences():
 
 @pytest.mark.parametrize(("kind", "texts"), [("word", ENGLISH), ("bpe", ENGLISH), ("character", CHINESE)])
 def test_tokens_belong_to_sentences(kind, texts):
-    tokenizer = train_tokenizer(texts * 2, kind, min_frequency=1, vocab_size=600)
+    tokenizer = train_tokenizer(texts * 2, kind, min_frequency=1, vocab_size=600, min_patients=1, digits=True)
     for text in texts:
         ids = tokenizer.encode(text)
         sentences, places = sentence_tokens(tokenizer, ids)
@@ -462,7 +462,7 @@ def test_saved_and_loaded(tokenizer, language_models, tmp_path, decoder):
 
 def test_folders_that_do_not_fit(tokenizer, language_models, tmp_path):
     folder = save_report_model(report_model(tokenizer), tmp_path / "model")
-    other = train_tokenizer([*ENGLISH, "nodule and granuloma"], "word", min_frequency=1)
+    other = train_tokenizer([*ENGLISH, "nodule and granuloma"], "word", min_frequency=1, min_patients=1, digits=True)
     settings = json.loads((folder / "report.json").read_text())
     whole = {name: (folder / name).read_bytes() for name in settings["parts"]}
     assert {"tokenizer/tokenizer.json", "visual.safetensors", "decoder/config.json"} <= set(whole)

@@ -145,16 +145,15 @@ from hdxray_fast.reports.text_tokenizers import (  # noqa: E402
     check_fits,
     frequency_floor,
     load_tokenizer,
-    require_targets,
     train_tokenizer,
-    unknown_warning,
 )
+from hdxray_fast.reports.unknown_words import require_targets, unknown_warning  # noqa: E402
 
 
 @pytest.mark.parametrize("kind", ["word", "bpe", "character"])
 def test_every_real_report_comes_back(findings, kind, tmp_path):
     texts = [clean_english(text) for text in findings]
-    tokenizer = train_tokenizer(texts, kind, min_frequency=1, vocab_size=8000)
+    tokenizer = train_tokenizer(texts, kind, min_frequency=1, vocab_size=8000, min_patients=1, digits=True)
     exact = 0
     for text in texts:
         ids = tokenizer.encode(text)
@@ -175,15 +174,18 @@ def test_every_real_report_comes_back(findings, kind, tmp_path):
 
 def test_frequency_floor_of_words(findings):
     texts = [clean_english(text) for text in findings]
-    tokenizer = train_tokenizer(texts, "word", min_frequency=3)
-    assert len(tokenizer) < len(train_tokenizer(texts, "word", min_frequency=1))
+    tokenizer = train_tokenizer(texts, "word", min_frequency=3, min_patients=1, digits=True)
+    assert len(tokenizer) < len(train_tokenizer(texts, "word", min_frequency=1, min_patients=1, digits=True))
     assert 0 < tokenizer.unknown_share(texts) < 0.03
     assert tokenizer.decode(tokenizer.encode("The pneumonoultramicroscopic heart is normal.")) == (
         "The <unk> heart is normal."
     )
-    small = train_tokenizer(texts, "word", vocab_size=50)
+    small = train_tokenizer(texts, "word", vocab_size=50, min_patients=1, digits=True)
     assert len(small) == 50
-    assert train_tokenizer(texts, "word", vocab_size=50).backend.get_vocab() == small.backend.get_vocab()
+    assert (
+        train_tokenizer(texts, "word", vocab_size=50, min_patients=1, digits=True).backend.get_vocab()
+        == small.backend.get_vocab()
+    )
 
 
 def test_the_floor_that_small_sets_take(findings):
@@ -191,17 +193,19 @@ def test_the_floor_that_small_sets_take(findings):
     texts = [clean_english(text) for text in findings]
     assert frequency_floor(texts, "word") == 3
     few = texts[:40]
-    assert train_tokenizer(few, "word", min_frequency=3).unknown_share(few) > 0.1
+    assert train_tokenizer(few, "word", min_frequency=3, min_patients=1, digits=True).unknown_share(few) > 0.1
     assert frequency_floor(few, "word") == 1
-    assert train_tokenizer(few, "word").unknown_share(few) == 0
-    assert train_tokenizer(few, "word", min_frequency=2).unknown_share(few) > 0  # what is asked for is done
+    assert train_tokenizer(few, "word", min_patients=1, digits=True).unknown_share(few) == 0
+    assert (
+        train_tokenizer(few, "word", min_frequency=2, min_patients=1, digits=True).unknown_share(few) > 0
+    )  # what is asked for is done
 
 
 @pytest.mark.parametrize(("rare", "floor"), [(5, 3), (6, 1)])
 def test_where_the_floor_falls(rare, floor):
     texts = [*["clear"] * (100 - rare), *(f"word{i}" for i in range(rare))]
     assert frequency_floor(texts, "word") == floor
-    assert (train_tokenizer(texts, "word").unknown_share(texts) > 0) is (floor == 3)
+    assert (train_tokenizer(texts, "word", min_patients=1, digits=True).unknown_share(texts) > 0) is (floor == 3)
     assert (frequency_floor(texts, "bpe"), frequency_floor(texts, "character")) == (2, 1)
 
 
@@ -223,7 +227,7 @@ def test_a_warning_names_its_remedy(floor, replaceable, remedy):
 def test_r2gens_vocabulary(findings):
     """Words of R2Gen's own cleaning at its floor of 3, and its marks of sentence ends."""
     texts = [clean_r2gen_iu_xray(text) for text in findings]
-    tokenizer = train_tokenizer(texts, "word", min_frequency=3)
+    tokenizer = train_tokenizer(texts, "word", min_frequency=3, min_patients=1, digits=True)
     assert (
         tokenizer.decode(tokenizer.encode("heart is normal . lungs are clear .")) == "heart is normal. lungs are clear."
     )
@@ -236,7 +240,7 @@ def test_r2gens_vocabulary(findings):
 @pytest.mark.parametrize("kind", ["character", "bpe"])
 def test_chinese_comes_back(kind):
     texts = [clean_chinese(text) for text in CHINESE]
-    tokenizer = train_tokenizer(texts, kind, min_frequency=1)
+    tokenizer = train_tokenizer(texts, kind, min_frequency=1, min_patients=1, digits=True)
     for text in texts:
         assert tokenizer.decode(tokenizer.encode(text)) == text
     if kind == "character":
@@ -246,14 +250,14 @@ def test_chinese_comes_back(kind):
 
 def test_special_tokens_written_in_a_report_are_text():
     for kind in ("word", "bpe", "character"):
-        tokenizer = train_tokenizer(["a <eos> b <pad> c"], kind, min_frequency=1)
+        tokenizer = train_tokenizer(["a <eos> b <pad> c"], kind, min_frequency=1, min_patients=1, digits=True)
         ids = tokenizer.encode("a <eos> b")
         assert tokenizer.eos not in ids
         assert tokenizer.decode(ids).replace(" ", "") == "a<eos>b"
 
 
 def test_targets_are_cut_and_counted():
-    tokenizer = train_tokenizer(["a b c d e"], "word", min_frequency=1)
+    tokenizer = train_tokenizer(["a b c d e"], "word", min_frequency=1, min_patients=1, digits=True)
     assert tokenizer.target("a b", 5) == ([*tokenizer.encode("a b"), tokenizer.eos], False)
     ids, cut = tokenizer.target("a b c d e", 5)
     assert (len(ids), cut) == (5, True)
@@ -264,7 +268,9 @@ def test_targets_are_cut_and_counted():
 
 
 def test_a_tokenizer_that_does_not_fit(tmp_path):
-    english = train_tokenizer(["the heart is normal", "the lungs are clear"], "word", min_frequency=1)
+    english = train_tokenizer(
+        ["the heart is normal", "the lungs are clear"], "word", min_frequency=1, min_patients=1, digits=True
+    )
     with pytest.raises(hx.TrainingError, match=r"does not know 100% of the tokens.*another language"):
         require_targets(CHINESE, english, 60)
     check_fits(english, len(english))
@@ -300,14 +306,16 @@ def test_a_tokenizer_that_does_not_fit(tmp_path):
 )
 def test_tokenizers_that_cannot_be_trained(texts, options, message):
     with pytest.raises(hx.ConfigError, match=message):
-        train_tokenizer(texts, **options)
+        train_tokenizer(texts, **options, min_patients=1, digits=True)
 
 
 def test_any_hugging_face_tokenizer(tmp_path):
     """One without start and padding tokens, as GPT-2's; and one without an end token, which is refused."""
     import transformers
 
-    made = train_tokenizer(["The heart is normal. The lungs are clear."] * 3, "bpe", min_frequency=1)
+    made = train_tokenizer(
+        ["The heart is normal. The lungs are clear."] * 3, "bpe", min_frequency=1, min_patients=1, digits=True
+    )
     backend = transformers.PreTrainedTokenizerFast(tokenizer_object=made.backend.backend_tokenizer, eos_token="<eos>")
     backend.save_pretrained(tmp_path / "hf")
     tokenizer = load_tokenizer(tmp_path / "hf")

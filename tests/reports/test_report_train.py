@@ -51,6 +51,8 @@ QUICK = {
     "layers": 1,
     "dropout": 0.0,
     "min_frequency": 1,
+    "min_patients": 1,
+    "digits": True,
     "visual_tokens": 9,
     "max_length": 40,
     "steps": 60,
@@ -513,7 +515,7 @@ def test_settings_that_cannot_be(english, encoder, tmp_path, options, error, mat
 def test_a_tokenizer_for_another_language(english, encoder, tmp_path):
     from hdxray_fast.reports.text_tokenizers import train_tokenizer
 
-    train_tokenizer(CHINESE, "character", min_frequency=1).save(tmp_path / "tokenizer")
+    train_tokenizer(CHINESE, "character", min_frequency=1, min_patients=1, digits=True).save(tmp_path / "tokenizer")
     with pytest.raises(TrainingError, match="another language"):
         run_report_training(
             quick(english / "studies.csv", tmp_path / "run", encoder, tokenizer=str(tmp_path / "tokenizer")),

@@ -391,7 +391,8 @@ def reporting(images: Path, root: Path, out: str, **changes) -> dict:
     same = {name: SMALL[name] for name in ("img_size", "contour", "tensorboard", "threads", "workers")}
     return {
         "data": str(studies), "images": str(images), "out": str(root / out), "encoder": SMALL["model"],
-        "encoder_lr": 0.0, "min_frequency": 1, "validate_split": "train", "steps": 3, "batch_size": 2,
+        "encoder_lr": 0.0, "min_frequency": 1, "min_patients": 1, "digits": True,
+        "validate_split": "train", "steps": 3, "batch_size": 2,
         **small, **same, **changes,
     }  # fmt: skip
 

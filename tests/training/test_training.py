@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from torch import nn
 
 from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
 from hdxray_fast.training.checkpoints import load_checkpoint
+from hdxray_fast.training.trackers import wandb_settings
 
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
@@ -109,11 +112,30 @@ def test_tied_weights_are_saved(tmp_path):
     assert again.model[2].weight is again.model[0].weight
 
 
-def test_weights_and_biases_is_a_setting(tmp_path, monkeypatch):
+def test_weights_and_biases_gets_curves_and_nothing_of_the_machine(tmp_path, monkeypatch, capsys):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
-    train(tmp_path, wandb="some-project", steps=2)
-    assert list((tmp_path / "wandb").glob("offline-run-*"))
+    monkeypatch.setattr(sys, "argv", [sys.argv[0], "--data", "ward-of-doe-jane"])
+    train(tmp_path / "run", wandb="some-project", steps=2, on_step=lambda line: print("patient-4711"))
+    assert "patient-4711" in capsys.readouterr().out
+    (sent,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    files = [sent / file.name for file in sent.glob("*.wandb")] + [f for f in sent.glob("files/**/*") if f.is_file()]
+    content = b"".join(file.read_bytes() for file in files)
+    assert b"loss" in content
+    for trace in ("ward-of-doe-jane", "patient-4711", str(tmp_path)):
+        assert trace.encode() not in content, trace
+
+
+def test_what_weights_and_biases_is_told_to_leave_alone(monkeypatch):
+    class Settings(types.SimpleNamespace):
+        model_fields = dict.fromkeys(["console", "x_disable_meta", "host", "x_save_requirements"])
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(Settings=Settings))
+    monkeypatch.delenv("WANDB_CONSOLE", raising=False)
+    told = vars(wandb_settings())
+    assert told == {"console": "off", "x_disable_meta": True, "host": "", "x_save_requirements": False}
+    monkeypatch.setenv("WANDB_CONSOLE", "auto")
+    assert "console" not in vars(wandb_settings())
 
 
 def test_a_full_disk_costs_no_checkpoint_and_the_run_goes_on_once_there_is_room(tmp_path):
