@@ -2,7 +2,8 @@
 
 A decoder believes the last of several frame headers, or the first, or allocates for each; and it goes over the whole
 picture for each scan, however few bytes the scan has. So a stream has one frame header, a sequential process codes a
-component once (ITU-T T.81 B.2.1, G.1), and a progressive one has no more than ``MAX_SCANS`` scans.
+component once (ITU-T T.81 B.2.1, G.1), and a progressive one has no more than ``MAX_SCANS`` scans, or fewer if it is
+so large that these would go over more than ``MAX_SCANNED`` pixels.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from .header import DamagedFile, Header, exif_orientation
 
 MAX_SCANS = 64  # of a progressive JPEG; encoders write 6 to 25
+MAX_SCANNED = 1 << 30  # pixels; at 64 million these are 16 scans
 MAX_SEGMENTS = 1 << 16  # a colour profile and metadata need a few hundred at most
 _LOSSLESS_LS = 0xF7
 _FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA, 0xCB, _LOSSLESS_LS}
@@ -84,8 +86,9 @@ def _check_scan(segment: bytes, header: Header | None, process: int, coded: set[
     if len(components) != segment[0] or not components or len(set(components)) < len(components):
         raise DamagedFile("a scan header of the JPEG makes no sense: the file is damaged")
     if process in _PROGRESSIVE:
-        if scans > MAX_SCANS:
-            raise DamagedFile(f"the JPEG has more than {MAX_SCANS} scans, the most that are read")
+        most = max(1, min(MAX_SCANS, MAX_SCANNED // max(1, header.width * header.height)))
+        if scans > most:
+            raise DamagedFile(f"the JPEG has more than {most} scans, the most that are read of its size")
     elif not coded.isdisjoint(components):
         raise DamagedFile("the JPEG codes a component twice: the file is damaged")
     coded.update(components)

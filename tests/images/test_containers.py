@@ -183,6 +183,9 @@ def test_lossless_jpeg_and_jpeg_ls_declare_their_size_once(tmp_path, no_decoder)
 def test_scans_are_capped(tmp_path, no_decoder):
     refused(tmp_path, many_scans(700, side=128), f"more than {MAX_SCANS} scans")
     refused_in_dicom(tmp_path, many_scans(700, side=SIDE), JPEG_BASELINE, f"more than {MAX_SCANS} scans")
+    few = many_scans(20, side=128)
+    large = few.replace(jpeg_frame(few, 128, 128), jpeg_frame(few, 7900, 7900))  # 62 million pixels each time
+    refused(tmp_path, large, "more than 17 scans")
     whole = JPEGS["baseline"]
     scan = whole[whole.index(b"\xff\xda") : -2]
     refused(tmp_path, whole[:-2] + scan * 700 + b"\xff\xd9", "codes a component twice")
