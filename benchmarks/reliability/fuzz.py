@@ -4,9 +4,10 @@
 
 Seeds are a real radiograph and patterns in every raster format, and pydicom's own test files (every transfer syntax)
 as far as they can be read whole; mutations are bit flips, truncations, rubbish and extreme numbers in headers, lost and
-doubled pieces; besides, decompression bombs and files that are no image. Counts how each ended, how many workers died
-or were stopped, the longest time of a file and the workers' memory. File N is the same in every run with one seed, so
-``--first`` and ``--count`` cut a long run into parts.
+doubled pieces. Every second file is a container taken apart at its segments and put together wrongly
+(``tests/helpers/container_fuzz.py``); besides, decompression bombs and files that are no image. Counts how each ended,
+how many workers died or were stopped, the longest time of a file and the memory of workers and main process. File N is
+the same in every run with one seed, so ``--first`` and ``--count`` cut a long run into parts.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import resource
 import struct
 import sys
 import tempfile
@@ -29,6 +31,7 @@ from tqdm.auto import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests" / "helpers"))
+from container_fuzz import containers, restructured, with_head
 from fuzz_makers import mutate, rasters
 from harness.record import commit
 from xray_makers import png_chunk
@@ -93,10 +96,19 @@ def hostile(rng: np.random.Generator) -> bytes:
 
 def cases(folder: Path, whole: dict[str, bytes], numbers: range, seed: int) -> Iterator[Source]:
     """Files, written as they are asked for and few at a time."""
+    with tempfile.TemporaryDirectory() as scratch:
+        taken_apart = containers(Path(scratch))
     for number in numbers:
         rng = np.random.default_rng([seed, number])
-        name, data = list(whole.items())[number % len(whole)]
-        data = hostile(rng) if number % 20 == 19 else mutate(data, rng)
+        name = "hostile"
+        if number % 20 == 19:
+            data = hostile(rng)
+        elif number % 2:
+            name, (head, stream) = list(taken_apart.items())[number // 2 % len(taken_apart)]
+            name, data = f"{name}-apart", with_head(head, restructured(stream, rng))
+        else:
+            name, data = list(whole.items())[number // 2 % len(whole)]
+            data = mutate(data, rng)
         path = folder / f"{number:06d}-{Path(name).stem}.bin"
         path.write_bytes(data)
         yield Source(str(path))
@@ -138,7 +150,7 @@ def main() -> int:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     recipe = PrepareConfig(["-"], str(out), size=options.size, modality="any", view="any", body_part="any").recipe()
-    endings, examples, residents, peak, slowest = Counter(), {}, [], 0, (0.0, "")
+    endings, families, examples, residents, peak, slowest = Counter(), {}, {}, [], 0, (0.0, "")
     whole = seeds()
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="hdxray-fuzz-") as folder:
@@ -149,6 +161,8 @@ def main() -> int:
         )  # fmt: skip
         for number, row in enumerate(tqdm(rows, total=options.count, unit="file", dynamic_ncols=True)):
             endings[outcome(row)] += 1
+            family = Path(row.source).stem.partition("-")[2]
+            families.setdefault(family, Counter())["canvas" if row.status == "ok" else "named error"] += 1
             slowest = max(slowest, (row.seconds, Path(row.source).name))
             if outcome(row) in ("unnamed", "worker died", "stopped: time"):
                 examples.setdefault(outcome(row), []).append([Path(row.source).name, row.reason])
@@ -168,6 +182,8 @@ def main() -> int:
         "caps": {"seconds": options.timeout, "mib": options.max_memory},
         "slowest": {"seconds": round(slowest[0], 2), "file": slowest[1]},
         "worker_memory_mib": {"first": residents[:1], "last": residents[-1:], "peak": peak},
+        "main_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10,
+        "families": families,
         "examples": examples,
     }
     with written_whole(out / f"fuzz-{options.first}.json") as temporary:

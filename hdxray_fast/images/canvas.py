@@ -27,6 +27,9 @@ FORMATS = "DICOM, PNG, JPEG, TIFF, BMP, WebP or .npy (recognised by content, not
 class Limits:
     """Caps that are checked on what a file declares, before anything is allocated for it.
 
+    Scans of a JPEG, tiles of a JPEG 2000 and the like have fixed caps, next to what reads them (``jpeg_segments.py``,
+    ``jpeg_2000.py``, ``png_chunks.py``, ``tiff_directories.py``).
+
     Attributes:
         max_pixels: rows x columns of one frame.
         max_bytes: of the file, of one decoded frame, and of an inflated DICOM data set.

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .sniff import DamagedFile, read_header
+from .header import DamagedFile
+from .jpeg_2000 import SIGNATURE, START, read_jpeg_2000
+from .sniff import read_header
 
 GREY = 8  # grey levels by which the samples of a grey picture may differ in the mean
-_J2K_START, _J2K_END = b"\xff\x4f\xff\x51", b"\xff\xd9"
 _SOF_DCT = {0xC0, 0xC1, 0xC2, 0xC5, 0xC6, 0xC9, 0xCA, 0xCD, 0xCE}
 _SOF = _SOF_DCT | {0xC3, 0xC7, 0xCB, 0xCF, 0xF7}
 
@@ -41,26 +42,22 @@ def inspect_codestream(frame: bytes, planes: int, rle: bool) -> Codestream | Non
         rle: the frame is in DICOM's run-length encoding (PS3.5 annex G).
 
     Raises:
-        DamagedFile: the frame is truncated.
+        DamagedFile: the frame is truncated or damaged, or asks a decoder for more than its picture can need.
     """
     if rle:
         _check_rle(frame, planes)
         return None
     if frame[:2] == b"\xff\xd8":
         header = read_header("jpeg", frame)
+        if header.no_pixels:  # JPEG XT: libjpeg decodes what is in them too
+            raise DamagedFile("the JPEG has a picture within the picture (JPEG XT), which is not read")
         return Codestream(header.width, header.height, header.samples, header.bits, None, *_jpeg_colour(frame))
-    start = frame.find(_J2K_START, 0, 4096)  # some writers wrap the codestream into a JP2 file
-    if start < 0:
-        return None
-    try:
-        x1, y1, x0, y0 = struct.unpack_from(">4I", frame, start + 8)
-        samples, depth = struct.unpack_from(">HB", frame, start + 40)
-        colour = "rgb" if samples == 3 and _has_colour_transform(frame, start) else ""
-    except struct.error:
-        raise DamagedFile("the JPEG 2000 codestream ends inside its header: it is truncated") from None
-    if _J2K_END not in frame[-16:] and _J2K_END not in frame.rstrip(b"\0\xff")[-16:]:  # the marker may be padded
-        raise DamagedFile("the JPEG 2000 codestream has no end marker: it is truncated")
-    return Codestream(x1 - x0, y1 - y0, samples, (depth & 0x7F) + 1, depth > 0x7F, colour)
+    if not frame.startswith((START, SIGNATURE)):  # some writers wrap the codestream into a JP2 file
+        raise DamagedFile("its compressed pixels begin neither as JPEG nor as JPEG 2000: the file is damaged")
+    stream = read_jpeg_2000(frame)
+    size = stream.size
+    colour = "rgb" if size.samples == 3 and stream.transform else ""
+    return Codestream(size.width, size.height, size.samples, size.bits, size.signed, colour)
 
 
 def _jpeg_colour(frame: bytes) -> tuple[str, bool]:
@@ -105,19 +102,6 @@ def looks_ycbcr(samples: np.ndarray, otherwise: bool) -> bool:
     as_ycbcr = np.abs(second - 128).mean() + np.abs(third - 128).mean()
     as_rgb = np.abs(first - second).mean() + np.abs(second - third).mean()
     return bool(as_ycbcr < as_rgb) if min(as_ycbcr, as_rgb) < GREY else otherwise
-
-
-def _has_colour_transform(frame: bytes, start: int) -> bool:
-    """Whether a JPEG 2000 codestream makes RGB of its components itself, by its COD segment."""
-    offset = start + 2
-    while offset + 4 <= len(frame):
-        marker, length = struct.unpack_from(">HH", frame, offset)
-        if marker == 0xFF52:
-            return frame[offset + 8] == 1
-        if marker == 0xFF90:  # the first tile
-            break
-        offset += 2 + length
-    return False
 
 
 def _check_rle(frame: bytes, planes: int) -> None:

@@ -18,6 +18,7 @@ from typing import BinaryIO
 
 from ..errors import ImageReadError, ImageTooLargeError, UnsupportedImageError
 from .dicom_header import TAGS, ImagePixel
+from .jpeg_2000 import SIGNATURE, START
 
 EXPLICIT_LITTLE = "1.2.840.10008.1.2.1"
 EXPLICIT_BIG = "1.2.840.10008.1.2.2"
@@ -250,7 +251,7 @@ def stream_syntax(first: bytes, declared: str) -> str:
     """
     if first[:2] == b"\xff\xd8":
         found = {0xC0: JPEG_BASELINE, 0xC3: JPEG_LOSSLESS, 0xF7: JPEG_LS}.get(_jpeg_frame(first), JPEG_EXTENDED)
-    elif b"\xff\x4f\xff\x51" in first:  # bare, or in a JP2 file
+    elif first.startswith((START, SIGNATURE)):  # bare, or in a JP2 file
         found = JPEG_2000
     elif len(first) >= 64 and 1 <= first[0] <= 15 and first[1:8] == b"\0\0\0\x40\0\0\0":
         found = RLE

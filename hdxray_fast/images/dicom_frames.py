@@ -12,7 +12,7 @@ from ..errors import ImageReadError, MissingDependencyError, UnsupportedImageErr
 from .codestream import Codestream, inspect_codestream, looks_ycbcr
 from .dicom_dataset import RLE
 from .dicom_header import PHOTOMETRIC, ImagePixel, text
-from .sniff import DamagedFile
+from .header import DamagedFile
 
 
 def decoded_frame(

@@ -8,7 +8,8 @@ import cv2
 import numpy as np
 
 from ..errors import ArgumentError, ImageReadError, ImageTooLargeError, UnsupportedImageError
-from .sniff import DamagedFile, Header, read_header
+from .header import DamagedFile, Header
+from .sniff import read_header
 from .tone import Grey
 
 ARRAY_SHAPES = "[H, W], [1, H, W], [H, W, 1], [H, W, 3] (RGB), [H, W, 4] (RGBA) or [N, H, W] with frame="
@@ -60,6 +61,9 @@ def decode_raster(path: str, kind: str, data: bytes, frame: int | None, limits) 
         raise ImageReadError(path, str(damage)) from None
     check_caps(path, header.width, header.height, header.samples, header.bits, header.frames, limits)
     frame = check_frame(path, header.frames, frame)
+    if frame and header.pages:  # a page has a size of its own
+        header = header.pages[frame]
+        check_caps(path, header.width, header.height, header.samples, header.bits, header.frames, limits)
     reason = _unsupported(header)
     if reason:
         raise UnsupportedImageError(path, reason)
@@ -93,7 +97,7 @@ def _unsupported(header: Header) -> str:
 
 
 def _decode(path: str, header: Header, data: bytes, frame: int) -> np.ndarray:
-    buffer = np.frombuffer(data, np.uint8)
+    buffer = np.frombuffer(_without(data, header.no_pixels), np.uint8)
     mode = cv2.IMREAD_UNCHANGED
     if header.format == "jpeg" and header.samples != 4:
         # luminance straight from the codec: the same weights as RGB to luma, a third of the memory
@@ -110,9 +114,18 @@ def _decode(path: str, header: Header, data: bytes, frame: int) -> np.ndarray:
         raise ImageReadError(path, f"the {header.format.upper()} cannot be decoded: its data are damaged")
     if header.format == "bmp" and pixels.ndim == 3:
         pixels = pixels[..., :3]  # the fourth byte of a BMP pixel is filler, and mostly 0
-    if {pixels.shape[0], pixels.shape[1]} != {header.height, header.width} and frame == 0:
+    if {pixels.shape[0], pixels.shape[1]} != {header.height, header.width}:
         raise ImageReadError(path, f"the {header.format.upper()} decodes to another size than its header declares")
     return pixels
+
+
+def _without(data: bytes, parts: list[tuple[int, int]]) -> bytes:
+    """The bytes outside ``parts``, (start, end) in ascending order."""
+    if not parts:
+        return data
+    starts, ends = [0] + [end for _, end in parts], [start for start, _ in parts] + [len(data)]
+    view = memoryview(data)
+    return b"".join(view[start:end] for start, end in zip(starts, ends, strict=True))
 
 
 def _to_luma(pixels: np.ndarray, flags: list[str], rgb: bool) -> np.ndarray:

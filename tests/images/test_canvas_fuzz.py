@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
+from container_fuzz import containers, pieces, restructured, with_head
 from fuzz_makers import mutate, rasters
 from xray_makers import dicom, lut_item, pydicom_file, ramp
 
@@ -69,3 +72,24 @@ def test_mutated_dicom_header(tmp_path):
 def test_mutated_compressed_dicom(tmp_path, name):
     with open(pydicom_file(name), "rb") as stream:
         survive(tmp_path, name, stream.read(), seed=sum(name.encode()))
+
+
+def test_containers_put_together_wrongly(tmp_path):
+    pytest.importorskip("openjpeg")
+    resource = pytest.importorskip("resource")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    path, whole = tmp_path / "fuzzed.bin", containers(tmp_path)
+    for name, (head, stream) in whole.items():
+        assert b"".join(pieces(stream)) == stream, name
+        for seed in range(PER_FILE):
+            path.write_bytes(with_head(head, restructured(stream, np.random.default_rng([7, seed]))))
+            began = time.monotonic()
+            ending = None
+            try:
+                assert hx.read_canvas(path, size=32, frame=0, limits=LIMITS).pixels.shape == (32, 32), name
+            except hx.HDXrayError as error:
+                ending = error
+            assert not isinstance(ending, hx.errors.UnforeseenReadError), (name, seed, ending)
+            assert time.monotonic() - began < 10, (name, seed)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert used < 256 << 10, f"{used} KiB for pictures of 1 megapixel at most"
