@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from ..data.seen import Overlap
 from ..data.splits import SPLIT_NAMES, SPLITS, canonical_split, patients_hash
 from ..errors import ConfigError
@@ -14,17 +16,23 @@ from .labels import check_rows, leave_out_unlabelled, redrawn
 from .uncertain import UNCERTAIN, without_uncertain
 
 
-def overlap_of(model: Classifier, patients: Sequence[str], hashes: Sequence[str] | None = None) -> Overlap | None:
+def overlap_of(
+    model: Classifier,
+    patients: Sequence[str],
+    hashes: Sequence[str] | None = None,
+    thumbnails: np.ndarray | None = None,
+) -> Overlap | None:
     """Which images the model was trained or validated on; ``None`` where it has no record of that.
 
     Args:
         model: the classifier.
         patients: of each image, blank where not known.
         hashes: of its stored pixels; left out, before they are read.
+        thumbnails: ``[N, 48, 48] uint8``, likewise.
     """
     if model.seen is None:
         return None
-    return model.seen.overlap(patients, hashes)
+    return model.seen.overlap(patients, hashes, thumbnails)
 
 
 def refuse_mostly_seen(overlap: Overlap | None, table: LabelTable, split: str, allowed: bool) -> None:
