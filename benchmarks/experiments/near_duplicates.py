@@ -1,9 +1,10 @@
 """How many copies of real films are found as near duplicates, and how many other films are taken for copies.
 
     HDXRAY_TEST_DATA=... python benchmarks/experiments/near_duplicates.py             # precision and recall
+    HDXRAY_TEST_DATA=... python benchmarks/experiments/near_duplicates.py --signatures  # by what a model keeps
     python benchmarks/experiments/near_duplicates.py --million --keep FILE.npz        # time and memory of the search
 
-The first keeps its thumbnails with ``--keep FILE.npz``, which the second draws hashes after.
+The first keeps its thumbnails with ``--keep FILE.npz``, which the last draws hashes after.
 
 The data folder has a folder for each collection, with an ``index.csv`` of the columns image and patient.
 """
@@ -27,8 +28,10 @@ from film_makers import compressed, scaled, trimmed, windowed
 
 from hdxray_fast.data.hash_search import candidates
 from hdxray_fast.data.near_duplicates import SAME_FILM, near_pairs, near_pairs_between
+from hdxray_fast.data.signature_search import found_among
 from hdxray_fast.images.alignment import likeness
 from hdxray_fast.images.canvas import read_canvas
+from hdxray_fast.images.film_signature import film_signature
 from hdxray_fast.images.perceptual_hash import LENGTH, equalised_thumbnail, perceptual_hash
 
 
@@ -106,6 +109,48 @@ def accuracy(root: Path, keep: Path | None) -> None:
         )
 
 
+def signatures(root: Path) -> None:
+    """Films of ``recognition``, looked for by the signatures of their copies and of other films, and guessed from them.
+
+    Read: every third film and its copies; all films against those of other patients; and a training that has copies of
+    100 test films.
+    """
+    with (root / "recognition" / "index.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    films = [cv2.imread(str(root / "recognition" / row["image"]), cv2.IMREAD_GRAYSCALE) for row in rows]
+    plain, patients = np.stack([thumbnail(film) for film in films]), np.array([row["patient"] for row in rows])
+    chosen, made = range(0, len(films), 3), {}
+    for number in chosen:
+        for kind, copy in copies(films[number], np.random.default_rng(number)).items():
+            made.setdefault(kind, []).append(thumbnail(copy))
+    kept = film_signature(plain)
+    for kind, thumbnails in made.items():
+        print(f"  {found_among(np.stack(thumbnails), kept[chosen]).mean():.1%} found: {kind}")
+    wrong, began = 0, time.process_time()
+    for start in range(0, len(films), 50):
+        part = slice(start, start + 50)
+        wrong += int(found_among(plain[part], kept[~np.isin(patients, patients[part])]).sum())
+    seconds = (time.process_time() - began) / len(films) * 10_000
+    print(f"{wrong} of {len(films)} films taken for one of other patients; {seconds:.0f} s of CPU per 10,000 films")
+    test = np.flatnonzero([row["split"] == "test" for row in rows])
+    copied, rest, train = test[:100], test[100:], np.setdiff1d(np.arange(len(rows)), test)
+    for kind, cut in {"JPEG 80": False, "3 to 8 pixels cut off, JPEG 80": True}.items():
+        altered = [films[n][6:-4, 3:-8] if cut else films[n] for n in copied]
+        taught = film_signature(np.concatenate([plain[train], [thumbnail(compressed(one, 80)) for one in altered]]))
+        found, wrong = (int(found_among(plain[part], taught).sum()) for part in (copied, rest))
+        print(f"{kind}: {found} of {len(copied)} copies in training found, {wrong} of {len(rest)} others flagged")
+    bits = np.unpackbits(kept, axis=1) * 2.0 - 1
+    whole, learned = plain.reshape(len(plain), -1).astype(np.float64), np.arange(len(plain)) % 2 == 0
+    mean, known = whole[learned].mean(0), bits[learned]
+    best = 0.0
+    for strength in (100, 300, 1000, 3000, 10000):
+        inner = known.T @ known + strength * np.eye(known.shape[1])
+        guesses = mean + bits[~learned] @ np.linalg.solve(inner, known.T @ (whole[learned] - mean))
+        best = max(best, np.mean([np.corrcoef(*pair)[0, 1] for pair in zip(guesses, whole[~learned], strict=True)]))
+    usual = np.mean([np.corrcoef(mean, one)[0, 1] for one in whole[~learned]])
+    print(f"best linear guess at a thumbnail: correlation {best:.2f}; the mean film: {usual:.2f}")
+
+
 def million(count: int, kept: Path) -> None:
     """Hashes with the spread of real films', and for each kind of copy 2,000 that are as far off as real copies."""
     with np.load(kept) as thumbnails:
@@ -138,10 +183,13 @@ def million(count: int, kept: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--million", action="store_true")
+    parser.add_argument("--signatures", action="store_true")
     parser.add_argument("--count", type=int, default=1_000_000)
     parser.add_argument("--keep", type=Path, help="an .npz file for the thumbnails")
     given = parser.parse_args()
     if given.million:
         million(given.count, given.keep)
+    elif given.signatures:
+        signatures(Path(os.environ["HDXRAY_TEST_DATA"]))
     else:
         accuracy(Path(os.environ["HDXRAY_TEST_DATA"]), given.keep)

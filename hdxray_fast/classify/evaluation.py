@@ -20,6 +20,7 @@ from ..data.reader_pool import worker_count
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.embedding import Embedder
 from ..files import claim_names, written_whole
+from ..images.perceptual_hash import no_thumbnails
 from ..terminal import visible
 from .calibration import as_probabilities
 from .classifier import Classifier, load_classifier
@@ -92,6 +93,7 @@ class Predictions:
             exclude each other, the most probable of all (none, if that one was not asked about).
         precision: ``"fp32"`` or ``"bf16"``, what the model computed in.
         hashes: of the stored pixels of each image.
+        thumbnails: ``[N, 48, 48] uint8``, to find near duplicates.
         patients: of each image, blank where not known; empty if that is all of them.
         overlap: which of the images the classifier was trained or validated on; ``None`` where it has no record of
             that.
@@ -107,6 +109,7 @@ class Predictions:
     hashes: list[str] = field(default_factory=list)
     patients: list[str] = field(default_factory=list)
     overlap: Overlap | None = None
+    thumbnails: np.ndarray = field(default_factory=no_thumbnails)
 
 
 def called_present(
@@ -165,8 +168,8 @@ def predict(
 
     Returns:
         A row per image that could be read, in order: ``images``, ``probabilities [N, C]``, ``present``; the others are
-        in ``quarantined``. ``overlap`` tells which of them the classifier was trained or validated on, by their pixels
-        and, where a manifest is given, by their patients; with ``progress`` that is also printed.
+        in ``quarantined``. ``overlap`` tells which of them the classifier was trained or validated on, by their pixels,
+        by their look and, where a manifest is given, by their patients; with ``progress`` that is also printed.
 
     Raises:
         ConfigError: a path does not exist or names no image, or a name that the classifier cannot answer for.
@@ -187,7 +190,9 @@ def predict(
             patients |= manifest_patients(path, "paths")
     known = [patients.get(file, "") for file in found.images]
     found.patients = known if any(known) else []
-    found.overlap = overlap_of(model, known, found.hashes)
+    found.overlap = overlap_of(model, known, found.hashes, found.thumbnails)
+    if progress and model.seen is not None and model.seen.limits:
+        print(f"the model: {model.seen.limits}")
     if progress and found.overlap and (told := found.overlap.describe(found.images)):
         print(f"warning: {visible(told)}")
     return found
@@ -213,6 +218,7 @@ def predict_list(
     images: list[str] = []
     hashes: list[str] = []
     bad: list[Quarantined] = []
+    thumbnails = [no_thumbnails()]
     trained, new = model.config.classes, 0 if questions.new_names is None else len(questions.new_names)
     rows = [np.zeros((0, len(trained) + new), np.float32)]
     for part in scorer.batches(jobs, batch_size=batch_size, workers=worker_count(workers), progress=progress):
@@ -220,6 +226,7 @@ def predict_list(
         if len(part):
             images += part.sources
             hashes += part.provenance_ids
+            thumbnails.append(part.thumbnails)
             rows.append(part.features)
     answers = np.concatenate(rows)
     asked = answers[:, questions.columns]
@@ -228,7 +235,10 @@ def predict_list(
         present = [[name for name in row if name in questions.names] for row in winners]
     else:
         present = called_present(asked, questions.names, questions.thresholds, multiclass=False)
-    return Predictions(images, asked, questions.names, questions.thresholds, bad, present, scorer.precision, hashes)
+    return Predictions(
+        images, asked, questions.names, questions.thresholds, bad, present, scorer.precision, hashes,
+        thumbnails=np.concatenate(thumbnails),
+    )  # fmt: skip
 
 
 def untrained(model: Classifier, names: Sequence[str]) -> list[str]:
@@ -333,9 +343,9 @@ def evaluate_files(
     say in which ``precision`` the model computed. ``split`` takes the words that a manifest may have for its splits; if
     training drew them, from this manifest, they are as they were there.
 
-    Patients and stored pixels are compared with those that the classifier was trained and validated on, whatever
-    manifest they come in; how many there are is printed and is in ``metrics.json`` under ``seen`` (``None`` for a
-    classifier without a record of them).
+    Patients, stored pixels and the look of the images are compared with those that the classifier was trained and
+    validated on, whatever manifest they come in; how many there are is printed and is in ``metrics.json`` under
+    ``seen`` (``None`` for a classifier without a record of them).
 
     Raises:
         ConfigError: the manifest lacks a class of the classifier, lists an image twice or a patient in two splits, or
@@ -371,13 +381,13 @@ def evaluate_files(
     extra["precision"] = found.precision
     place = {path: row for row, path in enumerate(found.images)}
     table = table.rows([row for row, path in enumerate(table.paths) if path in place])
-    hash_of = dict(zip(found.images, found.hashes, strict=True))
-    overlap = overlap_of(classifier, table.patients, [hash_of[path] for path in table.paths])
+    order = [place[path] for path in table.paths]
+    overlap = overlap_of(classifier, table.patients, [found.hashes[row] for row in order], found.thumbnails[order])
     refuse_mostly_seen(overlap, table, split, allow_training_patients)
     extra["seen"] = overlap and overlap.as_dict()
     if progress and overlap and (told := overlap.describe(table.paths)):
         print(f"warning: {visible(told)}; metrics on these flatter")
-    scores = found.probabilities[[place[path] for path in table.paths]]
+    scores = found.probabilities[order]
     report = report_predictions(
         out, table, scores, found.thresholds, bootstraps=bootstraps, seed=bootstrap_seed, extra=extra,
         model=None if classes else classifier, prevalence=prevalence,

@@ -14,9 +14,11 @@ import torch
 
 from ..data.seen import Seen
 from ..data.seen_key import run_key
+from ..data.split_copies import keep_copies_together
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..features.embedding_files import embed_list
 from ..features.feature_table import read_features
+from ..images.perceptual_hash import SIDE
 from ..locks import RunLock
 from ..models.encoder import Encoder
 from ..weights.create import encoder_of_size
@@ -102,19 +104,28 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
     names = ("pool", "keep", "batch_size", "workers", "device", "precision", "compile")
     options = {name: getattr(config, name) for name in names}
     kept = Path(config.features) if config.features else out / "features.parquet"
-    done = embed_list(table.paths, kept, encoder, progress=progress, **options)
+    done = embed_list(table.paths, kept, encoder, progress=progress, thumbnails=True, **options)
     rows = read_features(done.out) if done.rows else {"path": []}  # refused in a moment
     readable = set(rows["path"])
     unreadable = sum(path not in readable for path in table.paths)
     refuse_unreadable(unreadable, len(table), config.max_bad_share, done.unreadable_csv)
     whole = table
-    table, features, hashes = _matched(whole, rows, config.data)
+    matched = _matched(whole, rows, config.data)
+    table, features, hashes, thumbnails = matched.table, matched.features, matched.hashes, matched.thumbnails
+    if matched.strange:
+        matched.notes.append(
+            f"near duplicates are not looked for: {matched.strange} of the images have no thumbnail in {done.out} "
+            "(embed and earlier releases keep none); remove it to have all features made anew"
+        )
+    if progress and matched.notes:
+        print("\n".join(matched.notes))
     table_used = take_fraction(table, config.label_fraction, config.seed, config.exact_fractions)
     if progress and config.label_fraction < 1:
         print(describe_fraction(table_used.fraction))
     chosen = {path: number for number, path in enumerate(table.paths)}
     order = [chosen[path] for path in table_used.paths]
     features, hashes = features[order], [hashes[row] for row in order]
+    thumbnails = None if thumbnails is None else thumbnails[order]
 
     probe = fit_probe(features, table_used)
     val = table_used.split("val")
@@ -130,7 +141,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
         classifier.config.thresholds = [
             best_threshold(val.labels[:, c], scores["val"][:, c]) for c in range(len(table.classes))
         ]
-    classifier.seen = Seen.of(whole, table_used, hashes, run_key(out))
+    classifier.seen = Seen.of(whole, table_used, hashes, thumbnails, run_key(out))
     save_classifier(classifier, out / "model")
     report = report_predictions(
         out,
@@ -163,7 +174,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
         report,
         probe.strengths,
         unreadable,
-        table.notes,
+        [*table.notes, *matched.notes],
         train_images,
         done.unreadable_csv,
         table_used.fraction,
@@ -303,8 +314,35 @@ def _rows(table: LabelTable, split: str) -> np.ndarray:
     return np.array([name == split for name in table.splits], bool)
 
 
-def _matched(table: LabelTable, rows: dict, source: str) -> tuple[LabelTable, np.ndarray, list[str]]:
-    """The images that have features, in the table's order, with the hashes of their stored pixels.
+@dataclass
+class _Matched:
+    """Images that have features, in the order of the labels.
+
+    Attributes:
+        table: labels.
+        features: ``[N, D] float32``.
+        hashes: of the stored pixels.
+        thumbnails: ``[N, 48, 48] uint8``; ``None`` if some have none.
+        strange: how many have none.
+        notes: on near duplicates.
+    """
+
+    table: LabelTable
+    features: np.ndarray
+    hashes: list[str]
+    thumbnails: np.ndarray | None = None
+    strange: int = 0
+    notes: list[str] = field(default_factory=list)
+
+    def rows(self, kept: list[int]) -> _Matched:
+        """Some of them."""
+        pictures = None if self.thumbnails is None else self.thumbnails[kept]
+        hashes = [self.hashes[row] for row in kept]
+        return _Matched(self.table.rows(kept), self.features[kept], hashes, pictures, self.strange, self.notes)
+
+
+def _matched(table: LabelTable, rows: dict, source: str) -> _Matched:
+    """The images that have features, without near duplicates across drawn splits.
 
     Refused are duplicates across splits, and too few.
     """
@@ -319,8 +357,16 @@ def _matched(table: LabelTable, rows: dict, source: str) -> tuple[LabelTable, np
     for split in ("train", "val", "test"):
         if split not in table.splits:
             raise TrainingError(f"{source}: none of the images of {split!r} could be read")
-    check_table(table, source)
-    return table, rows["feature"][order], hashes
+    pictures = [rows["thumbnail"][i] for i in order]
+    found = _Matched(table, rows["feature"][order], hashes, strange=pictures.count(None))
+    if not found.strange:
+        found.thumbnails = np.frombuffer(b"".join(pictures), np.uint8).reshape(-1, SIDE, SIDE)
+        drawn = table.origin.get("drawn", ())
+        kept, notes = keep_copies_together(table.splits, table.patients, table.paths, found.thumbnails, drawn)
+        found.notes += notes
+        found = found.rows(kept)
+    check_table(found.table, source)
+    return found
 
 
 def describe_probe(result: ProbeResult) -> str:

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation, RandAugment
+from ..data.prepared.duplicates import thumbnails_of
 from ..data.prepared.reading import PreparedSubset
 from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
 from ..data.seen import Seen
+from ..data.split_copies import keep_copies_together
 from ..data.splits import SPLITS
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..models.encoder import Encoder
@@ -30,7 +32,6 @@ from .batches import LabelledBatch, mix_pixels
 from .calibration import Temperature, fit_temperature, temperature_report
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .config import FinetuneConfig
-from .copies import keep_copies_together
 from .data import LabelledRadiographs, SetAside, find_prepared, table_of_readable
 from .evaluation import report_predictions
 from .heads import TEXT_MODEL, embed_names
@@ -141,10 +142,13 @@ class FinetuneTask(Task):
         config, source = self.config, self.config.data
         self.table, images = table_of_readable(self.table, prepared)
         refuse_duplicates(self.table, images.hashes(), source)
-        self.table, images, self.copies = keep_copies_together(self.table, images, self.table.origin.get("drawn", ()))
+        table, thumbnails = self.table, thumbnails_of(images)
+        drawn = table.origin.get("drawn", ())
+        kept, self.copies = keep_copies_together(table.splits, table.patients, table.paths, thumbnails, drawn)
+        self.table, images, thumbnails = table.rows(kept), images.subset(kept), thumbnails[kept]
         exact = config.exact_fractions and config.label_fractions[0] < 1
         check_table(self.table, source, least=0 if exact else 2)
-        self.seen = Seen.of(self.whole, self.table, images.hashes(), self.key)
+        self.seen = Seen.of(self.whole, self.table, images.hashes(), thumbnails, self.key)
         self.images = {
             split: images.subset([row for row, own in enumerate(self.table.splits) if own == split]) for split in SPLITS
         }

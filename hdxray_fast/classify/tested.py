@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from ..data.seen import SEEN_FILE, Overlap
 from ..data.seen_key import KEY_FILE, fits, is_same
 from ..data.splits import SPLIT_NAMES, SPLITS, canonical_split, patients_hash
@@ -15,29 +17,30 @@ from .labels import check_rows, leave_out_unlabelled, redrawn
 from .uncertain import UNCERTAIN, without_uncertain
 
 
-def overlap_of(model: Classifier, patients: Sequence[str], hashes: Sequence[str] | None = None) -> Overlap | None:
+def overlap_of(
+    model: Classifier,
+    patients: Sequence[str],
+    hashes: Sequence[str] | None = None,
+    thumbnails: np.ndarray | None = None,
+) -> Overlap | None:
     """Which images the model was trained or validated on; ``None`` where it has no record of that.
 
     Args:
         model: the classifier.
         patients: of each image, blank where not known.
         hashes: of its stored pixels; left out, before they are read.
+        thumbnails: ``[N, 48, 48] uint8``, likewise.
     """
     if model.seen is None:
         return None
-    return model.seen.overlap(patients, hashes)
+    return model.seen.overlap(patients, hashes, thumbnails)
 
 
 def what_cannot_be_told(model: Classifier) -> str:
     """What of whether the model was trained on something nobody can say here; blank if all can be told."""
     if model.seen is None:
         return f"has no {SEEN_FILE}: whether it was trained on these patients or images cannot be told"
-    if model.seen.knows_patients:
-        return ""
-    return (
-        f"the {KEY_FILE} of its run is not beside it: whether it was trained on these patients cannot be told; stored "
-        "pixels are compared"
-    )
+    return model.seen.limits
 
 
 def refuse_mostly_seen(overlap: Overlap | None, table: LabelTable, split: str, allowed: bool) -> None:

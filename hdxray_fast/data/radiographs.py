@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import HDXrayError
 from ..images.canvas import read_canvas
 from ..images.contour import find_contour
+from ..images.perceptual_hash import equalised_thumbnail
 from ..images.standardise import standardisation, standardising
 from .quarantine import Quarantined
 from .reader_pool import Failed, call_in_order
@@ -34,6 +35,7 @@ class Radiograph:
         confidence: of the contour, 0 to 1.
         flagged: the contour is not to be relied on.
         provenance_id: hash of the stored pixels, to find duplicates.
+        thumbnail: ``[48, 48] uint8``, to find near duplicates.
     """
 
     source: str
@@ -45,6 +47,7 @@ class Radiograph:
     confidence: float
     flagged: bool
     provenance_id: str
+    thumbnail: np.ndarray
 
 
 def read_radiograph(
@@ -68,6 +71,7 @@ def read_radiograph(
         confidence=float(contour.confidence),
         flagged=bool(contour.flagged),
         provenance_id=canvas.provenance.get("pixel_sha256", ""),
+        thumbnail=equalised_thumbnail(canvas.pixels, canvas.valid_box),
     )
 
 

@@ -5,8 +5,8 @@ So a test on the same is noticed, and the model's own split is found again.
 Hashes of patients are made with a key that stays with the run (:mod:`.seen_key`): a model that is given away says of no
 id whether it was there, and its owner can ask. Those of stored pixels are plain: who has the film can ask anywhere.
 
-Each kind of key is looked up by itself: ``patients`` and ``pixels`` now. Another kind, such as a hash that near
-duplicates share, is one more entry of ``keys`` and ``places``.
+Each kind of key is looked up by itself: ``patients`` and ``pixels`` are equal or they are not; of ``near``, the
+signatures by which near duplicates are found, one is looked for that is much alike.
 """
 
 from __future__ import annotations
@@ -23,14 +23,17 @@ import numpy as np
 
 from ..errors import CheckpointError, ConfigError
 from ..files import save_tensors, written_whole
+from ..images.film_signature import film_signature
 from .seen_key import KEY_FILE, fits, is_same, key_of, keyed, sealed
+from .signature_search import found_among
 from .splits import SPLITS
 
 SEEN_FILE = "seen.safetensors"  # in a model's folder
 DRAWN_FILE = "splits.safetensors"  # in a run's folder: where a resumed run finds the splits it began with
 FORMAT = "hdxray_fast.seen"
 KINDS = ("patients", "pixels")
-WAYS = {"patients": "of the same patients", "pixels": "equal to the pixel"}
+WAYS = {"patients": "of the same patients", "pixels": "equal to the pixel", "near": "near duplicates"}
+NEAR = "near"  # records of earlier releases have no such keys
 MOST_SEEN = 0.5  # share of what is tested on that training may have had
 LEFT_OUT = len(SPLITS)  # added to the split of a patient of whom nothing was used
 
@@ -107,7 +110,8 @@ class Seen:
 
     Attributes:
         salt: what the manifest is known by; goes into the hashes of patients of earlier releases.
-        keys: by kind, ``[N] int64``, sorted: hashes of patient ids and of stored pixels.
+        keys: by kind, ``[N] int64``, sorted: hashes of patient ids and of stored pixels; and ``near``, ``[N, 64]
+            uint8``, sorted too: signatures of films.
         places: by kind, ``[N] uint8``: the number of the split in ``SPLITS``, plus ``LEFT_OUT`` for a patient of whom
             no image was used (a label fraction, or unreadable files).
         origin: how the splits were drawn: hashes of the patients and of the splits given, rule, seed, shares. Empty in
@@ -137,7 +141,12 @@ class Seen:
 
     @classmethod
     def of(
-        cls, whole: SplitTable, used: SplitTable | None = None, hashes: Sequence[str] = (), key: bytes | None = None
+        cls,
+        whole: SplitTable,
+        used: SplitTable | None = None,
+        hashes: Sequence[str] = (),
+        thumbnails: np.ndarray | None = None,
+        key: bytes | None = None,
     ) -> Seen:
         """Of a table with its splits, and of the images that were used.
 
@@ -145,6 +154,7 @@ class Seen:
             whole: every patient, also those of whom nothing is used.
             used: rows of it; all by default.
             hashes: of their stored pixels, blank where not known.
+            thumbnails: ``[N, 48, 48] uint8``, of :func:`hdxray_fast.images.perceptual_hash.equalised_thumbnail`.
             key: of the run (:func:`.seen_key.run_key`); left out, one that is in nobody's hands once this is gone.
         """
         key = key or secrets.token_bytes(32)
@@ -155,9 +165,11 @@ class Seen:
             keyed_patient(patient, key): SPLITS.index(split) + (0 if patient in used_patients else LEFT_OUT)
             for patient, split in split_of.items()
         }
-        told = zip(hashes, used.splits if hashes else [], strict=True)
+        told = zip(hashes, (used or whole).splits if hashes else [], strict=True)
         pixels = {pixel_key(text): SPLITS.index(split) for text, split in told if text}
         found = {"patients": _sorted(patients), "pixels": _sorted(pixels)}
+        if thumbnails is not None:
+            found[NEAR] = _signed(thumbnails, (used or whole).splits)
         keys, places = ({kind: one[part] for kind, one in found.items()} for part in (0, 1))
         return cls(origin["given"], keys, places, origin, key)
 
@@ -175,6 +187,22 @@ class Seen:
         places = self.places["patients"]
         return {name: SPLITS[places[at] % LEFT_OUT] for name, at, there in zip(names, row, known, strict=True) if there}
 
+    @property
+    def limits(self) -> str:
+        """What cannot be told, in words; blank where nothing is amiss."""
+        told = []
+        if not self.knows_patients:
+            told.append(
+                f"the {KEY_FILE} of its run is not beside it: whether it was trained on these patients cannot be told; "
+                "pixels are compared"
+            )
+        if NEAR not in self.keys and len(self.keys["pixels"]):
+            told.append(
+                "its record of what it was trained on has no signatures of films (one of an earlier release has none): "
+                "equal pixels are compared, near duplicates are not"
+            )
+        return "; ".join(told)
+
     def taught(self, kind: str, names: Sequence[str]) -> np.ndarray:
         """Which of ``names`` training or validation used, ``[N] bool``.
 
@@ -191,13 +219,29 @@ class Seen:
             return known
         return known & (self.places[kind][row] < SPLITS.index("test")) & np.array([bool(name) for name in names], bool)
 
-    def overlap(self, patients: Sequence[str], hashes: Sequence[str] | None = None, what: str = "images") -> Overlap:
-        """How many of some images (or ``what``) training or validation used, by patients (if :attr:`knows_patients`)
-        and, where given, pixels."""
-        by = {"patients": self.taught("patients", patients)} if self.knows_patients else {}
+    def near(self, thumbnails: np.ndarray) -> np.ndarray:
+        """Which films look like one that training or validation used, ``[N] bool``, for thumbnails ``[N, 48, 48]``."""
+        return found_among(thumbnails, self.keys[NEAR][self.places[NEAR] < SPLITS.index("test")])
+
+    def overlap(
+        self,
+        patients: Sequence[str] | None,
+        hashes: Sequence[str] | None = None,
+        thumbnails: np.ndarray | None = None,
+        what: str = "images",
+    ) -> Overlap:
+        """How many of some images (or ``what``) training or validation used: by patients, by pixels and by their look,
+        each where it is given and can be told. What is equal to the pixel is not counted as near, too."""
+        ask = patients is not None and self.knows_patients
+        by = {"patients": self.taught("patients", patients)} if ask else {}
         if hashes is not None:
             by["pixels"] = self.taught("pixels", hashes)
-        return Overlap(len(patients), by, what)
+        if thumbnails is not None and NEAR in self.keys:
+            equal = by.get("pixels", np.zeros(len(thumbnails), bool))
+            by[NEAR] = np.zeros(len(thumbnails), bool)
+            by[NEAR][~equal] = self.near(thumbnails[~equal])
+        given = next((len(one) for one in (patients, hashes, thumbnails) if one is not None), 0)
+        return Overlap(given, by, what)
 
     def _find(self, kind: str, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the record, and whether the keys are there."""
@@ -262,6 +306,13 @@ def keyed_patient(patient: str, key: bytes) -> int:
 def pixel_key(text: str) -> int:
     """64 bits of the hash of an image's stored pixels, as hexadecimal digits."""
     return int.from_bytes(bytes.fromhex(text[:16].rjust(16, "0")), "little", signed=True)
+
+
+def _signed(thumbnails: np.ndarray, splits: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Signatures in an order that says nothing of the images', and their places."""
+    signatures = film_signature(thumbnails)
+    order = np.lexsort(signatures.T[::-1])
+    return signatures[order], np.array([SPLITS.index(splits[row]) for row in order], np.uint8)
 
 
 def _sorted(places: Mapping[int, int]) -> tuple[np.ndarray, np.ndarray]:

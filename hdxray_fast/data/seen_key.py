@@ -43,8 +43,7 @@ def keep_key(folder: str | Path, key: bytes) -> None:
     path = Path(folder) / KEY_FILE
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as temporary:
-            temporary.touch(0o600)  # before the key is in it
+        with written_whole(path, private=True) as temporary:
             temporary.write_text(key.hex() + "\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"out: cannot write {path} ({error.strerror or error})") from error

@@ -18,6 +18,7 @@ from ..data.quarantine import Quarantined
 from ..data.radiographs import Radiograph, read_ahead
 from ..devices import find_device
 from ..errors import ArgumentError, ArgumentTypeError
+from ..images.perceptual_hash import no_thumbnails
 from ..images.picture import readable
 from ..models.encoder import Encoder
 from ..models.inference import Inference, modes_kept, one_late
@@ -44,6 +45,8 @@ class Embeddings:
         provenance_ids: ``N`` hashes of the stored pixels; empty for tensors.
         kept: ``[N] int32``, patches the encoder looked at.
         quarantined: images that could not be read.
+        thumbnails: ``[N, 48, 48] uint8``, small pictures of equalised greys, to find near duplicates; of tensors
+            none.
     """
 
     features: np.ndarray
@@ -53,6 +56,7 @@ class Embeddings:
     provenance_ids: list[str]
     kept: np.ndarray
     quarantined: list[Quarantined] = field(default_factory=list)
+    thumbnails: np.ndarray = field(default_factory=no_thumbnails)
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -71,6 +75,7 @@ class Embeddings:
             sources=[source for part in parts for source in part.sources],
             provenance_ids=[key for part in parts for key in part.provenance_ids],
             quarantined=[bad for part in parts for bad in part.quarantined],
+            thumbnails=np.concatenate([no_thumbnails(), *(part.thumbnails for part in parts)]),
         )
 
 
@@ -222,6 +227,7 @@ class Embedder:
                 provenance_ids=[item.provenance_id for item in batch],
                 kept=kept.numpy(),
                 quarantined=bad,
+                thumbnails=np.stack([item.thumbnail for item in batch]),
             )
 
     def tensor(self, images: Tensor, batch_size: int = 4) -> Embeddings:

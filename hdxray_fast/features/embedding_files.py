@@ -105,8 +105,12 @@ def embed_list(
     progress: bool = True,
     precision: str = "auto",
     compile: str = "auto",
+    thumbnails: bool = False,
 ) -> EmbeddedFiles:
-    """:func:`embed_files` for files as they are listed; missing ones count as unreadable."""
+    """:func:`embed_files` for files as they are listed; missing ones count as unreadable.
+
+    With ``thumbnails`` the table keeps one of each image, by which near duplicates are found.
+    """
     encoder = encoder_of_size(weights, img_size)
     job = Embedder(encoder, pool=pool, keep=keep, device=device, precision=precision, compile=compile)
     settings = {
@@ -116,7 +120,7 @@ def embed_list(
         "keep": job.keep,
         "precision": job.precision,
     }
-    table = FeatureTable(out, settings, encoder.num_features)
+    table = FeatureTable(out, settings, encoder.num_features, thumbnails)
     stamps = {file: Stamp.of(file) for file in files}
     todo = [file for file in files if not table.holds(file, stamps[file])]
     bad: list[Quarantined] = []

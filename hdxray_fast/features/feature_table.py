@@ -14,6 +14,7 @@ from ..data.csv_cells import read_table
 from ..data.quarantine import Quarantined, write_quarantine
 from ..errors import ConfigError, MissingDependencyError
 from ..files import written_whole
+from ..images.perceptual_hash import SIDE
 from .embedding import Embeddings
 
 SETTINGS_KEY = b"hdxray_fast"
@@ -59,13 +60,15 @@ class FeatureTable:
     """``features.parquet`` in the making, with its parts in ``features.parquet.parts/``.
 
     Columns: ``path`` string, ``feature`` fixed-size list of float32, ``confidence`` float32, ``flagged`` bool,
-    ``provenance_id`` string, ``kept`` int32, ``size`` and ``mtime_ns`` int64 (see :class:`Stamp`). The settings that
-    made the rows are in the schema's metadata; rows made with others are never mixed in.
+    ``provenance_id`` string, ``kept`` int32, ``size`` and ``mtime_ns`` int64 (see :class:`Stamp`); where it is asked
+    for, or was there before, ``thumbnail`` (2,304 bytes, null in rows of a table that had none). The settings that made
+    the rows are in the schema's metadata; rows made with others are never mixed in.
 
     Args:
         out: the Parquet file.
         settings: JSON-able; weights, pooling, sizes.
         width: numbers in a feature.
+        thumbnails: keep those of the images, to find near duplicates.
 
     Attributes:
         done: stamp of the file that each row was made from, by path.
@@ -75,7 +78,7 @@ class FeatureTable:
         MissingDependencyError: pyarrow is not installed.
     """
 
-    def __init__(self, out: str | Path, settings: dict, width: int) -> None:
+    def __init__(self, out: str | Path, settings: dict, width: int, thumbnails: bool = False) -> None:
         try:
             import pyarrow
             import pyarrow.parquet
@@ -96,8 +99,11 @@ class FeatureTable:
             ("size", pyarrow.int64()),
             ("mtime_ns", pyarrow.int64()),
         ]
+        found = [self._read(path) for path in self._files()]
+        if thumbnails or any("thumbnail" in table.column_names for table in found):
+            fields.append(("thumbnail", pyarrow.binary(SIDE * SIDE)))
         self.schema = pyarrow.schema(fields, metadata={SETTINGS_KEY: json.dumps(self.settings).encode()})
-        self.tables = [self._read(path) for path in self._files()]
+        self.tables = [self._of_now(table) for table in found]
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -118,6 +124,10 @@ class FeatureTable:
             return
         flat = self._arrow.array(np.ascontiguousarray(rows.features, np.float32).ravel())
         taken = [stamps[path] or GONE for path in rows.sources]
+        pictures = []
+        if "thumbnail" in self.schema.names:
+            kind = self.schema.field("thumbnail").type
+            pictures = [self._arrow.array([one.tobytes() for one in rows.thumbnails], kind)]
         table = self._arrow.Table.from_arrays(
             [
                 self._arrow.array(rows.sources),
@@ -128,6 +138,7 @@ class FeatureTable:
                 self._arrow.array(rows.kept, self._arrow.int32()),
                 self._arrow.array([stamp.size for stamp in taken], self._arrow.int64()),
                 self._arrow.array([stamp.mtime_ns for stamp in taken], self._arrow.int64()),
+                *pictures,
             ],
             schema=self.schema,
         )
@@ -191,7 +202,14 @@ class FeatureTable:
         if "mtime_ns" not in table.column_names:  # from before files were stamped
             size, time = (self._arrow.array([value] * len(table), self._arrow.int64()) for value in (None, written))
             table = table.append_column("size", size).append_column("mtime_ns", time)
-        return table.cast(self.schema)
+        return table
+
+    def _of_now(self, table):
+        """A table of earlier runs in the columns of this one."""
+        for name in self.schema.names:
+            if name not in table.column_names:
+                table = table.append_column(name, self._arrow.nulls(len(table), self.schema.field(name).type))
+        return table.select(self.schema.names).cast(self.schema)
 
 
 def read_features(path: str | Path) -> dict:

@@ -41,6 +41,11 @@ def equalised_thumbnail(pixels: np.ndarray, valid_box: tuple[int, int, int, int]
     return _equalised(cv2.resize(field, (SIDE, SIDE), interpolation=cv2.INTER_AREA))
 
 
+def no_thumbnails() -> np.ndarray:
+    """``[0, 48, 48] uint8``."""
+    return np.empty((0, SIDE, SIDE), np.uint8)
+
+
 def _equalised(levels: np.ndarray) -> np.ndarray:
     """Greys as if all were equally frequent, ``uint8``. How much greys are spread is limited, or noise on a field of
     one grey would become a picture."""

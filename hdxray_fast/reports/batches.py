@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from ..data.prepared.reading import PreparedSubset
 from ..data.quarantine import Quarantined
 from ..data.radiograph_dataset import RadiographDataset
+from ..data.split_copies import keep_copies_together
 from ..models.inputs import Looks
 from .features import FeatureStore
 from .model import ReportModel, pad_targets
@@ -61,6 +63,29 @@ def ready_studies(
     if more:
         notes.append(counted(more, "studies", f"are read by their first {max_views} radiographs (max_views)"))
     return ready, notes
+
+
+def copies_left_out(ready: dict[str, list[ReadyStudy]], thumbnails: np.ndarray, drawn: Sequence[str]) -> list[str]:
+    """Remove studies of ``ready``, by split, so that no radiograph has a near duplicate across a drawn split.
+
+    Args:
+        ready: studies; what is left out is taken away here.
+        thumbnails: of all prepared radiographs, ``[N, 48, 48] uint8``.
+        drawn: splits that the studies' table does not give.
+
+    Returns:
+        Notes.
+    """
+    rows = [(split, row, number) for split, studies in ready.items() for row in studies for number in row.images]
+    splits, studies = [split for split, _, _ in rows], [row.study for _, row, _ in rows]
+    patients = [study.patient or study.id for study in studies]
+    names = [study.id for study in studies]
+    numbers = [number for _, _, number in rows]
+    kept, notes = keep_copies_together(splits, patients, names, thumbnails[numbers], drawn)
+    left = {studies[row].id for row in kept}
+    for split in ready:
+        ready[split] = [row for row in ready[split] if row.study.id in left]
+    return notes
 
 
 class StudyDataset(Dataset):

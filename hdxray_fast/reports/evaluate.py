@@ -16,6 +16,7 @@ from .cleaning import UNKNOWN, R2GenReferences, mostly_chinese
 from .clinical import check_clinical, clinical_scores
 from .exchange import exchanged_scores
 from .intervals import score_intervals
+from .known_images import KNOWN_FILE, read_known_images
 from .layouts import guess_layout
 from .metrics import Convention, Scores, conventions, score_reports
 from .own_split import overlap_with, read_own_split, record_of_model, record_of_predictions
@@ -138,7 +139,15 @@ def evaluate_reports(
         studies = table.studies if split == "all" else table.split(split)
         if not studies:
             raise ConfigError(f"split: {data} has no study in {split!r}, accepted are 'train', 'val', 'test' and 'all'")
-        overlap = overlap_with(record, studies, split, str(data), allow_training_patients)
+        known = read_known_images(Path(named).parent / KNOWN_FILE) if named != "predictions" else None
+        overlap = overlap_with(record, studies, split, str(data), allow_training_patients, known)
+        if overlap and known is None:
+            notes.append(
+                f"patients are compared with those of the training, radiographs are not: no {KNOWN_FILE} of report "
+                "generate lies beside the predictions"
+            )
+        elif overlap and record and record.limits:
+            notes.append(f"the model: {record.limits}")
         if overlap and (told := overlap.describe([study.named for study in studies])):
             notes.append(told)
         own = own_data_set(layout, table.listed)

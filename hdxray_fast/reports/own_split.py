@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..data.seen import DRAWN_FILE, SEEN_FILE, Overlap, Seen
 from ..data.seen_key import KEY_FILE, key_of
@@ -119,15 +121,34 @@ def _has_no_split_seed(path: Path) -> bool:
 
 
 def overlap_with(
-    record: Seen | None, studies: Sequence[Study], split: str, source: str, allowed: bool = False
+    record: Seen | None,
+    studies: Sequence[Study],
+    split: str,
+    source: str,
+    allowed: bool = False,
+    known: Mapping[str, Collection[str]] | None = None,
 ) -> Overlap | None:
-    """How many of some studies a model was trained or validated on, by patients; ``None`` where that is not known.
+    """How many of some studies a model was trained or validated on; ``None`` where that is not known.
+
+    Args:
+        record: of the model.
+        studies: what is tested on.
+        split: of the data.
+        source: name of the data, for errors.
+        allowed: test on what was trained on, too.
+        known: ids of studies that it has seen images of, by :func:`.known_images.read_known_images`; left out,
+            patients alone are compared.
 
     Raises:
         ConfigError: it is most of what is to be tested on, and not ``allowed``.
     """
-    if record is None or not record.knows_patients or not len(record.keys["patients"]):
+    asks = record is not None and record.knows_patients and len(record.keys["patients"]) > 0
+    if record is None or not (asks or known):
         return None
-    overlap = record.overlap(identities([study.patient or study.id for study in studies]), what="studies")
+    patients = identities([study.patient or study.id for study in studies])
+    by = {"patients": record.taught("patients", patients)} if asks else {}
+    for way, ids in (known or {}).items():
+        by[way] = np.array([(study.part_of or study.id) in ids for study in studies], bool)
+    overlap = Overlap(len(studies), by, "studies")
     overlap.refuse_most(split, [study.named for study in studies], allowed, "scores", source)
     return overlap

@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation
 from ..data.prepared.cache import CachedImages
+from ..data.prepared.duplicates import thumbnails_of
 from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
 from ..data.radiograph_dataset import RadiographDataset
@@ -31,7 +33,7 @@ from ..training.run_images import read_images
 from ..training.task import Task
 from ..weights.create import create_encoder
 from ..weights.fingerprint import settings_print, weights_print
-from .batches import ReadyStudy, StudyDataset, ready_studies
+from .batches import ReadyStudy, StudyDataset, copies_left_out, ready_studies
 from .cleaning import cleaner, mostly_chinese
 from .config import ReportConfig
 from .features import FeatureStore
@@ -257,6 +259,8 @@ class ReportTask(Task):
         for split, studies in wanted.items():
             ready[split], found = ready_studies(studies, images, bad if split == "train" else (), config.max_views)
             notes += found if split == "train" else [f"{split}: {note}" for note in found]
+        thumbnails = thumbnails_of(images)
+        notes += copies_left_out(ready, thumbnails, self.table.drawn)
         if not ready["train"]:
             raise TrainingError(f"none of the {len(wanted['train'])} training studies has a readable radiograph")
         texts = [self.clean(row.study.report) for row in ready["train"]]
@@ -277,7 +281,7 @@ class ReportTask(Task):
         text = "\n".join(f"{row.study.id} {row.target} {row.study.images}" for row in train)
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
         self.data_record = self._record(images, train)
-        self.seen = self._seen(images, [*train, *ready.get("val", ())])
+        self.seen = self._seen(images, [*train, *ready.get("val", ())], thumbnails)
         patch_size = self.model.encoder.patch_size
         plain = RadiographDataset(images, patch_size=patch_size)
         augmentation = Augmentation() if config.augment else None
@@ -322,12 +326,13 @@ class ReportTask(Task):
             record.add("language models", [name], [own], setting="language_model")
         return record
 
-    def _seen(self, images: CachedImages, used: list[ReadyStudy]) -> Seen:
+    def _seen(self, images: CachedImages, used: list[ReadyStudy], thumbnails: np.ndarray) -> Seen:
         """Whom and what training and validation use, radiograph by radiograph."""
         rows = [(row.study, number) for row in used for number in row.images]
         hashes = images.hashes()
-        studies = StudyTable([study for study, _ in rows])
-        return Seen.of(self.table, studies, [hashes[number] for _, number in rows], self.key)
+        numbers = [number for _, number in rows]
+        part = StudyTable([study for study, _ in rows])
+        return Seen.of(self.table, part, [hashes[number] for number in numbers], thumbnails[numbers], self.key)
 
     def _find_images(
         self, training: Training, wanted: dict[str, list[Study]], cache: Path

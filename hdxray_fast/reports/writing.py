@@ -17,13 +17,14 @@ from ..data.listing import IMAGE_SUFFIXES, list_images
 from ..data.quarantine import Quarantined
 from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import worker_count
-from ..data.seen import SEEN_FILE, Overlap
+from ..data.seen import SEEN_FILE
 from ..data.seen_key import KEY_FILE, keep_key
 from ..errors import ArgumentError, ConfigError
 from ..files import claim_names, free_name
 from ..models.inference import PRECISIONS, autocast, check_word, find_precision
 from ..models.inputs import as_batch
 from .attention_picture import draw_attention, sentence_maps
+from .known_images import KNOWN_FILE, ReadImages, write_known_images
 from .model import ReportModel
 from .predictions import Prediction, write_predictions
 from .saving import load_report_model
@@ -64,6 +65,8 @@ class WrittenReports:
         quarantined: radiographs that cannot be read.
         predictions: CSV that ``report evaluate`` reads, where one was written.
         precision: ``"fp32"`` or ``"bf16"``, what the model computed in.
+        known: study, radiograph and ``"pixels"`` or ``"near"`` for each radiograph that the model was trained or
+            validated on; ``None`` where it has no record of that.
     """
 
     rows: list[WrittenReport] = field(default_factory=list)
@@ -71,6 +74,7 @@ class WrittenReports:
     quarantined: list[Quarantined] = field(default_factory=list)
     predictions: Path | None = None
     precision: str = "fp32"
+    known: list[tuple[str, str, str]] | None = None
 
 
 def studies_of_files(paths: Sequence[str | os.PathLike], together: bool = False, language: str = "en") -> list[Study]:
@@ -131,7 +135,7 @@ def write_reports(
     if not studies:
         raise ConfigError("studies: there is none to write a report on")
     if out is not None:
-        claim_names(Path(out), "report-generate", ("predictions.csv", SEEN_FILE, KEY_FILE))
+        claim_names(Path(out), "report-generate", ("predictions.csv", SEEN_FILE, KEY_FILE, KNOWN_FILE))
     done = WrittenReports(precision=find_precision(precision, next(model.visual.parameters()).device))
     taken: set[str] = set()
     ready = _read(model, studies, worker_count(workers), done)
@@ -158,6 +162,7 @@ def write_reports(
             model.seen.save(Path(out) / SEEN_FILE)
             if model.seen.key is not None and model.seen.knows_patients:
                 keep_key(out, model.seen.key)
+            write_known_images(Path(out) / KNOWN_FILE, done.known or [])
         rows = [Prediction(r.study.id, r.text, r.study.report or None, r.study.language) for r in done.rows]
         write_predictions(done.predictions, rows)
     return done
@@ -173,7 +178,7 @@ def _read(
     most = model.config.max_views
     jobs = [(path, path) for study in studies for path in study.images[:most]]
     images = read_ahead(jobs, side[0], model.encoder.patch_size, workers, model.encoder.contour)
-    without, fewer, read, names = [], [], [], []
+    without, fewer, read = [], [], ReadImages()
     for study in studies:
         wanted = len(study.images[:most])
         found = [next(images) for _ in range(wanted)]
@@ -182,8 +187,7 @@ def _read(
         if not good:
             without.append(study.named)
             continue
-        read += [image.provenance_id for image in good]
-        names += [image.source for image in good]
+        read.add(study, good)
         if len(good) < wanted:
             fewer.append(study.named)
         yield study, good
@@ -195,9 +199,8 @@ def _read(
     if more:
         done.notes.append(counted(more, "studies", f"are read by their first {most} radiographs (max_views)"))
     if model.seen is not None:
-        seen = Overlap(len(read), {"pixels": model.seen.taught("pixels", read)}, "radiographs")
-        if told := seen.describe(names):
-            done.notes.append(told)
+        done.known, notes = read.known_to(model.seen)
+        done.notes += notes
 
 
 def _chunks(items: Iterator, size: int) -> Iterator[list]:

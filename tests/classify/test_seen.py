@@ -162,7 +162,7 @@ def test_the_same_pixels_under_another_id(root, trained, tmp_path, capsys, split
             evaluate(root, data, split, tmp_path / "out")
         assert not (tmp_path / "out" / "metrics.json").exists()
         report = evaluate(root, data, split, tmp_path / "out", allow_training_patients=True)
-    assert report["seen"] == {"images": 12, "share": 0.6, "patients": 0, "pixels": 12}
+    assert report["seen"] == {"images": 12, "share": 0.6, "patients": 0, "pixels": 12, "near": 0}
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["seen"] == report["seen"]
     told = "warning: the model was trained or validated on 12 of these 20 images (60%): 12 equal to the pixel; the "
     assert told + f"first is {copies[0][0]}; metrics on these flatter" in capsys.readouterr().out
@@ -194,7 +194,7 @@ def test_a_manifest_with_half_its_patients_from_training(root, trained, tmp_path
     rows += [(root / f"{number}.png", f"n{number}", number % 2) for number in range(60, 70)]
     data = write(tmp_path / "labels.csv", rows)
     report = evaluate(root, data, "all", tmp_path / "out")
-    assert report["seen"] == {"images": 10, "share": 0.5, "patients": 10, "pixels": 10}
+    assert report["seen"] == {"images": 10, "share": 0.5, "patients": 10, "pixels": 10, "near": 0}
     told = "the model was trained or validated on 10 of these 20 images (50%): 10 of the same patients, 10 equal to the"
     assert told in capsys.readouterr().out
     command = [

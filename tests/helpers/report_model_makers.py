@@ -29,9 +29,12 @@ CHINESE = [
 
 
 def radiograph(path: Path, kind: int, seed: int = 0) -> Path:
-    """A picture of a chest with a bright square whose place says which of four kinds it is."""
+    """A picture of a chest with a bright square whose place says which of four kinds it is; other seeds are other
+    patients, no near duplicates."""
     pixels = thorax(120 + 10 * seed, 110).astype(int)
-    pixels += np.random.default_rng(seed).integers(0, 6, pixels.shape)
+    rng = np.random.default_rng(seed)
+    pixels += rng.integers(0, 6, pixels.shape)
+    pixels += cv2.resize(rng.normal(0, 25, (14, 14)), pixels.shape[::-1], interpolation=cv2.INTER_CUBIC).astype(int)
     top, left = 20 + 40 * (kind // 2), 15 + 50 * (kind % 2)
     pixels[top : top + 30, left : left + 30] += 110
     cv2.imwrite(str(path), np.clip(pixels, 0, 255).astype(np.uint8))

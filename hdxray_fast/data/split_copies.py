@@ -1,19 +1,22 @@
-"""Films of the training that are copies of validation or test films, under another patient's name perhaps."""
+"""Films that are copies of each other in two parts of a split, under another patient's name perhaps."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..data.near_duplicates import near_pairs, united
-from ..data.prepared.duplicates import thumbnails_of
-from ..data.prepared.reading import PreparedSubset
-from ..data.splits import SPLITS
-from .label_table import LabelTable
+import numpy as np
+
+from .near_duplicates import near_pairs, united
+from .splits import SPLITS
 
 
 def keep_copies_together(
-    table: LabelTable, images: PreparedSubset, drawn: Sequence[str]
-) -> tuple[LabelTable, PreparedSubset, list[str]]:
+    splits: Sequence[str],
+    patients: Sequence[str],
+    names: Sequence[str],
+    thumbnails: np.ndarray,
+    drawn: Sequence[str],
+) -> tuple[list[int], list[str]]:
     """Leave no near duplicates on both sides of a drawn split.
 
     Patients who share a film count as one. Where that one would be in several parts, its images stay in the last of
@@ -21,24 +24,23 @@ def keep_copies_together(
     say. Splits that the manifest gives are not touched, only told of.
 
     Args:
-        table: labels.
-        images: of its rows, in its order.
+        splits, patients, names: of each image.
+        thumbnails: ``[N, 48, 48] uint8``, of :func:`hdxray_fast.images.perceptual_hash.equalised_thumbnail`.
         drawn: the splits that no image is given in by the manifest.
 
     Returns:
-        Table and images without what is left out, and notes.
+        Rows that are kept, and notes.
     """
-    first, second, _ = near_pairs(thumbnails_of(images))
+    everything = list(range(len(splits)))
+    first, second, _ = near_pairs(thumbnails)
     pairs = [
-        (one, other)
-        for one, other in zip(first.tolist(), second.tolist(), strict=True)
-        if table.splits[one] != table.splits[other]
+        (one, other) for one, other in zip(first.tolist(), second.tolist(), strict=True) if splits[one] != splits[other]
     ]
     if not pairs:
-        return table, images, []
+        return everything, []
     one, other = pairs[0]
-    told = f"{table.paths[one]} ({table.splits[one]}) and {table.paths[other]} ({table.splits[other]})"
-    movable = [pair for pair in pairs if {table.splits[row] for row in pair} & set(drawn)]
+    told = f"{names[one]} ({splits[one]}) and {names[other]} ({splits[other]})"
+    movable = [pair for pair in pairs if {splits[row] for row in pair} & set(drawn)]
     notes = []
     if len(movable) < len(pairs):
         notes.append(
@@ -46,17 +48,17 @@ def keep_copies_together(
             f"and flatter the metrics; the first pair of all is {told}"
         )
     if not movable:
-        return table, images, notes
-    people = united(table.patients, *zip(*movable, strict=True))
+        return everything, notes
+    people = united(patients, *zip(*movable, strict=True))
     shared = {people[row] for pair in movable for row in pair}
     last: dict[str, int] = {}
-    rank = [SPLITS.index(split) for split in table.splits]
+    rank = [SPLITS.index(split) for split in splits]
     for person, place in zip(people, rank, strict=True):
         if person in shared:
             last[person] = max(last.get(person, 0), place)
     kept = [row for row, person in enumerate(people) if last.get(person, rank[row]) == rank[row]]
     notes.append(
-        f"{len(table) - len(kept)} images are left out of train or val: their patients share a film with a later "
+        f"{len(splits) - len(kept)} images are left out of train or val: their patients share a film with a later "
         f"split; the first pair of near duplicates is {told}"
     )
-    return table.rows(kept), images.subset(kept), notes
+    return kept, notes
