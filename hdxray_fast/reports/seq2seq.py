@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -14,9 +13,6 @@ from ..ops import autocast
 from .text_models import generate
 from .visual_tokens import StudyTokens
 from .writing_options import WritingOptions
-
-# before 5.0 transformers took masks of two dimensions alone
-TAKES_WHOLE_MASKS = int(version("transformers").split(".")[0]) >= 5
 
 
 class Seq2SeqDecoder(nn.Module):
@@ -109,7 +105,7 @@ class Seq2SeqDecoder(nn.Module):
         start = targets.new_full((targets.shape[0], 1), c.decoder_start_token_id)
         given = torch.cat([start, targets[:, :-1].masked_fill(targets[:, :-1] < 0, c.pad_token_id)], 1)
         masks = {"attention_mask": visual.mask.long()}
-        if TAKES_WHOLE_MASKS and getattr(c, "_attn_implementation", None) == "sdpa":
+        if getattr(c, "_attn_implementation", None) == "sdpa":
             masks = whole_masks(visual.mask, given.shape[1])
         return self.model(inputs_embeds=visual.values, decoder_input_ids=given, use_cache=False, **masks, **options)
 

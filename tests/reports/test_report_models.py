@@ -20,7 +20,6 @@ from hdxray_fast.reports.model import create_report_model, pad_targets
 from hdxray_fast.reports.model_config import ReportModelConfig
 from hdxray_fast.reports.saving import load_report_model, save_report_model
 from hdxray_fast.reports.sentences import sentence_spans, sentence_tokens
-from hdxray_fast.reports.seq2seq import TAKES_WHOLE_MASKS
 from hdxray_fast.reports.text_models import import_text_models
 from hdxray_fast.reports.text_tokenizers import train_tokenizer
 from hdxray_fast.reports.visual_tokens import StudyTokens, Views, ViewTokens, VisualTokens, pool_grid
@@ -345,7 +344,6 @@ def test_rows_of_a_language_model_have_no_gaps_and_need_no_wait(language_models,
         assert int(starts[i]) == range(rows.shape[1])[place].stop - len(words)
 
 
-@pytest.mark.skipif(not TAKES_WHOLE_MASKS, reason="this transformers makes its masks of those of two dimensions")
 @pytest.mark.parametrize("decoder", ["transformer", "relational"])
 def test_whole_masks_are_those_that_transformers_makes(tokenizer, monkeypatch, decoder):
     model = report_model(tokenizer, decoder=decoder)
@@ -355,7 +353,7 @@ def test_whole_masks_are_those_that_transformers_makes(tokenizer, monkeypatch, d
     with torch.no_grad():
         with NoWaits():
             found = model.decoder.logits(studies, targets)
-        monkeypatch.setattr(seq2seq, "TAKES_WHOLE_MASKS", False)
+        monkeypatch.setattr(seq2seq, "whole_masks", lambda mask, length: {"attention_mask": mask.long()})
         torch.testing.assert_close(found, model.decoder.logits(studies, targets), rtol=1e-5, atol=1e-5)
 
 

@@ -33,7 +33,6 @@ from hdxray_fast.reports.layouts import read_studies
 from hdxray_fast.reports.predictions import read_predictions
 from hdxray_fast.reports.run import ReportTask, run_report_training
 from hdxray_fast.reports.saving import load_report_model
-from hdxray_fast.reports.seq2seq import TAKES_WHOLE_MASKS
 from hdxray_fast.reports.studies import Study
 from hdxray_fast.reports.visual_tokens import VisualTokens
 from hdxray_fast.reports.writing import studies_of_files, write_reports
@@ -214,8 +213,6 @@ STEPS = {
 
 @pytest.mark.parametrize("name", STEPS)
 def test_nothing_in_a_step_waits_for_a_gpu(tmp_path, encoder, monkeypatch, name):
-    if not TAKES_WHOLE_MASKS:
-        pytest.skip("this transformers looks at the masks that it is given")
     data = study_csv(tmp_path, ENGLISH, two_views=True)
     options = {"steps": 3, "validate_every": 0, "batch_size": 2, "grad_accum": 2, "dropout": 0.1, **STEPS[name]}
     now = run_report_training(quick(data, tmp_path / "now", encoder, **options), progress=False)
