@@ -139,7 +139,14 @@ def read_dataset(pydicom, path: str, stream: BinaryIO, head: bytes, limits, forc
     implicit, little = found_encoding(first, declared == IMPLICIT_LITTLE, declared != EXPLICIT_BIG)
     native = IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE if little else EXPLICIT_BIG
     _pass_character_set(stream, implicit, "<" if little else ">")
-    elements = pydicom.filereader.read_dataset(stream, implicit, little, stop_when=_at_pixels, specific_tags=_tags())
+    try:
+        elements = pydicom.filereader.read_dataset(
+            stream, implicit, little, stop_when=_at_pixels, specific_tags=_tags()
+        )
+    except OSError as error:
+        if error.errno is not None:  # of the disk; pydicom says by one without that a sequence has no items
+            raise
+        raise ImageReadError(path, "a sequence of its header is damaged, or cut off") from None
     plain = DEFLATED if deflated and native == EXPLICIT_LITTLE else native
     found = DataSet(elements, stream, None, plain, declared)
     element = _pixel_element(path, stream, implicit, little)

@@ -172,7 +172,7 @@ def test_a_comparison_finds_the_better_model_and_agrees_with_delong(two):
     assert report["patients"] == 80
     assert pair["mean"]["auroc"]["over"] == list(CLASSES)
     assert {path.name for path in (two / "out").iterdir()} == {
-        "comparison.json", "comparison.csv", "comparison.md", "forest.png",
+        ".made-by", "comparison.json", "comparison.csv", "comparison.md", "forest.png",
     }  # fmt: skip
     assert json.loads((two / "out" / "comparison.json").read_text()) == json.loads(json.dumps(report))
     with (two / "out" / "comparison.csv").open(newline="") as stream:

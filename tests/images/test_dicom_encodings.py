@@ -238,3 +238,13 @@ def test_files_that_hold_no_radiograph():
     with pytest.raises(hx.UnsupportedImageError, match="30 frames"):
         hx.read_canvas(pydicom_file("examples_ybr_color.dcm"), any_modality=True)
     assert hx.read_canvas(pydicom_file("examples_ybr_color.dcm"), any_modality=True, frame=3, size=64).pixels.any()
+
+
+def test_a_sequence_without_its_items_is_a_damaged_file(tmp_path):
+    """pydicom raises an OSError, as of a disk, where a sequence promises an item and the file ends."""
+    path = dicom(tmp_path / "cut.dcm", ramp(), ViewCodeSequence=[pydicom.Dataset()])
+    whole = path.read_bytes()
+    start = whole.index(b"\x54\x00\x20\x02SQ")  # ViewCodeSequence: tag, VR, reserved bytes, length
+    path.write_bytes(whole[: start + 8] + b"\xff\xff\xff\xff" + b"\xfe\xff")
+    with pytest.raises(hx.ImageReadError, match="a sequence of its header is damaged, or cut off"):
+        hx.read_canvas(path)

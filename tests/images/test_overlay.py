@@ -72,7 +72,7 @@ class TestWrite:
         with (out / "unreadable.csv").open(newline="") as stream:
             listed = {row["path"]: row["reason"] for row in csv.DictReader(stream)}
         assert listed == summary["failed"]
-        written = ["chest.contour.json", "chest.contour.png", "contacts.png", "unreadable.csv"]
+        written = [".made-by", "chest.contour.json", "chest.contour.png", "contacts.png", "unreadable.csv"]
         assert sorted(p.name for p in out.iterdir()) == written
         picture = cv2.imread(summary["written"][str(good)])
         assert picture.shape[1] == 320

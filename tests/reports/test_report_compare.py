@@ -54,7 +54,7 @@ def test_differences_are_those_of_the_scores(two):
         assert row["p"] < 0.05
     assert (report["studies"], report["drawn"]) == (20, "20 studies")
     written = {path.name for path in (two / "out").iterdir()}
-    assert written == {"comparison.json", "comparison.csv", "comparison.md", "forest.png"}
+    assert written == {".made-by", "comparison.json", "comparison.csv", "comparison.md", "forest.png"}
     assert json.loads((two / "out" / "comparison.json").read_text()) == json.loads(json.dumps(report))
     with (two / "out" / "comparison.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))

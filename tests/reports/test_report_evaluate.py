@@ -309,6 +309,7 @@ def test_command(tmp_path, capsys):
     assert "| r2gen-cleaned, other test set | word | 1.0000 | 1.0000 | 1.0000 | 1.0000 |" in shown
     assert "radgraph: needs radgraph" in shown or shutil.which("radgraph")
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        ".made-by",
         "metrics.json",
         "metrics.md",
         "report.html",
