@@ -16,7 +16,7 @@ from torch import nn
 
 from ..data.listing import list_images, manifest_patients
 from ..data.quarantine import Quarantined, write_quarantine
-from ..data.reader_pool import worker_count
+from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps, worker_count
 from ..data.seen import SEEN_FILE
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.embedding import Embedder
@@ -46,12 +46,16 @@ def report_predictions(
     prevalence: str | float | None = None,
     uncalibrated: np.ndarray | None = None,  # [N, C] logits
     temperature: dict | None = None,
+    workers: int = 0,
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
 ) -> dict:
     """Write ``metrics.json``, ``predictions.csv`` and ``curves.png`` under ``out``; returns the metrics.
 
     ``prevalence`` is as for :func:`.evaluate_predictions`. With ``model``, what made the probabilities, also
     ``errors.png``: its most confident errors and where it looked. ``temperature`` is a :func:`.temperature_report`, and
-    ``uncalibrated`` the logits before it, which the plot of the calibration then shows too.
+    ``uncalibrated`` the logits before it, which the plot of the calibration then shows too. ``workers``, ``timeout``
+    and ``max_memory`` are those of the files that the errors are drawn from, which are read again.
     """
     report = evaluate_predictions(
         table.labels, probabilities, table.classes, table.patients, thresholds, bootstraps=bootstraps, seed=seed,
@@ -70,7 +74,8 @@ def report_predictions(
             before = as_probabilities(uncalibrated, table.multiclass)
     plot_curves(out / "curves.png", table.labels, probabilities, table.classes, before)
     if model is not None:
-        write_error_sheet(out / "errors.png", model, table, probabilities, thresholds)
+        reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
+        write_error_sheet(out / "errors.png", model, table, probabilities, thresholds, **reading)
     with written_whole(out / "metrics.json") as temporary:  # the last: a run that has it is whole
         temporary.write_text(json.dumps({**report, **(extra or {})}, indent=1) + "\n")
     return report
@@ -150,13 +155,16 @@ def predict(
     classes: Sequence[str] | None = None,
     precision: str = "auto",
     compile: str = "auto",
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
 ) -> Predictions:
     """Probabilities of a saved classifier for files, folders or CSV manifests.
 
     Args:
         paths: what to look at.
         model: a classifier, or the folder of one.
-        batch_size, workers, device, progress, precision, compile: as for :func:`hdxray_fast.embed`.
+        batch_size, workers, device, progress, precision, compile, timeout, max_memory: as for
+            :func:`hdxray_fast.embed`.
         classes: names to ask about; left out, those it was trained on. A ``label-query`` head with text embeddings
             takes any name; the threshold of one that was never trained is 0.5.
 
@@ -166,7 +174,8 @@ def predict(
         and, where a manifest is given, by their patients; with ``progress`` that is also printed.
 
     Raises:
-        ConfigError: a path does not exist or names no image, or a name that the classifier cannot answer for.
+        ConfigError: a path does not exist or names no image, a name that the classifier cannot answer for, or a cap
+            that is not above 0.
         CheckpointError: the folder holds no classifier, or a damaged one.
     """
     model = load_classifier(model) if isinstance(model, str | os.PathLike) else model
@@ -177,11 +186,13 @@ def predict(
         )
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     files = list(dict.fromkeys(str(file) for name in names for file in list_images(name, argument="paths")))
-    found = predict_list(files, model, batch_size, workers, device, progress, classes, precision, compile)
     patients: dict[str, str] = {}
-    for path in map(Path, names):
+    for path in map(Path, names):  # before the first image: what is refused here costs no prediction
         if path.suffix.lower() == ".csv" and path.is_file():
             patients |= manifest_patients(path, "paths")
+    found = predict_list(
+        files, model, batch_size, workers, device, progress, classes, precision, compile, timeout, max_memory
+    )
     known = [patients.get(file, "") for file in found.images]
     found.patients = known if any(known) else []
     found.overlap = overlap_of(model, known, found.hashes)
@@ -200,8 +211,11 @@ def predict_list(
     classes: Sequence[str] | None = None,
     precision: str = "auto",
     compile: str = "auto",
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
 ) -> Predictions:
     """:func:`predict` for files as they are listed; missing ones count as unreadable."""
+    check_caps(timeout, max_memory)
     questions = ask(model, classes)
     if progress and (strange := untrained(model, questions.names)):
         print(f"not trained: {', '.join(strange)} (asked by name; threshold 0.5)")
@@ -212,7 +226,8 @@ def predict_list(
     bad: list[Quarantined] = []
     trained, new = model.config.classes, 0 if questions.new_names is None else len(questions.new_names)
     rows = [np.zeros((0, len(trained) + new), np.float32)]
-    for part in scorer.batches(jobs, batch_size=batch_size, workers=worker_count(workers), progress=progress):
+    reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
+    for part in scorer.batches(jobs, batch_size=batch_size, progress=progress, **reading):
         bad += part.quarantined
         if len(part):
             images += part.sources
@@ -320,15 +335,17 @@ def evaluate_files(
     compile: str = "auto",
     allow_training_patients: bool = False,
     prevalence: str | float | None = None,
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
 
     Uncertain labels count for nothing, whatever training made of them. Thresholds are those chosen on validation when
-    the classifier was made; ``prevalence`` is as for :func:`.evaluate_predictions`, and ``classes``, ``precision`` and
-    ``compile`` as for :func:`predict`, so that names it has never seen can be put to the test. Writes what
-    :func:`report_predictions` writes, and ``unreadable.csv``; the metrics also count those files as ``unreadable``, and
-    say in which ``precision`` the model computed. ``split`` takes the words that a manifest may have for its splits; if
-    training drew them, from this manifest, they are as they were there.
+    the classifier was made; ``prevalence`` is as for :func:`.evaluate_predictions`, and ``classes``, ``precision``,
+    ``compile``, ``timeout`` and ``max_memory`` as for :func:`predict`, so that names it has never seen can be put to
+    the test. Writes what :func:`report_predictions` writes, and ``unreadable.csv``; the metrics also count those files
+    as ``unreadable``, and say in which ``precision`` the model computed. ``split`` takes the words that a manifest may
+    have for its splits; if training drew them, from this manifest, they are as they were there.
 
     Patients and stored pixels are compared with those that the classifier was trained and validated on, whatever
     manifest they come in; how many there are is printed and is in ``metrics.json`` under ``seen`` (``None`` for a
@@ -356,7 +373,7 @@ def evaluate_files(
         print("\n".join(table.notes), end="\n" if table.notes else "")
         if classifier.seen is None:
             print(f"{model}: has no {SEEN_FILE}: whether it was trained on these patients or images cannot be told")
-    asked = classes, precision, compile
+    asked = classes, precision, compile, timeout, max_memory
     found = predict_list(table.paths, classifier, batch_size, workers, device, progress, *asked)
     out.mkdir(parents=True, exist_ok=True)
     write_quarantine(out / "unreadable.csv", found.quarantined)
@@ -375,7 +392,8 @@ def evaluate_files(
     scores = found.probabilities[[place[path] for path in table.paths]]
     report = report_predictions(
         out, table, scores, found.thresholds, bootstraps=bootstraps, seed=bootstrap_seed, extra=extra,
-        model=None if classes else classifier, prevalence=prevalence,
+        model=None if classes else classifier, prevalence=prevalence, workers=workers, timeout=timeout,
+        max_memory=max_memory,
     )  # fmt: skip
     return {**report, "unreadable": bad, "seen": extra["seen"]}
 

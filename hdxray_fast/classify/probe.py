@@ -98,7 +98,7 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
 
 
 def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encoder, progress: bool) -> ProbeResult:
-    names = ("pool", "keep", "batch_size", "workers", "device", "precision", "compile")
+    names = ("pool", "keep", "batch_size", "workers", "timeout", "max_memory", "device", "precision", "compile")
     options = {name: getattr(config, name) for name in names}
     kept = Path(config.features) if config.features else out / "features.parquet"
     done = embed_list(table.paths, kept, encoder, progress=progress, **options)
@@ -155,6 +155,9 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
             {split: (table_used.split(split).labels, own) for split, own in logits.items()},
             table.multiclass,
         ),
+        workers=config.workers,
+        timeout=config.timeout,
+        max_memory=config.max_memory,
     )
     train_images = table_used.splits.count("train")
     return ProbeResult(

@@ -319,6 +319,9 @@ class FinetuneTask(Task):
             temperature=temperature_report(
                 temperature, {split: (part[0].labels, part[2]) for split, part in found.items()}, table.multiclass
             ),
+            workers=self.config.workers,
+            timeout=self.config.timeout,
+            max_memory=self.config.max_memory,
         )
         return report, best
 

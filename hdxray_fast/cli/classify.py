@@ -9,7 +9,7 @@ from dataclasses import fields
 from ..classify.config import FinetuneConfig
 from ..classify.label_presets import PRESETS
 from ..classify.probe_config import ProbeConfig
-from .options import add_inference
+from .options import add_inference, add_reading
 
 # Settings of probe and finetune that take several values
 LISTS = frozenset(
@@ -63,7 +63,7 @@ def _add_model(parser) -> None:
     names = "names to ask about, left out those it was trained on; label queries with text take any"
     parser.add_argument("--classes", nargs="+", help=names)
     parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--workers", type=int, default=-1, help="processes that read files; -1: one per core")
+    add_reading(parser)
     parser.add_argument("--device", help="where the model runs; left out, a GPU if there is one")
     add_inference(parser)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .options import add_precision
+from .options import add_precision, add_reading
 
 
 def add_commands(commands, parser_class) -> None:
@@ -52,7 +52,7 @@ def _add_generate(commands, parser_class) -> None:
     generate.add_class_arguments(WritingOptions, skip={"sample"})
     generate.add_argument("--pictures", type=int, default=8, help="so many studies get a picture")
     generate.add_argument("--batch_size", type=int, default=4, help="studies at once")
-    generate.add_argument("--workers", type=int, default=-1, help="processes that read files; -1: one per core")
+    add_reading(generate)
     generate.add_argument("--device", help="where the model runs; left out, a GPU if there is one")
     add_precision(generate)
     commands.add_subcommand("generate", generate, help="radiographs to reports")

@@ -18,7 +18,7 @@ from ..images.canvas import read_canvas
 from ..images.contour import find_contour
 from ..images.standardise import standardisation, standardising
 from .quarantine import Quarantined
-from .reader_pool import Failed, call_in_order
+from .reader_pool import MAX_MEMORY, TIMEOUT, Failed, call_in_order
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,19 @@ def read_radiograph(
 
 
 def read_ahead(
-    images: Iterable[tuple[str | np.ndarray, str]], size: int, patch_size: int, workers: int, method: str = "network"
+    images: Iterable[tuple[str | np.ndarray, str]],
+    size: int,
+    patch_size: int,
+    workers: int,
+    method: str = "network",
+    *,
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
 ) -> Iterator[Radiograph | Quarantined]:
     """:func:`read_radiograph` of each ``(image, source)``, in order, a few images ahead of the consumer.
 
-    Worker processes have the caps on time and memory of :func:`hdxray_fast.data.reader_pool.call_in_order`.
+    Worker processes have the caps ``timeout`` (seconds) and ``max_memory`` (MiB) of
+    :func:`hdxray_fast.data.reader_pool.call_in_order`.
     """
     asked: deque[str] = deque()
 
@@ -85,7 +93,8 @@ def read_ahead(
             asked.append(source)
             yield image, source, size, patch_size, method
 
-    with closing(call_in_order(read_radiograph, jobs(), workers=workers, ahead=2)) as found:
+    caps = {"timeout": timeout, "max_memory": max_memory}
+    with closing(call_in_order(read_radiograph, jobs(), workers=workers, ahead=2, **caps)) as found:
         for item in found:
             source = asked.popleft()
             yield Quarantined(source, *item) if isinstance(item, Failed) else item

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..data.listing import IMAGE_SUFFIXES, list_images
 from ..data.quarantine import Quarantined
 from ..data.radiographs import Radiograph, read_ahead
-from ..data.reader_pool import worker_count
+from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps, worker_count
 from ..data.seen import SEEN_FILE, Overlap
 from ..errors import ArgumentError, ConfigError
 from ..files import free_name
@@ -98,6 +98,8 @@ def write_reports(
     device: str | torch.device | None = None,
     progress: bool = False,
     precision: str = "auto",
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
 ) -> WrittenReports:
     """Write a report on each study.
 
@@ -111,7 +113,7 @@ def write_reports(
         workers: processes that read files ahead; 0 reads in this process, -1 takes one per core.
         device: where the model runs; left out, a GPU if there is one.
         progress: show a progress bar.
-        precision: as for :func:`hdxray_fast.embed`.
+        precision, timeout, max_memory: as for :func:`hdxray_fast.embed`.
 
     Raises:
         ArgumentError, ConfigError: an argument is not as described, or no radiograph is named.
@@ -120,6 +122,7 @@ def write_reports(
     if batch_size < 1 or pictures < 0:
         raise ArgumentError("batch_size is at least 1, and pictures at least 0")
     check_word("precision", precision, PRECISIONS)
+    check_caps(timeout, max_memory)
     if not isinstance(model, ReportModel):
         model = load_report_model(model, device)
     elif device is not None:
@@ -133,7 +136,8 @@ def write_reports(
         Path(out).mkdir(parents=True, exist_ok=True)
     done = WrittenReports(precision=find_precision(precision, next(model.visual.parameters()).device))
     taken: set[str] = set()
-    ready = _read(model, studies, worker_count(workers), done)
+    reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
+    ready = _read(model, studies, reading, done)
     with _bar(len(studies), progress) as bar:
         for chunk in _chunks(ready, batch_size):
             drawn = max(0, min(len(chunk), pictures - len(done.rows)))
@@ -161,7 +165,7 @@ def write_reports(
 
 
 def _read(
-    model: ReportModel, studies: Sequence[Study], workers: int, done: WrittenReports
+    model: ReportModel, studies: Sequence[Study], reading: dict, done: WrittenReports
 ) -> Iterator[tuple[Study, list[Radiograph]]]:
     """Each study with its readable radiographs; what is not readable is noted in ``done``."""
     side = model.encoder.img_size
@@ -169,7 +173,7 @@ def _read(
         raise ConfigError(f"model: its encoder takes {side[0]} x {side[1]} images, reports are read off square ones")
     most = model.config.max_views
     jobs = [(path, path) for study in studies for path in study.images[:most]]
-    images = read_ahead(jobs, side[0], model.encoder.patch_size, workers, model.encoder.contour)
+    images = read_ahead(jobs, side[0], model.encoder.patch_size, method=model.encoder.contour, **reading)
     without, fewer, read, names = [], [], [], []
     for study in studies:
         wanted = len(study.images[:most])
