@@ -13,6 +13,7 @@ from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT
 from ..images.panels import display_levels, write_image
 from ..models.inputs import as_batch, encoder_inputs
+from ..names import drawable
 from .attention_maps import PatchMap, patch_map
 from .classifier import Classifier
 from .label_table import LabelTable
@@ -166,7 +167,7 @@ def overlay(grey: np.ndarray, found: PatchMap) -> np.ndarray:
 
 def _write(strip: np.ndarray, text: str, baseline: int) -> None:
     """One line of text, shrunk where it would not fit; what is not ASCII becomes "?"."""
-    text = text.encode("ascii", "replace").decode()
+    text = drawable(text)
     scale = 0.5
     (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     scale *= min(1.0, (strip.shape[1] - 12) / max(width, 1))

@@ -6,7 +6,9 @@ import csv
 import difflib
 import json
 import os
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps, worker_count
 from ..data.seen import SEEN_FILE
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.embedding import Embedder
-from ..files import written_whole
+from ..files import written_somewhere, written_whole
+from ..names import ESCAPES, escaped, shown
 from .calibration import as_probabilities
 from .classifier import Classifier, load_classifier
 from .error_sheet import write_error_sheet
@@ -57,28 +60,43 @@ def report_predictions(
     ``uncalibrated`` the logits before it, which the plot of the calibration then shows too. ``workers``, ``timeout``
     and ``max_memory`` are those of the files that the errors are drawn from, which are read again.
     """
-    report = evaluate_predictions(
-        table.labels, probabilities, table.classes, table.patients, thresholds, bootstraps=bootstraps, seed=seed,
-        multiclass=table.multiclass, prevalence=prevalence,
-    )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     present = called_present(probabilities, table.classes, thresholds, table.multiclass)
     found = Predictions(
         table.paths, probabilities, table.classes, list(thresholds), present=present, patients=table.patients
     )
-    write_predictions(out / "predictions.csv", found, table.labels)
+    written_somewhere(  # the first: what took long is on the disk, whatever else fails
+        out / "predictions.csv", lambda path: write_predictions(path, found, table.labels), "the predictions"
+    )
+    report = evaluate_predictions(
+        table.labels, probabilities, table.classes, table.patients, thresholds, bootstraps=bootstraps, seed=seed,
+        multiclass=table.multiclass, prevalence=prevalence,
+    )  # fmt: skip
     before = None
     if temperature is not None:
         report["temperature"] = temperature
         if uncalibrated is not None and temperature["value"] != 1:
             before = as_probabilities(uncalibrated, table.multiclass)
-    plot_curves(out / "curves.png", table.labels, probabilities, table.classes, before)
+    with _going_on(out / "curves.png"):
+        plot_curves(out / "curves.png", table.labels, probabilities, table.classes, before)
     if model is not None:
         reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
-        write_error_sheet(out / "errors.png", model, table, probabilities, thresholds, **reading)
+        with _going_on(out / "errors.png"):
+            write_error_sheet(out / "errors.png", model, table, probabilities, thresholds, **reading)
     with written_whole(out / "metrics.json") as temporary:  # the last: a run that has it is whole
         temporary.write_text(json.dumps({**report, **(extra or {})}, indent=1) + "\n")
     return report
+
+
+@contextmanager
+def _going_on(picture: Path) -> Iterator[None]:
+    """What goes wrong while a picture is made, as a warning: the numbers do not hang on it."""
+    try:
+        yield
+    except Exception as error:
+        picture.unlink(missing_ok=True)  # of an earlier evaluation
+        reason = f"{type(error).__name__}: {error}"
+        warnings.warn(shown(f"{picture}: left out, it cannot be made ({reason})"), stacklevel=3)
 
 
 @dataclass
@@ -127,21 +145,21 @@ def write_predictions(path: Path, found: Predictions, labels: np.ndarray | None 
 
     Args:
         path: file to write.
-        found: what was predicted; ``present`` holds the names joined by ``|``, blank where no class is. Probabilities
-            have as many digits as tell each from its neighbours: fewer would make ties, and another AUROC. Without any
-            patient there is no such column.
+        found: what was predicted; images and patients stand :func:`.names.escaped`, ``present`` holds the names joined
+            by ``|``, blank where no class is. Probabilities have as many digits as tell each from its neighbours: fewer
+            would make ties, and another AUROC. Without any patient there is no such column.
         labels: ``[N, C]`` of its images, NaN where a label is not known; left out, there are no such columns.
     """
     header = ["image", *(["patient"] if found.patients else []), *found.classes, "present"]
     header += [] if labels is None else [f"label {name}" for name in found.classes]
-    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors=ESCAPES) as stream:
         writer = csv.writer(stream)
         writer.writerow(header)
         for row, image in enumerate(found.images):
-            patient = [found.patients[row]] if found.patients else []
+            patient = [escaped(found.patients[row])] if found.patients else []
             truth = [] if labels is None else ["" if np.isnan(v) else int(v) for v in labels[row]]
             probabilities = map(str, found.probabilities[row])
-            writer.writerow([image, *patient, *probabilities, "|".join(found.present[row]), *truth])
+            writer.writerow([escaped(image), *patient, *probabilities, "|".join(found.present[row]), *truth])
 
 
 def predict(
@@ -197,7 +215,7 @@ def predict(
     found.patients = known if any(known) else []
     found.overlap = overlap_of(model, known, found.hashes)
     if progress and found.overlap and (told := found.overlap.describe(found.images)):
-        print(f"warning: {told}")
+        print(shown(f"warning: {told}"))
     return found
 
 
@@ -370,9 +388,10 @@ def evaluate_files(
     require_files(table, str(data))
     refuse_mostly_seen(overlap_of(classifier, table.patients), table, split, allow_training_patients)
     if progress:
-        print("\n".join(table.notes), end="\n" if table.notes else "")
+        print(shown("\n".join(table.notes)), end="\n" if table.notes else "")
         if classifier.seen is None:
-            print(f"{model}: has no {SEEN_FILE}: whether it was trained on these patients or images cannot be told")
+            unknown = "whether it was trained on these patients or images cannot be told"
+            print(shown(f"{model}: has no {SEEN_FILE}: {unknown}"))
     asked = classes, precision, compile, timeout, max_memory
     found = predict_list(table.paths, classifier, batch_size, workers, device, progress, *asked)
     out.mkdir(parents=True, exist_ok=True)
@@ -388,7 +407,7 @@ def evaluate_files(
     refuse_mostly_seen(overlap, table, split, allow_training_patients)
     extra["seen"] = overlap and overlap.as_dict()
     if progress and overlap and (told := overlap.describe(table.paths)):
-        print(f"warning: {told}; metrics on these flatter")
+        print(shown(f"warning: {told}; metrics on these flatter"))
     scores = found.probabilities[[place[path] for path in table.paths]]
     report = report_predictions(
         out, table, scores, found.thresholds, bootstraps=bootstraps, seed=bootstrap_seed, extra=extra,

@@ -12,6 +12,7 @@ import numpy as np
 from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 from ..data.splits import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, canonical_split
 from ..errors import ConfigError, MissingDependencyError
+from ..names import unescaped
 from .label_table import LabelTable
 
 SPLIT_SYNONYMS = ("set", "subset", "dataset", "partition")  # where they hold names of splits, and not of data sets
@@ -53,7 +54,7 @@ def read_generic(
             notes += more
         frame = frame.rename(columns={find_column(frame.columns, [name]): name for name in classes})
         labels = label_values(frame, path, classes)
-    paths = [str(_under(images or path.parent, name)) for name in strings(frame[image])]
+    paths = [str(_under(images or path.parent, unescaped(name))) for name in strings(frame[image])]
     return LabelTable(
         paths,
         labels,

@@ -18,6 +18,7 @@ from ..features.embedding_files import embed_list
 from ..features.feature_table import read_features
 from ..locks import RunLock
 from ..models.encoder import Encoder
+from ..names import shown
 from ..weights.create import encoder_of_size
 from .calibration import (
     Temperature,
@@ -85,7 +86,7 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
     table = labels_of(config)
     require_files(table, config.data)
     if progress:
-        print(describe_labels(table))
+        print(shown(describe_labels(table)))
     out = Path(config.out)
     _refuse_other_task(out, config, table)
     # the one encoder that computes the features, is saved, and draws the error sheet; the caller's stays as it is

@@ -7,6 +7,7 @@ from typing import Literal
 
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..errors import ConfigError
+from ..names import require_utf8
 from .label_settings import LabelSettings
 from .operating_points import read_prevalence
 
@@ -75,4 +76,5 @@ class ProbeConfig(LabelSettings):
         if self.batch_size < 1 or min(self.bootstraps, self.split_seed, self.bootstrap_seed) < 0:
             raise ConfigError("batch_size is at least 1; bootstraps, split_seed and bootstrap_seed are at least 0")
         check_caps(self.timeout, self.max_memory)
+        require_utf8(self.out, "out")
         read_prevalence(self.prevalence)

@@ -165,7 +165,7 @@ class FinetuneTask(Task):
             for split in SPLITS
         }
         rows = [f"{p}\0{s}" for p, s in zip(self.table.paths, self.table.splits, strict=True)]
-        digest = hashlib.sha256("\n".join(rows).encode() + self.table.labels.tobytes())
+        digest = hashlib.sha256("\n".join(rows).encode("utf-8", "surrogateescape") + self.table.labels.tobytes())
         self.fingerprint = digest.hexdigest()[:16]
         self.data_record = self._record(images)
 

@@ -115,7 +115,7 @@ def run_predict_command(paths: list[str], model: str, out: str, **options) -> in
     from ..classify.classifier import load_classifier
     from ..classify.evaluation import predict, write_predictions
     from ..errors import ConfigError
-    from ..files import make_folder
+    from ..files import make_folder, written_somewhere
 
     place = Path(out)
     if place.is_dir():
@@ -123,9 +123,9 @@ def run_predict_command(paths: list[str], model: str, out: str, **options) -> in
     make_folder(place.parent)  # now, and not after the last image
     classifier = load_classifier(model)
     found = predict(paths, classifier, progress=True, **options)
+    written_somewhere(place, lambda path: write_predictions(path, found), "the predictions")  # before anything else
     for bad in found.quarantined:
         print(f"unreadable: {bad.path}: {bad.reason}", file=sys.stderr)
-    write_predictions(place, found)
     if not classifier.config.multiclass:
         pairs = zip(found.classes, found.thresholds, strict=True)
         print("present from", ", ".join(f"{threshold:.3g} ({name})" for name, threshold in pairs))

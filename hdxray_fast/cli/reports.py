@@ -76,6 +76,7 @@ def _add_evaluate(commands, parser_class) -> None:
     evaluate.add_argument("--clinical", nargs="+", default=[], help="radgraph, chexbert")
     evaluate.add_argument("--radgraph_model", default="radgraph-xl", help="radgraph, radgraph-xl, modern-radgraph-xl")
     evaluate.add_argument("--device", help="where clinical models run")
+    add_reading(evaluate)
     evaluate.add_argument("--bootstraps", type=int, default=1000, help="drawings for the 95 %% intervals; 0 for none")
     evaluate.add_argument("--bootstrap_seed", type=int, default=0, help="of these drawings")
     evaluate.add_argument("--meteor", type=bool, default=True, help="METEOR, where Java is; false saves its seconds")
@@ -165,12 +166,15 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
 
 
 def run_evaluate_command(predictions: str, out: str, **options) -> int:
+    from ..data.reader_pool import check_caps
     from ..reports.evaluate import evaluate_reports
     from ..reports.evaluation_files import write_evaluation
     from ..reports.evaluation_table import format_evaluation
 
+    reading = {name: options.pop(name) for name in ("workers", "timeout", "max_memory")}
+    check_caps(reading["timeout"], reading["max_memory"])
     evaluation = evaluate_reports(predictions, **options)
-    folder = write_evaluation(evaluation, out)
+    folder = write_evaluation(evaluation, out, **reading)
     print(format_evaluation(evaluation.metrics))
     print(f"metrics.json, metrics.md, scores.csv and report.html are in {folder}")
     return 0

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..files import written_whole
+from ..names import ESCAPES
 
 
 def write_comparison_folder(
@@ -30,7 +31,8 @@ def write_comparison_folder(
         text: the Markdown.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with written_whole(out / "comparison.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    encoding = {"encoding": "utf-8", "errors": ESCAPES}  # models may lie in folders of any name
+    with written_whole(out / "comparison.csv") as temporary, temporary.open("w", newline="", **encoding) as file:
         writer = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
@@ -38,7 +40,7 @@ def write_comparison_folder(
     texts = {"comparison.md": text, "comparison.json": json.dumps(report, ensure_ascii=False, indent=1)}
     for name, content in texts.items():
         with written_whole(out / name) as temporary:
-            temporary.write_text(content + "\n", encoding="utf-8")
+            temporary.write_text(content + "\n", **encoding)
 
 
 def csv_row(pair: Mapping, row: Mapping, **about) -> dict:

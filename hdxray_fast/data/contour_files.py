@@ -18,6 +18,7 @@ from ..images.contour import Contour, find_contour
 from ..images.contour_methods import METHODS
 from ..images.overlay import contact_sheet, contact_tile, describe_contour, draw_overlay
 from ..images.panels import write_image
+from ..names import shown
 from .quarantine import Quarantined, write_quarantine
 from .reader_pool import MAX_MEMORY, TIMEOUT, Failed, call_in_order, check_caps
 
@@ -143,7 +144,7 @@ def _with_progress(sources: list[str], progress: bool) -> Iterator[str]:
 
 def _report(summary: dict, folder: Path) -> None:
     for source, reason in summary["failed"].items():
-        print(f"unreadable: {source}: {reason}", file=sys.stderr)
+        print(shown(f"unreadable: {source}: {reason}"), file=sys.stderr)
     print(
         f"{len(summary['written'])} contours in {folder}, {len(summary['flagged'])} of them flagged; "
         f"{len(summary['failed'])} files unreadable",

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 
 from ..errors import ConfigError
+from ..names import unescaped
 from .columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 
 IMAGE_SUFFIXES = frozenset(
@@ -29,7 +30,8 @@ def list_images(
 
     Args:
         data: a folder (searched recursively as by :func:`image_files`), one image file, or a CSV manifest with one of
-            the columns ``image``, ``path``, ``file``, ``filename``, ``image_path``.
+            the columns ``image``, ``path``, ``file``, ``filename``, ``image_path``, where a name that is not UTF-8
+            stands :func:`.names.escaped`.
         images: folder that relative paths of a manifest start from; the manifest's own folder by default.
         exclude: folders to leave out of a search: where results go, lest they be taken for radiographs. Folders of
             pre-training runs, of prepared data sets and of contour overlays are left out in any case.
@@ -170,6 +172,6 @@ def _manifest_rows(manifest: Path, root: Path, argument: str) -> list[tuple[Path
                     "needed, and commas between columns"
                 )
             patient = find_column(reader.fieldnames or (), PATIENT_COLUMNS) or column
-            return [(root / row[column], (row[patient] or "").strip()) for row in reader if row[column]]
+            return [(root / unescaped(row[column]), (row[patient] or "").strip()) for row in reader if row[column]]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConfigError(f"{argument}: {manifest} is not a readable CSV file ({error})") from error

@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from ..files import written_whole
+from ..names import ESCAPES, escaped, shown
 
 COLUMNS = ("path", "error", "reason")
 SHOWN = 3  # of the unreadable files, on a terminal
@@ -29,11 +30,14 @@ class Quarantined:
 
 
 def write_quarantine(path: str | Path, quarantined: Iterable[Quarantined | Sequence[str]]) -> None:
-    """Write ``path,error,reason`` rows; an empty list leaves a file with the header alone."""
+    """Write ``path,error,reason`` rows; an empty list leaves a file with the header alone.
+
+    Paths stand there :func:`.names.escaped`.
+    """
     rows = [astuple(bad) if isinstance(bad, Quarantined) else tuple(bad) for bad in quarantined]
-    encoding = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}  # names may hold other bytes
+    encoding = {"newline": "", "encoding": "utf-8", "errors": ESCAPES}  # reasons may quote names
     with written_whole(Path(path)) as temporary, temporary.open("w", **encoding) as stream:
-        csv.writer(stream).writerows([COLUMNS, *rows])
+        csv.writer(stream).writerows([COLUMNS, *((escaped(name), *why) for name, *why in rows)])
 
 
 def first_unreadable(files: Sequence[tuple[str, str]], count: int, listed: str | Path) -> str:
@@ -44,6 +48,6 @@ def first_unreadable(files: Sequence[tuple[str, str]], count: int, listed: str |
         count: of all files that cannot be read.
         listed: the list.
     """
-    lines = [f"unreadable: {path}: {reason}" for path, reason in files[:SHOWN]]
+    lines = [f"unreadable: {escaped(path)}: {shown(reason)}" for path, reason in files[:SHOWN]]
     more = f"{count - SHOWN} more unreadable files; all of them" if count > SHOWN else "listed"
     return "\n".join([*lines, f"{more} in {listed}"])

@@ -6,7 +6,7 @@ This module never imports torch, so that its workers start fast and stay small.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -98,6 +98,23 @@ def read_ahead(
         for item in found:
             source = asked.popleft()
             yield Quarantined(source, *item) if isinstance(item, Failed) else item
+
+
+def read_small(
+    paths: Sequence[str], size: int, workers: int = 0, timeout: float = TIMEOUT, max_memory: int = MAX_MEMORY
+) -> list[np.ndarray | None]:
+    """Thumbnails ``[size, size] uint8`` of files, in their order; ``None`` for those that cannot be read."""
+    jobs, caps = ((path, size) for path in paths), {"timeout": timeout, "max_memory": max_memory}
+    with closing(call_in_order(read_thumbnail, jobs, workers=min(workers, len(paths)), **caps)) as found:
+        return [None if isinstance(item, Failed) else item for item in found]
+
+
+def read_thumbnail(path: str, size: int) -> np.ndarray | None:
+    """One of :func:`read_small`; runs in a worker process."""
+    try:
+        return read_canvas(path, size=size).pixels
+    except (HDXrayError, OSError):
+        return None
 
 
 def standardisation_of_view(

@@ -12,6 +12,7 @@ from pathlib import Path
 from ..data.columns import find_column
 from ..errors import ConfigError
 from ..files import written_whole
+from ..names import ESCAPES, escaped, unescaped
 from .csv_rows import read_rows
 from .layouts import ID_COLUMNS
 from .studies import check_language
@@ -38,15 +39,18 @@ class Prediction:
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
-    """Write a CSV, or JSON if ``path`` ends so; the file appears whole or not at all."""
+    """Write a CSV, or JSON if ``path`` ends so; the file appears whole or not at all.
+
+    Ids, which may be paths, stand there :func:`.names.escaped`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [asdict(prediction) for prediction in predictions]
+    rows = [{**asdict(prediction), "id": escaped(prediction.id)} for prediction in predictions]
     with written_whole(path) as temporary:
         if path.suffix.lower() == ".json":
-            temporary.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", "utf-8", ESCAPES)
             return
-        with open(temporary, "w", newline="", encoding="utf-8") as stream:
+        with open(temporary, "w", newline="", encoding="utf-8", errors=ESCAPES) as stream:
             writer = csv.DictWriter(stream, [field.name for field in fields(Prediction)])
             writer.writeheader()
             writer.writerows(rows)
@@ -113,7 +117,7 @@ def _prediction(row: object, where: str) -> Prediction:
         raise ConfigError(f"{where} has no id")
     language = row.get("language") or ""
     return Prediction(
-        id=str(row[name]),
+        id=unescaped(str(row[name])),
         generated=row[text] or "",
         reference=None if reference is None else row[reference],
         language=check_language(language, f"{where}: language") if language else "",

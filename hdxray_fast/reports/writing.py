@@ -19,7 +19,7 @@ from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps, worker_count
 from ..data.seen import SEEN_FILE, Overlap
 from ..errors import ArgumentError, ConfigError
-from ..files import free_name
+from ..files import free_name, written_somewhere
 from ..models.inference import PRECISIONS, autocast, check_word, find_precision
 from ..models.inputs import as_batch
 from .attention_picture import draw_attention, sentence_maps
@@ -145,10 +145,13 @@ def write_reports(
             for row in rows:
                 if out is not None and row.attention is not None:
                     views = [radiograph.pixels for radiograph in row.radiographs]
-                    name = _file_name(row.study.id, taken)
-                    row.picture = draw_attention(
-                        Path(out) / f"{name}.png", views, row.sentences, row.attention, model.config.visual_tokens
-                    )
+                    place = Path(out) / f"{_file_name(row.study.id, taken)}.png"
+                    try:
+                        row.picture = draw_attention(
+                            place, views, row.sentences, row.attention, model.config.visual_tokens
+                        )
+                    except Exception as error:  # the text does not hang on it
+                        done.notes.append(f"{place}: left out, it cannot be made ({type(error).__name__}: {error})")
                 row.radiographs = row.radiographs if row.attention is not None else []
             done.rows += rows
             bar.update(len(rows))
@@ -157,10 +160,10 @@ def write_reports(
         done.notes.append(counted(empty, "studies", "got an empty report"))
     if out is not None:
         done.predictions = Path(out) / "predictions.csv"
+        rows = [Prediction(r.study.id, r.text, r.study.report or None, r.study.language) for r in done.rows]
+        written_somewhere(done.predictions, lambda path: write_predictions(path, rows), "the reports")
         if model.seen is not None:  # so that an evaluation finds the model's own split
             model.seen.save(Path(out) / SEEN_FILE)
-        rows = [Prediction(r.study.id, r.text, r.study.report or None, r.study.language) for r in done.rows]
-        write_predictions(done.predictions, rows)
     return done
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..errors import ConfigError
+from ..names import require_utf8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +115,7 @@ class TrainingConfig:
         """Refuse numbers out of range; a task's own settings are checked in its ``_check``, after these."""
         self._at_least(1, "steps", "batch_size", "grad_accum", "save_every", "keep_checkpoints", "process_timeout")
         check_caps(self.timeout, self.max_memory)
+        require_utf8(self.out, "out")
         self._at_least(-1, "workers")
         self._at_least(0, "keep_every", "threads", "clip_grad", "weight_decay", "seed")
         self._share("ema", "warmup", "beta2")

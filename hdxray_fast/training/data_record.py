@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ..data.prepared.shards import arrow, printable
+from ..data.prepared.shards import arrow
 from ..errors import ConfigError
 from ..files import written_whole
+from ..names import escaped
 
 RECORD = "data.parquet"  # in a run's folder
 
@@ -53,7 +54,7 @@ class DataRecord:
 
     def add(self, kind: str, names: Iterable[str], contents: Iterable[object], setting: str = "data") -> None:
         """Take in things of one kind; see :class:`Part`."""
-        part = Part(kind, setting, [printable(name) for name in names], [str(content) for content in contents])
+        part = Part(kind, setting, [escaped(name) for name in names], [str(content) for content in contents])
         if len(part.names) != len(part.contents):
             raise ValueError(f"{len(part.names)} names of {kind}, {len(part.contents)} contents")
         self.parts.append(part)

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.sampler import StepSampler
 from ..errors import ConfigError, HDXrayError, TrainingError
+from ..names import shown
 from ..ops.compiled import Compiled
 from .checkpoints import (
     checkpoint_folder,
@@ -158,7 +159,7 @@ class Training:
 
     def print(self, text: str) -> None:
         """Print once, whatever the number of processes."""
-        self.accelerator.print(text)
+        self.accelerator.print(shown(text))
 
     def _warn(self, text: str) -> None:
         warnings.warn(text, stacklevel=2)

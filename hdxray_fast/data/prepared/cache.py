@@ -18,6 +18,7 @@ from typing import Any
 from ...errors import ConfigError, TrainingError
 from ...files import checksum, make_folder, remove_leftovers, written_whole
 from ...locks import locked
+from ...names import require_utf8
 from ..quarantine import Quarantined
 from ..reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from .cached import CachedImages, CachedSet, ctime_of, for_now, key_now
@@ -87,6 +88,7 @@ def fill_cache(
     """
     arrow()  # missing: said before anything else
     check_caps(timeout, max_memory)
+    require_utf8(cache, "cache")
     folder = Path(cache) / f"{size}-{contour}"
     make_folder(folder / "shards", "cache")
     wanted: dict[str, list[Source]] = {}  # a file that is named twice is read once

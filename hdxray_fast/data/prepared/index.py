@@ -13,6 +13,7 @@ import numpy as np
 from ...errors import ConfigError, TrainingError
 from ...files import size_in_words, written_whole
 from ...locks import locked
+from ...names import ESCAPES, escaped, unescaped
 from ..quarantine import SHOWN
 from .duplicates import Near, equal_pixels, near_duplicates
 from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, write_lookup, writing
@@ -112,15 +113,16 @@ def _write_lists(out: Path, table, good, repeats: dict[int, int], near: dict[int
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A CSV file, whole or not at all."""
-    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+    """A CSV file, whole or not at all; names in it are :func:`.names.escaped`."""
+    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8", errors=ESCAPES) as stream:
         csv.writer(stream).writerows([header, *rows])
 
 
 def read_unreadable(out: Path) -> list[tuple[str, str]]:
     """Source and reason of everything that could not be read, as :func:`merge` listed it."""
     with (out / QUARANTINE).open(newline="", encoding="utf-8") as stream:
-        return [(row["source"], row["reason"]) for row in csv.DictReader(stream) if row["status"] == UNREADABLE]
+        rows = [row for row in csv.DictReader(stream) if row["status"] == UNREADABLE]
+    return [(unescaped(row["source"]), row["reason"]) for row in rows]
 
 
 def read_skipped(out: Path) -> list[str]:
@@ -129,7 +131,7 @@ def read_skipped(out: Path) -> list[str]:
     if not path.exists():  # a set of an earlier version
         return []
     with path.open(newline="", encoding="utf-8") as stream:
-        return [row["source"] for row in csv.DictReader(stream)]
+        return [unescaped(row["source"]) for row in csv.DictReader(stream)]
 
 
 def read_set_aside(out: Path) -> list[str]:
@@ -138,7 +140,8 @@ def read_set_aside(out: Path) -> list[str]:
     for path in (out / QUARANTINE, out / DUPLICATES):
         if path.exists():  # a cache has neither
             with path.open(newline="", encoding="utf-8") as stream:
-                names += [row["source"] for row in csv.DictReader(stream) if row.get("same_pixels_as") != ""]
+                rows = [row["source"] for row in csv.DictReader(stream) if row.get("same_pixels_as") != ""]
+            names += map(unescaped, rows)
     return names  # near duplicates are in the index
 
 
@@ -154,7 +157,7 @@ def _summary(table, index, duplicates: int, near: int, skipped: list[str]) -> di
         "duplicates": duplicates,
         "near_duplicates": near,
         "skipped": len(skipped),
-        "skipped_first": skipped[:3],
+        "skipped_first": [escaped(name) for name in skipped[:3]],
         "patients": len(set(patients)),
         "images_without_patient": len(index) - len(patients),
         "flagged_contours": int(np.sum(index.column("flagged").to_numpy())),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ...errors import ConfigError
+from ...names import unescaped
 from ..columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 from ..listing import image_files, is_image_name, list_images, manifest_paths
 from .archives import Member, is_archive, list_members, unpacked
@@ -149,7 +150,7 @@ def _manifest(manifest: Path, images: str | os.PathLike | None) -> list[Source]:
         if column is not None:
             image = find_column(reader.fieldnames or (), PATH_COLUMNS)
             root = Path(images) if images else manifest.parent
-            patients = {str(root / row[image]): row[column] or "" for row in reader if row[image]}
+            patients = {str(root / unescaped(row[image])): row[column] or "" for row in reader if row[image]}
     return [Source(str(path), patient=patients.get(str(path), "")) for path in paths]
 
 
