@@ -7,13 +7,14 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import ConfigError
+from .errors import ConfigError, TrainingError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +50,37 @@ def written_whole(path: Path, durable: bool = True, private: bool = False) -> It
 def temporary_name(path: Path) -> Path:
     """Where a file or folder is made before it is renamed to ``path``: its process is in the name, the rest chance."""
     return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(8)}.tmp")
+
+
+def written_somewhere(path: Path, write: Callable[[Path], None], what: str) -> None:
+    """Write results that took long to compute; if that fails for any reason, elsewhere, so that they are not lost.
+
+    Args:
+        path: of the file.
+        write: writes it.
+        what: it is, for the error: ``"the predictions"``.
+
+    Raises:
+        TrainingError: it could not be written there; the message says why, and where it is instead: in a folder of
+            its own that nobody else may read, beside other temporary files or in the working folder.
+    """
+    try:
+        return write(path)
+    except Exception as error:
+        reason, first = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}", error
+    for parent in (tempfile.gettempdir(), os.getcwd()):
+        folder = None
+        try:
+            folder = tempfile.mkdtemp(prefix="hdxray-results-", dir=parent)
+            write(Path(folder) / path.name)
+        except Exception:
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+            continue
+        raise TrainingError(
+            f"{path}: cannot be written ({reason}); {what} are not lost: they are in {Path(folder) / path.name}"
+        ) from first
+    raise TrainingError(f"{path}: cannot be written ({reason}), nor anywhere else; {what} are lost") from first
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -18,9 +18,14 @@ def visible(text: object) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        character.encode("unicode_escape").decode() if unicodedata.category(character) in HIDDEN else character
-        for character in text
+        written_out(character) if unicodedata.category(character) in HIDDEN else character for character in text
     )
+
+
+def written_out(character: str) -> str:
+    """``\\x1b`` of a control character, ``\\xe9`` of a byte that is not UTF-8 in a file's name."""
+    code = ord(character)
+    return rf"\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else character.encode("unicode_escape").decode()
 
 
 def visible_lines(text: object) -> str:

@@ -17,7 +17,6 @@ from torch.utils.data import Dataset
 from ..data.augment import Augmentation, RandAugment
 from ..data.prepared.index import read_set_aside
 from ..data.prepared.reading import PreparedSet, PreparedSubset
-from ..data.prepared.shards import printable
 from ..data.prepared.sources import JOIN
 from ..data.quarantine import write_quarantine
 from ..data.radiograph_dataset import RadiographDataset
@@ -47,9 +46,9 @@ def find_prepared(paths: Sequence[str], images: PreparedSet, listed: Sequence[st
     wanted = Counter(map(_last_name, {os.path.abspath(path) for path in (*paths, *listed)}))
     taken: dict[int, str] = {}
     for path in paths:
-        name = printable(_last_name(path))
-        row = place.get(printable(os.path.abspath(path)), -1)
-        if row < 0 and holders[name] == wanted[_last_name(path)] == 1:
+        name = _last_name(path)
+        row = place.get(os.path.abspath(path), -1)
+        if row < 0 and holders[name] == wanted[name] == 1:
             row = called.get(name, -1)
             row = -1 if row >= 0 and _differ(path, sources[row]) else row
         if row >= 0 and taken.setdefault(row, path) != path:

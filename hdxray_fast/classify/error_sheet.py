@@ -9,10 +9,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..data.quarantine import Quarantined
-from ..data.radiographs import read_radiograph
+from ..data.radiographs import Radiograph, read_ahead
+from ..data.reader_pool import MAX_MEMORY, TIMEOUT
 from ..images.panels import display_levels, write_image
 from ..models.inputs import as_batch, encoder_inputs
+from ..names import drawable
 from .attention_maps import PatchMap, patch_map
 from .classifier import Classifier
 from .label_table import LabelTable
@@ -78,6 +79,9 @@ def write_error_sheet(
     probabilities: np.ndarray,
     thresholds: Sequence[float],
     most: int = 12,
+    workers: int = 0,
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
 ) -> Path | None:
     """Draw the sheet.
 
@@ -88,13 +92,23 @@ def write_error_sheet(
         probabilities: ``[N, C]``, rows of ``table``.
         thresholds: ``C``.
         most: tiles.
+        workers, timeout, max_memory: of the readers, as for :func:`hdxray_fast.data.radiographs.read_ahead`.
 
     Returns:
         The file; ``None``, and no file, if nothing was decided wrongly or none of the images can be read.
     """
     path, model = Path(path), model.eval()
     errors = confident_errors(table.labels, probabilities, thresholds, model.config.multiclass, most)
-    tiles = [tile for error in errors if (tile := _tile(model, table, error, thresholds)) is not None]
+    encoder, files = model.encoder, [table.paths[error.row] for error in errors]
+    read = read_ahead(
+        [(file, file) for file in files], encoder.img_size[0], encoder.patch_size, workers, model.config.contour,
+        timeout=timeout, max_memory=max_memory,
+    )  # fmt: skip
+    tiles = [
+        _tile(model, table, error, item, thresholds)
+        for error, item in zip(errors, read, strict=True)
+        if isinstance(item, Radiograph)
+    ]
     if not tiles:
         path.unlink(missing_ok=True)
         return None
@@ -110,13 +124,9 @@ def write_error_sheet(
 
 
 def _tile(
-    model: Classifier, table: LabelTable, error: ConfidentError, thresholds: Sequence[float]
-) -> tuple[np.ndarray, str] | None:
-    file = table.paths[error.row]
+    model: Classifier, table: LabelTable, error: ConfidentError, item: Radiograph, thresholds: Sequence[float]
+) -> tuple[np.ndarray, str]:
     encoder = model.encoder
-    item = read_radiograph(file, file, encoder.img_size[0], encoder.patch_size, model.config.contour)
-    if isinstance(item, Quarantined):
-        return None
     found = patch_map(model, error.column, *encoder_inputs(encoder, as_batch([item], encoder.pos_embed.device)))
     grey = cv2.resize(display_levels(item.pixels)[item.pixels], (TILE, TILE), interpolation=cv2.INTER_AREA)
     pictures = np.concatenate([cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), overlay(grey, found)], axis=1)
@@ -126,7 +136,7 @@ def _tile(
     threshold = "" if model.config.multiclass else f" (threshold {thresholds[error.column]:.2f})"
     words = [
         f"{error.kind}: {table.classes[error.column]} {error.probability:.2f}{threshold}{truth}",
-        Path(file).name,
+        Path(item.source).name,
     ]
     foot = np.full((2 * LINE + GAP, pictures.shape[1], 3), BACKGROUND, np.uint8)
     for line, text in enumerate(words):
@@ -157,7 +167,7 @@ def overlay(grey: np.ndarray, found: PatchMap) -> np.ndarray:
 
 def _write(strip: np.ndarray, text: str, baseline: int) -> None:
     """One line of text, shrunk where it would not fit; what is not ASCII becomes "?"."""
-    text = text.encode("ascii", "replace").decode()
+    text = drawable(text)
     scale = 0.5
     (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
     scale *= min(1.0, (strip.shape[1] - 12) / max(width, 1))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,10 +18,10 @@ from torch import nn
 from ..data.csv_cells import write_table
 from ..data.listing import list_images, manifest_patients
 from ..data.quarantine import Quarantined, write_quarantine
-from ..data.reader_pool import worker_count
+from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps, worker_count
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.embedding import Embedder
-from ..files import claim_names, written_whole
+from ..files import claim_names, written_somewhere, written_whole
 from ..images.perceptual_hash import no_thumbnails
 from ..terminal import visible
 from .calibration import as_probabilities
@@ -49,34 +51,54 @@ def report_predictions(
     prevalence: str | float | None = None,
     uncalibrated: np.ndarray | None = None,  # [N, C] logits
     temperature: dict | None = None,
+    workers: int = 0,
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
 ) -> dict:
     """Write ``metrics.json``, ``predictions.csv`` and ``curves.png`` under ``out``; returns the metrics.
 
     ``prevalence`` is as for :func:`.evaluate_predictions`. With ``model``, what made the probabilities, also
     ``errors.png``: its most confident errors and where it looked. ``temperature`` is a :func:`.temperature_report`, and
-    ``uncalibrated`` the logits before it, which the plot of the calibration then shows too.
+    ``uncalibrated`` the logits before it, which the plot of the calibration then shows too. ``workers``, ``timeout``
+    and ``max_memory`` are those of the files that the errors are drawn from, which are read again.
     """
-    report = evaluate_predictions(
-        table.labels, probabilities, table.classes, table.patients, thresholds, bootstraps=bootstraps, seed=seed,
-        multiclass=table.multiclass, prevalence=prevalence,
-    )  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     present = called_present(probabilities, table.classes, thresholds, table.multiclass)
     found = Predictions(
         table.paths, probabilities, table.classes, list(thresholds), present=present, patients=table.patients
     )
-    write_predictions(out / "predictions.csv", found, table.labels)
+    written_somewhere(  # the first: what took long is on the disk, whatever else fails
+        out / "predictions.csv", lambda path: write_predictions(path, found, table.labels), "the predictions"
+    )
+    report = evaluate_predictions(
+        table.labels, probabilities, table.classes, table.patients, thresholds, bootstraps=bootstraps, seed=seed,
+        multiclass=table.multiclass, prevalence=prevalence,
+    )  # fmt: skip
     before = None
     if temperature is not None:
         report["temperature"] = temperature
         if uncalibrated is not None and temperature["value"] != 1:
             before = as_probabilities(uncalibrated, table.multiclass)
-    plot_curves(out / "curves.png", table.labels, probabilities, table.classes, before)
+    with _going_on(out / "curves.png"):
+        plot_curves(out / "curves.png", table.labels, probabilities, table.classes, before)
     if model is not None:
-        write_error_sheet(out / "errors.png", model, table, probabilities, thresholds)
+        reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
+        with _going_on(out / "errors.png"):
+            write_error_sheet(out / "errors.png", model, table, probabilities, thresholds, **reading)
     with written_whole(out / "metrics.json") as temporary:  # the last: a run that has it is whole
         temporary.write_text(json.dumps({**report, **(extra or {})}, indent=1) + "\n")
     return report
+
+
+@contextmanager
+def _going_on(picture: Path) -> Iterator[None]:
+    """What goes wrong while a picture is made, as a warning: the numbers do not hang on it."""
+    try:
+        yield
+    except Exception as error:
+        picture.unlink(missing_ok=True)  # of an earlier evaluation
+        reason = f"{type(error).__name__}: {error}"
+        warnings.warn(visible(f"{picture}: left out, it cannot be made ({reason})"), stacklevel=3)
 
 
 @dataclass
@@ -127,9 +149,9 @@ def write_predictions(path: Path, found: Predictions, labels: np.ndarray | None 
 
     Args:
         path: file to write.
-        found: what was predicted; ``present`` holds the names joined by ``|``, blank where no class is. Probabilities
-            have as many digits as tell each from its neighbours: fewer would make ties, and another AUROC. Without any
-            patient there is no such column.
+        found: what was predicted; images and patients stand :func:`.names.escaped`, ``present`` holds the names joined
+            by ``|``, blank where no class is. Probabilities have as many digits as tell each from its neighbours: fewer
+            would make ties, and another AUROC. Without any patient there is no such column.
         labels: ``[N, C]`` of its images, NaN where a label is not known; left out, there are no such columns.
     """
     header = ["image", *(["patient"] if found.patients else []), *found.classes, "present"]
@@ -156,13 +178,16 @@ def predict(
     classes: Sequence[str] | None = None,
     precision: str = "auto",
     compile: str = "auto",
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
 ) -> Predictions:
     """Probabilities of a saved classifier for files, folders or CSV manifests.
 
     Args:
         paths: what to look at.
         model: a classifier, or the folder of one.
-        batch_size, workers, device, progress, precision, compile: as for :func:`hdxray_fast.embed`.
+        batch_size, workers, device, progress, precision, compile, timeout, max_memory: as for
+            :func:`hdxray_fast.embed`.
         classes: names to ask about; left out, those it was trained on. A ``label-query`` head with text embeddings
             takes any name; the threshold of one that was never trained is 0.5.
 
@@ -172,7 +197,8 @@ def predict(
         by their look and, where a manifest is given, by their patients; with ``progress`` that is also printed.
 
     Raises:
-        ConfigError: a path does not exist or names no image, or a name that the classifier cannot answer for.
+        ConfigError: a path does not exist or names no image, a name that the classifier cannot answer for, or a cap
+            that is not above 0.
         CheckpointError: the folder holds no classifier, or a damaged one.
     """
     model = load_classifier(model) if isinstance(model, str | os.PathLike) else model
@@ -183,11 +209,13 @@ def predict(
         )
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     files = list(dict.fromkeys(str(file) for name in names for file in list_images(name, argument="paths")))
-    found = predict_list(files, model, batch_size, workers, device, progress, classes, precision, compile)
     patients: dict[str, str] = {}
-    for path in map(Path, names):
+    for path in map(Path, names):  # before the first image: what is refused here costs no prediction
         if path.suffix.lower() == ".csv" and path.is_file():
             patients |= manifest_patients(path, "paths")
+    found = predict_list(
+        files, model, batch_size, workers, device, progress, classes, precision, compile, timeout, max_memory
+    )
     known = [patients.get(file, "") for file in found.images]
     found.patients = known if any(known) else []
     found.overlap = overlap_of(model, known, found.hashes, found.thumbnails)
@@ -208,8 +236,11 @@ def predict_list(
     classes: Sequence[str] | None = None,
     precision: str = "auto",
     compile: str = "auto",
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
 ) -> Predictions:
     """:func:`predict` for files as they are listed; missing ones count as unreadable."""
+    check_caps(timeout, max_memory)
     questions = ask(model, classes)
     if progress and (strange := untrained(model, questions.names)):
         print(f"not trained: {', '.join(strange)} (asked by name; threshold 0.5)")
@@ -221,7 +252,8 @@ def predict_list(
     thumbnails = [no_thumbnails()]
     trained, new = model.config.classes, 0 if questions.new_names is None else len(questions.new_names)
     rows = [np.zeros((0, len(trained) + new), np.float32)]
-    for part in scorer.batches(jobs, batch_size=batch_size, workers=worker_count(workers), progress=progress):
+    reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
+    for part in scorer.batches(jobs, batch_size=batch_size, progress=progress, **reading):
         bad += part.quarantined
         if len(part):
             images += part.sources
@@ -333,15 +365,17 @@ def evaluate_files(
     compile: str = "auto",
     allow_training_patients: bool = False,
     prevalence: str | float | None = None,
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
 
     Uncertain labels count for nothing, whatever training made of them. Thresholds are those chosen on validation when
-    the classifier was made; ``prevalence`` is as for :func:`.evaluate_predictions`, and ``classes``, ``precision`` and
-    ``compile`` as for :func:`predict`, so that names it has never seen can be put to the test. Writes what
-    :func:`report_predictions` writes, and ``unreadable.csv``; the metrics also count those files as ``unreadable``, and
-    say in which ``precision`` the model computed. ``split`` takes the words that a manifest may have for its splits; if
-    training drew them, from this manifest, they are as they were there.
+    the classifier was made; ``prevalence`` is as for :func:`.evaluate_predictions`, and ``classes``, ``precision``,
+    ``compile``, ``timeout`` and ``max_memory`` as for :func:`predict`, so that names it has never seen can be put to
+    the test. Writes what :func:`report_predictions` writes, and ``unreadable.csv``; the metrics also count those files
+    as ``unreadable``, and say in which ``precision`` the model computed. ``split`` takes the words that a manifest may
+    have for its splits; if training drew them, from this manifest, they are as they were there.
 
     Patients, stored pixels and the look of the images are compared with those that the classifier was trained and
     validated on, whatever manifest they come in; how many there are is printed and is in ``metrics.json`` under
@@ -370,8 +404,8 @@ def evaluate_files(
     if progress:
         print("\n".join(map(visible, table.notes)), end="\n" if table.notes else "")
         if unknown := what_cannot_be_told(classifier):
-            print(f"{model}: {unknown}")
-    asked = classes, precision, compile
+            print(f"{visible(model)}: {unknown}")
+    asked = classes, precision, compile, timeout, max_memory
     found = predict_list(table.paths, classifier, batch_size, workers, device, progress, *asked)
     out.mkdir(parents=True, exist_ok=True)
     write_quarantine(out / "unreadable.csv", found.quarantined)
@@ -390,7 +424,8 @@ def evaluate_files(
     scores = found.probabilities[order]
     report = report_predictions(
         out, table, scores, found.thresholds, bootstraps=bootstraps, seed=bootstrap_seed, extra=extra,
-        model=None if classes else classifier, prevalence=prevalence,
+        model=None if classes else classifier, prevalence=prevalence, workers=workers, timeout=timeout,
+        max_memory=max_memory,
     )  # fmt: skip
     return {**report, "unreadable": bad, "seen": extra["seen"]}
 

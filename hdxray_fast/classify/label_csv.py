@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column, hidden_in
-from ..data.csv_cells import as_it_was
+from ..data.csv_cells import unquoted
 from ..data.splits import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, canonical_split
 from ..errors import ConfigError, MissingDependencyError
+from ..names import unescaped
 from ..terminal import visible
 from .label_table import LabelTable
 
@@ -57,7 +58,7 @@ def read_generic(
             notes += more
         frame = frame.rename(columns={find_column(frame.columns, [name]): name for name in classes})
         labels = label_values(frame, path, classes)
-    paths = [str(_under(images or path.parent, name)) for name in strings(frame[image])]
+    paths = [str(_under(images or path.parent, unescaped(name))) for name in strings(frame[image])]
     return LabelTable(
         paths,
         labels,
@@ -118,8 +119,8 @@ def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False):
         raise ConfigError(f"{path}: cannot be read as CSV ({error})") from error
     frame.columns = [str(name).strip() for name in frame.columns]
     if ours:
-        frame.columns = [as_it_was(name) for name in frame.columns]
-        frame = frame.map(as_it_was, na_action="ignore")
+        frame.columns = [unquoted(name) for name in frame.columns]
+        frame = frame.map(unquoted, na_action="ignore")
     if twice := [name for name, again in zip(frame.columns, frame.columns.duplicated(), strict=True) if again]:
         first = list(frame.columns).index(twice[0]) + 1
         again = list(frame.columns).index(twice[0], first) + 1

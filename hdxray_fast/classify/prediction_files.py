@@ -11,6 +11,7 @@ import numpy as np
 
 from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column
 from ..errors import ConfigError
+from ..names import unescaped
 from .label_csv import import_pandas, label_values, read_csv, strings
 from .label_table import LabelTable
 
@@ -79,7 +80,7 @@ def read_answers(path: str | os.PathLike) -> Answers:
             f"models: {file} has {'no row' if image else 'no column for the image'}; needed are a column 'image' and "
             "one of probabilities for each class"
         )
-    images = strings(frame[image].fillna(""))
+    images = [unescaped(name) for name in strings(frame[image].fillna(""))]
     if len(set(images)) < len(images):
         first: dict[str, int] = {}
         again = next(row for row, name in enumerate(images) if first.setdefault(name, row) != row)
@@ -110,7 +111,7 @@ def read_answers(path: str | os.PathLike) -> Answers:
     if PRESENT in frame.columns and PRESENT not in classes:
         named = [set(cell.split("|")) for cell in strings(frame[PRESENT].fillna(""))]
         called = np.array([[name in cell for name in classes] for cell in named], bool)
-    patients = strings(frame[patient].fillna("")) if patient else None
+    patients = [unescaped(name) for name in strings(frame[patient].fillna(""))] if patient else None
     return Answers(str(file), images, classes, np.stack(columns, axis=1), called, labels, patients)
 
 

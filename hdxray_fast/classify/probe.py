@@ -21,6 +21,7 @@ from ..features.feature_table import read_features
 from ..images.perceptual_hash import SIDE
 from ..locks import RunLock
 from ..models.encoder import Encoder
+from ..terminal import visible_lines
 from ..weights.create import encoder_of_size
 from .calibration import (
     Temperature,
@@ -88,7 +89,7 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
     table = labels_of(config)
     require_files(table, config.data)
     if progress:
-        print(describe_labels(table))
+        print(visible_lines(describe_labels(table)))
     out = Path(config.out)
     _refuse_other_task(out, config, table)
     # the one encoder that computes the features, is saved, and draws the error sheet; the caller's stays as it is
@@ -101,7 +102,7 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
 
 
 def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encoder, progress: bool) -> ProbeResult:
-    names = ("pool", "keep", "batch_size", "workers", "device", "precision", "compile")
+    names = ("pool", "keep", "batch_size", "workers", "timeout", "max_memory", "device", "precision", "compile")
     options = {name: getattr(config, name) for name in names}
     kept = Path(config.features) if config.features else out / "features.parquet"
     done = embed_list(table.paths, kept, encoder, progress=progress, thumbnails=True, **options)
@@ -167,6 +168,9 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
             {split: (table_used.split(split).labels, own) for split, own in logits.items()},
             table.multiclass,
         ),
+        workers=config.workers,
+        timeout=config.timeout,
+        max_memory=config.max_memory,
     )
     train_images = table_used.splits.count("train")
     return ProbeResult(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..errors import ConfigError
+from ..names import require_utf8
 from .label_settings import LabelSettings
 from .operating_points import read_prevalence
 
@@ -24,7 +26,9 @@ class ProbeConfig(LabelSettings):
         keep: patches the encoder looks at: ``all``, ``valid`` or ``contour``; the encoder's by default.
         img_size: canvas side, pixels; the encoder's by default.
         batch_size: images at once.
-        workers: processes that read files; -1 takes one per core.
+        workers: processes that read files; -1 takes one per core; 0 reads in this process, without caps.
+        timeout: seconds that one file may take.
+        max_memory: MiB that one file may take.
         device: where the encoder runs; a GPU if there is one by default.
         precision: of the features: ``fp32``, ``bf16``, or ``auto``: bf16 on GPUs that have it and fp32 elsewhere.
         compile: ``on``, ``off``, or ``auto``: on a GPU, for 150,000 images and more.
@@ -48,6 +52,8 @@ class ProbeConfig(LabelSettings):
     img_size: int | None = None
     batch_size: int = 4
     workers: int = -1
+    timeout: float = TIMEOUT
+    max_memory: int = MAX_MEMORY
     device: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
@@ -69,4 +75,6 @@ class ProbeConfig(LabelSettings):
             raise ConfigError(f"max_bad_share: {self.max_bad_share} is not accepted; give a share from 0 to 1")
         if self.batch_size < 1 or min(self.bootstraps, self.split_seed, self.bootstrap_seed) < 0:
             raise ConfigError("batch_size is at least 1; bootstraps, split_seed and bootstrap_seed are at least 0")
+        check_caps(self.timeout, self.max_memory)
+        require_utf8(self.out, "out")
         read_prevalence(self.prevalence)

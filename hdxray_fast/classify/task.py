@@ -170,7 +170,7 @@ class FinetuneTask(Task):
             for split in SPLITS
         }
         rows = [f"{p}\0{s}" for p, s in zip(self.table.paths, self.table.splits, strict=True)]
-        digest = hashlib.sha256("\n".join(rows).encode() + self.table.labels.tobytes())
+        digest = hashlib.sha256("\n".join(rows).encode("utf-8", "surrogateescape") + self.table.labels.tobytes())
         self.fingerprint = digest.hexdigest()[:16]
         self.data_record = self._record(images)
 
@@ -324,6 +324,9 @@ class FinetuneTask(Task):
             temperature=temperature_report(
                 temperature, {split: (part[0].labels, part[2]) for split, part in found.items()}, table.multiclass
             ),
+            workers=self.config.workers,
+            timeout=self.config.timeout,
+            max_memory=self.config.max_memory,
         )
         return report, best
 

@@ -10,7 +10,7 @@ from ..classify.config import FinetuneConfig
 from ..classify.label_presets import PRESETS
 from ..classify.probe_config import ProbeConfig
 from ..terminal import visible
-from .options import add_inference
+from .options import add_inference, add_reading
 
 # Settings of probe and finetune that take several values
 LISTS = frozenset(
@@ -64,7 +64,7 @@ def _add_model(parser) -> None:
     names = "names to ask about, left out those it was trained on; label queries with text take any"
     parser.add_argument("--classes", nargs="+", help=names)
     parser.add_argument("--batch_size", type=int, default=4)
-    parser.add_argument("--workers", type=int, default=-1, help="processes that read files; -1: one per core")
+    add_reading(parser)
     parser.add_argument("--device", help="where the model runs; left out, a GPU if there is one")
     add_inference(parser)
 
@@ -116,7 +116,7 @@ def run_predict_command(paths: list[str], model: str, out: str, **options) -> in
     from ..classify.classifier import load_classifier
     from ..classify.evaluation import predict, write_predictions
     from ..errors import ConfigError
-    from ..files import make_folder
+    from ..files import make_folder, written_somewhere
 
     place = Path(out)
     if place.is_dir():
@@ -124,9 +124,9 @@ def run_predict_command(paths: list[str], model: str, out: str, **options) -> in
     make_folder(place.parent)  # now, and not after the last image
     classifier = load_classifier(model)
     found = predict(paths, classifier, progress=True, **options)
+    written_somewhere(place, lambda path: write_predictions(path, found), "the predictions")  # before anything else
     for bad in found.quarantined:
         print(f"unreadable: {visible(bad.path)}: {visible(bad.reason)}", file=sys.stderr)
-    write_predictions(place, found)
     if not classifier.config.multiclass:
         pairs = zip(found.classes, found.thresholds, strict=True)
         print("present from", ", ".join(f"{threshold:.3g} ({name})" for name, threshold in pairs))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .options import add_reading
+
 
 def add_commands(commands, parser_class) -> None:
     """Add it to jsonargparse's subcommands."""
@@ -15,7 +17,7 @@ def add_commands(commands, parser_class) -> None:
     contour.add_argument("--method", default="network", help=f"one of {', '.join(METHODS)}")
     contour.add_argument("--size", type=int, default=1280, help="canvas side, pixels")
     contour.add_argument("--patch_size", type=int, default=16, help="side of a patch, pixels")
-    contour.add_argument("--workers", type=int, default=0, help="processes that read files; -1 takes one per core")
+    add_reading(contour)
     commands.add_subcommand("contour", contour, help="chest contours of radiographs, as pictures and JSON")
 
 

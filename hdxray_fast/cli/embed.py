@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .options import add_inference
+from .options import add_inference, add_reading
 
 
 def add_commands(commands, parser_class) -> None:
@@ -19,7 +19,7 @@ def add_commands(commands, parser_class) -> None:
     embed.add_argument("--keep", help="all, valid or contour; left out, the encoder's")
     embed.add_argument("--img_size", type=int, help="canvas side, pixels; left out, the encoder's")
     embed.add_argument("--batch_size", type=int, default=4)
-    embed.add_argument("--workers", type=int, default=-1, help="processes that read files; -1: one per core")
+    add_reading(embed)
     embed.add_argument("--device", help="where the encoder runs; left out, a GPU if there is one")
     add_inference(embed)
     commands.add_subcommand("embed", embed, help="features of radiographs, as a table")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, HDXrayError, MissingDependencyError
+from ..names import ESCAPES
 from ..terminal import visible
 from .config_files import check_config, named_configs, without_values
 from .options import command_words, in_typed_words, lists_commands, parser_reason, typed_options
@@ -32,6 +34,9 @@ GROUPS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status (2 for an error named on stderr)."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # names may hold bytes that are not UTF-8
+            stream.reconfigure(errors=ESCAPES)
     try:
         # must work when the optional packages are missing: that is what it reports
         if argv[:1] == ["doctor"] and set(argv[1:]) <= {"--json"}:

@@ -70,6 +70,16 @@ def parser_reason(message: str, words: Sequence[str], options: Mapping[str, str]
     return message
 
 
+def add_reading(parser) -> None:
+    """How files are read, for every command that reads them and has no class of settings with these names."""
+    from ..data.reader_pool import MAX_MEMORY, TIMEOUT
+
+    workers = "processes that read files; -1: one per core; 0: in this process, without caps"
+    parser.add_argument("--workers", type=int, default=-1, help=workers)
+    parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds that one file may take")
+    parser.add_argument("--max_memory", type=int, default=MAX_MEMORY, help="MiB that one file may take")
+
+
 def add_precision(parser) -> None:
     """In what a model that is not trained computes, for every command that has one."""
     parser.add_argument("--precision", default="auto", help="fp32, bf16, or auto: bf16 on GPUs that have it")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from ..terminal import visible
-from .options import add_precision
+from .options import add_precision, add_reading
 
 
 def add_commands(commands, parser_class) -> None:
@@ -53,7 +53,7 @@ def _add_generate(commands, parser_class) -> None:
     generate.add_class_arguments(WritingOptions, skip={"sample"})
     generate.add_argument("--pictures", type=int, default=8, help="so many studies get a picture")
     generate.add_argument("--batch_size", type=int, default=4, help="studies at once")
-    generate.add_argument("--workers", type=int, default=-1, help="processes that read files; -1: one per core")
+    add_reading(generate)
     generate.add_argument("--device", help="where the model runs; left out, a GPU if there is one")
     add_precision(generate)
     commands.add_subcommand("generate", generate, help="radiographs to reports")
@@ -77,6 +77,7 @@ def _add_evaluate(commands, parser_class) -> None:
     evaluate.add_argument("--clinical", nargs="+", default=[], help="radgraph, chexbert")
     evaluate.add_argument("--radgraph_model", default="radgraph-xl", help="radgraph, radgraph-xl, modern-radgraph-xl")
     evaluate.add_argument("--device", help="where clinical models run")
+    add_reading(evaluate)
     evaluate.add_argument("--bootstraps", type=int, default=1000, help="drawings for the 95 %% intervals; 0 for none")
     evaluate.add_argument("--bootstrap_seed", type=int, default=0, help="of these drawings")
     evaluate.add_argument("--meteor", type=bool, default=True, help="METEOR, where Java is; false saves its seconds")
@@ -166,12 +167,15 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
 
 
 def run_evaluate_command(predictions: str, out: str, **options) -> int:
+    from ..data.reader_pool import check_caps
     from ..reports.evaluate import evaluate_reports
     from ..reports.evaluation_files import write_evaluation
     from ..reports.evaluation_table import format_evaluation
 
+    reading = {name: options.pop(name) for name in ("workers", "timeout", "max_memory")}
+    check_caps(reading["timeout"], reading["max_memory"])
     evaluation = evaluate_reports(predictions, **options)
-    folder = write_evaluation(evaluation, out)
+    folder = write_evaluation(evaluation, out, **reading)
     print(format_evaluation(evaluation.metrics))
     print(f"metrics.json, metrics.md, scores.csv and report.html are in {folder}")
     return 0

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from ..files import claim_names, written_whole
+from ..names import ESCAPES
 from .csv_cells import write_table
 
 
@@ -33,13 +34,14 @@ def write_comparison_folder(
         ConfigError: a file of such a name is there, and is of no comparison.
     """
     claim_names(out, "compare", ("comparison.csv", "forest.png", "comparison.md", "comparison.json"))
+    encoding = {"encoding": "utf-8", "errors": ESCAPES}  # models may lie in folders of any name
     with written_whole(out / "comparison.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         write_table(file, columns, rows)
     plot(out / "forest.png", report)
     texts = {"comparison.md": text, "comparison.json": json.dumps(report, ensure_ascii=False, indent=1)}
     for name, content in texts.items():
         with written_whole(out / name) as temporary:
-            temporary.write_text(content + "\n", encoding="utf-8")
+            temporary.write_text(content + "\n", **encoding)
 
 
 def csv_row(pair: Mapping, row: Mapping, **about) -> dict:

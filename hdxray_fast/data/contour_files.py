@@ -20,7 +20,7 @@ from ..images.overlay import contact_sheet, contact_tile, describe_contour, draw
 from ..images.panels import write_image
 from ..terminal import visible
 from .quarantine import Quarantined, write_quarantine
-from .reader_pool import Failed, call_in_order
+from .reader_pool import MAX_MEMORY, TIMEOUT, Failed, call_in_order, check_caps
 
 SHEET = 48  # tiles on one contact sheet
 
@@ -33,6 +33,8 @@ def write_contours(
     patch_size: int = 16,
     progress: bool = True,
     workers: int = 0,
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
 ) -> dict:
     """Find the contour of each radiograph and write it down.
 
@@ -47,7 +49,9 @@ def write_contours(
         size: side of the canvas in pixels.
         patch_size: side of a patch in pixels.
         progress: show a progress bar and the list of unreadable files on stderr.
-        workers: processes that read files, with caps on time and memory; 0 reads in this process, without.
+        workers: processes that read files; 0 reads in this process, without caps.
+        timeout: seconds that a file may take.
+        max_memory: MiB that a file may take.
 
     Returns:
         ``written``: source path -> overlay's path; ``flagged``: source paths whose contour is not to be relied on;
@@ -56,12 +60,14 @@ def write_contours(
     Raises:
         ArgumentError: no paths, an unknown method, sizes that do not fit, or `out` is not a folder.
         ArgumentTypeError: `paths` is not a list of paths.
+        ConfigError: a cap that is not above 0.
     """
     sources = _as_paths(paths)
     if method not in METHODS:
         raise ArgumentError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if size < 1 or patch_size < 1 or size % patch_size:
         raise ArgumentError(f"size must be a positive multiple of patch_size, got {size} and {patch_size}")
+    check_caps(timeout, max_memory)
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +81,8 @@ def write_contours(
     tiles: list[np.ndarray] = []
     unreadable: list[Quarantined] = []
     jobs = ((source, method, size, patch_size) for source in sources)
-    with closing(call_in_order(read_contour, jobs, workers=workers, ahead=2)) as results:
+    caps = {"timeout": timeout, "max_memory": max_memory}
+    with closing(call_in_order(read_contour, jobs, workers=workers, ahead=2, **caps)) as results:
         for source in _with_progress(sources, progress):
             found = next(results)
             if isinstance(found, Failed):

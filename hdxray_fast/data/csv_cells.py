@@ -1,4 +1,5 @@
-"""Cells of CSV files that a spreadsheet may open: none of them is a formula, and each reads back as it was."""
+"""Cells of CSV files: none is a formula where a spreadsheet opens them, names may hold any bytes, and each reads back
+as it was."""
 
 from __future__ import annotations
 
@@ -6,19 +7,30 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO
 
+from ..names import escaped, unescaped
+
 STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # a spreadsheet takes what begins so for a formula
 QUOTE = "'"  # which it takes for the sign that text follows
 
 
 def harmless(value: object) -> object:
-    """A cell as it is written: text that a spreadsheet would run has an apostrophe before it; numbers stay numbers."""
-    if not isinstance(value, str) or not (value.startswith(STARTS) or _is_quoted(value)):
+    """A cell as it is written: text is :func:`.names.escaped`, and has an apostrophe before it if a spreadsheet would
+    run it; numbers stay numbers."""
+    if not isinstance(value, str):
+        return value
+    value = escaped(value)
+    if not (value.startswith(STARTS) or _is_quoted(value)):
         return value
     return value if _is_number(value) else QUOTE + value
 
 
 def as_it_was(cell: str) -> str:
     """The text that :func:`harmless` made a cell of."""
+    return unescaped(unquoted(cell))
+
+
+def unquoted(cell: str) -> str:
+    """Likewise, names still escaped: for tables that hold valid Unicode alone."""
     return cell[1:] if _is_quoted(cell) else cell
 
 

@@ -30,7 +30,8 @@ def list_images(
 
     Args:
         data: a folder (searched recursively as by :func:`image_files`), one image file, or a CSV manifest with one of
-            the columns ``image``, ``path``, ``file``, ``filename``, ``image_path``.
+            the columns ``image``, ``path``, ``file``, ``filename``, ``image_path``, where a name that is not UTF-8
+            stands :func:`.names.escaped`.
         images: folder that relative paths of a manifest start from; the manifest's own folder by default.
         exclude: folders to leave out of a search: where results go, lest they be taken for radiographs. Folders of
             pre-training runs, of prepared data sets and of contour overlays are left out in any case.

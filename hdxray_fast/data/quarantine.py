@@ -30,10 +30,12 @@ class Quarantined:
 
 
 def write_quarantine(path: str | Path, quarantined: Iterable[Quarantined | Sequence[str]]) -> None:
-    """Write ``path,error,reason`` rows; an empty list leaves a file with the header alone."""
+    """Write ``path,error,reason`` rows; an empty list leaves a file with the header alone.
+
+    Paths may hold any bytes (:mod:`.csv_cells`).
+    """
     rows = [astuple(bad) if isinstance(bad, Quarantined) else tuple(bad) for bad in quarantined]
-    encoding = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}  # names may hold other bytes
-    with written_whole(Path(path)) as temporary, temporary.open("w", **encoding) as stream:
+    with written_whole(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         write_table(stream, COLUMNS, rows)
 
 

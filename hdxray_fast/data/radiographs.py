@@ -6,7 +6,7 @@ This module never imports torch, so that its workers start fast and stay small.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from ..images.contour import find_contour
 from ..images.perceptual_hash import equalised_thumbnail
 from ..images.standardise import standardisation, standardising
 from .quarantine import Quarantined
-from .reader_pool import Failed, call_in_order
+from .reader_pool import MAX_MEMORY, TIMEOUT, Failed, call_in_order
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,19 @@ def read_radiograph(
 
 
 def read_ahead(
-    images: Iterable[tuple[str | np.ndarray, str]], size: int, patch_size: int, workers: int, method: str = "network"
+    images: Iterable[tuple[str | np.ndarray, str]],
+    size: int,
+    patch_size: int,
+    workers: int,
+    method: str = "network",
+    *,
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
 ) -> Iterator[Radiograph | Quarantined]:
     """:func:`read_radiograph` of each ``(image, source)``, in order, a few images ahead of the consumer.
 
-    Worker processes have the caps on time and memory of :func:`hdxray_fast.data.reader_pool.call_in_order`.
+    Worker processes have the caps ``timeout`` (seconds) and ``max_memory`` (MiB) of
+    :func:`hdxray_fast.data.reader_pool.call_in_order`.
     """
     asked: deque[str] = deque()
 
@@ -89,10 +97,28 @@ def read_ahead(
             asked.append(source)
             yield image, source, size, patch_size, method
 
-    with closing(call_in_order(read_radiograph, jobs(), workers=workers, ahead=2)) as found:
+    caps = {"timeout": timeout, "max_memory": max_memory}
+    with closing(call_in_order(read_radiograph, jobs(), workers=workers, ahead=2, **caps)) as found:
         for item in found:
             source = asked.popleft()
             yield Quarantined(source, *item) if isinstance(item, Failed) else item
+
+
+def read_small(
+    paths: Sequence[str], size: int, workers: int = 0, timeout: float = TIMEOUT, max_memory: int = MAX_MEMORY
+) -> list[np.ndarray | None]:
+    """Thumbnails ``[size, size] uint8`` of files, in their order; ``None`` for those that cannot be read."""
+    jobs, caps = ((path, size) for path in paths), {"timeout": timeout, "max_memory": max_memory}
+    with closing(call_in_order(read_thumbnail, jobs, workers=min(workers, len(paths)), **caps)) as found:
+        return [None if isinstance(item, Failed) else item for item in found]
+
+
+def read_thumbnail(path: str, size: int) -> np.ndarray | None:
+    """One of :func:`read_small`; runs in a worker process."""
+    try:
+        return read_canvas(path, size=size).pixels
+    except (HDXrayError, OSError):
+        return None
 
 
 def standardisation_of_view(

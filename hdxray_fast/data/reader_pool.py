@@ -1,5 +1,7 @@
 """Worker processes with a cap on time and memory for each file: what hangs, grows or crashes costs itself alone.
 
+Every command reads files by this pool, with the same two settings: ``timeout`` and ``max_memory``.
+
 This module never imports torch, so that its workers start fast and stay small.
 """
 
@@ -15,11 +17,15 @@ from typing import Any, NamedTuple
 
 import cv2
 
-from ..errors import MissingDependencyError
+from ..errors import ConfigError, MissingDependencyError
+from .memory import MIB, memory_limit, resident_memory
 
 AHEAD = 8  # files per worker that are read before their turn, so that a slow one holds up nobody
 TIMEOUT = 60.0  # seconds that a file may take
 MAX_MEMORY = 4096  # MiB that a file may take
+LEAST_MEMORY = 256  # MiB, the least cap that can be asked for
+ENOUGH = 1024  # MiB that any usual file is read in: workers are left out before their share of the memory is less
+OF_A_WORKER = 128  # MiB that a worker takes before it reads anything
 
 
 class Failed(NamedTuple):
@@ -52,8 +58,47 @@ class Later:
 
 
 LATER = Later()
-OUT_OF_MEMORY = Failed("MemoryError", "needs more memory than one file may take")
 DIED = Failed("BrokenProcessPool", "the process that read it died (out of memory, or a decoder crash)")
+
+
+def out_of_memory(mebibytes: int | None = None) -> Failed:
+    """What a file ends in that needs more; left out, than this worker's cap."""
+    cap = _cap if mebibytes is None else mebibytes
+    return Failed("MemoryError", "needs more memory than one file may take" + (f" ({cap} MiB)" if cap else ""))
+
+
+_cap = 0  # MiB; 0 in processes without one
+
+
+def check_caps(timeout: float, max_memory: int) -> None:
+    """Raise a ConfigError for caps that no file could keep to."""
+    if not timeout > 0:
+        raise ConfigError(f"timeout: got {timeout:g}, accepted are seconds above 0")
+    if not max_memory >= LEAST_MEMORY:
+        raise ConfigError(f"max_memory: got {max_memory}, accepted are whole numbers from {LEAST_MEMORY} on")
+
+
+def within_memory(workers: int, max_memory: int, limit: int | None, taken: int = 0) -> tuple[int, int]:
+    """How many workers there can be, and what a file may take in each, so that all together stay within the memory.
+
+    Caps are lowered first, to ``ENOUGH``, then workers are left out: a machine with many cores and little memory reads
+    usual files on as many of them as it can.
+
+    Args:
+        workers: that were asked for.
+        max_memory: MiB that a file may take.
+        limit: of :func:`.memory_limit`, bytes; ``None`` where it is not known.
+        taken: bytes of it that this process has.
+
+    Returns:
+        Workers, at least 1; and MiB, at most ``max_memory``.
+    """
+    if limit is None:
+        return workers, max_memory
+    free = max(0, limit - taken) // MIB
+    least = min(ENOUGH, max_memory)
+    workers = max(1, min(workers, free // (least + OF_A_WORKER)))
+    return workers, min(max_memory, max(LEAST_MEMORY, free // workers - OF_A_WORKER))
 
 
 def worker_count(workers: int) -> int:
@@ -79,15 +124,18 @@ def call_in_order(
         jobs: arguments. The first, and any after the last result was taken, must not be :data:`LATER`.
         workers: processes; 0 calls in this one, without caps.
         timeout: seconds that a call may take.
-        max_memory: MiB that a call may take.
+        max_memory: MiB that a call may take; less where all workers together would have more than there is, see
+            :func:`within_memory`.
         ahead: calls per worker whose results may wait for their turn.
 
     Returns:
         The results; :class:`Failed` for a call that took too long or too much, or whose process died.
 
     Raises:
+        ConfigError: a cap that is not above 0.
         MissingDependencyError: there are to be workers, and pebble or loky is not installed.
     """
+    check_caps(timeout, max_memory)
     if workers == 0:
         return (_called(function, job) for job in jobs if job is not LATER)
     return _in_workers(function, iter(jobs), workers, timeout, max_memory, ahead, *_packages())
@@ -113,10 +161,12 @@ def _packages() -> tuple:
 
 def _in_workers(function, jobs, workers, timeout, max_memory, ahead, make_pool, get_context) -> Iterator:
     first = list(islice(jobs, ahead * workers))
+    workers = max(1, min(workers, len(first)))
+    workers, max_memory = within_memory(workers, max_memory, memory_limit(), resident_memory())
     # loky's processes start fresh: a fork would copy the locks of running thread pools. Unlike multiprocessing's, they
     # do not run the caller's script again where it lacks an `if __name__ == "__main__"`.
     pool = make_pool(
-        max(1, min(workers, len(first))),
+        workers,
         initializer=limit_memory,
         initargs=(max_memory,),
         context=get_context("loky"),
@@ -135,14 +185,14 @@ def _in_workers(function, jobs, workers, timeout, max_memory, ahead, make_pool, 
         schedule(first)
         while waiting:
             head, seconds = waiting.popleft()
-            yield head.result if isinstance(head, Known) else _outcome(head, seconds)
+            yield head.result if isinstance(head, Known) else _outcome(head, seconds, max_memory)
             schedule(islice(jobs, ahead * workers - len(waiting)))
     finally:
         pool.stop()  # kills what still runs
         pool.join()
 
 
-def _outcome(future, timeout: float):
+def _outcome(future, timeout: float, max_memory: int):
     from pebble import ProcessExpired
 
     try:
@@ -152,18 +202,21 @@ def _outcome(future, timeout: float):
     except ProcessExpired:
         return DIED
     except MemoryError:
-        return OUT_OF_MEMORY
+        return out_of_memory(max_memory if sys.platform.startswith("linux") else 0)
 
 
 def limit_memory(mebibytes: int) -> None:
     """Cap what this process may allocate beyond what it has; where the system cannot, nothing happens."""
+    global _cap
     cv2.setNumThreads(1)  # the pool is the parallelism
     if not sys.platform.startswith("linux"):
         return
     import resource
 
+    _cap = mebibytes
+
     with open("/proc/self/statm") as stream:
         used = int(stream.read().split()[0]) * resource.getpagesize()
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    cap = used + (mebibytes << 20)
+    cap = used + mebibytes * MIB
     resource.setrlimit(resource.RLIMIT_AS, (cap if hard < 0 else min(cap, hard), hard))

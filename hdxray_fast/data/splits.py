@@ -110,10 +110,10 @@ def describe_drawn(given: Iterable[str], splits: Sequence[str], preset: str | No
 
 def patients_hash(patients: Iterable[str]) -> str:
     """Of a set of patients, whatever their order."""
-    return hashlib.sha256("\0".join(sorted(set(patients))).encode()).hexdigest()[:16]
+    return hashlib.sha256("\0".join(sorted(set(patients))).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def patient_place(patient: str, seed: int) -> float:
     """Where a patient falls in [0, 1): it depends on seed and patient id alone."""
-    digest = hashlib.sha256(f"{seed}\0{patient}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}\0{patient}".encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..data.listing import list_images
 from ..data.quarantine import Quarantined
 from ..data.radiographs import Radiograph, read_ahead
+from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..devices import find_device
 from ..errors import ArgumentError, ArgumentTypeError
 from ..images.perceptual_hash import no_thumbnails
@@ -91,6 +92,8 @@ def embed(
     progress: bool = False,
     precision: str = "auto",
     compile: str = "auto",
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
 ) -> Embeddings:
     """Features of radiographs.
 
@@ -104,36 +107,40 @@ def embed(
         pool: ``"cls"``, ``"mean"`` or ``"attention"``; left out, the encoder's, or ``"mean"``.
         keep: ``"all"``, ``"valid"`` or ``"contour"``; left out, the encoder's.
         batch_size: images at once.
-        workers: processes that read files ahead; 0 reads in this process.
+        workers: processes that read files ahead; 0 reads in this process, without caps.
         device: where the encoder runs; left out, a GPU if there is one.
         progress: show a progress bar.
         precision: ``"fp32"``, ``"bf16"``, or ``"auto"``: bf16 on GPUs that have it, fp32 elsewhere. Features are
             float32.
         compile: ``"on"``, ``"off"``, or ``"auto"``: the encoder goes through ``torch.compile`` on a GPU, for
             150,000 images and more. Where that fails a warning says so, and it goes on without.
+        timeout: seconds that reading a file may take.
+        max_memory: MiB that reading a file may take.
 
     Returns:
         A row per readable image, in order; the others are in ``quarantined``.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument is not as described.
-        ConfigError: a path does not exist or names no image.
+        ConfigError: a path does not exist or names no image, or a cap is not above 0.
     """
     check_count("batch_size", batch_size)
+    check_caps(timeout, max_memory)
     encoder = unwrapped(encoder)
     with modes_kept(encoder) if isinstance(encoder, nn.Module) else contextlib.nullcontext():
-        return _embed(images, encoder, pool, keep, batch_size, workers, device, progress, precision, compile)
+        job = Embedder(encoder, pool=pool, keep=keep, device=device, precision=precision, compile=compile)
+        reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory}
+        return _embed(images, job, batch_size, progress, reading)
 
 
-def _embed(images, encoder, pool, keep, batch_size, workers, device, progress, precision, compile) -> Embeddings:
-    job = Embedder(encoder, pool=pool, keep=keep, device=device, precision=precision, compile=compile)
+def _embed(images, job: Embedder, batch_size: int, progress: bool, reading: dict) -> Embeddings:
     if isinstance(images, Tensor) and images.ndim in (2, 3):
         images = [images]
     if isinstance(images, Tensor) or (isinstance(images, np.ndarray) and images.ndim == 4):
         return job.tensor(torch.as_tensor(images), batch_size)
     jobs = list(_sources(images))
     return Embeddings.join(
-        list(job.batches(jobs, batch_size=batch_size, workers=workers, progress=progress)), job.encoder.num_features
+        list(job.batches(jobs, batch_size=batch_size, progress=progress, **reading)), job.encoder.num_features
     )
 
 
@@ -199,6 +206,8 @@ class Embedder:
         workers: int = 0,
         progress: bool = False,
         on_image: Callable[[Radiograph | Quarantined], None] | None = None,
+        timeout: float = TIMEOUT,
+        max_memory: int = MAX_MEMORY,
     ) -> Iterator[Embeddings]:
         """Embed ``(image, source)`` pairs a batch at a time, in order."""
         height, width = self.encoder.img_size
@@ -210,9 +219,9 @@ class Embedder:
         check_count("batch_size", batch_size)
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
             raise ArgumentError(f"workers: got {workers!r}, accepted is an int of at least 0")
-        read = _with_progress(
-            read_ahead(jobs, height, self.encoder.patch_size, workers, self.contour), len(jobs), progress
-        )
+        caps = {"timeout": timeout, "max_memory": max_memory}
+        read = read_ahead(jobs, height, self.encoder.patch_size, workers, self.contour, **caps)
+        read = _with_progress(read, len(jobs), progress)
         self._expect(len(jobs), batch_size)
         for (batch, bad), found in one_late(_batched(read, batch_size, on_image), self._radiographs, self.device):
             if not batch:

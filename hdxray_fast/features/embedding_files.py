@@ -12,7 +12,7 @@ import torch
 
 from ..data.listing import list_images
 from ..data.quarantine import Quarantined
-from ..data.reader_pool import worker_count
+from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps, worker_count
 from ..errors import ArgumentTypeError
 from ..models.encoder import Encoder
 from ..weights.create import encoder_of_size
@@ -62,6 +62,8 @@ def embed_files(
     progress: bool = True,
     precision: str = "auto",
     compile: str = "auto",
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
 ) -> EmbeddedFiles:
     """Write a row of features per radiograph to a Parquet file; files that it already holds are not read again, unless
     they have changed since: in size or time.
@@ -73,11 +75,11 @@ def embed_files(
         weights: as for :func:`hdxray_fast.create_encoder`, or an encoder.
         img_size: canvas side, pixels; left out, the encoder's.
         workers: processes that read files ahead; -1 takes one per core.
-        pool, keep, batch_size, device, progress, precision, compile: as for :func:`hdxray_fast.embed`; the precision is
-            one of the settings that the table holds to.
+        pool, keep, batch_size, device, progress, precision, compile, timeout, max_memory: as for
+            :func:`hdxray_fast.embed`; the precision is one of the settings that the table holds to.
 
     Raises:
-        ConfigError: a path names no image, or ``out`` holds features made with other settings.
+        ConfigError: a path names no image, ``out`` holds features made with other settings, or a cap is not above 0.
         MissingDependencyError: pyarrow is not installed.
     """
     paths = [paths] if isinstance(paths, str | os.PathLike) else paths
@@ -87,7 +89,7 @@ def embed_files(
     files = list(dict.fromkeys(str(file) for path in paths for file in list_images(path, argument="paths")))
     return embed_list(
         files, out, weights, pool=pool, keep=keep, img_size=img_size, batch_size=batch_size, workers=workers,
-        device=device, progress=progress, precision=precision, compile=compile,
+        device=device, progress=progress, precision=precision, compile=compile, timeout=timeout, max_memory=max_memory,
     )  # fmt: skip
 
 
@@ -106,11 +108,14 @@ def embed_list(
     precision: str = "auto",
     compile: str = "auto",
     thumbnails: bool = False,
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
 ) -> EmbeddedFiles:
     """:func:`embed_files` for files as they are listed; missing ones count as unreadable.
 
     With ``thumbnails`` the table keeps one of each image, by which near duplicates are found.
     """
+    check_caps(timeout, max_memory)
     encoder = encoder_of_size(weights, img_size)
     job = Embedder(encoder, pool=pool, keep=keep, device=device, precision=precision, compile=compile)
     settings = {
@@ -126,9 +131,9 @@ def embed_list(
     bad: list[Quarantined] = []
     waiting: list[Embeddings] = []
     new = 0
-    for rows in job.batches(
-        [(file, file) for file in todo], batch_size=batch_size, workers=worker_count(workers), progress=progress
-    ):
+    jobs = [(file, file) for file in todo]
+    reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
+    for rows in job.batches(jobs, batch_size=batch_size, progress=progress, **reading):
         bad += rows.quarantined
         new += len(rows)
         waiting.append(rows)

@@ -15,6 +15,7 @@ from ..data.quarantine import Quarantined, write_quarantine
 from ..errors import ConfigError, MissingDependencyError
 from ..files import written_whole
 from ..images.perceptual_hash import SIDE
+from ..names import escaped, require_utf8, unescaped
 from .embedding import Embeddings
 
 SETTINGS_KEY = b"hdxray_fast"
@@ -59,10 +60,10 @@ GONE = Stamp(-1, -1)  # no file's: one that was not there when stamps were taken
 class FeatureTable:
     """``features.parquet`` in the making, with its parts in ``features.parquet.parts/``.
 
-    Columns: ``path`` string, ``feature`` fixed-size list of float32, ``confidence`` float32, ``flagged`` bool,
-    ``provenance_id`` string, ``kept`` int32, ``size`` and ``mtime_ns`` int64 (see :class:`Stamp`); where it is asked
-    for, or was there before, ``thumbnail`` (2,304 bytes, null in rows of a table that had none). The settings that made
-    the rows are in the schema's metadata; rows made with others are never mixed in.
+    Columns: ``path`` string (:func:`.names.escaped`), ``feature`` fixed-size list of float32, ``confidence`` float32,
+    ``flagged`` bool, ``provenance_id`` string, ``kept`` int32, ``size`` and ``mtime_ns`` int64 (see :class:`Stamp`);
+    where it is asked for, or was there before, ``thumbnail`` (2,304 bytes, null in rows of a table that had none). The
+    settings that made the rows are in the schema's metadata; rows made with others are never mixed in.
 
     Args:
         out: the Parquet file.
@@ -84,6 +85,7 @@ class FeatureTable:
             import pyarrow.parquet
         except ImportError as error:
             raise MissingDependencyError("feature tables need pyarrow: pip install 'hdxray-fast[embed]'") from error
+        require_utf8(out, "out")
         self._arrow, self._parquet = pyarrow, pyarrow.parquet
         self.out = Path(out)
         self.parts = self.out.with_name(self.out.name + ".parts")
@@ -111,7 +113,7 @@ class FeatureTable:
         self.done: dict[str, Stamp] = {}
         for table in self.tables:  # of two rows of a path the later one counts
             columns = (table.column(name).to_pylist() for name in ("path", "size", "mtime_ns"))
-            self.done.update((path, Stamp(size, time)) for path, size, time in zip(*columns, strict=True))
+            self.done.update((unescaped(path), Stamp(size, time)) for path, size, time in zip(*columns, strict=True))
         self._next = 1 + max((int(path.stem) for path in self.parts.glob("*.parquet")), default=-1)
 
     def holds(self, path: str, now: Stamp | None) -> bool:
@@ -130,7 +132,7 @@ class FeatureTable:
             pictures = [self._arrow.array([one.tobytes() for one in rows.thumbnails], kind)]
         table = self._arrow.Table.from_arrays(
             [
-                self._arrow.array(rows.sources),
+                self._arrow.array([escaped(source) for source in rows.sources], self._arrow.string()),
                 self._arrow.FixedSizeListArray.from_arrays(flat, self.width),
                 self._arrow.array(rows.confidence, self._arrow.float32()),
                 self._arrow.array(rows.flagged),
@@ -154,7 +156,7 @@ class FeatureTable:
         more. Files of earlier runs that were unreadable stay listed, unless they were among these.
         """
         table = self._arrow.concat_tables([self.schema.empty_table(), *self.tables])
-        paths = table.column("path").to_pylist()
+        paths = [unescaped(path) for path in table.column("path").to_pylist()]
         last = {path: row for row, path in enumerate(paths)}
         for bad in unreadable:
             last.pop(bad.path, None)
@@ -213,11 +215,15 @@ class FeatureTable:
 
 
 def read_features(path: str | Path) -> dict:
-    """Columns of a finished table: ``feature [N, D] float32``; ``path``, ``provenance_id`` and the others as lists."""
+    """Columns of a finished table: ``feature [N, D] float32``; ``path``, ``provenance_id`` and the others as lists.
+
+    Paths are those of the files, whatever bytes they hold.
+    """
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(path)
     columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "feature"}
+    columns["path"] = [unescaped(path) for path in columns["path"]]
     feature = table.column("feature").combine_chunks()
     flat = feature.flatten().to_numpy(zero_copy_only=False)
     return {**columns, "feature": flat.reshape(len(table), feature.type.list_size).astype(np.float32)}

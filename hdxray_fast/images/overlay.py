@@ -5,6 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from ..names import drawable, escaped
 from .canvas import Canvas
 from .contour import Contour
 from .view import ChestView
@@ -58,7 +59,7 @@ def view_words(contour: Contour) -> str:
 
 def _caption(text: str, width: int, colour: tuple[int, int, int]) -> np.ndarray:
     """[height, width, 3] dark strip with one line of text that fits it."""
-    text = text.encode("ascii", "replace").decode()
+    text = drawable(text)
     height = max(16, round(width * 0.034))
     strip = np.full((height, width, 3), 24, np.uint8)
     scale, stroke, margin = height / 40, max(1, round(height / 28)), max(2, round(width * 0.01))
@@ -80,7 +81,7 @@ def _elide(text: str, letters: int) -> str:
 def describe_contour(canvas: Canvas, contour: Contour, source: str, patch_size: int) -> dict:
     """What the JSON file beside an overlay holds; all lengths in canvas pixels."""
     return {
-        "source": source,
+        "source": escaped(source),
         "coordinates": "canvas pixels: x right, y down, from the top left corner",
         "canvas_size": int(canvas.pixels.shape[0]),
         "patch_size": int(patch_size),
@@ -95,7 +96,7 @@ def describe_contour(canvas: Canvas, contour: Contour, source: str, patch_size: 
         "view_evidence": contour.view.evidence,
         "view_probability": contour.view.probability,
         "view_flags": list(contour.view.flags),
-        "provenance": canvas.provenance,
+        "provenance": {**canvas.provenance, "source": escaped(str(canvas.provenance.get("source", source)))},
     }
 
 
@@ -129,7 +130,7 @@ def plain_tile(grey: np.ndarray, *captions: str) -> np.ndarray:
 
 def _line(text: str, colour: tuple[int, int, int]) -> np.ndarray:
     strip = np.full((18, TILE, 3), 24, np.uint8)
-    text = text.encode("ascii", "replace").decode()
+    text = drawable(text)
     cv2.putText(strip, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, 1, cv2.LINE_AA)
     return strip
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from ..files import written_whole
+from ..names import drawable
 
 GUTTER = 12  # pixels between panels
 HEADER = 44  # pixels above each panel, for its title
@@ -154,7 +155,7 @@ def _titled(view: np.ndarray, title: str, side: int) -> np.ndarray:
 
 def _write(strip: np.ndarray, text: str) -> None:
     """Text on one line, shrunk where it would not fit."""
-    font, scale = cv2.FONT_HERSHEY_SIMPLEX, 0.75
+    text, font, scale = drawable(text), cv2.FONT_HERSHEY_SIMPLEX, 0.75
     (width, _), _ = cv2.getTextSize(text, font, scale, 1)
     scale = min(scale, scale * (strip.shape[1] - 20) / max(width, 1))
     cv2.putText(strip, text, (10, HEADER - 15), font, scale, TITLE_COLOUR, 1, cv2.LINE_AA)

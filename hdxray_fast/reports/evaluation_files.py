@@ -7,13 +7,16 @@ from pathlib import Path
 
 from ..data.csv_cells import write_table
 from ..files import claim_names, written_whole
+from ..names import ESCAPES
 from .evaluate import Evaluation
 from .evaluation_page import evaluation_page
 from .evaluation_table import format_evaluation
 
 
-def write_evaluation(evaluation: Evaluation, out: str | Path) -> Path:
+def write_evaluation(evaluation: Evaluation, out: str | Path, **reading) -> Path:
     """Write ``metrics.json``, ``metrics.md``, ``scores.csv`` (every study) and ``report.html`` into ``out``.
+
+    ``reading`` are ``workers``, ``timeout`` and ``max_memory`` of :func:`.evaluation_page`.
 
     Raises:
         ConfigError: one of them is there, and no evaluation of reports made it; or ``out`` cannot be written.
@@ -23,11 +26,12 @@ def write_evaluation(evaluation: Evaluation, out: str | Path) -> Path:
     columns = ["id", "language", "generated", "reference", "rouge_l", "bleu4", "cider_d", "meteor"]
     with written_whole(out / "scores.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         write_table(stream, columns, evaluation.rows)
-    for name, text in {
+    text = {"encoding": "utf-8", "errors": ESCAPES}  # notes and paths may quote names
+    for name, content in {
         "metrics.json": json.dumps(evaluation.metrics, ensure_ascii=False, indent=1),
         "metrics.md": format_evaluation(evaluation.metrics),
-        "report.html": evaluation_page(evaluation),
+        "report.html": evaluation_page(evaluation, **reading),
     }.items():
         with written_whole(out / name) as temporary:
-            temporary.write_text(text + "\n", encoding="utf-8")
+            temporary.write_text(content + "\n", **text)
     return out

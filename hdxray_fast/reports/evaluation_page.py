@@ -7,7 +7,14 @@ import html
 import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
+from pathlib import Path
 
+import cv2
+import numpy as np
+
+from ..data.radiographs import read_small
+from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
+from ..names import escaped
 from .evaluate import Evaluation
 from .evaluation_table import HEADS, exchanged_line, flags, numbers
 from .metrics import SCORES
@@ -28,8 +35,14 @@ border-bottom:1px solid #d8dee4} .scores td+td+td,.scores th+th+th{text-align:ri
 """
 
 
-def evaluation_page(evaluation: Evaluation) -> str:
-    """The page; it stands alone, with thumbnails of the radiographs in it where their files are known."""
+def evaluation_page(
+    evaluation: Evaluation, workers: int = 0, timeout: float = TIMEOUT, max_memory: int = MAX_MEMORY
+) -> str:
+    """The page; it stands alone, with thumbnails of the radiographs in it where their files are known.
+
+    These are read as by :func:`hdxray_fast.data.radiographs.read_small`.
+    """
+    reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
     metrics = evaluation.metrics
     parts = [f"<h1>Generated reports: {html.escape(metrics['predictions'])}</h1>"]
     for language, found in metrics["languages"].items():
@@ -41,7 +54,7 @@ def evaluation_page(evaluation: Evaluation) -> str:
                 f'<p class="warning"><b>The model may not look at the images:</b> {"; ".join(why)}. Most common: '
                 f"“{common}”</p>"
             )
-        parts += [_scores(found), _lengths(found), _examples(rows, language)]
+        parts += [_scores(found), _lengths(found), _examples(rows, language, reading)]
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in metrics["notes"])
     parts.append(f"<h2>Notes</h2><ul>{notes}</ul>" if notes else "")
     return (
@@ -83,7 +96,7 @@ def _lengths(found: dict) -> str:
     return f"<table>{head}{''.join(lines)}</table><p>{line[:1].upper()}{line[1:]}</p>"
 
 
-def _examples(rows: list[dict], language: str) -> str:
+def _examples(rows: list[dict], language: str, reading: dict) -> str:
     ranked = sorted(rows, key=lambda row: (-row["rouge_l"], row["id"]))
     middle = max(0, (len(ranked) - SHOWN) // 2)
     chosen: dict[str, tuple[str, dict]] = {}
@@ -96,10 +109,14 @@ def _examples(rows: list[dict], language: str) -> str:
             chosen.setdefault(row["id"], (name, row))
     order = {"best": 0, "middle": 1, "worst": 2}
     lines = []
-    for name, row in sorted(chosen.values(), key=lambda item: (order[item[0]], -item[1]["rouge_l"])):
+    shown = sorted(chosen.values(), key=lambda item: (order[item[0]], -item[1]["rouge_l"]))
+    files = list(dict.fromkeys(path for _, row in shown for path in row["images"] if Path(path).is_file()))
+    small = dict(zip(files, read_small(files, THUMBNAIL, **reading), strict=True))
+    for name, row in shown:
         generated, reference = mark_differences(row["generated"], row["reference"], language)
-        about = f"<b>{name}</b><br>{html.escape(row['id'])}<br>"
-        about += f'<span class="small">ROUGE-L {row["rouge_l"]:.3f}</span>{_thumbnails(row["images"])}'
+        about = f"<b>{name}</b><br>{html.escape(escaped(row['id']))}<br>"
+        pictures = _thumbnails([small.get(path) for path in row["images"]])
+        about += f'<span class="small">ROUGE-L {row["rouge_l"]:.3f}</span>{pictures}'
         texts = f'<td class="text">{generated or "<i>empty</i>"}</td><td class="text">{reference}</td>'
         lines.append(f"<tr><td>{about}</td>{texts}</tr>")
     return (
@@ -130,21 +147,10 @@ def mark_differences(generated: str, reference: str, language: str) -> tuple[str
     return shown[0], shown[1]
 
 
-def _thumbnails(paths: Sequence[str]) -> str:
-    from pathlib import Path
-
-    import cv2
-
-    from ..errors import HDXrayError
-    from ..images.canvas import read_canvas
-
+def _thumbnails(pictures: Sequence[np.ndarray | None]) -> str:
     made = []
-    for path in paths:
-        if not Path(path).is_file():
-            continue
-        try:
-            pixels = read_canvas(path, size=THUMBNAIL).pixels  # [S, S] uint8
-        except (HDXrayError, OSError):
+    for pixels in pictures:
+        if pixels is None:
             continue  # the page is about texts; whoever reads images names what is wrong with them
         data = base64.b64encode(cv2.imencode(".jpg", pixels)[1].tobytes()).decode()
         made.append(f'<img alt="" src="data:image/jpeg;base64,{data}">')

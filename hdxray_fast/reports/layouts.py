@@ -11,6 +11,7 @@ from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find
 from ..data.seen import Seen
 from ..data.splits import SPLIT_COLUMNS
 from ..errors import ConfigError
+from ..names import unescaped
 from .csv_rows import read_rows
 from .iu_xray import read_iu_xray
 from .mimic_cxr import read_mimic_cxr
@@ -110,7 +111,8 @@ def _missing(path: Path) -> ConfigError:
 
 
 def image_path(root: Path, name: str) -> str:
-    """``name`` below ``root``; R2Gen keeps images in a folder ``images`` beside the annotation."""
+    """``name``, as a table has it, below ``root``; R2Gen keeps images in a folder ``images`` beside the annotation."""
+    name = unescaped(name)
     path = root / name
     if not path.is_file() and (root / "images" / name).is_file():
         path = root / "images" / name

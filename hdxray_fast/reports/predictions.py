@@ -11,6 +11,7 @@ from ..data.columns import columns_in_words, find_column
 from ..data.csv_cells import as_it_was, write_table
 from ..errors import ConfigError
 from ..files import written_whole
+from ..names import ESCAPES, escaped, unescaped
 from .csv_rows import read_rows
 from .layouts import ID_COLUMNS
 from .studies import language_at
@@ -40,13 +41,17 @@ class Prediction:
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
-    """Write a CSV, or JSON if ``path`` ends so; the file appears whole or not at all."""
+    """Write a CSV, or JSON if ``path`` ends so; the file appears whole or not at all.
+
+    Ids, which may be paths, stand there :func:`.names.escaped`.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     rows = [{name: getattr(prediction, name) for name in WRITTEN} for prediction in predictions]
     with written_whole(path) as temporary:
         if path.suffix.lower() == ".json":
-            temporary.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            rows = [{**row, "id": escaped(row["id"])} for row in rows]
+            temporary.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", "utf-8", ESCAPES)
             return
         with open(temporary, "w", newline="", encoding="utf-8") as stream:
             write_table(stream, WRITTEN, rows)
@@ -96,7 +101,7 @@ def _read_json(path: Path, lines: bool) -> list[tuple[str, object]]:
         raise ConfigError(f"predictions: {path} is not a readable JSON file ({error})") from None
     if isinstance(content, dict):
         pairs = enumerate(content.items())
-        return [(f"entry {number}", {"id": name, "generated": text}) for number, (name, text) in pairs]
+        return [(f"entry {number}", {"id": unescaped(name), "generated": text}) for number, (name, text) in pairs]
     if not isinstance(content, list):
         raise ConfigError(f"predictions: {path} holds a {type(content).__name__}, accepted are a list and an object")
     return [(f"entry {number}", row) for number, row in enumerate(content)]

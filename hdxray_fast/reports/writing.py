@@ -16,11 +16,11 @@ from torch import Tensor
 from ..data.listing import IMAGE_SUFFIXES, list_images
 from ..data.quarantine import Quarantined
 from ..data.radiographs import Radiograph, read_ahead
-from ..data.reader_pool import worker_count
+from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps, worker_count
 from ..data.seen import SEEN_FILE
 from ..data.seen_key import KEY_FILE, keep_key
 from ..errors import ArgumentError, ConfigError
-from ..files import claim_names, free_name
+from ..files import claim_names, free_name, written_somewhere
 from ..models.inference import PRECISIONS, autocast, check_word, find_precision
 from ..models.inputs import as_batch
 from .attention_picture import draw_attention, sentence_maps
@@ -103,6 +103,8 @@ def write_reports(
     device: str | torch.device | None = None,
     progress: bool = False,
     precision: str = "auto",
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
 ) -> WrittenReports:
     """Write a report on each study.
 
@@ -116,7 +118,7 @@ def write_reports(
         workers: processes that read files ahead; 0 reads in this process, -1 takes one per core.
         device: where the model runs; left out, a GPU if there is one.
         progress: show a progress bar.
-        precision: as for :func:`hdxray_fast.embed`.
+        precision, timeout, max_memory: as for :func:`hdxray_fast.embed`.
 
     Raises:
         ArgumentError, ConfigError: an argument is not as described, or no radiograph is named.
@@ -125,6 +127,7 @@ def write_reports(
     if batch_size < 1 or pictures < 0:
         raise ArgumentError("batch_size is at least 1, and pictures at least 0")
     check_word("precision", precision, PRECISIONS)
+    check_caps(timeout, max_memory)
     if not isinstance(model, ReportModel):
         model = load_report_model(model, device)
     elif device is not None:
@@ -138,7 +141,8 @@ def write_reports(
         claim_names(Path(out), "report-generate", ("predictions.csv", SEEN_FILE, KEY_FILE, KNOWN_FILE))
     done = WrittenReports(precision=find_precision(precision, next(model.visual.parameters()).device))
     taken: set[str] = set()
-    ready = _read(model, studies, worker_count(workers), done)
+    reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
+    ready = _read(model, studies, reading, done)
     with _bar(len(studies), progress) as bar:
         for chunk in _chunks(ready, batch_size):
             drawn = max(0, min(len(chunk), pictures - len(done.rows)))
@@ -146,10 +150,13 @@ def write_reports(
             for row in rows:
                 if out is not None and row.attention is not None:
                     views = [radiograph.pixels for radiograph in row.radiographs]
-                    name = _file_name(row.study.place or row.study.id, taken)
-                    row.picture = draw_attention(
-                        Path(out) / f"{name}.png", views, row.sentences, row.attention, model.config.visual_tokens
-                    )
+                    place = Path(out) / f"{_file_name(row.study.place or row.study.id, taken)}.png"
+                    try:
+                        row.picture = draw_attention(
+                            place, views, row.sentences, row.attention, model.config.visual_tokens
+                        )
+                    except Exception as error:  # the text does not hang on it
+                        done.notes.append(f"{place}: left out, it cannot be made ({type(error).__name__}: {error})")
                 row.radiographs = row.radiographs if row.attention is not None else []
             done.rows += rows
             bar.update(len(rows))
@@ -158,18 +165,18 @@ def write_reports(
         done.notes.append(counted(empty, "studies", "got an empty report"))
     if out is not None:
         done.predictions = Path(out) / "predictions.csv"
+        rows = [Prediction(r.study.id, r.text, r.study.report or None, r.study.language) for r in done.rows]
+        written_somewhere(done.predictions, lambda path: write_predictions(path, rows), "the reports")
         if model.seen is not None:  # so that an evaluation finds the model's own split
             model.seen.save(Path(out) / SEEN_FILE)
             if model.seen.key is not None and model.seen.knows_patients:
                 keep_key(out, model.seen.key)
             write_known_images(Path(out) / KNOWN_FILE, done.known or [])
-        rows = [Prediction(r.study.id, r.text, r.study.report or None, r.study.language) for r in done.rows]
-        write_predictions(done.predictions, rows)
     return done
 
 
 def _read(
-    model: ReportModel, studies: Sequence[Study], workers: int, done: WrittenReports
+    model: ReportModel, studies: Sequence[Study], reading: dict, done: WrittenReports
 ) -> Iterator[tuple[Study, list[Radiograph]]]:
     """Each study with its readable radiographs; what is not readable is noted in ``done``."""
     side = model.encoder.img_size
@@ -177,7 +184,7 @@ def _read(
         raise ConfigError(f"model: its encoder takes {side[0]} x {side[1]} images, reports are read off square ones")
     most = model.config.max_views
     jobs = [(path, path) for study in studies for path in study.images[:most]]
-    images = read_ahead(jobs, side[0], model.encoder.patch_size, workers, model.encoder.contour)
+    images = read_ahead(jobs, side[0], model.encoder.patch_size, method=model.encoder.contour, **reading)
     without, fewer, read = [], [], ReadImages()
     for study in studies:
         wanted = len(study.images[:most])

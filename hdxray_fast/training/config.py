@@ -6,7 +6,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..errors import ConfigError
+from ..names import require_utf8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +38,11 @@ class TrainingConfig:
             run goes on without.
         shard: share weights, gradients and optimizer state among the processes (FSDP2) instead of copying them (DDP).
         checkpoint_activations: compute each block again in the backward pass instead of keeping what it needs.
-        timeout: seconds after which a process that waits for another gives up.
+        process_timeout: seconds after which a process that waits for another gives up.
         seed: of weights, order, augmentation and masks.
-        workers: processes that read files; ``-1`` picks by the machine.
+        workers: processes that read files; ``-1`` picks by the machine; 0 reads in this process, without caps.
+        timeout: seconds that one file may take.
+        max_memory: MiB that one file may take.
         threads: CPU threads of the model; 0 leaves PyTorch's choice. The loss curve is reproducible for equal numbers.
         save_every: steps between checkpoints.
         keep_checkpoints: newest checkpoints to keep.
@@ -60,7 +64,9 @@ class TrainingConfig:
             "save_every",
             "keep_checkpoints",
             "keep_every",
+            "process_timeout",
             "timeout",
+            "max_memory",
             "compile",
             "graph",
             "shard",
@@ -86,9 +92,11 @@ class TrainingConfig:
     graph: Literal["auto", "on", "off"] = "auto"
     shard: bool = False
     checkpoint_activations: bool = False
-    timeout: int = 600
+    process_timeout: int = 600
     seed: int = 0
     workers: int = -1
+    timeout: float = TIMEOUT
+    max_memory: int = MAX_MEMORY
     threads: int = 0
     save_every: int = 100
     keep_checkpoints: int = 2
@@ -105,7 +113,9 @@ class TrainingConfig:
 
     def _check(self) -> None:
         """Refuse numbers out of range; a task's own settings are checked in its ``_check``, after these."""
-        self._at_least(1, "steps", "batch_size", "grad_accum", "save_every", "keep_checkpoints", "timeout")
+        self._at_least(1, "steps", "batch_size", "grad_accum", "save_every", "keep_checkpoints", "process_timeout")
+        check_caps(self.timeout, self.max_memory)
+        require_utf8(self.out, "out")
         self._at_least(-1, "workers")
         self._at_least(0, "keep_every", "threads", "clip_grad", "weight_decay", "seed")
         self._share("ema", "warmup", "beta2")

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ..data.prepared.shards import arrow, printable
+from ..data.prepared.shards import arrow
 from ..errors import ConfigError
 from ..files import written_whole
+from ..names import escaped
 
 RECORD = "data.parquet"  # in a run's folder
 
@@ -62,8 +63,8 @@ class DataRecord:
         former: Iterable[str] | None = None,
     ) -> None:
         """Take in things of one kind; see :class:`Part`."""
-        names = [printable(name) for name in names]
-        former = names if former is None else [printable(name) for name in former]
+        names = [escaped(name) for name in names]
+        former = names if former is None else [escaped(name) for name in former]
         part = Part(kind, setting, names, [str(content) for content in contents], former)
         if len(part.names) != len(part.contents):
             raise ValueError(f"{len(part.names)} names of {kind}, {len(part.contents)} contents")

@@ -106,7 +106,7 @@ class Training:
         on_step: Callable[[dict], None] | None = None,
     ) -> None:
         sharded = launcher_shards() or config.shard
-        self.accelerator = make_accelerator(config.precision, config.timeout)
+        self.accelerator = make_accelerator(config.precision, config.process_timeout)
         self._precision = self.accelerator.mixed_precision
         self.sharded = sharded and self.accelerator.num_processes > 1
         if self.sharded and config.precision == "fp16":
@@ -239,7 +239,7 @@ class Training:
                 "this one; run each before the next is made"
             )
         try:
-            with naming_lost_processes(self.config.timeout, lambda: f"step {self.step + 1}"):
+            with naming_lost_processes(self.config.process_timeout, lambda: f"step {self.step + 1}"):
                 return self._run()
         finally:
             if not self._keep_folder:

@@ -81,6 +81,8 @@ def read_images(
                     size=size,
                     contour=contour,
                     workers=worker_count(training.config.workers),
+                    timeout=training.config.timeout,
+                    max_memory=training.config.max_memory,
                     on_done=done,
                     on_wait=lambda folder: training.print(f"another run is adding to {folder}; waiting for its end"),
                 )
@@ -92,7 +94,7 @@ def read_images(
         return images, bad
 
     try:
-        images, bad = from_main(training.accelerator, fill, training.config.timeout)
+        images, bad = from_main(training.accelerator, fill, training.config.process_timeout)
         images.require_all()
     except ConfigError as error:
         if training.is_main:

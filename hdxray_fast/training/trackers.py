@@ -36,7 +36,7 @@ def start_trackers(accelerator, config: TrainingConfig, out: Path, step: int) ->
             import wandb  # noqa: F401
         except ImportError as error:
             raise MissingDependencyError("wandb is not installed: pip install 'hdxray-fast[wandb]'") from error
-        run = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
+        run = hashlib.sha256(os.fsencode(out.absolute())).hexdigest()[:16]
         options = {"dir": str(out), "name": out.name, "id": run, "resume": "allow", "settings": wandb_settings()}
         trackers.append(WandBTracker(config.wandb, **options))
     accelerator.log_with = trackers

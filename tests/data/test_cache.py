@@ -470,4 +470,4 @@ def test_names_of_any_bytes_are_read(radiographs, tmp_path):
         images, bad = cached(list_images(radiographs), tmp_path / "cache")
         assert len(images) == 5 and len(bad) == 1
     write_quarantine(tmp_path / "quarantine.csv", bad)
-    assert "b\\udcf6se.png" in (tmp_path / "quarantine.csv").read_text()
+    assert r"b\xf6se.png" in (tmp_path / "quarantine.csv").read_text()

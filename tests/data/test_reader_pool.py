@@ -72,7 +72,7 @@ def test_results_come_in_order_and_what_misbehaves_costs_itself_alone(reading):
     assert hung == Failed("TimeoutError", "takes longer than 5 s")
     assert died.error == "BrokenProcessPool" and "died" in died.reason
     if sys.platform.startswith("linux"):
-        assert ate == Failed("MemoryError", "needs more memory than one file may take")
+        assert ate == Failed("MemoryError", "needs more memory than one file may take (1024 MiB)")
 
 
 def test_jobs_are_asked_for_as_they_are_needed(reading):

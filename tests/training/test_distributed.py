@@ -44,7 +44,7 @@ SMALL = {
     "steps": STEPS,
     "ema": 0.8,
     "save_every": 3,
-    "timeout": 60,
+    "process_timeout": 60,
 }
 
 
@@ -161,7 +161,8 @@ def finetuning(images: Path, root: Path, out: str, **changes) -> dict:
     rows = [f"{i}.png,p{i},{i % 2},{'train' if i < 4 else 'val' if i < 7 else 'test'}" for i in range(9)]
     labels.write_text("\n".join(["image,patient,sick,split", *rows]) + "\n")
     same = {
-        name: SMALL[name] for name in ("model", "img_size", "contour", "tensorboard", "threads", "workers", "timeout")
+        name: SMALL[name]
+        for name in ("model", "img_size", "contour", "tensorboard", "threads", "workers", "process_timeout")
     }
     options = {"steps": 3, "eval_every": 1, "drop_path": 0.3, "bootstraps": 0, "precision": "fp32", **same, **changes}
     return {"data": str(labels), "images": str(images), "out": str(root / out), **options}
@@ -285,7 +286,7 @@ def test_a_loss_that_is_no_number_on_one_process_ends_both_and_names_the_files_o
 def test_when_one_process_is_gone_the_other_says_so(images, tmp_path, how):
     """Killed, the connection breaks; frozen, the patience of the other ends."""
     out = tmp_path / "run"
-    config = {**SMALL, "data": str(images), "out": str(out), "batch_size": 1, "steps": 10_000, "timeout": 5}
+    config = {**SMALL, "data": str(images), "out": str(out), "batch_size": 1, "steps": 10_000, "process_timeout": 5}
     processes = start([{"config": config}], tmp_path)
     until(out, 2, processes)
     processes[1].send_signal(how)
@@ -363,17 +364,17 @@ def test_preparation_may_outlast_the_patience(images, tmp_path, task):
     shutil.copytree(images, folder)
     (folder / "bad.png").write_text("no picture")
     if task == "pretrain":
-        run = {"config": {**SMALL, "data": str(folder), "out": str(out), "batch_size": 2, "timeout": PATIENCE}}
+        run = {"config": {**SMALL, "data": str(folder), "out": str(out), "batch_size": 2, "process_timeout": PATIENCE}}
     elif task == "finetune":
         if not have_classify():
             pytest.skip("the extra classify is not installed")
-        options = {"batch_size": 2, "timeout": PATIENCE, "max_bad_share": 0.5}
+        options = {"batch_size": 2, "process_timeout": PATIENCE, "max_bad_share": 0.5}
         run = {"finetune": finetuning(folder, tmp_path, "run", **options)}
         with (tmp_path / "labels.csv").open("a") as stream:
             stream.write("bad.png,p9,1,train\n")
     else:
         pytest.importorskip("pycocoevalcap")
-        run = {"report": reporting(folder, tmp_path, "run", timeout=PATIENCE)}
+        run = {"report": reporting(folder, tmp_path, "run", process_timeout=PATIENCE)}
     codes = finish(start([{**run, "slow": LONGER}], tmp_path), tmp_path)
     assert codes == [0, 0], "".join(path.read_text()[-3000:] for path in sorted(tmp_path.glob("output_*.txt")))
     listed = (out / "quarantine.csv").read_text().splitlines()

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 
 from ...errors import ImageReadError
-from ..reader_pool import MAX_MEMORY, OUT_OF_MEMORY, TIMEOUT, Failed, Longer, call_in_order
+from ..reader_pool import MAX_MEMORY, TIMEOUT, Failed, Longer, call_in_order, out_of_memory
 from .archives import MAX_MEMBERS, Member, list_members
 
 SHARE = 256 << 20  # bytes of an archive that may take the time of one file
@@ -57,4 +57,4 @@ def list_archive(archive: str, max_members: int = MAX_MEMBERS) -> list[Member] |
     except ImageReadError as error:
         return Failed(type(error).__name__, error.reason)
     except MemoryError:
-        return OUT_OF_MEMORY
+        return out_of_memory()

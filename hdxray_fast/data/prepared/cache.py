@@ -18,7 +18,9 @@ from typing import Any
 from ...errors import ConfigError, TrainingError
 from ...files import checksum, make_folder, remove_leftovers, written_whole
 from ...locks import locked
+from ...names import require_utf8
 from ..quarantine import Quarantined
+from ..reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from .cached import CachedImages, CachedSet, ctime_of, for_now, key_now
 from .config import PrepareConfig
 from .index import INDEX, LOOKUP
@@ -55,6 +57,8 @@ def fill_cache(
     size: int = 1280,
     contour: str = "network",
     workers: int = 0,
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
     on_done: Callable[[Quarantined | None], None] = lambda bad: None,
     on_wait: Callable[[Path], None] = lambda folder: None,
 ) -> tuple[CachedImages, list[Quarantined]]:
@@ -68,7 +72,9 @@ def fill_cache(
         sources: files to read.
         size: canvas side, pixels; each size and each method has a cache of its own below ``cache``.
         contour: method of :func:`hdxray_fast.find_contour`.
-        workers: processes; 0 reads in this one, without caps on time and memory.
+        workers: processes; 0 reads in this one, without caps.
+        timeout: seconds that a file may take.
+        max_memory: MiB that a file may take.
         on_done: called for each of ``sources``, with why it was set aside if it was.
         on_wait: called with the folder if another run is adding to it, before that one's end is waited for.
 
@@ -76,11 +82,13 @@ def fill_cache(
         The images, and what is set aside, each in the order of ``sources``.
 
     Raises:
-        ConfigError: the folder cannot be made.
+        ConfigError: the folder cannot be made, or a cap is not above 0.
         TrainingError: none of the files can be read, or the disk is full.
         MissingDependencyError: pyarrow is not installed, or there are to be workers without pebble and loky.
     """
     arrow()  # missing: said before anything else
+    check_caps(timeout, max_memory)
+    require_utf8(cache, "cache")
     folder = Path(cache) / f"{size}-{contour}"
     make_folder(folder / "shards", "cache")
     wanted: dict[str, list[Source]] = {}  # a file that is named twice is read once
@@ -89,9 +97,8 @@ def fill_cache(
         for source in wanted[key]:
             on_done(None if reason is None else Quarantined(source.name, *reason))
 
-    # a single file stops no others, and is read before workers would be up; an archive may hold anything
-    alone = len(sources) == 1 and not sources[0].member
-    adding = _Adding(folder, recipe_of(size, contour), 0 if alone else workers, tell)
+    reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory}
+    adding = _Adding(folder, recipe_of(size, contour), reading, tell)
     written = adding.written()
     keys = [key_now(source, size, contour, written) for source in sources]
     for key, source in zip(keys, sources, strict=True):
@@ -126,10 +133,10 @@ def fill_cache(
 
 
 class _Adding:
-    """What a run does to its cache; ``bad`` gathers error and reason by key."""
+    """What a run does to its cache; ``bad`` gathers error and reason by key, ``reading`` is told to the readers."""
 
-    def __init__(self, folder: Path, recipe: dict, workers: int, tell: Callable) -> None:
-        self.folder, self.recipe, self.workers, self.tell = folder, recipe, workers, tell
+    def __init__(self, folder: Path, recipe: dict, reading: dict, tell: Callable) -> None:
+        self.folder, self.recipe, self.reading, self.tell = folder, recipe, reading, tell
         self.shards = ShardFolder(folder / "shards")
         self.bad: dict[str, tuple[str, str]] = {}
         self.tables: dict[int, Any] = {}  # facts of all shards, by number
@@ -164,7 +171,7 @@ class _Adding:
         if not wanted.keys() <= self._unreadable() and os.access(self.folder, os.W_OK):
             return False
         bad = {}
-        with closing(prepared_rows(wanted.values(), self.recipe, None, workers=self.workers)) as rows:
+        with closing(prepared_rows(wanted.values(), self.recipe, None, **self.reading)) as rows:
             for row, key in zip(rows, wanted, strict=True):
                 if row.status == OK:
                     return False
@@ -216,7 +223,7 @@ class _Adding:
     def add(self, wanted: Mapping[str, Source]) -> None:
         """Read files and keep them in new shards; which of them could not be read is noted."""
         times = {key: ctime_of(source) for key, source in wanted.items()}  # before they are read
-        rows = prepared_rows(wanted.values(), self.recipe, None, workers=self.workers)
+        rows = prepared_rows(wanted.values(), self.recipe, None, **self.reading)
         number = 1 + max(self._numbers() | self._numbers("bin"), default=-1)
         made = False
         with closing(rows):

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal, get_args, get_type_hints
 
 from ...errors import ConfigError
 from ...images.contour_methods import ContourMethod
+from ..reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class PrepareConfig:
     shard_size: int = 256
     part: str = "1/1"
     workers: int = -1
-    timeout: float = 60.0
-    max_memory: int = 4096
+    timeout: float = TIMEOUT
+    max_memory: int = MAX_MEMORY
     max_members: int = 1_000_000
     max_scratch: int = 4096
     patient_key: str | None = None
@@ -87,8 +88,7 @@ class PrepareConfig:
         if self.size < 64 or self.size % 16:
             raise ConfigError(f"size: got {self.size}, accepted are multiples of 16 from 64 on")
         for name, least in (
-            ("shard_size", 1), ("min_side", 0), ("workers", -1), ("max_memory", 256), ("max_members", 1),
-            ("max_scratch", 1),
+            ("shard_size", 1), ("min_side", 0), ("workers", -1), ("max_members", 1), ("max_scratch", 1),
         ):  # fmt: skip
             if getattr(self, name) < least:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, accepted are whole numbers from {least} on")
@@ -96,8 +96,7 @@ class PrepareConfig:
             raise ConfigError(f"quality: got {self.quality}, accepted are whole numbers from 1 to 100")
         if not 0 <= self.min_confidence <= 1:
             raise ConfigError(f"min_confidence: got {self.min_confidence:g}, accepted are numbers from 0 to 1")
-        if not self.timeout > 0:
-            raise ConfigError(f"timeout: got {self.timeout:g}, accepted are seconds above 0")
+        check_caps(self.timeout, self.max_memory)
         self.share()
 
     def share(self) -> tuple[int, int]:

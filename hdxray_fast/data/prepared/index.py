@@ -12,6 +12,7 @@ import numpy as np
 from ...errors import ConfigError, TrainingError
 from ...files import size_in_words, written_whole
 from ...locks import locked
+from ...names import escaped, unescaped
 from ...terminal import visible
 from ..csv_cells import read_table, write_table
 from ..quarantine import SHOWN
@@ -100,8 +101,8 @@ def _merge(out: Path) -> dict:
 
 def _write_lists(out: Path, table, good, repeats: dict[int, int], near: dict[int, Near]) -> None:
     columns = [table.column(name).to_pylist() for name in ("source", "status", "reason")]
-    bad = [row for row in zip(*columns, strict=True) if row[1] != OK]
-    names = good.column("source").to_pylist()
+    bad = [(unescaped(name), *why) for name, *why in zip(*columns, strict=True) if why[0] != OK]
+    names = [unescaped(name) for name in good.column("source").to_pylist()]
     copies = {row: (names[row], names[first], "", "") for row, first in repeats.items()}
     copies |= {row: (names[row], "", names[first], f"{likeness:.2f}") for row, (first, likeness) in near.items()}
     for name, header, rows in (
@@ -116,7 +117,7 @@ def _write_lists(out: Path, table, good, repeats: dict[int, int], near: dict[int
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A CSV file, whole or not at all."""
+    """A CSV file, whole or not at all; names in it may hold any bytes."""
     with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         write_table(stream, header, rows)
 
@@ -158,7 +159,7 @@ def _summary(table, index, duplicates: int, near: int, skipped: list[str]) -> di
         "duplicates": duplicates,
         "near_duplicates": near,
         "skipped": len(skipped),
-        "skipped_first": skipped[:3],
+        "skipped_first": [escaped(name) for name in skipped[:3]],
         "patients": len(set(patients)),
         "images_without_patient": len(index) - len(patients),
         "flagged_contours": int(np.sum(index.column("flagged").to_numpy())),

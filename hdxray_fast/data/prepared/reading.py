@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from ...errors import ArgumentError, ConfigError
+from ...names import unescaped
 from .lookup import read_lookup
 from .shards import FORMAT, LOOKUP_ROWS, ShardError, ShardFolder, arrow, read_json
 from .worker import PATCH
@@ -199,11 +200,11 @@ class PreparedSet:
 
     def source(self, row: int) -> str:
         """Name of the source of a row, for errors and reports."""
-        return self._sources[row].as_py()
+        return unescaped(self._sources[row].as_py())
 
     def sources(self) -> list[str]:
         """Names of all sources, by row."""
-        return self._sources.to_pylist()
+        return [unescaped(name) for name in self._sources.to_pylist()]
 
     def hashes(self) -> list[str]:
         """Of each image, the hash of its stored pixels, to find duplicates; empty where it is not known."""

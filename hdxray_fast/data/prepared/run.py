@@ -14,6 +14,7 @@ from pathlib import Path
 from ...errors import ConfigError
 from ...files import make_folder, remove_leftovers, written_whole
 from ...locks import locked
+from ...names import escaped, require_utf8, unescaped
 from ..reader_pool import worker_count
 from .config import PrepareConfig
 from .index import SKIPPED, merge, read_skipped, write_rows
@@ -64,6 +65,7 @@ def run_prepare(
         MissingDependencyError: pyarrow, pebble or loky is not installed.
     """
     arrow()  # missing: said before anything else
+    require_utf8(config.out, "out")
     out = Path(config.out)
     listing = _look(out, config)
     make_folder(out / "shards")
@@ -152,7 +154,8 @@ def _run(
         for number in numbers:
             facts = shards.read_facts(number).select(["source", "status", "reason"]).to_pylist()
             result.counts.update(fact["status"] for fact in facts)
-            result.unreadable += [(fact["source"], fact["reason"]) for fact in facts if fact["status"] == UNREADABLE]
+            bad = [fact for fact in facts if fact["status"] == UNREADABLE]
+            result.unreadable += [(unescaped(fact["source"]), fact["reason"]) for fact in bad]
     total_shards = range(-(-len(sources) // config.shard_size))
     if all(shards.facts(number).exists() for number in total_shards):
         result.summary = merge(out)
@@ -176,7 +179,7 @@ def _sources_of(sources: list[Source], number: int, size: int) -> list[Source]:
 
 def _settings(out: Path, config: PrepareConfig) -> dict:
     """What is written down of the configuration; refused if the data set was begun otherwise."""
-    given = [str(source) for source in config.sources]
+    given = [escaped(str(source)) for source in config.sources]
     settings = {"format": FORMAT, "format_version": FORMAT_VERSION, "recipe": config.recipe(), "sources": given}
     if (out / SETTINGS).exists():
         found = read_json(out / SETTINGS)
@@ -233,14 +236,16 @@ def _read_sources(out: Path) -> list[Source]:
         table = pa.parquet.read_table(out / SOURCES)
         names = [name for name in COLUMNS if name in (*table.column_names, *REQUIRED)]  # earlier ones have fewer
         rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
-        return [Source(**dict(zip(names, values, strict=True))) for values in rows]
+        found = [Source(**dict(zip(names, values, strict=True))) for values in rows]
+        return [replace(one, path=unescaped(one.path), member=unescaped(one.member)) for one in found]
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
         raise ConfigError(f"out: {out / SOURCES} is damaged ({error}); choose another folder") from error
 
 
 def _write_sources(out: Path, sources: list[Source]) -> None:
     pa = arrow()
-    columns = {name: [getattr(source, name) for source in sources] for name in COLUMNS}
+    named = [replace(source, path=escaped(source.path), member=escaped(source.member)) for source in sources]
+    columns = {name: [getattr(source, name) for source in named] for name in COLUMNS}
     with written_whole(out / SOURCES) as temporary:
         pa.parquet.write_table(pa.table(columns), temporary)
 

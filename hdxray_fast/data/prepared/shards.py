@@ -14,6 +14,7 @@ from pathlib import Path
 from ...errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
 from ...files import written_whole
 from ...images.perceptual_hash import LENGTH, SIDE
+from ...names import escaped
 from .worker import OK, UNREADABLE, Row
 
 FORMAT, FORMAT_VERSION = "hdxray_fast.prepared", 1
@@ -36,14 +37,15 @@ def arrow():
 def schema():
     """Columns of a shard's facts; those of an image that is not ok are null.
 
-    ``offset`` and ``length`` (bytes) say where its pixels lie in the shard's file, ``crc32`` guards them, ``inside`` is
-    the packed inside grid (``numpy.packbits``, patches of 16 pixels), ``polygon`` x and y in turn in canvas pixels,
-    ``pixel * scale + shift`` has mean 0 and deviation 1 over the valid patches, ``patient`` is a keyed hash,
-    ``height`` and ``width`` are those of the stored image, ``provenance`` tells as JSON how its pixels became those of
-    the canvas: decoder, transfer syntax, window, polarity, spacing. ``view``, its evidence and probability are those of
-    :class:`hdxray_fast.ChestView`; ``body_part`` is a word of known lists, or one that several patients share, or
-    "unknown"; ``left_out`` is a small JPEG of what was left out for its view or body part. ``thumbnail`` (``[48, 48]
-    uint8``, rows in turn) and ``perceptual_hash`` (``[90] int8``): :mod:`hdxray_fast.images.perceptual_hash`.
+    ``source`` is a name as :func:`.names.escaped` writes it. ``offset`` and ``length`` (bytes) say where its pixels lie
+    in the shard's file, ``crc32`` guards them, ``inside`` is the packed inside grid (``numpy.packbits``, patches of 16
+    pixels), ``polygon`` x and y in turn in canvas pixels, ``pixel * scale + shift`` has mean 0 and deviation 1 over the
+    valid patches, ``patient`` is a keyed hash, ``height`` and ``width`` are those of the stored image, ``provenance``
+    tells as JSON how its pixels became those of the canvas: decoder, transfer syntax, window, polarity, spacing.
+    ``view``, its evidence and probability are those of :class:`hdxray_fast.ChestView`; ``body_part`` is a word of known
+    lists, or one that several patients share, or "unknown"; ``left_out`` is a small JPEG of what was left out for its
+    view or body part. ``thumbnail`` (``[48, 48] uint8``, rows in turn) and ``perceptual_hash`` (``[90] int8``):
+    :mod:`hdxray_fast.images.perceptual_hash`.
     """
     pa = arrow()
     return pa.schema(
@@ -159,7 +161,7 @@ class ShardFolder:
         table, pictures = [], Counter()
         with written_whole(self.pixels(number)) as temporary, temporary.open("wb") as stream:
             for row in rows:
-                fact = {"source": printable(row.source), "status": row.status, "reason": row.reason}
+                fact = {"source": escaped(row.source), "status": row.status, "reason": row.reason}
                 fact |= {"shard": number, **row.facts}
                 pictures[row.reason] += 1
                 if pictures[row.reason] > PICTURES:
@@ -218,11 +220,6 @@ class ShardFolder:
         for path in self.folder.glob(".*.tmp"):
             if path.name[: path.name.index(".", 1) + 1] in prefixes:
                 path.unlink(missing_ok=True)
-
-
-def printable(name: str) -> str:
-    """A name as UTF-8 holds it; a file's may hold other bytes."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -39,7 +39,7 @@ class Tar:
         try:
             self._stream = _Forwards(self._file, plain)
             # names that are no UTF-8 could not be written into any table
-            self._opened = tarfile.open(fileobj=self._stream, mode="r:", errors="backslashreplace")  # noqa: SIM115
+            self._opened = tarfile.open(fileobj=self._stream, mode="r:", errors="surrogateescape")  # noqa: SIM115
         except BaseException:
             self.close()
             raise

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ...errors import ImageReadError, ImageTooLargeError
 from ...images.canvas import Limits
-from ..reader_pool import MAX_MEMORY, OUT_OF_MEMORY, TIMEOUT, Failed, Longer, call_in_order
+from ..reader_pool import MAX_MEMORY, TIMEOUT, Failed, Longer, call_in_order, out_of_memory
 from .archive_lists import archive_timeout
 from .archives import Member, close_stream, member_bytes
 from .sources import Source
@@ -115,5 +115,5 @@ def unpack_member(source: Source, path: str, max_bytes: int) -> ImageReadError |
         except ImageReadError as error:
             return error
         except MemoryError:
-            return OUT_OF_MEMORY
+            return out_of_memory()
     return None

@@ -20,7 +20,7 @@ from ...images.canvas import Canvas, Limits, read_canvas
 from ...images.contour import Contour, find_contour
 from ...images.perceptual_hash import equalised_thumbnail, perceptual_hash
 from ...images.standardise import standardisation
-from ..reader_pool import DIED, OUT_OF_MEMORY
+from ..reader_pool import DIED, out_of_memory
 from .archives import is_archive
 from .sources import Source, as_file
 
@@ -74,7 +74,7 @@ def prepare_source(source: Source, recipe: dict, key: bytes | None, path: str | 
         reason = FRAMES.sub("; only files of a single frame are read", reason)
         row = unreadable(source, type(error).__name__, reason)
     except MemoryError:
-        row = unreadable(source, *OUT_OF_MEMORY)
+        row = unreadable(source, *out_of_memory())
     except Exception as error:  # one file in a million must not stop the others; its text may quote the file
         name = type(error).__name__
         row = Row(source.name, UNREADABLE, f"{name} while it was read", error=name)

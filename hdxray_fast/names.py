@@ -1,0 +1,71 @@
+r"""File names as text that every format can hold, and as they were again.
+
+A file's name is bytes. Python reads those that are not UTF-8 as lone surrogates, which no CSV, Parquet, HTML or
+terminal takes. They are written by one escape, the same everywhere: a byte that is not UTF-8 as ``\xff``, its two
+hexadecimal digits in small letters; and a backslash that would then be read as the beginning of such an escape as
+``\x5c``. All other names stand as they are. Whatever reads a name from a table takes the escape back, so that nothing
+is lost.
+"""
+
+from __future__ import annotations
+
+import codecs
+import os
+import re
+
+from .errors import ConfigError
+from .terminal import written_out
+
+ESCAPES = "hdxray_fast.names"  # how a file or terminal may be opened (``errors=``): it then takes any text
+# What stands for something else where it is read; \ud800 to \udfff: surrogates that are no byte, as JSON may hold them
+ESCAPE = re.compile(r"\\(?:x(5c|[89a-f][0-9a-f])|u(d[89a-f][0-9a-f]{2}))")
+SURROGATE = re.compile("[\ud800-\udfff]")
+_TO_BE_ESCAPED = re.compile(rf"[\ud800-\udfff]|\\(?={ESCAPE.pattern[2:]})")
+
+
+def escaped(name: str | os.PathLike) -> str:
+    """A name as valid Unicode, by the escape above; :func:`unescaped` gives it back."""
+    return _TO_BE_ESCAPED.sub(lambda found: _escape(found[0]), os.fspath(name))
+
+
+def unescaped(text: str) -> str:
+    """The name that :func:`escaped` wrote."""
+    return ESCAPE.sub(_unescape, text) if "\\" in text else text
+
+
+def drawable(text: str) -> str:
+    """A name in the letters that OpenCV draws: escaped, and what is not ASCII as ``?``."""
+    return escaped(text).encode("ascii", "replace").decode()
+
+
+def require_utf8(path: str | os.PathLike, argument: str) -> None:
+    """Raise a ConfigError that names ``argument`` for a folder or file that Parquet's library cannot write to.
+
+    Radiographs may be called anything; what is written lies where the libraries of Parquet and safetensors find it.
+    """
+    if SURROGATE.search(os.fspath(path)):
+        raise ConfigError(
+            f"{argument}: {escaped(path)} has a name that is not UTF-8, which the libraries of Parquet and safetensors "
+            "cannot write to; choose another"
+        )
+
+
+def _escape(letter: str) -> str:
+    return r"\x5c" if letter == "\\" else written_out(letter)
+
+
+def _unescape(found: re.Match) -> str:
+    if found[2]:
+        return chr(int(found[2], 16))
+    code = int(found[1], 16)
+    return "\\" if code == 0x5C else chr(0xDC00 + code)
+
+
+def _on_error(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    unknown = error.object[error.start : error.end]
+    return "".join(_escape(c) if SURROGATE.match(c) else "?" for c in unknown), error.end
+
+
+codecs.register_error(ESCAPES, _on_error)
