@@ -157,7 +157,7 @@ def write_predictions(path: Path, found: Predictions, labels: np.ndarray | None 
     header = ["image", *(["patient"] if found.patients else []), *found.classes, "present"]
     header += [] if labels is None else [f"label {name}" for name in found.classes]
     with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        write_table(stream, header, _rows(found, labels))
+        write_table(stream, header, _rows(found, labels), names=("image", "patient"))
 
 
 def _rows(found: Predictions, labels: np.ndarray | None) -> Iterator[list]:

@@ -7,31 +7,28 @@ import csv
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO
 
-from ..names import escaped, unescaped
+from ..names import SURROGATE, escaped, unescaped
+from ..terminal import written_out
 
 STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # a spreadsheet takes what begins so for a formula
 QUOTE = "'"  # which it takes for the sign that text follows
 
 
 def harmless(value: object) -> object:
-    """A cell as it is written: text is :func:`.names.escaped`, and has an apostrophe before it if a spreadsheet would
-    run it; numbers stay numbers."""
-    if not isinstance(value, str):
-        return value
-    value = escaped(value)
-    if not (value.startswith(STARTS) or _is_quoted(value)):
+    """A cell as it is written: text that a spreadsheet would run has an apostrophe before it; numbers stay numbers."""
+    if not isinstance(value, str) or not (value.startswith(STARTS) or _is_quoted(value)):
         return value
     return value if _is_number(value) else QUOTE + value
 
 
-def as_it_was(cell: str) -> str:
-    """The text that :func:`harmless` made a cell of."""
-    return unescaped(unquoted(cell))
-
-
 def unquoted(cell: str) -> str:
-    """Likewise, names still escaped: for tables that hold valid Unicode alone."""
+    """The text that :func:`harmless` made a cell of."""
     return cell[1:] if _is_quoted(cell) else cell
+
+
+def name_of(cell: str) -> str:
+    """The name of any bytes that :func:`write_table` made a cell of."""
+    return unescaped(unquoted(cell))
 
 
 def _is_quoted(cell: str) -> bool:
@@ -46,22 +43,34 @@ def _is_number(cell: str) -> bool:
     return cell.isascii() and cell.isprintable()
 
 
-def write_table(stream: IO[str], header: Sequence[str], rows: Iterable[Sequence | Mapping]) -> None:
+def write_table(
+    stream: IO[str], header: Sequence[str], rows: Iterable[Sequence | Mapping], names: Sequence[str] = ()
+) -> None:
     """Write a CSV of harmless cells.
 
     Args:
         stream: a text file that was opened with ``newline=""``.
-        header: names of the columns.
-        rows: as many values each; of mappings the values under the names of the header, blank where there is none.
+        header: of the columns.
+        rows: as many values each; of mappings the values under the header's, blank where there is none.
+        names: columns with names of files, or ids that may be such, of any bytes: they stand there
+            :func:`.names.escaped`. Bytes that are not UTF-8 in other cells, which quote names, are written out.
     """
     writer = csv.writer(stream)
     writer.writerow(map(harmless, header))
     for row in rows:
         values = [row.get(name, "") for name in header] if isinstance(row, Mapping) else row
-        writer.writerow(map(harmless, values))
+        writer.writerow(harmless(_text(value, column in names)) for value, column in zip(values, header, strict=True))
 
 
-def read_table(stream: IO[str]) -> list[dict[str, str]]:
-    """The rows of a CSV that :func:`write_table` wrote."""
-    header, *rows = [[as_it_was(cell) for cell in row] for row in csv.reader(stream)] or [[]]
-    return [dict(zip(header, row, strict=False)) for row in rows if row]
+def read_table(stream: IO[str], names: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of a CSV that :func:`write_table` wrote; arguments as there."""
+    header, *rows = list(csv.reader(stream)) or [[]]
+    header = list(map(unquoted, header))
+    read = [name_of if column in names else unquoted for column in header]
+    return [{column: take(cell) for column, take, cell in zip(header, read, row, strict=False)} for row in rows if row]
+
+
+def _text(value: object, name: bool) -> object:
+    if not isinstance(value, str):
+        return value
+    return escaped(value) if name else SURROGATE.sub(lambda found: written_out(found[0]), value)

@@ -12,7 +12,7 @@ from pathlib import Path, PurePath
 
 from ..errors import ConfigError
 from .columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column
-from .csv_cells import as_it_was
+from .csv_cells import name_of
 
 IMAGE_SUFFIXES = frozenset(
     (".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
@@ -173,7 +173,7 @@ def _manifest_rows(manifest: Path, root: Path, argument: str) -> list[tuple[Path
                 )
             patient = find_column(reader.fieldnames or (), PATIENT_COLUMNS) or column
             pairs = ((row[column], (row[patient] or "").strip()) for row in reader if row[column])
-            return [(root / as_it_was(name), as_it_was(person)) for name, person in pairs]
+            return [(root / name_of(name), name_of(person)) for name, person in pairs]
     except UnicodeDecodeError as error:
         raise ConfigError(f"{argument}: {manifest} is not UTF-8 ({error.reason}); save it as UTF-8") from None
     except (OSError, csv.Error) as error:

@@ -36,7 +36,7 @@ def write_quarantine(path: str | Path, quarantined: Iterable[Quarantined | Seque
     """
     rows = [astuple(bad) if isinstance(bad, Quarantined) else tuple(bad) for bad in quarantined]
     with written_whole(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        write_table(stream, COLUMNS, rows)
+        write_table(stream, COLUMNS, rows, names=("path",))
 
 
 def first_unreadable(files: Sequence[tuple[str, str]], count: int, listed: str | Path) -> str:

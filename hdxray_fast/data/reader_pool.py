@@ -78,7 +78,7 @@ def check_caps(timeout: float, max_memory: int) -> None:
         raise ConfigError(f"max_memory: got {max_memory}, accepted are whole numbers from {LEAST_MEMORY} on")
 
 
-def within_memory(workers: int, max_memory: int, limit: int | None, taken: int = 0) -> tuple[int, int]:
+def within_memory(workers: int, max_memory: int, limit: int | None, taken: int = 0, others: int = 0) -> tuple[int, int]:
     """How many workers there can be, and what a file may take in each, so that all together stay within the memory.
 
     Caps are lowered first, to ``ENOUGH``, then workers are left out: a machine with many cores and little memory reads
@@ -89,6 +89,7 @@ def within_memory(workers: int, max_memory: int, limit: int | None, taken: int =
         max_memory: MiB that a file may take.
         limit: of :func:`.memory_limit`, bytes; ``None`` where it is not known.
         taken: bytes of it that this process has.
+        others: workers of another pool at the same time, with caps alike.
 
     Returns:
         Workers, at least 1; and MiB, at most ``max_memory``.
@@ -97,8 +98,8 @@ def within_memory(workers: int, max_memory: int, limit: int | None, taken: int =
         return workers, max_memory
     free = max(0, limit - taken) // MIB
     least = min(ENOUGH, max_memory)
-    workers = max(1, min(workers, free // (least + OF_A_WORKER)))
-    return workers, min(max_memory, max(LEAST_MEMORY, free // workers - OF_A_WORKER))
+    workers = max(1, min(workers, free // (least + OF_A_WORKER) - others))
+    return workers, min(max_memory, max(LEAST_MEMORY, free // (workers + others) - OF_A_WORKER))
 
 
 def worker_count(workers: int) -> int:
@@ -116,6 +117,7 @@ def call_in_order(
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
     ahead: int = AHEAD,
+    others: int = 0,
 ) -> Iterator:
     """``function(*job)`` for each job, in the order of the jobs, which are asked for as workers become free.
 
@@ -127,6 +129,7 @@ def call_in_order(
         max_memory: MiB that a call may take; less where all workers together would have more than there is, see
             :func:`within_memory`.
         ahead: calls per worker whose results may wait for their turn.
+        others: workers of another pool that are there at the same time.
 
     Returns:
         The results; :class:`Failed` for a call that took too long or too much, or whose process died.
@@ -138,7 +141,7 @@ def call_in_order(
     check_caps(timeout, max_memory)
     if workers == 0:
         return (_called(function, job) for job in jobs if job is not LATER)
-    return _in_workers(function, iter(jobs), workers, timeout, max_memory, ahead, *_packages())
+    return _in_workers(function, iter(jobs), workers, timeout, max_memory, ahead, others, *_packages())
 
 
 def _called(function: Callable, job: tuple | Known | Longer) -> Any:
@@ -159,10 +162,10 @@ def _packages() -> tuple:
     return ProcessPool, get_context
 
 
-def _in_workers(function, jobs, workers, timeout, max_memory, ahead, make_pool, get_context) -> Iterator:
+def _in_workers(function, jobs, workers, timeout, max_memory, ahead, others, make_pool, get_context) -> Iterator:
     first = list(islice(jobs, ahead * workers))
     workers = max(1, min(workers, len(first)))
-    workers, max_memory = within_memory(workers, max_memory, memory_limit(), resident_memory())
+    workers, max_memory = within_memory(workers, max_memory, memory_limit(), resident_memory(), others)
     # loky's processes start fresh: a fork would copy the locks of running thread pools. Unlike multiprocessing's, they
     # do not run the caller's script again where it lacks an `if __name__ == "__main__"`.
     pool = make_pool(
@@ -186,7 +189,7 @@ def _in_workers(function, jobs, workers, timeout, max_memory, ahead, make_pool, 
         while waiting:
             head, seconds = waiting.popleft()
             yield head.result if isinstance(head, Known) else _outcome(head, seconds, max_memory)
-            schedule(islice(jobs, ahead * workers - len(waiting)))
+            schedule(islice(jobs, max(0, ahead * workers - len(waiting))))  # there may be fewer workers than asked for
     finally:
         pool.stop()  # kills what still runs
         pool.join()

@@ -177,7 +177,7 @@ class FeatureTable:
         if not self.unreadable.exists():
             return []
         with self.unreadable.open(newline="", encoding="utf-8") as stream:
-            return [tuple(row.values()) for row in read_table(stream)]
+            return [tuple(row.values()) for row in read_table(stream, names=("path",))]
 
     def _files(self) -> list[Path]:
         return ([self.out] if self.out.exists() else []) + sorted(self.parts.glob("*.parquet"))

@@ -25,7 +25,7 @@ def write_evaluation(evaluation: Evaluation, out: str | Path, **reading) -> Path
     claim_names(out, "report-evaluate", ("metrics.json", "metrics.md", "scores.csv", "report.html"))
     columns = ["id", "language", "generated", "reference", "rouge_l", "bleu4", "cider_d", "meteor"]
     with written_whole(out / "scores.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
-        write_table(stream, columns, evaluation.rows)
+        write_table(stream, columns, evaluation.rows, names=("id",))
     text = {"encoding": "utf-8", "errors": ESCAPES}  # notes and paths may quote names
     for name, content in {
         "metrics.json": json.dumps(evaluation.metrics, ensure_ascii=False, indent=1),

@@ -19,6 +19,7 @@ from .studies import Study
 
 KNOWN_FILE = "known_images.csv"  # beside predictions
 WAYS = ("pixels", "near")
+NAMES = ("study", "image")  # a study may be called as its file
 
 
 @dataclass
@@ -58,7 +59,7 @@ class ReadImages:
 def write_known_images(path: Path, known: Sequence[tuple[str, str, str]]) -> None:
     """A CSV with a row for each radiograph that training or validation used: what :meth:`ReadImages.known_to` gives."""
     with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        write_table(stream, ["study", "image", "known_by"], known)
+        write_table(stream, ["study", "image", "known_by"], known, names=NAMES)
 
 
 def read_known_images(path: Path) -> dict[str, set[str]] | None:
@@ -72,7 +73,7 @@ def read_known_images(path: Path) -> dict[str, set[str]] | None:
     known: dict[str, set[str]] = {way: set() for way in WAYS}
     try:
         with path.open(newline="", encoding="utf-8") as stream:
-            for row in read_table(stream):
+            for row in read_table(stream, names=NAMES):
                 known[row["known_by"]].add(row["study"])
     except (OSError, UnicodeError, csv.Error, KeyError) as error:
         raise ConfigError(f"{path}: is damaged; remove it to go without, or generate again") from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.columns import columns_in_words, find_column
-from ..data.csv_cells import as_it_was, write_table
+from ..data.csv_cells import unquoted, write_table
 from ..errors import ConfigError
 from ..files import written_whole
 from ..names import ESCAPES, escaped, unescaped
@@ -54,7 +54,7 @@ def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> No
             temporary.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", "utf-8", ESCAPES)
             return
         with open(temporary, "w", newline="", encoding="utf-8") as stream:
-            write_table(stream, WRITTEN, rows)
+            write_table(stream, WRITTEN, rows, names=("id",))
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:
@@ -73,7 +73,7 @@ def read_predictions(path: str | Path) -> list[Prediction]:
         rows = _read_json(path, lines=suffix == ".jsonl")
     elif suffix == ".csv":
         read = (
-            {as_it_was(name): as_it_was(cell) for name, cell in row.items()} for row in read_rows(path, "predictions")
+            {unquoted(name): unquoted(cell) for name, cell in row.items()} for row in read_rows(path, "predictions")
         )
         rows = [(f"row {number}", row) for number, row in enumerate(read, start=2)]
     else:
@@ -101,7 +101,7 @@ def _read_json(path: Path, lines: bool) -> list[tuple[str, object]]:
         raise ConfigError(f"predictions: {path} is not a readable JSON file ({error})") from None
     if isinstance(content, dict):
         pairs = enumerate(content.items())
-        return [(f"entry {number}", {"id": unescaped(name), "generated": text}) for number, (name, text) in pairs]
+        return [(f"entry {number}", {"id": name, "generated": text}) for number, (name, text) in pairs]
     if not isinstance(content, list):
         raise ConfigError(f"predictions: {path} holds a {type(content).__name__}, accepted are a list and an object")
     return [(f"entry {number}", row) for number, row in enumerate(content)]
@@ -125,7 +125,7 @@ def _prediction(row: object, source: str, place: str) -> Prediction:
         raise ConfigError(f"{where} has no id")
     language = row.get("language") or ""
     return Prediction(
-        id=str(row[name]),
+        id=unescaped(str(row[name])),
         generated=row[text] or "",
         reference=None if reference is None else row[reference],
         language=language_at(language, where) if language else "",

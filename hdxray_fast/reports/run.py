@@ -279,7 +279,7 @@ class ReportTask(Task):
         train = [replace(row, target=tuple(ids)) for row, ids in zip(ready["train"], targets, strict=True)]
         self.validation = (train if config.validate_split == "train" else ready["val"])[: config.validate_studies]
         text = "\n".join(f"{row.study.id} {row.target} {row.study.images}" for row in train)
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()[:16]
+        self.fingerprint = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         self.data_record = self._record(images, train)
         self.seen = self._seen(images, [*train, *ready.get("val", ())], thumbnails)
         patch_size = self.model.encoder.patch_size

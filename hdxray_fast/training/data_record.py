@@ -63,8 +63,9 @@ class DataRecord:
         former: Iterable[str] | None = None,
     ) -> None:
         """Take in things of one kind; see :class:`Part`."""
-        names = [escaped(name) for name in names]
-        former = names if former is None else [escaped(name) for name in former]
+        given = list(names)
+        names = [escaped(name) for name in given]
+        former = [name.encode("utf-8", "backslashreplace").decode() for name in (given if former is None else former)]
         part = Part(kind, setting, names, [str(content) for content in contents], former)
         if len(part.names) != len(part.contents):
             raise ValueError(f"{len(part.names)} names of {kind}, {len(part.contents)} contents")

@@ -11,7 +11,7 @@ import pytest
 from hdxray_fast.classify.evaluation import Predictions, write_predictions
 from hdxray_fast.classify.labels import read_manifest
 from hdxray_fast.classify.prediction_files import read_answers as read_answers
-from hdxray_fast.data.csv_cells import as_it_was, harmless, read_table, write_table
+from hdxray_fast.data.csv_cells import harmless, read_table, unquoted, write_table
 from hdxray_fast.data.listing import list_images
 from hdxray_fast.data.quarantine import Quarantined, write_quarantine
 from hdxray_fast.reports.predictions import Prediction, read_predictions
@@ -24,7 +24,7 @@ PLAIN = ["", "a", "-1", "+2.5e-3", "-0.25", "a=b", "'a'", "'", "O'Neil", "1.png"
 @pytest.mark.parametrize("text", [*FORMULAS, *PLAIN])
 def test_a_cell_comes_back_as_it_was(text):
     written = harmless(text)
-    assert as_it_was(written) == text
+    assert unquoted(written) == text
     assert written == text if text in PLAIN else written.startswith("'")
     assert harmless(-3) == -3 and harmless(-0.5) == -0.5
 
@@ -65,3 +65,20 @@ def test_what_the_package_writes_it_reads_as_it_was(tmp_path):
     write_quarantine(tmp_path / "bad.csv", [Quarantined("=cmd.dcm", "ImageReadError", "-")])
     with open(tmp_path / "bad.csv", newline="") as stream:
         assert read_table(stream) == [{"path": "=cmd.dcm", "error": "ImageReadError", "reason": "-"}]
+
+
+def test_names_of_any_bytes_come_back_and_texts_that_look_like_their_escape_stay(tmp_path):
+    """Only what may be a file's name is escaped: not a class, nor a sentence of a report."""
+    names, odd = ["caf\udce9.png", r"caf\xe9.png", "=\udcff.png"], r"c\xe9"
+    found = Predictions(names, np.array([[0.75], [0.25], [0.5]]), [odd], [0.5], present=[[odd], [], [odd]])
+    write_predictions(tmp_path / "predictions.csv", found)
+    answers = read_answers(tmp_path / "predictions.csv")
+    assert answers.images == names and answers.classes == [odd]
+    made = [Prediction(name, odd, odd, "en") for name in names]
+    for suffix in ("csv", "json"):
+        write_reports(tmp_path / f"reports.{suffix}", made)
+        assert read_predictions(tmp_path / f"reports.{suffix}") == made
+    write_quarantine(tmp_path / "bad.csv", [Quarantined(names[0], "ImageReadError", f"lies beside {names[0]}")])
+    with open(tmp_path / "bad.csv", newline="", encoding="utf-8") as stream:
+        (row,) = read_table(stream, names=("path",))
+    assert row["path"] == names[0] and row["reason"] == r"lies beside caf\xe9.png"

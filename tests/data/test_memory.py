@@ -85,6 +85,20 @@ def test_workers_are_started_with_their_share(monkeypatch):
     assert len(caps) == 4 and all(0 < cap <= 1408 * MIB for cap in caps), caps
 
 
+def test_workers_of_another_pool_take_their_share():
+    assert within_memory(8, 4096, 12 * GIB, 0, others=1) == (8, 1237)
+    assert within_memory(1, 4096, GIB, GIB, others=1) == (1, 256)
+
+
+@LINUX
+def test_fewer_workers_than_were_asked_for_do_all_jobs(monkeypatch):
+    """More calls wait at first than the few workers would have ahead."""
+    from hdxray_fast.data import reader_pool
+
+    monkeypatch.setattr(reader_pool, "memory_limit", lambda: resident_memory() + int(1.4 * GIB))
+    assert list(call_in_order(abs, [(-number,) for number in range(60)], workers=8)) == list(range(60))
+
+
 @pytest.mark.parametrize("caps", [{"timeout": 0.0}, {"timeout": float("nan")}, {"max_memory": 255}])
 def test_caps_that_no_file_could_keep_to_are_named(caps):
     with pytest.raises(ConfigError, match=f"^{next(iter(caps))}: got "):

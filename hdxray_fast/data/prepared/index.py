@@ -30,6 +30,7 @@ INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY = (
     "skipped.csv",
     "summary.json",
 )
+NAMES = ("source", "same_pixels_as", "near_duplicate_of")  # columns of the lists
 
 
 def merge(out: str | Path) -> dict:
@@ -119,13 +120,14 @@ def _write_lists(out: Path, table, good, repeats: dict[int, int], near: dict[int
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """A CSV file, whole or not at all; names in it may hold any bytes."""
     with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        write_table(stream, header, rows)
+        write_table(stream, header, rows, names=NAMES)
 
 
 def read_unreadable(out: Path) -> list[tuple[str, str]]:
     """Source and reason of everything that could not be read, as :func:`merge` listed it."""
     with (out / QUARANTINE).open(newline="", encoding="utf-8") as stream:
-        return [(row["source"], row["reason"]) for row in read_table(stream) if row["status"] == UNREADABLE]
+        rows = read_table(stream, names=NAMES)
+    return [(row["source"], row["reason"]) for row in rows if row["status"] == UNREADABLE]
 
 
 def read_skipped(out: Path) -> list[str]:
@@ -134,7 +136,7 @@ def read_skipped(out: Path) -> list[str]:
     if not path.exists():  # a set of an earlier version
         return []
     with path.open(newline="", encoding="utf-8") as stream:
-        return [row["source"] for row in read_table(stream)]
+        return [row["source"] for row in read_table(stream, names=NAMES)]
 
 
 def read_set_aside(out: Path) -> list[str]:
@@ -143,7 +145,7 @@ def read_set_aside(out: Path) -> list[str]:
     for path in (out / QUARANTINE, out / DUPLICATES):
         if path.exists():  # a cache has neither
             with path.open(newline="", encoding="utf-8") as stream:
-                names += [row["source"] for row in read_table(stream) if row.get("same_pixels_as") != ""]
+                names += [row["source"] for row in read_table(stream, names=NAMES) if row.get("same_pixels_as") != ""]
     return names  # near duplicates are in the index
 
 

@@ -62,7 +62,7 @@ def prepared_rows(
 
         with (
             closing(Unpacker(place, max_scratch=max_scratch, **caps)) as unpacker,
-            closing(call_in_order(prepare_source, jobs(), **caps)) as results,
+            closing(call_in_order(prepare_source, jobs(), others=min(workers, 1), **caps)) as results,
         ):
             for row in results:
                 source, file = asked.popleft()

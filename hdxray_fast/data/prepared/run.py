@@ -15,6 +15,7 @@ from ...errors import ConfigError
 from ...files import make_folder, remove_leftovers, written_whole
 from ...locks import locked
 from ...names import escaped, require_utf8, unescaped
+from ...terminal import visible
 from ..reader_pool import worker_count
 from .config import PrepareConfig
 from .index import SKIPPED, merge, read_skipped, write_rows
@@ -244,7 +245,10 @@ def _read_sources(out: Path) -> list[Source]:
 
 def _write_sources(out: Path, sources: list[Source]) -> None:
     pa = arrow()
-    named = [replace(source, path=escaped(source.path), member=escaped(source.member)) for source in sources]
+    named = [
+        replace(one, path=escaped(one.path), member=escaped(one.member), refused=visible(one.refused))
+        for one in sources
+    ]
     columns = {name: [getattr(source, name) for source in named] for name in COLUMNS}
     with written_whole(out / SOURCES) as temporary:
         pa.parquet.write_table(pa.table(columns), temporary)

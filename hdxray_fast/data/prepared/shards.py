@@ -15,6 +15,7 @@ from ...errors import ConfigError, HDXrayError, MissingDependencyError, Training
 from ...files import written_whole
 from ...images.perceptual_hash import LENGTH, SIDE
 from ...names import escaped
+from ...terminal import visible
 from .worker import OK, UNREADABLE, Row
 
 FORMAT, FORMAT_VERSION = "hdxray_fast.prepared", 1
@@ -161,7 +162,7 @@ class ShardFolder:
         table, pictures = [], Counter()
         with written_whole(self.pixels(number)) as temporary, temporary.open("wb") as stream:
             for row in rows:
-                fact = {"source": escaped(row.source), "status": row.status, "reason": row.reason}
+                fact = {"source": escaped(row.source), "status": row.status, "reason": visible(row.reason)}
                 fact |= {"shard": number, **row.facts}
                 pictures[row.reason] += 1
                 if pictures[row.reason] > PICTURES:

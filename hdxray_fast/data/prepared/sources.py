@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from ...errors import ConfigError
 from ..columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
-from ..csv_cells import as_it_was
+from ..csv_cells import name_of
 from ..listing import image_files, is_image_name, list_images, manifest_paths
 from ..reader_pool import MAX_MEMORY, TIMEOUT, Failed
 from .archive_lists import list_archives
@@ -185,7 +185,7 @@ def _manifest(manifest: Path, images: str | os.PathLike | None) -> list[Source]:
         if column is not None:
             image = find_column(reader.fieldnames or (), PATH_COLUMNS)
             root = Path(images) if images else manifest.parent
-            patients = {str(root / as_it_was(row[image])): as_it_was(row[column] or "") for row in reader if row[image]}
+            patients = {str(root / name_of(row[image])): name_of(row[column] or "") for row in reader if row[image]}
     return [Source(str(path), patient=patients.get(str(path), "")) for path in paths]
 
 

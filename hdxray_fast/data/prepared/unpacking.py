@@ -49,8 +49,9 @@ class Unpacker:
         self._given_up: dict[str, Failed] = {}  # archives that took a worker too long, or too much
         self._asked: deque[Longer] = deque()  # one at most: each is answered before the next
         self._answers = call_in_order(
-            unpack_member, iter(self._asked.popleft, None), workers=min(workers, 1), max_memory=max_memory, ahead=1
-        )
+            unpack_member, iter(self._asked.popleft, None), workers=min(workers, 1), max_memory=max_memory, ahead=1,
+            others=workers,
+        )  # fmt: skip
         shutil.rmtree(folder, ignore_errors=True)
 
     def has_room(self, source: Source) -> bool:
