@@ -15,8 +15,8 @@ from pathlib import Path
 
 import cv2
 import pytest
+from film_makers import draw_film
 from report_model_makers import save_small_encoder
-from toy_radiographs import draw_radiograph
 
 import hdxray_fast as hx
 from hdxray_fast.classify.label_presets import PRESETS
@@ -229,7 +229,7 @@ def planted(tmp_path) -> Path:
     lines, studies = ["image,patient,split,mass,nodule,note"], ["id,image,report,patient,split,note"]
     texts = ["The heart is normal.", "There is an effusion."]
     for number in range(24):
-        cv2.imwrite(str(root / f"{number}.png"), draw_radiograph(number))
+        cv2.imwrite(str(root / f"{number}.png"), draw_film(number))
         split = ("train", "train", "val", "test")[number // 2 % 4]
         lines.append(f"{number}.png,zzmark-p{number // 2},{split},{number % 2},{number % 2},zzmark note")
         text = f"{texts[number % 2]} zzmark{number}."  # a word of one report alone is no word of the model
