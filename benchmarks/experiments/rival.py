@@ -22,10 +22,10 @@ from runs import SPLIT, is_finished, split_sizes, test_auroc, write_results
 from tqdm.auto import tqdm
 
 from hdxray_fast.classify.data import table_of_readable
-from hdxray_fast.classify.evaluation import report_predictions
 from hdxray_fast.classify.label_table import LabelTable
 from hdxray_fast.classify.labels import read_labels, require_files
 from hdxray_fast.classify.metrics import best_threshold, evaluate_predictions
+from hdxray_fast.classify.predictions import report_predictions
 from hdxray_fast.data.augment import Augmentation
 from hdxray_fast.data.prepared.cache import fill_cache
 from hdxray_fast.data.prepared.sources import Source

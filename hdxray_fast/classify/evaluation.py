@@ -1,170 +1,33 @@
-"""Predictions to metrics, tables and plots; saved classifiers on new files."""
+"""Saved classifiers on new files, and on those of a table with labels."""
 
 from __future__ import annotations
 
 import difflib
-import json
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..data.csv_cells import write_table
 from ..data.listing import list_images, manifest_patients
 from ..data.quarantine import Quarantined, write_quarantine
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps, worker_count
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.embedding import Embedder
-from ..files import claim_names, written_somewhere, written_whole
+from ..files import claim_names
 from ..images.perceptual_hash import no_thumbnails
 from ..terminal import visible
-from .calibration import as_probabilities
 from .classifier import Classifier, load_classifier
-from .error_sheet import write_error_sheet
 from .heads import LabelQueryHead, embed_names
-from .label_table import LabelTable
 from .labels import read_manifest, require_files
-from .metrics import evaluate_predictions
 from .operating_points import read_prevalence
-from .plots import plot_curves
-from .tested import Overlap, overlap_of, part_to_test, refuse_mostly_seen, what_cannot_be_told
+from .predictions import Predictions, called_present, report_predictions
+from .tested import overlap_of, part_to_test, refuse_mostly_seen, what_cannot_be_told
 
 EVALUATION_FILES = ("metrics.json", "predictions.csv", "curves.png", "errors.png", "unreadable.csv")
-
-
-def report_predictions(
-    out: Path,
-    table: LabelTable,
-    probabilities: np.ndarray,  # [N, C], rows of table
-    thresholds: Sequence[float],
-    *,
-    bootstraps: int = 1000,
-    seed: int = 0,
-    extra: dict | None = None,
-    model: Classifier | None = None,
-    prevalence: str | float | None = None,
-    uncalibrated: np.ndarray | None = None,  # [N, C] logits
-    temperature: dict | None = None,
-    workers: int = 0,
-    timeout: float = TIMEOUT,
-    max_memory: int = MAX_MEMORY,
-) -> dict:
-    """Write ``metrics.json``, ``predictions.csv`` and ``curves.png`` under ``out``; returns the metrics.
-
-    ``prevalence`` is as for :func:`.evaluate_predictions`. With ``model``, what made the probabilities, also
-    ``errors.png``: its most confident errors and where it looked. ``temperature`` is a :func:`.temperature_report`, and
-    ``uncalibrated`` the logits before it, which the plot of the calibration then shows too. ``workers``, ``timeout``
-    and ``max_memory`` are those of the files that the errors are drawn from, which are read again.
-    """
-    out.mkdir(parents=True, exist_ok=True)
-    present = called_present(probabilities, table.classes, thresholds, table.multiclass)
-    found = Predictions(
-        table.paths, probabilities, table.classes, list(thresholds), present=present, patients=table.patients
-    )
-    written_somewhere(  # the first: what took long is on the disk, whatever else fails
-        out / "predictions.csv", lambda path: write_predictions(path, found, table.labels), "the predictions"
-    )
-    report = evaluate_predictions(
-        table.labels, probabilities, table.classes, table.patients, thresholds, bootstraps=bootstraps, seed=seed,
-        multiclass=table.multiclass, prevalence=prevalence,
-    )  # fmt: skip
-    before = None
-    if temperature is not None:
-        report["temperature"] = temperature
-        if uncalibrated is not None and temperature["value"] != 1:
-            before = as_probabilities(uncalibrated, table.multiclass)
-    with _going_on(out / "curves.png"):
-        plot_curves(out / "curves.png", table.labels, probabilities, table.classes, before)
-    if model is not None:
-        reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
-        with _going_on(out / "errors.png"):
-            write_error_sheet(out / "errors.png", model, table, probabilities, thresholds, **reading)
-    with written_whole(out / "metrics.json") as temporary:  # the last: a run that has it is whole
-        temporary.write_text(json.dumps({**report, **(extra or {})}, indent=1) + "\n")
-    return report
-
-
-@contextmanager
-def _going_on(picture: Path) -> Iterator[None]:
-    """What goes wrong while a picture is made, as a warning: the numbers do not hang on it."""
-    try:
-        yield
-    except Exception as error:
-        picture.unlink(missing_ok=True)  # of an earlier evaluation
-        reason = f"{type(error).__name__}: {error}"
-        warnings.warn(visible(f"{picture}: left out, it cannot be made ({reason})"), stacklevel=3)
-
-
-@dataclass
-class Predictions:
-    """Probabilities of images that could be read.
-
-    Attributes:
-        images: ``N`` paths.
-        probabilities: ``[N, C] float32``, 0 to 1.
-        classes: ``C`` names.
-        thresholds: ``C``, a class is called present from this probability on.
-        quarantined: files that could not be read.
-        present: of each image the classes that are called present: at or above their threshold or, of classes that
-            exclude each other, the most probable of all (none, if that one was not asked about).
-        precision: ``"fp32"`` or ``"bf16"``, what the model computed in.
-        hashes: of the stored pixels of each image.
-        thumbnails: ``[N, 48, 48] uint8``, to find near duplicates.
-        patients: of each image, blank where not known; empty if that is all of them.
-        overlap: which of the images the classifier was trained or validated on; ``None`` where it has no record of
-            that.
-    """
-
-    images: list[str]
-    probabilities: np.ndarray
-    classes: list[str]
-    thresholds: list[float]
-    quarantined: list[Quarantined] = field(default_factory=list)
-    present: list[list[str]] = field(default_factory=list)
-    precision: str = "fp32"
-    hashes: list[str] = field(default_factory=list)
-    patients: list[str] = field(default_factory=list)
-    overlap: Overlap | None = None
-    thumbnails: np.ndarray = field(default_factory=no_thumbnails)
-
-
-def called_present(
-    probabilities: np.ndarray, classes: Sequence[str], thresholds: Sequence[float], multiclass: bool
-) -> list[list[str]]:
-    """For each row of ``[N, C]`` the names of the classes that are called present."""
-    if multiclass:
-        return [[classes[column]] for column in probabilities.argmax(1)]
-    called = probabilities >= np.asarray(thresholds)
-    return [[classes[column] for column in np.flatnonzero(row)] for row in called]
-
-
-def write_predictions(path: Path, found: Predictions, labels: np.ndarray | None = None) -> None:
-    """A CSV with a row per image: path, patient, a probability per class, the classes called present, labels.
-
-    Args:
-        path: file to write.
-        found: what was predicted; images and patients stand :func:`.names.escaped`, ``present`` holds the names joined
-            by ``|``, blank where no class is. Probabilities have as many digits as tell each from its neighbours: fewer
-            would make ties, and another AUROC. Without any patient there is no such column.
-        labels: ``[N, C]`` of its images, NaN where a label is not known; left out, there are no such columns.
-    """
-    header = ["image", *(["patient"] if found.patients else []), *found.classes, "present"]
-    header += [] if labels is None else [f"label {name}" for name in found.classes]
-    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        write_table(stream, header, _rows(found, labels), names=("image", "patient"))
-
-
-def _rows(found: Predictions, labels: np.ndarray | None) -> Iterator[list]:
-    for row, image in enumerate(found.images):
-        patient = [found.patients[row]] if found.patients else []
-        truth = [] if labels is None else ["" if np.isnan(v) else int(v) for v in labels[row]]
-        yield [image, *patient, *map(str, found.probabilities[row]), "|".join(found.present[row]), *truth]
 
 
 def predict(

@@ -31,11 +31,12 @@ from .calibration import (
     temperature_report,
 )
 from .classifier import Classifier, ClassifierConfig, save_classifier
-from .evaluation import refuse_unreadable, report_predictions
+from .evaluation import refuse_unreadable
 from .label_fractions import describe_fraction, take_fraction
 from .label_table import LabelTable
 from .labels import check_table, describe_labels, labels_of, one_sided, refuse_duplicates, require_files
 from .metrics import best_threshold
+from .predictions import report_predictions
 from .probe_config import ProbeConfig
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation

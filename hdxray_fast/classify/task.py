@@ -33,13 +33,13 @@ from .calibration import Temperature, fit_temperature, temperature_report
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .config import FinetuneConfig
 from .data import LabelledRadiographs, SetAside, find_prepared, table_of_readable
-from .evaluation import report_predictions
 from .heads import TEXT_MODEL, embed_names
 from .label_table import LabelTable
 from .labels import check_table, one_sided, refuse_duplicates
 from .layer_decay import layer_decay_groups
 from .loss import class_weights, classification_loss
 from .metrics import best_threshold
+from .predictions import report_predictions
 from .selection import BestModel, predict_rows, validation_score
 
 

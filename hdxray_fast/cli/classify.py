@@ -114,7 +114,8 @@ def run_predict_command(paths: list[str], model: str, out: str, **options) -> in
     from pathlib import Path
 
     from ..classify.classifier import load_classifier
-    from ..classify.evaluation import predict, write_predictions
+    from ..classify.evaluation import predict
+    from ..classify.predictions import write_predictions
     from ..errors import ConfigError
     from ..files import make_folder, written_somewhere
 

@@ -20,7 +20,7 @@ from killed_runs import Killed, killed_at
 from recorded_graph import RecordedGraphs, attention_as_on_a_gpu
 
 import hdxray_fast as hx
-from hdxray_fast.classify import evaluation
+from hdxray_fast.classify import predictions
 from hdxray_fast.classify.classifier import load_classifier
 from hdxray_fast.classify.config import FinetuneConfig
 from hdxray_fast.classify.evaluation import evaluate_files, predict
@@ -342,7 +342,7 @@ def test_a_run_killed_among_its_last_pictures_still_makes_them(data, tmp_path, m
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluation, "write_error_sheet", killed)
+        patch.setattr(predictions, "write_error_sheet", killed)
         with pytest.raises(KeyboardInterrupt):
             finetune(data, tmp_path, epochs=1)
     (result,) = finetune(data, tmp_path, epochs=1, resume="auto")

@@ -7,8 +7,8 @@ import csv
 import numpy as np
 import pytest
 
-from hdxray_fast.classify.evaluation import Predictions, report_predictions, write_predictions
 from hdxray_fast.classify.label_table import LabelTable
+from hdxray_fast.classify.predictions import Predictions, report_predictions, write_predictions
 
 sklearn = pytest.importorskip("sklearn.metrics")
 pytest.importorskip("matplotlib")

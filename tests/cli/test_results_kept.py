@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from every_command import Commands
 
-from hdxray_fast.classify import evaluation
+from hdxray_fast.classify import predictions
 from hdxray_fast.cli.main import main
 from hdxray_fast.errors import TrainingError
 from hdxray_fast.files import written_somewhere
@@ -50,7 +50,7 @@ def kept(said: str) -> list[dict[str, str]]:
 def test_predictions_go_elsewhere_where_they_cannot_be_written(command, tmp_path, monkeypatch, capsys):
     commands = Commands(tmp_path, NAMES)
     out = commands.out(command)
-    full_at(out if command == "evaluate" else out.parent, monkeypatch, evaluation)
+    full_at(out if command == "evaluate" else out.parent, monkeypatch, predictions)
     assert main([*commands.words(command), "--workers", "0"]) == 2
     said = capsys.readouterr().err
     assert "predictions" in said and "cannot be written (No space left on device)" in said
@@ -61,8 +61,8 @@ def test_a_picture_that_cannot_be_made_costs_no_number(tmp_path, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("no font")
 
-    monkeypatch.setattr(evaluation, "plot_curves", fails)
-    monkeypatch.setattr(evaluation, "write_error_sheet", fails)
+    monkeypatch.setattr(predictions, "plot_curves", fails)
+    monkeypatch.setattr(predictions, "write_error_sheet", fails)
     commands = Commands(tmp_path, NAMES)
     with pytest.warns(UserWarning, match=r"png: left out, it cannot be made \(RuntimeError: no font\)"):
         assert main([*commands.words("evaluate"), "--workers", "0"]) == 0
@@ -75,7 +75,7 @@ def test_metrics_that_fail_cost_no_prediction(tmp_path, monkeypatch):
     def fails(*_, **__):
         raise RuntimeError("no metric")
 
-    monkeypatch.setattr(evaluation, "evaluate_predictions", fails)
+    monkeypatch.setattr(predictions, "evaluate_predictions", fails)
     commands = Commands(tmp_path, NAMES)
     with pytest.raises(RuntimeError, match="no metric"):
         main([*commands.words("evaluate"), "--workers", "0"])

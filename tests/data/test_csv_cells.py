@@ -8,9 +8,9 @@ import io
 import numpy as np
 import pytest
 
-from hdxray_fast.classify.evaluation import Predictions, write_predictions
 from hdxray_fast.classify.labels import read_manifest
 from hdxray_fast.classify.prediction_files import read_answers as read_answers
+from hdxray_fast.classify.predictions import Predictions, write_predictions
 from hdxray_fast.data.csv_cells import harmless, read_table, unquoted, write_table
 from hdxray_fast.data.listing import list_images
 from hdxray_fast.data.quarantine import Quarantined, write_quarantine
