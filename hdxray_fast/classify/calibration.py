@@ -12,6 +12,7 @@ CALIBRATION_BINS = 15  # equal widths, as Guo et al., https://arxiv.org/abs/1706
 CHANCE_DRAWS = 200
 LEAST_LABELS = 10  # positive and negative ones, below which no temperature is fitted
 COLDEST, HOTTEST = 0.1, 10.0
+AT_BOUND = 1e-3  # share by which a temperature may differ from an end of the search that it stopped at
 
 
 def calibration_error(truth: np.ndarray, score: np.ndarray, sample_weight: np.ndarray | None = None) -> float:
@@ -189,11 +190,16 @@ def describe_temperature(found: dict | None) -> str:
         return ""
     if found["reason"]:
         return f"temperature: not fitted ({found['reason']}); probabilities are the model's own"
+    bound = next((end for end in (COLDEST, HOTTEST) if abs(found["value"] / end - 1) < AT_BOUND), None)
+    end = "" if bound is None else f" (the end of what is searched, {COLDEST:g} to {HOTTEST:g})"
     before, after = found["test"]["before"], found["test"]["after"]
     if before["log_loss"] is None:
-        return f"temperature {found['value']:.3g}, fitted on validation"
+        return f"temperature {found['value']:.3g}{end}, fitted on validation"
     told = [
         f"{name.replace('_', ' ')} {before[name]:.3f} before, {after[name]:.3f} after"
         for name in ("log_loss", "calibration_error")
     ]
-    return f"temperature {found['value']:.3g}, fitted on validation and part of the model; on test: {'; '.join(told)}"
+    return (
+        f"temperature {found['value']:.3g}{end}, fitted on validation and part of the model; on test, all classes: "
+        f"{'; '.join(told)}"
+    )

@@ -48,6 +48,8 @@ def format_comparison(report: dict, metrics: tuple[str, ...] = (*MEASURED, "accu
                 cells += [f"{row['first']:.3f}", f"{row['second']:.3f}", difference_text(row, 3) + mark]
                 table.append([*cells, p_text(row["p"]), p_text(row.get("p_holm"))])
             lines += [*table_lines(head, table), ""]
+    if not lines:
+        lines.append("nothing to compare: no class has both positives and negatives in these cases")
     if any(row["few"] == "few" for pair in report["comparisons"] for row in pair["classes"].values()):
         lines.append(f"*: fewer than {FEW} patients with the finding, or without it; too few: fewer than {FEWEST}")
     for pair in report["comparisons"]:

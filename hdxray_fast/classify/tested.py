@@ -98,6 +98,8 @@ def _chosen_part(
         return table.split(name)
     given = [split for split in SPLITS if split in table.splits]
     why = f"it has {', '.join(given)}" if given else "it has no splits"
+    if trained.get("drawn") and fits(trained, model.key) and not seen:
+        why += ", and those that training drew were of a table with other patients, or more or fewer of them"
     if not fits(trained, model.key):
         why += f", and whether training drew them here cannot be told without the {KEY_FILE} of the run"
     raise ConfigError(

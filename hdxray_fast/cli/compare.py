@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from ..terminal import visible
+
 
 def add_commands(commands, parser_class) -> None:
     """Add it to jsonargparse's subcommands."""
@@ -45,7 +49,8 @@ def run_compare_command(models: list[str], out: str, **options) -> int:
     options = {name: value for name, value in options.items() if name not in without and value is not None}
     report = _compare_reports(models, out, options) if kinds == {True} else _compare(models, out, options)
     print(report)
-    print(f"comparison.md, comparison.csv, comparison.json and forest.png are in {out}")
+    plot = " and forest.png" if (Path(out) / "forest.png").exists() else ", and no plot, since nothing was compared,"
+    print(f"comparison.md, comparison.csv, comparison.json{plot} are in {visible(out)}")
     return 0
 
 

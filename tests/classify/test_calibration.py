@@ -111,6 +111,10 @@ def test_few_labels_or_none_change_nothing():
     assert reliability(labels * np.nan, labels) == {"log_loss": None, "calibration_error": None}
     apart = fit_temperature(logits, (logits > 0).astype(float))  # without an error: not certain all the same
     assert 0.2 < apart.value < 1
+    assert "end of what is searched" not in describe_temperature(told)
+    told = temperature_report(fit_temperature(logits / 100, (logits > 0) * 1.0), {"test": (labels, logits / 100)})
+    assert told["value"] == pytest.approx(0.1)
+    assert "0.1 (the end of what is searched, 0.1 to 10)" in describe_temperature(told)
 
 
 @pytest.mark.parametrize("head", ["linear", "attention", "label-query", "probe"])

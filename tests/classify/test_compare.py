@@ -398,3 +398,17 @@ def test_a_model_is_evaluated_against_another(tmp_path, monkeypatch, capsys):
     words[6] = str(tmp_path / "other")
     assert main([*words, "--against", str(tmp_path / "nowhere")]) == 2
     assert not (tmp_path / "other").exists()  # known before anything was computed
+
+
+def test_nothing_to_compare_is_said(tmp_path, capsys):
+    from hdxray_fast.cli.main import main
+
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.csv").write_text(
+            "image,patient,mass,present,label mass\n" + "".join(f"{n}.png,p{n},0.{n + 1},mass,1\n" for n in range(6))
+        )
+    words = ["compare", *(str(tmp_path / f"{name}.csv") for name in ("one", "two")), "--out", str(tmp_path / "out")]
+    assert main([*words, "--bootstraps", "50"]) == 0
+    told = capsys.readouterr().out
+    assert "nothing to compare: no class has both positives and negatives" in told
+    assert "comparison.json, and no plot, since nothing was compared, are in" in told
