@@ -10,13 +10,13 @@ from __future__ import annotations
 import json
 import traceback
 import warnings
-import zipfile
 from pathlib import Path
 
 import cv2
 import pytest
 from film_makers import draw_film
 from report_model_makers import save_small_encoder
+from written_files import everything_in
 
 import hdxray_fast as hx
 from hdxray_fast.classify.label_presets import PRESETS
@@ -198,20 +198,8 @@ def test_no_refusal_quotes_what_it_refuses(tmp_path, capfd, caplog):
 
 # --- every command ----------------------------------------------------------------------------------------------------
 def outputs(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder as it lies there, tables and archives also as what they hold."""
-    found: dict[str, bytes] = {}
-    for path in sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in BY_DESIGN):
-        name = str(path.relative_to(folder))
-        found[name] = name.encode() + path.read_bytes()
-        if path.suffix == ".parquet":
-            import pyarrow.parquet
-
-            table = pyarrow.parquet.read_table(path)
-            found[f"{name} as a table"] = (repr(table.to_pydict()) + repr(table.schema)).encode()
-        elif zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                found |= {f"{name}::{member}": archive.read(member) for member in archive.namelist()}
-    return found
+    """What a folder holds, the names of its files included."""
+    return {name: name.encode() + found for name, found in everything_in(folder, leave_out=BY_DESIGN).items()}
 
 
 def test_the_search_finds_what_is_there(tmp_path):

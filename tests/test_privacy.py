@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from prepared_helpers import contents
 from toy_radiographs import draw_radiograph
+from written_files import everything_in
 from xray_makers import PATIENT, dicom
 
 import hdxray_fast as hx
@@ -77,18 +78,7 @@ def dicoms(tmp_path_factory) -> Path:
 
 def leaks(folder: Path, said: str = "") -> list[tuple[str, str]]:
     """(file, word) of every planted string in a file, in a table's or an archive's content, or in what was said."""
-    texts = {"terminal": said.encode()}
-    for path in folder.rglob("*"):
-        if path.is_file():
-            texts[str(path)] = path.read_bytes()
-            if path.suffix == ".parquet":
-                import pyarrow.parquet
-
-                table = pyarrow.parquet.read_table(path)
-                texts[f"{path} as a table"] = (repr(table.to_pydict()) + repr(table.schema)).encode()
-            elif zipfile.is_zipfile(path):
-                with zipfile.ZipFile(path) as archive:
-                    texts |= {f"{path}::{name}": archive.read(name) for name in archive.namelist()}
+    texts = {"terminal": said.encode(), **everything_in(folder)}
     words = (*WORDS, *(str(value).lower() for value in PATIENT.values() if len(str(value)) > 7))
     return [(name, word) for name, text in texts.items() for word in words if word.encode() in text.lower()]
 

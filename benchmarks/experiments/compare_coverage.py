@@ -9,14 +9,11 @@ noise; so the true difference is known. Each row is ``--tests`` such test sets, 
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
+from simulations import run_simulation
 
 from hdxray_fast.classify.delong import delong_error, delong_parts
 from hdxray_fast.classify.weighted_metrics import MEASURED, WeightedMetrics
@@ -126,24 +123,10 @@ def table(results: list[tuple[Setting, dict]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tests", type=int, default=1000, help="test sets a row")
-    parser.add_argument("--bootstraps", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    began, results = time.perf_counter(), []
-    for setting in SETTINGS:
-        results.append((setting, simulate(setting, options.tests, options.bootstraps, options.seed)))
-        print(table(results[-1:]).splitlines()[-1], flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    told = (
-        f"{options.tests} test sets a row, {options.bootstraps} draws, {(time.perf_counter() - began) / 60:.1f} minutes"
-    )
-    (options.out / "table.md").write_text(f"{table(results)}\n\n{told}\n", encoding="utf-8")
-    rows = [{**vars(setting), **found} for setting, found in results]
-    (options.out / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(told)
+    def one(number: int, options) -> dict:
+        return simulate(SETTINGS[number], options.tests, options.bootstraps, options.seed)
+
+    run_simulation(__doc__, SETTINGS, one, table, tests=1000)
 
 
 if __name__ == "__main__":

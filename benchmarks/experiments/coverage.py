@@ -9,16 +9,13 @@ noise is half the patient's own and half the film's. Each row is ``--tests`` suc
 
 from __future__ import annotations
 
-import argparse
-import json
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import NormalDist
 
 import numpy as np
+from simulations import run_simulation
 
 from hdxray_fast.classify.metrics import METRICS, evaluate_predictions
 from hdxray_fast.classify.operating_points import OperatingPoints, point_names
@@ -171,23 +168,10 @@ def table(results: list[tuple[Setting, dict]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--tests", type=int, default=500, help="test sets a row")
-    parser.add_argument("--bootstraps", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
-    began, results = time.perf_counter(), []
-    for number, setting in enumerate(SETTINGS):
-        results.append((setting, simulate(setting, options.tests, options.bootstraps, (options.seed, number))))
-        print(table(results[-1:]).splitlines()[-1], flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    minutes = (time.perf_counter() - began) / 60
-    told = f"{options.tests} test sets a row, {options.bootstraps} draws, {minutes:.1f} minutes"
-    (options.out / "table.md").write_text(f"{table(results)}\n\n{told}\n", encoding="utf-8")
-    rows = [{**vars(setting), **found} for setting, found in results]
-    (options.out / "results.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    print(told)
+    def one(number: int, options) -> dict:
+        return simulate(SETTINGS[number], options.tests, options.bootstraps, (options.seed, number))
+
+    run_simulation(__doc__, SETTINGS, one, table, tests=500)
 
 
 if __name__ == "__main__":
