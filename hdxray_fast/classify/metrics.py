@@ -14,7 +14,7 @@ from ..data.bootstrap import bootstrap_counts
 from ..data.paired import FEWEST
 from ..errors import ArgumentError, ConfigError, MissingDependencyError
 from .calibration import CALIBRATION_BINS, calibration_bins, calibration_by_chance, calibration_error
-from .class_means import Carried, add_means
+from .class_means import Carried, add_means, describe_mean
 from .exclusive import OF_A_CLASS, OF_ALL, RANKING, Decisions, describe_decisions
 from .interval_text import LEGEND, interval_text
 from .intervals import ClassIntervals, Gaps, Interval, interval_of_draws, mean_interval, share_interval, with_interval
@@ -286,9 +286,8 @@ def format_metrics(report: dict) -> str:
         lines.append(line + (f"  {by_chance['value']:>9.3f}" if by_chance else ""))
     if any(few.values()):
         lines.append(LEGEND)
-    if over["left_out"]:
-        classes = f"{len(over['classes'])} class{'' if len(over['classes']) == 1 else 'es'}"
-        lines.append(f"the mean is over {classes}, without {', '.join(over['left_out'])}")
+    if told := describe_mean(over):
+        lines.append(told)
     if over["draws"]:
         lines.append(
             f"95 % over patients, the mean's from the {over['draws']} of {report['bootstraps']} draws that define all "

@@ -95,7 +95,7 @@ class Predictions:
 
     Attributes:
         images: ``N`` paths.
-        probabilities: ``[N, C] float32``, 0 to 1.
+        probabilities: ``[N, C] float64``, 0 to 1.
         classes: ``C`` names.
         thresholds: ``C``, a class is called present from this probability on.
         quarantined: files that could not be read.

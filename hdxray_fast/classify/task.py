@@ -29,7 +29,7 @@ from ..training.task import Task
 from ..weights.create import create_encoder
 from ..weights.fingerprint import settings_print
 from .batches import LabelledBatch, mix_pixels
-from .calibration import Temperature, fit_temperature, temperature_report
+from .calibration import Temperature, as_probabilities, fit_temperature, temperature_report
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .config import FinetuneConfig
 from .data import LabelledRadiographs, SetAside, find_prepared, table_of_readable
@@ -250,7 +250,7 @@ class FinetuneTask(Task):
             rows, logits = predict_rows(
                 training.accelerator, model, self.datasets["val"], self.config, self._on_unreadable("val")
             )
-            score = validation_score(model, labels[rows], logits, self.config.select)
+            score = validation_score(labels[rows], logits, self.table.multiclass, self.config.select)
             if self.best_model.improved_by(score):
                 self.best_model.save(model, {**score, "step": step}, write=training.is_main)
         lost = rows[~np.isfinite(logits).all(1)]
@@ -293,7 +293,7 @@ class FinetuneTask(Task):
                 temperature = fit_temperature(logits, table.labels, table.multiclass)
                 model.scale_logits(temperature.value)
                 logits = logits / np.float32(temperature.value)
-            found[split] = table, model.probabilities(torch.from_numpy(logits)).numpy(), logits * temperature.value
+            found[split] = table, as_probabilities(logits, table.multiclass), logits * temperature.value
         table, scores, _ = found["val"]
         if not table.multiclass:  # of exclusive classes the most probable is the decision
             model.config.thresholds = [

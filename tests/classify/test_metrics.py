@@ -160,18 +160,12 @@ def test_scores_that_are_no_numbers_are_named_or_choose_nothing():
         best_threshold(labels[:, 0], np.array([0.2, np.nan, 0.5, 0.5]))
     assert best_threshold(labels[:, 0], np.array([0.2, 0.1, 0.5, np.nan])) == 0.2  # of a label that is not known
 
-    class OneClass:
-        class config:
-            multiclass = False
-
-        @staticmethod
-        def probabilities(logits):
-            return logits.sigmoid()
-
     logits = np.array([[1.0], [np.inf], [2.0], [0.0]], np.float32)
-    score = validation_score(OneClass, labels, logits, "auroc")
+    score = validation_score(labels, logits, False, "auroc")
     assert np.isnan(score["loss"]) and np.isnan(score["score"]) and score["auroc"] is score["auprc"] is None
-    assert validation_score(OneClass, labels, logits.clip(-5, -1), "auroc")["auroc"] == 0.5
+    assert validation_score(labels, logits.clip(-5, -1), False, "auroc")["auroc"] == 0.5
+    confident = np.array([[20.0], [19.0], [21.0], [0.0]], np.float32)  # all are 1 in float32: no ties
+    assert validation_score(labels, confident, False, "auroc")["auroc"] == 1.0
 
 
 def test_best_threshold_is_the_best_of_all():
