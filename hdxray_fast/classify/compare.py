@@ -90,7 +90,7 @@ def compare(
 
 def evaluate_against(
     model: str | os.PathLike, against: str | os.PathLike, data: str | os.PathLike, out: str | os.PathLike, **options
-) -> tuple[dict, dict]:
+) -> tuple[dict, dict | None]:
     """Evaluate two saved classifiers on the same files, and compare them.
 
     Args:
@@ -100,7 +100,8 @@ def evaluate_against(
         options: of :func:`.evaluation.evaluate_files`, for both.
 
     Returns:
-        The metrics of ``model``, and the comparison, see :func:`compare`.
+        The metrics of ``model``, and the comparison, see :func:`compare`; of a share that does not join the others
+        (``part`` is an option, too) ``{"waiting": numbers}`` and ``None``.
 
     Raises:
         ConfigError, TrainingError, CheckpointError: as :func:`.evaluation.evaluate_files` and :func:`compare`.
@@ -110,7 +111,9 @@ def evaluate_against(
     if multiclass[0] != multiclass[1]:
         raise ConfigError("against: one of the models has classes that exclude each other, and the other has not")
     metrics = evaluate_files(model, data, out, **options)
-    evaluate_files(against, data, out / "against", **options)
+    other = evaluate_files(against, data, out / "against", **options)
+    if "waiting" in metrics or "waiting" in other:
+        return {"waiting": [*metrics.get("waiting", []), *other.get("waiting", [])]}, None
     reading = {name: options.get(name) for name in ("images", "preset", "classes")}
     runs = {"against": out / "against", "model": out}
     return metrics, compare(runs, out / "comparison", data=data, multiclass=multiclass[0], **reading)

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-import torch
-from torch import nn
-
 from ..data.listing import list_images, manifest_patients
-from ..data.quarantine import Quarantined, write_quarantine
-from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps, worker_count
+from ..data.quarantine import write_quarantine
+from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
-from ..features.embedding import Embedder
-from ..files import claim_names
-from ..images.perceptual_hash import no_thumbnails
+from ..features.shares import Share
+from ..files import claim_names, make_folder, written_somewhere
 from ..terminal import visible
-from .calibration import as_probabilities
 from .classifier import Classifier, load_classifier
-from .heads import LabelQueryHead, embed_names
+from .label_table import LabelTable
 from .labels import read_manifest, require_files
 from .operating_points import read_prevalence
-from .predictions import Predictions, called_present, report_predictions
+from .predictions import Predictions, report_predictions, write_predictions
+from .scoring import Scorer, predict_kept, predict_list, untrained
 from .tested import overlap_of, part_to_test, refuse_mostly_seen, what_cannot_be_told
 
 EVALUATION_FILES = ("metrics.json", "predictions.csv", "curves.png", "errors.png", "unreadable.csv")
@@ -65,6 +59,88 @@ def predict(
             that is not above 0.
         CheckpointError: the folder holds no classifier, or a damaged one.
     """
+    model, files, patients = _what_is_asked(paths, model, timeout, max_memory)
+    scorer = Scorer(model, classes, device, precision, compile)
+    reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory}
+    found = predict_list(files, scorer, batch_size=batch_size, progress=progress, **reading)
+    _tell_known(found, model, patients, progress)
+    return found
+
+
+@dataclass(frozen=True)
+class PredictedFiles:
+    """What :func:`predict_files` did.
+
+    Attributes:
+        found: the predictions; ``None`` where another process has them.
+        waiting: shares, counted from 1, that have not ended.
+    """
+
+    found: Predictions | None
+    waiting: list[int] = field(default_factory=list)
+
+
+def predict_files(
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
+    model: Classifier | str | os.PathLike,
+    out: str | os.PathLike,
+    *,
+    batch_size: int = 4,
+    workers: int = 0,
+    device: str | None = None,
+    progress: bool = False,
+    classes: Sequence[str] | None = None,
+    precision: str = "auto",
+    compile: str = "auto",
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
+    part: str = "1/1",
+) -> PredictedFiles:
+    """:func:`predict` to a CSV file, with the answers in ``<out>.parts/`` while they are made: a call that was ended at
+    any moment, as by ``kill -9``, goes on where it was, if model, names and files are as they were.
+
+    Args:
+        out: the CSV file.
+        paths, model, batch_size, workers, device, progress, classes, precision, compile, timeout, max_memory: as for
+            :func:`predict`.
+        part: as for :func:`hdxray_fast.features.embedding_files.embed_files`.
+
+    Raises:
+        ConfigError, CheckpointError: as for :func:`predict`; or ``<out>.parts/`` holds answers of another model, or for
+            other names, or in another precision.
+        TrainingError: the file cannot be written; or another rank is gone.
+    """
+    share, place = Share.of_part(part), Path(out)
+    if place.is_dir():
+        raise ConfigError(f"out: {place} is a folder; name a CSV file, such as predictions.csv")
+    make_folder(place.parent)  # now, and not after the last image
+    model, files, patients = _what_is_asked(paths, model, timeout, max_memory)
+    scorer = Scorer(model, classes, share.device(device), precision, compile)
+    done: list[Predictions] = []
+
+    def write(found: Predictions) -> None:
+        _tell_known(found, model, patients, progress)
+        written_somewhere(place, lambda path: write_predictions(path, found), "the predictions")
+        done.append(found)
+
+    waiting = predict_kept(
+        files, scorer, parts_of(place), write, share=share, batch_size=batch_size, workers=workers, progress=progress,
+        timeout=timeout, max_memory=max_memory,
+    )  # fmt: skip
+    return PredictedFiles(done[0] if done else None, waiting or [])
+
+
+def parts_of(out: Path) -> Path:
+    """Where the rows of a table are while it is made."""
+    return out.with_name(out.name + ".parts")
+
+
+def _what_is_asked(
+    paths: str | os.PathLike | Sequence[str | os.PathLike], model: Classifier | str | os.PathLike, timeout: float,
+    max_memory: int,
+) -> tuple[Classifier, list[str], dict[str, str]]:  # fmt: skip
+    """The model, the files, and the patients of those that manifests tell of."""
+    check_caps(timeout, max_memory)
     model = load_classifier(model) if isinstance(model, str | os.PathLike) else model
     if not isinstance(model, Classifier):
         raise ArgumentTypeError(
@@ -77,9 +153,11 @@ def predict(
     for path in map(Path, names):  # before the first image: what is refused here costs no prediction
         if path.suffix.lower() == ".csv" and path.is_file():
             patients |= manifest_patients(path, "paths")
-    found = predict_list(
-        files, model, batch_size, workers, device, progress, classes, precision, compile, timeout, max_memory
-    )
+    return model, files, patients
+
+
+def _tell_known(found: Predictions, model: Classifier, patients: dict[str, str], progress: bool) -> None:
+    """Add patients, and what of the images the model knows, which ``progress`` also prints."""
     known = [patients.get(file, "") for file in found.images]
     found.patients = known if any(known) else []
     found.overlap = overlap_of(model, known, found.hashes, found.thumbnails)
@@ -87,66 +165,6 @@ def predict(
         print(f"the model: {model.seen.limits}")
     if progress and found.overlap and (told := found.overlap.describe(found.images)):
         print(f"warning: {visible(told)}")
-    return found
-
-
-def predict_list(
-    files: Sequence[str],
-    model: Classifier,
-    batch_size: int = 4,
-    workers: int = 0,
-    device: str | None = None,
-    progress: bool = False,
-    classes: Sequence[str] | None = None,
-    precision: str = "auto",
-    compile: str = "auto",
-    timeout: float = TIMEOUT,
-    max_memory: int = MAX_MEMORY,
-) -> Predictions:
-    """:func:`predict` for files as they are listed; missing ones count as unreadable."""
-    check_caps(timeout, max_memory)
-    questions = ask(model, classes)
-    if progress and (strange := untrained(model, questions.names)):
-        print(f"not trained: {', '.join(strange)} (asked by name; threshold 0.5)")
-    scorer = _Scorer(model, device, questions, precision, compile)
-    jobs = [(file, file) for file in files]
-    images: list[str] = []
-    hashes: list[str] = []
-    bad: list[Quarantined] = []
-    thumbnails = [no_thumbnails()]
-    trained, new = model.config.classes, 0 if questions.new_names is None else len(questions.new_names)
-    rows = [np.zeros((0, len(trained) + new), np.float32)]
-    reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
-    for part in scorer.batches(jobs, batch_size=batch_size, progress=progress, **reading):
-        bad += part.quarantined
-        if len(part):
-            images += part.sources
-            hashes += part.provenance_ids
-            thumbnails.append(part.thumbnails)
-            rows.append(part.features)
-    answers = as_probabilities(np.concatenate(rows), model.config.multiclass)
-    asked = answers[:, questions.columns]
-    if model.config.multiclass:  # the most probable of all classes, whichever were asked about
-        winners = called_present(answers, trained, [], multiclass=True)
-        present = [[name for name in row if name in questions.names] for row in winners]
-    else:
-        present = called_present(asked, questions.names, questions.thresholds, multiclass=False)
-    return Predictions(
-        images, asked, questions.names, questions.thresholds, bad, present, scorer.precision, hashes,
-        thumbnails=np.concatenate(thumbnails),
-    )  # fmt: skip
-
-
-def untrained(model: Classifier, names: Sequence[str]) -> list[str]:
-    """Those of ``names`` that a classifier was not trained on, each with the trained one that may be meant."""
-    known = model.config.classes
-    return [name + _meant(name, known) for name in names if name not in known]
-
-
-def _meant(name: str, known: Sequence[str]) -> str:
-    plain = {other.lower().replace("_", " "): other for other in known}
-    close = difflib.get_close_matches(name.lower().replace("_", " "), plain, n=1, cutoff=0.8)
-    return f" [trained is {plain[close[0]]!r}: is that meant?]" if close else ""
 
 
 def refuse_unreadable(bad: int, total: int, limit: float, listed: Path) -> None:
@@ -158,55 +176,6 @@ def refuse_unreadable(bad: int, total: int, limit: float, listed: Path) -> None:
             f"{bad} of {total} images cannot be read, more than max_bad_share={limit:g} allows; they are listed in "
             f"{listed}"
         )
-
-
-@dataclass
-class Questions:
-    """Names asked about, of which a classifier was trained on some.
-
-    Attributes:
-        names: ``C'``.
-        thresholds: of each; 0.5 of a name that was never trained.
-        columns: where the answers stand among those for the trained classes and, behind them, the new names.
-        new_names: text embeddings of the new names ``[N, T]``, or ``None`` if there are none.
-    """
-
-    names: list[str]
-    thresholds: list[float]
-    columns: list[int]
-    new_names: torch.Tensor | None = None
-
-
-def ask(model: Classifier, classes: Sequence[str] | None) -> Questions:
-    """What a classifier has to work out to answer for ``classes`` (left out: its own).
-
-    Raises:
-        ConfigError: it cannot answer for one of them.
-        MissingDependencyError: a new name, and no sentence-transformers to embed it.
-    """
-    config = model.config
-    names = list(classes) if classes else list(config.classes)
-    if len(set(names)) != len(names):
-        raise ConfigError(f"classes: got {', '.join(names)}, accepted are different names")
-    new = [name for name in names if name not in config.classes]
-    if new:
-        why = ""
-        if not isinstance(model.head, LabelQueryHead):
-            why = f"its head {config.head!r} knows its own classes alone"
-        elif not config.text_model:
-            why = "its label queries are learned vectors, without the names' text"
-        elif config.multiclass:
-            why = "its classes exclude each other"
-        if why:
-            raise ConfigError(
-                f"classes: {new[0]!r} is none of the classifier's ({', '.join(config.classes)}), and it cannot be "
-                f"asked about others: {why}{_meant(new[0], config.classes)}"
-            )
-    order = [*config.classes, *new]
-    thresholds = [*config.thresholds, *[0.5] * len(new)]
-    columns = [order.index(name) for name in names]
-    embedded = embed_names(new, config.text_model) if new else None
-    return Questions(names, [thresholds[column] for column in columns], columns, embedded)
 
 
 def evaluate_files(
@@ -231,6 +200,7 @@ def evaluate_files(
     prevalence: str | float | None = None,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
+    part: str = "1/1",
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
 
@@ -245,6 +215,9 @@ def evaluate_files(
     validated on, whatever manifest they come in; how many there are is printed and is in ``metrics.json`` under
     ``seen`` (``None`` for a classifier without a record of them).
 
+    Answers are kept in ``predictions.csv.parts/`` until the metrics are written, as by :func:`predict_files`; ``part``
+    is as there. Where other shares have not ended, or another process joins, it returns ``{"waiting": their numbers}``.
+
     Raises:
         ConfigError: the manifest lacks a class of the classifier, lists an image twice or a patient in two splits, or
             has no image in the split; more than half of the images of ``"test"`` or ``"all"`` are of training or
@@ -252,7 +225,9 @@ def evaluate_files(
             names that no evaluation made.
         TrainingError: none of the images can be read, or more than a share ``max_bad_share`` cannot.
     """
-    out = Path(out)
+    check_caps(timeout, max_memory)
+    share, out = Share.of_part(part), Path(out)
+    progress = progress and share.is_main
     if (out / "model").exists() or (out / "log.jsonl").exists():
         raise ConfigError(f"out: {out} holds a training run, whose metrics stay as they are; choose another folder")
     claim_names(out, "evaluate", EVALUATION_FILES)
@@ -269,13 +244,48 @@ def evaluate_files(
         print("\n".join(map(visible, table.notes)), end="\n" if table.notes else "")
         if unknown := what_cannot_be_told(classifier):
             print(f"{visible(model)}: {unknown}")
-    asked = classes, precision, compile, timeout, max_memory
-    found = predict_list(table.paths, classifier, batch_size, workers, device, progress, *asked)
+    scorer = Scorer(classifier, classes, share.device(device), precision, compile)
+    report: dict = {}
+
+    def measure(found: Predictions) -> None:
+        report.update(
+            _measured(
+                found, table, classifier, out, split=split, progress=progress, max_bad_share=max_bad_share,
+                allow_training_patients=allow_training_patients, extra={"model": str(model)}, sheet=not classes,
+                reporting={
+                    "bootstraps": bootstraps, "seed": bootstrap_seed, "prevalence": prevalence,
+                    "workers": share.workers(workers), "timeout": timeout, "max_memory": max_memory,
+                },
+            )
+        )  # fmt: skip
+
+    waiting = predict_kept(
+        table.paths, scorer, parts_of(out / "predictions.csv"), measure, share=share, batch_size=batch_size,
+        workers=workers, progress=progress, timeout=timeout, max_memory=max_memory,
+    )  # fmt: skip
+    return report if waiting is None else {"waiting": waiting}
+
+
+def _measured(
+    found: Predictions,
+    table: LabelTable,
+    classifier: Classifier,
+    out: Path,
+    *,
+    split: str,
+    progress: bool,
+    max_bad_share: float,
+    allow_training_patients: bool,
+    extra: dict,
+    sheet: bool,
+    reporting: dict,
+) -> dict:
+    """Metrics of what was found for the images of ``table``, with everything that is written about them."""
     out.mkdir(parents=True, exist_ok=True)
     write_quarantine(out / "unreadable.csv", found.quarantined)
     bad = len(found.quarantined)
     refuse_unreadable(bad, len(table), max_bad_share, out / "unreadable.csv")
-    extra = {"model": str(model), "split": split, "unreadable": bad, "untrained": untrained(classifier, found.classes)}
+    extra |= {"split": split, "unreadable": bad, "untrained": untrained(classifier, found.classes)}
     extra["precision"] = found.precision
     place = {path: row for row, path in enumerate(found.images)}
     table = table.rows([row for row, path in enumerate(table.paths) if path in place])
@@ -285,36 +295,8 @@ def evaluate_files(
     extra["seen"] = overlap and overlap.as_dict()
     if progress and overlap and (told := overlap.describe(table.paths)):
         print(f"warning: {visible(told)}; metrics on these flatter")
-    scores = found.probabilities[order]
     report = report_predictions(
-        out, table, scores, found.thresholds, bootstraps=bootstraps, seed=bootstrap_seed, extra=extra,
-        model=None if classes else classifier, prevalence=prevalence, workers=workers, timeout=timeout,
-        max_memory=max_memory,
+        out, table, found.probabilities[order], found.thresholds, extra=extra, model=classifier if sheet else None,
+        **reporting,
     )  # fmt: skip
     return {**report, "unreadable": bad, "seen": extra["seen"]}
-
-
-class _Logits(nn.Module):
-    """A classifier's answers, also for names that it was not trained on."""
-
-    def __init__(self, model: Classifier, new_names: torch.Tensor | None) -> None:
-        super().__init__()
-        self.model = model
-        self.register_buffer("new_names", new_names)
-
-    def forward(self, images, plan=None, scale=None, shift=None) -> torch.Tensor:
-        return self.model(images, plan, scale, shift, self.new_names)
-
-
-class _Scorer(Embedder):
-    """Reads and batches as :func:`hdxray_fast.embed` does, with logits in the place of features."""
-
-    def __init__(
-        self, model: Classifier, device: str | None, questions: Questions, precision: str, compile: str
-    ) -> None:
-        self._logits = _Logits(model, questions.new_names)
-        super().__init__(model.encoder, pool="mean", device=device, precision=precision, compile=compile)
-        self.contour = model.config.contour
-
-    def _model(self) -> nn.Module:
-        return self._logits

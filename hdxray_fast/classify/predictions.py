@@ -103,6 +103,7 @@ class Predictions:
             exclude each other, the most probable of all (none, if that one was not asked about).
         precision: ``"fp32"`` or ``"bf16"``, what the model computed in.
         hashes: of the stored pixels of each image.
+        multiclass: the classes exclude each other.
         thumbnails: ``[N, 48, 48] uint8``, to find near duplicates.
         patients: of each image, blank where not known; empty if that is all of them.
         overlap: which of the images the classifier was trained or validated on; ``None`` where it has no record of
@@ -120,6 +121,7 @@ class Predictions:
     patients: list[str] = field(default_factory=list)
     overlap: Overlap | None = None
     thumbnails: np.ndarray = field(default_factory=no_thumbnails)
+    multiclass: bool = False
 
 
 def called_present(

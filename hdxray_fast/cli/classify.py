@@ -10,7 +10,7 @@ from ..classify.config import FinetuneConfig
 from ..classify.label_presets import PRESETS
 from ..classify.probe_config import ProbeConfig
 from ..terminal import visible
-from .options import add_inference, add_reading
+from .options import add_inference, add_part, add_reading, tell_waiting
 
 # Settings of probe and finetune that take several values
 LISTS = frozenset(
@@ -65,6 +65,7 @@ def _add_model(parser) -> None:
     parser.add_argument("--classes", nargs="+", help=names)
     parser.add_argument("--batch_size", type=int, default=4)
     add_reading(parser)
+    add_part(parser)
     parser.add_argument("--device", help="where the model runs; left out, a GPU if there is one")
     add_inference(parser)
 
@@ -111,24 +112,16 @@ def run_finetune_command(**options) -> int:
 
 
 def run_predict_command(paths: list[str], model: str, out: str, **options) -> int:
-    from pathlib import Path
+    from ..classify.evaluation import predict_files
 
-    from ..classify.classifier import load_classifier
-    from ..classify.evaluation import predict
-    from ..classify.predictions import write_predictions
-    from ..errors import ConfigError
-    from ..files import make_folder, written_somewhere
-
-    place = Path(out)
-    if place.is_dir():
-        raise ConfigError(f"out: {place} is a folder; name a CSV file, such as predictions.csv")
-    make_folder(place.parent)  # now, and not after the last image
-    classifier = load_classifier(model)
-    found = predict(paths, classifier, progress=True, **options)
-    written_somewhere(place, lambda path: write_predictions(path, found), "the predictions")  # before anything else
+    done = predict_files(paths, model, out, progress=True, **options)
+    found = done.found
+    if found is None:
+        tell_waiting(done.waiting)
+        return 0
     for bad in found.quarantined:
         print(f"unreadable: {visible(bad.path)}: {visible(bad.reason)}", file=sys.stderr)
-    if not classifier.config.multiclass:
+    if not found.multiclass:
         pairs = zip(found.classes, found.thresholds, strict=True)
         print("present from", ", ".join(f"{threshold:.3g} ({name})" for name, threshold in pairs))
     print(f"{len(found.images)} images in {out}")
@@ -145,6 +138,9 @@ def run_evaluate_command(model: str, against: str | None, **options) -> int:
         report, comparison = evaluate_files(model, **options), None
     else:
         report, comparison = evaluate_against(model, against, **options)
+    if "waiting" in report:
+        tell_waiting(report["waiting"])
+        return 0
     print(format_metrics(report))
     if comparison is not None:
         print(format_comparison(comparison, ("auroc", "auprc", "f1")))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from .options import add_inference, add_reading
+from .options import add_inference, add_part, add_reading, tell_waiting
 
 
 def add_commands(commands, parser_class) -> None:
@@ -20,6 +20,7 @@ def add_commands(commands, parser_class) -> None:
     embed.add_argument("--img_size", type=int, help="canvas side, pixels; left out, the encoder's")
     embed.add_argument("--batch_size", type=int, default=4)
     add_reading(embed)
+    add_part(embed)
     embed.add_argument("--device", help="where the encoder runs; left out, a GPU if there is one")
     add_inference(embed)
     commands.add_subcommand("embed", embed, help="features of radiographs, as a table")
@@ -30,6 +31,9 @@ def run_embed_command(paths: list[str], out: str, **options) -> int:
     from ..features.embedding_files import embed_files
 
     done = embed_files(paths, out, **options)
+    if not done.joined:
+        tell_waiting(done.waiting)
+        return 0
     if done.unreadable:
         files = [(item.path, item.reason) for item in done.quarantined]
         print(first_unreadable(files, done.unreadable, done.unreadable_csv), file=sys.stderr)

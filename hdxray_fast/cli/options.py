@@ -80,6 +80,19 @@ def add_reading(parser) -> None:
     parser.add_argument("--max_memory", type=int, default=MAX_MEMORY, help="MiB that one file may take")
 
 
+def add_part(parser) -> None:
+    """Which share of the files a process takes, for every command whose parts are joined by the last of them."""
+    part = "i/n: the i-th of n shares of the files, for as many processes or machines; the one that ends last joins"
+    parser.add_argument("--part", default="1/1", help=part)
+
+
+def tell_waiting(shares: Sequence[int]) -> None:
+    """Print which shares, counted from 1, have not ended; nothing where another process speaks of them."""
+    if shares:
+        some = ", ".join(map(str, shares[:8])) + (", ..." if len(shares) > 8 else "")
+        print(f"this part is done; {len(shares)} shares are not ({some}): the last to end joins them")
+
+
 def add_precision(parser) -> None:
     """In what a model that is not trained computes, for every command that has one."""
     parser.add_argument("--precision", default="auto", help="fp32, bf16, or auto: bf16 on GPUs that have it")

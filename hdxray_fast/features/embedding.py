@@ -281,14 +281,15 @@ def _kept(plan: MaskPlan | None, encoder: Encoder, features: Tensor) -> Tensor:
 def _batched(
     items: Iterable[Radiograph | Quarantined], size: int, on_image: Callable | None
 ) -> Iterator[tuple[list[Radiograph], list[Quarantined]]]:
-    """``size`` radiographs at a time (the last are fewer, or none), with what could not be read on the way."""
+    """The radiographs among ``size`` images at a time, and what of these could not be read: which images share a batch
+    does not hang on the others before them."""
     batch: list[Radiograph] = []
     bad: list[Quarantined] = []
     for item in items:
         if on_image is not None:
             on_image(item)
         (bad if isinstance(item, Quarantined) else batch).append(item)
-        if len(batch) == size:
+        if len(batch) + len(bad) == size:
             yield batch, bad
             batch, bad = [], []
     if batch or bad:

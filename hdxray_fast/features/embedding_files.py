@@ -12,15 +12,16 @@ import torch
 
 from ..data.listing import list_images
 from ..data.quarantine import Quarantined
-from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps, worker_count
+from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..errors import ArgumentTypeError
 from ..models.encoder import Encoder
 from ..weights.create import encoder_of_size
-from .embedding import Embedder, Embeddings
-from .feature_table import FeatureTable, Stamp
+from .embedding import Embedder
+from .feature_table import FeatureTable
+from .filling import fill
+from .shares import Share
 
 USUAL = ("contour", "network")  # has no part in what tells tables apart, as before there was a choice
-ROWS_PER_PART = 64  # what an interruption can cost
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class EmbeddedFiles:
         unreadable_csv: lists them.
         quarantined: the same files, with their reasons.
         precision: ``"fp32"`` or ``"bf16"``, what all rows were computed in.
+        waiting: shares of other processes, counted from 1, that have not ended; while there are some, or where another
+            process joins the table, ``rows`` are those of the parts that this process knows of.
+        joined: whether this process joined the table.
     """
 
     out: Path
@@ -46,6 +50,8 @@ class EmbeddedFiles:
     unreadable_csv: Path
     quarantined: list[Quarantined] = field(default_factory=list)
     precision: str = "fp32"
+    waiting: list[int] = field(default_factory=list)
+    joined: bool = True
 
 
 def embed_files(
@@ -64,6 +70,7 @@ def embed_files(
     compile: str = "auto",
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
+    part: str = "1/1",
 ) -> EmbeddedFiles:
     """Write a row of features per radiograph to a Parquet file; files that it already holds are not read again, unless
     they have changed since: in size or time.
@@ -77,6 +84,9 @@ def embed_files(
         workers: processes that read files ahead; -1 takes one per core.
         pool, keep, batch_size, device, progress, precision, compile, timeout, max_memory: as for
             :func:`hdxray_fast.embed`; the precision is one of the settings that the table holds to.
+        part: ``i/n``: the i-th of n shares of the files, counted from 1, for as many processes with the same arguments,
+            on any machines that see ``out``; the one that ends last joins the table. Ranks of torchrun share a part
+            among them, and the main one joins.
 
     Raises:
         ConfigError: a path names no image, ``out`` holds features made with other settings, or a cap is not above 0.
@@ -90,6 +100,7 @@ def embed_files(
     return embed_list(
         files, out, weights, pool=pool, keep=keep, img_size=img_size, batch_size=batch_size, workers=workers,
         device=device, progress=progress, precision=precision, compile=compile, timeout=timeout, max_memory=max_memory,
+        part=part,
     )  # fmt: skip
 
 
@@ -110,14 +121,16 @@ def embed_list(
     thumbnails: bool = False,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
+    part: str = "1/1",
 ) -> EmbeddedFiles:
     """:func:`embed_files` for files as they are listed; missing ones count as unreadable.
 
     With ``thumbnails`` the table keeps one of each image, by which near duplicates are found.
     """
     check_caps(timeout, max_memory)
+    share = Share.of_part(part)
     encoder = encoder_of_size(weights, img_size)
-    job = Embedder(encoder, pool=pool, keep=keep, device=device, precision=precision, compile=compile)
+    job = Embedder(encoder, pool=pool, keep=keep, device=share.device(device), precision=precision, compile=compile)
     settings = {
         "encoder": {name: value for name, value in asdict(encoder.config).items() if (name, value) != USUAL},
         "weights": fingerprint(encoder),
@@ -125,24 +138,18 @@ def embed_list(
         "keep": job.keep,
         "precision": job.precision,
     }
-    table = FeatureTable(out, settings, encoder.num_features, thumbnails)
-    stamps = {file: Stamp.of(file) for file in files}
-    todo = [file for file in files if not table.holds(file, stamps[file])]
-    bad: list[Quarantined] = []
-    waiting: list[Embeddings] = []
-    new = 0
-    jobs = [(file, file) for file in todo]
-    reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
-    for rows in job.batches(jobs, batch_size=batch_size, progress=progress, **reading):
-        bad += rows.quarantined
-        new += len(rows)
-        waiting.append(rows)
-        if sum(map(len, waiting)) >= ROWS_PER_PART:
-            table.append(Embeddings.join(waiting, table.width), stamps)
-            waiting = []
-    table.append(Embeddings.join(waiting, table.width), stamps)
-    written = table.finish(files, bad)
-    return EmbeddedFiles(written, len(table.done), new, table.width, len(bad), table.unreadable, bad, job.precision)
+    reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory}
+    with FeatureTable(out, settings, encoder.num_features, thumbnails, share) as table:
+        new = fill(table, job, files, batch_size=batch_size, progress=progress, **reading)
+        plan = table.plan(files, batch_size)
+        table.end_share(plan)
+        share.wait_for_ranks()
+        joined = share.is_main and table.join(plan, lambda: table.finish(files))
+        bad = [table.bad[file][0] for file in dict.fromkeys(files) if file in table.bad]
+        return EmbeddedFiles(
+            table.out, len(table), new, table.width, len(bad), table.unreadable, bad, job.precision,
+            [] if joined or not share.is_main else table.missing(plan), joined,
+        )  # fmt: skip
 
 
 def fingerprint(encoder: Encoder) -> str:

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast.classify import evaluation
+from hdxray_fast.classify import scoring
 from hdxray_fast.classify import task as classify_task
 from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
 from hdxray_fast.classify.config import FinetuneConfig
-from hdxray_fast.classify.evaluation import ask, evaluate_files, predict
+from hdxray_fast.classify.evaluation import evaluate_files, predict
 from hdxray_fast.classify.finetune import run_finetuning
+from hdxray_fast.classify.scoring import ask
 from hdxray_fast.cli.main import main
 
 pytest.importorskip("pandas")
@@ -38,7 +39,7 @@ def stub_embedding(names, model="stub"):
 
 @pytest.fixture
 def stub(monkeypatch):
-    for room in (classify_task, evaluation):
+    for room in (classify_task, scoring):
         monkeypatch.setattr(room, "embed_names", stub_embedding)
 
 
@@ -86,7 +87,7 @@ def test_who_cannot_be_asked_says_why(tmp_path, stub):
         assert ask(model, [NAMES[1]]).columns == [1]
         with pytest.raises(hx.ConfigError, match="trained is 'disease 1': is that meant"):
             ask(model, ["Disease_1"])
-    assert evaluation.untrained(model, ["Disease 0", NAMES[1], "hernia"]) == [
+    assert scoring.untrained(model, ["Disease 0", NAMES[1], "hernia"]) == [
         "Disease 0 [trained is 'disease 0': is that meant?]",
         "hernia",
     ]

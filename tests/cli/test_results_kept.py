@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from every_command import Commands
 
-from hdxray_fast.classify import predictions
+from hdxray_fast.classify import evaluation, predictions
 from hdxray_fast.cli.main import main
 from hdxray_fast.errors import TrainingError
 from hdxray_fast.files import written_somewhere
@@ -50,7 +50,8 @@ def kept(said: str) -> list[dict[str, str]]:
 def test_predictions_go_elsewhere_where_they_cannot_be_written(command, tmp_path, monkeypatch, capsys):
     commands = Commands(tmp_path, NAMES)
     out = commands.out(command)
-    full_at(out if command == "evaluate" else out.parent, monkeypatch, predictions)
+    place, module = (out, predictions) if command == "evaluate" else (out.parent, evaluation)
+    full_at(place, monkeypatch, module)
     assert main([*commands.words(command), "--workers", "0"]) == 2
     said = capsys.readouterr().err
     assert "predictions" in said and "cannot be written (No space left on device)" in said

@@ -13,7 +13,7 @@ import torch
 
 import hdxray_fast as hx
 from hdxray_fast.data.radiographs import read_radiograph
-from hdxray_fast.features import embedding_files
+from hdxray_fast.features import filling
 from hdxray_fast.features.embedding import Embedder
 from hdxray_fast.features.embedding_files import embed_files, embed_list, fingerprint
 from hdxray_fast.features.feature_table import FeatureTable, read_features
@@ -123,7 +123,7 @@ def test_three_channels_and_fixed_normalisation(folder):
 
 def test_a_table_goes_on_where_it_was_interrupted(folder, tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(embedding_files, "ROWS_PER_PART", 1)
+    monkeypatch.setattr(filling, "ROWS_PER_PART", 1)
     out = tmp_path / "features.parquet"
     encoder = small()
     whole = embed_files([folder], tmp_path / "whole.parquet", encoder, batch_size=1, progress=False)
@@ -246,7 +246,7 @@ def test_an_interruption_leaves_one_row_of_a_file_that_changed(folder, tmp_path,
         patch.setattr(FeatureTable, "finish", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             embed_files([folder], out, encoder, progress=False)
-    assert len(list((tmp_path / "features.parquet.parts").iterdir())) == 1
+    assert len(list((tmp_path / "features.parquet.parts").glob("*.parquet"))) == 1
     assert embed_files([folder], out, encoder, progress=False).new == 0
     rows = read_features(out)
     assert len(rows["path"]) == 3

@@ -1,0 +1,45 @@
+"""Rows for the files that have none yet: of this process's share, a part at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from .embedding import Embedder, Embeddings
+from .row_parts import RowParts
+from .stamps import Stamp
+
+ROWS_PER_PART, SECONDS_PER_PART = 64, 60  # what an interruption can cost: the less of the two
+
+
+def fill(
+    parts: RowParts,
+    job: Embedder,
+    files: Sequence[str],
+    *,
+    batch_size: int,
+    progress: bool,
+    workers: int,
+    timeout: float,
+    max_memory: int,
+) -> int:
+    """Make the rows of this process's share of ``files`` that ``parts`` does not hold; how many were made.
+
+    Batches are those of one process that makes all rows and is never interrupted, and so is what comes of them, to the
+    last bit: shares are dealt out by batches, and parts end with a batch.
+    """
+    share = parts.share
+    own = share.take(files, batch_size)
+    stamps = {file: Stamp.of(file) for file in own}
+    jobs = [(file, file) for file in own if not parts.holds(file, stamps[file])]
+    waiting: list[Embeddings] = []
+    new, since = 0, time.monotonic()
+    reading = {"workers": share.workers(workers), "timeout": timeout, "max_memory": max_memory}
+    for rows in job.batches(jobs, batch_size=batch_size, progress=progress and share.is_main, **reading):
+        new += len(rows)
+        waiting.append(rows)
+        if sum(map(len, waiting)) >= ROWS_PER_PART or time.monotonic() - since >= SECONDS_PER_PART:
+            parts.append(Embeddings.join(waiting, parts.width), stamps)
+            waiting, since = [], time.monotonic()
+    parts.append(Embeddings.join(waiting, parts.width), stamps)
+    return new

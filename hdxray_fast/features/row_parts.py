@@ -1,0 +1,382 @@
+"""Rows that a model makes of files, on the disk while they are made: an interruption, or another process, costs none.
+
+A part is a small Parquet file that is whole or not there. Rows that are on the disk are not held in memory: of each,
+its path, its number and the stamp of its file are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+
+from ..data.quarantine import Quarantined
+from ..errors import ConfigError, MissingDependencyError
+from ..files import remove_leftovers, written_whole
+from ..images.perceptual_hash import SIDE
+from ..locks import locked
+from ..names import escaped, require_utf8, unescaped
+from .embedding import Embeddings
+from .shares import Share
+from .stamps import GONE, Stamp
+
+SETTINGS_KEY, UNREADABLE_KEY = b"hdxray_fast", b"hdxray_fast_unreadable"
+UNTOLD = ("precision",)  # settings that older tables do not tell: they are trusted to have been made so
+GROUP = 4096  # rows of a row group: what is held at once
+MOST_AT_ONCE = 256 << 20  # bytes that are, where rows go to another order than they lie in
+NO_SIZE = -2  # in place of a size that is not known
+
+
+class RowParts:
+    """Rows by path in the folder ``folder``, and before them those of ``table``, if there is one.
+
+    Columns: ``path`` string (:func:`.names.escaped`), ``feature`` fixed-size list of float32, ``confidence`` float32,
+    ``flagged`` bool, ``provenance_id`` string, ``kept`` int32, ``size`` and ``mtime_ns`` int64 (see :class:`Stamp`);
+    where it is asked for, or was there before, ``thumbnail`` (2,304 bytes, null in rows of a table that had none). The
+    settings that made the rows are in the schema's metadata, beside them the files that could not be read; rows made
+    with other settings are never mixed in.
+
+    It is a context: within, no other process writes the parts of this share.
+
+    Args:
+        folder: of the parts; made if needed.
+        settings: JSON-able; weights, pooling, sizes.
+        width: numbers in a feature.
+        thumbnails: keep those of the images, to find near duplicates.
+        table: a finished table.
+        share: of this process among those that fill the folder.
+        choose: what to do about rows of other settings, for errors.
+
+    Attributes:
+        bad: files that could not be read, with their stamps, by path.
+
+    Raises:
+        ConfigError: ``table`` or the parts hold rows made with other settings, cannot be read, or cannot be written.
+        MissingDependencyError: pyarrow is not installed.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: dict,
+        width: int,
+        *,
+        thumbnails: bool = False,
+        table: Path | None = None,
+        share: Share | None = None,
+        choose: str = "choose another file",
+    ) -> None:
+        try:
+            import pyarrow
+            import pyarrow.parquet
+        except ImportError as error:
+            raise MissingDependencyError("feature tables need pyarrow: pip install 'hdxray-fast[embed]'") from error
+        require_utf8(folder, "out")
+        self._arrow, self._parquet = pyarrow, pyarrow.parquet
+        self.folder, self.table, self.share, self.width = folder, table, share or Share(), width
+        self.settings, self._choose = json.loads(json.dumps(settings)), choose
+        self.bad: dict[str, tuple[Quarantined, Stamp]] = {}
+        self._number: dict[str, int] = {}  # of each path's row
+        self._sizes, self._times = array("q"), array("q")  # by number
+        self._sources: list[Path] = []
+        self._starts: list[int] = []  # number of each source's first row
+        self._groups = array("q")  # number of each row group's first row
+        self._pictures = thumbnails
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"out: cannot write beside {folder} ({error.strerror})") from error
+        self._look()
+        own = [path.stem.rpartition(".")[2] for path in folder.glob(f"{self.share}.*.parquet")]
+        self._next = 1 + max(map(int, own), default=-1)
+        self._held = ExitStack()
+
+    def __enter__(self) -> RowParts:
+        self._held.enter_context(locked(self.folder / f"{self.share}.lock", self._refuse))
+        self._marker(self.share.which).unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.close()
+
+    def _refuse(self) -> None:
+        raise ConfigError(f"out: another process writes part {self.share} of {self.folder}; wait for its end")
+
+    @property
+    def schema(self):
+        """Columns and settings."""
+        pa = self._arrow
+        fields = [
+            ("path", pa.string()),
+            ("feature", pa.list_(pa.float32(), self.width)),
+            ("confidence", pa.float32()),
+            ("flagged", pa.bool_()),
+            ("provenance_id", pa.string()),
+            ("kept", pa.int32()),
+            ("size", pa.int64()),
+            ("mtime_ns", pa.int64()),
+        ]
+        if self._pictures:
+            fields.append(("thumbnail", pa.binary(SIDE * SIDE)))
+        return pa.schema(fields, metadata={SETTINGS_KEY: json.dumps(self.settings).encode()})
+
+    def __len__(self) -> int:
+        return len(self._number)
+
+    def holds(self, path: str, now: Stamp | None) -> bool:
+        """Whether there is a row of the file as it is now, or what is there says that it cannot be read; of a file that
+        is gone, a row of what it was will do."""
+        if path in self._number:
+            return now is None or self._stamp(self._number[path]).is_of(path, now)
+        return path in self.bad and self.bad[path][1] == (now or GONE)
+
+    def has_row(self, path: str) -> bool:
+        """Whether there is a row of a path, whatever its file is now."""
+        return path in self._number
+
+    def append(self, rows: Embeddings, stamps: Mapping[str, Stamp | None]) -> None:
+        """Put some rows on disk, whole or not at all, with what could not be read beside them.
+
+        ``stamps`` were taken before their files were read.
+        """
+        if not len(rows) and not rows.quarantined:
+            return
+        pa, schema = self._arrow, self.schema
+        flat = pa.array(np.ascontiguousarray(rows.features, np.float32).ravel())
+        taken = [stamps[path] or GONE for path in rows.sources]
+        pictures = []
+        if self._pictures:
+            pictures = [pa.array([one.tobytes() for one in rows.thumbnails], schema.field("thumbnail").type)]
+        columns = [
+            pa.array([escaped(source) for source in rows.sources], pa.string()),
+            pa.FixedSizeListArray.from_arrays(flat, self.width),
+            pa.array(rows.confidence, pa.float32()),
+            pa.array(rows.flagged, pa.bool_()),
+            pa.array(rows.provenance_ids, pa.string()),
+            pa.array(rows.kept, pa.int32()),
+            pa.array([stamp.size for stamp in taken], pa.int64()),
+            pa.array([stamp.mtime_ns for stamp in taken], pa.int64()),
+            *pictures,
+        ]
+        bad = [(bad, stamps.get(bad.path) or GONE) for bad in rows.quarantined]
+        told = [[escaped(one.path), one.error, escaped(one.reason), *stamp] for one, stamp in bad]
+        table = pa.Table.from_arrays(columns, schema=schema)
+        table = table.replace_schema_metadata({**schema.metadata, UNREADABLE_KEY: json.dumps(told).encode()})
+        path = self.folder / f"{self.share}.{self._next:08d}.parquet"
+        self.write(path, iter([table]), table.schema)
+        self._next += 1
+        self._add(path, rows.sources, taken, bad)
+
+    def write(self, path: Path, tables: Iterator, schema) -> None:
+        """A Parquet file of some tables, whole or not at all.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        try:
+            with written_whole(path) as temporary, self._writer(temporary, schema) as writer:
+                for table in tables:
+                    writer.write_table(table, row_group_size=GROUP)
+        except OSError as error:
+            raise ConfigError(f"out: cannot write {path} ({error.strerror or error})") from error
+
+    def _writer(self, path: Path, schema):
+        return self._parquet.ParquetWriter(path, schema, use_dictionary=False)  # no two features are alike
+
+    def numbers(self, order: Sequence[str], others: bool = False) -> np.ndarray:
+        """The rows of some paths in their order, those that have one; ``others``: before them, those of all others."""
+        rows = np.array([self._number[path] for path in order if path in self._number], np.int64)
+        if not others:
+            return rows
+        rest = np.fromiter(self._number.values(), np.int64, len(self._number))
+        return np.concatenate([np.setdiff1d(rest, rows), rows])
+
+    def read(self, numbers: np.ndarray, columns: Sequence[str] | None = None) -> Iterator:
+        """Tables of rows in the order of ``numbers``; memory for a row group or two, and for ``MOST_AT_ONCE`` bytes
+        where that order is another than they lie in, for all of them are read as often as that is full."""
+        if not len(numbers):
+            return
+        at_once, starts = GROUP, np.asarray(self._groups)
+        sizes = np.diff(starts, append=len(self._times))
+        groups = np.searchsorted(starts, numbers, "right") - 1
+        pairs = np.unique(np.arange(len(numbers)) // at_once * len(starts) + groups)
+        if sizes[pairs % len(starts)].sum() > 4 * len(self._times):  # large groups, or rows far from each other
+            row = 4 * self.width + (SIDE * SIDE if self._pictures else 0) + 256
+            at_once = max(at_once, MOST_AT_ONCE // row // GROUP * GROUP)
+        for first in range(0, len(numbers), at_once):
+            wanted = numbers[first : first + at_once]
+            order = np.argsort(wanted, kind="stable")
+            table = self._arrow.concat_tables(self._rows(wanted[order], columns))
+            if not np.array_equal(order, np.arange(len(order))):
+                table = table.take(self._arrow.array(np.argsort(order, kind="stable")))
+            yield from (table.slice(start, GROUP) for start in range(0, len(table), GROUP))
+
+    def _rows(self, numbers: np.ndarray, columns: Sequence[str] | None) -> Iterator:
+        """Tables of rows whose numbers ascend."""
+        starts = np.asarray(self._starts)
+        schema = self.schema if columns is None else self._arrow.schema([self.schema.field(name) for name in columns])
+        of_source = np.searchsorted(starts, numbers, "right") - 1
+        for source in np.unique(of_source):
+            wanted, base = numbers[of_source == source] - starts[source], 0
+            with self._parquet.ParquetFile(self._sources[source], buffer_size=1 << 20) as file:
+                there = [name for name in schema.names if name in file.schema_arrow.names]
+                for group in range(file.num_row_groups):
+                    count = file.metadata.row_group(group).num_rows
+                    first, last = np.searchsorted(wanted, [base, base + count])
+                    if first < last:
+                        for batch in file.iter_batches(GROUP, [group], there):
+                            first, last = np.searchsorted(wanted, [base, base + len(batch)])
+                            if first < last:
+                                own = self._arrow.Table.from_batches([batch])
+                                if last - first < len(batch):
+                                    own = own.take(self._arrow.array(wanted[first:last] - base))
+                                yield self._of_now(own, schema, self._times[self._starts[source]])
+                            base += len(batch)
+                            if last == len(wanted):
+                                break
+                    else:
+                        base += count
+
+    def _of_now(self, table, schema, written: int):
+        """Rows of earlier runs in the columns of this one; ``written`` stamps those from before files were."""
+        for name in schema.names:
+            if name not in table.column_names:
+                kind = schema.field(name).type
+                known = self._arrow.array([written] * len(table), kind) if name == "mtime_ns" else None
+                table = table.append_column(name, self._arrow.nulls(len(table), kind) if known is None else known)
+        return table.select(schema.names).cast(schema)
+
+    def plan(self, files: Sequence[str], batch_size: int) -> str:
+        """Tells runs apart whose shares are not of one whole."""
+        digest = sha256(f"{self.share.of} {batch_size}".encode())
+        for file in files:
+            digest.update(b"\0" + os.fsencode(file))
+        return digest.hexdigest()
+
+    def end_share(self, plan: str) -> None:
+        """Note that all files of this share have been looked at."""
+        with written_whole(self._marker(self.share.which)) as temporary:
+            temporary.write_text(plan)
+
+    def missing(self, plan: str) -> list[int]:
+        """Shares, counted from 1, that have not ended yet."""
+        return [which + 1 for which in range(self.share.of) if self._ended(which) != plan]
+
+    def join(self, plan: str, work: Callable[[], None]) -> bool:
+        """Once all shares have ended: do ``work``, on the rows of all of them, and remove the parts; by one process.
+
+        Returns:
+            Whether it was this one.
+        """
+        with locked(self.folder / "join.lock"):
+            done = not self.missing(plan)
+            if done:
+                self._look()
+                work()
+        self.__exit__()
+        if done or not any(self.folder.glob("*.parquet")):  # the latter: another has joined, and locks are left
+            self.remove()
+        return done
+
+    def remove(self) -> None:
+        """Remove the parts, with what killed processes left among them."""
+        remove_leftovers(self.folder)
+        for pattern in ("*.parquet", "*.done", "*.lock"):
+            for path in self.folder.glob(pattern):
+                path.unlink(missing_ok=True)
+        with suppress(OSError):  # something of somebody else's is in it
+            self.folder.rmdir()
+
+    def _marker(self, which: int) -> Path:
+        return self.folder / f"{Share(which, self.share.of)}.done"
+
+    def _ended(self, which: int) -> str:
+        try:
+            return self._marker(which).read_text()
+        except FileNotFoundError:
+            return ""
+
+    def _stamp(self, number: int) -> Stamp:
+        size = self._sizes[number]
+        return Stamp(None if size == NO_SIZE else size, self._times[number])
+
+    def _look(self) -> None:
+        """Take in the files that are there now and were not before."""
+        table = [self.table] if self.table is not None and self.table.exists() else []
+        known = set(self._sources)
+        for path in (*table, *sorted(self.folder.glob("*.parquet"))):
+            if path not in known:
+                self._read(path)
+
+    def _read(self, path: Path) -> None:
+        try:
+            with self._parquet.ParquetFile(path) as file:
+                metadata, names = file.schema_arrow.metadata or {}, file.schema_arrow.names
+                self._require_own(path, metadata)
+                columns = [name for name in ("path", "size", "mtime_ns") if name in names]
+                found = file.read(columns)
+                groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+            written = path.stat().st_mtime_ns
+            paths = [unescaped(name) for name in found.column("path").to_pylist()]
+            if "mtime_ns" in names:
+                stamps = [
+                    Stamp(*pair) for pair in zip(*(found.column(n).to_pylist() for n in columns[1:]), strict=True)
+                ]
+            else:  # from before files were stamped
+                stamps = [Stamp(None, written)] * len(paths)
+            told = json.loads(metadata.get(UNREADABLE_KEY, b"[]"))
+        except (OSError, ValueError, KeyError, self._arrow.ArrowException) as error:
+            raise ConfigError(f"out: {path} cannot be read as Parquet ({error}); choose another file") from error
+        self._pictures = self._pictures or "thumbnail" in names
+        bad = [(Quarantined(unescaped(one), kind, unescaped(why)), Stamp(*stamp)) for one, kind, why, *stamp in told]
+        self._add(path, paths, stamps, bad, groups)
+
+    def _add(
+        self,
+        source: Path,
+        paths: Sequence[str],
+        stamps: Sequence[Stamp],
+        bad: Sequence[tuple[Quarantined, Stamp]],
+        groups: Sequence[int] | None = None,
+    ) -> None:
+        """Note a file: of two rows of a path the later one counts, or none if it cannot be read any more."""
+        first = len(self._times)
+        self._sources.append(source)
+        self._starts.append(first)
+        for count in (len(paths),) if groups is None else groups:
+            self._groups.append(first)
+            first += count
+        for path, stamp in zip(paths, stamps, strict=True):
+            self._number[path] = len(self._times)
+            self._sizes.append(NO_SIZE if stamp.size is None else stamp.size)
+            self._times.append(stamp.mtime_ns)
+            self.bad.pop(path, None)
+        for one, stamp in bad:
+            self._number.pop(one.path, None)
+            self.bad[one.path] = one, stamp
+
+    def _require_own(self, path: Path, metadata: Mapping[bytes, bytes]) -> None:
+        found = json.loads(metadata.get(SETTINGS_KEY, b"null"))
+        if found:
+            found = {**{name: self.settings[name] for name in UNTOLD if name in self.settings}, **found}
+        if found != self.settings:
+            what = f"other settings ({'; '.join(_differences(found, self.settings))})" if found else "something else"
+            raise ConfigError(f"out: {path} holds rows made with {what}; {self._choose}")
+
+
+def _differences(found: dict, given: dict) -> list[str]:
+    """What differs, with both values; of weights the name alone says enough."""
+    words = []
+    for key in sorted({*found, *given}):
+        before, now = found.get(key), given.get(key)
+        if isinstance(before, dict) and isinstance(now, dict):
+            words += _differences(before, now)
+        elif before != now:
+            words.append(key if key in ("weights", "names") else f"{key}: {before} -> {now}")
+    return words

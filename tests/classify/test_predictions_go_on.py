@@ -1,0 +1,149 @@
+"""``predict`` and ``evaluate`` that were ended at any moment go on, and end with the bytes of a run that never was."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from every_command import Commands
+
+import hdxray_fast as hx
+from hdxray_fast.classify import evaluation
+from hdxray_fast.classify.classifier import load_classifier, save_classifier
+from hdxray_fast.cli.main import main
+from hdxray_fast.features import filling
+from hdxray_fast.features.embedding import Embedder
+
+for package in ("jsonargparse", "pandas", "sklearn", "tqdm", "pyarrow"):
+    pytest.importorskip(package)
+
+NAMES = [f"{number:02d}.png" for number in range(14)]
+RESULTS = {"predict": ("out.csv",), "evaluate": ("predictions.csv", "metrics.json", "unreadable.csv")}
+
+
+@pytest.fixture
+def commands(tmp_path, monkeypatch):
+    monkeypatch.setattr(filling, "ROWS_PER_PART", 2)
+    made = Commands(tmp_path, NAMES)
+    (made.images / NAMES[3]).write_bytes(b"no image")
+    return made
+
+
+def words_of(commands: Commands, command: str, out: Path) -> list[str]:
+    words = [*commands.words(command), "--workers", "0", "--batch_size", "2"]
+    words[words.index("--out") + 1] = str(out if command == "evaluate" else out / "out.csv")
+    return words
+
+
+def bytes_of(command: str, out: Path) -> dict[str, bytes]:
+    return {name: (out / name).read_bytes() for name in RESULTS[command]}
+
+
+@pytest.mark.parametrize("command", RESULTS)
+def test_it_goes_on_where_it_was(command, commands, tmp_path, monkeypatch):
+    assert main(words_of(commands, command, tmp_path / "whole")) == 0
+    whole, work, read = bytes_of(command, tmp_path / "whole"), Embedder._radiographs, []
+    assert not list((tmp_path / "whole").glob("*.parts"))
+
+    def ending(self, found):
+        read.extend(item.source for item in found[0])
+        if len(read) == 7:
+            raise KeyboardInterrupt
+        return work(self, found)
+
+    monkeypatch.setattr(Embedder, "_radiographs", ending)
+    words = words_of(commands, command, tmp_path / "ended")
+    assert main(words) == 130
+    kept, read[:] = read[:5], [""] * 8
+    assert main(words) == 0
+    assert read[8:] == [str(commands.images / name) for name in NAMES if name != NAMES[3]][5:]
+    assert not set(read) & set(kept)
+    assert bytes_of(command, tmp_path / "ended") == whole
+    assert not list((tmp_path / "ended").glob("*.parts"))
+
+
+@pytest.mark.parametrize("command", RESULTS)
+def test_what_fails_after_the_last_image_costs_no_image(command, commands, tmp_path, monkeypatch):
+    words = words_of(commands, command, tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "overlap_of", lambda *seen: 1 / 0 if len(seen) > 2 else None)
+        with pytest.raises(ZeroDivisionError):
+            main(words)
+    monkeypatch.setattr(Embedder, "_radiographs", lambda self, found: pytest.fail("it was read") if found[0] else ())
+    assert main(words) == 0
+
+
+def test_a_file_that_changed_is_read_again_and_another_model_is_refused(commands, tmp_path, monkeypatch):
+    words = words_of(commands, "predict", tmp_path / "out")
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "_tell_known", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(words)
+    (commands.images / NAMES[0]).write_bytes((commands.images / NAMES[1]).read_bytes())
+    other = load_classifier(commands.root / "classifier")
+    with torch.no_grad():
+        other.head.fc.bias += 1
+    save_classifier(other, tmp_path / "other")
+    another = [*words]
+    another[another.index("--model") + 1] = str(tmp_path / "other")
+    with pytest.raises(hx.ConfigError, match=r"rows made with other settings \(weights\); finish that run, remove"):
+        evaluation.predict_files([commands.images], tmp_path / "other", tmp_path / "out" / "out.csv")
+    assert main(another) == 2
+    read, work = [], Embedder._radiographs
+    monkeypatch.setattr(Embedder, "_radiographs", lambda self, found: read.extend(found[0]) or work(self, found))
+    assert main(words) == 0
+    assert [Path(item.source).name for item in read] == NAMES[:1]
+    first, second = ((tmp_path / "out" / "out.csv").read_text().splitlines()[row].split(",")[1] for row in (1, 2))
+    assert float(first) == pytest.approx(float(second), abs=1e-6)
+
+
+@pytest.mark.parametrize("command", RESULTS)
+def test_parts_are_joined_by_the_last(command, commands, tmp_path, capsys):
+    assert main(words_of(commands, command, tmp_path / "whole")) == 0
+    words = words_of(commands, command, tmp_path / "parts")
+    for which in (2, 3):
+        assert main([*words, "--part", f"{which}/3"]) == 0
+        assert "the last to end joins them" in capsys.readouterr().out
+        assert not (tmp_path / "parts" / RESULTS[command][0]).exists()
+    assert main([*words, "--part", "1/3"]) == 0
+    assert bytes_of(command, tmp_path / "parts") == bytes_of(command, tmp_path / "whole")
+    assert not list((tmp_path / "parts").glob("*.parts"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [*RESULTS, "embed"])
+def test_killed_at_random_moments(command, commands, tmp_path):
+    """``kill -9``, again and again, until it ends: nothing that was on the disk is made twice."""
+    results = {**RESULTS, "embed": ("out.csv",)}[command]
+    slow = "import time,hdxray_fast.features.embedding as e;f=e.Embedder._radiographs;"
+    slow += "e.Embedder._radiographs=lambda s,x:(time.sleep(0.3),f(s,x))[1];"
+    slow += "import hdxray_fast.features.filling as g;g.ROWS_PER_PART=2;"
+    run = [sys.executable, "-c", slow + "import sys;from hdxray_fast.cli.main import main;sys.exit(main(sys.argv[1:]))"]
+    whole, ended = (words_of(commands, command, tmp_path / name) for name in ("whole", "ended"))
+    subprocess.run([*run, *whole], check=True, capture_output=True)
+    begun = time.monotonic()
+    subprocess.run([*run, *whole], check=True, capture_output=True)
+    lasts, kills, chance, parts = time.monotonic() - begun, 0, random.Random(command), set()
+    for _ in range(40):
+        process = subprocess.Popen([*run, *ended], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            process.wait(timeout=lasts * chance.uniform(0.3, 1))
+            break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            kills += 1
+            now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "ended").glob("*.parts/*.parquet")}
+            assert parts <= set(now.items()) or not now
+            parts = set(now.items())
+    assert process.returncode == 0 and kills
+    for name in results:
+        assert (tmp_path / "ended" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert not [path for path in os.listdir(tmp_path / "ended") if path.endswith((".parts", ".tmp"))]
