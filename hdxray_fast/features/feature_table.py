@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data.csv_cells import read_table
 from ..data.quarantine import write_quarantine
-from ..names import unescaped
+from ..names import require_utf8, unescaped
 from .row_parts import RowParts
 from .shares import Share
 
@@ -32,6 +32,7 @@ class FeatureTable(RowParts):
     def __init__(
         self, out: str | Path, settings: dict, width: int, thumbnails: bool = False, share: Share | None = None
     ) -> None:
+        require_utf8(out, "out")  # whoever reads the table may know no other names
         self.out = Path(out)
         self.unreadable = self.out.with_suffix(".unreadable.csv")
         super().__init__(
@@ -58,7 +59,7 @@ class FeatureTable(RowParts):
         """Whether the file holds these rows in this order, and nothing else."""
         if not self._sources or self._sources[0] != self.out:
             return False
-        with self._parquet.ParquetFile(self.out) as file:
+        with self._open(self.out) as file:
             rows, schema = file.metadata.num_rows, file.schema_arrow
         alike = schema.equals(self.schema) and schema.metadata == self.schema.metadata
         return alike and np.array_equal(numbers, np.arange(rows))

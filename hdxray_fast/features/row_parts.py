@@ -10,7 +10,7 @@ import json
 import os
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from ..errors import ConfigError, MissingDependencyError
 from ..files import remove_leftovers, written_whole
 from ..images.perceptual_hash import SIDE
 from ..locks import locked
-from ..names import escaped, require_utf8, unescaped
+from ..names import escaped, unescaped
 from .embedding import Embeddings
 from .shares import Share
 from .stamps import GONE, Stamp
@@ -77,7 +77,6 @@ class RowParts:
             import pyarrow.parquet
         except ImportError as error:
             raise MissingDependencyError("feature tables need pyarrow: pip install 'hdxray-fast[embed]'") from error
-        require_utf8(folder, "out")
         self._arrow, self._parquet = pyarrow, pyarrow.parquet
         self.folder, self.table, self.share, self.width = folder, table, share or Share(), width
         self.settings, self._choose = json.loads(json.dumps(settings)), choose
@@ -180,14 +179,20 @@ class RowParts:
             ConfigError: it cannot be written.
         """
         try:
-            with written_whole(path) as temporary, self._writer(temporary, schema) as writer:
-                for table in tables:
-                    writer.write_table(table, row_group_size=GROUP)
+            with written_whole(path) as temporary, temporary.open("wb") as stream:
+                with self._parquet.ParquetWriter(
+                    stream, schema, use_dictionary=False
+                ) as writer:  # no two rows are alike
+                    for table in tables:
+                        writer.write_table(table, row_group_size=GROUP)
         except OSError as error:
             raise ConfigError(f"out: cannot write {path} ({error.strerror or error})") from error
 
-    def _writer(self, path: Path, schema):
-        return self._parquet.ParquetWriter(path, schema, use_dictionary=False)  # no two features are alike
+    @contextmanager
+    def _open(self, path: Path) -> Iterator:
+        """A Parquet file to read; its name may be of any bytes, which pyarrow itself does not open."""
+        with path.open("rb") as stream, self._parquet.ParquetFile(stream, buffer_size=1 << 20) as file:
+            yield file
 
     def numbers(self, order: Sequence[str], others: bool = False) -> np.ndarray:
         """The rows of some paths in their order, those that have one; ``others``: before them, those of all others."""
@@ -224,7 +229,7 @@ class RowParts:
         of_source = np.searchsorted(starts, numbers, "right") - 1
         for source in np.unique(of_source):
             wanted, base = numbers[of_source == source] - starts[source], 0
-            with self._parquet.ParquetFile(self._sources[source], buffer_size=1 << 20) as file:
+            with self._open(self._sources[source]) as file:
                 there = [name for name in schema.names if name in file.schema_arrow.names]
                 for group in range(file.num_row_groups):
                     count = file.metadata.row_group(group).num_rows
@@ -316,7 +321,7 @@ class RowParts:
 
     def _read(self, path: Path) -> None:
         try:
-            with self._parquet.ParquetFile(path) as file:
+            with self._open(path) as file:
                 metadata, names = file.schema_arrow.metadata or {}, file.schema_arrow.names
                 self._require_own(path, metadata)
                 columns = [name for name in ("path", "size", "mtime_ns") if name in names]
