@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import ConfigError, TrainingError
+from .regular_files import SMALL_TEXT, open_regular, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -191,7 +192,7 @@ def claim_names(folder: Path, maker: str, names: Iterable[str]) -> None:
 
 def _makers(folder: Path) -> list[str]:
     try:
-        return (folder / OWNER_FILE).read_text(encoding="utf-8").split()
+        return read_text(folder / OWNER_FILE, SMALL_TEXT).split()
     except (OSError, ValueError):
         return []
 
@@ -221,7 +222,7 @@ def flush(path: Path) -> None:
 def checksum(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

@@ -18,6 +18,7 @@ from ..models.inputs import patches_to_keep
 from ..ops.compiling import writes_graph
 from ..ops.plan import MaskPlan
 from ..ops.view import View
+from ..regular_files import read_json, reason_of
 from ..terminal import visible
 from ..weights.hub_files import label_keys
 from ..weights.model_folders import MODEL_FILE, load_model, model_folder, read_tensors, write_folder
@@ -214,11 +215,11 @@ def read_settings(path: Path) -> dict:
         CheckpointError: it is missing, damaged, or is no file of this package.
     """
     try:
-        settings = json.loads(path.read_text())
+        settings = read_json(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: is missing; a classifier is the folder that probe or finetune wrote") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: is damaged or cannot be read ({error})") from error
+        raise CheckpointError(f"{path}: is damaged or cannot be read ({reason_of(error)})") from error
     if not isinstance(settings, dict) or settings.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path}: describes no classifier of this package")
     return settings

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import torch
 from ..data.seen import DRAWN_FILE, Seen
 from ..data.seen_key import run_key
 from ..errors import ConfigError
+from ..regular_files import RUN_JSON, read_json
 from ..training.data_record import RECORD
 from ..training.loop import Training
 from .calibration import describe_temperature
@@ -172,7 +172,7 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
 
 def _read_result(out: Path) -> FinetuneResult:
     """A run that was finished before."""
-    saved = json.loads((out / "metrics.json").read_text())
+    saved = read_json(out / "metrics.json", RUN_JSON)
     names = ("classes", "bootstraps", "images", "patients", "mean", "mean_over", "decisions", "temperature")
     report = {name: saved[name] for name in names if name in saved}
     return FinetuneResult(

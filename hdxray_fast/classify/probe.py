@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -21,6 +20,7 @@ from ..features.feature_table import read_features
 from ..images.perceptual_hash import SIDE
 from ..locks import RunLock
 from ..models.encoder import Encoder
+from ..regular_files import RUN_JSON, read_json
 from ..terminal import visible_lines
 from ..weights.create import encoder_of_size
 from .calibration import (
@@ -301,7 +301,7 @@ def as_classifier(
 def _refuse_other_task(out: Path, config: ProbeConfig, table: LabelTable) -> None:
     """Raise a ConfigError if the folder holds results for other labels; the same ones may be probed anew."""
     try:
-        saved = json.loads((out / "metrics.json").read_text())
+        saved = read_json(out / "metrics.json", RUN_JSON)
         before = {**saved["config"], "classes": list(saved["classes"])}
     except (FileNotFoundError, ValueError, KeyError):  # none, or nothing that a probe wrote whole
         return

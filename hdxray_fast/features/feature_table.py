@@ -16,6 +16,7 @@ from ..errors import ConfigError, MissingDependencyError
 from ..files import written_whole
 from ..images.perceptual_hash import SIDE
 from ..names import escaped, require_utf8, unescaped
+from ..regular_files import check_regular, open_regular, parse_json, reason_of
 from .embedding import Embeddings
 
 SETTINGS_KEY = b"hdxray_fast"
@@ -176,7 +177,7 @@ class FeatureTable:
     def _listed(self) -> list[tuple[str, ...]]:
         if not self.unreadable.exists():
             return []
-        with self.unreadable.open(newline="", encoding="utf-8") as stream:
+        with open_regular(self.unreadable, "r", newline="", encoding="utf-8") as stream:
             return [tuple(row.values()) for row in read_table(stream, names=("path",))]
 
     def _files(self) -> list[Path]:
@@ -191,11 +192,14 @@ class FeatureTable:
 
     def _read(self, path: Path):
         try:
+            check_regular(path)
             table = self._parquet.read_table(path)
+            found = parse_json((table.schema.metadata or {}).get(SETTINGS_KEY, b"null"))
             written = path.stat().st_mtime_ns
-        except (OSError, self._arrow.ArrowException) as error:
-            raise ConfigError(f"out: {path} cannot be read as Parquet ({error}); choose another file") from error
-        found = json.loads((table.schema.metadata or {}).get(SETTINGS_KEY, b"null"))
+        except (OSError, ValueError, self._arrow.ArrowException) as error:
+            raise ConfigError(
+                f"out: {path} cannot be read as Parquet ({reason_of(error)}); choose another file"
+            ) from error
         if found:
             found = {**{name: self.settings[name] for name in UNTOLD if name in self.settings}, **found}
         if found != self.settings:
@@ -221,6 +225,7 @@ def read_features(path: str | Path) -> dict:
     """
     import pyarrow.parquet
 
+    check_regular(path)
     table = pyarrow.parquet.read_table(path)
     columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "feature"}
     columns["path"] = [unescaped(path) for path in columns["path"]]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError, MissingDependencyError
+from ..regular_files import load_tensors
 from ..weights.data_only import check_config, check_no_code
 from ..weights.fingerprint import tensors_print
 from .seq2seq import until, weights_kept
@@ -209,12 +210,11 @@ def load_lora(model: Any, folder: Path, rank: int, alpha: float) -> Any:
         CheckpointError: the matrices are missing, damaged or another model's.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     path, peft = folder / "adapter_model.safetensors", _peft()
     try:
         tuned = with_lora(model, rank, alpha)
-        result = peft.set_peft_model_state_dict(tuned, load_file(path))
+        result = peft.set_peft_model_state_dict(tuned, load_tensors(path))
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
     foreign = [*result.unexpected_keys, *(name for name in result.missing_keys if "lora_" in name)]

@@ -15,6 +15,7 @@ from ..devices import find_device
 from ..errors import CheckpointError, ConfigError
 from ..files import checksum, flush, save_tensors, share, temporary_name
 from ..models.encoder import Encoder
+from ..regular_files import load_tensors, read_json, reason_of
 from ..weights.data_only import check_config, check_listed
 from ..weights.hub_files import IMPORT_FILE
 from ..weights.model_folders import load_model, model_folder, save_model
@@ -147,11 +148,11 @@ def _check_parts(directory: Path, parts: dict[str, str]) -> None:
 
 def _read_settings(path: Path) -> dict:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: is missing; a report model is the folder that report train wrote") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: is damaged or cannot be read ({error})") from error
+        raise CheckpointError(f"{path}: is damaged or cannot be read ({reason_of(error)})") from error
     if not isinstance(settings, dict) or settings.get("format") != FORMAT:
         raise CheckpointError(f"{path}: describes no report model of this package")
     if settings.get("format_version") != FORMAT_VERSION:
@@ -209,10 +210,9 @@ def _load_decoder(folder: Path, config: ReportModelConfig, tokenizer, printed: s
 
 def _load_visual(visual: nn.Module, path: Path) -> None:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        visual.load_state_dict(load_file(path))
+        visual.load_state_dict(load_tensors(path))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: is missing or damaged ({' '.join(str(error).split())[:300]})") from error
     except RuntimeError as error:

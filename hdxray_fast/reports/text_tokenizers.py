@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import CheckpointError, ConfigError, MissingDependencyError
 from ..files import written_whole
+from ..regular_files import read_json
 from ..weights.data_only import check_no_code
 from .cleaning import UNKNOWN, mostly_chinese
 
@@ -256,7 +257,7 @@ def load_tokenizer(source: str | Path) -> ReportTokenizer:
     check_no_code(source)
     try:
         if marks.is_file():
-            settings = json.loads(marks.read_text())
+            settings = read_json(marks)
             kind, size = settings["kind"], settings["size"]
             if kind != "hf":
                 backend = transformers.PreTrainedTokenizerFast.from_pretrained(str(source), trust_remote_code=False)

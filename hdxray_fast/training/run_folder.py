@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import ConfigError, TrainingError
 from ..files import flush, remove_leftovers, written_whole
 from ..locks import RunLock
+from ..regular_files import RUN_JSON, parse_json, read_json, read_text
 from .checkpoints import checkpoint_folders
 from .config import TrainingConfig
 from .processes import on_main
@@ -64,7 +65,7 @@ class RunFolder:
                 "or choose another folder"
             )
         try:
-            differences = self.config.differences(json.loads(self.settings.read_text()))
+            differences = self.config.differences(read_json(self.settings, RUN_JSON))
         except FileNotFoundError:
             if self.accelerator.is_main_process:
                 warnings.warn(
@@ -86,7 +87,7 @@ class RunFolder:
         if not self.settings.exists():
             return
         try:
-            found = json.loads(self.settings.read_text(encoding="utf-8"))
+            found = read_json(self.settings, RUN_JSON)
         except (OSError, ValueError):
             found = None
         if not isinstance(found, dict) or not {"out", "save_every"} <= found.keys():
@@ -153,7 +154,7 @@ def begun_settings(config: TrainingConfig) -> dict | None:
     if config.resume == "never" or not _holds_a_run(folder):
         return None
     try:
-        found = json.loads((folder / SETTINGS).read_text())
+        found = read_json(folder / SETTINGS, RUN_JSON)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
@@ -171,7 +172,7 @@ def truncate_log(path: Path, step: int) -> list[int]:
     """
     kept: dict[int, str] = {}
     if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_text(path, None, errors="replace").splitlines():
             found = _step_of(line)
             if found is not None and found <= step:
                 kept.setdefault(found, line)
@@ -183,7 +184,7 @@ def truncate_log(path: Path, step: int) -> list[int]:
 def _step_of(line: str) -> int | None:
     """The step that a line of the log tells of; ``None`` for a damaged line."""
     try:
-        found = json.loads(line)["step"]
+        found = parse_json(line)["step"]
     except (ValueError, KeyError, TypeError):
         return None
     return found if isinstance(found, int) else None

@@ -6,13 +6,13 @@ pickles. They cannot all be told not to. So a folder goes to them only if it hol
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import CheckpointError
+from ..regular_files import read_json, reason_of
 
 CODE = (".py", ".pyc", ".pyo", ".pyd", ".pth", ".so", ".dll", ".dylib")
 DATA = (".json", ".safetensors", ".txt", ".model", ".jinja", ".md")
@@ -64,9 +64,9 @@ def check_sentence_model(folder: Path) -> None:
     if not modules.is_file():
         return
     try:
-        kinds = [module["type"] for module in json.loads(modules.read_text(encoding="utf-8"))]
+        kinds = [module["type"] for module in read_json(modules)]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{modules}: is damaged ({error!r})") from error
+        raise CheckpointError(f"{modules}: is damaged ({reason_of(error)})") from error
     for kind in kinds:
         if not (isinstance(kind, str) and kind.startswith("sentence_transformers.")):
             raise CheckpointError(f"{modules}: names {str(kind)[:80]!r}, which is no part of sentence-transformers")
@@ -102,9 +102,9 @@ def check_config(folder: str | Path) -> None:
     if not path.is_file():
         return
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: is damaged or cannot be read ({error})") from error
+        settings = read_json(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: is damaged or cannot be read ({reason_of(error)})") from error
     left = [settings]
     while left:
         value = left.pop()

@@ -18,6 +18,7 @@ from ..files import save_tensors, written_whole
 from ..models.encoder import Encoder
 from ..models.encoder_config import EncoderConfig
 from ..models.mae import MaskedAutoencoder, create_mae
+from ..regular_files import read_json, reason_of
 from .hub_files import (
     AUTO_MAP,
     HUB_KEYS,
@@ -261,7 +262,7 @@ def _load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor], source
 def _read_config(path: Path) -> tuple[str, dict]:
     """What kind of model a checkpoint holds, and its settings."""
     try:
-        config = json.loads(path.read_bytes())
+        config = read_json(path)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path}: is missing; a checkpoint is a folder with {MODEL_FILE} and {CONFIG_FILE}"
@@ -301,10 +302,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
     try:
-        places = json.loads(index.read_bytes())["weight_map"]
+        places = read_json(index)["weight_map"]
         names = sorted(set(places.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: is no index of shards ({error!r})") from error
+        raise CheckpointError(f"{index}: is no index of shards ({reason_of(error)})") from error
     if foreign := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
         raise CheckpointError(f"{index}: names a file outside its folder ({foreign[0]!r})")
     tensors = {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .. import regular_files
 from ..errors import ArgumentTypeError, CheckpointError, MissingDependencyError
 from . import model_folders
 from .hub_files import PREPROCESSOR_FILE
@@ -147,7 +147,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one if there is no such file."""
     try:
-        content = json.loads(path.read_bytes())
+        content = regular_files.read_json(path)
     except FileNotFoundError:
         return {}
     except OSError as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import ConfigError, ImageReadError
+from ...regular_files import check_regular, open_regular
 from .reading import Prepared, PreparedSet, PreparedSubset, decode, inside_grid
 from .shards import ShardError, arrow
 from .sources import Source
@@ -117,6 +118,7 @@ class CachedSet(PreparedSet):
         """Whether the facts of a row's shard are those that this set knows, or damaged."""
         pa, path = arrow(), self._shards.facts(int(self._shard[row]))
         try:
+            check_regular(path)
             facts = pa.parquet.read_table(path, columns=["offset", "crc32"])
         except OSError as error:
             return error.errno is None  # pyarrow's own, for a damaged file; others are the system's
@@ -128,7 +130,7 @@ class CachedSet(PreparedSet):
     def _bytes(self, number: int, start: int, length: int) -> np.ndarray:
         path, data = self._shards.pixels(number), np.empty(length, np.uint8)
         try:
-            with path.open("rb") as stream:
+            with open_regular(path) as stream:
                 stream.seek(start)
                 return data[: stream.readinto(data)]
         except OSError as error:

@@ -16,6 +16,7 @@ import numpy as np
 
 from ...errors import ArgumentError, ConfigError
 from ...names import unescaped
+from ...regular_files import check_regular, reason_of
 from .lookup import read_lookup
 from .shards import FORMAT, LOOKUP_ROWS, ShardError, ShardFolder, arrow, read_json
 from .worker import PATCH
@@ -173,12 +174,13 @@ class PreparedSet:
         pa = arrow()
         path = self.folder / "index.parquet"
         try:
+            check_regular(path)
             table = pa.parquet.read_table(path, columns=columns)
             table.validate(full=True)
             return table
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ConfigError(
-                f"{path}: is missing or damaged ({error}); hdxray-fast merge {self.folder} writes it again"
+                f"{path}: is missing or damaged ({reason_of(error)}); hdxray-fast merge {self.folder} writes it again"
             ) from error
 
     def shares(self) -> tuple[float, float]:
@@ -228,9 +230,10 @@ class PreparedSet:
         if pages is None:
             path = self._shards.pixels(number)
             try:
+                check_regular(path)
                 pages = np.memmap(path, np.uint8, "r")
             except (OSError, ValueError) as error:
-                raise ShardError(f"{path}: cannot be read ({error}); {REMAKE}") from error
+                raise ShardError(f"{path}: cannot be read ({reason_of(error)}); {REMAKE}") from error
         with self._lock:
             self._maps[number] = pages  # the newest
             while len(self._maps) > OPEN_SHARDS:

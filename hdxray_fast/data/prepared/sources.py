@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ...errors import ConfigError
+from ...regular_files import open_regular
 from ..columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 from ..csv_cells import name_of
 from ..listing import image_files, is_image_name, list_images, manifest_paths
@@ -179,7 +180,7 @@ def _members(archive: Path, members: list[Member] | Failed, on_skip: Callable[[s
 def _manifest(manifest: Path, images: str | os.PathLike | None) -> list[Source]:
     paths = list(dict.fromkeys(manifest_paths(manifest, Path(images) if images else manifest.parent, "sources")))
     patients: dict[str, str] = {}
-    with manifest.open(newline="", encoding="utf-8-sig") as stream:
+    with open_regular(manifest, "r", newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         column = find_column(reader.fieldnames or (), PATIENT_COLUMNS)
         if column is not None:

@@ -13,6 +13,7 @@ from ...images.canvas import Canvas
 from ...images.contour import Contour
 from ...images.overlay import contact_sheet, contact_tile, plain_tile
 from ...images.panels import display_levels, write_image
+from ...regular_files import open_regular
 from .reading import decode, inside_grid
 from .shards import ShardFolder
 from .worker import OK
@@ -110,7 +111,7 @@ def _contacts(path: Path, shards: ShardFolder, index, recipe: dict) -> None:
     rows = contact_rows(grey_levels(index, recipe["bits"]), index.column("confidence").to_numpy())
     tiles = []
     for (row, words), facts in zip(rows.items(), index.take(list(rows)).to_pylist(), strict=True):
-        with shards.pixels(facts["shard"]).open("rb") as stream:
+        with open_regular(shards.pixels(facts["shard"])) as stream:
             stream.seek(facts["offset"])
             pixels = decode(stream.read(facts["length"]), recipe)
         grey = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
