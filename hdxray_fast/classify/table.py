@@ -16,6 +16,7 @@ from .label_fractions import added_for
 from .result import FinetuneResult
 
 SHOWN = ("auroc", "auprc", "f1")
+TABLE_FILES = ("table.md", "results.json", "fractions.png")
 
 
 def gathered(runs: Sequence[FinetuneConfig], results: Sequence[FinetuneResult]) -> dict[float, list[dict]]:
