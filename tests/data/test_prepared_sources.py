@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cv2
 import pytest
+from archive_makers import tar_of, zip_of
 from prepared_helpers import SIZE, prepare, rows_of
 from toy_radiographs import draw_radiograph
 from xray_makers import dicom
@@ -93,3 +94,23 @@ def huge_png() -> bytes:
         struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (head, data, end)
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_an_archive_without_an_image_is_quarantined_with_its_reason(tmp_path):
+    root = tmp_path / "xrays"
+    root.mkdir()
+    cv2.imwrite(str(root / "good.png"), draw_radiograph(0))
+    (root / "texts.zip").write_bytes(zip_of({"a.txt": b"", "b.txt": b""}))
+    (root / "hidden.tar").write_bytes(tar_of({".DS_Store": b""}))
+    (tmp_path / "empty.zip").write_bytes(zip_of({}))
+    result = prepare([root, tmp_path / "empty.zip"], tmp_path / "set")
+    assert result.counts == {"ok": 1, "unreadable": 3}
+    quarantine = {Path(row["source"]).name: row["reason"] for row in rows_of(tmp_path / "set" / "quarantine.csv")}
+    begin = "UnsupportedImageError: holds no image: "
+    assert quarantine == {
+        "hidden.tar": begin + "none of its 1 files has the name of one",
+        "texts.zip": begin + "none of its 2 files has the name of one",
+        "empty.zip": begin + "it is empty",
+    }
+    with pytest.raises(ConfigError, match=r"no image in .*texts\.zip; left out for the suffix: 2 \("):
+        list_sources([root / "texts.zip"], workers=0)
