@@ -168,7 +168,7 @@ class Classifier(nn.Module):
         self.config.temperature *= temperature
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """``[B, num_classes] float32``."""
+        """``[B, num_classes] float32``, in which logits above 17 are all 1; :func:`.predict` gives ``float64``."""
         return logits.float().softmax(-1) if self.config.multiclass else logits.float().sigmoid()
 
 

@@ -10,13 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.csv_cells import read_table
-from ..data.quarantine import Quarantined, write_quarantine
+from ..data.quarantine import Quarantined, read_quarantine, write_quarantine
 from ..errors import ConfigError, MissingDependencyError
 from ..files import written_whole
 from ..images.perceptual_hash import SIDE
 from ..names import escaped, require_utf8, unescaped
-from ..regular_files import check_regular, open_regular, parse_json, reason_of
+from ..regular_files import check_regular, parse_json, reason_of
 from .embedding import Embeddings
 
 SETTINGS_KEY = b"hdxray_fast"
@@ -76,7 +75,8 @@ class FeatureTable:
         done: stamp of the file that each row was made from, by path.
 
     Raises:
-        ConfigError: ``out`` or its parts hold rows made with other settings, or cannot be read.
+        ConfigError: ``out`` or its parts hold rows made with other settings, or cannot be read; or what has the name of
+            the list of unreadable files is none.
         MissingDependencyError: pyarrow is not installed.
     """
 
@@ -102,6 +102,7 @@ class FeatureTable:
             ("size", pyarrow.int64()),
             ("mtime_ns", pyarrow.int64()),
         ]
+        self._listed = read_quarantine(self.unreadable)
         found = [self._read(path) for path in self._files()]
         if thumbnails or any("thumbnail" in table.column_names for table in found):
             fields.append(("thumbnail", pyarrow.binary(SIDE * SIDE)))
@@ -167,18 +168,12 @@ class FeatureTable:
         table = table.take(self._arrow.array(rows, self._arrow.int64()))
         if len(table) or self.out.exists():
             self._write(table.replace_schema_metadata(self.schema.metadata), self.out)
-        unreadable = [*(row for row in self._listed() if row[0] not in place), *unreadable]
+        unreadable = [*(row for row in self._listed if row[0] not in place), *unreadable]
         write_quarantine(self.unreadable, unreadable)
         for path in self.parts.glob("*.parquet"):
             path.unlink()
         self.parts.rmdir()
         return self.out
-
-    def _listed(self) -> list[tuple[str, ...]]:
-        if not self.unreadable.exists():
-            return []
-        with open_regular(self.unreadable, "r", newline="", encoding="utf-8") as stream:
-            return [tuple(row.values()) for row in read_table(stream, names=("path",))]
 
     def _files(self) -> list[Path]:
         return ([self.out] if self.out.exists() else []) + sorted(self.parts.glob("*.parquet"))

@@ -99,6 +99,7 @@ class PretrainTask(Task):
     """A masked auto-encoder on radiographs."""
 
     label = "pretrain"
+    writes = ("pictures",)
     captures = True
 
     def __init__(self, config: PretrainConfig) -> None:

@@ -114,7 +114,8 @@ class Training:
         if config.threads:  # after Accelerate, which sets them too
             torch.set_num_threads(config.threads)
         self.config, self.task, self.on_step = config, task, on_step or (lambda line: None)
-        self.folder, self._keep_folder = RunFolder(config, self.accelerator), False
+        self.folder = RunFolder(config, self.accelerator, task.label.replace(" ", "-"), task.writes)
+        self._keep_folder = False
         self.out, self.log, self.checkpoints = self.folder.path, self.folder.log, self.folder.checkpoints
         self.progress = progress and self.is_main
         self.images_per_step = config.batch_size * config.grad_accum * self.accelerator.num_processes

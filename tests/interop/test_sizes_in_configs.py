@@ -1,4 +1,4 @@
-"""A config of more than its weights hold is refused at transformers' doors, too, before anything of that size is made."""
+"""A config of more than its weights hold is refused at transformers' doors too, before anything so large is made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import transformers
 from caps import limits
 
 import hdxray_fast as hx
@@ -36,11 +35,13 @@ def classifier(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("settings", ENCODER)
-def test_doors_of_transformers(tmp_path, classifier, settings):
+def test_doors_of_transformers(transformers, tmp_path, classifier, settings):
+    from hdxray_fast.interop.hf import HDXrayBackbone
+
     folder = hx.save_model(encoder(), tmp_path / "model")
     doors = [
         (transformers.AutoModel, folder),
-        (transformers.AutoBackbone, folder),
+        (HDXrayBackbone, folder),
         (transformers.AutoModelForImageClassification, folder),
         (transformers.AutoModelForImageClassification, classifier),
     ]
@@ -54,7 +55,7 @@ def test_doors_of_transformers(tmp_path, classifier, settings):
             door.from_pretrained(place)
 
 
-def test_settings_of_transformers_alone(tmp_path, classifier):
+def test_settings_of_transformers_alone(transformers, tmp_path, classifier):
     folder = hx.save_model(hx.create_mae("vit_tiny_patch16", **SIZES, decoder_embed_dim=32, decoder_depth=1), tmp_path)
     change(folder / "config.json", "model", decoder_depth=HUGE)  # not even built for its encoder's settings
     with limits():

@@ -20,7 +20,7 @@ from ..quarantine import SHOWN
 from .duplicates import Near, equal_pixels, near_duplicates
 from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, write_lookup, writing
 from .sources import some_names
-from .summary import write_left_out, write_pictures
+from .summary import PICTURES, write_left_out, write_pictures
 from .worker import OK, UNREADABLE
 
 INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY = (
@@ -31,6 +31,7 @@ INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY = (
     "skipped.csv",
     "summary.json",
 )
+MERGED = (INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY, *PICTURES)
 NAMES = ("source", "same_pixels_as", "near_duplicate_of")  # columns of the lists
 
 

@@ -12,21 +12,22 @@ from itertools import islice
 from pathlib import Path
 
 from ...errors import ConfigError
-from ...files import make_folder, remove_leftovers, written_whole
+from ...files import claim_names, make_folder, refuse_foreign, remove_leftovers, written_whole
 from ...locks import locked
 from ...names import escaped, require_utf8, unescaped
 from ...regular_files import check_regular, reason_of
 from ...terminal import visible
 from ..reader_pool import worker_count
 from .config import PrepareConfig
-from .index import SKIPPED, merge, read_skipped, write_rows
+from .index import MERGED, SKIPPED, merge, read_skipped, write_rows
 from .patient_key import KEY, find_key, make_key, read_key
 from .pool import prepared_rows
 from .shards import FORMAT, FORMAT_VERSION, ShardFolder, arrow, read_json, write_json, writing
 from .sources import Source, list_sources
 from .worker import UNREADABLE, Row, patient_hash
 
-SETTINGS, SOURCES = "settings.json", "sources.parquet"
+SETTINGS, SOURCES, MAKER = "settings.json", "sources.parquet", "prepare"
+FILES = (SETTINGS, SOURCES, "shards", *MERGED)
 COLUMNS = tuple(column.name for column in fields(Source))  # of sources.parquet
 REQUIRED = ("path", "member", "patient", "offset", "size")  # those that the first of its version has
 
@@ -70,7 +71,7 @@ def run_prepare(
     require_utf8(config.out, "out")
     out = Path(config.out)
     listing = _look(out, config)
-    make_folder(out / "shards")
+    make_folder(out)
     with writing(out):
         return _run(out, config, listing, progress, on_row)
 
@@ -89,6 +90,7 @@ def _look(out: Path, config: PrepareConfig) -> Listing:
         if source.is_dir() and source.resolve() == out.resolve():
             raise ConfigError(f"out: {out} is a source itself; choose another folder, inside it or elsewhere")
     _settings(out, config)
+    refuse_foreign(out, MAKER, FILES, _is_begun(out))
     if config.patient_key:
         _patient_key(out, config)
     if (out / SOURCES).exists() and not config.add:
@@ -110,6 +112,8 @@ def _run(
 
     which, of = config.share()
     with locked(out / ".begin.lock"):  # machines that start together agree on one list
+        claim_names(out, MAKER, FILES, _is_begun(out))
+        make_folder(out / "shards")
         key = _patient_key(out, config)
         sources = _begin(out, config, key, listing)
     shards = ShardFolder(out / "shards")
@@ -177,6 +181,11 @@ def _counting(rows, bar, on_row):
 
 def _sources_of(sources: list[Source], number: int, size: int) -> list[Source]:
     return sources[number * size : (number + 1) * size]
+
+
+def _is_begun(out: Path) -> bool:
+    """Whether the folder holds a data set (releases before left no mark); that it is sound :func:`_settings` sees."""
+    return (out / SETTINGS).exists()
 
 
 def _settings(out: Path, config: PrepareConfig) -> dict:

@@ -19,13 +19,14 @@ from .shards import ShardFolder
 from .worker import OK
 
 SPREAD, EXTREME, UNSURE = 32, 16, 8  # tiles of the contact sheet: over the data set, of each extreme, least sure
-LEFT_OUT, TILES_LEFT_OUT = "left_out.png", 64
+HISTOGRAMS, CONTACTS, LEFT_OUT = PICTURES = ("summary.png", "contacts.png", "left_out.png")
+TILES_LEFT_OUT = 64
 
 
 def write_pictures(out: Path, index, recipe: dict, summary: dict) -> None:
     """``summary.png`` (sizes, brightness, contours, what became of the sources) and ``contacts.png``."""
-    _histograms(out / "summary.png", index, recipe["bits"], summary)
-    _contacts(out / "contacts.png", ShardFolder(out / "shards"), index, recipe)
+    _histograms(out / HISTOGRAMS, index, recipe["bits"], summary)
+    _contacts(out / CONTACTS, ShardFolder(out / "shards"), index, recipe)
 
 
 def write_left_out(out: Path, table) -> None:
