@@ -101,10 +101,15 @@ def read_bytes(path: str | os.PathLike, most: int | None) -> bytes:
         NotAFileError, OSError: as :func:`check_regular`.
     """
     with open_regular(path, "rb", most) as stream:
-        content = stream.read() if most is None else stream.read(most + 1)
-    if most is not None and len(content) > most:  # it grows, or says another size than it has
-        raise NotAFileError(path, _too_large(most))
-    return content
+        if most is None:
+            return stream.read()
+        parts, length = [], 0
+        while part := stream.read(1 << 20):  # asked for all at once, all would be allocated
+            parts.append(part)
+            length += len(part)
+            if length > most:  # it grows, or says another size than it has
+                raise NotAFileError(path, _too_large(most))
+    return b"".join(parts)
 
 
 def read_text(path: str | os.PathLike, most: int | None, encoding: str = "utf-8", errors: str = "strict") -> str:
@@ -136,7 +141,7 @@ def parse_json(text: str | bytes) -> Any:
     except (RecursionError, MemoryError):
         raise ValueError(_TOO_DEEP) from None
     level = [content]
-    for _ in range(MOST_DEPTH + 1):
+    for _ in range(MOST_DEPTH):
         if not (level := [inner for outer in level for inner in _within(outer)]):
             return content
     raise ValueError(_TOO_DEEP)

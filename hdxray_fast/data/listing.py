@@ -53,7 +53,8 @@ def list_images(
         found = [root]
     else:
         raise ConfigError(
-            f"{argument}: {root} {what_else(root) or 'does not exist'}; give a folder of radiographs, one image, or a CSV manifest"
+            f"{argument}: {root} {what_else(root) or 'does not exist'}; give a folder of radiographs, one image, or a "
+            "CSV manifest"
         )
     if not found:
         kinds = " ".join(sorted(IMAGE_SUFFIXES))

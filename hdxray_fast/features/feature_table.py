@@ -222,11 +222,17 @@ def read_features(path: str | Path) -> dict:
     """Columns of a finished table: ``feature [N, D] float32``; ``path``, ``provenance_id`` and the others as lists.
 
     Paths are those of the files, whatever bytes they hold.
+
+    Raises:
+        ConfigError: it cannot be read as Parquet.
     """
     import pyarrow.parquet
 
-    check_regular(path)
-    table = pyarrow.parquet.read_table(path)
+    try:
+        check_regular(path)
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ConfigError(f"{path}: cannot be read as Parquet ({reason_of(error)})") from error
     columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "feature"}
     columns["path"] = [unescaped(path) for path in columns["path"]]
     feature = table.column("feature").combine_chunks()

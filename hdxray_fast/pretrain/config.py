@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from ..errors import ConfigError
 from ..images.contour_methods import ContourMethod
-from ..models.presets import DECODER_SIZES, DEFAULT_DECODER
+from ..models.presets import DECODER_SIZES, DEFAULT_DECODER, ENCODERS
 from ..ops.mask_ratio import RATIO_INSIDE, RATIO_OUTSIDE
 from ..training.config import TrainingConfig
 
@@ -63,6 +63,7 @@ class PretrainConfig(TrainingConfig):
 
     def _check(self) -> None:
         super()._check()
+        check_encoder_name(self.model)
         self._at_least(1, "decoder_embed_dim", "decoder_depth", "img_size")
         self._at_least(0, "picture_every")
         self._share("ratio_inside", "ratio_outside")
@@ -77,7 +78,13 @@ class PretrainConfig(TrainingConfig):
         return decoder_size(self.model, self.decoder_embed_dim, self.decoder_depth)
 
 
+def check_encoder_name(model: str) -> None:
+    """Raise a ConfigError unless an encoder of that name can be built."""
+    if model not in ENCODERS:
+        raise ConfigError(f"model: got {model!r}, accepted are names of encoders to train anew: {', '.join(ENCODERS)}")
+
+
 def decoder_size(model: str, width: int | None, depth: int | None) -> tuple[int, int]:
-    """Width and depth of the decoder, filled in from the preset's; a name that is none is refused where it is built."""
+    """Width and depth of the decoder, filled in from the preset's."""
     usual = DECODER_SIZES.get(model, DEFAULT_DECODER)
     return width or usual[0], depth or usual[1]

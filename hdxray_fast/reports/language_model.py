@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError, MissingDependencyError
 from ..regular_files import load_tensors
-from ..weights.data_only import check_config, check_no_code
+from ..weights.data_only import check_config, check_files, check_no_code
 from ..weights.fingerprint import tensors_print
+from ..weights.stored_sizes import check_room, check_transformers_config, stored_in
 from .seq2seq import until, weights_kept
 from .text_models import generate, quietly
 from .visual_tokens import StudyTokens
@@ -176,13 +177,36 @@ def load_language_model(source: str, dtype: str = "auto") -> Any:
     if (Path(source) / "adapter_config.json").is_file():
         raise CheckpointError(f"language_model: {source} is an adapter; merge it with its model and save that")
     try:
+        if Path(source).is_dir():
+            _check_room(Path(source))
         with quietly():
             return AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, trust_remote_code=False, use_safetensors=True
             )
+    except CheckpointError:
+        raise
     except Exception as error:  # its reader raises OSError, ValueError, KeyError and errors of its own
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"language_model: {source} cannot be loaded ({reason})") from error
+
+
+def _check_room(folder: Path) -> None:
+    """Refuse a folder whose config asks for far more than its weights hold; without any, transformers says so."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    weights = folder / "model.safetensors"
+    check_files(folder)
+    if not weights.is_file() and not weights.with_name(f"{weights.name}.index.json").is_file():
+        return
+    stored = stored_in(weights)
+    check_transformers_config(folder, stored)
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    check_room(
+        folder / "config.json",
+        stored,
+        lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=False),
+        {},
+    )
 
 
 def language_model_fingerprint(model: Any) -> str:

@@ -11,7 +11,7 @@ from ..data.seen import Seen
 from ..data.splits import SPLIT_COLUMNS
 from ..errors import ConfigError
 from ..names import unescaped
-from ..regular_files import read_json, reason_of
+from ..regular_files import read_json, reason_of, what_else
 from .csv_rows import read_rows
 from .iu_xray import read_iu_xray
 from .mimic_cxr import read_mimic_cxr
@@ -100,6 +100,8 @@ def guess_layout(path: Path) -> str:
             return "mimic-cxr"
         if any(path.glob("*.xml")) or any(path.glob("*/*.xml")):
             return "iu-xray"
+    elif reason := what_else(path):
+        raise ConfigError(f"data: {path} {reason}; give annotation.json, a CSV, or the folder of the reports")
     raise ConfigError(
         f"data: {path} is none of the layouts that are told by themselves (annotation.json, a .csv, a folder with .xml "
         f"reports or with mimic-cxr-2.0.0-split.csv); give layout, one of {', '.join(LAYOUTS)}"

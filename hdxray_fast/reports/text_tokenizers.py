@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import CheckpointError, ConfigError, MissingDependencyError
 from ..files import written_whole
 from ..regular_files import read_json
-from ..weights.data_only import check_no_code
+from ..weights.data_only import check_files, check_no_code
 from .cleaning import UNKNOWN, mostly_chinese
 
 KINDS = ("word", "bpe", "character")
@@ -255,6 +255,7 @@ def load_tokenizer(source: str | Path) -> ReportTokenizer:
     kind, size = "hf", None
     marks = Path(source) / KIND_FILE
     check_no_code(source)
+    check_files(source)
     try:
         if marks.is_file():
             settings = read_json(marks)
