@@ -80,7 +80,7 @@ class HDXrayPreTrainedModel(PreTrainedModel):
         told = kwargs.get("ignore_mismatched_sizes", False)
         want_info = kwargs.pop("output_loading_info", False)
         if path is not None and Path(path).is_dir():
-            cls._check_folder(Path(path) / kwargs.get("subfolder", ""), kwargs)
+            cls._check_folder(Path(path) / (kwargs.get("subfolder") or ""), kwargs)
         try:
             model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         except Exception as error:
