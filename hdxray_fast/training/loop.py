@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.order import Order
 from ..data.sampler import StepSampler
 from ..errors import ConfigError, HDXrayError, TrainingError
 from ..ops.compiled import Compiled
@@ -193,7 +194,12 @@ class Training:
             self.folder.release()
 
     def loader(
-        self, dataset: Dataset, start: int, collate_fn: Callable | None = None, costs: np.ndarray | None = None
+        self,
+        dataset: Dataset,
+        start: int,
+        collate_fn: Callable | None = None,
+        costs: np.ndarray | None = None,
+        order: Order | None = None,
     ) -> DataLoader:
         """Batches of this process from step ``start`` on, of a data set that maps ``(epoch, index)`` to samples.
 
@@ -202,6 +208,7 @@ class Training:
             start: steps that lie behind.
             collate_fn: samples to a batch; torch's by default.
             costs: ``[N]``, of each sample; the samples of a step are dealt out so that its batches cost the same.
+            order: of the samples; a full shuffle if left out.
         """
         config, accelerator = self.config, self.accelerator
         sampler = StepSampler(
@@ -214,6 +221,7 @@ class Training:
             world_size=accelerator.num_processes,
             grad_accum=config.grad_accum,
             costs=costs,
+            order=order,
         )
         on_gpu = accelerator.device.type == "cuda"
         return DataLoader(

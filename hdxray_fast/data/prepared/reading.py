@@ -162,6 +162,17 @@ class PreparedSet:
         """From a shard; how many bytes, fewer if it ends before."""
         return self._files.read(number, start, out)
 
+    def extents(self, rows: np.ndarray) -> list[tuple[Path, int, int]]:
+        """Where images lie, ``rows [n] int64``, neighbours that follow each other in a shard joined: file, first byte,
+        end."""
+        shards, starts = self._shard[rows], self._offset[rows]
+        ends = starts + self._length[rows]
+        new = np.flatnonzero((shards[1:] != shards[:-1]) | (starts[1:] != ends[:-1])) + 1
+        firsts = np.concatenate([np.arange(min(1, len(rows))), new])
+        lasts = np.append(new, len(rows))[: len(firsts)] - 1
+        places = zip(shards[firsts].tolist(), starts[firsts].tolist(), ends[lasts].tolist(), strict=True)
+        return [(self._shards.pixels(number), start, end) for number, start, end in places]
+
     def check(self) -> None:
         """Look whether every shard is there and long enough, without reading it.
 
@@ -281,6 +292,11 @@ class PreparedSubset:
     def read(self, place: int, out: np.ndarray | None = None) -> Prepared:
         """As :meth:`PreparedSet.read`."""
         return self.images.read(int(self.rows[place]), out)
+
+    def extents(self, places: np.ndarray) -> list[tuple[Path, int, int]]:
+        """As :meth:`PreparedSet.extents`."""
+        rows = self.rows[places]
+        return self.images.extents(rows[rows >= 0])  # what a cache has lost lies nowhere
 
     def source(self, place: int) -> str:
         """As :meth:`PreparedSet.source`."""
