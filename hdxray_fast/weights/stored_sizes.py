@@ -149,8 +149,10 @@ def _in_file(path: Path) -> Stored:
                 part = file.get_slice(name)
                 tensors += 1
                 numbers += math.prod(part.get_shape()) * _NUMBERS.get(part.get_dtype(), 1)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: is missing") from error
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: is missing, damaged or no safetensors file ({reason_of(error)})") from error
+        raise CheckpointError(f"{path}: is damaged or no safetensors file ({reason_of(error)})") from error
     return Stored(tensors, numbers)
 
 

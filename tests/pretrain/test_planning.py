@@ -204,7 +204,7 @@ def test_plans_that_make_no_sense_are_named(change, culprit):
         lambda: PlanConfig(images=5, model="vit_none"),
         lambda: PretrainConfig(data="x", out="y", model="vit_none"),
     ):
-        with pytest.raises(ConfigError, match="^model: got 'vit_none'"):
+        with pytest.raises(ConfigError, match=r"^model: got 'vit_none'"):
             config()
 
 
