@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from tiny_training import TINY_PRETRAINING
 
 from hdxray_fast.data import order as orders
 from hdxray_fast.errors import ConfigError
@@ -16,20 +17,7 @@ from hdxray_fast.pretrain.task import run_pretraining
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
 
-SMALL = {
-    "model": "vit_tiny_patch16",
-    "img_size": 128,
-    "decoder_embed_dim": 64,
-    "decoder_depth": 1,
-    "contour": "rectangle",
-    "batch_size": 2,
-    "tensorboard": False,
-    "picture_every": 0,
-    "threads": 1,
-    "workers": 0,
-    "shuffle": "blocks",
-    "shuffle_block": 2,
-}
+SMALL = {**TINY_PRETRAINING, "shuffle": "blocks", "shuffle_block": 2}
 
 
 def config(data, out, **changes) -> PretrainConfig:
