@@ -181,10 +181,10 @@ def claim_names(folder: Path, maker: str, names: Iterable[str], own: bool = Fals
     Raises:
         ConfigError: one is there, and no mark that ``maker`` wrote into this folder; or it cannot be written.
     """
-    refuse_foreign(folder, maker, names, own)
     makers = _makers(folder)
     if maker in makers:
         return
+    refuse_foreign(folder, maker, names, own)
     make_folder(folder)
     try:
         with written_whole(folder / OWNER_FILE, durable=False) as temporary:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import deque
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..regular_files import open_regular
 from .order import BlockOrder
 from .prepared.reading import PreparedSet, PreparedSubset
 from .prepared.shard_files import read_at
@@ -57,13 +57,10 @@ class ReadAhead:
 
 def read_extent(path: Path, start: int, end: int, buffer: np.ndarray) -> None:
     """Read a part of a file, a buffer full at a time."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
+    with open_regular(path) as stream:
         for place in range(start, end, len(buffer)):
-            if not read_at(descriptor, place, buffer[: end - place]):
+            if not read_at(stream.fileno(), place, buffer[: end - place]):
                 return
-    finally:
-        os.close(descriptor)
 
 
 class BlocksAhead(BlockOrder):

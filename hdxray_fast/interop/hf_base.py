@@ -17,7 +17,7 @@ from ..models.encoder import Encoder
 from ..regular_files import read_json, reason_of, what_else
 from ..weights.hub_files import write_import_file, write_model_card
 from ..weights.model_folders import CONFIG_FILE, MODEL_FILE
-from ..weights.stored_sizes import check_room, stored_in
+from ..weights.stored_sizes import Stored, are_there, check_room, index_of, stored_in
 from .hf_config import HDXrayConfig
 
 PREFIX = "encoder."  # of the encoder's parameters in these models
@@ -114,11 +114,11 @@ class HDXrayPreTrainedModel(PreTrainedModel):
     @classmethod
     def _check_folder(cls, folder: Path, kwargs: dict) -> None:
         """Refuse what is no file where one is opened, and a config that asks for far more than the weights hold."""
-        for name in (CONFIG_FILE, MODEL_FILE, f"{MODEL_FILE}.index.json"):
+        for name in (CONFIG_FILE, MODEL_FILE, index_of(folder / MODEL_FILE).name):
             if reason := what_else(folder / name):
                 raise CheckpointError(f"{folder / name}: {reason}")
         config = kwargs.get("config")
-        if not (folder / MODEL_FILE).is_file() and not (folder / f"{MODEL_FILE}.index.json").is_file():
+        if not are_there(folder / MODEL_FILE):
             return  # older weights, or none: transformers says so
         if not isinstance(config, HDXrayConfig):
             try:
@@ -127,10 +127,15 @@ class HDXrayPreTrainedModel(PreTrainedModel):
                 return
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"{folder / CONFIG_FILE}: is damaged ({reason_of(error)})") from error
+        cls._check_room(folder / CONFIG_FILE, stored_in(folder / MODEL_FILE), config)
+
+    @classmethod
+    def _check_room(cls, source: Path, stored: Stored, config: HDXrayConfig) -> None:
+        """Refuse a config, which stands in ``source``, that asks for far more than the weights hold."""
         grid = config.encoder_config().grid_size
         check_room(
-            folder / CONFIG_FILE,
-            stored_in(folder / MODEL_FILE),
+            source,
+            stored,
             lambda: cls(config),
             {"depth": config.depth},
             {"embed_dim and img_size": grid[0] * grid[1] * config.embed_dim},

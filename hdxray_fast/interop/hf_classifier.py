@@ -27,7 +27,7 @@ from ..errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ..files import written_whole
 from ..weights.hub_files import CLASSIFIER_CLASS, label_keys, write_model_card
 from ..weights.model_folders import MODEL_FILE, encoder_tensors, read_tensors
-from ..weights.stored_sizes import check_room, stored_in
+from ..weights.stored_sizes import stored_in
 from .hf_base import PREFIX, HDXrayPreTrainedModel
 from .hf_config import CONFIG_WORDS, HDXrayConfig
 
@@ -169,14 +169,7 @@ class HDXrayForImageClassification(HDXrayPreTrainedModel):
         path = source
         if (head := _file(source, HEAD_FILE, hub)) is not None:  # this package's own folder: in two files
             encoder = _model_file(source, hub)
-            grid = config.encoder_config().grid_size
-            check_room(
-                Path(source) / CLASSIFIER_FILE,
-                stored_in(encoder, head),
-                lambda: cls(config),
-                {"depth": config.depth},
-                {"embed_dim and img_size": grid[0] * grid[1] * config.embed_dim},
-            )
+            cls._check_room(Path(source) / CLASSIFIER_FILE, stored_in(encoder, head), config)
             tensors = encoder_tensors(read_tensors(encoder))
             state = {PREFIX + name: tensor for name, tensor in tensors.items()}
             state |= {f"head.{name}": tensor for name, tensor in read_tensors(head).items()}

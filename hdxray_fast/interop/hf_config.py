@@ -11,7 +11,7 @@ from transformers.configuration_utils import PretrainedConfig
 
 from ..errors import ArgumentError, CheckpointError
 from ..models.encoder_config import DEFAULTS, EncoderConfig, preset
-from ..models.mae import DECODER_OPTIONS, encoder_config
+from ..models.mae import encoder_within
 from ..weights.hub_files import AUTO_MAP, MODEL_TYPE
 from ..weights.model_folders import ENCODER_FORMAT, FORMAT_VERSION, MAE_FORMAT
 
@@ -68,8 +68,7 @@ class HDXrayConfig(PretrainedConfig):
         saved = kwargs.pop("model", {})
         self.holds_decoder = kind == MAE_FORMAT  # so do the weights beside it
         if self.holds_decoder:
-            of_encoder = {option: value for option, value in saved.items() if option not in DECODER_OPTIONS}
-            saved = asdict(encoder_config(**of_encoder))
+            saved = asdict(encoder_within(saved))
         if isinstance(kwargs.get("num_labels"), int) and kwargs["num_labels"] > MOST_LABELS:  # each would get a name
             raise ArgumentError(f"num_labels: got {kwargs['num_labels']}, accepted are up to {MOST_LABELS}")
         settings = {**DEFAULTS, **preset(name, {}), **saved}

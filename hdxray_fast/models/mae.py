@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -134,7 +135,12 @@ def encoder_config(
     return EncoderConfig(img_size=img_size, in_chans=in_chans, **settings)
 
 
-DECODER_OPTIONS = ("decoder", "norm_pix_loss", "decoder_embed_dim", "decoder_depth", "decoder_num_heads")
+def encoder_within(settings: Mapping[str, Any]) -> EncoderConfig:
+    """Settings of the encoder, from all that :func:`create_mae` is given; nothing is built."""
+    return encoder_config(**{name: value for name, value in settings.items() if name not in _DECODER_OPTIONS})
+
+
+_DECODER_OPTIONS = ("decoder", "norm_pix_loss", "decoder_embed_dim", "decoder_depth", "decoder_num_heads")
 
 
 def create_mae(

@@ -16,7 +16,7 @@ from ..errors import CheckpointError, ConfigError, MissingDependencyError
 from ..regular_files import load_tensors
 from ..weights.data_only import check_config, check_files, check_no_code
 from ..weights.fingerprint import tensors_print
-from ..weights.stored_sizes import check_room, check_transformers_config, stored_in
+from ..weights.stored_sizes import are_there, check_room, check_transformers_config, stored_in
 from .seq2seq import until, weights_kept
 from .text_models import generate, quietly
 from .visual_tokens import StudyTokens
@@ -196,7 +196,7 @@ def _check_room(folder: Path) -> None:
 
     weights = folder / "model.safetensors"
     check_files(folder)
-    if not weights.is_file() and not weights.with_name(f"{weights.name}.index.json").is_file():
+    if not are_there(weights):
         return
     stored = stored_in(weights)
     check_transformers_config(folder, stored)

@@ -12,9 +12,10 @@ import warnings
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from ..errors import CheckpointError
-from ..regular_files import MODEL_JSON, check_regular, read_json, reason_of
+from ..regular_files import check_regular, read_json, reason_of
 from .hub_files import IMPORT_FILE
 
 CODE = (".py", ".pyc", ".pyo", ".pyd", ".pth", ".so", ".dll", ".dylib")
@@ -56,9 +57,7 @@ def check_files(folder: str | Path) -> None:
     """
     for path in _files(Path(folder)):
         try:
-            check_regular(path, MODEL_JSON if path.suffix == ".json" else None)
-            if path.suffix == ".json":
-                read_json(path)
+            read_json(path) if path.suffix == ".json" else check_regular(path)
         except FileNotFoundError:
             continue  # a link to nowhere
         except (OSError, ValueError) as error:
@@ -136,18 +135,27 @@ def check_config(folder: str | Path) -> None:
     path = Path(folder) / "config.json"
     if not os.path.lexists(path):
         return
+    for settings in settings_in(path):
+        for name, one in settings.items():
+            kernels = "attn_implementation" in name and not (isinstance(one, str) and one.isidentifier())
+            if (kernels and one is not None) or name == "trust_remote_code":
+                raise CheckpointError(f"{path}: has a setting that leads to code ({name}); remove it")
+
+
+def settings_in(path: Path) -> Iterator[dict[str, Any]]:
+    """The objects of a JSON file, those within others too.
+
+    Raises:
+        CheckpointError: it is damaged or cannot be read.
+    """
     try:
-        settings = read_json(path)
+        left = [read_json(path)]
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: is damaged or cannot be read ({reason_of(error)})") from error
-    left = [settings]
     while left:
         value = left.pop()
         if isinstance(value, list):
             left += value
         elif isinstance(value, dict):
             left += value.values()
-            for name, one in value.items():
-                kernels = "attn_implementation" in name and not (isinstance(one, str) and one.isidentifier())
-                if (kernels and one is not None) or name == "trust_remote_code":
-                    raise CheckpointError(f"{path}: has a setting that leads to code ({name}); remove it")
+            yield value

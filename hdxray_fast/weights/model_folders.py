@@ -17,7 +17,7 @@ from ..errors import ArgumentTypeError, CheckpointError, HDXrayError, MissingDep
 from ..files import save_tensors, written_whole
 from ..models.encoder import Encoder
 from ..models.encoder_config import EncoderConfig
-from ..models.mae import DECODER_OPTIONS, MaskedAutoencoder, create_mae, encoder_config
+from ..models.mae import MaskedAutoencoder, create_mae, encoder_within
 from ..regular_files import check_regular, load_tensors, read_json, reason_of, what_else
 from .data_only import tell_of_code
 from .hub_files import (
@@ -29,7 +29,7 @@ from .hub_files import (
     write_model_card,
 )
 from .model_state import shapes_of, state_to_save, unwrapped
-from .stored_sizes import Stored, check_room, stored_in
+from .stored_sizes import Stored, are_there, check_room, index_of, shards_of, stored_in
 
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -188,12 +188,8 @@ def check_model_room(source: str | Path, kind: str, settings: dict, stored: Stor
         CheckpointError: names what is too large.
         ArgumentError, ArgumentTypeError, TypeError: they are of no model.
     """
-    of_encoder = settings
-    widths = []
-    if kind == MAE_FORMAT:
-        of_encoder = {name: value for name, value in settings.items() if name not in DECODER_OPTIONS}
-        widths = [("decoder_embed_dim", settings.get("decoder_embed_dim", 512))]
-    config = EncoderConfig(**of_encoder) if kind == ENCODER_FORMAT else encoder_config(**of_encoder)
+    config = EncoderConfig(**settings) if kind == ENCODER_FORMAT else encoder_within(settings)
+    widths = [("decoder_embed_dim", settings.get("decoder_embed_dim", 512))] if kind == MAE_FORMAT else []
     widths.append(("embed_dim", config.embed_dim))
     patches = config.grid_size[0] * config.grid_size[1]
     check_room(
@@ -328,7 +324,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     _require_tensors(path)
     if not path.is_file():
-        return _read_shards(_index_of(path))
+        return _read_shards(index_of(path))
     try:
         return load_tensors(path)
     except (_safetensor_error(), OSError, ValueError) as error:
@@ -338,26 +334,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _require_tensors(path: Path) -> None:
     """That a safetensors file is there, or an index of shards, and the package that reads it."""
     _safetensors()
-    if not path.is_file() and not _index_of(path).is_file():
+    if not are_there(path):
         raise CheckpointError(
             f"{path}: {what_else(path) or 'is missing'}; a checkpoint is a folder with {MODEL_FILE} and {CONFIG_FILE}"
         )
 
 
-def _index_of(path: Path) -> Path:
-    return path.with_name(f"{path.name}.index.json")
-
-
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    try:
-        places = read_json(index)["weight_map"]
-        names = sorted(set(places.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: is no index of shards ({reason_of(error)})") from error
-    if foreign := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-        raise CheckpointError(f"{index}: names a file outside its folder ({foreign[0]!r})")
-    tensors = {}
-    for name in names:
+    places, tensors = shards_of(index), {}
+    for name in sorted(set(places.values())):
         shard = read_tensors(index.with_name(name))
         tensors.update({key: tensor for key, tensor in shard.items() if places.get(key) == name})
     if missing := sorted(places.keys() - tensors.keys()):

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..errors import CheckpointError, HDXrayError
 from ..regular_files import check_regular, read_json, reason_of
+from .data_only import settings_in
 
 # A model may have more numbers than its file: positions that are computed, weights stored once and used twice, a head
 # that begins anew. What does not fit by a few tensors is named tensor by tensor when it is loaded.
@@ -90,22 +91,12 @@ def check_transformers_config(folder: Path, stored: Stored) -> None:
         CheckpointError: names the setting, or the file is damaged.
     """
     path = folder / "config.json"
-    try:
-        config = read_json(path)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: is damaged or cannot be read ({reason_of(error)})") from error
-    left = [config]
-    while left:
-        value = left.pop()
-        if isinstance(value, list):
-            left += value
-        if not isinstance(value, dict):
-            continue
-        left += value.values()
-        for name, count in value.items():
+    for settings in settings_in(path):
+        for name, count in settings.items():
             if name in _BLOCKS and isinstance(count, int) and count > stored.tensors:
                 raise CheckpointError(_too_deep(path, name, count, stored))
-        rows, width = value.get("max_position_embeddings"), value.get("d_model")  # some compute them number by number
+        # some compute them number by number
+        rows, width = settings.get("max_position_embeddings"), settings.get("d_model")
         if isinstance(rows, int) and isinstance(width, int) and rows * width > stored.room:
             raise CheckpointError(_too_large(path, f"max_position_embeddings {rows}", rows * width, stored))
 
@@ -125,17 +116,37 @@ def _too_large(source: str | Path, what: str, numbers: int, stored: Stored) -> s
     )
 
 
-def _files(path: Path) -> list[Path]:
-    index = path.with_name(f"{path.name}.index.json")
-    if path.is_file() or not index.is_file():
-        return [path]
+def index_of(path: Path) -> Path:
+    """The index of shards that may lie in place of a safetensors file."""
+    return path.with_name(f"{path.name}.index.json")
+
+
+def are_there(path: Path) -> bool:
+    """Whether there is this safetensors file, or an index of shards in its place."""
+    return path.is_file() or index_of(path).is_file()
+
+
+def shards_of(index: Path) -> dict[str, str]:
+    """The files that an index of shards names, by tensor.
+
+    Raises:
+        CheckpointError: it is damaged, or names a file that is not beside it.
+    """
     try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        if foreign := [name for name in names if Path(name).name != name]:
-            raise ValueError(f"it names a file outside its folder, {foreign[0][:80]!r}")
+        places = read_json(index)["weight_map"]
+        names = sorted(set(places.values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{index}: is no index of shards ({reason_of(error)})") from error
-    return [index.with_name(name) for name in names]
+    if foreign := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
+        raise CheckpointError(f"{index}: names a file outside its folder ({str(foreign[0])[:80]!r})")
+    return places
+
+
+def _files(path: Path) -> list[Path]:
+    index = index_of(path)
+    if path.is_file() or not index.is_file():
+        return [path]
+    return [index.with_name(name) for name in sorted(set(shards_of(index).values()))]
 
 
 def _in_file(path: Path) -> Stored:
