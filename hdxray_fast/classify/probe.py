@@ -22,7 +22,7 @@ from ..images.perceptual_hash import SIDE
 from ..locks import RunLock
 from ..models.encoder import Encoder
 from ..regular_files import RUN_JSON, read_json
-from ..terminal import visible_lines
+from ..terminal import visible, visible_lines
 from ..training.run_folder import LOG
 from ..weights.create import encoder_of_size
 from .calibration import (
@@ -125,7 +125,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
             "(embed and earlier releases keep none); remove it to have all features made anew"
         )
     if progress and matched.notes:
-        print("\n".join(matched.notes))
+        print("\n".join(map(visible, matched.notes)))
     table_used = take_fraction(table, config.label_fraction, config.seed, config.exact_fractions)
     if progress and config.label_fraction < 1:
         print(describe_fraction(table_used.fraction))
