@@ -18,11 +18,11 @@ from .classifier import Classifier, load_classifier
 from .label_table import LabelTable
 from .labels import read_manifest, require_files
 from .operating_points import read_prevalence
-from .predictions import Predictions, report_predictions, write_predictions
+from .predictions import RESULT_FILES, Predictions, report_predictions, write_predictions
 from .scoring import Scorer, predict_kept, predict_list, untrained
 from .tested import overlap_of, part_to_test, refuse_mostly_seen, what_cannot_be_told
 
-EVALUATION_FILES = ("metrics.json", "predictions.csv", "curves.png", "errors.png", "unreadable.csv")
+EVALUATION_FILES = (*RESULT_FILES, "predictions.csv.parts", "unreadable.csv")
 
 
 def predict(

@@ -122,11 +122,14 @@ class Scorer(Embedder):
         compile: str = "auto",
     ) -> None:
         self.classifier, self.questions = model, ask(model, classes)
-        new = self.questions.new_names
-        self.width = len(model.config.classes) + (0 if new is None else len(new))
-        self._logits = _Logits(model, new)
+        self._logits = _Logits(model, self.questions.new_names)
         super().__init__(model.encoder, pool="mean", device=device, precision=precision, compile=compile)
         self.contour = model.config.contour
+
+    @property
+    def width(self) -> int:
+        new = self.questions.new_names
+        return len(self.classifier.config.classes) + (0 if new is None else len(new))
 
     def _model(self) -> nn.Module:
         return self._logits
@@ -218,7 +221,7 @@ def predict_kept(
         share.wait_for_ranks()
         if not share.is_main:
             return []
-        if parts.join(plan, lambda: work(scorer.predictions(_all_rows(parts, files)))):
+        if parts.join(plan, files, lambda: work(scorer.predictions(_all_rows(parts, files)))):
             return None
         return parts.missing(plan)
 

@@ -27,8 +27,7 @@ class PatientDraws:
     """
 
     def __init__(self, patients: Sequence[str], bootstraps: int, seed: int) -> None:
-        _, self.member = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-        self.count = int(self.member.max()) + 1 if len(self.member) else 0
+        self.member, self.count = _members(patients)
         self._bootstraps, self._seed = bootstraps if self.count else 0, seed
         self._kept: list[np.ndarray] | None = None
 
@@ -52,6 +51,12 @@ class PatientDraws:
             self._kept = kept
 
 
+def _members(patients: Sequence[str]) -> tuple[np.ndarray, int]:
+    """Which patient each of the ids ``[N]`` is, and how many patients there are."""
+    names, member = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
+    return member, len(names)
+
+
 def _drawn(count: int, bootstraps: int, seed: int, at_once: int) -> Iterator[np.ndarray]:
     """Draws of ``count`` patients, ``[draws, count] int64``: the same however many are made at once."""
     rng = np.random.default_rng(seed)
@@ -71,8 +76,7 @@ def draws_of_patients(patients: Sequence[str], bootstraps: int, seed: int, at_on
     Yields:
         ``[draws, N] int64``; nothing where there are no patients.
     """
-    _, member = np.unique(np.asarray(patients, dtype=str), return_inverse=True)
-    count = int(member.max()) + 1 if len(member) else 0
+    member, count = _members(patients)
     for drawn in _drawn(count, bootstraps, seed, at_once):
         yield drawn[:, member]
 

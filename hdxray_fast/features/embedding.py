@@ -194,6 +194,11 @@ class Embedder:
         self._inference = Inference(self._model(), self.device, precision=precision, compile=compile)
         self.precision = self._inference.precision
 
+    @property
+    def width(self) -> int:
+        """Numbers that come of an image."""
+        return self.encoder.num_features
+
     def _model(self) -> nn.Module:
         """What gives ``[B, D]`` for the arguments of :meth:`.Encoder.encode`."""
         return PooledFeatures(self.encoder, self.pool)
@@ -225,7 +230,7 @@ class Embedder:
         self._expect(len(jobs), batch_size)
         for (batch, bad), found in one_late(_batched(read, batch_size, on_image), self._radiographs, self.device):
             if not batch:
-                yield replace(Embeddings.join([], self.encoder.num_features), quarantined=bad)
+                yield replace(Embeddings.join([], self.width), quarantined=bad)
                 continue
             features, kept = found
             yield Embeddings(

@@ -144,7 +144,7 @@ def embed_list(
         plan = table.plan(files, batch_size)
         table.end_share(plan)
         share.wait_for_ranks()
-        joined = share.is_main and table.join(plan, lambda: table.finish(files))
+        joined = share.is_main and table.join(plan, files, lambda: table.finish(files))
         bad = [table.bad[file][0] for file in dict.fromkeys(files) if file in table.bad]
         return EmbeddedFiles(
             table.out, len(table), new, table.width, len(bad), table.unreadable, bad, job.precision,

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.csv_cells import read_table
-from ..data.quarantine import write_quarantine
+from ..data.quarantine import read_quarantine, write_quarantine
+from ..errors import ConfigError
 from ..names import require_utf8, unescaped
+from ..regular_files import open_regular, reason_of
 from .row_parts import RowParts
 from .shares import Share
 
@@ -26,7 +27,8 @@ class FeatureTable(RowParts):
         settings, width, thumbnails, share: as for :class:`.RowParts`.
 
     Raises:
-        ConfigError, MissingDependencyError: as for :class:`.RowParts`.
+        ConfigError, MissingDependencyError: as for :class:`.RowParts`; or what has the name of the list of unreadable
+            files is none.
     """
 
     def __init__(
@@ -35,6 +37,7 @@ class FeatureTable(RowParts):
         require_utf8(out, "out")  # whoever reads the table may know no other names
         self.out = Path(out)
         self.unreadable = self.out.with_suffix(".unreadable.csv")
+        read_quarantine(self.unreadable)  # refused now, not after the last image
         super().__init__(
             self.out.with_name(self.out.name + ".parts"), settings, width, thumbnails=thumbnails, table=self.out,
             share=share, choose="choose another file, or folder of a probe",
@@ -50,10 +53,10 @@ class FeatureTable(RowParts):
         numbers = self.numbers(order, others=True)
         if (len(numbers) or self.out.exists()) and not self._is_there(numbers):
             self.write(self.out, self.read(numbers), self.schema)
-        there, given = {*order, *self.bad}, set(order)
-        now = [self.bad[path][0] for path in (*(set_aside for set_aside in self.bad if set_aside not in given), *order)
-               if path in self.bad]  # fmt: skip
-        write_quarantine(self.unreadable, [*(row for row in self._listed() if row[0] not in there), *now])
+        given = set(order)
+        bad = [path for path in self.bad if path not in given] + [path for path in order if path in self.bad]
+        before = [row for row in read_quarantine(self.unreadable) if row[0] not in given and row[0] not in self.bad]
+        write_quarantine(self.unreadable, [*before, *(self.bad[path][0] for path in bad)])
 
     def _is_there(self, numbers: np.ndarray) -> bool:
         """Whether the file holds these rows in this order, and nothing else."""
@@ -64,29 +67,29 @@ class FeatureTable(RowParts):
         alike = schema.equals(self.schema) and schema.metadata == self.schema.metadata
         return alike and np.array_equal(numbers, np.arange(rows))
 
-    def _listed(self) -> list[tuple[str, ...]]:
-        if not self.unreadable.exists():
-            return []
-        with self.unreadable.open(newline="", encoding="utf-8") as stream:
-            return [tuple(row.values()) for row in read_table(stream, names=("path",))]
-
 
 def read_features(path: str | os.PathLike) -> dict:
     """Columns of a finished table: ``feature [N, D] float32``; ``path``, ``provenance_id`` and the others as lists.
 
     Paths are those of the files, whatever bytes they hold.
+
+    Raises:
+        ConfigError: it cannot be read as Parquet.
     """
     import pyarrow.parquet
 
-    with pyarrow.parquet.ParquetFile(path) as file:
-        names = [name for name in file.schema_arrow.names if name != "feature"]
-        table = file.read(names)
-        width, first = file.schema_arrow.field("feature").type.list_size, 0
-        feature = np.empty((len(table), width), np.float32)
-        for batch in file.iter_batches(columns=["feature"], batch_size=1024):
-            flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
-            feature[first : first + len(batch)] = flat.reshape(len(batch), width)
-            first += len(batch)
+    try:
+        with open_regular(path) as stream, pyarrow.parquet.ParquetFile(stream) as file:
+            names = [name for name in file.schema_arrow.names if name != "feature"]
+            table = file.read(names)
+            width, first = file.schema_arrow.field("feature").type.list_size, 0
+            feature = np.empty((len(table), width), np.float32)
+            for batch in file.iter_batches(columns=["feature"], batch_size=1024):
+                flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
+                feature[first : first + len(batch)] = flat.reshape(len(batch), width)
+                first += len(batch)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ConfigError(f"{path}: cannot be read as Parquet ({reason_of(error)})") from error
     columns = {name: table.column(name).to_pylist() for name in names}
     columns["path"] = [unescaped(path) for path in columns["path"]]
     return {**columns, "feature": feature}

@@ -8,26 +8,31 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 
 from ..data.quarantine import Quarantined
-from ..errors import ConfigError, MissingDependencyError
-from ..files import remove_leftovers, written_whole
+from ..errors import ConfigError, MissingDependencyError, NotAFileError
+from ..files import written_whole
 from ..images.perceptual_hash import SIDE
-from ..locks import locked
 from ..names import escaped, unescaped
+from ..regular_files import open_regular, parse_json, reason_of
+from ..terminal import visible
 from .embedding import Embeddings
+from .parts_folder import PartsFolder
 from .shares import Share
 from .stamps import GONE, Stamp
 
 SETTINGS_KEY, UNREADABLE_KEY = b"hdxray_fast", b"hdxray_fast_unreadable"
 UNTOLD = ("precision",)  # settings that older tables do not tell: they are trusted to have been made so
+WRITING = {"use_dictionary": False, "write_page_checksum": True}  # no two rows are alike
+READING = {"buffer_size": 1 << 20, "page_checksum_verification": True}
 GROUP = 4096  # rows of a row group: what is held at once
 MOST_AT_ONCE = 256 << 20  # bytes that are, where rows go to another order than they lie in
 NO_SIZE = -2  # in place of a size that is not known
@@ -87,25 +92,18 @@ class RowParts:
         self._starts: list[int] = []  # number of each source's first row
         self._groups = array("q")  # number of each row group's first row
         self._pictures = thumbnails
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigError(f"out: cannot write beside {folder} ({error.strerror})") from error
+        self._place = PartsFolder(folder, self.share)
         self._look()
-        own = [path.stem.rpartition(".")[2] for path in folder.glob(f"{self.share}.*.parquet")]
-        self._next = 1 + max(map(int, own), default=-1)
+        self._place.claim()
+        self._next = self._place.next_number()
         self._held = ExitStack()
 
     def __enter__(self) -> RowParts:
-        self._held.enter_context(locked(self.folder / f"{self.share}.lock", self._refuse))
-        self._marker(self.share.which).unlink(missing_ok=True)
+        self._held.enter_context(self._place.own_share())
         return self
 
     def __exit__(self, *error: object) -> None:
         self._held.close()
-
-    def _refuse(self) -> None:
-        raise ConfigError(f"out: another process writes part {self.share} of {self.folder}; wait for its end")
 
     @property
     def schema(self):
@@ -167,7 +165,7 @@ class RowParts:
         told = [[escaped(one.path), one.error, escaped(one.reason), *stamp] for one, stamp in bad]
         table = pa.Table.from_arrays(columns, schema=schema)
         table = table.replace_schema_metadata({**schema.metadata, UNREADABLE_KEY: json.dumps(told).encode()})
-        path = self.folder / f"{self.share}.{self._next:08d}.parquet"
+        path = self._place.part(self._next)
         self.write(path, iter([table]), table.schema)
         self._next += 1
         self._add(path, rows.sources, taken, bad)
@@ -179,19 +177,20 @@ class RowParts:
             ConfigError: it cannot be written.
         """
         try:
-            with written_whole(path) as temporary, temporary.open("wb") as stream:
-                with self._parquet.ParquetWriter(
-                    stream, schema, use_dictionary=False
-                ) as writer:  # no two rows are alike
-                    for table in tables:
-                        writer.write_table(table, row_group_size=GROUP)
+            with (
+                written_whole(path) as temporary,
+                temporary.open("wb") as stream,
+                self._parquet.ParquetWriter(stream, schema, **WRITING) as writer,
+            ):
+                for table in tables:
+                    writer.write_table(table, row_group_size=GROUP)
         except OSError as error:
             raise ConfigError(f"out: cannot write {path} ({error.strerror or error})") from error
 
     @contextmanager
     def _open(self, path: Path) -> Iterator:
         """A Parquet file to read; its name may be of any bytes, which pyarrow itself does not open."""
-        with path.open("rb") as stream, self._parquet.ParquetFile(stream, buffer_size=1 << 20) as file:
+        with open_regular(path) as stream, self._parquet.ParquetFile(stream, **READING) as file:
             yield file
 
     def numbers(self, order: Sequence[str], others: bool = False) -> np.ndarray:
@@ -266,46 +265,43 @@ class RowParts:
 
     def end_share(self, plan: str) -> None:
         """Note that all files of this share have been looked at."""
-        with written_whole(self._marker(self.share.which)) as temporary:
-            temporary.write_text(plan)
+        self._place.end_share(plan)
 
     def missing(self, plan: str) -> list[int]:
         """Shares, counted from 1, that have not ended yet."""
-        return [which + 1 for which in range(self.share.of) if self._ended(which) != plan]
+        return self._place.missing(plan)
 
-    def join(self, plan: str, work: Callable[[], None]) -> bool:
+    def join(self, plan: str, files: Sequence[str], work: Callable[[], None]) -> bool:
         """Once all shares have ended: do ``work``, on the rows of all of them, and remove the parts; by one process.
+
+        Args:
+            plan, files: what :meth:`plan` gave for these files, those of all shares.
+            work: what is done then.
 
         Returns:
             Whether it was this one.
+
+        Raises:
+            ConfigError: parts of a share that has ended are gone.
         """
-        with locked(self.folder / "join.lock"):
+        with self._place.joining():
             done = not self.missing(plan)
             if done:
                 self._look()
+                self._require_all(files)
                 work()
         self.__exit__()
-        if done or not any(self.folder.glob("*.parquet")):  # the latter: another has joined, and locks are left
-            self.remove()
+        if done or not self._place.parts():  # the latter: another has joined, and locks are left
+            self._place.remove()
         return done
 
-    def remove(self) -> None:
-        """Remove the parts, with what killed processes left among them."""
-        remove_leftovers(self.folder)
-        for pattern in ("*.parquet", "*.done", "*.lock"):
-            for path in self.folder.glob(pattern):
-                path.unlink(missing_ok=True)
-        with suppress(OSError):  # something of somebody else's is in it
-            self.folder.rmdir()
-
-    def _marker(self, which: int) -> Path:
-        return self.folder / f"{Share(which, self.share.of)}.done"
-
-    def _ended(self, which: int) -> str:
-        try:
-            return self._marker(which).read_text()
-        except FileNotFoundError:
-            return ""
+    def _require_all(self, files: Sequence[str]) -> None:
+        left = [file for file in files if file not in self._number and file not in self.bad]
+        if left:
+            raise ConfigError(
+                f"out: {len(left)} files have no rows, such as {left[0]}: parts in {self.folder} were removed or "
+                "damaged after their share had ended; start all shares again (what is there is not made again)"
+            )
 
     def _stamp(self, number: int) -> Stamp:
         size = self._sizes[number]
@@ -313,9 +309,10 @@ class RowParts:
 
     def _look(self) -> None:
         """Take in the files that are there now and were not before."""
-        table = [self.table] if self.table is not None and self.table.exists() else []
         known = set(self._sources)
-        for path in (*table, *sorted(self.folder.glob("*.parquet"))):
+        if self.table is not None and self.table.exists() and self.table not in known:
+            self._read(self.table)
+        for path in self._place.parts():
             if path not in known:
                 self._read(path)
 
@@ -325,21 +322,29 @@ class RowParts:
                 metadata, names = file.schema_arrow.metadata or {}, file.schema_arrow.names
                 self._require_own(path, metadata)
                 columns = [name for name in ("path", "size", "mtime_ns") if name in names]
-                found = file.read(columns)
+                # of a part all is looked at: what is damaged is made again
+                found = file.read(columns if path == self.table else None)
                 groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
             written = path.stat().st_mtime_ns
             paths = [unescaped(name) for name in found.column("path").to_pylist()]
             if "mtime_ns" in names:
-                stamps = [
-                    Stamp(*pair) for pair in zip(*(found.column(n).to_pylist() for n in columns[1:]), strict=True)
-                ]
+                pairs = (found.column(name).to_pylist() for name in ("size", "mtime_ns"))
+                stamps = [Stamp(*pair) for pair in zip(*pairs, strict=True)]
             else:  # from before files were stamped
                 stamps = [Stamp(None, written)] * len(paths)
-            told = json.loads(metadata.get(UNREADABLE_KEY, b"[]"))
-        except (OSError, ValueError, KeyError, self._arrow.ArrowException) as error:
-            raise ConfigError(f"out: {path} cannot be read as Parquet ({error}); choose another file") from error
+            told = parse_json(metadata.get(UNREADABLE_KEY, b"[]"))
+            bad = [(Quarantined(unescaped(one), kind, unescaped(why)), Stamp(*rest)) for one, kind, why, *rest in told]
+        except ConfigError:
+            raise
+        except (ValueError, KeyError, TypeError, OSError, self._arrow.ArrowException) as error:
+            if path == self.table or isinstance(error, NotAFileError) or getattr(error, "errno", None) is not None:
+                reason = f"cannot be read as Parquet ({reason_of(error)})"
+                raise ConfigError(f"out: {path} {reason}; choose another file") from error
+            self._place.require_own(path)
+            text = f"{path}: is damaged ({reason_of(error)}); its rows are made again"
+            warnings.warn(visible(text), stacklevel=2)
+            return
         self._pictures = self._pictures or "thumbnail" in names
-        bad = [(Quarantined(unescaped(one), kind, unescaped(why)), Stamp(*stamp)) for one, kind, why, *stamp in told]
         self._add(path, paths, stamps, bad, groups)
 
     def _add(
@@ -367,7 +372,9 @@ class RowParts:
             self.bad[one.path] = one, stamp
 
     def _require_own(self, path: Path, metadata: Mapping[bytes, bytes]) -> None:
-        found = json.loads(metadata.get(SETTINGS_KEY, b"null"))
+        found = parse_json(metadata.get(SETTINGS_KEY, b"null"))
+        if not isinstance(found, dict):
+            found = {}
         if found:
             found = {**{name: self.settings[name] for name in UNTOLD if name in self.settings}, **found}
         if found != self.settings:

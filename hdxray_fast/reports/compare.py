@@ -13,6 +13,7 @@ from ..data.comparison_folder import note_on_single_runs
 from ..data.named_runs import Place, begin_comparison
 from ..data.paired import Measured, difference, draw_patients
 from ..errors import ConfigError
+from ..regular_files import open_regular
 from .comparison_files import write_comparison
 from .evaluate import Evaluation, evaluate_reports
 from .intervals import BLEU, bleu_counts, bleu_of_counts
@@ -112,7 +113,7 @@ def holds_reports(path: str | os.PathLike) -> bool:
         return True
     if not place.is_file():
         return False
-    with place.open(encoding="utf-8-sig", errors="replace") as stream:
+    with open_regular(place, "r", encoding="utf-8-sig", errors="replace") as stream:
         head = {name.strip().strip('"').lower() for name in stream.readline().split(",")}
     return not head.isdisjoint(GENERATED_COLUMNS)
 
