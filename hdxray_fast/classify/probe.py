@@ -17,6 +17,7 @@ from ..data.split_copies import keep_copies_together
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..features.embedding_files import embed_list
 from ..features.feature_table import read_features
+from ..features.shares import Share
 from ..files import claim_names
 from ..images.perceptual_hash import SIDE
 from ..locks import RunLock
@@ -87,10 +88,12 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
 
     Raises:
         ConfigError: the manifest, a class that cannot be learned from what is readable, features made with other
-            settings, or another run at work in ``out``; nothing was trained.
+            settings, another run at work in ``out``, or one of several ranks; nothing was trained.
         TrainingError: too few images could be read.
         MissingDependencyError: scikit-learn, pandas or pyarrow is not installed.
     """
+    if Share.of_part().ranks > 1:
+        raise ConfigError("a linear probe is for one process; embed takes several, into the table of --features")
     table = labels_of(config)
     require_files(table, config.data)
     if progress:

@@ -37,7 +37,7 @@ class FeatureTable(RowParts):
         require_utf8(out, "out")  # whoever reads the table may know no other names
         self.out = Path(out)
         self.unreadable = self.out.with_suffix(".unreadable.csv")
-        read_quarantine(self.unreadable)  # refused now, not after the last image
+        read_quarantine(self.unreadable)  # what is no such list is refused now, not after the last image
         super().__init__(
             self.out.with_name(self.out.name + ".parts"), settings, width, thumbnails=thumbnails, table=self.out,
             share=share, choose="choose another file, or folder of a probe",

@@ -69,16 +69,16 @@ class PartsFolder:
         return self.path / f"{self.share}.{number:08d}.parquet"
 
     @contextmanager
-    def own_share(self) -> Iterator[None]:
-        """Within, no other process writes parts of this share, which has not ended.
+    def own_share(self) -> Iterator[bool]:
+        """Within, no other process writes parts of this share, which has not ended; it gives whether it had.
 
         Raises:
             ConfigError: another process does.
         """
         with locked(self.path / f"{self.share}.lock", self._refuse):
-            if self._ended(self.share.which):
+            if had_ended := bool(self._ended(self.share.which)):
                 self._note(self.share.which).unlink(missing_ok=True)
-            yield
+            yield had_ended
 
     def _refuse(self) -> None:
         raise ConfigError(f"out: another process writes part {self.share} of {self.path}; wait for its end")

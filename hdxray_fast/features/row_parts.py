@@ -89,6 +89,7 @@ class RowParts:
         self._number: dict[str, int] = {}  # of each path's row
         self._sizes, self._times = array("q"), array("q")  # by number
         self._sources: list[Path] = []
+        self._damaged: list[Path] = []
         self._starts: list[int] = []  # number of each source's first row
         self._groups = array("q")  # number of each row group's first row
         self._pictures = thumbnails
@@ -96,10 +97,10 @@ class RowParts:
         self._look()
         self._place.claim()
         self._next = self._place.next_number()
-        self._held = ExitStack()
+        self._held, self._again = ExitStack(), False
 
     def __enter__(self) -> RowParts:
-        self._held.enter_context(self._place.own_share())
+        self._again = self._held.enter_context(self._place.own_share())
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -127,11 +128,11 @@ class RowParts:
         return len(self._number)
 
     def holds(self, path: str, now: Stamp | None) -> bool:
-        """Whether there is a row of the file as it is now, or what is there says that it cannot be read; of a file that
-        is gone, a row of what it was will do."""
+        """Whether there is a row of the file as it is now, or a note that it cannot be read; once a share had ended,
+        with all files tried, such files are tried again. Of a file that is gone, a row of what it was will do."""
         if path in self._number:
             return now is None or self._stamp(self._number[path]).is_of(path, now)
-        return path in self.bad and self.bad[path][1] == (now or GONE)
+        return not self._again and path in self.bad and self.bad[path][1] == (now or GONE)
 
     def has_row(self, path: str) -> bool:
         """Whether there is a row of a path, whatever its file is now."""
@@ -309,7 +310,7 @@ class RowParts:
 
     def _look(self) -> None:
         """Take in the files that are there now and were not before."""
-        known = set(self._sources)
+        known = {*self._sources, *self._damaged}
         if self.table is not None and self.table.exists() and self.table not in known:
             self._read(self.table)
         for path in self._place.parts():
@@ -343,6 +344,7 @@ class RowParts:
             self._place.require_own(path)
             text = f"{path}: is damaged ({reason_of(error)}); its rows are made again"
             warnings.warn(visible(text), stacklevel=2)
+            self._damaged.append(path)
             return
         self._pictures = self._pictures or "thumbnail" in names
         self._add(path, paths, stamps, bad, groups)

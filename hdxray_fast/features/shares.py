@@ -85,7 +85,10 @@ class Share:
         try:
             if dist.is_initialized():
                 group = dist.new_group(backend="gloo", timeout=PATIENCE)
-                dist.barrier(group)
+                try:
+                    dist.barrier(group)
+                finally:
+                    dist.destroy_process_group(group)
                 return
             dist.init_process_group("gloo", timeout=PATIENCE)
             try:

@@ -139,6 +139,38 @@ def test_a_table_of_features_takes_no_other(name, tmp_path, capsys):
         assert "bad.png" in (tmp_path / "out.unreadable.csv").read_text()
 
 
+PARTS = {"embed": "out.parquet.parts", "predict": "out.csv.parts", "probe": "features.parquet.parts"}
+PARTS["evaluate"] = "predictions.csv.parts"
+
+
+@pytest.mark.parametrize("command", PARTS)
+@pytest.mark.parametrize("name", ["1-of-1.00000000.parquet", "1-of-1.done", "join.lock", ""])
+def test_a_folder_of_parts_takes_no_other(command, name, tmp_path, capsys):
+    """Not even a file that is called as they are."""
+    commands = Commands(tmp_path, [f"{number}.png" for number in range(8)])
+    words, out = arguments(commands, command), commands.out(command)
+    file = (out if command in ("probe", "evaluate") else out.parent) / PARTS[command] / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(FOREIGN)
+    assert main(words) == 2
+    assert PARTS[command] in capsys.readouterr().err
+    assert file.read_text() == FOREIGN
+    assert [path for path in file.parent.iterdir() if path.name.startswith(("1-of", "join", ".made"))] == [file] * bool(
+        name
+    )
+
+
+def test_what_lies_among_parts_stays(tmp_path, capsys):
+    commands = Commands(tmp_path, [f"{number}.png" for number in range(8)])
+    for command in ("embed", "predict"):
+        place = commands.out(command).parent / PARTS[command]
+        place.mkdir()
+        (place / "notes.txt").write_text(FOREIGN)
+        assert main(arguments(commands, command)) == 0, capsys.readouterr().err
+        assert [path.name for path in place.iterdir()] == ["notes.txt"]
+        assert (place / "notes.txt").read_text() == FOREIGN
+
+
 def test_a_probe_does_not_write_over_a_fine_tuning(tmp_path, capsys):
     pytest.importorskip("sklearn")
     commands = Commands(tmp_path, [f"{number}.png" for number in range(8)])

@@ -214,3 +214,122 @@ def test_names_of_any_bytes(tmp_path):
         parts.append(rows, {odd: Stamp(1, 1)})
     again = RowParts(parts.folder, {"a": 1}, WIDTH)
     assert again.holds(odd, Stamp(1, 1)) and again.bad[odd + "x"][0] == rows.quarantined[0]
+
+
+def begun(tmp_path, count: int = 3) -> Path:
+    """A part for each of some rows, in a folder that was left by a kill."""
+    with FeatureTable(tmp_path / "f.parquet", {"a": 1}, WIDTH) as table:
+        for number in range(count):
+            add(table, [number])
+    return table.folder
+
+
+def truncated(part: Path) -> None:
+    part.write_bytes(part.read_bytes()[:-100])
+
+
+def overwritten(part: Path) -> None:
+    part.write_text("no Parquet")
+
+
+def flipped(part: Path) -> None:
+    """One bit of a feature, which nothing but a checksum tells."""
+    content = bytearray(part.read_bytes())
+    content[content.index(np.full(WIDTH, 1, "<f4").tobytes())] ^= 1
+    part.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncated, overwritten, flipped])
+def test_a_damaged_part_is_made_again(damage, tmp_path):
+    damage(sorted(begun(tmp_path).glob("*.parquet"))[1])
+    with pytest.warns(UserWarning, match=r"1-of-1\.00000001\.parquet: is damaged .*; its rows are made again"):
+        table = FeatureTable(tmp_path / "f.parquet", {"a": 1}, WIDTH)
+    with table:
+        assert [table.holds(name, Stamp(1, 1)) for name in names(range(3))] == [True, False, True]
+        add(table, [1])
+        finish(table, names(range(3)))
+    assert read_features(table.out)["feature"][:, 0].tolist() == [0, 1, 2] and not table.folder.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("name", ["1-of-1.00000001.parquet", "1-of-1.done", "2-of-2.done"])
+def test_a_pipe_is_refused_and_not_waited_for(name, tmp_path):
+    place = begun(tmp_path, 1)
+    os.mkfifo(place / name)
+
+    def goes_on() -> None:
+        with FeatureTable(tmp_path / "f.parquet", {"a": 1}, WIDTH, share=Share(0, int(name[5]))) as table:
+            table.missing("")
+
+    with pytest.raises(hx.ConfigError, match=f"{name} cannot be read .*is a pipe"):
+        goes_on()
+    assert (place / name).exists()
+
+
+def test_somebody_elses_folder_is_refused_and_its_files_stay(tmp_path):
+    place = tmp_path / "f.parquet.parts"
+    place.mkdir()
+    for name in ("1-of-1.00000000.parquet", "00000000.parquet", "1-of-1.done", "join.lock"):
+        (place / name).write_text("somebody's")
+        with pytest.raises(hx.ConfigError, match=f"{name} would be written over, and hdxray-fast did not make it"):
+            FeatureTable(tmp_path / "f.parquet", {"a": 1}, WIDTH)
+        assert [path.name for path in place.iterdir()] == [name] and (place / name).read_text() == "somebody's"
+        (place / name).unlink()
+    for name in ("notes.txt", "other.parquet", "1-of-1.x.parquet", "other.lock"):
+        (place / name).write_text("somebody's")
+    with FeatureTable(tmp_path / "f.parquet", {"a": 1}, WIDTH) as table:
+        add(table, [0])
+        finish(table, names([0]))
+    assert {path.name: path.read_text() for path in place.iterdir()} == dict.fromkeys(
+        ("notes.txt", "other.parquet", "1-of-1.x.parquet", "other.lock"), "somebody's"
+    )
+
+
+def test_parts_of_other_settings_are_refused(tmp_path):
+    begun(tmp_path)
+    with pytest.raises(hx.ConfigError, match=r"holds rows made with other settings \(a: 1 -> 2\)"):
+        FeatureTable(tmp_path / "f.parquet", {"a": 2}, WIDTH)
+
+
+def test_a_share_that_ended_without_its_parts_is_told_of(tmp_path):
+    files = names(range(4))
+    first = FeatureTable(tmp_path / "f.parquet", {"a": 1}, WIDTH, share=Share(0, 2))
+    with first:
+        add(first, [0, 2])
+        first.end_share(first.plan(files, 1))
+    next(first.folder.glob("1-of-2.*.parquet")).unlink()
+    second = FeatureTable(tmp_path / "f.parquet", {"a": 1}, WIDTH, share=Share(1, 2))
+    plan = second.plan(files, 1)
+    with second:
+        add(second, [1, 3])
+        second.end_share(plan)
+        with pytest.raises(hx.ConfigError, match=r"2 files have no rows, such as 0\.png: parts in .* were removed"):
+            second.join(plan, files, lambda: pytest.fail("rows are missing"))
+    with first:
+        assert first.missing(plan) == [1]  # it has begun again
+
+
+def test_the_latest_row_counts_whichever_share_wrote_it(tmp_path):
+    """Shares may be cut otherwise after a kill, and a file may have changed meanwhile."""
+    for number, which in enumerate((1, 0)):
+        with FeatureTable(tmp_path / "f.parquet", {"a": 1}, WIDTH, share=Share(which, 2)) as table:
+            add(table, [0], stamp=number + 1)
+        part = next(table.folder.glob(f"{which + 1}-of-2.*.parquet"))
+        os.utime(part, ns=(number, number))
+    table = FeatureTable(tmp_path / "f.parquet", {"a": 1}, WIDTH)
+    assert table.holds("0.png", Stamp(1, 2))
+
+
+def test_what_cannot_be_read_is_tried_again_once_all_files_have_been(tmp_path):
+    """Else a run that is refused for too many of them would be for ever, whatever time or memory it gave them."""
+
+    def opened() -> FeatureTable:
+        return FeatureTable(tmp_path / "f.parquet", {"a": 1}, WIDTH)
+
+    with opened() as table:
+        add(table, [0], bad=[1])
+    with opened() as table:
+        assert table.holds("1.png", Stamp(1, 1))
+        table.end_share(table.plan(names([0, 1]), 1))
+    with opened() as table:
+        assert table.holds("0.png", Stamp(1, 1)) and not table.holds("1.png", Stamp(1, 1))
