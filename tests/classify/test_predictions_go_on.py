@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -119,33 +118,67 @@ def test_parts_are_joined_by_the_last(command, commands, tmp_path, capsys):
     assert not list((tmp_path / "parts").glob("*.parts"))
 
 
+# Imports all once; each run is a fork of it, which ends as by kill -9 where it is about to touch its n-th file in `out`
+KILLED = """
+import json, os, signal, sys
+import cv2, filelock, pyarrow.parquet, sklearn.metrics, torch, tqdm.auto
+import hdxray_fast.classify.evaluation, hdxray_fast.cli.classify, hdxray_fast.classify.compare
+import hdxray_fast.cli.embed, hdxray_fast.features.filling
+from hdxray_fast.cli.main import main
+
+hdxray_fast.features.filling.ROWS_PER_PART = 2
+EVENTS = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir")
+
+
+def count(event, args):
+    if event in EVENTS and not isinstance(args[0], int) and os.fsdecode(args[0]).startswith(sys.argv[1] + os.sep):
+        count.left -= 1
+        if not count.left:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+for line in sys.stdin:
+    count.left, words = json.loads(line)
+    child = os.fork()
+    if not child:
+        os.dup2(2, 1)
+        sys.addaudithook(count)
+        os._exit(main(words))
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
 @pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("command", [*RESULTS, "embed"])
-def test_killed_at_random_moments(command, commands, tmp_path):
-    """``kill -9``, again and again, until it ends: nothing that was on the disk is made twice."""
-    results = {**RESULTS, "embed": ("out.csv",)}[command]
-    slow = "import time,hdxray_fast.features.embedding as e;f=e.Embedder._radiographs;"
-    slow += "e.Embedder._radiographs=lambda s,x:(time.sleep(0.3),f(s,x))[1];"
-    slow += "import hdxray_fast.features.filling as g;g.ROWS_PER_PART=2;"
-    run = [sys.executable, "-c", slow + "import sys;from hdxray_fast.cli.main import main;sys.exit(main(sys.argv[1:]))"]
-    whole, ended = (words_of(commands, command, tmp_path / name) for name in ("whole", "ended"))
-    subprocess.run([*run, *whole], check=True, capture_output=True)
-    begun = time.monotonic()
-    subprocess.run([*run, *whole], check=True, capture_output=True)
-    lasts, kills, chance, parts = time.monotonic() - begun, 0, random.Random(command), set()
-    for _ in range(40):
-        process = subprocess.Popen([*run, *ended], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        try:
-            process.wait(timeout=lasts * chance.uniform(0.3, 1))
-            break
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            kills += 1
-            now = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "ended").glob("*.parts/*.parquet")}
-            assert parts <= set(now.items()) or not now
-            parts = set(now.items())
-    assert process.returncode == 0 and kills
-    for name in results:
-        assert (tmp_path / "ended" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-    assert not [path for path in os.listdir(tmp_path / "ended") if path.endswith((".parts", ".tmp"))]
+def test_killed_at_any_moment(command, commands, tmp_path):
+    """Before files that it touches, from the first to the last, and then at a random one of those left."""
+    results, chance, moment = {**RESULTS, "embed": ("out.csv",)}[command], random.Random(command), 0
+    every = 5 if command == "predict" else 12  # with 1, every moment: minutes
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(tmp_path / "ended")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as runs:  # fmt: skip
+
+        def run(out: Path, moment: int) -> int:
+            runs.stdin.write(json.dumps([moment, words_of(commands, command, out)]) + "\n")
+            runs.stdin.flush()
+            return int(runs.stdout.readline())
+
+        def parts() -> set[tuple[str, int]]:
+            return {(path.name, path.stat().st_mtime_ns) for path in out.glob("*.parts/*.parquet")}
+
+        assert run(tmp_path / "whole", 0) == 0
+        for moment in range(1, 500, every):
+            out = tmp_path / "ended" / str(moment)
+            if not run(out, moment):
+                break
+            before = parts()
+            if run(out, chance.randint(1, 40)) and not (out / results[0]).exists():  # then parts go
+                assert before <= parts(), "a part was made twice"
+            assert run(out, 0) == 0
+            for name in results:
+                assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+            assert not list(out.glob("*.parts"))
+        runs.stdin.close()
+    assert moment > 30
