@@ -141,6 +141,14 @@ def test_two_probes_never_share_a_folder(manifest, tmp_path):
     assert [path.name for path in (tmp_path / "out").iterdir()] == [".run.lock"]
 
 
+def test_several_ranks_are_refused(manifest, tmp_path, monkeypatch):
+    """One would wait for rows of the others, which the folder's lock keeps out."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(hx.ConfigError, match="a linear probe is for one process"):
+        run_probe(config(manifest, tmp_path / "out"), small_encoder(), progress=False)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_feature_that_is_no_number_is_named(manifest):
     labels = np.array([[0.0], [1.0]] * 6, np.float32)
     splits = ["train"] * 8 + ["val"] * 4
