@@ -78,7 +78,8 @@ def run_merge_command(folder: str) -> int:
 
 
 def _tell_merged(folder: str, summary: dict) -> None:
-    from ..data.prepared.index import QUARANTINE, describe, read_unreadable
+    from ..data.prepared.index import QUARANTINE, read_unreadable
+    from ..data.prepared.tally import describe
 
     print(describe(summary))
     _tell_unreadable(read_unreadable(Path(folder)), Path(folder) / QUARANTINE)

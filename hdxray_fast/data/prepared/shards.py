@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -204,6 +205,23 @@ class ShardFolder:
                 "again"
             )
         return table
+
+    def facts_at(self, number: int, offset: int, columns: Sequence[str]) -> dict:
+        """Some facts of the image of a shard whose pixels begin at a byte of its file."""
+        table = arrow().parquet.read_table(self.facts(number), columns=list(columns))
+        return table.filter(arrow().compute.equal(table.column("offset"), offset)).slice(0, 1).to_pylist()[0]
+
+    def stamps(self) -> dict[str, tuple[int, int]]:
+        """Length in bytes and date in nanoseconds of each file of the shards, by its name; of none, if none is there.
+
+        They tell whether a shard was made anew since.
+        """
+        try:
+            with os.scandir(self.folder) as entries:
+                found = ((entry.name, entry.stat()) for entry in entries if not entry.name.startswith("."))
+                return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found}
+        except FileNotFoundError:
+            return {}
 
     def is_whole(self, number: int, rows: int, without_unreadable: bool = False) -> bool:
         """Whether a shard of so many rows (all of them readable) is there, as far as its sizes tell."""
