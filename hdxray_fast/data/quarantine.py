@@ -39,6 +39,12 @@ def write_quarantine(path: str | Path, quarantined: Iterable[Quarantined | Seque
         write_table(stream, COLUMNS, rows, names=("path",))
 
 
+def append_quarantine(path: str | Path, quarantined: Iterable[Sequence[str]]) -> None:
+    """Add rows to a list that :func:`write_quarantine` wrote; what stands there is not written again."""
+    with Path(path).open("a", newline="", encoding="utf-8") as stream:
+        write_table(stream, COLUMNS, quarantined, names=("path",), goes_on=True)
+
+
 def first_unreadable(files: Sequence[tuple[str, str]], count: int, listed: str | Path) -> str:
     """What a terminal is told: the first few files with their reasons, and where all of them are listed.
 

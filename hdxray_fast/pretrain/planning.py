@@ -316,7 +316,7 @@ def _images(config: PlanConfig) -> tuple[int, float, float, float]:
     if not len(data):
         raise ConfigError(f"data: {config.data} holds no image")
     inside, valid = data.shares()
-    return config.images or len(data), inside, valid, float(data.index.column("length").to_numpy().mean())
+    return config.images or len(data), inside, valid, float(data.column("length").to_numpy().mean())
 
 
 # --- rates ------------------------------------------------------------------------------------------------------------
