@@ -11,7 +11,7 @@ from .program import program
 FLAGS = {  # --add, where class arguments would want --add true
     "keep_duplicates": "keep images whose stored pixels are those of an earlier one",
     "add": "take sources in that were not there when the data set was begun",
-    "retry": "make the shards again that hold an unreadable file, once it is mended or a decoder installed",
+    "retry": "read the unreadable files again, once they are mended or a decoder installed",
 }
 
 

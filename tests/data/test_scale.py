@@ -243,10 +243,11 @@ def test_a_retry_reads_what_could_not_be_read_or_is_damaged_and_copies_the_rest(
     damaged = bytearray(shards.pixels(number).read_bytes())
     damaged[7] ^= 1
     shards.pixels(number).write_bytes(damaged)
-    counted.of(worker, "read")
+    for owner, name in ((worker, "read"), (run, "KeptRows")):
+        counted.of(owner, name)
     again = prepare([folder], tmp_path / "set", retry=True)
     assert again.counts == {"ok": 9} and again.made == 2 and not again.unreadable
-    assert counted["read"] == 3
+    assert counted["read"] == 3 and counted["KeptRows"] == 2
     prepare([folder], tmp_path / "fresh")
     assert contents(tmp_path / "fresh") == contents(tmp_path / "set")
 

@@ -39,7 +39,7 @@ class PrepareConfig:
         max_scratch: MiB that may be unpacked from compressed tars and wait for readers.
         patient_key: file with the secret that patient ids are hashed with; made beside ``out`` if not given.
         add: take sources in that were not there when the data set was begun.
-        retry: make the shards again that hold an unreadable file, once it is mended or a decoder installed.
+        retry: read the unreadable files again, once they are mended or a decoder installed.
     """
 
     # What a preparation can go on with otherwise; everything else decides what the shards hold.

@@ -138,7 +138,7 @@ class _Making:
     def __init__(self, out, config, key, shards, part, kept) -> None:
         self.out, self.config, self.key = out, config, key
         self.shards, self.part, self.kept = shards, part, set(kept)
-        self._open: dict[int, KeptRows] = {}  # asked for, and not written yet
+        self._open: dict[int, KeptRows] = {}  # those that are not written yet
 
     def rows(self, numbers: Iterable[int]) -> Iterator[Row]:
         """A row for each source that is to be read, shard by shard."""
@@ -157,10 +157,10 @@ class _Making:
     def of_shard(self, number: int, read: Iterator[Row]) -> Iterator[Row]:
         """All rows of a shard, of which some are taken from those that were read."""
         if number not in self.kept:
-            return islice(read, self.part.count(number))
-        kept = self._kept(number)
-        del self._open[number]
-        return kept.rows(read)
+            yield from islice(read, self.part.count(number))
+            return
+        yield from self._kept(number).rows(read)
+        del self._open[number]  # not before: what is to be read of it may have been asked for only now
 
     def _to_read(self, number: int) -> list[Source]:
         sources = self.part.sources(number)
