@@ -228,7 +228,9 @@ def test_a_merge_killed_at_any_file_leaves_a_whole_set_or_one_to_be_merged(large
             assert len(images) == len(images.index) and images.index.column("offset").equals(images.column("offset"))
         except ConfigError as error:
             states.append(str(error).partition("merge")[1])
+        (work / ".index.parquet.77.0123456789abcdef.tmp").touch()  # what a process leaves that ends by a signal
         prepared = merge(work, again=False)
+        assert not list(work.glob(".*.tmp"))
         assert prepared["images"] == IMAGES - 1 and contents(work) == wanted
     assert {"merge", IMAGES - 1} == set(states) and len(states) == 6
 

@@ -17,9 +17,9 @@ from ..csv_cells import read_table, write_table
 from ..quarantine import SHOWN
 from .duplicates import Copies, Near
 from .index_files import IndexFiles
-from .merged import MergeNote
+from .merged import NOTE, MergeNote
 from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, writing
-from .summary import LeftOut, write_pictures
+from .summary import LEFT_OUT, LeftOut, write_pictures
 from .tally import Tally
 from .worker import OK, UNREADABLE
 
@@ -64,9 +64,17 @@ def merge(out: str | Path, *, again: bool = True) -> dict:
         note = MergeNote(out, ("sources.parquet", SKIPPED), MERGED)
         if not again and note.holds():
             return read_json(out / SUMMARY)
+        _remove_leftovers(out)
         summary = _merge(out)
         note.write()
         return summary
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what a merge that was killed left behind; who holds the lock is the only one that writes these files."""
+    for name in (*MERGED, LEFT_OUT, NOTE):
+        for path in out.glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def _merge(out: Path) -> dict:
