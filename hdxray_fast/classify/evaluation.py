@@ -25,10 +25,10 @@ from .classifier import Classifier, load_classifier
 from .heads import LabelQueryHead, embed_names
 from .labels import read_manifest, require_files
 from .operating_points import read_prevalence
-from .predictions import Predictions, called_present, report_predictions
+from .predictions import RESULT_FILES, Predictions, called_present, report_predictions
 from .tested import overlap_of, part_to_test, refuse_mostly_seen, what_cannot_be_told
 
-EVALUATION_FILES = ("metrics.json", "predictions.csv", "curves.png", "errors.png", "unreadable.csv")
+EVALUATION_FILES = (*RESULT_FILES, "unreadable.csv")
 
 
 def predict(

@@ -25,6 +25,8 @@ from .metrics import evaluate_predictions
 from .plots import plot_curves
 from .tested import Overlap
 
+RESULT_FILES = ("metrics.json", "predictions.csv", "curves.png", "errors.png")
+
 
 def report_predictions(
     out: Path,

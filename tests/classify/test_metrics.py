@@ -17,6 +17,7 @@ from hdxray_fast.classify.metrics import (
 )
 from hdxray_fast.classify.resampled import Resampled
 from hdxray_fast.classify.selection import validation_score
+from hdxray_fast.data import bootstrap
 from hdxray_fast.data.bootstrap import bootstrap_counts
 
 sklearn = pytest.importorskip("sklearn.metrics")
@@ -191,3 +192,18 @@ def test_bad_input_is_named():
             evaluate_predictions(*good, weights=weights)
     with pytest.raises(hx.ArgumentError, match=r"^patients: "):
         evaluate_predictions(good[0], good[1], ["a"], ["x"], [0.5])
+
+
+def test_draws_are_kept_small_or_made_again(monkeypatch):
+    patients = ["b", "a", "c", "a", "d"]
+    whole = bootstrap_counts(patients, 50, 4)
+    monkeypatch.setattr(bootstrap, "PART", 4 * 7)  # seven draws a part
+    for held, kept in ((2**29, 200), (60, None)):
+        monkeypatch.setattr(bootstrap, "HELD", held)
+        draws = bootstrap.PatientDraws(patients, 50, 4)
+        for _ in range(2):
+            parts = list(draws.parts())
+            assert [len(part) for part in parts] == [7] * 7 + [1]
+            assert np.array_equal(np.concatenate(parts)[:, draws.member], whole)
+        assert (None if draws._kept is None else sum(part.nbytes for part in draws._kept)) == kept
+    assert len(bootstrap.PatientDraws([], 50, 4)) == 0 and not list(bootstrap.PatientDraws([], 50, 4).parts())

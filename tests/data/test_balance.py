@@ -67,3 +67,20 @@ def test_shares_tell_what_the_plan_keeps(radiographs, tmp_path):
         )
         assert abs(plan.keep_ids.numel() - cost) <= 1  # rounding of two ratios
     assert kept_patches(np.array([0.5]), np.array([0.4]), 100, 0.5, 0.5) == [25]  # a rounded share is no negative one
+
+
+def test_the_largest_clusters_are_dealt_in_a_few_array_operations(monkeypatch):
+    """512 processes of 32 images: no Python step per image, or each process would be busy with it for every step."""
+    import hdxray_fast.data.balance as balance
+
+    calls, whole = [0], np.argsort
+
+    def counted(*arguments, **options):
+        calls[0] += 1
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(balance.np, "argsort", counted)
+    costs = np.random.default_rng(3).normal(700, 100, 512 * 32).clip(50)
+    dealt = deal_evenly(costs, 512)
+    assert calls[0] <= 1 + 32 + balance.MOST_SWAPS
+    assert spread(costs, dealt) < 1 + 2 * balance.EVEN

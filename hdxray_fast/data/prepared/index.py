@@ -13,13 +13,14 @@ from ...errors import ConfigError, TrainingError
 from ...files import written_whole
 from ...locks import locked
 from ...names import unescaped
+from ...regular_files import check_regular, open_regular, reason_of
 from ..csv_cells import read_table, write_table
 from ..quarantine import SHOWN
 from .duplicates import Copies, Near
 from .index_files import IndexFiles
 from .merged import NOTE, MergeNote
 from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, writing
-from .summary import LEFT_OUT, LeftOut, write_pictures
+from .summary import PICTURES, LeftOut, write_pictures
 from .tally import Tally
 from .worker import OK, UNREADABLE
 
@@ -31,7 +32,7 @@ INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY = (
     "skipped.csv",
     "summary.json",
 )
-MERGED = (INDEX, LOOKUP, QUARANTINE, DUPLICATES, SUMMARY, "summary.png", "contacts.png")  # what a merge always leaves
+MERGED = (INDEX, LOOKUP, QUARANTINE, DUPLICATES, SUMMARY, *PICTURES)
 NAMES = ("source", "same_pixels_as", "near_duplicate_of")  # columns of the lists
 
 
@@ -61,7 +62,7 @@ def merge(out: str | Path, *, again: bool = True) -> dict:
     out = Path(out)
     read_json(out / "settings.json")  # is there a data set at all
     with writing(out), locked(out / ".merge.lock"):  # parts that end together merge one after the other
-        note = MergeNote(out, ("sources.parquet", SKIPPED), MERGED)
+        note = MergeNote(out, ("settings.json", "sources.parquet", SKIPPED), MERGED)
         if not again and note.holds():
             return read_json(out / SUMMARY)
         _remove_leftovers(out)
@@ -72,7 +73,7 @@ def merge(out: str | Path, *, again: bool = True) -> dict:
 
 def _remove_leftovers(out: Path) -> None:
     """Remove what a merge that was killed left behind; who holds the lock is the only one that writes these files."""
-    for name in (*MERGED, LEFT_OUT, NOTE):
+    for name in (*MERGED, NOTE):
         for path in out.glob(f".{name}.*.tmp"):
             path.unlink(missing_ok=True)
 
@@ -124,9 +125,12 @@ def _all_shards(out: Path) -> tuple[dict, ShardFolder, range]:
         raise ConfigError(f"{out}: is the cache of a training run, which has no parts")
     pa = arrow()
     try:
+        check_regular(out / "sources.parquet")
         sources = pa.parquet.read_metadata(out / "sources.parquet").num_rows
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: words that are no UTF-8
-        raise ConfigError(f"{out / 'sources.parquet'}: is missing or damaged ({error}); run prepare again") from error
+        raise ConfigError(
+            f"{out / 'sources.parquet'}: is missing or damaged ({reason_of(error)}); run prepare again"
+        ) from error
     shards = ShardFolder(out / "shards")
     numbers = range(-(-sources // settings["recipe"]["shard_size"]))
     missing = [number for number in numbers if not shards.facts(number).exists()]
@@ -176,7 +180,7 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]])
 
 def read_unreadable(out: Path) -> list[tuple[str, str]]:
     """Source and reason of everything that could not be read, as :func:`merge` listed it."""
-    with (out / QUARANTINE).open(newline="", encoding="utf-8") as stream:
+    with open_regular(out / QUARANTINE, "r", newline="", encoding="utf-8") as stream:
         rows = read_table(stream, names=NAMES)
     return [(row["source"], row["reason"]) for row in rows if row["status"] == UNREADABLE]
 
@@ -186,7 +190,7 @@ def read_skipped(out: Path) -> list[str]:
     path = out / SKIPPED
     if not path.exists():  # a set of an earlier version
         return []
-    with path.open(newline="", encoding="utf-8") as stream:
+    with open_regular(path, "r", newline="", encoding="utf-8") as stream:
         return [row["source"] for row in read_table(stream, names=NAMES)]
 
 
@@ -195,6 +199,6 @@ def read_set_aside(out: Path) -> list[str]:
     names = read_skipped(out)
     for path in (out / QUARANTINE, out / DUPLICATES):
         if path.exists():  # a cache has neither
-            with path.open(newline="", encoding="utf-8") as stream:
+            with open_regular(path, "r", newline="", encoding="utf-8") as stream:
                 names += [row["source"] for row in read_table(stream, names=NAMES) if row.get("same_pixels_as") != ""]
     return names  # near duplicates are in the index

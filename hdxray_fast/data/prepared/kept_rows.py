@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ...names import unescaped
+from ...regular_files import open_regular
 from .shards import ShardFolder
 from .worker import OK, UNREADABLE, Row
 
@@ -34,7 +35,7 @@ class KeptRows:
             self._facts.column(name).to_pylist() for name in ("status", "offset", "length", "crc32")
         )
         self.again = []
-        with self.path.open("rb") as stream:
+        with open_regular(self.path) as stream:
             for place, state in enumerate(status):
                 if state == UNREADABLE or (
                     state == OK and zlib.crc32(_pixels(stream, offset[place], length[place])) != crc32[place]
@@ -44,7 +45,7 @@ class KeptRows:
     def rows(self, read: Iterator[Row]) -> Iterator[Row]:
         """All rows of the shard, those of ``again`` taken from what was read."""
         again = set(self.again)
-        with self.path.open("rb") as stream:
+        with open_regular(self.path) as stream:
             for place, facts in enumerate(self._facts.to_pylist()):
                 if place in again:
                     yield next(read)

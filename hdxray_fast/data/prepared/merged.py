@@ -1,13 +1,16 @@
-"""Whether a data set is merged already: a note of the shards that were joined, and of the files that came of it."""
+"""Whether a data set is merged already: a note of the files that were joined, and of those that came of it."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from ...files import written_whole
-from .shards import ShardFolder
+from ...regular_files import RUN_JSON, read_json
 
 NOTE = ".merged"
 VERSION = 1  # of the note: raise it when merging gives something else for the same shards
@@ -20,32 +23,35 @@ class MergeNote:
     Args:
         out: folder of the data set.
         inputs: names of files beside the shards that a merge reads.
-        outputs: names of those that it writes.
+        outputs: names of those that it writes, or leaves out.
     """
 
-    def __init__(self, out: Path, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
-        self.out, self.outputs = out, outputs
-        stamps = sorted(ShardFolder(out / "shards").stamps().items())
-        told = json.dumps([stamps, [_stamp(out / name) for name in inputs]])
+    def __init__(self, out: Path, inputs: Iterable[str], outputs: Iterable[str]) -> None:
+        self.out, self.outputs = out, tuple(outputs)
+        shards: list[str] = []
+        with suppress(FileNotFoundError):  # the merge itself tells
+            shards = sorted(name for name in os.listdir(out / "shards") if not name.startswith("."))
+        told = json.dumps([_stamps(out / "shards", shards), _stamps(out, inputs)])
         self._shards = hashlib.sha256(told.encode()).hexdigest()
 
     def _content(self) -> dict:
-        files = {name: _stamp(self.out / name) for name in self.outputs}
-        return {"version": VERSION, "shards": self._shards, "files": files}
+        return {"version": VERSION, "shards": self._shards, "files": dict(_stamps(self.out, self.outputs))}
 
     def holds(self) -> bool:
         """Whether these very shards were merged, and all that came of it is as it was left."""
         try:
-            found = json.loads((self.out / NOTE).read_text(encoding="utf-8"))
+            return read_json(self.out / NOTE, RUN_JSON) == self._content()
         except (OSError, ValueError):
             return False
-        content = self._content()
-        return found == content and None not in content["files"].values()
 
     def write(self) -> None:
         """Note that they are merged."""
         with written_whole(self.out / NOTE) as temporary:
             temporary.write_text(json.dumps(self._content()) + "\n", encoding="utf-8")
+
+
+def _stamps(folder: Path, names: Iterable[str]) -> list[list]:
+    return [[name, _stamp(folder / name)] for name in names]
 
 
 def _stamp(path: Path) -> list[int] | None:

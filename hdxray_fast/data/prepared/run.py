@@ -13,13 +13,14 @@ from itertools import islice
 from pathlib import Path
 
 from ...errors import ConfigError
-from ...files import make_folder, remove_leftovers
+from ...files import claim_names, make_folder, refuse_foreign, remove_leftovers
 from ...locks import locked
 from ...names import escaped, require_utf8
 from ..reader_pool import worker_count
 from .config import PrepareConfig
-from .index import SKIPPED, merge, read_skipped, write_rows
+from .index import MERGED, SKIPPED, merge, read_skipped, write_rows
 from .kept_rows import KeptRows
+from .merged import NOTE
 from .patient_key import KEY, find_key, make_key, read_key
 from .pool import prepared_rows
 from .shards import FORMAT, FORMAT_VERSION, ShardFolder, arrow, read_json, write_json, writing
@@ -27,7 +28,8 @@ from .source_list import SOURCES, PartOfSources, read_sources, write_sources
 from .sources import Source, list_sources, require_source
 from .worker import Row, patient_hash
 
-SETTINGS = "settings.json"
+SETTINGS, BEGIN_LOCK, MAKER = "settings.json", ".begin.lock", "prepare"
+FILES = (SETTINGS, SOURCES, SKIPPED, "shards", *MERGED, NOTE)
 
 
 @dataclass
@@ -70,9 +72,14 @@ def run_prepare(
     out = Path(config.out)
     _look(out, config)
     is_new = not out.exists()
-    make_folder(out / "shards")
-    with writing(out):
-        return _run(out, config, is_new, progress, on_row)
+    make_folder(out)
+    try:
+        with writing(out):
+            return _run(out, config, progress, on_row)
+    except BaseException:
+        if is_new:
+            _remove_empty(out)
+        raise
 
 
 def _look(out: Path, config: PrepareConfig) -> None:
@@ -83,21 +90,15 @@ def _look(out: Path, config: PrepareConfig) -> None:
         if config.add or not (out / SOURCES).exists():  # else the list that was made then holds
             require_source(source)
     _settings(out, config)
+    refuse_foreign(out, MAKER, FILES, _is_begun(out))
     if config.patient_key:
         _patient_key(out, config)
 
 
-def _run(
-    out: Path, config: PrepareConfig, is_new: bool, progress: bool, on_row: Callable[[Row], None] | None
-) -> PrepareResult:
+def _run(out: Path, config: PrepareConfig, progress: bool, on_row: Callable[[Row], None] | None) -> PrepareResult:
     which, of = config.share()
-    with locked(out / ".begin.lock"):  # machines that start together agree on one list, which one of them makes
-        try:
-            key = _begin(out, config)
-        except ConfigError:
-            if is_new:
-                _remove_empty(out)
-            raise
+    with locked(out / BEGIN_LOCK):  # machines that start together agree on one list, which one of them makes
+        key = _begin(out, config)
     shards = ShardFolder(out / "shards")
     part = PartOfSources(out, config.shard_size, which, of)
     result = PrepareResult(out, find_key(out, config.patient_key))
@@ -197,6 +198,11 @@ def _counting(rows, bar, on_row):
         yield row
 
 
+def _is_begun(out: Path) -> bool:
+    """Whether the folder holds a data set (releases before left no mark); that it is sound :func:`_settings` sees."""
+    return (out / SETTINGS).exists()
+
+
 def _settings(out: Path, config: PrepareConfig) -> dict:
     """What is written down of the configuration; refused if the data set was begun otherwise."""
     given = [escaped(str(source)) for source in config.sources]
@@ -229,39 +235,44 @@ def _settings(out: Path, config: PrepareConfig) -> dict:
 def _begin(out: Path, config: PrepareConfig) -> bytes:
     """Have the list of sources, as it was when the data set was begun and added to since; gives the patients' key."""
     settings = _settings(out, config)  # again: another machine may have begun it meanwhile
-    if (out / SOURCES).exists() and not config.add:
-        key = _patient_key(out, config)
-        if not (out / SETTINGS).exists():  # killed between the two
-            write_json(out / SETTINGS, settings)
-        return key
+    is_listed = (out / SOURCES).exists() and not config.add
+    sources, skipped = ([], []) if is_listed else _list(out, config)
+    claim_names(out, MAKER, FILES, _is_begun(out))
+    make_folder(out / "shards")
+    key = _patient_key(out, config)
+    if not is_listed:
+        known = read_sources(out)
+        names = {source.name for source in known}
+        added = [
+            replace(source, patient=patient_hash(key, source.patient)) if source.patient else source
+            for source in sources
+            if source.name not in names
+        ]
+        write_rows(out / SKIPPED, ("source",), ([name] for name in dict.fromkeys(read_skipped(out) + skipped)))
+        if added:
+            write_sources(out, known + added)
+    if not is_listed or not (out / SETTINGS).exists():  # else killed between the two
+        write_json(out / SETTINGS, settings)
+    return key
+
+
+def _list(out: Path, config: PrepareConfig) -> tuple[list[Source], list[str]]:
+    """What the configuration's sources hold now, and what was left out for its suffix."""
     left_out: list[str] = []
     sources = list_sources(
         config.sources, config.images, exclude=(out,), on_skip=left_out.append,
         workers=worker_count(config.workers), timeout=config.timeout, max_memory=config.max_memory,
         max_members=config.max_members,
     )  # fmt: skip
-    key = _patient_key(out, config)
-    known = read_sources(out)
-    names = {source.name for source in known}
-    added = [
-        replace(source, patient=patient_hash(key, source.patient)) if source.patient else source
-        for source in sources
-        if source.name not in names
-    ]
-    skipped = dict.fromkeys(read_skipped(out) + [name for name in left_out if not name.endswith(KEY)])
-    write_rows(out / SKIPPED, ("source",), ([name] for name in skipped))
-    if added:
-        write_sources(out, known + added)
-    write_json(out / SETTINGS, settings)
-    return key
+    return sources, [name for name in left_out if not name.endswith(KEY)]
 
 
 def _remove_empty(out: Path) -> None:
-    """Remove the folder that was made for a data set whose sources are refused."""
+    """Remove a folder that was made for a data set, if nothing came of it."""
     with suppress(OSError):
-        (out / "shards").rmdir()
-        (out / ".begin.lock").unlink(missing_ok=True)
-        out.rmdir()
+        if os.listdir(out) == [BEGIN_LOCK]:
+            (out / BEGIN_LOCK).unlink()
+            out.rmdir()
 
 
 def _patient_key(out: Path, config: PrepareConfig) -> bytes:

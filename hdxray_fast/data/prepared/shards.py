@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ... import regular_files
 from ...errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
 from ...files import written_whole
 from ...images.perceptual_hash import LENGTH, SIDE
@@ -189,6 +189,7 @@ class ShardFolder:
                     fact |= {"offset": stream.tell(), "length": len(row.data)}
                     stream.write(row.data)
                 table.append(fact)
+            self.facts(number).unlink(missing_ok=True)  # of a shard that is made again: they tell of other pixels
         _hide_rare_words(table)
         with written_whole(self.facts(number)) as temporary:
             pa.parquet.write_table(pa.Table.from_pylist(table, schema=schema()), temporary)
@@ -201,21 +202,10 @@ class ShardFolder:
         Raises:
             ShardError: the shard is missing, damaged, or its pixels are not as long as its facts say.
         """
-        pa = arrow()
-        path = self.facts(number)
-        try:
-            table = pa.parquet.read_table(path)
-            table.validate(full=True)  # offsets that lead out of it would be followed
-        except FileNotFoundError:
-            raise ShardError(
-                f"{path}: is missing; run prepare again with the same settings, it makes what is missing"
-            ) from None
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise ShardError(f"{path}: is damaged ({error}); remove it and run prepare again") from error
-        table = _of_now(table)
+        table = _of_now(self._read(number))
         if not table.schema.equals(schema()):
-            raise ShardError(f"{path}: is no shard of this version of the package")
-        expected = pa.compute.sum(table.column("length")).as_py() or 0
+            raise ShardError(f"{self.facts(number)}: is no shard of this version of the package")
+        expected = arrow().compute.sum(table.column("length")).as_py() or 0
         found = self.pixels(number).stat().st_size if self.pixels(number).exists() else 0
         if found != expected:
             raise ShardError(
@@ -225,21 +215,30 @@ class ShardFolder:
         return table
 
     def facts_at(self, number: int, offset: int, columns: Sequence[str]) -> dict:
-        """Some facts of the image of a shard whose pixels begin at a byte of its file."""
-        table = arrow().parquet.read_table(self.facts(number), columns=list(columns))
-        return table.filter(arrow().compute.equal(table.column("offset"), offset)).slice(0, 1).to_pylist()[0]
+        """Some facts of the image of a shard whose pixels begin at a byte of its file; errors as for
+        :meth:`read_facts`."""
+        table = self._read(number, ["offset", *columns])
+        found = table.filter(arrow().compute.equal(table.column("offset"), offset)).slice(0, 1).to_pylist()
+        if not found:
+            raise ShardError(f"{self.facts(number)}: was made anew meanwhile; merge again")
+        return found[0]
 
-    def stamps(self) -> dict[str, tuple[int, int]]:
-        """Length in bytes and date in nanoseconds of each file of the shards, by its name; of none, if none is there.
-
-        They tell whether a shard was made anew since.
-        """
+    def _read(self, number: int, columns: list[str] | None = None):
+        pa = arrow()
+        path = self.facts(number)
         try:
-            with os.scandir(self.folder) as entries:
-                found = ((entry.name, entry.stat()) for entry in entries if not entry.name.startswith("."))
-                return {name: (stat.st_size, stat.st_mtime_ns) for name, stat in found}
+            regular_files.check_regular(path)
+            table = pa.parquet.read_table(path, columns=columns)
+            table.validate(full=True)  # offsets that lead out of it would be followed
         except FileNotFoundError:
-            return {}
+            raise ShardError(
+                f"{path}: is missing; run prepare again with the same settings, it makes what is missing"
+            ) from None
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise ShardError(
+                f"{path}: is damaged ({regular_files.reason_of(error)}); remove it and run prepare again"
+            ) from error
+        return table
 
     def outcome(self, number: int, rows: int) -> Outcome | None:
         """What became of the sources of a shard; ``None`` unless it has so many and is whole, as far as sizes tell."""
@@ -272,11 +271,11 @@ def write_json(path: Path, content: dict) -> None:
 
 def read_json(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = regular_files.read_json(path, regular_files.RUN_JSON)
     except FileNotFoundError:
         raise ConfigError(f"{path}: is missing; a prepared data set is a folder that prepare wrote") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: is damaged or cannot be read ({error})") from error
+        raise ConfigError(f"{path}: is damaged or cannot be read ({regular_files.reason_of(error)})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: is damaged or cannot be read (holds no object)")
     return content

@@ -13,6 +13,7 @@ import numpy as np
 from ...errors import ConfigError
 from ...files import written_whole
 from ...names import escaped, unescaped
+from ...regular_files import check_regular, open_regular, reason_of
 from ...terminal import visible
 from .shards import LOOKUP_ROWS, arrow
 from .sources import Source
@@ -41,6 +42,7 @@ class PartOfSources:
     def __init__(self, out: Path, shard_size: int, which: int, of: int) -> None:
         self.path, self.shard_size, self.which, self.of = out / SOURCES, shard_size, which, of
         with _reading(self.path):
+            check_regular(self.path)
             self.total = arrow().parquet.read_metadata(self.path).num_rows
         self.shards = -(-self.total // shard_size)
         self.numbers = range(which, self.shards, of)
@@ -59,7 +61,7 @@ class PartOfSources:
     def _rows(self):
         """Of this part's shards, in order; read when the first of them is to be made."""
         pa = arrow()
-        with _reading(self.path), pa.parquet.ParquetFile(self.path) as file:
+        with _reading(self.path), open_regular(self.path) as stream, pa.parquet.ParquetFile(stream) as file:
             own, start = [], 0
             for batch in file.iter_batches(LOOKUP_ROWS, columns=_present(file.schema_arrow.names)):
                 shard = np.arange(start, start + len(batch)) // self.shard_size
@@ -73,6 +75,7 @@ def read_sources(out: Path) -> list[Source]:
     if not (out / SOURCES).exists():
         return []
     with _reading(out / SOURCES):
+        check_regular(out / SOURCES)
         table = arrow().parquet.read_table(out / SOURCES)
         return list(_sources(table.select(_present(table.column_names))))
 
@@ -94,7 +97,9 @@ def _same(value: object) -> object:
 
 def _present(names: Sequence[str]) -> list[str]:
     """Columns to read: earlier lists have fewer."""
-    return [name for name in COLUMNS if name in (*names, *REQUIRED)]
+    if missing := [name for name in REQUIRED if name not in names]:
+        raise KeyError(f"no column {', '.join(missing)}")
+    return [name for name in COLUMNS if name in names]
 
 
 def _sources(table) -> Iterator[Source]:
@@ -108,5 +113,5 @@ def _sources(table) -> Iterator[Source]:
 def _reading(path: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, KeyError, ValueError, arrow().ArrowException) as error:
-        raise ConfigError(f"out: {path} is damaged ({error}); choose another folder") from error
+    except (OSError, KeyError, TypeError, AttributeError, ValueError, arrow().ArrowException) as error:
+        raise ConfigError(f"out: {path} is damaged ({reason_of(error)}); choose another folder") from error

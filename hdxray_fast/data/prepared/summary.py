@@ -13,12 +13,14 @@ from ...images.canvas import Canvas
 from ...images.contour import Contour
 from ...images.overlay import contact_sheet, contact_tile, plain_tile
 from ...images.panels import display_levels, write_image
+from ...regular_files import open_regular
 from .reading import decode, inside_grid
 from .shards import ShardFolder
 
 SPREAD, EXTREME, UNSURE = 32, 16, 8  # tiles of the contact sheet: over the data set, of each extreme, least sure
-LEFT_OUT, TILES_LEFT_OUT = "left_out.png", 64
-TOLD = ("shard", "offset", "length", "polygon", "inside", "confidence", "method", "flagged", "valid_box")  # of a tile
+HISTOGRAMS, CONTACTS, LEFT_OUT = PICTURES = ("summary.png", "contacts.png", "left_out.png")
+TILES_LEFT_OUT = 64
+TOLD = ("length", "polygon", "inside", "confidence", "method", "flagged", "valid_box")  # of a tile
 
 
 def write_pictures(out: Path, index, recipe: dict, summary: dict) -> None:
@@ -30,8 +32,8 @@ def write_pictures(out: Path, index, recipe: dict, summary: dict) -> None:
             shown is read from their shards.
         recipe, summary: of the data set.
     """
-    _histograms(out / "summary.png", index, recipe["bits"], summary)
-    _contacts(out / "contacts.png", ShardFolder(out / "shards"), index, recipe)
+    _histograms(out / HISTOGRAMS, index, recipe["bits"], summary)
+    _contacts(out / CONTACTS, ShardFolder(out / "shards"), index, recipe)
 
 
 class LeftOut:
@@ -132,8 +134,8 @@ def _contacts(path: Path, shards: ShardFolder, index, recipe: dict) -> None:
     tiles = []
     for (row, words), (number, offset) in zip(rows.items(), shown, strict=True):
         facts = shards.facts_at(number, offset, TOLD)
-        with shards.pixels(facts["shard"]).open("rb") as stream:
-            stream.seek(facts["offset"])
+        with open_regular(shards.pixels(number)) as stream:
+            stream.seek(offset)
             pixels = decode(stream.read(facts["length"]), recipe)
         grey = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
         extreme = "mean" in words
