@@ -31,6 +31,8 @@ from .worker import Row, patient_hash
 SETTINGS, BEGIN_LOCK, MAKER = "settings.json", ".begin.lock", "prepare"
 FILES = (SETTINGS, SOURCES, SKIPPED, "shards", *MERGED, NOTE)
 
+Listing = tuple[list[Source], list[str]]  # what there is, and what was left out for its suffix
+
 
 @dataclass
 class PrepareResult:
@@ -97,8 +99,9 @@ def _look(out: Path, config: PrepareConfig) -> None:
 
 def _run(out: Path, config: PrepareConfig, progress: bool, on_row: Callable[[Row], None] | None) -> PrepareResult:
     which, of = config.share()
+    found = _list(out, config) if config.add else None  # by each part: none waits for the others
     with locked(out / BEGIN_LOCK):  # machines that start together agree on one list, which one of them makes
-        key = _begin(out, config)
+        key = _begin(out, config, found)
     shards = ShardFolder(out / "shards")
     part = PartOfSources(out, config.shard_size, which, of)
     result = PrepareResult(out, find_key(out, config.patient_key))
@@ -232,15 +235,17 @@ def _settings(out: Path, config: PrepareConfig) -> dict:
     return settings
 
 
-def _begin(out: Path, config: PrepareConfig) -> bytes:
-    """Have the list of sources, as it was when the data set was begun and added to since; gives the patients' key."""
+def _begin(out: Path, config: PrepareConfig, found: Listing | None) -> bytes:
+    """Have the list of sources, as it was when the data set was begun, and with what was found to add; gives the
+    patients' key."""
     settings = _settings(out, config)  # again: another machine may have begun it meanwhile
-    is_listed = (out / SOURCES).exists() and not config.add
-    sources, skipped = ([], []) if is_listed else _list(out, config)
+    if found is None and not (out / SOURCES).exists():
+        found = _list(out, config)
     claim_names(out, MAKER, FILES, _is_begun(out))
     make_folder(out / "shards")
     key = _patient_key(out, config)
-    if not is_listed:
+    if found is not None:
+        sources, skipped = found
         known = read_sources(out)
         names = {source.name for source in known}
         added = [
@@ -251,12 +256,12 @@ def _begin(out: Path, config: PrepareConfig) -> bytes:
         write_rows(out / SKIPPED, ("source",), ([name] for name in dict.fromkeys(read_skipped(out) + skipped)))
         if added:
             write_sources(out, known + added)
-    if not is_listed or not (out / SETTINGS).exists():  # else killed between the two
+    if found is not None or not (out / SETTINGS).exists():  # killed between the two
         write_json(out / SETTINGS, settings)
     return key
 
 
-def _list(out: Path, config: PrepareConfig) -> tuple[list[Source], list[str]]:
+def _list(out: Path, config: PrepareConfig) -> Listing:
     """What the configuration's sources hold now, and what was left out for its suffix."""
     left_out: list[str] = []
     sources = list_sources(
