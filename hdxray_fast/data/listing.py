@@ -188,7 +188,7 @@ def _entries(folder: str) -> tuple[list[tuple[str, bool]], set[str]]:
                     subfolders.append((entry.name, entry.is_symlink()))
     except OSError as error:
         raise ConfigError(
-            f"{error.filename}: cannot be searched ({error.strerror}); give access to it, or name the others one by one"
+            f"{folder}: cannot be searched ({error.strerror}); give access to it, or name the others one by one"
         ) from error
     return subfolders, names
 

@@ -184,12 +184,12 @@ def test_streams_are_written_whole_or_refused(made, tmp_path):
 
 def test_lookups_span_several_batches(made, monkeypatch):
     """As the index of a large data set does."""
-    from hdxray_fast.data.prepared import lookup, reading, shards
+    from hdxray_fast.data.prepared import index_files, lookup, reading, shards
     from hdxray_fast.data.prepared.index import merge
 
     calm = PreparedSet(made["raw", 8])
     expected = [calm[row] for row in range(6)]
-    for module in (shards, lookup, reading):
+    for module in (shards, index_files, lookup, reading):
         monkeypatch.setattr(module, "LOOKUP_ROWS", 4)
     merge(made["raw", 8])
     data = PreparedSet(made["raw", 8])

@@ -139,7 +139,15 @@ def _run(out: Path, config: PrepareConfig, progress: bool, on_row: Callable[[Row
 class _Making:
     """Rows of the shards that are to be made; of those in ``kept`` what could be read is copied."""
 
-    def __init__(self, out, config, key, shards, part, kept) -> None:
+    def __init__(
+        self,
+        out: Path,
+        config: PrepareConfig,
+        key: bytes,
+        shards: ShardFolder,
+        part: PartOfSources,
+        kept: Iterable[int],
+    ) -> None:
         self.out, self.config, self.key = out, config, key
         self.shards, self.part, self.kept = shards, part, set(kept)
         self._open: dict[int, KeptRows] = {}  # those that are not written yet

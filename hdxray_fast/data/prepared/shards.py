@@ -178,21 +178,21 @@ class ShardFolder:
         """Write a shard from rows in their order. The facts come last: a shard without them is not there."""
         pa = arrow()
         table, pictures = [], Counter()
-        with written_whole(self.pixels(number)) as temporary, temporary.open("wb") as stream:
-            for row in rows:
-                fact = {"source": escaped(row.source), "status": row.status, "reason": visible(row.reason)}
-                fact |= {"shard": number, **row.facts}
-                pictures[row.reason] += 1
-                if pictures[row.reason] > PICTURES:
-                    fact.pop("left_out", None)
-                if row.status == OK:
-                    fact |= {"offset": stream.tell(), "length": len(row.data)}
-                    stream.write(row.data)
-                table.append(fact)
+        with written_whole(self.facts(number)) as facts, written_whole(self.pixels(number)) as pixels:
+            with pixels.open("wb") as stream:
+                for row in rows:
+                    fact = {"source": escaped(row.source), "status": row.status, "reason": visible(row.reason)}
+                    fact |= {"shard": number, **row.facts}
+                    pictures[row.reason] += 1
+                    if pictures[row.reason] > PICTURES:
+                        fact.pop("left_out", None)
+                    if row.status == OK:
+                        fact |= {"offset": stream.tell(), "length": len(row.data)}
+                        stream.write(row.data)
+                    table.append(fact)
+            _hide_rare_words(table)
+            pa.parquet.write_table(pa.Table.from_pylist(table, schema=schema()), facts)
             self.facts(number).unlink(missing_ok=True)  # of a shard that is made again: they tell of other pixels
-        _hide_rare_words(table)
-        with written_whole(self.facts(number)) as temporary:
-            pa.parquet.write_table(pa.Table.from_pylist(table, schema=schema()), temporary)
         bad = [(unescaped(fact["source"]), fact["reason"]) for fact in table if fact["status"] == UNREADABLE]
         return Outcome(Counter(fact["status"] for fact in table), bad)
 
