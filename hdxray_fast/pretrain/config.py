@@ -34,10 +34,16 @@ class PretrainConfig(TrainingConfig):
         norm_pix_loss: predict patches normalised by their own mean and deviation (MAE).
         augment: rotate, zoom, shift and re-expose the radiographs slightly; never mirrored.
         lr: peak learning rate; by default 5e-4 times the square root of (images per step / 8), at most 2.4e-3.
-        picture_every: steps between pictures; 0 for the last step only.
+        picture_every: steps between pictures; 0 for the last step only. By default there is one with each checkpoint.
+        keep_pictures: newest pictures to keep; of those before, the first from step 1, 2, 4, 8 and so on stays too. 0
+            keeps all.
     """
 
-    FREE_ON_RESUME: ClassVar[frozenset[str]] = TrainingConfig.FREE_ON_RESUME | {"cache", "picture_every"}
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = TrainingConfig.FREE_ON_RESUME | {
+        "cache",
+        "picture_every",
+        "keep_pictures",
+    }
 
     data: str
     images: str | None = None
@@ -54,7 +60,8 @@ class PretrainConfig(TrainingConfig):
     predict: float | None = None
     norm_pix_loss: bool = True
     augment: bool = True
-    picture_every: int = 100
+    picture_every: int | None = None
+    keep_pictures: int = 10
 
     def __post_init__(self) -> None:
         if not (self.data and self.out):
@@ -64,7 +71,7 @@ class PretrainConfig(TrainingConfig):
     def _check(self) -> None:
         super()._check()
         self._at_least(1, "decoder_embed_dim", "decoder_depth", "img_size")
-        self._at_least(0, "picture_every")
+        self._at_least(0, "picture_every", "keep_pictures")
         self._share("ratio_inside", "ratio_outside")
         if self.predict is not None and not 0 < self.predict <= 1:
             raise ConfigError(f"predict: {self.predict} is not accepted; give a share above 0 and up to 1")
