@@ -69,7 +69,7 @@ def have_killed(name: str) -> None:
 
 @contextlib.contextmanager
 def watched_checkpoints(due: list[int], full: int):
-    """The main process alone reads checkpoints, looks at the clock (over at the steps ``due``) and writes (``full`` not).
+    """The main process alone reads checkpoints, sees the clock (over at the steps ``due``) and writes (not ``full``).
 
     Nothing is due on the others' clocks, and they write and read nothing.
     """
