@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +25,9 @@ from .checkpoints import (
     parameter_names,
 )
 from .data_record import refuse_other_data
+from .kept import Kept
 from .optimizer import AveragedWeights
 from .processes import broadcast_from_main, from_main
-
-if TYPE_CHECKING:
-    from .loop import Training
 
 
 @dataclass
@@ -150,7 +147,7 @@ def load_checkpoint(
     return state
 
 
-def go_on(training: Training) -> None:
+def go_on(training: Kept) -> None:
     """Bring a run to where its newest checkpoint has it, if there is one; every process must call this.
 
     Raises:

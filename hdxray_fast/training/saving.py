@@ -11,17 +11,14 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ..errors import HDXrayError, TrainingError
 from ..terminal import visible_lines
 from .checkpoints import checkpoint_folder, prune_checkpoints, take_snapshot, write_checkpoint
 from .config import TrainingConfig
+from .kept import Kept
 from .processes import MAIN_FAILED, on_main
 from .running import Running
-
-if TYPE_CHECKING:
-    from .loop import Training
 
 
 class Background:
@@ -96,7 +93,7 @@ class Saves:
         training: the run.
     """
 
-    def __init__(self, training: Training) -> None:
+    def __init__(self, training: Kept) -> None:
         self._training, config = training, training.config
         self._clock, self._thread = Clock(config.save_minutes), Background()
 
