@@ -38,6 +38,22 @@ class CheckpointError(HDXrayError, OSError):
     """A checkpoint is missing, damaged, or does not belong to the model."""
 
 
+class NotAFileError(HDXrayError, OSError):
+    """A pipe, a device, a socket or a folder lies where a file is read, or a file that is larger than any such is.
+
+    Attributes:
+        path: as the caller gave it.
+        strerror: what is wrong, in words, without the path, as other ``OSError`` have it.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path, self.strerror = str(path), reason
+
+    def __reduce__(self):  # worker processes send these errors back through pickle
+        return type(self), (self.path, self.strerror)
+
+
 class TrainingError(HDXrayError, RuntimeError):
     """Training cannot go on (for example: the loss is not finite, or no image of the data set can be read)."""
 

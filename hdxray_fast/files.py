@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import ConfigError, TrainingError
+from .regular_files import SMALL_TEXT, open_regular, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -166,8 +167,16 @@ def begin_anew(folder: Path, maker: str) -> None:
         raise ConfigError(f"out: {folder} cannot be made anew ({error.strerror or error})") from error
 
 
-def claim_names(folder: Path, maker: str, names: Iterable[str]) -> None:
+def claim_names(folder: Path, maker: str, names: Iterable[str], own: bool = False) -> None:
     """Before ``maker`` writes files of these names into ``folder``, which is made: they are its own, or not there.
+
+    A folder that is there is taken as long as it is empty: people put the large ones on another disk by a link.
+
+    Args:
+        folder: what the user named.
+        maker: the command.
+        names: of files and folders in it that may be written over or removed.
+        own: ``maker`` has made them, as something else in the folder shows: releases before left no mark.
 
     Raises:
         ConfigError: one is there, and no mark that ``maker`` wrote into this folder; or it cannot be written.
@@ -175,12 +184,7 @@ def claim_names(folder: Path, maker: str, names: Iterable[str]) -> None:
     makers = _makers(folder)
     if maker in makers:
         return
-    found = [name for name in names if os.path.lexists(folder / name)]
-    if found:
-        raise ConfigError(
-            f"out: {folder / found[0]} would be written over, and {maker} did not make it (no {OWNER_FILE}); choose "
-            "another folder, or move it away"
-        )
+    refuse_foreign(folder, maker, names, own)
     make_folder(folder)
     try:
         with written_whole(folder / OWNER_FILE, durable=False) as temporary:
@@ -189,9 +193,28 @@ def claim_names(folder: Path, maker: str, names: Iterable[str]) -> None:
         raise ConfigError(f"out: cannot write to {folder} ({error.strerror or error})") from error
 
 
+def refuse_foreign(folder: Path, maker: str, names: Iterable[str], own: bool = False) -> None:
+    """The refusal of :func:`claim_names`, where nothing is to be written yet."""
+    if own or maker in _makers(folder):
+        return
+    found = next((name for name in names if _in_the_way(folder / name)), None)
+    if found is not None:
+        raise ConfigError(
+            f"out: {folder / found} would be written over, and {maker} did not make it (no {OWNER_FILE}); choose "
+            "another folder, or move it away"
+        )
+
+
+def _in_the_way(path: Path) -> bool:
+    try:
+        return os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
+    except OSError:
+        return True
+
+
 def _makers(folder: Path) -> list[str]:
     try:
-        return (folder / OWNER_FILE).read_text(encoding="utf-8").split()
+        return read_text(folder / OWNER_FILE, SMALL_TEXT).split()
     except (OSError, ValueError):
         return []
 
@@ -221,7 +244,7 @@ def flush(path: Path) -> None:
 def checksum(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
-    with path.open("rb") as stream:
+    with open_regular(path) as stream:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()

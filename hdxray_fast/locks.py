@@ -18,6 +18,7 @@ from tempfile import TemporaryFile
 
 from .errors import ConfigError
 from .files import is_running, written_whole
+from .regular_files import SMALL_TEXT, read_json
 
 LOCK, HOLDER = ".run.lock", ".run.json"
 LOCKLESS = frozenset({errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK})
@@ -148,7 +149,7 @@ class RunLock:
 
     def _holder(self) -> dict:
         try:
-            found = json.loads((self.folder / HOLDER).read_text())
+            found = read_json(self.folder / HOLDER, SMALL_TEXT)
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}

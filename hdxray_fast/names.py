@@ -1,10 +1,11 @@
 r"""File names as text that every format can hold, and as they were again.
 
 A file's name is bytes. Python reads those that are not UTF-8 as lone surrogates, which no CSV, Parquet, HTML or
-terminal takes. They are written by one escape, the same everywhere: a byte that is not UTF-8 as ``\xff``, its two
-hexadecimal digits in small letters; and a backslash that would then be read as the beginning of such an escape as
-``\x5c``. All other names stand as they are. Whatever reads a name from a table takes the escape back, so that nothing
-is lost.
+terminal takes; and control characters in a name end lines of a table, or are obeyed by the terminal that shows it. Both
+are written by one escape, the same everywhere: a byte that is not UTF-8 as ``\xff``, a control character as ``\x1b``,
+two hexadecimal digits in small letters (``\u0085`` for those that Unicode has from 80 to 9f); and a backslash that
+would then be read as the beginning of such an escape as ``\x5c``. All other names stand as they are. Whatever reads a
+name from a table takes the escape back, so that nothing is lost.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from .terminal import written_out
 
 ESCAPES = "hdxray_fast.names"  # how a file or terminal may be opened (``errors=``): it then takes any text
 # What stands for something else where it is read; \ud800 to \udfff: surrogates that are no byte, as JSON may hold them
-ESCAPE = re.compile(r"\\(?:x(5c|[89a-f][0-9a-f])|u(d[89a-f][0-9a-f]{2}))")
+ESCAPE = re.compile(r"\\(?:x(5c|7f|[0189a-f][0-9a-f])|u(d[89a-f][0-9a-f]{2}|00[89][0-9a-f]))")
 SURROGATE = re.compile("[\ud800-\udfff]")
-_TO_BE_ESCAPED = re.compile(rf"[\ud800-\udfff]|\\(?={ESCAPE.pattern[2:]})")
+_TO_BE_ESCAPED = re.compile(rf"[\0-\x1f\x7f-\x9f\ud800-\udfff]|\\(?={ESCAPE.pattern[2:]})")
 
 
 def escaped(name: str | os.PathLike) -> str:
-    """A name as valid Unicode, by the escape above; :func:`unescaped` gives it back."""
+    """A name as valid Unicode without control characters, by the escape above; :func:`unescaped` gives it back."""
     return _TO_BE_ESCAPED.sub(lambda found: _escape(found[0]), os.fspath(name))
 
 
@@ -51,14 +52,17 @@ def require_utf8(path: str | os.PathLike, argument: str) -> None:
 
 
 def _escape(letter: str) -> str:
-    return r"\x5c" if letter == "\\" else written_out(letter)
+    code = ord(letter)
+    if code < 0x80:
+        return rf"\x{code:02x}"
+    return rf"\u{code:04x}" if code < 0xA0 else written_out(letter)  # \x85 is the byte
 
 
 def _unescape(found: re.Match) -> str:
     if found[2]:
         return chr(int(found[2], 16))
     code = int(found[1], 16)
-    return "\\" if code == 0x5C else chr(0xDC00 + code)
+    return chr(code) if code < 0x80 else chr(0xDC00 + code)
 
 
 def _on_error(error: UnicodeError) -> tuple[str, int]:

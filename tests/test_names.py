@@ -1,4 +1,4 @@
-"""Names that are not UTF-8: one escape, taken back by whatever reads it."""
+"""Names that are not UTF-8, or hold control characters: one escape, taken back by whatever reads it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hdxray_fast.names import ESCAPES, drawable, escaped, unescaped
 from hdxray_fast.terminal import visible
 
 PIECES = ("\\", "x", "u", "5c", "c", "ff", "80", "7f", "d8", "00", "\udcff", "\udc80", "\ud800", "é", "\\x5c", "\\xff")
+PIECES = (*PIECES, "\x1b", "1b", "\n", "0a", "\x7f", "\x80", "0080", "\\x1b", "\\u0080")
 
 
 @pytest.mark.parametrize(
@@ -22,6 +23,9 @@ PIECES = ("\\", "x", "u", "5c", "c", "ff", "80", "7f", "d8", "00", "\udcff", "\u
         (r"C:\xrays\new.png", r"C:\xrays\new.png"),
         (r"\x5c", r"\x5cx5c"),
         ("\ud800", r"\ud800"),
+        ("a\x1b[2J\t\r\n\x7f\x85.png", r"a\x1b[2J\x09\x0d\x0a\x7f\u0085.png"),
+        (r"a\x1b\u0085", r"a\x5cx1b\x5cu0085"),
+        ("\x00\u200f肺\xa0", "\\x00\u200f肺\xa0"),  # marks of writing are letters' business
     ],
 )
 def test_the_escape(name, text):
@@ -34,7 +38,7 @@ def test_every_name_comes_back_and_no_two_are_written_alike():
     assert len(written) == len(names)
     for name in names:
         text = escaped(name)
-        assert text.encode().decode() == text and unescaped(text) == name
+        assert text.encode().decode() == text and text.isprintable() and unescaped(text) == name
 
 
 def test_messages_and_captions_of_any_name(tmp_path):

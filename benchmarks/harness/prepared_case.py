@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import cv2
 import numpy as np
 
 from hdxray_fast.data.prepared.config import PrepareConfig
+from hdxray_fast.data.prepared.reading import PreparedSet
 from hdxray_fast.data.prepared.run import run_prepare
+from hdxray_fast.data.prepared.shards import ShardFolder, arrow, write_lookup
 
 
 def noise_set(root: Path, images: int, size: int = 1280, contour: str = "rectangle") -> Path:
@@ -23,10 +26,35 @@ def noise_set(root: Path, images: int, size: int = 1280, contour: str = "rectang
     return _prepared(root, (noise() for _ in range(images)), size, contour, workers=0)
 
 
-def chest_set(root: Path, images: int, size: int = 1280, contour: str = "network", workers: int = -1) -> Path:
-    """A raw set of 8 bits in ``root/set``, of drawn chests of many sizes as PNG of ``size`` px in ``root/xrays``."""
+def chest_set(
+    root: Path, images: int, size: int = 1280, contour: str = "network", workers: int = -1, kind: str = "raw"
+) -> Path:
+    """A set of 8 bits in ``root/set``, of drawn chests of many sizes as PNG of ``size`` px in ``root/xrays``."""
     rng = np.random.default_rng(0)
-    return _prepared(root, (draw_chest(rng, size) for _ in range(images)), size, contour, workers)
+    return _prepared(root, (draw_chest(rng, size) for _ in range(images)), size, contour, workers, kind)
+
+
+def repeated_set(few: Path, out: Path, images: int, shard_size: int) -> Path:
+    """A set in ``out`` that holds the images of another again and again, in shards of ``shard_size``."""
+    data = PreparedSet(few)
+    (out / "shards").mkdir(parents=True)
+    shutil.copy(few / "settings.json", out)
+    rows = np.arange(images) % len(data)
+    lengths = data.column("length").to_numpy()[rows]
+    folder, shards = ShardFolder(out / "shards"), np.arange(images) // shard_size
+    starts = np.cumsum(lengths) - lengths
+    starts -= starts[shards * shard_size]
+    for number in range(-(-images // shard_size)):
+        with folder.pixels(number).open("wb") as stream:
+            for row in rows[number * shard_size : (number + 1) * shard_size]:
+                stream.write(data.encoded(int(row)))
+    pa, index = arrow(), data.index.take(rows)
+    for name, values in (("shard", shards), ("offset", starts)):
+        place = index.column_names.index(name)
+        index = index.set_column(place, name, pa.array(values, index.schema.field(name).type))
+    write_lookup(index, out / "lookup.arrow")
+    pa.parquet.write_table(index, out / "index.parquet")
+    return out
 
 
 def draw_chest(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -41,10 +69,14 @@ def draw_chest(rng: np.random.Generator, size: int) -> np.ndarray:
     return np.clip(smooth + rng.standard_normal((size, size), np.float32) * 3, 0, 255).astype(np.uint8)
 
 
-def _prepared(root: Path, pictures: Iterable[np.ndarray], size: int, contour: str, workers: int) -> Path:
+def _prepared(
+    root: Path, pictures: Iterable[np.ndarray], size: int, contour: str, workers: int, kind: str = "raw"
+) -> Path:
     (root / "xrays").mkdir()
     for number, pixels in enumerate(pictures):
         cv2.imwrite(str(root / "xrays" / f"{number:02d}.png"), pixels)
-    config = PrepareConfig([str(root / "xrays")], str(root / "set"), size=size, contour=contour, workers=workers)
+    config = PrepareConfig(
+        [str(root / "xrays")], str(root / "set"), size=size, contour=contour, workers=workers, format=kind
+    )
     run_prepare(config, progress=False)
     return root / "set"

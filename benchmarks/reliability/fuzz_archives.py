@@ -84,7 +84,7 @@ def main() -> int:
             listed = {source.path: source.refused for source in sources if source.path != str(folder / "whole.png")}
             for path in batch:
                 refused = listed.get(str(path))
-                ended = "listed" if refused == "" else "no image in it" if refused is None else refused
+                ended = "listed" if refused == "" else refused or "missing"
                 archives[kind_of(path.name)][ended.partition(":")[0]] += 1
                 reasons[ended] += bool(refused)
             rows = list(prepared_rows(sources, recipe, None, **caps))

@@ -51,7 +51,10 @@ def calibration_by_chance(
 
 
 def as_probabilities(logits: np.ndarray, multiclass: bool) -> np.ndarray:
-    """Logits ``[N, C]`` to probabilities: a sigmoid each, or the softmax of classes that exclude each other."""
+    """Logits ``[N, C]`` to probabilities: a sigmoid each, or the softmax of classes that exclude each other.
+
+    ``float64``: in ``float32`` all logits above 17 give 1, and such ties are another AUROC.
+    """
     logits = logits.astype(np.float64)
     if multiclass:
         odds = np.exp(logits - logits.max(axis=1, keepdims=True))

@@ -56,3 +56,11 @@ def add_means(report: dict, metrics: Sequence[str], carried: Mapping[str, Carrie
     few = "" if "" in marks or not over else "few" if each else "too few"  # one with enough lends its patients
     left_out = [name for name in rows if name not in over]
     report["mean_over"] = {"classes": over, "left_out": left_out, "draws": int(whole.sum()), "few": few}
+
+
+def describe_mean(over: Mapping) -> str:
+    """Over how many classes a mean is and without which, of a report's ``mean_over``; blank if over all."""
+    if not over["left_out"]:
+        return ""
+    classes = f"{len(over['classes'])} class{'' if len(over['classes']) == 1 else 'es'}"
+    return f"the mean is over {classes}, without {', '.join(over['left_out'])}"

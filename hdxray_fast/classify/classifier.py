@@ -14,13 +14,16 @@ from ..data.seen_key import KEY, key_of, without_digests
 from ..errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ..files import save_tensors, written_whole
 from ..models.encoder import Encoder, Tokens
+from ..models.encoder_config import EncoderConfig
 from ..models.inputs import patches_to_keep
 from ..ops.compiling import writes_graph
 from ..ops.plan import MaskPlan
 from ..ops.view import View
+from ..regular_files import read_json, reason_of, what_else
 from ..terminal import visible
 from ..weights.hub_files import label_keys
 from ..weights.model_folders import MODEL_FILE, load_model, model_folder, read_tensors, write_folder
+from ..weights.stored_sizes import check_room, stored_in
 from .heads import LabelQueryHead, LinearHead, build_head
 
 HEAD_FILE = "head.safetensors"
@@ -165,7 +168,7 @@ class Classifier(nn.Module):
         self.config.temperature *= temperature
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """``[B, num_classes] float32``."""
+        """``[B, num_classes] float32``, in which logits above 17 are all 1; :func:`.predict` gives ``float64``."""
         return logits.float().softmax(-1) if self.config.multiclass else logits.float().sigmoid()
 
 
@@ -214,11 +217,16 @@ def read_settings(path: Path) -> dict:
         CheckpointError: it is missing, damaged, or is no file of this package.
     """
     try:
-        settings = json.loads(path.read_text())
+        settings = read_json(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: is missing; a classifier is the folder that probe or finetune wrote") from error
+    except NotADirectoryError as error:
+        reason = what_else(path.parent) or "is a file"
+        raise CheckpointError(
+            f"{path.parent}: {reason}; a classifier is the folder that probe or finetune wrote"
+        ) from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: is damaged or cannot be read ({error})") from error
+        raise CheckpointError(f"{path}: is damaged or cannot be read ({reason_of(error)})") from error
     if not isinstance(settings, dict) or settings.pop("format", None) != FORMAT:
         raise CheckpointError(f"{path}: describes no classifier of this package")
     return settings
@@ -237,8 +245,25 @@ def read_head(directory: Path) -> dict[str, Tensor]:
     tensors = read_tensors(directory / MODEL_FILE)
     head = {name.removeprefix("head."): tensor for name, tensor in tensors.items() if name.startswith("head.")}
     if not head:
-        raise CheckpointError(f"{path}: is missing, and {directory / MODEL_FILE} holds no head")
+        raise CheckpointError(f"{path}: {what_else(path) or 'is missing'}, and {directory / MODEL_FILE} holds no head")
     return head
+
+
+def check_head_room(directory: Path, encoder: EncoderConfig, config: ClassifierConfig) -> None:
+    """Refuse settings of a head that is far larger than the weights beside them.
+
+    Raises:
+        CheckpointError: names what is too large.
+    """
+    path = directory / HEAD_FILE if (directory / HEAD_FILE).is_file() else directory / MODEL_FILE
+    classes, prefix = config.classes, encoder.class_token + encoder.reg_tokens
+
+    def build() -> nn.Module:
+        text = torch.zeros(len(classes), config.text_dim) if config.text_dim else None
+        dim, heads = encoder.embed_dim, encoder.num_heads
+        return build_head(config.head, dim, classes, heads, pool=config.pool, num_prefix=prefix, text=text)
+
+    check_room(directory / CLASSIFIER_FILE, stored_in(path), build, {})
 
 
 def load_classifier(directory: str | Path) -> Classifier:
@@ -256,7 +281,9 @@ def load_classifier(directory: str | Path) -> Classifier:
     if not isinstance(encoder, Encoder):
         raise CheckpointError(f"{directory}: holds an auto-encoder, a classifier's encoder is needed")
     try:
-        model = Classifier(encoder, ClassifierConfig(**settings))
+        config = ClassifierConfig(**settings)
+        check_head_room(directory, encoder.config, config)
+        model = Classifier(encoder, config)
         model.head.load_state_dict(read_head(directory))
     except (RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())

@@ -20,14 +20,15 @@ from ..features.embedding import Embedder
 from ..files import claim_names
 from ..images.perceptual_hash import no_thumbnails
 from ..terminal import visible
+from .calibration import as_probabilities
 from .classifier import Classifier, load_classifier
 from .heads import LabelQueryHead, embed_names
 from .labels import read_manifest, require_files
 from .operating_points import read_prevalence
-from .predictions import Predictions, called_present, report_predictions
+from .predictions import RESULT_FILES, Predictions, called_present, report_predictions
 from .tested import overlap_of, part_to_test, refuse_mostly_seen, what_cannot_be_told
 
-EVALUATION_FILES = ("metrics.json", "predictions.csv", "curves.png", "errors.png", "unreadable.csv")
+EVALUATION_FILES = (*RESULT_FILES, "unreadable.csv")
 
 
 def predict(
@@ -123,7 +124,7 @@ def predict_list(
             hashes += part.provenance_ids
             thumbnails.append(part.thumbnails)
             rows.append(part.features)
-    answers = np.concatenate(rows)
+    answers = as_probabilities(np.concatenate(rows), model.config.multiclass)
     asked = answers[:, questions.columns]
     if model.config.multiclass:  # the most probable of all classes, whichever were asked about
         winners = called_present(answers, trained, [], multiclass=True)
@@ -293,8 +294,8 @@ def evaluate_files(
     return {**report, "unreadable": bad, "seen": extra["seen"]}
 
 
-class _Scores(nn.Module):
-    """A classifier's answers as probabilities, also for names that it was not trained on."""
+class _Logits(nn.Module):
+    """A classifier's answers, also for names that it was not trained on."""
 
     def __init__(self, model: Classifier, new_names: torch.Tensor | None) -> None:
         super().__init__()
@@ -302,18 +303,18 @@ class _Scores(nn.Module):
         self.register_buffer("new_names", new_names)
 
     def forward(self, images, plan=None, scale=None, shift=None) -> torch.Tensor:
-        return self.model.probabilities(self.model(images, plan, scale, shift, self.new_names))
+        return self.model(images, plan, scale, shift, self.new_names)
 
 
 class _Scorer(Embedder):
-    """Reads and batches as :func:`hdxray_fast.embed` does, with probabilities in the place of features."""
+    """Reads and batches as :func:`hdxray_fast.embed` does, with logits in the place of features."""
 
     def __init__(
         self, model: Classifier, device: str | None, questions: Questions, precision: str, compile: str
     ) -> None:
-        self._scores = _Scores(model, questions.new_names)
+        self._logits = _Logits(model, questions.new_names)
         super().__init__(model.encoder, pool="mean", device=device, precision=precision, compile=compile)
         self.contour = model.config.contour
 
     def _model(self) -> nn.Module:
-        return self._scores
+        return self._logits

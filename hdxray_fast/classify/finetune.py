@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import warnings
 from collections.abc import Callable
@@ -15,14 +14,17 @@ import torch
 from ..data.seen import DRAWN_FILE, Seen
 from ..data.seen_key import run_key
 from ..errors import ConfigError
+from ..files import claim_names
+from ..regular_files import RUN_JSON, read_json
 from ..training.data_record import RECORD
 from ..training.loop import Training
+from ..training.run_folder import LOG
 from .calibration import describe_temperature
 from .config import FinetuneConfig
 from .label_fractions import take_fraction
 from .labels import describe_labels, labels_of, one_sided, require_files
 from .result import FinetuneResult
-from .table import summary, write_table
+from .table import TABLE_FILES, summary, write_table
 from .task import FinetuneTask, build_encoder, canvas_size
 
 # settings of a training in steps, of which a probe has none
@@ -63,6 +65,9 @@ def run_finetuning(
         what = "a linear probe is" if config.is_probe else "several label_fractions or seeds are"
         raise ConfigError(f"{what} for one process; under accelerate launch, start each run by itself")
     begun = _begun(config, runs)
+    if len(runs) > 1:
+        own = any((Path(run.out) / name).exists() for run in runs for name in (LOG, "metrics.json"))
+        claim_names(Path(config.out), "finetune", TABLE_FILES, own)
     results = []
     for number, run in enumerate(runs):
         if progress and len(runs) > 1:
@@ -172,7 +177,7 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
 
 def _read_result(out: Path) -> FinetuneResult:
     """A run that was finished before."""
-    saved = json.loads((out / "metrics.json").read_text())
+    saved = read_json(out / "metrics.json", RUN_JSON)
     names = ("classes", "bootstraps", "images", "patients", "mean", "mean_over", "decisions", "temperature")
     report = {name: saved[name] for name in names if name in saved}
     return FinetuneResult(

@@ -14,6 +14,7 @@ from statistics import NormalDist
 
 import numpy as np
 
+from ..data.bootstrap import PatientDraws
 from ..data.paired import FEW, FEWEST
 from ..errors import MissingDependencyError
 from .delong import delong_error, delong_parts
@@ -169,7 +170,13 @@ class Gaps:
 
     @classmethod
     def of(
-        cls, bins: np.ndarray, gaps: np.ndarray, weights: np.ndarray, member: np.ndarray, draws: np.ndarray, count: int
+        cls,
+        bins: np.ndarray,
+        gaps: np.ndarray,
+        weights: np.ndarray,
+        member: np.ndarray,
+        draws: PatientDraws,
+        count: int,
     ) -> Gaps:
         """Of images.
 
@@ -178,15 +185,18 @@ class Gaps:
             gaps: ``[N]`` probability less truth.
             weights: ``[N]``.
             member: ``[N]`` which patient, from 0 on.
-            draws: ``[B, P]`` how often each patient is in each draw.
+            draws: of the patients.
             count: of bins.
         """
-        patients = draws.shape[1]
+        patients = draws.count
         sums = np.bincount(member * count + bins, weights * gaps, patients * count).reshape(patients, count)
         totals = np.bincount(member, weights, patients)
         observed = sums.sum(axis=0) / totals.sum()
-        drawn_totals = draws @ totals
-        drawn = draws @ sums / np.where(drawn_totals > 0, drawn_totals, np.nan)[:, None]
+        each = [np.zeros((0, count))]
+        for drawn in draws.parts():
+            drawn_totals = drawn @ totals
+            each.append(drawn @ sums / np.where(drawn_totals > 0, drawn_totals, np.nan)[:, None])
+        drawn = np.concatenate(each)
         units = len(np.unique(member))
         reach = t_quantile(units) / NormalDist().inv_cdf(1 - TAIL) * (units / (units - 1)) ** 0.5
         return cls(observed, (drawn - observed) * reach)

@@ -14,6 +14,7 @@ from ..data.csv_cells import unquoted
 from ..data.splits import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, canonical_split
 from ..errors import ConfigError, MissingDependencyError
 from ..names import unescaped
+from ..regular_files import check_regular, reason_of
 from ..terminal import visible
 from .label_table import LabelTable
 
@@ -107,6 +108,7 @@ def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False):
     pandas = import_pandas()
     options = {"dtype": str, "keep_default_na": False, "na_values": ["", *blank], "skipinitialspace": True}
     try:
+        check_regular(path)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)
             # without index_col=False rows that end in a comma, where the header does not, move one column to the left
@@ -116,7 +118,7 @@ def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False):
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from None  # it holds the text
     except (OSError, ValueError, pandas.errors.ParserError) as error:
-        raise ConfigError(f"{path}: cannot be read as CSV ({error})") from error
+        raise ConfigError(f"{path}: cannot be read as CSV ({reason_of(error)})") from error
     frame.columns = [str(name).strip() for name in frame.columns]
     if ours:
         frame.columns = [unquoted(name) for name in frame.columns]

@@ -7,7 +7,6 @@ of the data set, or blank.
 from __future__ import annotations
 
 import ast
-import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PureWindowsPath
@@ -16,6 +15,7 @@ import numpy as np
 
 from ..data.listing import FilesByName
 from ..errors import ConfigError
+from ..regular_files import read_json, read_text
 from .label_csv import import_pandas, label_values, read_csv, require_columns, strings
 from .label_table import LabelTable
 from .padchest_tree import with_broader
@@ -142,8 +142,8 @@ def read_nih14(path: Path, images: Path | None, *, classes: Sequence[str] | None
     splits, notes = [""] * len(frame), []
     lists = {name: file.parent / f"{name}_list.txt" for name in ("train_val", "test")}
     if all(found.exists() for found in lists.values()):
-        place = dict.fromkeys(lists["train_val"].read_text().split(), "train")
-        place |= dict.fromkeys(lists["test"].read_text().split(), "test")
+        place = dict.fromkeys(read_text(lists["train_val"], None).split(), "train")
+        place |= dict.fromkeys(read_text(lists["test"], None).split(), "test")
         listed = frame["Image Index"].isin(place).to_numpy()
         if not listed.all():
             notes.append(f"{int((~listed).sum())} images that are in neither train_val_list.txt nor test_list.txt")
@@ -207,7 +207,7 @@ def read_rsna(path: Path, images: Path | None, *, classes: Sequence[str] | None 
 def _rsna_patients(mapping: Path) -> dict[str, str]:
     """Of each image of the challenge the patient of ChestX-ray14, as ``Data_Entry_2017.csv`` writes its id."""
     try:
-        rows = json.loads(mapping.read_text(encoding="utf-8"))
+        rows = read_json(mapping, None)
         pairs = [(str(row["subset_img_id"]), re.fullmatch(r"(\d+)_\d+\.png", row["img_id"])) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..data.bootstrap import bootstrap_counts
+from ..data.bootstrap import PatientDraws
 from ..data.paired import FEWEST
 from ..errors import ArgumentError, ConfigError, MissingDependencyError
 from .calibration import CALIBRATION_BINS, calibration_bins, calibration_by_chance, calibration_error
-from .class_means import Carried, add_means
+from .class_means import Carried, add_means, describe_mean
 from .exclusive import OF_A_CLASS, OF_ALL, RANKING, Decisions, describe_decisions
 from .interval_text import LEGEND, interval_text
 from .intervals import ClassIntervals, Gaps, Interval, interval_of_draws, mean_interval, share_interval, with_interval
@@ -90,7 +90,7 @@ def evaluate_predictions(
         if weights.shape != (len(labels),) or not (np.isfinite(weights) & (weights >= 0)).all():
             raise ArgumentError(f"weights: accepted is a finite number of at least 0 for each of {len(labels)} images")
     sample = _Sample.of(patients, weights, bootstraps, seed)
-    report: dict = {"classes": {}, "bootstraps": bootstraps, "images": len(labels), "patients": sample.drawn.shape[1]}
+    report: dict = {"classes": {}, "bootstraps": bootstraps, "images": len(labels), "patients": sample.draws.count}
     metrics = RANKING if multiclass else METRICS
     carried: dict[str, Carried] = {}  # by the classes that have enough patients
     for column, name in enumerate(classes):
@@ -135,30 +135,29 @@ class _Sample:
     Attributes:
         member: ``[N]`` which patient.
         weights: ``[N]``.
-        drawn: ``[B, P]`` how often each patient is in each draw.
+        draws: of all patients.
     """
 
     member: np.ndarray
     weights: np.ndarray
-    drawn: np.ndarray
+    draws: PatientDraws
 
     @classmethod
     def of(cls, patients: Sequence[str], weights: np.ndarray | None, bootstraps: int, seed: int) -> _Sample:
-        _, first, member = np.unique(np.asarray(patients, dtype=str), return_index=True, return_inverse=True)
-        drawn = bootstrap_counts(patients, bootstraps, seed)[:, first].astype(np.float64)
-        return cls(member, np.ones(len(member)) if weights is None else weights, drawn)
+        draws = PatientDraws(patients, bootstraps, seed)
+        return cls(draws.member, np.ones(len(draws.member)) if weights is None else weights, draws)
 
     def part(self, rows: np.ndarray) -> _Sample:
         """Some of the images."""
-        return _Sample(self.member[rows], self.weights[rows], self.drawn)
+        return _Sample(self.member[rows], self.weights[rows], self.draws)
 
     def counts(self) -> Iterator[np.ndarray]:
         """The weight of each image in each draw."""
-        return (drawn[self.member] * self.weights for drawn in self.drawn)
+        return (drawn[self.member] * self.weights for part in self.draws.parts() for drawn in part)
 
     def gaps(self, score: np.ndarray, truth: np.ndarray) -> Gaps:
         bins = calibration_bins(score)
-        return Gaps.of(bins, score - truth, self.weights, self.member, self.drawn, CALIBRATION_BINS)
+        return Gaps.of(bins, score - truth, self.weights, self.member, self.draws, CALIBRATION_BINS)
 
 
 def _carried(
@@ -167,7 +166,7 @@ def _carried(
     """Intervals of a class with enough patients, and what the mean's rest on."""
     drawn = dict(zip(Resampled.MEASURED, resampled.measure(part.counts()).T, strict=True))
     ends: dict[str, Interval | None] = {}
-    if len(part.drawn):
+    if len(part.draws):
         ends = {name: intervals.of(name, value, drawn[name]) for name, value in values.items() if name in drawn}
         ends["calibration_error"] = gaps.interval()
     return Carried(ends, drawn, gaps)
@@ -178,7 +177,7 @@ def _points(points: OperatingPoints, part: _Sample, intervals: ClassIntervals) -
     names, units = point_names(points.prevalence), intervals.support.units
     (value,) = points.measure(part.weights[None])
     ends: dict[str, Interval | None] = {}
-    if units >= FEWEST and len(part.drawn):
+    if units >= FEWEST and len(part.draws):
         drawn = points.measure(part.counts())
         ends = {name: interval_of_draws(value[at], drawn[:, at], units, units) for at, name in enumerate(names)}
         ends |= {"sensitivity": intervals.sensitivity(), "specificity": intervals.specificity()}
@@ -195,7 +194,7 @@ def _add_decisions(report: dict, found: Decisions, classes: list[str], sample: _
     here = [column for column in range(len(classes)) if (found.truth == column).any()]
     ends: dict[str, Interval | None] = {}
     class_ends: list[dict[str, Interval]] = [{} for _ in classes]
-    if len(part.drawn) and len(here) > 1:
+    if len(part.draws) and len(here) > 1:
         for column in here:
             called = found.decided == column
             truth = (found.truth == column).astype(int)
@@ -207,7 +206,7 @@ def _add_decisions(report: dict, found: Decisions, classes: list[str], sample: _
             ends["accuracy"] = share_interval(right[some], part.weights[some], part.member[some])
             ends["calibration_error"] = part.gaps(found.confidence, right).interval()
         if all(class_ends[column] for column in here):
-            _, drawn = found.measure(np.stack(list(part.counts())))
+            drawn = np.concatenate([found.measure(counts[None])[1] for counts in part.counts()])
             drawn = drawn[np.isfinite(drawn[:, here]).all(axis=(1, 2))]
             for at, (metric, mean) in enumerate(zip(OF_A_CLASS, ("macro_f1", "mean_recall"), strict=True)):
                 each = [class_ends[column][metric] for column in here]
@@ -286,9 +285,8 @@ def format_metrics(report: dict) -> str:
         lines.append(line + (f"  {by_chance['value']:>9.3f}" if by_chance else ""))
     if any(few.values()):
         lines.append(LEGEND)
-    if over["left_out"]:
-        classes = f"{len(over['classes'])} class{'' if len(over['classes']) == 1 else 'es'}"
-        lines.append(f"the mean is over {classes}, without {', '.join(over['left_out'])}")
+    if told := describe_mean(over):
+        lines.append(told)
     if over["draws"]:
         lines.append(
             f"95 % over patients, the mean's from the {over['draws']} of {report['bootstraps']} draws that define all "

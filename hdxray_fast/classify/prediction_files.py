@@ -12,6 +12,7 @@ import numpy as np
 from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column
 from ..errors import ConfigError
 from ..names import unescaped
+from ..regular_files import what_else
 from .label_csv import import_pandas, label_values, read_csv, strings
 from .label_table import LabelTable
 
@@ -71,7 +72,8 @@ def read_answers(path: str | os.PathLike) -> Answers:
     file = Path(path) / PREDICTIONS if Path(path).is_dir() else Path(path)
     if not file.is_file():
         raise ConfigError(
-            f"models: {file} does not exist; name a folder that probe, finetune or evaluate wrote, or a {PREDICTIONS}"
+            f"models: {file} {what_else(file) or 'does not exist'}; name a folder that probe, finetune or evaluate "
+            f"wrote, or a {PREDICTIONS}"
         )
     frame = read_csv(file, ours=True)
     image = find_column(frame.columns, PATH_COLUMNS)

@@ -25,6 +25,8 @@ from .metrics import evaluate_predictions
 from .plots import plot_curves
 from .tested import Overlap
 
+RESULT_FILES = ("metrics.json", "predictions.csv", "curves.png", "errors.png")
+
 
 def report_predictions(
     out: Path,
@@ -95,7 +97,7 @@ class Predictions:
 
     Attributes:
         images: ``N`` paths.
-        probabilities: ``[N, C] float32``, 0 to 1.
+        probabilities: ``[N, C] float64``, 0 to 1.
         classes: ``C`` names.
         thresholds: ``C``, a class is called present from this probability on.
         quarantined: files that could not be read.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,15 +12,18 @@ import numpy as np
 import torch
 
 from ..data.seen import Seen
-from ..data.seen_key import run_key
+from ..data.seen_key import KEY_FILE, run_key
 from ..data.split_copies import keep_copies_together
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..features.embedding_files import embed_list
 from ..features.feature_table import read_features
+from ..files import claim_names
 from ..images.perceptual_hash import SIDE
 from ..locks import RunLock
 from ..models.encoder import Encoder
-from ..terminal import visible_lines
+from ..regular_files import RUN_JSON, read_json
+from ..terminal import visible, visible_lines
+from ..training.run_folder import LOG
 from ..weights.create import encoder_of_size
 from .calibration import (
     Temperature,
@@ -36,9 +38,11 @@ from .label_fractions import describe_fraction, take_fraction
 from .label_table import LabelTable
 from .labels import check_table, describe_labels, labels_of, one_sided, refuse_duplicates, require_files
 from .metrics import best_threshold
-from .predictions import report_predictions
+from .predictions import RESULT_FILES, report_predictions
 from .probe_config import ProbeConfig
 
+FEATURES = "features.parquet"
+PROBE_FILES = (FEATURES, f"{FEATURES}.parts", "features.unreadable.csv", "model", KEY_FILE, *RESULT_FILES)
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation
 USUAL_STRENGTH = 0.1  # where validation cannot choose: it neither shrinks to nothing nor lets go
 
@@ -99,13 +103,14 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
         own = copy.deepcopy(encoder)
     with RunLock(out):
         _refuse_other_task(out, config, table)  # again: another run may have begun it meanwhile
+        _claim(out)
         return _run_probe(config, out, table, own, progress)
 
 
 def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encoder, progress: bool) -> ProbeResult:
     names = ("pool", "keep", "batch_size", "workers", "timeout", "max_memory", "device", "precision", "compile")
     options = {name: getattr(config, name) for name in names}
-    kept = Path(config.features) if config.features else out / "features.parquet"
+    kept = Path(config.features) if config.features else out / FEATURES
     done = embed_list(table.paths, kept, encoder, progress=progress, thumbnails=True, **options)
     rows = read_features(done.out) if done.rows else {"path": []}  # refused in a moment
     readable = set(rows["path"])
@@ -120,7 +125,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
             "(embed and earlier releases keep none); remove it to have all features made anew"
         )
     if progress and matched.notes:
-        print("\n".join(matched.notes))
+        print("\n".join(map(visible, matched.notes)))
     table_used = take_fraction(table, config.label_fraction, config.seed, config.exact_fractions)
     if progress and config.label_fraction < 1:
         print(describe_fraction(table_used.fraction))
@@ -300,10 +305,8 @@ def as_classifier(
 
 def _refuse_other_task(out: Path, config: ProbeConfig, table: LabelTable) -> None:
     """Raise a ConfigError if the folder holds results for other labels; the same ones may be probed anew."""
-    try:
-        saved = json.loads((out / "metrics.json").read_text())
-        before = {**saved["config"], "classes": list(saved["classes"])}
-    except (FileNotFoundError, ValueError, KeyError):  # none, or nothing that a probe wrote whole
+    before = _results(out)
+    if before is None:
         return
     now = {**asdict(config), "classes": table.classes}
     for settings in (before, now):
@@ -313,6 +316,22 @@ def _refuse_other_task(out: Path, config: ProbeConfig, table: LabelTable) -> Non
             raise ConfigError(
                 f"out: {out} holds results with {name}={before[name]}, not {now[name]}; choose another folder for these"
             )
+
+
+def _results(out: Path) -> dict | None:
+    """Settings and classes of the results in a folder; ``None`` if there are none that a probe wrote whole."""
+    try:
+        saved = read_json(out / "metrics.json", RUN_JSON)
+        return {**saved["config"], "classes": list(saved["classes"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _claim(out: Path) -> None:
+    """Raise a ConfigError if something of the names that a probe writes is another's."""
+    # releases before left no mark; what else may have made a table of features, that table itself is asked
+    of_probe = _results(out) is not None or (out / FEATURES).exists()
+    claim_names(out, "probe", PROBE_FILES, own=of_probe and not (out / LOG).exists())
 
 
 def _rows(table: LabelTable, split: str) -> np.ndarray:

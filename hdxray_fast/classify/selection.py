@@ -15,8 +15,10 @@ from ..errors import CheckpointError
 from ..files import save_tensors, written_whole
 from ..models.inference import autocast, find_precision, one_late
 from ..models.inputs import encoder_inputs, sent_batch
+from ..regular_files import check_regular, load_tensors, parse_json
 from ..training.batches import batches_of
 from ..training.checkpoints import whole_state
+from .calibration import as_probabilities
 from .classifier import Classifier
 from .config import FinetuneConfig
 from .data import LabelledRadiographs
@@ -86,14 +88,14 @@ def predict_rows(
     return rows, logits[first]
 
 
-def validation_score(model: Classifier, labels: np.ndarray, logits: np.ndarray, select: str) -> dict[str, float | None]:
+def validation_score(labels: np.ndarray, logits: np.ndarray, multiclass: bool, select: str) -> dict[str, float | None]:
     """Loss, mean AUROC and mean AUPRC (of the classes that have both kinds of label; None if none has), and the score.
 
     Logits that are no numbers give a loss that is none, and no ranking.
 
     Args:
-        model: tells how logits become probabilities.
         labels, logits: ``[N, C]``.
+        multiclass: exactly one class holds.
         select: ``"auroc"``, ``"auprc"`` or ``"loss"``; where a ranking is not defined, the loss stands in for it.
 
     Returns:
@@ -103,9 +105,8 @@ def validation_score(model: Classifier, labels: np.ndarray, logits: np.ndarray, 
 
     if not np.isfinite(logits).all():
         return {"loss": math.nan, "auroc": None, "auprc": None, "score": math.nan}
-    multiclass = model.config.multiclass
     loss = float(classification_loss(torch.from_numpy(logits), torch.from_numpy(labels), multiclass))
-    scores = model.probabilities(torch.from_numpy(logits)).numpy()
+    scores = as_probabilities(logits, multiclass)
     ranked: dict[str, list[float]] = {"auroc": [], "auprc": []}
     for column in range(labels.shape[1]):
         known = ~np.isnan(labels[:, column])
@@ -169,8 +170,9 @@ class BestModel:
         from safetensors import SafetensorError, safe_open
 
         try:
+            check_regular(self.path)
             with safe_open(self.path, "pt") as stream:
-                return json.loads(stream.metadata()["facts"])
+                return parse_json(stream.metadata()["facts"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{self.path}: is missing or damaged ({error}); no model was chosen yet") from error
 
@@ -181,9 +183,8 @@ class BestModel:
             CheckpointError: the file is missing, damaged, or of another model.
         """
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
         try:
-            model.load_state_dict(load_file(self.path))
+            model.load_state_dict(load_tensors(self.path))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise CheckpointError(f"{self.path}: cannot be loaded ({error})") from error

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 
 from ..files import written_whole
+from .class_means import describe_mean
 from .config import FinetuneConfig
 from .interval_text import interval_text
 from .label_fractions import added_for
 from .result import FinetuneResult
 
 SHOWN = ("auroc", "auprc", "f1")
+TABLE_FILES = ("table.md", "results.json", "fractions.png")
 
 
 def gathered(runs: Sequence[FinetuneConfig], results: Sequence[FinetuneResult]) -> dict[float, list[dict]]:
@@ -29,7 +31,10 @@ def gathered(runs: Sequence[FinetuneConfig], results: Sequence[FinetuneResult]) 
 
 
 def summary(runs: Sequence[FinetuneConfig], results: Sequence[FinetuneResult]) -> str:
-    """A Markdown table: a row per label fraction, mean ± standard deviation over its seeds."""
+    """A Markdown table: a row per label fraction, mean ± standard deviation over its seeds.
+
+    Below it, of which classes the metrics are means.
+    """
     head = [
         "labels",
         "patients asked",
@@ -54,7 +59,18 @@ def summary(runs: Sequence[FinetuneConfig], results: Sequence[FinetuneResult]) -
             cells.append(f"{values.mean():.3f}{spread}" if len(values) else "N/A")
         cells.append(", ".join(interval_text(row["auroc"], row["few"]) for row in rows))
         lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *_classes_of_means(results)])
+
+
+def _classes_of_means(results: Sequence[FinetuneResult]) -> list[str]:
+    """All runs are tested on one split; they differ where images of it became unreadable between them."""
+    told = []
+    for result in results:
+        over = result.report.get("mean_over")  # none in runs of earlier releases
+        if over:
+            sentence = describe_mean(over) or "the mean is over all classes"
+            told.append(f"{sentence[0].upper()}{sentence[1:]}: {', '.join(over['classes'])}.")
+    return list(dict.fromkeys(told))
 
 
 def _range(counts: Iterable[int]) -> str:

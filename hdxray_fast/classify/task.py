@@ -16,7 +16,8 @@ from ..data.prepared.duplicates import thumbnails_of
 from ..data.prepared.reading import PreparedSubset
 from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
-from ..data.seen import Seen
+from ..data.seen import DRAWN_FILE, Seen
+from ..data.seen_key import KEY_FILE
 from ..data.split_copies import keep_copies_together
 from ..data.splits import SPLITS
 from ..errors import ConfigError, MissingDependencyError, TrainingError
@@ -29,7 +30,7 @@ from ..training.task import Task
 from ..weights.create import create_encoder
 from ..weights.fingerprint import settings_print
 from .batches import LabelledBatch, mix_pixels
-from .calibration import Temperature, fit_temperature, temperature_report
+from .calibration import Temperature, as_probabilities, fit_temperature, temperature_report
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .config import FinetuneConfig
 from .data import LabelledRadiographs, SetAside, find_prepared, table_of_readable
@@ -39,7 +40,7 @@ from .labels import check_table, one_sided, refuse_duplicates
 from .layer_decay import layer_decay_groups
 from .loss import class_weights, classification_loss
 from .metrics import best_threshold
-from .predictions import report_predictions
+from .predictions import RESULT_FILES, report_predictions
 from .selection import BestModel, predict_rows, validation_score
 
 
@@ -73,6 +74,7 @@ class FinetuneTask(Task):
     """
 
     label = "finetune"
+    writes = ("best.safetensors", DRAWN_FILE, KEY_FILE, *RESULT_FILES)
     captures = True
 
     def __init__(self, config: FinetuneConfig, table: LabelTable, whole: LabelTable | None = None) -> None:
@@ -250,7 +252,7 @@ class FinetuneTask(Task):
             rows, logits = predict_rows(
                 training.accelerator, model, self.datasets["val"], self.config, self._on_unreadable("val")
             )
-            score = validation_score(model, labels[rows], logits, self.config.select)
+            score = validation_score(labels[rows], logits, self.table.multiclass, self.config.select)
             if self.best_model.improved_by(score):
                 self.best_model.save(model, {**score, "step": step}, write=training.is_main)
         lost = rows[~np.isfinite(logits).all(1)]
@@ -293,7 +295,7 @@ class FinetuneTask(Task):
                 temperature = fit_temperature(logits, table.labels, table.multiclass)
                 model.scale_logits(temperature.value)
                 logits = logits / np.float32(temperature.value)
-            found[split] = table, model.probabilities(torch.from_numpy(logits)).numpy(), logits * temperature.value
+            found[split] = table, as_probabilities(logits, table.multiclass), logits * temperature.value
         table, scores, _ = found["val"]
         if not table.multiclass:  # of exclusive classes the most probable is the decision
             model.config.thresholds = [

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
+from ..errors import ConfigError, NotAFileError
+from ..regular_files import read_text, reason_of
+
+if TYPE_CHECKING:
+    import yaml
 
 MOST_BYTES = 1 << 20  # of settings; a table of patients is soon larger
+MOST_DEPTH = 20  # of settings within settings; those of this package lie two deep
 
 
 def named_configs(argv: Sequence[str]) -> list[str]:
@@ -31,17 +37,18 @@ def check_config(path: Path, settings: Collection[str]) -> None:
     """
     import yaml
 
-    if not path.is_file():
-        return
-    if path.stat().st_size > MOST_BYTES:
-        raise ConfigError(f"config: {path} is larger than {MOST_BYTES >> 20} MiB, which settings never are")
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, MOST_BYTES, encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError(f"config: {path} is not UTF-8 ({error.reason})") from None
-    except OSError as error:
-        raise ConfigError(f"config: {path} cannot be read ({error.strerror})") from error
+    except NotAFileError as error:
+        raise ConfigError(f"config: {path} {error.strerror}; settings are a YAML file") from error
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise ConfigError(f"config: {path} cannot be read ({reason_of(error)})") from error
     try:
+        _check_depth(yaml.parse(text, Loader=yaml.SafeLoader), path)
         found = yaml.compose(text, Loader=yaml.SafeLoader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
@@ -57,6 +64,20 @@ def check_config(path: Path, settings: Collection[str]) -> None:
             near = difflib.get_close_matches(name, settings, 1)
             hint = f"; is {near[0]} meant?" if near else ""
             raise ConfigError(f"config: {path}, line {key.start_mark.line + 1} names no setting of this command{hint}")
+
+
+def _check_depth(events: Iterable[yaml.Event], path: Path) -> None:
+    """Refuse what readers that go down level by level, or write aliases out, could not end with."""
+    import yaml
+
+    depth = 0
+    for event in events:
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        line = event.start_mark.line + 1
+        if depth > MOST_DEPTH:
+            raise ConfigError(f"config: {path}, line {line} is nested more than {MOST_DEPTH} deep")
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError(f"config: {path}, line {line} has an alias (*), which is not read; write its value out")
 
 
 def without_values(reason: str, argv: Sequence[str]) -> str:

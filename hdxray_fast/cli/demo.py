@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..data.csv_cells import write_table
 from ..data.listing import list_images
 from ..errors import MissingDependencyError
 from ..files import begin_anew, claim_names
@@ -71,7 +72,8 @@ def run_demo(config: DemoConfig) -> dict:
     claim_names(out, "demo", ("images.csv", "panel.png", "metrics.json"))
     begin_anew(run, "demo")  # each demo starts afresh
     manifest = out / "images.csv"
-    manifest.write_text("image\n" + "".join(f'"{path.absolute()}"\n' for path in paths), encoding="utf-8")
+    with manifest.open("w", newline="", encoding="utf-8") as stream:
+        write_table(stream, ("image",), ([str(path.absolute())] for path in paths), names=("image",))
     lines: list[dict] = []
     result = run_pretraining(
         PretrainConfig(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..files import claim_names, written_whole
 from ..names import ESCAPES
+from ..terminal import visible_lines
 from .csv_cells import write_table
 
 
@@ -38,7 +39,7 @@ def write_comparison_folder(
     with written_whole(out / "comparison.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         write_table(file, columns, rows)
     plot(out / "forest.png", report)
-    texts = {"comparison.md": text, "comparison.json": json.dumps(report, ensure_ascii=False, indent=1)}
+    texts = {"comparison.md": visible_lines(text), "comparison.json": json.dumps(report, ensure_ascii=False, indent=1)}
     for name, content in texts.items():
         with written_whole(out / name) as temporary:
             temporary.write_text(content + "\n", **encoding)

@@ -4,13 +4,16 @@ as it was."""
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import IO
 
-from ..names import SURROGATE, escaped, unescaped
+from ..names import escaped, unescaped
 from ..terminal import written_out
 
 STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # a spreadsheet takes what begins so for a formula
+# Bytes that are not UTF-8, and control characters but those of a text: a table shown on a terminal must not drive it
+HIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 QUOTE = "'"  # which it takes for the sign that text follows
 
 
@@ -53,7 +56,8 @@ def write_table(
         header: of the columns.
         rows: as many values each; of mappings the values under the header's, blank where there is none.
         names: columns with names of files, or ids that may be such, of any bytes: they stand there
-            :func:`.names.escaped`. Bytes that are not UTF-8 in other cells, which quote names, are written out.
+            :func:`.names.escaped`. Bytes that are not UTF-8 and control characters (but tabs and ends of lines) in
+            other cells, which quote names, are written out.
     """
     writer = csv.writer(stream)
     writer.writerow(map(harmless, header))
@@ -73,4 +77,4 @@ def read_table(stream: IO[str], names: Sequence[str] = ()) -> list[dict[str, str
 def _text(value: object, name: bool) -> object:
     if not isinstance(value, str):
         return value
-    return escaped(value) if name else SURROGATE.sub(lambda found: written_out(found[0]), value)
+    return escaped(value) if name else HIDDEN.sub(lambda found: written_out(found[0]), value)

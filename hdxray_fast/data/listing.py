@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 
 from ..errors import ConfigError
+from ..regular_files import open_regular, reason_of, what_else
 from .columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column
 from .csv_cells import name_of
 
@@ -52,7 +53,8 @@ def list_images(
         found = [root]
     else:
         raise ConfigError(
-            f"{argument}: {root} does not exist; give a folder of radiographs, one image, or a CSV manifest"
+            f"{argument}: {root} {what_else(root) or 'does not exist'}; give a folder of radiographs, one image, or a "
+            "CSV manifest"
         )
     if not found:
         kinds = " ".join(sorted(IMAGE_SUFFIXES))
@@ -163,7 +165,7 @@ def manifest_patients(manifest: Path, argument: str = "data") -> dict[str, str]:
 
 def _manifest_rows(manifest: Path, root: Path, argument: str) -> list[tuple[Path, str]]:
     try:
-        with manifest.open(newline="", encoding="utf-8-sig") as stream:
+        with open_regular(manifest, "r", newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             column = find_column(reader.fieldnames or (), PATH_COLUMNS)
             if column is None:
@@ -177,4 +179,4 @@ def _manifest_rows(manifest: Path, root: Path, argument: str) -> list[tuple[Path
     except UnicodeDecodeError as error:
         raise ConfigError(f"{argument}: {manifest} is not UTF-8 ({error.reason}); save it as UTF-8") from None
     except (OSError, csv.Error) as error:
-        raise ConfigError(f"{argument}: {manifest} is not a readable CSV file ({error})") from error
+        raise ConfigError(f"{argument}: {manifest} is not a readable CSV file ({reason_of(error)})") from error

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
+from ..errors import ConfigError
 from ..files import written_whole
+from ..regular_files import open_regular, reason_of
 from ..terminal import visible
-from .csv_cells import write_table
+from .csv_cells import read_table, write_table
 
 COLUMNS = ("path", "error", "reason")
 SHOWN = 3  # of the unreadable files, on a terminal
@@ -37,6 +40,29 @@ def write_quarantine(path: str | Path, quarantined: Iterable[Quarantined | Seque
     rows = [astuple(bad) if isinstance(bad, Quarantined) else tuple(bad) for bad in quarantined]
     with written_whole(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         write_table(stream, COLUMNS, rows, names=("path",))
+
+
+def read_quarantine(path: Path) -> list[tuple[str, ...]]:
+    """Rows of a list that :func:`write_quarantine` wrote and that is about to be written anew; none without one.
+
+    Raises:
+        ConfigError: it is no such list.
+    """
+    if not path.exists():
+        return []
+    try:
+        with open_regular(path, "r", newline="", encoding="utf-8") as stream:
+            head = next(csv.reader(stream), list(COLUMNS))
+            stream.seek(0)
+            rows = [tuple(row.values()) for row in read_table(stream, names=("path",))]
+        if tuple(head) != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):
+            raise csv.Error(f"its columns are not {', '.join(COLUMNS)}")
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise ConfigError(
+            f"out: {path} would be written over, and lists no unreadable files ({reason_of(error)}); "
+            "choose another name, or move it away"
+        ) from error
+    return rows
 
 
 def first_unreadable(files: Sequence[tuple[str, str]], count: int, listed: str | Path) -> str:

@@ -78,7 +78,7 @@ class RadiographDataset(Dataset):
             pixels = eight_bits(pixels)
         view = {}
         if self.augmentation is None or self.views:
-            pixels = pixels if pixels.flags.writeable else pixels.copy()  # a tensor of a mapped file could be written
+            pixels = pixels if pixels.flags.writeable else pixels.copy()  # a tensor could be written to
         if self.augmentation is None:
             valid = Canvas(pixels, box, {}).valid_grid(self.patch_size)
         else:

@@ -24,6 +24,7 @@ import numpy as np
 from ..errors import CheckpointError, ConfigError
 from ..files import save_tensors, written_whole
 from ..images.film_signature import film_signature
+from ..regular_files import check_regular, parse_json, reason_of
 from .seen_key import KEY_FILE, fits, is_same, key_of, keyed, sealed
 from .signature_search import found_among
 from .splits import SPLITS
@@ -273,16 +274,22 @@ class Seen:
         if not path.exists():
             return None
         try:
+            check_regular(path)
             with safe_open(path, "np") as file:
                 metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: is damaged or cannot be read ({error}); remove it to go without") from error
+            raise CheckpointError(
+                f"{path}: is damaged or cannot be read ({reason_of(error)}); remove it to go without"
+            ) from error
         kinds = [name.removesuffix(".keys") for name in tensors if name.endswith(".keys")]
         if FORMAT not in metadata or not set(KINDS) <= set(kinds):
             raise CheckpointError(f"{path}: is no record of patients and pixels; remove it to go without")
         keys, places = ({kind: tensors[f"{kind}.{part}"] for kind in kinds} for part in ("keys", "places"))
         told = metadata[FORMAT]
-        origin = json.loads(told) if told.startswith("{") else {}
+        try:
+            origin = parse_json(told) if told.startswith("{") else {}
+        except ValueError as error:
+            raise CheckpointError(f"{path}: is damaged ({error}); remove it to go without") from error
         found = cls(origin.get("given", "") if origin else told, keys, places, origin, key_of(path))
         if needs_key and not found.knows_patients:
             raise CheckpointError(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..files import written_whole
+from ..regular_files import SMALL_TEXT, read_text
 
 KEY_FILE = "seen.key"
 DIGESTS = ("patients", "given", "labels")  # what tells one table of patients from another
@@ -65,7 +66,7 @@ def key_of(record: str | Path) -> bytes | None:
 
 def _read(path: Path) -> bytes | None:
     try:
-        key = bytes.fromhex(path.read_text(encoding="utf-8").strip())
+        key = bytes.fromhex(read_text(path, SMALL_TEXT).strip())
     except FileNotFoundError:
         return None
     except OSError as error:

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data.csv_cells import read_table
-from ..data.quarantine import Quarantined, write_quarantine
+from ..data.quarantine import Quarantined, read_quarantine, write_quarantine
 from ..errors import ConfigError, MissingDependencyError
 from ..files import written_whole
 from ..images.perceptual_hash import SIDE
 from ..names import escaped, require_utf8, unescaped
+from ..regular_files import check_regular, parse_json, reason_of
 from .embedding import Embeddings
 
 SETTINGS_KEY = b"hdxray_fast"
@@ -75,7 +75,8 @@ class FeatureTable:
         done: stamp of the file that each row was made from, by path.
 
     Raises:
-        ConfigError: ``out`` or its parts hold rows made with other settings, or cannot be read.
+        ConfigError: ``out`` or its parts hold rows made with other settings, or cannot be read; or what has the name of
+            the list of unreadable files is none.
         MissingDependencyError: pyarrow is not installed.
     """
 
@@ -101,6 +102,7 @@ class FeatureTable:
             ("size", pyarrow.int64()),
             ("mtime_ns", pyarrow.int64()),
         ]
+        self._listed = read_quarantine(self.unreadable)
         found = [self._read(path) for path in self._files()]
         if thumbnails or any("thumbnail" in table.column_names for table in found):
             fields.append(("thumbnail", pyarrow.binary(SIDE * SIDE)))
@@ -166,18 +168,12 @@ class FeatureTable:
         table = table.take(self._arrow.array(rows, self._arrow.int64()))
         if len(table) or self.out.exists():
             self._write(table.replace_schema_metadata(self.schema.metadata), self.out)
-        unreadable = [*(row for row in self._listed() if row[0] not in place), *unreadable]
+        unreadable = [*(row for row in self._listed if row[0] not in place), *unreadable]
         write_quarantine(self.unreadable, unreadable)
         for path in self.parts.glob("*.parquet"):
             path.unlink()
         self.parts.rmdir()
         return self.out
-
-    def _listed(self) -> list[tuple[str, ...]]:
-        if not self.unreadable.exists():
-            return []
-        with self.unreadable.open(newline="", encoding="utf-8") as stream:
-            return [tuple(row.values()) for row in read_table(stream, names=("path",))]
 
     def _files(self) -> list[Path]:
         return ([self.out] if self.out.exists() else []) + sorted(self.parts.glob("*.parquet"))
@@ -191,11 +187,14 @@ class FeatureTable:
 
     def _read(self, path: Path):
         try:
+            check_regular(path)
             table = self._parquet.read_table(path)
+            found = parse_json((table.schema.metadata or {}).get(SETTINGS_KEY, b"null"))
             written = path.stat().st_mtime_ns
-        except (OSError, self._arrow.ArrowException) as error:
-            raise ConfigError(f"out: {path} cannot be read as Parquet ({error}); choose another file") from error
-        found = json.loads((table.schema.metadata or {}).get(SETTINGS_KEY, b"null"))
+        except (OSError, ValueError, self._arrow.ArrowException) as error:
+            raise ConfigError(
+                f"out: {path} cannot be read as Parquet ({reason_of(error)}); choose another file"
+            ) from error
         if found:
             found = {**{name: self.settings[name] for name in UNTOLD if name in self.settings}, **found}
         if found != self.settings:
@@ -218,10 +217,17 @@ def read_features(path: str | Path) -> dict:
     """Columns of a finished table: ``feature [N, D] float32``; ``path``, ``provenance_id`` and the others as lists.
 
     Paths are those of the files, whatever bytes they hold.
+
+    Raises:
+        ConfigError: it cannot be read as Parquet.
     """
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(path)
+    try:
+        check_regular(path)
+        table = pyarrow.parquet.read_table(path)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise ConfigError(f"{path}: cannot be read as Parquet ({reason_of(error)})") from error
     columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "feature"}
     columns["path"] = [unescaped(path) for path in columns["path"]]
     feature = table.column("feature").combine_chunks()

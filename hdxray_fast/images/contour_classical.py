@@ -32,7 +32,7 @@ BLANK = 2.0  # grey levels of 255: a picture with a smaller deviation shows noth
 def load_shape_model(path: Path | None = None) -> dict[str, np.ndarray]:
     """The arrays of images/contour_shape.npz, or of another file of its kind, as float32."""
     source = path if path is not None else resources.files("hdxray_fast").joinpath("images/contour_shape.npz")
-    with source.open("rb") as handle, np.load(handle) as stored:
+    with source.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
         return {key: stored[key].astype(np.float32) for key in stored.files}
 
 

@@ -59,7 +59,7 @@ def load_weights(path: Path | None = None) -> dict[str, np.ndarray]:
         name -> float32 [cout, cin, k, k], "<name>.bias" -> float32 [cout], and the arrays of ``CONFIDENCE``.
     """
     source = path if path is not None else resources.files("hdxray_fast").joinpath("images/contour_net.npz")
-    with source.open("rb") as handle, np.load(handle) as stored:
+    with source.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
         arrays = {key: stored[key] for key in stored.files}
     weights = {}
     for name in LAYERS:

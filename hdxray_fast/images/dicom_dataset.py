@@ -139,14 +139,10 @@ def read_dataset(pydicom, path: str, stream: BinaryIO, head: bytes, limits, forc
     implicit, little = found_encoding(first, declared == IMPLICIT_LITTLE, declared != EXPLICIT_BIG)
     native = IMPLICIT_LITTLE if implicit else EXPLICIT_LITTLE if little else EXPLICIT_BIG
     _pass_character_set(stream, implicit, "<" if little else ">")
-    try:
+    with _parsing(path):
         elements = pydicom.filereader.read_dataset(
             stream, implicit, little, stop_when=_at_pixels, specific_tags=_tags()
         )
-    except OSError as error:
-        if error.errno is not None:  # of the disk; pydicom says by one without that a sequence has no items
-            raise
-        raise ImageReadError(path, "a sequence of its header is damaged, or cut off") from None
     plain = DEFLATED if deflated and native == EXPLICIT_LITTLE else native
     found = DataSet(elements, stream, None, plain, declared)
     element = _pixel_element(path, stream, implicit, little)
@@ -157,6 +153,21 @@ def read_dataset(pydicom, path: str, stream: BinaryIO, head: bytes, limits, forc
     elements.file_meta = pydicom.dataset.FileMetaDataset()
     elements.file_meta.TransferSyntaxUID = pydicom.uid.UID(found.syntax)
     return found
+
+
+@contextmanager
+def _parsing(path: str) -> Iterator[None]:
+    """Name the file where pydicom stumbles over the structure of its header."""
+    try:
+        yield
+    except struct.error:  # no EOFError: where the four bytes of a long length belong
+        raise ImageReadError(path, "ends within an element of its header: it is truncated or damaged") from None
+    except RecursionError:
+        raise ImageReadError(path, "the sequences of its header lie in each other without end: it is damaged") from None
+    except OSError as error:
+        if error.errno is not None:  # of the disk; pydicom says by one without that a sequence has no items
+            raise
+        raise ImageReadError(path, "a sequence of its header is damaged, or cut off") from None
 
 
 def _pass_character_set(stream: BinaryIO, implicit: bool, order: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+import warnings
 
 import cv2
 import numpy as np
@@ -165,27 +167,44 @@ def decode_npy(path: str, data: bytes, frame: int | None, limits) -> Grey:
     """A .npy file's bytes; the header is checked before the array exists, and pickles are never loaded."""
     stream = io.BytesIO(data)
     try:
-        version = np.lib.format.read_magic(stream)
-        reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = reader(stream)
+        reader = _NPY_HEADERS[np.lib.format.read_magic(stream)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they quote the header
+            shape, fortran, dtype = reader(stream)
     except Exception:
         raise ImageReadError(path, "the .npy header is damaged or truncated") from None
     _check_dtype(path, dtype)
-    count = 1
-    for length in shape:
-        count *= length
-    if count * dtype.itemsize > limits.max_bytes:
+    if any(type(length) is not int or not 0 < length < 1 << 63 for length in shape):  # NumPy takes True and -1
+        raise ImageReadError(
+            path, "the .npy header declares a shape that no array has; accepted: whole numbers of at least 1"
+        )
+    size, stored = math.prod(shape) * dtype.itemsize, len(data) - stream.tell()
+    if size > limits.max_bytes:
         raise ImageTooLargeError(
             path,
-            f"the .npy file declares {count * dtype.itemsize} bytes; accepted: up to {limits.max_bytes}. If this is "
-            "expected, pass a larger limits=Limits(max_bytes=...)",
+            f"the .npy file declares {min(size, 1 << 63)} bytes or more; accepted: up to {limits.max_bytes}. If this "
+            "is expected, pass a larger limits=Limits(max_bytes=...)",
         )
-    if len(data) - stream.tell() < count * dtype.itemsize:
+    if stored < size:
         raise ImageReadError(path, "the .npy file ends before its last value: it is truncated")
-    array = np.frombuffer(data, dtype, count=count, offset=stream.tell())
+    if stored > size:
+        raise ImageReadError(
+            path,
+            f"the .npy header declares {size} bytes of values, and {stored} follow: it is damaged, or holds more than "
+            "one array",
+        )
+    array = np.frombuffer(data, dtype, offset=stream.tell())
     grey = decode_array(path, array.reshape(shape, order="F" if fortran else "C"), frame, limits)
     grey.provenance["format"] = "npy"
     return grey
+
+
+# By version; 3.0 is 2.0 in UTF-8, for names of fields, which no picture has
+_NPY_HEADERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,
+}
 
 
 def _check_dtype(path: str, dtype: np.dtype) -> None:

@@ -18,7 +18,7 @@ SURE = (0.6, 0.7, 0.6)  # chances from which frontal, lateral and other are beli
 @cache
 def _weights() -> dict[str, np.ndarray]:
     source = resources.files("hdxray_fast").joinpath("images/view_net.npz")
-    with source.open("rb") as handle, np.load(handle) as stored:
+    with source.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
         return {name: stored[name] for name in stored.files}
 
 

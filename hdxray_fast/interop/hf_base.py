@@ -14,7 +14,10 @@ from transformers.utils import logging
 
 from ..errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ..models.encoder import Encoder
+from ..regular_files import read_json, reason_of, what_else
 from ..weights.hub_files import write_import_file, write_model_card
+from ..weights.model_folders import CONFIG_FILE, MODEL_FILE
+from ..weights.stored_sizes import Stored, are_there, check_room, index_of, stored_in
 from .hf_config import HDXrayConfig
 
 PREFIX = "encoder."  # of the encoder's parameters in these models
@@ -76,6 +79,8 @@ class HDXrayPreTrainedModel(PreTrainedModel):
         """``from_pretrained(path, ...)`` of transformers, held to what the files of ``source`` should hold."""
         told = kwargs.get("ignore_mismatched_sizes", False)
         want_info = kwargs.pop("output_loading_info", False)
+        if path is not None and Path(path).is_dir():
+            cls._check_folder(Path(path) / (kwargs.get("subfolder") or ""), kwargs)
         try:
             model, info = super().from_pretrained(path, *args, output_loading_info=True, **kwargs)
         except Exception as error:
@@ -105,6 +110,36 @@ class HDXrayPreTrainedModel(PreTrainedModel):
             logger.warning(f"{source}: is an auto-encoder; its encoder was loaded, its decoder was left")
             model.config.holds_decoder = False
         return (model, info) if want_info else model
+
+    @classmethod
+    def _check_folder(cls, folder: Path, kwargs: dict) -> None:
+        """Refuse what is no file where one is opened, and a config that asks for far more than the weights hold."""
+        for name in (CONFIG_FILE, MODEL_FILE, index_of(folder / MODEL_FILE).name):
+            if reason := what_else(folder / name):
+                raise CheckpointError(f"{folder / name}: {reason}")
+        config = kwargs.get("config")
+        if not are_there(folder / MODEL_FILE):
+            return  # older weights, or none: transformers says so
+        if not isinstance(config, HDXrayConfig):
+            try:
+                config = HDXrayConfig.from_dict(read_json(folder / CONFIG_FILE))
+            except FileNotFoundError:
+                return
+            except (OSError, ValueError) as error:
+                raise CheckpointError(f"{folder / CONFIG_FILE}: is damaged ({reason_of(error)})") from error
+        cls._check_room(folder / CONFIG_FILE, stored_in(folder / MODEL_FILE), config)
+
+    @classmethod
+    def _check_room(cls, source: Path, stored: Stored, config: HDXrayConfig) -> None:
+        """Refuse a config, which stands in ``source``, that asks for far more than the weights hold."""
+        grid = config.encoder_config().grid_size
+        check_room(
+            source,
+            stored,
+            lambda: cls(config),
+            {"depth": config.depth},
+            {"embed_dim and img_size": grid[0] * grid[1] * config.embed_dim},
+        )
 
     def may_be_new(self, name: str) -> bool:
         """Whether a parameter that the weights lack may begin anew."""

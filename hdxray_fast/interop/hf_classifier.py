@@ -27,6 +27,7 @@ from ..errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ..files import written_whole
 from ..weights.hub_files import CLASSIFIER_CLASS, label_keys, write_model_card
 from ..weights.model_folders import MODEL_FILE, encoder_tensors, read_tensors
+from ..weights.stored_sizes import stored_in
 from .hf_base import PREFIX, HDXrayPreTrainedModel
 from .hf_config import CONFIG_WORDS, HDXrayConfig
 
@@ -167,7 +168,9 @@ class HDXrayForImageClassification(HDXrayPreTrainedModel):
         trained = file is not None or CLASSIFIER_CLASS in (config.architectures or [])
         path = source
         if (head := _file(source, HEAD_FILE, hub)) is not None:  # this package's own folder: in two files
-            tensors = encoder_tensors(read_tensors(_model_file(source, hub)))
+            encoder = _model_file(source, hub)
+            cls._check_room(Path(source) / CLASSIFIER_FILE, stored_in(encoder, head), config)
+            tensors = encoder_tensors(read_tensors(encoder))
             state = {PREFIX + name: tensor for name, tensor in tensors.items()}
             state |= {f"head.{name}": tensor for name, tensor in read_tensors(head).items()}
             kwargs = {name: value for name, value in kwargs.items() if name not in hub} | {"state_dict": state}

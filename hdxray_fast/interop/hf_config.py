@@ -6,18 +6,18 @@ from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import Any
 
-import torch
 from transformers import AutoConfig
 from transformers.configuration_utils import PretrainedConfig
 
 from ..errors import ArgumentError, CheckpointError
 from ..models.encoder_config import DEFAULTS, EncoderConfig, preset
-from ..models.mae import create_mae
+from ..models.mae import encoder_within
 from ..weights.hub_files import AUTO_MAP, MODEL_TYPE
 from ..weights.model_folders import ENCODER_FORMAT, FORMAT_VERSION, MAE_FORMAT
 
 _OPTIONS = tuple(field.name for field in fields(EncoderConfig))
 _HEAD_OPTIONS = ("head", "pool", "text_dim")  # what a head is built from; all else stands in classifier.json
+MOST_LABELS = 1 << 20
 _LABELS = ("num_labels", "id2label", "label2id", "problem_type", "classifier")
 
 
@@ -68,8 +68,9 @@ class HDXrayConfig(PretrainedConfig):
         saved = kwargs.pop("model", {})
         self.holds_decoder = kind == MAE_FORMAT  # so do the weights beside it
         if self.holds_decoder:
-            with torch.device("meta"):
-                saved = asdict(create_mae(**saved).encoder.config)
+            saved = asdict(encoder_within(saved))
+        if isinstance(kwargs.get("num_labels"), int) and kwargs["num_labels"] > MOST_LABELS:  # each would get a name
+            raise ArgumentError(f"num_labels: got {kwargs['num_labels']}, accepted are up to {MOST_LABELS}")
         settings = {**DEFAULTS, **preset(name, {}), **saved}
         for alias, option in self.attribute_map.items():
             if alias in kwargs:

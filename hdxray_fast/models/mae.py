@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -55,13 +56,7 @@ class MaskedAutoencoder(nn.Module):
             raise ArgumentTypeError(f"norm_pix_loss: got {norm_pix_loss!r}, accepted are True and False")
         check_count("decoder_embed_dim", decoder_embed_dim)
         check_count("decoder_depth", decoder_depth)
-        if unfit := sorted({"class_token", "reg_tokens", "keep", "margin", "pool", "fc_norm"} & set(encoder_overrides)):
-            raise ArgumentError(
-                f"{unfit[0]}: is no option of an auto-encoder: the plan says what is kept, and its one "
-                "prefix token is the class token"
-            )
-        settings = {**preset(name, encoder_overrides), **encoder_overrides}
-        self.encoder = Encoder(EncoderConfig(img_size=img_size, in_chans=in_chans, **settings))
+        self.encoder = Encoder(encoder_config(name, img_size, in_chans, **encoder_overrides))
         self.norm_pix_loss = norm_pix_loss
         if decoder_num_heads is None:
             # self: 32 channels a head, so that MAE's weights mean the same; cross: 64, with half as many exponentials
@@ -122,6 +117,30 @@ class MaskedAutoencoder(nn.Module):
             images, pred, plan, scale=scale, shift=shift, norm_pix_loss=self.norm_pix_loss, view=view
         )
         return MAEOutput(loss, patch_loss, pred)
+
+
+def encoder_config(
+    name: str = "vit_small_patch16",
+    img_size: int | tuple[int, int] = 1280,
+    in_chans: int = 1,
+    **encoder_overrides: int | float | str,
+) -> EncoderConfig:
+    """Settings of the encoder of a masked auto-encoder, whose arguments these are; nothing is built."""
+    if unfit := sorted({"class_token", "reg_tokens", "keep", "margin", "pool", "fc_norm"} & set(encoder_overrides)):
+        raise ArgumentError(
+            f"{unfit[0]}: is no option of an auto-encoder: the plan says what is kept, and its one prefix token is "
+            "the class token"
+        )
+    settings = {**preset(name, encoder_overrides), **encoder_overrides}
+    return EncoderConfig(img_size=img_size, in_chans=in_chans, **settings)
+
+
+def encoder_within(settings: Mapping[str, Any]) -> EncoderConfig:
+    """Settings of the encoder, from all that :func:`create_mae` is given; nothing is built."""
+    return encoder_config(**{name: value for name, value in settings.items() if name not in _DECODER_OPTIONS})
+
+
+_DECODER_OPTIONS = ("decoder", "norm_pix_loss", "decoder_embed_dim", "decoder_depth", "decoder_num_heads")
 
 
 def create_mae(

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from ..errors import ConfigError
 from ..images.contour_methods import ContourMethod
-from ..models.presets import DECODER_SIZES, DEFAULT_DECODER
+from ..models.presets import DECODER_SIZES, DEFAULT_DECODER, ENCODERS
 from ..ops.mask_ratio import RATIO_INSIDE, RATIO_OUTSIDE
 from ..training.config import TrainingConfig
 
@@ -34,6 +34,11 @@ class PretrainConfig(TrainingConfig):
         norm_pix_loss: predict patches normalised by their own mean and deviation (MAE).
         augment: rotate, zoom, shift and re-expose the radiographs slightly; never mirrored.
         lr: peak learning rate; by default 5e-4 times the square root of (images per step / 8), at most 2.4e-3.
+        shuffle: ``global`` draws each epoch's order from all orders; with ``blocks`` each node (the processes of a
+            machine) has runs of the set for an epoch, reads them ahead in large pieces, and shuffles within blocks: for
+            sets on shared disks that do not fit into the page cache.
+        shuffle_block: images of a block, at least; a node's page cache should hold two blocks.
+        nodes: of which ``blocks`` are dealt out; by default as the launcher says (``LOCAL_WORLD_SIZE``).
         picture_every: steps between pictures; 0 for the last step only. By default there is one with each checkpoint.
         keep_pictures: newest pictures to keep; of those before, the first from step 1, 2, 4, 8 and so on stays too. 0
             keeps all.
@@ -43,6 +48,7 @@ class PretrainConfig(TrainingConfig):
         "cache",
         "picture_every",
         "keep_pictures",
+        "nodes",
     }
 
     data: str
@@ -60,6 +66,9 @@ class PretrainConfig(TrainingConfig):
     predict: float | None = None
     norm_pix_loss: bool = True
     augment: bool = True
+    shuffle: Literal["global", "blocks"] = "global"
+    shuffle_block: int = 131072
+    nodes: int | None = None
     picture_every: int | None = None
     keep_pictures: int = 10
 
@@ -70,7 +79,8 @@ class PretrainConfig(TrainingConfig):
 
     def _check(self) -> None:
         super()._check()
-        self._at_least(1, "decoder_embed_dim", "decoder_depth", "img_size")
+        check_encoder_name(self.model)
+        self._at_least(1, "decoder_embed_dim", "decoder_depth", "img_size", "shuffle_block", "nodes")
         self._at_least(0, "picture_every", "keep_pictures")
         self._share("ratio_inside", "ratio_outside")
         if self.predict is not None and not 0 < self.predict <= 1:
@@ -84,7 +94,13 @@ class PretrainConfig(TrainingConfig):
         return decoder_size(self.model, self.decoder_embed_dim, self.decoder_depth)
 
 
+def check_encoder_name(model: str) -> None:
+    """Raise a ConfigError unless an encoder of that name can be built."""
+    if model not in ENCODERS:
+        raise ConfigError(f"model: got {model!r}, accepted are names of encoders to train anew: {', '.join(ENCODERS)}")
+
+
 def decoder_size(model: str, width: int | None, depth: int | None) -> tuple[int, int]:
-    """Width and depth of the decoder, filled in from the preset's; a name that is none is refused where it is built."""
+    """Width and depth of the decoder, filled in from the preset's."""
     usual = DECODER_SIZES.get(model, DEFAULT_DECODER)
     return width or usual[0], depth or usual[1]

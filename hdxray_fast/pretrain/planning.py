@@ -19,7 +19,7 @@ from ..files import size_in_words
 from ..ops.mask_ratio import RATIO_INSIDE, RATIO_OUTSIDE, masked_patches, round_half_up
 from ..training.config import TrainingConfig
 from . import work
-from .config import decoder_size
+from .config import check_encoder_name, decoder_size
 
 # Dense bf16 peak, FLOP/s, and memory, GiB, as their makers state them
 DEVICES = {
@@ -92,6 +92,7 @@ class PlanConfig:
             raise ConfigError(f"gpu: got {self.gpu!r}, accepted are {', '.join(DEVICES)} and cpu")
         if self.images is None and self.data is None:
             raise ConfigError("images: say how many, or name a prepared data set with data")
+        check_encoder_name(self.model)
         for name in ("images", "gpus", "batch_size", "grad_accum", "img_size", "decoder_embed_dim", "decoder_depth"):
             value = getattr(self, name)
             if value is not None and value < 1:

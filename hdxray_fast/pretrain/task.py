@@ -15,6 +15,7 @@ from ..data.augment import Augmentation
 from ..data.prepared.reading import PreparedSet, PreparedSubset, is_prepared
 from ..data.prepared.sources import run_sources
 from ..data.radiograph_dataset import RadiographDataset
+from ..errors import ConfigError
 from ..images.panels import write_image
 from ..models.mae import MaskedAutoencoder, create_mae
 from ..models.presets import ENCODERS
@@ -27,6 +28,7 @@ from ..training.run_images import open_prepared, read_images
 from ..training.task import Task
 from ..weights.model_folders import describe_model, save_model
 from .batches import PlannedBatch, planned
+from .blocks import blocks_ahead, node_count
 from .config import PretrainConfig
 from .reconstruction import prune_pictures, reconstruction_picture
 
@@ -99,10 +101,12 @@ class PretrainTask(Task):
     """A masked auto-encoder on radiographs."""
 
     label = "pretrain"
+    writes = ("pictures",)
     captures = True
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config
+        self.nodes = node_count(config)
         self.images: PreparedSet | PreparedSubset | None = None
         self.baseline = math.nan
         self.picture: Path | None = None
@@ -143,7 +147,11 @@ class PretrainTask(Task):
 
     def loader(self, training: Training, start: int) -> Iterable[dict]:
         costs = self.dataset.kept_patches(self.config.ratio_inside, self.config.ratio_outside)
-        return training.loader(self.dataset, start, PlannedBatch(self.config, self.predict), costs)
+        order = None
+        if self.config.shuffle == "blocks":
+            rank, world = training.accelerator.process_index, training.accelerator.num_processes
+            order = blocks_ahead(self.config, self.images, self.nodes, rank, world)
+        return training.loader(self.dataset, start, PlannedBatch(self.config, self.predict), costs, order)
 
     def to_device(self, batch: dict, device: torch.device) -> dict:
         batch = super().to_device(batch, device)
@@ -173,10 +181,15 @@ class PretrainTask(Task):
             self._draw(training, step)
 
     def state(self) -> dict:
-        return {"baseline": self.baseline}
+        return {"baseline": self.baseline, **({"nodes": self.nodes} if self.config.shuffle == "blocks" else {})}
 
     def load_state(self, state: dict) -> None:
         self.baseline = state["baseline"]
+        if self.config.shuffle == "blocks" and state["nodes"] != self.nodes:
+            raise ConfigError(
+                f"nodes: the run in {self.config.out} shuffles blocks of {state['nodes']} nodes, and not of "
+                f"{self.nodes}, whose order is another; go on with --nodes {state['nodes']}, on as many processes each"
+            )
 
     def json_files(self, model: nn.Module) -> dict[str, dict]:
         return describe_model(model)

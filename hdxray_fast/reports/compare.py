@@ -13,6 +13,7 @@ from ..data.comparison_folder import note_on_single_runs
 from ..data.named_runs import Place, begin_comparison
 from ..data.paired import Measured, difference, draw_patients
 from ..errors import ConfigError
+from ..regular_files import open_regular
 from .comparison_files import write_comparison
 from .evaluate import Evaluation, evaluate_reports
 from .intervals import BLEU, bleu_counts, bleu_of_counts
@@ -112,7 +113,7 @@ def holds_reports(path: str | os.PathLike) -> bool:
         return True
     if not place.is_file():
         return False
-    with place.open(encoding="utf-8-sig", errors="replace") as stream:
+    with open_regular(place, "r", encoding="utf-8-sig", errors="replace") as stream:
         head = {name.strip().strip('"').lower() for name in stream.readline().split(",")}
     return not head.isdisjoint(GENERATED_COLUMNS)
 
@@ -177,18 +178,22 @@ def _measure(
     """Each score of each model, on the same draws of patients."""
     rows = next(iter(read.values()))[0].rows
     truths, patients = ([rows[number][key] for number in chosen] for key in ("reference", "patient"))
-    weights = list(draw_patients(patients, bootstraps, seed))
+    runs = {
+        name: [_Run.of([one.rows[number]["generated"] for number in chosen], truths, convention) for one in evaluations]
+        for name, evaluations in read.items()
+    }
+    drawn: dict[str, list[list[dict]]] = {name: [[] for _ in own] for name, own in runs.items()}
+    for weights in draw_patients(patients, bootstraps, seed):  # a part at a time: all of them may be gigabytes
+        for name, own in runs.items():
+            for run, parts in zip(own, drawn[name], strict=True):
+                parts.append(run.measure(weights))
     found = {}
-    for name, evaluations in read.items():
-        runs = [
-            _Run.of([one.rows[number]["generated"] for number in chosen], truths, convention) for one in evaluations
-        ]
-        values = [run.measure(np.ones((1, len(chosen)))) for run in runs]
-        drawn = [[run.measure(part) for part in weights] for run in runs]
+    for name, own in runs.items():
+        values = [run.measure(np.ones((1, len(chosen)))) for run in own]
         found[name] = {
             score: Measured(
                 np.array([value[score][0] for value in values]),
-                np.array([np.concatenate([part[score] for part in parts]) for parts in drawn]),
+                np.array([np.concatenate([np.zeros(0), *(part[score] for part in parts)]) for parts in drawn[name]]),
             )
             for score in values[0]
         }

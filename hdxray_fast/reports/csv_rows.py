@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import gzip
 import zlib
+from contextlib import ExitStack
+from io import TextIOWrapper
 from pathlib import Path
 
 from ..data.columns import hidden_in
 from ..errors import ConfigError
+from ..regular_files import open_regular, reason_of
 
 
 def read_rows(path: Path, argument: str = "data") -> list[dict[str, str]]:
@@ -17,9 +20,11 @@ def read_rows(path: Path, argument: str = "data") -> list[dict[str, str]]:
     Raises:
         ConfigError: it is missing, not UTF-8, or no CSV, or a row has more or fewer fields than the header.
     """
-    opener = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rt", newline="", encoding="utf-8-sig") as stream:
+        with ExitStack() as opened:
+            file = opened.enter_context(open_regular(path))
+            plain = opened.enter_context(gzip.open(file)) if path.suffix == ".gz" else file
+            stream = opened.enter_context(TextIOWrapper(plain, newline="", encoding="utf-8-sig"))
             rows = []
             reader = csv.DictReader(stream, strict=True)
             for row in reader:
@@ -37,4 +42,4 @@ def read_rows(path: Path, argument: str = "data") -> list[dict[str, str]]:
     except UnicodeDecodeError as error:
         raise ConfigError(f"{argument}: {path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
     except (OSError, EOFError, zlib.error, csv.Error) as error:
-        raise ConfigError(f"{argument}: {path} is not a readable CSV file ({error})") from error
+        raise ConfigError(f"{argument}: {path} is not a readable CSV file ({reason_of(error)})") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..data.csv_cells import write_table
 from ..files import claim_names, written_whole
 from ..names import ESCAPES
+from ..terminal import visible_lines
 from .evaluate import Evaluation
 from .evaluation_page import evaluation_page
 from .evaluation_table import format_evaluation
@@ -29,7 +30,7 @@ def write_evaluation(evaluation: Evaluation, out: str | Path, **reading) -> Path
     text = {"encoding": "utf-8", "errors": ESCAPES}  # notes and paths may quote names
     for name, content in {
         "metrics.json": json.dumps(evaluation.metrics, ensure_ascii=False, indent=1),
-        "metrics.md": format_evaluation(evaluation.metrics),
+        "metrics.md": visible_lines(format_evaluation(evaluation.metrics)),
         "report.html": evaluation_page(evaluation, **reading),
     }.items():
         with written_whole(out / name) as temporary:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data.bootstrap import bootstrap_counts, interval
+from ..data.bootstrap import interval
+from ..data.paired import draw_patients
 from .metrics import Scores, score_reports
 
 FEWEST = 10  # studies, below which nothing can be told
@@ -41,8 +42,8 @@ def exchanged_scores(
     gain = np.asarray(scores.each["rouge_l"]) - np.asarray(other.each["rouge_l"])  # [N], by reference
     found = {**{name: other.totals[name] for name in NAMES}, "gain": float(gain.mean()), "interval": [], "flagged": ""}
     if bootstraps > 0:
-        drawn = bootstrap_counts(patients, bootstraps, seed)  # [B, N]
-        low, high = interval(drawn @ gain / drawn.sum(axis=1))
+        drawn = draw_patients(patients, bootstraps, seed)  # [b, N] each
+        low, high = interval(np.concatenate([weights @ gain / weights.sum(axis=1) for weights in drawn]))
         found["interval"] = [low, high]
         if low <= 0:
             found["flagged"] = (

@@ -18,6 +18,7 @@ from ..models.encoder import Tokens
 from ..models.inference import one_late
 from ..models.inputs import sent_batch
 from ..ops.plan import MaskPlan
+from ..regular_files import check_regular, load_tensors
 from ..training.batches import batches_of
 from ..weights.fingerprint import weights_print
 from .model import ReportModel
@@ -121,6 +122,7 @@ class FeatureStore:
         from safetensors import SafetensorError, safe_open
 
         try:
+            check_regular(self.path(index))
             with safe_open(self.path(index), "pt") as tensors:
                 return bool(tensors.keys())
         except (SafetensorError, OSError):
@@ -128,9 +130,7 @@ class FeatureStore:
 
     def load(self, index: int) -> dict[str, Tensor]:
         """Features of one image."""
-        from safetensors.torch import load_file
-
-        return load_file(self.path(index))
+        return load_tensors(self.path(index))
 
     def for_standardising(self, indices: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
         """``(values [n, D], known [n])`` of images, at most ``STANDARDISE_BY`` of them, evenly spread."""

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..data.bootstrap import bootstrap_counts, interval
+from ..data.bootstrap import interval
+from ..data.paired import draw_patients
 from .metrics import Scores
 
 BLEU = ("bleu1", "bleu2", "bleu3", "bleu4")
@@ -33,13 +34,14 @@ def score_intervals(
     """
     if len(set(patients)) < 2 or bootstraps < 1:
         return {}
-    drawn = bootstrap_counts(patients, bootstraps, seed).astype(float)  # [B, N]
     split = scores.convention.split
     counts = bleu_counts([split(text) for text in generated], [split(text) for text in references])
-    values = dict(zip(BLEU, bleu_of_counts(drawn @ counts).T, strict=True))
-    for name in ("rouge_l", "cider_d"):
-        if name in scores.each:
-            values[name] = drawn @ np.asarray(scores.each[name]) / drawn.sum(axis=1)
+    means = [name for name in ("rouge_l", "cider_d") if name in scores.each]
+    each = np.column_stack([counts, *(scores.each[name] for name in means), np.ones(len(counts))])
+    sums = np.concatenate([drawn @ each for drawn in draw_patients(patients, bootstraps, seed)])  # [B, 10 + means + 1]
+    values = dict(zip(BLEU, bleu_of_counts(sums[:, : counts.shape[1]]).T, strict=True))
+    for number, name in enumerate(means, counts.shape[1]):
+        values[name] = sums[:, number] / sums[:, -1]
     return {name: list(interval(value)) for name, value in values.items()}
 
 

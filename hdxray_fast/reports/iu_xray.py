@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 from ..data.listing import FilesByName, SameNameError
 from ..errors import ConfigError
+from ..regular_files import REPORT_TEXT, read_bytes
 from .studies import Study, StudyTable, chosen_sections, counted
 
 SUFFIXES = (".png", ".dcm", ".jpg", ".jpeg")
@@ -39,7 +40,7 @@ def _order(path: Path) -> tuple:
 
 def _read_one(path: Path, images: Path, found: FilesByName, sections: str, language: str) -> Study:
     try:
-        content = path.read_bytes()
+        content = read_bytes(path, REPORT_TEXT)
         # Reports have none; a file with nested ones can fill the memory. In UTF-16 a letter is a byte and a zero.
         if b"<!ENTITY" in content.replace(b"\0", b""):
             raise ConfigError(f"{path.name}: declares XML entities, which are not read")

@@ -15,6 +15,7 @@ from ..data.seen import Seen
 from ..errors import ConfigError
 from ..files import written_whole
 from ..images.perceptual_hash import no_thumbnails
+from ..regular_files import open_regular
 from .studies import Study
 
 KNOWN_FILE = "known_images.csv"  # beside predictions
@@ -72,7 +73,7 @@ def read_known_images(path: Path) -> dict[str, set[str]] | None:
         return None
     known: dict[str, set[str]] = {way: set() for way in WAYS}
     try:
-        with path.open(newline="", encoding="utf-8") as stream:
+        with open_regular(path, "r", newline="", encoding="utf-8") as stream:
             for row in read_table(stream, names=NAMES):
                 known[row["known_by"]].add(row["study"])
     except (OSError, UnicodeError, csv.Error, KeyError) as error:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError, MissingDependencyError
-from ..weights.data_only import check_config, check_no_code
+from ..regular_files import load_tensors
+from ..weights.data_only import check_config, check_files, check_no_code
 from ..weights.fingerprint import tensors_print
+from ..weights.stored_sizes import are_there, check_room, check_transformers_config, stored_in
 from .seq2seq import until, weights_kept
 from .text_models import generate, quietly
 from .visual_tokens import StudyTokens
@@ -175,13 +177,36 @@ def load_language_model(source: str, dtype: str = "auto") -> Any:
     if (Path(source) / "adapter_config.json").is_file():
         raise CheckpointError(f"language_model: {source} is an adapter; merge it with its model and save that")
     try:
+        if Path(source).is_dir():
+            _check_room(Path(source))
         with quietly():
             return AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, trust_remote_code=False, use_safetensors=True
             )
+    except CheckpointError:
+        raise
     except Exception as error:  # its reader raises OSError, ValueError, KeyError and errors of its own
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"language_model: {source} cannot be loaded ({reason})") from error
+
+
+def _check_room(folder: Path) -> None:
+    """Refuse a folder whose config asks for far more than its weights hold; without any, transformers says so."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    weights = folder / "model.safetensors"
+    check_files(folder)
+    if not are_there(weights):
+        return
+    stored = stored_in(weights)
+    check_transformers_config(folder, stored)
+    config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    check_room(
+        folder / "config.json",
+        stored,
+        lambda: AutoModelForCausalLM.from_config(config, trust_remote_code=False),
+        {},
+    )
 
 
 def language_model_fingerprint(model: Any) -> str:
@@ -209,12 +234,11 @@ def load_lora(model: Any, folder: Path, rank: int, alpha: float) -> Any:
         CheckpointError: the matrices are missing, damaged or another model's.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     path, peft = folder / "adapter_model.safetensors", _peft()
     try:
         tuned = with_lora(model, rank, alpha)
-        result = peft.set_peft_model_state_dict(tuned, load_file(path))
+        result = peft.set_peft_model_state_dict(tuned, load_tensors(path))
     except (SafetensorError, OSError, RuntimeError, ValueError, KeyError) as error:
         raise CheckpointError(f"{path}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
     foreign = [*result.unexpected_keys, *(name for name in result.missing_keys if "lora_" in name)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from ..data.seen import Seen
 from ..data.splits import SPLIT_COLUMNS
 from ..errors import ConfigError
 from ..names import unescaped
+from ..regular_files import read_json, reason_of, what_else
 from .csv_rows import read_rows
 from .iu_xray import read_iu_xray
 from .mimic_cxr import read_mimic_cxr
@@ -100,6 +100,8 @@ def guess_layout(path: Path) -> str:
             return "mimic-cxr"
         if any(path.glob("*.xml")) or any(path.glob("*/*.xml")):
             return "iu-xray"
+    elif reason := what_else(path):
+        raise ConfigError(f"data: {path} {reason}; give annotation.json, a CSV, or the folder of the reports")
     raise ConfigError(
         f"data: {path} is none of the layouts that are told by themselves (annotation.json, a .csv, a folder with .xml "
         f"reports or with mimic-cxr-2.0.0-split.csv); give layout, one of {', '.join(LAYOUTS)}"
@@ -121,11 +123,11 @@ def image_path(root: Path, name: str) -> str:
 
 def _read_annotation(path: Path, root: Path, language: str) -> StudyTable:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = read_json(path, None)
     except UnicodeDecodeError as error:
         raise ConfigError(f"data: {path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"data: {path} is not a readable JSON file ({error})") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"data: {path} is not a readable JSON file ({reason_of(error)})") from None
     if not isinstance(content, dict) or not {"train", "val", "test"} & set(content):
         raise ConfigError(f"data: {path} has no 'train', 'val' or 'test' at its top, as R2Gen's annotation.json does")
     studies = []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..data.columns import columns_in_words
 from ..errors import ConfigError
+from ..regular_files import REPORT_TEXT, read_text
 from .csv_rows import read_rows
 from .studies import Study, StudyTable, chosen_sections, counted
 
@@ -90,7 +91,7 @@ def read_mimic_cxr(folder: Path, images: Path, sections: str, language: str) -> 
             shown = " and ".join(str(row["row"]) for row in {row["split"]: row for row in reversed(rows)}.values())
             raise ConfigError(f"data: {folder}: a study is in several splits (rows {shown} of the list of splits)")
         rows.sort(key=lambda row: (_FRONTAL_FIRST.get(views.get(row["dicom_id"], ""), 3), row["dicom_id"]))
-        found = extract_sections(text.read_text(encoding="utf-8", errors="replace"))
+        found = extract_sections(read_text(text, REPORT_TEXT, errors="replace"))
         studies.append(
             Study(
                 id=f"s{study}",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import numpy as np
 from ..data.seen import DRAWN_FILE, SEEN_FILE, Overlap, Seen
 from ..data.seen_key import KEY_FILE, key_of
 from ..errors import ConfigError
+from ..regular_files import RUN_JSON, read_json, reason_of
 from ..weights.model_folders import model_folder
 from .layouts import STUDY_SETTINGS, read_studies
 from .studies import Study, StudyTable
@@ -37,9 +37,9 @@ def record_of_model(directory: str | Path) -> Seen | None:
     if (record := Seen.load(folder / SEEN_FILE)) is not None:
         return record
     try:
-        settings = json.loads((folder / REPORT_FILE).read_text(encoding="utf-8"))
+        settings = read_json(folder / REPORT_FILE)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"model: {directory} is no folder that report train wrote ({error})") from error
+        raise ConfigError(f"model: {directory} is no folder that report train wrote ({reason_of(error)})") from error
     return Seen.of_origin(settings["splits"], key_of(folder / SEEN_FILE)) if settings.get("splits") else None
 
 
@@ -115,7 +115,7 @@ def read_of_run(config: ReportConfig) -> tuple[StudyTable, bool]:
 
 def _has_no_split_seed(path: Path) -> bool:
     try:
-        return "split_seed" not in json.loads(path.read_text(encoding="utf-8"))
+        return "split_seed" not in read_json(path, RUN_JSON)
     except (OSError, ValueError):
         return False  # no run was begun, or what is wrong with it is said when it goes on
 

@@ -12,6 +12,7 @@ from ..data.csv_cells import unquoted, write_table
 from ..errors import ConfigError
 from ..files import written_whole
 from ..names import ESCAPES, escaped, unescaped
+from ..regular_files import parse_json, read_text, reason_of
 from .csv_rows import read_rows
 from .layouts import ID_COLUMNS
 from .studies import language_at
@@ -90,15 +91,15 @@ def read_predictions(path: str | Path) -> list[Prediction]:
 
 def _read_json(path: Path, lines: bool) -> list[tuple[str, object]]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, None, encoding="utf-8-sig")
         if lines:
             numbered = enumerate(text.splitlines(), start=1)
-            return [(f"line {number}", json.loads(line)) for number, line in numbered if line.strip()]
-        content = json.loads(text)
+            return [(f"line {number}", parse_json(line)) for number, line in numbered if line.strip()]
+        content = parse_json(text)
     except UnicodeDecodeError as error:
         raise ConfigError(f"predictions: {path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"predictions: {path} is not a readable JSON file ({error})") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"predictions: {path} is not a readable JSON file ({reason_of(error)})") from None
     if isinstance(content, dict):
         pairs = enumerate(content.items())
         return [(f"entry {number}", {"id": name, "generated": text}) for number, (name, text) in pairs]

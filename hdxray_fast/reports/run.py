@@ -19,7 +19,7 @@ from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
 from ..data.radiograph_dataset import RadiographDataset
 from ..data.seen import DRAWN_FILE, Seen
-from ..data.seen_key import run_key
+from ..data.seen_key import KEY_FILE, run_key
 from ..errors import ConfigError, TrainingError
 from ..models.encoder import Encoder
 from ..terminal import visible
@@ -120,6 +120,7 @@ class ReportTask(Task):
     """
 
     label = "report train"
+    writes = ("validation.csv", DRAWN_FILE, KEY_FILE)
     compiles = False  # a language model of any make
     captures = False  # texts differ in length from step to step, and a language model looks at its own mask
 

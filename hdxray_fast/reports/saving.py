@@ -15,14 +15,17 @@ from ..devices import find_device
 from ..errors import CheckpointError, ConfigError
 from ..files import checksum, flush, save_tensors, share, temporary_name
 from ..models.encoder import Encoder
-from ..weights.data_only import check_config, check_listed
+from ..regular_files import load_tensors, read_json, reason_of, what_else
+from ..weights.data_only import check_config, check_files, check_listed
 from ..weights.hub_files import IMPORT_FILE
-from ..weights.model_folders import load_model, model_folder, save_model
+from ..weights.model_folders import MODEL_FILE, load_model, model_folder, save_model
+from ..weights.stored_sizes import check_room, check_transformers_config, stored_in
 from .model import ReportModel, language_model_decoder, visual_tokens_for
 from .model_config import ReportModelConfig
 from .own_split import REPORT_FILE, record_of_model
 from .text_models import import_text_models, quietly
 from .text_tokenizers import check_fits, load_tokenizer
+from .visual_tokens import VisualTokens
 
 VISUAL_FILE = "visual.safetensors"
 # What a hub puts beside a model; and what is written beside an encoder's weights for transformers to run if allowed to.
@@ -121,6 +124,7 @@ def load_report_model(directory: str | Path, device: str | torch.device | None =
     try:
         config = ReportModelConfig(**settings["model"])
         decoder = _load_decoder(directory / "decoder", config, tokenizer, settings["language_model"])
+        _check_visual_room(directory, encoder, decoder.width, config)
         visual = visual_tokens_for(encoder, decoder, config)
     except (TypeError, ConfigError) as error:
         raise CheckpointError(f"{directory / REPORT_FILE}: describes no model of this package ({error})") from error
@@ -140,18 +144,18 @@ def _check_parts(directory: Path, parts: dict[str, str]) -> None:
     for name, digest in parts.items():
         path = directory / name
         if not path.is_file():
-            raise CheckpointError(f"{path}: is missing; {advice}")
+            raise CheckpointError(f"{path}: {what_else(path) or 'is missing'}; {advice}")
         if checksum(path) != digest:
             raise CheckpointError(f"{path}: is damaged, or another model's; {advice}")
 
 
 def _read_settings(path: Path) -> dict:
     try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
+        settings = read_json(path)
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: is missing; a report model is the folder that report train wrote") from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: is damaged or cannot be read ({error})") from error
+        raise CheckpointError(f"{path}: is damaged or cannot be read ({reason_of(error)})") from error
     if not isinstance(settings, dict) or settings.get("format") != FORMAT:
         raise CheckpointError(f"{path}: describes no report model of this package")
     if settings.get("format_version") != FORMAT_VERSION:
@@ -183,8 +187,13 @@ def _load_decoder(folder: Path, config: ReportModelConfig, tokenizer, printed: s
         from .relational import RelationalReportModel as Kind
     else:
         from transformers import PegasusForConditionalGeneration as Kind
+    check_files(folder)
     check_config(folder)
+    stored = stored_in(folder / MODEL_FILE)
+    check_transformers_config(folder, stored)
     try:
+        settings = Kind.config_class.from_dict(read_json(folder / "config.json"))
+        check_room(folder / "config.json", stored, lambda: Kind(settings), {})
         with quietly():
             model, found = Kind.from_pretrained(
                 str(folder),
@@ -193,6 +202,8 @@ def _load_decoder(folder: Path, config: ReportModelConfig, tokenizer, printed: s
                 trust_remote_code=False,
                 use_safetensors=True,
             )
+    except CheckpointError:
+        raise
     except Exception as error:  # a folder that lacks a file or holds a damaged one raises whatever its reader raises
         raise CheckpointError(f"{folder}: cannot be loaded ({' '.join(str(error).split())[:300]})") from error
     for what in ("missing_keys", "unexpected_keys", "mismatched_keys"):
@@ -207,12 +218,22 @@ def _load_decoder(folder: Path, config: ReportModelConfig, tokenizer, printed: s
     return decoder
 
 
+def _check_visual_room(directory: Path, encoder: Encoder, width: int, config: ReportModelConfig) -> None:
+    """Refuse settings of the visual tokens that are far larger than their weights."""
+    dim, count = encoder.num_features, config.visual_tokens
+    check_room(
+        directory / REPORT_FILE,
+        stored_in(directory / VISUAL_FILE),
+        lambda: VisualTokens(dim, width, count, config.pool, config.max_views, encoder.config.num_heads),
+        {},
+    )
+
+
 def _load_visual(visual: nn.Module, path: Path) -> None:
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        visual.load_state_dict(load_file(path))
+        visual.load_state_dict(load_tensors(path))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: is missing or damaged ({' '.join(str(error).split())[:300]})") from error
     except RuntimeError as error:

@@ -11,7 +11,8 @@ from typing import Any
 
 from ..errors import CheckpointError, ConfigError, MissingDependencyError
 from ..files import written_whole
-from ..weights.data_only import check_no_code
+from ..regular_files import read_json
+from ..weights.data_only import check_files, check_no_code
 from .cleaning import UNKNOWN, mostly_chinese
 
 KINDS = ("word", "bpe", "character")
@@ -254,9 +255,10 @@ def load_tokenizer(source: str | Path) -> ReportTokenizer:
     kind, size = "hf", None
     marks = Path(source) / KIND_FILE
     check_no_code(source)
+    check_files(source)
     try:
         if marks.is_file():
-            settings = json.loads(marks.read_text())
+            settings = read_json(marks)
             kind, size = settings["kind"], settings["size"]
             if kind != "hf":
                 backend = transformers.PreTrainedTokenizerFast.from_pretrained(str(source), trust_remote_code=False)

@@ -87,7 +87,8 @@ def patch_cells(grid_size: tuple[int, int], count: int, device: torch.device | N
     side = grid_side(count)
     if side > min(grid_size):
         raise ArgumentError(
-            f"visual_tokens: got {count}, {grid_size[0]} x {grid_size[1]} patches make no {side} x {side}"
+            f"visual_tokens: got {count}, {grid_size[0]} x {grid_size[1]} patches make no {side} x {side}; "
+            f"visual_tokens={min(grid_size) ** 2} and smaller square numbers fit, or images of a larger size"
         )
     rows = torch.arange(grid_size[0], device=device) * side // grid_size[0]
     columns = torch.arange(grid_size[1], device=device) * side // grid_size[1]

@@ -138,7 +138,9 @@ def write_reports(
     if not studies:
         raise ConfigError("studies: there is none to write a report on")
     if out is not None:
-        claim_names(Path(out), "report-generate", ("predictions.csv", SEEN_FILE, KEY_FILE, KNOWN_FILE))
+        stems: set[str] = set()
+        drawings = [f"{_file_name(one.place or one.id, stems)}.png" for one in studies] if pictures > 0 else []
+        claim_names(Path(out), "report-generate", ("predictions.csv", SEEN_FILE, KEY_FILE, KNOWN_FILE, *drawings))
     done = WrittenReports(precision=find_precision(precision, next(model.visual.parameters()).device))
     taken: set[str] = set()
     reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}

@@ -12,6 +12,7 @@ from ..data.prepared.shards import arrow
 from ..errors import ConfigError
 from ..files import written_whole
 from ..names import escaped
+from ..regular_files import check_regular
 
 RECORD = "data.parquet"  # in a run's folder
 
@@ -175,6 +176,7 @@ def _digest_of(path: Path) -> str | None:
     """The digest of the record in a file; ``None`` if there is none."""
     pa = arrow()
     try:
+        check_regular(path)
         return (pa.parquet.read_schema(path).metadata or {}).get(b"digest", b"").decode()
     except (OSError, ValueError, pa.ArrowException):
         return None
@@ -184,6 +186,7 @@ def _read(path: Path) -> dict[str, dict[str, str]] | None:
     """Of each kind, contents by name; ``None`` if the file cannot be read."""
     pa = arrow()
     try:
+        check_regular(path)
         table = pa.parquet.read_table(path)
         columns = [table.column(name).to_pylist() for name in ("kind", "name", "content")]
     except (OSError, KeyError, pa.ArrowException):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from ..data.order import Order
 from ..data.sampler import StepSampler
 from ..errors import ConfigError
 from ..ops.compiled import Compiled
@@ -107,7 +108,8 @@ class Training:
         if config.threads:  # after Accelerate, which sets them too
             torch.set_num_threads(config.threads)
         self.config, self.task, self.on_step = config, task, on_step or (lambda line: None)
-        self.folder, self._keep_folder = RunFolder(config, self.accelerator), False
+        self.folder = RunFolder(config, self.accelerator, task.label.replace(" ", "-"), task.writes)
+        self._keep_folder = False
         self.out, self.log, self.checkpoints = self.folder.path, self.folder.log, self.folder.checkpoints
         self.progress = progress and self.is_main
         self.images_per_step = config.batch_size * config.grad_accum * self.accelerator.num_processes
@@ -180,7 +182,12 @@ class Training:
             self.folder.release()
 
     def loader(
-        self, dataset: Dataset, start: int, collate_fn: Callable | None = None, costs: np.ndarray | None = None
+        self,
+        dataset: Dataset,
+        start: int,
+        collate_fn: Callable | None = None,
+        costs: np.ndarray | None = None,
+        order: Order | None = None,
     ) -> DataLoader:
         """Batches of this process from step ``start`` on, of a data set that maps ``(epoch, index)`` to samples.
 
@@ -189,6 +196,7 @@ class Training:
             start: steps that lie behind.
             collate_fn: samples to a batch; torch's by default.
             costs: ``[N]``, of each sample; the samples of a step are dealt out so that its batches cost the same.
+            order: of the samples; a full shuffle if left out.
         """
         config, accelerator = self.config, self.accelerator
         sampler = StepSampler(
@@ -201,6 +209,7 @@ class Training:
             world_size=accelerator.num_processes,
             grad_accum=config.grad_accum,
             costs=costs,
+            order=order,
         )
         on_gpu = accelerator.device.type == "cuda"
         return DataLoader(

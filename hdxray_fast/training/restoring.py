@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import CheckpointError, ConfigError
 from ..files import checksum
+from ..regular_files import load_tensors, read_json
 from .checkpoints import (
     CHECKSUMS_FILE,
     EMA_FILE,
@@ -49,15 +49,14 @@ def read_checkpoint(folder: Path, averaged: bool = False) -> Saved:
         CheckpointError: a file is missing or damaged.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        for name, digest in json.loads((folder / CHECKSUMS_FILE).read_text()).items():
+        for name, digest in read_json(folder / CHECKSUMS_FILE).items():
             if checksum(folder / name) != digest:
                 raise CheckpointError(f"{folder / name} is damaged: its checksum differs")
-        state = json.loads((folder / STATE_FILE).read_text())
+        state = read_json(folder / STATE_FILE)
         files = (MODEL_FILE, OPTIMIZER_FILE, *([EMA_FILE] if averaged else []))
-        return Saved(state, {name: load_file(folder / name) for name in files})
+        return Saved(state, {name: load_tensors(folder / name) for name in files})
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot resume from this checkpoint ({error})") from error
 

@@ -8,14 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ConfigError, TrainingError
-from ..files import flush, remove_leftovers, written_whole
+from ..files import claim_names, flush, remove_leftovers, written_whole
 from ..locks import RunLock
+from ..regular_files import RUN_JSON, parse_json, read_json, read_text
 from .checkpoints import checkpoint_folders, set_aside_after
 from .config import TrainingConfig
-from .data_record import DataRecord
+from .data_record import RECORD, DataRecord
 from .processes import on_main
 
 LOG, CHECKPOINTS, SETTINGS = "log.jsonl", "checkpoints", "config.json"
+WRITES = (SETTINGS, LOG, CHECKPOINTS, "failed", RECORD, "tensorboard", "wandb", "quarantine.csv", "cache", "model")
 
 
 class RunFolder:
@@ -24,6 +26,8 @@ class RunFolder:
     Args:
         config: all settings; ``config.out`` names the folder.
         accelerator: of the run, whose main process writes.
+        maker: the command.
+        writes: names that it writes here besides those of every run.
 
     Attributes:
         path: of the folder.
@@ -31,8 +35,9 @@ class RunFolder:
         checkpoints: of their folder.
     """
 
-    def __init__(self, config: TrainingConfig, accelerator) -> None:
+    def __init__(self, config: TrainingConfig, accelerator, maker: str, writes: Sequence[str] = ()) -> None:
         self.config, self.accelerator, self.path = config, accelerator, Path(config.out)
+        self._maker, self._writes = maker, (*WRITES, *writes)
         self.log, self.checkpoints, self.settings = (self.path / name for name in (LOG, CHECKPOINTS, SETTINGS))
         self._lock = RunLock(self.path)
 
@@ -40,7 +45,8 @@ class RunFolder:
         """Hold it, as long as no other run is in it; write the settings down. Every process must call this.
 
         Raises:
-            ConfigError: it holds another run, another process is at work in it, or it cannot be written.
+            ConfigError: it holds another run or files of the same names that no run made, another process is at work
+                in it, or it cannot be written.
         """
         on_main(self.accelerator, self._lock.acquire)
         try:
@@ -59,13 +65,15 @@ class RunFolder:
         if not _holds_a_run(self.path):
             self._refuse_other_settings()
             return
+        if not self.settings.exists() and not self._is_a_log():
+            raise ConfigError(f"out: {self.log} is of no run, and would be written over; choose another folder")
         if self.config.resume == "never":
             raise ConfigError(
                 f"out: {self.path} already holds a run; continue it with resume=auto (--resume auto), "
                 "or choose another folder"
             )
         try:
-            differences = self.config.differences(json.loads(self.settings.read_text()))
+            differences = self.config.differences(read_json(self.settings, RUN_JSON))
         except FileNotFoundError:
             if self.accelerator.is_main_process:
                 warnings.warn(
@@ -87,13 +95,24 @@ class RunFolder:
         if not self.settings.exists():
             return
         try:
-            found = json.loads(self.settings.read_text(encoding="utf-8"))
+            found = read_json(self.settings, RUN_JSON)
         except (OSError, ValueError):
             found = None
         if not isinstance(found, dict) or not {"out", "save_every"} <= found.keys():
             raise ConfigError(f"out: {self.settings} is of no run, and would be written over; choose another folder")
 
+    def _is_a_log(self) -> bool:
+        """Whether the log has a line of a step, or none at all."""
+        try:
+            lines = read_text(self.log, None, errors="replace").splitlines()
+        except FileNotFoundError:
+            return True
+        return not lines or any(_step_of(line) is not None for line in lines)
+
     def _write_settings(self) -> None:
+        # what lies there without a mark is a run's of an earlier release, or it is not a run's
+        own = _holds_a_run(self.path) or self.settings.exists()
+        claim_names(self.path, self._maker, self._writes, own)
         try:
             if self.settings.exists():  # this run's own folder, and not one that holds other things too
                 for folder in (self.path, self.path / "model", self.path / "cache"):
@@ -161,7 +180,7 @@ def begun_settings(config: TrainingConfig) -> dict | None:
     if config.resume == "never" or not _holds_a_run(folder):
         return None
     try:
-        found = json.loads((folder / SETTINGS).read_text())
+        found = read_json(folder / SETTINGS, RUN_JSON)
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
@@ -179,7 +198,7 @@ def truncate_log(path: Path, step: int) -> list[int]:
     """
     kept: dict[int, str] = {}
     if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in read_text(path, None, errors="replace").splitlines():
             found = _step_of(line)
             if found is not None and found <= step:
                 kept.setdefault(found, line)
@@ -191,7 +210,7 @@ def truncate_log(path: Path, step: int) -> list[int]:
 def _step_of(line: str) -> int | None:
     """The step that a line of the log tells of; ``None`` for a damaged line."""
     try:
-        found = json.loads(line)["step"]
+        found = parse_json(line)["step"]
     except (ValueError, KeyError, TypeError):
         return None
     return found if isinstance(found, int) else None

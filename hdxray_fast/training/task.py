@@ -53,7 +53,8 @@ class Task:
     counters of samples draw does not depend on how a step is split into batches and processes either.
 
     Attributes:
-        label: name of the progress bar.
+        label: name of the progress bar, and of the command in the mark that the run's folder bears.
+        writes: names of files and folders that it writes into that folder itself.
         fingerprint: of the data, filled in before the run begins; a resumed run must have the same.
         data_record: of the data, and of weights that no checkpoint holds, filled in likewise; with it a refusal names
             what differs.
@@ -63,6 +64,7 @@ class Task:
     """
 
     label = "train"
+    writes: tuple[str, ...] = ()
     compiles = True
     captures = False
     fingerprint = ""

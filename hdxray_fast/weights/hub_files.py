@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..files import written_whole
+from ..regular_files import read_text
 
 if TYPE_CHECKING:
     from ..models.encoder_config import EncoderConfig
@@ -77,7 +78,7 @@ def preprocessor_settings(config: EncoderConfig) -> dict[str, Any]:
 def write_model_card(directory: Path, config: EncoderConfig, classes: Sequence[str] = ()) -> None:
     """Write ``README.md`` unless there is one that somebody wrote; ``classes`` are those of a classifier."""
     path = Path(directory) / CARD_FILE
-    if path.exists() and TEMPLATE_SIGN not in path.read_text(encoding="utf-8", errors="replace"):
+    if path.exists() and TEMPLATE_SIGN not in read_text(path, None, errors="replace"):
         return
     with written_whole(path) as temporary:
         temporary.write_text(model_card(config, classes), encoding="utf-8")

@@ -17,7 +17,9 @@ from ..errors import ArgumentTypeError, CheckpointError, HDXrayError, MissingDep
 from ..files import save_tensors, written_whole
 from ..models.encoder import Encoder
 from ..models.encoder_config import EncoderConfig
-from ..models.mae import MaskedAutoencoder, create_mae
+from ..models.mae import MaskedAutoencoder, create_mae, encoder_within
+from ..regular_files import check_regular, load_tensors, read_json, reason_of, what_else
+from .data_only import tell_of_code
 from .hub_files import (
     AUTO_MAP,
     HUB_KEYS,
@@ -27,6 +29,7 @@ from .hub_files import (
     write_model_card,
 )
 from .model_state import shapes_of, state_to_save, unwrapped
+from .stored_sizes import Stored, are_there, check_room, index_of, shards_of, stored_in
 
 MODEL_FILE = "model.safetensors"
 CONFIG_FILE = "config.json"
@@ -146,11 +149,16 @@ def load_model(directory: str | Path) -> MaskedAutoencoder | Encoder:
     if not (directory / MODEL_FILE).exists() and (directory / "model" / MODEL_FILE).exists():
         raise CheckpointError(f"{directory}: is the folder of a run; its model is in {directory / 'model'}")
     kind, settings = _read_config(directory / CONFIG_FILE)
-    tensors = read_tensors(directory / MODEL_FILE)
-    if kind == ENCODER_FORMAT:
-        tensors = encoder_tensors(tensors)
+    tell_of_code(directory)
+    _require_tensors(directory / MODEL_FILE)
     try:
+        check_model_room(directory / CONFIG_FILE, kind, settings, stored_in(directory / MODEL_FILE))
+        tensors = read_tensors(directory / MODEL_FILE)
+        if kind == ENCODER_FORMAT:
+            tensors = encoder_tensors(tensors)
         model = _build(kind, settings)
+    except (CheckpointError, MissingDependencyError):
+        raise
     except (HDXrayError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{directory / CONFIG_FILE}: describes no model this version can build ({error})"
@@ -165,6 +173,32 @@ def encoder_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return dict(tensors)
     named = {name.removeprefix("encoder."): tensor for name, tensor in tensors.items()}
     return {name: tensor for name, tensor in named.items() if not name.startswith("head.")}
+
+
+def check_model_room(source: str | Path, kind: str, settings: dict, stored: Stored) -> None:
+    """Refuse settings of a model that is far larger than the weights beside them.
+
+    Args:
+        source: where they stand, for the error.
+        kind: the ``format`` of the folder.
+        settings: the ``model``.
+        stored: the weights.
+
+    Raises:
+        CheckpointError: names what is too large.
+        ArgumentError, ArgumentTypeError, TypeError: they are of no model.
+    """
+    config = EncoderConfig(**settings) if kind == ENCODER_FORMAT else encoder_within(settings)
+    widths = [("decoder_embed_dim", settings.get("decoder_embed_dim", 512))] if kind == MAE_FORMAT else []
+    widths.append(("embed_dim", config.embed_dim))
+    patches = config.grid_size[0] * config.grid_size[1]
+    check_room(
+        source,
+        stored,
+        lambda: _build(kind, settings),
+        {"depth": config.depth, "decoder_depth": settings.get("decoder_depth", 0)},
+        {f"{name} {width} with {patches} positions": patches * width for name, width in widths if type(width) is int},
+    )
 
 
 def _build(kind: str, settings: dict) -> MaskedAutoencoder | Encoder:
@@ -218,6 +252,7 @@ def read_legacy(path: str | Path) -> object:
     """
     path = Path(path)
     try:
+        check_regular(path)
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -261,7 +296,7 @@ def _load_strictly(model: torch.nn.Module, tensors: Mapping[str, Tensor], source
 def _read_config(path: Path) -> tuple[str, dict]:
     """What kind of model a checkpoint holds, and its settings."""
     try:
-        config = json.loads(path.read_bytes())
+        config = read_json(path)
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{path}: is missing; a checkpoint is a folder with {MODEL_FILE} and {CONFIG_FILE}"
@@ -287,28 +322,27 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         CheckpointError: it is missing or damaged; the message names it.
         MissingDependencyError: safetensors is not installed.
     """
-    safetensors_torch = _safetensors()
-    index = path.with_name(f"{path.name}.index.json")
-    if not path.is_file() and index.is_file():
-        return _read_shards(index)
+    _require_tensors(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: is missing; a checkpoint is a folder with {MODEL_FILE} and {CONFIG_FILE}")
+        return _read_shards(index_of(path))
     try:
-        return safetensors_torch.load_file(path)
+        return load_tensors(path)
     except (_safetensor_error(), OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: is damaged or no safetensors file ({error})") from error
+        raise CheckpointError(f"{path}: is damaged or no safetensors file ({reason_of(error)})") from error
+
+
+def _require_tensors(path: Path) -> None:
+    """That a safetensors file is there, or an index of shards, and the package that reads it."""
+    _safetensors()
+    if not are_there(path):
+        raise CheckpointError(
+            f"{path}: {what_else(path) or 'is missing'}; a checkpoint is a folder with {MODEL_FILE} and {CONFIG_FILE}"
+        )
 
 
 def _read_shards(index: Path) -> dict[str, Tensor]:
-    try:
-        places = json.loads(index.read_bytes())["weight_map"]
-        names = sorted(set(places.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{index}: is no index of shards ({error!r})") from error
-    if foreign := [name for name in names if not isinstance(name, str) or Path(name).name != name]:
-        raise CheckpointError(f"{index}: names a file outside its folder ({foreign[0]!r})")
-    tensors = {}
-    for name in names:
+    places, tensors = shards_of(index), {}
+    for name in sorted(set(places.values())):
         shard = read_tensors(index.with_name(name))
         tensors.update({key: tensor for key, tensor in shard.items() if places.get(key) == name})
     if missing := sorted(places.keys() - tensors.keys()):

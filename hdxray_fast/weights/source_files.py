@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -11,8 +10,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .. import regular_files
 from ..errors import ArgumentTypeError, CheckpointError, MissingDependencyError
+from ..regular_files import what_else
 from . import model_folders
+from .data_only import tell_of_code
 from .hub_files import PREPROCESSOR_FILE
 
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -68,7 +70,9 @@ def read_source(weights: str | os.PathLike) -> Source:
     if path.is_dir():
         return _read_directory(path, str(path))
     if not path.is_file():
-        raise CheckpointError(f"{path}: is missing; weights are a file or a folder, 'hf:org/name' or 'timm:name'")
+        raise CheckpointError(
+            f"{path}: {what_else(path) or 'is missing'}; weights are a file or a folder, 'hf:org/name' or 'timm:name'"
+        )
     if path.name in TENSOR_FILES and (path.parent / model_folders.CONFIG_FILE).is_file():
         return _read_directory(path.parent, str(path))
     return _read_file(path, str(path))
@@ -81,6 +85,7 @@ def _read_directory(folder: Path, label: str) -> Source:
         return _read_own(folder, label)
     if not config and (folder / "model" / model_folders.CONFIG_FILE).is_file():
         raise CheckpointError(f"{folder}: is the folder of a run; its model is in {folder / 'model'}")
+    tell_of_code(folder)
     for name in TENSOR_FILES:
         if (folder / name).is_file():
             source = _read_file(folder / name, label)
@@ -89,6 +94,8 @@ def _read_directory(folder: Path, label: str) -> Source:
             source = Source(label, _read_shards(folder / f"{name}.index.json"))
             break
     else:
+        if odd := [f"{name} {what_else(folder / name)}" for name in TENSOR_FILES if what_else(folder / name)]:
+            raise CheckpointError(f"{folder}: its {odd[0]}")
         raise CheckpointError(f"{folder}: holds neither of {' and '.join(TENSOR_FILES)}")
     source.config = config
     source.mean, source.std = _pixel_statistics(read_json(folder / PREPROCESSOR_FILE), config)
@@ -147,7 +154,7 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object, or an empty one if there is no such file."""
     try:
-        content = json.loads(path.read_bytes())
+        content = regular_files.read_json(path)
     except FileNotFoundError:
         return {}
     except OSError as error:

@@ -274,7 +274,8 @@ def test_label_fractions_and_seeds_make_a_table(data, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "| 0.3 |" in printed
     table = (out / "table.md").read_text()
-    assert table.count("\n") == 4
+    assert [line[:1] for line in table.splitlines()] == ["|", "|", "|", "|", "", "T"]
+    assert table.splitlines()[-1] == "The mean is over all classes: high, right."
     found = json.loads((out / "results.json").read_text())
     assert [row["seed"] for row in found["0.3"]] == [0, 1]
     assert all(row["train_images"] == 36 for row in found["1"])

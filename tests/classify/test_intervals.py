@@ -19,7 +19,7 @@ from hdxray_fast.classify.intervals import (
     worth_of,
 )
 from hdxray_fast.classify.metrics import METRICS, evaluate_predictions, format_metrics
-from hdxray_fast.data.bootstrap import bootstrap_counts
+from hdxray_fast.data.bootstrap import PatientDraws
 
 pytest.importorskip("sklearn")
 
@@ -104,8 +104,8 @@ def test_draws_count_as_the_share_they_move_like():
 def test_the_calibration_error_loses_what_chance_adds():
     rng = np.random.default_rng(0)
     score = rng.random(400)
-    bins, member = np.minimum((score * 15).astype(int), 14), np.arange(400)
-    draws = bootstrap_counts(member.astype(str), 300, 0)[:, np.argsort(np.argsort(member.astype(str)))].astype(float)
+    draws = PatientDraws([f"{number:03d}" for number in range(400)], 300, 0)
+    bins, member = np.minimum((score * 15).astype(int), 14), draws.member
     for wrong in (0.0, 0.2):
         truth = (rng.random(400) < score * (1 - wrong)).astype(int)
         gaps = Gaps.of(bins, score - truth, np.ones(400), member, draws, 15)

@@ -17,6 +17,7 @@ from hdxray_fast.classify.metrics import (
 )
 from hdxray_fast.classify.resampled import Resampled
 from hdxray_fast.classify.selection import validation_score
+from hdxray_fast.data import bootstrap
 from hdxray_fast.data.bootstrap import bootstrap_counts
 
 sklearn = pytest.importorskip("sklearn.metrics")
@@ -160,18 +161,12 @@ def test_scores_that_are_no_numbers_are_named_or_choose_nothing():
         best_threshold(labels[:, 0], np.array([0.2, np.nan, 0.5, 0.5]))
     assert best_threshold(labels[:, 0], np.array([0.2, 0.1, 0.5, np.nan])) == 0.2  # of a label that is not known
 
-    class OneClass:
-        class config:
-            multiclass = False
-
-        @staticmethod
-        def probabilities(logits):
-            return logits.sigmoid()
-
     logits = np.array([[1.0], [np.inf], [2.0], [0.0]], np.float32)
-    score = validation_score(OneClass, labels, logits, "auroc")
+    score = validation_score(labels, logits, False, "auroc")
     assert np.isnan(score["loss"]) and np.isnan(score["score"]) and score["auroc"] is score["auprc"] is None
-    assert validation_score(OneClass, labels, logits.clip(-5, -1), "auroc")["auroc"] == 0.5
+    assert validation_score(labels, logits.clip(-5, -1), False, "auroc")["auroc"] == 0.5
+    confident = np.array([[20.0], [19.0], [21.0], [0.0]], np.float32)  # all are 1 in float32: no ties
+    assert validation_score(labels, confident, False, "auroc")["auroc"] == 1.0
 
 
 def test_best_threshold_is_the_best_of_all():
@@ -197,3 +192,18 @@ def test_bad_input_is_named():
             evaluate_predictions(*good, weights=weights)
     with pytest.raises(hx.ArgumentError, match=r"^patients: "):
         evaluate_predictions(good[0], good[1], ["a"], ["x"], [0.5])
+
+
+def test_draws_are_kept_small_or_made_again(monkeypatch):
+    patients = ["b", "a", "c", "a", "d"]
+    whole = bootstrap_counts(patients, 50, 4)
+    monkeypatch.setattr(bootstrap, "PART", 4 * 7)  # seven draws a part
+    for held, kept in ((2**29, 200), (60, None)):
+        monkeypatch.setattr(bootstrap, "HELD", held)
+        draws = bootstrap.PatientDraws(patients, 50, 4)
+        for _ in range(2):
+            parts = list(draws.parts())
+            assert [len(part) for part in parts] == [7] * 7 + [1]
+            assert np.array_equal(np.concatenate(parts)[:, draws.member], whole)
+        assert (None if draws._kept is None else sum(part.nbytes for part in draws._kept)) == kept
+    assert len(bootstrap.PatientDraws([], 50, 4)) == 0 and not list(bootstrap.PatientDraws([], 50, 4).parts())

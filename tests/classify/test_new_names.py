@@ -67,6 +67,16 @@ def test_new_names_leave_the_others_answers_alone(radiographs, tmp_path, stub, c
     assert np.abs(asked.probabilities[:, 0] - asked.probabilities[:, 2]).max() > 1e-4
 
 
+def test_confident_answers_are_no_ties(radiographs, tmp_path, stub):
+    """In float32, probabilities of logits above 17 are all 1: ranked by them, a good model is as good as chance."""
+    folder = saved(tmp_path / "model", NAMES[:1], head="linear")
+    model = load_classifier(folder)
+    model.head.fc.weight.data *= 0.1
+    model.head.fc.bias.data += 20
+    own = predict(radiographs, model).probabilities[:, 0]
+    assert own.dtype == np.float64 and own.min() > 1 - 1e-7 and len(set(own)) == len(own)
+
+
 def test_who_cannot_be_asked_says_why(tmp_path, stub):
     cases = (("linear", True, "knows its own classes alone"), ("label-query", False, "learned vectors"))
     for number, (head, text, why) in enumerate(cases):

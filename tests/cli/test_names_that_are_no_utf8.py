@@ -1,4 +1,4 @@
-"""Files whose names are not UTF-8 are files like all others, in every command; what is written of them is read back."""
+"""Files whose names are not UTF-8, or drive a terminal, are files like all others in every command; names come back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ for package in ("jsonargparse", "loky", "pebble", "pyarrow", "tqdm"):
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other file systems refuse such names")
 
 ODD = [os.fsdecode(b"caf\xe9.png"), r"caf\xe9.png"]  # the second is called as the first is written
-GOOD = [*ODD, *(f"{number}.png" for number in range(7))]
+DRIVING = "a\x1b[2J\n\x9b.png"  # clears a terminal, ends a line, and begins another escape
+GOOD = [*ODD, DRIVING, *(f"{number}.png" for number in range(6))]
 SLOW = pytest.mark.slow
 
 
@@ -38,7 +39,15 @@ def run(commands: Commands, command: str, capfd) -> tuple[str, Path]:
     done = main([*commands.words(command), "--workers", "1"])
     said = capfd.readouterr()
     assert done == 0, said.err
+    # a bar below another moves the cursor itself
+    assert not any(letter in (said.out + said.err).replace("\x1b[A", "") for letter in "\x1b\x9b")
+    assert not [path for path in texts(commands) if set(path.read_text("utf-8")) & set("\x1b\x9b")]
     return said.out + said.err, commands.out(command)
+
+
+def texts(commands: Commands) -> list[Path]:
+    """Tables and pages, which people look at on a terminal or in a browser."""
+    return [path for path in commands.root.rglob("*") if path.suffix in (".csv", ".md", ".html") and path.is_file()]
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

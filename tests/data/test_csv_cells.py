@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import hdxray_fast as hx
 from hdxray_fast.classify.labels import read_manifest
 from hdxray_fast.classify.prediction_files import read_answers as read_answers
 from hdxray_fast.classify.predictions import Predictions, write_predictions
@@ -69,7 +72,7 @@ def test_what_the_package_writes_it_reads_as_it_was(tmp_path):
 
 def test_names_of_any_bytes_come_back_and_texts_that_look_like_their_escape_stay(tmp_path):
     """Only what may be a file's name is escaped: not a class, nor a sentence of a report."""
-    names, odd = ["caf\udce9.png", r"caf\xe9.png", "=\udcff.png"], r"c\xe9"
+    names, odd = ["caf\udce9.png", r"caf\xe9.png", "=\udcff\r\n\x1b[2J\x9b.png"], r"c\xe9"
     found = Predictions(names, np.array([[0.75], [0.25], [0.5]]), [odd], [0.5], present=[[odd], [], [odd]])
     write_predictions(tmp_path / "predictions.csv", found)
     answers = read_answers(tmp_path / "predictions.csv")
@@ -82,3 +85,16 @@ def test_names_of_any_bytes_come_back_and_texts_that_look_like_their_escape_stay
     with open(tmp_path / "bad.csv", newline="", encoding="utf-8") as stream:
         (row,) = read_table(stream, names=("path",))
     assert row["path"] == names[0] and row["reason"] == r"lies beside caf\xe9.png"
+
+
+def test_no_cell_drives_a_terminal():
+    stream = io.StringIO(newline="")
+    cells = "\x1b[2J\n\x9b", "beside \x1b]0;\x07\x9b\udcff, in\n\ttwo lines"
+    write_table(stream, ("image", "reason"), [cells], names=("image",))
+    written = '\\x1b[2J\\x0a\\u009b,"beside \\x1b]0;\\x07\\x9b\\xff, in\n\ttwo lines"\r\n'
+    assert stream.getvalue() == "image,reason\r\n" + written
+
+
+def test_one_place_writes_csv_files():
+    package, writer = Path(hx.__file__).parent, re.compile(r"csv\.(writer|DictWriter)|to_csv")
+    assert [path.name for path in package.rglob("*.py") if writer.search(path.read_text())] == ["csv_cells.py"]

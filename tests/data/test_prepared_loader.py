@@ -11,7 +11,7 @@ import torch
 from prepared_helpers import SIZE, make_folder, prepare
 from torch.utils.data import BatchSampler, DataLoader, SequentialSampler
 
-from hdxray_fast.data.prepared import reading
+from hdxray_fast.data.prepared import shard_files
 from hdxray_fast.data.prepared.loader import PreparedLoader, collate, empty_batch, valid_grid
 from hdxray_fast.data.prepared.reading import PreparedSet
 from hdxray_fast.data.prepared.shards import ShardError
@@ -62,7 +62,7 @@ def test_threads_share_a_set_of_more_shards_than_stay_open(tmp_path, monkeypatch
     """One closes what another has just found; each still reads its own image."""
     make_folder(tmp_path / "xrays")
     prepare([tmp_path / "xrays"], tmp_path / "set", shard_size=1)
-    monkeypatch.setattr(reading, "OPEN_SHARDS", 1)
+    monkeypatch.setattr(shard_files, "MOST_OPEN", 1)
     data = PreparedSet(tmp_path / "set", verify=True)
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

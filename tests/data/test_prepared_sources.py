@@ -10,12 +10,13 @@ from pathlib import Path
 
 import cv2
 import pytest
+from archive_makers import tar_of, zip_of
 from prepared_helpers import SIZE, prepare, rows_of
 from toy_radiographs import draw_radiograph
 from xray_makers import dicom
 
 from hdxray_fast.data.listing import list_images
-from hdxray_fast.data.prepared.index import describe
+from hdxray_fast.data.prepared.index import describe, read_set_aside
 from hdxray_fast.data.prepared.reading import PreparedSet
 from hdxray_fast.data.prepared.sources import list_sources
 from hdxray_fast.errors import ConfigError
@@ -93,3 +94,41 @@ def huge_png() -> bytes:
         struct.pack(">I", len(part) - 4) + part + struct.pack(">I", zlib.crc32(part)) for part in (head, data, end)
     )
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
+
+
+def test_an_archive_without_an_image_is_quarantined_with_its_reason(tmp_path):
+    root = tmp_path / "xrays"
+    root.mkdir()
+    cv2.imwrite(str(root / "good.png"), draw_radiograph(0))
+    (root / "texts.zip").write_bytes(zip_of({"a.txt": b"", "b.txt": b""}))
+    (root / "hidden.tar").write_bytes(tar_of({".DS_Store": b""}))
+    (tmp_path / "empty.zip").write_bytes(zip_of({}))
+    result = prepare([root, tmp_path / "empty.zip"], tmp_path / "set")
+    assert result.counts == {"ok": 1, "unreadable": 3}
+    quarantine = {Path(row["source"]).name: row["reason"] for row in rows_of(tmp_path / "set" / "quarantine.csv")}
+    begin = "UnsupportedImageError: holds no image: "
+    assert quarantine == {
+        "hidden.tar": begin + "none of its 1 files has the name of one",
+        "texts.zip": begin + "none of its 2 files has the name of one",
+        "empty.zip": begin + "it is empty",
+    }
+    with pytest.raises(ConfigError, match=r"no image in .*texts\.zip; left out for the suffix: 2 \("):
+        list_sources([root / "texts.zip"], workers=0)
+
+
+def test_lists_of_names_that_drive_a_terminal_show_and_lose_nothing(tmp_path):
+    root = tmp_path / "xrays"
+    root.mkdir()
+    names = ["a\x1b[2J\n.png", "b\x9b2J\r.png", "bad\x07.png", "text\x1b]0;.doc"]
+    for name in names[:2]:
+        (root / name).write_bytes(cv2.imencode(".png", draw_radiograph(0))[1].tobytes())
+    for name in names[2:]:
+        (root / name).write_text("no image")
+    prepare([root], tmp_path / "set")
+    for table in (tmp_path / "set").glob("*.csv"):
+        assert "".join(table.read_text("utf-8").splitlines()).isprintable()
+        assert len(rows_of(table)) == 1, table.name
+    (copy,) = rows_of(tmp_path / "set" / "duplicates.csv")
+    assert (copy["source"], copy["same_pixels_as"]) == (rf"{root}/b\u009b2J\x0d.png", rf"{root}/a\x1b[2J\x0a.png")
+    assert set(read_set_aside(tmp_path / "set")) == {f"{root}/{name}" for name in names[1:]}
+    assert PreparedSet(tmp_path / "set").sources() == [f"{root}/{names[0]}"]

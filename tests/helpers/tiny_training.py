@@ -13,6 +13,19 @@ from hdxray_fast.training.config import TrainingConfig
 from hdxray_fast.training.loop import Training
 from hdxray_fast.training.task import Task
 
+TINY_PRETRAINING = {
+    "model": "vit_tiny_patch16",
+    "img_size": 128,
+    "decoder_embed_dim": 64,
+    "decoder_depth": 1,
+    "contour": "rectangle",
+    "batch_size": 2,
+    "tensorboard": False,
+    "picture_every": 0,
+    "threads": 1,
+    "workers": 0,
+}
+
 
 class Rows(torch.utils.data.Dataset):
     """Sample ``index`` has ``index + 1`` rows of four numbers: batches whose means weigh differently."""

@@ -248,3 +248,22 @@ def test_a_sequence_without_its_items_is_a_damaged_file(tmp_path):
     path.write_bytes(whole[: start + 8] + b"\xff\xff\xff\xff" + b"\xfe\xff")
     with pytest.raises(hx.ImageReadError, match="a sequence of its header is damaged, or cut off"):
         hx.read_canvas(path)
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (b"SQ\0\0\xff\xff", "ends within an element of its header"),
+        (b"SQ\0\0", "ends within an element of its header"),
+        (
+            b"SQ\0\0\xff\xff\xff\xff" + 2000 * b"\xfe\xff\0\xe0\xff\xff\xff\xff\x54\0\x20\2SQ\0\0\xff\xff\xff\xff",
+            "without end",
+        ),
+    ],
+)
+def test_a_header_that_ends_within_a_length_or_in_sequences_without_end_is_damaged(tmp_path, end, words):
+    path = dicom(tmp_path / "cut.dcm", ramp(), ViewCodeSequence=[pydicom.Dataset()])
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"\x54\x00\x20\x02SQ") + 4] + end)
+    with pytest.raises(hx.ImageReadError, match=words):
+        hx.read_canvas(path)

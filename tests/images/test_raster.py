@@ -291,6 +291,41 @@ def test_npy_that_holds_objects_is_never_unpickled(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        (b"(-64, -64)", "a shape that no array has"),
+        (b"(-1, -64)", "a shape that no array has"),
+        (b"(-1, 64)", "a shape that no array has"),
+        (b"(True, 64)", "a shape that no array has"),
+        (b"(64, True, 64)", "a shape that no array has"),
+        (b"(0, 64)", "a shape that no array has"),
+        (b"(64, 64.0)", "header is damaged"),
+        (b"(%s, 64)" % (b"9" * 4000), "a shape that no array has"),
+        (b"(%s, %s, 64)" % (b"9" * 18, b"9" * 18), "max_bytes"),
+        (b"()", "4096 follow: it is damaged, or holds more than one array"),
+        (b"(64, 63)", "declares 4032 bytes of values, and 4096 follow"),
+        (b"(64, 65)", "truncated"),
+        (b"(4096,)", r"has shape \[4096\]"),
+    ],
+)
+def test_npy_of_a_shape_that_no_array_has(tmp_path, shape, words):
+    text = b"{'descr': '|u1', 'fortran_order': False, 'shape': %s, }\n" % shape
+    with pytest.raises(hx.ImageReadError, match=words) as error:
+        shown(tmp_path, b"\x93NUMPY\1\0" + struct.pack("<H", len(text)) + text + SQUARE.tobytes())
+    assert not isinstance(error.value, hx.errors.UnforeseenReadError)
+
+
+def test_npy_versions(tmp_path):
+    text = b"{'descr': '|u1', 'fortran_order': False, 'shape': (64, 64), }\n"
+    long = struct.pack("<I", len(text)) + text + SQUARE.tobytes()
+    for version in (2, 3):
+        assert np.array_equal(shown(tmp_path, b"\x93NUMPY%c\0" % version + long), SQUARE)
+    for version in (b"\4\0", b"\1\1", b"\0\0"):
+        with pytest.raises(hx.ImageReadError, match="header is damaged"):
+            shown(tmp_path, b"\x93NUMPY" + version + long)
+
+
+@pytest.mark.parametrize(
     ("data", "words"),
     [
         (b"", "empty"),

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import hdxray_fast as hx
 from hdxray_fast.cli.main import main
 from hdxray_fast.data.prepared.reading import PreparedSet
-from hdxray_fast.errors import ArgumentError, ConfigError
+from hdxray_fast.errors import ConfigError
 from hdxray_fast.models.presets import ENCODERS
 from hdxray_fast.pretrain import work
 from hdxray_fast.pretrain.config import PretrainConfig
@@ -200,8 +200,12 @@ def test_the_command_prints_a_plan(capsys):
 def test_plans_that_make_no_sense_are_named(change, culprit):
     with pytest.raises(ConfigError, match=f"^{culprit}"):
         PlanConfig(**{"images": 5, **change})
-    with pytest.raises(ArgumentError, match="name"):
-        plan(PlanConfig(images=5, model="vit_none"))
+    for config in (
+        lambda: PlanConfig(images=5, model="vit_none"),
+        lambda: PretrainConfig(data="x", out="y", model="vit_none"),
+    ):
+        with pytest.raises(ConfigError, match=r"^model: got 'vit_none'"):
+            config()
 
 
 def test_block_figures_by_hand():

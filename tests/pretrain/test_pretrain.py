@@ -20,6 +20,7 @@ import pytest
 import torch
 from prepared_helpers import prepare
 from recorded_graph import RecordedGraphs, attention_as_on_a_gpu
+from tiny_training import TINY_PRETRAINING
 
 import hdxray_fast as hx
 from hdxray_fast.errors import ConfigError, TrainingError
@@ -33,20 +34,7 @@ from hdxray_fast.training.trees import shape_of
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
 
-SMALL = {
-    "model": "vit_tiny_patch16",
-    "img_size": 128,
-    "decoder_embed_dim": 64,
-    "decoder_depth": 1,
-    "contour": "rectangle",
-    "batch_size": 2,
-    "tensorboard": False,
-    "picture_every": 0,
-    "threads": 1,
-    "workers": 0,
-    "ratio_inside": 0.8,
-    "ratio_outside": 0.6,
-}
+SMALL = {**TINY_PRETRAINING, "ratio_inside": 0.8, "ratio_outside": 0.6}
 
 
 def config(radiographs, out, **changes) -> PretrainConfig:

@@ -518,7 +518,7 @@ def test_a_decoder_folder_is_one_of_transformers(tokenizer, transformers, tmp_pa
         ({"decoder": "language-model"}, "language_model"),
         ({"lora_rank": 4}, "lora_rank"),
         ({"visual_tokens": 5}, "square numbers"),
-        ({"visual_tokens": 49}, "make no 7 x 7"),
+        ({"visual_tokens": 49}, "make no 7 x 7; visual_tokens=36 and smaller square numbers fit"),
         ({"max_length": 1}, "max_length"),
     ],
 )

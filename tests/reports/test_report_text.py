@@ -284,11 +284,11 @@ def test_a_tokenizer_that_does_not_fit(tmp_path):
     with pytest.raises(hx.CheckpointError, match="and had 3 when it was saved"):
         load_tokenizer(tmp_path / "saved")
     marks.write_text("{")
-    with pytest.raises(hx.CheckpointError, match="cannot be loaded"):
+    with pytest.raises(hx.CheckpointError, match=r"report_tokenizer.json: cannot be read"):
         load_tokenizer(tmp_path / "saved")
     (tmp_path / "saved" / "tokenizer.json").write_text("{")
     marks.write_text(json.dumps({"kind": "word", "size": len(english)}))
-    with pytest.raises(hx.CheckpointError, match="cannot be loaded"):
+    with pytest.raises(hx.CheckpointError, match=r"/tokenizer.json: cannot be read"):
         load_tokenizer(tmp_path / "saved")
 
 

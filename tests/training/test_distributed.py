@@ -243,6 +243,29 @@ def test_saved_by_one_resumed_by_two(runs, name):
 
 
 @pytest.mark.slow
+def test_blocks_of_two_nodes_resume_bit_for_bit(images, tmp_path):
+    """Two nodes of one process each, then of two each, which have the same images in every step.
+
+    The sums of four processes depend on how gradients are put together in buckets, which a start decides anew.
+    """
+    common = {**SMALL, "data": str(images), "cache": str(tmp_path / "cache"), "shuffle": "blocks", "nodes": 2}
+    common |= {"shuffle_block": 2, "batch_size": 2}
+    runs = [{"config": {**common, "out": str(tmp_path / "whole")}}]
+    assert finish(start(runs, tmp_path), tmp_path) == [0] * 2, (tmp_path / "output_0.txt").read_text()
+    half_way(tmp_path / "whole", tmp_path / "resumed")
+    half_way(tmp_path / "whole", tmp_path / "by_four")
+    runs = [{"config": {**common, "out": str(tmp_path / "resumed"), "resume": "auto"}}]
+    assert finish(start(runs, tmp_path), tmp_path) == [0] * 2, (tmp_path / "output_0.txt").read_text()
+    losses = {name: [line["loss"] for line in log_of(tmp_path / name)] for name in ("whole", "resumed")}
+    assert losses["resumed"] == losses["whole"] and len(losses["whole"]) == STEPS
+    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in losses]
+    assert models[0] == models[1]
+    runs = [{"config": {**common, "out": str(tmp_path / "by_four"), "resume": "auto", "batch_size": 1}}]
+    assert finish(start(runs, tmp_path, processes=4), tmp_path) == [0] * 4, (tmp_path / "output_0.txt").read_text()
+    assert result(tmp_path / "by_four")["losses"] == pytest.approx(losses["whole"][3:], rel=1e-6)
+
+
+@pytest.mark.slow
 def test_sharded_fine_tuning_validates_on_few_images(runs, images, tmp_path):
     if not have_classify():
         pytest.skip("the extra classify is not installed")

@@ -15,6 +15,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from ... import regular_files
 from ...errors import ConfigError, TrainingError
 from ...files import checksum, make_folder, remove_leftovers, written_whole
 from ...locks import locked
@@ -154,7 +155,8 @@ class _Adding:
     def _open(self) -> CachedSet | None:
         """The cache as it is; ``None`` if it has no index, or one that tells of what is not there."""
         try:
-            if (self.folder / CHECKSUM).read_text() != checksum(self.folder / LOOKUP):
+            known = regular_files.read_text(self.folder / CHECKSUM, regular_files.SMALL_TEXT)
+            if known != checksum(self.folder / LOOKUP):
                 return None
             images = CachedSet(self.folder)
             images.check()
@@ -183,7 +185,7 @@ class _Adding:
 
     def _unreadable(self) -> set[str]:
         try:
-            return {str(key) for key in json.loads((self.folder / UNREADABLE).read_text())}
+            return {str(key) for key in regular_files.read_json(self.folder / UNREADABLE, regular_files.RUN_JSON)}
         except (OSError, ValueError, TypeError):
             return set()
 

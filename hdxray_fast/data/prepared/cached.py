@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import ConfigError, ImageReadError
+from ...regular_files import check_regular, open_regular
 from .reading import Prepared, PreparedSet, PreparedSubset, decode, inside_grid
 from .shards import ShardError, arrow
 from .sources import Source
@@ -74,8 +75,7 @@ def for_now(error: ShardError) -> bool:
 class CachedSet(PreparedSet):
     """The whole of a cache, each image checked as it is read.
 
-    Its pixels are copied rather than mapped: nobody guards a cache, and a map of a file that is cut short ends the
-    process.
+    Its shards are opened anew for each image: nobody guards a cache, and what is gone of it is to be noticed.
     """
 
     def __init__(self, folder: Path, verify: bool = True) -> None:
@@ -117,6 +117,7 @@ class CachedSet(PreparedSet):
         """Whether the facts of a row's shard are those that this set knows, or damaged."""
         pa, path = arrow(), self._shards.facts(int(self._shard[row]))
         try:
+            check_regular(path)
             facts = pa.parquet.read_table(path, columns=["offset", "crc32"])
         except OSError as error:
             return error.errno is None  # pyarrow's own, for a damaged file; others are the system's
@@ -125,12 +126,12 @@ class CachedSet(PreparedSet):
         known = int(self._offset[row]), int(self._crc32[row])
         return known in set(zip(*(column.to_pylist() for column in facts.columns), strict=True))
 
-    def _bytes(self, number: int, start: int, length: int) -> np.ndarray:
-        path, data = self._shards.pixels(number), np.empty(length, np.uint8)
+    def _fill(self, number: int, start: int, out: np.ndarray) -> int:
+        path = self._shards.pixels(number)
         try:
-            with path.open("rb") as stream:
+            with open_regular(path) as stream:
                 stream.seek(start)
-                return data[: stream.readinto(data)]
+                return stream.readinto(out)
         except OSError as error:
             raise ShardError(f"{path}: cannot be read ({error.strerror or error})") from error
 
@@ -187,14 +188,14 @@ class CachedImages(PreparedSubset):
         if lacking:
             raise ConfigError(f"{self.folder}: lacks {lacking} of the images of this run; start it again")
 
-    def __getitem__(self, place: int) -> Prepared:
+    def read(self, place: int, out: np.ndarray | None = None) -> Prepared:
         key, row = self.keys[place], int(self.rows[place])
         if key in self._remembered:
-            return self._remembered[key]
+            return _in(out, self._remembered[key])
         lost = row < 0
         if not lost:
             try:
-                return self.images[row]
+                return self.images.read(row, out)
             except ShardError as error:
                 lost = not for_now(error)
             if lost:
@@ -202,7 +203,7 @@ class CachedImages(PreparedSubset):
         image = self._read_again(place)
         if lost and len(self._remembered) < REMEMBERED:
             self._remembered[key] = image
-        return image
+        return _in(out, image)
 
     def _read_again(self, place: int) -> Prepared:
         """From the file. Its pixels cannot be written to."""
@@ -262,3 +263,11 @@ class CachedImages(PreparedSubset):
             warnings.warn(f"{error}; the images of this run are read from their own files", stacklevel=2)
             return
         self.images, self.rows = images, np.asarray(self._find(images), np.int64)
+
+
+def _in(out: np.ndarray | None, image: Prepared) -> Prepared:
+    """The same image with its pixels in ``out``, if given."""
+    if out is None:
+        return image
+    np.copyto(out, image.pixels, casting="no")
+    return image._replace(pixels=out)

@@ -13,13 +13,14 @@ from ...errors import ConfigError, TrainingError
 from ...files import size_in_words, written_whole
 from ...locks import locked
 from ...names import escaped, unescaped
+from ...regular_files import check_regular, open_regular, reason_of
 from ...terminal import visible
 from ..csv_cells import read_table, write_table
 from ..quarantine import SHOWN
 from .duplicates import Near, equal_pixels, near_duplicates
 from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, write_lookup, writing
 from .sources import some_names
-from .summary import write_left_out, write_pictures
+from .summary import PICTURES, write_left_out, write_pictures
 from .worker import OK, UNREADABLE
 
 INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY = (
@@ -30,6 +31,7 @@ INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY = (
     "skipped.csv",
     "summary.json",
 )
+MERGED = (INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY, *PICTURES)
 NAMES = ("source", "same_pixels_as", "near_duplicate_of")  # columns of the lists
 
 
@@ -63,9 +65,12 @@ def _merge(out: Path) -> dict:
         raise ConfigError(f"{out}: is the cache of a training run, which has no parts")
     pa = arrow()
     try:
+        check_regular(out / "sources.parquet")
         sources = pa.parquet.read_metadata(out / "sources.parquet").num_rows
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: words that are no UTF-8
-        raise ConfigError(f"{out / 'sources.parquet'}: is missing or damaged ({error}); run prepare again") from error
+        raise ConfigError(
+            f"{out / 'sources.parquet'}: is missing or damaged ({reason_of(error)}); run prepare again"
+        ) from error
     shards = ShardFolder(out / "shards")
     numbers = range(-(-sources // settings["recipe"]["shard_size"]))
     missing = [number for number in numbers if not shards.facts(number).exists()]
@@ -125,7 +130,7 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]])
 
 def read_unreadable(out: Path) -> list[tuple[str, str]]:
     """Source and reason of everything that could not be read, as :func:`merge` listed it."""
-    with (out / QUARANTINE).open(newline="", encoding="utf-8") as stream:
+    with open_regular(out / QUARANTINE, "r", newline="", encoding="utf-8") as stream:
         rows = read_table(stream, names=NAMES)
     return [(row["source"], row["reason"]) for row in rows if row["status"] == UNREADABLE]
 
@@ -135,7 +140,7 @@ def read_skipped(out: Path) -> list[str]:
     path = out / SKIPPED
     if not path.exists():  # a set of an earlier version
         return []
-    with path.open(newline="", encoding="utf-8") as stream:
+    with open_regular(path, "r", newline="", encoding="utf-8") as stream:
         return [row["source"] for row in read_table(stream, names=NAMES)]
 
 
@@ -144,7 +149,7 @@ def read_set_aside(out: Path) -> list[str]:
     names = read_skipped(out)
     for path in (out / QUARANTINE, out / DUPLICATES):
         if path.exists():  # a cache has neither
-            with path.open(newline="", encoding="utf-8") as stream:
+            with open_regular(path, "r", newline="", encoding="utf-8") as stream:
                 names += [row["source"] for row in read_table(stream, names=NAMES) if row.get("same_pixels_as") != ""]
     return names  # near duplicates are in the index
 

@@ -1,8 +1,8 @@
 """Batches of a prepared data set, read ahead by threads into memory that is used again and again.
 
-Reading a raw image is one copy from the page cache, so processes would cost more than they bring: their batches travel
-through fresh shared memory, whose first touch takes longer than the copy. Threads do not hold the interpreter while
-they copy or decode, and a few buffers in turn are touched for the first time only once.
+Reading a raw image is one copy from the page cache to its place in the batch, so processes would cost more than they
+bring: their batches travel through fresh shared memory, whose first touch takes longer than the copy. Threads do not
+hold the interpreter while they read or decode, and a few buffers in turn are touched for the first time only once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ArgumentError
-from .reading import Prepared, PreparedSet
+from .reading import Prepared, PreparedSet, PreparedSubset
 from .worker import PATCH
 
 Batch = dict[str, Tensor]
@@ -40,8 +40,13 @@ def empty_batch(count: int, size: int, bits: int = 8, pin: bool = False) -> Batc
 
 def fill(batch: Batch, place: int, sample: Prepared, row: int) -> None:
     """Copy a sample into a batch."""
-    size = batch["pixels"].shape[-1]
     np.copyto(batch["pixels"][place, 0].numpy(), sample.pixels)
+    _fill_rest(batch, place, sample, row)
+
+
+def _fill_rest(batch: Batch, place: int, sample: Prepared, row: int) -> None:
+    """All but the pixels."""
+    size = batch["pixels"].shape[-1]
     batch["inside"][place] = torch.from_numpy(sample.inside)
     batch["valid"][place] = torch.from_numpy(valid_grid(sample.valid_box, size))
     batch["scale"][place], batch["shift"][place], batch["index"][place] = sample.scale, sample.shift, row
@@ -152,7 +157,11 @@ class PreparedLoader:
         return buffer, len(rows)
 
     def _read_one(self, buffer: Batch, place: int, row: int) -> None:
-        fill(buffer, place, self.data[row], row)
+        if isinstance(self.data, (PreparedSet, PreparedSubset)):
+            sample = self.data.read(row, buffer["pixels"][place, 0].numpy())
+            _fill_rest(buffer, place, sample, row)
+        else:
+            fill(buffer, place, self.data[row], row)
 
     def _buffer(self, count: int) -> Batch:
         """A buffer that nobody reads from: one that came back, or a new one."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ...regular_files import check_regular
 from .shards import LOOKED_UP, LOOKUP_ROWS, arrow, schema
 from .worker import PATCH
 
@@ -30,6 +31,7 @@ def read_lookup(path: Path, size: int):
     """
     pa = arrow()
     try:
+        check_regular(path)
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         table = pa.Table.from_batches(batches, reader.schema)

@@ -1,11 +1,9 @@
-"""A prepared data set as memory: an index, and pixels mapped from the shards when they are asked for."""
+"""A prepared data set: an index, and pixels read from the shards when they are asked for."""
 
 from __future__ import annotations
 
 import os
-import threading
 import zlib
-from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,20 +14,20 @@ import numpy as np
 
 from ...errors import ArgumentError, ConfigError
 from ...names import unescaped
+from ...regular_files import check_regular, reason_of
 from .lookup import read_lookup
+from .shard_files import REMAKE, ShardFiles
 from .shards import FORMAT, LOOKUP_ROWS, ShardError, ShardFolder, arrow, read_json
 from .worker import PATCH
 
-REMAKE = "remove the shard's two files and run prepare again"
 FORMATS = ("raw", "png", "jpeg")
-OPEN_SHARDS = 512  # mapped at once; a map is an address range, not memory
 
 
 class Prepared(NamedTuple):
     """One image of a prepared data set.
 
     Attributes:
-        pixels: ``[S, S] uint8 | uint16``; of a ``raw`` data set a read-only view of the file.
+        pixels: ``[S, S] uint8 | uint16``, memory of its own.
         valid_box: (top, left, height, width) in pixels, where the radiograph lies on the canvas.
         polygon: ``[K, 2] float32``, the contour in canvas pixels.
         inside: ``[S/16, S/16] bool``, patches of the chest.
@@ -50,7 +48,9 @@ class PreparedSet:
     ``data[i]`` is a :class:`Prepared`: ``pixels [S, S]`` uint8 or uint16, ``valid_box``, ``polygon``, ``inside`` (bool
     ``[S / 16, S / 16]``), ``scale`` and ``shift``; ``len(data)`` counts images.
 
-    Processes that fork or pickle it share the pages of shards and contours, and keep 36 bytes an image of their own.
+    Processes that fork or pickle it share the pages of contours, and keep 36 bytes an image of their own. Shards are
+    read, never mapped: one that is cut short, or a disk or server that fails, is an error that names it. The latest
+    used stay open: at most 4096, and half of the files that a process may have open.
 
     Args:
         folder: of the data set.
@@ -63,7 +63,7 @@ class PreparedSet:
 
     Raises:
         ConfigError: the folder is no prepared data set, or its parts are not merged.
-        ShardError: reading an image whose shard is missing or damaged.
+        ShardError: reading an image whose shard is missing or damaged, or cannot be read.
     """
 
     def __init__(self, folder: str | os.PathLike, verify: bool = False) -> None:
@@ -100,13 +100,23 @@ class PreparedSet:
         self._shard, self._offset, self._length, self._crc32 = numbers
         self._box = np.concatenate([np.empty(0, np.int32), *boxes]).reshape(-1, 4)
         self._shards = ShardFolder(self.folder / "shards")
-        self._maps: OrderedDict[int, np.ndarray] = OrderedDict()
-        self._lock, self._process = threading.Lock(), os.getpid()
+        self._files = ShardFiles(self._shards)
 
     def __len__(self) -> int:
         return len(self._shard)
 
     def __getitem__(self, row: int) -> Prepared:
+        return self.read(row)
+
+    def read(self, row: int, out: np.ndarray | None = None) -> Prepared:
+        """An image, its pixels in ``out`` if given: ``[S, S]`` of the set's type, in C order.
+
+        Those of a ``raw`` set are read straight into it; an error may leave part of them there.
+
+        Raises:
+            ArgumentError: ``out`` is another array.
+            ShardError: the shard is missing or damaged, or cannot be read.
+        """
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of a data set of {len(self)} images")
         row %= len(self)
@@ -114,30 +124,54 @@ class PreparedSet:
         polygon = self._polygons[batch][place].values.to_numpy().reshape(-1, 2)
         inside = inside_grid(self._insides[batch][place].as_buffer(), self.size)
         box = tuple(int(v) for v in self._box[row])
-        return Prepared(self.pixels(row), box, polygon, inside, float(self._scale[row]), float(self._shift[row]))
+        return Prepared(self.pixels(row, out), box, polygon, inside, float(self._scale[row]), float(self._shift[row]))
 
-    def pixels(self, row: int) -> np.ndarray:
-        """``[S, S]``, decoded or mapped."""
-        data = self.encoded(row)
+    def pixels(self, row: int, out: np.ndarray | None = None) -> np.ndarray:
+        """``[S, S]``, read or decoded, into ``out`` if given."""
+        if out is not None:
+            self._check_out(out)
+        straight = out is not None and self.recipe["format"] == "raw" and out.nbytes == int(self._length[row])
+        data = self.encoded(row, out.reshape(-1).view(np.uint8) if straight else None)
         try:
-            return decode(data, self.recipe)
+            pixels = decode(data, self.recipe)
         except ArgumentError as error:
             path = self._shards.pixels(int(self._shard[row]))
             raise ShardError(f"{path}: the image of row {row} is damaged ({error}); {REMAKE}") from error
+        if out is None:
+            return pixels
+        if not straight:
+            np.copyto(out, pixels)
+        return out
 
-    def encoded(self, row: int) -> np.ndarray:
-        """``[length] uint8``, mapped: the image as it lies in its shard."""
+    def _check_out(self, out: np.ndarray) -> None:
+        shape, dtype = (self.size, self.size), np.dtype("<u2" if self.recipe["bits"] == 16 else "u1")
+        if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous or not out.flags.writeable:
+            raise ArgumentError(f"out: got {out.dtype} {out.shape}, accepted is {dtype} {shape} in C order, writable")
+
+    def encoded(self, row: int, out: np.ndarray | None = None) -> np.ndarray:
+        """``[length] uint8``, in ``out`` if given: the image as it lies in its shard."""
         number, start, length = int(self._shard[row]), int(self._offset[row]), int(self._length[row])
-        data = self._bytes(number, start, length)
-        if len(data) != length:
+        data = np.empty(length, np.uint8) if out is None else out
+        if self._fill(number, start, data) != length:
             raise ShardError(f"{self._shards.pixels(number)}: ends before the image of row {row}; {REMAKE}")
         if self.verify and zlib.crc32(data) != int(self._crc32[row]):
             raise ShardError(f"{self._shards.pixels(number)}: the image of row {row} is damaged; {REMAKE}")
         return data
 
-    def _bytes(self, number: int, start: int, length: int) -> np.ndarray:
-        """Of a shard; fewer if it ends before."""
-        return self._map(number)[start : start + length]
+    def _fill(self, number: int, start: int, out: np.ndarray) -> int:
+        """From a shard; how many bytes, fewer if it ends before."""
+        return self._files.read(number, start, out)
+
+    def extents(self, rows: np.ndarray) -> list[tuple[Path, int, int]]:
+        """Where images lie, ``rows [n] int64``, neighbours that follow each other in a shard joined: file, first byte,
+        end."""
+        shards, starts = self._shard[rows], self._offset[rows]
+        ends = starts + self._length[rows]
+        new = np.flatnonzero((shards[1:] != shards[:-1]) | (starts[1:] != ends[:-1])) + 1
+        firsts = np.concatenate([np.arange(min(1, len(rows))), new])
+        lasts = np.append(new, len(rows))[: len(firsts)] - 1
+        places = zip(shards[firsts].tolist(), starts[firsts].tolist(), ends[lasts].tolist(), strict=True)
+        return [(self._shards.pixels(number), start, end) for number, start, end in places]
 
     def check(self) -> None:
         """Look whether every shard is there and long enough, without reading it.
@@ -173,12 +207,13 @@ class PreparedSet:
         pa = arrow()
         path = self.folder / "index.parquet"
         try:
+            check_regular(path)
             table = pa.parquet.read_table(path, columns=columns)
             table.validate(full=True)
             return table
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ConfigError(
-                f"{path}: is missing or damaged ({error}); hdxray-fast merge {self.folder} writes it again"
+                f"{path}: is missing or damaged ({reason_of(error)}); hdxray-fast merge {self.folder} writes it again"
             ) from error
 
     def shares(self) -> tuple[float, float]:
@@ -219,24 +254,6 @@ class PreparedSet:
         """Some of the images in an order of their own, called by ``names``, or else as their sources are."""
         return PreparedSubset(self, rows, [self.source(row) for row in rows] if names is None else names)
 
-    def _map(self, number: int) -> np.ndarray:
-        """Threads may ask at once, and one may close what another has just found: a map in hand stays good."""
-        if self._process != os.getpid():  # forked, perhaps while another thread held the lock
-            self._lock, self._process = threading.Lock(), os.getpid()
-        with self._lock:
-            pages = self._maps.pop(number, None)
-        if pages is None:
-            path = self._shards.pixels(number)
-            try:
-                pages = np.memmap(path, np.uint8, "r")
-            except (OSError, ValueError) as error:
-                raise ShardError(f"{path}: cannot be read ({error}); {REMAKE}") from error
-        with self._lock:
-            self._maps[number] = pages  # the newest
-            while len(self._maps) > OPEN_SHARDS:
-                self._maps.popitem(last=False)
-        return pages
-
     def __getstate__(self) -> dict:
         return {"folder": self.folder, "verify": self.verify}
 
@@ -270,7 +287,16 @@ class PreparedSubset:
         return len(self.rows)
 
     def __getitem__(self, place: int) -> Prepared:
-        return self.images[int(self.rows[place])]
+        return self.read(place)
+
+    def read(self, place: int, out: np.ndarray | None = None) -> Prepared:
+        """As :meth:`PreparedSet.read`."""
+        return self.images.read(int(self.rows[place]), out)
+
+    def extents(self, places: np.ndarray) -> list[tuple[Path, int, int]]:
+        """As :meth:`PreparedSet.extents`."""
+        rows = self.rows[places]
+        return self.images.extents(rows[rows >= 0])  # what a cache has lost lies nowhere
 
     def source(self, place: int) -> str:
         """As :meth:`PreparedSet.source`."""

@@ -12,20 +12,22 @@ from itertools import islice
 from pathlib import Path
 
 from ...errors import ConfigError
-from ...files import make_folder, remove_leftovers, written_whole
+from ...files import claim_names, make_folder, refuse_foreign, remove_leftovers, written_whole
 from ...locks import locked
 from ...names import escaped, require_utf8, unescaped
+from ...regular_files import check_regular, reason_of
 from ...terminal import visible
 from ..reader_pool import worker_count
 from .config import PrepareConfig
-from .index import SKIPPED, merge, read_skipped, write_rows
+from .index import MERGED, SKIPPED, merge, read_skipped, write_rows
 from .patient_key import KEY, find_key, make_key, read_key
 from .pool import prepared_rows
 from .shards import FORMAT, FORMAT_VERSION, ShardFolder, arrow, read_json, write_json, writing
 from .sources import Source, list_sources
 from .worker import UNREADABLE, Row, patient_hash
 
-SETTINGS, SOURCES = "settings.json", "sources.parquet"
+SETTINGS, SOURCES, MAKER = "settings.json", "sources.parquet", "prepare"
+FILES = (SETTINGS, SOURCES, "shards", *MERGED)
 COLUMNS = tuple(column.name for column in fields(Source))  # of sources.parquet
 REQUIRED = ("path", "member", "patient", "offset", "size")  # those that the first of its version has
 
@@ -69,7 +71,7 @@ def run_prepare(
     require_utf8(config.out, "out")
     out = Path(config.out)
     listing = _look(out, config)
-    make_folder(out / "shards")
+    make_folder(out)
     with writing(out):
         return _run(out, config, listing, progress, on_row)
 
@@ -88,6 +90,7 @@ def _look(out: Path, config: PrepareConfig) -> Listing:
         if source.is_dir() and source.resolve() == out.resolve():
             raise ConfigError(f"out: {out} is a source itself; choose another folder, inside it or elsewhere")
     _settings(out, config)
+    refuse_foreign(out, MAKER, FILES, _is_begun(out))
     if config.patient_key:
         _patient_key(out, config)
     if (out / SOURCES).exists() and not config.add:
@@ -109,6 +112,8 @@ def _run(
 
     which, of = config.share()
     with locked(out / ".begin.lock"):  # machines that start together agree on one list
+        claim_names(out, MAKER, FILES, _is_begun(out))
+        make_folder(out / "shards")
         key = _patient_key(out, config)
         sources = _begin(out, config, key, listing)
     shards = ShardFolder(out / "shards")
@@ -178,6 +183,11 @@ def _sources_of(sources: list[Source], number: int, size: int) -> list[Source]:
     return sources[number * size : (number + 1) * size]
 
 
+def _is_begun(out: Path) -> bool:
+    """Whether the folder holds a data set (releases before left no mark); that it is sound :func:`_settings` sees."""
+    return (out / SETTINGS).exists()
+
+
 def _settings(out: Path, config: PrepareConfig) -> dict:
     """What is written down of the configuration; refused if the data set was begun otherwise."""
     given = [escaped(str(source)) for source in config.sources]
@@ -234,13 +244,14 @@ def _read_sources(out: Path) -> list[Source]:
         return []
     pa = arrow()
     try:
+        check_regular(out / SOURCES)
         table = pa.parquet.read_table(out / SOURCES)
         names = [name for name in COLUMNS if name in (*table.column_names, *REQUIRED)]  # earlier ones have fewer
         rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
         found = [Source(**dict(zip(names, values, strict=True))) for values in rows]
         return [replace(one, path=unescaped(one.path), member=unescaped(one.member)) for one in found]
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise ConfigError(f"out: {out / SOURCES} is damaged ({error}); choose another folder") from error
+        raise ConfigError(f"out: {out / SOURCES} is damaged ({reason_of(error)}); choose another folder") from error
 
 
 def _write_sources(out: Path, sources: list[Source]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ... import regular_files
 from ...errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
 from ...files import written_whole
 from ...images.perceptual_hash import LENGTH, SIDE
@@ -184,6 +185,7 @@ class ShardFolder:
         pa = arrow()
         path = self.facts(number)
         try:
+            regular_files.check_regular(path)
             table = pa.parquet.read_table(path)
             table.validate(full=True)  # offsets that lead out of it would be followed
         except FileNotFoundError:
@@ -191,7 +193,9 @@ class ShardFolder:
                 f"{path}: is missing; run prepare again with the same settings, it makes what is missing"
             ) from None
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise ShardError(f"{path}: is damaged ({error}); remove it and run prepare again") from error
+            raise ShardError(
+                f"{path}: is damaged ({regular_files.reason_of(error)}); remove it and run prepare again"
+            ) from error
         table = _of_now(table)
         if not table.schema.equals(schema()):
             raise ShardError(f"{path}: is no shard of this version of the package")
@@ -230,11 +234,11 @@ def write_json(path: Path, content: dict) -> None:
 
 def read_json(path: Path) -> dict:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = regular_files.read_json(path, regular_files.RUN_JSON)
     except FileNotFoundError:
         raise ConfigError(f"{path}: is missing; a prepared data set is a folder that prepare wrote") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: is damaged or cannot be read ({error})") from error
+        raise ConfigError(f"{path}: is damaged or cannot be read ({regular_files.reason_of(error)})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: is damaged or cannot be read (holds no object)")
     return content

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ...errors import ConfigError
+from ...regular_files import open_regular
 from ..columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 from ..csv_cells import name_of
 from ..listing import image_files, is_image_name, list_images, manifest_paths
@@ -31,7 +32,7 @@ class Source:
         patient: from a manifest: the id, or the keyed hash of it, which alone is ever written down.
         offset: bytes, where the member lies in an uncompressed tar; -1 otherwise.
         size: bytes of a member of a tar; -1 otherwise.
-        refused: of an archive that could not be listed: kind of the error, colon, reason.
+        refused: of an archive that could not be listed, or holds no image: kind of the error, colon, reason.
     """
 
     path: str
@@ -69,8 +70,8 @@ def list_sources(
         workers, timeout, max_memory, max_members: of archives, as for :func:`.archive_lists.list_archives`.
 
     Raises:
-        ConfigError: something does not exist, holds no image, or there are only archives that cannot be listed; one
-            such among other sources becomes a source of its own, to be quarantined.
+        ConfigError: something does not exist, holds no image, or there are only archives that cannot be listed. An
+            archive that cannot be listed, or holds no image, is a source of its own among others, to be quarantined.
         MissingDependencyError: there are archives and workers, and pebble or loky is not installed.
     """
     named: list[tuple[Path, list[_Found]]] = [(item, _named(item, images, exclude)) for item in map(Path, data)]
@@ -78,6 +79,7 @@ def list_sources(
     lists = list_archives(archives, workers=workers, timeout=timeout, max_memory=max_memory, max_members=max_members)
     sources: dict[str, Source] = {}
     skipped: list[str] = []
+    without: list[Source] = []  # archives that can be listed, and have nothing to read
     for item, found in named:
         before, empty = len(skipped), True
         for one in found:
@@ -87,6 +89,8 @@ def list_sources(
                 members = _members(one.path, lists[one.path], skipped.append)
                 sources.update((source.name, source) for source in members)
                 empty = empty and not members
+                if not members:
+                    without.append(Source(str(one.path), refused=_holds_no_image(len(lists[one.path]))))
             else:
                 skipped.append(one)
         if empty and not is_archive(item):
@@ -96,6 +100,7 @@ def list_sources(
     if all(source.refused for source in sources.values()):
         first = next(iter(sources.values()))
         raise ConfigError(f"sources: {first.path} {first.refused.partition(': ')[2]}; leave it out or fetch it again")
+    sources.update((source.name, source) for source in without)
     known = {*sources, *map(str, data)}
     for name in dict.fromkeys(skipped):
         if name not in known:
@@ -160,6 +165,11 @@ def _folder(folder: Path, exclude: Iterable[str | Path]) -> list[_Found]:
     return found + [_Archive(path) if is_archive(path) else str(path) for path in sorted(others)]
 
 
+def _holds_no_image(files: int) -> str:
+    names = f"none of its {files} files has the name of one" if files else "it is empty"
+    return f"UnsupportedImageError: holds no image: {names}"
+
+
 def _members(archive: Path, members: list[Member] | Failed, on_skip: Callable[[str], None]) -> list[Source]:
     if isinstance(members, Failed):
         return [Source(str(archive), refused=f"{members.error}: {members.reason}")]
@@ -179,7 +189,7 @@ def _members(archive: Path, members: list[Member] | Failed, on_skip: Callable[[s
 def _manifest(manifest: Path, images: str | os.PathLike | None) -> list[Source]:
     paths = list(dict.fromkeys(manifest_paths(manifest, Path(images) if images else manifest.parent, "sources")))
     patients: dict[str, str] = {}
-    with manifest.open(newline="", encoding="utf-8-sig") as stream:
+    with open_regular(manifest, "r", newline="", encoding="utf-8-sig") as stream:
         reader = csv.DictReader(stream)
         column = find_column(reader.fieldnames or (), PATIENT_COLUMNS)
         if column is not None:

@@ -7,11 +7,11 @@ other is.
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
 from ...errors import ConfigError
+from ...regular_files import RUN_JSON, parse_json, read_json, reason_of
 
 # fields of a sample, in their order, and the kinds that litdata may read them by: bytes, text, numbers of one dtype
 FIELDS = {
@@ -37,10 +37,10 @@ def check_stream_index(path: Path, address: str) -> None:
         ConfigError: names what is not accepted; nothing was read by it.
     """
     try:
-        index = json.loads(path.read_text(encoding="utf-8"))
+        index = read_json(path, RUN_JSON)
         reason = _why_not(index)
-    except (OSError, ValueError, RecursionError) as error:
-        reason = f"it cannot be read ({error})"
+    except (OSError, ValueError) as error:
+        reason = f"it cannot be read ({reason_of(error)})"
     except (AttributeError, KeyError, TypeError) as error:  # what is there is of another kind than is looked for
         reason = f"it is damaged ({error!r})"
     if reason:
@@ -58,7 +58,7 @@ def _why_not(index: dict) -> str:
     for kind, (name, accepted) in zip(kinds, FIELDS.items(), strict=True):
         if not re.fullmatch(accepted, kind):
             return f"field {name} is read as {kind[:40]!r}"
-    if (reason := _why_not_structure(json.loads(config["data_spec"]))) or (reason := _why_not_settings(config)):
+    if (reason := _why_not_structure(parse_json(config["data_spec"]))) or (reason := _why_not_settings(config)):
         return reason
     for chunk in index["chunks"]:
         if not CHUNK_NAME.fullmatch(chunk["filename"]):
@@ -72,7 +72,7 @@ def _why_not(index: dict) -> str:
 def _why_not_structure(spec: list) -> str:
     """A structure may name classes to be built and modules to be imported; ours is a dictionary of plain fields."""
     _, tree = spec
-    plain = tree["type"] == "builtins.dict" and json.loads(tree["context"]) == list(FIELDS)
+    plain = tree["type"] == "builtins.dict" and parse_json(tree["context"]) == list(FIELDS)
     if not plain or tree["children_spec"] != [LEAF] * len(FIELDS):
         return "its samples are no dictionary of the fields that are written"
     return ""

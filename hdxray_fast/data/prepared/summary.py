@@ -13,18 +13,20 @@ from ...images.canvas import Canvas
 from ...images.contour import Contour
 from ...images.overlay import contact_sheet, contact_tile, plain_tile
 from ...images.panels import display_levels, write_image
+from ...regular_files import open_regular
 from .reading import decode, inside_grid
 from .shards import ShardFolder
 from .worker import OK
 
 SPREAD, EXTREME, UNSURE = 32, 16, 8  # tiles of the contact sheet: over the data set, of each extreme, least sure
-LEFT_OUT, TILES_LEFT_OUT = "left_out.png", 64
+HISTOGRAMS, CONTACTS, LEFT_OUT = PICTURES = ("summary.png", "contacts.png", "left_out.png")
+TILES_LEFT_OUT = 64
 
 
 def write_pictures(out: Path, index, recipe: dict, summary: dict) -> None:
     """``summary.png`` (sizes, brightness, contours, what became of the sources) and ``contacts.png``."""
-    _histograms(out / "summary.png", index, recipe["bits"], summary)
-    _contacts(out / "contacts.png", ShardFolder(out / "shards"), index, recipe)
+    _histograms(out / HISTOGRAMS, index, recipe["bits"], summary)
+    _contacts(out / CONTACTS, ShardFolder(out / "shards"), index, recipe)
 
 
 def write_left_out(out: Path, table) -> None:
@@ -110,7 +112,7 @@ def _contacts(path: Path, shards: ShardFolder, index, recipe: dict) -> None:
     rows = contact_rows(grey_levels(index, recipe["bits"]), index.column("confidence").to_numpy())
     tiles = []
     for (row, words), facts in zip(rows.items(), index.take(list(rows)).to_pylist(), strict=True):
-        with shards.pixels(facts["shard"]).open("rb") as stream:
+        with open_regular(shards.pixels(facts["shard"])) as stream:
             stream.seek(facts["offset"])
             pixels = decode(stream.read(facts["length"]), recipe)
         grey = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)

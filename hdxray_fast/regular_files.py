@@ -1,0 +1,188 @@
+"""Files that are read are files: a pipe, a device or a folder in the place of one is refused, not waited for.
+
+Whatever a user names, and whatever lies in a folder that somebody sent, is opened through here, images and archives
+apart, which have guards of their own. What is read whole has a limit as well, and what is nested has a depth.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from typing import IO, TYPE_CHECKING, Any
+
+from .errors import NotAFileError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODEL_JSON = 64 << 20  # a config, or an index of shards: that of the largest published models has 10 MiB
+RUN_JSON = 1 << 30  # what a run wrote of itself: settings, metrics, and lists with an entry for each bad file
+SMALL_TEXT = 1 << 16  # a key, a mark, a checksum: some words
+REPORT_TEXT = 16 << 20  # one report as text or XML: some pages
+MOST_DEPTH = 100  # of brackets in JSON; the deepest file that anybody writes for a model or a run has about ten
+
+_KINDS = (
+    (stat.S_ISDIR, "is a folder"),
+    (stat.S_ISFIFO, "is a pipe"),
+    (stat.S_ISSOCK, "is a socket"),
+    (stat.S_ISCHR, "is a device"),
+    (stat.S_ISBLK, "is a device"),
+)
+# a pipe that takes the file's place between a look and the opening is not waited for
+_READ = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+def check_regular(path: str | os.PathLike, most: int | None = None) -> None:
+    """Before a library opens a file by its name: refuse what is no file. Links to files are files.
+
+    Args:
+        path: of the file.
+        most: bytes that it may hold; left out, any number.
+
+    Raises:
+        NotAFileError: something else lies there, or a file of more bytes.
+        OSError: nothing is there, or it cannot be looked at.
+    """
+    _check(path, os.stat(path), most)
+
+
+def what_else(path: str | os.PathLike) -> str | None:
+    """What lies at a path in place of a file, ``"is a pipe, not a file"``; ``None`` for a file, and where nothing is.
+
+    For the messages of those that look for a file before they read it.
+    """
+    try:
+        check_regular(path)
+    except NotAFileError as error:
+        return error.strerror
+    except (OSError, ValueError):  # ValueError: a name that no file can have
+        return None
+    return None
+
+
+def open_regular(
+    path: str | os.PathLike,
+    mode: str = "rb",
+    most: int | None = None,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+) -> IO:
+    """``open`` for reading, of files alone.
+
+    Args:
+        path: of the file.
+        mode: ``"r"`` or ``"rb"``.
+        most: bytes that it may hold; left out, any number.
+        encoding, errors, newline: as for ``open``.
+
+    Raises:
+        NotAFileError, OSError: as :func:`check_regular`.
+    """
+    check_regular(path, most)  # opening a device can do things already
+    handle = os.open(path, _READ)
+    try:
+        _check(path, os.fstat(handle), most)
+        return open(handle, mode, encoding=encoding, errors=errors, newline=newline)
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_bytes(path: str | os.PathLike, most: int | None) -> bytes:
+    """All of a file.
+
+    Args:
+        path: of the file.
+        most: bytes that it may hold; ``None`` for any number.
+
+    Raises:
+        NotAFileError, OSError: as :func:`check_regular`.
+    """
+    with open_regular(path, "rb", most) as stream:
+        if most is None:
+            return stream.read()
+        parts, length = [], 0
+        while part := stream.read(1 << 20):  # asked for all at once, all would be allocated
+            parts.append(part)
+            length += len(part)
+            if length > most:  # it grows, or says another size than it has
+                raise NotAFileError(path, _too_large(most))
+    return b"".join(parts)
+
+
+def read_text(path: str | os.PathLike, most: int | None, encoding: str = "utf-8", errors: str = "strict") -> str:
+    """All of a text file, with line ends as ``\\n``; arguments and errors as for :func:`read_bytes`, and
+
+    Raises:
+        UnicodeDecodeError: it is in another encoding.
+    """
+    return read_bytes(path, most).decode(encoding, errors).replace("\r\n", "\n").replace("\r", "\n")
+
+
+def read_json(path: str | os.PathLike, most: int | None = MODEL_JSON) -> Any:
+    """What a JSON file holds; arguments and errors as for :func:`read_bytes`, and
+
+    Raises:
+        ValueError: it is no JSON, or nested more than ``MOST_DEPTH`` deep.
+    """
+    return parse_json(read_bytes(path, most))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """``json.loads`` with one kind of error, whatever the text.
+
+    Raises:
+        ValueError: it is no JSON, or nested more than ``MOST_DEPTH`` deep.
+    """
+    try:
+        content = json.loads(text)
+    except (RecursionError, MemoryError):
+        raise ValueError(_TOO_DEEP) from None
+    level = [content]
+    for _ in range(MOST_DEPTH):
+        if not (level := [inner for outer in level for inner in _within(outer)]):
+            return content
+    raise ValueError(_TOO_DEEP)
+
+
+_TOO_DEEP = f"it is nested more than {MOST_DEPTH} deep"
+
+
+def _within(value: object) -> list:
+    """Lists and objects in one of them."""
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [each for each in inner if isinstance(each, dict | list)]
+
+
+def load_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, on the CPU.
+
+    Raises:
+        NotAFileError, OSError: as :func:`check_regular`.
+        SafetensorError: it is damaged.
+    """
+    from safetensors.torch import load_file
+
+    check_regular(path)
+    return load_file(path)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a file cannot be read, without its name, which the message around it has already."""
+    if isinstance(error, KeyError | TypeError | AttributeError):
+        return repr(error)  # the text of a KeyError is a name alone
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _check(path: str | os.PathLike, status: os.stat_result, most: int | None) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((words for fits, words in _KINDS if fits(status.st_mode)), "is something else")
+        raise NotAFileError(path, f"{kind}, not a file")
+    if most is not None and status.st_size > most:
+        raise NotAFileError(path, _too_large(most))
+
+
+def _too_large(most: int) -> str:
+    return f"is larger than {most >> 10} KiB, which no such file is"
