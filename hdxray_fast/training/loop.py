@@ -100,6 +100,8 @@ class Training:
         on_step: Callable[[dict], None] | None = None,
     ) -> None:
         sharded = launcher_shards() or config.shard
+        if config.shard_within == "node" and not sharded:
+            raise ConfigError("shard_within: node says who shares weights, and nobody does; add shard (--shard true)")
         self.accelerator = make_accelerator(config.precision, config.process_timeout)
         self._precision = self.accelerator.mixed_precision
         self.sharded = sharded and self.accelerator.num_processes > 1
@@ -369,17 +371,8 @@ class Training:
 
     def _make_step(self) -> StepNow | StepLater:
         config = self.config
-        parts = Parts(
-            self.accelerator,
-            self.task,
-            self.model,
-            self.called,
-            self.wrapped,
-            self.optimizer,
-            self.ema,
-            config.clip_grad,
-            self._seed_step,
-        )
+        trained = (self.model, self.called, self.wrapped, self.optimizer, self.ema)
+        parts = Parts(self.accelerator, self.task, *trained, config.clip_grad, self._seed_step)
         if not self._late:
             return StepNow(parts, self.sum)
         return StepLater(parts, self._graphs, self.captures, config.grad_accum, self._warn)

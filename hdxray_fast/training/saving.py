@@ -6,6 +6,7 @@ each process, for a loader of their own. Here a checkpoint is the same files who
 
 from __future__ import annotations
 
+import copy
 import threading
 import time
 import warnings
@@ -179,9 +180,9 @@ class Saves:
             "scaler": scaler.state_dict() if scaler else None,  # of fp16
             **more,
         }
-        files = task.json_files(training.model)
-        if wait:
-            self._thread.join()  # its snapshot is gone before there is another
+        # a task may give lists that it goes on adding to
+        state, files = copy.deepcopy(state), copy.deepcopy(task.json_files(training.model))
+        self._thread.join()  # its snapshot is gone before there is another
         snapshot = take_snapshot(training.model, training.optimizer, training.ema, keep=training.is_main)
 
         def write() -> None:

@@ -206,3 +206,9 @@ def test_the_task_in_the_documents_learns(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, str(page), "exec"), {})
     assert float(capsys.readouterr().out.split()[-1]) < 1e-3
+
+
+def test_weights_that_are_not_shared_are_not_shared_within_a_node(tmp_path):
+    with pytest.raises(ConfigError, match=r"^shard_within: node says who shares weights.*--shard true"):
+        train(tmp_path, shard_within="node")
+    assert not list(tmp_path.iterdir())

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -45,10 +47,20 @@ class Gate:
         with self._lock:
             self.inside -= 1
 
+    def opens_when_waited_for(self, monkeypatch) -> None:
+        """From now on: so who does not wait for a write finds it undone."""
+        join = saving.Background.join
+
+        def opened(background) -> None:
+            self.open.set()
+            join(background)
+
+        monkeypatch.setattr(saving.Background, "join", opened)
+
 
 def test_the_clock_saves_and_the_end_does(tmp_path, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(saving.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(saving, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
 
     def minute(line):
         threads = [thread for thread in threading.enumerate() if thread.name == "checkpoint"]
@@ -73,7 +85,8 @@ def test_steps_go_on_while_a_checkpoint_is_written_and_do_not_change_it(tmp_path
 
     def watch(line):
         if line["step"] == 5:  # two steps after the snapshot
-            assert gate.begun == [3] and saved_steps(tmp_path / "run") == []
+            until(lambda: gate.begun == [3])
+            assert saved_steps(tmp_path / "run") == []
             gate.open.set()
 
     _, done = train(tmp_path / "run", Regression(0.5), watch, ema=0.5, keep_checkpoints=99, steps=8, save_every=3)
@@ -98,11 +111,54 @@ def test_nothing_is_due_by_the_clock_while_a_checkpoint_is_written(tmp_path, mon
 
     def watch(line):
         if line["step"] == 5:
-            assert gate.begun == [1]
+            until(lambda: gate.begun == [1])
             gate.open.set()
 
     train(tmp_path, on_step=watch, steps=6, save_every=0, save_minutes=1e-9)
     assert gate.begun[0] == 1 and gate.begun[-1] == 6 and gate.most == 1
+
+
+def test_a_copy_is_gone_before_there_is_another(tmp_path, monkeypatch):
+    gate, writes, take = Gate(monkeypatch), [], saving.take_snapshot
+
+    def taken(*arguments, **options):
+        writes.append(gate.inside)
+        return take(*arguments, **options)
+
+    def watch(line):
+        if line["step"] == 2:
+            until(lambda: gate.inside == 1)
+            gate.opens_when_waited_for(monkeypatch)
+
+    monkeypatch.setattr(saving, "take_snapshot", taken)
+    train(tmp_path, on_step=watch, steps=3, save_every=1)
+    assert writes == [0, 0, 0]
+
+
+class Listing(Regression):
+    """A task whose state is a list that it goes on adding to."""
+
+    def after_step(self, training, step, done):
+        self.seen.append(step)
+
+    def state(self):
+        return {"seen": self.seen}
+
+    def load_state(self, state):
+        self.seen = state["seen"]
+
+
+def test_what_a_task_adds_to_its_state_while_it_is_written_is_not_in_it(tmp_path, monkeypatch):
+    gate = Gate(monkeypatch)
+
+    def watch(line):
+        if line["step"] == 4:
+            gate.open.set()
+
+    train(tmp_path, Listing(), watch, steps=5, save_every=2, keep_checkpoints=99)
+    for step in (2, 4, 5):
+        state = json.loads((tmp_path / "checkpoints" / f"step_{step:08d}" / "state.json").read_text())
+        assert state["task"] == {"seen": list(range(1, step + 1))}
 
 
 def test_a_write_that_fails_is_told_after_the_next_step(tmp_path, monkeypatch):
@@ -122,11 +178,10 @@ def test_a_write_that_fails_is_told_after_the_next_step(tmp_path, monkeypatch):
 
 def test_the_run_ends_after_the_write_whatever_ends_it(tmp_path, monkeypatch):
     gate = Gate(monkeypatch)
-    later = threading.Timer(0.2, gate.open.set)
 
     def fail(line):
         if line["step"] == 3:
-            later.start()
+            gate.opens_when_waited_for(monkeypatch)
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
@@ -162,38 +217,52 @@ def test_a_snapshot_has_memory_of_its_own():
     assert all(torch.equal(before[name], tensor) for name, tensor in taken.tensors[checkpoints.MODEL_FILE].items())
 
 
-SLOW_WRITE = """
-import sys, threading, time
+HELD_WRITE = """
+import sys, threading
 sys.path.insert(0, sys.argv[2])
 from tiny_training import Regression, train
 from hdxray_fast.training import checkpoints
-whole = checkpoints.save_tensors
-def slowly(tensors, path, metadata=None):
-    whole(tensors, path, metadata)
-    if path.parent.name.startswith(".step_00000004") and path.name == "optimizer.safetensors":
+name, before, done = sys.argv[3], sys.argv[4] == "before", threading.Event()
+work = {"save_tensors": checkpoints.save_tensors, "replace": checkpoints.os.replace}[name]
+def held(*arguments, **options):
+    fourth = threading.current_thread().name == "checkpoint" and "step_00000004" in str(arguments[1])
+    if not (fourth and before):
+        work(*arguments, **options)
+    if fourth:
         print("writing", flush=True)
-        time.sleep(600)
-checkpoints.save_tensors = slowly
-train(sys.argv[1], Regression(0.5), steps=10**9, save_every=2, on_step=lambda line: line["step"] > 5 and time.sleep(1))
+        done.wait()
+setattr(checkpoints if name == "save_tensors" else checkpoints.os, name, held)
+def on_step(line):
+    if line["step"] == 5:
+        print("step 5", flush=True)
+        done.wait()
+train(sys.argv[1], Regression(0.5), steps=10**9, save_every=2, on_step=on_step)
 """
 
 
-def test_a_kill_while_the_thread_writes_leaves_the_last_good_checkpoint(tmp_path):
-    command = [sys.executable, "-c", SLOW_WRITE, str(tmp_path / "run"), str(HELPERS)]
+@pytest.mark.parametrize(
+    ("work", "side", "last"),
+    [("save_tensors", "before", 2), ("save_tensors", "after", 2), ("replace", "before", 2), ("replace", "after", 4)],
+)
+def test_a_kill_while_the_thread_writes_leaves_the_last_whole_checkpoint(tmp_path, work, side, last):
+    """And the run goes on from it, bit for bit."""
+    command = [sys.executable, "-c", HELD_WRITE, str(tmp_path / "run"), str(HELPERS), work, side]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        assert process.stdout.readline() == "writing\n"
-        until(lambda: len((tmp_path / "run" / "log.jsonl").read_text().splitlines()) > 4)  # training went on
+        assert {process.stdout.readline() for _ in range(2)} == {"writing\n", "step 5\n"}  # in whatever order
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
-    held = sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir())
-    assert held[-1] == "step_00000002" and all(name.startswith(".step_00000004.") for name in held[:-1])
+        process.stdout.close()
+    assert saved_steps(tmp_path / "run")[-1] == last
     train(tmp_path / "whole", Regression(0.5), steps=10**9, save_every=2, on_step=end_at(9))
     _, rest = train(tmp_path / "run", Regression(0.5), steps=10**9, save_every=2, resume="auto", on_step=end_at(9))
-    assert rest.start == 2
+    assert rest.start == last
     ours, theirs = ([line["loss"] for line in log_of(tmp_path / run)] for run in ("run", "whole"))
     assert ours == theirs
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        ended, whole = (tmp_path / run / "checkpoints" / "step_00000009" / file for run in ("run", "whole"))
+        assert ended.read_bytes() == whole.read_bytes(), file
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
