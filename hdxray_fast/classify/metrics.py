@@ -223,6 +223,9 @@ def _add_decisions(report: dict, found: Decisions, classes: list[str], sample: _
 def best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
     """The threshold with the best F1 (``probability >= threshold`` is positive); 0.5 where one kind is missing.
 
+    It lies halfway between two images' probabilities (of the lowest, between it and 0): one that is an image's own
+    would call that image this or that by the last bit of another batch size, device or precision.
+
     Args:
         labels: ``[N]`` 1, 0 or NaN, of validation images.
         probabilities: ``[N]``.
@@ -238,7 +241,10 @@ def best_threshold(labels: np.ndarray, probabilities: np.ndarray) -> float:
         return 0.5
     precision, recall, thresholds = _sklearn().precision_recall_curve(truth, score)
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
-    return float(thresholds[int(np.argmax(f1[:-1]))])
+    lowest = float(thresholds[int(np.argmax(f1[:-1]))])  # of those that are called positive
+    below = float(score[score < lowest].max(initial=0.0))
+    halfway = below + (lowest - below) / 2
+    return halfway if halfway > below else lowest  # neighbours among the numbers have nothing between them
 
 
 def _measure(metric: str, threshold: float) -> Callable[..., float]:

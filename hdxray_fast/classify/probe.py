@@ -136,14 +136,18 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
 
     probe = fit_probe(features, table_used)
     val = table_used.split("val")
-    logits = {split: probe.logits(features[_rows(table_used, split)]) for split in ("val", "test")}
+    pool = config.pool or encoder.pool or "mean"
+    classifier = as_classifier(encoder, probe, table_used, pool, config.keep)
+    # what is chosen and reported is what the saved model answers, to its rounding
+    logits = {split: _answers(classifier, features[_rows(table_used, split)]) for split in ("val", "test")}
     temperature = Temperature()
     if config.calibrate == "temperature":
         temperature = fit_temperature(logits["val"], val.labels, table.multiclass)
-    pool = config.pool or encoder.pool or "mean"
-    classifier = as_classifier(encoder, probe, table_used, pool, config.keep)
     classifier.scale_logits(temperature.value)
-    scores = {split: as_probabilities(own / temperature.value, table.multiclass) for split, own in logits.items()}
+    scores = {
+        split: as_probabilities(_answers(classifier, features[_rows(table_used, split)]), table.multiclass)
+        for split in ("val", "test")
+    }
     if not table.multiclass:  # of exclusive classes the most probable is the decision
         classifier.config.thresholds = [
             best_threshold(val.labels[:, c], scores["val"][:, c]) for c in range(len(table.classes))
@@ -301,6 +305,13 @@ def as_classifier(
         model.head.fc.weight.copy_(torch.from_numpy(probe.weight))
         model.head.fc.bias.copy_(torch.from_numpy(probe.bias))
     return model
+
+
+@torch.inference_mode()
+def _answers(classifier: Classifier, features: np.ndarray) -> np.ndarray:
+    """``[N, D] float32`` features to the head's ``[N, C] float32`` logits."""
+    pooled = torch.from_numpy(features).to(classifier.head.fc.weight.device)
+    return classifier.head.decide(pooled).cpu().numpy()
 
 
 def _refuse_other_task(out: Path, config: ProbeConfig, table: LabelTable) -> None:

@@ -15,6 +15,7 @@ import hdxray_fast as hx
 from hdxray_fast.classify.classifier import load_classifier
 from hdxray_fast.classify.evaluation import evaluate_files, predict
 from hdxray_fast.classify.label_table import LabelTable
+from hdxray_fast.classify.prediction_files import read_answers
 from hdxray_fast.classify.probe import describe_probe, fit_probe, run_probe
 from hdxray_fast.classify.probe_config import ProbeConfig
 from hdxray_fast.cli.main import main
@@ -312,6 +313,36 @@ def test_the_commands(manifest, tmp_path, capsys):
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["precision"] == "bf16"
     assert main(["evaluate", "--model", str(tmp_path), *arguments]) == 2
     assert "is missing" in capsys.readouterr().err
+
+
+def test_what_is_chosen_and_reported_is_what_the_saved_model_answers(manifest, tmp_path):
+    """On validation no threshold of another has a better F1; on test each image has its probability and decision."""
+    rng = np.random.default_rng(0)
+    lines = manifest.read_text().splitlines()
+    answers = rng.integers(0, 2, (61, 4))  # noise: thresholds lie among images
+    rows = [f"{line},{','.join(map(str, own))}" for line, own in zip(lines[1:], answers, strict=True)]
+    manifest.write_text("\n".join([lines[0] + ",a,b,c,d", *rows]))
+    out = tmp_path / "probe"
+    encoder = small_encoder()
+    with torch.no_grad():
+        encoder.norm.bias.fill_(100.0)  # large features: the regression's float64 and the head's float32 differ
+    f1_score = pytest.importorskip("sklearn.metrics").f1_score
+    result = run_probe(config(manifest, out, bootstraps=0), encoder, progress=False)
+    options = {"data": manifest, "bootstraps": 0, "progress": False, "batch_size": 7, "max_bad_share": 0.1}
+    tested = evaluate_files(out / "model", out=tmp_path / "test", split="test", **options)
+    for name, measured in tested["classes"].items():
+        for metric in ("auroc", "auprc", "f1", "balanced_accuracy"):
+            assert measured[metric]["value"] == result.report["classes"][name][metric]["value"]
+    written = [read_answers(folder) for folder in (out, tmp_path / "test")]
+    assert written[0].images == written[1].images
+    assert np.array_equal(written[0].called, written[1].called)
+    np.testing.assert_allclose(written[0].probabilities, written[1].probabilities, atol=1e-6)
+    chosen = evaluate_files(out / "model", out=tmp_path / "val", split="val", **options)
+    val = read_answers(tmp_path / "val")
+    for column, (name, measured) in enumerate(chosen["classes"].items()):
+        score, truth = val.probabilities[:, column], val.labels[:, column]
+        best = max(f1_score(truth, score >= threshold) for threshold in score)
+        assert measured["f1"]["value"] == pytest.approx(best), name
 
 
 def test_at_another_size_the_saved_model_gives_the_runs_own_table(manifest, tmp_path):
