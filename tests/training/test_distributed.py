@@ -243,6 +243,24 @@ def test_saved_by_one_resumed_by_two(runs, name):
 
 
 @pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over_by_both(runs, images, tmp_path):
+    """The main process finds the damage; the other follows it to the checkpoint before, copied or sharded."""
+    listed = []
+    for name, shard in (("ddp", False), ("fsdp", True)):
+        shutil.copytree(runs / name, tmp_path / name)
+        shutil.rmtree(tmp_path / name / "model")
+        with (tmp_path / name / "checkpoints" / f"step_{STEPS:08d}" / "optimizer.safetensors").open("r+b") as file:
+            file.truncate(100)
+        common = {**SMALL, "data": str(images), "cache": str(runs / "cache"), "batch_size": 2, "shard": shard}
+        listed.append({"config": {**common, "out": str(tmp_path / name), "resume": "auto"}})
+    assert finish(start(listed, tmp_path), tmp_path) == [0] * 2, (tmp_path / "output_0.txt").read_text()
+    for name in ("ddp", "fsdp"):
+        assert result(tmp_path / name)["losses"] == result(tmp_path / name, 1)["losses"]
+        assert result(tmp_path / name)["losses"] == pytest.approx(result(runs / name)["losses"][3:], rel=1e-6)
+        assert (tmp_path / name / "checkpoints" / f"damaged_step_{STEPS:08d}").is_dir()
+
+
+@pytest.mark.slow
 def test_blocks_of_two_nodes_resume_bit_for_bit(images, tmp_path):
     """Two nodes of one process each, then of two each, which have the same images in every step.
 
