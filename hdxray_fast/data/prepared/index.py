@@ -18,7 +18,7 @@ from ...terminal import visible
 from ..csv_cells import read_table, write_table
 from ..quarantine import SHOWN
 from .duplicates import Near, equal_pixels, near_duplicates
-from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, write_lookup, writing
+from .shards import ShardFolder, arrow, read_settings, write_json, write_lookup, writing
 from .sources import some_names
 from .summary import PICTURES, write_left_out, write_pictures
 from .worker import OK, UNREADABLE
@@ -52,15 +52,13 @@ def merge(out: str | Path) -> dict:
         TrainingError: no image is good, or the disk is full.
     """
     out = Path(out)
-    read_json(out / "settings.json")  # is there a data set at all
+    read_settings(out)  # is there a data set at all
     with writing(out), locked(out / ".merge.lock"):  # parts that end together merge one after the other
         return _merge(out)
 
 
 def _merge(out: Path) -> dict:
-    settings = read_json(out / "settings.json")
-    if settings.get("format") != FORMAT:
-        raise ConfigError(f"{out}: is no prepared data set")
+    settings = read_settings(out)
     if settings.get("cache"):
         raise ConfigError(f"{out}: is the cache of a training run, which has no parts")
     pa = arrow()

@@ -14,13 +14,11 @@ import numpy as np
 
 from ...errors import ArgumentError, ConfigError
 from ...names import unescaped
-from ...regular_files import check_regular, reason_of
+from ...regular_files import RUN_JSON, check_regular, read_json, reason_of
 from .lookup import read_lookup
 from .shard_files import REMAKE, ShardFiles
-from .shards import FORMAT, LOOKUP_ROWS, ShardError, ShardFolder, arrow, read_json
+from .shards import FORMAT, LOOKUP_ROWS, SETTINGS, ShardError, ShardFolder, arrow, read_settings
 from .worker import PATCH
-
-FORMATS = ("raw", "png", "jpeg")
 
 
 class Prepared(NamedTuple):
@@ -68,16 +66,8 @@ class PreparedSet:
 
     def __init__(self, folder: str | os.PathLike, verify: bool = False) -> None:
         self.folder, self.verify = Path(folder), verify
-        settings = read_json(self.folder / "settings.json")
-        if settings.get("format") != FORMAT:
-            raise ConfigError(f"{self.folder}: is no prepared data set")
-        try:
-            self.recipe = settings["recipe"]
-            self.size = int(self.recipe["size"])
-            if self.recipe["format"] not in FORMATS or self.recipe["bits"] not in (8, 16) or self.size < PATCH:
-                raise ValueError("its recipe is none of this package")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{self.folder / 'settings.json'}: is damaged ({error!r})") from error
+        self.recipe = read_settings(self.folder)["recipe"]
+        self.size = self.recipe["size"]
         path = self.folder / "lookup.arrow"
         if not path.exists():
             raise ConfigError(
@@ -355,10 +345,11 @@ def inside_grid(packed, size: int) -> np.ndarray:
 
 def is_prepared(folder: str | os.PathLike) -> bool:
     """Whether a folder is a prepared data set, finished or not."""
-    path = Path(folder) / "settings.json"
+    path = Path(folder) / SETTINGS
     if not path.is_file():
         return False
     try:
-        return read_json(path).get("format") == FORMAT
-    except ConfigError:
+        found = read_json(path, RUN_JSON)
+    except (OSError, ValueError):
         return False
+    return isinstance(found, dict) and found.get("format") == FORMAT

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import ArgumentError, ConfigError, HDXrayError, MissingDependencyError
-from .reading import FORMATS, Prepared, PreparedSet, decode, inside_grid
+from .reading import Prepared, PreparedSet, decode, inside_grid
+from .shards import FORMATS
 from .stream_index import check_stream_index
 
 MAX_SIDE = 1 << 14  # of a canvas, pixels; a sample that says more is none of ours
