@@ -6,6 +6,7 @@ apart, which have guards of their own. What is read whole has a limit as well, a
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -44,7 +45,13 @@ def check_regular(path: str | os.PathLike, most: int | None = None) -> None:
         NotAFileError: something else lies there, or a file of more bytes.
         OSError: nothing is there, or it cannot be looked at.
     """
-    _check(path, os.stat(path), most)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotAFileError(path, "is a loop of links, not a file") from error
+        raise
+    _check(path, status, most)
 
 
 def what_else(path: str | os.PathLike) -> str | None:
@@ -56,6 +63,8 @@ def what_else(path: str | os.PathLike) -> str | None:
         check_regular(path)
     except NotAFileError as error:
         return error.strerror
+    except FileNotFoundError:
+        return "is a link to nothing" if os.path.islink(path) else None
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return None
     return None

@@ -48,7 +48,18 @@ def put_brackets(path: Path) -> str:
     return ""
 
 
-KINDS = [put_pipe, put_device, put_brackets]
+def put_loop(path: Path) -> str:
+    path.symlink_to(path.name)
+    return "is a loop of links, not a file"
+
+
+def put_zeros(path: Path) -> str:
+    with path.open("wb") as stream:
+        stream.truncate(5 << 30)  # takes no room on the disk
+    return ""
+
+
+KINDS = [put_pipe, put_device, put_loop, put_brackets, put_zeros]
 
 
 def open_set(folder: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from contextlib import suppress
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 

@@ -159,7 +159,7 @@ def load_checkpoint(
             for name, tensor in ema.tensors.items():
                 tensor.copy_(_like(averaged[name], tensor))
             ema.updates = state.pop("ema_updates")
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot resume from this checkpoint ({error})") from error
     return state
 
@@ -178,13 +178,21 @@ def resume_latest(
     failures = []
     for folder in reversed(checkpoint_folders(root)):
         try:
-            return load_checkpoint(folder, model, optimizer, ema)
+            state = load_checkpoint(folder, model, optimizer, ema)
+            _check_state(folder, state)
+            return state
         except CheckpointError as error:
             failures.append(str(error))
             warnings.warn(f"{error}; falling back to the checkpoint before it", stacklevel=2)
     if failures:
         raise CheckpointError("no checkpoint of this run can be read: " + "; ".join(failures))
     return None
+
+
+def _check_state(folder: Path, state: dict) -> None:
+    """Refuse a state of another step than the folder's: the log is cut there, and counted up to it."""
+    if type(state.get("step")) is not int or state["step"] != _step(folder):
+        raise CheckpointError(f"{folder / STATE_FILE} is damaged: it is not the state of step {_step(folder)}")
 
 
 def prune_checkpoints(root: Path, keep: int, keep_every: int = 0) -> None:

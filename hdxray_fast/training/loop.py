@@ -24,8 +24,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.order import Order
 from ..data.sampler import StepSampler
-from ..errors import ConfigError, HDXrayError, TrainingError
+from ..errors import CheckpointError, ConfigError, HDXrayError, TrainingError
 from ..ops.compiled import Compiled
+from ..regular_files import reason_of
 from ..terminal import visible_lines
 from .checkpoints import (
     checkpoint_folder,
@@ -54,6 +55,7 @@ from .processes import (
     shard,
 )
 from .run_folder import RunFolder
+from .run_log import last_step
 from .running import Running, UnderWay
 from .step import Parts, StepLater, StepNow
 from .stop import StopNotice
@@ -342,24 +344,37 @@ class Training:
         if self.config.resume == "auto":
             state = resume_latest(self.checkpoints, self.model, self.optimizer, self.ema)
         if state:
-            refuse_other_data(state, self.task.fingerprint, self.task.data_record, self.out)
-            if state["images_per_step"] != self.images_per_step:
-                raise ConfigError(
-                    f"batch_size: the run in {self.out} has {state['images_per_step']} images per step "
-                    f"(batch_size * grad_accum * processes), and not {self.images_per_step}; resume needs the same"
-                )
-            self.step = state["step"]
-            if self.accelerator.scaler and state["scaler"]:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.task.load_state(state["task"])
-            self.print(f"resumed at step {self.step} of {self.config.steps}")
+            try:
+                self._go_on(state)
+            except HDXrayError:
+                raise
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                at = checkpoint_folder(self.checkpoints, state["step"])
+                raise CheckpointError(f"{at}: is damaged, or another task's ({reason_of(error)}); remove it") from error
         if self.sum({"step": self.step})["step"] != self.step * self.accelerator.num_processes:
             raise ConfigError(f"out: not all processes find the same checkpoints in {self.out}; they must share it")
         if self.is_main:
+            if self.config.resume == "auto" and not state and (lost := last_step(self.log)):
+                self._warn(
+                    f"{self.checkpoints}: has no checkpoint, though the log had come to step {lost}; it begins anew"
+                )
             self.folder.cut_log(self.step)
             set_aside_after(self.checkpoints, self.step)
             if self.task.data_record is not None:
                 self.task.data_record.write(self.out)
+
+    def _go_on(self, state: dict) -> None:
+        refuse_other_data(state, self.task.fingerprint, self.task.data_record, self.out)
+        if state["images_per_step"] != self.images_per_step:
+            raise ConfigError(
+                f"batch_size: the run in {self.out} has {state['images_per_step']} images per step "
+                f"(batch_size * grad_accum * processes), and not {self.images_per_step}; resume needs the same"
+            )
+        self.step = state["step"]
+        if self.accelerator.scaler and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        self.task.load_state(state["task"])
+        self.print(f"resumed at step {self.step} of {self.config.steps}")
 
     def _train(self, batches: Iterator[dict]) -> None:
         config = self.config
