@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from ..files import save_tensors, written_whole
 from ..models.inference import autocast, find_precision, one_late
 from ..models.inputs import encoder_inputs, sent_batch
-from ..regular_files import check_regular, load_tensors, parse_json
+from ..regular_files import check_tensors, load_tensors, parse_json
 from ..training.batches import batches_of
 from ..training.checkpoints import whole_state
 from .calibration import as_probabilities
@@ -170,7 +170,7 @@ class BestModel:
         from safetensors import SafetensorError, safe_open
 
         try:
-            check_regular(self.path)
+            check_tensors(self.path)
             with safe_open(self.path, "pt") as stream:
                 return parse_json(stream.metadata()["facts"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

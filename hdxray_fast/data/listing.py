@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path, PurePath
 
 from ..errors import ConfigError
-from ..regular_files import open_regular, reason_of, what_else
+from ..regular_files import lines, open_regular, reason_of, what_else
 from .columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column
 from .csv_cells import name_of
 
@@ -166,7 +166,7 @@ def manifest_patients(manifest: Path, argument: str = "data") -> dict[str, str]:
 def _manifest_rows(manifest: Path, root: Path, argument: str) -> list[tuple[Path, str]]:
     try:
         with open_regular(manifest, "r", newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
+            reader = csv.DictReader(lines(stream, manifest))
             column = find_column(reader.fieldnames or (), PATH_COLUMNS)
             if column is None:
                 raise ConfigError(

@@ -22,7 +22,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import CheckpointError
 from ..files import checksum, flush, save_tensors, temporary_name
-from ..regular_files import load_tensors, read_json
+from ..regular_files import check_listed_file, load_tensors, read_json
 from .optimizer import AveragedWeights
 
 STATE_FILE = "state.json"
@@ -145,6 +145,7 @@ def load_checkpoint(
 
     try:
         for name, digest in read_json(folder / CHECKSUMS_FILE).items():
+            check_listed_file(folder / name)
             if checksum(folder / name) != digest:
                 raise CheckpointError(f"{folder / name} is damaged: its checksum differs")
         state = read_json(folder / STATE_FILE)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError, HDXrayError
-from ..regular_files import check_regular, read_json, reason_of, what_else
+from ..regular_files import check_tensors, read_json, reason_of, what_else
 from .data_only import settings_in
 
 # A model may have more numbers than its file: positions that are computed, weights stored once and used twice, a head
@@ -154,7 +154,7 @@ def _in_file(path: Path) -> Stored:
 
     tensors = numbers = 0
     try:
-        check_regular(path)
+        check_tensors(path)
         with safe_open(path, "np") as file:  # maps the file and reads its header
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)

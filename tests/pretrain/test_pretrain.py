@@ -167,9 +167,7 @@ def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_anew(radiographs, 
     out, options = tmp_path / "run", {"steps": 2, "save_every": 1}
     run_pretraining(config(radiographs, out, **options), progress=False)
     shutil.rmtree(out / "checkpoints")
-    with pytest.warns(
-        UserWarning, match=r"run/checkpoints: has no checkpoint, .* had come to step 2; it begins anew"
-    ):
+    with pytest.warns(UserWarning, match=r"run/checkpoints: has no checkpoint, .* had come to step 2; it begins anew"):
         again = run_pretraining(config(radiographs, out, resume="auto", **options), progress=False)
     assert (again.start, len(again.losses)) == (0, 2)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import islice
@@ -33,6 +35,7 @@ INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY = (
 )
 MERGED = (INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY, *PICTURES)
 NAMES = ("source", "same_pixels_as", "near_duplicate_of")  # columns of the lists
+LISTS = {QUARANTINE: {"source", "status", "reason"}, DUPLICATES: {"source"}, SKIPPED: {"source"}}
 
 
 def merge(out: str | Path) -> dict:
@@ -71,7 +74,7 @@ def _merge(out: Path) -> dict:
         ) from error
     shards = ShardFolder(out / "shards")
     numbers = range(-(-sources // settings["recipe"]["shard_size"]))
-    missing = [number for number in numbers if not shards.facts(number).exists()]
+    missing = [number for number in numbers if not os.path.lexists(shards.facts(number))]
     if missing:
         raise ConfigError(
             f"{out}: {len(missing)} of {len(numbers)} shards are missing (the first is {missing[0]}); prepare makes "
@@ -128,28 +131,38 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]])
 
 def read_unreadable(out: Path) -> list[tuple[str, str]]:
     """Source and reason of everything that could not be read, as :func:`merge` listed it."""
-    with open_regular(out / QUARANTINE, "r", newline="", encoding="utf-8") as stream:
-        rows = read_table(stream, names=NAMES)
-    return [(row["source"], row["reason"]) for row in rows if row["status"] == UNREADABLE]
+    return [(row["source"], row["reason"]) for row in _read_list(out / QUARANTINE) if row["status"] == UNREADABLE]
 
 
 def read_skipped(out: Path) -> list[str]:
     """Names that were left out for their suffix when the sources were listed."""
     path = out / SKIPPED
-    if not path.exists():  # a set of an earlier version
+    if not os.path.lexists(path):  # a set of an earlier version
         return []
-    with open_regular(path, "r", newline="", encoding="utf-8") as stream:
-        return [row["source"] for row in read_table(stream, names=NAMES)]
+    return [row["source"] for row in _read_list(path)]
 
 
 def read_set_aside(out: Path) -> list[str]:
     """Names of the sources that a data set holds no image of: unreadable, filtered, repeats of another, left out."""
     names = read_skipped(out)
     for path in (out / QUARANTINE, out / DUPLICATES):
-        if path.exists():  # a cache has neither
-            with open_regular(path, "r", newline="", encoding="utf-8") as stream:
-                names += [row["source"] for row in read_table(stream, names=NAMES) if row.get("same_pixels_as") != ""]
+        if os.path.lexists(path):  # a cache has neither
+            names += [row["source"] for row in _read_list(path) if row.get("same_pixels_as") != ""]
     return names  # near duplicates are in the index
+
+
+def _read_list(path: Path) -> list[dict[str, str]]:
+    needed = LISTS[path.name]
+    try:
+        with open_regular(path, "r", newline="", encoding="utf-8") as stream:
+            rows = read_table(stream, names=NAMES)
+        if not all(needed <= row.keys() for row in rows):
+            raise csv.Error(f"its columns are not {', '.join(sorted(needed))}")
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise ConfigError(
+            f"{path}: is missing or damaged ({reason_of(error)}); hdxray-fast merge {path.parent} writes it again"
+        ) from error
+    return rows
 
 
 def _summary(table, index, duplicates: int, near: int, skipped: list[str]) -> dict:

@@ -69,7 +69,7 @@ class PreparedSet:
         self.recipe = read_settings(self.folder)["recipe"]
         self.size = self.recipe["size"]
         path = self.folder / "lookup.arrow"
-        if not path.exists():
+        if not os.path.lexists(path):
             raise ConfigError(
                 f"{path}: is missing; once all parts are prepared, hdxray-fast merge {self.folder} writes it"
             )
@@ -85,7 +85,7 @@ class PreparedSet:
             )
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"{path}: is damaged ({error}); hdxray-fast merge {self.folder} writes it again"
+                f"{path}: is damaged ({reason_of(error)}); hdxray-fast merge {self.folder} writes it again"
             ) from error
         self._shard, self._offset, self._length, self._crc32 = numbers
         self._box = np.concatenate([np.empty(0, np.int32), *boxes]).reshape(-1, 4)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ...errors import ConfigError
-from ...regular_files import open_regular
+from ...regular_files import lines, open_regular, what_else
 from ..columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
 from ..csv_cells import name_of
 from ..listing import image_files, is_image_name, list_images, manifest_paths
@@ -153,7 +153,7 @@ def _named(item: Path, images: str | os.PathLike | None, exclude: Iterable[str |
     if item.is_dir():
         return _folder(item, exclude)
     if not item.exists():
-        raise ConfigError(f"sources: {item} does not exist; accepted are {ACCEPTED}")
+        raise ConfigError(f"sources: {item} {what_else(item) or 'does not exist'}; accepted are {ACCEPTED}")
     if is_archive(item):
         return [_Archive(item)]
     return list(_manifest(item, images)) if item.suffix.lower() == ".csv" else [Source(str(item))]
@@ -190,7 +190,7 @@ def _manifest(manifest: Path, images: str | os.PathLike | None) -> list[Source]:
     paths = list(dict.fromkeys(manifest_paths(manifest, Path(images) if images else manifest.parent, "sources")))
     patients: dict[str, str] = {}
     with open_regular(manifest, "r", newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
+        reader = csv.DictReader(lines(stream, manifest))
         column = find_column(reader.fieldnames or (), PATIENT_COLUMNS)
         if column is not None:
             image = find_column(reader.fieldnames or (), PATH_COLUMNS)
