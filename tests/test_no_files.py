@@ -339,6 +339,8 @@ def test_what_a_config_must_not_hold(tmp_path):
     for text, reason in [
         ("steps: " + "[" * 50_000, "line 1 is nested more than 20 deep"),
         ("steps: &a [1, 1]\nseed: [*a, *a]\n", "line 2 has an alias"),
+        ("steps: 1\n" * 100_000, "more than 10000 words"),
+        (f"steps: [{'1,' * 500_000}1]", "more than 10000 words"),
     ]:
         path.write_text(text)
         with limits(), pytest.raises(hx.ConfigError, match=reason):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -132,7 +133,7 @@ class BestModel:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.facts = self.read() if path.exists() else None
+        self.facts = self.read() if os.path.lexists(path) else None
 
     def improved_by(self, score: dict[str, float]) -> bool:
         """Whether ``score`` is better than what is kept; at equal scores the smaller loss is."""

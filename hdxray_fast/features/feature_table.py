@@ -17,7 +17,8 @@ from ..errors import ConfigError, MissingDependencyError
 from ..files import remove_leftovers, written_whole
 from ..images.perceptual_hash import SIDE
 from ..names import escaped, require_utf8, unescaped
-from ..regular_files import check_regular, parse_json, reason_of
+from ..parquet_files import read_parquet
+from ..regular_files import parse_json, reason_of
 from .embedding import Embeddings
 
 SETTINGS_KEY = b"hdxray_fast"
@@ -197,8 +198,7 @@ class FeatureTable:
 
     def _read(self, path: Path):
         try:
-            check_regular(path)
-            table = self._parquet.read_table(path)
+            table = read_parquet(path)
             found = parse_json((table.schema.metadata or {}).get(SETTINGS_KEY, b"null"))
             written = path.stat().st_mtime_ns
         except (OSError, ValueError, self._arrow.ArrowException) as error:
@@ -239,11 +239,10 @@ def read_features(path: str | Path) -> dict:
     Raises:
         ConfigError: it cannot be read as Parquet.
     """
-    import pyarrow.parquet
+    import pyarrow
 
     try:
-        check_regular(path)
-        table = pyarrow.parquet.read_table(path)
+        table = read_parquet(path)
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise ConfigError(f"{path}: cannot be read as Parquet ({reason_of(error)})") from error
     try:

@@ -15,7 +15,8 @@ from ...errors import ConfigError, TrainingError
 from ...files import size_in_words, written_whole
 from ...locks import locked
 from ...names import escaped, unescaped
-from ...regular_files import check_regular, open_regular, reason_of
+from ...parquet_files import count_rows
+from ...regular_files import open_regular, reason_of
 from ...terminal import visible
 from ..csv_cells import read_table, write_table
 from ..quarantine import SHOWN
@@ -66,8 +67,9 @@ def _merge(out: Path) -> dict:
         raise ConfigError(f"{out}: is the cache of a training run, which has no parts")
     pa = arrow()
     try:
-        check_regular(out / "sources.parquet")
-        sources = pa.parquet.read_metadata(out / "sources.parquet").num_rows
+        sources = count_rows(out / "sources.parquet")
+        if not sources:
+            raise ValueError("it lists none")
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: words that are no UTF-8
         raise ConfigError(
             f"{out / 'sources.parquet'}: is missing or damaged ({reason_of(error)}); run prepare again"

@@ -14,7 +14,8 @@ import numpy as np
 
 from ...errors import ArgumentError, ConfigError
 from ...names import unescaped
-from ...regular_files import RUN_JSON, check_regular, read_json, reason_of
+from ...parquet_files import read_parquet
+from ...regular_files import RUN_JSON, read_json, reason_of
 from .lookup import read_lookup
 from .shard_files import REMAKE, ShardFiles
 from .shards import FORMAT, LOOKUP_ROWS, SETTINGS, ShardError, ShardFolder, arrow, read_settings
@@ -197,8 +198,7 @@ class PreparedSet:
         pa = arrow()
         path = self.folder / "index.parquet"
         try:
-            check_regular(path)
-            table = pa.parquet.read_table(path, columns=columns)
+            table = read_parquet(path, columns)
             table.validate(full=True)
             return table
         except (OSError, ValueError, pa.ArrowException) as error:

@@ -15,7 +15,8 @@ from ...errors import ConfigError
 from ...files import claim_names, make_folder, refuse_foreign, remove_leftovers, written_whole
 from ...locks import locked
 from ...names import escaped, require_utf8, unescaped
-from ...regular_files import check_regular, reason_of
+from ...parquet_files import read_parquet
+from ...regular_files import reason_of
 from ...terminal import visible
 from ..reader_pool import worker_count
 from .config import PrepareConfig
@@ -242,13 +243,12 @@ def _read_sources(out: Path) -> list[Source]:
         return []
     pa = arrow()
     try:
-        check_regular(out / SOURCES)
-        table = pa.parquet.read_table(out / SOURCES)
+        table = read_parquet(out / SOURCES)
         names = [name for name in COLUMNS if name in (*table.column_names, *REQUIRED)]  # earlier ones have fewer
         rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
         found = [Source(**dict(zip(names, values, strict=True))) for values in rows]
         return [replace(one, path=unescaped(one.path), member=unescaped(one.member)) for one in found]
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, pa.ArrowException) as error:
         raise ConfigError(f"out: {out / SOURCES} is damaged ({reason_of(error)}); choose another folder") from error
 
 

@@ -16,6 +16,7 @@ from ...errors import ConfigError, HDXrayError, MissingDependencyError, Training
 from ...files import written_whole
 from ...images.perceptual_hash import LENGTH, SIDE
 from ...names import escaped
+from ...parquet_files import read_parquet
 from ...terminal import visible
 from .worker import OK, PATCH, UNREADABLE, Row
 
@@ -187,8 +188,7 @@ class ShardFolder:
         pa = arrow()
         path = self.facts(number)
         try:
-            regular_files.check_regular(path)
-            table = pa.parquet.read_table(path)
+            table = read_parquet(path)
             table.validate(full=True)  # offsets that lead out of it would be followed
         except FileNotFoundError:
             raise ShardError(
