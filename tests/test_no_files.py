@@ -341,6 +341,8 @@ def test_what_a_config_must_not_hold(tmp_path):
         ("steps: &a [1, 1]\nseed: [*a, *a]\n", "line 2 has an alias"),
         ("steps: 1\n" * 100_000, "more than 10000 words"),
         (f"steps: [{'1,' * 500_000}1]", "more than 10000 words"),
+        (f"steps: {'9' * 5000}", "a number or a date that cannot be read"),
+        ("steps: !!int abc", "a number or a date that cannot be read"),
     ]:
         path.write_text(text)
         with limits(), pytest.raises(hx.ConfigError, match=reason):

@@ -57,6 +57,12 @@ def check_config(path: Path, settings: Collection[str]) -> None:
         raise ConfigError(f"config: {path}{line} is no YAML; settings are lines such as `steps: 1000`") from None
     if found is None:
         return
+    try:
+        yaml.safe_load(text)
+    except yaml.YAMLError:
+        pass  # a tag that is not read is named by the parser
+    except (ValueError, OverflowError):  # a number of thousands of digits, a thirteenth month
+        raise ConfigError(f"config: {path} has a number or a date that cannot be read") from None
     if not isinstance(found, yaml.MappingNode):
         raise ConfigError(f"config: {path} holds no settings; they are lines such as `steps: 1000`")
     for key, _ in found.value:
