@@ -168,6 +168,9 @@ def _read_settings(path: Path) -> dict:
         )
     if not {"model", "tokens", "language_model"} <= set(settings):
         raise CheckpointError(f"{path}: lacks settings")
+    parts = settings.get("parts", {})
+    if not isinstance(settings["model"], dict) or not isinstance(parts, dict):
+        raise CheckpointError(f"{path}: is damaged, its model or its parts are no object")
     return settings
 
 
