@@ -281,6 +281,12 @@ def _measured(
     reporting: dict,
 ) -> dict:
     """Metrics of what was found for the images of ``table``, with everything that is written about them."""
+    chosen_in = classifier.config.precision
+    if progress and chosen_in not in ("", found.precision):
+        print(
+            f"note: computed in {found.precision}; the model's thresholds and the metrics of its run are of "
+            f"{chosen_in}, in which probabilities differ a little"
+        )
     out.mkdir(parents=True, exist_ok=True)
     write_quarantine(out / "unreadable.csv", found.quarantined)
     bad = len(found.quarantined)

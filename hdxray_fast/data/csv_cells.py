@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import IO
 
 from ..names import escaped, unescaped
+from ..regular_files import lines
 from ..terminal import written_out
 
 STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # a spreadsheet takes what begins so for a formula
@@ -47,7 +48,12 @@ def _is_number(cell: str) -> bool:
 
 
 def write_table(
-    stream: IO[str], header: Sequence[str], rows: Iterable[Sequence | Mapping], names: Sequence[str] = ()
+    stream: IO[str],
+    header: Sequence[str],
+    rows: Iterable[Sequence | Mapping],
+    names: Sequence[str] = (),
+    *,
+    goes_on: bool = False,
 ) -> None:
     """Write a CSV of harmless cells.
 
@@ -58,9 +64,11 @@ def write_table(
         names: columns with names of files, or ids that may be such, of any bytes: they stand there
             :func:`.names.escaped`. Bytes that are not UTF-8 and control characters (but tabs and ends of lines) in
             other cells, which quote names, are written out.
+        goes_on: these are more rows of a table whose header stands there already.
     """
     writer = csv.writer(stream)
-    writer.writerow(map(harmless, header))
+    if not goes_on:
+        writer.writerow(map(harmless, header))
     for row in rows:
         values = [row.get(name, "") for name in header] if isinstance(row, Mapping) else row
         writer.writerow(harmless(_text(value, column in names)) for value, column in zip(values, header, strict=True))
@@ -68,7 +76,7 @@ def write_table(
 
 def read_table(stream: IO[str], names: Sequence[str] = ()) -> list[dict[str, str]]:
     """The rows of a CSV that :func:`write_table` wrote; arguments as there."""
-    header, *rows = list(csv.reader(stream)) or [[]]
+    header, *rows = list(csv.reader(lines(stream, getattr(stream, "name", "the table")))) or [[]]
     header = list(map(unquoted, header))
     read = [name_of if column in names else unquoted for column in header]
     return [{column: take(cell) for column, take, cell in zip(header, read, row, strict=False)} for row in rows if row]

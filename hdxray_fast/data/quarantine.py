@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..files import written_whole
-from ..regular_files import open_regular, reason_of
+from ..regular_files import lines, open_regular, reason_of
 from ..terminal import visible
 from .csv_cells import read_table, write_table
 
@@ -42,6 +42,12 @@ def write_quarantine(path: str | Path, quarantined: Iterable[Quarantined | Seque
         write_table(stream, COLUMNS, rows, names=("path",))
 
 
+def append_quarantine(path: str | Path, quarantined: Iterable[Sequence[str]]) -> None:
+    """Add rows to a list that :func:`write_quarantine` wrote; what stands there is not written again."""
+    with Path(path).open("a", newline="", encoding="utf-8") as stream:
+        write_table(stream, COLUMNS, quarantined, names=("path",), goes_on=True)
+
+
 def read_quarantine(path: Path) -> list[tuple[str, ...]]:
     """Rows of a list that :func:`write_quarantine` wrote and that is about to be written anew; none without one.
 
@@ -52,7 +58,7 @@ def read_quarantine(path: Path) -> list[tuple[str, ...]]:
         return []
     try:
         with open_regular(path, "r", newline="", encoding="utf-8") as stream:
-            head = next(csv.reader(stream), list(COLUMNS))
+            head = next(csv.reader(lines(stream, path)), list(COLUMNS))
             stream.seek(0)
             rows = [tuple(row.values()) for row in read_table(stream, names=("path",))]
         if tuple(head) != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):

@@ -5,15 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..data.quarantine import read_quarantine, write_quarantine
 from ..errors import ConfigError
 from ..names import require_utf8, unescaped
-from ..regular_files import open_regular, reason_of
+from ..parquet_files import open_parquet
+from ..regular_files import reason_of
+from .row_columns import NoFeaturesError, as_of_now, require_columns, require_values, row_schema
 from .row_parts import RowParts
 from .shares import Share
+
+if TYPE_CHECKING:
+    import pyarrow
 
 
 class FeatureTable(RowParts):
@@ -62,8 +68,8 @@ class FeatureTable(RowParts):
         """Whether the file holds these rows in this order, and nothing else."""
         if not self._sources or self._sources[0] != self.out:
             return False
-        with self._open(self.out) as file:
-            rows, schema = file.metadata.num_rows, file.schema_arrow
+        with open_parquet(self.out) as file:
+            rows, schema = file.metadata.num_rows, file.schema
         alike = schema.equals(self.schema) and schema.metadata == self.schema.metadata
         return alike and np.array_equal(numbers, np.arange(rows))
 
@@ -74,22 +80,39 @@ def read_features(path: str | os.PathLike) -> dict:
     Paths are those of the files, whatever bytes they hold.
 
     Raises:
-        ConfigError: it cannot be read as Parquet.
+        ConfigError: it cannot be read as Parquet, or is no table of features.
     """
-    import pyarrow.parquet
+    import pyarrow
 
     try:
-        with open_regular(path) as stream, pyarrow.parquet.ParquetFile(stream) as file:
-            names = [name for name in file.schema_arrow.names if name != "feature"]
+        with open_parquet(path) as file:
+            width = _width(file.schema)
+            require_columns(file, row_schema({}, width, "thumbnail" in file.schema.names))
+            names = [name for name in file.schema.names if name != "feature"]
             table = file.read(names)
-            width, first = file.schema_arrow.field("feature").type.list_size, 0
-            feature = np.empty((len(table), width), np.float32)
-            for batch in file.iter_batches(columns=["feature"], batch_size=1024):
-                flat = batch.column(0).flatten().to_numpy(zero_copy_only=False)
+            require_values(table)
+            feature, first = np.empty((len(table), width), np.float32), 0
+            alone = pyarrow.schema([row_schema({}, width, False).field("feature")])
+            for batch in file.batches(1024, range(file.metadata.num_row_groups), ["feature"]):
+                column = as_of_now(batch, alone, 0).column("feature").combine_chunks()
+                flat = column.flatten().to_numpy(zero_copy_only=False)
                 feature[first : first + len(batch)] = flat.reshape(len(batch), width)
                 first += len(batch)
-    except (OSError, pyarrow.ArrowException) as error:
+            columns = {name: table.column(name).to_pylist() for name in names}
+            columns["path"] = [unescaped(path) for path in columns["path"]]
+    except NoFeaturesError as error:
+        raise ConfigError(f"{path}: is no table of features ({error})") from error
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise ConfigError(f"{path}: cannot be read as Parquet ({reason_of(error)})") from error
-    columns = {name: table.column(name).to_pylist() for name in names}
-    columns["path"] = [unescaped(path) for path in columns["path"]]
     return {**columns, "feature": feature}
+
+
+def _width(schema: pyarrow.Schema) -> int:
+    """Numbers in a feature."""
+    import pyarrow
+
+    places = schema.get_all_field_indices("feature")
+    kind = schema.field(places[0]).type if len(places) == 1 else None
+    if kind is None or not pyarrow.types.is_fixed_size_list(kind):
+        raise NoFeaturesError("it has no column feature with as many numbers in each row")
+    return kind.list_size

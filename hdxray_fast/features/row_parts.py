@@ -11,7 +11,7 @@ import os
 import warnings
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
@@ -22,14 +22,23 @@ from ..errors import ConfigError, MissingDependencyError, NotAFileError
 from ..files import written_whole
 from ..images.perceptual_hash import SIDE
 from ..names import escaped, unescaped
-from ..regular_files import open_regular, parse_json, reason_of
+from ..parquet_files import open_parquet
+from ..regular_files import parse_json, reason_of
 from ..terminal import visible
 from .embedding import Embeddings
 from .parts_folder import PartsFolder
+from .row_columns import (
+    SETTINGS_KEY,
+    UNREADABLE_KEY,
+    NoFeaturesError,
+    as_of_now,
+    require_columns,
+    require_values,
+    row_schema,
+)
 from .shares import Share
 from .stamps import GONE, Stamp
 
-SETTINGS_KEY, UNREADABLE_KEY = b"hdxray_fast", b"hdxray_fast_unreadable"
 UNTOLD = ("precision",)  # settings that older tables do not tell: they are trusted to have been made so
 WRITING = {"use_dictionary": False, "write_page_checksum": True}  # no two rows are alike
 READING = {"buffer_size": 1 << 20, "page_checksum_verification": True}
@@ -109,20 +118,7 @@ class RowParts:
     @property
     def schema(self):
         """Columns and settings."""
-        pa = self._arrow
-        fields = [
-            ("path", pa.string()),
-            ("feature", pa.list_(pa.float32(), self.width)),
-            ("confidence", pa.float32()),
-            ("flagged", pa.bool_()),
-            ("provenance_id", pa.string()),
-            ("kept", pa.int32()),
-            ("size", pa.int64()),
-            ("mtime_ns", pa.int64()),
-        ]
-        if self._pictures:
-            fields.append(("thumbnail", pa.binary(SIDE * SIDE)))
-        return pa.schema(fields, metadata={SETTINGS_KEY: json.dumps(self.settings).encode()})
+        return row_schema(self.settings, self.width, self._pictures)
 
     def __len__(self) -> int:
         return len(self._number)
@@ -188,12 +184,6 @@ class RowParts:
         except OSError as error:
             raise ConfigError(f"out: cannot write {path} ({error.strerror or error})") from error
 
-    @contextmanager
-    def _open(self, path: Path) -> Iterator:
-        """A Parquet file to read; its name may be of any bytes, which pyarrow itself does not open."""
-        with open_regular(path) as stream, self._parquet.ParquetFile(stream, **READING) as file:
-            yield file
-
     def numbers(self, order: Sequence[str], others: bool = False) -> np.ndarray:
         """The rows of some paths in their order, those that have one; ``others``: before them, those of all others."""
         rows = np.array([self._number[path] for path in order if path in self._number], np.int64)
@@ -229,33 +219,30 @@ class RowParts:
         of_source = np.searchsorted(starts, numbers, "right") - 1
         for source in np.unique(of_source):
             wanted, base = numbers[of_source == source] - starts[source], 0
-            with self._open(self._sources[source]) as file:
-                there = [name for name in schema.names if name in file.schema_arrow.names]
-                for group in range(file.num_row_groups):
+            path, written = self._sources[source], self._times[self._starts[source]]
+            with open_parquet(path, **READING) as file:
+                there = [name for name in schema.names if name in file.schema.names]
+                for group in range(file.metadata.num_row_groups):
                     count = file.metadata.row_group(group).num_rows
                     first, last = np.searchsorted(wanted, [base, base + count])
                     if first < last:
-                        for batch in file.iter_batches(GROUP, [group], there):
+                        for batch in file.batches(GROUP, [group], there):
                             first, last = np.searchsorted(wanted, [base, base + len(batch)])
                             if first < last:
-                                own = self._arrow.Table.from_batches([batch])
-                                if last - first < len(batch):
-                                    own = own.take(self._arrow.array(wanted[first:last] - base))
-                                yield self._of_now(own, schema, self._times[self._starts[source]])
+                                rows = self._arrow.array(wanted[first:last] - base)
+                                own = batch if last - first == len(batch) else batch.take(rows)
+                                yield self._of_now(path, own, schema, written)
                             base += len(batch)
                             if last == len(wanted):
                                 break
                     else:
                         base += count
 
-    def _of_now(self, table, schema, written: int):
-        """Rows of earlier runs in the columns of this one; ``written`` stamps those from before files were."""
-        for name in schema.names:
-            if name not in table.column_names:
-                kind = schema.field(name).type
-                known = self._arrow.array([written] * len(table), kind) if name == "mtime_ns" else None
-                table = table.append_column(name, self._arrow.nulls(len(table), kind) if known is None else known)
-        return table.select(schema.names).cast(schema)
+    def _of_now(self, path: Path, table, schema, written: int):
+        try:
+            return as_of_now(table, schema, written)
+        except NoFeaturesError as error:
+            raise self._refusal(path, error) from error
 
     def plan(self, files: Sequence[str], batch_size: int) -> str:
         """Tells runs apart whose shares are not of one whole."""
@@ -319,13 +306,15 @@ class RowParts:
 
     def _read(self, path: Path) -> None:
         try:
-            with self._open(path) as file:
-                metadata, names = file.schema_arrow.metadata or {}, file.schema_arrow.names
+            with open_parquet(path, **READING) as file:
+                metadata, names = file.schema.metadata or {}, file.schema.names
                 self._require_own(path, metadata)
+                require_columns(file, row_schema(self.settings, self.width, "thumbnail" in names))
                 columns = [name for name in ("path", "size", "mtime_ns") if name in names]
                 # of a part all is looked at: what is damaged is made again
                 found = file.read(columns if path == self.table else None)
-                groups = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+                groups = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
+            require_values(found)
             written = path.stat().st_mtime_ns
             paths = [unescaped(name) for name in found.column("path").to_pylist()]
             if "mtime_ns" in names:
@@ -339,8 +328,7 @@ class RowParts:
             raise
         except (ValueError, KeyError, TypeError, OSError, self._arrow.ArrowException) as error:
             if path == self.table or isinstance(error, NotAFileError) or getattr(error, "errno", None) is not None:
-                reason = f"cannot be read as Parquet ({reason_of(error)})"
-                raise ConfigError(f"out: {path} {reason}; choose another file") from error
+                raise self._refusal(path, error) from error
             self._place.require_own(path)
             text = f"{path}: is damaged ({reason_of(error)}); its rows are made again"
             warnings.warn(visible(text), stacklevel=2)
@@ -348,6 +336,10 @@ class RowParts:
             return
         self._pictures = self._pictures or "thumbnail" in names
         self._add(path, paths, stamps, bad, groups)
+
+    def _refusal(self, path: Path, error: Exception) -> ConfigError:
+        what = "is no table of features" if isinstance(error, NoFeaturesError) else "cannot be read as Parquet"
+        return ConfigError(f"out: {path} {what} ({reason_of(error)}); choose another file")
 
     def _add(
         self,

@@ -30,7 +30,7 @@ from ..weights.model_folders import describe_model, save_model
 from .batches import PlannedBatch, planned
 from .blocks import blocks_ahead, node_count
 from .config import PretrainConfig
-from .reconstruction import reconstruction_picture
+from .reconstruction import prune_pictures, reconstruction_picture
 
 
 @dataclass
@@ -45,6 +45,7 @@ class PretrainResult:
         images: radiographs trained on; ``None`` before they are known.
         picture: the last picture written.
         finished: all steps were run (False after SIGTERM).
+        start: steps that lay behind when it began.
     """
 
     out: Path
@@ -54,6 +55,7 @@ class PretrainResult:
     images: PreparedSet | PreparedSubset | None = None
     picture: Path | None = None
     finished: bool = False
+    start: int = 0
 
 
 def run_pretraining(
@@ -93,7 +95,7 @@ def run_pretraining(
             if model is not None:
                 save_model(model, out / "model")
     return PretrainResult(
-        out, done.losses, task.baseline, done.seconds_per_step, task.images, task.picture, done.finished
+        out, done.losses, task.baseline, done.seconds_per_step, task.images, task.picture, done.finished, done.start
     )
 
 
@@ -173,7 +175,11 @@ class PretrainTask(Task):
         if step == 1:  # over all processes, of whom each has seen its own batches only
             self.baseline = training.numbers["baseline"]
         every = self.config.picture_every
-        if done or (every and step % every == 0):
+        if every and step % every == 0 and not done:
+            self._draw(training, step)
+
+    def at_save(self, training: Training, step: int) -> None:
+        if self.config.picture_every is None or step == self.config.steps:
             self._draw(training, step)
 
     def state(self) -> dict:
@@ -200,7 +206,12 @@ class PretrainTask(Task):
         return loss
 
     def _draw(self, training: Training, step: int) -> None:
-        """The first radiograph, unaugmented, under one mask that never changes; every masked patch predicted."""
+        """The first radiograph, unaugmented, under one mask that never changes; every masked patch predicted.
+
+        The main process alone draws, unless weights are shared out: then no process has a model without the others.
+        """
+        if not (training.is_main or training.sharded):
+            return
         plain = RadiographDataset(self.images, patch_size=self.dataset.patch_size)
         device = training.accelerator.device
         sample = plain[0, 0]
@@ -216,3 +227,4 @@ class PretrainTask(Task):
             folder.mkdir(exist_ok=True)
             self.picture = folder / f"step_{step:08d}.png"
             write_image(self.picture, panel)
+            prune_pictures(folder, self.config.keep_pictures)

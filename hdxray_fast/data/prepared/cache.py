@@ -26,7 +26,18 @@ from .cached import CachedImages, CachedSet, ctime_of, for_now, key_now
 from .config import PrepareConfig
 from .index import INDEX, LOOKUP
 from .pool import prepared_rows
-from .shards import FORMAT, FORMAT_VERSION, ShardError, ShardFolder, arrow, read_json, write_json, write_lookup, writing
+from .shards import (
+    FORMAT,
+    FORMAT_VERSION,
+    SETTINGS,
+    ShardError,
+    ShardFolder,
+    arrow,
+    read_settings,
+    write_json,
+    write_lookup,
+    writing,
+)
 from .sources import Source
 from .worker import OK, Row
 
@@ -197,11 +208,11 @@ class _Adding:
             self._bury(number)
         settings = {"format": FORMAT, "format_version": FORMAT_VERSION, "cache": True, "recipe": self.recipe}
         try:
-            found = read_json(self.folder / "settings.json")
+            found = read_settings(self.folder)
         except ConfigError:
             found = {}
         if found != settings:
-            write_json(self.folder / "settings.json", settings)
+            write_json(self.folder / SETTINGS, settings)
         for number in sorted(self._numbers()):
             try:
                 self.tables[number] = self.shards.read_facts(number)
