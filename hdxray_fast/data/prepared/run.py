@@ -222,6 +222,8 @@ def _settings(out: Path, config: PrepareConfig) -> dict:
         found = read_settings(out)
         if found.get("cache"):
             raise ConfigError(f"out: {out} is the cache of a training run; choose another folder")
+        if found.get("chunks"):
+            raise ConfigError(f"out: {out} holds chunks that hdxray-fast stream wrote; choose another folder")
         differing = [
             f"{name}: {found['recipe'].get(name)!r} -> {value!r}"
             for name, value in settings["recipe"].items()
