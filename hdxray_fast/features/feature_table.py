@@ -57,6 +57,20 @@ class Stamp(NamedTuple):
 GONE = Stamp(-1, -1)  # no file's: one that was not there when stamps were taken is read again
 
 
+def is_feature_table(path: Path) -> bool:
+    """Whether a file is a table that this package wrote, as its own metadata say; with whatever settings."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:  # FeatureTable says so
+        return False
+    try:
+        check_regular(path)
+        return SETTINGS_KEY in (pyarrow.parquet.read_schema(path).metadata or {})
+    except (OSError, ValueError, pyarrow.ArrowException):
+        return False
+
+
 class FeatureTable:
     """``features.parquet`` in the making, with its parts in ``features.parquet.parts/``.
 

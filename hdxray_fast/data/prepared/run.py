@@ -28,6 +28,7 @@ from .worker import UNREADABLE, Row, patient_hash
 
 SETTINGS, SOURCES, MAKER = "settings.json", "sources.parquet", "prepare"
 FILES = (SETTINGS, SOURCES, "shards", *MERGED)
+SCRATCH = ".unpacked-{}-of-{}"  # a folder of each part
 COLUMNS = tuple(column.name for column in fields(Source))  # of sources.parquet
 REQUIRED = ("path", "member", "patient", "offset", "size")  # those that the first of its version has
 
@@ -90,7 +91,7 @@ def _look(out: Path, config: PrepareConfig) -> Listing:
         if source.is_dir() and source.resolve() == out.resolve():
             raise ConfigError(f"out: {out} is a source itself; choose another folder, inside it or elsewhere")
     _settings(out, config)
-    refuse_foreign(out, MAKER, FILES, _is_begun(out))
+    refuse_foreign(out, MAKER, _names(out), _is_begun(out))
     if config.patient_key:
         _patient_key(out, config)
     if (out / SOURCES).exists() and not config.add:
@@ -112,7 +113,7 @@ def _run(
 
     which, of = config.share()
     with locked(out / ".begin.lock"):  # machines that start together agree on one list
-        claim_names(out, MAKER, FILES, _is_begun(out))
+        claim_names(out, MAKER, _names(out), _is_begun(out))
         make_folder(out / "shards")
         key = _patient_key(out, config)
         sources = _begin(out, config, key, listing)
@@ -127,7 +128,7 @@ def _run(
         shards.clean(numbers)
         if of == 1:  # a process of another machine cannot be told from one that was killed
             remove_leftovers(out)
-        scratch = out / f".unpacked-{which + 1}-of-{of}"
+        scratch = out / SCRATCH.format(which + 1, of)
         shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
         chosen = {number: _sources_of(sources, number, config.shard_size) for number in numbers}
         missing = [
@@ -181,6 +182,11 @@ def _counting(rows, bar, on_row):
 
 def _sources_of(sources: list[Source], number: int, size: int) -> list[Source]:
     return sources[number * size : (number + 1) * size]
+
+
+def _names(out: Path) -> list[str]:
+    """What may be written over or removed, the scratch folders of all parts among it."""
+    return [*FILES, *sorted(path.name for path in out.glob(SCRATCH.format("*", "*")))]
 
 
 def _is_begun(out: Path) -> bool:
