@@ -209,6 +209,35 @@ def test_scratch_folders_of_others_are_not_cleared(part, tmp_path, capsys):
     assert not (out / ".unpacked-1-of-1").exists()
 
 
+def test_reports_are_not_drawn_over_radiographs(tmp_path, capsys):
+    """``--out`` is the folder of the radiographs; refused before a model is looked for."""
+    commands = Commands(tmp_path, ["0.png", "1.png"])
+    before = {path.name: path.read_bytes() for path in commands.images.iterdir()}
+    words = ["report", "generate", str(commands.images), "--model", str(tmp_path / "none"), "--out"]
+    assert main([*words, str(commands.images)]) == 2
+    assert "0.png would be written over, and there is no mark (.made-by)" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in commands.images.iterdir()} == before
+    assert main([*words, str(tmp_path / "new")]) == 2  # nothing in the way: the model is looked for
+    assert "written over" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["report evaluate", "report generate", "compare"])
+def test_results_of_others_are_seen_before_anything_is_read(command, tmp_path, capsys):
+    out, images = tmp_path / "out", tmp_path / "images"
+    draw(images, ["0.png"])
+    words, name = {
+        "report evaluate": (["report", "evaluate", str(tmp_path / "none.csv")], "metrics.json"),
+        "report generate": (["report", "generate", str(images), "--model", str(tmp_path / "none")], "predictions.csv"),
+        "compare": (["compare", f"a={tmp_path / 'none'}", f"b={tmp_path / 'neither'}"], "comparison.csv"),
+    }[command]
+    lay(out, {name: FOREIGN, OWNER_FILE: "evaluate\n"})
+    assert main([*words, "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert f"{name} would be written over" in said, said
+    assert f"the mark there (.made-by) is of evaluate, not of {command.replace(' ', '-')}" in said, said
+    assert lie_as_laid(out, {name: FOREIGN, OWNER_FILE: "evaluate\n"})
+
+
 def test_large_folders_may_lie_elsewhere(tmp_path, capsys):
     commands = Commands(tmp_path, [f"{number}.png" for number in range(4)])
     out = commands.out("pretrain")
