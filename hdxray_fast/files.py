@@ -185,11 +185,11 @@ def claim_names(folder: Path, maker: str, names: Iterable[str], own: bool = Fals
     if maker in makers:
         return
     refuse_foreign(folder, maker, names, own, argument)
-    if not makers and _in_the_way(folder / OWNER_FILE):
+    if not (own or makers) and _in_the_way(folder / OWNER_FILE):
         raise ConfigError(f"{argument}: {folder / OWNER_FILE} is no mark of this package; give another folder")
     make_folder(folder, argument)
     try:
-        with written_whole(folder / OWNER_FILE, durable=False) as temporary:
+        with written_whole(folder / OWNER_FILE) as temporary:
             temporary.write_text("".join(f"{name}\n" for name in (*makers, maker)), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"{argument}: cannot write to {folder} ({error.strerror or error})") from error
