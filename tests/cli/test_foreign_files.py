@@ -10,6 +10,7 @@ import pytest
 from every_command import Commands, draw
 
 from hdxray_fast.cli.main import main
+from hdxray_fast.data.seen import DRAWN_FILE
 from hdxray_fast.files import OWNER_FILE
 from hdxray_fast.locks import HOLDER
 
@@ -128,12 +129,13 @@ def test_files_that_look_like_a_runs_are_no_proof(command, like, tmp_path, capsy
         assert lie_as_laid(out, files)
 
 
+@pytest.mark.slow
 def test_a_key_that_is_none_is_refused_before_settings_are_written(tmp_path, capsys):
     pytest.importorskip("sklearn")
     commands = Commands(tmp_path, [f"{number}.png" for number in range(8)])
     words, out = commands.words("finetune"), commands.out("finetune")
     assert main(words) == 0, capsys.readouterr().err
-    (out / "seen.safetensors").unlink(missing_ok=True)
+    (out / DRAWN_FILE).unlink()  # which is read with the key, before
     (out / "seen.key").write_text(FOREIGN)
     before = (out / "config.json").read_bytes()
     assert main([*words, "--resume", "auto", "--save_every", "7"]) == 2
