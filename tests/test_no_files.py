@@ -62,7 +62,8 @@ def open_set(folder: Path) -> None:
 
 def go_on(folder: Path) -> None:
     """What a run that goes on reads, before and beside its model."""
-    from hdxray_fast.training.checkpoints import checkpoint_folders, load_checkpoint
+    from hdxray_fast.training.checkpoints import checkpoint_folders
+    from hdxray_fast.training.restoring import load_checkpoint
     from hdxray_fast.training.run_folder import truncate_log
 
     [checkpoint] = checkpoint_folders(folder / "checkpoints")

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from hdxray_fast.files import written_whole
+from hdxray_fast.files import OWNER_FILE, written_whole
 
 QUIET = {"tensorboard": False, "threads": 1, "workers": 0, "contour": "classical", "img_size": 160, "batch_size": 2}
 # what a run imports on its way: loaded before the fork, so that a process trains for most of its short life
@@ -171,7 +171,7 @@ def main() -> int:
         "finished": finished,
         "log": log_of(alone) == log_of(killed),
         **{name: same_files(alone, killed, name) for name in (*task.results, last)},
-        "nothing left over": all(path.name.endswith(".lock") for path in killed.rglob(".*")),  # locks' files stay
+        "nothing left over": not left_over(killed),
     }
     report = {
         "task": options.task,
@@ -187,6 +187,11 @@ def main() -> int:
         temporary.write_text(json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
     return 0 if all(checks.values()) else 1
+
+
+def left_over(out: Path) -> list[str]:
+    """Files that a killed save left; the files of locks and the mark of the folder's maker stay."""
+    return sorted(path.name for path in out.rglob(".*") if not path.name.endswith((".lock", OWNER_FILE)))
 
 
 def log_of_whole_lines(out: Path) -> list[str]:

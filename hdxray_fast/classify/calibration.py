@@ -44,6 +44,8 @@ def calibration_by_chance(
     Returns:
         ``{"value", "low", "high"}``: mean, and the middle 95 % of the draws.
     """
+    order = np.argsort(score, kind="stable")  # the draws are the same however the table is sorted
+    score, sample_weight = score[order], None if sample_weight is None else sample_weight[order]
     rng = np.random.default_rng(seed)
     errors = [calibration_error(rng.random(len(score)) < score, score, sample_weight) for _ in range(draws)]
     low, high = np.percentile(errors, (2.5, 97.5))
@@ -167,7 +169,8 @@ def reliability(labels: np.ndarray, probabilities: np.ndarray, multiclass: bool 
 def temperature_report(
     found: Temperature, parts: dict[str, tuple[np.ndarray, np.ndarray]], multiclass: bool = False
 ) -> dict:
-    """What ``metrics.json`` says of a temperature: its value, why it was not fitted, reliability before and after.
+    """What ``metrics.json`` says of a temperature that was asked for: its value, why it was not fitted, reliability
+    before and after.
 
     Args:
         found: the temperature.

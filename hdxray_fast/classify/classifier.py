@@ -45,6 +45,7 @@ class ClassifierConfig:
         text_model: what embedded them, for names asked about later.
         thresholds: a class is called present from this probability on, chosen on validation.
         temperature: what the logits were divided by, fitted on validation; it is in the head's last layer.
+        precision: what it computed in when thresholds and temperature were chosen; blank where that is not known.
         contour: how the contours of its training images were found.
         splits: a hash of the patients in the manifest it was made with, under the run's key, and how splits were drawn
             there.
@@ -60,6 +61,7 @@ class ClassifierConfig:
     contour: str = "network"
     splits: dict = field(default_factory=dict)
     temperature: float = 1.0
+    precision: str = ""
 
     def __post_init__(self) -> None:
         if not self.classes or len(set(self.classes)) != len(self.classes):

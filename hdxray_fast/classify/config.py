@@ -150,7 +150,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
         return made
 
     def with_steps(self, images: int, processes: int) -> FinetuneConfig:
-        """The configuration with ``steps``, ``eval_every`` and ``save_every`` for so many training images."""
+        """The configuration with ``steps`` and ``eval_every`` for so many training images."""
         epoch = max(1, math.ceil(images / (self.batch_size * self.grad_accum * processes)))
         steps = self.steps or max(1, math.ceil(self.epochs * epoch))
         return dataclasses.replace(self, steps=steps, eval_every=min(self.eval_every or epoch, steps))

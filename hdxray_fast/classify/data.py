@@ -18,7 +18,7 @@ from ..data.augment import Augmentation, RandAugment
 from ..data.prepared.index import read_set_aside
 from ..data.prepared.reading import PreparedSet, PreparedSubset
 from ..data.prepared.sources import JOIN
-from ..data.quarantine import write_quarantine
+from ..data.quarantine import append_quarantine, write_quarantine
 from ..data.radiograph_dataset import RadiographDataset
 from ..errors import ConfigError, TrainingError
 from .label_table import LabelTable
@@ -149,17 +149,24 @@ class SetAside:
     limit: float
     rows: list[tuple[str, str, str]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._known = {row[0] for row in self.rows}
+        self._is_listed = False  # by this process
+
     def add(self, rows: Sequence[tuple[str, str, str]]) -> None:
-        """Note files (each once), and write the list if some are new.
+        """Note files (each once), and add those that are new to the list.
 
         Raises:
             TrainingError: there are more than ``limit`` allows.
         """
-        known = {row[0] for row in self.rows}
-        new = [row for row in dict.fromkeys(rows) if row[0] not in known]
+        new = [row for row in dict.fromkeys(rows) if row[0] not in self._known]
         if new:
             self.rows += new
-            self.write()
+            self._known.update(row[0] for row in new)
+            if self._is_listed:
+                append_quarantine(self.path, new)
+            else:  # a killed run may have left a list that ends otherwise
+                self.write()
         self.check()
 
     def check(self) -> None:
@@ -174,6 +181,7 @@ class SetAside:
     def write(self) -> None:
         """Write ``path,error,reason`` rows, also if there are none."""
         write_quarantine(self.path, self.rows)
+        self._is_listed = True
 
 
 def table_of_readable(table: LabelTable, images: PreparedSubset) -> tuple[LabelTable, PreparedSubset]:

@@ -271,6 +271,12 @@ def evaluate_files(
             print(f"{visible(model)}: {unknown}")
     asked = classes, precision, compile, timeout, max_memory
     found = predict_list(table.paths, classifier, batch_size, workers, device, progress, *asked)
+    chosen_in = classifier.config.precision
+    if progress and chosen_in not in ("", found.precision):
+        print(
+            f"note: computed in {found.precision}; the model's thresholds and the metrics of its run are of "
+            f"{chosen_in}, in which probabilities differ a little"
+        )
     out.mkdir(parents=True, exist_ok=True)
     write_quarantine(out / "unreadable.csv", found.quarantined)
     bad = len(found.quarantined)

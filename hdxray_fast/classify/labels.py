@@ -96,7 +96,7 @@ def draw_splits(
         "patients": patients_hash(table.patients),
         "given": patients_hash(_placed(table)),
         "draw": "stratified",
-        "labels": _labels_hash(table),
+        "labels": labels_hash(table),
         "drawn": drawn_splits(table.splits, SPLITS),
         "seed": split_seed,
         "val_share": val_share,
@@ -182,7 +182,7 @@ def redrawn(
     if seen is not None and not seen.is_of(given):
         seen = None
     drawn = not {"val", "test"} <= set(table.splits)
-    if drawn and seen is None and "draw" in origin and not is_same(origin, "labels", _labels_hash(table), key):
+    if drawn and seen is None and "draw" in origin and not is_same(origin, "labels", labels_hash(table), key):
         raise ConfigError(
             f"{source}: its splits cannot be drawn as in training: the labels are others (or the classes), "
             "and the model's folder has lost its record of patients; evaluate with the labels of training"
@@ -205,7 +205,7 @@ def _split(table: LabelTable, origin: dict, preset: str | None, kept: Seen | Non
     return replace(table, splits=splits, notes=[*table.notes, *drawn])
 
 
-def _labels_hash(table: LabelTable) -> str:
+def labels_hash(table: LabelTable) -> str:
     """Of all that a draw depends on beside its shares and seed, whatever the order of the rows."""
     rows = zip(table.patients, table.labels, strict=True)
     told = sorted(f"{patient}\0{np.nan_to_num(labels, nan=-1).astype(np.int8).tolist()}" for patient, labels in rows)

@@ -103,6 +103,8 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
     own = encoder_of_size(encoder or config.weights, config.img_size)
     if own is encoder:
         own = copy.deepcopy(encoder)
+    if (config.pool or own.pool) == "attention":
+        raise ConfigError("pool: a probe is kept on 'cls' or 'mean' features, got 'attention'; say which")
     with RunLock(out):
         _refuse_other_task(out, config, table)  # again: another run may have begun it meanwhile
         _claim(out)
@@ -154,6 +156,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
         classifier.config.thresholds = [
             best_threshold(val.labels[:, c], scores["val"][:, c]) for c in range(len(table.classes))
         ]
+    classifier.config.precision = done.precision
     classifier.seen = Seen.of(whole, table_used, hashes, thumbnails, run_key(out))
     save_classifier(classifier, out / "model")
     report = report_predictions(
@@ -179,7 +182,9 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
             temperature,
             {split: (table_used.split(split).labels, own) for split, own in logits.items()},
             table.multiclass,
-        ),
+        )
+        if config.calibrate == "temperature"
+        else None,
         workers=config.workers,
         timeout=config.timeout,
         max_memory=config.max_memory,
@@ -290,8 +295,6 @@ def as_classifier(
     encoder: Encoder, probe: LinearProbe, table: LabelTable, pool: str, keep: str | None = None
 ) -> Classifier:
     """The probe as a head on its encoder, so that it can be saved, evaluated and used on new files."""
-    if pool == "attention":
-        raise ConfigError("pool: a probe is kept on 'cls' or 'mean' features, got 'attention'")
     if keep is not None:
         encoder.keep = keep
     settings = ClassifierConfig(

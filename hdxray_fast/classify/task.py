@@ -22,6 +22,7 @@ from ..data.split_copies import keep_copies_together
 from ..data.splits import SPLITS
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..models.encoder import Encoder
+from ..models.inference import find_precision
 from ..models.inputs import encoder_inputs, view_of
 from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
@@ -301,6 +302,8 @@ class FinetuneTask(Task):
             model.config.thresholds = [
                 best_threshold(table.labels[:, column], scores[:, column]) for column in range(len(table.classes))
             ]
+        asked, device = self.config.precision, training.accelerator.device
+        model.config.precision = asked if asked == "fp16" else find_precision(asked, device)
         model.encoder.contour, model.seen = self.contour, self.seen
         save_classifier(model, self.out / "model")
         table, scores, uncalibrated = found["test"]
@@ -325,7 +328,9 @@ class FinetuneTask(Task):
             uncalibrated=uncalibrated,
             temperature=temperature_report(
                 temperature, {split: (part[0].labels, part[2]) for split, part in found.items()}, table.multiclass
-            ),
+            )
+            if self.config.calibrate == "temperature"
+            else None,
             workers=self.config.workers,
             timeout=self.config.timeout,
             max_memory=self.config.max_memory,

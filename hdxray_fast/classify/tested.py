@@ -13,7 +13,7 @@ from ..data.splits import SPLIT_NAMES, SPLITS, canonical_split, patients_hash
 from ..errors import ConfigError
 from .classifier import Classifier
 from .label_table import LabelTable
-from .labels import check_rows, leave_out_unlabelled, redrawn
+from .labels import check_rows, labels_hash, leave_out_unlabelled, redrawn
 from .uncertain import UNCERTAIN, without_uncertain
 
 
@@ -88,6 +88,9 @@ def _chosen_part(
         return table
     check_rows(table, source)
     if (again := redrawn(table, trained, source, preset, model.seen, model.key)) is not None:
+        same = table.classes != model.config.classes or is_same(trained, "labels", labels_hash(table), model.key)
+        if "labels" in trained and not same:
+            again.notes.append(f"the labels of {source} are not what they were in training: metrics of its run differ")
         table = again
     elif seen and not allowed:
         raise ConfigError(

@@ -11,7 +11,7 @@ from .program import program
 FLAGS = {  # --add, where class arguments would want --add true
     "keep_duplicates": "keep images whose stored pixels are those of an earlier one",
     "add": "take sources in that were not there when the data set was begun",
-    "retry": "make the shards again that hold an unreadable file, once it is mended or a decoder installed",
+    "retry": "read the unreadable files again, once they are mended or a decoder installed",
 }
 
 
@@ -36,8 +36,9 @@ def add_commands(commands, parser_class) -> None:
 
     stream = parser_class(exit_on_error=False, description="Write a prepared data set as chunks for an object store.")
     stream.add_argument("folder", help="of the prepared data set")
-    stream.add_argument("--out", required=True, help="an empty folder; copy it to the store")
+    stream.add_argument("--out", required=True, help="an empty folder, or one to go on in; copy it to the store")
     stream.add_argument("--chunk_mib", type=int, default=64, help="about how large a chunk is, MiB")
+    stream.add_argument("--part", default="1/1", help="i/n: the i-th of n shares of the chunks, for as many processes")
     commands.add_subcommand("stream", stream, help="a prepared data set to chunks for an object store")
 
 
@@ -78,7 +79,8 @@ def run_merge_command(folder: str) -> int:
 
 
 def _tell_merged(folder: str, summary: dict) -> None:
-    from ..data.prepared.index import QUARANTINE, describe, read_unreadable
+    from ..data.prepared.index import QUARANTINE, read_unreadable
+    from ..data.prepared.tally import describe
 
     print(describe(summary))
     _tell_unreadable(read_unreadable(Path(folder)), Path(folder) / QUARANTINE)
@@ -91,13 +93,14 @@ def _tell_unreadable(files: list[tuple[str, str]], listed: str | Path) -> None:
         print(first_unreadable(files, len(files), listed), file=sys.stderr)
 
 
-def run_stream_command(folder: str, out: str, chunk_mib: int) -> int:
-    from ..data.prepared.streaming import write_stream
+def run_stream_command(folder: str, out: str, chunk_mib: int, part: str) -> int:
+    from ..data.prepared.stream_writing import write_stream
     from ..errors import ConfigError
 
     if chunk_mib < 1:
         raise ConfigError(f"chunk_mib: got {chunk_mib}, accepted are whole numbers from 1 on")
-    print(f"{write_stream(folder, out, chunk_bytes=chunk_mib << 20, progress=True)} images in {out}")
+    written = write_stream(folder, out, chunk_bytes=chunk_mib << 20, part=part, progress=True)
+    print(f"{written} images in {out}" if written else f"part {part} is in {out}; other parts are missing")
     return 0
 
 

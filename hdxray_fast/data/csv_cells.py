@@ -47,7 +47,12 @@ def _is_number(cell: str) -> bool:
 
 
 def write_table(
-    stream: IO[str], header: Sequence[str], rows: Iterable[Sequence | Mapping], names: Sequence[str] = ()
+    stream: IO[str],
+    header: Sequence[str],
+    rows: Iterable[Sequence | Mapping],
+    names: Sequence[str] = (),
+    *,
+    goes_on: bool = False,
 ) -> None:
     """Write a CSV of harmless cells.
 
@@ -58,9 +63,11 @@ def write_table(
         names: columns with names of files, or ids that may be such, of any bytes: they stand there
             :func:`.names.escaped`. Bytes that are not UTF-8 and control characters (but tabs and ends of lines) in
             other cells, which quote names, are written out.
+        goes_on: these are more rows of a table whose header stands there already.
     """
     writer = csv.writer(stream)
-    writer.writerow(map(harmless, header))
+    if not goes_on:
+        writer.writerow(map(harmless, header))
     for row in rows:
         values = [row.get(name, "") for name in header] if isinstance(row, Mapping) else row
         writer.writerow(harmless(_text(value, column in names)) for value, column in zip(values, header, strict=True))

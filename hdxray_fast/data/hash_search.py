@@ -16,6 +16,7 @@ EACH_WITH_EACH = 1 << 15  # hashes up to which all pairs are compared
 KEYS, MOST_KEYS = 16, 96  # for a million hashes, and for few, where more cost no more
 SPREAD = 40  # directions that the bits of the keys are drawn from
 BLOCK = 1 << 20  # pairs at once
+SCORED = 1 << 16  # of these, whose hashes are looked up at once
 
 Scored = tuple[np.ndarray, np.ndarray, np.ndarray]  # earlier row, later row, correlation
 
@@ -38,8 +39,10 @@ def candidates(hashes: np.ndarray, boundary: int | None = None) -> tuple[np.ndar
             later[boundary:] = later[:, :boundary] = False
         return np.nonzero(later)
     values = _whitened(hashes)
-    unit = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-6)
-    compare = _each_with_each(unit, boundary) if count <= EACH_WITH_EACH else _sharing_keys(values, unit, boundary)
+    if count <= EACH_WITH_EACH:
+        compare = _each_with_each(_unit(values, slice(None)), boundary)
+    else:
+        compare = _sharing_keys(values, boundary)
     return _most_alike(compare, count, LOOKS + count // 2)
 
 
@@ -56,6 +59,21 @@ def _whitened(hashes: np.ndarray) -> np.ndarray:
     return values
 
 
+def _unit(values: np.ndarray, rows: slice | np.ndarray) -> np.ndarray:
+    """Some of the hashes with length 1: all of a million at once take as much memory again."""
+    some = values[rows]
+    return some / np.maximum(np.linalg.norm(some, axis=1, keepdims=True), 1e-6)
+
+
+def _correlation(values: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of pairs of rows, ``[P] float32``."""
+    found = np.empty(len(one), np.float32)
+    for start in range(0, len(one), SCORED):
+        part = slice(start, start + SCORED)
+        found[part] = np.einsum("pk,pk->p", _unit(values, one[part]), _unit(values, other[part]))
+    return found
+
+
 def _each_with_each(unit: np.ndarray, boundary: int | None) -> Iterator[Scored]:
     count = len(unit)
     lines = max(1, BLOCK // count)
@@ -70,7 +88,7 @@ def _each_with_each(unit: np.ndarray, boundary: int | None) -> Iterator[Scored]:
         yield first[later], second[later], scores[later]
 
 
-def _sharing_keys(values: np.ndarray, unit: np.ndarray, boundary: int | None) -> Iterator[Scored]:
+def _sharing_keys(values: np.ndarray, boundary: int | None) -> Iterator[Scored]:
     """Pairs that share a key, key by key. A bit says on which side of the median a film lies, along one of the
     directions in which films differ most: those that trimming changes least."""
     count = len(values)
@@ -93,7 +111,7 @@ def _sharing_keys(values: np.ndarray, unit: np.ndarray, boundary: int | None) ->
                 first, second = first[across], second[across]
             for start in range(0, len(first), BLOCK):
                 one, other = first[start : start + BLOCK], second[start : start + BLOCK]
-                yield np.minimum(one, other), np.maximum(one, other), np.einsum("pk,pk->p", unit[one], unit[other])
+                yield np.minimum(one, other), np.maximum(one, other), _correlation(values, one, other)
 
 
 def _most_alike(found: Iterable[Scored], count: int, limit: int) -> tuple[np.ndarray, np.ndarray]:

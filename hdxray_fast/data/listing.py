@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterable
-from pathlib import Path, PurePath
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 
 from ..errors import ConfigError
 from ..regular_files import open_regular, reason_of, what_else
@@ -77,15 +77,28 @@ def image_files(
     Raises:
         ConfigError: a folder cannot be searched: what it holds would be missed in silence.
     """
+    return [Path(name) for name in image_names(root, exclude, lambda name: on_skip(Path(name)))]
+
+
+def image_names(
+    root: Path, exclude: Iterable[str | Path] = (), on_skip: Callable[[str], None] = lambda name: None
+) -> list[str]:
+    """As :func:`image_files`, but names: a path takes several times their memory."""
     found = []
-    for path in _walk(root, {Path(folder).resolve() for folder in exclude}):
-        if path.name.startswith(".") or path.name.endswith((".contour.png", ".contour.json")):
+    here = len(os.path.join(os.curdir, "")) if str(root) == os.curdir else 0  # "./a" is called "a"
+    for folder, name in _walk(root, {os.path.realpath(folder) for folder in exclude}):
+        if name.startswith(".") or name.endswith((".contour.png", ".contour.json")):
             continue
-        if is_image_name(path.name):
-            found.append(path)
+        if is_image_name(name):
+            found.append(os.path.join(folder, name)[here:])
         else:
-            on_skip(path)
-    return sorted(found)
+            on_skip(os.path.join(folder, name)[here:])
+    return sorted(found, key=in_order)
+
+
+def in_order(name: str) -> str:
+    """What names of files are sorted by, as paths are: folder by folder, and not ``a.b`` before what is in ``a``."""
+    return os.path.normcase(name).replace(os.sep, "\0")
 
 
 class SameNameError(ConfigError):
@@ -124,46 +137,82 @@ class FilesByName:
 
 def is_image_name(name: str) -> bool:
     """Whether a name has the suffix of an image or none, as DICOM files often do: ``1.2.840.17`` is a name by UID."""
-    suffix = PurePath(name).suffix.lower()
+    at = name.rfind(".")
+    suffix = name[at:].lower() if 0 < at < len(name) - 1 else ""
     return suffix in IMAGE_SUFFIXES or not suffix or suffix[1:].isdecimal()
 
 
-def _refuse(error: OSError) -> None:
-    raise ConfigError(
-        f"{error.filename}: cannot be searched ({error.strerror}); give access to it, or name the others one by one"
-    ) from error
-
-
-def _walk(root: Path, exclude: set[Path]) -> Iterable[Path]:
-    above = {root.resolve(), *root.resolve().parents}
-    seen: set[Path] = set()
-    pending = [root]  # links wait until the folders proper are through, so that a file keeps the name where it lies
-    while pending:
-        for folder, subfolders, names in os.walk(pending.pop(0), onerror=_refuse):
-            here = Path(folder)
-            real = here.resolve()
-            if real in exclude or real in seen or any(marks <= set(names) for marks in OURS):
-                subfolders.clear()
+def _walk(root: Path, exclude: set[str]) -> Iterator[tuple[str, str]]:
+    """Folder and name of each file. What a folder's own entries tell is not asked again: a million files take as many
+    questions as there are folders, which counts where each goes over a network."""
+    at_root = os.path.realpath(root)
+    above = {at_root, *map(str, Path(at_root).parents)}
+    seen: set[str] = set()
+    pending = [(str(root), at_root)]  # links wait until the folders proper are through: a file keeps the name of where
+    while pending:  # it lies
+        here = [pending.pop(0)]
+        while here:
+            folder, real = here.pop()
+            if real in exclude or real in seen:
+                continue
+            subfolders, names = _entries(folder)
+            if any(marks <= names for marks in OURS):
                 continue
             seen.add(real)
+            for name, is_link in sorted(subfolders):
+                if is_link:
+                    target = os.path.realpath(os.path.join(folder, name))
+                    if target not in above:  # others are loops
+                        pending.append((os.path.join(folder, name), target))
+            here += [
+                (os.path.join(folder, name), os.path.join(real, name))
+                for name, is_link in sorted(subfolders, reverse=True) if not is_link
+            ]  # fmt: skip
             overlays = any(name.endswith(".contour.json") for name in names)
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            links = (here / name for name in subfolders if (here / name).is_symlink())
-            pending += (link for link in links if link.resolve() not in above)  # others are loops
-            yield from (here / name for name in names if not (overlays and name.startswith("contacts")))
+            yield from ((folder, name) for name in names if not (overlays and name.startswith("contacts")))
+
+
+def _entries(folder: str) -> tuple[list[tuple[str, bool]], set[str]]:
+    """Subfolders that are not hidden, and whether each is a link; and the names of everything that is no folder."""
+    subfolders, names = [], set()
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                try:
+                    is_folder = entry.is_dir()
+                except OSError:  # a link that leads nowhere one may look
+                    is_folder = False
+                if not is_folder:
+                    names.add(entry.name)
+                elif not entry.name.startswith("."):
+                    subfolders.append((entry.name, entry.is_symlink()))
+    except OSError as error:
+        raise ConfigError(
+            f"{folder}: cannot be searched ({error.strerror}); give access to it, or name the others one by one"
+        ) from error
+    return subfolders, names
 
 
 def manifest_paths(manifest: Path, root: Path, argument: str = "data") -> list[Path]:
     """The files that a CSV manifest names, below ``root`` where relative; errors are about ``argument``."""
-    return [path for path, _ in _manifest_rows(manifest, root, argument)]
+    return [root / name for name, _ in _manifest_rows(manifest, argument)]
 
 
 def manifest_patients(manifest: Path, argument: str = "data") -> dict[str, str]:
     """The patient of each file that a CSV manifest names; without a column of patients, the file as it is named."""
-    return {str(path): patient for path, patient in _manifest_rows(manifest, manifest.parent, argument)}
+    return {
+        str(manifest.parent / name): name.strip() if patient is None else name_of(patient.strip())
+        for name, patient in _manifest_rows(manifest, argument)
+    }
 
 
-def _manifest_rows(manifest: Path, root: Path, argument: str) -> list[tuple[Path, str]]:
+def manifest_rows(manifest: Path, root: Path, argument: str = "data") -> dict[str, str]:
+    """Each file that a CSV manifest names, once, and its patient: that of its last row; blank if it is not told."""
+    return {str(root / name): name_of(patient or "") for name, patient in _manifest_rows(manifest, argument)}
+
+
+def _manifest_rows(manifest: Path, argument: str) -> list[tuple[str, str | None]]:
+    """Names of files, and cells of their patients; ``None`` where there is no such column."""
     try:
         with open_regular(manifest, "r", newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
@@ -173,9 +222,9 @@ def _manifest_rows(manifest: Path, root: Path, argument: str) -> list[tuple[Path
                     f"{argument}: {manifest} has no column of images: {columns_in_words(reader.fieldnames or ())}; one "
                     f"of {list(PATH_COLUMNS)} is needed, and commas between columns"
                 )
-            patient = find_column(reader.fieldnames or (), PATIENT_COLUMNS) or column
-            pairs = ((row[column], (row[patient] or "").strip()) for row in reader if row[column])
-            return [(root / name_of(name), name_of(person)) for name, person in pairs]
+            patient = find_column(reader.fieldnames or (), PATIENT_COLUMNS)
+            rows = (row for row in reader if row[column])
+            return [(name_of(row[column]), None if patient is None else row[patient] or "") for row in rows]
     except UnicodeDecodeError as error:
         raise ConfigError(f"{argument}: {manifest} is not UTF-8 ({error.reason}); save it as UTF-8") from None
     except (OSError, csv.Error) as error:

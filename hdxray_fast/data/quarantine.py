@@ -42,6 +42,12 @@ def write_quarantine(path: str | Path, quarantined: Iterable[Quarantined | Seque
         write_table(stream, COLUMNS, rows, names=("path",))
 
 
+def append_quarantine(path: str | Path, quarantined: Iterable[Sequence[str]]) -> None:
+    """Add rows to a list that :func:`write_quarantine` wrote; what stands there is not written again."""
+    with Path(path).open("a", newline="", encoding="utf-8") as stream:
+        write_table(stream, COLUMNS, quarantined, names=("path",), goes_on=True)
+
+
 def read_quarantine(path: Path) -> list[tuple[str, ...]]:
     """Rows of a list that :func:`write_quarantine` wrote and that is about to be written anew; none without one.
 

@@ -33,7 +33,7 @@ from .hf_config import CONFIG_WORDS, HDXrayConfig
 
 PROBLEMS = ("single_label_classification", "multi_label_classification")
 _FIELDS = {field.name for field in fields(ClassifierConfig)} - {"classes", "multiclass"}
-_OF_A_RUN = ("thresholds", "splits")
+_OF_A_RUN = ("thresholds", "splits", "precision")
 _HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 

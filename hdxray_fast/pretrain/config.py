@@ -39,10 +39,17 @@ class PretrainConfig(TrainingConfig):
             sets on shared disks that do not fit into the page cache.
         shuffle_block: images of a block, at least; a node's page cache should hold two blocks.
         nodes: of which ``blocks`` are dealt out; by default as the launcher says (``LOCAL_WORLD_SIZE``).
-        picture_every: steps between pictures; 0 for the last step only.
+        picture_every: steps between pictures; 0 for the last step only. By default there is one with each checkpoint.
+        keep_pictures: newest pictures to keep; of those before, the first from step 1, 2, 4, 8 and so on stays too. 0
+            keeps all.
     """
 
-    FREE_ON_RESUME: ClassVar[frozenset[str]] = TrainingConfig.FREE_ON_RESUME | {"cache", "picture_every", "nodes"}
+    FREE_ON_RESUME: ClassVar[frozenset[str]] = TrainingConfig.FREE_ON_RESUME | {
+        "cache",
+        "picture_every",
+        "keep_pictures",
+        "nodes",
+    }
 
     data: str
     images: str | None = None
@@ -62,7 +69,8 @@ class PretrainConfig(TrainingConfig):
     shuffle: Literal["global", "blocks"] = "global"
     shuffle_block: int = 131072
     nodes: int | None = None
-    picture_every: int = 100
+    picture_every: int | None = None
+    keep_pictures: int = 10
 
     def __post_init__(self) -> None:
         if not (self.data and self.out):
@@ -73,7 +81,7 @@ class PretrainConfig(TrainingConfig):
         super()._check()
         check_encoder_name(self.model)
         self._at_least(1, "decoder_embed_dim", "decoder_depth", "img_size", "shuffle_block", "nodes")
-        self._at_least(0, "picture_every")
+        self._at_least(0, "picture_every", "keep_pictures")
         self._share("ratio_inside", "ratio_outside")
         if self.predict is not None and not 0 < self.predict <= 1:
             raise ConfigError(f"predict: {self.predict} is not accepted; give a share above 0 and up to 1")

@@ -17,6 +17,7 @@ from typing import Literal
 from ..errors import ConfigError
 from ..files import size_in_words
 from ..ops.mask_ratio import RATIO_INSIDE, RATIO_OUTSIDE, masked_patches, round_half_up
+from ..training.config import TrainingConfig
 from . import work
 from .config import check_encoder_name, decoder_size
 
@@ -147,6 +148,8 @@ class Plan:
         steps: optimizer steps.
         seconds: of all steps, devices scaling perfectly.
         prepared_bytes, checkpoint_bytes: on disk.
+        checkpoints_per_hour: that ``pretrain`` saves where it is told nothing else.
+        steps_per_checkpoint: that go by from one to the next, or all of them.
         read_bytes_per_second: that each device's loader must deliver.
         prepare_core_seconds: to prepare the images, on one core like the one measured; None where nothing was measured.
     """
@@ -165,6 +168,8 @@ class Plan:
     seconds: float
     prepared_bytes: float
     checkpoint_bytes: float
+    checkpoints_per_hour: float
+    steps_per_checkpoint: float
     read_bytes_per_second: float
     prepare_core_seconds: float | None
 
@@ -193,6 +198,9 @@ def plan(config: PlanConfig) -> Plan:
     spread = config.gpus if config.shard else 1
     rate = device_rate(config.gpu, shape, flops, config.precision)
     samples = images * config.epochs
+    steps = math.ceil(samples / (config.batch_size * config.grad_accum * config.gpus))
+    seconds = samples / (rate.images_per_second * config.gpus)
+    between = 60 * TrainingConfig.save_minutes
     return Plan(
         images=images,
         tokens=shape.patches,
@@ -204,10 +212,12 @@ def plan(config: PlanConfig) -> Plan:
         step_bytes=shape.step_bytes(kept, predicted, config.batch_size, half, again),
         device_bytes=0 if config.gpu == "cpu" else DEVICES[config.gpu][1] * GIB,
         rate=rate,
-        steps=math.ceil(samples / (config.batch_size * config.grad_accum * config.gpus)),
-        seconds=samples / (rate.images_per_second * config.gpus),
+        steps=steps,
+        seconds=seconds,
         prepared_bytes=images * stored,
         checkpoint_bytes=12.0 * shape.parameters,
+        checkpoints_per_hour=3600 / between,
+        steps_per_checkpoint=min(steps, steps * between / seconds),
         read_bytes_per_second=rate.images_per_second * stored,
         prepare_core_seconds=None if (each := table()["prepare"].get("seconds")) is None else images * each,
     )
@@ -317,7 +327,7 @@ def _images(config: PlanConfig) -> tuple[int, float, float, float]:
     if not len(data):
         raise ConfigError(f"data: {config.data} holds no image")
     inside, valid = data.shares()
-    return config.images or len(data), inside, valid, float(data.index.column("length").to_numpy().mean())
+    return config.images or len(data), inside, valid, float(data.column("length").to_numpy().mean())
 
 
 # --- rates ------------------------------------------------------------------------------------------------------------
@@ -388,7 +398,16 @@ def describe(found: Plan, config: PlanConfig) -> str:
             f"{stored} prepared ({config.format}, {config.bits} bits), "
             f"{size_in_words(found.checkpoint_bytes)} a checkpoint",
         ),
-        ("reading", f"{size_in_words(found.read_bytes_per_second)}/s a device"),
+        (
+            "saving",
+            f"{found.checkpoints_per_hour:g} checkpoints an hour, one every {found.steps_per_checkpoint:,.0f} steps "
+            f"(--save-minutes {TrainingConfig.save_minutes:g}); {TrainingConfig.keep_checkpoints} are kept",
+        ),
+        (
+            "reading",
+            f"{size_in_words(found.prepared_bytes / found.images)} an image, "
+            f"{size_in_words(found.read_bytes_per_second)}/s a device",
+        ),
     ]
     if prepare is not None:
         lines.append(("prepare", f"{_duration(prepare)} of one core (measured: {table()['prepare']['of']})"))

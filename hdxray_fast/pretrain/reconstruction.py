@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -10,6 +13,24 @@ from ..images.panels import reconstruction_panel
 from ..models.mae import MaskedAutoencoder
 from ..ops.gather import gather_patches
 from ..ops.plan import MaskPlan
+
+
+def prune_pictures(folder: Path, keep: int) -> None:
+    """Remove all pictures but the newest ``keep``, and the first from step 1, 2, 4, 8... on.
+
+    So some twenty are left of a million steps, and they tell of the beginning as well as of the end.
+
+    Args:
+        folder: of pictures called ``step_00000123.png``; what is called otherwise stays.
+        keep: 0 keeps all.
+    """
+    steps = sorted(int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(r"step_(\d+)\.png", path.name)))
+    firsts: dict[int, int] = {}
+    for step in steps:
+        firsts.setdefault(step.bit_length(), step)
+    for step in steps[:-keep] if keep else []:
+        if step not in firsts.values():
+            (folder / f"step_{step:08d}.png").unlink(missing_ok=True)
 
 
 @torch.no_grad()

@@ -30,7 +30,7 @@ from ..weights.model_folders import describe_model, save_model
 from .batches import PlannedBatch, planned
 from .blocks import blocks_ahead, node_count
 from .config import PretrainConfig
-from .reconstruction import reconstruction_picture
+from .reconstruction import prune_pictures, reconstruction_picture
 
 
 @dataclass
@@ -173,7 +173,11 @@ class PretrainTask(Task):
         if step == 1:  # over all processes, of whom each has seen its own batches only
             self.baseline = training.numbers["baseline"]
         every = self.config.picture_every
-        if done or (every and step % every == 0):
+        if every and step % every == 0 and not done:
+            self._draw(training, step)
+
+    def at_save(self, training: Training, step: int) -> None:
+        if self.config.picture_every is None or step == self.config.steps:
             self._draw(training, step)
 
     def state(self) -> dict:
@@ -200,7 +204,12 @@ class PretrainTask(Task):
         return loss
 
     def _draw(self, training: Training, step: int) -> None:
-        """The first radiograph, unaugmented, under one mask that never changes; every masked patch predicted."""
+        """The first radiograph, unaugmented, under one mask that never changes; every masked patch predicted.
+
+        The main process alone draws, unless weights are shared out: then no process has a model without the others.
+        """
+        if not (training.is_main or training.sharded):
+            return
         plain = RadiographDataset(self.images, patch_size=self.dataset.patch_size)
         device = training.accelerator.device
         sample = plain[0, 0]
@@ -216,3 +225,4 @@ class PretrainTask(Task):
             folder.mkdir(exist_ok=True)
             self.picture = folder / f"step_{step:08d}.png"
             write_image(self.picture, panel)
+            prune_pictures(folder, self.config.keep_pictures)

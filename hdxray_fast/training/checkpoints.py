@@ -2,7 +2,7 @@
 
 A checkpoint is a folder of safetensors and JSON files. It holds whole tensors under the names of the model's
 parameters, whatever the number of processes that trained it and however they shared the model: any number of processes
-can go on from it: how a run resumes is `loop.py`'s `_restore`, which asks for `resume_latest`.
+can go on from it (:mod:`.restoring`). When one is written, and beside what, is :mod:`.saving`'s.
 """
 
 from __future__ import annotations
@@ -11,18 +11,16 @@ import json
 import os
 import re
 import shutil
-import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from ..errors import CheckpointError
 from ..files import checksum, flush, save_tensors, temporary_name
-from ..regular_files import load_tensors, read_json
 from .optimizer import AveragedWeights
 
 STATE_FILE = "state.json"
@@ -51,16 +49,28 @@ def checkpoint_folders(root: Path) -> list[Path]:
 
 @dataclass
 class Snapshot:
-    """Everything that a checkpoint holds of model, optimizer and averaged weights, whole and on the CPU."""
+    """Everything that a checkpoint holds of model, optimizer and averaged weights, whole and in memory of its own.
 
-    tensors: dict[str, dict[str, Tensor]]  # by file
+    The run may go on at once: what it changes next is not what is written.
+    """
+
+    tensors: dict[str, dict[str, Tensor]]  # by file, on the host once it was waited for
     numbers: dict
+    arrived: torch.cuda.Event | None = None
+
+    def wait(self) -> None:
+        """Until all of it is on the host; any thread may."""
+        if self.arrived is not None:
+            self.arrived.synchronize()
 
 
 def take_snapshot(
     model: nn.Module, optimizer: torch.optim.Optimizer, ema: AveragedWeights | None = None, keep: bool = True
 ) -> Snapshot:
     """Gather what a checkpoint holds; where the model is sharded, every process must call this.
+
+    On a GPU copies to page-locked memory are asked for and not waited for. They stand in the stream of the steps,
+    before the next one: it changes the weights in place, and would have to wait for a stream of their own as well.
 
     Args:
         model: as it is trained.
@@ -69,12 +79,29 @@ def take_snapshot(
         keep: False on a process that does not write: it gets empty files.
     """
     tensors, groups = _flatten(model, optimizer)
-    files = {MODEL_FILE: whole_state(model, keep), OPTIMIZER_FILE: _whole(tensors, keep)}
     numbers = {"optimizer_groups": groups}
+    files = {MODEL_FILE: _whole(model.state_dict(), keep, _copy), OPTIMIZER_FILE: _whole(tensors, keep, _copy)}
     if ema is not None:
-        files[EMA_FILE] = _whole(ema.tensors, keep)
+        files[EMA_FILE] = _whole(ema.tensors, keep, _copy)
         numbers["ema_updates"] = ema.updates
-    return Snapshot(files, numbers)
+    return Snapshot(files, numbers, _asked(model) if keep else None)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    if not tensor.is_cuda:
+        return tensor.to("cpu", copy=True).contiguous()
+    there = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return there.copy_(tensor, non_blocking=True)
+
+
+def _asked(model: nn.Module) -> torch.cuda.Event | None:
+    """Passes when everything asked of the model's device until now is done."""
+    device = next(iter(model.parameters())).device
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
 
 
 def write_checkpoint(
@@ -96,6 +123,7 @@ def write_checkpoint(
     """
     temporary = temporary_name(folder)
     try:
+        snapshot.wait()
         _write(folder, temporary, snapshot.tensors, {STATE_FILE: {**state, **snapshot.numbers}, **(json_files or {})})
     except Exception as error:  # safetensors raises its own, the file system OSError
         shutil.rmtree(temporary, ignore_errors=True)
@@ -131,60 +159,6 @@ def _write(folder: Path, temporary: Path, tensors: dict[str, dict[str, Tensor]],
     _remove(folder)  # only a failed step saved twice finds one here
     os.replace(temporary, folder)
     flush(folder.parent)
-
-
-def load_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: AveragedWeights | None = None
-) -> dict:
-    """Restore what :func:`save_checkpoint` wrote, and return its ``state``.
-
-    Raises:
-        CheckpointError: a file is missing, damaged, or of another model.
-    """
-    from safetensors import SafetensorError
-
-    try:
-        for name, digest in read_json(folder / CHECKSUMS_FILE).items():
-            if checksum(folder / name) != digest:
-                raise CheckpointError(f"{folder / name} is damaged: its checksum differs")
-        state = read_json(folder / STATE_FILE)
-        weights = load_tensors(folder / MODEL_FILE)
-        tensors = load_tensors(folder / OPTIMIZER_FILE)
-        averaged = load_tensors(folder / EMA_FILE) if ema is not None else {}
-        _restore_model(model, weights)
-        _restore_optimizer(model, optimizer, tensors, state.pop("optimizer_groups"))
-        if ema is not None:
-            if averaged.keys() != ema.tensors.keys():
-                raise ValueError("the averaged weights are of other parameters")
-            for name, tensor in ema.tensors.items():
-                tensor.copy_(_like(averaged[name], tensor))
-            ema.updates = state.pop("ema_updates")
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"{folder}: cannot resume from this checkpoint ({error})") from error
-    return state
-
-
-def resume_latest(
-    root: Path, model: nn.Module, optimizer: torch.optim.Optimizer, ema: AveragedWeights | None = None
-) -> dict | None:
-    """Restore the newest whole checkpoint under ``root``; an older one stands in for a damaged one, with a warning.
-
-    Returns:
-        The checkpoint's state, or ``None`` where there is no checkpoint at all.
-
-    Raises:
-        CheckpointError: there are checkpoints, and none can be read.
-    """
-    failures = []
-    for folder in reversed(checkpoint_folders(root)):
-        try:
-            return load_checkpoint(folder, model, optimizer, ema)
-        except CheckpointError as error:
-            failures.append(str(error))
-            warnings.warn(f"{error}; falling back to the checkpoint before it", stacklevel=2)
-    if failures:
-        raise CheckpointError("no checkpoint of this run can be read: " + "; ".join(failures))
-    return None
 
 
 def prune_checkpoints(root: Path, keep: int, keep_every: int = 0) -> None:
@@ -228,17 +202,17 @@ def whole_state(model: nn.Module, keep: bool = True) -> dict[str, Tensor]:
         model: sharded or not.
         keep: False on a process that has no use for them: it gets an empty dict.
     """
-    return _whole(model.state_dict(), keep)
+    return _whole(model.state_dict(), keep, lambda tensor: tensor.cpu().contiguous())
 
 
-def _whole(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+def _whole(tensors: Mapping[str, Tensor], keep: bool, to_host: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     kept: dict[str, Tensor] = {}
     seen = set()
     for name, tensor in tensors.items():  # one at a time: no device ever holds the whole model
         tensor = tensor.detach()
         tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
         if keep:
-            tensor = tensor.cpu().contiguous()
+            tensor = to_host(tensor)
             if tensor.data_ptr() in seen:  # tied weights; safetensors takes no two names for one memory
                 tensor = tensor.clone()
             seen.add(tensor.data_ptr())
@@ -246,23 +220,7 @@ def _whole(tensors: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
     return kept
 
 
-def _like(tensor: Tensor, target: Tensor) -> Tensor:
-    """``tensor`` sharded as ``target`` is, on its device."""
-    if not isinstance(target, DTensor):
-        return tensor.to(target.device)
-    # every process has read the same file: nothing needs to be sent
-    return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements, src_data_rank=None)
-
-
-@torch.no_grad()
-def _restore_model(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    current = model.state_dict()
-    if any(isinstance(tensor, DTensor) for tensor in current.values()):
-        weights = {name: _like(weights[name], tensor) for name, tensor in current.items()}
-    model.load_state_dict(weights)
-
-
-def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
+def parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:
     """Names of the parameters of each group of the optimizer."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return [[names[id(parameter)] for parameter in group["params"]] for group in optimizer.param_groups]
@@ -271,7 +229,7 @@ def _parameter_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list
 def _flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict]]:
     """Optimizer state as safetensors wants it: ``{"<parameter>/<name>": tensor}``, and the settings of the groups."""
     tensors, groups = {}, []
-    for names, group in zip(_parameter_names(model, optimizer), optimizer.param_groups, strict=True):
+    for names, group in zip(parameter_names(model, optimizer), optimizer.param_groups, strict=True):
         for name, parameter in zip(names, group["params"], strict=True):
             for key, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, Tensor):
@@ -279,30 +237,3 @@ def _flatten(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[s
         settings = {key: value for key, value in group.items() if key not in ("params", *OF_THIS_RUN)}
         groups.append({**settings, "lr": float(group["lr"]), "parameters": names})
     return tensors, groups
-
-
-def _restore_optimizer(
-    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor], groups: list[dict]
-) -> None:
-    names = _parameter_names(model, optimizer)
-    if names != [group["parameters"] for group in groups]:
-        raise ValueError("the optimizer has other parameter groups")
-    entries: dict[str, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        name, _, entry = key.rpartition("/")
-        entries.setdefault(name, {})[entry] = value
-    state: dict[int, dict[str, Tensor]] = {}
-    settings = []
-    count = 0
-    for saved, group in zip(groups, optimizer.param_groups, strict=True):
-        for index, (name, parameter) in enumerate(zip(saved["parameters"], group["params"], strict=True), count):
-            if name in entries:  # the step count is one number; moments are shaped, and sharded, as their parameter
-                state[index] = {k: _like(v, parameter) if v.ndim else v for k, v in entries[name].items()}
-        indices = list(range(count, count + len(group["params"])))
-        settings.append({
-            **{key: value for key, value in saved.items() if key != "parameters"},
-            **{key: group[key] for key in (*OF_THIS_RUN, "lr") if key in group},
-            "params": indices,
-        })  # fmt: skip
-        count += len(indices)
-    optimizer.load_state_dict({"state": state, "param_groups": settings})

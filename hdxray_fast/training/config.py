@@ -37,6 +37,8 @@ class TrainingConfig:
             on a GPU, in one process, for tasks that are made for it. Where recording fails a warning says so, and the
             run goes on without.
         shard: share weights, gradients and optimizer state among the processes (FSDP2) instead of copying them (DDP).
+        shard_within: with ``shard``, which processes share: ``all``, or those of a ``node`` among themselves, each node
+            with a copy (HSDP), for networks that are slower between nodes than within.
         checkpoint_activations: compute each block again in the backward pass instead of keeping what it needs.
         process_timeout: seconds after which a process that waits for another gives up.
         seed: of weights, order, augmentation and masks.
@@ -44,7 +46,9 @@ class TrainingConfig:
         timeout: seconds that one file may take.
         max_memory: MiB that one file may take.
         threads: CPU threads of the model; 0 leaves PyTorch's choice. The loss curve is reproducible for equal numbers.
-        save_every: steps between checkpoints.
+        save_minutes: minutes between checkpoints, which are written while training goes on; 0 for none by the clock.
+            One is saved at the end and at a stop in any case.
+        save_every: a checkpoint every so many steps as well; 0 for none by steps.
         keep_checkpoints: newest checkpoints to keep.
         keep_every: keep the checkpoints of every so many steps as well; 0 for none.
         tensorboard: write TensorBoard events under ``<out>/tensorboard``.
@@ -61,7 +65,9 @@ class TrainingConfig:
             "workers",
             "batch_size",
             "grad_accum",
+            "save_minutes",
             "save_every",
+            "shard_within",
             "keep_checkpoints",
             "keep_every",
             "process_timeout",
@@ -91,6 +97,7 @@ class TrainingConfig:
     compile: Literal["auto", "on", "off"] = "auto"
     graph: Literal["auto", "on", "off"] = "auto"
     shard: bool = False
+    shard_within: Literal["all", "node"] = "all"
     checkpoint_activations: bool = False
     process_timeout: int = 600
     seed: int = 0
@@ -98,7 +105,8 @@ class TrainingConfig:
     timeout: float = TIMEOUT
     max_memory: int = MAX_MEMORY
     threads: int = 0
-    save_every: int = 100
+    save_minutes: float = 10.0
+    save_every: int = 0
     keep_checkpoints: int = 2
     keep_every: int = 0
     tensorboard: bool = True
@@ -113,11 +121,11 @@ class TrainingConfig:
 
     def _check(self) -> None:
         """Refuse numbers out of range; a task's own settings are checked in its ``_check``, after these."""
-        self._at_least(1, "steps", "batch_size", "grad_accum", "save_every", "keep_checkpoints", "process_timeout")
+        self._at_least(1, "steps", "batch_size", "grad_accum", "keep_checkpoints", "process_timeout")
         check_caps(self.timeout, self.max_memory)
         require_utf8(self.out, "out")
         self._at_least(-1, "workers")
-        self._at_least(0, "keep_every", "threads", "clip_grad", "weight_decay", "seed")
+        self._at_least(0, "save_minutes", "save_every", "keep_every", "threads", "clip_grad", "weight_decay", "seed")
         self._share("ema", "warmup", "beta2")
         if self.lr is not None and not self.lr > 0:
             raise ConfigError(f"lr: {self.lr} is not accepted; give a number above 0")

@@ -167,3 +167,24 @@ class RecordedSteps:
         self._inputs.clear()
         self._recover()
         self._graphs.release()
+
+
+def why_not_recorded(late: bool, sharded: bool, processes: int, activations_again: bool, made_for_it: bool) -> str:
+    """What keeps the steps of a run from being recorded as graphs; empty if nothing does.
+
+    Args:
+        late: the host looks at no value within a step.
+        sharded: weights are shared out.
+        processes: of the run.
+        activations_again: blocks are computed again in the backward pass.
+        made_for_it: the task's steps are.
+    """
+    if sharded:
+        return "weights are shared out (FSDP2)"
+    if not late:
+        return "there is no CUDA GPU"
+    if processes > 1:
+        return "several processes exchange gradients within a step (DDP)"
+    if activations_again:
+        return "checkpoint_activations keeps the state of random numbers, which no graph can"
+    return "" if made_for_it else "the steps of this task are not made for it"

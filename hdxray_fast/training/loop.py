@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,21 +23,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..data.order import Order
 from ..data.sampler import StepSampler
-from ..errors import ConfigError, HDXrayError, TrainingError
+from ..errors import ConfigError
 from ..ops.compiled import Compiled
 from ..terminal import visible_lines
-from .checkpoints import (
-    checkpoint_folder,
-    prune_checkpoints,
-    resume_latest,
-    set_aside_after,
-    take_snapshot,
-    whole_state,
-    write_checkpoint,
-)
+from .checkpoints import whole_state
 from .config import TrainingConfig
-from .data_record import refuse_other_data
-from .graphs import graphs_for
+from .graphs import graphs_for, why_not_recorded
 from .late import Feed
 from .optimizer import averaged_weights, warmup_cosine
 from .pace import Pace
@@ -48,13 +38,16 @@ from .processes import (
     loader_workers,
     make_accelerator,
     naming_lost_processes,
-    on_main,
     one_opencv_thread,
     outlive_notice,
     shard,
+    shard_mesh,
+    sum_over,
 )
+from .restoring import go_on
 from .run_folder import RunFolder
 from .running import Running, UnderWay
+from .saving import Saves
 from .step import Parts, StepLater, StepNow
 from .stop import StopNotice
 from .task import Task
@@ -107,6 +100,8 @@ class Training:
         on_step: Callable[[dict], None] | None = None,
     ) -> None:
         sharded = launcher_shards() or config.shard
+        if config.shard_within == "node" and not sharded:
+            raise ConfigError("shard_within: node says who shares weights, and nobody does; add shard (--shard true)")
         self.accelerator = make_accelerator(config.precision, config.process_timeout)
         self._precision = self.accelerator.mixed_precision
         self.sharded = sharded and self.accelerator.num_processes > 1
@@ -136,15 +131,10 @@ class Training:
     def _records(self) -> bool:
         """Whether steps are recorded as graphs; says why not where that is a surprise."""
         config, wanted = self.config, self.config.graph == "on" or (self.config.graph == "auto" and self.task.captures)
-        why_not = ""
-        if not self._late:
-            why_not = "weights are shared out (FSDP2)" if self.sharded else "there is no CUDA GPU"
-        elif self.accelerator.num_processes > 1:
-            why_not = "several processes exchange gradients within a step (DDP)"
-        elif config.checkpoint_activations:
-            why_not = "checkpoint_activations keeps the state of random numbers, which no graph can"
-        elif not self.task.captures:
-            why_not = "the steps of this task are not made for it"
+        processes = self.accelerator.num_processes
+        why_not = why_not_recorded(
+            self._late, self.sharded, processes, config.checkpoint_activations, self.task.captures
+        )
         if wanted and why_not and (config.graph == "on" or self._graphs is not None):
             self.print(f"graph: steps are not recorded as CUDA graphs: {why_not}")
         return wanted and not why_not
@@ -258,18 +248,23 @@ class Training:
         result = TrainingResult()
         self._distribute()
         self.ema = averaged_weights(self.model, self.config.ema)
-        self._restore()
-        result.start = self.step
+        if self.config.resume == "auto":
+            go_on(self)
+        if self.is_main:
+            self.folder.begin(self.step, self.task.data_record)
+        result.start, self._saves = self.step, Saves(self)
         start_trackers(self.accelerator, self.config, self.out, self.step)
         bar = self.bar(total=self.config.steps, initial=self.step, unit="step", desc=self.task.label)
         pace = Pace(self.images_per_step)
-        self._under_way = UnderWay(pace, partial(self._record, bar, pace), self._fail)
+        self._under_way = UnderWay(pace, partial(self._record, bar, pace), self._saves.fail)
         with one_opencv_thread():
             batches = iter(self.task.loader(self, self.step))
         try:
             with self.stop.awaited(), bar:
                 self._train(batches)
-        finally:  # an error that nobody catches keeps the iterator alive, and its workers with it
+        finally:
+            self._saves.close()
+            # an error that nobody catches keeps the iterator alive, and its workers with it
             getattr(batches, "_shutdown_workers", lambda: None)()
         result.losses, result.finished = self._under_way.losses, self.step == self.config.steps
         if pace.seconds:
@@ -285,15 +280,7 @@ class Training:
 
     def sum(self, values: dict[str, int | float | Tensor]) -> dict[str, int | float]:
         """Sums over all processes, which must all call this with the same names."""
-        if self.accelerator.num_processes == 1:
-            return {k: v.item() if isinstance(v, Tensor) else v for k, v in values.items()}
-        device = self.accelerator.device
-        row = torch.stack([torch.as_tensor(v, device=device).double() for v in values.values()])
-        sums = self.accelerator.reduce(row, "sum").tolist()
-        whole = {
-            k: not (v.is_floating_point() if isinstance(v, Tensor) else isinstance(v, float)) for k, v in values.items()
-        }
-        return {k: int(v) if whole[k] else v for k, v in zip(values, sums, strict=True)}
+        return sum_over(self.accelerator, values)
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[nn.Module]:
@@ -326,7 +313,8 @@ class Training:
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")  # Accelerate knows no other name
         if self.sharded:
-            shard(self.model, self.accelerator.device, self.accelerator.mixed_precision == "bf16")
+            device, bf16 = self.accelerator.device, self.accelerator.mixed_precision == "bf16"
+            shard(self.model, device, bf16, shard_mesh(device, config.shard_within))
             self.wrapped, self.optimizer = self.model, self.accelerator.prepare(self._make_optimizer())
         else:
             self.wrapped, self.optimizer = self.accelerator.prepare(self.model, self.optimizer)
@@ -334,32 +322,9 @@ class Training:
         wanted = {"on": True, "off": False, "auto": on_gpu and self.task.compiles}[config.compile]
         self.called = Compiled(self.wrapped, wanted, self._warn)
         if (count := self.accelerator.num_processes) > 1:
-            self.print(f"{count} processes, {'weights shared out (FSDP2)' if self.sharded else 'a copy each (DDP)'}")
-
-    def _restore(self) -> None:
-        """Go on from the newest checkpoint; the log loses the lines that it does not cover."""
-        state = None
-        if self.config.resume == "auto":
-            state = resume_latest(self.checkpoints, self.model, self.optimizer, self.ema)
-        if state:
-            refuse_other_data(state, self.task.fingerprint, self.task.data_record, self.out)
-            if state["images_per_step"] != self.images_per_step:
-                raise ConfigError(
-                    f"batch_size: the run in {self.out} has {state['images_per_step']} images per step "
-                    f"(batch_size * grad_accum * processes), and not {self.images_per_step}; resume needs the same"
-                )
-            self.step = state["step"]
-            if self.accelerator.scaler and state["scaler"]:
-                self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.task.load_state(state["task"])
-            self.print(f"resumed at step {self.step} of {self.config.steps}")
-        if self.sum({"step": self.step})["step"] != self.step * self.accelerator.num_processes:
-            raise ConfigError(f"out: not all processes find the same checkpoints in {self.out}; they must share it")
-        if self.is_main:
-            self.folder.cut_log(self.step)
-            set_aside_after(self.checkpoints, self.step)
-            if self.task.data_record is not None:
-                self.task.data_record.write(self.out)
+            within = " within each node" if config.shard_within == "node" else ""
+            how = f"weights shared out{within} (FSDP2)" if self.sharded else "a copy each (DDP)"
+            self.print(f"{count} processes, {how}")
 
     def _train(self, batches: Iterator[dict]) -> None:
         config = self.config
@@ -367,13 +332,14 @@ class Training:
         feed = Feed(batches, config.grad_accum, shape, self.task.to_device, self.accelerator.device)
         step = self._make_step()
         self.wrapped.train()
-        stop, paused = False, 0.0
+        stop, paused, alone = False, 0.0, self.accelerator.num_processes == 1
+        self._saves.begin()
         while self.step < config.steps and not stop:
             began = time.perf_counter()
             self._seed_step()
             rate = self.peak * warmup_cosine(self.step, config.steps, config.warmup)
             micro, waited = feed.take()
-            ask = step.run(micro, rate, lambda: self.stop.requested)
+            ask = step.run(micro, rate, self._flags)
             running = Running(self.step + 1, rate, micro, waited, paused, ask)
             self._under_way.add(running)
             if not self._late:
@@ -385,30 +351,28 @@ class Training:
             running.seconds = (looked := time.perf_counter()) - began
             running.more = self.task.after_step(self, self.step, done) or {}
             paused = time.perf_counter() - looked
-            save = done or self.step % config.save_every == 0
-            stop = self._under_way.log(behind=1 if self._late and not save else 0)
-            stop = stop or (self.stop.requested and self.accelerator.num_processes == 1)  # several agree on a step
-            if save or stop:
-                self._under_way.log(behind=0)
+            raised = self._under_way.log(behind=1 if self._late and not done else 0)
+            if alone:  # several act on the flags of a step that is behind, and so after the same step
+                raised |= {name for name, count in self._flags().items() if count}
+            if "unwritten" in raised:
+                self._saves.tell()
+            stop = "stop" in raised
+            if done or stop or "save" in raised or (config.save_every and self.step % config.save_every == 0):
+                self._under_way.log(behind=0)  # only of what is known to be finite
                 saved = time.perf_counter()
-                self._save(checkpoint_folder(self.checkpoints, self.step))
-                if self.is_main:
-                    prune_checkpoints(self.checkpoints, config.keep_checkpoints, config.keep_every)
+                if done or not stop:  # who stops has little time
+                    self.task.at_save(self, self.step)
+                self._saves.save(wait=done or stop)
                 paused += time.perf_counter() - saved
+
+    def _flags(self) -> dict[str, int]:
+        """What this process wants all of them to know, with the numbers of a step."""
+        return {"stop": int(self.stop.requested), **self._saves.flags()}
 
     def _make_step(self) -> StepNow | StepLater:
         config = self.config
-        parts = Parts(
-            self.accelerator,
-            self.task,
-            self.model,
-            self.called,
-            self.wrapped,
-            self.optimizer,
-            self.ema,
-            config.clip_grad,
-            self._seed_step,
-        )
+        trained = (self.model, self.called, self.wrapped, self.optimizer, self.ema)
+        parts = Parts(self.accelerator, self.task, *trained, config.clip_grad, self._seed_step)
         if not self._late:
             return StepNow(parts, self.sum)
         return StepLater(parts, self._graphs, self.captures, config.grad_accum, self._warn)
@@ -431,44 +395,3 @@ class Training:
         bar.set_postfix(loss=f"{line['loss']:.4f}", **pace.in_words(), refresh=False)
         bar.update()
         self.on_step(line)
-
-    def _save(self, folder: Path, **more) -> None:
-        state = {
-            "step": self.step,
-            "data": self.task.fingerprint,
-            "record": None if self.task.data_record is None else self.task.data_record.digest,
-            "images_per_step": self.images_per_step,
-            "task": self.task.state(),
-            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,  # of fp16
-            **more,
-        }
-        files = self.task.json_files(self.model)
-        snapshot = take_snapshot(self.model, self.optimizer, self.ema, keep=self.is_main)
-
-        def write() -> None:
-            self.folder.flush_log()
-            write_checkpoint(folder, snapshot, state, files)
-
-        on_main(self.accelerator, write)
-
-    def _fail(self, running: Running) -> None:
-        """Keep the state that led to a loss that is not finite, name the files, and stop."""
-        files = [file for batch in running.micro for file in self.task.files(batch)]
-        if self.accelerator.num_processes > 1:
-            from accelerate.utils import gather_object
-
-            files = gather_object(files)
-        passed = self.step - (running.step - 1)  # steps begun since then, none of which changed anything
-        self.step -= passed
-        if self.ema is not None:
-            self.ema.updates -= passed
-        folder = checkpoint_folder(self.out / "failed", running.step)
-        try:
-            self._save(folder, files=files)
-            kept = f"The state before this step is in {folder}"
-        except HDXrayError as error:
-            kept = f"The state before this step could not be kept ({error})"
-        raise TrainingError(
-            f"step {running.step}: loss {running.outcome.loss}, gradient norm {running.outcome.norm}: not finite. The "
-            f"batch: {', '.join(files)}. {kept}; look at the files, or lower lr"
-        )

@@ -6,7 +6,7 @@ import atexit
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..data.reader_pool import worker_count
@@ -110,16 +110,42 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return [block for blocks in lists for block in blocks if any(True for _ in block.children())]
 
 
-def shard(model: nn.Module, device: torch.device, bf16: bool) -> nn.Module:
+def shard_mesh(device: torch.device, within: str):
+    """The processes as FSDP2 sees them: in a row that shares, or for HSDP a row of such rows, each with a copy.
+
+    Args:
+        device: of the model.
+        within: ``all`` or ``node``, as ``TrainingConfig.shard_within``.
+
+    Raises:
+        ConfigError: the launcher does not say which processes are on one node, or these are no equal rows.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    world = dist.get_world_size()
+    if within == "all":
+        return init_device_mesh(device.type, (world,))
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", "0"))
+    if here < 2 or world % here:
+        raise ConfigError(
+            f"shard_within: node needs as many processes on each node, and at least 2; there are {here} on this one, "
+            f"of {world} (LOCAL_WORLD_SIZE and WORLD_SIZE, which torchrun sets)"
+        )
+    if here == world:  # one node: nothing to copy
+        return init_device_mesh(device.type, (world,))
+    # torchrun numbers the processes node by node
+    return init_device_mesh(device.type, (world // here, here), mesh_dim_names=("replicate", "shard"))
+
+
+def shard(model: nn.Module, device: torch.device, bf16: bool, mesh=None) -> nn.Module:
     """FSDP2, in place: each process keeps its share of the weights, gradients and optimizer state.
 
     Weights are gathered block by block where they are needed. In ``bf16`` they travel and compute so; gradients are
     summed, and weights kept and updated, in fp32.
     """
-    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    mesh = mesh or shard_mesh(device, "all")
     # inputs stay as they are: pixels' scale and shift are float32 for a reason
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if bf16 else None, reduce_dtype=torch.float32, cast_forward_inputs=False
@@ -265,6 +291,35 @@ def from_main(accelerator, work: Callable[[], Any], timeout: int) -> Any:
     if failed:
         raise TrainingError(MAIN_FAILED)
     return result
+
+
+def broadcast_from_main(accelerator, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """The main process' ``tensor``, on the host of every process; it travels between their devices.
+
+    Args:
+        accelerator: of the run; all of its processes must call this, and know shape and dtype.
+        tensor: on the host; of the main process alone.
+        shape, dtype: of it.
+    """
+    device = accelerator.device
+    if accelerator.is_main_process:
+        sent = tensor.to(device).contiguous()
+    else:
+        sent = torch.empty(shape, dtype=dtype, device=device)
+    dist.broadcast(sent, src=0)
+    return tensor if accelerator.is_main_process else sent.cpu()
+
+
+def sum_over(accelerator, values: dict[str, int | float | Tensor]) -> dict[str, int | float]:
+    """Sums over all processes, which must all call this with the same names."""
+    if accelerator.num_processes == 1:
+        return {k: v.item() if isinstance(v, Tensor) else v for k, v in values.items()}
+    row = torch.stack([torch.as_tensor(v, device=accelerator.device).double() for v in values.values()])
+    sums = accelerator.reduce(row, "sum").tolist()
+    whole = {
+        k: not (v.is_floating_point() if isinstance(v, Tensor) else isinstance(v, float)) for k, v in values.items()
+    }
+    return {k: int(v) if whole[k] else v for k, v in zip(values, sums, strict=True)}
 
 
 def _patient_group():

@@ -12,9 +12,9 @@ from ..errors import ConfigError, TrainingError
 from ..files import claim_names, flush, refuse_foreign, remove_leftovers, written_whole
 from ..locks import RunLock
 from ..regular_files import RUN_JSON, parse_json, read_json, read_text
-from .checkpoints import OF_A_SAVE, checkpoint_folders
+from .checkpoints import OF_A_SAVE, checkpoint_folders, set_aside_after
 from .config import TrainingConfig
-from .data_record import RECORD
+from .data_record import RECORD, DataRecord
 from .processes import on_main
 
 LOG, CHECKPOINTS, SETTINGS = "log.jsonl", "checkpoints", "config.json"
@@ -136,6 +136,13 @@ class RunFolder:
             flush(self.path)  # the log's name
         except OSError as error:
             raise self._unwritable(error) from error
+
+    def begin(self, step: int, record: DataRecord | None) -> None:
+        """Before a run goes on from ``step``: nothing that lies after it is left, and its data is written down."""
+        self.cut_log(step)
+        set_aside_after(self.checkpoints, step)
+        if record is not None:
+            record.write(self.path)
 
     def cut_log(self, step: int) -> None:
         """Before a run goes on from ``step``: the log loses what lies after it; a warning names what it lacks."""

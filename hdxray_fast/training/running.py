@@ -61,15 +61,15 @@ class UnderWay:
         for running in self._running:
             self._ask(running)
 
-    def log(self, behind: int) -> bool:
-        """Have the lines of all but the last ``behind`` written; whether a process was asked to stop."""
-        stop = False
+    def log(self, behind: int) -> set[str]:
+        """Have the lines of all but the last ``behind`` written; the flags that came with their numbers."""
+        raised: set[str] = set()
         while len(self._running) > behind:
             running = self._running[0]
             self._ask(running)
             self._running.popleft()
             outcome = running.outcome
-            stop = stop or outcome.stop
+            raised |= outcome.raised
             seconds, waited = running.times()
             self._pace.add(seconds, waited)
             self.losses.append(outcome.loss)
@@ -83,7 +83,7 @@ class UnderWay:
                 "data_wait_s": round(waited, 4),
                 **running.more,
             })  # fmt: skip
-        return stop
+        return raised
 
     def _ask(self, running: Running) -> None:
         if running.outcome is None:

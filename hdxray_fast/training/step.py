@@ -26,6 +26,9 @@ from .processes import gradients_stay
 from .task import Task
 
 Number = int | float | Tensor
+Flags = Callable[[], dict[str, int]]  # by name; what a process wants all of them to know
+
+FLAG = "flag: "  # before the names of flags among a step's numbers
 
 
 @dataclass
@@ -87,7 +90,7 @@ class Outcome:
         loss: the mean over everything in the step.
         norm: of the gradients, before they were clipped.
         numbers: what :meth:`.Task.loss` had logged.
-        stop: some of several processes was asked to stop.
+        raised: flags that some of several processes had raised when the step was begun, such as ``stop``.
         finite: the weights were changed; otherwise they are as they were.
         busy: seconds that a GPU worked on it; None where that is not known.
         idle: seconds between the step before and this one on the GPU; None likewise.
@@ -96,7 +99,7 @@ class Outcome:
     loss: float
     norm: float
     numbers: dict[str, int | float]
-    stop: bool
+    raised: set[str]
     finite: bool
     busy: float | None = None
     idle: float | None = None
@@ -113,14 +116,16 @@ class StepNow:
     def __init__(self, parts: Parts, total: Callable[[dict[str, Number]], dict[str, int | float]]) -> None:
         self.parts, self._total = parts, total
 
-    def run(self, micro: list[dict], rate: float, stop: Callable[[], bool]) -> Callable[[], Outcome]:
+    def run(self, micro: list[dict], rate: float, flags: Flags) -> Callable[[], Outcome]:
         """The step on these batches at this learning rate; what is returned tells how it went, here at once."""
         parts = self.parts
         for group in parts.optimizer.param_groups:
             group["lr"] = rate * group.get("lr_scale", 1.0)
-        numbers = parts.called.run(partial(self._gradients, micro, stop), parts.begin_again)
+        numbers = parts.called.run(partial(self._gradients, micro, flags), parts.begin_again)
         norm = float(parts.clip())
-        loss, stopped = numbers.pop("loss"), bool(numbers.pop("stop"))
+        raised = {name.removeprefix(FLAG) for name, count in numbers.items() if name.startswith(FLAG) and count}
+        numbers = {name: value for name, value in numbers.items() if not name.startswith(FLAG)}
+        loss = numbers.pop("loss")
         # in fp16 a gradient may overflow: the scaler skips the step and scales the next one down
         finite = math.isfinite(loss) and (math.isfinite(norm) or parts.accelerator.scaler is not None)
         if finite:
@@ -128,13 +133,14 @@ class StepNow:
             parts.optimizer.zero_grad(set_to_none=True)
             if parts.ema is not None:
                 parts.ema.update(parts.model)
-        return lambda: Outcome(loss, norm, numbers, stopped, finite)
+        return lambda: Outcome(loss, norm, numbers, raised, finite)
 
-    def _gradients(self, micro: list[dict], stop: Callable[[], bool]) -> dict[str, int | float]:
+    def _gradients(self, micro: list[dict], flags: Flags) -> dict[str, int | float]:
         counts = [float(self.parts.task.weight(batch)) for batch in micro]
         total = self._total({"count": sum(counts)})["count"]
         shares = [count / total if total else 0.0 for count in counts]
-        return self._total({**self.parts.gradients(micro, shares), "stop": int(stop())})
+        gradients = self.parts.gradients(micro, shares)
+        return self._total({**gradients, **{FLAG + name: value for name, value in flags().items()}})
 
 
 class StepLater:
@@ -167,14 +173,15 @@ class StepLater:
         self._whole: list[bool] = []
         self._ended: torch.cuda.Event | None = None
         self._alone = accelerator.num_processes == 1
-        self._stop: Callable[[], bool] = lambda: False
+        self._flags: Flags = dict
+        self._flag_names: list[str] = []
         self._run = RecordedSteps(self._work, graphs, say, parts.begin_again) if record else self._as_it_is
 
     def _put_rates_in_place(self) -> None:
         for rate, group in zip(self._settings[:-1].unbind(), self._optimizer.param_groups, strict=True):
             group["lr"] = rate
 
-    def run(self, micro: list[dict], rate: float, stop: Callable[[], bool]) -> Callable[[], Outcome]:
+    def run(self, micro: list[dict], rate: float, flags: Flags) -> Callable[[], Outcome]:
         """The step on these batches at this learning rate; what is returned tells how it went, and waits for it."""
         parts = self.parts
         rates = [rate * group.get("lr_scale", 1.0) for group in self._optimizer.param_groups]
@@ -182,7 +189,7 @@ class StepLater:
         began, before = self._mark(), self._ended
         self._to_device(self._settings, [*rates, moved])
         self._share(micro)
-        self._stop = stop
+        self._flags = flags
         parts.called.run(partial(self._run, micro), parts.begin_again)
         self._ended = ended = self._mark()
         if parts.ema is not None:
@@ -237,7 +244,9 @@ class StepLater:
         norm = parts.clip()
         self._names = list(numbers)
         self._whole = [not _floating(value) for value in numbers.values()]
-        held = [*numbers.values(), int(self._stop())]
+        flags = {} if self._alone else self._flags()  # a recording would hold on to what they were
+        self._flag_names = list(flags)
+        held = [*numbers.values(), *flags.values()]
         row = torch.stack([
             value.detach().double()
             if isinstance(value, Tensor)
@@ -258,15 +267,16 @@ class StepLater:
         self._row.copy_(row)
 
     def _outcome(self, values: list[float]) -> Outcome:
-        *values, stopped, norm = values
+        *values, norm = values
+        counts = values[len(self._names) :]
+        raised = {name for name, count in zip(self._flag_names, counts, strict=True) if count > 0}
+        values = values[: len(self._names)]
         numbers = {
             name: int(value) if whole and math.isfinite(value) else value
             for name, value, whole in zip(self._names, values, self._whole, strict=True)
         }
         loss = numbers.pop("loss")
-        return Outcome(
-            loss, norm, numbers, not self._alone and stopped > 0, math.isfinite(loss) and math.isfinite(norm)
-        )
+        return Outcome(loss, norm, numbers, raised, math.isfinite(loss) and math.isfinite(norm))
 
 
 def _floating(value: Number) -> bool:

@@ -24,6 +24,7 @@ class Run(Protocol):
     model: nn.Module
     accelerator: Any
     out: Path
+    sharded: bool
 
     @property
     def numbers(self) -> dict[str, int | float]:
@@ -130,6 +131,12 @@ class Task:
         """Pictures, validation, the best model so far; every process calls it. Numbers returned are logged.
 
         ``step`` steps are behind; ``done``: these were all. The checkpoint of the step is saved afterwards.
+        """
+
+    def at_save(self, training: Run, step: int) -> None:
+        """Pictures, at the pace of the checkpoints; called by every process before that of ``step`` is saved.
+
+        Not before the one of a run that was told to stop.
         """
 
     def state(self) -> dict:

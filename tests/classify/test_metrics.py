@@ -11,6 +11,7 @@ import hdxray_fast as hx
 from hdxray_fast.classify.metrics import (
     METRICS,
     best_threshold,
+    calibration_by_chance,
     calibration_error,
     evaluate_predictions,
     format_metrics,
@@ -153,6 +154,15 @@ def test_calibration_error_by_hand():
     assert calibration_error(truth, score, weights) == pytest.approx(
         calibration_error(np.repeat(truth, weights), np.repeat(score, weights))
     )
+
+
+def test_calibration_by_chance_does_not_depend_on_the_order_of_rows():
+    rng = np.random.default_rng(0)
+    score, weights = rng.random(60), rng.random(60)
+    order = rng.permutation(60)
+    found = calibration_by_chance(score, weights)
+    assert found["low"] < found["value"] < found["high"]
+    assert calibration_by_chance(score[order], weights[order]) == pytest.approx(found, rel=1e-12)
 
 
 def test_scores_that_are_no_numbers_are_named_or_choose_nothing():

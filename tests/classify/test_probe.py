@@ -103,6 +103,7 @@ def test_end_to_end(manifest, tmp_path, capsys):
     assert "broken.png" in (tmp_path / "all" / "unreadable.csv").read_text()
     assert everything["unreadable"] == saved["unreadable"] == 1
 
+    assert (saved["precision"], load_classifier(out / "model").config.precision) == ("fp32", "fp32")
     with pytest.raises(hx.ConfigError, match=r"^out: .* holds a training run"):
         evaluate_files(out / "model", out=out, **options)
     assert main(["predict", str(manifest), "--model", str(out / "model"), "--out", str(tmp_path)]) == 2
@@ -129,6 +130,35 @@ def test_end_to_end(manifest, tmp_path, capsys):
     other.write_text(manifest.read_text().replace("high", "low"))
     with pytest.raises(hx.ConfigError, match=r"^out: .* holds results with data=.*choose another folder"):
         run_probe(config(other, out), small_encoder(), progress=False)
+
+
+def test_no_temperature_is_told_where_none_was_asked_for(manifest, tmp_path):
+    result = run_probe(config(manifest, tmp_path / "p", calibrate="none"), small_encoder(), progress=False)
+    assert "temperature" not in json.loads((tmp_path / "p" / "metrics.json").read_text())
+    assert "temperature" not in describe_probe(result).replace(str(tmp_path), "")
+
+
+def test_other_labels_and_another_precision_than_those_of_the_run_are_told(manifest, tmp_path, capsys):
+    out = tmp_path / "probe"
+    run_probe(config(manifest, out, bootstraps=0), small_encoder(), progress=False)
+    options = {"data": manifest, "bootstraps": 0, "out": tmp_path / "test"}
+    capsys.readouterr()
+    evaluate_files(out / "model", **options)
+    told = capsys.readouterr().out
+    assert "not what they were" not in told and "computed in" not in told
+    lines = manifest.read_text().splitlines()
+    lines[1] = lines[1][:-1] + "1"  # it was 0
+    manifest.write_text("\n".join(lines))
+    evaluate_files(out / "model", **options, precision="bf16")
+    told = capsys.readouterr().out
+    assert "the labels of" in told and "are not what they were in training" in told
+    assert "note: computed in bf16; the model's thresholds and the metrics of its run are of fp32" in told
+
+
+def test_a_pooling_that_no_probe_has_is_refused_before_an_image_is_read(manifest, tmp_path):
+    with pytest.raises(hx.ConfigError, match=r"^pool: a probe is kept on 'cls' or 'mean'"):
+        run_probe(config(manifest, tmp_path / "p"), small_encoder(pool="attention"), progress=False)
+    assert not (tmp_path / "p").exists()
 
 
 def test_two_probes_never_share_a_folder(manifest, tmp_path):

@@ -19,10 +19,11 @@ from xray_makers import dicom
 
 import hdxray_fast as hx
 from hdxray_fast.data.prepared.duplicates import thumbnails_of
-from hdxray_fast.data.prepared.index import describe, merge, read_set_aside
+from hdxray_fast.data.prepared.index import merge, read_set_aside
 from hdxray_fast.data.prepared.reading import PreparedSet, is_prepared
 from hdxray_fast.data.prepared.shards import ShardError
 from hdxray_fast.data.prepared.sources import list_sources
+from hdxray_fast.data.prepared.tally import describe
 from hdxray_fast.errors import ConfigError, TrainingError
 from hdxray_fast.images.canvas import read_canvas
 from hdxray_fast.images.perceptual_hash import equalised_thumbnail

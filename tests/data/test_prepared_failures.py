@@ -1,15 +1,20 @@
 """What goes wrong around a prepared data set, and how it goes on: disks, folders, shards, lists."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
+import cv2
 import pytest
 from prepared_helpers import SIZE, contents, make_folder, prepare
+from toy_radiographs import draw_radiograph
 
 from hdxray_fast.data.prepared.index import merge
+from hdxray_fast.data.prepared.merged import NOTE
 from hdxray_fast.data.prepared.patient_key import beside
 from hdxray_fast.data.prepared.reading import PreparedSet
-from hdxray_fast.data.prepared.shards import ShardError
+from hdxray_fast.data.prepared.shards import LATER, ShardError, ShardFolder, arrow
 from hdxray_fast.errors import ConfigError, TrainingError
 
 
@@ -74,6 +79,91 @@ def test_damaged_lists_are_named(made, name):
     if name in again:  # it is made from the shards
         merge(made)
         assert len(PreparedSet(made)) == len(PreparedSet(made).index) == 6
+
+
+@pytest.mark.parametrize("damage", ["a column less", "numbers", "no names", "bytes", "a folder", "a pipe"])
+def test_a_list_of_sources_that_is_none_is_named(made, damage):
+    pa, path = arrow(), made / "sources.parquet"
+    table = pa.parquet.read_table(path)
+    path.unlink()
+    if damage == "a pipe":
+        if not hasattr(os, "mkfifo"):
+            pytest.skip("has no pipes")
+        os.mkfifo(path)
+    elif damage == "a folder":
+        path.mkdir()
+    else:
+        column = {"numbers": [7] * 9, "no names": [None] * 9, "bytes": [b"\xff"] * 9}.get(damage)
+        table = table.drop_columns(["path"])
+        pa.parquet.write_table(table if column is None else table.append_column("path", [column]), path)
+    (made / "shards" / "00001.parquet").unlink()  # its sources are asked for
+    for settings in ({}, {"add": True}):
+        with pytest.raises(ConfigError, match=r"sources\.parquet is damaged \(.+\); choose another folder"):
+            prepare([made.parent / "xrays"], made, **settings)
+
+
+def test_a_shard_that_is_made_again_is_of_one_time(tmp_path, monkeypatch):
+    """Killed when its new pixels are there and its new facts are not, though both files are as long as before."""
+    folder, out = make_folder(tmp_path / "xrays"), tmp_path / "set"
+    prepare([folder], out, shard_size=16)
+    shards, replace = ShardFolder(out / "shards"), Path.replace
+    damaged = bytearray(shards.pixels(0).read_bytes())
+    damaged[7] ^= 1
+    shards.pixels(0).write_bytes(damaged)
+    cv2.imwrite(str(folder / "again.tiff"), draw_radiograph(77))  # of which these pixels were
+
+    def killed(path, target):
+        if target == shards.facts(0):
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare([folder], out, shard_size=16, retry=True)
+    monkeypatch.undo()
+    prepare([folder], out, shard_size=16)
+    images = PreparedSet(out, verify=True)
+    assert len([images[row] for row in range(len(images))]) == 7  # no two are alike any more
+    prepare([folder], tmp_path / "fresh", shard_size=16)
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_shards_of_a_release_before_are_copied_by_a_retry(made):
+    """They had fewer columns, and the set had no note of its merge."""
+    shards, pa = ShardFolder(made / "shards"), arrow()
+    for number in range(3):
+        table = pa.parquet.read_table(shards.facts(number))
+        pa.parquet.write_table(table.drop_columns(list(LATER)), shards.facts(number))
+    (made / NOTE).unlink()
+    cv2.imwrite(str(made.parent / "xrays" / "cut.png"), draw_radiograph(99))
+    before = shards.pixels(1).read_bytes()
+    result = prepare([made.parent / "xrays"], made, retry=True)
+    assert result.counts == {"ok": 8, "unreadable": 1} and result.made == 2 and result.summary["images"] == 7
+    after = shards.pixels(1).read_bytes()
+    assert after.startswith(before) and len(after) > len(before)
+    images = PreparedSet(made, verify=True)
+    known = [thumbnail is not None for thumbnail in images.index.column("thumbnail").to_pylist()]
+    assert sum(known) == 1 and len([images[row] for row in range(7)]) == 7
+
+
+@pytest.mark.parametrize("change", ["a pipe", "a link to nowhere", "nested"])
+def test_a_note_of_a_merge_that_is_none_does_not_hold(made, change):
+    before = (made / "summary.json").stat().st_ino
+    if change == "a link to nowhere":  # among the shards; all others are looked at nonetheless
+        (made / "shards" / "notes").symlink_to(made / "gone")
+        merge(made)
+        before = (made / "summary.json").stat().st_ino
+        assert prepare([made.parent / "xrays"], made).summary
+        assert (made / "summary.json").stat().st_ino == before
+        os.utime(made / "shards" / "00001.bin")
+    else:
+        (made / NOTE).unlink()
+        if change == "nested":
+            (made / NOTE).write_text("[" * 100_000)
+        elif hasattr(os, "mkfifo"):
+            os.mkfifo(made / NOTE)
+    assert prepare([made.parent / "xrays"], made).summary
+    assert (made / "summary.json").stat().st_ino != before and (made / NOTE).is_file()
 
 
 def test_merging_what_is_no_data_set(tmp_path):

@@ -143,19 +143,23 @@ def test_valid_grid_and_memory_shapes():
 @pytest.mark.parametrize(("kind", "bits"), [("raw", 16), ("png", 8)])
 def test_a_stream_gives_the_same_samples(made, tmp_path, kind, bits):
     litdata = pytest.importorskip("litdata")
-    from hdxray_fast.data.prepared.streaming import read_stream, write_stream
+    from hdxray_fast.data.order import generator
+    from hdxray_fast.data.prepared.stream_writing import SEED, write_stream
+    from hdxray_fast.data.prepared.streaming import read_stream
 
     data = PreparedSet(made[kind, bits])
     assert write_stream(made[kind, bits], tmp_path / "chunks", chunk_bytes=3 * SIZE * SIZE) == 6
     assert len(list((tmp_path / "chunks").glob("*.bin"))) > 1
     stream = read_stream(str(tmp_path / "chunks"))
     assert len(stream) == 6
-    for row in range(6):
-        for one, two in zip(stream[row], data[row], strict=True):
+    order = generator(SEED, 0).permutation(6).tolist()
+    assert order != sorted(order)
+    for place, row in enumerate(order):
+        for one, two in zip(stream[place], data[row], strict=True):
             np.testing.assert_array_equal(one, two)
     batches = list(litdata.StreamingDataLoader(read_stream(str(tmp_path / "chunks")), batch_size=4, collate_fn=collate))
     assert [len(batch["index"]) for batch in batches] == [4, 2]
-    np.testing.assert_array_equal(batches[1]["pixels"][1, 0].numpy(), data[5].pixels)
+    np.testing.assert_array_equal(batches[1]["pixels"][1, 0].numpy(), data[order[5]].pixels)
     shuffled = read_stream(str(tmp_path / "chunks"), shuffle=True, seed=3)
     found = sorted(hash(sample.pixels.tobytes()) for sample in shuffled)
     assert found == sorted(hash(sample.pixels.tobytes()) for sample in (data[row] for row in range(6)))
@@ -167,7 +171,8 @@ def test_a_stream_gives_the_same_samples(made, tmp_path, kind, bits):
 def test_streams_are_written_whole_or_refused(made, tmp_path):
     pytest.importorskip("litdata")
     from hdxray_fast.cli.main import main
-    from hdxray_fast.data.prepared.streaming import read_stream, write_stream
+    from hdxray_fast.data.prepared.stream_writing import write_stream
+    from hdxray_fast.data.prepared.streaming import read_stream
 
     assert main(["stream", str(made["raw", 8]), "--out", str(tmp_path / "one")]) == 0
     with pytest.raises(ConfigError, match="is not empty"):
@@ -184,12 +189,12 @@ def test_streams_are_written_whole_or_refused(made, tmp_path):
 
 def test_lookups_span_several_batches(made, monkeypatch):
     """As the index of a large data set does."""
-    from hdxray_fast.data.prepared import lookup, reading, shards
+    from hdxray_fast.data.prepared import index_files, lookup, reading, shards
     from hdxray_fast.data.prepared.index import merge
 
     calm = PreparedSet(made["raw", 8])
     expected = [calm[row] for row in range(6)]
-    for module in (shards, lookup, reading):
+    for module in (shards, index_files, lookup, reading):
         monkeypatch.setattr(module, "LOOKUP_ROWS", 4)
     merge(made["raw", 8])
     data = PreparedSet(made["raw", 8])

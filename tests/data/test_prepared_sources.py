@@ -16,9 +16,10 @@ from toy_radiographs import draw_radiograph
 from xray_makers import dicom
 
 from hdxray_fast.data.listing import list_images
-from hdxray_fast.data.prepared.index import describe, read_set_aside
+from hdxray_fast.data.prepared.index import read_set_aside
 from hdxray_fast.data.prepared.reading import PreparedSet
 from hdxray_fast.data.prepared.sources import list_sources
+from hdxray_fast.data.prepared.tally import describe
 from hdxray_fast.errors import ConfigError
 
 UID = "1.2.840.113619.2.5.17"

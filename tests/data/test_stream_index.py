@@ -14,7 +14,8 @@ from prepared_helpers import make_folder, prepare
 import hdxray_fast as hx
 
 pytest.importorskip("litdata")
-from hdxray_fast.data.prepared.streaming import as_prepared, read_stream, write_stream
+from hdxray_fast.data.prepared.stream_writing import write_stream
+from hdxray_fast.data.prepared.streaming import as_prepared, read_stream
 
 
 @pytest.fixture(scope="module")

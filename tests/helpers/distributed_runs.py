@@ -3,18 +3,20 @@
 Called as ``python distributed_runs.py RUNS.json``, a list of ``{"config": ..., "poison": step or null}``, of
 ``{"finetune": ...}``, or of ``{"report": ...}``; ``"slow": seconds`` makes the first process's reading take so long,
 and the last one's features; ``"late": true`` looks at steps late, as on a GPU; ``"killer": name`` ends whatever process
-reads a file of that name. The losses and the error of the first kind go to ``<out>/result_<rank>.json``.
+reads a file of that name; at the steps ``"due": [...]`` the main process' clock says that a checkpoint is, and that of
+the step ``"full"`` cannot be written. The losses and the error of the first kind go to ``<out>/result_<rank>.json``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import time
 from pathlib import Path
 
-from hdxray_fast.errors import HDXrayError
+from hdxray_fast.errors import CheckpointError, HDXrayError
 from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.pretrain.task import PretrainTask, run_pretraining
 
@@ -65,6 +67,46 @@ def have_killed(name: str) -> None:
     pool.prepare_source = cached.prepare_source = killer_files.prepare_source
 
 
+@contextlib.contextmanager
+def watched_checkpoints(due: list[int], full: int):
+    """The main process alone reads checkpoints, sees the clock (over at the steps ``due``) and writes (not ``full``).
+
+    Nothing is due on the others' clocks, and they write and read nothing.
+    """
+    from hdxray_fast.training import restoring, saving
+
+    read, write = restoring.read_checkpoint, saving.write_checkpoint
+    asked = iter(range(1, 1_000_000))
+
+    class Clock:
+        over = property(lambda self: next(asked) in due if RANK == 0 else False)
+
+        def __init__(self, minutes):
+            pass
+
+        def restart(self):
+            pass
+
+    def main_reads(*arguments):
+        if RANK:
+            raise AssertionError("checkpoints are read by the main process alone")
+        return read(*arguments)
+
+    def main_writes(folder, *rest):
+        if RANK:
+            raise AssertionError("checkpoints are written by the main process alone")
+        if int(folder.name[-8:]) == full:
+            raise CheckpointError(f"{folder}: no room")
+        write(folder, *rest)
+
+    before = saving.Clock, write, read
+    saving.Clock, saving.write_checkpoint, restoring.read_checkpoint = Clock, main_writes, main_reads
+    try:
+        yield
+    finally:
+        saving.Clock, saving.write_checkpoint, restoring.read_checkpoint = before
+
+
 def look_late(late: bool) -> None:
     """As on GPUs: numbers come a step late, and a step that is not finite is skipped where it is computed."""
     from recorded_graph import RecordedGraphs
@@ -99,7 +141,8 @@ def main() -> int:
             poison(run["poison"])
         result = {}
         try:
-            done = run_pretraining(config, progress=False)
+            with watched_checkpoints(run.get("due", []), run.get("full", 0)):
+                done = run_pretraining(config, progress=False)
             result = {"losses": done.losses, "finished": done.finished, "baseline": done.baseline}
         except HDXrayError as error:
             result = {"error": type(error).__name__, "message": str(error)}

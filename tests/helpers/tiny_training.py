@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -79,3 +81,11 @@ def train(out, task=None, on_step=None, **changes):
 
 def log_of(out) -> list[dict]:
     return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def until(holds: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait for what a thread or a process is about to do."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.005)

@@ -13,11 +13,11 @@ from hdxray_fast.training.checkpoints import (
     checkpoint_folder,
     checkpoint_folders,
     prune_checkpoints,
-    resume_latest,
     save_checkpoint,
     set_aside_after,
 )
 from hdxray_fast.training.optimizer import averaged_weights, parameter_groups, warmup_cosine
+from hdxray_fast.training.restoring import resume_latest
 
 pytest.importorskip("safetensors")
 

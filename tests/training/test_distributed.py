@@ -21,6 +21,7 @@ from toy_radiographs import draw_radiograph
 import hdxray_fast as hx
 from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.pretrain.task import run_pretraining
+from hdxray_fast.training.processes import MAIN_FAILED
 
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
@@ -48,7 +49,7 @@ SMALL = {
 }
 
 
-def start(runs: list[dict], folder: Path, processes: int = 2) -> list[subprocess.Popen]:
+def start(runs: list[dict], folder: Path, processes: int = 2, a_node: int = 0) -> list[subprocess.Popen]:
     """The processes that a launcher would start, each under our eyes."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
@@ -60,9 +61,9 @@ def start(runs: list[dict], folder: Path, processes: int = 2) -> list[subprocess
         env = {
             **os.environ,
             "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
+            "LOCAL_RANK": str(rank % (a_node or processes)),
             "WORLD_SIZE": str(processes),
-            "LOCAL_WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(a_node or processes),
             "MASTER_ADDR": "localhost",
             "MASTER_PORT": str(port),
             "OMP_NUM_THREADS": "1",
@@ -242,6 +243,24 @@ def test_saved_by_one_resumed_by_two(runs, name):
 
 
 @pytest.mark.slow
+def test_a_damaged_checkpoint_is_passed_over_by_both(runs, images, tmp_path):
+    """The main process finds the damage; the other follows it to the checkpoint before, copied or sharded."""
+    listed = []
+    for name, shard in (("ddp", False), ("fsdp", True)):
+        shutil.copytree(runs / name, tmp_path / name)
+        shutil.rmtree(tmp_path / name / "model")
+        with (tmp_path / name / "checkpoints" / f"step_{STEPS:08d}" / "optimizer.safetensors").open("r+b") as file:
+            file.truncate(100)
+        common = {**SMALL, "data": str(images), "cache": str(runs / "cache"), "batch_size": 2, "shard": shard}
+        listed.append({"config": {**common, "out": str(tmp_path / name), "resume": "auto"}})
+    assert finish(start(listed, tmp_path), tmp_path) == [0] * 2, (tmp_path / "output_0.txt").read_text()
+    for name in ("ddp", "fsdp"):
+        assert result(tmp_path / name)["losses"] == result(tmp_path / name, 1)["losses"]
+        assert result(tmp_path / name)["losses"] == pytest.approx(result(runs / name)["losses"][3:], rel=1e-6)
+        assert (tmp_path / name / "checkpoints" / f"damaged_step_{STEPS:08d}").is_dir()
+
+
+@pytest.mark.slow
 def test_blocks_of_two_nodes_resume_bit_for_bit(images, tmp_path):
     """Two nodes of one process each, then of two each, which have the same images in every step.
 
@@ -302,6 +321,66 @@ def test_a_loss_that_is_no_number_on_one_process_ends_both_and_names_the_files_o
     assert json.loads((folder / "state.json").read_text())["step"] == 1
     assert len(json.loads((folder / "state.json").read_text())["files"]) == 4
     assert (folder / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_the_main_process_clock_decides_for_both_and_a_full_disk_of_its_ends_both(images, tmp_path):
+    """The others learn of either with the numbers of a step: one step later where steps are looked at late."""
+    common = {**SMALL, "data": str(images), "cache": str(tmp_path / "cache"), "batch_size": 2}
+    common.update(save_every=0, picture_every=0, keep_checkpoints=99)
+    ways = {"now": {}, "late": {}, "sharded": {"shard": True}}
+    listed = [
+        {"config": {**common, "out": str(tmp_path / f"{name}_{kind}"), **way}, "late": name == "late", **more}
+        for name, way in ways.items()
+        for kind, more in (("due", {"due": [2]}), ("full", {"due": [2], "full": 3 if name == "late" else 2}))
+    ]
+    codes = finish(start(listed, tmp_path), tmp_path)
+    assert codes == [1, 1], (tmp_path / "output_0.txt").read_text()
+    for name in ways:
+        due, full = tmp_path / f"{name}_due", tmp_path / f"{name}_full"
+        saved = sorted(int(path.name[-8:]) for path in (due / "checkpoints").iterdir())
+        assert saved == [3 if name == "late" else 2, STEPS]
+        assert result(due) == result(due, 1)
+        ours, others = result(full), result(full, 1)
+        assert ours["error"] == "CheckpointError" and "no room" in ours["message"]
+        assert others == {"error": "TrainingError", "message": MAIN_FAILED}
+        assert not list((full / "checkpoints").iterdir())
+
+
+@pytest.mark.slow
+def test_two_nodes_of_two_share_within_and_copy_across(runs, images, tmp_path):
+    """HSDP: the losses and the checkpoint of one process; what it saves one process goes on from, and the reverse."""
+    common = {**SMALL, "data": str(images), "cache": str(runs / "cache"), "batch_size": 1}
+    common.update(shard=True, shard_within="node")
+    half_way(runs / "one", tmp_path / "from_one")
+    listed = [
+        {"config": {**common, "out": str(tmp_path / "run")}},
+        {"config": {**common, "out": str(tmp_path / "from_one"), "resume": "auto"}},
+    ]
+    codes = finish(start(listed, tmp_path, processes=4, a_node=2), tmp_path)
+    assert codes == [0] * 4, (tmp_path / "output_0.txt").read_text()[-3000:]
+    alone = [line["loss"] for line in log_of(runs / "one")]
+    assert "4 processes, weights shared out within each node (FSDP2)" in (tmp_path / "output_0.txt").read_text()
+    assert [line["loss"] for line in log_of(tmp_path / "run")] == pytest.approx(alone, rel=1e-6)
+    assert result(tmp_path / "from_one", 3)["losses"] == pytest.approx(alone[3:], rel=1e-6)
+    from safetensors.torch import load_file
+
+    for file in ("model", "optimizer", "ema"):
+        name = Path("checkpoints", "step_00000003", f"{file}.safetensors")
+        ours, theirs = load_file(tmp_path / "run" / name), load_file(runs / "one" / name)
+        assert ours.keys() == theirs.keys()
+        for key in theirs:
+            torch.testing.assert_close(ours[key], theirs[key], rtol=1e-3, atol=5e-5)
+
+
+def test_sharing_within_a_node_needs_to_know_the_nodes(monkeypatch):
+    from hdxray_fast.training import processes
+
+    monkeypatch.setattr(processes.dist, "get_world_size", lambda: 6)
+    for here in ("", "1", "4"):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", here or "0")
+        with pytest.raises(hx.HDXrayError, match=r"^shard_within: node needs as many processes on each node"):
+            processes.shard_mesh(torch.device("cpu"), "node")
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from hdxray_fast.errors import TrainingError
 from hdxray_fast.training import loop
 from hdxray_fast.training.graphs import MOST_GRAPHS, RecordedSteps
 from hdxray_fast.training.optimizer import AveragedWeights
+from hdxray_fast.training.saving import Saves
 
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
@@ -240,13 +241,14 @@ def test_what_is_common_to_sizes_is_there_once():
 
 def test_the_last_steps_are_logged_before_a_checkpoint(tmp_path, graphs, monkeypatch):
     saved = []
-    save = loop.Training._save
+    save = Saves.save
 
-    def look(self, folder, **more):
-        saved.append((self.step, len(log_of(self.out))))
-        save(self, folder, **more)
+    def look(self, wait):
+        training = self._training
+        saved.append((training.step, len(log_of(training.out))))
+        save(self, wait)
 
-    monkeypatch.setattr(loop.Training, "_save", look)
+    monkeypatch.setattr(Saves, "save", look)
     train(tmp_path, Captured(), steps=5, save_every=2)
     assert saved == [(2, 2), (4, 4), (5, 5)]
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import re
 import sys
+import threading
 import types
 from pathlib import Path
 
 import pytest
 import torch
 from full_disk import files_no_larger_than
-from tiny_training import Regression, log_of, train
+from tiny_training import Regression, log_of, train, until
 from torch import nn
 
 from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
-from hdxray_fast.training.checkpoints import load_checkpoint
+from hdxray_fast.training.restoring import load_checkpoint
 from hdxray_fast.training.trackers import wandb_settings
 
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
@@ -145,7 +146,10 @@ def test_a_full_disk_costs_no_checkpoint_and_the_run_goes_on_once_there_is_room(
     def fill(line):
         if line["step"] == 3:
             saved = tmp_path / "full" / "checkpoints" / "step_00000002"
+            until(saved.exists)
             full.enter_context(files_no_larger_than(max(file.stat().st_size for file in saved.iterdir()) - 1))
+        if line["step"] == 5:  # the checkpoint before it is being written; the log may not outgrow its files meanwhile
+            until(lambda: all(thread.name != "checkpoint" for thread in threading.enumerate()))
 
     named = r"step_00000004: this checkpoint cannot be written.*File too large"
     with full, pytest.raises(CheckpointError, match=named):
@@ -202,3 +206,9 @@ def test_the_task_in_the_documents_learns(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, str(page), "exec"), {})
     assert float(capsys.readouterr().out.split()[-1]) < 1e-3
+
+
+def test_weights_that_are_not_shared_are_not_shared_within_a_node(tmp_path):
+    with pytest.raises(ConfigError, match=r"^shard_within: node says who shares weights.*--shard true"):
+        train(tmp_path, shard_within="node")
+    assert not list(tmp_path.iterdir())

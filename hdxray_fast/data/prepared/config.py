@@ -39,7 +39,7 @@ class PrepareConfig:
         max_scratch: MiB that may be unpacked from compressed tars and wait for readers.
         patient_key: file with the secret that patient ids are hashed with; made beside ``out`` if not given.
         add: take sources in that were not there when the data set was begun.
-        retry: make the shards again that hold an unreadable file, once it is mended or a decoder installed.
+        retry: read the unreadable files again, once they are mended or a decoder installed.
     """
 
     # What a preparation can go on with otherwise; everything else decides what the shards hold.
@@ -101,11 +101,16 @@ class PrepareConfig:
 
     def share(self) -> tuple[int, int]:
         """``part`` as (which, of how many), counted from 0."""
-        which, slash, of = self.part.partition("/")
-        if not (slash and which.isdecimal() and of.isdecimal() and 1 <= int(which) <= int(of)):
-            raise ConfigError(f"part: got {self.part!r}, accepted is i/n with i from 1 to n, such as 3/8")
-        return int(which) - 1, int(of)
+        return which_part(self.part)
 
     def recipe(self) -> dict:
         """What decides the content of the shards, JSON-able."""
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in self.FREE_ON_RESUME}
+
+
+def which_part(part: str) -> tuple[int, int]:
+    """``i/n`` as (which, of how many), counted from 0."""
+    which, slash, of = part.partition("/")
+    if not (slash and which.isdecimal() and of.isdecimal() and 1 <= int(which) <= int(of)):
+        raise ConfigError(f"part: got {part!r}, accepted is i/n with i from 1 to n, such as 3/8")
+    return int(which) - 1, int(of)

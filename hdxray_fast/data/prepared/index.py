@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+import filecmp
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from ...errors import ConfigError, TrainingError
-from ...files import size_in_words, written_whole
+from ...files import written_whole
 from ...locks import locked
-from ...names import escaped, unescaped
+from ...names import unescaped
 from ...regular_files import check_regular, open_regular, reason_of
-from ...terminal import visible
 from ..csv_cells import read_table, write_table
 from ..quarantine import SHOWN
-from .duplicates import Near, equal_pixels, near_duplicates
-from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, write_lookup, writing
-from .sources import some_names
-from .summary import PICTURES, write_left_out, write_pictures
+from .duplicates import Copies, Near
+from .index_files import IndexFiles
+from .merged import NOTE, MergeNote
+from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, writing
+from .summary import PICTURES, LeftOut, write_pictures
+from .tally import Tally
 from .worker import OK, UNREADABLE
 
 INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY = (
@@ -31,17 +32,24 @@ INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY = (
     "skipped.csv",
     "summary.json",
 )
-MERGED = (INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY, *PICTURES)
+MERGED = (INDEX, LOOKUP, QUARANTINE, DUPLICATES, SUMMARY, *PICTURES)
 NAMES = ("source", "same_pixels_as", "near_duplicate_of")  # columns of the lists
 
 
-def merge(out: str | Path) -> dict:
+def merge(out: str | Path, *, again: bool = True) -> dict:
     """Join the shards of a data set; the same shards give the same files.
+
+    They are gone through once, one after the other: what is held of an image are its name, its hashes and a few
+    numbers. A merge that is killed leaves the set as it was, or one that says it is to be merged.
 
     Writes ``index.parquet`` (a row per image that is good and no duplicate of an earlier one), ``lookup.arrow`` (of it
     what a reader needs, to be mapped), ``quarantine.csv`` (source, status and reason of the rest), ``duplicates.csv``
     (copies with equal pixels, and near ones, which stay in the index), ``summary.json``, ``summary.png`` and
     ``contacts.png``.
+
+    Args:
+        out: folder of the data set.
+        again: merge also where these very shards were merged already and nothing has changed since.
 
     Returns:
         The summary: counts by status and reason, sizes, contours, patients.
@@ -54,10 +62,62 @@ def merge(out: str | Path) -> dict:
     out = Path(out)
     read_json(out / "settings.json")  # is there a data set at all
     with writing(out), locked(out / ".merge.lock"):  # parts that end together merge one after the other
-        return _merge(out)
+        note = MergeNote(out, ("settings.json", "sources.parquet", SKIPPED), MERGED)
+        if not again and note.holds():
+            return read_json(out / SUMMARY)
+        _remove_leftovers(out)
+        summary = _merge(out)
+        note.write()
+        return summary
+
+
+def _remove_leftovers(out: Path) -> None:
+    """Remove what a merge that was killed left behind; who holds the lock is the only one that writes these files."""
+    for name in (*MERGED, NOTE):
+        for path in out.glob(f".{name}.*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def _merge(out: Path) -> dict:
+    recipe, shards, numbers = _all_shards(out)
+    pa = arrow()
+    tally, left_out, good_names, bad = Tally(), LeftOut(), [], []
+    with written_whole(out / LOOKUP) as lookup, written_whole(out / INDEX) as index, Copies(out) as copies:
+        with IndexFiles(index, lookup) as files:
+            for number in numbers:
+                table = shards.read_facts(number)
+                is_good = pa.compute.equal(table.column("status"), OK)
+                good, others = table.filter(is_good), table.filter(pa.compute.invert(is_good))
+                repeats = copies.add(good)
+                keep = np.ones(len(good), bool)
+                if not recipe["keep_duplicates"]:
+                    keep[repeats] = False
+                images = good.filter(pa.array(keep)).drop_columns(["status", "reason", "left_out"])
+                files.add(images)
+                tally.add(table, images)
+                left_out.add(others)
+                good_names.append(good.select(["source"]))
+                bad.append(others.select(["source", "status", "reason"]))
+        near = copies.near()
+        if not _equal(lookup, out / LOOKUP):  # a kill from here on leaves a set that says it is to be merged
+            (out / LOOKUP).unlink(missing_ok=True)
+        listed = pa.concat_tables(bad)
+        _write_lists(out, listed, pa.concat_tables(good_names).column("source"), copies, near)
+        if not tally.good:
+            first = "; ".join(f"{row['source']}: {row['reason']}" for row in islice(_rows(listed), SHOWN))
+            raise TrainingError(
+                f"{out}: none of the {tally.sources} sources can be used; the first: {first}; all are in "
+                f"{out / QUARANTINE}"
+            )
+    summary = tally.summary(len(copies.repeats), len(near), read_skipped(out))
+    write_json(out / SUMMARY, summary)
+    write_pictures(out, tally.columns(), recipe, summary)
+    left_out.write(out)
+    return summary
+
+
+def _all_shards(out: Path) -> tuple[dict, ShardFolder, range]:
+    """Recipe and shards of a data set, none of which is missing, and their numbers."""
     settings = read_json(out / "settings.json")
     if settings.get("format") != FORMAT:
         raise ConfigError(f"{out}: is no prepared data set")
@@ -79,47 +139,37 @@ def _merge(out: Path) -> dict:
             f"{out}: {len(missing)} of {len(numbers)} shards are missing (the first is {missing[0]}); prepare makes "
             "them"
         )
-    table = pa.concat_tables([shards.read_facts(number) for number in numbers])
-    good = table.filter(pa.compute.equal(table.column("status"), OK))
-    repeats = equal_pixels(good)
-    near = near_duplicates(good, without=list(repeats))
-    _write_lists(out, table, good, repeats, near)
-    if not len(good):
-        bad = zip(*(table.column(name).to_pylist() for name in ("source", "reason")), strict=True)
-        first = "; ".join(f"{source}: {reason}" for source, reason in islice(bad, SHOWN))
-        raise TrainingError(
-            f"{out}: none of the {len(table)} sources can be used; the first: {first}; all are in {out / QUARANTINE}"
-        )
-    keep = np.ones(len(good), bool)
-    if not settings["recipe"]["keep_duplicates"]:
-        keep[list(repeats)] = False
-    index = good.filter(pa.array(keep)).drop_columns(["status", "reason", "left_out"])
-    with written_whole(out / INDEX) as temporary:
-        pa.parquet.write_table(index, temporary)
-    with written_whole(out / LOOKUP) as temporary:
-        write_lookup(index, temporary)
-    summary = _summary(table, index, len(repeats), len(near), read_skipped(out))
-    write_json(out / SUMMARY, summary)
-    write_pictures(out, index, settings["recipe"], summary)
-    write_left_out(out, table)
-    return summary
+    return settings["recipe"], shards, numbers
 
 
-def _write_lists(out: Path, table, good, repeats: dict[int, int], near: dict[int, Near]) -> None:
-    columns = [table.column(name).to_pylist() for name in ("source", "status", "reason")]
-    bad = [(unescaped(name), *why) for name, *why in zip(*columns, strict=True) if why[0] != OK]
-    names = [unescaped(name) for name in good.column("source").to_pylist()]
-    copies = {row: (names[row], names[first], "", "") for row, first in repeats.items()}
-    copies |= {row: (names[row], "", names[first], f"{likeness:.2f}") for row, (first, likeness) in near.items()}
-    for name, header, rows in (
-        (QUARANTINE, ("source", "status", "reason"), bad),
-        (
-            DUPLICATES,
-            ("source", "same_pixels_as", "near_duplicate_of", "likeness"),
-            [copies[row] for row in sorted(copies)],
-        ),
-    ):
-        write_rows(out / name, header, rows)
+def _write_lists(out: Path, bad, good, copies: Copies, near: dict[int, Near]) -> None:
+    """``bad``: source, status and reason of what is not good; ``good``: the sources of what is, by row."""
+    write_rows(
+        out / QUARANTINE, ("source", "status", "reason"),
+        ((unescaped(row["source"]), row["status"], row["reason"]) for row in _rows(bad)),
+    )  # fmt: skip
+    alike = {row: (first, "") for row, first in copies.repeats.items()}
+    alike |= {row: (first, f"{likeness:.2f}") for row, (first, likeness) in near.items()}
+
+    def line(row: int) -> tuple[str, str, str, str]:
+        first, likeness = alike[row]
+        name, earlier = (unescaped(good[place].as_py()) for place in (row, first))
+        return (name, "", earlier, likeness) if likeness else (name, earlier, "", "")
+
+    write_rows(
+        out / DUPLICATES, ("source", "same_pixels_as", "near_duplicate_of", "likeness"), map(line, sorted(alike))
+    )
+
+
+def _rows(table) -> Iterator[dict]:
+    """Row by row: few of them become Python's at once."""
+    for batch in table.to_batches():
+        yield from batch.to_pylist()
+
+
+def _equal(one: Path, other: Path) -> bool:
+    """Whether two files, the second of which need not be there, hold the same bytes."""
+    return other.exists() and filecmp.cmp(one, other, shallow=False)
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -152,70 +202,3 @@ def read_set_aside(out: Path) -> list[str]:
             with open_regular(path, "r", newline="", encoding="utf-8") as stream:
                 names += [row["source"] for row in read_table(stream, names=NAMES) if row.get("same_pixels_as") != ""]
     return names  # near duplicates are in the index
-
-
-def _summary(table, index, duplicates: int, near: int, skipped: list[str]) -> dict:
-    status = Counter(table.column("status").to_pylist())
-    reasons = Counter(reason for reason in table.column("reason").to_pylist() if reason)
-    patients = [patient for patient in index.column("patient").to_pylist() if patient]
-    confidence, share = (_quantiles(index.column(name)) for name in ("confidence", "inside_share"))
-    return {
-        "sources": len(table),
-        "images": len(index),
-        **{name: status.get(name, 0) for name in ("ok", "unreadable", "filtered")},
-        "duplicates": duplicates,
-        "near_duplicates": near,
-        "skipped": len(skipped),
-        "skipped_first": [escaped(name) for name in skipped[:3]],
-        "patients": len(set(patients)),
-        "images_without_patient": len(index) - len(patients),
-        "flagged_contours": int(np.sum(index.column("flagged").to_numpy())),
-        "bytes": int(np.sum(index.column("length").to_numpy())),
-        "confidence": confidence,
-        "inside_share": share,
-        "flags": dict(Counter(flag for flags in index.column("flags").to_pylist() for flag in flags).most_common()),
-        "views": _views(table),
-        "body_parts": dict(Counter(part or "" for part in table.column("body_part").to_pylist() if part is not None)),
-        "formats": dict(Counter(index.column("format").to_pylist()).most_common()),
-        "reasons": dict(reasons.most_common(20)),
-    }
-
-
-def _views(table) -> dict:
-    """Images by view and evidence, such as ``{"lateral (pixels)": 7, "not known": 2}``."""
-    pairs = zip(*(table.column(name).to_pylist() for name in ("view", "view_evidence")), strict=True)
-    named = (f"{view} ({evidence})" if view else "not known" for view, evidence in pairs if evidence is not None)
-    return dict(Counter(named).most_common())
-
-
-def _quantiles(column) -> dict:
-    values = np.quantile(column.to_numpy(), (0, 0.05, 0.5, 0.95, 1))
-    return dict(zip(("min", "p05", "median", "p95", "max"), (round(float(v), 4) for v in values), strict=True))
-
-
-def describe(summary: dict) -> str:
-    """What the command prints."""
-    lines = [
-        f"{summary['images']} images of {summary['sources']} sources "
-        f"({summary['unreadable']} unreadable, {summary['filtered']} filtered, {summary['duplicates']} duplicates), "
-        f"{size_in_words(summary['bytes'])}",
-        f"patients: {summary['patients']} known by a hash, {summary['images_without_patient']} images without",
-        f"contours: confidence {summary['confidence']['median']:.2f} (5 % below {summary['confidence']['p05']:.2f}), "
-        f"{summary['flagged_contours']} flagged; {summary['inside_share']['median']:.0%} of the patches inside",
-    ]
-    if summary["flags"]:
-        lines.append("flags: " + ", ".join(f"{count} {flag}" for flag, count in summary["flags"].items()))
-    views = ", ".join(f"{count} {name}" for name, count in summary["views"].items())
-    parts = sorted(summary["body_parts"].items(), key=lambda item: -item[1])
-    lines += [f"views: {views or 'not looked at'}"]
-    lines += ["body parts: " + ", ".join(f"{count} {name or 'not stated'}" for name, count in parts[:8])]
-    if summary["near_duplicates"]:
-        lines.append(
-            f"near duplicates: {summary['near_duplicates']} images look like an earlier one encoded, scaled or trimmed "
-            f"anew; they are kept, and listed in {DUPLICATES}"
-        )
-    if summary["skipped"]:
-        names = some_names(summary["skipped_first"], summary["skipped"])
-        lines.append(f"left out for the suffix: {names}; all of them: {SKIPPED}")
-    lines += [f"  {count} x {reason}" for reason, count in list(summary["reasons"].items())[:5]]
-    return "\n".join(map(visible, lines))

@@ -6,31 +6,33 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 
 from ...errors import ConfigError
-from ...files import claim_names, make_folder, refuse_foreign, remove_leftovers, written_whole
+from ...files import claim_names, make_folder, refuse_foreign, remove_leftovers
 from ...locks import locked
-from ...names import escaped, require_utf8, unescaped
-from ...regular_files import check_regular, reason_of
-from ...terminal import visible
+from ...names import escaped, require_utf8
 from ..reader_pool import worker_count
 from .config import PrepareConfig
 from .index import MERGED, SKIPPED, merge, read_skipped, write_rows
+from .kept_rows import KeptRows
+from .merged import NOTE
 from .patient_key import KEY, find_key, make_key, read_key
 from .pool import prepared_rows
 from .shards import FORMAT, FORMAT_VERSION, ShardFolder, arrow, read_json, write_json, writing
-from .sources import Source, list_sources
-from .worker import UNREADABLE, Row, patient_hash
+from .source_list import SOURCES, PartOfSources, read_sources, write_sources
+from .sources import Source, list_sources, require_source
+from .worker import Row, patient_hash
 
-SETTINGS, SOURCES, MAKER = "settings.json", "sources.parquet", "prepare"
-FILES = (SETTINGS, SOURCES, "shards", *MERGED)
+SETTINGS, BEGIN_LOCK, MAKER = "settings.json", ".begin.lock", "prepare"
+FILES = (SETTINGS, SOURCES, SKIPPED, "shards", *MERGED, NOTE)
 SCRATCH = ".unpacked-{}-of-{}"  # a folder of each part
-COLUMNS = tuple(column.name for column in fields(Source))  # of sources.parquet
-REQUIRED = ("path", "member", "patient", "offset", "size")  # those that the first of its version has
+
+Listing = tuple[list[Source], list[str]]  # what there is, and what was left out for its suffix
 
 
 @dataclass
@@ -71,102 +73,130 @@ def run_prepare(
     arrow()  # missing: said before anything else
     require_utf8(config.out, "out")
     out = Path(config.out)
-    listing = _look(out, config)
+    _look(out, config)
+    is_new = not out.exists()
     make_folder(out)
-    with writing(out):
-        return _run(out, config, listing, progress, on_row)
+    try:
+        with writing(out):
+            return _run(out, config, progress, on_row)
+    except BaseException:
+        if is_new:
+            _remove_empty(out)
+        raise
 
 
-@dataclass
-class Listing:
-    """What the configuration's sources hold now, and what was left out for its suffix."""
-
-    sources: list[Source] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
-
-
-def _look(out: Path, config: PrepareConfig) -> Listing:
-    """Everything that can be refused, before anything is written; empty if the data set's own list holds."""
+def _look(out: Path, config: PrepareConfig) -> None:
+    """What can be refused before the sources are listed and before anything is written."""
     for source in map(Path, config.sources):
         if source.is_dir() and source.resolve() == out.resolve():
             raise ConfigError(f"out: {out} is a source itself; choose another folder, inside it or elsewhere")
+        if config.add or not (out / SOURCES).exists():  # else the list that was made then holds
+            require_source(source)
     _settings(out, config)
     refuse_foreign(out, MAKER, _names(out), _is_begun(out))
     if config.patient_key:
         _patient_key(out, config)
-    if (out / SOURCES).exists() and not config.add:
-        return Listing()
-    listing = Listing()
-    listing.sources = list_sources(
-        config.sources, config.images, exclude=(out,), on_skip=listing.skipped.append,
-        workers=worker_count(config.workers), timeout=config.timeout, max_memory=config.max_memory,
-        max_members=config.max_members,
-    )  # fmt: skip
-    listing.skipped = [name for name in listing.skipped if not name.endswith(KEY)]
-    return listing
 
 
-def _run(
-    out: Path, config: PrepareConfig, listing: Listing, progress: bool, on_row: Callable[[Row], None] | None
-) -> PrepareResult:
-    from tqdm.auto import tqdm
-
+def _run(out: Path, config: PrepareConfig, progress: bool, on_row: Callable[[Row], None] | None) -> PrepareResult:
     which, of = config.share()
-    with locked(out / ".begin.lock"):  # machines that start together agree on one list
-        claim_names(out, MAKER, _names(out), _is_begun(out))
-        make_folder(out / "shards")
-        key = _patient_key(out, config)
-        sources = _begin(out, config, key, listing)
+    found = _list(out, config) if config.add else None  # by each part: none waits for the others
+    with locked(out / BEGIN_LOCK):  # machines that start together agree on one list, which one of them makes
+        key = _begin(out, config, found)
     shards = ShardFolder(out / "shards")
-    numbers = range(which, -(-len(sources) // config.shard_size), of)
+    part = PartOfSources(out, config.shard_size, which, of)
     result = PrepareResult(out, find_key(out, config.patient_key))
 
     def refuse() -> None:
         raise ConfigError(f"part: {config.part} of {out} is being prepared by another process")
 
     with locked(out / f".part-{which + 1}-of-{of}.lock", refuse):
-        shards.clean(numbers)
+        shards.clean(part.numbers)
         if of == 1:  # a process of another machine cannot be told from one that was killed
             remove_leftovers(out)
-        scratch = out / SCRATCH.format(which + 1, of)
-        shutil.rmtree(scratch, ignore_errors=True)  # of a run that was killed
-        chosen = {number: _sources_of(sources, number, config.shard_size) for number in numbers}
-        missing = [
-            number
-            for number in numbers
-            if not shards.is_whole(number, len(chosen[number]), without_unreadable=config.retry)
-        ]
-        result.found = len(numbers) - len(missing)
-        total = sum(map(len, chosen.values()))
-        bar = tqdm(
-            total=total, initial=total - sum(len(chosen[number]) for number in missing), unit="image",
-            desc="prepare" if of == 1 else f"prepare {config.part}", disable=not progress, dynamic_ncols=True,
-            mininterval=0.2 if sys.stderr.isatty() else 20,  # logs of batch jobs stay short
-        )  # fmt: skip
-        rows = prepared_rows(
-            (source for number in missing for source in chosen[number]),
+        shutil.rmtree(_scratch(out, which, of), ignore_errors=True)  # of a run that was killed
+        outcomes = {number: shards.outcome(number, part.count(number)) for number in part.numbers}
+        to_make = {
+            number: part.count(number) if outcome is None else len(outcome.unreadable)
+            for number, outcome in outcomes.items()
+            if outcome is None or (config.retry and outcome.unreadable)
+        }
+        result.made, result.found = len(to_make), len(outcomes) - len(to_make)
+        total = sum(map(part.count, part.numbers))
+        bar = _bar(config, total, total - sum(to_make.values()), progress)
+        with bar:
+            making = _Making(out, config, key, shards, part, [n for n in to_make if outcomes[n] is not None])
+            counted = _counting(making.rows(to_make), bar, on_row)
+            for number in to_make:
+                outcomes[number] = shards.write(number, making.of_shard(number, counted))
+        for outcome in outcomes.values():
+            result.counts.update(outcome.counts)
+            result.unreadable += outcome.unreadable
+    if all(shards.facts(number).exists() for number in range(part.shards)):
+        result.summary = merge(out, again=False)
+    return result
+
+
+class _Making:
+    """Rows of the shards that are to be made; of those in ``kept`` what could be read is copied."""
+
+    def __init__(
+        self,
+        out: Path,
+        config: PrepareConfig,
+        key: bytes,
+        shards: ShardFolder,
+        part: PartOfSources,
+        kept: Iterable[int],
+    ) -> None:
+        self.out, self.config, self.key = out, config, key
+        self.shards, self.part, self.kept = shards, part, set(kept)
+        self._open: dict[int, KeptRows] = {}  # those that are not written yet
+
+    def rows(self, numbers: Iterable[int]) -> Iterator[Row]:
+        """A row for each source that is to be read, shard by shard."""
+        config = self.config
+        return prepared_rows(
+            (source for number in numbers for source in self._to_read(number)),
             config.recipe(),
-            key,
+            self.key,
             workers=worker_count(config.workers),
             timeout=config.timeout,
             max_memory=config.max_memory,
             max_scratch=config.max_scratch,
-            scratch=scratch,
+            scratch=_scratch(self.out, *config.share()),
         )
-        with bar:
-            counted = _counting(rows, bar, on_row)
-            for number in missing:
-                shards.write(number, islice(counted, len(chosen[number])))
-                result.made += 1
-        for number in numbers:
-            facts = shards.read_facts(number).select(["source", "status", "reason"]).to_pylist()
-            result.counts.update(fact["status"] for fact in facts)
-            bad = [fact for fact in facts if fact["status"] == UNREADABLE]
-            result.unreadable += [(unescaped(fact["source"]), fact["reason"]) for fact in bad]
-    total_shards = range(-(-len(sources) // config.shard_size))
-    if all(shards.facts(number).exists() for number in total_shards):
-        result.summary = merge(out)
-    return result
+
+    def of_shard(self, number: int, read: Iterator[Row]) -> Iterator[Row]:
+        """All rows of a shard, of which some are taken from those that were read."""
+        if number not in self.kept:
+            yield from islice(read, self.part.count(number))
+            return
+        yield from self._kept(number).rows(read)
+        del self._open[number]  # not before: what is to be read of it may have been asked for only now
+
+    def _to_read(self, number: int) -> list[Source]:
+        sources = self.part.sources(number)
+        return [sources[place] for place in self._kept(number).again] if number in self.kept else sources
+
+    def _kept(self, number: int) -> KeptRows:
+        if number not in self._open:
+            self._open[number] = KeptRows(self.shards, number)
+        return self._open[number]
+
+
+def _scratch(out: Path, which: int, of: int) -> Path:
+    return out / SCRATCH.format(which + 1, of)
+
+
+def _bar(config: PrepareConfig, total: int, done: int, progress: bool):
+    from tqdm.auto import tqdm
+
+    return tqdm(
+        total=total, initial=done, unit="image",
+        desc="prepare" if config.share()[1] == 1 else f"prepare {config.part}", disable=not progress,
+        dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 20,  # logs of batch jobs stay short
+    )  # fmt: skip
 
 
 def _counting(rows, bar, on_row):
@@ -178,10 +208,6 @@ def _counting(rows, bar, on_row):
         if on_row:
             on_row(row)
         yield row
-
-
-def _sources_of(sources: list[Source], number: int, size: int) -> list[Source]:
-    return sources[number * size : (number + 1) * size]
 
 
 def _names(out: Path) -> list[str]:
@@ -223,52 +249,49 @@ def _settings(out: Path, config: PrepareConfig) -> dict:
     return settings
 
 
-def _begin(out: Path, config: PrepareConfig, key: bytes, listing: Listing) -> list[Source]:
-    """The list of sources, as it was when the data set was begun (and added to since)."""
+def _begin(out: Path, config: PrepareConfig, found: Listing | None) -> bytes:
+    """Have the list of sources, as it was when the data set was begun, and with what was found to add; gives the
+    patients' key."""
     settings = _settings(out, config)  # again: another machine may have begun it meanwhile
-    known = _read_sources(out)
-    if known and not config.add:
-        if not (out / SETTINGS).exists():  # killed between the two
-            write_json(out / SETTINGS, settings)
-        return known
-    names = {source.name for source in known}
-    added = [
-        replace(source, patient=patient_hash(key, source.patient))
-        for source in listing.sources
-        if source.name not in names
-    ]
-    skipped = dict.fromkeys(read_skipped(out) + listing.skipped)
-    write_rows(out / SKIPPED, ("source",), ([name] for name in skipped))
-    if added:
-        _write_sources(out, known + added)
-    write_json(out / SETTINGS, settings)
-    return known + added
+    if found is None and not (out / SOURCES).exists():
+        found = _list(out, config)
+    claim_names(out, MAKER, _names(out), _is_begun(out))
+    make_folder(out / "shards")
+    key = _patient_key(out, config)
+    if found is not None:
+        sources, skipped = found
+        known = read_sources(out)
+        names = {source.name for source in known}
+        added = [
+            replace(source, patient=patient_hash(key, source.patient)) if source.patient else source
+            for source in sources
+            if source.name not in names
+        ]
+        write_rows(out / SKIPPED, ("source",), ([name] for name in dict.fromkeys(read_skipped(out) + skipped)))
+        if added:
+            write_sources(out, known + added)
+    if found is not None or not (out / SETTINGS).exists():  # killed between the two
+        write_json(out / SETTINGS, settings)
+    return key
 
 
-def _read_sources(out: Path) -> list[Source]:
-    if not (out / SOURCES).exists():
-        return []
-    pa = arrow()
-    try:
-        check_regular(out / SOURCES)
-        table = pa.parquet.read_table(out / SOURCES)
-        names = [name for name in COLUMNS if name in (*table.column_names, *REQUIRED)]  # earlier ones have fewer
-        rows = zip(*(table.column(name).to_pylist() for name in names), strict=True)
-        found = [Source(**dict(zip(names, values, strict=True))) for values in rows]
-        return [replace(one, path=unescaped(one.path), member=unescaped(one.member)) for one in found]
-    except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-        raise ConfigError(f"out: {out / SOURCES} is damaged ({reason_of(error)}); choose another folder") from error
+def _list(out: Path, config: PrepareConfig) -> Listing:
+    """What the configuration's sources hold now, and what was left out for its suffix."""
+    left_out: list[str] = []
+    sources = list_sources(
+        config.sources, config.images, exclude=(out,), on_skip=left_out.append,
+        workers=worker_count(config.workers), timeout=config.timeout, max_memory=config.max_memory,
+        max_members=config.max_members,
+    )  # fmt: skip
+    return sources, [name for name in left_out if not name.endswith(KEY)]
 
 
-def _write_sources(out: Path, sources: list[Source]) -> None:
-    pa = arrow()
-    named = [
-        replace(one, path=escaped(one.path), member=escaped(one.member), refused=visible(one.refused))
-        for one in sources
-    ]
-    columns = {name: [getattr(source, name) for source in named] for name in COLUMNS}
-    with written_whole(out / SOURCES) as temporary:
-        pa.parquet.write_table(pa.table(columns), temporary)
+def _remove_empty(out: Path) -> None:
+    """Remove a folder that was made for a data set, if nothing came of it."""
+    with suppress(OSError):
+        if os.listdir(out) == [BEGIN_LOCK]:
+            (out / BEGIN_LOCK).unlink()
+            out.rmdir()
 
 
 def _patient_key(out: Path, config: PrepareConfig) -> bytes:

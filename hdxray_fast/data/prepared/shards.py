@@ -9,13 +9,14 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from ... import regular_files
 from ...errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
 from ...files import written_whole
 from ...images.perceptual_hash import LENGTH, SIDE
-from ...names import escaped
+from ...names import escaped, unescaped
 from ...terminal import visible
 from .worker import OK, UNREADABLE, Row
 
@@ -134,15 +135,31 @@ SHARED = 3  # patients of a shard (or images without one) that make a word of th
 
 
 def _hide_rare_words(facts: list[dict]) -> None:
-    """Body parts that no list holds are free text: they are written only where several patients share them."""
+    """Body parts that no list holds are free text: they are written only where several patients share them.
+
+    A row that was kept when a shard is made again has its word as it was written then.
+    """
     owners: dict[str, set] = {}
     for fact in facts:
-        if (fact.get("body_part") or "").startswith("?"):
-            owners.setdefault(fact["body_part"], set()).add(fact.get("patient") or fact["source"])
+        if word := fact.get("body_part") or "":
+            owners.setdefault(f"?{word.removeprefix('?')}", set()).add(fact.get("patient") or fact["source"])
     for fact in facts:
         word = fact.get("body_part")
         if word in owners:
             fact["body_part"] = word[1:] if len(owners[word]) >= SHARED and word[1:] else "unknown"
+
+
+@dataclass
+class Outcome:
+    """What became of the sources of a shard.
+
+    Attributes:
+        counts: of them by ``"ok"``, ``"unreadable"`` and ``"filtered"``.
+        unreadable: names, and the reasons.
+    """
+
+    counts: Counter
+    unreadable: list[tuple[str, str]]
 
 
 class ShardFolder:
@@ -157,24 +174,27 @@ class ShardFolder:
     def facts(self, number: int) -> Path:
         return self.folder / f"{number:05d}.parquet"
 
-    def write(self, number: int, rows: Iterable[Row]) -> None:
+    def write(self, number: int, rows: Iterable[Row]) -> Outcome:
         """Write a shard from rows in their order. The facts come last: a shard without them is not there."""
         pa = arrow()
         table, pictures = [], Counter()
-        with written_whole(self.pixels(number)) as temporary, temporary.open("wb") as stream:
-            for row in rows:
-                fact = {"source": escaped(row.source), "status": row.status, "reason": visible(row.reason)}
-                fact |= {"shard": number, **row.facts}
-                pictures[row.reason] += 1
-                if pictures[row.reason] > PICTURES:
-                    fact.pop("left_out", None)
-                if row.status == OK:
-                    fact |= {"offset": stream.tell(), "length": len(row.data)}
-                    stream.write(row.data)
-                table.append(fact)
-        _hide_rare_words(table)
-        with written_whole(self.facts(number)) as temporary:
-            pa.parquet.write_table(pa.Table.from_pylist(table, schema=schema()), temporary)
+        with written_whole(self.facts(number)) as facts, written_whole(self.pixels(number)) as pixels:
+            with pixels.open("wb") as stream:
+                for row in rows:
+                    fact = {"source": escaped(row.source), "status": row.status, "reason": visible(row.reason)}
+                    fact |= {"shard": number, **row.facts}
+                    pictures[row.reason] += 1
+                    if pictures[row.reason] > PICTURES:
+                        fact.pop("left_out", None)
+                    if row.status == OK:
+                        fact |= {"offset": stream.tell(), "length": len(row.data)}
+                        stream.write(row.data)
+                    table.append(fact)
+            _hide_rare_words(table)
+            pa.parquet.write_table(pa.Table.from_pylist(table, schema=schema()), facts)
+            self.facts(number).unlink(missing_ok=True)  # of a shard that is made again: they tell of other pixels
+        bad = [(unescaped(fact["source"]), fact["reason"]) for fact in table if fact["status"] == UNREADABLE]
+        return Outcome(Counter(fact["status"] for fact in table), bad)
 
     def read_facts(self, number: int):
         """A shard's facts.
@@ -182,11 +202,33 @@ class ShardFolder:
         Raises:
             ShardError: the shard is missing, damaged, or its pixels are not as long as its facts say.
         """
+        table = _of_now(self._read(number))
+        if not table.schema.equals(schema()):
+            raise ShardError(f"{self.facts(number)}: is no shard of this version of the package")
+        expected = arrow().compute.sum(table.column("length")).as_py() or 0
+        found = self.pixels(number).stat().st_size if self.pixels(number).exists() else 0
+        if found != expected:
+            raise ShardError(
+                f"{self.pixels(number)}: has {found} bytes, its facts tell of {expected}; remove both and run prepare "
+                "again"
+            )
+        return table
+
+    def facts_at(self, number: int, offset: int, columns: Sequence[str]) -> dict:
+        """Some facts of the image of a shard whose pixels begin at a byte of its file; errors as for
+        :meth:`read_facts`."""
+        table = self._read(number, ["offset", *columns])
+        found = table.filter(arrow().compute.equal(table.column("offset"), offset)).slice(0, 1).to_pylist()
+        if not found:
+            raise ShardError(f"{self.facts(number)}: was made anew meanwhile; merge again")
+        return found[0]
+
+    def _read(self, number: int, columns: list[str] | None = None):
         pa = arrow()
         path = self.facts(number)
         try:
             regular_files.check_regular(path)
-            table = pa.parquet.read_table(path)
+            table = pa.parquet.read_table(path, columns=columns)
             table.validate(full=True)  # offsets that lead out of it would be followed
         except FileNotFoundError:
             raise ShardError(
@@ -196,28 +238,23 @@ class ShardFolder:
             raise ShardError(
                 f"{path}: is damaged ({regular_files.reason_of(error)}); remove it and run prepare again"
             ) from error
-        table = _of_now(table)
-        if not table.schema.equals(schema()):
-            raise ShardError(f"{path}: is no shard of this version of the package")
-        lengths = table.column("length").to_pylist()
-        expected = sum(length or 0 for length in lengths)
-        found = self.pixels(number).stat().st_size if self.pixels(number).exists() else 0
-        if found != expected:
-            raise ShardError(
-                f"{self.pixels(number)}: has {found} bytes, its facts tell of {expected}; remove both and run prepare "
-                "again"
-            )
         return table
 
-    def is_whole(self, number: int, rows: int, without_unreadable: bool = False) -> bool:
-        """Whether a shard of so many rows (all of them readable) is there, as far as its sizes tell."""
+    def outcome(self, number: int, rows: int) -> Outcome | None:
+        """What became of the sources of a shard; ``None`` unless it has so many and is whole, as far as sizes tell."""
         if not self.facts(number).exists():
-            return False
+            return None
         try:
             table = self.read_facts(number)
         except ShardError:
-            return False
-        return len(table) == rows and not (without_unreadable and UNREADABLE in table.column("status").to_pylist())
+            return None
+        if len(table) != rows:
+            return None
+        unreadable = table.filter(arrow().compute.equal(table.column("status"), UNREADABLE))
+        bad = zip(*(unreadable.column(name).to_pylist() for name in ("source", "reason")), strict=True)
+        return Outcome(
+            Counter(table.column("status").to_pylist()), [(unescaped(source), reason) for source, reason in bad]
+        )
 
     def clean(self, numbers: Iterable[int]) -> None:
         """Remove what interrupted writes of these shards left behind."""

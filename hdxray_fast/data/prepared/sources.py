@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,10 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ...errors import ConfigError
-from ...regular_files import open_regular
-from ..columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
-from ..csv_cells import name_of
-from ..listing import image_files, is_image_name, list_images, manifest_paths
+from ..listing import image_names, in_order, is_image_name, list_images, manifest_rows
 from ..reader_pool import MAX_MEMORY, TIMEOUT, Failed
 from .archive_lists import list_archives
 from .archives import MAX_MEMBERS, Member, is_archive, unpacked
@@ -22,7 +18,7 @@ JOIN = "::"  # between an archive and its member, in names that people read
 ACCEPTED = "folders of radiographs, images, .zip and .tar archives, CSV manifests"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Source:
     """One image to read.
 
@@ -108,6 +104,12 @@ def list_sources(
     return list(sources.values())
 
 
+def require_source(item: Path) -> None:
+    """Raise a ConfigError if it is not there."""
+    if not item.exists():
+        raise ConfigError(f"sources: {item} does not exist; accepted are {ACCEPTED}")
+
+
 def run_sources(
     data: str | os.PathLike,
     images: str | os.PathLike | None = None,
@@ -152,17 +154,17 @@ _Found = Source | _Archive | str  # what a name stands for; a bare name is left 
 def _named(item: Path, images: str | os.PathLike | None, exclude: Iterable[str | Path]) -> list[_Found]:
     if item.is_dir():
         return _folder(item, exclude)
-    if not item.exists():
-        raise ConfigError(f"sources: {item} does not exist; accepted are {ACCEPTED}")
+    require_source(item)
     if is_archive(item):
         return [_Archive(item)]
     return list(_manifest(item, images)) if item.suffix.lower() == ".csv" else [Source(str(item))]
 
 
 def _folder(folder: Path, exclude: Iterable[str | Path]) -> list[_Found]:
-    others: list[Path] = []
-    found: list[_Found] = [Source(str(path)) for path in image_files(folder, exclude, others.append)]
-    return found + [_Archive(path) if is_archive(path) else str(path) for path in sorted(others)]
+    others: list[str] = []
+    found: list[_Found] = [Source(name) for name in image_names(folder, exclude, others.append)]
+    others.sort(key=in_order)
+    return found + [_Archive(Path(name)) if is_archive(Path(name)) else name for name in others]
 
 
 def _holds_no_image(files: int) -> str:
@@ -187,16 +189,8 @@ def _members(archive: Path, members: list[Member] | Failed, on_skip: Callable[[s
 
 
 def _manifest(manifest: Path, images: str | os.PathLike | None) -> list[Source]:
-    paths = list(dict.fromkeys(manifest_paths(manifest, Path(images) if images else manifest.parent, "sources")))
-    patients: dict[str, str] = {}
-    with open_regular(manifest, "r", newline="", encoding="utf-8-sig") as stream:
-        reader = csv.DictReader(stream)
-        column = find_column(reader.fieldnames or (), PATIENT_COLUMNS)
-        if column is not None:
-            image = find_column(reader.fieldnames or (), PATH_COLUMNS)
-            root = Path(images) if images else manifest.parent
-            patients = {str(root / name_of(row[image])): name_of(row[column] or "") for row in reader if row[image]}
-    return [Source(str(path), patient=patients.get(str(path), "")) for path in paths]
+    named = manifest_rows(manifest, Path(images) if images else manifest.parent, "sources")
+    return [Source(name, patient=patient) for name, patient in named.items()]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """The index of chunks in an object store, looked at before litdata acts on it.
 
 litdata takes from ``index.json`` how each field is read, and some of its kinds run what they read: ``pickle`` does, and
-a structure may name a module to import. So an index is accepted if it is one that :func:`write_stream` writes, and no
+a structure may name a module to import. So an index is accepted if it is one that :func:`.write_stream` writes, and no
 other is.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ...errors import ConfigError
+from ...errors import ConfigError, MissingDependencyError
 from ...regular_files import RUN_JSON, parse_json, read_json, reason_of
 
 # fields of a sample, in their order, and the kinds that litdata may read them by: bytes, text, numbers of one dtype
@@ -26,8 +26,17 @@ CHUNK_NAME = re.compile(r"chunk-\d+-\d+\.bin")
 LEAF = {"type": None, "context": None, "children_spec": []}
 
 
+def litdata_or_error():
+    """litdata, which is optional."""
+    try:
+        import litdata
+    except ImportError as error:
+        raise MissingDependencyError("object stores need litdata: pip install 'hdxray-fast[streaming]'") from error
+    return litdata
+
+
 def check_stream_index(path: Path, address: str) -> None:
-    """Refuse an ``index.json`` that :func:`write_stream` does not write.
+    """Refuse an ``index.json`` that :func:`.write_stream` does not write.
 
     Args:
         path: of the index, fetched.

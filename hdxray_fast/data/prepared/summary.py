@@ -16,38 +16,58 @@ from ...images.panels import display_levels, write_image
 from ...regular_files import open_regular
 from .reading import decode, inside_grid
 from .shards import ShardFolder
-from .worker import OK
 
 SPREAD, EXTREME, UNSURE = 32, 16, 8  # tiles of the contact sheet: over the data set, of each extreme, least sure
 HISTOGRAMS, CONTACTS, LEFT_OUT = PICTURES = ("summary.png", "contacts.png", "left_out.png")
 TILES_LEFT_OUT = 64
+TOLD = ("length", "polygon", "inside", "confidence", "method", "flagged", "valid_box")  # of a tile
 
 
 def write_pictures(out: Path, index, recipe: dict, summary: dict) -> None:
-    """``summary.png`` (sizes, brightness, contours, what became of the sources) and ``contacts.png``."""
+    """``summary.png`` (sizes, brightness, contours, what became of the sources) and ``contacts.png``.
+
+    Args:
+        out: folder of the data set.
+        index: of its images, by row, at least the columns that :data:`.tally.KEPT` names; the rest of the few that are
+            shown is read from their shards.
+        recipe, summary: of the data set.
+    """
     _histograms(out / HISTOGRAMS, index, recipe["bits"], summary)
     _contacts(out / CONTACTS, ShardFolder(out / "shards"), index, recipe)
 
 
-def write_left_out(out: Path, table) -> None:
+class LeftOut:
     """``left_out.png``: what was left out for its view or body part, the least sure first; none of it, no file.
 
     Captions say the line of ``quarantine.csv``, the reason and what the pixels give to the view.
     """
-    path = out / LEFT_OUT
-    path.unlink(missing_ok=True)
-    facts = table.select(["status", "reason", "view_probability", "left_out"]).to_pylist()
-    bad = [fact for fact in facts if fact["status"] != OK]
-    shown = [(line, fact) for line, fact in enumerate(bad, start=2) if fact["left_out"]]
-    shown.sort(key=lambda pair: 0.0 if pair[1]["view_probability"] is None else pair[1]["view_probability"])
-    tiles = []
-    for line, fact in shown[:TILES_LEFT_OUT]:
-        grey = cv2.imdecode(np.frombuffer(fact["left_out"], np.uint8), cv2.IMREAD_GRAYSCALE)
-        chance = "" if fact["view_probability"] is None else f", {fact['view_probability']:.2f}"
-        tiles.append(plain_tile(grey, f"line {line}{chance}", fact["reason"]))
-    if tiles:
-        with written_whole(path) as temporary:
-            write_image(temporary, contact_sheet(tiles))
+
+    def __init__(self) -> None:
+        self._line = 2  # the first is the header
+        self._shown: list[tuple[float, int, dict]] = []
+
+    def add(self, bad) -> None:
+        """Facts of what is not good in a shard: ``reason``, ``view_probability``, ``left_out``."""
+        facts = bad.select(["reason", "view_probability", "left_out"]).to_pylist()
+        self._shown += [
+            (fact["view_probability"] or 0.0, line, fact)
+            for line, fact in enumerate(facts, start=self._line) if fact["left_out"]
+        ]  # fmt: skip
+        self._line += len(facts)
+        self._shown = sorted(self._shown, key=lambda one: one[:2])[:TILES_LEFT_OUT]
+
+    def write(self, out: Path) -> None:
+        """Make the picture in the data set's folder."""
+        path = out / LEFT_OUT
+        path.unlink(missing_ok=True)
+        tiles = []
+        for _, line, fact in self._shown:
+            grey = cv2.imdecode(np.frombuffer(fact["left_out"], np.uint8), cv2.IMREAD_GRAYSCALE)
+            chance = "" if fact["view_probability"] is None else f", {fact['view_probability']:.2f}"
+            tiles.append(plain_tile(grey, f"line {line}{chance}", fact["reason"]))
+        if tiles:
+            with written_whole(path) as temporary:
+                write_image(temporary, contact_sheet(tiles))
 
 
 def _histograms(path: Path, index, bits: int, summary: dict) -> None:
@@ -110,10 +130,12 @@ def contact_rows(levels: np.ndarray, confidence: np.ndarray) -> dict[int, str]:
 def _contacts(path: Path, shards: ShardFolder, index, recipe: dict) -> None:
     """The rows of :func:`contact_rows`; captions name index rows only."""
     rows = contact_rows(grey_levels(index, recipe["bits"]), index.column("confidence").to_numpy())
+    shown = ([index.column(name)[row].as_py() for name in ("shard", "offset")] for row in rows)
     tiles = []
-    for (row, words), facts in zip(rows.items(), index.take(list(rows)).to_pylist(), strict=True):
-        with open_regular(shards.pixels(facts["shard"])) as stream:
-            stream.seek(facts["offset"])
+    for (row, words), (number, offset) in zip(rows.items(), shown, strict=True):
+        facts = shards.facts_at(number, offset, TOLD)
+        with open_regular(shards.pixels(number)) as stream:
+            stream.seek(offset)
             pixels = decode(stream.read(facts["length"]), recipe)
         grey = pixels if pixels.dtype == np.uint8 else (pixels >> 8).astype(np.uint8)
         extreme = "mean" in words
