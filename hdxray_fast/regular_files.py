@@ -6,9 +6,11 @@ apart, which have guards of their own. What is read whole has a limit as well, a
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
+from collections.abc import Iterator
 from typing import IO, TYPE_CHECKING, Any
 
 from .errors import NotAFileError
@@ -20,6 +22,9 @@ MODEL_JSON = 64 << 20  # a config, or an index of shards: that of the largest pu
 RUN_JSON = 1 << 30  # what a run wrote of itself: settings, metrics, and lists with an entry for each bad file
 SMALL_TEXT = 1 << 16  # a key, a mark, a checksum: some words
 REPORT_TEXT = 16 << 20  # one report as text or XML: some pages
+MOST_LINE = 16 << 20  # characters of a line of a table
+MOST_TENSORS = 1 << 18  # of a file of weights: that of the largest published models has some thousands
+MOST_HEADER = 64 << 20  # bytes of a file of weights before its tensors
 MOST_DEPTH = 100  # of brackets in JSON; the deepest file that anybody writes for a model or a run has about ten
 
 _KINDS = (
@@ -44,7 +49,13 @@ def check_regular(path: str | os.PathLike, most: int | None = None) -> None:
         NotAFileError: something else lies there, or a file of more bytes.
         OSError: nothing is there, or it cannot be looked at.
     """
-    _check(path, os.stat(path), most)
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise NotAFileError(path, "is a loop of links, not a file") from error
+        raise
+    _check(path, status, most)
 
 
 def what_else(path: str | os.PathLike) -> str | None:
@@ -56,6 +67,8 @@ def what_else(path: str | os.PathLike) -> str | None:
         check_regular(path)
     except NotAFileError as error:
         return error.strerror
+    except FileNotFoundError:
+        return "is a link to nothing" if os.path.islink(path) else None
     except (OSError, ValueError):  # ValueError: a name that no file can have
         return None
     return None
@@ -90,35 +103,75 @@ def open_regular(
         raise
 
 
-def read_bytes(path: str | os.PathLike, most: int | None) -> bytes:
+def read_bytes(path: str | os.PathLike, most: int | None, text: bool = False) -> bytes:
     """All of a file.
 
     Args:
         path: of the file.
         most: bytes that it may hold; ``None`` for any number.
+        text: refuse what holds NUL, as a file that is mostly a hole does; UTF-16 begins with its mark.
 
     Raises:
         NotAFileError, OSError: as :func:`check_regular`.
     """
     with open_regular(path, "rb", most) as stream:
-        if most is None:
-            return stream.read()
         parts, length = [], 0
         while part := stream.read(1 << 20):  # asked for all at once, all would be allocated
+            if text and not (parts or [part])[0].startswith((b"\xff\xfe", b"\xfe\xff")):
+                _refuse_nul(path, part)
             parts.append(part)
             length += len(part)
-            if length > most:  # it grows, or says another size than it has
+            if most is not None and length > most:  # it grows, or says another size than it has
                 raise NotAFileError(path, _too_large(most))
     return b"".join(parts)
 
 
+def lines(stream: IO[str], path: str | os.PathLike, most: int | None = None) -> Iterator[str]:
+    """The lines of a text, for a reader of tables: a file without line ends is not read as one line.
+
+    Args:
+        stream: of the text.
+        path: of the file, for the error.
+        most: characters of all lines; left out, any number.
+
+    Raises:
+        NotAFileError: a line has more than ``MOST_LINE`` characters, or all have more than ``most``.
+    """
+    left = most
+    while line := stream.readline(MOST_LINE):
+        if len(line) == MOST_LINE and not line.endswith(("\n", "\r")):
+            raise NotAFileError(path, f"has a line of more than {MOST_LINE >> 20} Mi characters, which no table has")
+        if left is not None and (left := left - len(line)) < 0:
+            raise NotAFileError(path, f"unpacks to more than {most >> 20} Mi characters, which no table does")
+        yield line
+
+
+def check_text(path: str | os.PathLike) -> None:
+    """Before a library reads a text by its name: refuse what holds NUL, as a file that is mostly a hole does.
+
+    Raises:
+        NotAFileError, OSError: as :func:`check_regular`; or there is a NUL.
+    """
+    with open_regular(path) as stream:
+        while part := stream.read(1 << 20):
+            _refuse_nul(path, part)
+
+
+def _refuse_nul(path: str | os.PathLike, part: bytes) -> None:
+    if b"\0" in part:
+        raise NotAFileError(path, "holds NUL, which no text does")
+
+
 def read_text(path: str | os.PathLike, most: int | None, encoding: str = "utf-8", errors: str = "strict") -> str:
-    """All of a text file, with line ends as ``\\n``; arguments and errors as for :func:`read_bytes`, and
+    """All of a text file, with line ends as ``\\n``; arguments and errors as for :func:`read_bytes`.
+
+    NUL is refused, unless ``errors`` says that damage is read over. Besides:
 
     Raises:
         UnicodeDecodeError: it is in another encoding.
     """
-    return read_bytes(path, most).decode(encoding, errors).replace("\r\n", "\n").replace("\r", "\n")
+    text = read_bytes(path, most, text=errors == "strict").decode(encoding, errors)
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def read_json(path: str | os.PathLike, most: int | None = MODEL_JSON) -> Any:
@@ -127,7 +180,7 @@ def read_json(path: str | os.PathLike, most: int | None = MODEL_JSON) -> Any:
     Raises:
         ValueError: it is no JSON, or nested more than ``MOST_DEPTH`` deep.
     """
-    return parse_json(read_bytes(path, most))
+    return parse_json(read_bytes(path, most, text=True))
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -156,16 +209,43 @@ def _within(value: object) -> list:
     return [each for each in inner if isinstance(each, dict | list)]
 
 
+def check_tensors(path: str | os.PathLike) -> None:
+    """Before safetensors maps a file and reads its header: refuse a header that no file of weights has.
+
+    Raises:
+        NotAFileError, OSError: as :func:`check_regular`; or the header has no length, is longer than the file, or lists
+            more tensors than any model has.
+    """
+    with open_regular(path) as stream:
+        length, size = int.from_bytes(stream.read(8), "little"), os.fstat(stream.fileno()).st_size
+        if not 2 <= length <= min(size - 8, MOST_HEADER):
+            raise NotAFileError(path, "is damaged or no safetensors file: it has no header")
+        if stream.read(length).count(b"{") > MOST_TENSORS:
+            raise NotAFileError(path, f"lists more than {MOST_TENSORS} tensors, which no such file does")
+
+
+def check_listed_file(path: str | os.PathLike) -> None:
+    """Before the checksum of a model's file is taken: refuse one that is no such file by its size or its header.
+
+    Raises:
+        NotAFileError, OSError: as :func:`check_tensors`.
+    """
+    if os.fspath(path).endswith(".safetensors"):
+        check_tensors(path)
+    else:
+        check_regular(path, MODEL_JSON)
+
+
 def load_tensors(path: str | os.PathLike) -> dict[str, Tensor]:
     """Tensors of a safetensors file, on the CPU.
 
     Raises:
-        NotAFileError, OSError: as :func:`check_regular`.
+        NotAFileError, OSError: as :func:`check_tensors`.
         SafetensorError: it is damaged.
     """
     from safetensors.torch import load_file
 
-    check_regular(path)
+    check_tensors(path)
     return load_file(path)
 
 

@@ -14,7 +14,7 @@ from ..data.csv_cells import unquoted
 from ..data.splits import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, canonical_split
 from ..errors import ConfigError, MissingDependencyError
 from ..names import unescaped
-from ..regular_files import check_regular, reason_of
+from ..regular_files import check_regular, check_text, reason_of
 from ..terminal import visible
 from .label_table import LabelTable
 
@@ -97,6 +97,9 @@ def import_pandas():
     return pandas
 
 
+PACKED = (".gz", ".bz2", ".zip", ".xz", ".zst")  # which pandas unpacks
+
+
 def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False):
     """A CSV as text: ids keep their zeros, and only an empty cell is blank, so that a "nan" left behind is seen.
 
@@ -108,7 +111,7 @@ def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False):
     pandas = import_pandas()
     options = {"dtype": str, "keep_default_na": False, "na_values": ["", *blank], "skipinitialspace": True}
     try:
-        check_regular(path)
+        check_regular(path) if path.suffix in PACKED else check_text(path)
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)
             # without index_col=False rows that end in a comma, where the header does not, move one column to the left

@@ -14,6 +14,7 @@ from ..data.seen import Seen
 from ..data.seen_key import is_same
 from ..data.splits import SPLITS, canonical_split, describe_drawn, drawn_splits, fill_splits, patients_hash
 from ..errors import ConfigError
+from ..regular_files import what_else
 from ..terminal import visible
 from .label_csv import read_generic
 from .label_presets import PRESETS
@@ -130,7 +131,8 @@ def read_manifest(
     """
     path = Path(data)
     if not path.exists():
-        raise ConfigError(f"data: {path} does not exist; give a CSV manifest, or the folder that the preset reads")
+        reason = what_else(path) or "does not exist"
+        raise ConfigError(f"data: {path} {reason}; give a CSV manifest, or the folder that the preset reads")
     if preset is not None and preset not in PRESETS:
         raise ConfigError(f"preset: got {preset!r}, accepted are {', '.join(PRESETS)}")
     if preset is not None and multiclass:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from ..errors import CheckpointError
 from ..files import save_tensors, written_whole
 from ..models.inference import autocast, find_precision, one_late
 from ..models.inputs import encoder_inputs, sent_batch
-from ..regular_files import check_regular, load_tensors, parse_json
+from ..regular_files import check_tensors, load_tensors, parse_json
 from ..training.batches import batches_of
 from ..training.checkpoints import whole_state
 from .calibration import as_probabilities
@@ -132,7 +133,7 @@ class BestModel:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.facts = self.read() if path.exists() else None
+        self.facts = self.read() if os.path.lexists(path) else None
 
     def improved_by(self, score: dict[str, float]) -> bool:
         """Whether ``score`` is better than what is kept; at equal scores the smaller loss is."""
@@ -170,7 +171,7 @@ class BestModel:
         from safetensors import SafetensorError, safe_open
 
         try:
-            check_regular(self.path)
+            check_tensors(self.path)
             with safe_open(self.path, "pt") as stream:
                 return parse_json(stream.metadata()["facts"])
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import yaml
 
 MOST_BYTES = 1 << 20  # of settings; a table of patients is soon larger
+MOST_VALUES = 10_000  # of a file; reading more takes longer than anybody waits for a refusal
 MOST_DEPTH = 20  # of settings within settings; those of this package lie two deep
 
 
@@ -56,6 +57,12 @@ def check_config(path: Path, settings: Collection[str]) -> None:
         raise ConfigError(f"config: {path}{line} is no YAML; settings are lines such as `steps: 1000`") from None
     if found is None:
         return
+    try:
+        yaml.safe_load(text)
+    except yaml.YAMLError:
+        pass  # a tag that is not read is named by the parser
+    except (ValueError, OverflowError):  # a number of thousands of digits, a thirteenth month
+        raise ConfigError(f"config: {path} has a number or a date that cannot be read") from None
     if not isinstance(found, yaml.MappingNode):
         raise ConfigError(f"config: {path} holds no settings; they are lines such as `steps: 1000`")
     for key, _ in found.value:
@@ -67,13 +74,15 @@ def check_config(path: Path, settings: Collection[str]) -> None:
 
 
 def _check_depth(events: Iterable[yaml.Event], path: Path) -> None:
-    """Refuse what readers that go down level by level, or write aliases out, could not end with."""
+    """Refuse what readers that go down level by level, or write aliases out, could not end with, or not soon."""
     import yaml
 
     depth = 0
-    for event in events:
+    for number, event in enumerate(events):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         line = event.start_mark.line + 1
+        if number > MOST_VALUES:
+            raise ConfigError(f"config: {path} has more than {MOST_VALUES} words and values, which no settings have")
         if depth > MOST_DEPTH:
             raise ConfigError(f"config: {path}, line {line} is nested more than {MOST_DEPTH} deep")
         if isinstance(event, yaml.AliasEvent):

@@ -38,7 +38,8 @@ def run_pretrain_command(**options) -> int:
     if int(os.environ.get("RANK", "0")):
         return 0  # of several processes one speaks
     if result.losses:
-        print(f"loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f}")
+        since = f" since step {result.start + 1}, where it was resumed" if result.start else ""
+        print(f"loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f}{since}")
         print(f"(predicting each patch by its own mean would give {result.baseline:.4f})")
     if result.picture:
         print(f"picture: {result.picture}")

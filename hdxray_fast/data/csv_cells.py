@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import IO
 
 from ..names import escaped, unescaped
+from ..regular_files import lines
 from ..terminal import written_out
 
 STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # a spreadsheet takes what begins so for a formula
@@ -75,7 +76,7 @@ def write_table(
 
 def read_table(stream: IO[str], names: Sequence[str] = ()) -> list[dict[str, str]]:
     """The rows of a CSV that :func:`write_table` wrote; arguments as there."""
-    header, *rows = list(csv.reader(stream)) or [[]]
+    header, *rows = list(csv.reader(lines(stream, getattr(stream, "name", "the table")))) or [[]]
     header = list(map(unquoted, header))
     read = [name_of if column in names else unquoted for column in header]
     return [{column: take(cell) for column, take, cell in zip(header, read, row, strict=False)} for row in rows if row]

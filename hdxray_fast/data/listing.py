@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..regular_files import open_regular, reason_of, what_else
+from ..regular_files import lines, open_regular, reason_of, what_else
 from .columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column
 from .csv_cells import name_of
 
@@ -215,7 +215,7 @@ def _manifest_rows(manifest: Path, argument: str) -> list[tuple[str, str | None]
     """Names of files, and cells of their patients; ``None`` where there is no such column."""
     try:
         with open_regular(manifest, "r", newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
+            reader = csv.DictReader(lines(stream, manifest))
             column = find_column(reader.fieldnames or (), PATH_COLUMNS)
             if column is None:
                 raise ConfigError(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..files import written_whole
-from ..regular_files import open_regular, reason_of
+from ..regular_files import lines, open_regular, reason_of
 from ..terminal import visible
 from .csv_cells import read_table, write_table
 
@@ -58,7 +58,7 @@ def read_quarantine(path: Path) -> list[tuple[str, ...]]:
         return []
     try:
         with open_regular(path, "r", newline="", encoding="utf-8") as stream:
-            head = next(csv.reader(stream), list(COLUMNS))
+            head = next(csv.reader(lines(stream, path)), list(COLUMNS))
             stream.seek(0)
             rows = [tuple(row.values()) for row in read_table(stream, names=("path",))]
         if tuple(head) != COLUMNS or any(len(row) != len(COLUMNS) for row in rows):

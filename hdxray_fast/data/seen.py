@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ import numpy as np
 from ..errors import CheckpointError, ConfigError
 from ..files import save_tensors, written_whole
 from ..images.film_signature import film_signature
-from ..regular_files import check_regular, parse_json, reason_of
+from ..regular_files import check_tensors, parse_json, reason_of
 from .seen_key import KEY_FILE, fits, is_same, key_of, keyed, sealed
 from .signature_search import found_among
 from .splits import SPLITS
@@ -271,13 +272,13 @@ class Seen:
         that it cannot do without."""
         from safetensors import SafetensorError, safe_open
 
-        if not path.exists():
+        if not os.path.lexists(path):
             return None
         try:
-            check_regular(path)
+            check_tensors(path)
             with safe_open(path, "np") as file:
                 metadata, tensors = file.metadata() or {}, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, ValueError) as error:
             raise CheckpointError(
                 f"{path}: is damaged or cannot be read ({reason_of(error)}); remove it to go without"
             ) from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,13 +14,15 @@ import numpy as np
 
 from ..data.quarantine import Quarantined, read_quarantine, write_quarantine
 from ..errors import ConfigError, MissingDependencyError
-from ..files import written_whole
+from ..files import remove_leftovers, written_whole
 from ..images.perceptual_hash import SIDE
 from ..names import escaped, require_utf8, unescaped
+from ..parquet_files import LIMITS, read_parquet
 from ..regular_files import check_regular, parse_json, reason_of
 from .embedding import Embeddings
 
 SETTINGS_KEY = b"hdxray_fast"
+PART = re.compile(r"[0-9]{8}\.parquet")
 UNTOLD = ("precision",)  # settings that older tables do not tell: they are trusted to have been made so
 
 
@@ -66,7 +70,8 @@ def is_feature_table(path: Path) -> bool:
         return False
     try:
         check_regular(path)
-        return SETTINGS_KEY in (pyarrow.parquet.read_schema(path).metadata or {})
+        with pyarrow.parquet.ParquetFile(path, **LIMITS) as file:
+            return SETTINGS_KEY in (file.schema_arrow.metadata or {})
     except (OSError, ValueError, pyarrow.ArrowException):
         return False
 
@@ -117,11 +122,12 @@ class FeatureTable:
             ("mtime_ns", pyarrow.int64()),
         ]
         self._listed = read_quarantine(self.unreadable)
-        found = [self._read(path) for path in self._files()]
+        files = self._files()
+        found = [self._read(path) for path in files]
         if thumbnails or any("thumbnail" in table.column_names for table in found):
             fields.append(("thumbnail", pyarrow.binary(SIDE * SIDE)))
         self.schema = pyarrow.schema(fields, metadata={SETTINGS_KEY: json.dumps(self.settings).encode()})
-        self.tables = [self._of_now(table) for table in found]
+        self.tables = [self._of_now(*one) for one in zip(files, found, strict=True)]
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -130,7 +136,7 @@ class FeatureTable:
         for table in self.tables:  # of two rows of a path the later one counts
             columns = (table.column(name).to_pylist() for name in ("path", "size", "mtime_ns"))
             self.done.update((unescaped(path), Stamp(size, time)) for path, size, time in zip(*columns, strict=True))
-        self._next = 1 + max((int(path.stem) for path in self.parts.glob("*.parquet")), default=-1)
+        self._next = 1 + max((int(path.stem) for path in self._own_parts()), default=-1)
 
     def holds(self, path: str, now: Stamp | None) -> bool:
         """Whether there is a row of the file as it is now; of a file that is gone, a row of what it was will do."""
@@ -184,13 +190,19 @@ class FeatureTable:
             self._write(table.replace_schema_metadata(self.schema.metadata), self.out)
         unreadable = [*(row for row in self._listed if row[0] not in place), *unreadable]
         write_quarantine(self.unreadable, unreadable)
-        for path in self.parts.glob("*.parquet"):
+        for path in self._own_parts():
             path.unlink()
-        self.parts.rmdir()
+        remove_leftovers(self.parts)
+        with suppress(OSError):  # somebody's own files lie there, or it is a link
+            self.parts.rmdir()
         return self.out
 
     def _files(self) -> list[Path]:
-        return ([self.out] if self.out.exists() else []) + sorted(self.parts.glob("*.parquet"))
+        return ([self.out] if self.out.exists() else []) + self._own_parts()
+
+    def _own_parts(self) -> list[Path]:
+        """Parts by their numbers; what is called otherwise is somebody's own."""
+        return sorted(path for path in self.parts.glob("*.parquet") if PART.fullmatch(path.name))
 
     def _write(self, table, path: Path) -> None:
         try:
@@ -201,8 +213,7 @@ class FeatureTable:
 
     def _read(self, path: Path):
         try:
-            check_regular(path)
-            table = self._parquet.read_table(path)
+            table = read_parquet(path)
             found = parse_json((table.schema.metadata or {}).get(SETTINGS_KEY, b"null"))
             written = path.stat().st_mtime_ns
         except (OSError, ValueError, self._arrow.ArrowException) as error:
@@ -219,12 +230,20 @@ class FeatureTable:
             table = table.append_column("size", size).append_column("mtime_ns", time)
         return table
 
-    def _of_now(self, table):
+    def _of_now(self, path: Path, table):
         """A table of earlier runs in the columns of this one."""
-        for name in self.schema.names:
-            if name not in table.column_names:
-                table = table.append_column(name, self._arrow.nulls(len(table), self.schema.field(name).type))
-        return table.select(self.schema.names).cast(self.schema)
+        try:
+            for name in self.schema.names:
+                if name not in table.column_names:
+                    table = table.append_column(name, self._arrow.nulls(len(table), self.schema.field(name).type))
+            table = table.select(self.schema.names).cast(self.schema)
+            if empty := [name for name in ("path", "feature", "mtime_ns") if table.column(name).null_count]:
+                raise ValueError(f"rows without {empty[0]}")
+        except (KeyError, ValueError, self._arrow.ArrowException) as error:
+            raise ConfigError(
+                f"out: {path} is no table of features ({reason_of(error)}); choose another file"
+            ) from error
+        return table
 
 
 def read_features(path: str | Path) -> dict:
@@ -235,18 +254,21 @@ def read_features(path: str | Path) -> dict:
     Raises:
         ConfigError: it cannot be read as Parquet.
     """
-    import pyarrow.parquet
+    import pyarrow
 
     try:
-        check_regular(path)
-        table = pyarrow.parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
+        table = read_parquet(path)
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise ConfigError(f"{path}: cannot be read as Parquet ({reason_of(error)})") from error
-    columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "feature"}
-    columns["path"] = [unescaped(path) for path in columns["path"]]
-    feature = table.column("feature").combine_chunks()
-    flat = feature.flatten().to_numpy(zero_copy_only=False)
-    return {**columns, "feature": flat.reshape(len(table), feature.type.list_size).astype(np.float32)}
+    try:
+        columns = {name: table.column(name).to_pylist() for name in table.column_names if name != "feature"}
+        columns["path"] = [unescaped(path) for path in columns["path"]]
+        feature = table.column("feature").combine_chunks()
+        flat = feature.flatten().to_numpy(zero_copy_only=False)
+        features = flat.reshape(len(table), feature.type.list_size).astype(np.float32)
+    except (KeyError, TypeError, AttributeError, ValueError, pyarrow.ArrowException) as error:
+        raise ConfigError(f"{path}: is no table of features ({reason_of(error)})") from error
+    return {**columns, "feature": features}
 
 
 def _differences(found: dict, given: dict) -> list[str]:

@@ -46,7 +46,8 @@ class Contour:
         method: what happened: "network"; after a rescue "network:zoom", "network:trim" (plain borders cut off),
             "network:invert" or "network:rot90", "rot180", "rot270" (the picture was turned by as much, anticlockwise,
             before the chest was found); "classical"; "prior"; "rectangle".
-        flagged: the confidence is under the acceptance threshold: look at it before relying on it.
+        flagged: the confidence is under the acceptance threshold: look at it before relying on it. Never a
+            "rectangle", which is what was asked for, whatever the picture.
         view: which way the radiograph looks, by its header and, with the method "network", by its pixels.
     """
 
@@ -125,7 +126,7 @@ def find_contour(canvas: Canvas, method: str = "network", patch_size: int = 16, 
             first look as it is, flagged if unconvincing.
 
     Returns:
-        The contour. A picture with no chest gives a contour too: flagged.
+        The contour. A picture with no chest gives a contour too: flagged, unless a rectangle was asked for.
 
     Raises:
         ArgumentTypeError: not a canvas, or its pixels are not uint8 or uint16.
@@ -147,7 +148,8 @@ def find_contour(canvas: Canvas, method: str = "network", patch_size: int = 16, 
     polygon = np.clip(polygon, 0, canvas.pixels.shape[0]).astype(np.float32)
     inside = rasterize_polygon(polygon, canvas.pixels.shape[0], patch_size)
     view = judge_view(_named_view(canvas), chances, SURE)
-    return Contour(polygon, inside, round(float(confidence), 4), name, bool(confidence < ACCEPT), view)
+    flagged = confidence < ACCEPT and method != "rectangle"
+    return Contour(polygon, inside, round(float(confidence), 4), name, bool(flagged), view)
 
 
 def find_view(canvas: Canvas) -> ChestView:

@@ -43,7 +43,8 @@ def draw_overlay(canvas: Canvas, contour: Contour, title: str = "") -> np.ndarra
     if len(corners):
         cv2.polylines(picture, [corners], True, colour, line, cv2.LINE_AA, shift=4)
     words = [_elide(title, 60)] if title else []
-    words += [contour.method, f"confidence {contour.confidence:.2f}", f"inside {contour.inside.mean():.0%}"]
+    sure = [] if contour.method == "rectangle" else [f"confidence {contour.confidence:.2f}"]
+    words += [contour.method, *sure, f"inside {contour.inside.mean():.0%}"]
     words += [view_words(contour)] if contour.view.evidence or contour.view.flags else []
     words += ["FLAGGED"] if contour.flagged else []
     return np.vstack([picture, _caption("   ".join(words), size, colour)])
@@ -118,7 +119,8 @@ def contact_tile(canvas: Canvas, contour: Contour, name: str, tint: bool = True)
         cv2.polylines(picture, [corners], True, colour, 2, cv2.LINE_AA, shift=4)
     state = "FLAGGED " if contour.flagged else ""
     about = f", {view_words(contour)}" if contour.view.name != "frontal" and contour.view != ChestView() else ""
-    captions = [_elide(name, 34), f"{state}{contour.method} {contour.confidence:.2f}{about}"]
+    sure = "" if contour.method == "rectangle" else f" {contour.confidence:.2f}"
+    captions = [_elide(name, 34), f"{state}{contour.method}{sure}{about}"]
     return np.vstack([picture, *(_line(text, colour) for text in captions)])
 
 

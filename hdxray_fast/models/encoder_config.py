@@ -86,7 +86,8 @@ class EncoderConfig:
             raise ArgumentError(f"mlp_ratio: got {self.mlp_ratio!r}, accepted is a number above 0")
         if not _is_number(self.norm_eps) or not 0 < self.norm_eps < 1:
             raise ArgumentError(f"norm_eps: got {self.norm_eps!r}, accepted is a number between 0 and 1")
-        if self.layer_scale is not None and not _is_number(self.layer_scale):
+        largest = 3e38  # of float32
+        if self.layer_scale is not None and not (_is_number(self.layer_scale) and abs(self.layer_scale) < largest):
             raise ArgumentTypeError(f"layer_scale: got {self.layer_scale!r}, accepted are a finite number and None")
         if type(self.in_chans) is not int or self.in_chans not in (1, 3):
             raise ArgumentError(f"in_chans: got {self.in_chans!r}, accepted are 1 and 3")

@@ -45,6 +45,7 @@ class PretrainResult:
         images: radiographs trained on; ``None`` before they are known.
         picture: the last picture written.
         finished: all steps were run (False after SIGTERM).
+        start: steps that lay behind when it began.
     """
 
     out: Path
@@ -54,6 +55,7 @@ class PretrainResult:
     images: PreparedSet | PreparedSubset | None = None
     picture: Path | None = None
     finished: bool = False
+    start: int = 0
 
 
 def run_pretraining(
@@ -93,7 +95,7 @@ def run_pretraining(
             if model is not None:
                 save_model(model, out / "model")
     return PretrainResult(
-        out, done.losses, task.baseline, done.seconds_per_step, task.images, task.picture, done.finished
+        out, done.losses, task.baseline, done.seconds_per_step, task.images, task.picture, done.finished, done.start
     )
 
 

@@ -11,7 +11,9 @@ from pathlib import Path
 
 from ..data.columns import hidden_in
 from ..errors import ConfigError
-from ..regular_files import open_regular, reason_of
+from ..regular_files import lines, open_regular, reason_of
+
+UNPACKED, MOST_RATIO = 64 << 20, 100  # characters that a gzipped table may unpack to, and for each byte that it has
 
 
 def read_rows(path: Path, argument: str = "data") -> list[dict[str, str]]:
@@ -26,7 +28,8 @@ def read_rows(path: Path, argument: str = "data") -> list[dict[str, str]]:
             plain = opened.enter_context(gzip.open(file)) if path.suffix == ".gz" else file
             stream = opened.enter_context(TextIOWrapper(plain, newline="", encoding="utf-8-sig"))
             rows = []
-            reader = csv.DictReader(stream, strict=True)
+            most = UNPACKED + MOST_RATIO * path.stat().st_size if path.suffix == ".gz" else None
+            reader = csv.DictReader(lines(stream, path, most), strict=True)
             for row in reader:
                 if None in row or None in row.values():
                     raise ConfigError(

@@ -18,7 +18,7 @@ from ..models.encoder import Tokens
 from ..models.inference import one_late
 from ..models.inputs import sent_batch
 from ..ops.plan import MaskPlan
-from ..regular_files import check_regular, load_tensors
+from ..regular_files import check_tensors, load_tensors
 from ..training.batches import batches_of
 from ..weights.fingerprint import weights_print
 from .model import ReportModel
@@ -122,7 +122,7 @@ class FeatureStore:
         from safetensors import SafetensorError, safe_open
 
         try:
-            check_regular(self.path(index))
+            check_tensors(self.path(index))
             with safe_open(self.path(index), "pt") as tensors:
                 return bool(tensors.keys())
         except (SafetensorError, OSError):

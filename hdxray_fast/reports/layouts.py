@@ -109,7 +109,8 @@ def guess_layout(path: Path) -> str:
 
 
 def _missing(path: Path) -> ConfigError:
-    return ConfigError(f"data: {path} does not exist; give annotation.json, a CSV, or the folder of the reports")
+    reason = what_else(path) or "does not exist"
+    return ConfigError(f"data: {path} {reason}; give annotation.json, a CSV, or the folder of the reports")
 
 
 def image_path(root: Path, name: str) -> str:

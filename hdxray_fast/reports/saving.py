@@ -12,10 +12,10 @@ from torch import nn
 
 from ..data.seen import SEEN_FILE
 from ..devices import find_device
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, NotAFileError
 from ..files import checksum, flush, save_tensors, share, temporary_name
 from ..models.encoder import Encoder
-from ..regular_files import load_tensors, read_json, reason_of, what_else
+from ..regular_files import check_listed_file, load_tensors, read_json, reason_of, what_else
 from ..weights.data_only import check_config, check_files, check_listed
 from ..weights.hub_files import IMPORT_FILE
 from ..weights.model_folders import MODEL_FILE, load_model, model_folder, save_model
@@ -145,6 +145,10 @@ def _check_parts(directory: Path, parts: dict[str, str]) -> None:
         path = directory / name
         if not path.is_file():
             raise CheckpointError(f"{path}: {what_else(path) or 'is missing'}; {advice}")
+        try:
+            check_listed_file(path)
+        except NotAFileError as error:
+            raise CheckpointError(f"{path}: {error.strerror}; {advice}") from error
         if checksum(path) != digest:
             raise CheckpointError(f"{path}: is damaged, or another model's; {advice}")
 
@@ -164,6 +168,9 @@ def _read_settings(path: Path) -> dict:
         )
     if not {"model", "tokens", "language_model"} <= set(settings):
         raise CheckpointError(f"{path}: lacks settings")
+    parts = settings.get("parts", {})
+    if not isinstance(settings["model"], dict) or not isinstance(parts, dict):
+        raise CheckpointError(f"{path}: is damaged, its model or its parts are no object")
     return settings
 
 

@@ -12,6 +12,7 @@ from ..data.prepared.shards import arrow
 from ..errors import ConfigError
 from ..files import written_whole
 from ..names import escaped
+from ..parquet_files import read_parquet
 from ..regular_files import check_regular
 
 RECORD = "data.parquet"  # in a run's folder
@@ -186,8 +187,7 @@ def _read(path: Path) -> dict[str, dict[str, str]] | None:
     """Of each kind, contents by name; ``None`` if the file cannot be read."""
     pa = arrow()
     try:
-        check_regular(path)
-        table = pa.parquet.read_table(path)
+        table = read_parquet(path)
         columns = [table.column(name).to_pylist() for name in ("kind", "name", "content")]
     except (OSError, KeyError, pa.ArrowException):
         return None

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import CheckpointError, ConfigError
 from ..files import checksum
-from ..regular_files import load_tensors, read_json
+from ..regular_files import check_listed_file, load_tensors, read_json, reason_of
 from .checkpoints import (
     CHECKSUMS_FILE,
     EMA_FILE,
@@ -21,6 +21,7 @@ from .checkpoints import (
     OF_THIS_RUN,
     OPTIMIZER_FILE,
     STATE_FILE,
+    checkpoint_folder,
     checkpoint_folders,
     parameter_names,
 )
@@ -28,6 +29,8 @@ from .data_record import refuse_other_data
 from .kept import Kept
 from .optimizer import AveragedWeights
 from .processes import broadcast_from_main, from_main
+from .run_folder import LOG
+from .run_log import last_step
 
 
 @dataclass
@@ -52,12 +55,13 @@ def read_checkpoint(folder: Path, averaged: bool = False) -> Saved:
 
     try:
         for name, digest in read_json(folder / CHECKSUMS_FILE).items():
+            check_listed_file(folder / name)
             if checksum(folder / name) != digest:
                 raise CheckpointError(f"{folder / name} is damaged: its checksum differs")
         state = read_json(folder / STATE_FILE)
         files = (MODEL_FILE, OPTIMIZER_FILE, *([EMA_FILE] if averaged else []))
         return Saved(state, {name: load_tensors(folder / name) for name in files})
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot resume from this checkpoint ({error})") from error
 
 
@@ -141,7 +145,7 @@ def load_checkpoint(
             for name, tensor in ema.tensors.items():
                 tensor.copy_(_like(averaged[name], tensor))
             ema.updates = state.pop("ema_updates")
-    except (ValueError, KeyError, RuntimeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise CheckpointError(f"{folder}: cannot resume from this checkpoint ({error})") from error
     return state
 
@@ -153,11 +157,25 @@ def go_on(training: Kept) -> None:
         ConfigError: the data or the images per step are not those of the run that is resumed.
         CheckpointError: there are checkpoints, and none can be read.
     """
-    accelerator, task = training.accelerator, training.task
+    accelerator = training.accelerator
     reader = OneReader(accelerator, training.config.process_timeout) if accelerator.num_processes > 1 else Alone()
     state = resume_latest(training.checkpoints, training.model, training.optimizer, training.ema, reader)
     if state is None:
+        if training.is_main and (lost := last_step(training.out / LOG)):
+            warnings.warn(
+                f"{training.checkpoints}: has no checkpoint, though the log had come to step {lost}; it begins anew",
+                stacklevel=2,
+            )
         return
+    try:
+        _take(training, state)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        at = checkpoint_folder(training.checkpoints, state["step"])
+        raise CheckpointError(f"{at}: is damaged, or another task's ({reason_of(error)}); remove it") from error
+
+
+def _take(training: Kept, state: dict) -> None:
+    accelerator, task = training.accelerator, training.task
     refuse_other_data(state, task.fingerprint, task.data_record, training.out)
     if state["images_per_step"] != training.images_per_step:
         raise ConfigError(
@@ -196,13 +214,21 @@ def resume_latest(
     reader, failures = reader or Alone(), []
     for folder in reversed(reader.folders(root)):
         try:
-            return load_checkpoint(folder, model, optimizer, ema, reader)
+            state = load_checkpoint(folder, model, optimizer, ema, reader)
+            _check_state(folder, state)
+            return state
         except CheckpointError as error:
             failures.append(str(error))
             warnings.warn(f"{error}; falling back to the checkpoint before it", stacklevel=2)
     if failures:
         raise CheckpointError("no checkpoint of this run can be read: " + "; ".join(failures))
     return None
+
+
+def _check_state(folder: Path, state: dict) -> None:
+    """Refuse a state of another step than the folder's: the log is cut there, and counted up to it."""
+    if type(state.get("step")) is not int or folder != checkpoint_folder(folder.parent, state["step"]):
+        raise CheckpointError(f"{folder / STATE_FILE} is damaged: it is not the state of the step in {folder.name}")
 
 
 def _like(tensor: Tensor, target: Tensor) -> Tensor:

@@ -102,9 +102,8 @@ def read_images(
         raise ConfigError(f"cache: {cache} must be a folder that all processes share ({error})") from error
     for item in bad:
         training.print(f"unreadable: {visible(item.path)}: {visible(item.reason)}")
-    flagged = sum(images.column("flagged").to_pylist())
-    training.print(
-        f"{len(images)} radiographs ready, {flagged} with a contour of low confidence, "
-        f"{len(bad)} set aside in {quarantine}"
-    )
+    unsure = ""
+    if contour != "rectangle":  # which has no confidence; caches of earlier releases flag it
+        unsure = f" {sum(images.column('flagged').to_pylist())} with a contour of low confidence,"
+    training.print(f"{len(images)} radiographs ready,{unsure} {len(bad)} set aside in {quarantine}")
     return images, bad

@@ -107,6 +107,21 @@ def model_folder(directory: str | Path, file: str) -> Path:
     return inner if (inner / file).is_file() and not (directory / file).is_file() else directory
 
 
+def refuse_folder_of_run(directory: Path) -> None:
+    """Where a model is wanted and the folder of a run is named: say where in it the model is.
+
+    Raises:
+        CheckpointError: the folder holds no weights, and the model of a run below it.
+    """
+    if are_there(directory / MODEL_FILE):
+        return
+    steps = sorted((directory / "checkpoints").glob("step_*"), reverse=True)
+    for inner in (directory / "model", directory / "model" / "encoder", *steps):
+        if (inner / CONFIG_FILE).is_file() and are_there(inner / MODEL_FILE):
+            what = "newest checkpoint" if inner in steps else "model"
+            raise CheckpointError(f"{directory}: is the folder of a run; its {what} is in {inner}")
+
+
 def describe_model(model: MaskedAutoencoder | Encoder) -> dict[str, dict]:
     """The JSON files that make a folder with the tensors of ``model`` one for :func:`load_model`, by name.
 
@@ -146,8 +161,7 @@ def load_model(directory: str | Path) -> MaskedAutoencoder | Encoder:
     directory = _as_path(directory)
     if directory.is_file():
         raise CheckpointError(f"{directory}: is a file; give the folder that save_model wrote")
-    if not (directory / MODEL_FILE).exists() and (directory / "model" / MODEL_FILE).exists():
-        raise CheckpointError(f"{directory}: is the folder of a run; its model is in {directory / 'model'}")
+    refuse_folder_of_run(directory)
     kind, settings = _read_config(directory / CONFIG_FILE)
     tell_of_code(directory)
     _require_tensors(directory / MODEL_FILE)

@@ -83,8 +83,6 @@ def _read_directory(folder: Path, label: str) -> Source:
     config = read_json(folder / model_folders.CONFIG_FILE)
     if config.get("format") in (model_folders.MAE_FORMAT, model_folders.ENCODER_FORMAT):
         return _read_own(folder, label)
-    if not config and (folder / "model" / model_folders.CONFIG_FILE).is_file():
-        raise CheckpointError(f"{folder}: is the folder of a run; its model is in {folder / 'model'}")
     tell_of_code(folder)
     for name in TENSOR_FILES:
         if (folder / name).is_file():
@@ -96,6 +94,7 @@ def _read_directory(folder: Path, label: str) -> Source:
     else:
         if odd := [f"{name} {what_else(folder / name)}" for name in TENSOR_FILES if what_else(folder / name)]:
             raise CheckpointError(f"{folder}: its {odd[0]}")
+        model_folders.refuse_folder_of_run(folder)
         raise CheckpointError(f"{folder}: holds neither of {' and '.join(TENSOR_FILES)}")
     source.config = config
     source.mean, source.std = _pixel_statistics(read_json(folder / PREPROCESSOR_FILE), config)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import CheckpointError, HDXrayError
-from ..regular_files import check_regular, read_json, reason_of
+from ..regular_files import check_tensors, read_json, reason_of, what_else
 from .data_only import settings_in
 
 # A model may have more numbers than its file: positions that are computed, weights stored once and used twice, a head
@@ -154,14 +154,14 @@ def _in_file(path: Path) -> Stored:
 
     tensors = numbers = 0
     try:
-        check_regular(path)
+        check_tensors(path)
         with safe_open(path, "np") as file:  # maps the file and reads its header
             for name in file.keys():  # noqa: SIM118
                 part = file.get_slice(name)
                 tensors += 1
                 numbers += math.prod(part.get_shape()) * _NUMBERS.get(part.get_dtype(), 1)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: is missing") from error
+        raise CheckpointError(f"{path}: {what_else(path) or 'is missing'}") from error
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: is damaged or no safetensors file ({reason_of(error)})") from error
     return Stored(tensors, numbers)

@@ -98,3 +98,16 @@ def test_no_cell_drives_a_terminal():
 def test_one_place_writes_csv_files():
     package, writer = Path(hx.__file__).parent, re.compile(r"csv\.(writer|DictWriter)|to_csv")
     assert [path.name for path in package.rglob("*.py") if writer.search(path.read_text())] == ["csv_cells.py"]
+
+
+def test_a_file_without_line_ends_is_not_read_as_one_line(tmp_path):
+    from caps import limits
+
+    from hdxray_fast.errors import NotAFileError
+
+    with (tmp_path / "list.csv").open("wb") as stream:
+        stream.write(b"source,reason\n")
+        stream.truncate(5 << 30)  # takes no room on the disk
+    words = r"list\.csv: has a line of more than 16 Mi characters"
+    with (tmp_path / "list.csv").open(newline="") as stream, limits(), pytest.raises(NotAFileError, match=words):
+        read_table(stream)

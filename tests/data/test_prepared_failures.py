@@ -1,5 +1,6 @@
 """What goes wrong around a prepared data set, and how it goes on: disks, folders, shards, lists."""
 
+import json
 import os
 import subprocess
 import sys
@@ -222,3 +223,29 @@ def test_a_refused_run_writes_nothing(made, tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
     (made / "settings.json").unlink()  # as if killed between the list of sources and the settings
     assert prepare([xrays], made).found == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"recipe": [1]}, "its recipe is no object"),
+        ({"recipe": None}, "its recipe is no object"),
+        ({"sources": {"a": 1}}, "its sources are no list of names"),
+        ({"sources": [1]}, "its sources are no list of names"),
+        ({"size": 1e400}, "its recipe has no size"),
+        ({"size": "64"}, "its recipe has no size"),
+        ({"format": ["raw"]}, "its recipe has no format"),
+        ({"bits": None}, "its recipe has no bits"),
+        ({"shard_size": 0}, "its recipe has no shard_size"),
+        ({"shard_size": True}, "its recipe has no shard_size"),
+        ({"keep_duplicates": []}, "its recipe has no keep_duplicates"),
+    ],
+)
+def test_settings_of_other_kinds_are_named_by_all_who_read_them(made, change, words):
+    settings = json.loads((made / "settings.json").read_text())
+    place = settings if change.keys() <= {"recipe", "sources"} else settings["recipe"]
+    place.update(change)
+    (made / "settings.json").write_text(json.dumps(settings))
+    for read in (lambda: prepare([made.parent / "xrays"], made), lambda: merge(made), lambda: PreparedSet(made)):
+        with pytest.raises(ConfigError, match=rf"settings\.json: is damaged \({words}"):
+            read()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import shutil
+import subprocess
+import sys
 import time
 
 import cv2
@@ -251,6 +253,41 @@ def test_an_interruption_leaves_one_row_of_a_file_that_changed(folder, tmp_path,
     rows = read_features(out)
     assert len(rows["path"]) == 3
     assert rows["provenance_id"][0] == rows["provenance_id"][1]
+
+
+def test_files_of_others_among_the_parts_are_left_alone(folder, tmp_path):
+    pytest.importorskip("pyarrow")
+    parts = tmp_path / "features.parquet.parts"
+    parts.mkdir()
+    for name in ("notes.txt", "mine.parquet", "1.parquet"):
+        (parts / name).write_text("mine")
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    (parts / f".00000000.parquet.{gone.pid}.0123456789abcdef.tmp").touch()  # of a run that was killed as it wrote
+    result = embed_files([folder], tmp_path / "features.parquet", small(), progress=False)
+    assert result.rows == 3 and result.out.exists()
+    assert sorted(path.name for path in parts.iterdir()) == ["1.parquet", "mine.parquet", "notes.txt"]
+    assert all(path.read_text() == "mine" for path in parts.iterdir())
+
+
+@pytest.mark.parametrize("change", ["no path", "two", "other kind", "null"])
+def test_tables_that_say_they_are_ours_and_are_not(folder, tmp_path, change):
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    out, encoder = tmp_path / "features.parquet", small()
+    embed_files([folder], out, encoder, progress=False)
+    table, names = parquet.read_table(out), pa.array([None, "b", "c"])
+    changed = {
+        "no path": lambda: table.drop_columns(["path"]),
+        "two": lambda: table.append_column("path", names),
+        "other kind": lambda: table.drop_columns(["feature"]).append_column("feature", names),
+        "null": lambda: table.set_column(0, "path", names),
+    }[change]()
+    parquet.write_table(changed.replace_schema_metadata(table.schema.metadata), out)
+    with pytest.raises(hx.ConfigError, match=r"features\.parquet (is no table of features|cannot be read)"):
+        embed_files([folder], out, encoder, progress=False)
+    if change != "null":
+        with pytest.raises(hx.ConfigError, match=r"features\.parquet: (is no table|cannot be read)"):
+            read_features(out)
 
 
 def test_tables_from_before_files_were_stamped_go_on(folder, tmp_path):

@@ -18,12 +18,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from caps import limits
 from prepared_helpers import prepare
 from recorded_graph import RecordedGraphs, attention_as_on_a_gpu
 from tiny_training import TINY_PRETRAINING
 
 import hdxray_fast as hx
 from hdxray_fast.errors import ConfigError, TrainingError
+from hdxray_fast.files import checksum
 from hdxray_fast.models import layers
 from hdxray_fast.ops.plan import of_one_size
 from hdxray_fast.pretrain.config import PretrainConfig
@@ -159,6 +161,44 @@ def test_a_folder_with_a_run_is_not_overwritten(radiographs, tmp_path):
         run_pretraining(config(radiographs, tmp_path / "run", steps=1), progress=False)
     with pytest.raises(ConfigError, match=r"lr: None -> 0\.5"):
         run_pretraining(config(radiographs, tmp_path / "run", steps=1, lr=0.5, resume="auto"), progress=False)
+
+
+def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_anew(radiographs, tmp_path):
+    out, options = tmp_path / "run", {"steps": 2, "save_every": 1}
+    run_pretraining(config(radiographs, out, **options), progress=False)
+    shutil.rmtree(out / "checkpoints")
+    with pytest.warns(UserWarning, match=r"run/checkpoints: has no checkpoint, .* had come to step 2; it begins anew"):
+        again = run_pretraining(config(radiographs, out, resume="auto", **options), progress=False)
+    assert (again.start, len(again.losses)) == (0, 2)
+
+
+@pytest.mark.parametrize("change", [{"step": 10**12}, {"step": "2"}, {"images_per_step": None}, {"task": [1]}])
+def test_a_state_that_no_run_goes_on_from_is_named(radiographs, tmp_path, change):
+    out, options = tmp_path / "run", {"steps": 2, "save_every": 2}
+    run_pretraining(config(radiographs, out, **options), progress=False)
+    folder = out / "checkpoints" / "step_00000002"
+    state = json.loads((folder / "state.json").read_text()) | change
+    (folder / "state.json").write_text(json.dumps(state))
+    sums = json.loads((folder / "checksums.json").read_text()) | {"state.json": checksum(folder / "state.json")}
+    (folder / "checksums.json").write_text(json.dumps(sums))
+    with limits(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        with pytest.raises((hx.CheckpointError, ConfigError), match=r"step_00000002|batch_size"):
+            run_pretraining(config(radiographs, out, resume="auto", **options), progress=False)
+
+
+def test_the_command_says_since_when_the_loss_fell(radiographs, tmp_path, capsys):
+    from hdxray_fast.cli.pretrain import run_pretrain_command
+
+    settings = config(radiographs, tmp_path / "run", steps=3, save_every=1).as_dict()
+    run_pretrain_command(**settings)
+    first = capsys.readouterr().out
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000003")
+    run_pretrain_command(**{**settings, "resume": "auto"})
+    losses = losses_of(tmp_path / "run")
+    assert f"loss {losses[0]:.4f} -> {losses[2]:.4f}\n" in first
+    again = f"loss {losses[2]:.4f} -> {losses[2]:.4f} since step 3, where it was resumed\n"
+    assert again in capsys.readouterr().out
 
 
 def test_resume_refuses_other_images(radiographs, tmp_path):

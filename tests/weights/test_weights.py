@@ -657,3 +657,15 @@ def test_a_size_left_out_and_the_size_of_the_weights(tmp_path):
     given = hx.create_encoder(weights=tmp_path / "own", img_size=1280, in_chans=1).config
     assert (given.img_size, given.in_chans) == ((1280, 1280), 1)
     assert type(left_out.in_chans) is int and type(hx.create_encoder(depth=1).config.img_size[0]) is int
+
+
+@pytest.mark.parametrize(
+    ("inner", "what"), [("model", "model"), ("model/encoder", "model"), ("checkpoints/step_00000002", "checkpoint")]
+)
+def test_the_folder_of_a_run_names_the_model_in_it(tmp_path, inner, what):
+    run = tmp_path / "run"
+    hx.save_model(hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1), run / inner)
+    (run / "config.json").write_text('{"out": "run", "save_every": 100}')
+    for read in (lambda: hx.create_encoder(weights=run), lambda: hx.load_model(run)):
+        with pytest.raises(hx.CheckpointError, match=f"run: is the folder of a run; its .*{what} is in .*run/{inner}"):
+            read()

@@ -26,13 +26,24 @@ from .cached import CachedImages, CachedSet, ctime_of, for_now, key_now
 from .config import PrepareConfig
 from .index import INDEX, LOOKUP
 from .pool import prepared_rows
-from .shards import FORMAT, FORMAT_VERSION, ShardError, ShardFolder, arrow, read_json, write_json, write_lookup, writing
+from .shards import (
+    FORMAT,
+    FORMAT_VERSION,
+    SETTINGS,
+    ShardError,
+    ShardFolder,
+    arrow,
+    read_settings,
+    write_json,
+    write_lookup,
+    writing,
+)
 from .sources import Source
 from .worker import OK, Row
 
 CHECKSUM = "lookup.sha256"  # of lookup.arrow, whose contours are used as they lie there
 UNREADABLE = "unreadable.json"  # keys of files that could not be read
-SETTINGS, MAKER = "settings.json", "cache"
+MAKER = "cache"
 FILES = (SETTINGS, "shards", INDEX, LOOKUP, CHECKSUM, UNREADABLE)
 SHARD_SIZE = 64  # images; what a run that is killed while it reads can lose
 KEPT = (
@@ -141,10 +152,9 @@ def fill_cache(
 def _is_cache(folder: Path) -> bool:
     """Whether a folder is a cache, as its settings say: releases before left no mark."""
     try:
-        found = read_json(folder / SETTINGS)
+        return read_settings(folder).get("cache") is True
     except ConfigError:
         return False
-    return found.get("format") == FORMAT and found.get("cache") is True
 
 
 class _Adding:
@@ -211,7 +221,7 @@ class _Adding:
             self._bury(number)
         settings = {"format": FORMAT, "format_version": FORMAT_VERSION, "cache": True, "recipe": self.recipe}
         try:
-            found = read_json(self.folder / SETTINGS)
+            found = read_settings(self.folder)
         except ConfigError:
             found = {}
         if found != settings:

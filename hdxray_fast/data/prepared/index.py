@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import filecmp
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -13,13 +15,14 @@ from ...errors import ConfigError, TrainingError
 from ...files import written_whole
 from ...locks import locked
 from ...names import unescaped
-from ...regular_files import check_regular, open_regular, reason_of
+from ...parquet_files import count_rows
+from ...regular_files import RUN_JSON, open_regular, read_json, reason_of
 from ..csv_cells import read_table, write_table
 from ..quarantine import SHOWN
 from .duplicates import Copies, Near
 from .index_files import IndexFiles
 from .merged import NOTE, MergeNote
-from .shards import FORMAT, ShardFolder, arrow, read_json, write_json, writing
+from .shards import ShardFolder, arrow, read_settings, write_json, writing
 from .summary import PICTURES, LeftOut, write_pictures
 from .tally import Tally
 from .worker import OK, UNREADABLE
@@ -34,6 +37,7 @@ INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY = (
 )
 MERGED = (INDEX, LOOKUP, QUARANTINE, DUPLICATES, SUMMARY, *PICTURES)
 NAMES = ("source", "same_pixels_as", "near_duplicate_of")  # columns of the lists
+LISTS = {QUARANTINE: {"source", "status", "reason"}, DUPLICATES: {"source"}, SKIPPED: {"source"}}
 
 
 def merge(out: str | Path, *, again: bool = True) -> dict:
@@ -60,11 +64,11 @@ def merge(out: str | Path, *, again: bool = True) -> dict:
         TrainingError: no image is good, or the disk is full.
     """
     out = Path(out)
-    read_json(out / "settings.json")  # is there a data set at all
+    read_settings(out)  # is there a data set at all
     with writing(out), locked(out / ".merge.lock"):  # parts that end together merge one after the other
         note = MergeNote(out, ("settings.json", "sources.parquet", SKIPPED), MERGED)
         if not again and note.holds():
-            return read_json(out / SUMMARY)
+            return read_json(out / SUMMARY, RUN_JSON)
         _remove_leftovers(out)
         summary = _merge(out)
         note.write()
@@ -118,22 +122,21 @@ def _merge(out: Path) -> dict:
 
 def _all_shards(out: Path) -> tuple[dict, ShardFolder, range]:
     """Recipe and shards of a data set, none of which is missing, and their numbers."""
-    settings = read_json(out / "settings.json")
-    if settings.get("format") != FORMAT:
-        raise ConfigError(f"{out}: is no prepared data set")
+    settings = read_settings(out)
     if settings.get("cache"):
         raise ConfigError(f"{out}: is the cache of a training run, which has no parts")
     pa = arrow()
     try:
-        check_regular(out / "sources.parquet")
-        sources = pa.parquet.read_metadata(out / "sources.parquet").num_rows
+        sources = count_rows(out / "sources.parquet")
+        if not sources:
+            raise ValueError("it lists none")
     except (OSError, ValueError, pa.ArrowException) as error:  # ValueError: words that are no UTF-8
         raise ConfigError(
             f"{out / 'sources.parquet'}: is missing or damaged ({reason_of(error)}); run prepare again"
         ) from error
     shards = ShardFolder(out / "shards")
     numbers = range(-(-sources // settings["recipe"]["shard_size"]))
-    missing = [number for number in numbers if not shards.facts(number).exists()]
+    missing = [number for number in numbers if not os.path.lexists(shards.facts(number))]
     if missing:
         raise ConfigError(
             f"{out}: {len(missing)} of {len(numbers)} shards are missing (the first is {missing[0]}); prepare makes "
@@ -180,25 +183,35 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]])
 
 def read_unreadable(out: Path) -> list[tuple[str, str]]:
     """Source and reason of everything that could not be read, as :func:`merge` listed it."""
-    with open_regular(out / QUARANTINE, "r", newline="", encoding="utf-8") as stream:
-        rows = read_table(stream, names=NAMES)
-    return [(row["source"], row["reason"]) for row in rows if row["status"] == UNREADABLE]
+    return [(row["source"], row["reason"]) for row in _read_list(out / QUARANTINE) if row["status"] == UNREADABLE]
 
 
 def read_skipped(out: Path) -> list[str]:
     """Names that were left out for their suffix when the sources were listed."""
     path = out / SKIPPED
-    if not path.exists():  # a set of an earlier version
+    if not os.path.lexists(path):  # a set of an earlier version
         return []
-    with open_regular(path, "r", newline="", encoding="utf-8") as stream:
-        return [row["source"] for row in read_table(stream, names=NAMES)]
+    return [row["source"] for row in _read_list(path)]
 
 
 def read_set_aside(out: Path) -> list[str]:
     """Names of the sources that a data set holds no image of: unreadable, filtered, repeats of another, left out."""
     names = read_skipped(out)
     for path in (out / QUARANTINE, out / DUPLICATES):
-        if path.exists():  # a cache has neither
-            with open_regular(path, "r", newline="", encoding="utf-8") as stream:
-                names += [row["source"] for row in read_table(stream, names=NAMES) if row.get("same_pixels_as") != ""]
+        if os.path.lexists(path):  # a cache has neither
+            names += [row["source"] for row in _read_list(path) if row.get("same_pixels_as") != ""]
     return names  # near duplicates are in the index
+
+
+def _read_list(path: Path) -> list[dict[str, str]]:
+    needed = LISTS[path.name]
+    try:
+        with open_regular(path, "r", newline="", encoding="utf-8") as stream:
+            rows = read_table(stream, names=NAMES)
+        if not all(needed <= row.keys() for row in rows):
+            raise csv.Error(f"its columns are not {', '.join(sorted(needed))}")
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise ConfigError(
+            f"{path}: is missing or damaged ({reason_of(error)}); hdxray-fast merge {path.parent} writes it again"
+        ) from error
+    return rows

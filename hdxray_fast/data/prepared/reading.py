@@ -14,13 +14,12 @@ import numpy as np
 
 from ...errors import ArgumentError, ConfigError
 from ...names import unescaped
-from ...regular_files import check_regular, reason_of
+from ...parquet_files import read_parquet
+from ...regular_files import RUN_JSON, read_json, reason_of
 from .lookup import read_lookup
 from .shard_files import REMAKE, ShardFiles
-from .shards import FORMAT, LOOKUP_ROWS, ShardError, ShardFolder, arrow, read_json
+from .shards import FORMAT, LOOKUP_ROWS, SETTINGS, ShardError, ShardFolder, arrow, read_settings
 from .worker import PATCH
-
-FORMATS = ("raw", "png", "jpeg")
 
 
 class Prepared(NamedTuple):
@@ -68,18 +67,10 @@ class PreparedSet:
 
     def __init__(self, folder: str | os.PathLike, verify: bool = False) -> None:
         self.folder, self.verify = Path(folder), verify
-        settings = read_json(self.folder / "settings.json")
-        if settings.get("format") != FORMAT:
-            raise ConfigError(f"{self.folder}: is no prepared data set")
-        try:
-            self.recipe = settings["recipe"]
-            self.size = int(self.recipe["size"])
-            if self.recipe["format"] not in FORMATS or self.recipe["bits"] not in (8, 16) or self.size < PATCH:
-                raise ValueError("its recipe is none of this package")
-        except (KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{self.folder / 'settings.json'}: is damaged ({error!r})") from error
+        self.recipe = read_settings(self.folder)["recipe"]
+        self.size = self.recipe["size"]
         path = self.folder / "lookup.arrow"
-        if not path.exists():
+        if not os.path.lexists(path):
             raise ConfigError(
                 f"{path}: is missing; once all parts are prepared, hdxray-fast merge {self.folder} writes it"
             )
@@ -95,7 +86,7 @@ class PreparedSet:
             )
         except (OSError, ValueError) as error:
             raise ConfigError(
-                f"{path}: is damaged ({error}); hdxray-fast merge {self.folder} writes it again"
+                f"{path}: is damaged ({reason_of(error)}); hdxray-fast merge {self.folder} writes it again"
             ) from error
         self._shard, self._offset, self._length, self._crc32 = numbers
         self._box = np.concatenate([np.empty(0, np.int32), *boxes]).reshape(-1, 4)
@@ -207,8 +198,7 @@ class PreparedSet:
         pa = arrow()
         path = self.folder / "index.parquet"
         try:
-            check_regular(path)
-            table = pa.parquet.read_table(path, columns=columns)
+            table = read_parquet(path, columns)
             table.validate(full=True)
             return table
         except (OSError, ValueError, pa.ArrowException) as error:
@@ -355,10 +345,11 @@ def inside_grid(packed, size: int) -> np.ndarray:
 
 def is_prepared(folder: str | os.PathLike) -> bool:
     """Whether a folder is a prepared data set, finished or not."""
-    path = Path(folder) / "settings.json"
+    path = Path(folder) / SETTINGS
     if not path.is_file():
         return False
     try:
-        return read_json(path).get("format") == FORMAT
-    except ConfigError:
+        found = read_json(path, RUN_JSON)
+    except (OSError, ValueError):
         return False
+    return isinstance(found, dict) and found.get("format") == FORMAT

@@ -23,12 +23,12 @@ from .kept_rows import KeptRows
 from .merged import NOTE
 from .patient_key import KEY, find_key, make_key, read_key
 from .pool import prepared_rows
-from .shards import FORMAT, FORMAT_VERSION, ShardFolder, arrow, read_json, write_json, writing
+from .shards import FORMAT, FORMAT_VERSION, SETTINGS, ShardFolder, arrow, read_settings, write_json, writing
 from .source_list import SOURCES, PartOfSources, read_sources, write_sources
 from .sources import Source, list_sources, require_source
 from .worker import Row, patient_hash
 
-SETTINGS, BEGIN_LOCK, MAKER = "settings.json", ".begin.lock", "prepare"
+BEGIN_LOCK, MAKER = ".begin.lock", "prepare"
 FILES = (SETTINGS, SOURCES, SKIPPED, "shards", *MERGED, NOTE)
 SCRATCH = ".unpacked-{}-of-{}"  # a folder of each part
 
@@ -225,9 +225,7 @@ def _settings(out: Path, config: PrepareConfig) -> dict:
     given = [escaped(str(source)) for source in config.sources]
     settings = {"format": FORMAT, "format_version": FORMAT_VERSION, "recipe": config.recipe(), "sources": given}
     if (out / SETTINGS).exists():
-        found = read_json(out / SETTINGS)
-        if found.get("format") != FORMAT or found.get("format_version") != FORMAT_VERSION:
-            raise ConfigError(f"out: {out} is no prepared data set of this version; choose another folder")
+        found = read_settings(out)
         if found.get("cache"):
             raise ConfigError(f"out: {out} is the cache of a training run; choose another folder")
         differing = [
@@ -240,12 +238,12 @@ def _settings(out: Path, config: PrepareConfig) -> dict:
                 f"out: {out} was begun with other settings ({'; '.join(differing)}); use the same ones, or choose "
                 "another folder"
             )
-        new = [source for source in given if source not in found["sources"]]
+        new = [source for source in given if source not in found.get("sources", [])]
         if new and not config.add:
             raise ConfigError(
                 f"sources: {out} was begun without {', '.join(new)}; --add takes them in, or choose another folder"
             )
-        settings["sources"] = found["sources"] + new
+        settings["sources"] = [*found.get("sources", []), *new]
     return settings
 
 

@@ -17,10 +17,13 @@ from ...errors import ConfigError, HDXrayError, MissingDependencyError, Training
 from ...files import written_whole
 from ...images.perceptual_hash import LENGTH, SIDE
 from ...names import escaped, unescaped
+from ...parquet_files import read_parquet
 from ...terminal import visible
-from .worker import OK, UNREADABLE, Row
+from .worker import OK, PATCH, UNREADABLE, Row
 
 FORMAT, FORMAT_VERSION = "hdxray_fast.prepared", 1
+SETTINGS = "settings.json"
+FORMATS = ("raw", "png", "jpeg")  # of pixels
 
 
 class ShardError(HDXrayError, OSError):
@@ -227,8 +230,7 @@ class ShardFolder:
         pa = arrow()
         path = self.facts(number)
         try:
-            regular_files.check_regular(path)
-            table = pa.parquet.read_table(path, columns=columns)
+            table = read_parquet(path, columns)
             table.validate(full=True)  # offsets that lead out of it would be followed
         except FileNotFoundError:
             raise ShardError(
@@ -269,13 +271,41 @@ def write_json(path: Path, content: dict) -> None:
         temporary.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> dict:
+def read_settings(folder: Path) -> dict:
+    """What ``settings.json`` says, each of what is used of it of its own kind.
+
+    Raises:
+        ConfigError: it is missing or damaged, or the folder is no prepared data set of this version.
+    """
+    path = folder / SETTINGS
     try:
-        content = regular_files.read_json(path, regular_files.RUN_JSON)
+        found = regular_files.read_json(path, regular_files.RUN_JSON)
     except FileNotFoundError:
         raise ConfigError(f"{path}: is missing; a prepared data set is a folder that prepare wrote") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: is damaged or cannot be read ({regular_files.reason_of(error)})") from error
-    if not isinstance(content, dict):
+    if not isinstance(found, dict):
         raise ConfigError(f"{path}: is damaged or cannot be read (holds no object)")
-    return content
+    if found.get("format") != FORMAT or found.get("format_version") != FORMAT_VERSION:
+        raise ConfigError(f"{folder}: is no prepared data set of this version")
+    if what := _other_kind(found):
+        raise ConfigError(f"{path}: is damaged ({what}); fetch it from where the data set was made")
+    return found
+
+
+def _other_kind(settings: dict) -> str:
+    recipe, names = settings.get("recipe"), settings.get("sources", [])
+    if not isinstance(recipe, dict):
+        return "its recipe is no object"
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return "its sources are no list of names"
+    fits = {
+        "size": lambda value: type(value) is int and value >= PATCH,
+        "format": lambda value: value in FORMATS,
+        "bits": lambda value: type(value) is int and value in (8, 16),
+        "contour": lambda value: isinstance(value, str),
+        "shard_size": lambda value: type(value) is int and value >= 1,
+        "keep_duplicates": lambda value: isinstance(value, bool),
+    }
+    wrong = [name for name, holds in fits.items() if not holds(recipe.get(name))]
+    return f"its recipe has no {wrong[0]} that prepare writes" if wrong else ""

@@ -13,7 +13,8 @@ import numpy as np
 from ...errors import ConfigError
 from ...files import written_whole
 from ...names import escaped, unescaped
-from ...regular_files import check_regular, open_regular, reason_of
+from ...parquet_files import count_rows, read_parquet
+from ...regular_files import open_regular, reason_of
 from ...terminal import visible
 from .shards import LOOKUP_ROWS, arrow
 from .sources import Source
@@ -42,8 +43,7 @@ class PartOfSources:
     def __init__(self, out: Path, shard_size: int, which: int, of: int) -> None:
         self.path, self.shard_size, self.which, self.of = out / SOURCES, shard_size, which, of
         with _reading(self.path):
-            check_regular(self.path)
-            self.total = arrow().parquet.read_metadata(self.path).num_rows
+            self.total = count_rows(self.path)
         self.shards = -(-self.total // shard_size)
         self.numbers = range(which, self.shards, of)
 
@@ -75,8 +75,7 @@ def read_sources(out: Path) -> list[Source]:
     if not (out / SOURCES).exists():
         return []
     with _reading(out / SOURCES):
-        check_regular(out / SOURCES)
-        table = arrow().parquet.read_table(out / SOURCES)
+        table = read_parquet(out / SOURCES)
         return list(_sources(table.select(_present(table.column_names))))
 
 

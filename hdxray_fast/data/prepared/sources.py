@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ...errors import ConfigError
+from ...regular_files import what_else
 from ..listing import image_names, in_order, is_image_name, list_images, manifest_rows
 from ..reader_pool import MAX_MEMORY, TIMEOUT, Failed
 from .archive_lists import list_archives
@@ -107,7 +108,7 @@ def list_sources(
 def require_source(item: Path) -> None:
     """Raise a ConfigError if it is not there."""
     if not item.exists():
-        raise ConfigError(f"sources: {item} does not exist; accepted are {ACCEPTED}")
+        raise ConfigError(f"sources: {item} {what_else(item) or 'does not exist'}; accepted are {ACCEPTED}")
 
 
 def run_sources(

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import ArgumentError, ConfigError
-from .reading import FORMATS, Prepared, decode, inside_grid
+from .reading import Prepared, decode, inside_grid
+from .shards import FORMATS
 from .stream_index import check_stream_index, litdata_or_error
 
 MAX_SIDE = 1 << 14  # of a canvas, pixels; a sample that says more is none of ours
