@@ -17,8 +17,8 @@ from ..errors import ConfigError, MissingDependencyError
 from ..files import remove_leftovers, written_whole
 from ..images.perceptual_hash import SIDE
 from ..names import escaped, require_utf8, unescaped
-from ..parquet_files import read_parquet
-from ..regular_files import parse_json, reason_of
+from ..parquet_files import LIMITS, read_parquet
+from ..regular_files import check_regular, parse_json, reason_of
 from .embedding import Embeddings
 
 SETTINGS_KEY = b"hdxray_fast"
@@ -59,6 +59,21 @@ class Stamp(NamedTuple):
 
 
 GONE = Stamp(-1, -1)  # no file's: one that was not there when stamps were taken is read again
+
+
+def is_feature_table(path: Path) -> bool:
+    """Whether a file is a table that this package wrote, as its own metadata say; with whatever settings."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:  # FeatureTable says so
+        return False
+    try:
+        check_regular(path)
+        with pyarrow.parquet.ParquetFile(path, **LIMITS) as file:
+            return SETTINGS_KEY in (file.schema_arrow.metadata or {})
+    except (OSError, ValueError, pyarrow.ArrowException):
+        return False
 
 
 class FeatureTable:

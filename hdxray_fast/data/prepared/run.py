@@ -30,6 +30,7 @@ from .worker import Row, patient_hash
 
 BEGIN_LOCK, MAKER = ".begin.lock", "prepare"
 FILES = (SETTINGS, SOURCES, SKIPPED, "shards", *MERGED, NOTE)
+SCRATCH = ".unpacked-{}-of-{}"  # a folder of each part
 
 Listing = tuple[list[Source], list[str]]  # what there is, and what was left out for its suffix
 
@@ -92,7 +93,7 @@ def _look(out: Path, config: PrepareConfig) -> None:
         if config.add or not (out / SOURCES).exists():  # else the list that was made then holds
             require_source(source)
     _settings(out, config)
-    refuse_foreign(out, MAKER, FILES, _is_begun(out))
+    refuse_foreign(out, MAKER, _names(out), _is_begun(out))
     if config.patient_key:
         _patient_key(out, config)
 
@@ -185,7 +186,7 @@ class _Making:
 
 
 def _scratch(out: Path, which: int, of: int) -> Path:
-    return out / f".unpacked-{which + 1}-of-{of}"
+    return out / SCRATCH.format(which + 1, of)
 
 
 def _bar(config: PrepareConfig, total: int, done: int, progress: bool):
@@ -207,6 +208,11 @@ def _counting(rows, bar, on_row):
         if on_row:
             on_row(row)
         yield row
+
+
+def _names(out: Path) -> list[str]:
+    """What may be written over or removed, the scratch folders of all parts among it."""
+    return [*FILES, *sorted(path.name for path in out.glob(SCRATCH.format("*", "*")))]
 
 
 def _is_begun(out: Path) -> bool:
@@ -249,7 +255,7 @@ def _begin(out: Path, config: PrepareConfig, found: Listing | None) -> bytes:
     settings = _settings(out, config)  # again: another machine may have begun it meanwhile
     if found is None and not (out / SOURCES).exists():
         found = _list(out, config)
-    claim_names(out, MAKER, FILES, _is_begun(out))
+    claim_names(out, MAKER, _names(out), _is_begun(out))
     make_folder(out / "shards")
     key = _patient_key(out, config)
     if found is not None:
