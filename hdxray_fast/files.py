@@ -87,8 +87,7 @@ def written_somewhere(path: Path, write: Callable[[Path], None], what: str) -> N
 def remove_leftovers(folder: Path) -> None:
     """Remove what :func:`written_whole` left where its process was killed; what a living one writes stays."""
     for path in folder.glob(".*.tmp"):
-        # releases before had the process alone in the name
-        match = re.fullmatch(r"\..+?\.(\d+)(\.[0-9a-f]{16}|\.old)?\.tmp", path.name)
+        match = re.fullmatch(r"\..+?\.(\d+)\.[0-9a-f]{16}\.tmp", path.name)  # as temporary_name says
         if match is None or is_running(int(match[1])):
             continue
         if path.is_dir() and not path.is_symlink():
@@ -155,8 +154,7 @@ def begin_anew(folder: Path, maker: str) -> None:
         raise ConfigError(f"out: {folder} would be removed, and is no folder that {maker} made; choose another one")
     if maker not in _makers(folder) and folder.exists() and any(folder.iterdir()):
         raise ConfigError(
-            f"out: {folder} would be removed, and holds what {maker} did not make (no {OWNER_FILE}); choose another "
-            "folder, or remove it yourself"
+            f"out: {folder} would be removed, and {_not_marked(folder, maker)}; give another folder, or remove it"
         )
     try:
         if folder.exists():
@@ -167,7 +165,7 @@ def begin_anew(folder: Path, maker: str) -> None:
         raise ConfigError(f"out: {folder} cannot be made anew ({error.strerror or error})") from error
 
 
-def claim_names(folder: Path, maker: str, names: Iterable[str], own: bool = False) -> None:
+def claim_names(folder: Path, maker: str, names: Iterable[str], own: bool = False, argument: str = "out") -> None:
     """Before ``maker`` writes files of these names into ``folder``, which is made: they are its own, or not there.
 
     A folder that is there is taken as long as it is empty: people put the large ones on another disk by a link.
@@ -176,7 +174,9 @@ def claim_names(folder: Path, maker: str, names: Iterable[str], own: bool = Fals
         folder: what the user named.
         maker: the command.
         names: of files and folders in it that may be written over or removed.
-        own: ``maker`` has made them, as something else in the folder shows: releases before left no mark.
+        own: ``maker`` has made them, as something else in the folder shows that nobody else's file holds by chance:
+            releases before left no mark.
+        argument: that named the folder, for the error.
 
     Raises:
         ConfigError: one is there, and no mark that ``maker`` wrote into this folder; or it cannot be written.
@@ -184,25 +184,35 @@ def claim_names(folder: Path, maker: str, names: Iterable[str], own: bool = Fals
     makers = _makers(folder)
     if maker in makers:
         return
-    refuse_foreign(folder, maker, names, own)
-    make_folder(folder)
+    refuse_foreign(folder, maker, names, own, argument)
+    if not (own or makers) and _in_the_way(folder / OWNER_FILE):
+        raise ConfigError(f"{argument}: {folder / OWNER_FILE} is no mark of this package; give another folder")
+    make_folder(folder, argument)
     try:
-        with written_whole(folder / OWNER_FILE, durable=False) as temporary:
+        with written_whole(folder / OWNER_FILE) as temporary:
             temporary.write_text("".join(f"{name}\n" for name in (*makers, maker)), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"out: cannot write to {folder} ({error.strerror or error})") from error
+        raise ConfigError(f"{argument}: cannot write to {folder} ({error.strerror or error})") from error
 
 
-def refuse_foreign(folder: Path, maker: str, names: Iterable[str], own: bool = False) -> None:
+def refuse_foreign(folder: Path, maker: str, names: Iterable[str], own: bool = False, argument: str = "out") -> None:
     """The refusal of :func:`claim_names`, where nothing is to be written yet."""
-    if own or maker in _makers(folder):
+    if own:
         return
     found = next((name for name in names if _in_the_way(folder / name)), None)
-    if found is not None:
+    # a process that began meanwhile wrote its mark before its files, so marks are looked at last
+    if found is not None and maker not in _makers(folder):
         raise ConfigError(
-            f"out: {folder / found} would be written over, and {maker} did not make it (no {OWNER_FILE}); choose "
-            "another folder, or move it away"
+            f"{argument}: {folder / found} would be written over, and {_not_marked(folder, maker)}; give another "
+            "folder, or remove it"
         )
+
+
+def _not_marked(folder: Path, maker: str) -> str:
+    """Why what lies in a folder does not count as ``maker``'s."""
+    if makers := _makers(folder):
+        return f"the mark there ({OWNER_FILE}) is of {' and '.join(makers)}, not of {maker}"
+    return f"there is no mark ({OWNER_FILE}) that says that {maker} made it"
 
 
 def _in_the_way(path: Path) -> bool:
@@ -213,10 +223,12 @@ def _in_the_way(path: Path) -> bool:
 
 
 def _makers(folder: Path) -> list[str]:
+    """The commands that the mark of a folder names; none if there is no mark, or what is called so is none."""
     try:
-        return read_text(folder / OWNER_FILE, SMALL_TEXT).split()
+        lines = read_text(folder / OWNER_FILE, SMALL_TEXT).splitlines()
     except (OSError, ValueError):
         return []
+    return lines if all(re.fullmatch("[a-z]+(-[a-z]+)*", line) for line in lines) else []
 
 
 def free_name(stem: str, taken: set[str]) -> str:

@@ -31,9 +31,9 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path):
 def test_leftovers_of_dead_processes_alone_are_removed(tmp_path):
     chance = "0123456789abcdef"
     ours = [f".model.{DEAD}.{chance}.tmp/part", f".best.safetensors.{DEAD}.{chance}.tmp"]
-    ours += [f".model.{DEAD}.tmp/part", f".model.{DEAD}.old.tmp/part", f".a.csv.{DEAD}.tmp"]  # of releases before
     theirs = [f".model.{os.getpid()}.{chance}.tmp/part", f".a.csv.{os.getppid()}.{chance}.tmp"]
     theirs += [f".b.csv.{os.getpid()}.tmp", ".notes.tmp", ".mine.tmp/x", "b.1.tmp"]
+    theirs += [".x.2024.tmp", f".model.{DEAD}.tmp/part", f".model.{DEAD}.old.tmp/part", f".a.{DEAD}.{'g' * 16}.tmp"]
     for name in (*ours, *theirs):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")

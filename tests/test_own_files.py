@@ -21,10 +21,10 @@ def own(tmp_path):
 
 
 def test_a_folder_without_the_mark_is_not_cleared(own, tmp_path):
-    with pytest.raises(hx.ConfigError, match=r"run would be removed, and holds what demo did not make"):
+    with pytest.raises(hx.ConfigError, match=r"run would be removed, and there is no mark \(.made-by\) that says that"):
         begin_anew(own, "demo")
     (own / OWNER_FILE).write_text("another\n")
-    with pytest.raises(hx.ConfigError, match="did not make"):
+    with pytest.raises(hx.ConfigError, match=r"the mark there \(.made-by\) is of another, not of demo"):
         begin_anew(own, "demo")
     link = tmp_path / "link"
     link.symlink_to(own)
@@ -44,7 +44,7 @@ def test_a_folder_with_the_mark_is(tmp_path):
 def test_files_of_the_same_name_are_not_written_over(own):
     names = ("metrics.json", "predictions.csv")
     (own / "predictions.csv").write_text("mine")
-    with pytest.raises(hx.ConfigError, match=r"predictions.csv would be written over, and evaluate did not make it"):
+    with pytest.raises(hx.ConfigError, match=r"predictions.csv would be written over, and there is no mark \(.made"):
         claim_names(own, "evaluate", names)
     (own / "predictions.csv").unlink()
     claim_names(own, "evaluate", names)
@@ -53,11 +53,19 @@ def test_files_of_the_same_name_are_not_written_over(own):
         (own / name).write_text("theirs")
     claim_names(own, "evaluate", names)
     claim_names(own, "compare", ["comparison.csv"])
-    with pytest.raises(hx.ConfigError, match=r"metrics.json would be written over"):
+    with pytest.raises(hx.ConfigError, match=r"metrics.json would .* is of evaluate and compare, not of report-"):
         claim_names(own, "report-evaluate", ["metrics.json"])
 
 
-@pytest.mark.parametrize("name", ["run/thesis.txt", "images.csv", "metrics.json"])
+def test_a_mark_that_is_none_is_not_written_over(own):
+    for text in ("who made this?\n", "Evaluate\n"):
+        (own / OWNER_FILE).write_text(text)
+        with pytest.raises(hx.ConfigError, match=r"\.made-by is no mark of this package"):
+            claim_names(own, "evaluate", ["metrics.json"])
+        assert (own / OWNER_FILE).read_text() == text
+
+
+@pytest.mark.parametrize("name", ["run/thesis.txt", "images.csv", "metrics.json", "cache/thesis.txt"])
 def test_the_demo_leaves_what_is_not_its_own(tmp_path, monkeypatch, name):
     pytest.importorskip("accelerate")
     from hdxray_fast.cli import demo
@@ -66,7 +74,7 @@ def test_the_demo_leaves_what_is_not_its_own(tmp_path, monkeypatch, name):
     file.parent.mkdir(exist_ok=True)
     file.write_text("mine")
     monkeypatch.setattr(demo, "demo_radiograph", lambda: tmp_path / "radiograph.dcm")
-    with pytest.raises(hx.ConfigError, match="demo did not make"):
+    with pytest.raises(hx.ConfigError, match=r"no mark .* demo made"):
         demo.run_demo(demo.DemoConfig(out=str(tmp_path), steps=1))
     assert file.read_text() == "mine"
 
@@ -113,6 +121,6 @@ def test_a_run_writes_over_no_other_settings(tmp_path):
     from tiny_training import train
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(hx.ConfigError, match=r"config.json is of no run, and would be written over"):
+    with pytest.raises(hx.ConfigError, match=r"config.json would be written over, and there is no mark"):
         train(tmp_path, steps=1)
     assert json.loads((tmp_path / "config.json").read_text()) == {"model_type": "vit"}

@@ -18,7 +18,7 @@ from ..files import claim_names
 from ..regular_files import RUN_JSON, read_json
 from ..training.data_record import RECORD
 from ..training.loop import Training
-from ..training.run_folder import LOG
+from ..training.run_folder import is_run
 from .calibration import describe_temperature
 from .config import FinetuneConfig
 from .label_fractions import take_fraction
@@ -66,7 +66,7 @@ def run_finetuning(
         raise ConfigError(f"{what} for one process; under accelerate launch, start each run by itself")
     begun = _begun(config, runs)
     if len(runs) > 1:
-        own = any((Path(run.out) / name).exists() for run in runs for name in (LOG, "metrics.json"))
+        own = any(_is_ours(Path(run.out)) for run in runs)
         claim_names(Path(config.out), "finetune", TABLE_FILES, own)
     results = []
     for number, run in enumerate(runs):
@@ -82,6 +82,13 @@ def run_finetuning(
     if len(runs) > 1 and results[-1].finished:
         write_table(Path(config.out), runs, results)
     return results
+
+
+def _is_ours(out: Path) -> bool:
+    """Whether a run of several is there, of a release that left no mark."""
+    from .probe import results_of
+
+    return is_run(out) or results_of(out) is not None
 
 
 def _begun(config: FinetuneConfig, runs: list[FinetuneConfig]) -> Seen | str | None:

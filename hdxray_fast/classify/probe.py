@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from ..data.seen import Seen
-from ..data.seen_key import KEY_FILE, run_key
+from ..data.seen_key import KEY_FILE, check_key, run_key
 from ..data.split_copies import keep_copies_together
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..features.embedding_files import embed_list
-from ..features.feature_table import read_features
+from ..features.feature_table import is_feature_table, read_features
 from ..features.shares import Share
 from ..files import claim_names
 from ..images.perceptual_hash import SIDE
@@ -43,7 +43,9 @@ from .predictions import RESULT_FILES, report_predictions
 from .probe_config import ProbeConfig
 
 FEATURES = "features.parquet"
-PROBE_FILES = (FEATURES, f"{FEATURES}.parts", "features.unreadable.csv", "model", KEY_FILE, *RESULT_FILES)
+TABLE_OF_FEATURES = (FEATURES, f"{FEATURES}.parts", "features.unreadable.csv")
+PROBE_FILES = (*TABLE_OF_FEATURES, "model", KEY_FILE, *RESULT_FILES)
+TOLD = ("data", "preset", "multiclass", "uncertain")  # settings that make other results of the same folder
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation
 USUAL_STRENGTH = 0.1  # where validation cannot choose: it neither shrinks to nothing nor lets go
 
@@ -322,33 +324,38 @@ def _answers(classifier: Classifier, features: np.ndarray) -> np.ndarray:
 
 def _refuse_other_task(out: Path, config: ProbeConfig, table: LabelTable) -> None:
     """Raise a ConfigError if the folder holds results for other labels; the same ones may be probed anew."""
-    before = _results(out)
+    before = results_of(out)
     if before is None:
         return
     now = {**asdict(config), "classes": table.classes}
     for settings in (before, now):
         settings["data"] = os.path.abspath(settings["data"])
-    for name in ("data", "preset", "classes", "multiclass", "uncertain"):
+    for name in (*TOLD, "classes"):
         if before[name] != now[name]:
             raise ConfigError(
                 f"out: {out} holds results with {name}={before[name]}, not {now[name]}; choose another folder for these"
             )
 
 
-def _results(out: Path) -> dict | None:
+def results_of(out: Path) -> dict | None:
     """Settings and classes of the results in a folder; ``None`` if there are none that a probe wrote whole."""
     try:
         saved = read_json(out / "metrics.json", RUN_JSON)
-        return {**saved["config"], "classes": list(saved["classes"])}
+        found = {**saved["config"], "classes": list(saved["classes"])}
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    return found if found.keys() >= {*TOLD} else None
 
 
 def _claim(out: Path) -> None:
-    """Raise a ConfigError if something of the names that a probe writes is another's."""
-    # releases before left no mark; what else may have made a table of features, that table itself is asked
-    of_probe = _results(out) is not None or (out / FEATURES).exists()
-    claim_names(out, "probe", PROBE_FILES, own=of_probe and not (out / LOG).exists())
+    """Raise a ConfigError if something of the names that a probe writes is another's, or its key is none."""
+    # releases before left no mark: their results show whose they are, and a table of features does for itself
+    own = results_of(out) is not None and not (out / LOG).exists()
+    names = PROBE_FILES
+    if is_feature_table(out / FEATURES):
+        names = tuple(name for name in PROBE_FILES if name not in TABLE_OF_FEATURES)
+    claim_names(out, "probe", names, own)
+    check_key(out)
 
 
 def _rows(table: LabelTable, split: str) -> np.ndarray:

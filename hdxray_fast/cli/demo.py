@@ -69,7 +69,7 @@ def run_demo(config: DemoConfig) -> dict:
     out = Path(config.out)
     run = out / "run"
     paths = [demo_radiograph(), *(list_images(config.data) if config.data else [])]
-    claim_names(out, "demo", ("images.csv", "panel.png", "metrics.json"))
+    claim_names(out, "demo", ("images.csv", "panel.png", "metrics.json", "cache"))
     begin_anew(run, "demo")  # each demo starts afresh
     manifest = out / "images.csv"
     with manifest.open("w", newline="", encoding="utf-8") as stream:

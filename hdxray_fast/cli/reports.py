@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 
 from ..terminal import visible
 from .options import add_precision, add_reading
@@ -127,7 +128,7 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
     from ..reports.own_split import overlap_with, read_own_split
     from ..reports.r2gen_sets import check_count, per_image
     from ..reports.saving import load_report_model
-    from ..reports.writing import studies_of_files, write_reports
+    from ..reports.writing import refuse_other_files, studies_of_files, write_reports
     from ..reports.writing_options import WritingOptions
 
     data, together, split = (options.pop(name) for name in ("data", "together", "split"))
@@ -137,11 +138,13 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
     writing = WritingOptions(**decoding)
     if bool(paths) == (data is not None):
         raise ConfigError("paths, data: give radiographs, or studies with --data, and not both")
+    studies = studies_of_files(paths, together) if data is None else []
+    if out is not None:
+        refuse_other_files(out, studies, options["pictures"])
     loaded = load_report_model(model, options.pop("device"))
     language = loaded.config.language
-    if data is None:
-        studies = studies_of_files(paths, together, language)
-    else:
+    studies = [replace(study, language=language) for study in studies]
+    if data is not None:
         table = read_own_split(data, loaded.seen, language=language, **reading)
         for note in table.notes:
             print(f"note: {visible(note)}", file=sys.stderr)
@@ -169,11 +172,12 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
 def run_evaluate_command(predictions: str, out: str, **options) -> int:
     from ..data.reader_pool import check_caps
     from ..reports.evaluate import evaluate_reports
-    from ..reports.evaluation_files import write_evaluation
+    from ..reports.evaluation_files import refuse_other_files, write_evaluation
     from ..reports.evaluation_table import format_evaluation
 
     reading = {name: options.pop(name) for name in ("workers", "timeout", "max_memory")}
     check_caps(reading["timeout"], reading["max_memory"])
+    refuse_other_files(out)
     evaluation = evaluate_reports(predictions, **options)
     folder = write_evaluation(evaluation, out, **reading)
     print(format_evaluation(evaluation.metrics))

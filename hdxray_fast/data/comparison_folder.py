@@ -11,6 +11,8 @@ from ..names import ESCAPES
 from ..terminal import visible_lines
 from .csv_cells import write_table
 
+MAKER, FILES = "compare", ("comparison.csv", "forest.png", "comparison.md", "comparison.json")
+
 
 def write_comparison_folder(
     out: Path,
@@ -34,7 +36,7 @@ def write_comparison_folder(
     Raises:
         ConfigError: a file of such a name is there, and is of no comparison.
     """
-    claim_names(out, "compare", ("comparison.csv", "forest.png", "comparison.md", "comparison.json"))
+    claim_names(out, MAKER, FILES)
     encoding = {"encoding": "utf-8", "errors": ESCAPES}  # models may lie in folders of any name
     with written_whole(out / "comparison.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         write_table(file, columns, rows)

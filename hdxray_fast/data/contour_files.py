@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +40,8 @@ def write_contours(
     """Find the contour of each radiograph and write it down.
 
     For every readable file ``NAME.contour.png`` (overlay) and ``NAME.contour.json`` are written to `out`, where NAME is
-    the file's stem, numbered when several files share it; then ``contacts.png`` (``contacts-2.png`` ... beyond 48).
+    the file's stem, numbered when several files share it; then ``contacts.png`` (``contacts-2.png`` ... beyond 48),
+    which leaves out names of the radiographs themselves.
     Unreadable files are reported on stderr with the reason, listed in ``unreadable.csv``, and skipped.
 
     Args:
@@ -60,7 +62,7 @@ def write_contours(
     Raises:
         ArgumentError: no paths, an unknown method, sizes that do not fit, or `out` is not a folder.
         ArgumentTypeError: `paths` is not a list of paths.
-        ConfigError: a cap that is not above 0.
+        ConfigError: a cap that is not above 0, or `out` holds files of these names that ``contour`` did not make.
     """
     sources = _as_paths(paths)
     if method not in METHODS:
@@ -75,15 +77,18 @@ def write_contours(
         raise ArgumentError(f"out must be a folder, {out} is a file") from error
     except OSError as error:
         raise ArgumentError(f"out must be a folder that can be written to, {out} is not ({error.strerror})") from error
-    claim_names(folder, "contour", ("unreadable.csv",))  # all other names are its own, or left alone
-    summary: dict = {"written": {}, "flagged": [], "failed": {}, "contacts": []}
     taken: set[str] = set()
+    names = [free_name(Path(source).stem or "image", taken) for source in sources]
+    sheets = _sheets(folder, sources)
+    written = [f"{name}.contour.{kind}" for name in names for kind in ("json", "png")]
+    claim_names(folder, "contour", ("unreadable.csv", *written, *(path.name for path in sheets)))
+    summary: dict = {"written": {}, "flagged": [], "failed": {}, "contacts": []}
     tiles: list[np.ndarray] = []
     unreadable: list[Quarantined] = []
     jobs = ((source, method, size, patch_size) for source in sources)
     caps = {"timeout": timeout, "max_memory": max_memory}
     with closing(call_in_order(read_contour, jobs, workers=workers, ahead=2, **caps)) as results:
-        for source in _with_progress(sources, progress):
+        for source, name in zip(_with_progress(sources, progress), names, strict=True):
             found = next(results)
             if isinstance(found, Failed):
                 found = Quarantined(source, *found)
@@ -92,7 +97,6 @@ def write_contours(
                 summary["failed"][source] = found.reason
                 continue
             canvas, contour = found
-            name = free_name(Path(source).stem or "image", taken)
             picture = draw_overlay(canvas, contour, Path(source).name)
             record = describe_contour(canvas, contour, source, patch_size)
             with written_whole(folder / f"{name}.contour.json", durable=False) as temporary:
@@ -103,10 +107,10 @@ def write_contours(
                 summary["flagged"].append(source)
             tiles.append(contact_tile(canvas, contour, name))
             if len(tiles) == SHEET:
-                summary["contacts"].append(_write_sheet(folder, tiles, summary["contacts"], sources))
+                summary["contacts"].append(_write_sheet(sheets[len(summary["contacts"])], tiles))
                 tiles = []
     if tiles:
-        summary["contacts"].append(_write_sheet(folder, tiles, summary["contacts"], sources))
+        summary["contacts"].append(_write_sheet(sheets[len(summary["contacts"])], tiles))
     write_quarantine(folder / "unreadable.csv", unreadable)
     if progress:
         _report(summary, folder)
@@ -154,10 +158,13 @@ def _report(summary: dict, folder: Path) -> None:
     )
 
 
-def _write_sheet(folder: Path, tiles: list[np.ndarray], written: list[str], sources: list[str]) -> str:
-    """Write one contact sheet beside those written; a radiograph of that name in the same folder is never replaced."""
-    kept = {os.path.realpath(path) for path in (*written, *sources)}
-    names = ("contacts.png" if page == 1 else f"contacts-{page}.png" for page in range(1, 3 + len(kept)))
-    path = next(folder / name for name in names if os.path.realpath(folder / name) not in kept)
+def _sheets(folder: Path, sources: Sequence[str]) -> list[Path]:
+    """Contact sheets for so many radiographs; none has the name of a radiograph in the same folder."""
+    kept = {os.path.realpath(path) for path in sources}
+    paths = (folder / ("contacts.png" if page == 1 else f"contacts-{page}.png") for page in count(1))
+    return list(islice((path for path in paths if os.path.realpath(path) not in kept), -(-len(sources) // SHEET)))
+
+
+def _write_sheet(path: Path, tiles: list[np.ndarray]) -> str:
     write_image(path, contact_sheet(tiles))
     return str(path)

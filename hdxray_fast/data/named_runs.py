@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..files import make_folder
+from ..files import make_folder, refuse_foreign
+from .comparison_folder import FILES, MAKER
 
 Place = str | os.PathLike
 
@@ -53,6 +54,7 @@ def begin_comparison(
         raise ConfigError(f"bootstraps: got {bootstraps}, accepted are whole numbers from 1 on")
     named = name_runs(models)
     if out is not None:
+        refuse_foreign(Path(out), MAKER, FILES)
         make_folder(Path(out))
     return named
 

@@ -35,6 +35,11 @@ def run_key(out: str | Path) -> bytes:
     return found
 
 
+def check_key(out: str | Path) -> None:
+    """Refuse, before a run writes anything, what :func:`run_key` would refuse."""
+    _read(Path(out) / KEY_FILE)
+
+
 def keep_key(folder: str | Path, key: bytes) -> None:
     """Write a key down in ``folder``, in place of one that was there.
 

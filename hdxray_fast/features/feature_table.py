@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..names import require_utf8, unescaped
 from ..parquet_files import open_parquet
 from ..regular_files import reason_of
-from .row_columns import NoFeaturesError, as_of_now, require_columns, require_values, row_schema
+from .row_columns import SETTINGS_KEY, NoFeaturesError, as_of_now, require_columns, require_values, row_schema
 from .row_parts import RowParts
 from .shares import Share
 
@@ -72,6 +72,19 @@ class FeatureTable(RowParts):
             rows, schema = file.metadata.num_rows, file.schema
         alike = schema.equals(self.schema) and schema.metadata == self.schema.metadata
         return alike and np.array_equal(numbers, np.arange(rows))
+
+
+def is_feature_table(path: str | os.PathLike) -> bool:
+    """Whether a file is a table that this package wrote, as its own metadata say; with whatever settings."""
+    try:
+        import pyarrow
+    except ImportError:  # FeatureTable says so
+        return False
+    try:
+        with open_parquet(path) as file:
+            return SETTINGS_KEY in (file.schema.metadata or {})
+    except (OSError, ValueError, pyarrow.ArrowException):
+        return False
 
 
 def read_features(path: str | os.PathLike) -> dict:

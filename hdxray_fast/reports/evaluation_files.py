@@ -6,12 +6,19 @@ import json
 from pathlib import Path
 
 from ..data.csv_cells import write_table
-from ..files import claim_names, written_whole
+from ..files import claim_names, refuse_foreign, written_whole
 from ..names import ESCAPES
 from ..terminal import visible_lines
 from .evaluate import Evaluation
 from .evaluation_page import evaluation_page
 from .evaluation_table import format_evaluation
+
+MAKER, FILES = "report-evaluate", ("metrics.json", "metrics.md", "scores.csv", "report.html")
+
+
+def refuse_other_files(out: str | Path) -> None:
+    """The refusal of :func:`write_evaluation`, before anything is computed."""
+    refuse_foreign(Path(out), MAKER, FILES)
 
 
 def write_evaluation(evaluation: Evaluation, out: str | Path, **reading) -> Path:
@@ -23,7 +30,7 @@ def write_evaluation(evaluation: Evaluation, out: str | Path, **reading) -> Path
         ConfigError: one of them is there, and no evaluation of reports made it; or ``out`` cannot be written.
     """
     out = Path(out)
-    claim_names(out, "report-evaluate", ("metrics.json", "metrics.md", "scores.csv", "report.html"))
+    claim_names(out, MAKER, FILES)
     columns = ["id", "language", "generated", "reference", "rouge_l", "bleu4", "cider_d", "meteor"]
     with written_whole(out / "scores.csv") as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         write_table(stream, columns, evaluation.rows, names=("id",))

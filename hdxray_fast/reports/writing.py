@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps, worker_count
 from ..data.seen import SEEN_FILE
 from ..data.seen_key import KEY_FILE, keep_key
 from ..errors import ArgumentError, ConfigError
-from ..files import claim_names, free_name, written_somewhere
+from ..files import claim_names, free_name, refuse_foreign, written_somewhere
 from ..models.inference import PRECISIONS, autocast, check_word, find_precision
 from ..models.inputs import as_batch
 from .attention_picture import draw_attention, sentence_maps
@@ -32,6 +32,8 @@ from .sentences import sentence_tokens
 from .studies import Study, counted
 from .visual_tokens import Views
 from .writing_options import WritingOptions
+
+MAKER = "report-generate"
 
 
 @dataclass
@@ -128,19 +130,22 @@ def write_reports(
         raise ArgumentError("batch_size is at least 1, and pictures at least 0")
     check_word("precision", precision, PRECISIONS)
     check_caps(timeout, max_memory)
+    of_files = isinstance(studies, (str, os.PathLike))
+    if of_files:
+        studies = studies_of_files([studies])
+    if not studies:
+        raise ConfigError("studies: there is none to write a report on")
+    if out is not None:
+        refuse_other_files(out, studies, pictures)
     if not isinstance(model, ReportModel):
         model = load_report_model(model, device)
     elif device is not None:
         model = model.to(device)
     model.eval()
-    if isinstance(studies, (str, os.PathLike)):
-        studies = studies_of_files([studies], language=model.config.language)
-    if not studies:
-        raise ConfigError("studies: there is none to write a report on")
+    if of_files:
+        studies = [replace(study, language=model.config.language) for study in studies]
     if out is not None:
-        stems: set[str] = set()
-        drawings = [f"{_file_name(one.place or one.id, stems)}.png" for one in studies] if pictures > 0 else []
-        claim_names(Path(out), "report-generate", ("predictions.csv", SEEN_FILE, KEY_FILE, KNOWN_FILE, *drawings))
+        claim_names(Path(out), MAKER, _names(studies, pictures))
     done = WrittenReports(precision=find_precision(precision, next(model.visual.parameters()).device))
     taken: set[str] = set()
     reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
@@ -175,6 +180,18 @@ def write_reports(
                 keep_key(out, model.seen.key)
             write_known_images(Path(out) / KNOWN_FILE, done.known or [])
     return done
+
+
+def refuse_other_files(out: str | os.PathLike, studies: Sequence[Study], pictures: int) -> None:
+    """Raise a ConfigError, before a model is loaded, if :func:`write_reports` would write over files of others."""
+    refuse_foreign(Path(out), MAKER, _names(studies, pictures))
+
+
+def _names(studies: Sequence[Study], pictures: int) -> list[str]:
+    """Of what is written for these studies."""
+    stems: set[str] = set()
+    drawings = [f"{_file_name(one.place or one.id, stems)}.png" for one in studies] if pictures > 0 else []
+    return ["predictions.csv", SEEN_FILE, KEY_FILE, KNOWN_FILE, *drawings]
 
 
 def _read(

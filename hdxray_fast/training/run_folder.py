@@ -7,17 +7,24 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..data.seen_key import KEY_FILE, check_key
 from ..errors import ConfigError, TrainingError
-from ..files import claim_names, flush, remove_leftovers, written_whole
+from ..files import claim_names, flush, refuse_foreign, remove_leftovers, written_whole
 from ..locks import RunLock
 from ..regular_files import RUN_JSON, parse_json, read_json, read_text
-from .checkpoints import checkpoint_folders, set_aside_after
+from .checkpoints import OF_A_SAVE, checkpoint_folders, set_aside_after
 from .config import TrainingConfig
 from .data_record import RECORD, DataRecord
 from .processes import on_main
 
 LOG, CHECKPOINTS, SETTINGS = "log.jsonl", "checkpoints", "config.json"
 WRITES = (SETTINGS, LOG, CHECKPOINTS, "failed", RECORD, "tensorboard", "wandb", "quarantine.csv", "cache", "model")
+# settings that the runs of every release have written down; nobody else's file holds all of them by chance
+OF_EVERY_RUN = frozenset({
+    "out", "steps", "batch_size", "grad_accum", "lr", "weight_decay", "beta2", "warmup", "clip_grad", "ema",
+    "precision", "shard", "checkpoint_activations", "timeout", "seed", "workers", "threads", "save_every",
+    "keep_checkpoints", "keep_every", "tensorboard", "wandb", "resume",
+})  # fmt: skip
 
 
 class RunFolder:
@@ -62,18 +69,18 @@ class RunFolder:
         self._lock.release()
 
     def _refuse_another_run(self) -> None:
+        refuse_foreign(self.path, self._maker, self._writes, is_run(self.path))
         if not _holds_a_run(self.path):
-            self._refuse_other_settings()
             return
-        if not self.settings.exists() and not self._is_a_log():
-            raise ConfigError(f"out: {self.log} is of no run, and would be written over; choose another folder")
         if self.config.resume == "never":
             raise ConfigError(
                 f"out: {self.path} already holds a run; continue it with resume=auto (--resume auto), "
                 "or choose another folder"
             )
         try:
-            differences = self.config.differences(read_json(self.settings, RUN_JSON))
+            found = read_json(self.settings, RUN_JSON)
+            if not isinstance(found, dict):
+                raise ValueError("it holds no object")
         except FileNotFoundError:
             if self.accelerator.is_main_process:
                 warnings.warn(
@@ -84,35 +91,16 @@ class RunFolder:
             return
         except ValueError as error:
             raise ConfigError(f"out: {self.settings} is damaged ({error}); choose another folder") from error
-        if differences:
+        if differences := self.config.differences(found):
             raise ConfigError(
                 f"out: {self.path} holds a run with other settings ({'; '.join(differences)}); "
                 "resume with the same ones, or choose another folder"
             )
 
-    def _refuse_other_settings(self) -> None:
-        """A ``config.json`` is written over where it is of a run that ended before its first step; not another's."""
-        if not self.settings.exists():
-            return
-        try:
-            found = read_json(self.settings, RUN_JSON)
-        except (OSError, ValueError):
-            found = None
-        if not isinstance(found, dict) or not {"out", "save_every"} <= found.keys():
-            raise ConfigError(f"out: {self.settings} is of no run, and would be written over; choose another folder")
-
-    def _is_a_log(self) -> bool:
-        """Whether the log has a line of a step, or none at all."""
-        try:
-            lines = read_text(self.log, None, errors="replace").splitlines()
-        except FileNotFoundError:
-            return True
-        return not lines or any(_step_of(line) is not None for line in lines)
-
     def _write_settings(self) -> None:
-        # what lies there without a mark is a run's of an earlier release, or it is not a run's
-        own = _holds_a_run(self.path) or self.settings.exists()
-        claim_names(self.path, self._maker, self._writes, own)
+        if KEY_FILE in self._writes:
+            check_key(self.path)
+        claim_names(self.path, self._maker, self._writes, is_run(self.path))
         try:
             if self.settings.exists():  # this run's own folder, and not one that holds other things too
                 for folder in (self.path, self.path / "model", self.path / "cache"):
@@ -184,6 +172,19 @@ def begun_settings(config: TrainingConfig) -> dict | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def is_run(folder: Path) -> bool:
+    """Whether what lies in a folder is a run's, also of a release that left no mark: as its settings or checkpoints
+    show. A log does not, since anything may be called so."""
+    try:
+        found = read_json(folder / SETTINGS, RUN_JSON)
+    except (OSError, ValueError):
+        found = None
+    if isinstance(found, dict) and found.keys() >= OF_EVERY_RUN:
+        return True
+    saved = checkpoint_folders(folder / CHECKPOINTS)
+    return any(all((one / name).is_file() for name in OF_A_SAVE) for one in saved)
 
 
 def _holds_a_run(folder: Path) -> bool:

@@ -19,6 +19,7 @@ from ..errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ..models.encoder import Encoder
 from ..models.encoder_config import DEFAULTS, EncoderConfig, LeftOut, check_options, preset
 from .adapt import fit_channels, fit_positions, split_positions
+from .hub_files import IMPORT_FILE, PREPROCESSOR_FILE
 from .layouts import Renamed, contradictions, infer, rename
 from .model_folders import CONFIG_FILE, ENCODER_FORMAT, MAE_FORMAT, save_model
 from .report import LoadReport, shortened
@@ -91,12 +92,13 @@ def convert(
 
     Args:
         source: weights, as for :func:`hdxray_fast.create_encoder`.
-        folder: created if missing; what this package wrote there before is replaced.
+        folder: created if missing; an encoder that this package wrote there before is replaced.
         img_size, in_chans: left out, those of the weights.
         strict, overrides: as for :func:`hdxray_fast.create_encoder`.
 
     Raises:
-        ArgumentError: ``folder`` holds somebody else's model.
+        ArgumentError: ``folder`` holds ``source``, somebody else's files of these names, or more than an encoder: an
+            auto-encoder, a classifier, a part of a report model.
         CheckpointError: as for :func:`load_encoder`, or the folder cannot be written.
     """
     if not isinstance(folder, str | os.PathLike):
@@ -238,9 +240,23 @@ def _fill(encoder: Encoder, tensors: dict[str, Tensor], report: LoadReport, stri
 
 
 def _check_free(folder: Path, source: str | os.PathLike) -> None:
-    """Raise an error if writing a model there would overwrite the source, or somebody else's."""
+    """Raise an error if writing a model there would overwrite the source, or anything but an encoder of this package:
+    somebody else's file, or a model that holds more."""
     if folder.exists() and folder.resolve() in (Path(source).resolve(), Path(source).resolve().parent):
         raise ArgumentError(f"folder: {folder} holds the source itself; give another folder")
-    others = [name for name in (CONFIG_FILE, *TENSOR_FILES) if (folder / name).exists()]
-    if others and read_json(folder / CONFIG_FILE).get("format") not in (ENCODER_FORMAT, MAE_FORMAT):
-        raise ArgumentError(f"folder: {folder} holds a foreign {others[0]}; give another folder")
+    written = (CONFIG_FILE, PREPROCESSOR_FILE, IMPORT_FILE, *TENSOR_FILES)
+    found = next((name for name in written if os.path.lexists(folder / name)), None)
+    if found is None:
+        return
+    config = read_json(folder / CONFIG_FILE)
+    if config.get("format") == MAE_FORMAT:
+        held = "an auto-encoder, whose decoder would be lost"
+    elif config.get("format") != ENCODER_FORMAT:
+        held = f"{found}, which is of no encoder of this package"
+    elif "classifier" in config or (folder / "classifier.json").exists():
+        held = "a classifier, whose head would be left without its encoder"
+    elif (folder.parent / "report.json").exists():
+        held = "the encoder of a report model"
+    else:
+        return
+    raise ArgumentError(f"folder: {folder} holds {held}; give another folder")

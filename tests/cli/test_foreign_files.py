@@ -7,9 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from every_command import Commands
+from every_command import Commands, draw
 
 from hdxray_fast.cli.main import main
+from hdxray_fast.data.seen import DRAWN_FILE
 from hdxray_fast.files import OWNER_FILE
 from hdxray_fast.locks import HOLDER
 
@@ -46,8 +47,6 @@ def test_names_that_are_taken_are_refused(command, tmp_path, capsys):
     names = written(out)
     assert len(names) > 1
     for name in names:
-        if command == "contour" and name != "unreadable.csv":
-            continue  # named after the radiographs: left alone one by one, as another test shows
         for folder in (False, True):
             shutil.rmtree(out)
             out.mkdir()
@@ -90,14 +89,155 @@ def test_a_run_that_was_killed_before_its_first_step_goes_on(tmp_path, capsys):
     assert main(words) == 0, capsys.readouterr().err
 
 
-def test_somebody_elses_log_is_not_cut(tmp_path, capsys):
+def lay(out: Path, files: dict[str, str]) -> None:
+    """Somebody's files, by name."""
+    for name, text in files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text(text)
+
+
+def lie_as_laid(out: Path, files: dict[str, str]) -> bool:
+    """Whether these are as they were, and nothing is beside them."""
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    return found - {".run.lock"} == {*files} and all((out / name).read_text() == files[name] for name in files)
+
+
+LIKE_A_RUN = {
+    "somebody's log": {"log.jsonl": FOREIGN},
+    "a log of steps": {"log.jsonl": '{"step": 1, "loss": 0.5}\n'},
+    "an empty log": {"log.jsonl": ""},
+    "settings": {"config.json": json.dumps({"out": "runs", "save_every": 5, "seed": 0})},
+    "all": {
+        "config.json": json.dumps({"out": "runs", "save_every": 5, "seed": 0}),
+        "log.jsonl": '{"step": 1, "loss": 0.5}\n',
+        "checkpoints/step_00000001/model.safetensors": FOREIGN,
+    },
+}
+
+
+@pytest.mark.parametrize("like", LIKE_A_RUN)
+@pytest.mark.parametrize("command", [p for p in COMMANDS if p.values[0] in RESUMED])
+def test_files_that_look_like_a_runs_are_no_proof(command, like, tmp_path, capsys):
+    commands = Commands(tmp_path, [f"{number}.png" for number in range(8)])
+    words, out = arguments(commands, command), commands.out(command)
+    beside = ("quarantine.csv", "model/weights.bin", "seen.key", ".x.99999999.0123456789abcdef.tmp")
+    files = {**LIKE_A_RUN[like], **dict.fromkeys(beside, FOREIGN)}
+    lay(out, files)
+    for resume in ("never", "auto"):
+        assert main([*words, "--resume", resume]) == 2
+        assert "would be written over, and there is no mark" in capsys.readouterr().err
+        assert lie_as_laid(out, files)
+
+
+@pytest.mark.slow
+def test_a_key_that_is_none_is_refused_before_settings_are_written(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    commands = Commands(tmp_path, [f"{number}.png" for number in range(8)])
+    words, out = commands.words("finetune"), commands.out("finetune")
+    assert main(words) == 0, capsys.readouterr().err
+    (out / DRAWN_FILE).unlink()  # which is read with the key, before
+    (out / "seen.key").write_text(FOREIGN)
+    before = (out / "config.json").read_bytes()
+    assert main([*words, "--resume", "auto", "--save_every", "7"]) == 2
+    assert "seen.key: is no key" in capsys.readouterr().err
+    assert (out / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("foreign", ["features.parquet", "model/weights.bin"])
+def test_a_table_of_features_shows_whose_it_is_and_no_more(foreign, tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    import pyarrow
+    from pyarrow import parquet
+
+    commands = Commands(tmp_path, [f"{number}.png" for number in range(8)])
+    words, out = commands.words("probe"), commands.out("probe")
+    assert main(words) == 0, capsys.readouterr().err
+    for path in out.iterdir():
+        if path.name != "features.parquet":
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if foreign == "features.parquet":
+        parquet.write_table(pyarrow.table({"path": ["a"], "feature": [[0.0]]}), out / foreign)
+    else:
+        lay(out, {foreign: FOREIGN})
+    before = (out / foreign).read_bytes()
+    assert main(words) == 2
+    assert f"{foreign.partition('/')[0]} would be written over" in capsys.readouterr().err
+    assert (out / foreign).read_bytes() == before
+    if foreign != "features.parquet":
+        shutil.rmtree(out / "model")
+        assert main(words) == 0, capsys.readouterr().err  # killed after its features, by a release that left no mark
+
+
+def test_a_cache_takes_no_other_files(tmp_path, capsys):
+    commands = Commands(tmp_path, ["0.png", "1.png"])
+    words, cache = (
+        [*commands.words("pretrain"), "--cache", str(tmp_path / "cache")],
+        tmp_path / "cache" / "64-rectangle",
+    )
+    prepared = json.dumps({"format": "hdxray_fast.prepared", "format_version": 1, "recipe": {}, "sources": []})
+    for name, text in {
+        "settings.json": prepared, "lookup.arrow": "", "lookup.sha256": FOREIGN, "index.parquet": FOREIGN,
+        "unreadable.json": "[]", "shards/00000.bin": FOREIGN, "shards/notes.txt": FOREIGN,
+    }.items():  # fmt: skip
+        files = {name: text, ".notes.99999999.tmp": FOREIGN}
+        lay(cache, files)
+        assert main([*words, "--out", str(tmp_path / name.replace("/", "-"))]) == 2
+        said = capsys.readouterr().err
+        assert f"cache: {cache / name.partition('/')[0]} would be written over" in said, said
+        assert lie_as_laid(cache, files)
+        shutil.rmtree(cache)
+    assert main(words) == 0, capsys.readouterr().err
+    (cache / OWNER_FILE).unlink()  # of a release before
+    lay(cache, {".notes.99999999.tmp": FOREIGN})
+    draw(commands.images, ["2.png"])
+    assert main([*words, "--out", str(tmp_path / "again")]) == 0, capsys.readouterr().err
+    assert (cache / OWNER_FILE).read_text().split() == ["cache"]
+    assert (cache / ".notes.99999999.tmp").read_text() == FOREIGN
+
+
+@pytest.mark.parametrize("part", ["1-of-1", "2-of-4"])
+def test_scratch_folders_of_others_are_not_cleared(part, tmp_path, capsys):
     commands = Commands(tmp_path, ["0.png"])
-    out = commands.out("pretrain")
-    out.mkdir()
-    (out / "log.jsonl").write_text(FOREIGN)
-    assert main([*commands.words("pretrain"), "--resume", "auto"]) == 2
-    assert "log.jsonl is of no run" in capsys.readouterr().err
-    assert (out / "log.jsonl").read_text() == FOREIGN
+    words, out = commands.words("prepare"), commands.out("prepare")
+    files = {f".unpacked-{part}/thesis.txt": FOREIGN}
+    lay(out, files)
+    assert main(words) == 2
+    assert f".unpacked-{part} would be written over" in capsys.readouterr().err
+    assert lie_as_laid(out, files)
+    shutil.rmtree(out)
+    assert main(words) == 0, capsys.readouterr().err
+    lay(out, {".unpacked-1-of-1/0": "left by a run that was killed"})
+    assert main(words) == 0, capsys.readouterr().err
+    assert not (out / ".unpacked-1-of-1").exists()
+
+
+def test_reports_are_not_drawn_over_radiographs(tmp_path, capsys):
+    """``--out`` is the folder of the radiographs; refused before a model is looked for."""
+    commands = Commands(tmp_path, ["0.png", "1.png"])
+    before = {path.name: path.read_bytes() for path in commands.images.iterdir()}
+    words = ["report", "generate", str(commands.images), "--model", str(tmp_path / "none"), "--out"]
+    assert main([*words, str(commands.images)]) == 2
+    assert "0.png would be written over, and there is no mark (.made-by)" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in commands.images.iterdir()} == before
+    assert main([*words, str(tmp_path / "new")]) == 2  # nothing in the way: the model is looked for
+    assert "written over" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["report evaluate", "report generate", "compare"])
+def test_results_of_others_are_seen_before_anything_is_read(command, tmp_path, capsys):
+    out, images = tmp_path / "out", tmp_path / "images"
+    draw(images, ["0.png"])
+    words, name = {
+        "report evaluate": (["report", "evaluate", str(tmp_path / "none.csv")], "metrics.json"),
+        "report generate": (["report", "generate", str(images), "--model", str(tmp_path / "none")], "predictions.csv"),
+        "compare": (["compare", f"a={tmp_path / 'none'}", f"b={tmp_path / 'neither'}"], "comparison.csv"),
+    }[command]
+    lay(out, {name: FOREIGN, OWNER_FILE: "evaluate\n"})
+    assert main([*words, "--out", str(out)]) == 2
+    said = capsys.readouterr().err
+    assert f"{name} would be written over" in said, said
+    assert f"the mark there (.made-by) is of evaluate, not of {command.replace(' ', '-')}" in said, said
+    assert lie_as_laid(out, {name: FOREIGN, OWNER_FILE: "evaluate\n"})
 
 
 def test_large_folders_may_lie_elsewhere(tmp_path, capsys):
@@ -118,7 +258,7 @@ def test_a_table_of_several_runs_takes_no_other(tmp_path, capsys):
     out.mkdir()
     (out / "results.json").write_text(FOREIGN)
     assert main(words) == 2
-    assert "results.json would be written over" in capsys.readouterr().err
+    assert "results.json would be written over, and there is no mark" in capsys.readouterr().err
     assert (out / "results.json").read_text() == FOREIGN
 
 
@@ -180,5 +320,5 @@ def test_a_probe_does_not_write_over_a_fine_tuning(tmp_path, capsys):
     before = (out / "metrics.json").read_bytes()
     assert "tune" in json.loads(before)["config"]
     assert main(commands.words("probe")) == 2
-    assert "would be written over, and probe did not make it" in capsys.readouterr().err
+    assert "would be written over, and there is no mark (.made-by) that says that probe made" in capsys.readouterr().err
     assert (out / "metrics.json").read_bytes() == before

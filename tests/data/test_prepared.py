@@ -271,7 +271,7 @@ def test_what_a_killed_run_left_beside_the_summary_is_removed(folder, tmp_path):
     prepare([folder], tmp_path / "set")
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    left = tmp_path / "set" / f".summary.png.{ended.pid}.tmp"
+    left = tmp_path / "set" / f".summary.png.{ended.pid}.0123456789abcdef.tmp"
     left.write_bytes(b"half a picture")
     prepare([folder], tmp_path / "set")
     assert not left.exists()

@@ -15,6 +15,8 @@ from prepared_helpers import SIZE, make_folder, prepare
 
 import hdxray_fast as hx
 from hdxray_fast.cli.main import main
+from hdxray_fast.data.order import generator
+from hdxray_fast.data.prepared.index import merge
 from hdxray_fast.data.prepared.reading import PreparedSet
 
 pytest.importorskip("litdata")
@@ -42,7 +44,8 @@ def whole(prepared, tmp_path_factory):
     out = tmp_path_factory.mktemp("whole") / "chunks"
     assert write_stream(prepared, out, chunk_bytes=TWO_IMAGES) == 6
     made = files_in(out)
-    assert sorted(made) == ["chunk-0-0.bin", "chunk-0-1.bin", "chunk-0-2.bin", "index.json"]
+    chunks = ["chunk-0-0.bin", "chunk-0-1.bin", "chunk-0-2.bin"]
+    assert sorted(made) == [*chunks, "index.json", "index.parquet", "lookup.arrow", "settings.json"]
     return made
 
 
@@ -133,3 +136,69 @@ def test_a_chunk_is_as_mixed_as_the_whole_set(prepared, whole, tmp_path):
     assert sorted(found) == list(range(6))
     assert found == np.random.Generator(np.random.Philox(key=[0, 0])).permutation(6).tolist()
     assert json.loads((out / "index.json").read_text())["chunks"][0]["chunk_size"] == 2
+
+
+# --- chunks as a prepared set -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("kind", "bits"), [("raw", 16), ("png", 8)])
+def test_a_copy_of_the_chunks_is_a_prepared_set(tmp_path, kind, bits):
+    folder, out = tmp_path / "set", tmp_path / "chunks"
+    prepare([make_folder(tmp_path / "films")], folder, format=kind, bits=bits)
+    write_stream(folder, out, chunk_bytes=TWO_IMAGES)
+    data, found = PreparedSet(folder), PreparedSet(out, verify=True)
+    order = generator(stream_writing.SEED, 0).permutation(6)
+    found.check()
+    assert (len(found), found.recipe) == (6, data.recipe)
+    for place, row in enumerate(order.tolist()):
+        for one, two in zip(found[place], data[row], strict=True):
+            np.testing.assert_array_equal(one, two)
+    for one, two in zip(found.shares_by_image(), data.shares_by_image(), strict=True):
+        np.testing.assert_array_equal(one, two[order])
+    np.testing.assert_array_equal(found.checksums(), data.checksums()[order])
+    assert found.source(0) == "chunk-0-0.bin[0]" and len(set(found.sources())) == 6
+    told = found.index.to_pydict()
+    for name in ("patient", "pixel_sha256", "provenance", "thumbnail", "perceptual_hash"):
+        assert set(told[name]) == {None}  # nothing that names a file or tells patients apart
+    again = tmp_path / "again"  # written anew in another order
+    assert write_stream(out, again, chunk_bytes=TWO_IMAGES) == 6
+    assert sorted(PreparedSet(again).checksums()) == sorted(data.checksums())
+
+
+def test_chunks_that_are_gone_cut_or_damaged_are_named(prepared, tmp_path):
+    out = tmp_path / "chunks"
+    write_stream(prepared, out, chunk_bytes=TWO_IMAGES)
+    data = bytearray((out / "chunk-0-1.bin").read_bytes())
+    data[1000] ^= 1
+    (out / "chunk-0-1.bin").write_bytes(data)
+    (out / "chunk-0-2.bin").unlink()
+    found = PreparedSet(out, verify=True)
+    with pytest.raises(hx.HDXrayError, match=r"chunk-0-1\.bin: the image of row 2 is damaged; copy the chunk again"):
+        found[2]
+    with pytest.raises(hx.HDXrayError, match=r"chunk-0-2\.bin: cannot be read .*copy the chunk again"):
+        found[4]
+    with pytest.raises(hx.HDXrayError, match=r"chunk-0-2\.bin: has 0 bytes"):
+        found.check()
+
+
+def test_other_commands_leave_chunks_alone(prepared, tmp_path):
+    out = tmp_path / "chunks"
+    write_stream(prepared, out)
+    before = files_in(out)
+    with pytest.raises(hx.ConfigError, match="holds chunks that hdxray-fast stream wrote"):
+        merge(out)
+    with pytest.raises(hx.ConfigError, match=r"^out: .* holds chunks that hdxray-fast stream wrote"):
+        prepare([prepared.parent / "films"], out)
+    assert {name: data for name, data in files_in(out).items() if not name.endswith(".lock")} == before
+
+
+@pytest.mark.parametrize("shuffle", ["global", "blocks"])
+def test_pretraining_takes_chunks(prepared, tmp_path, shuffle):
+    out = tmp_path / "chunks"
+    write_stream(prepared, out, chunk_bytes=TWO_IMAGES)
+    words = ["--img_size", str(SIZE), "--model", "vit_tiny_patch16", "--steps", "2", "--batch_size", "2"]
+    words += ["--decoder_embed_dim", "32", "--decoder_depth", "1", "--workers", "0", "--shuffle", shuffle]
+    words += ["--contour", "rectangle", "--augment", "false"]
+    assert main(["pretrain", "--data", str(out), "--out", str(tmp_path / "run"), *words]) == 0
+    assert (tmp_path / "run" / "model" / "model.safetensors").is_file()
+    assert not any(path.name.endswith(".parquet") for path in (tmp_path / "run").glob("cache/**/*"))
+    record = (tmp_path / "run" / "data.parquet").read_bytes()
+    assert b"chunk-0-0.bin" in record and b"films" not in record

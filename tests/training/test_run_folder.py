@@ -17,6 +17,7 @@ from hdxray_fast.errors import ConfigError
 from hdxray_fast.training.checkpoints import checkpoint_folder
 from hdxray_fast.training.config import TrainingConfig
 from hdxray_fast.training.loop import Training
+from hdxray_fast.training.run_folder import OF_EVERY_RUN
 
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
@@ -106,6 +107,31 @@ def test_a_file_system_without_locks_is_told_of(tmp_path, monkeypatch, code):
 
 
 # --- settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_runs_of_releases_that_left_no_mark_go_on(tmp_path):
+    """By the settings that the first release had, or where these are lost by a checkpoint; by less they do not."""
+    train(tmp_path, steps=6)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    first = {name: value for name, value in settings.items() if name in OF_EVERY_RUN}
+    assert len(first) == len(OF_EVERY_RUN) < len(settings)
+    (tmp_path / ".made-by").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(first))
+    _, rest = train(tmp_path, steps=6, resume="auto")
+    assert rest.finished and (tmp_path / ".made-by").exists()
+    (tmp_path / ".made-by").unlink()
+    (tmp_path / "config.json").unlink()
+    with pytest.warns(UserWarning, match=r"config\.json: is missing"):
+        _, rest = train(tmp_path, steps=6, resume="auto")
+    assert rest.finished
+    (tmp_path / ".made-by").unlink()
+    for folder in (tmp_path / "checkpoints").iterdir():
+        (folder / "checksums.json").unlink()
+    for left in [{**first, "seed": 1}, {name: value for name, value in first.items() if name != "beta2"}]:
+        (tmp_path / "config.json").write_text(json.dumps(left))
+        wanted = "with other settings" if len(left) == len(first) else "config.json would be written over, and there is"
+        with pytest.raises(ConfigError, match=wanted):
+            train(tmp_path, steps=6, resume="auto")
 
 
 def test_a_run_whose_settings_are_lost_is_neither_wiped_nor_stopped(tmp_path):

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import hdxray_fast as hx
+from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, save_classifier
 from hdxray_fast.cli.main import main
 from hdxray_fast.models.positions import resample_positions, sincos_positions
 from hdxray_fast.weights.load import convert
@@ -593,6 +594,23 @@ def test_convert_writes_a_model_folder(tmp_path, capsys):
     assert hx.load_model(out).config.img_size == (96, 64)
 
 
+def test_convert_leaves_models_that_hold_more_than_an_encoder(tmp_path):
+    hx.save_model(small(), tmp_path / "own")
+    hx.save_model(hx.create_mae("vit_tiny_patch16", img_size=64, depth=1, decoder_depth=1), tmp_path / "mae")
+    save_classifier(Classifier(small(), ClassifierConfig(["sick"])), tmp_path / "classifier")
+    hx.save_model(small(), tmp_path / "report" / "encoder")
+    (tmp_path / "report" / "report.json").write_text("{}")
+    for name, held in {
+        "mae": "an auto-encoder, whose decoder",
+        "classifier": "a classifier, whose head",
+        "report/encoder": "the encoder of a report model",
+    }.items():
+        before = {path: path.read_bytes() for path in (tmp_path / name).iterdir()}
+        with pytest.raises(hx.ArgumentError, match=f"^folder: .* holds {held}"):
+            convert(tmp_path / "own", tmp_path / name)
+        assert {path: path.read_bytes() for path in (tmp_path / name).iterdir()} == before
+
+
 def test_convert_refuses_what_it_would_spoil(tmp_path, capsys):
     foreign = tmp_path / "foreign"
     foreign.mkdir()
@@ -603,6 +621,13 @@ def test_convert_refuses_what_it_would_spoil(tmp_path, capsys):
             convert(source, folder)
     with pytest.raises(hx.ArgumentTypeError, match=r"^folder: "):
         convert(tmp_path / "own", 7)
+    for number, name in enumerate(("preprocessor_config.json", "import_hdxray_fast.py", "pytorch_model.bin")):
+        beside = tmp_path / f"beside{number}"
+        beside.mkdir()
+        (beside / name).write_text("somebody's")
+        with pytest.raises(hx.ArgumentError, match=f"holds {name}, which is of no encoder of this package"):
+            convert(tmp_path / "own", beside)
+        assert [(path.name, path.read_text()) for path in beside.iterdir()] == [(name, "somebody's")]
     torch.save({"weight": torch.zeros(2)}, tmp_path / "linear.pth")
     assert main(["convert", str(tmp_path / "linear.pth"), str(tmp_path / "new")]) == 2
     (line,) = capsys.readouterr().err.splitlines()

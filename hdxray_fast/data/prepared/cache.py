@@ -17,7 +17,7 @@ from typing import Any
 
 from ... import regular_files
 from ...errors import ConfigError, TrainingError
-from ...files import checksum, make_folder, remove_leftovers, written_whole
+from ...files import checksum, claim_names, make_folder, refuse_foreign, remove_leftovers, written_whole
 from ...locks import locked
 from ...names import require_utf8
 from ..quarantine import Quarantined
@@ -43,6 +43,8 @@ from .worker import OK, Row
 
 CHECKSUM = "lookup.sha256"  # of lookup.arrow, whose contours are used as they lie there
 UNREADABLE = "unreadable.json"  # keys of files that could not be read
+MAKER = "cache"
+FILES = (SETTINGS, "shards", INDEX, LOOKUP, CHECKSUM, UNREADABLE)
 SHARD_SIZE = 64  # images; what a run that is killed while it reads can lose
 KEPT = (
     "key",
@@ -94,7 +96,8 @@ def fill_cache(
         The images, and what is set aside, each in the order of ``sources``.
 
     Raises:
-        ConfigError: the folder cannot be made, or a cap is not above 0.
+        ConfigError: the folder cannot be made or holds files of the cache's names that no cache made, or a cap is not
+            above 0.
         TrainingError: none of the files can be read, or the disk is full.
         MissingDependencyError: pyarrow is not installed, or there are to be workers without pebble and loky.
     """
@@ -102,6 +105,7 @@ def fill_cache(
     check_caps(timeout, max_memory)
     require_utf8(cache, "cache")
     folder = Path(cache) / f"{size}-{contour}"
+    refuse_foreign(folder, MAKER, FILES, _is_cache(folder), "cache")
     make_folder(folder / "shards", "cache")
     wanted: dict[str, list[Source]] = {}  # a file that is named twice is read once
 
@@ -126,6 +130,7 @@ def fill_cache(
     known = adding.known()
     if lacking(known) and not adding.are_still_bad(lacking(known)):
         with writing(folder), locked(folder / ".lock", lambda: on_wait(folder)):
+            claim_names(folder, MAKER, FILES, _is_cache(folder), "cache")
             known = adding.settle()
             tell_of(known)
             adding.add(lacking(known))
@@ -142,6 +147,14 @@ def fill_cache(
             f"{bad[0].reason}"
         )
     return CachedImages(folder, [sources[i] for i in good], [keys[i] for i in good]), bad
+
+
+def _is_cache(folder: Path) -> bool:
+    """Whether a folder is a cache, as its settings say: releases before left no mark."""
+    try:
+        return read_settings(folder).get("cache") is True
+    except ConfigError:
+        return False
 
 
 class _Adding:

@@ -125,6 +125,8 @@ def _all_shards(out: Path) -> tuple[dict, ShardFolder, range]:
     settings = read_settings(out)
     if settings.get("cache"):
         raise ConfigError(f"{out}: is the cache of a training run, which has no parts")
+    if settings.get("chunks"):
+        raise ConfigError(f"{out}: holds chunks that hdxray-fast stream wrote; its last part joins them")
     pa = arrow()
     try:
         sources = count_rows(out / "sources.parquet")

@@ -17,8 +17,8 @@ from ...names import unescaped
 from ...parquet_files import read_parquet
 from ...regular_files import RUN_JSON, read_json, reason_of
 from .lookup import read_lookup
-from .shard_files import REMAKE, ShardFiles
-from .shards import FORMAT, LOOKUP_ROWS, SETTINGS, ShardError, ShardFolder, arrow, read_settings
+from .shard_files import ShardFiles
+from .shards import FORMAT, LOOKUP_ROWS, SETTINGS, ChunkFolder, ShardError, ShardFolder, arrow, read_settings
 from .worker import PATCH
 
 
@@ -67,7 +67,8 @@ class PreparedSet:
 
     def __init__(self, folder: str | os.PathLike, verify: bool = False) -> None:
         self.folder, self.verify = Path(folder), verify
-        self.recipe = read_settings(self.folder)["recipe"]
+        settings = read_settings(self.folder)
+        self.recipe = settings["recipe"]
         self.size = self.recipe["size"]
         path = self.folder / "lookup.arrow"
         if not os.path.lexists(path):
@@ -90,7 +91,8 @@ class PreparedSet:
             ) from error
         self._shard, self._offset, self._length, self._crc32 = numbers
         self._box = np.concatenate([np.empty(0, np.int32), *boxes]).reshape(-1, 4)
-        self._shards = ShardFolder(self.folder / "shards")
+        chunks = settings.get("chunks", False)
+        self._shards = ChunkFolder(self.folder) if chunks else ShardFolder(self.folder / "shards")
         self._files = ShardFiles(self._shards)
 
     def __len__(self) -> int:
@@ -127,7 +129,7 @@ class PreparedSet:
             pixels = decode(data, self.recipe)
         except ArgumentError as error:
             path = self._shards.pixels(int(self._shard[row]))
-            raise ShardError(f"{path}: the image of row {row} is damaged ({error}); {REMAKE}") from error
+            raise ShardError(f"{path}: the image of row {row} is damaged ({error}); {self._shards.remake}") from error
         if out is None:
             return pixels
         if not straight:
@@ -144,9 +146,11 @@ class PreparedSet:
         number, start, length = int(self._shard[row]), int(self._offset[row]), int(self._length[row])
         data = np.empty(length, np.uint8) if out is None else out
         if self._fill(number, start, data) != length:
-            raise ShardError(f"{self._shards.pixels(number)}: ends before the image of row {row}; {REMAKE}")
+            raise ShardError(
+                f"{self._shards.pixels(number)}: ends before the image of row {row}; {self._shards.remake}"
+            )
         if self.verify and zlib.crc32(data) != int(self._crc32[row]):
-            raise ShardError(f"{self._shards.pixels(number)}: the image of row {row} is damaged; {REMAKE}")
+            raise ShardError(f"{self._shards.pixels(number)}: the image of row {row} is damaged; {self._shards.remake}")
         return data
 
     def _fill(self, number: int, start: int, out: np.ndarray) -> int:
@@ -177,7 +181,7 @@ class PreparedSet:
             path = self._shards.pixels(number)
             found = path.stat().st_size if path.exists() else 0
             if found < end:
-                raise ShardError(f"{path}: has {found} bytes, at least {end} belong there; {REMAKE}")
+                raise ShardError(f"{path}: has {found} bytes, at least {end} belong there; {self._shards.remake}")
 
     @cached_property
     def index(self):

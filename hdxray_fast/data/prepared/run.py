@@ -30,6 +30,7 @@ from .worker import Row, patient_hash
 
 BEGIN_LOCK, MAKER = ".begin.lock", "prepare"
 FILES = (SETTINGS, SOURCES, SKIPPED, "shards", *MERGED, NOTE)
+SCRATCH = ".unpacked-{}-of-{}"  # a folder of each part
 
 Listing = tuple[list[Source], list[str]]  # what there is, and what was left out for its suffix
 
@@ -92,7 +93,7 @@ def _look(out: Path, config: PrepareConfig) -> None:
         if config.add or not (out / SOURCES).exists():  # else the list that was made then holds
             require_source(source)
     _settings(out, config)
-    refuse_foreign(out, MAKER, FILES, _is_begun(out))
+    refuse_foreign(out, MAKER, _names(out), _is_begun(out))
     if config.patient_key:
         _patient_key(out, config)
 
@@ -185,7 +186,7 @@ class _Making:
 
 
 def _scratch(out: Path, which: int, of: int) -> Path:
-    return out / f".unpacked-{which + 1}-of-{of}"
+    return out / SCRATCH.format(which + 1, of)
 
 
 def _bar(config: PrepareConfig, total: int, done: int, progress: bool):
@@ -209,6 +210,11 @@ def _counting(rows, bar, on_row):
         yield row
 
 
+def _names(out: Path) -> list[str]:
+    """What may be written over or removed, the scratch folders of all parts among it."""
+    return [*FILES, *sorted(path.name for path in out.glob(SCRATCH.format("*", "*")))]
+
+
 def _is_begun(out: Path) -> bool:
     """Whether the folder holds a data set (releases before left no mark); that it is sound :func:`_settings` sees."""
     return (out / SETTINGS).exists()
@@ -222,6 +228,8 @@ def _settings(out: Path, config: PrepareConfig) -> dict:
         found = read_settings(out)
         if found.get("cache"):
             raise ConfigError(f"out: {out} is the cache of a training run; choose another folder")
+        if found.get("chunks"):
+            raise ConfigError(f"out: {out} holds chunks that hdxray-fast stream wrote; choose another folder")
         differing = [
             f"{name}: {found['recipe'].get(name)!r} -> {value!r}"
             for name, value in settings["recipe"].items()
@@ -247,7 +255,7 @@ def _begin(out: Path, config: PrepareConfig, found: Listing | None) -> bytes:
     settings = _settings(out, config)  # again: another machine may have begun it meanwhile
     if found is None and not (out / SOURCES).exists():
         found = _list(out, config)
-    claim_names(out, MAKER, FILES, _is_begun(out))
+    claim_names(out, MAKER, _names(out), _is_begun(out))
     make_folder(out / "shards")
     key = _patient_key(out, config)
     if found is not None:

@@ -16,9 +16,8 @@ from contextlib import suppress
 import numpy as np
 
 from ...regular_files import check_regular
-from .shards import ShardError, ShardFolder
+from .shards import ChunkFolder, ShardError, ShardFolder
 
-REMAKE = "remove the shard's two files and run prepare again"
 MOST_OPEN = 4096  # shards of a set: 10^6 images in shards of 256
 TOO_MANY = (errno.EMFILE, errno.ENFILE)
 
@@ -46,7 +45,7 @@ class ShardFiles:
         most: descriptors kept open, the latest used; by default at most 4096 and half of what this process may have.
     """
 
-    def __init__(self, shards: ShardFolder, most: int | None = None) -> None:
+    def __init__(self, shards: ShardFolder | ChunkFolder, most: int | None = None) -> None:
         self._shards, self._most = shards, allowed() if most is None else most
         self._open: OrderedDict[int, _Descriptor] = OrderedDict()
         self._lock, self._process = threading.Lock(), os.getpid()
@@ -64,7 +63,8 @@ class ShardFiles:
             held = self._descriptor(number)  # by name until the read is done: another thread may let it go
             return read_at(held.number, start, out)
         except OSError as error:
-            what = REMAKE if error.errno == errno.ENOENT else "look at its disk or server, then start again"
+            gone = error.errno == errno.ENOENT
+            what = self._shards.remake if gone else "look at its disk or server, then start again"
             raise ShardError(
                 f"{self._shards.pixels(number)}: cannot be read ({error.strerror or error}); {what}"
             ) from error

@@ -165,8 +165,27 @@ class Outcome:
     unreadable: list[tuple[str, str]]
 
 
+def chunk_name(number: int) -> str:
+    """Of a file of litdata's that holds the images of a shard."""
+    return f"chunk-0-{number}.bin"
+
+
+class ChunkFolder:
+    """What :func:`.write_stream` wrote: litdata's chunks take the place of shards."""
+
+    remake = "copy the chunk again, or remove its folder and write it anew (hdxray-fast stream)"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def pixels(self, number: int) -> Path:
+        return self.folder / chunk_name(number)
+
+
 class ShardFolder:
     """``shards/`` of a data set: ``00000.bin`` and ``00000.parquet``, ``00001.bin``, ..."""
+
+    remake = "remove the shard's two files and run prepare again"
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

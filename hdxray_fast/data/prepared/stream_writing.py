@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import zlib
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,11 +18,17 @@ import numpy as np
 from ...errors import ConfigError, HDXrayError, TrainingError
 from ...files import checksum, flush, make_folder, remove_leftovers, temporary_name, written_whole
 from ...locks import locked
-from ...regular_files import RUN_JSON, read_json
+from ...parquet_files import read_parquet
+from ...regular_files import RUN_JSON, open_regular, read_json
 from ..order import generator
 from .config import which_part
-from .reading import PreparedSet
-from .stream_index import litdata_or_error
+from .index import INDEX as TABLE
+from .index import LOOKUP
+from .index_files import IndexFiles
+from .reading import Prepared, PreparedSet
+from .shards import FORMAT, FORMAT_VERSION, SETTINGS, arrow, chunk_name, schema, write_json
+from .stream_index import FIELDS, litdata_or_error
+from .worker import OK
 
 CHUNK = 64 << 20  # bytes of a chunk, about; 40 raw images of 1280 x 1280
 SEED = 0  # of the order of images
@@ -86,11 +93,16 @@ def write_stream(
 
 
 class _Chunks:
-    """The chunks of a data set in a folder."""
+    """The chunks of a data set in a folder.
+
+    ``index.json`` is litdata's. ``settings.json``, ``lookup.arrow`` and ``index.parquet`` say where images lie in the
+    chunks, so that a local copy of them is a prepared data set too.
+    """
 
     def __init__(self, data: PreparedSet, out: Path, chunk_bytes: int) -> None:
         self.data, self.out, self.work = data, out, out / WORK
         self.order = generator(SEED, 0).permutation(len(data))
+        self.inside_share = data.column("inside_share").to_numpy()
         self.images = max(1, chunk_bytes // max(1, int(data.column("length").to_numpy().mean())))
         # other pixels, another size of chunks or another release of numpy's generator: no chunk would go with another
         what = f"{checksum(data.folder / 'lookup.arrow')} {data.recipe} {self.images}".encode()
@@ -106,7 +118,10 @@ class _Chunks:
         return len(self.rows(number))
 
     def path(self, number: int) -> Path:
-        return self.out / f"chunk-0-{number}.bin"
+        return self.out / chunk_name(number)
+
+    def facts(self, number: int) -> Path:
+        return self.work / f"{number}.parquet"
 
     def begin(self) -> None:
         """Mark an empty folder as of this data set, or go on in one that is marked so; other parts may do so too."""
@@ -146,7 +161,7 @@ class _Chunks:
         """What the index says of a chunk, with how samples are laid out in it; ``None`` if it is to be written."""
         try:
             entry = read_json(self.work / f"{number}.json", RUN_JSON)
-            whole = self.path(number).stat().st_size == entry["size"]
+            whole = self.path(number).stat().st_size == entry["size"] and self.facts(number).is_file()
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return entry if whole else None
@@ -155,26 +170,48 @@ class _Chunks:
         """Under another name first; the file beside it that says so comes last."""
         from litdata.streaming.writer import BinaryWriter
 
-        place = temporary_name(self.work / str(number))
+        place, facts = temporary_name(self.work / str(number)), []
         try:
             writer = BinaryWriter(str(place), chunk_size=self.images, chunk_index=number)
             for at, row in enumerate(self.rows(number).tolist()):
-                writer.add_item(at, _as_sample(self.data, row))
+                sample, encoded = self.data[row], self.data.encoded(row)
+                writer.add_item(at, _as_sample(sample, encoded, self.data.recipe))
+                facts.append(self._fact(number, at, row, sample, encoded))
             writer.done()
             writer.merge(1)
             index = read_json(place / INDEX, RUN_JSON)
             (entry,) = index["chunks"]
             made = place / entry["filename"]
+            _find_pixels(made, facts)
             size = made.stat().st_size
             flush(made)
             made.replace(self.path(number))
             flush(self.out)
-            entry |= {"filename": self.path(number).name}
+            with written_whole(self.facts(number)) as temporary:
+                pa = arrow()
+                pa.parquet.write_table(pa.Table.from_pylist(facts, schema=schema()), temporary)
             with written_whole(self.work / f"{number}.json") as temporary:
+                entry |= {"filename": self.path(number).name}
                 told = {"size": size, "chunk": entry, "config": index["config"]}
                 temporary.write_text(json.dumps(told), encoding="utf-8")
         finally:
             shutil.rmtree(place, ignore_errors=True)
+
+    def _fact(self, number: int, at: int, row: int, sample: Prepared, encoded: np.ndarray) -> dict:
+        """What a prepared data set keeps of an image, without what names it or tells patients apart."""
+        return {
+            "source": f"{self.path(number).name}[{at}]",
+            "status": OK,
+            "shard": number,
+            "length": len(encoded),
+            "crc32": zlib.crc32(encoded),
+            "valid_box": list(sample.valid_box),
+            "polygon": sample.polygon.ravel(),
+            "inside": np.packbits(sample.inside).tobytes(),
+            "inside_share": float(self.inside_share[row]),
+            "scale": sample.scale,
+            "shift": sample.shift,
+        }
 
     def finish(self) -> bool:
         """Write the index if all chunks are there; whether they are."""
@@ -183,6 +220,7 @@ class _Chunks:
             if None in entries and self.work.exists():
                 return False
             if self.work.exists():
+                self._write_lookup()
                 index = {
                     "chunks": [entry["chunk"] for entry in entries],
                     "config": entries[0]["config"],
@@ -193,14 +231,39 @@ class _Chunks:
                 shutil.rmtree(self.work, ignore_errors=True)
         return (self.out / INDEX).exists()
 
+    def _write_lookup(self) -> None:
+        with (
+            written_whole(self.out / LOOKUP) as lookup,
+            written_whole(self.out / TABLE) as table,
+            IndexFiles(table, lookup) as files,
+        ):
+            for number in range(len(self)):
+                files.add(read_parquet(self.facts(number)).drop_columns(["status", "reason", "left_out"]))
+        settings = {"format": FORMAT, "format_version": FORMAT_VERSION, "recipe": self.data.recipe, "chunks": True}
+        write_json(self.out / SETTINGS, settings)
 
-def _as_sample(data: PreparedSet, row: int) -> dict:
-    sample, recipe = data[row], data.recipe
+
+def _as_sample(sample: Prepared, encoded: np.ndarray, recipe: dict) -> dict:
     return {
-        "pixels": data.encoded(row).tobytes(),
+        "pixels": encoded.tobytes(),
         "valid_box": np.asarray(sample.valid_box, np.int32),
         "polygon": np.ascontiguousarray(sample.polygon),
         "inside": np.packbits(sample.inside).tobytes(),
         "tone": np.asarray((sample.scale, sample.shift), np.float64),
         "format": f"{recipe['format']} {recipe['size']} {recipe['bits']}",
     }
+
+
+def _find_pixels(chunk: Path, facts: list[dict]) -> None:
+    """Add to the facts of a chunk's images where their pixels begin in it; each is read back and compared.
+
+    litdata's layout: the number of items, where each begins and the last ends, then the items: the sizes of its fields,
+    of which pixels are the first, and the fields (all numbers ``uint32``, little-endian).
+    """
+    with open_regular(chunk) as stream:
+        starts = np.frombuffer(stream.read(4 * (len(facts) + 1)), "<u4")[1:]
+        for start, fact in zip(starts.tolist(), facts, strict=True):
+            fact["offset"] = start + 4 * len(FIELDS)
+            stream.seek(fact["offset"])
+            if zlib.crc32(stream.read(fact["length"])) != fact["crc32"]:
+                raise TrainingError(f"{chunk}: is not laid out as this package knows it; take another litdata release")
