@@ -117,8 +117,8 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
 def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encoder, progress: bool) -> ProbeResult:
     names = ("pool", "keep", "batch_size", "workers", "timeout", "max_memory", "device", "precision", "compile")
     options = {name: getattr(config, name) for name in names}
-    kept = Path(config.features) if config.features else out / FEATURES
-    done = embed_list(table.paths, kept, encoder, progress=progress, thumbnails=True, **options)
+    kept, named_by = (Path(config.features), "features") if config.features else (out / FEATURES, "out")
+    done = embed_list(table.paths, kept, encoder, progress=progress, thumbnails=True, argument=named_by, **options)
     rows = read_features(done.out) if done.rows else {"path": []}  # refused in a moment
     readable = set(rows["path"])
     unreadable = sum(path not in readable for path in table.paths)

@@ -48,8 +48,10 @@ def append_quarantine(path: str | Path, quarantined: Iterable[Sequence[str]]) ->
         write_table(stream, COLUMNS, quarantined, names=("path",), goes_on=True)
 
 
-def read_quarantine(path: Path) -> list[tuple[str, ...]]:
+def read_quarantine(path: Path, argument: str = "out") -> list[tuple[str, ...]]:
     """Rows of a list that :func:`write_quarantine` wrote and that is about to be written anew; none without one.
+
+    ``argument`` named its place, for errors.
 
     Raises:
         ConfigError: it is no such list.
@@ -65,7 +67,7 @@ def read_quarantine(path: Path) -> list[tuple[str, ...]]:
             raise csv.Error(f"its columns are not {', '.join(COLUMNS)}")
     except (OSError, UnicodeError, csv.Error) as error:
         raise ConfigError(
-            f"out: {path} would be written over, and lists no unreadable files ({reason_of(error)}); "
+            f"{argument}: {path} would be written over, and lists no unreadable files ({reason_of(error)}); "
             "choose another name, or move it away"
         ) from error
     return rows

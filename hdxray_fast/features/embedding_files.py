@@ -122,10 +122,12 @@ def embed_list(
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
     part: str = "1/1",
+    argument: str = "out",
 ) -> EmbeddedFiles:
     """:func:`embed_files` for files as they are listed; missing ones count as unreadable.
 
-    With ``thumbnails`` the table keeps one of each image, by which near duplicates are found.
+    With ``thumbnails`` the table keeps one of each image, by which near duplicates are found; ``argument`` named
+    ``out``, for errors.
     """
     check_caps(timeout, max_memory)
     share = Share.of_part(part)
@@ -139,7 +141,7 @@ def embed_list(
         "precision": job.precision,
     }
     reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory}
-    with FeatureTable(out, settings, encoder.num_features, thumbnails, share) as table:
+    with FeatureTable(out, settings, encoder.num_features, thumbnails, share, argument) as table:
         new = fill(table, job, files, batch_size=batch_size, progress=progress, **reading)
         plan = table.plan(files, batch_size)
         table.end_share(plan)

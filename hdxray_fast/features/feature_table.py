@@ -30,7 +30,7 @@ class FeatureTable(RowParts):
 
     Args:
         out: the Parquet file.
-        settings, width, thumbnails, share: as for :class:`.RowParts`.
+        settings, width, thumbnails, share, argument: as for :class:`.RowParts`.
 
     Raises:
         ConfigError, MissingDependencyError: as for :class:`.RowParts`; or what has the name of the list of unreadable
@@ -38,15 +38,21 @@ class FeatureTable(RowParts):
     """
 
     def __init__(
-        self, out: str | Path, settings: dict, width: int, thumbnails: bool = False, share: Share | None = None
+        self,
+        out: str | Path,
+        settings: dict,
+        width: int,
+        thumbnails: bool = False,
+        share: Share | None = None,
+        argument: str = "out",
     ) -> None:
-        require_utf8(out, "out")  # whoever reads the table may know no other names
+        require_utf8(out, argument)  # whoever reads the table may know no other names
         self.out = Path(out)
         self.unreadable = self.out.with_suffix(".unreadable.csv")
-        read_quarantine(self.unreadable)  # what is no such list is refused now, not after the last image
+        read_quarantine(self.unreadable, argument)  # what is no such list is refused now, not after the last image
         super().__init__(
             self.out.with_name(self.out.name + ".parts"), settings, width, thumbnails=thumbnails, table=self.out,
-            share=share, choose="choose another file, or folder of a probe",
+            share=share, choose="choose another file, or folder of a probe", argument=argument,
         )  # fmt: skip
 
     def finish(self, order: Sequence[str]) -> None:

@@ -28,17 +28,18 @@ class PartsFolder:
     Args:
         path: of the folder; made if needed.
         share: of this process.
+        argument: that named the place, for errors.
 
     Raises:
         ConfigError: it cannot be made.
     """
 
-    def __init__(self, path: Path, share: Share) -> None:
-        self.path, self.share = path, share
+    def __init__(self, path: Path, share: Share, argument: str = "out") -> None:
+        self.path, self.share, self._argument = path, share, argument
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"out: cannot write beside {path} ({error.strerror})") from error
+            raise ConfigError(f"{self._argument}: cannot write beside {path} ({error.strerror})") from error
         # before the mark is looked for: who has locked something meanwhile has left that first
         self._others = [found.name for found in self._found(OTHER)]
 
@@ -48,11 +49,11 @@ class PartsFolder:
         Raises:
             ConfigError: it holds what no run made that has left its mark.
         """
-        claim_names(self.path, MAKER, self._others)
+        claim_names(self.path, MAKER, self._others, argument=self._argument)
 
     def require_own(self, part: Path) -> None:
         """Raise a ConfigError about a part that cannot be read in a folder without the mark: it may be anybody's."""
-        refuse_foreign(self.path, MAKER, [part.name])
+        refuse_foreign(self.path, MAKER, [part.name], argument=self._argument)
 
     def parts(self) -> list[Path]:
         """Part files, the oldest first."""
@@ -81,7 +82,9 @@ class PartsFolder:
             yield had_ended
 
     def _refuse(self) -> None:
-        raise ConfigError(f"out: another process writes part {self.share} of {self.path}; wait for its end")
+        raise ConfigError(
+            f"{self._argument}: another process writes part {self.share} of {self.path}; wait for its end"
+        )
 
     def joining(self):
         """A context: within, no other process is within."""
@@ -106,7 +109,7 @@ class PartsFolder:
         except FileNotFoundError:
             return ""
         except OSError as error:
-            raise ConfigError(f"out: {path} cannot be read ({reason_of(error)}); move it away") from error
+            raise ConfigError(f"{self._argument}: {path} cannot be read ({reason_of(error)}); move it away") from error
 
     def remove(self) -> None:
         """Remove the parts and the folder, with what killed processes left there; what is not its own stays."""

@@ -66,6 +66,7 @@ class RowParts:
         table: a finished table.
         share: of this process among those that fill the folder.
         choose: what to do about rows of other settings, for errors.
+        argument: that named the place, for errors.
 
     Attributes:
         bad: files that could not be read, with their stamps, by path.
@@ -85,6 +86,7 @@ class RowParts:
         table: Path | None = None,
         share: Share | None = None,
         choose: str = "choose another file",
+        argument: str = "out",
     ) -> None:
         try:
             import pyarrow
@@ -94,6 +96,7 @@ class RowParts:
         self._arrow, self._parquet = pyarrow, pyarrow.parquet
         self.folder, self.table, self.share, self.width = folder, table, share or Share(), width
         self.settings, self._choose = json.loads(json.dumps(settings)), choose
+        self._argument = argument
         self.bad: dict[str, tuple[Quarantined, Stamp]] = {}
         self._number: dict[str, int] = {}  # of each path's row
         self._sizes, self._times = array("q"), array("q")  # by number
@@ -102,7 +105,7 @@ class RowParts:
         self._starts: list[int] = []  # number of each source's first row
         self._groups = array("q")  # number of each row group's first row
         self._pictures = thumbnails
-        self._place = PartsFolder(folder, self.share)
+        self._place = PartsFolder(folder, self.share, argument)
         self._look()
         self._place.claim()
         self._next = self._place.next_number()
@@ -182,7 +185,7 @@ class RowParts:
                 for table in tables:
                     writer.write_table(table, row_group_size=GROUP)
         except OSError as error:
-            raise ConfigError(f"out: cannot write {path} ({error.strerror or error})") from error
+            raise ConfigError(f"{self._argument}: cannot write {path} ({error.strerror or error})") from error
 
     def numbers(self, order: Sequence[str], others: bool = False) -> np.ndarray:
         """The rows of some paths in their order, those that have one; ``others``: before them, those of all others."""
@@ -287,8 +290,9 @@ class RowParts:
         left = [file for file in files if file not in self._number and file not in self.bad]
         if left:
             raise ConfigError(
-                f"out: {len(left)} files have no rows, such as {left[0]}: parts in {self.folder} were removed or "
-                "damaged after their share had ended; start all shares again (what is there is not made again)"
+                f"{self._argument}: {len(left)} files have no rows, such as {left[0]}: parts in {self.folder} were "
+                "removed or damaged after their share had ended; start all shares again (what is there is not made "
+                "again)"
             )
 
     def _stamp(self, number: int) -> Stamp:
@@ -339,7 +343,7 @@ class RowParts:
 
     def _refusal(self, path: Path, error: Exception) -> ConfigError:
         what = "is no table of features" if isinstance(error, NoFeaturesError) else "cannot be read as Parquet"
-        return ConfigError(f"out: {path} {what} ({reason_of(error)}); choose another file")
+        return ConfigError(f"{self._argument}: {path} {what} ({reason_of(error)}); choose another file")
 
     def _add(
         self,
@@ -373,7 +377,7 @@ class RowParts:
             found = {**{name: self.settings[name] for name in UNTOLD if name in self.settings}, **found}
         if found != self.settings:
             what = f"other settings ({'; '.join(_differences(found, self.settings))})" if found else "something else"
-            raise ConfigError(f"out: {path} holds rows made with {what}; {self._choose}")
+            raise ConfigError(f"{self._argument}: {path} holds rows made with {what}; {self._choose}")
 
 
 def _differences(found: dict, given: dict) -> list[str]:

@@ -329,6 +329,30 @@ def test_bad_settings_are_named(manifest, tmp_path):
         run_probe(elsewhere, small_encoder(), progress=False)
 
 
+def test_a_table_that_is_not_the_probes_is_told_by_the_option_that_names_it(manifest, tmp_path):
+    images, encoder = manifest.parent / "xrays", small_encoder()
+    kept, listed = tmp_path / "f.parquet", tmp_path / "f.unreadable.csv"
+    with_kept = config(manifest, tmp_path / "p", features=str(kept))
+    hx.embed_files(images, kept, encoder, pool="cls", progress=False)
+    with pytest.raises(
+        hx.ConfigError, match=r"^features: .*f\.parquet holds rows made with other settings \(pool: cls"
+    ):
+        run_probe(with_kept, encoder, progress=False)
+    with pytest.raises(hx.ConfigError, match=r"^out: .*f\.parquet holds rows made with other settings"):
+        hx.embed_files(images, kept, encoder, progress=False)
+    listed.write_text("mine")
+    with pytest.raises(hx.ConfigError, match=r"^features: .*f\.unreadable\.csv would be written over"):
+        run_probe(with_kept, encoder, progress=False)
+    listed.unlink()
+    place = tmp_path / "f.parquet.parts"
+    place.mkdir(exist_ok=True)
+    kept.unlink()
+    (place / "join.lock").write_text("mine")
+    with pytest.raises(hx.ConfigError, match=r"^features: .*join\.lock would be written over"):
+        run_probe(with_kept, encoder, progress=False)
+    assert (place / "join.lock").read_text() == "mine"
+
+
 def test_the_commands(manifest, tmp_path, capsys):
     folder = hx.save_model(small_encoder(pool="mean"), tmp_path / "weights")
     common = ["--val-share", "0.25", "--test-share", "0.3", "--bootstraps", "5", "--workers", "0"]
