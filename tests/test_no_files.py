@@ -75,7 +75,7 @@ def go_on(folder: Path) -> None:
     """What a run that goes on reads, before and beside its model."""
     from hdxray_fast.training.checkpoints import checkpoint_folders
     from hdxray_fast.training.restoring import load_checkpoint
-    from hdxray_fast.training.run_folder import truncate_log
+    from hdxray_fast.training.run_log import truncate_log
 
     [checkpoint] = checkpoint_folders(folder / "checkpoints")
     truncate_log(folder / "log.jsonl", 3)
@@ -165,7 +165,8 @@ def test_every_file_of_a_run(formats, name, put):
 @pytest.mark.parametrize("put", KINDS)
 def test_settings_log_and_choice_of_a_run(formats, put):
     from hdxray_fast.classify.selection import BestModel
-    from hdxray_fast.training.run_folder import begun_settings, truncate_log
+    from hdxray_fast.training.run_folder import begun_settings
+    from hdxray_fast.training.run_log import truncate_log
 
     folder = formats("finetune")
     (folder / "config.json").unlink()
@@ -329,6 +330,12 @@ def test_a_file_of_more_bytes_than_its_kind_has(tmp_path):
 
 @pytest.mark.parametrize("text", [BRACKETS, "[" * 50_000, '{"a":' * 50_000, "[" * 101 + "]" * 101])
 def test_depth_of_json(text):
+    for many in (
+        b"[" + b"[]," * (5 << 20) + b"1]",
+        b"[" + b"1," * (33 << 20) + b"1]",
+    ):  # gigabytes, once they are lists
+        with pytest.raises(ValueError, match="holds more than 4 Mi lists, or 32 Mi values"):
+            parse_json(many)
     with pytest.raises(ValueError, match="nested more than 100 deep"):
         regular_files.parse_json(text)
     assert regular_files.parse_json("[" * 100 + "]" * 100)
