@@ -328,14 +328,14 @@ def test_a_file_of_more_bytes_than_its_kind_has(tmp_path):
         hx.load_model(tmp_path)
 
 
+@pytest.mark.parametrize("inner", [b"[],", b"{},", b"1,"])
+def test_json_that_is_small_in_a_file_and_large_in_memory(inner):
+    with limits(), pytest.raises(ValueError, match="holds more than 4 Mi lists and objects, or 32 Mi values"):
+        regular_files.parse_json(b"[" + inner * (33 << 20) + b"1]")
+
+
 @pytest.mark.parametrize("text", [BRACKETS, "[" * 50_000, '{"a":' * 50_000, "[" * 101 + "]" * 101])
 def test_depth_of_json(text):
-    for many in (
-        b"[" + b"[]," * (5 << 20) + b"1]",
-        b"[" + b"1," * (33 << 20) + b"1]",
-    ):  # gigabytes, once they are lists
-        with pytest.raises(ValueError, match="holds more than 4 Mi lists, or 32 Mi values"):
-            parse_json(many)
     with pytest.raises(ValueError, match="nested more than 100 deep"):
         regular_files.parse_json(text)
     assert regular_files.parse_json("[" * 100 + "]" * 100)
