@@ -25,6 +25,7 @@ REPORT_TEXT = 16 << 20  # one report as text or XML: some pages
 MOST_LINE = 16 << 20  # characters of a line of a table
 MOST_TENSORS = 1 << 18  # of a file of weights: that of the largest published models has some thousands
 MOST_HEADER = 64 << 20  # bytes of a file of weights before its tensors
+MOST_BRACKETS, MOST_COMMAS = 1 << 22, 1 << 25  # of JSON: each list is 56 bytes in memory and two letters in a file
 MOST_DEPTH = 100  # of brackets in JSON; the deepest file that anybody writes for a model or a run has about ten
 
 _KINDS = (
@@ -187,8 +188,13 @@ def parse_json(text: str | bytes) -> Any:
     """``json.loads`` with one kind of error, whatever the text.
 
     Raises:
-        ValueError: it is no JSON, or nested more than ``MOST_DEPTH`` deep.
+        ValueError: it is no JSON, nested more than ``MOST_DEPTH`` deep, or holds more than any file that is read.
     """
+    square, curly, comma = (b"[", b"{", b",") if isinstance(text, bytes) else ("[", "{", ",")
+    if text.count(square) + text.count(curly) > MOST_BRACKETS or text.count(comma) > MOST_COMMAS:
+        raise ValueError(
+            f"it holds more than {MOST_BRACKETS >> 20} Mi lists and objects, or {MOST_COMMAS >> 20} Mi values"
+        )
     try:
         content = json.loads(text)
     except (RecursionError, MemoryError):

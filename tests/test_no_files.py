@@ -75,7 +75,7 @@ def go_on(folder: Path) -> None:
     """What a run that goes on reads, before and beside its model."""
     from hdxray_fast.training.checkpoints import checkpoint_folders
     from hdxray_fast.training.restoring import load_checkpoint
-    from hdxray_fast.training.run_folder import truncate_log
+    from hdxray_fast.training.run_log import truncate_log
 
     [checkpoint] = checkpoint_folders(folder / "checkpoints")
     truncate_log(folder / "log.jsonl", 3)
@@ -165,7 +165,8 @@ def test_every_file_of_a_run(formats, name, put):
 @pytest.mark.parametrize("put", KINDS)
 def test_settings_log_and_choice_of_a_run(formats, put):
     from hdxray_fast.classify.selection import BestModel
-    from hdxray_fast.training.run_folder import begun_settings, truncate_log
+    from hdxray_fast.training.run_folder import begun_settings
+    from hdxray_fast.training.run_log import truncate_log
 
     folder = formats("finetune")
     (folder / "config.json").unlink()
@@ -325,6 +326,12 @@ def test_a_file_of_more_bytes_than_its_kind_has(tmp_path):
         regular_files.read_json(tmp_path / "config.json")
     with limits(), pytest.raises(hx.CheckpointError, match="larger than"):
         hx.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("inner", [b"[],", b"{},", b"1,"])
+def test_json_that_is_small_in_a_file_and_large_in_memory(inner):
+    with limits(), pytest.raises(ValueError, match="holds more than 4 Mi lists and objects, or 32 Mi values"):
+        regular_files.parse_json(b"[" + inner * (33 << 20) + b"1]")
 
 
 @pytest.mark.parametrize("text", [BRACKETS, "[" * 50_000, '{"a":' * 50_000, "[" * 101 + "]" * 101])

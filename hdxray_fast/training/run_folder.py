@@ -11,11 +11,12 @@ from ..data.seen_key import KEY_FILE, check_key
 from ..errors import ConfigError, TrainingError
 from ..files import claim_names, flush, refuse_foreign, remove_leftovers, written_whole
 from ..locks import RunLock
-from ..regular_files import RUN_JSON, parse_json, read_json, read_text
+from ..regular_files import RUN_JSON, read_json
 from .checkpoints import OF_A_SAVE, checkpoint_folders, set_aside_after
 from .config import TrainingConfig
 from .data_record import RECORD, DataRecord
 from .processes import on_main
+from .run_log import truncate_log
 
 LOG, CHECKPOINTS, SETTINGS = "log.jsonl", "checkpoints", "config.json"
 WRITES = (SETTINGS, LOG, CHECKPOINTS, "failed", RECORD, "tensorboard", "wandb", "quarantine.csv", "cache", "model")
@@ -189,32 +190,6 @@ def is_run(folder: Path) -> bool:
 
 def _holds_a_run(folder: Path) -> bool:
     return (folder / LOG).exists() or bool(checkpoint_folders(folder / CHECKPOINTS))
-
-
-def truncate_log(path: Path, step: int) -> list[int]:
-    """Drop the lines of a JSONL log that lie after ``step``, and damaged ones, such as a line cut short by a crash.
-
-    Returns:
-        The steps up to ``step`` that it has no line of.
-    """
-    kept: dict[int, str] = {}
-    if path.exists():
-        for line in read_text(path, None, errors="replace").splitlines():
-            found = _step_of(line)
-            if found is not None and found <= step:
-                kept.setdefault(found, line)
-        with written_whole(path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in kept.values()), encoding="utf-8")
-    return [number for number in range(1, step + 1) if number not in kept]
-
-
-def _step_of(line: str) -> int | None:
-    """The step that a line of the log tells of; ``None`` for a damaged line."""
-    try:
-        found = parse_json(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return found if isinstance(found, int) else None
 
 
 def in_words(numbers: Sequence[int]) -> str:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -203,7 +204,8 @@ def test_a_hole_in_the_log_is_told_and_the_run_goes_on(tmp_path):
 
 
 def test_log_loses_what_lies_after_the_checkpoint_and_a_cut_line(tmp_path):
-    from hdxray_fast.training.run_folder import in_words, truncate_log
+    from hdxray_fast.training.run_folder import in_words
+    from hdxray_fast.training.run_log import last_step, truncate_log
 
     log = tmp_path / "log.jsonl"
     assert truncate_log(log, 0) == [] and truncate_log(log, 2) == [1, 2]
@@ -216,6 +218,14 @@ def test_log_loses_what_lies_after_the_checkpoint_and_a_cut_line(tmp_path):
     log.write_bytes("\n".join(lines[:2]).encode() + b"\n\0\0\xff\n5\n" + lines[4].encode() + b"\n")
     assert truncate_log(log, 5) == [3, 4]
     assert log.read_text().splitlines() == [lines[0], lines[1], lines[4]]
+    with log.open("r+b") as stream:  # mostly a hole, which is read in pieces
+        stream.seek(0, 2)
+        stream.truncate(64 << 20)
+    tracemalloc.start()
+    assert last_step(log) == 5 and truncate_log(log, 2) == []
+    assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    tracemalloc.stop()
+    assert log.read_text().splitlines() == lines[:2]
     assert in_words([3, 7, 8, 9, 12]) == "3, 7 to 9, 12"
 
 
