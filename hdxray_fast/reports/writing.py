@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from ..files import claim_names, free_name, refuse_foreign, written_somewhere
 from ..models.inference import PRECISIONS, autocast, check_word, find_precision
 from ..models.inputs import as_batch
 from .attention_picture import draw_attention, sentence_maps
-from .known_images import KNOWN_FILE, ReadImages, write_known_images
+from .journal import JOURNAL, Journal, Progress, made_with
+from .known_images import KNOWN_FILE, write_known_images
 from .model import ReportModel
 from .predictions import Prediction, write_predictions
 from .saving import load_report_model
@@ -110,6 +112,9 @@ def write_reports(
 ) -> WrittenReports:
     """Write a report on each study.
 
+    With ``out``, a run that was killed goes on where it had ended, if model, studies, files and options are the same;
+    of reports from before no ``attention`` is at hand.
+
     Args:
         studies: from ``read_studies`` or :func:`studies_of_files`; or a radiograph or a folder of them.
         model: a report model, or its folder.
@@ -146,30 +151,30 @@ def write_reports(
         studies = [replace(study, language=model.config.language) for study in studies]
     if out is not None:
         claim_names(Path(out), MAKER, _names(studies, pictures))
+    options = options or WritingOptions()
     done = WrittenReports(precision=find_precision(precision, next(model.visual.parameters()).device))
-    taken: set[str] = set()
+    journal, so_far = None, Progress()
+    if out is not None:
+        more = {"precision": done.precision, "batch_size": batch_size, "pictures": pictures}
+        journal = Journal(Path(out) / JOURNAL, made_with(model, studies, options, **more))
+        so_far = journal.progress
     reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
-    ready = _read(model, studies, reading, done)
-    with _bar(len(studies), progress) as bar:
-        for chunk in _chunks(ready, batch_size):
+    _go_on(done, so_far, studies, out)
+    with _bar(len(studies), len(done.rows), progress) as bar:
+        for places, chunk in _chunks(_read(model, studies, reading, so_far), batch_size):
             drawn = max(0, min(len(chunk), pictures - len(done.rows)))
-            rows = _write_chunk(model, chunk, options or WritingOptions(), drawn, done.precision)
-            for row in rows:
+            rows = _write_chunk(model, chunk, options, drawn, done.precision)
+            for place, row in zip(places, rows, strict=True):
                 if out is not None and row.attention is not None:
-                    views = [radiograph.pixels for radiograph in row.radiographs]
-                    place = Path(out) / f"{_file_name(row.study.place or row.study.id, taken)}.png"
-                    try:
-                        row.picture = draw_attention(
-                            place, views, row.sentences, row.attention, model.config.visual_tokens
-                        )
-                    except Exception as error:  # the text does not hang on it
-                        done.notes.append(f"{place}: left out, it cannot be made ({type(error).__name__}: {error})")
+                    _draw(Path(out), row, model, so_far)
+                name = row.picture.name if row.picture else ""
+                so_far.texts.append((place, row.text, row.sentences, name))
                 row.radiographs = row.radiographs if row.attention is not None else []
             done.rows += rows
+            if journal is not None:
+                journal.add()
             bar.update(len(rows))
-    empty = [row.study.named for row in done.rows if not row.text]
-    if empty:
-        done.notes.append(counted(empty, "studies", "got an empty report"))
+    _note(done, so_far, model, studies)
     if out is not None:
         done.predictions = Path(out) / "predictions.csv"
         rows = [Prediction(r.study.id, r.text, r.study.report or None, r.study.language) for r in done.rows]
@@ -179,7 +184,49 @@ def write_reports(
             if model.seen.key is not None and model.seen.knows_patients:
                 keep_key(out, model.seen.key)
             write_known_images(Path(out) / KNOWN_FILE, done.known or [])
+        journal.remove()
     return done
+
+
+def _go_on(done: WrittenReports, so_far: Progress, studies: Sequence[Study], out: str | os.PathLike | None) -> None:
+    """Take what a run that was killed had written."""
+    for place, text, sentences, picture in so_far.texts:
+        row = WrittenReport(studies[place], text, sentences)
+        row.picture = Path(out) / picture if picture else None
+        done.rows.append(row)
+    if so_far.texts:
+        done.notes.append(f"{len(so_far.texts)} reports were there already, of a run that had not come to its end")
+
+
+def _note(done: WrittenReports, so_far: Progress, model: ReportModel, studies: Sequence[Study]) -> None:
+    """What was left out on the way."""
+    done.notes += so_far.notes
+    done.quarantined = so_far.quarantined
+    most = model.config.max_views
+    more = [place for place, study in enumerate(studies) if len(study.images) > most]
+    for places, what in (
+        (so_far.without, "left out: none of their radiographs can be read"),
+        (so_far.fewer, "go on without a radiograph that cannot be read"),
+        (more, f"are read by their first {most} radiographs (max_views)"),
+    ):
+        if places:
+            done.notes.append(counted([studies[place].named for place in places], "studies", what))
+    if model.seen is not None:
+        done.known, notes = so_far.read.known_to(model.seen)
+        done.notes += notes
+    empty = [row.study.named for row in done.rows if not row.text]
+    if empty:
+        done.notes.append(counted(empty, "studies", "got an empty report"))
+
+
+def _draw(out: Path, row: WrittenReport, model: ReportModel, so_far: Progress) -> None:
+    taken = {Path(name).stem.lower() for _, _, _, name in so_far.texts if name}
+    place = out / f"{_file_name(row.study.place or row.study.id, taken)}.png"
+    views = [radiograph.pixels for radiograph in row.radiographs]
+    try:
+        row.picture = draw_attention(place, views, row.sentences, row.attention, model.config.visual_tokens)
+    except Exception as error:  # the text does not hang on it
+        so_far.notes.append(f"{place}: left out, it cannot be made ({type(error).__name__}: {error})")
 
 
 def refuse_other_files(out: str | os.PathLike, studies: Sequence[Study], pictures: int) -> None:
@@ -191,53 +238,38 @@ def _names(studies: Sequence[Study], pictures: int) -> list[str]:
     """Of what is written for these studies."""
     stems: set[str] = set()
     drawings = [f"{_file_name(one.place or one.id, stems)}.png" for one in studies] if pictures > 0 else []
-    return ["predictions.csv", SEEN_FILE, KEY_FILE, KNOWN_FILE, *drawings]
+    return ["predictions.csv", JOURNAL, SEEN_FILE, KEY_FILE, KNOWN_FILE, *drawings]
 
 
 def _read(
-    model: ReportModel, studies: Sequence[Study], reading: dict, done: WrittenReports
-) -> Iterator[tuple[Study, list[Radiograph]]]:
-    """Each study with its readable radiographs; what is not readable is noted in ``done``."""
+    model: ReportModel, studies: Sequence[Study], reading: dict, so_far: Progress
+) -> Iterator[tuple[int, tuple[Study, list[Radiograph]]]]:
+    """Place, study and readable radiographs of each study that is not done; what is not readable is noted."""
     side = model.encoder.img_size
     if side[0] != side[1]:
         raise ConfigError(f"model: its encoder takes {side[0]} x {side[1]} images, reports are read off square ones")
     most = model.config.max_views
-    jobs = [(path, path) for study in studies for path in study.images[:most]]
+    jobs = [(path, path) for study in studies[so_far.studies :] for path in study.images[:most]]
     images = read_ahead(jobs, side[0], model.encoder.patch_size, method=model.encoder.contour, **reading)
-    without, fewer, read = [], [], ReadImages()
-    for study in studies:
+    for place, study in enumerate(studies[so_far.studies :], so_far.studies):
         wanted = len(study.images[:most])
         found = [next(images) for _ in range(wanted)]
         good = [image for image in found if isinstance(image, Radiograph)]
-        done.quarantined += [image for image in found if isinstance(image, Quarantined)]
+        so_far.quarantined += [image for image in found if isinstance(image, Quarantined)]
+        so_far.studies = place + 1
         if not good:
-            without.append(study.named)
+            so_far.without.append(place)
             continue
-        read.add(study, good)
+        so_far.read.add(study, good)
         if len(good) < wanted:
-            fewer.append(study.named)
-        yield study, good
-    more = [study.named for study in studies if len(study.images) > most]
-    if without:
-        done.notes.append(counted(without, "studies", "left out: none of their radiographs can be read"))
-    if fewer:
-        done.notes.append(counted(fewer, "studies", "go on without a radiograph that cannot be read"))
-    if more:
-        done.notes.append(counted(more, "studies", f"are read by their first {most} radiographs (max_views)"))
-    if model.seen is not None:
-        done.known, notes = read.known_to(model.seen)
-        done.notes += notes
+            so_far.fewer.append(place)
+        yield place, (study, good)
 
 
-def _chunks(items: Iterator, size: int) -> Iterator[list]:
-    chunk: list[Any] = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+def _chunks(items: Iterator[tuple[int, Any]], size: int) -> Iterator[tuple[list[int], list]]:
+    """Of so many items their places, and themselves."""
+    while chunk := list(islice(items, size)):
+        yield [place for place, _ in chunk], [item for _, item in chunk]
 
 
 @torch.no_grad()
@@ -286,7 +318,7 @@ def _file_name(study: str, taken: set[str]) -> str:
     return free_name(stem, taken)
 
 
-def _bar(total: int, show: bool):
+def _bar(total: int, done: int, show: bool):
     from tqdm.auto import tqdm
 
-    return tqdm(total=total, unit="study", desc="write", disable=not show, dynamic_ncols=True)
+    return tqdm(total=total, initial=done, unit="study", desc="write", disable=not show, dynamic_ncols=True)
