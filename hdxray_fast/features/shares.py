@@ -11,8 +11,9 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from ..data.prepared.config import which_part
 from ..data.reader_pool import worker_count
-from ..errors import ConfigError, TrainingError
+from ..errors import TrainingError
 
 PATIENCE = timedelta(days=1)  # of ranks that wait for a slower one; one that is gone is noticed at once
 
@@ -42,11 +43,9 @@ class Share:
         Raises:
             ConfigError: ``part`` is not as described.
         """
-        which, slash, of = part.partition("/")
-        if not (slash and which.isdecimal() and of.isdecimal() and 1 <= int(which) <= int(of)):
-            raise ConfigError(f"part: got {part!r}, accepted is i/n with i from 1 to n, such as 3/8")
+        which, of = which_part(part)
         rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        return cls((int(which) - 1) * ranks + rank, int(of) * ranks, rank, ranks)
+        return cls(which * ranks + rank, of * ranks, rank, ranks)
 
     def __str__(self) -> str:
         return f"{self.which + 1}-of-{self.of}"
