@@ -22,6 +22,7 @@ MODEL_JSON = 64 << 20  # a config, or an index of shards: that of the largest pu
 RUN_JSON = 1 << 30  # what a run wrote of itself: settings, metrics, and lists with an entry for each bad file
 SMALL_TEXT = 1 << 16  # a key, a mark, a checksum: some words
 REPORT_TEXT = 16 << 20  # one report as text or XML: some pages
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # its marks
 MOST_LINE = 16 << 20  # characters of a line of a table
 MOST_TENSORS = 1 << 18  # of a file of weights: that of the largest published models has some thousands
 MOST_HEADER = 64 << 20  # bytes of a file of weights before its tensors
@@ -118,7 +119,7 @@ def read_bytes(path: str | os.PathLike, most: int | None, text: bool = False) ->
     with open_regular(path, "rb", most) as stream:
         parts, length = [], 0
         while part := stream.read(1 << 20):  # asked for all at once, all would be allocated
-            if text and not (parts or [part])[0].startswith((b"\xff\xfe", b"\xfe\xff")):
+            if text and not (parts or [part])[0].startswith(UTF_16):
                 _refuse_nul(path, part)
             parts.append(part)
             length += len(part)
@@ -150,12 +151,18 @@ def lines(stream: IO[str], path: str | os.PathLike, most: int | None = None) -> 
 def check_text(path: str | os.PathLike) -> None:
     """Before a library reads a text by its name: refuse what holds NUL, as a file that is mostly a hole does.
 
+    UTF-16 begins with its mark, at which a reader of UTF-8 ends.
+
     Raises:
         NotAFileError, OSError: as :func:`check_regular`; or there is a NUL.
     """
     with open_regular(path) as stream:
-        while part := stream.read(1 << 20):
+        part = stream.read(1 << 20)
+        if part.startswith(UTF_16):
+            return
+        while part:
             _refuse_nul(path, part)
+            part = stream.read(1 << 20)
 
 
 def _refuse_nul(path: str | os.PathLike, part: bytes) -> None:

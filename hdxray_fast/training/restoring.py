@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from ..errors import CheckpointError, ConfigError
+from ..errors import CheckpointError, ConfigError, HDXrayError
 from ..files import checksum
 from ..regular_files import check_listed_file, load_tensors, read_json, reason_of
 from .checkpoints import (
@@ -169,6 +169,8 @@ def go_on(training: Kept) -> None:
         return
     try:
         _take(training, state)
+    except HDXrayError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         at = checkpoint_folder(training.checkpoints, state["step"])
         raise CheckpointError(f"{at}: is damaged, or another task's ({reason_of(error)}); remove it") from error
