@@ -141,6 +141,7 @@ def make_folder(folder: Path, argument: str = "out") -> None:
         raise ConfigError(f"{argument}: cannot make the folder {folder} ({error.strerror})") from error
 
 
+FILES = (".arrow", ".csv", ".html", ".json", ".jsonl", ".key", ".md", ".parquet", ".png", ".safetensors")  # no folders
 OWNER_FILE = ".made-by"  # the commands that may write over what lies in a folder, or clear it; a line each
 
 
@@ -150,12 +151,7 @@ def begin_anew(folder: Path, maker: str) -> None:
     Raises:
         ConfigError: it holds something, and no mark of ``maker``; or it cannot be written.
     """
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise ConfigError(f"out: {folder} would be removed, and is no folder that {maker} made; choose another one")
-    if maker not in _makers(folder) and folder.exists() and any(folder.iterdir()):
-        raise ConfigError(
-            f"out: {folder} would be removed, and {_not_marked(folder, maker)}; give another folder, or remove it"
-        )
+    refuse_to_clear(folder, maker)
     try:
         if folder.exists():
             shutil.rmtree(folder)
@@ -163,6 +159,16 @@ def begin_anew(folder: Path, maker: str) -> None:
         (folder / OWNER_FILE).write_text(f"{maker}\n", encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"out: {folder} cannot be made anew ({error.strerror or error})") from error
+
+
+def refuse_to_clear(folder: Path, maker: str) -> None:
+    """The refusal of :func:`begin_anew`, where nothing is to be written yet."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ConfigError(f"out: {folder} would be removed, and is no folder that {maker} made; choose another one")
+    if maker not in _makers(folder) and folder.exists() and any(folder.iterdir()):
+        raise ConfigError(
+            f"out: {folder} would be removed, and {_not_marked(folder, maker)}; give another folder, or remove it"
+        )
 
 
 def claim_names(folder: Path, maker: str, names: Iterable[str], own: bool = False, argument: str = "out") -> None:
@@ -181,7 +187,8 @@ def claim_names(folder: Path, maker: str, names: Iterable[str], own: bool = Fals
     Raises:
         ConfigError: one is there, and no mark that ``maker`` wrote into this folder; or it cannot be written.
     """
-    makers = _makers(folder)
+    makers, names = _makers(folder), tuple(names)
+    _refuse_folders(folder, maker, names, argument)
     if maker in makers:
         return
     refuse_foreign(folder, maker, names, own, argument)
@@ -197,6 +204,8 @@ def claim_names(folder: Path, maker: str, names: Iterable[str], own: bool = Fals
 
 def refuse_foreign(folder: Path, maker: str, names: Iterable[str], own: bool = False, argument: str = "out") -> None:
     """The refusal of :func:`claim_names`, where nothing is to be written yet."""
+    names = tuple(names)
+    _refuse_folders(folder, maker, names, argument)
     if own:
         return
     found = next((name for name in names if _in_the_way(folder / name)), None)
@@ -206,6 +215,15 @@ def refuse_foreign(folder: Path, maker: str, names: Iterable[str], own: bool = F
             f"{argument}: {folder / found} would be written over, and {_not_marked(folder, maker)}; give another "
             "folder, or remove it"
         )
+
+
+def _refuse_folders(folder: Path, maker: str, names: Iterable[str], argument: str) -> None:
+    """A folder where a file is to be written is in the way whoever made it, and even if it is empty."""
+    for path in (folder / name for name in names):
+        if path.suffix in FILES and path.is_dir():
+            raise ConfigError(
+                f"{argument}: {path} is a folder, where {maker} writes a file; give another folder, or remove it"
+            )
 
 
 def _not_marked(folder: Path, maker: str) -> str:

@@ -77,6 +77,20 @@ def test_the_demo_leaves_what_is_not_its_own(tmp_path, monkeypatch, name):
     with pytest.raises(hx.ConfigError, match=r"no mark .* demo made"):
         demo.run_demo(demo.DemoConfig(out=str(tmp_path), steps=1))
     assert file.read_text() == "mine"
+    assert not (tmp_path / OWNER_FILE).exists()  # the next demo would take the folder for its own
+
+
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_folder_lies_where_a_file_is_to_be_written(own, marked):
+    """It is refused now, even if it is empty, and not after the last image."""
+    if marked:
+        claim_names(own, "evaluate", ["metrics.json"])
+    (own / "metrics.json").mkdir()
+    (own / "model").mkdir()
+    with pytest.raises(hx.ConfigError, match=r"metrics.json is a folder, where evaluate writes a file"):
+        claim_names(own, "evaluate", ["model", "predictions.csv.parts", "metrics.json"])
+    (own / "metrics.json").rmdir()
+    claim_names(own, "evaluate", ["model", "predictions.csv.parts", "metrics.json"])
 
 
 def test_a_comparison_writes_over_comparisons_alone(tmp_path):

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..data.csv_cells import write_table
 from ..data.listing import list_images
 from ..errors import MissingDependencyError
-from ..files import begin_anew, claim_names
+from ..files import begin_anew, claim_names, refuse_foreign, refuse_to_clear, written_whole
 from ..pretrain.config import PretrainConfig
 from .program import program
 
@@ -69,10 +69,12 @@ def run_demo(config: DemoConfig) -> dict:
     out = Path(config.out)
     run = out / "run"
     paths = [demo_radiograph(), *(list_images(config.data) if config.data else [])]
-    claim_names(out, "demo", ("images.csv", "panel.png", "metrics.json", "cache"))
+    names, manifest = ("images.csv", "panel.png", "metrics.json", "cache"), out / "images.csv"
+    refuse_foreign(out, "demo", names)
+    refuse_to_clear(run, "demo")
+    claim_names(out, "demo", names)
     begin_anew(run, "demo")  # each demo starts afresh
-    manifest = out / "images.csv"
-    with manifest.open("w", newline="", encoding="utf-8") as stream:
+    with written_whole(manifest) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         write_table(stream, ("image",), ([str(path.absolute())] for path in paths), names=("image",))
     lines: list[dict] = []
     result = run_pretraining(
@@ -97,7 +99,8 @@ def run_demo(config: DemoConfig) -> dict:
         on_step=lines.append,
     )
     inside, confidence = (result.images.column(name)[0].as_py() for name in ("inside_share", "confidence"))
-    shutil.copyfile(result.picture, out / "panel.png")
+    with written_whole(out / "panel.png") as temporary:
+        shutil.copyfile(result.picture, temporary)
     metrics = {
         "image": result.images.source(0),
         "loss_first": result.losses[0],
@@ -110,7 +113,8 @@ def run_demo(config: DemoConfig) -> dict:
         "contour_confidence": round(confidence, 4),
         "steps": config.steps,
     }
-    (out / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    with written_whole(out / "metrics.json") as temporary:
+        temporary.write_text(json.dumps(metrics, indent=1) + "\n")
     return metrics
 
 

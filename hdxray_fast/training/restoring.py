@@ -54,12 +54,15 @@ def read_checkpoint(folder: Path, averaged: bool = False) -> Saved:
     from safetensors import SafetensorError
 
     try:
-        for name, digest in read_json(folder / CHECKSUMS_FILE).items():
+        digests = read_json(folder / CHECKSUMS_FILE)
+        files = (MODEL_FILE, OPTIMIZER_FILE, *([EMA_FILE] if averaged else []))
+        if not isinstance(digests, dict) or not digests.keys() >= {STATE_FILE, *files}:
+            raise CheckpointError(f"{folder / CHECKSUMS_FILE} is damaged: it does not name all files")
+        for name, digest in digests.items():
             check_listed_file(folder / name)
             if checksum(folder / name) != digest:
                 raise CheckpointError(f"{folder / name} is damaged: its checksum differs")
         state = read_json(folder / STATE_FILE)
-        files = (MODEL_FILE, OPTIMIZER_FILE, *([EMA_FILE] if averaged else []))
         return Saved(state, {name: load_tensors(folder / name) for name in files})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(f"{folder}: cannot resume from this checkpoint ({error})") from error

@@ -65,6 +65,7 @@ def test_demo_goes_from_dicom_to_panel(tmp_path, capsys):
         metrics
     )
     assert (tmp_path / "demo" / "panel.png").stat().st_size > 10_000
+    assert not any((tmp_path / "demo").glob(".*.tmp"))
     assert "panel.png" in capsys.readouterr().out
 
 

@@ -38,6 +38,23 @@ def test_a_new_key_lies_beside_the_folder_that_is_copied(films, tmp_path):
 
 
 @posix
+def test_a_set_behind_a_link_has_its_key_beside_what_the_link_leads_to(films, tmp_path):
+    (tmp_path / "disk").mkdir()
+    real, link = tmp_path / "disk" / "set", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    prepare([films], link)
+    assert find_key(link) == find_key(real) == tmp_path / "disk" / "set.patient.key"
+    before = contents(real)
+    prepare([films], real)
+    prepare([films], link)
+    assert contents(real) == before
+    find_key(real).rename(tmp_path / "link.patient.key")  # as earlier releases had it
+    prepare([films], link)
+    assert find_key(link) == tmp_path / "link.patient.key"
+
+
+@posix
 def test_a_set_that_was_begun_with_its_key_inside_goes_on_and_is_told(films, tmp_path, capsys):
     out = tmp_path / "set"
     prepare([films], out)

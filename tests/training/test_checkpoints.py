@@ -67,6 +67,17 @@ def test_damaged_newest_falls_back_loudly(tmp_path, name, damage):
         assert resume_latest(tmp_path, model, optimizer, ema)["step"] == 1
 
 
+@pytest.mark.parametrize("text", ["[1]", "{}", '{"state.json": 1}', "1"])
+def test_checksums_that_are_none(tmp_path, text):
+    model, optimizer, ema = small_model()
+    for step in (1, 2):
+        fake_step(model, optimizer, ema)
+        save_checkpoint(checkpoint_folder(tmp_path, step), model, optimizer, {"step": step}, ema)
+    (checkpoint_folder(tmp_path, 2) / "checksums.json").write_text(text)
+    with pytest.warns(UserWarning, match=r"checksums.json is damaged: it does not name all files"):
+        assert resume_latest(tmp_path, model, optimizer, ema)["step"] == 1
+
+
 def test_nothing_to_resume_is_none_and_all_damaged_is_an_error(tmp_path):
     model, optimizer, ema = small_model()
     assert resume_latest(tmp_path, model, optimizer, ema) is None

@@ -20,7 +20,8 @@ MOST_BYTES = 1 << 16  # a file that holds more was named by mistake
 
 def find_key(out: Path, given: str | None = None) -> Path:
     """Where the key of a data set is, or is to be made: the file given; else beside the folder, which is what people
-    copy. Data sets that were begun with the key inside the folder keep it there.
+    copy, and where that is a link, beside what it leads to. Data sets that were begun with the key inside the folder,
+    or beside the link, keep it there.
 
     Args:
         out: folder of the data set.
@@ -28,7 +29,8 @@ def find_key(out: Path, given: str | None = None) -> Path:
     """
     if given:
         return Path(given)
-    return out / KEY if os.path.lexists(out / KEY) else beside(out)
+    usual = beside(Path(os.path.realpath(out)))
+    return next((place for place in (out / KEY, usual, beside(out)) if os.path.lexists(place)), usual)
 
 
 def beside(out: Path) -> Path:
