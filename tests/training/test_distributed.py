@@ -388,7 +388,7 @@ def test_sharing_within_a_node_needs_to_know_the_nodes(monkeypatch):
 def test_when_one_process_is_gone_the_other_says_so(images, tmp_path, how):
     """Killed, the connection breaks; frozen, the patience of the other ends."""
     out = tmp_path / "run"
-    config = {**SMALL, "data": str(images), "out": str(out), "batch_size": 1, "steps": 10_000, "process_timeout": 5}
+    config = {**SMALL, "data": str(images), "out": str(out), "batch_size": 1, "steps": 10_000, "process_timeout": 10}
     processes = start([{"config": config}], tmp_path)
     until(out, 2, processes)
     processes[1].send_signal(how)
@@ -396,7 +396,7 @@ def test_when_one_process_is_gone_the_other_says_so(images, tmp_path, how):
     processes[1].kill()
     message = result(out)
     assert message["error"] == "TrainingError"
-    assert "another process of this run is gone or has not answered for 5 s" in message["message"]
+    assert "another process of this run is gone or has not answered for 10 s" in message["message"]
     assert message["message"].startswith("step ")
 
 
