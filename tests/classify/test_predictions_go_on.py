@@ -154,7 +154,7 @@ for line in sys.stdin:
 def test_killed_at_any_moment(command, commands, tmp_path):
     """Before files that it touches, from the first to the last, and then at a random one of those left."""
     results, chance, moment = {**RESULTS, "embed": ("out.csv",)}[command], random.Random(command), 0
-    every = 5 if command == "predict" else 12  # with 1, every moment: minutes
+    every = 8 if command == "predict" else 16  # with 1, every moment: minutes
     with subprocess.Popen(
         [sys.executable, "-c", KILLED, str(tmp_path / "ended")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         text=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
