@@ -20,6 +20,12 @@ ENGLISH = [
     "Right lower lobe opacity, likely pneumonia. No pneumothorax.",
     "Hyperinflated lungs. Flattened diaphragm, 3.5 cm apart.",
 ]
+# settings of a training of one step, for what does not depend on how well a model writes
+QUICK = {
+    "encoder_lr": 0.0, "width": 48, "heads": 4, "ffn": 48, "layers": 1, "min_frequency": 1, "visual_tokens": 9,
+    "max_length": 40, "steps": 1, "batch_size": 4, "num_beams": 1, "tensorboard": False, "threads": 1, "workers": 0,
+    "contour": "rectangle", "min_patients": 1, "digits": True,
+}  # fmt: skip
 CHINESE = [
     "两肺纹理清晰，未见实质性病变。心影大小正常。",
     "心影增大，左侧少量胸腔积液。",

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from film_makers import compressed, draw_film
 from report_makers import write_csv
-from report_model_makers import ENGLISH, save_small_encoder
+from report_model_makers import ENGLISH, QUICK, save_small_encoder
 
 pytest.importorskip("transformers")
 pytest.importorskip("pycocoevalcap")
@@ -23,12 +23,6 @@ from hdxray_fast.reports.run import run_report_training
 from hdxray_fast.reports.saving import load_report_model
 from hdxray_fast.reports.writing import write_reports
 from hdxray_fast.reports.writing_options import WritingOptions
-
-QUICK = {
-    "encoder_lr": 0.0, "width": 48, "heads": 4, "ffn": 48, "layers": 1, "min_frequency": 1, "visual_tokens": 9,
-    "max_length": 40, "steps": 1, "batch_size": 4, "num_beams": 1, "tensorboard": False, "threads": 1, "workers": 0,
-    "contour": "rectangle", "min_patients": 1, "digits": True,
-}  # fmt: skip
 
 
 def film(number: int) -> np.ndarray:

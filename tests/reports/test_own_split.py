@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from report_makers import write_csv
-from report_model_makers import ENGLISH, radiograph, save_small_encoder
+from report_model_makers import ENGLISH, QUICK, radiograph, save_small_encoder
 
 pytest.importorskip("transformers")
 pytest.importorskip("pycocoevalcap")
@@ -31,12 +31,6 @@ from hdxray_fast.reports.writing import write_reports
 from hdxray_fast.reports.writing_options import WritingOptions
 
 PATIENTS, SEED = 24, 3
-QUICK = {
-    "encoder_lr": 0.0, "width": 48, "heads": 4, "ffn": 48, "layers": 1, "min_frequency": 1,
-    "min_patients": 1, "digits": True, "visual_tokens": 9,
-    "max_length": 40, "steps": 1, "batch_size": 4, "num_beams": 1, "tensorboard": False, "threads": 1, "workers": 0,
-    "contour": "rectangle",
-}  # fmt: skip
 
 
 def rows(patient: str = "patient", image: str = "image", **more) -> list[dict]:
