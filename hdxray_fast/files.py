@@ -187,11 +187,10 @@ def claim_names(folder: Path, maker: str, names: Iterable[str], own: bool = Fals
     Raises:
         ConfigError: one is there, and no mark that ``maker`` wrote into this folder; or it cannot be written.
     """
-    makers, names = _makers(folder), tuple(names)
-    _refuse_folders(folder, maker, names, argument)
+    makers = _makers(folder)
+    refuse_foreign(folder, maker, names, own or maker in makers, argument)
     if maker in makers:
         return
-    refuse_foreign(folder, maker, names, own, argument)
     if not (own or makers) and _in_the_way(folder / OWNER_FILE):
         raise ConfigError(f"{argument}: {folder / OWNER_FILE} is no mark of this package; give another folder")
     make_folder(folder, argument)
@@ -269,6 +268,18 @@ def flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def size_and_time(path: str | os.PathLike) -> tuple[int, int] | None:
+    """Length in bytes and date in nanoseconds, by which a file is told from another of its name; ``None`` without one.
+
+    Not a hash of the bytes: to hash a million radiographs takes as long as to read them again.
+    """
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
 
 
 def checksum(path: Path) -> str:

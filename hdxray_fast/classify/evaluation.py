@@ -11,6 +11,7 @@ from ..data.listing import list_images, manifest_patients
 from ..data.quarantine import write_quarantine
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
+from ..features.parts_folder import parts_of
 from ..features.shares import Share
 from ..files import claim_names, make_folder, written_somewhere
 from ..terminal import visible
@@ -128,11 +129,6 @@ def predict_files(
         timeout=timeout, max_memory=max_memory,
     )  # fmt: skip
     return PredictedFiles(done[0] if done else None, waiting or [])
-
-
-def parts_of(out: Path) -> Path:
-    """Where the rows of a table are while it is made."""
-    return out.with_name(out.name + ".parts")
 
 
 def _what_is_asked(

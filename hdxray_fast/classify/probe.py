@@ -146,15 +146,13 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
     pool = config.pool or encoder.pool or "mean"
     classifier = as_classifier(encoder, probe, table_used, pool, config.keep)
     # what is chosen and reported is what the saved model answers, to its rounding
-    logits = {split: _answers(classifier, features[_rows(table_used, split)]) for split in ("val", "test")}
+    held_out = {split: features[_rows(table_used, split)] for split in ("val", "test")}
+    logits = {split: _answers(classifier, some) for split, some in held_out.items()}
     temperature = Temperature()
     if config.calibrate == "temperature":
         temperature = fit_temperature(logits["val"], val.labels, table.multiclass)
     classifier.scale_logits(temperature.value)
-    scores = {
-        split: as_probabilities(_answers(classifier, features[_rows(table_used, split)]), table.multiclass)
-        for split in ("val", "test")
-    }
+    scores = {split: as_probabilities(_answers(classifier, some), table.multiclass) for split, some in held_out.items()}
     if not table.multiclass:  # of exclusive classes the most probable is the decision
         classifier.config.thresholds = [
             best_threshold(val.labels[:, c], scores["val"][:, c]) for c in range(len(table.classes))

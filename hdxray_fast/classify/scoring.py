@@ -15,7 +15,7 @@ from ..data.quarantine import Quarantined
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
 from ..errors import ConfigError
 from ..features.embedding import Embedder, Embeddings
-from ..features.filling import fill
+from ..features.filling import fill_and_join
 from ..features.row_parts import RowParts
 from ..features.shares import Share
 from ..images.perceptual_hash import SIDE
@@ -215,22 +215,17 @@ def predict_kept(
     reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory}
     choose = "finish that run, remove the folder, or choose another out"
     with RowParts(folder, scorer.settings, scorer.width, thumbnails=True, share=share, choose=choose) as parts:
-        fill(parts, scorer, files, batch_size=batch_size, progress=progress, **reading)
-        plan = parts.plan(files, batch_size)
-        parts.end_share(plan)
-        share.wait_for_ranks()
-        if not share.is_main:
-            return []
-        if parts.join(plan, files, lambda: work(scorer.predictions(_all_rows(parts, files)))):
-            return None
-        return parts.missing(plan)
+        _, waiting = fill_and_join(
+            parts, scorer, files, lambda: work(scorer.predictions(_all_rows(parts, files))), batch_size=batch_size,
+            progress=progress, **reading,
+        )  # fmt: skip
+        return waiting
 
 
 def _all_rows(parts: RowParts, files: Sequence[str]) -> Embeddings:
     """Rows of ``files`` in their order, without what no prediction needs."""
     numbers = parts.numbers(files)
-    there = {file for file in files if parts.has_row(file)}
-    sources = [file for file in files if file in there]
+    sources = [file for file in files if parts.has_row(file)]
     features = np.empty((len(numbers), parts.width), np.float32)
     thumbnails = np.empty((len(numbers), SIDE, SIDE), np.uint8)
     hashes: list[str] = []

@@ -18,7 +18,7 @@ from ..models.encoder import Encoder
 from ..weights.create import encoder_of_size
 from .embedding import Embedder
 from .feature_table import FeatureTable
-from .filling import fill
+from .filling import fill_and_join
 from .shares import Share
 
 USUAL = ("contour", "network")  # has no part in what tells tables apart, as before there was a choice
@@ -142,15 +142,13 @@ def embed_list(
     }
     reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory}
     with FeatureTable(out, settings, encoder.num_features, thumbnails, share, argument) as table:
-        new = fill(table, job, files, batch_size=batch_size, progress=progress, **reading)
-        plan = table.plan(files, batch_size)
-        table.end_share(plan)
-        share.wait_for_ranks()
-        joined = share.is_main and table.join(plan, files, lambda: table.finish(files))
+        new, waiting = fill_and_join(
+            table, job, files, lambda: table.finish(files), batch_size=batch_size, progress=progress, **reading
+        )
         bad = [table.bad[file][0] for file in dict.fromkeys(files) if file in table.bad]
         return EmbeddedFiles(
             table.out, len(table), new, table.width, len(bad), table.unreadable, bad, job.precision,
-            [] if joined or not share.is_main else table.missing(plan), joined,
+            waiting or [], waiting is None,
         )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..names import require_utf8, unescaped
 from ..parquet_files import open_parquet
 from ..regular_files import reason_of
+from .parts_folder import parts_of
 from .row_columns import SETTINGS_KEY, NoFeaturesError, as_of_now, require_columns, require_values, row_schema
 from .row_parts import RowParts
 from .shares import Share
@@ -51,7 +52,7 @@ class FeatureTable(RowParts):
         self.unreadable = self.out.with_suffix(".unreadable.csv")
         read_quarantine(self.unreadable, argument)  # what is no such list is refused now, not after the last image
         super().__init__(
-            self.out.with_name(self.out.name + ".parts"), settings, width, thumbnails=thumbnails, table=self.out,
+            parts_of(self.out), settings, width, thumbnails=thumbnails, table=self.out,
             share=share, choose="choose another file, or folder of a probe", argument=argument,
         )  # fmt: skip
 

@@ -1,15 +1,40 @@
-"""Rows for the files that have none yet: of this process's share, a part at a time."""
+"""Rows for the files that have none yet: of this share, a part at a time; whoever ends last joins all of them."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from .embedding import Embedder, Embeddings
 from .row_parts import RowParts
 from .stamps import Stamp
 
 ROWS_PER_PART, SECONDS_PER_PART = 64, 60  # what an interruption can cost: the less of the two
+
+
+def fill_and_join(
+    parts: RowParts, job: Embedder, files: Sequence[str], work: Callable[[], None], *, batch_size: int, **options
+) -> tuple[int, list[int] | None]:
+    """Make this process's share of the rows and, where all shares have ended, do ``work`` on the rows of all of them.
+
+    Args:
+        parts: entered; the rows.
+        job: makes them.
+        files: of all shares.
+        work: as for :meth:`.RowParts.join`, in the main process of a launcher alone.
+        batch_size, **options: as for :func:`fill`.
+
+    Returns:
+        How many rows were made, and ``None`` if ``work`` was done here, otherwise the shares, counted from 1, that have
+        not ended (none: another process joins them).
+    """
+    new = fill(parts, job, files, batch_size=batch_size, **options)
+    plan = parts.plan(files, batch_size)
+    parts.end_share(plan)
+    parts.share.wait_for_ranks()
+    if not parts.share.is_main:
+        return new, []
+    return new, None if parts.join(plan, files, work) else parts.missing(plan)
 
 
 def fill(

@@ -19,6 +19,11 @@ OTHER = re.compile(r"\d+-of-\d+\.(?:done|lock)|join\.lock")
 REMOVED = (".done", ".parquet", ".lock")  # in this order: a share has not ended whose parts are gone
 
 
+def parts_of(out: Path) -> Path:
+    """Where the parts of a table are while it is made."""
+    return out.with_name(f"{out.name}.parts")
+
+
 class PartsFolder:
     """A folder of part files, one share of which is this process's.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from ..files import size_and_time
+
 
 class Stamp(NamedTuple):
     """What tells a file from the one that had its name before, as in the cache of a run.
@@ -24,11 +26,8 @@ class Stamp(NamedTuple):
     @classmethod
     def of(cls, path: str) -> Stamp | None:
         """The stamp of a file as it is now; ``None`` if there is none."""
-        try:
-            found = os.stat(path)
-        except OSError:
-            return None
-        return cls(found.st_size, found.st_mtime_ns)
+        found = size_and_time(path)
+        return None if found is None else cls(*found)
 
     def is_of(self, path: str, now: Stamp) -> bool:
         """Whether a file with the stamp ``now`` is the one that this stamp was taken of."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.quarantine import Quarantined
-from ..files import written_whole
+from ..files import size_and_time, written_whole
 from ..images.perceptual_hash import SIDE
 from ..names import escaped
 from ..regular_files import lines, open_regular, parse_json
@@ -103,17 +102,9 @@ def made_with(model: ReportModel, studies: Sequence[Study], options: WritingOpti
     digest = hashlib.sha256(weights_print(model).encode())
     digest.update(json.dumps([asdict(model.config), asdict(options), more], sort_keys=True).encode())
     for study in studies:
-        files = [(escaped(path), *_stamp(path)) for path in study.images]
+        files = [(escaped(path), *(size_and_time(path) or (-1, -1))) for path in study.images]
         digest.update(json.dumps([escaped(study.id), study.language, files]).encode())
     return digest.hexdigest()
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
 
 
 def _lists(progress: Progress) -> dict[str, list]:

@@ -12,8 +12,7 @@ from ..data.prepared.shards import arrow
 from ..errors import ConfigError
 from ..files import written_whole
 from ..names import escaped
-from ..parquet_files import read_parquet
-from ..regular_files import check_regular
+from ..parquet_files import open_parquet, read_parquet
 
 RECORD = "data.parquet"  # in a run's folder
 
@@ -177,8 +176,8 @@ def _digest_of(path: Path) -> str | None:
     """The digest of the record in a file; ``None`` if there is none."""
     pa = arrow()
     try:
-        check_regular(path)
-        return (pa.parquet.read_schema(path).metadata or {}).get(b"digest", b"").decode()
+        with open_parquet(path) as file:
+            return (file.schema.metadata or {}).get(b"digest", b"").decode()
     except (OSError, ValueError, pa.ArrowException):
         return None
 

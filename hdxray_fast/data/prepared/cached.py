@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import ConfigError, ImageReadError
+from ...files import size_and_time
 from ...regular_files import check_regular, open_regular
 from .reading import Prepared, PreparedSet, PreparedSubset, decode, inside_grid
 from .shards import ShardError, arrow
@@ -33,11 +34,7 @@ def cache_key(source: Source, size: int, contour: str, ctime_ns: int | None = No
     ``ctime_ns`` is given for a file that was changed behind its size and date, see :func:`key_now`.
     """
     path = Path(source.path)
-    try:
-        stat = path.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns]
-    except OSError:  # a missing file: its reader reports it, with the reason
-        stamp = []
+    stamp = size_and_time(path) or ()  # a missing file: its reader reports it, with the reason
     member = [source.member] if source.member else []
     changed = [] if ctime_ns is None else [{"ctime_ns": ctime_ns}]
     text = json.dumps([KEY_FORMAT, str(path.absolute()), stamp, size, contour, *member, *changed])

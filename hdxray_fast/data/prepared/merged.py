@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from ...files import written_whole
+from ...files import size_and_time, written_whole
 from ...regular_files import RUN_JSON, read_json
 
 NOTE = ".merged"
@@ -51,13 +51,6 @@ class MergeNote:
 
 
 def _stamps(folder: Path, names: Iterable[str]) -> list[list]:
-    return [[name, _stamp(folder / name)] for name in names]
-
-
-def _stamp(path: Path) -> list[int] | None:
-    """Length in bytes and date in nanoseconds; none if it is not there."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return [stat.st_size, stat.st_mtime_ns]
+    """As JSON gives them back."""
+    found = ((name, size_and_time(folder / name)) for name in names)
+    return [[name, stamp and list(stamp)] for name, stamp in found]

@@ -13,8 +13,8 @@ import numpy as np
 from ...errors import ConfigError
 from ...files import written_whole
 from ...names import escaped, unescaped
-from ...parquet_files import count_rows, read_parquet
-from ...regular_files import open_regular, reason_of
+from ...parquet_files import count_rows, open_parquet, read_parquet
+from ...regular_files import reason_of
 from ...terminal import visible
 from .shards import LOOKUP_ROWS, arrow
 from .sources import Source
@@ -61,13 +61,14 @@ class PartOfSources:
     def _rows(self):
         """Of this part's shards, in order; read when the first of them is to be made."""
         pa = arrow()
-        with _reading(self.path), open_regular(self.path) as stream, pa.parquet.ParquetFile(stream) as file:
+        with _reading(self.path), open_parquet(self.path) as file:
             own, start = [], 0
-            for batch in file.iter_batches(LOOKUP_ROWS, columns=_present(file.schema_arrow.names)):
+            groups = range(file.metadata.num_row_groups)
+            for batch in file.batches(LOOKUP_ROWS, groups, _present(file.schema.names)):
                 shard = np.arange(start, start + len(batch)) // self.shard_size
                 own.append(batch if self.of == 1 else batch.filter(pa.array(shard % self.of == self.which)))
                 start += len(batch)
-            return pa.Table.from_batches(own)
+            return pa.concat_tables(own)
 
 
 def read_sources(out: Path) -> list[Source]:

@@ -204,7 +204,7 @@ class _Chunks:
             "status": OK,
             "shard": number,
             "length": len(encoded),
-            "crc32": zlib.crc32(encoded),
+            "crc32": int(self.data.checksums()[row]),
             "valid_box": list(sample.valid_box),
             "polygon": sample.polygon.ravel(),
             "inside": np.packbits(sample.inside).tobytes(),
