@@ -15,6 +15,7 @@ from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.parts_folder import parts_of
 from ..features.shares import Share
 from ..files import claim_names, make_folder, written_somewhere
+from ..progress import note
 from ..terminal import visible
 from .classifier import Classifier, load_classifier
 from .label_table import LabelTable
@@ -159,9 +160,9 @@ def _tell_known(found: Predictions, model: Classifier, patients: dict[str, str],
     found.patients = known if any(known) else []
     found.overlap = overlap_of(model, known, found.hashes, found.thumbnails)
     if progress and model.seen is not None and model.seen.limits:
-        print(f"the model: {model.seen.limits}")
+        note(f"the model: {model.seen.limits}")
     if progress and found.overlap and (told := found.overlap.describe(found.images)):
-        print(f"warning: {visible(told)}")
+        note(f"warning: {visible(told)}")
 
 
 def refuse_unreadable(bad: int, total: int, limit: float, listed: Path) -> None:
@@ -238,9 +239,10 @@ def evaluate_files(
     require_files(table, str(data))
     refuse_mostly_seen(overlap_of(classifier, table.patients), table, split, allow_training_patients)
     if progress:
-        print("\n".join(map(visible, table.notes)), end="\n" if table.notes else "")
+        for told in table.notes:
+            note(visible(told))
         if unknown := what_cannot_be_told(classifier):
-            print(f"{visible(model)}: {unknown}")
+            note(f"{visible(model)}: {unknown}")
     scorer = Scorer(classifier, classes, share.device(device), precision, compile)
     report: dict = {}
 
@@ -280,7 +282,7 @@ def _measured(
     """Metrics of what was found for the images of ``table``, with everything that is written about them."""
     chosen_in = classifier.config.precision
     if progress and chosen_in not in ("", found.precision):
-        print(
+        note(
             f"note: computed in {found.precision}; the model's thresholds and the metrics of its run are of "
             f"{chosen_in}, in which probabilities differ a little"
         )
@@ -297,7 +299,7 @@ def _measured(
     refuse_mostly_seen(overlap, table, split, allow_training_patients)
     extra["seen"] = overlap and overlap.as_dict()
     if progress and overlap and (told := overlap.describe(table.paths)):
-        print(f"warning: {visible(told)}; metrics on these flatter")
+        note(f"warning: {visible(told)}; metrics on these flatter")
     report = report_predictions(
         out, table, found.probabilities[order], found.thresholds, extra=extra, model=classifier if sheet else None,
         **reporting,

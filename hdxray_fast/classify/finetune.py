@@ -15,6 +15,7 @@ from ..data.seen import DRAWN_FILE, Seen
 from ..data.seen_key import run_key
 from ..errors import ConfigError
 from ..files import claim_names
+from ..progress import note
 from ..regular_files import RUN_JSON, read_json
 from ..training.data_record import RECORD
 from ..training.loop import Training
@@ -71,7 +72,7 @@ def run_finetuning(
     results = []
     for number, run in enumerate(runs):
         if progress and len(runs) > 1:
-            print(f"run {number + 1} of {len(runs)}: {run.label_fractions[0]:.0%} of the labels, seed {run.seed}")
+            note(f"run {number + 1} of {len(runs)}: {run.label_fractions[0]:.0%} of the labels, seed {run.seed}")
         results.append(
             _probe(run, Path(config.out), progress)
             if run.is_probe

@@ -23,6 +23,7 @@ from ..files import claim_names
 from ..images.perceptual_hash import SIDE
 from ..locks import RunLock
 from ..models.encoder import Encoder
+from ..progress import note
 from ..regular_files import RUN_JSON, read_json
 from ..terminal import visible, visible_lines
 from ..training.run_folder import LOG
@@ -102,7 +103,7 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
     table = labels_of(config)
     require_files(table, config.data)
     if progress:
-        print(visible_lines(describe_labels(table)))
+        note(visible_lines(describe_labels(table)))
     out = Path(config.out)
     _refuse_other_task(out, config, table)
     # the one encoder that computes the features, is saved, and draws the error sheet; the caller's stays as it is
@@ -135,10 +136,10 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
             "(embed and earlier releases keep none); remove it to have all features made anew"
         )
     if progress and matched.notes:
-        print("\n".join(map(visible, matched.notes)))
+        note("\n".join(map(visible, matched.notes)))
     table_used = take_fraction(table, config.label_fraction, config.seed, config.exact_fractions)
     if progress and config.label_fraction < 1:
-        print(describe_fraction(table_used.fraction))
+        note(describe_fraction(table_used.fraction))
     chosen = {path: number for number, path in enumerate(table.paths)}
     order = [chosen[path] for path in table_used.paths]
     features, hashes = features[order], [hashes[row] for row in order]

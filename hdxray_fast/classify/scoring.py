@@ -19,6 +19,7 @@ from ..features.filling import fill_and_join
 from ..features.row_parts import RowParts
 from ..features.shares import Share
 from ..images.perceptual_hash import SIDE
+from ..progress import note
 from ..weights.fingerprint import tensors_print, weights_print
 from .calibration import as_probabilities
 from .classifier import Classifier
@@ -112,6 +113,8 @@ class Scorer(Embedder):
     Raises:
         ConfigError, MissingDependencyError: as for :func:`ask`.
     """
+
+    label = "predict"
 
     def __init__(
         self,
@@ -243,4 +246,4 @@ def _all_rows(parts: RowParts, files: Sequence[str]) -> Embeddings:
 
 def _tell_untrained(scorer: Scorer, progress: bool) -> None:
     if progress and (strange := untrained(scorer.classifier, scorer.questions.names)):
-        print(f"not trained: {', '.join(strange)} (asked by name; threshold 0.5)")
+        note(f"not trained: {', '.join(strange)} (asked by name; threshold 0.5)")

@@ -62,7 +62,7 @@ def predict_rows(
 
     rows, logits = [], []
     with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(bar(total=len(mine), unit="image", desc=label)) if bar else None
+        progress = stack.enter_context(bar(len(mine), label)) if bar else None
         if accelerator is not None:
             stack.enter_context(accelerator.autocast())
         elif config.precision == "fp16":

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from ..classify.config import FinetuneConfig
 from ..classify.label_presets import PRESETS
 from ..classify.probe_config import ProbeConfig
+from ..progress import note
 from ..terminal import visible
 from .options import add_config, add_inference, add_part, add_reading, tell_waiting
 
@@ -103,7 +103,7 @@ def run_predict_command(paths: list[str], model: str, out: str, **options) -> in
         tell_waiting(done.waiting)
         return 0
     for bad in found.quarantined:
-        print(f"unreadable: {visible(bad.path)}: {visible(bad.reason)}", file=sys.stderr)
+        note(f"unreadable: {visible(bad.path)}: {visible(bad.reason)}")
     if not found.multiclass:
         pairs = zip(found.classes, found.thresholds, strict=True)
         print("present from", ", ".join(f"{threshold:.3g} ({name})" for name, threshold in pairs))
@@ -128,7 +128,7 @@ def run_evaluate_command(model: str, against: str | None, **options) -> int:
     if comparison is not None:
         print(format_comparison(comparison, ("auroc", "auprc", "f1")))
     if report["unreadable"]:
-        print(f"{report['unreadable']} images could not be read: {os.path.join(options['out'], 'unreadable.csv')}")
+        note(f"{report['unreadable']} images could not be read: {os.path.join(options['out'], 'unreadable.csv')}")
     what = "and plots" if options.get("classes") else "plots and the most confident errors"  # no sheet of new names
     print(f"metrics, predictions, {what} are in {options['out']}")
     return 0

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
+from ..progress import note
 from ..terminal import visible
 from .options import add_inference, add_part, add_reading, tell_waiting
 
@@ -41,9 +40,9 @@ def run_embed_command(paths: list[str], out: str, **options) -> int:
         return 0
     if done.unreadable:
         files = [(item.path, item.reason) for item in done.quarantined]
-        print(first_unreadable(files, done.unreadable, done.unreadable_csv), file=sys.stderr)
+        note(first_unreadable(files, done.unreadable, done.unreadable_csv))
     if not done.rows:
-        print(f"hdxray-fast: no file can be read; {done.out} is not written", file=sys.stderr)
+        note(f"hdxray-fast: no file can be read; {visible(done.out)} is not written")
         return 2
     print(f"{done.rows} rows of {done.width} numbers in {visible(done.out)} ({done.new} new)")
     if done.table != done.out:

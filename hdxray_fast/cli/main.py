@@ -12,6 +12,7 @@ from pathlib import Path
 from .. import __version__
 from ..errors import ConfigError, HDXrayError, MissingDependencyError
 from ..names import ESCAPES
+from ..progress import warnings_as_notes
 from ..terminal import visible
 from .config_files import check_config, named_configs, without_values
 from .overview import overview
@@ -37,15 +38,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit status (2 for an error named on stderr)."""
     argv = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # names may hold bytes that are not UTF-8
-            stream.reconfigure(errors=ESCAPES)
+        if isinstance(stream, io.TextIOWrapper):  # names may hold bytes that are not UTF-8; logs of both are in order
+            stream.reconfigure(errors=ESCAPES, line_buffering=True)
     try:
         # must work when the optional packages are missing: that is what it reports
         if argv[:1] == ["doctor"] and set(argv[1:]) <= {"--json"}:
             from .doctor import run_doctor_command
 
             return run_doctor_command(json="--json" in argv)
-        return _run(argv)
+        with warnings_as_notes():
+            return _run(argv)
     except (HDXrayError, OSError) as error:
         print(f"hdxray-fast: {visible(error)}", file=sys.stderr)
         return 2

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
+from ..progress import note
 from ..terminal import visible
 from .options import add_config
 from .program import program
@@ -64,7 +64,7 @@ def run_prepare_command(**options) -> int:
         return 0
     _tell_merged(config.out, result.summary)
     print(f"the data set is {visible(result.out)}; look at summary.png, contacts.png and quarantine.csv in it")
-    print(_about_key(result.key, result.out))
+    note(_about_key(result.key, result.out))
     return 0
 
 
@@ -97,7 +97,7 @@ def _tell_unreadable(files: list[tuple[str, str]], listed: str | Path) -> None:
     from ..data.quarantine import first_unreadable
 
     if files:
-        print(first_unreadable(files, len(files), listed), file=sys.stderr)
+        note(first_unreadable(files, len(files), listed))
 
 
 def run_stream_command(folder: str, out: str, chunk_mib: int, part: str) -> int:

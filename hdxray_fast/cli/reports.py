@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 
+from ..progress import note
 from ..terminal import visible
 from .options import add_config, add_precision, add_reading
 
@@ -152,24 +152,24 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
     studies = [replace(study, language=language) for study in studies]
     if data is not None:
         table = read_own_split(data, loaded.seen, language=language, **reading)
-        for note in table.notes:
-            print(f"note: {visible(note)}", file=sys.stderr)
+        for told in table.notes:
+            note(f"note: {visible(told)}")
         studies = table.studies if split == "all" else table.split(split)
         if not studies:
             raise ConfigError(f"split: {data} has no study in {split!r}, accepted are 'train', 'val', 'test' and 'all'")
         overlap = overlap_with(loaded.seen, studies, split, data, allowed)
         if overlap and (told := overlap.describe([study.named for study in studies])):
-            print(f"note: {visible(told)}", file=sys.stderr)
+            note(f"note: {visible(told)}")
         studies = per_image(studies) if count == "images" else studies
-    done = write_reports(studies, loaded, options=writing, out=out, progress=sys.stderr.isatty(), **options)
+    done = write_reports(studies, loaded, options=writing, out=out, progress=True, **options)
     for row in done.rows:
         print(f"{row.study.named}\n  {visible(row.text) or '(nothing)'}")
         if row.picture:
             print(f"  picture: {visible(row.picture)}")
     for bad in done.quarantined:
-        print(f"unreadable: {visible(bad.path)}: {visible(bad.reason)}", file=sys.stderr)
-    for note in done.notes:
-        print(f"note: {visible(note)}", file=sys.stderr)
+        note(f"unreadable: {visible(bad.path)}: {visible(bad.reason)}")
+    for told in done.notes:
+        note(f"note: {visible(told)}")
     if done.predictions:
         print(f"{len(done.rows)} reports in {done.predictions}")
     return 0 if done.rows else 2

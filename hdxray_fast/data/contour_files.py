@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from itertools import count, islice
 from pathlib import Path
@@ -19,6 +18,7 @@ from ..images.contour import Contour, find_contour
 from ..images.contour_methods import METHODS
 from ..images.overlay import contact_sheet, contact_tile, describe_contour, draw_overlay
 from ..images.panels import write_image
+from ..progress import note, progress_bar
 from ..terminal import visible
 from .quarantine import Quarantined, write_quarantine
 from .reader_pool import MAX_MEMORY, TIMEOUT, Failed, call_in_order, check_caps
@@ -87,14 +87,17 @@ def write_contours(
     unreadable: list[Quarantined] = []
     jobs = ((source, method, size, patch_size) for source in sources)
     caps = {"timeout": timeout, "max_memory": max_memory}
-    with closing(call_in_order(read_contour, jobs, workers=workers, ahead=2, **caps)) as results:
-        for source, name in zip(_with_progress(sources, progress), names, strict=True):
-            found = next(results)
+    with (
+        closing(call_in_order(read_contour, jobs, workers=workers, ahead=2, **caps)) as results,
+        progress_bar(len(sources), "contours", show=progress) as bar,
+    ):
+        for source, name, found in zip(sources, names, results, strict=True):
             if isinstance(found, Failed):
                 found = Quarantined(source, *found)
             if isinstance(found, Quarantined):
                 unreadable.append(found)
                 summary["failed"][source] = found.reason
+                bar.update()
                 continue
             canvas, contour = found
             picture = draw_overlay(canvas, contour, Path(source).name)
@@ -109,6 +112,7 @@ def write_contours(
             if len(tiles) == SHEET:
                 summary["contacts"].append(_write_sheet(sheets[len(summary["contacts"])], tiles))
                 tiles = []
+            bar.update()
     if tiles:
         summary["contacts"].append(_write_sheet(sheets[len(summary["contacts"])], tiles))
     write_quarantine(folder / "unreadable.csv", unreadable)
@@ -138,23 +142,12 @@ def _as_paths(paths: Iterable[str | os.PathLike]) -> list[str]:
     return list(dict.fromkeys(str(source) for source in sources))
 
 
-def _with_progress(sources: list[str], progress: bool) -> Iterator[str]:
-    if progress:
-        try:
-            from tqdm import tqdm
-        except ImportError:  # a nicety: the pictures are written without it
-            return iter(sources)
-        return iter(tqdm(sources, desc="contours", unit="image", file=sys.stderr))
-    return iter(sources)
-
-
 def _report(summary: dict, folder: Path) -> None:
     for source, reason in summary["failed"].items():
-        print(f"unreadable: {visible(source)}: {visible(reason)}", file=sys.stderr)
+        note(f"unreadable: {visible(source)}: {visible(reason)}")
     print(
         f"{len(summary['written'])} contours in {visible(folder)}, {len(summary['flagged'])} of them flagged; "
-        f"{len(summary['failed'])} files unreadable",
-        file=sys.stderr,
+        f"{len(summary['failed'])} files unreadable"
     )
 
 

@@ -27,6 +27,7 @@ from ..models.inputs import EncoderInputs, as_batch, encoder_inputs, patches_to_
 from ..models.layers import check_count
 from ..models.selection import sent
 from ..ops.plan import MaskPlan
+from ..progress import progress_bar
 from ..weights.create import create_encoder
 from ..weights.model_state import unwrapped
 
@@ -164,8 +165,11 @@ class Embedder:
 
     Attributes:
         precision: ``"fp32"`` or ``"bf16"``, what it computes in.
+        label: what is told how far it is.
         contour: how the contours of files and arrays are found: the encoder's way.
     """
+
+    label = "embed"
 
     def __init__(
         self,
@@ -226,9 +230,14 @@ class Embedder:
             raise ArgumentError(f"workers: got {workers!r}, accepted is an int of at least 0")
         caps = {"timeout": timeout, "max_memory": max_memory}
         read = read_ahead(jobs, height, self.encoder.patch_size, workers, self.contour, **caps)
-        read = _with_progress(read, len(jobs), progress)
         self._expect(len(jobs), batch_size)
-        for (batch, bad), found in one_late(_batched(read, batch_size, on_image), self._radiographs, self.device):
+        with progress_bar(len(jobs), self.label, show=progress and bool(jobs)) as bar:
+            for rows in self._rows(_batched(read, batch_size, on_image)):
+                bar.update(len(rows) + len(rows.quarantined))
+                yield rows
+
+    def _rows(self, batches: Iterator[tuple[list[Radiograph], list[Quarantined]]]) -> Iterator[Embeddings]:
+        for (batch, bad), found in one_late(batches, self._radiographs, self.device):
             if not batch:
                 yield replace(Embeddings.join([], self.width), quarantined=bad)
                 continue
@@ -323,13 +332,3 @@ def _sources(images: object) -> Iterator[tuple[str | np.ndarray, str]]:
         else:
             yield readable(image), f"<array {arrays}>"
             arrays += 1
-
-
-def _with_progress(items: Iterator, total: int, show: bool) -> Iterator:
-    if not show or not total:
-        return items
-    try:
-        from tqdm.auto import tqdm
-    except ImportError:
-        return items
-    return iter(tqdm(items, total=total, unit="image", desc="embed", dynamic_ncols=True))

@@ -358,7 +358,7 @@ class ReportTask(Task):
         numbers = sorted({number for row in studies for number in row.images})
         mine = numbers[accelerator.process_index :: accelerator.num_processes]
         self.model.encoder.to(accelerator.device).eval()
-        with training.bar(total=len(mine), unit="image", desc="features") as bar:
+        with training.bar(len(mine), "features") as bar:
             store.fill(
                 self.model, mine, accelerator.device, accelerator.autocast, bar.update, workers=self.config.workers
             )
@@ -372,7 +372,7 @@ class ReportTask(Task):
         accelerator, size = training.accelerator, self.config.batch_size
         mine = range(accelerator.process_index, len(self.validation), accelerator.num_processes)
         texts: list[tuple[int, str]] = []
-        bar = training.bar(total=len(mine), unit="study", desc="write", leave=False)
+        bar = training.bar(len(mine), "write", "study", leave=False)
         with training.averaged() as model, bar:
             keys = [[(0, i) for i in mine[first : first + size]] for first in range(0, len(mine), size)]
             dataset, device = self.validation_set, accelerator.device

@@ -24,6 +24,7 @@ from ..errors import ArgumentError, ConfigError
 from ..files import claim_names, free_name, refuse_foreign, written_somewhere
 from ..models.inference import PRECISIONS, autocast, check_word, find_precision
 from ..models.inputs import as_batch
+from ..progress import progress_bar
 from .attention_picture import draw_attention, sentence_maps
 from .journal import JOURNAL, Journal, Progress, made_with
 from .known_images import KNOWN_FILE, write_known_images
@@ -160,7 +161,7 @@ def write_reports(
         so_far = journal.progress
     reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
     _go_on(done, so_far, studies, out)
-    with _bar(len(studies), len(done.rows), progress) as bar:
+    with progress_bar(len(studies), "write", "study", done=len(done.rows), show=progress) as bar:
         for places, chunk in _chunks(_read(model, studies, reading, so_far), batch_size):
             drawn = max(0, min(len(chunk), pictures - len(done.rows)))
             rows = _write_chunk(model, chunk, options, drawn, done.precision)
@@ -316,9 +317,3 @@ def _file_name(study: str, taken: set[str]) -> str:
         last = Path(study).stem
     stem = re.sub(r"[^\w.-]+", "_", last).strip("._")[:80] or "study"
     return free_name(stem, taken)
-
-
-def _bar(total: int, done: int, show: bool):
-    from tqdm.auto import tqdm
-
-    return tqdm(total=total, initial=done, unit="study", desc="write", disable=not show, dynamic_ncols=True)

@@ -25,6 +25,7 @@ from ..data.order import Order
 from ..data.sampler import StepSampler
 from ..errors import ConfigError
 from ..ops.compiled import Compiled
+from ..progress import note, progress_bar
 from ..terminal import visible_lines
 from .checkpoints import whole_state
 from .config import TrainingConfig
@@ -150,17 +151,16 @@ class Training:
         return self.accelerator.is_main_process
 
     def print(self, text: str) -> None:
-        """Print once, whatever the number of processes."""
-        self.accelerator.print(visible_lines(text))
+        """Note something once, whatever the number of processes."""
+        if self.is_main:
+            note(visible_lines(text))
 
     def _warn(self, text: str) -> None:
         warnings.warn(visible_lines(text), stacklevel=2)
 
-    def bar(self, **options):
-        """A progress bar, shown by the main process alone."""
-        from tqdm.auto import tqdm
-
-        return tqdm(disable=not self.progress, dynamic_ncols=True, **options)
+    def bar(self, total: int, label: str, unit: str = "image", done: int = 0, leave: bool = True):
+        """How far work is, told by the main process alone; arguments as of :func:`.progress_bar`."""
+        return progress_bar(total, label, unit, done=done, show=self.progress, leave=leave)
 
     def claim_folder(self) -> None:
         """Refuse to mix two runs in one folder; write this run's settings down.
@@ -254,7 +254,7 @@ class Training:
             self.folder.begin(self.step, self.task.data_record)
         result.start, self._saves = self.step, Saves(self)
         start_trackers(self.accelerator, self.config, self.out, self.step)
-        bar = self.bar(total=self.config.steps, initial=self.step, unit="step", desc=self.task.label)
+        bar = self.bar(self.config.steps, self.task.label, "step", self.step)
         pace = Pace(self.images_per_step)
         self._under_way = UnderWay(pace, partial(self._record, bar, pace), self._saves.fail)
         with one_opencv_thread():

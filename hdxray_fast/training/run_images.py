@@ -73,7 +73,7 @@ def read_images(
                 bad.append(item)
             bar.update()
 
-        with training.bar(total=len(sources), unit="image", desc="canvas + contour") as bar:
+        with training.bar(len(sources), "canvas + contour") as bar:
             try:
                 images, bad = fill_cache(
                     cache,

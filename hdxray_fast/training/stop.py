@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import signal
-import sys
 from collections.abc import Iterator
+
+from ..progress import note
 
 
 class StopNotice:
@@ -29,7 +30,7 @@ class StopNotice:
             if signum == signal.SIGINT:
                 self.interrupted = True
                 signal.signal(signum, previous[signum])
-                print("\nstopping after this step, with a checkpoint; Ctrl-C again ends at once", file=sys.stderr)
+                note("stopping after this step, with a checkpoint; Ctrl-C again ends at once")
 
         notices = [signal.SIGTERM]
         if callable(signal.getsignal(signal.SIGINT)):  # who runs in a shell's background is not meant by its Ctrl-C

@@ -260,9 +260,9 @@ def test_mild_augmentation_is_a_view(data, tmp_path, monkeypatch, keep):
 def test_mixup_of_mildly_augmented_images_says_that_they_are_moved(data, tmp_path, capsys):
     settings = config(data, tmp_path / "mixed", augment="mild", mixup=0.4, epochs=1)
     run_finetuning(settings, progress=True)
-    assert "augment mild: mixup mixes pixels" in capsys.readouterr().out
+    assert "augment mild: mixup mixes pixels" in capsys.readouterr().err
     run_finetuning(config(data, tmp_path / "plain", augment="mild", epochs=1), progress=True)
-    assert "mixup mixes" not in capsys.readouterr().out
+    assert "mixup mixes" not in capsys.readouterr().err
 
 
 def test_label_fractions_and_seeds_make_a_table(data, tmp_path, capsys):
@@ -553,7 +553,7 @@ def test_logits_that_are_no_numbers_choose_no_model(data, tmp_path, monkeypatch,
     (result,) = finetune(data, tmp_path / "run", epochs=2, eval_every=4)
     assert result.finished
     said = "warning: step 8: the logits of 1 of 12 validation images are not finite (the first is "
-    assert said in capsys.readouterr().out
+    assert said in capsys.readouterr().err
     lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "val_loss" in line] == [4, 12]
     assert result.best["step"] in (4, 12)
@@ -597,7 +597,7 @@ def test_balance_and_missing_files_are_told_first(data, tmp_path, capsys):
     (data / "lacking.csv").write_text((data / "labels.csv").read_text() + "gone.png,new,train,0,1\n")
     settings = {**config(data, tmp_path / "run", epochs=1).as_dict(), "data": str(data / "lacking.csv")}
     run_finetuning(FinetuneConfig(**settings))
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "37 images, 19 patients" in told
     assert "1 files are missing, the first is" in told
     assert told.index("37 images") < told.index("radiographs ready")

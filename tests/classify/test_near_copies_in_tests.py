@@ -86,7 +86,7 @@ def test_copies_under_other_ids_are_counted_and_most_of_them_refused(root, tmp_p
     assert report["seen"] == {"images": 5, "share": 5 / 11, "patients": 0, "pixels": 0, "near": 5}
     assert json.loads((tmp_path / "few" / "metrics.json").read_text())["seen"] == report["seen"]
     told = "on 5 of these 11 images (45%): 5 near duplicates; the first is"
-    assert told in capsys.readouterr().out
+    assert told in capsys.readouterr().err
     with pytest.raises(hx.ConfigError, match=r"on 9 of these 15 images \(60%\): 9 near duplicates; the first"):
         evaluate(root, [*new, *copies], tmp_path / "most")
     assert not (tmp_path / "most" / "metrics.json").exists()
@@ -103,7 +103,7 @@ def test_predict_warns(root, capsys):
     found = predict([str(root / "copy0.png"), str(root / "0.png"), str(root / "30.png")], root / "probe", progress=True)
     assert found.overlap.by["near"].tolist() == [True, False, False]
     assert found.overlap.by["pixels"].tolist() == [False, True, False]
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert (
         "warning: the model was trained or validated on 2 of these 3 images (67%): 1 equal to the pixel, 1 near" in told
     )
@@ -120,9 +120,9 @@ def test_a_model_of_an_earlier_release_says_what_it_cannot_tell(root, tmp_path, 
     report = evaluate(root, rows, tmp_path / "out", model="old")
     assert report["seen"] == {"images": 1, "share": 0.2, "patients": 0, "pixels": 1}
     said = "has no signatures of films (one of an earlier release has none): equal pixels are compared, near"
-    assert said in capsys.readouterr().out
+    assert said in capsys.readouterr().err
     predict([str(root / "copy0.png")], root / "old", progress=True)
-    assert said in capsys.readouterr().out
+    assert said in capsys.readouterr().err
 
 
 def test_a_probe_leaves_no_copies_across_drawn_splits_and_tells_of_given_ones(root, tmp_path):

@@ -144,13 +144,13 @@ def test_other_labels_and_another_precision_than_those_of_the_run_are_told(manif
     options = {"data": manifest, "bootstraps": 0, "out": tmp_path / "test"}
     capsys.readouterr()
     evaluate_files(out / "model", **options)
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "not what they were" not in told and "computed in" not in told
     lines = manifest.read_text().splitlines()
     lines[1] = lines[1][:-1] + "1"  # it was 0
     manifest.write_text("\n".join(lines))
     evaluate_files(out / "model", **options, precision="bf16")
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "the labels of" in told and "are not what they were in training" in told
     assert "note: computed in bf16; the model's thresholds and the metrics of its run are of fp32" in told
 
@@ -206,11 +206,11 @@ def test_evaluation_reads_splits_as_training_does(manifest, tmp_path, capsys):
     options = {"bootstraps": 0, "progress": False, "out": tmp_path / "e"}
     again = {**options, "progress": True, "allow_training_patients": True}
     evaluate_files(out / "model", manifest, split="all", **again)
-    assert "the model was trained or validated on 42 of these 60 images (70%)" in capsys.readouterr().out
+    assert "the model was trained or validated on 42 of these 60 images (70%)" in capsys.readouterr().err
     record = out / "model" / "seen.safetensors"
     record.rename(tmp_path / "kept")
     evaluate_files(out / "model", manifest, split="all", **{**options, "progress": True})  # a folder of an old release
-    told = capsys.readouterr().out
+    told = capsys.readouterr().err
     assert "was trained on patients of" in told and "has no seen.safetensors: whether it was trained" in told
     lines = manifest.read_text().splitlines()
     words = ["Training"] * 40 + ["validation"] * 10 + ["Testing"] * 10

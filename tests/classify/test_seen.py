@@ -115,7 +115,7 @@ def test_a_model_that_is_given_away_does_not_tell_whom_it_has_seen(root, trained
     assert "patients" not in report["seen"] and report["seen"]["pixels"] == 60 - trained.splits.count("test")
     assert (
         f"the {KEY_FILE} of its run is not beside it: whether it was trained on these patients"
-        in capsys.readouterr().out
+        in capsys.readouterr().err
     )
     keep_key(tmp_path, load_classifier(root / "probe").key)  # the owner lays it beside the copy
     assert load_classifier(given).seen.taught("patients", trained.patients).sum() == report["seen"]["pixels"]
@@ -165,7 +165,7 @@ def test_the_same_pixels_under_another_id(root, trained, tmp_path, capsys, split
     assert report["seen"] == {"images": 12, "share": 0.6, "patients": 0, "pixels": 12, "near": 0}
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["seen"] == report["seen"]
     told = "warning: the model was trained or validated on 12 of these 20 images (60%): 12 equal to the pixel; the "
-    assert told + f"first is {copies[0][0]}; metrics on these flatter" in capsys.readouterr().out
+    assert told + f"first is {copies[0][0]}; metrics on these flatter" in capsys.readouterr().err
 
 
 def test_the_same_patients_with_other_images(root, trained, tmp_path, capsys):
@@ -184,7 +184,7 @@ def test_the_same_patients_with_other_images(root, trained, tmp_path, capsys):
                 evaluate(root, data, "all", tmp_path / "out")
         else:
             assert evaluate(root, data, "all", tmp_path / "out")["seen"]["images"] == 0
-            assert "warning" not in capsys.readouterr().out
+            assert "warning" not in capsys.readouterr().err
 
 
 def test_a_manifest_with_half_its_patients_from_training(root, trained, tmp_path, capsys):
@@ -196,7 +196,7 @@ def test_a_manifest_with_half_its_patients_from_training(root, trained, tmp_path
     report = evaluate(root, data, "all", tmp_path / "out")
     assert report["seen"] == {"images": 10, "share": 0.5, "patients": 10, "pixels": 10, "near": 0}
     told = "the model was trained or validated on 10 of these 20 images (50%): 10 of the same patients, 10 equal to the"
-    assert told in capsys.readouterr().out
+    assert told in capsys.readouterr().err
     command = [
         "predict",
         str(data),
@@ -208,7 +208,7 @@ def test_a_manifest_with_half_its_patients_from_training(root, trained, tmp_path
         "0",
     ]
     assert main(command) == 0
-    assert f"warning: {told}" in capsys.readouterr().out
+    assert f"warning: {told}" in capsys.readouterr().err
     found = predict(data, root / "probe")
     assert found.overlap.rows.tolist() == [True] * 10 + [False] * 10
 
@@ -219,7 +219,7 @@ def test_the_training_split_of_another_manifest_is_told(root, tmp_path, capsys):
     data = write(root / "subset.csv", rows, "image,patient,high,split")
     report = evaluate(root, data, "train", tmp_path / "out")
     assert 20 < report["seen"]["patients"] == report["seen"]["pixels"] < 40
-    assert "metrics on these flatter" in capsys.readouterr().out
+    assert "metrics on these flatter" in capsys.readouterr().err
 
 
 def test_splits_are_those_of_the_training_whatever_is_asked(root, trained, tmp_path):

@@ -241,7 +241,7 @@ def test_unreadable_files_are_quarantined_and_the_run_goes_on(radiographs, tmp_p
     result = run_pretraining(config(radiographs, tmp_path / "run", steps=1), progress=False)
     assert len(result.images) == 5
     assert "torn.png" in (tmp_path / "run" / "quarantine.csv").read_text()
-    assert "torn.png" in capsys.readouterr().out
+    assert "torn.png" in capsys.readouterr().err
 
 
 def test_a_loss_that_is_not_finite_names_step_and_files_and_keeps_the_state(radiographs, tmp_path):
@@ -280,7 +280,8 @@ def test_kill_9_at_any_moment_then_resume_gives_the_same_curve(radiographs, tmp_
     def command(out, *extra):
         options = {**SMALL, "steps": 40, "save_every": 3}
         words = [
-            f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in options.items()
+            f"--{name.replace('_', '-')}={str(value).lower() if isinstance(value, bool) else value}"
+            for name, value in options.items()
         ]
         return [
             sys.executable,

@@ -86,7 +86,7 @@ def quick(data: Path, out: Path, encoder: str, **options) -> ReportConfig:
 
 
 def arguments(options: dict) -> list[str]:
-    return [word for name, value in options.items() for word in (f"--{name}", str(value).lower())]
+    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value).lower())]
 
 
 def trained_tensors(folder: Path, part: str) -> dict[str, torch.Tensor]:
@@ -98,8 +98,8 @@ def test_two_views_by_heart_through_the_command_line(english, encoder, tmp_path,
     data = english / "studies.csv"
     options = {"data": data, "out": tmp_path / "run", "weights": encoder, **QUICK}
     assert main(["report", "train", *arguments(options)]) == 0
-    printed = capsys.readouterr().out
-    assert "best bleu4 on train: 1.0000" in printed and "4 studies to train on" in printed
+    printed = capsys.readouterr()
+    assert "best bleu4 on train: 1.0000" in printed.out and "4 studies to train on" in printed.err
     options = {"model": tmp_path / "run", "data": data, "split": "train", "val_share": 0, "test_share": 0}
     assert main(["report", "generate", *arguments(options), "--out", str(tmp_path / "made"), "--pictures", "2"]) == 0
     printed = capsys.readouterr().out
@@ -193,7 +193,7 @@ def test_without_validation_studies_it_is_said(tmp_path, encoder, capsys):
     config = quick(study_csv(tmp_path, ENGLISH), tmp_path / "run", encoder, steps=1, validate_split="val")
     result = run_report_training(config, progress=False)
     assert result.finished and not result.best_step
-    assert "warning: nobody validates, so no model is chosen" in capsys.readouterr().out
+    assert "warning: nobody validates, so no model is chosen" in capsys.readouterr().err
 
 
 def test_a_cell_that_names_two_views_is_pointed_to_data(tmp_path):
@@ -330,7 +330,7 @@ def test_few_reports_lose_no_word(tmp_path, encoder, capsys):
     data = study_csv(tmp_path, FEW)
     config = quick(data, tmp_path / "run", encoder, min_frequency=None, steps=3, save_every=1, validate_every=0)
     again = cut_after(config, 2)
-    assert "unknown" not in capsys.readouterr().out
+    assert "unknown" not in capsys.readouterr().err
     assert json.loads((tmp_path / "run" / "config.json").read_text())["min_frequency"] == 1
     with pytest.raises(ConfigError, match="min_frequency: 1 -> 2"):
         run_report_training(replace(again, min_frequency=2), progress=False)
@@ -343,7 +343,7 @@ def test_many_unknown_words_are_warned_of(tmp_path, encoder, capsys):
     config = quick(data, tmp_path / "run", encoder, min_frequency=3, steps=1, validate_every=0)
     result = run_report_training(config, progress=False)
     said = "9.9% of the tokens of the training reports are unknown to the tokenizer"
-    assert f"warning: {said}" in capsys.readouterr().out
+    assert f"warning: {said}" in capsys.readouterr().err
     (note,) = [note for note in result.notes if "unknown" in note]
     assert note.startswith(said) and "set min_frequency to 1 (it is 3), or tokenizer to 'bpe'" in note
     result = run_report_training(replace(config, out=str(tmp_path / "bpe"), tokenizer="bpe"), progress=False)
@@ -359,7 +359,7 @@ def test_a_run_of_an_earlier_version_keeps_its_floor(tmp_path, encoder, capsys):
     path.write_text(json.dumps({**json.loads(path.read_text()), "min_frequency": None}))
     capsys.readouterr()
     assert run_report_training(again, progress=False).finished
-    assert "set min_frequency to 1 (it is 3)" in capsys.readouterr().out
+    assert "set min_frequency to 1 (it is 3)" in capsys.readouterr().err
     assert load_report_model(tmp_path / "run", "cpu").tokenizer.unknown_share(FEW) > 0.05
 
 
@@ -439,7 +439,7 @@ def test_everything_left_out_or_cut_is_counted(tmp_path, encoder, capsys):
     data = write_csv(tmp_path / "studies.csv", rows)
     options = {"data": data, "out": tmp_path / "run", "weights": encoder, **QUICK, "steps": 1, "max_length": 14}
     assert main(["report", "train", *arguments(options)]) == 0
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     for note in (
         "1 studies left out: the report, or the section asked for, is empty (row 6)",
         "1 image files are missing",

@@ -210,13 +210,14 @@ def test_launchers_start_processes_that_learn_together(runs, images, tmp_path, l
     pytest.importorskip("jsonargparse")
     settings = {**SMALL, "data": images, "cache": runs / "cache", "out": tmp_path / "run", "batch_size": 2}
     arguments = [
-        f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in settings.items()
+        f"--{name.replace('_', '-')}={str(value).lower() if isinstance(value, bool) else value}"
+        for name, value in settings.items()
     ]
     command = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "hdxray_fast", "pretrain", *arguments]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(tmp_path)}
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert f"2 processes, {'weights shared out (FSDP2)' if 'fsdp' in launcher else 'a copy each (DDP)'}" in done.stdout
+    assert f"2 processes, {'weights shared out (FSDP2)' if 'fsdp' in launcher else 'a copy each (DDP)'}" in done.stderr
     losses = [line["loss"] for line in log_of(tmp_path / "run")]
     assert losses == pytest.approx([line["loss"] for line in log_of(runs / "one")], rel=1e-6)
 

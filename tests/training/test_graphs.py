@@ -210,7 +210,7 @@ def test_where_memory_does_not_suffice_for_recordings_the_run_goes_on_without(tm
 def test_graphs_that_cannot_be_had_are_named(tmp_path, capsys):
     training, _ = train(tmp_path, Captured(), graph="on")
     assert not training.captures
-    assert "graph: steps are not recorded as CUDA graphs: there is no CUDA GPU" in capsys.readouterr().out
+    assert "graph: steps are not recorded as CUDA graphs: there is no CUDA GPU" in capsys.readouterr().err
 
 
 def test_a_task_that_is_not_made_for_it_is_not_recorded(tmp_path, graphs, capsys):
@@ -218,7 +218,7 @@ def test_a_task_that_is_not_made_for_it_is_not_recorded(tmp_path, graphs, capsys
     assert not training.captures
     assert result.finished
     train(tmp_path / "on", Regression(), graph="on")
-    assert "the steps of this task are not made for it" in capsys.readouterr().out
+    assert "the steps of this task are not made for it" in capsys.readouterr().err
 
 
 def test_no_more_graphs_than_that(graphs):

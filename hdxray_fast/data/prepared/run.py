@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -16,6 +15,7 @@ from ...errors import ConfigError
 from ...files import claim_names, make_folder, refuse_foreign, remove_leftovers
 from ...locks import locked
 from ...names import escaped, require_utf8
+from ...progress import progress_bar
 from ..reader_pool import worker_count
 from .config import PrepareConfig
 from .index import MERGED, SKIPPED, merge, read_skipped, write_rows
@@ -123,8 +123,8 @@ def _run(out: Path, config: PrepareConfig, progress: bool, on_row: Callable[[Row
         }
         result.made, result.found = len(to_make), len(outcomes) - len(to_make)
         total = sum(map(part.count, part.numbers))
-        bar = _bar(config, total, total - sum(to_make.values()), progress)
-        with bar:
+        label = "prepare" if of == 1 else f"prepare {config.part}"
+        with progress_bar(total, label, done=total - sum(to_make.values()), show=progress) as bar:
             making = _Making(out, config, key, shards, part, [n for n in to_make if outcomes[n] is not None])
             counted = _counting(making.rows(to_make), bar, on_row)
             for number in to_make:
@@ -187,16 +187,6 @@ class _Making:
 
 def _scratch(out: Path, which: int, of: int) -> Path:
     return out / SCRATCH.format(which + 1, of)
-
-
-def _bar(config: PrepareConfig, total: int, done: int, progress: bool):
-    from tqdm.auto import tqdm
-
-    return tqdm(
-        total=total, initial=done, unit="image",
-        desc="prepare" if config.share()[1] == 1 else f"prepare {config.part}", disable=not progress,
-        dynamic_ncols=True, mininterval=0.2 if sys.stderr.isatty() else 20,  # logs of batch jobs stay short
-    )  # fmt: skip
 
 
 def _counting(rows, bar, on_row):

@@ -19,6 +19,7 @@ from ...errors import ConfigError, HDXrayError, TrainingError
 from ...files import checksum, flush, make_folder, remove_leftovers, temporary_name, written_whole
 from ...locks import locked
 from ...parquet_files import read_parquet
+from ...progress import progress_bar
 from ...regular_files import RUN_JSON, open_regular, read_json
 from ..order import generator
 from .config import which_part
@@ -67,8 +68,6 @@ def write_stream(
         MissingDependencyError: litdata is not installed.
     """
     litdata_or_error()
-    from tqdm.auto import tqdm
-
     which, of = which_part(part)
     data, out = PreparedSet(folder, verify=True), Path(out)
     data.check()
@@ -76,9 +75,7 @@ def write_stream(
     try:
         chunks.begin()
         mine = [number for number in range(which, len(chunks), of) if not chunks.is_there(number)]
-        with tqdm(
-            total=sum(map(chunks.size_of, mine)), desc="stream", unit="image", disable=not progress, dynamic_ncols=True
-        ) as bar:
+        with progress_bar(sum(map(chunks.size_of, mine)), "stream", show=progress) as bar:
             for number in mine:
                 chunks.write(number)
                 bar.update(chunks.size_of(number))
