@@ -3,7 +3,7 @@
     python examples/classify_with_sklearn.py                                   # synthetic images, an untrained encoder
     python examples/classify_with_sklearn.py --manifest train.csv --weights W  # columns: path, label
 
-Needs: pip install 'hdxray-fast[dicom,train]' scikit-learn
+Needs: pip install '.[dicom,train]' scikit-learn
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python examples/embed_dicom_folder.py --folder /data/dicom --weights W --out features.parquet
 
 Started again it goes on where it stopped. Without `--folder` it takes the radiographs of the package pydicom-data.
-Needs: pip install 'hdxray-fast[dicom,train,embed]'  (and pydicom-data for the radiographs)
+Needs: pip install '.[dicom,train,embed]'  (and pydicom-data for the radiographs)
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python examples/segment_with_dense_features.py --weights W
 
 Shown on synthetic chests whose lungs are to be found; put your own images and masks in place of `synthetic`.
-Needs: pip install 'hdxray-fast[train]'
+Needs: pip install '.[train]'
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python examples/swap_huggingface_backbone.py --backbone my_encoder   # a folder of this package, or a repository
 
 Without `--backbone` it goes from a small ViT to a small encoder of this package, both untrained, on synthetic images.
-Needs: pip install 'hdxray-fast[hf]'
+Needs: pip install '.[hf]'
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@
 timm has no entry point for models of other packages; `import hdxray_fast` is what enters them, and this is all that
 happens here. `train.py` and `validate.py` are in timm's repository and in none of its wheels. Several GPUs:
 `torchrun --nproc-per-node 4 examples/with_timm.py pytorch-image-models/train.py ...`.
-Needs: pip install 'hdxray-fast[timm]'
+Needs: pip install '.[timm]'
 """
 
 from __future__ import annotations

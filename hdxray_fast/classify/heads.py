@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import ArgumentError, CheckpointError, MissingDependencyError
+from ..extras import install
 from ..models import dense
 from ..models.layers import Block, CrossBlock, check_count
 from ..models.pool import AttentionPool, mean_pool
@@ -193,7 +194,7 @@ def embed_names(names: Sequence[str], model: str = TEXT_MODEL) -> Tensor:
     except Exception as error:  # what its own dependencies stumble over can be any error
         raise MissingDependencyError(
             f"text embeddings of disease names need sentence-transformers, which cannot be imported ({error}): "
-            "pip install 'hdxray-fast[text]'"
+            f"{install('text')}"
         ) from error
     try:
         with _sentence_model(model) as folder:

@@ -17,6 +17,7 @@ import numpy as np
 from ..data.bootstrap import PatientDraws
 from ..data.paired import FEW, FEWEST
 from ..errors import MissingDependencyError
+from ..extras import install
 from .delong import delong_error, delong_parts
 from .operating_points import predictive_values
 
@@ -338,7 +339,7 @@ def t_quantile(units: float) -> float:
     try:
         from scipy.special import stdtrit
     except ImportError as error:
-        raise MissingDependencyError("intervals need scipy: pip install 'hdxray-fast[classify]'") from error
+        raise MissingDependencyError(f"intervals need scipy: {install('classify')}") from error
     return float(stdtrit(max(units - 1, 1), 1 - TAIL))
 
 

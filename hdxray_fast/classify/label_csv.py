@@ -13,6 +13,7 @@ from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find
 from ..data.csv_cells import unquoted
 from ..data.splits import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, canonical_split
 from ..errors import ConfigError, MissingDependencyError
+from ..extras import install
 from ..names import unescaped
 from ..regular_files import check_regular, check_text, reason_of
 from ..terminal import visible
@@ -93,7 +94,7 @@ def import_pandas():
     try:
         import pandas
     except ImportError as error:
-        raise MissingDependencyError("reading labels needs pandas: pip install 'hdxray-fast[classify]'") from error
+        raise MissingDependencyError(f"reading labels needs pandas: {install('classify')}") from error
     return pandas
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from ..data.bootstrap import PatientDraws
 from ..data.paired import FEWEST
 from ..errors import ArgumentError, ConfigError, MissingDependencyError
+from ..extras import install
 from .calibration import CALIBRATION_BINS, calibration_bins, calibration_by_chance, calibration_error
 from .class_means import Carried, add_means, describe_mean
 from .exclusive import OF_A_CLASS, OF_ALL, RANKING, Decisions, describe_decisions
@@ -312,5 +313,5 @@ def _sklearn():
     try:
         import sklearn.metrics
     except ImportError as error:
-        raise MissingDependencyError("evaluation needs scikit-learn: pip install 'hdxray-fast[classify]'") from error
+        raise MissingDependencyError(f"evaluation needs scikit-learn: {install('classify')}") from error
     return sklearn.metrics

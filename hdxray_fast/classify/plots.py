@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import MissingDependencyError
+from ..extras import install
 from ..files import written_whole
 from .calibration import CALIBRATION_BINS
 
@@ -31,7 +32,7 @@ def plot_curves(
         from matplotlib.figure import Figure
         from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
     except ImportError as error:
-        raise MissingDependencyError(f"plots need {error.name}: pip install 'hdxray-fast[classify]'") from error
+        raise MissingDependencyError(f"plots need {error.name}: {install('classify')}") from error
     figure = Figure(figsize=(15, 5.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     roc, recall, calibration = figure.subplots(1, 3)

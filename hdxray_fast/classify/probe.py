@@ -16,6 +16,7 @@ from ..data.seen import Seen
 from ..data.seen_key import KEY_FILE, check_key, run_key
 from ..data.split_copies import keep_copies_together
 from ..errors import ConfigError, MissingDependencyError, TrainingError
+from ..extras import install
 from ..features.embedding_files import embed_list
 from ..features.feature_table import is_feature_table, read_features
 from ..features.shares import Share
@@ -250,7 +251,7 @@ def fit_probe(features: np.ndarray, table: LabelTable, strengths: Sequence[float
         from sklearn.linear_model import LogisticRegression
         from sklearn.metrics import log_loss
     except ImportError as error:
-        raise MissingDependencyError("a probe needs scikit-learn: pip install 'hdxray-fast[classify]'") from error
+        raise MissingDependencyError(f"a probe needs scikit-learn: {install('classify')}") from error
 
     lost = np.flatnonzero(~np.isfinite(features).all(1))
     if len(lost):

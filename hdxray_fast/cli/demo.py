@@ -12,6 +12,7 @@ from pathlib import Path
 from ..data.csv_cells import write_table
 from ..data.listing import list_images
 from ..errors import MissingDependencyError
+from ..extras import install
 from ..files import begin_anew, claim_names, refuse_foreign, refuse_to_clear, written_whole
 from ..pretrain.config import PretrainConfig
 from .program import program
@@ -52,7 +53,7 @@ def demo_radiograph() -> Path:
         found = None
     if not found:
         raise MissingDependencyError(
-            "the demo's radiograph comes from pydicom-data; install it with: pip install 'hdxray-fast[demo]'"
+            f"the demo's radiograph comes from pydicom-data; install it with: {install('dicom', 'demo')}"
         )
     return Path(found)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import json
 import platform
 import re
@@ -14,41 +13,8 @@ from typing import Any
 
 from .. import __version__
 from ..data.reader_pool import worker_count
+from ..extras import EXTRAS, install, installed, missing_of
 
-# Distributions of each extra, as in pyproject.toml (a test compares the two): metadata is not there in a source tree.
-EXTRAS = {
-    "dicom": [
-        "pydicom>=3",
-        "pylibjpeg>=2",
-        "pylibjpeg-libjpeg>=2.1",
-        "pylibjpeg-openjpeg>=2.3",
-        "pylibjpeg-rle>=2",
-    ],
-    "train": [
-        "accelerate>=1",
-        "safetensors>=0.4",
-        "jsonargparse[signatures]>=4.35",
-        "tensorboard>=2.15",
-        "tqdm>=4.66",
-        "pyyaml>=6",
-        "loky>=3.4",
-        "pebble>=5",
-        "pyarrow>=23.0.1",
-        "filelock>=3.13",
-    ],
-    "demo": ["pydicom-data>=1"],
-    "embed": ["pyarrow>=23.0.1"],
-    "prepare": ["matplotlib>=3.8"],
-    "streaming": ["litdata>=0.2.40"],
-    "hf": ["transformers>=5.3", "safetensors>=0.4", "pillow>=12.2"],
-    "timm": ["timm>=1.0.9"],
-    "export": ["onnx>=1.17", "onnxscript>=0.5"],
-    "classify": ["scikit-learn>=1.3", "scipy>=1.10", "pandas>=2", "matplotlib>=3.8"],
-    "report": ["transformers>=5.3", "tokenizers>=0.21", "pycocoevalcap>=1.2", "scipy>=1.10", "matplotlib>=3.8"],
-    "report-chinese": ["jieba>=0.42"],
-    "clinical": ["radgraph>=0.1.18", "f1chexbert>=0.0.2"],
-    "text": ["sentence-transformers>=3"],
-}
 WHAT_FOR = {
     "dicom": "DICOM files, compressed ones included",
     "train": "pre-training, checkpoints, prepared data and the command line",
@@ -61,8 +27,10 @@ WHAT_FOR = {
     "export": "the encoder as an ONNX graph",
     "classify": "labels, probes, fine-tuning and evaluation (with train)",
     "text": "label queries from the diseases' names",
+    "wandb": "curves in Weights & Biases (with train)",
     "report": "reports and their scores (with train); METEOR takes Java where it is",
     "report-chinese": "scores of Chinese reports by words (with report)",
+    "lora": "report models by a language model with LoRA (with report)",
     "clinical": "RadGraph F1 and CheXbert F1 of English reports (with report)",
 }
 MODULES = {"torch": "torch", "numpy": "numpy", "opencv": "cv2"}  # what `import hdxray_fast` cannot do without
@@ -91,7 +59,7 @@ def doctor_report() -> dict[str, Any]:
         most useful first).
     """
     versions = {name: _module_version(module) for name, module in MODULES.items()}
-    versions["triton"] = _installed("triton") or "not installed (it comes with CUDA builds of torch)"
+    versions["triton"] = installed("triton") or "not installed (it comes with CUDA builds of torch)"
     core = _core_report()
     gpus = _gpus()
     extras = {name: _extra_report(name) for name in EXTRAS}
@@ -139,13 +107,6 @@ def format_doctor(report: dict[str, Any]) -> str:
 
 
 # --- parts of the report ----------------------------------------------------------------------------------------------
-def _installed(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _module_version(module: str) -> str:
     try:
         return importlib.import_module(module).__version__
@@ -250,9 +211,8 @@ def _backends(gpus: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def _extra_report(name: str) -> dict[str, Any]:
-    missing = [r for r in EXTRAS[name] if _installed(re.split(r"[\[<>=]", r)[0]) is None]
-    command = f"{sys.executable} -m pip install " + " ".join(f"'{r}'" for r in missing) if missing else None
-    return {"for": WHAT_FOR[name], "missing": missing, "command": command}
+    missing = missing_of(name)
+    return {"for": WHAT_FOR[name], "missing": missing, "command": install(name) if missing else None}
 
 
 def _advice(versions: dict[str, str], core: dict, extras: dict, gpus: list) -> list[str]:

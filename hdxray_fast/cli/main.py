@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .. import __version__
 from ..errors import ConfigError, HDXrayError, MissingDependencyError
+from ..extras import install
 from ..names import ESCAPES
 from ..progress import warnings_as_notes
 from ..terminal import visible
@@ -69,7 +70,7 @@ def _run(argv: list[str]) -> int:
         from .parser import CommandParser, command_words, commands_below, join_lists, tidy
         from .refusals import in_typed_words, option_names, parser_reason, unknown_option
     except ImportError as error:
-        raise MissingDependencyError("the command line needs jsonargparse: pip install 'hdxray-fast[train]'") from error
+        raise MissingDependencyError(f"the command line needs jsonargparse: {install('train')}") from error
     completes = argv[:1] == ["--completion"]
     parser = CommandParser(prog=NAME, description="Chest X-ray encoders, pre-trained in high definition.")
     commands = parser.add_subcommands(required=True, dest="command")

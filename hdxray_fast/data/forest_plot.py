@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import MissingDependencyError
+from ..extras import install
 from ..files import written_whole
 
 
@@ -47,7 +48,7 @@ def plot_forest(
         from matplotlib.lines import Line2D
         from matplotlib.ticker import MaxNLocator
     except ImportError as error:
-        raise MissingDependencyError("plots need matplotlib: pip install 'hdxray-fast[classify]'") from error
+        raise MissingDependencyError(f"plots need matplotlib: {install('classify')}") from error
     height = 1.4 + len(labels) * (0.22 + 0.16 * len(series))
     figure = Figure(figsize=(2.2 + 2.9 * len(panels), height), dpi=130, layout="constrained")
     FigureCanvasAgg(figure)

@@ -15,6 +15,7 @@ from statistics import NormalDist
 import numpy as np
 
 from ..errors import MissingDependencyError
+from ..extras import install
 from .bootstrap import draws_of_patients
 
 LEVEL = 0.05
@@ -153,5 +154,5 @@ def _scipy_t():
     try:
         from scipy.stats import t
     except ImportError as error:
-        raise MissingDependencyError("differences need scipy: pip install 'hdxray-fast[classify]'") from error
+        raise MissingDependencyError(f"differences need scipy: {install('classify')}") from error
     return t

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import cv2
 
 from ..errors import ConfigError, MissingDependencyError
+from ..extras import install
 from .memory import MIB, memory_limit, resident_memory
 
 AHEAD = 8  # files per worker that are read before their turn, so that a slow one holds up nobody
@@ -156,7 +157,7 @@ def _packages() -> tuple:
         from pebble import ProcessPool
     except ImportError as error:
         raise MissingDependencyError(
-            f"reading files in worker processes needs {error.name}; install it with: pip install 'hdxray-fast[train]', "
+            f"reading files in worker processes needs {error.name}; install it with: {install('train')}, "
             "or set workers to 0"
         ) from error
     return ProcessPool, get_context

@@ -9,6 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 from ..errors import ConfigError, MissingDependencyError
+from ..extras import install
 from ..files import written_whole
 from ..names import escaped
 from .csv_cells import write_table
@@ -83,7 +84,7 @@ def _write_parquet(path: Path, header: Sequence[str], rows: Iterator[dict]) -> N
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise MissingDependencyError("Parquet files need pyarrow: pip install 'hdxray-fast[embed]'") from error
+        raise MissingDependencyError(f"Parquet files need pyarrow: {install('embed')}") from error
     first = list(islice(rows, AT_ONCE))
     table = pyarrow.Table.from_pylist(
         first, None if first else pyarrow.schema([(name, pyarrow.string()) for name in header])

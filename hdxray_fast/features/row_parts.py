@@ -19,6 +19,7 @@ import numpy as np
 
 from ..data.quarantine import Quarantined
 from ..errors import ConfigError, MissingDependencyError, NotAFileError
+from ..extras import install
 from ..files import written_whole
 from ..images.perceptual_hash import SIDE
 from ..names import escaped, unescaped
@@ -92,7 +93,7 @@ class RowParts:
             import pyarrow
             import pyarrow.parquet
         except ImportError as error:
-            raise MissingDependencyError("feature tables need pyarrow: pip install 'hdxray-fast[embed]'") from error
+            raise MissingDependencyError(f"feature tables need pyarrow: {install('embed')}") from error
         self._arrow, self._parquet = pyarrow, pyarrow.parquet
         self.folder, self.table, self.share, self.width = folder, table, share or Share(), width
         self.settings, self._choose = json.loads(json.dumps(settings)), choose

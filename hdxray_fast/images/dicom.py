@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 
 from ..errors import ImageReadError, MissingDependencyError, UnsupportedImageError
+from ..extras import install
 from .codestream import Codestream
 from .dicom_dataset import check_length, decoding, read_dataset
 from .dicom_elements import repair
@@ -36,7 +37,7 @@ def _pydicom():
     except ImportError:
         pydicom = None
     if pydicom is None:
-        raise MissingDependencyError('reading DICOM needs pydicom 3 or later: pip install "hdxray-fast[dicom]"')
+        raise MissingDependencyError(f"reading DICOM needs pydicom 3 or later: {install('dicom')}")
     return pydicom
 
 

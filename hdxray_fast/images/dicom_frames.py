@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..errors import ImageReadError, MissingDependencyError, UnsupportedImageError
+from ..extras import install
 from .codestream import Codestream, inspect_codestream, looks_ycbcr
 from .dicom_dataset import RLE
 from .dicom_header import PHOTOMETRIC, ImagePixel, text
@@ -44,9 +45,7 @@ def decoded_frame(
     if decoder is None:
         raise UnsupportedImageError(path, "has a transfer syntax that pydicom does not decode; convert the file first")
     if not decoder.is_available:
-        raise MissingDependencyError(
-            f'{path}: {decoder.UID.name} needs the plugins of pylibjpeg: pip install "hdxray-fast[dicom]"'
-        )
+        raise MissingDependencyError(f"{path}: {decoder.UID.name} needs the plugins of pylibjpeg: {install('dicom')}")
     codestream = None
     if decoder.is_encapsulated:
         codestream = _codestream(pydicom, path, dataset, syntax, declared, frame)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..classify.classifier import Classifier
 from ..errors import ArgumentError, ArgumentTypeError, MissingDependencyError
+from ..extras import install
 from ..files import written_whole
 from ..models.encoder import Encoder
 from .dense import HEAD_OUTPUTS, INTEGERS, PixelInput, dense
@@ -105,9 +106,7 @@ def export_onnx(
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise MissingDependencyError(
-            "ONNX export needs onnx and onnxscript: pip install 'hdxray-fast[export]'"
-        ) from error
+        raise MissingDependencyError(f"ONNX export needs onnx and onnxscript: {install('export')}") from error
     inputs = ["images", *_example_inputs(inner, pixels, valid)[1]]
     graph = torch.onnx.export(
         program,

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 from ..errors import MissingDependencyError
+from ..extras import install
 from ..files import written_whole
 from ..images.panels import display_levels
 
@@ -80,7 +81,7 @@ def draw_attention(
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependencyError(f"pictures need {error.name}: pip install 'hdxray_fast[report]'") from error
+        raise MissingDependencyError(f"pictures need {error.name}: {install('report')}") from error
     shown = list(sentences[:MOST_SENTENCES])
     tiles = 1 + len(shown)
     columns = min(tiles, COLUMNS if len(views) == 1 else COLUMNS // 2)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..errors import ConfigError
+from ..extras import install
 from .metrics import ENGLISH_ONLY
 
 CLINICAL = ("radgraph", "chexbert")
 RADGRAPH_MODELS = ("radgraph", "radgraph-xl", "modern-radgraph-xl")
 _HUB = "StanfordAIMI/RRG_scorers"
-_INSTALL = "pip install 'hdxray-fast[clinical]'"
+_INSTALL = install("clinical")
 
 
 def check_clinical(names: Sequence[str]) -> tuple[str, ...]:

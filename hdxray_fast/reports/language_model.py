@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, ConfigError, MissingDependencyError
+from ..extras import install
 from ..regular_files import load_tensors
 from ..weights.data_only import check_config, check_files, check_no_code
 from ..weights.fingerprint import tensors_print
@@ -251,5 +252,5 @@ def _peft():
     try:
         import peft
     except ImportError as error:
-        raise MissingDependencyError("LoRA needs peft: pip install 'hdxray-fast[lora]'") from error
+        raise MissingDependencyError(f"LoRA needs peft: {install('lora')}") from error
     return peft

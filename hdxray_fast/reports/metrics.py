@@ -15,12 +15,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..errors import ArgumentError, MissingDependencyError
+from ..extras import install
 from .cleaning import R2GenReferences
 from .words import english_words
 
 NEEDS_JAVA = "needs Java"
 NEEDS_TWO = "needs two different references"
-NEEDS_JIEBA = "needs jieba: pip install 'hdxray-fast[report-chinese]'"
+NEEDS_JIEBA = f"needs jieba: {install('report-chinese')}"
 ENGLISH_ONLY = "English only"
 SCORES = ("bleu1", "bleu2", "bleu3", "bleu4", "rouge_l", "cider_d", "meteor")
 _CHARACTER = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|[^\W_\u3400-\u9fff\uf900-\ufaff]+")
@@ -147,9 +148,7 @@ def corpus_scores(hypotheses: dict, truths: dict) -> tuple[dict[str, float | str
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.rouge.rouge import Rouge
     except ImportError as error:
-        raise MissingDependencyError(
-            "scores of reports need pycocoevalcap: pip install 'hdxray-fast[report]'"
-        ) from error
+        raise MissingDependencyError(f"scores of reports need pycocoevalcap: {install('report')}") from error
     totals: dict[str, float | str] = {}
     each: dict[str, list[float]] = {}
     bleu, bleu_each = Bleu(4).compute_score(truths, hypotheses, verbose=0)

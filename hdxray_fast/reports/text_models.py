@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, library
 
 from ..errors import MissingDependencyError
+from ..extras import install
 
 
 def import_text_models() -> Any:
@@ -25,7 +26,7 @@ def import_text_models() -> Any:
         import transformers
     except ImportError as error:
         raise MissingDependencyError(
-            f"report models need {error.name}; install it with: pip install 'hdxray-fast[report]'"
+            f"report models need {error.name}; install it with: {install('report')}"
         ) from error
     try:
         _ = transformers.PegasusForConditionalGeneration

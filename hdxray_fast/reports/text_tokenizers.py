@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigError, MissingDependencyError
+from ..extras import install
 from ..files import written_whole
 from ..regular_files import read_json
 from ..weights.data_only import check_files, check_no_code
@@ -287,7 +288,5 @@ def import_text_libraries():
         import tokenizers
         import transformers
     except ImportError as error:
-        raise MissingDependencyError(
-            f"reports need {error.name}; install it with: pip install 'hdxray-fast[report]'"
-        ) from error
+        raise MissingDependencyError(f"reports need {error.name}; install it with: {install('report')}") from error
     return tokenizers, transformers

@@ -52,7 +52,7 @@ class TrainingConfig:
         keep_checkpoints: newest checkpoints to keep.
         keep_every: keep the checkpoints of every so many steps as well; 0 for none.
         tensorboard: write TensorBoard events under ``<out>/tensorboard``.
-        wandb: Weights & Biases project to log to as well; needs the extra ``wandb``.
+        wandb: Weights & Biases project to log to as well; needs the package ``wandb``.
         resume: ``auto`` continues the run found in ``out``, if any; ``never`` refuses a folder that holds one.
     """
 

@@ -52,7 +52,7 @@ from .saving import Saves
 from .step import Parts, StepLater, StepNow
 from .stop import StopNotice
 from .task import Task
-from .trackers import start_trackers
+from .trackers import check_trackers, start_trackers
 
 
 @dataclass
@@ -103,6 +103,7 @@ class Training:
         sharded = launcher_shards() or config.shard
         if config.shard_within == "node" and not sharded:
             raise ConfigError("shard_within: node says who shares weights, and nobody does; add shard (--shard true)")
+        check_trackers(config)
         self.accelerator = make_accelerator(config.precision, config.process_timeout)
         self._precision = self.accelerator.mixed_precision
         self.sharded = sharded and self.accelerator.num_processes > 1

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..data.reader_pool import worker_count
 from ..errors import ConfigError, MissingDependencyError, TrainingError
+from ..extras import install
 
 MOST_WORKERS = 8  # of a data loader, where nobody says how many: a few suffice for samples of a millisecond
 GRACE = 600  # seconds that a data loader's worker lives on after SIGTERM, if nobody ends it before
@@ -43,9 +44,7 @@ def make_accelerator(precision: str, timeout: int):
         from accelerate.state import AcceleratorState
         from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
     except ImportError as error:
-        raise MissingDependencyError(
-            f"training needs {error.name}; install it with: pip install 'hdxray-fast[train]'"
-        ) from error
+        raise MissingDependencyError(f"training needs {error.name}; install it with: {install('train')}") from error
     handlers = [
         InitProcessGroupKwargs(timeout=timedelta(seconds=timeout)),
         # buffers are the fixed positions, the same everywhere

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from ..errors import MissingDependencyError
+from ..extras import install
 from .config import TrainingConfig
 
 WITHHELD = {
@@ -20,22 +21,28 @@ WITHHELD = {
 }
 
 
-def start_trackers(accelerator, config: TrainingConfig, out: Path, step: int) -> None:
-    """Start what the settings ask for; a run that goes on at ``step`` goes on in the same curves.
-
-    Raises:
-        MissingDependencyError: the extra ``wandb`` is not installed.
-    """
-    from accelerate.tracking import TensorBoardTracker, WandBTracker
-
-    trackers = []
-    if config.tensorboard:
-        trackers.append(TensorBoardTracker("tensorboard", str(out), purge_step=step + 1))
+def check_trackers(config: TrainingConfig) -> None:
+    """Raise a MissingDependencyError, before any work, if the settings ask for one that is not installed."""
     if config.wandb:
         try:
             import wandb  # noqa: F401
         except ImportError as error:
-            raise MissingDependencyError("wandb is not installed: pip install 'hdxray-fast[wandb]'") from error
+            raise MissingDependencyError(f"wandb is not installed: {install('wandb')}") from error
+
+
+def start_trackers(accelerator, config: TrainingConfig, out: Path, step: int) -> None:
+    """Start what the settings ask for; a run that goes on at ``step`` goes on in the same curves.
+
+    Raises:
+        MissingDependencyError: as of :func:`check_trackers`.
+    """
+    from accelerate.tracking import TensorBoardTracker, WandBTracker
+
+    check_trackers(config)
+    trackers = []
+    if config.tensorboard:
+        trackers.append(TensorBoardTracker("tensorboard", str(out), purge_step=step + 1))
+    if config.wandb:
         run = hashlib.sha256(os.fsencode(out.absolute())).hexdigest()[:16]
         options = {"dir": str(out), "name": out.name, "id": run, "resume": "allow", "settings": wandb_settings()}
         trackers.append(WandBTracker(config.wandb, **options))

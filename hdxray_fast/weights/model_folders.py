@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentTypeError, CheckpointError, HDXrayError, MissingDependencyError
+from ..extras import install
 from ..files import save_tensors, written_whole
 from ..models.encoder import Encoder
 from ..models.encoder_config import EncoderConfig
@@ -374,7 +375,5 @@ def _safetensors():
     try:
         import safetensors.torch
     except ImportError as error:
-        raise MissingDependencyError(
-            "checkpoints need safetensors: pip install 'hdxray-fast[train]' (or pip install safetensors)"
-        ) from error
+        raise MissingDependencyError(f"checkpoints need safetensors: {install('train')}") from error
     return safetensors.torch

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import regular_files
 from ..errors import ArgumentTypeError, CheckpointError, MissingDependencyError
+from ..extras import install
 from ..regular_files import what_else
 from . import model_folders
 from .data_only import tell_of_code
@@ -194,7 +195,7 @@ def _fetch(weights: str) -> Path:
     try:
         from huggingface_hub import snapshot_download
     except ImportError as error:
-        raise MissingDependencyError(f"{weights}: needs huggingface_hub: pip install 'hdxray-fast[hf]'") from error
+        raise MissingDependencyError(f"{weights}: needs huggingface_hub: {install('hf')}") from error
     name, _, revision = weights.removeprefix("hf:").partition("@")
     try:
         for tensors in TENSOR_FILES:
@@ -215,9 +216,7 @@ def _read_timm(weights: str) -> Source:
         from timm.layers import PatchEmbed
         from timm.models.vision_transformer import Block, VisionTransformer
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
-        raise MissingDependencyError(
-            f"{weights}: timm cannot be imported ({error}): pip install 'hdxray-fast[timm]'"
-        ) from error
+        raise MissingDependencyError(f"{weights}: timm cannot be imported ({error}): {install('timm')}") from error
     try:
         model = timm.create_model(weights.removeprefix("timm:"), pretrained=True, num_classes=0)
     except Exception as error:  # names, network, files: timm's errors share no base class

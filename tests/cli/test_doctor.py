@@ -5,12 +5,15 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import hdxray_fast as hx
+from hdxray_fast import extras
 from hdxray_fast.cli import doctor
 from hdxray_fast.ops import native
 
@@ -53,10 +56,23 @@ def test_a_missing_package_comes_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", without_rle)
     report = doctor.doctor_report()
     assert report["extras"]["dicom"]["missing"] == ["pylibjpeg-rle>=2"]
-    assert report["extras"]["dicom"]["command"].endswith("-m pip install 'pylibjpeg-rle>=2'")
+    assert report["extras"]["dicom"]["command"].endswith("pip install 'pylibjpeg-rle>=2'")
     text = doctor.format_doctor(report)
     assert "missing pylibjpeg-rle>=2" in text
     assert report["extras"]["dicom"]["command"] in text
+
+
+def test_hints_name_packages_and_the_pip_of_this_python(monkeypatch, tmp_path):
+    """Whatever index, folder or repository this package came from, and whichever pip the shell finds first."""
+    monkeypatch.setattr(extras, "installed", lambda name: None if name in ("wandb", "scipy") else "1")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert extras.install("wandb") == f"{shlex.quote(sys.executable)} -m pip install 'wandb>=0.19'"
+    assert extras.install("classify", "wandb").endswith(" install 'scipy>=1.10' 'wandb>=0.19'")
+    monkeypatch.setattr(extras, "installed", lambda name: "1")  # all is there, and something cannot be imported
+    assert extras.install("embed").endswith(" install 'pyarrow>=23.0.1'")
+    (tmp_path / "pip").touch(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert extras.install("embed").startswith("pip install ")
 
 
 def test_a_missing_core_is_said_with_the_way_to_build_it(monkeypatch):

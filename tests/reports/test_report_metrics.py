@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import re
 import shutil
 import statistics
 import sys
@@ -371,7 +372,7 @@ def test_texts_that_cannot_be_scored(raw):
 
 def test_missing_pycocoevalcap_is_named(raw, monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocoevalcap.bleu.bleu", None)
-    with pytest.raises(hx.MissingDependencyError, match=r"pip install 'hdxray-fast\[report\]'"):
+    with pytest.raises(hx.MissingDependencyError, match=r"need pycocoevalcap: .*pip install '\w"):
         score_reports(TEXTS, TEXTS, raw)
 
 
@@ -477,8 +478,8 @@ def test_clinical_scores_say_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "radgraph", None)
     monkeypatch.setitem(sys.modules, "f1chexbert", None)
     missing = clinical_scores(["made"], ["true"])
-    assert missing["radgraph"] == "needs radgraph: pip install 'hdxray-fast[clinical]'"
-    assert missing["chexbert"] == "needs f1chexbert: pip install 'hdxray-fast[clinical]'"
+    assert re.fullmatch(r"needs radgraph: .*pip install '.*", missing["radgraph"])
+    assert re.fullmatch(r"needs f1chexbert: .*pip install '.*", missing["chexbert"])
 
     def broken(name):
         raise ImportError("no BertModel here", name="transformers")

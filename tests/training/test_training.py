@@ -15,7 +15,7 @@ from full_disk import files_no_larger_than
 from tiny_training import Regression, log_of, train, until
 from torch import nn
 
-from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
+from hdxray_fast.errors import CheckpointError, ConfigError, MissingDependencyError, TrainingError
 from hdxray_fast.training.restoring import load_checkpoint
 from hdxray_fast.training.trackers import wandb_settings
 
@@ -111,6 +111,13 @@ def test_tied_weights_are_saved(tmp_path):
     again, rest = train(tmp_path, Tied(), resume="auto")
     assert rest.start == 6 and torch.equal(again.model[2].weight, training.model[0].weight)
     assert again.model[2].weight is again.model[0].weight
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_anything_is_read(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingDependencyError, match=r"^wandb is not installed: .*pip install 'wandb>=0.19'"):
+        train(tmp_path / "run", wandb="some-project")
+    assert not (tmp_path / "run").exists()
 
 
 def test_weights_and_biases_gets_curves_and_nothing_of_the_machine(tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ... import regular_files
 from ...errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
+from ...extras import install
 from ...files import written_whole
 from ...images.perceptual_hash import LENGTH, SIDE
 from ...names import escaped, unescaped
@@ -36,7 +37,7 @@ def arrow():
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise MissingDependencyError("prepared data sets need pyarrow: pip install 'hdxray-fast[train]'") from error
+        raise MissingDependencyError(f"prepared data sets need pyarrow: {install('train')}") from error
     return pyarrow
 
 

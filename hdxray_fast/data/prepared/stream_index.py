@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 from ...errors import ConfigError, MissingDependencyError
+from ...extras import install
 from ...regular_files import RUN_JSON, parse_json, read_json, reason_of
 
 # fields of a sample, in their order, and the kinds that litdata may read them by: bytes, text, numbers of one dtype
@@ -31,7 +32,7 @@ def litdata_or_error():
     try:
         import litdata
     except ImportError as error:
-        raise MissingDependencyError("object stores need litdata: pip install 'hdxray-fast[streaming]'") from error
+        raise MissingDependencyError(f"object stores need litdata: {install('streaming')}") from error
     return litdata
 
 

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 
 from ...errors import MissingDependencyError
+from ...extras import install
 from ...files import written_whole
 from ...images.canvas import Canvas
 from ...images.contour import Contour
@@ -75,7 +76,7 @@ def _histograms(path: Path, index, bits: int, summary: dict) -> None:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MissingDependencyError("the summary needs matplotlib: pip install 'hdxray-fast[prepare]'") from error
+        raise MissingDependencyError(f"the summary needs matplotlib: {install('prepare')}") from error
     figure = Figure(figsize=(18.5, 3.8), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
     size, level, confidence, share, fate = figure.subplots(1, 5)
