@@ -16,6 +16,7 @@ from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..data.result_files import file_named_by
 from ..errors import ArgumentTypeError
 from ..models.encoder import Encoder
+from ..names import require_utf8
 from ..weights.create import encoder_of_size
 from .embedding import Embedder
 from .feature_csv import refuse_other_csv, write_csv
@@ -102,6 +103,7 @@ def embed_files(
     for path in paths:
         if not isinstance(path, str | os.PathLike):
             raise ArgumentTypeError(f"paths: holds a {type(path).__name__}, accepted are paths (embed takes arrays)")
+    require_utf8(out, "out")
     place = file_named_by(out, "features.parquet", (".parquet", ".csv"))
     as_csv = place.suffix.lower() == ".csv"
     if as_csv:

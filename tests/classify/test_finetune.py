@@ -27,7 +27,6 @@ from hdxray_fast.classify.evaluation import evaluate_files, predict
 from hdxray_fast.classify.finetune import describe_finetuning, run_finetuning
 from hdxray_fast.classify.heads import build_head
 from hdxray_fast.classify.task import FinetuneTask
-from hdxray_fast.cli.classify import join_lists
 from hdxray_fast.cli.main import main
 from hdxray_fast.data.seen_key import KEY_FILE
 from hdxray_fast.models import layers
@@ -656,13 +655,6 @@ def test_fp16_needs_a_gpu(data, tmp_path):
         pytest.skip("this machine has one")
     with pytest.raises(hx.ConfigError, match=r"^precision: fp16 needs a GPU"):
         finetune(data, tmp_path / "run", precision="fp16")
-
-
-def test_several_values_on_the_command_line():
-    words = ["finetune", "--seeds", "0", "1", "--classes", "Lung Opacity", "it's", "--out", "x", "--seeds", "[3]"]
-    assert join_lists(words) == [
-        "finetune", "--seeds", "[0, 1]", "--classes", "['Lung Opacity', 'it''s']", "--out", "x", "--seeds", "[3]",
-    ]  # fmt: skip
 
 
 @pytest.mark.slow
