@@ -13,7 +13,7 @@ from hdxray_fast.cli.main import main
 from hdxray_fast.data.quarantine import first_unreadable
 from hdxray_fast.errors import ConfigError, ImageReadError
 from hdxray_fast.reports.layouts import read_studies
-from hdxray_fast.terminal import visible, visible_lines
+from hdxray_fast.terminal import aligned, fitted, visible, visible_lines
 
 EVIL = "a\x1b[2J\rb\nc\x9b\u202e\u200b\udcff.png"  # clears, returns, ends a line; C1; turns writing; nothing; a byte
 
@@ -48,3 +48,41 @@ def test_columns_and_classes_with_control_characters_are_refused(tmp_path, read)
     assert "\x1b" not in str(refused.value)
     with pytest.raises(hx.ArgumentError, match="control characters"):
         ClassifierConfig(["mass\x1b[2J"])
+
+
+TABLE = [
+    ["", "AUROC", "F1", "by chance"],
+    ["no finding", "0.812 (0.741-0.873)", "0.5", ""],
+    ["mass", "N/A", "0.25", "0.1"],
+]
+
+
+def test_columns_that_do_not_fit_come_below_beside_the_names():
+    assert aligned(TABLE, 60) == [
+        "                          AUROC    F1  by chance",
+        "no finding  0.812 (0.741-0.873)   0.5",
+        "mass                        N/A  0.25        0.1",
+    ]
+    assert aligned(TABLE, 40) == [
+        "                          AUROC    F1",
+        "no finding  0.812 (0.741-0.873)   0.5",
+        "mass                        N/A  0.25",
+        "            by chance",
+        "no finding",
+        "mass              0.1",
+    ]
+    assert len(aligned(TABLE, 1)) == 9  # a column is never cut
+    assert aligned(TABLE) == aligned(TABLE, 10**6)  # stdout is no terminal here
+
+
+def test_text_is_fitted_to_a_terminal_and_left_alone_elsewhere(monkeypatch):
+    markdown = "| class | positive | difference (95 %) |\n|---|---|---|\n| mass | 12 | +0.019 (-0.017 to +0.058) |"
+    text = f"{markdown}\n\n  a sentence that goes on and on and on"
+    assert fitted(text) == text
+    assert fitted(text, 80) == text
+    lines = fitted(text, 30).splitlines()
+    assert max(map(len, lines)) <= 35 and lines[:2] == ["class  positive", "mass         12"]
+    assert lines[2:4] == [f"class  {'difference (95 %)':>25}", "mass   +0.019 (-0.017 to +0.058)"]
+    assert lines[4:] == ["", "  a sentence that goes on and", "    on and on"]
+    uneven = "| a | b |\n|---|---|\n| one | two | and a cell with | in it |"
+    assert fitted(uneven, 20).split() == uneven.split()  # nothing is lost of what is no table

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..terminal import aligned
 from .calibration import calibration_error
 from .interval_text import interval_text
 
@@ -82,9 +83,4 @@ def describe_decisions(found: dict) -> list[str]:
     ]
     names: Sequence[str] = found["classes"]
     confusion = [[f"{count:g}" for count in row] for row in found["confusion"]]
-    width = max(len(name) for name in (*names, CORNER))
-    widths = [max(len(name), *(len(row[column]) for row in confusion)) for column, name in enumerate(names)]
-    lines.append("  ".join([f"{CORNER:{width}}", *(f"{n:>{w}}" for n, w in zip(names, widths, strict=True))]))
-    for name, row in zip(names, confusion, strict=True):
-        lines.append("  ".join([f"{name:{width}}", *(f"{c:>{w}}" for c, w in zip(row, widths, strict=True))]))
-    return lines
+    return [*lines, *aligned([[CORNER, *names], *([name, *row] for name, row in zip(names, confusion, strict=True))])]

@@ -14,6 +14,7 @@ from ..data.bootstrap import PatientDraws
 from ..data.paired import FEWEST
 from ..errors import ArgumentError, ConfigError, MissingDependencyError
 from ..extras import install
+from ..terminal import aligned
 from .calibration import CALIBRATION_BINS, calibration_bins, calibration_by_chance, calibration_error
 from .class_means import Carried, add_means, describe_mean
 from .exclusive import OF_A_CLASS, OF_ALL, RANKING, Decisions, describe_decisions
@@ -279,26 +280,25 @@ def format_metrics(report: dict) -> str:
     metrics = (*RANKING, *OF_A_CLASS) if "decisions" in report else METRICS
     chance = "decisions" not in report
     over = report.get("mean_over") or {"classes": [], "left_out": [], "draws": 0, "few": ""}  # of an earlier release
-    rows = {**report["classes"], "mean": report["mean"]}
+    rows = dict(report["classes"])
+    several = len(rows) > 1
+    if several:  # of one class it is that class again
+        rows["mean"] = report["mean"]
     few = {name: row.get("few", over["few"]) if report["bootstraps"] else "" for name, row in rows.items()}
-    width = max(map(len, rows))
-    head = f"{'':{width}}  {'pos':>6} {'neg':>6}  " + "  ".join(f"{metric.replace('_', ' '):>22}" for metric in metrics)
-    lines = [head + ("  by chance" if chance else "")]
+    table = [["", "pos", "neg", *(metric.replace("_", " ") for metric in metrics), *["by chance"] * chance]]
     for name, row in rows.items():
-        support = f"{row['positive']:>6} {row['negative']:>6}" if "positive" in row else " " * 13
-        cells = (f"{interval_text(row[metric], few[name]):>22}" for metric in metrics)
         by_chance = row.get("calibration_by_chance")
-        line = f"{name:{width}}  {support}  " + "  ".join(cells)
-        lines.append(line + (f"  {by_chance['value']:>9.3f}" if by_chance else ""))
+        cells = [name, *(str(row.get(side, "")) for side in ("positive", "negative"))]
+        cells += [interval_text(row[metric], few[name]) for metric in metrics]
+        table.append([*cells, *[f"{by_chance['value']:.3f}" if by_chance else ""] * chance])
+    lines = aligned(table)
     if any(few.values()):
         lines.append(LEGEND)
     if told := describe_mean(over):
         lines.append(told)
     if over["draws"]:
-        lines.append(
-            f"95 % over patients, the mean's from the {over['draws']} of {report['bootstraps']} draws that define all "
-            "its classes"
-        )
+        of_mean = f", the mean's from the {over['draws']} of {report['bootstraps']} draws that define all its classes"
+        lines.append(f"95 % over patients{of_mean if several else ''}")
     if not chance:
         return "\n".join([*lines, *describe_decisions(report["decisions"])])
     if any(row["calibration_by_chance"] for row in report["classes"].values()):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from ..errors import ConfigError
+from ..terminal import aligned
 from .interval_text import interval_text
 from .resampled import Ranked
 
@@ -116,13 +117,11 @@ def describe_points(rows: dict[str, dict], few: dict[str, str]) -> list[str]:
     titles |= {"sensitivity": "sensitivity", "specificity": "specificity"}
     if any("ppv" in points for points in some):
         titles |= {"ppv": "PPV", "npv": "NPV"}
-    width = max(map(len, rows))
-    lines = [f"{'':{width}}  " + "  ".join(f"{title:>20}" for title in titles.values())]
+    table = [["", *titles.values()]]
     for name, row in rows.items():
         points = row.get("operating_points") or {}
-        lines.append(
-            f"{name:{width}}  " + "  ".join(f"{interval_text(points.get(key), few[name]):>20}" for key in titles)
-        )
+        table.append([name, *(interval_text(points.get(key), few[name]) for key in titles)])
+    lines = aligned(table)
     lines.append("sensitivity, specificity and predictive values are at the threshold of validation")
     shares = {name: row["operating_points"]["prevalence"] for name, row in rows.items() if row.get("operating_points")}
     if told := {name: share for name, share in shares.items() if share is not None}:

@@ -8,7 +8,7 @@ from ..classify.config import FinetuneConfig
 from ..classify.label_presets import PRESETS
 from ..classify.probe_config import ProbeConfig
 from ..progress import note
-from ..terminal import visible
+from ..terminal import fitted, visible
 from .options import add_config, add_inference, add_part, add_reading, tell_waiting
 
 
@@ -82,7 +82,7 @@ def _add_model(parser) -> None:
 def run_probe_command(**options) -> int:
     from ..classify.probe import describe_probe, run_probe
 
-    print(describe_probe(run_probe(ProbeConfig(**options))))
+    print(fitted(describe_probe(run_probe(ProbeConfig(**options)))))
     return 0
 
 
@@ -90,7 +90,7 @@ def run_finetune_command(**options) -> int:
     from ..classify.finetune import describe_finetuning, run_finetuning
 
     config = FinetuneConfig(**options)
-    print(describe_finetuning(config, run_finetuning(config)))
+    print(fitted(describe_finetuning(config, run_finetuning(config))))
     return 0
 
 
@@ -124,9 +124,9 @@ def run_evaluate_command(model: str, against: str | None, **options) -> int:
     if "waiting" in report:
         tell_waiting(report["waiting"])
         return 0
-    print(format_metrics(report))
+    print(fitted(format_metrics(report)))
     if comparison is not None:
-        print(format_comparison(comparison, ("auroc", "auprc", "f1")))
+        print(fitted(format_comparison(comparison, ("auroc", "auprc", "f1"))))
     if report["unreadable"]:
         note(f"{report['unreadable']} images could not be read: {os.path.join(options['out'], 'unreadable.csv')}")
     what = "and plots" if options.get("classes") else "plots and the most confident errors"  # no sheet of new names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..terminal import visible
+from ..terminal import fitted, visible
 
 
 def add_commands(commands, parser_class) -> None:
@@ -48,7 +48,7 @@ def run_compare_command(models: list[str], out: str, **options) -> int:
         raise ConfigError(f"{given[0]}: has no meaning for {'reports' if kinds == {True} else 'classifiers'}")
     options = {name: value for name, value in options.items() if name not in without and value is not None}
     report = _compare_reports(models, out, options) if kinds == {True} else _compare(models, out, options)
-    print(report)
+    print(fitted(report))
     plot = " and forest.png" if (Path(out) / "forest.png").exists() else ", and no plot, since nothing was compared,"
     print(f"comparison.md, comparison.csv, comparison.json{plot} are in {visible(out)}")
     return 0

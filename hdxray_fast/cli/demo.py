@@ -15,6 +15,8 @@ from ..errors import MissingDependencyError
 from ..extras import install
 from ..files import begin_anew, claim_names, refuse_foreign, refuse_to_clear, written_whole
 from ..pretrain.config import PretrainConfig
+from ..progress import note
+from ..terminal import visible
 from .program import program
 
 DEMO_FILE = "RG1_UNCI.dcm"  # pydicom-data: 1955 x 1841, 15 bits stored, MONOCHROME1
@@ -66,6 +68,7 @@ def run_demo(config: DemoConfig) -> dict:
         MissingDependencyError: pydicom or pydicom-data is not installed.
     """
     from ..pretrain.task import run_pretraining
+    from ..training.run_folder import LOG
 
     out = Path(config.out)
     run = out / "run"
@@ -74,6 +77,8 @@ def run_demo(config: DemoConfig) -> dict:
     refuse_foreign(out, "demo", names)
     refuse_to_clear(run, "demo")
     claim_names(out, "demo", names)
+    if (run / LOG).exists():
+        note(f"{visible(run)}: the run of an earlier demo is replaced; another --out keeps it")
     begin_anew(run, "demo")  # each demo starts afresh
     with written_whole(manifest) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         write_table(stream, ("image",), ([str(path.absolute())] for path in paths), names=("image",))

@@ -14,6 +14,7 @@ from typing import Any
 from .. import __version__
 from ..data.reader_pool import worker_count
 from ..extras import EXTRAS, install, installed, missing_of
+from ..terminal import fitted
 
 WHAT_FOR = {
     "dicom": "DICOM files, compressed ones included",
@@ -258,7 +259,7 @@ def add_commands(commands, parser_class) -> None:
 
 def run_doctor_command(**options: bool) -> int:
     report = doctor_report()
-    print(json.dumps(report, indent=1) if options["json"] else format_doctor(report))
+    print(json.dumps(report, indent=1) if options["json"] else fitted(format_doctor(report)))
     return 0
 
 

@@ -34,6 +34,12 @@ def tell_waiting(shares: Sequence[int]) -> None:
         print(f"this part is done; {len(shares)} shares are not ({some}): the last to end joins them")
 
 
+def loss_line(result) -> str:
+    """How the loss of a training fell; of one that went on, since when."""
+    since = f" since step {result.start + 1}, where it was resumed" if result.start else ""
+    return f"loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f}{since}"
+
+
 def add_precision(parser) -> None:
     """In what a model that is not trained computes, for every command that has one."""
     parser.add_argument("--precision", default="auto", help="fp32, bf16, or auto: bf16 on GPUs that have it")

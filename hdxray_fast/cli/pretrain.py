@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from .options import add_config
+from ..terminal import fitted
+from .options import add_config, loss_line
 
 
 def add_commands(commands, parser_class) -> None:
@@ -37,7 +38,7 @@ def run_plan_command(json: bool, **options) -> int:
 
     config = PlanConfig(**options).filled_in()
     found = plan(config)
-    print(as_json(found) if json else describe(found, config))
+    print(as_json(found) if json else fitted(describe(found, config)))
     return 0
 
 
@@ -49,8 +50,7 @@ def run_pretrain_command(**options) -> int:
     if int(os.environ.get("RANK", "0")):
         return 0  # of several processes one speaks
     if result.losses:
-        since = f" since step {result.start + 1}, where it was resumed" if result.start else ""
-        print(f"loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f}{since}")
+        print(loss_line(result))
         print(f"(predicting each patch by its own mean would give {result.baseline:.4f})")
     if result.picture:
         print(f"picture: {result.picture}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from ..progress import note
-from ..terminal import visible
-from .options import add_config, add_precision, add_reading
+from ..terminal import fitted, visible
+from .options import add_config, add_precision, add_reading, loss_line
 
 
 def add_commands(commands, parser_class) -> None:
@@ -118,7 +118,7 @@ def run_train_command(**options) -> int:
     config = ReportConfig(**options)
     result = run_report_training(config)
     if result.losses:
-        print(f"loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f}")
+        print(loss_line(result))
     if not result.finished:
         print(f"stopped early; resume with --resume auto: {result.out / 'checkpoints'}")
         return 0
@@ -186,7 +186,7 @@ def run_evaluate_command(predictions: str, out: str, **options) -> int:
     refuse_other_files(out)
     evaluation = evaluate_reports(predictions, **options)
     folder = write_evaluation(evaluation, out, **reading)
-    print(format_evaluation(evaluation.metrics))
+    print(fitted(format_evaluation(evaluation.metrics)))
     print(f"metrics.json, metrics.md, scores.csv and report.html are in {folder}")
     return 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ..terminal import visible
+
 
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
@@ -83,6 +85,7 @@ def run_convert_command(
     size = None if img_size is None else img_size[0] if len(img_size) == 1 else tuple(img_size)
     overrides = {} if num_heads is None else {"num_heads": num_heads}
     print(convert(source, folder, img_size=size, in_chans=in_chans, strict=not partial, **overrides))
+    print(f"encoder: {visible(folder)}")
     return 0
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from ..devices import warn_of_slow_bf16
 from ..errors import ArgumentError
 from ..ops.compiled import Compiled
 from ..ops.copies import Copies
@@ -39,6 +40,8 @@ def find_precision(precision: str, device: torch.device) -> str:
     """
     check_word("precision", precision, PRECISIONS)
     if precision != "auto":
+        if precision == "bf16" and device.type == "cpu":
+            warn_of_slow_bf16()
         return precision
     if device.type != "cuda":
         return "fp32"

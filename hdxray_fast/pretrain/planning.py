@@ -51,7 +51,7 @@ class PlanConfig:
         gpu: their kind: ``h100``, ``h200``, ``a100``, ``b200``, ``l40s``, ``a6000``, ``rtx4090``, or ``cpu``.
         batch_size: images per GPU and forward pass.
         epochs: passes over the images.
-        precision: ``bf16`` or ``fp32``.
+        precision: ``bf16``, ``fp32``, or ``auto``: fp32 on a CPU, bf16 on GPUs.
         inside: share of a canvas inside the contour.
         valid: share of a canvas that is no padding.
         ratio_inside: share of the patches inside the contour that are masked.
@@ -75,7 +75,7 @@ class PlanConfig:
     gpu: str = "h100"
     batch_size: int = 32
     epochs: float = 100
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     inside: float = 0.38
     valid: float = 0.85
     ratio_inside: float = RATIO_INSIDE
@@ -104,7 +104,7 @@ class PlanConfig:
             raise ConfigError("epochs is above 0, and predict a share above 0 and up to 1")
 
     def filled_in(self) -> PlanConfig:
-        """These settings with a decoder and a size.
+        """These settings with a decoder, a size and a precision.
 
         Raises:
             ConfigError: ``data`` is no prepared data set, or of another size.
@@ -120,7 +120,8 @@ class PlanConfig:
                 )
             size = prepared
         width, depth = decoder_size(self.model, self.decoder_embed_dim, self.decoder_depth)
-        return replace(self, img_size=size, decoder_embed_dim=width, decoder_depth=depth)
+        precision = ("fp32" if self.gpu == "cpu" else "bf16") if self.precision == "auto" else self.precision
+        return replace(self, img_size=size, decoder_embed_dim=width, decoder_depth=depth, precision=precision)
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,7 @@ class ReportResult:
     Attributes:
         out: its folder; the best model is in ``model`` below it.
         losses: loss of each step this process ran.
+        start: steps that lay behind when it began.
         scores: of each validation this process did, with its step.
         best: the best score, NaN without validation.
         best_step: when that was.
@@ -65,6 +66,7 @@ class ReportResult:
 
     out: Path
     losses: list[float] = field(default_factory=list)
+    start: int = 0
     scores: list[dict] = field(default_factory=list)
     best: float = math.nan
     best_step: int = 0
@@ -103,6 +105,7 @@ def run_report_training(
     return ReportResult(
         out=training.out,
         losses=done.losses,
+        start=done.start,
         scores=task.scores,
         best=task.best,
         best_step=task.best_step,

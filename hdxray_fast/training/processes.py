@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..data.reader_pool import worker_count
+from ..devices import warn_of_slow_bf16
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..extras import install
 
@@ -52,6 +53,8 @@ def make_accelerator(precision: str, timeout: int):
     ]
     if precision == "auto":
         precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "bf16" and not torch.cuda.is_available():
+        warn_of_slow_bf16()
     if precision == "fp16" and not torch.cuda.is_available():
         raise ConfigError("precision: fp16 needs a GPU; accepted here are bf16 and fp32")
     mixed_precision = "no" if precision == "fp32" else precision

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from hdxray_fast.cli import demo
 from hdxray_fast.cli.demo import describe
 from hdxray_fast.cli.program import NAME, program
 
@@ -58,6 +59,25 @@ def test_run_as_a_module_it_is_named_as_a_module(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
     assert done.returncode == 2
     assert f"({shlex.quote(sys.executable)} -m hdxray_fast --help lists the commands)" in done.stderr
+
+
+def test_the_demo_says_that_it_replaces_the_run_of_an_earlier_one(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("accelerate")
+    from hdxray_fast.pretrain import task
+
+    class Begun(Exception):
+        """The demo goes on from here as any pre-training."""
+
+    def begin(*_, **__):
+        raise Begun
+
+    monkeypatch.setattr(demo, "demo_radiograph", lambda: tmp_path / "film.dcm")
+    monkeypatch.setattr(task, "run_pretraining", begin)
+    for told in ("", f"{tmp_path / 'out' / 'run'}: the run of an earlier demo is replaced; another --out keeps it\n"):
+        with pytest.raises(Begun):
+            demo.run_demo(demo.DemoConfig(out=str(tmp_path / "out")))
+        assert capsys.readouterr().err == told
+        (tmp_path / "out" / "run" / "log.jsonl").touch()
 
 
 def test_the_demo_names_what_comes_next(script, monkeypatch):

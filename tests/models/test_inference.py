@@ -49,6 +49,16 @@ def classifier(head: str, **options) -> Classifier:
     return Classifier(encoder, ClassifierConfig(["a", "b"], head=head)).eval()
 
 
+@pytest.mark.parametrize("there", [False, True])
+def test_a_cpu_without_bf16_instructions_is_told_of(there, monkeypatch, recwarn):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": there}, raising=False)
+    for precision in ("auto", "fp32", "bf16"):
+        find_precision(precision, torch.device("cpu"))
+    assert [str(one.message) for one in recwarn] == [
+        "precision: this CPU has no bf16 instructions, fp32 is several times as fast"
+    ] * (not there)
+
+
 @pytest.mark.parametrize("keep", ["all", "valid", "contour"])
 @pytest.mark.parametrize("pool", ["cls", "mean", "attention"])
 def test_embed_waits_for_no_batch(images, monkeypatch, keep, pool):

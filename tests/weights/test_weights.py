@@ -581,7 +581,8 @@ def test_convert_writes_a_model_folder(tmp_path, capsys):
     twin = small(in_chans=3, learned_positions=True)
     path = save(tmp_path / "vit.pth", twin.state_dict())
     assert main(["convert", str(path), str(tmp_path / "out"), "--num-heads", "3"]) == 0
-    assert "loaded      30 tensors" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "loaded      30 tensors" in told and told.endswith(f"encoder: {tmp_path / 'out'}\n")
     assert {p.name for p in (tmp_path / "out").iterdir()} >= {"config.json", "model.safetensors"}
     again = hx.load_model(tmp_path / "out")
     assert again.config.img_size == (64, 64) and again.config.in_chans == 3
