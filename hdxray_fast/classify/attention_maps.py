@@ -75,6 +75,12 @@ def patch_map(
     return PatchMap(_on_grid(model, rows, plan), False, words)
 
 
+def maps_differ(model: Classifier) -> bool:
+    """Whether each class has a map of its own."""
+    head = model.head
+    return isinstance(head, LabelQueryHead) or not (isinstance(head, AttentionHead) or head.pool == "cls")
+
+
 def _weights(attention: SelfAttention | CrossAttention, inputs: tuple, query: int) -> Tensor:
     """Softmax weights of one query of the one sequence over all its keys, mean over heads, ``[Nk]``."""
     if isinstance(attention, CrossAttention):

@@ -118,7 +118,7 @@ def write_error_sheet(
     pictures += [blank] * (-len(pictures) % columns)
     rows = [np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(pictures), columns)]
     head = np.full((LINE + GAP, rows[0].shape[1], 3), BACKGROUND, np.uint8)
-    _write(head, f"most confident errors. Right: {tiles[0][1]}. Dark: not looked at.", LINE - 4)
+    write_line(head, f"most confident errors. Right: {tiles[0][1]}. Dark: not looked at.", LINE - 4)
     write_image(path, np.concatenate([head, *rows]))
     return path
 
@@ -140,7 +140,7 @@ def _tile(
     ]
     foot = np.full((2 * LINE + GAP, pictures.shape[1], 3), BACKGROUND, np.uint8)
     for line, text in enumerate(words):
-        _write(foot, text, (line + 1) * LINE - 4)
+        write_line(foot, text, (line + 1) * LINE - 4)
     picture = np.concatenate([pictures, foot])
     return cv2.copyMakeBorder(picture, 0, 0, 0, GAP, cv2.BORDER_CONSTANT, value=(BACKGROUND,) * 3), found.words
 
@@ -165,7 +165,7 @@ def overlay(grey: np.ndarray, found: PatchMap) -> np.ndarray:
     return np.rint(view * (0.35 + 0.65 * looked[..., None])).astype(np.uint8)
 
 
-def _write(strip: np.ndarray, text: str, baseline: int) -> None:
+def write_line(strip: np.ndarray, text: str, baseline: int) -> None:
     """One line of text, shrunk where it would not fit; what is not ASCII becomes "?"."""
     text = drawable(text)
     scale = 0.5

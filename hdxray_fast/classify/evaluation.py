@@ -18,6 +18,7 @@ from ..files import claim_names, make_folder, written_somewhere
 from ..progress import note
 from ..terminal import visible
 from .classifier import Classifier, load_classifier
+from .film_maps import claim_maps, write_maps
 from .label_table import LabelTable
 from .labels import read_manifest, require_files
 from .operating_points import read_prevalence
@@ -41,11 +42,13 @@ def predict(
     compile: str = "auto",
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
+    maps: str | os.PathLike | None = None,
 ) -> Predictions:
     """Probabilities of a saved classifier for files, folders or CSV manifests.
 
     Args:
         paths: what to look at.
+        maps: folder for a picture of each image with where the model looked, of :func:`.write_maps`.
         model: a classifier, or the folder of one.
         batch_size, workers, device, progress, precision, compile, timeout, max_memory: as for
             :func:`hdxray_fast.embed`.
@@ -64,9 +67,12 @@ def predict(
     """
     model, files, patients = _what_is_asked(paths, model, timeout, max_memory)
     scorer = Scorer(model, classes, device, precision, compile)
-    reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory}
-    found = predict_list(files, scorer, batch_size=batch_size, progress=progress, **reading)
+    places = None if maps is None else claim_maps(maps, files)
+    reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory, "progress": progress}
+    found = predict_list(files, scorer, batch_size=batch_size, **reading)
     _tell_known(found, model, patients, progress)
+    if places is not None:
+        write_maps(places, model, found, **reading)
     return found
 
 
@@ -99,6 +105,7 @@ def predict_files(
     compile: str = "auto",
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
+    maps: str | os.PathLike | None = None,
     part: str = "1/1",
 ) -> PredictedFiles:
     """:func:`predict` to a file, with the answers in ``<out>.parts/`` while they are made: a call that was ended at
@@ -106,8 +113,8 @@ def predict_files(
 
     Args:
         out: the file: a CSV, JSON (a list of rows) or Parquet, as its ending says; or a folder for ``predictions.csv``.
-        paths, model, batch_size, workers, device, progress, classes, precision, compile, timeout, max_memory: as for
-            :func:`predict`.
+        paths, model, batch_size, workers, device, progress, classes, precision, compile, timeout, max_memory, maps: as
+            for :func:`predict`.
         part: as for :func:`hdxray_fast.features.embedding_files.embed_files`.
 
     Raises:
@@ -119,17 +126,18 @@ def predict_files(
     make_folder(place.parent)  # now, and not after the last image
     model, files, patients = _what_is_asked(paths, model, timeout, max_memory)
     scorer = Scorer(model, classes, share.device(device), precision, compile)
+    places = claim_maps(maps, files) if maps is not None and share.is_main else {}
+    reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory, "progress": progress}
     done: list[Predictions] = []
 
     def write(found: Predictions) -> None:
         _tell_known(found, model, patients, progress)
         written_somewhere(place, lambda path: write_predictions(path, found), "the predictions")
+        if places:
+            write_maps(places, model, found, **{**reading, "workers": share.workers(workers)})
         done.append(found)
 
-    waiting = predict_kept(
-        files, scorer, parts_of(place), write, share=share, batch_size=batch_size, workers=workers, progress=progress,
-        timeout=timeout, max_memory=max_memory,
-    )  # fmt: skip
+    waiting = predict_kept(files, scorer, parts_of(place), write, share=share, batch_size=batch_size, **reading)
     return PredictedFiles(place, done[0] if done else None, waiting or [])
 
 

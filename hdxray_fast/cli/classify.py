@@ -7,8 +7,9 @@ import os
 from ..classify.config import FinetuneConfig
 from ..classify.label_presets import PRESETS
 from ..classify.probe_config import ProbeConfig
+from ..errors import ConfigError
 from ..progress import note
-from ..terminal import fitted, visible
+from ..terminal import aligned, fitted, visible
 from .options import add_config, add_inference, add_part, add_reading, tell_waiting
 
 
@@ -34,11 +35,16 @@ def add_commands(commands, parser_class) -> None:
     commands.add_subcommand("finetune", finetune)
 
     predict = parser_class(
-        examples=["predict new/ --model results/finetune/model --out predictions.csv"],
+        examples=[
+            "predict chest.dcm --model results/finetune/model --maps maps",
+            "predict new/ --model results/finetune/model --out predictions.csv",
+        ],
         description="Probabilities of a saved classifier for new files.",
     )
     predict.add_argument("paths", nargs="+", help="radiographs, folders of them, or CSV manifests")
-    predict.add_argument("--out", required=True, help="file, .csv, .json or .parquet, or a folder for predictions.csv")
+    kinds = "file, .csv, .json or .parquet, or a folder for predictions.csv; left out, a table is printed"
+    predict.add_argument("--out", help=kinds)
+    predict.add_argument("--maps", help="folder for a picture of each radiograph with where the model looked")
     _add_model(predict)
     commands.add_subcommand("predict", predict)
 
@@ -94,21 +100,45 @@ def run_finetune_command(**options) -> int:
     return 0
 
 
-def run_predict_command(paths: list[str], model: str, out: str, **options) -> int:
-    from ..classify.evaluation import predict_files
+def run_predict_command(paths: list[str], model: str, out: str | None, maps: str | None, **options) -> int:
+    from ..classify.evaluation import predict, predict_files
 
-    done = predict_files(paths, model, out, progress=True, **options)
-    found = done.found
-    if found is None:
-        tell_waiting(done.waiting)
-        return 0
+    if out is None:
+        part = options.pop("part")
+        if part != "1/1" or int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ConfigError("out: what several processes predict is joined in a file; name it")
+        found = predict(paths, model, progress=True, maps=maps, **options)
+    else:
+        done = predict_files(paths, model, out, progress=True, maps=maps, **options)
+        found = done.found
+        if found is None:
+            tell_waiting(done.waiting)
+            return 0
     for bad in found.quarantined:
         note(f"unreadable: {visible(bad.path)}: {visible(bad.reason)}")
+    if out is None and found.images:
+        print(fitted(format_predictions(found)))
     if not found.multiclass:
         pairs = zip(found.classes, found.thresholds, strict=True)
-        print("present from", ", ".join(f"{threshold:.3g} ({name})" for name, threshold in pairs))
-    print(f"{len(found.images)} images in {visible(done.out)}")
+        from_where = ", ".join(f"{threshold:.3g} ({visible(name)})" for name, threshold in pairs)
+        print(fitted(f"present from {from_where}"))
+    if out is not None:
+        print(f"{len(found.images)} images in {visible(done.out)}")
+    if maps is not None:
+        print(f"where the model looked: {visible(maps)}")
     return 0 if found.images else 2
+
+
+def format_predictions(found) -> str:
+    """Probabilities as a table for a terminal, of few films with a line for each class; what is called present has an
+    asterisk."""
+    rows = [["", *map(visible, found.classes)]]
+    for image, row, present in zip(found.images, found.probabilities, found.present, strict=True):
+        pairs = zip(found.classes, row, strict=True)
+        rows.append([visible(image), *(f"{value:.3f}{'*' if name in present else ' '}" for name, value in pairs)])
+    if len(found.images) < len(found.classes):
+        rows = list(zip(*rows, strict=True))
+    return "\n".join([*aligned(rows), "*: called present"])
 
 
 def run_evaluate_command(model: str, against: str | None, **options) -> int:

@@ -1,0 +1,97 @@
+"""A picture of each film that a classifier was asked about: where it looked for what it calls present."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from ..data.radiographs import Radiograph, read_ahead
+from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
+from ..files import claim_names, free_name
+from ..images.panels import display_levels, write_image
+from ..models.inputs import as_batch, encoder_inputs
+from ..progress import progress_bar
+from .attention_maps import maps_differ, patch_map
+from .classifier import Classifier
+from .error_sheet import BACKGROUND, LINE, overlay, write_line
+from .predictions import Predictions
+
+SIDE = 512  # px, of each picture
+MOST = 4  # classes of a film that are shown
+
+
+def claim_maps(folder: str | os.PathLike, files: Sequence[str]) -> dict[str, Path]:
+    """Where the picture of each file goes, before any work.
+
+    Raises:
+        ConfigError: one of them would be written over somebody else's file, or the folder cannot be made.
+    """
+    taken: set[str] = set()
+    places = {file: Path(folder) / f"{free_name(Path(file).stem or 'image', taken)}.map.png" for file in files}
+    claim_names(Path(folder), "predict", [place.name for place in places.values()])
+    return places
+
+
+def write_maps(
+    places: dict[str, Path],
+    model: Classifier,
+    found: Predictions,
+    *,
+    workers: int = 0,
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
+    progress: bool = False,
+) -> None:
+    """Draw the films, which are read again, each beside the maps of the classes that are called present, the most
+    probable first; without one, of the most probable. Of a head whose map is the same for every class one is drawn,
+    and of classes that the model was not trained on none.
+
+    Args:
+        places: of :func:`claim_maps`.
+        model: what made the predictions.
+        found: the predictions.
+        workers, timeout, max_memory: as for :func:`hdxray_fast.predict`.
+        progress: tell how many are drawn.
+    """
+    model, encoder = model.eval(), model.encoder
+    jobs = [(image, image) for image in found.images]
+    read = read_ahead(
+        jobs, encoder.img_size[0], encoder.patch_size, worker_count(workers), model.config.contour, timeout=timeout,
+        max_memory=max_memory,
+    )  # fmt: skip
+    with progress_bar(len(jobs), "maps", show=progress) as bar:
+        for row, item in enumerate(read):
+            if isinstance(item, Radiograph):
+                write_image(places[item.source], _picture(model, found, row, item))
+            bar.update()
+
+
+def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph) -> np.ndarray:
+    grey = cv2.resize(display_levels(item.pixels)[item.pixels], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    inputs = encoder_inputs(model.encoder, as_batch([item], model.encoder.pos_embed.device))
+    panels = [(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), Path(item.source).name, "")]
+    for column in _shown(model, found, row):
+        name, probability = found.classes[column], found.probabilities[row, column]
+        threshold = "" if found.multiclass else f" (threshold {found.thresholds[column]:.2f})"
+        values = patch_map(model, model.config.classes.index(name), *inputs)
+        panels.append((overlay(grey, values), f"{name} {probability:.2f}{threshold}", values.words))
+    return np.concatenate([_panel(*panel) for panel in panels], axis=1)
+
+
+def _shown(model: Classifier, found: Predictions, row: int) -> list[int]:
+    """Columns of the classes that get a map."""
+    order = np.argsort(-found.probabilities[row], kind="stable")
+    known = [int(column) for column in order if found.classes[column] in model.config.classes]
+    present = [column for column in known if found.classes[column] in found.present[row]] or known[:1]
+    return present[: MOST if maps_differ(model) else 1]
+
+
+def _panel(picture: np.ndarray, *words: str) -> np.ndarray:
+    foot = np.full((len(words) * LINE + 8, picture.shape[1], 3), BACKGROUND, np.uint8)
+    for number, text in enumerate(words, 1):
+        write_line(foot, text, number * LINE - 4)
+    return np.concatenate([picture, foot])
