@@ -18,7 +18,7 @@ from ..files import claim_names
 from ..regular_files import RUN_JSON, read_json
 from ..training.data_record import RECORD
 from ..training.loop import Training
-from ..training.run_folder import is_run
+from ..training.run_folder import as_begun, is_run
 from .calibration import describe_temperature
 from .config import FinetuneConfig
 from .label_fractions import take_fraction
@@ -107,6 +107,7 @@ def _begun(config: FinetuneConfig, runs: list[FinetuneConfig]) -> Seen | str | N
 def _finetune(
     config: FinetuneConfig, processes: int, progress: bool, on_step, begun: Seen | str | None
 ) -> FinetuneResult:
+    config = as_begun(config)
     out = Path(config.out)
     whole = labels_of(config, begun)
     table = take_fraction(whole, config.label_fractions[0], config.seed, config.exact_fractions)

@@ -24,6 +24,7 @@ from ..ops.loss import reconstruction_loss
 from ..ops.view import View
 from ..training.data_record import DataRecord, prints_of
 from ..training.loop import Training
+from ..training.run_folder import as_begun
 from ..training.run_images import open_prepared, read_images
 from ..training.task import Task
 from ..weights.model_folders import describe_model, save_model
@@ -76,6 +77,7 @@ def run_pretraining(
         TrainingError: no readable image, or a loss that is not finite (state saved under ``failed/``).
         CheckpointError: there are checkpoints, and none can be read.
     """
+    config = as_begun(config)
     out = Path(config.out)
     cache = Path(config.cache) if config.cache else out / "cache"
     task = PretrainTask(config)

@@ -28,7 +28,7 @@ from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
 from ..training.optimizer import parameter_groups
 from ..training.processes import patient_barrier
-from ..training.run_folder import begun_settings
+from ..training.run_folder import as_begun, begun_settings
 from ..training.run_images import read_images
 from ..training.task import Task
 from ..weights.create import create_encoder
@@ -88,6 +88,7 @@ def run_report_training(
         CheckpointError: weights, tokenizer or checkpoints cannot be read.
         MissingDependencyError: an optional package is missing.
     """
+    config = as_begun(config)
     table, begun = read_of_run(config)
     task = ReportTask(config, table)
     training = Training(task.config, task, progress=progress, on_step=on_step)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from ..data.seen_key import KEY_FILE, check_key
 from ..errors import ConfigError, TrainingError
@@ -18,8 +21,10 @@ from .data_record import RECORD, DataRecord
 from .processes import on_main
 from .run_log import truncate_log
 
+Config = TypeVar("Config", bound=TrainingConfig)
 LOG, CHECKPOINTS, SETTINGS = "log.jsonl", "checkpoints", "config.json"
 WRITES = (SETTINGS, LOG, CHECKPOINTS, "failed", RECORD, "tensorboard", "wandb", "quarantine.csv", "cache", "model")
+PATHS = ("data", "images", "weights", "prepared")  # settings that name files
 # settings that the runs of every release have written down; nobody else's file holds all of them by chance
 OF_EVERY_RUN = frozenset({
     "out", "steps", "batch_size", "grad_accum", "lr", "weight_decay", "beta2", "warmup", "clip_grad", "ema",
@@ -173,6 +178,23 @@ def begun_settings(config: TrainingConfig) -> dict | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def as_begun(config: Config) -> Config:
+    """The settings, with data and weights called as in the run that they go on with, where both names lead to one.
+
+    So a folder may be given by its full path, or by a link to it, and images keep the names that the run knows them by.
+    """
+    begun = begun_settings(config) or {}
+    given = {name: getattr(config, name) for name in PATHS if hasattr(config, name)}
+    return replace(config, **{name: begun[name] for name in given if _lead_to_one(given[name], begun.get(name))})
+
+
+def _lead_to_one(*paths: object) -> bool:
+    try:
+        return all(isinstance(path, str) for path in paths) and os.path.samefile(*paths)
+    except (OSError, ValueError):  # there is no such file, or can be none
+        return False
 
 
 def is_run(folder: Path) -> bool:
