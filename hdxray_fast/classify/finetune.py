@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..data.prepared.cache import refuse_foreign_cache
 from ..data.seen import DRAWN_FILE, Seen
 from ..data.seen_key import run_key
 from ..errors import ConfigError
@@ -123,6 +124,8 @@ def _finetune(
         if config.select != "loss" and len(one_sided(table.split("val"))) == len(table.classes):
             notes.append(f"warning: {config.select} is not defined on val, so the loss chooses the model")
         training.print("\n".join([describe_labels(table), *notes]))
+    if config.prepared is None:
+        refuse_foreign_cache(config.cache or out / "cache", config.img_size, config.contour)
     metrics = out / "metrics.json"
     with training.claimed():
         if metrics.exists() and task.best_model.facts:  # this run is whole: several in one folder go on with the next

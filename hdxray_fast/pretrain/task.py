@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation
+from ..data.prepared.cache import refuse_foreign_cache
 from ..data.prepared.reading import PreparedSet, PreparedSubset, is_prepared
 from ..data.prepared.sources import run_sources
 from ..data.radiograph_dataset import RadiographDataset
@@ -86,6 +87,7 @@ def run_pretraining(
     if is_prepared(config.data):
         images, sources = open_prepared(config.data, img_size=config.img_size, contour=config.contour), None
     else:
+        refuse_foreign_cache(cache, config.img_size, config.contour)
         sources = run_sources(config.data, config.images, exclude=(out, cache), workers=0 if config.workers == 0 else 1)
     with training.claimed():
         if sources is not None:

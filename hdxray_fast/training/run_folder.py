@@ -61,6 +61,7 @@ class RunFolder:
             ConfigError: it holds another run or files of the same names that no run made, another process is at work
                 in it, or it cannot be written.
         """
+        refuse_foreign(self.path, self._maker, self._writes, is_run(self.path))  # no lock is left in others' folders
         on_main(self.accelerator, self._lock.acquire)
         try:
             self._refuse_another_run()
