@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from ..data.seen_key import KEY_FILE, check_key
 from ..errors import ConfigError, TrainingError
-from ..files import claim_names, flush, refuse_foreign, remove_leftovers, written_whole
+from ..files import claim_names, flush, place_of, refuse_foreign, remove_leftovers, written_whole
 from ..locks import RunLock
 from ..regular_files import RUN_JSON, read_json
 from .checkpoints import OF_A_SAVE, checkpoint_folders, set_aside_after
@@ -116,7 +116,7 @@ class RunFolder:
             with written_whole(self.settings) as temporary:
                 temporary.write_text(json.dumps(self.config.as_dict(), indent=1))
         except OSError as error:
-            raise ConfigError(f"out: cannot write to {self.path} ({error.strerror})") from error
+            raise ConfigError(f"out: cannot write to {place_of(error, self.path)} ({error.strerror})") from error
 
     def write_line(self, line: dict) -> None:
         """Add a line to the log.

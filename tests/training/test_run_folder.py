@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,16 @@ def test_files_are_called_as_in_the_run_that_goes_on(tmp_path, monkeypatch):
     assert as_begun(replace(begun, data="link")).data == "link"  # no run goes on
     (tmp_path / "run" / "config.json").write_text('{"data": 1}')
     assert as_begun(replace(resumed, data="link")).data == "link"
+
+
+@pytest.mark.parametrize("name", ["checkpoints", ".made-by", ".run.lock", ".run.json"])
+def test_what_lies_in_the_way_is_named(tmp_path, name):
+    train(tmp_path, steps=1)
+    way = tmp_path / name
+    shutil.rmtree(way) if way.is_dir() else way.unlink(missing_ok=True)
+    way.write_text("") if name == "checkpoints" else way.mkdir()
+    with pytest.raises(ConfigError, match=rf"out: cannot write to {way} \("):
+        train(tmp_path, steps=1, resume="auto")
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------
