@@ -141,6 +141,14 @@ def make_folder(folder: Path, argument: str = "out") -> None:
         raise ConfigError(f"{argument}: cannot make the folder {folder} ({error.strerror})") from error
 
 
+def place_of(error: OSError, folder: Path) -> Path:
+    """What in ``folder`` could not be written; the folder itself if that was a temporary file, or is not told."""
+    name = error.filename2 or error.filename  # of a renaming what it was to become
+    if not isinstance(name, str | os.PathLike) or os.fspath(name).endswith(".tmp"):
+        return folder
+    return Path(name)
+
+
 FILES = (".arrow", ".csv", ".html", ".json", ".jsonl", ".key", ".md", ".parquet", ".png", ".safetensors")  # no folders
 OWNER_FILE = ".made-by"  # the commands that may write over what lies in a folder, or clear it; a line each
 
@@ -198,7 +206,9 @@ def claim_names(folder: Path, maker: str, names: Iterable[str], own: bool = Fals
         with written_whole(folder / OWNER_FILE) as temporary:
             temporary.write_text("".join(f"{name}\n" for name in (*makers, maker)), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{argument}: cannot write to {folder} ({error.strerror or error})") from error
+        raise ConfigError(
+            f"{argument}: cannot write to {place_of(error, folder)} ({error.strerror or error})"
+        ) from error
 
 
 def refuse_foreign(folder: Path, maker: str, names: Iterable[str], own: bool = False, argument: str = "out") -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..data.prepared.cache import refuse_foreign_cache
 from ..data.seen import DRAWN_FILE, Seen
 from ..data.seen_key import run_key
 from ..errors import ConfigError
@@ -18,7 +19,7 @@ from ..files import claim_names
 from ..regular_files import RUN_JSON, read_json
 from ..training.data_record import RECORD
 from ..training.loop import Training
-from ..training.run_folder import is_run
+from ..training.run_folder import as_begun, is_run
 from .calibration import describe_temperature
 from .config import FinetuneConfig
 from .label_fractions import take_fraction
@@ -107,6 +108,7 @@ def _begun(config: FinetuneConfig, runs: list[FinetuneConfig]) -> Seen | str | N
 def _finetune(
     config: FinetuneConfig, processes: int, progress: bool, on_step, begun: Seen | str | None
 ) -> FinetuneResult:
+    config = as_begun(config)
     out = Path(config.out)
     whole = labels_of(config, begun)
     table = take_fraction(whole, config.label_fractions[0], config.seed, config.exact_fractions)
@@ -122,6 +124,8 @@ def _finetune(
         if config.select != "loss" and len(one_sided(table.split("val"))) == len(table.classes):
             notes.append(f"warning: {config.select} is not defined on val, so the loss chooses the model")
         training.print("\n".join([describe_labels(table), *notes]))
+    if config.prepared is None:
+        refuse_foreign_cache(config.cache or out / "cache", config.img_size, config.contour)
     metrics = out / "metrics.json"
     with training.claimed():
         if metrics.exists() and task.best_model.facts:  # this run is whole: several in one folder go on with the next

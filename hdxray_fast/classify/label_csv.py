@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from ..data.csv_cells import unquoted
 from ..data.splits import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, canonical_split
 from ..errors import ConfigError, MissingDependencyError
 from ..names import unescaped
-from ..regular_files import check_regular, check_text, reason_of
+from ..packed_tables import is_packed, open_table
+from ..regular_files import check_text, reason_of
 from ..terminal import visible
 from .label_table import LabelTable
 
@@ -97,9 +99,6 @@ def import_pandas():
     return pandas
 
 
-PACKED = (".gz", ".bz2", ".zip", ".xz", ".zst")  # which pandas unpacks
-
-
 def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False):
     """A CSV as text: ids keep their zeros, and only an empty cell is blank, so that a "nan" left behind is seen.
 
@@ -111,11 +110,12 @@ def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False):
     pandas = import_pandas()
     options = {"dtype": str, "keep_default_na": False, "na_values": ["", *blank], "skipinitialspace": True}
     try:
-        check_regular(path) if path.suffix in PACKED else check_text(path)
-        with warnings.catch_warnings():
+        if not is_packed(path):
+            check_text(path)
+        with warnings.catch_warnings(), TextIOWrapper(open_table(path), encoding="utf-8", newline="") as stream:
             warnings.simplefilter("error", pandas.errors.ParserWarning)
             # without index_col=False rows that end in a comma, where the header does not, move one column to the left
-            frame = pandas.read_csv(path, index_col=False, **options)
+            frame = pandas.read_csv(stream, index_col=False, **options)
     except pandas.errors.ParserWarning as error:
         raise ConfigError(f"{path}: has rows with more cells than its header has columns") from error
     except UnicodeDecodeError as error:

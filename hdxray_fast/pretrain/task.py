@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation
+from ..data.prepared.cache import refuse_foreign_cache
 from ..data.prepared.reading import PreparedSet, PreparedSubset, is_prepared
 from ..data.prepared.sources import run_sources
 from ..data.radiograph_dataset import RadiographDataset
@@ -24,6 +25,7 @@ from ..ops.loss import reconstruction_loss
 from ..ops.view import View
 from ..training.data_record import DataRecord, prints_of
 from ..training.loop import Training
+from ..training.run_folder import as_begun
 from ..training.run_images import open_prepared, read_images
 from ..training.task import Task
 from ..weights.model_folders import describe_model, save_model
@@ -76,6 +78,7 @@ def run_pretraining(
         TrainingError: no readable image, or a loss that is not finite (state saved under ``failed/``).
         CheckpointError: there are checkpoints, and none can be read.
     """
+    config = as_begun(config)
     out = Path(config.out)
     cache = Path(config.cache) if config.cache else out / "cache"
     task = PretrainTask(config)
@@ -84,6 +87,7 @@ def run_pretraining(
     if is_prepared(config.data):
         images, sources = open_prepared(config.data, img_size=config.img_size, contour=config.contour), None
     else:
+        refuse_foreign_cache(cache, config.img_size, config.contour)
         sources = run_sources(config.data, config.images, exclude=(out, cache), workers=0 if config.workers == 0 else 1)
     with training.claimed():
         if sources is not None:

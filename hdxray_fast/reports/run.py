@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation
-from ..data.prepared.cache import CachedImages
+from ..data.prepared.cache import CachedImages, refuse_foreign_cache
 from ..data.prepared.duplicates import thumbnails_of
 from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
@@ -28,7 +28,7 @@ from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
 from ..training.optimizer import parameter_groups
 from ..training.processes import patient_barrier
-from ..training.run_folder import begun_settings
+from ..training.run_folder import as_begun, begun_settings
 from ..training.run_images import read_images
 from ..training.task import Task
 from ..weights.create import create_encoder
@@ -88,11 +88,13 @@ def run_report_training(
         CheckpointError: weights, tokenizer or checkpoints cannot be read.
         MissingDependencyError: an optional package is missing.
     """
+    config = as_begun(config)
     table, begun = read_of_run(config)
     task = ReportTask(config, table)
     training = Training(task.config, task, progress=progress, on_step=on_step)
     if training.sharded:
         raise ConfigError("shard: report models are not sharded; every process holds the whole model, leave it out")
+    refuse_foreign_cache(task.cache, task.canvas_size, config.contour)
     with training.claimed():
         if training.is_main:
             task.key = run_key(training.out)
@@ -143,6 +145,7 @@ class ReportTask(Task):
         self.clean = cleaner(config.cleaning_name)
         self.texts = [self.clean(study.report) for study in self.studies["train"]]
         self.config = config.with_floor(self.texts, begun_settings(config))
+        self.cache = Path(config.cache or Path(config.out) / "cache")
         self.tokenizer = self._make_tokenizer()
         self.best, self.best_step, self.scores = math.nan, 0, []
         self.features: FeatureStore | None = None
@@ -251,11 +254,10 @@ class ReportTask(Task):
     def read_images(self, training: Training) -> None:
         """Canvas and contour of every radiograph, targets of every report; of a frozen encoder the features too."""
         config = self.config
-        cache = Path(config.cache) if config.cache else training.out / "cache"
         wanted = dict(self.studies)
         if config.validate_split == "val":
             wanted["val"] = wanted["val"][: config.validate_studies]
-        images, bad = self._find_images(training, wanted, cache)
+        images, bad = self._find_images(training, wanted)
         ready, notes = {}, []
         for split, studies in wanted.items():
             ready[split], found = ready_studies(studies, images, bad if split == "train" else (), config.max_views)
@@ -290,7 +292,7 @@ class ReportTask(Task):
             images, patch_size=patch_size, augmentation=augmentation, seed=config.seed, views=config.augment
         )
         if not config.encoder_lr:
-            self.features = self._compute_features(training, plain, [*train, *self.validation], cache)
+            self.features = self._compute_features(training, plain, [*train, *self.validation])
             seen = sorted({number for row in train for number in row.images})
             self.model.visual.standardise(self.features.for_standardising(seen))
         self.train_set = StudyDataset(train, changed, self.model, self.features)
@@ -335,26 +337,31 @@ class ReportTask(Task):
         part = StudyTable([study for study, _ in rows])
         return Seen.of(self.table, part, [hashes[number] for number in numbers], thumbnails[numbers], self.key)
 
-    def _find_images(
-        self, training: Training, wanted: dict[str, list[Study]], cache: Path
-    ) -> tuple[CachedImages, list[Quarantined]]:
-        config = self.config
+    @property
+    def canvas_size(self) -> int:
+        """Side of the radiographs, pixels; a ConfigError if the encoder takes none that are square."""
         height, width = self.model.encoder.img_size
         if height != width:
             raise ConfigError(f"weights: the encoder takes {height} x {width} images, reports are read off square ones")
+        return height
+
+    def _find_images(
+        self, training: Training, wanted: dict[str, list[Study]]
+    ) -> tuple[CachedImages, list[Quarantined]]:
+        config = self.config
         paths = dict.fromkeys(
             path for studies in wanted.values() for study in studies for path in study.images[: config.max_views]
         )
         sources = [Source(path) for path in paths]
-        return read_images(training, sources, cache, size=height, contour=config.contour)
+        return read_images(training, sources, self.cache, size=self.canvas_size, contour=config.contour)
 
     def _compute_features(
-        self, training: Training, images: RadiographDataset, studies: list[ReadyStudy], cache: Path
+        self, training: Training, images: RadiographDataset, studies: list[ReadyStudy]
     ) -> FeatureStore:
         """Every process computes its share; all wait for each other."""
         accelerator = training.accelerator
         meet = patient_barrier(accelerator)
-        store = FeatureStore(cache / "features", images, self.model, accelerator.mixed_precision)
+        store = FeatureStore(self.cache / "features", images, self.model, accelerator.mixed_precision)
         numbers = sorted({number for row in studies for number in row.images})
         mine = numbers[accelerator.process_index :: accelerator.num_processes]
         self.model.encoder.to(accelerator.device).eval()

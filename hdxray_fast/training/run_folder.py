@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from ..data.seen_key import KEY_FILE, check_key
 from ..errors import ConfigError, TrainingError
-from ..files import claim_names, flush, refuse_foreign, remove_leftovers, written_whole
+from ..files import claim_names, flush, place_of, refuse_foreign, remove_leftovers, written_whole
 from ..locks import RunLock
 from ..regular_files import RUN_JSON, read_json
 from .checkpoints import OF_A_SAVE, checkpoint_folders, set_aside_after
@@ -18,8 +21,10 @@ from .data_record import RECORD, DataRecord
 from .processes import on_main
 from .run_log import truncate_log
 
+Config = TypeVar("Config", bound=TrainingConfig)
 LOG, CHECKPOINTS, SETTINGS = "log.jsonl", "checkpoints", "config.json"
 WRITES = (SETTINGS, LOG, CHECKPOINTS, "failed", RECORD, "tensorboard", "wandb", "quarantine.csv", "cache", "model")
+PATHS = ("data", "images", "weights", "prepared")  # settings that name files
 # settings that the runs of every release have written down; nobody else's file holds all of them by chance
 OF_EVERY_RUN = frozenset({
     "out", "steps", "batch_size", "grad_accum", "lr", "weight_decay", "beta2", "warmup", "clip_grad", "ema",
@@ -56,6 +61,7 @@ class RunFolder:
             ConfigError: it holds another run or files of the same names that no run made, another process is at work
                 in it, or it cannot be written.
         """
+        refuse_foreign(self.path, self._maker, self._writes, is_run(self.path))  # no lock is left in others' folders
         on_main(self.accelerator, self._lock.acquire)
         try:
             self._refuse_another_run()
@@ -110,7 +116,7 @@ class RunFolder:
             with written_whole(self.settings) as temporary:
                 temporary.write_text(json.dumps(self.config.as_dict(), indent=1))
         except OSError as error:
-            raise ConfigError(f"out: cannot write to {self.path} ({error.strerror})") from error
+            raise ConfigError(f"out: cannot write to {place_of(error, self.path)} ({error.strerror})") from error
 
     def write_line(self, line: dict) -> None:
         """Add a line to the log.
@@ -173,6 +179,23 @@ def begun_settings(config: TrainingConfig) -> dict | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def as_begun(config: Config) -> Config:
+    """The settings, with data and weights called as in the run that they go on with, where both names lead to one.
+
+    So a folder may be given by its full path, or by a link to it, and images keep the names that the run knows them by.
+    """
+    begun = begun_settings(config) or {}
+    given = {name: getattr(config, name) for name in PATHS if hasattr(config, name)}
+    return replace(config, **{name: begun[name] for name in given if _lead_to_one(given[name], begun.get(name))})
+
+
+def _lead_to_one(*paths: object) -> bool:
+    try:
+        return all(isinstance(path, str) for path in paths) and os.path.samefile(*paths)
+    except (OSError, ValueError):  # there is no such file, or can be none
+        return False
 
 
 def is_run(folder: Path) -> bool:

@@ -69,6 +69,20 @@ def test_demo_goes_from_dicom_to_panel(tmp_path, capsys):
     assert "panel.png" in capsys.readouterr().out
 
 
+def test_a_demo_that_is_stopped_says_so(radiographs, tmp_path, monkeypatch, capsys):
+    from hdxray_fast.cli import demo
+    from hdxray_fast.pretrain import task
+
+    def stopped(config, on_step):
+        on_step({"step": 2, "loss": 1.0})
+        return task.PretrainResult(tmp_path, [1.2, 1.0])
+
+    monkeypatch.setattr(task, "run_pretraining", stopped)
+    monkeypatch.setattr(demo, "demo_radiograph", lambda: next(radiographs.iterdir()))
+    assert main(["demo", "--steps", "3", "--out", str(tmp_path / "demo")]) == 2
+    assert "the demo was stopped at step 2 of 3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words",
     [["pretrain"], ["nonsense"], ["doctor", "--bogus"], ["pretrain", "--steps", "two", "--data", "x", "--out", "y"]],

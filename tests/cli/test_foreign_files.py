@@ -99,7 +99,7 @@ def lay(out: Path, files: dict[str, str]) -> None:
 def lie_as_laid(out: Path, files: dict[str, str]) -> bool:
     """Whether these are as they were, and nothing is beside them."""
     found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    return found - {".run.lock"} == {*files} and all((out / name).read_text() == files[name] for name in files)
+    return found == {*files} and all((out / name).read_text() == files[name] for name in files)
 
 
 LIKE_A_RUN = {
@@ -193,6 +193,16 @@ def test_a_cache_takes_no_other_files(tmp_path, capsys):
     assert main([*words, "--out", str(tmp_path / "again")]) == 0, capsys.readouterr().err
     assert (cache / OWNER_FILE).read_text().split() == ["cache"]
     assert (cache / ".notes.99999999.tmp").read_text() == FOREIGN
+
+
+@pytest.mark.parametrize("command", RESUMED)
+def test_a_foreign_cache_is_refused_before_a_run_has_a_folder(command, tmp_path, capsys):
+    commands = Commands(tmp_path, [f"{number}.png" for number in range(8)])
+    cache, files = tmp_path / "cache" / "64-rectangle", {"index.parquet": FOREIGN}
+    lay(cache, files)
+    assert main([*arguments(commands, command), "--cache", str(cache.parent)]) == 2
+    assert "index.parquet would be written over" in capsys.readouterr().err
+    assert lie_as_laid(cache, files) and not commands.out(command).exists()
 
 
 @pytest.mark.parametrize("part", ["1-of-1", "2-of-4"])

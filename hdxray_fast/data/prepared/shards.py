@@ -14,7 +14,7 @@ from pathlib import Path
 
 from ... import regular_files
 from ...errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
-from ...files import written_whole
+from ...files import place_of, written_whole
 from ...images.perceptual_hash import LENGTH, SIDE
 from ...names import escaped, unescaped
 from ...parquet_files import read_parquet
@@ -112,9 +112,8 @@ def writing(out: Path) -> Iterator[None]:
     except HDXrayError:
         raise
     except OSError as error:
-        raise TrainingError(
-            f"{out}: cannot be written ({error.strerror or error}); what is done is kept, start again to go on"
-        ) from error
+        at, why = place_of(error, out), error.strerror or error
+        raise TrainingError(f"{at}: cannot be written ({why}); what is done is kept, start again to go on") from error
 
 
 LOOKED_UP = ("shard", "offset", "length", "crc32", "valid_box", "polygon", "inside", "scale", "shift")
