@@ -12,6 +12,7 @@ import pytest
 import torch
 from toy_radiographs import draw_radiograph
 
+from hdxray_fast.models.presets import ENCODERS
 from hdxray_fast.ops import native
 
 
@@ -19,6 +20,12 @@ from hdxray_fast.ops import native
 def _seed() -> None:
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def two_blocks(monkeypatch) -> None:
+    """In this process tiny encoders have 2 blocks, not 12: for tests of what goes on around a training."""
+    monkeypatch.setitem(ENCODERS, "vit_tiny_patch16", {**ENCODERS["vit_tiny_patch16"], "depth": 2})
 
 
 @pytest.fixture(params=native.core.vector_paths() if native.core else [])
