@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tiny_encoders import tiny_of
 from toy_radiographs import draw_radiograph
 
-from hdxray_fast.models.presets import ENCODERS
 from hdxray_fast.ops import native
 
 
@@ -22,10 +22,11 @@ def _seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def two_blocks(monkeypatch) -> None:
-    """In this process tiny encoders have 2 blocks, not 12: for tests of what goes on around a training."""
-    monkeypatch.setitem(ENCODERS, "vit_tiny_patch16", {**ENCODERS["vit_tiny_patch16"], "depth": 2})
+@pytest.fixture(scope="module")
+def two_blocks():
+    """Tiny encoders of this process have 2 blocks: for tests of what goes on around a training."""
+    with tiny_of(2):
+        yield
 
 
 @pytest.fixture(params=native.core.vector_paths() if native.core else [])
