@@ -17,6 +17,7 @@ from hdxray_fast.locks import HOLDER
 for package in ("accelerate", "jsonargparse", "pyarrow", "tqdm"):
     pytest.importorskip(package)
 
+pytestmark = pytest.mark.usefixtures("two_blocks")
 FOREIGN = "somebody's\n"
 NEEDS = {"probe": ["sklearn"], "finetune": ["sklearn"], "evaluate": ["sklearn"], "report train": ["transformers"]}
 SLOW = ("evaluate", "finetune", "report train")

@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from tiny_encoders import tiny_of
+
 from hdxray_fast.errors import CheckpointError, HDXrayError
 from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.pretrain.task import PretrainTask, run_pretraining
@@ -117,6 +119,11 @@ def look_late(late: bool) -> None:
 
 
 def main() -> int:
+    with tiny_of(2):  # as in the process that looks at the results
+        return run_all()
+
+
+def run_all() -> int:
     failed = False
     for run in json.loads(Path(sys.argv[1]).read_text()):
         look_late(run.get("late", False))

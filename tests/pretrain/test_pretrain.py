@@ -36,6 +36,7 @@ from hdxray_fast.training.trees import shape_of
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
 
+pytestmark = pytest.mark.usefixtures("two_blocks")
 SMALL = {**TINY_PRETRAINING, "ratio_inside": 0.8, "ratio_outside": 0.6}
 
 
