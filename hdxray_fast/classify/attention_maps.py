@@ -57,17 +57,17 @@ def patch_map(
         plan = patches_to_keep(encoder, images, None, None)
     if isinstance(head, LabelQueryHead):
         source, query = head.cross_blocks[-1].cross_attn, column
-        words = "attention of the disease's query, yellow most"
+        words = "attention of the disease's query"
     elif isinstance(head, AttentionHead):
         source, query = head.attn_pool.attn, 0
-        words = "attention of the pooling query (the same for every class), yellow most"
+        words = "attention of the pooling query (the same for every class)"
     elif head.pool == "cls":
         source, query = encoder.blocks[-1].attn, 0
-        words = "attention of the class token (the same for every class), yellow most"
+        words = "attention of the class token (the same for every class)"
     else:
         rows = _contributions(model, column, images, plan, scale, shift)
         exact = isinstance(head.norm, nn.Identity) and isinstance(encoder.fc_norm, nn.Identity)
-        words = f"share in the logit{'' if exact else ', to first order'}: red for, blue against"
+        words = f"share in the logit{'' if exact else ', to first order'}"
         return PatchMap(_on_grid(model, rows - rows.mean(), plan), True, words)
     with torch.no_grad(), _captured(source) as calls:
         model(images, plan, scale, shift)

@@ -22,7 +22,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
 
     Args:
         data: CSV manifest, or what a preset reads; see ``read_labels``.
-        weights: encoder: a model folder of this package or other published weights; left out, an untrained ``model``.
+        weights: encoder: a run or model folder, or published weights; left out, an untrained ``model``.
         model: encoder preset, where there are no ``weights``.
         head: ``linear`` on the pooled feature, ``attention`` (a learned query pools), ``label-query`` (one each).
         tune: ``all`` weights, or the ``head`` on a frozen encoder; a frozen ``linear`` is a probe on cached features.

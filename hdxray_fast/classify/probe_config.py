@@ -19,7 +19,7 @@ class ProbeConfig(LabelSettings):
     Args:
         data: CSV manifest, or what a preset reads; see ``read_labels``.
         out: folder for features, model, metrics and plots.
-        weights: encoder: a model folder of this package or other published weights.
+        weights: encoder: a run or model folder of this package or other published weights.
         val_share: share of the images that choose the regularisation, where the manifest has no such split.
         label_fraction: share of the training patients that is used.
         pool: ``cls``, ``mean`` or ``attention``; the encoder's, or ``mean``, by default.

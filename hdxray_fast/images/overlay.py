@@ -5,9 +5,10 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from ..names import drawable, escaped
+from ..names import escaped
 from .canvas import Canvas
 from .contour import Contour
+from .lettering import write_line
 from .view import ChestView
 
 ACCEPTED = (200, 220, 60)  # BGR, turquoise: tells itself apart from grey values and from the flagged colour
@@ -21,8 +22,7 @@ def draw_overlay(canvas: Canvas, contour: Contour, title: str = "") -> np.ndarra
     Args:
         canvas: what the contour was found on.
         contour: of that canvas.
-        title: first words of the caption, such as a file's name; long ones are shortened, and what is not ASCII
-            becomes "?".
+        title: first words of the caption, such as a file's name; long ones are shortened.
 
     Returns:
         [S + caption, S, 3] uint8, BGR. Accepted contours are turquoise, flagged ones orange.
@@ -60,17 +60,9 @@ def view_words(contour: Contour) -> str:
 
 def _caption(text: str, width: int, colour: tuple[int, int, int]) -> np.ndarray:
     """[height, width, 3] dark strip with one line of text that fits it."""
-    text = drawable(text)
     height = max(16, round(width * 0.034))
     strip = np.full((height, width, 3), 24, np.uint8)
-    scale, stroke, margin = height / 40, max(1, round(height / 28)), max(2, round(width * 0.01))
-    (wide, tall), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, stroke)
-    while wide > width - 2 * margin and scale > 0.02:  # letters are rounded to whole pixels: no closed form
-        scale *= 0.95
-        (wide, tall), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
-        stroke = 1
-    at = (margin, (height + round(tall * 0.9)) // 2)
-    cv2.putText(strip, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, stroke, cv2.LINE_AA)
+    write_line(strip, text, max(2, round(width * 0.01)), round(height * 0.72), height * 0.7, colour)
     return strip
 
 
@@ -132,8 +124,7 @@ def plain_tile(grey: np.ndarray, *captions: str) -> np.ndarray:
 
 def _line(text: str, colour: tuple[int, int, int]) -> np.ndarray:
     strip = np.full((18, TILE, 3), 24, np.uint8)
-    text = drawable(text)
-    cv2.putText(strip, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, 1, cv2.LINE_AA)
+    write_line(strip, text, 4, 13, 13, colour)
     return strip
 
 

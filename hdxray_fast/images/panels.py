@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from ..files import written_whole
-from ..names import drawable
+from .lettering import write_line
 
 GUTTER = 12  # pixels between panels
 HEADER = 44  # pixels above each panel, for its title
@@ -155,10 +155,7 @@ def _titled(view: np.ndarray, title: str, side: int) -> np.ndarray:
 
 def _write(strip: np.ndarray, text: str) -> None:
     """Text on one line, shrunk where it would not fit."""
-    text, font, scale = drawable(text), cv2.FONT_HERSHEY_SIMPLEX, 0.75
-    (width, _), _ = cv2.getTextSize(text, font, scale, 1)
-    scale = min(scale, scale * (strip.shape[1] - 20) / max(width, 1))
-    cv2.putText(strip, text, (10, HEADER - 15), font, scale, TITLE_COLOUR, 1, cv2.LINE_AA)
+    write_line(strip, text, 10, HEADER - 15, 22, TITLE_COLOUR)
 
 
 def _to_pixels(grid: np.ndarray, patch_size: int) -> np.ndarray:

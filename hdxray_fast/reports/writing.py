@@ -223,8 +223,9 @@ def _draw(out: Path, row: WrittenReport, model: ReportModel, so_far: Progress) -
     taken = {Path(name).stem.lower() for _, _, _, name in so_far.texts if name}
     place = out / f"{_file_name(row.study.place or row.study.id, taken)}.png"
     views = [radiograph.pixels for radiograph in row.radiographs]
+    valid, tokens = [radiograph.valid for radiograph in row.radiographs], model.config.visual_tokens
     try:
-        row.picture = draw_attention(place, views, row.sentences, row.attention, model.config.visual_tokens)
+        row.picture = draw_attention(place, views, row.sentences, row.attention, tokens, valid)
     except Exception as error:  # the text does not hang on it
         so_far.notes.append(f"{place}: left out, it cannot be made ({type(error).__name__}: {error})")
 

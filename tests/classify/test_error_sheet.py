@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast.classify.attention_maps import patch_map
+from hdxray_fast.classify.attention_maps import PatchMap, patch_map
 from hdxray_fast.classify.classifier import Classifier, ClassifierConfig
-from hdxray_fast.classify.error_sheet import confident_errors, overlay, write_error_sheet
+from hdxray_fast.classify.error_sheet import confident_errors, tinted, write_error_sheet
 from hdxray_fast.classify.label_table import LabelTable
 from hdxray_fast.data.radiographs import read_radiograph
 from hdxray_fast.models.inputs import as_batch, encoder_inputs
@@ -44,7 +44,7 @@ def test_a_map_covers_what_was_looked_at(radiographs, keep, head, pool):
     assert looked.sum() == (16 if plan is None else plan.keep_ids.numel())
     if found.signed:
         assert found.values[looked].mean() == pytest.approx(0, abs=1e-5)
-        assert "red for, blue against" in found.words
+        assert "share in the logit" in found.words
     else:
         assert (found.values[looked] > 0).all()
         assert 0.2 < found.values[looked].sum() <= 1.0001  # the rest lies on the class token
@@ -129,10 +129,20 @@ def test_overlay_darkens_what_was_not_looked_at(radiographs):
     found = patch_map(model, 0, *batch)
     values = np.full((4, 4), np.nan, np.float32)
     values[1, 1], values[1, 2] = 0.2, 0.8
-    view = overlay(np.full((64, 64), 100, np.uint8), type(found)(values, False, ""))
+    view, full = tinted(np.full((64, 64), 100, np.uint8), type(found)(values, False, ""))
     assert view.shape == (64, 64, 3)
     assert view[:16].mean() == pytest.approx(35, abs=1)
-    assert view[24, 40].sum() > view[24, 24].sum()
+    assert full == pytest.approx(0.6)  # 0.8 is 1.6 even shares of two patches
+    blue, _, red = view[24, 40].astype(int)
+    assert red > blue + 50 and view[24, 24, 0] > view[24, 24, 2] + 50  # more than an even share, and less
+
+
+def test_colours_leave_the_picture_its_contrast():
+    """Of what lies under the full colour as of what has none."""
+    grey = np.tile(np.array([40, 80], np.uint8), (64, 32))
+    plain, strong = (tinted(grey, PatchMap(np.full((4, 4), value, np.float32), True, ""))[0] for value in (0.0, 1.0))
+    light = [picture.mean(-1)[0].astype(float) for picture in (plain, strong)]
+    assert np.diff(light[1][:2]) > 0.5 * np.diff(light[0][:2])
 
 
 @pytest.mark.parametrize("head", ["linear", "attention", "label-query"])

@@ -26,7 +26,7 @@ from hdxray_fast.data.radiograph_dataset import RadiographDataset
 from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
 from hdxray_fast.files import checksum
 from hdxray_fast.models import layers
-from hdxray_fast.reports.attention_picture import draw_attention
+from hdxray_fast.reports.attention_picture import draw_attention, relative_maps
 from hdxray_fast.reports.config import ReportConfig
 from hdxray_fast.reports.features import FeatureStore
 from hdxray_fast.reports.layouts import read_studies
@@ -556,6 +556,37 @@ def test_a_long_caption_is_drawn_whole(tmp_path):
     view[:20] = 30
     picture = cv2.imread(str(draw_attention(tmp_path / "a.png", [view], [words], np.ones((1, 1, 8, 8)), 9)), 0)
     assert picture[:3].min() > 200  # nothing is cut off by the upper edge
+
+
+def test_attention_is_told_in_even_shares_and_leaves_the_padding_out():
+    maps, valid = np.full((2, 1, 6, 6), 0.01), np.zeros((1, 6, 6), bool)
+    valid[:, 1:5] = True
+    maps[:, :, :1] = 0.1  # hottest on the padding
+    maps[0, 0, 2, 1] += 0.2
+    maps[1, 0, 3, 4] += 0.2
+    heat, lost = relative_maps(maps, valid, 36)
+    assert np.array_equal(np.isfinite(heat[0]), valid)
+    np.testing.assert_allclose(np.nanmean(heat, (1, 2, 3)), 1, rtol=1e-5)
+    assert lost == pytest.approx(0.66 / 1.10)
+    apart = heat - heat.mean(0)  # what a picture shows: where each sentence looked and the other did not
+    assert np.unravel_index(np.nanargmax(apart[0, 0]), (6, 6)) == (2, 1)
+    assert np.unravel_index(np.nanargmax(apart[1, 0]), (6, 6)) == (3, 4)
+
+
+def test_sentences_that_looked_alike_have_no_colours(tmp_path):
+    """The difference of each from their mean is drawn, in one scale."""
+    view, maps = np.full((96, 96), 200, np.uint8), np.zeros((2, 1, 6, 6))
+    view[:48] = 90
+    maps[:, 0, 1, 1] = maps[:, 0, 4, 4] = 0.5
+
+    def coloured(name: str) -> float:
+        picture = cv2.imread(str(draw_attention(tmp_path / name, [view], ["One.", "Two."], maps, 36)))
+        tiles = picture[:, picture.shape[1] // 2 : -80].astype(int)  # those of the sentences, without the scale
+        return float((np.ptp(tiles, -1) > 30).mean())
+
+    alike = coloured("alike.png")
+    maps[1, 0, 4, 4], maps[1, 0, 4, 1] = 0, 0.5
+    assert alike == 0 < 0.02 < coloured("apart.png")
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
