@@ -48,6 +48,7 @@ _ROOMS = {
     "embed": "features.embedding",
     "embed_files": "features.embedding_files",
     "draw_features": "features.feature_pictures",
+    "find_similar": "features.neighbours",
     "export_onnx": "interop.export",
     "export_program": "interop.export",
     "load_model": "weights.model_folders",

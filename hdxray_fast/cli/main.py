@@ -22,7 +22,7 @@ GROUPS = {
     "demo": ("demo",),
     "contour": ("contour",),
     "embed": ("embed",),
-    "features": ("features",),
+    "features": ("features", "similar"),
     "weights": ("export", "convert"),
     "prepare": ("prepare", "merge", "stream"),
     "pretrain": ("plan", "pretrain"),
