@@ -22,6 +22,7 @@ GROUPS = {
     "demo": ("demo",),
     "contour": ("contour",),
     "embed": ("embed",),
+    "features": ("features", "similar"),
     "weights": ("export", "convert"),
     "prepare": ("prepare", "merge", "stream"),
     "pretrain": ("plan", "pretrain"),

@@ -116,10 +116,10 @@ def contact_tile(canvas: Canvas, contour: Contour, name: str, tint: bool = True)
     return np.vstack([picture, *(_line(text, colour) for text in captions)])
 
 
-def plain_tile(grey: np.ndarray, *captions: str) -> np.ndarray:
-    """A tile like those of :func:`contact_tile`, of a picture ``[H, W] uint8`` alone."""
+def plain_tile(grey: np.ndarray, *captions: str, colour: tuple[int, int, int] = FLAGGED) -> np.ndarray:
+    """A tile like those of :func:`contact_tile`, of a picture ``[H, W] uint8`` alone; captions in ``colour`` (BGR)."""
     picture = cv2.cvtColor(cv2.resize(grey, (TILE, TILE), interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
-    return np.vstack([picture, *(_line(_elide(text, 44), FLAGGED) for text in captions)])
+    return np.vstack([picture, *(_line(_elide(text, 44), colour) for text in captions)])
 
 
 def _line(text: str, colour: tuple[int, int, int]) -> np.ndarray:
