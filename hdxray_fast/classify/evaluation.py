@@ -14,6 +14,7 @@ from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.parts_folder import parts_of
 from ..features.shares import Share
 from ..files import claim_names, make_folder, written_somewhere
+from ..ranks import acquainted
 from ..terminal import visible
 from .classifier import Classifier, load_classifier
 from .label_table import LabelTable
@@ -24,6 +25,7 @@ from .scoring import Scorer, predict_kept, predict_list, untrained
 from .tested import overlap_of, part_to_test, refuse_mostly_seen, what_cannot_be_told
 
 EVALUATION_FILES = (*RESULT_FILES, "predictions.csv.parts", "unreadable.csv")
+ALONE = Share()
 
 
 def predict(
@@ -81,6 +83,7 @@ class PredictedFiles:
     waiting: list[int] = field(default_factory=list)
 
 
+@acquainted()
 def predict_files(
     paths: str | os.PathLike | Sequence[str | os.PathLike],
     model: Classifier | str | os.PathLike,
@@ -115,7 +118,7 @@ def predict_files(
     if place.is_dir():
         raise ConfigError(f"out: {place} is a folder; name a CSV file, such as predictions.csv")
     make_folder(place.parent)  # now, and not after the last image
-    model, files, patients = _what_is_asked(paths, model, timeout, max_memory)
+    model, files, patients = _what_is_asked(paths, model, timeout, max_memory, share)
     scorer = Scorer(model, classes, share.device(device), precision, compile)
     done: list[Predictions] = []
 
@@ -132,9 +135,12 @@ def predict_files(
 
 
 def _what_is_asked(
-    paths: str | os.PathLike | Sequence[str | os.PathLike], model: Classifier | str | os.PathLike, timeout: float,
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
+    model: Classifier | str | os.PathLike,
+    timeout: float,
     max_memory: int,
-) -> tuple[Classifier, list[str], dict[str, str]]:  # fmt: skip
+    share: Share = ALONE,
+) -> tuple[Classifier, list[str], dict[str, str]]:
     """The model, the files, and the patients of those that manifests tell of."""
     check_caps(timeout, max_memory)
     model = load_classifier(model) if isinstance(model, str | os.PathLike) else model
@@ -144,12 +150,17 @@ def _what_is_asked(
             "to_classifier) and the folder of one"
         )
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    return model, *share.from_main(lambda: _listed(names))
+
+
+def _listed(names: Sequence[str | os.PathLike]) -> tuple[list[str], dict[str, str]]:
+    """The files, and the patients of those that manifests tell of."""
     files = list(dict.fromkeys(str(file) for name in names for file in list_images(name, argument="paths")))
     patients: dict[str, str] = {}
     for path in map(Path, names):  # before the first image: what is refused here costs no prediction
         if path.suffix.lower() == ".csv" and path.is_file():
             patients |= manifest_patients(path, "paths")
-    return model, files, patients
+    return files, patients
 
 
 def _tell_known(found: Predictions, model: Classifier, patients: dict[str, str], progress: bool) -> None:
@@ -174,6 +185,7 @@ def refuse_unreadable(bad: int, total: int, limit: float, listed: Path) -> None:
         )
 
 
+@acquainted()
 def evaluate_files(
     model: str | os.PathLike,
     data: str | os.PathLike,
@@ -229,13 +241,18 @@ def evaluate_files(
     claim_names(out, "evaluate", EVALUATION_FILES)
     classifier = load_classifier(model)
     read_prevalence(prevalence, classes or classifier.config.classes)  # refused now, not after the last image
-    table = read_manifest(
-        data, images=images, preset=preset, classes=classes or classifier.config.classes,
-        multiclass=classifier.config.multiclass,
-    )  # fmt: skip
-    table = part_to_test(table, split, str(data), classifier, preset, allow_training_patients)
-    require_files(table, str(data))
-    refuse_mostly_seen(overlap_of(classifier, table.patients), table, split, allow_training_patients)
+
+    def read() -> LabelTable:
+        table = read_manifest(
+            data, images=images, preset=preset, classes=classes or classifier.config.classes,
+            multiclass=classifier.config.multiclass,
+        )  # fmt: skip
+        table = part_to_test(table, split, str(data), classifier, preset, allow_training_patients)
+        require_files(table, str(data))
+        refuse_mostly_seen(overlap_of(classifier, table.patients), table, split, allow_training_patients)
+        return table
+
+    table = share.from_main(read)
     if progress:
         print("\n".join(map(visible, table.notes)), end="\n" if table.notes else "")
         if unknown := what_cannot_be_told(classifier):

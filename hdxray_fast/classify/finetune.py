@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,9 +15,11 @@ from ..data.seen import DRAWN_FILE, Seen
 from ..data.seen_key import run_key
 from ..errors import ConfigError
 from ..files import claim_names
+from ..ranks import launched, on_main
 from ..regular_files import RUN_JSON, read_json
 from ..training.data_record import RECORD
 from ..training.loop import Training
+from ..training.processes import prepared_by_main
 from ..training.run_folder import as_begun, is_run
 from .calibration import describe_temperature
 from .config import FinetuneConfig
@@ -61,7 +62,7 @@ def run_finetuning(
         MissingDependencyError: an optional package is needed.
     """
     runs = config.runs()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = launched()
     if processes > 1 and (len(runs) > 1 or config.is_probe):
         what = "a linear probe is" if config.is_probe else "several label_fractions or seeds are"
         raise ConfigError(f"{what} for one process; under accelerate launch, start each run by itself")
@@ -110,10 +111,10 @@ def _finetune(
 ) -> FinetuneResult:
     config = as_begun(config)
     out = Path(config.out)
-    whole = labels_of(config, begun)
+    whole = prepared_by_main(config, lambda: labels_of(config, begun))
     table = take_fraction(whole, config.label_fractions[0], config.seed, config.exact_fractions)
     if config.prepared is None:
-        require_files(table, config.data)
+        on_main(lambda: require_files(table, config.data), config.process_timeout)
     if config.img_size is None:
         config = replace(config, img_size=canvas_size(build_encoder(config)))
     config = config.with_steps(table.splits.count("train"), processes)

@@ -16,6 +16,7 @@ from ..errors import CheckpointError
 from ..files import save_tensors, written_whole
 from ..models.inference import autocast, find_precision, one_late
 from ..models.inputs import encoder_inputs, sent_batch
+from ..ranks import together
 from ..regular_files import check_tensors, load_tensors, parse_json
 from ..training.batches import batches_of
 from ..training.checkpoints import whole_state
@@ -64,6 +65,7 @@ def predict_rows(
     with contextlib.ExitStack() as stack:
         progress = stack.enter_context(bar(total=len(mine), unit="image", desc=label)) if bar else None
         if accelerator is not None:
+            stack.enter_context(together(config.process_timeout))
             stack.enter_context(accelerator.autocast())
         elif config.precision == "fp16":
             stack.enter_context(torch.autocast(device.type, torch.float16))

@@ -24,6 +24,7 @@ from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..models.encoder import Encoder
 from ..models.inference import find_precision
 from ..models.inputs import encoder_inputs, view_of
+from ..ranks import from_main
 from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
 from ..training.run_images import open_prepared, read_images
@@ -145,13 +146,19 @@ class FinetuneTask(Task):
         config, source = self.config, self.config.data
         self.table, images = table_of_readable(self.table, prepared)
         refuse_duplicates(self.table, images.hashes(), source)
-        table, thumbnails = self.table, thumbnails_of(images)
-        drawn = table.origin.get("drawn", ())
-        kept, self.copies = keep_copies_together(table.splits, table.patients, table.paths, thumbnails, drawn)
-        self.table, images, thumbnails = table.rows(kept), images.subset(kept), thumbnails[kept]
+        table, drawn = self.table, self.table.origin.get("drawn", ())
+        thumbnails: list[np.ndarray] = []  # of the main process, which alone compares them and saves their signatures
+
+        def find_copies() -> tuple[list[int], list[str]]:
+            thumbnails.append(thumbnails_of(images))
+            return keep_copies_together(table.splits, table.patients, table.paths, thumbnails[0], drawn)
+
+        kept, self.copies = from_main(find_copies, config.process_timeout)
+        self.table, images = table.rows(kept), images.subset(kept)
         exact = config.exact_fractions and config.label_fractions[0] < 1
         check_table(self.table, source, least=0 if exact else 2)
-        self.seen = Seen.of(self.whole, self.table, images.hashes(), thumbnails, self.key)
+        for found in thumbnails:
+            self.seen = Seen.of(self.whole, self.table, images.hashes(), found[kept], self.key)
         self.images = {
             split: images.subset([row for row, own in enumerate(self.table.splits) if own == split]) for split in SPLITS
         }

@@ -15,6 +15,7 @@ from ..data.quarantine import Quarantined
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..errors import ArgumentTypeError
 from ..models.encoder import Encoder
+from ..ranks import acquainted
 from ..weights.create import encoder_of_size
 from .embedding import Embedder
 from .feature_table import FeatureTable
@@ -54,6 +55,7 @@ class EmbeddedFiles:
     joined: bool = True
 
 
+@acquainted()
 def embed_files(
     paths: str | os.PathLike | Sequence[str | os.PathLike],
     out: str | os.PathLike,
@@ -96,7 +98,9 @@ def embed_files(
     for path in paths:
         if not isinstance(path, str | os.PathLike):
             raise ArgumentTypeError(f"paths: holds a {type(path).__name__}, accepted are paths (embed takes arrays)")
-    files = list(dict.fromkeys(str(file) for path in paths for file in list_images(path, argument="paths")))
+    files = Share.of_part(part).from_main(
+        lambda: list(dict.fromkeys(str(file) for path in paths for file in list_images(path, argument="paths")))
+    )
     return embed_list(
         files, out, weights, pool=pool, keep=keep, img_size=img_size, batch_size=batch_size, workers=workers,
         device=device, progress=progress, precision=precision, compile=compile, timeout=timeout, max_memory=max_memory,

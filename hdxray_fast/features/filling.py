@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from ..ranks import acquainted
 from .embedding import Embedder, Embeddings
 from .row_parts import RowParts
 from .stamps import Stamp
@@ -12,6 +13,7 @@ from .stamps import Stamp
 ROWS_PER_PART, SECONDS_PER_PART = 64, 60  # what an interruption can cost: the less of the two
 
 
+@acquainted()
 def fill_and_join(
     parts: RowParts, job: Embedder, files: Sequence[str], work: Callable[[], None], *, batch_size: int, **options
 ) -> tuple[int, list[int] | None]:
@@ -28,10 +30,10 @@ def fill_and_join(
         How many rows were made, and ``None`` if ``work`` was done here, otherwise the shares, counted from 1, that have
         not ended (none: another process joins them).
     """
-    new = fill(parts, job, files, batch_size=batch_size, **options)
     plan = parts.plan(files, batch_size)
-    parts.end_share(plan)
-    parts.share.wait_for_ranks()
+    with parts.share.together():
+        new = fill(parts, job, files, batch_size=batch_size, **options)
+        parts.end_share(plan)
     if not parts.share.is_main:
         return new, []
     return new, None if parts.join(plan, files, work) else parts.missing(plan)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..data.augment import Augmentation
 from ..data.prepared.cache import refuse_foreign_cache
 from ..data.prepared.reading import PreparedSet, PreparedSubset, is_prepared
-from ..data.prepared.sources import run_sources
+from ..data.prepared.sources import Source, run_sources
 from ..data.radiograph_dataset import RadiographDataset
 from ..errors import ConfigError
 from ..images.panels import write_image
@@ -23,6 +23,7 @@ from ..models.presets import ENCODERS
 from ..ops.gather import gather_patches
 from ..ops.loss import reconstruction_loss
 from ..ops.view import View
+from ..ranks import on_main
 from ..training.data_record import DataRecord, prints_of
 from ..training.loop import Training
 from ..training.run_folder import as_begun
@@ -83,14 +84,20 @@ def run_pretraining(
     cache = Path(config.cache) if config.cache else out / "cache"
     task = PretrainTask(config)
     training = Training(config, task, progress=progress, on_step=on_step)
-    images: PreparedSet | PreparedSubset
+    sources: list[Source] = []  # of the main process, which alone looks through folders and reads files
+
+    def list_sources() -> None:
+        workers = 0 if config.workers == 0 else 1
+        sources.extend(run_sources(config.data, config.images, exclude=(out, cache), workers=workers))
+
+    images: PreparedSet | PreparedSubset | None = None
     if is_prepared(config.data):
-        images, sources = open_prepared(config.data, img_size=config.img_size, contour=config.contour), None
+        images = open_prepared(config.data, img_size=config.img_size, contour=config.contour)
     else:
         refuse_foreign_cache(cache, config.img_size, config.contour)
-        sources = run_sources(config.data, config.images, exclude=(out, cache), workers=0 if config.workers == 0 else 1)
+        on_main(list_sources, config.process_timeout)
     with training.claimed():
-        if sources is not None:
+        if images is None:
             images, _ = read_images(training, sources, cache, size=config.img_size, contour=config.contour)
         task.use(images)
         done = training.run()

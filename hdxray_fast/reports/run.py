@@ -22,12 +22,13 @@ from ..data.seen import DRAWN_FILE, Seen
 from ..data.seen_key import KEY_FILE, run_key
 from ..errors import ConfigError, TrainingError
 from ..models.encoder import Encoder
+from ..ranks import from_main, together
 from ..terminal import visible
 from ..training.batches import batches_of
 from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
 from ..training.optimizer import parameter_groups
-from ..training.processes import patient_barrier
+from ..training.processes import prepared_by_main
 from ..training.run_folder import as_begun, begun_settings
 from ..training.run_images import read_images
 from ..training.task import Task
@@ -89,7 +90,7 @@ def run_report_training(
         MissingDependencyError: an optional package is missing.
     """
     config = as_begun(config)
-    table, begun = read_of_run(config)
+    table, begun = prepared_by_main(config, lambda: read_of_run(config))
     task = ReportTask(config, table)
     training = Training(task.config, task, progress=progress, on_step=on_step)
     if training.sharded:
@@ -262,8 +263,15 @@ class ReportTask(Task):
         for split, studies in wanted.items():
             ready[split], found = ready_studies(studies, images, bad if split == "train" else (), config.max_views)
             notes += found if split == "train" else [f"{split}: {note}" for note in found]
-        thumbnails = thumbnails_of(images)
-        notes += copies_left_out(ready, thumbnails, self.table.drawn)
+        thumbnails: list[np.ndarray] = []  # of the main process, which alone compares them and saves their signatures
+
+        def without_copies() -> tuple[dict[str, list[ReadyStudy]], list[str]]:
+            thumbnails.append(thumbnails_of(images))
+            found = copies_left_out(ready, thumbnails[0], self.table.drawn)
+            return ready, found
+
+        ready, found = from_main(without_copies, config.process_timeout)
+        notes += found
         if not ready["train"]:
             raise TrainingError(f"none of the {len(wanted['train'])} training studies has a readable radiograph")
         texts = [self.clean(row.study.report) for row in ready["train"]]
@@ -284,7 +292,8 @@ class ReportTask(Task):
         text = "\n".join(f"{row.study.id} {row.target} {row.study.images}" for row in train)
         self.fingerprint = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
         self.data_record = self._record(images, train)
-        self.seen = self._seen(images, [*train, *ready.get("val", ())], thumbnails)
+        for pictures in thumbnails:
+            self.seen = self._seen(images, [*train, *ready.get("val", ())], pictures)
         patch_size = self.model.encoder.patch_size
         plain = RadiographDataset(images, patch_size=patch_size)
         augmentation = Augmentation() if config.augment else None
@@ -360,16 +369,15 @@ class ReportTask(Task):
     ) -> FeatureStore:
         """Every process computes its share; all wait for each other."""
         accelerator = training.accelerator
-        meet = patient_barrier(accelerator)
         store = FeatureStore(self.cache / "features", images, self.model, accelerator.mixed_precision)
         numbers = sorted({number for row in studies for number in row.images})
         mine = numbers[accelerator.process_index :: accelerator.num_processes]
         self.model.encoder.to(accelerator.device).eval()
-        with training.bar(total=len(mine), unit="image", desc="features") as bar:
+        bar = training.bar(total=len(mine), unit="image", desc="features")
+        with together(self.config.process_timeout), bar:
             store.fill(
                 self.model, mine, accelerator.device, accelerator.autocast, bar.update, workers=self.config.workers
             )
-        meet()
         return store
 
     def _validate(self, training: Training) -> dict[str, float]:
@@ -380,7 +388,7 @@ class ReportTask(Task):
         mine = range(accelerator.process_index, len(self.validation), accelerator.num_processes)
         texts: list[tuple[int, str]] = []
         bar = training.bar(total=len(mine), unit="study", desc="write", leave=False)
-        with training.averaged() as model, bar:
+        with together(self.config.process_timeout), training.averaged() as model, bar:
             keys = [[(0, i) for i in mine[first : first + size]] for first in range(0, len(mine), size)]
             dataset, device = self.validation_set, accelerator.device
             for read in batches_of(dataset, keys, self.config.workers, device, dataset.collate):
@@ -396,7 +404,11 @@ class ReportTask(Task):
             rows = [Prediction(s.id, text, s.report, s.language) for s, text in zip(studies, generated, strict=True)]
             write_predictions(training.out / "validation.csv", rows)
         convention = conventions(self.config.language)[0]
-        scores = score_reports(generated, [study.report for study in studies], convention, meteor=False).as_dict()
+        references = [study.report for study in studies]
+        scores = from_main(
+            lambda: score_reports(generated, references, convention, meteor=False).as_dict(),
+            self.config.process_timeout,
+        )
         numbers = {name: value for name, value in scores.items() if isinstance(value, float)}
         return {**numbers, "different": len(set(generated))}
 

@@ -25,6 +25,7 @@ from ..data.order import Order
 from ..data.sampler import StepSampler
 from ..errors import ConfigError
 from ..ops.compiled import Compiled
+from ..ranks import naming_lost_processes, on_main
 from ..terminal import visible_lines
 from .checkpoints import whole_state
 from .config import TrainingConfig
@@ -37,7 +38,6 @@ from .processes import (
     launcher_shards,
     loader_workers,
     make_accelerator,
-    naming_lost_processes,
     one_opencv_thread,
     outlive_notice,
     shard,
@@ -110,7 +110,7 @@ class Training:
         if config.threads:  # after Accelerate, which sets them too
             torch.set_num_threads(config.threads)
         self.config, self.task, self.on_step = config, task, on_step or (lambda line: None)
-        self.folder = RunFolder(config, self.accelerator, task.label.replace(" ", "-"), task.writes)
+        self.folder = RunFolder(config, task.label.replace(" ", "-"), task.writes)
         self._keep_folder = False
         self.out, self.log, self.checkpoints = self.folder.path, self.folder.log, self.folder.checkpoints
         self.progress = progress and self.is_main
@@ -238,7 +238,8 @@ class Training:
                 "this one; run each before the next is made"
             )
         try:
-            with naming_lost_processes(self.config.process_timeout, lambda: f"step {self.step + 1}"):
+            again = "start all of them again with --resume auto"
+            with naming_lost_processes(self.config.process_timeout, lambda: f"step {self.step + 1}", again):
                 return self._run()
         finally:
             if not self._keep_folder:
@@ -250,8 +251,7 @@ class Training:
         self.ema = averaged_weights(self.model, self.config.ema)
         if self.config.resume == "auto":
             go_on(self)
-        if self.is_main:
-            self.folder.begin(self.step, self.task.data_record)
+        on_main(lambda: self.folder.begin(self.step, self.task.data_record), self.config.process_timeout)
         result.start, self._saves = self.step, Saves(self)
         start_trackers(self.accelerator, self.config, self.out, self.step)
         bar = self.bar(total=self.config.steps, initial=self.step, unit="step", desc=self.task.label)

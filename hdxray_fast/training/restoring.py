@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import CheckpointError, ConfigError, HDXrayError
 from ..files import checksum
+from ..ranks import from_main
 from ..regular_files import check_listed_file, load_tensors, read_json, reason_of
 from .checkpoints import (
     CHECKSUMS_FILE,
@@ -28,7 +29,7 @@ from .checkpoints import (
 from .data_record import refuse_other_data
 from .kept import Kept
 from .optimizer import AveragedWeights
-from .processes import broadcast_from_main, from_main
+from .processes import broadcast_from_main
 from .run_folder import LOG
 from .run_log import last_step
 
@@ -92,7 +93,7 @@ class OneReader(Alone):
         self._accelerator, self._timeout = accelerator, timeout
 
     def folders(self, root: Path) -> list[Path]:
-        return from_main(self._accelerator, lambda: checkpoint_folders(root), self._timeout)
+        return from_main(lambda: checkpoint_folders(root), self._timeout)
 
     def read(self, folder: Path, averaged: bool) -> Saved:
         saved = Saved({}, {})
@@ -109,7 +110,7 @@ class OneReader(Alone):
             }
             return saved.state, shapes, ""
 
-        state, shapes, failure = from_main(self._accelerator, described, self._timeout)
+        state, shapes, failure = from_main(described, self._timeout)
         if failure:
             raise CheckpointError(failure)
         return Saved(

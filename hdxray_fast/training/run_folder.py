@@ -14,11 +14,11 @@ from ..data.seen_key import KEY_FILE, check_key
 from ..errors import ConfigError, TrainingError
 from ..files import claim_names, flush, place_of, refuse_foreign, remove_leftovers, written_whole
 from ..locks import RunLock
+from ..ranks import on_main
 from ..regular_files import RUN_JSON, read_json
 from .checkpoints import OF_A_SAVE, checkpoint_folders, set_aside_after
 from .config import TrainingConfig
 from .data_record import RECORD, DataRecord
-from .processes import on_main
 from .run_log import truncate_log
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -38,7 +38,6 @@ class RunFolder:
 
     Args:
         config: all settings; ``config.out`` names the folder.
-        accelerator: of the run, whose main process writes.
         maker: the command.
         writes: names that it writes here besides those of every run.
 
@@ -48,8 +47,8 @@ class RunFolder:
         checkpoints: of their folder.
     """
 
-    def __init__(self, config: TrainingConfig, accelerator, maker: str, writes: Sequence[str] = ()) -> None:
-        self.config, self.accelerator, self.path = config, accelerator, Path(config.out)
+    def __init__(self, config: TrainingConfig, maker: str, writes: Sequence[str] = ()) -> None:
+        self.config, self.path = config, Path(config.out)
         self._maker, self._writes = maker, (*WRITES, *writes)
         self.log, self.checkpoints, self.settings = (self.path / name for name in (LOG, CHECKPOINTS, SETTINGS))
         self._lock = RunLock(self.path)
@@ -61,12 +60,14 @@ class RunFolder:
             ConfigError: it holds another run or files of the same names that no run made, another process is at work
                 in it, or it cannot be written.
         """
+        on_main(self._claim, self.config.process_timeout)
+
+    def _claim(self) -> None:
         refuse_foreign(self.path, self._maker, self._writes, is_run(self.path))  # no lock is left in others' folders
-        on_main(self.accelerator, self._lock.acquire)
+        self._lock.acquire()
         try:
             self._refuse_another_run()
-            self.accelerator.wait_for_everyone()  # all have looked before one writes
-            on_main(self.accelerator, self._write_settings)
+            self._write_settings()
         except BaseException:
             self._lock.release()
             raise
@@ -89,12 +90,11 @@ class RunFolder:
             if not isinstance(found, dict):
                 raise ValueError("it holds no object")
         except FileNotFoundError:
-            if self.accelerator.is_main_process:
-                warnings.warn(
-                    f"{self.settings}: is missing, so nobody can tell whether the run was begun with these settings; "
-                    "it goes on with them",
-                    stacklevel=2,
-                )
+            warnings.warn(
+                f"{self.settings}: is missing, so nobody can tell whether the run was begun with these settings; it "
+                "goes on with them",
+                stacklevel=2,
+            )
             return
         except ValueError as error:
             raise ConfigError(f"out: {self.settings} is damaged ({error}); choose another folder") from error

@@ -14,8 +14,8 @@ from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined, write_quarantine
 from ..data.reader_pool import worker_count
 from ..errors import ConfigError
+from ..ranks import from_main
 from ..terminal import visible
-from .processes import from_main
 
 if TYPE_CHECKING:
     from .loop import Training
@@ -51,7 +51,7 @@ def read_images(
 
     Args:
         training: the run; all of its processes must call this.
-        sources: files, in the order that samples are numbered by.
+        sources: files, in the order that samples are numbered by; of the main process, the others' are not looked at.
         cache: folder, which all processes must share.
         size: canvas side, pixels.
         contour: method of :func:`hdxray_fast.find_contour`.
@@ -94,7 +94,7 @@ def read_images(
         return images, bad
 
     try:
-        images, bad = from_main(training.accelerator, fill, training.config.process_timeout)
+        images, bad = from_main(fill, training.config.process_timeout)
         images.require_all()
     except ConfigError as error:
         if training.is_main:

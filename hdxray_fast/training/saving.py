@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import HDXrayError, TrainingError
+from ..ranks import MAIN_FAILED, on_main
 from ..terminal import visible_lines
 from .checkpoints import checkpoint_folder, prune_checkpoints, take_snapshot, write_checkpoint
 from .config import TrainingConfig
 from .kept import Kept
-from .processes import MAIN_FAILED, on_main
 from .running import Running
 
 
@@ -182,7 +182,8 @@ class Saves:
         }
         # a task may give lists that it goes on adding to
         state, files = copy.deepcopy(state), copy.deepcopy(task.json_files(training.model))
-        self._thread.join()  # its snapshot is gone before there is another
+        patience = training.config.process_timeout
+        on_main(self._thread.join, patience)  # its snapshot is gone before there is another
         snapshot = take_snapshot(training.model, training.optimizer, training.ema, keep=training.is_main)
 
         def write() -> None:
@@ -195,7 +196,7 @@ class Saves:
             write()
 
         if wait:
-            on_main(training.accelerator, at_once)
+            on_main(at_once, patience)
         elif training.is_main:
             self._thread.begin(write)
 

@@ -22,7 +22,7 @@ from toy_radiographs import draw_radiograph
 import hdxray_fast as hx
 from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.pretrain.task import run_pretraining
-from hdxray_fast.training.processes import MAIN_FAILED
+from hdxray_fast.ranks import MAIN_FAILED
 
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
