@@ -141,7 +141,7 @@ def _finetune(
         done = training.run()
         train_images, unreadable = len(task.datasets["train"]), len(task.set_aside.rows)
         result = FinetuneResult(out, {}, train_images, {}, unreadable, done.finished, table.fraction)
-        if done.finished and training.is_main:
+        if done.finished:
             result.report, result.best = task.finish(training)
     return result
 

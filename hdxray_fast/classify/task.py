@@ -27,6 +27,7 @@ from ..models.inputs import encoder_inputs, view_of
 from ..ranks import from_main
 from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
+from ..training.processes import on_main, weights_from_main
 from ..training.run_images import open_prepared, read_images
 from ..training.task import Task
 from ..weights.create import create_encoder
@@ -258,8 +259,9 @@ class FinetuneTask(Task):
         labels = self.datasets["val"].labels
         with training.averaged() as model:
             rows, logits = predict_rows(
-                training.accelerator, model, self.datasets["val"], self.config, self._on_unreadable("val")
-            )
+                training.accelerator, model, self.datasets["val"], self.config, self._on_unreadable("val"),
+                within=training.accelerator.autocast(),
+            )  # fmt: skip
             score = validation_score(labels[rows], logits, self.table.multiclass, self.config.select)
             if self.best_model.improved_by(score):
                 self.best_model.save(model, {**score, "step": step}, write=training.is_main)
@@ -282,21 +284,25 @@ class FinetuneTask(Task):
     def finish(self, training: Training) -> tuple[dict, dict]:
         """Temperature and thresholds on validation, metrics on test of the best model; it is saved.
 
-        The test split is read here.
+        The test split is read here, a share by each process; what comes of it is the main one's to tell, and empty in
+        the others.
         """
-        best = self.best_model.facts
+        best, accelerator = self.best_model.facts, training.accelerator
         if best is None:
             raise TrainingError("no validation gave a finite loss, so no model was chosen; lower lr")
         model = self.build()
-        self.best_model.load(model)
+        on_main(accelerator, lambda: self.best_model.load(model))
         model.encoder.set_drop_path(0.0)
-        model = model.to(training.accelerator.device).eval()
-        found, temperature = {}, Temperature()
+        model = model.to(accelerator.device).eval()
+        weights_from_main(accelerator, model)
+        found, temperature, bad = {}, Temperature(), []
         for split in ("val", "test"):
             rows, logits = predict_rows(
-                None, model, self.datasets[split], self.config, self._on_unreadable(split), training.bar, split
-            )
+                accelerator, model, self.datasets[split], self.config,
+                lambda batch, split=split: bad.extend(self._unreadable(batch, split)), training.bar, split,
+            )  # fmt: skip
             if not len(rows):
+                self._note_of_all(training, bad)
                 raise TrainingError(f"{self.config.data}: none of the images of {split!r} could be read")
             table = self.table.split(split).rows(rows)
             if split == "val" and self.config.calibrate == "temperature":
@@ -304,12 +310,15 @@ class FinetuneTask(Task):
                 model.scale_logits(temperature.value)
                 logits = logits / np.float32(temperature.value)
             found[split] = table, as_probabilities(logits, table.multiclass), logits * temperature.value
+        self._note_of_all(training, bad)
+        if not training.is_main:
+            return {}, {}
         table, scores, _ = found["val"]
         if not table.multiclass:  # of exclusive classes the most probable is the decision
             model.config.thresholds = [
                 best_threshold(table.labels[:, column], scores[:, column]) for column in range(len(table.classes))
             ]
-        asked, device = self.config.precision, training.accelerator.device
+        asked, device = self.config.precision, accelerator.device
         model.config.precision = asked if asked == "fp16" else find_precision(asked, device)
         model.encoder.contour, model.seen = self.contour, self.seen
         save_classifier(model, self.out / "model")
@@ -362,6 +371,21 @@ class FinetuneTask(Task):
         return lambda batch: self._note_unreadable(batch, split)
 
     def _note_unreadable(self, batch: dict, split: str) -> None:
-        rows = zip(batch["index"].tolist(), batch["error"], strict=True)
-        bad = [(self.images[split].source(row), *error.split(": ", 1)) for row, error in rows if error]
-        self.set_aside.add(bad)
+        self.set_aside.add([row for *_, row in self._unreadable(batch, split)])
+
+    def _unreadable(self, batch: dict, split: str) -> list[tuple[int, int, tuple]]:
+        """Place of the split, number in it, and what :class:`SetAside` is told, of a batch's unreadable images."""
+        rows, images = zip(batch["index"].tolist(), batch["error"], strict=True), self.images[split]
+        return [
+            (SPLITS.index(split), row, (images.source(row), *error.split(": ", 1))) for row, error in rows if error
+        ]
+
+    def _note_of_all(self, training: Training, bad: list[tuple[int, int, tuple]]) -> None:
+        """What any process could not read, noted by the main one in the order of the images."""
+        told = [(-1, 0, row) for row in self.set_aside.rows] + bad
+        if training.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            told = gather_object(told)
+        if training.is_main:
+            self.set_aside.add([row for *_, row in sorted(told, key=lambda one: one[:2])])

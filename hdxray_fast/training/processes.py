@@ -240,6 +240,13 @@ def broadcast_from_main(accelerator, tensor: Tensor | None, shape: Sequence[int]
     return tensor if accelerator.is_main_process else sent.cpu()
 
 
+def weights_from_main(accelerator, model: nn.Module) -> None:
+    """Give every process the main one's weights, in place; all of them must call this with models of one make."""
+    if accelerator.num_processes > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
 def sum_over(accelerator, values: dict[str, int | float | Tensor]) -> dict[str, int | float]:
     """Sums over all processes, which must all call this with the same names."""
     if accelerator.num_processes == 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -130,6 +132,25 @@ def test_validation_waits_for_no_batch(images, monkeypatch, tmp_path):
     assert rows.tolist() == late_rows.tolist() == [0, 1, 2, 4]
     np.testing.assert_array_equal(logits, late_logits)
     assert unreadable == [["", "!"]] * 2
+
+
+def test_processes_share_batches_and_have_the_logits_of_one(images, monkeypatch, tmp_path):
+    """To the last bit; whoever has a batch less meets the others in one that nobody counts."""
+    utils = pytest.importorskip("accelerate.utils")
+    monkeypatch.setattr(utils, "gather_object", lambda part: part)
+    model, dataset = classifier("attention", keep="contour"), Labelled(images)
+    config = FinetuneConfig(data="labels.csv", out=str(tmp_path), batch_size=2)
+
+    def rows_of(accelerator):
+        unreadable = []
+        rows, logits = predict_rows(accelerator, model, dataset, config, lambda batch: unreadable.append(batch))
+        return rows.tolist(), logits, len(unreadable)
+
+    whole, parts = rows_of(None), [rows_of(SimpleNamespace(process_index=rank, num_processes=2)) for rank in (0, 1)]
+    assert [rows for rows, _, _ in parts] == [[0, 1, 4], [2]] and whole[0] == [0, 1, 2, 4]
+    place = [whole[0].index(row) for rows, _, _ in parts for row in rows]
+    np.testing.assert_array_equal(np.concatenate([logits for _, logits, _ in parts]), whole[1][place])
+    assert [bad for *_, bad in parts] == [0, 1]
 
 
 def test_the_stand_in_tells_of_waits(images, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import os
@@ -307,6 +308,13 @@ def test_sharded_fine_tuning_validates_on_few_images(runs, images, tmp_path):
     for line, reference in zip(ours, alone, strict=True):
         for number in ("loss", "val_loss", "val_auroc"):
             assert line[number] == pytest.approx(reference[number], rel=1e-5), number
+    # the test was shared, too: what is written is what the model answers in one process
+    done = runs / "finetune_sharded"
+    with (done / "predictions.csv").open(newline="") as stream:
+        rows = {Path(row["image"]).name: float(row["sick"]) for row in csv.DictReader(stream)}
+    answers = hx.predict([images / name for name in rows], done / "model", batch_size=1, precision="fp32")
+    assert list(rows) == ["7.png", "8.png"]
+    assert list(rows.values()) == pytest.approx(answers.probabilities[:, 0].tolist(), abs=1e-6)
 
 
 @pytest.mark.slow
