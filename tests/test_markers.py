@@ -240,8 +240,8 @@ def test_no_command_tells_what_tables_and_reports_hold(planted, tmp_path, capfd,
     out.mkdir()
     some, ways = [str(planted / f"{number}.png") for number in range(3)], ["--workers", "0"]
     classes = ["--classes", "mass", "nodule"]
-    short = ["--steps", "2", "--batch_size", "2", "--tensorboard", "false", "--contour", "rectangle", *ways]
-    tiny = [*["--width", "48", "--heads", "4", "--ffn", "48", "--layers", "1", "--visual_tokens", "4", "--bleu", "1"]][
+    short = ["--steps", "2", "--batch-size", "2", "--tensorboard", "false", "--contour", "rectangle", *ways]
+    tiny = [*["--width", "48", "--heads", "4", "--ffn", "48", "--layers", "1", "--visual-tokens", "4", "--bleu", "1"]][
         :10
     ]
     said, silent = [], []
@@ -266,7 +266,7 @@ def test_no_command_tells_what_tables_and_reports_hold(planted, tmp_path, capfd,
         folder = str(out / f"evaluated-{name}")
         run("evaluate", "--data", labels, "--model", model, "--out", folder, "--split", "test", *ways)
     run("compare", str(out / "evaluated-a"), str(out / "evaluated-b"), "--out", str(out / "compared"))
-    trained = ["--out", str(out / "reports"), "--weights", encoder, "--min_frequency", "4", *tiny, *short]
+    trained = ["--out", str(out / "reports"), "--weights", encoder, "--min-frequency", "4", *tiny, *short]
     run("report", "train", "--data", studies, *trained)
     reports = str(out / "reports" / "model")
     for name in "ab":

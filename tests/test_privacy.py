@@ -95,10 +95,10 @@ def test_the_search_finds_what_is_there(tmp_path):
 
 
 def test_prepare_and_stream(dicoms, tmp_path, capfd, caplog):
-    small = ["--size", "96", "--shard_size", "5"]
+    small = ["--size", "96", "--shard-size", "5"]
     assert main(["prepare", str(dicoms), "--out", str(tmp_path / "set"), "--workers", "1", *small]) == 0
     small += ["--contour", "rectangle"]
-    everything = ["--modality", "any", "--view", "any", "--body_part", "any", "--workers", "0"]
+    everything = ["--modality", "any", "--view", "any", "--body-part", "any", "--workers", "0"]
     assert main(["prepare", str(dicoms), "--out", str(tmp_path / "any"), *everything, *small]) == 0
     if __import__("importlib").util.find_spec("litdata"):
         assert main(["stream", str(tmp_path / "any"), "--out", str(tmp_path / "chunks")]) == 0
@@ -120,8 +120,8 @@ def test_embed_and_pretrain(dicoms, tmp_path, capfd, caplog):
         main(["embed", str(dicoms), "--weights", str(tmp_path / "model"), "--out", str(table), "--workers", "0"]) == 0
     )
     run = ["pretrain", "--data", str(dicoms), "--out", str(tmp_path / "run"), "--model", "vit_tiny_patch16"]
-    small = ["--img_size", "96", "--steps", "2", "--batch_size", "2", "--workers", "0", "--decoder_embed_dim", "64"]
-    assert main([*run, *small, "--decoder_depth", "1", "--picture_every", "1"]) == 0
+    small = ["--img-size", "96", "--steps", "2", "--batch-size", "2", "--workers", "0", "--decoder-embed-dim", "64"]
+    assert main([*run, *small, "--decoder-depth", "1", "--picture-every", "1"]) == 0
     said = "".join(capfd.readouterr()) + caplog.text
     assert (tmp_path / "run" / "log.jsonl").exists() and list((tmp_path / "run").rglob("*.png"))
     assert not leaks(tmp_path, said)
@@ -159,6 +159,6 @@ def test_patients_are_told_apart_by_a_keyed_hash_alone(tmp_path):
     assert one[0] == one[1] != one[2] and all(len(patient) == 16 for patient in one)
     key = tmp_path / "one.patient.key"
     assert key.stat().st_mode & 0o077 == 0
-    assert patients("two", "--patient_key", str(key)) == one
+    assert patients("two", "--patient-key", str(key)) == one
     assert patients("three")[0] != one[0]  # another key: no two data sets can be joined by guessing
     assert key.read_bytes().strip() not in b"".join(contents(tmp_path / "one").values())

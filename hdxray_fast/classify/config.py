@@ -21,7 +21,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
     """Fine-tuning of an encoder to recognise diseases.
 
     Args:
-        data: CSV manifest, or what a preset reads; see ``read_labels``.
+        data: CSV manifest with the columns image and patient and one for each class, or what ``preset`` reads.
         weights: encoder: a run or model folder, or published weights; left out, an untrained ``model``.
         model: encoder preset, where there are no ``weights``.
         head: ``linear`` on the pooled feature, ``attention`` (a learned query pools), ``label-query`` (one each).

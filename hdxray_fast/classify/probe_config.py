@@ -17,7 +17,7 @@ class ProbeConfig(LabelSettings):
     """A linear probe.
 
     Args:
-        data: CSV manifest, or what a preset reads; see ``read_labels``.
+        data: CSV manifest with the columns image and patient and one for each class, or what ``preset`` reads.
         out: folder for features, model, metrics and plots.
         weights: encoder: a run or model folder of this package or other published weights.
         val_share: share of the images that choose the regularisation, where the manifest has no such split.

@@ -4,42 +4,51 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import fields
 
 from ..classify.config import FinetuneConfig
 from ..classify.label_presets import PRESETS
 from ..classify.probe_config import ProbeConfig
 from ..terminal import visible
-from .options import add_inference, add_part, add_reading, tell_waiting
-
-# Settings of probe and finetune that take several values
-LISTS = frozenset(
-    setting.name
-    for config in (ProbeConfig, FinetuneConfig)
-    for setting in fields(config)
-    if str(setting.type).startswith("list")
-)
+from .options import add_config, add_inference, add_part, add_reading, tell_waiting
 
 
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
-    probe = parser_class(exit_on_error=False, description="A linear probe on the features of a frozen encoder.")
-    probe.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    probe = parser_class(
+        examples=["probe --data labels.csv --weights runs/first/model --out results/probe"],
+        description="A linear probe on the features of a frozen encoder.",
+    )
+    add_config(probe)
     probe.add_class_arguments(ProbeConfig)
-    commands.add_subcommand("probe", probe, help="labels and weights to test metrics with intervals")
+    commands.add_subcommand("probe", probe)
 
-    finetune = parser_class(exit_on_error=False, description="Fine-tune an encoder to recognise diseases.")
-    finetune.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    finetune = parser_class(
+        examples=[
+            "finetune --data labels.csv --weights runs/first/model --out results/finetune --keep contour",
+            "finetune --data labels.csv --weights runs/first/model --out results/few --label-fractions 0.01 0.1 1",
+        ],
+        description="Fine-tune an encoder to recognise diseases.",
+    )
+    add_config(finetune)
     finetune.add_class_arguments(FinetuneConfig)
-    commands.add_subcommand("finetune", finetune, help="labels and weights to a classifier and its test metrics")
+    commands.add_subcommand("finetune", finetune)
 
-    predict = parser_class(exit_on_error=False, description="Probabilities of a saved classifier for new files.")
+    predict = parser_class(
+        examples=["predict new/ --model results/finetune/model --out predictions.csv"],
+        description="Probabilities of a saved classifier for new files.",
+    )
     predict.add_argument("paths", nargs="+", help="radiographs, folders of them, or CSV manifests")
     predict.add_argument("--out", required=True, help="CSV file, such as predictions.csv")
     _add_model(predict)
-    commands.add_subcommand("predict", predict, help="a saved classifier on new files")
+    commands.add_subcommand("predict", predict)
 
-    evaluate = parser_class(exit_on_error=False, description="Metrics of a saved classifier on labelled files.")
+    evaluate = parser_class(
+        examples=[
+            "evaluate --data labels.csv --model results/finetune/model --out results/scores",
+            "evaluate --data other.csv --split all --model results/finetune/model --out results/other",
+        ],
+        description="Metrics of a saved classifier on labelled files.",
+    )
     evaluate.add_argument("--data", required=True, help="CSV manifest, or what the preset reads")
     evaluate.add_argument("--out", required=True, help="folder for metrics, predictions and plots")
     evaluate.add_argument("--images", help="folder that relative paths in the manifest start from")
@@ -48,52 +57,26 @@ def add_commands(commands, parser_class) -> None:
     share = "of the classes where they will be looked for, for predictive values: 0.05, or Edema=0.05, ..."
     evaluate.add_argument("--prevalence", help=share)
     evaluate.add_argument("--bootstraps", type=int, default=1000)
-    evaluate.add_argument("--bootstrap_seed", type=int, default=0, help="of the draws of patients for intervals")
+    evaluate.add_argument("--bootstrap-seed", type=int, default=0, help="of the draws of patients for intervals")
     again = "test on what is mostly of patients, or pixels, that the model was trained or validated on"
-    evaluate.add_argument("--allow_training_patients", action="store_true", help=again)
+    evaluate.add_argument("--allow-training-patients", action="store_true", help=again)
     bad = "share of the images that may be unreadable"
-    evaluate.add_argument("--max_bad_share", type=float, default=0.05, help=bad)
+    evaluate.add_argument("--max-bad-share", type=float, default=0.05, help=bad)
     against = "another model folder: evaluated on the same files and compared by pairs, in OUT/comparison"
     evaluate.add_argument("--against", help=against)
     _add_model(evaluate)
-    commands.add_subcommand("evaluate", evaluate, help="a saved classifier on labelled files")
+    commands.add_subcommand("evaluate", evaluate)
 
 
 def _add_model(parser) -> None:
     parser.add_argument("--model", required=True, help="the model folder that probe or finetune wrote")
     names = "names to ask about, left out those it was trained on; label queries with text take any"
     parser.add_argument("--classes", nargs="+", help=names)
-    parser.add_argument("--batch_size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=4, help="images at once")
     add_reading(parser)
     add_part(parser)
     parser.add_argument("--device", help="where the model runs; left out, a GPU if there is one")
     add_inference(parser)
-
-
-def join_lists(argv: list[str]) -> list[str]:
-    """``--seeds 0 1 2`` as ``--seeds [0, 1, 2]``, which is what settings of a configuration take."""
-    joined: list[str] = []
-    words = iter(argv)
-    word = next(words, None)
-    while word is not None:
-        joined.append(word)
-        name, word = word, next(words, None)
-        if not (name.startswith("--") and name[2:] in LISTS and word is not None) or word.lstrip().startswith("["):
-            continue
-        values = []
-        while word is not None and not word.startswith("--"):
-            values.append(word)
-            word = next(words, None)
-        joined.append("[" + ", ".join(_quoted(value) for value in values) + "]")
-    return joined
-
-
-def _quoted(value: str) -> str:
-    try:
-        float(value)
-    except ValueError:
-        return "'" + value.replace("'", "''") + "'"  # YAML: a name stays a name, whatever is in it
-    return value
 
 
 def run_probe_command(**options) -> int:

@@ -10,7 +10,7 @@ from ..terminal import visible
 def add_commands(commands, parser_class) -> None:
     """Add it to jsonargparse's subcommands."""
     compare = parser_class(
-        exit_on_error=False,
+        examples=["compare linear=results/probe tuned=results/finetune --out results/comparison"],
         description="Differences between models on the same cases, each with its interval over patients and p.",
     )
     run = "name=path, or name=path,path,... for runs with other seeds; a results folder or a file of predictions"
@@ -27,7 +27,7 @@ def add_commands(commands, parser_class) -> None:
     compare.add_argument("--language", help="en or zh, of reports that do not say")
     compare.add_argument("--bootstraps", type=int, default=2000, help="paired draws of patients")
     compare.add_argument("--seed", type=int, default=0, help="of the draws")
-    commands.add_subcommand("compare", compare, help="two models or more on the same cases, by pairs")
+    commands.add_subcommand("compare", compare)
 
 
 OF_LABELS, OF_REPORTS = ("preset", "multiclass", "classes"), ("layout", "split", "sections", "language")

@@ -30,7 +30,7 @@ def check_config(path: Path, settings: Collection[str]) -> None:
     """Refuse a file that is no YAML with settings of the command, in words that hold nothing of it: it may be any file.
 
     Args:
-        path: of the file; one that is not there is refused elsewhere.
+        path: of the file.
         settings: names that the command knows.
 
     Raises:
@@ -45,7 +45,7 @@ def check_config(path: Path, settings: Collection[str]) -> None:
     except NotAFileError as error:
         raise ConfigError(f"config: {path} {error.strerror}; settings are a YAML file") from error
     except FileNotFoundError:
-        return
+        raise ConfigError(f"config: {path} does not exist") from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise ConfigError(f"config: {path} cannot be read ({reason_of(error)})") from error
     try:

@@ -10,15 +10,16 @@ def add_commands(commands, parser_class) -> None:
     from ..images.contour_methods import METHODS
 
     contour = parser_class(
-        exit_on_error=False, description="Find the chest contour of radiographs: overlay, JSON and a contact sheet."
+        examples=["contour /data/xrays --out contours", "contour chest.dcm --out contours --method classical"],
+        description="Find the chest contour of radiographs: overlay, JSON and a contact sheet.",
     )
     contour.add_argument("paths", nargs="+", help="radiographs, folders of them, or CSV manifests")
     contour.add_argument("--out", required=True, help="folder for the pictures and JSON files")
     contour.add_argument("--method", default="network", help=f"one of {', '.join(METHODS)}")
     contour.add_argument("--size", type=int, default=1280, help="canvas side, pixels")
-    contour.add_argument("--patch_size", type=int, default=16, help="side of a patch, pixels")
+    contour.add_argument("--patch-size", type=int, default=16, help="side of a patch, pixels")
     add_reading(contour)
-    commands.add_subcommand("contour", contour, help="chest contours of radiographs, as pictures and JSON")
+    commands.add_subcommand("contour", contour)
 
 
 def run_contour_command(paths: list[str], out: str, workers: int, **options) -> int:

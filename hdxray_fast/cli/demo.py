@@ -151,10 +151,11 @@ def peak_rss_mib() -> float:
 def add_commands(commands, parser_class) -> None:
     """Add it to jsonargparse's subcommands."""
     demo = parser_class(
-        exit_on_error=False, description="Train a small model on a real radiograph and show what it reconstructs."
+        examples=["demo", "demo --data chest.dcm --out demo-of-mine"],
+        description="Train a small model on a real radiograph and show what it reconstructs.",
     )
     demo.add_class_arguments(DemoConfig)
-    commands.add_subcommand("demo", demo, help="from a DICOM file to a reconstruction in minutes")
+    commands.add_subcommand("demo", demo)
 
 
 def run_demo_command(**options) -> int:

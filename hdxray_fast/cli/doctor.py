@@ -289,10 +289,11 @@ def _extra_line(name: str, extra: dict[str, Any]) -> str:
 def add_commands(commands, parser_class) -> None:
     """Add it to jsonargparse's subcommands."""
     doctor = parser_class(
-        exit_on_error=False, description="What this machine has, which backend each operation uses, what is missing."
+        examples=["doctor", "doctor --json"],
+        description="What this machine has, which backend each operation uses, what is missing.",
     )
     doctor.add_argument("--json", action="store_true", help="machine-readable")
-    commands.add_subcommand("doctor", doctor, help="versions, backends, what is missing")
+    commands.add_subcommand("doctor", doctor)
 
 
 def run_doctor_command(**options: bool) -> int:

@@ -10,20 +10,24 @@ from .options import add_inference, add_part, add_reading, tell_waiting
 def add_commands(commands, parser_class) -> None:
     """Add it to jsonargparse's subcommands."""
     embed = parser_class(
-        exit_on_error=False, description="Features of radiographs as a Parquet table; interrupted, it goes on."
+        examples=[
+            "embed new/ --weights runs/first/model --out features.parquet",
+            "embed new/ --weights runs/first/model --out features.parquet --part 1/8",
+        ],
+        description="Features of radiographs as a Parquet table; interrupted, it goes on.",
     )
     embed.add_argument("paths", nargs="+", help="radiographs, folders of them, or CSV manifests")
     embed.add_argument("--weights", required=True, help="a run or model folder of this package, or published weights")
     embed.add_argument("--out", required=True, help="Parquet file, such as features.parquet")
     embed.add_argument("--pool", help="cls, mean or attention; left out, the encoder's, or mean")
     embed.add_argument("--keep", help="all, valid or contour; left out, the encoder's")
-    embed.add_argument("--img_size", type=int, help="canvas side, pixels; left out, the encoder's")
-    embed.add_argument("--batch_size", type=int, default=4)
+    embed.add_argument("--img-size", type=int, help="canvas side, pixels; left out, the encoder's")
+    embed.add_argument("--batch-size", type=int, default=4, help="images at once")
     add_reading(embed)
     add_part(embed)
     embed.add_argument("--device", help="where the encoder runs; left out, a GPU if there is one")
     add_inference(embed)
-    commands.add_subcommand("embed", embed, help="features of radiographs, as a table")
+    commands.add_subcommand("embed", embed)
 
 
 def run_embed_command(paths: list[str], out: str, **options) -> int:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
+from .. import __version__
 from ..errors import ConfigError, HDXrayError, MissingDependencyError
 from ..names import ESCAPES
 from ..terminal import visible
 from .config_files import check_config, named_configs, without_values
-from .options import command_words, in_typed_words, lists_commands, parser_reason, typed_options
-from .program import program
+from .overview import overview
+from .program import NAME, program
 
 # A file of this folder is a group of commands: ``add_commands(commands, parser_class)`` says what each of them takes,
 # ``COMMANDS`` what runs it. It is imported when one of its commands is asked for, or to list them all.
@@ -54,58 +56,69 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    if argv in ([], ["-h"], ["--help"]):
+        print(overview())
+        return 0
+    if argv == ["--version"]:
+        print(f"hdxray-fast {__version__}")
+        return 0
     try:
-        from jsonargparse import ArgumentError, ArgumentParser
+        from jsonargparse import ArgumentError
+
+        from .parser import CommandParser, command_words, commands_below, join_lists, tidy
+        from .refusals import in_typed_words, option_names, parser_reason, unknown_option
     except ImportError as error:
         raise MissingDependencyError("the command line needs jsonargparse: pip install 'hdxray-fast[train]'") from error
-    parser = ArgumentParser(
-        exit_on_error=False, prog="hdxray-fast", description="High-definition chest X-ray pre-training, made fast."
-    )
+    completes = argv[:1] == ["--completion"]
+    parser = CommandParser(prog=NAME, description="Chest X-ray encoders, pre-trained in high definition.")
     commands = parser.add_subcommands(required=True, dest="command")
     run: dict[str, Callable[..., int]] = {}
-    for name in _groups(argv):
+    for name in list(GROUPS) if completes else [_group(argv)]:
         group = importlib.import_module(f".{name}", __package__)
-        group.add_commands(commands, ArgumentParser)
+        group.add_commands(commands, CommandParser)
         run.update(group.COMMANDS)
+    tidy(parser)
+    if completes:
+        from .completion import completion
+
+        print(completion(parser, argv[1:]))
+        return 0
     words, own = command_words(parser, argv)
-    options = typed_options(own, argv)
+    typed, below = argv[len(words) :], commands_below(own)
+    if below and not typed:  # report
+        own.print_help()
+        return 0
+    if below and not typed[0].startswith("-"):
+        raise _no_command(typed[0], below, " ".join(words))
+    hint = f"({' '.join([program(), *words])} --help lists the settings)"
+    if reason := unknown_option(own, words, typed):
+        raise ConfigError(f"{reason} {hint}")
     configs = named_configs(argv)
-    for config in configs:
-        check_config(Path(config), {action.dest for action in own._actions})
     try:
-        given = _with_underscores(argv)
-        if argv[:1] in (["probe"], ["finetune"]):
-            from .classify import join_lists
-
-            given = join_lists(given)
-        parsed = parser.parse_args(given)
-    except (ArgumentError, UnicodeDecodeError) as error:
-        reason = parser_reason(str(error), words, options, argv)
-        reason = without_values(reason, argv) if configs else reason
-        lists = "commands" if lists_commands(own) else "settings"
-        raise ConfigError(f"{reason} ({' '.join([program(), *words, '--help'])} lists the {lists})") from error
-    settings = parsed[parsed.command]
-    settings.pop("config", None)
-    try:
+        for config in configs:
+            check_config(Path(config), {action.dest for action in own._actions})
+        parsed = parser.parse_args(join_lists(own, argv))
+        settings = parsed[parsed.command]
+        settings.pop("config", None)
         return run[parsed.command](**settings.as_dict())
+    except (ArgumentError, UnicodeDecodeError) as error:
+        reason = parser_reason(str(error), own, words, argv)
+        reason = without_values(reason, argv) if configs else reason
+        raise ConfigError(f"{reason} {hint}") from error
     except HDXrayError as error:
-        raise HDXrayError(in_typed_words(error, options, argv)) from error
+        raise HDXrayError(in_typed_words(error, option_names(own), argv)) from error
 
 
-def _groups(argv: list[str]) -> list[str]:
-    """Modules of the commands to be known: that of the command that is asked for, or all, to list and to choose of."""
+def _group(argv: list[str]) -> str:
+    """The module of the command that is asked for."""
     for name, commands in GROUPS.items():
-        if argv[:1] and argv[0] in commands:
-            return [name]
-    return list(GROUPS)
+        if argv[0] in commands:
+            return name
+    raise _no_command(argv[0], [command for commands in GROUPS.values() for command in commands])
 
 
-def _with_underscores(argv: list[str]) -> list[str]:
-    """``--batch-size 4`` and ``--batch_size 4`` mean the same."""
-    renamed = []
-    for word in argv:
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            name = "--" + name[2:].replace("-", "_")
-        renamed.append(name + equals + value)
-    return renamed
+def _no_command(word: str, known: Collection[str], above: str = "") -> ConfigError:
+    near = difflib.get_close_matches(word, known, 1)
+    hint = f"is {near[0]} meant?" if near else f"there are {', '.join(known)}"
+    help_words = " ".join([program(), *above.split(), "--help"])
+    return ConfigError(f"{word!r} is no command{' of ' * bool(above)}{above}; {hint} ({help_words} lists the commands)")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from ..terminal import visible
+from .options import add_config
 from .program import program
 
 FLAGS = {  # --add, where class arguments would want --add true
@@ -20,26 +21,32 @@ def add_commands(commands, parser_class) -> None:
     from ..data.prepared.config import PrepareConfig
 
     prepare = parser_class(
-        exit_on_error=False,
+        examples=[
+            "prepare /data/xrays more.zip list.csv --out sets/chest",
+            "prepare /data/xrays --out sets/chest --part 2/8",
+        ],
         description="Canvas and contour of every radiograph, once, into shards that training reads at once.",
     )
-    prepare.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    add_config(prepare)
     prepare.add_argument("sources", nargs="+", help="folders, images, .zip and .tar archives, CSV manifests")
     prepare.add_class_arguments(PrepareConfig, skip={"sources", *FLAGS})
     for name, words in FLAGS.items():
-        prepare.add_argument(f"--{name}", action="store_true", help=words)
-    commands.add_subcommand("prepare", prepare, help="files to a prepared data set")
+        prepare.add_argument(f"--{name.replace('_', '-')}", action="store_true", help=words)
+    commands.add_subcommand("prepare", prepare)
 
-    merge = parser_class(exit_on_error=False, description="Join the parts of a prepared data set.")
+    merge = parser_class(examples=["merge sets/chest"], description="Join the parts of a prepared data set.")
     merge.add_argument("folder", help="of the data set")
-    commands.add_subcommand("merge", merge, help="parts of a prepared data set to one")
+    commands.add_subcommand("merge", merge)
 
-    stream = parser_class(exit_on_error=False, description="Write a prepared data set as chunks for an object store.")
+    stream = parser_class(
+        examples=["stream sets/chest --out chunks --part 3/8"],
+        description="Write a prepared data set as chunks for an object store.",
+    )
     stream.add_argument("folder", help="of the prepared data set")
     stream.add_argument("--out", required=True, help="an empty folder, or one to go on in; copy it to the store")
-    stream.add_argument("--chunk_mib", type=int, default=64, help="about how large a chunk is, MiB")
+    stream.add_argument("--chunk-mib", type=int, default=64, help="about how large a chunk is, MiB")
     stream.add_argument("--part", default="1/1", help="i/n: the i-th of n shares of the chunks, for as many processes")
-    commands.add_subcommand("stream", stream, help="a prepared data set to chunks for an object store")
+    commands.add_subcommand("stream", stream)
 
 
 def run_prepare_command(**options) -> int:

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import os
 
+from .options import add_config
+
 
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
     from ..pretrain.config import PretrainConfig
     from ..pretrain.planning import PlanConfig
 
-    plan = parser_class(exit_on_error=False, description="What a pre-training will take, before it is begun.")
+    plan = parser_class(
+        examples=["plan --data sets/chest --model vit_base_patch16 --gpus 8", "plan --images 300000 --gpu h100"],
+        description="What a pre-training will take, before it is begun.",
+    )
     plan.add_argument("--json", action="store_true", help="machine-readable")
     plan.add_class_arguments(PlanConfig)
-    commands.add_subcommand("plan", plan, help="tokens, FLOPs, memory, rate, storage and days of a pre-training")
+    commands.add_subcommand("plan", plan)
 
-    pretrain = parser_class(exit_on_error=False, description="Pre-train a contour-masked auto-encoder.")
-    pretrain.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    pretrain = parser_class(
+        examples=[
+            "pretrain --data sets/chest --out runs/first --steps 1000 --resume auto",
+            "pretrain --config config.yaml --batch-size 16",
+        ],
+        description="Pre-train a contour-masked auto-encoder.",
+    )
+    add_config(pretrain)
     pretrain.add_class_arguments(PretrainConfig)
-    commands.add_subcommand("pretrain", pretrain, help="pre-train on a folder of radiographs")
+    commands.add_subcommand("pretrain", pretrain)
 
 
 def run_plan_command(json: bool, **options) -> int:

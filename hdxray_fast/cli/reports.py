@@ -6,14 +6,14 @@ import sys
 from dataclasses import replace
 
 from ..terminal import visible
-from .options import add_precision, add_reading
+from .options import add_config, add_precision, add_reading
 
 
 def add_commands(commands, parser_class) -> None:
     """Add ``report`` with its own subcommands to jsonargparse's subcommands."""
     purpose = "Radiology reports: train a model that writes them, generate, evaluate."
-    report = parser_class(exit_on_error=False, description=purpose)
-    commands.add_subcommand("report", report, help="radiology reports from radiographs")  # outer before inner ones
+    report = parser_class(description=purpose)
+    commands.add_subcommand("report", report)  # outer before inner ones
     own = report.add_subcommands(required=True, dest="report_command")
     _add_train(own, parser_class)
     _add_generate(own, parser_class)
@@ -31,8 +31,11 @@ def run_report_command(report_command: str, **options) -> int:
 def _add_train(commands, parser_class) -> None:
     from ..reports.config import ReportConfig
 
-    train = parser_class(exit_on_error=False, description="Train a model that writes reports on radiographs.")
-    train.add_argument("--config", action="config", help="YAML file with any of the settings below")
+    train = parser_class(
+        examples=["report train --data annotation.json --weights runs/first/model --out runs/report"],
+        description="Train a model that writes reports on radiographs.",
+    )
+    add_config(train)
     train.add_class_arguments(ReportConfig)
     commands.add_subcommand("train", train, help="studies to a model that writes reports")
 
@@ -41,7 +44,10 @@ def _add_generate(commands, parser_class) -> None:
     from ..reports.writing_options import WritingOptions
 
     generate = parser_class(
-        exit_on_error=False,
+        examples=[
+            "report generate chest.dcm --model runs/report --out reports",
+            "report generate --data annotation.json --model runs/report --out reports",
+        ],
         description="Write reports on radiographs, with a picture of what each sentence was read off.",
     )
     generate.add_argument("paths", nargs="*", help="radiographs, folders of them, or CSV manifests: a study each")
@@ -53,7 +59,7 @@ def _add_generate(commands, parser_class) -> None:
     generate.add_argument("--sample", action="store_true", help="draw words at random; set --num-beams 1 with it")
     generate.add_class_arguments(WritingOptions, skip={"sample"})
     generate.add_argument("--pictures", type=int, default=8, help="so many studies get a picture")
-    generate.add_argument("--batch_size", type=int, default=4, help="studies at once")
+    generate.add_argument("--batch-size", type=int, default=4, help="studies at once")
     add_reading(generate)
     generate.add_argument("--device", help="where the model runs; left out, a GPU if there is one")
     add_precision(generate)
@@ -62,7 +68,7 @@ def _add_generate(commands, parser_class) -> None:
 
 def _add_evaluate(commands, parser_class) -> None:
     evaluate = parser_class(
-        exit_on_error=False,
+        examples=["report evaluate reports/predictions.csv --data annotation.json --out results/scores"],
         description="Scores of generated reports, each labelled by what it was computed on; a page to look at.",
     )
     evaluate.add_argument("predictions", help="CSV or JSON with id, generated and, without --data, reference")
@@ -76,11 +82,11 @@ def _add_evaluate(commands, parser_class) -> None:
     evaluate.add_argument("--r2gen", help="also on R2Gen's references: iu-xray, mimic-cxr or none; left out, by --data")
     evaluate.add_argument("--partial", action="store_true", help="go on where studies have no generated text")
     evaluate.add_argument("--clinical", nargs="+", default=[], help="radgraph, chexbert")
-    evaluate.add_argument("--radgraph_model", default="radgraph-xl", help="radgraph, radgraph-xl, modern-radgraph-xl")
+    evaluate.add_argument("--radgraph-model", default="radgraph-xl", help="radgraph, radgraph-xl, modern-radgraph-xl")
     evaluate.add_argument("--device", help="where clinical models run")
     add_reading(evaluate)
-    evaluate.add_argument("--bootstraps", type=int, default=1000, help="drawings for the 95 %% intervals; 0 for none")
-    evaluate.add_argument("--bootstrap_seed", type=int, default=0, help="of these drawings")
+    evaluate.add_argument("--bootstraps", type=int, default=1000, help="drawings for the 95 % intervals; 0 for none")
+    evaluate.add_argument("--bootstrap-seed", type=int, default=0, help="of these drawings")
     evaluate.add_argument("--meteor", type=bool, default=True, help="METEOR, where Java is; false saves its seconds")
     commands.add_subcommand("evaluate", evaluate, help="generated reports against references")
 
@@ -96,13 +102,13 @@ def _add_studies(parser) -> None:
     counted = "studies, or images: each radiograph of --data with its study's report, as R2Gen counts MIMIC-CXR"
     parser.add_argument("--count", default="studies", help=counted)
     parser.add_argument("--sections", default="findings", help=f"of --data, as references: {', '.join(SECTIONS)}")
-    parser.add_argument("--report_column", help="the CSV column that holds the report")
+    parser.add_argument("--report-column", help="the CSV column that holds the report")
     drawn = "of patients, where --data has no splits; left out, as the model's was"
-    parser.add_argument("--val_share", type=float, help=drawn)
-    parser.add_argument("--test_share", type=float, help="likewise")
-    parser.add_argument("--split_seed", type=int, help="of splits drawn here; left out, as the model's was")
+    parser.add_argument("--val-share", type=float, help=drawn)
+    parser.add_argument("--test-share", type=float, help="likewise")
+    parser.add_argument("--split-seed", type=int, help="of splits drawn here; left out, as the model's was")
     again = "test on what is mostly of patients that the model was trained or validated on"
-    parser.add_argument("--allow_training_patients", action="store_true", help=again)
+    parser.add_argument("--allow-training-patients", action="store_true", help=again)
 
 
 def run_train_command(**options) -> int:

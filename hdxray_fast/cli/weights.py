@@ -6,14 +6,17 @@ from __future__ import annotations
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
     export = parser_class(
-        exit_on_error=False,
+        examples=[
+            "export runs/first/model --out encoder.onnx",
+            "export results/finetune/model --out classifier.onnx --output probabilities",
+        ],
         description="Write a model as an ONNX file with a dynamic batch: an encoder, or a classifier with its head.",
     )
     export.add_argument("weights", help="a run or model folder, a classifier's too, or published weights")
     export.add_argument("--out", required=True, help="ONNX file, such as encoder.onnx")
     export.add_argument("--output", help="features, tokens or map; of a classifier logits (default) or probabilities")
     export.add_argument("--pool", help="cls, mean or attention; left out, the encoder's")
-    export.add_argument("--img_size", type=int, help="side of the images, pixels; left out, the encoder's")
+    export.add_argument("--img-size", type=int, help="side of the images, pixels; left out, the encoder's")
     export.add_argument("--normalise", action="store_true", help="the graph takes pixels on [0, 1]")
     export.add_argument(
         "--pixels",
@@ -31,21 +34,24 @@ def add_commands(commands, parser_class) -> None:
         help="patches that are looked at; left out, the model's. Where not all, an input of the graph says which. "
         "With another than it was trained with, a classifier has other probabilities",
     )
-    commands.add_subcommand("export", export, help="an encoder or a classifier as an ONNX file")
+    commands.add_subcommand("export", export)
 
     convert = parser_class(
-        exit_on_error=False,
+        examples=[
+            "convert weights.pth models/published",
+            "convert timm:vit_small_patch16_224 models/small --img-size 1280 --in-chans 1",
+        ],
         description="Published weights as a model folder of this package; says what became of each.",
     )
     convert.add_argument("source", help="a file, a folder of weights or of a run, hf:org/name[@revision] or timm:name")
     convert.add_argument("folder", help="where model.safetensors and config.json go")
     convert.add_argument(
-        "--img_size", type=int, nargs="+", help="side, or height and width; left out, the weights' own"
+        "--img-size", type=int, nargs="+", help="side, or height and width; left out, the weights' own"
     )
-    convert.add_argument("--in_chans", type=int, help="1 or 3; left out, the weights' own")
-    convert.add_argument("--num_heads", type=int, help="where the weights do not tell")
+    convert.add_argument("--in-chans", type=int, help="1 or 3; left out, the weights' own")
+    convert.add_argument("--num-heads", type=int, help="where the weights do not tell")
     convert.add_argument("--partial", action="store_true", help="take weights that lack or have more than an encoder")
-    commands.add_subcommand("convert", convert, help="published weights to safetensors and config.json")
+    commands.add_subcommand("convert", convert)
 
 
 def run_export_command(weights: str, out: str, img_size: int | None, keep: str | None, **options) -> int:

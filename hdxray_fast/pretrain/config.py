@@ -21,7 +21,7 @@ class PretrainConfig(TrainingConfig):
             tar archive, or a prepared data set.
         images: folder that relative paths in the manifest start from; the manifest's own by default.
         cache: folder for canvases and contours computed once; ``<out>/cache`` by default.
-        model: encoder preset, see ``list_encoders()``.
+        model: encoder preset: ``vit_tiny_patch16``, and likewise small, base, large and huge; or with ``stem64``.
         decoder: ``cross`` predicts a share of the masked patches by cross-attention (CrossMAE); ``self`` is MAE's.
         decoder_embed_dim: width of the decoder; 512 by default, 192 for tiny encoders.
         decoder_depth: blocks of the decoder; 8 by default, 4 for tiny encoders.

@@ -30,7 +30,7 @@ class PlanConfig:
     Args:
         images: how many radiographs; taken from ``data`` if that is given.
         data: a prepared data set, to take the number of images, their contours and their padding from.
-        model: encoder preset, see ``list_encoders()``.
+        model: encoder preset: ``vit_tiny_patch16``, and likewise small, base, large and huge; or with ``stem64``.
         decoder: ``cross`` or ``self``.
         decoder_embed_dim: width of the decoder; as for ``pretrain`` by default: 512, and 192 for tiny encoders.
         decoder_depth: blocks of the decoder; 8 by default, 4 for tiny encoders.

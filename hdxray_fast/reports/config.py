@@ -27,7 +27,7 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
 
     Args:
         data: ``annotation.json`` of R2Gen, a CSV with images and reports, the folder of IU X-ray's XML reports or of
-            MIMIC-CXR; see ``read_studies``.
+            MIMIC-CXR, as ``layout`` says.
         images: folder that relative image paths start from.
         layout: ``r2gen``, ``csv``, ``iu-xray`` or ``mimic-cxr``; told by what ``data`` is by default.
         sections: ``findings``, ``impression`` or ``both``.

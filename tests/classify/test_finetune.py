@@ -670,9 +670,9 @@ def test_several_values_on_the_command_line():
 def test_two_processes_train_one_model(data, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
     command += ["-m", "hdxray_fast", "finetune", "--data", str(data / "labels.csv"), "--weights", str(data / "weights")]
-    common = ["--contour", "rectangle", "--epochs", "3", "--batch_size", "4", "--workers", "0", "--threads", "1"]
+    common = ["--contour", "rectangle", "--epochs", "3", "--batch-size", "4", "--workers", "0", "--threads", "1"]
     common += ["--tensorboard", "false", "--bootstraps", "5", "--augment", "rand", "--lr", "0.001"]
-    common += ["--drop_path", "0.3", "--mixup", "0.4"]
+    common += ["--drop-path", "0.3", "--mixup", "0.4"]
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "two"), *common],
         capture_output=True, text=True, timeout=300, env={**os.environ, "ACCELERATE_USE_CPU": "true"},

@@ -38,7 +38,7 @@ def commands(tmp_path, monkeypatch):
 
 
 def words_of(commands: Commands, command: str, out: Path) -> list[str]:
-    words = [*commands.words(command), "--workers", "0", "--batch_size", "2"]
+    words = [*commands.words(command), "--workers", "0", "--batch-size", "2"]
     words[words.index("--out") + 1] = str(out if command == "evaluate" else out / "out.csv")
     return words
 

@@ -369,7 +369,7 @@ def test_the_commands(manifest, tmp_path, capsys):
     arguments = ["--data", str(manifest), "--split", "all", "--out", str(tmp_path / "e"), "--workers", "0"]
     assert main(["evaluate", "--model", model, *arguments]) == 2
     assert "--split: the model was trained or validated on" in (told := capsys.readouterr().err)
-    assert "give --allow_training_patients" in told
+    assert "give --allow-training-patients" in told
     arguments.append("--allow-training-patients")
     assert main(["evaluate", "--model", model, "--bootstraps", "5", "--precision", "bf16", *arguments]) == 0
     assert json.loads((tmp_path / "e" / "metrics.json").read_text())["precision"] == "bf16"

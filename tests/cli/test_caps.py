@@ -72,7 +72,7 @@ def test_a_file_that_hangs_or_grows_costs_itself_alone(command, tmp_path, unruly
 
 
 def run(command: str, commands: Commands, capsys) -> None:
-    words = [*commands.words(command), "--workers", "2", "--timeout", "4", "--max_memory", "1024"]
+    words = [*commands.words(command), "--workers", "2", "--timeout", "4", "--max-memory", "1024"]
     capsys.readouterr()
     began = time.monotonic()
     assert main(words) == 0, capsys.readouterr().err

@@ -58,7 +58,7 @@ def test_contour_writes_pictures(radiographs, tmp_path):
 def test_demo_goes_from_dicom_to_panel(tmp_path, capsys):
     pytest.importorskip("pydicom")
     pytest.importorskip("data_store")
-    assert main(["demo", "--steps", "3", "--img_size", "640", "--out", str(tmp_path / "demo")]) == 0
+    assert main(["demo", "--steps", "3", "--img-size", "640", "--out", str(tmp_path / "demo")]) == 0
     metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
     assert metrics["tokens_total"] == 1600 and 0 < metrics["tokens_kept"] < 400
     assert {"loss_first", "loss_last", "seconds_per_step", "peak_rss_mib", "inside_share", "contour_confidence"} <= set(

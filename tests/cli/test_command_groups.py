@@ -16,7 +16,6 @@ from hdxray_fast.classify.label_presets import PRESETS
 from hdxray_fast.classify.label_settings import LabelSettings
 from hdxray_fast.classify.labels import read_labels
 from hdxray_fast.classify.probe_config import ProbeConfig
-from hdxray_fast.cli.classify import LISTS
 from hdxray_fast.cli.main import GROUPS, main
 from hdxray_fast.errors import ConfigError
 from hdxray_fast.models.encoder_config import KEEPS
@@ -45,22 +44,15 @@ def test_a_group_runs_the_commands_that_it_is_listed_with(group):
     assert set(importlib.import_module(f"hdxray_fast.cli.{group}").COMMANDS) == set(GROUPS[group])
 
 
-def test_help_lists_every_command(capsys):
-    with pytest.raises(SystemExit) as left:
-        main(["--help"])
-    assert left.value.code == 0
-    listed = capsys.readouterr().out
-    for commands in GROUPS.values():
-        for command in commands:
-            assert f"\n    {command} " in listed, command
-
-
 @pytest.mark.parametrize("command", [command for commands in GROUPS.values() for command in commands])
 def test_each_command_describes_itself(command, capsys):
     with pytest.raises(SystemExit) as left:
         main([command, "--help"])
     assert left.value.code == 0
-    assert f"hdxray-fast [options] {command}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert told.startswith(f"usage: hdxray-fast {command} ")
+    examples = told.partition("\nExamples:\n")[2].splitlines()
+    assert command == "report" or examples
 
 
 def test_a_command_imports_its_own_group_alone():
@@ -97,10 +89,6 @@ def test_labels_are_read_as_the_settings_say_by_default(config):
     told = config(data="labels.csv", out="out", weights="model")
     for setting in dataclasses.fields(LabelSettings):
         assert getattr(told, setting.name) == defaults[setting.name].default, setting.name
-
-
-def test_settings_that_take_several_values_are_known_to_the_command_line():
-    assert {"classes", "seeds", "label_fractions"} == LISTS
 
 
 def test_what_a_report_model_is_stands_in_its_training(tmp_path):

@@ -139,7 +139,7 @@ def test_a_key_that_is_none_is_refused_before_settings_are_written(tmp_path, cap
     (out / DRAWN_FILE).unlink()  # which is read with the key, before
     (out / "seen.key").write_text(FOREIGN)
     before = (out / "config.json").read_bytes()
-    assert main([*words, "--resume", "auto", "--save_every", "7"]) == 2
+    assert main([*words, "--resume", "auto", "--save-every", "7"]) == 2
     assert "seen.key: is no key" in capsys.readouterr().err
     assert (out / "config.json").read_bytes() == before
 

@@ -118,7 +118,7 @@ def test_folders_and_members_of_archives(tmp_path, capfd):
             plain.add(path, f"in/{name}")
             packed.add(path, f"in/{name}")
     words = ["prepare", str(folder), str(tmp_path / "some.tar"), "--out", str(tmp_path / "set"), "--size", "64"]
-    words += ["--view", "any", "--contour", "rectangle", "--keep_duplicates", "--workers", "1"]
+    words += ["--view", "any", "--contour", "rectangle", "--keep-duplicates", "--workers", "1"]
     assert main(words) == 0, capfd.readouterr().err
     names = hx.PreparedSet(tmp_path / "set").sources()
     assert set(names) == {*paths, *(f"{tmp_path}/some.tar::in/{name}" for name in ODD)} | {

@@ -200,7 +200,7 @@ def test_calls_that_must_wait_for_a_result_are_asked_for_again(pool):
 def test_limits_on_what_is_listed(image, tmp_path):
     (tmp_path / "a.zip").write_bytes(zip_of({f"{n}.png": image for n in range(4)}))
     assert len(list_members(tmp_path / "a.zip", max_members=4)) == 4
-    with pytest.raises(ImageReadError, match="lists more than 3 files; --max_members allows more"):
+    with pytest.raises(ImageReadError, match="lists more than 3 files; --max-members allows more"):
         list_members(tmp_path / "a.zip", max_members=3)
     record = pax_record(b"path", b"n" * 5000)
     long = tar_header(b"x", len(record), b"x") + record.ljust(5120, b"\0") + tar_header(b"a.png", 0) + bytes(1024)

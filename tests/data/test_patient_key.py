@@ -62,7 +62,7 @@ def test_a_set_that_was_begun_with_its_key_inside_goes_on_and_is_told(films, tmp
     beside(out).rename(out / "patient.key")
     dicom(films / "b.dcm", draw_radiograph(1), PatientID="4711")
     words = ["prepare", str(films), "--out", str(out), "--size", "96", "--workers", "0", "--contour", "rectangle"]
-    assert main([*words, "--shard_size", "4", "--add"]) == 0, capsys.readouterr().err
+    assert main([*words, "--shard-size", "4", "--add"]) == 0, capsys.readouterr().err
     assert f"move it to {beside(out)}" in capsys.readouterr().out
     assert PreparedSet(out).index.column("patient").to_pylist() == before * 2
     (out / "patient.key").unlink()

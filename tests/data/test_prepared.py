@@ -283,8 +283,8 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(folder, tmp_path):
     prepare([folder], tmp_path / "whole")
     command = [
         sys.executable, "-m", "hdxray_fast", "prepare", str(folder), "--out", str(tmp_path / "set"),
-        "--size", str(SIZE), "--workers", "1", "--shard_size", "4", "--contour", "rectangle",
-        "--patient_key", str(tmp_path / "whole.patient.key"),
+        "--size", str(SIZE), "--workers", "1", "--shard-size", "4", "--contour", "rectangle",
+        "--patient-key", str(tmp_path / "whole.patient.key"),
     ]  # fmt: skip
     rng = np.random.default_rng(0)
     for _ in range(4):

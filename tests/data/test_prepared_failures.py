@@ -49,8 +49,8 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(made, limit):
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "from hdxray_fast.cli.main import main; sys.exit(main(sys.argv[1:]))",
-        "prepare", str(root / "xrays"), "--out", str(out), "--size", str(SIZE), "--workers", "0", "--shard_size",
-        "1" if limit == 30_000 else "4", "--contour", "rectangle", "--patient_key", str(key),
+        "prepare", str(root / "xrays"), "--out", str(out), "--size", str(SIZE), "--workers", "0", "--shard-size",
+        "1" if limit == 30_000 else "4", "--contour", "rectangle", "--patient-key", str(key),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr

@@ -194,8 +194,8 @@ def test_other_commands_leave_chunks_alone(prepared, tmp_path):
 def test_pretraining_takes_chunks(prepared, tmp_path, shuffle):
     out = tmp_path / "chunks"
     write_stream(prepared, out, chunk_bytes=TWO_IMAGES)
-    words = ["--img_size", str(SIZE), "--model", "vit_tiny_patch16", "--steps", "2", "--batch_size", "2"]
-    words += ["--decoder_embed_dim", "32", "--decoder_depth", "1", "--workers", "0", "--shuffle", shuffle]
+    words = ["--img-size", str(SIZE), "--model", "vit_tiny_patch16", "--steps", "2", "--batch-size", "2"]
+    words += ["--decoder-embed-dim", "32", "--decoder-depth", "1", "--workers", "0", "--shuffle", shuffle]
     words += ["--contour", "rectangle", "--augment", "false"]
     assert main(["pretrain", "--data", str(out), "--out", str(tmp_path / "run"), *words]) == 0
     assert (tmp_path / "run" / "model" / "model.safetensors").is_file()

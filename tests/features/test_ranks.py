@@ -45,7 +45,7 @@ def test_ranks_make_the_rows_of_one_process(command, count, tmp_path):
 
     def made(folder: str, count: int) -> tuple[dict[str, bytes], list[str]]:
         out = tmp_path / folder
-        words = [*commands.words(command), "--workers", "0", "--batch_size", "2"]
+        words = [*commands.words(command), "--workers", "0", "--batch-size", "2"]
         words[words.index("--out") + 1] = str(out if command == "evaluate" else out / "out.csv")
         said = ranks(words, count)
         assert not list(Path(out).glob("*.parts"))

@@ -167,7 +167,7 @@ def main() -> None:
 
     for form in ("raw", "png"):
         options = ["--size", str(SIZE), "--format", form, "--contour", "rectangle", "--workers", "0", "--out", form]
-        subprocess.run([*command, "prepare", "images", *options, "--patient_key", "key"], check=True)
+        subprocess.run([*command, "prepare", "images", *options, "--patient-key", "key"], check=True)
     expected["probabilities"] = Path("predictions.csv").read_text().splitlines()
     Path("predictions.csv").unlink()
     for spent in [*Path(".").glob("whole_*"), *Path(".").glob("[!w]*/cache")]:  # a cache is made anew at another place

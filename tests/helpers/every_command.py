@@ -16,7 +16,7 @@ from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, save_c
 SIZE = 64
 SPLITS = ("train", "train", "val", "test")
 NET = {"img_size": SIZE, "depth": 1, "embed_dim": 24, "num_heads": 3, "contour": "rectangle"}
-TRAINED = f"--steps 2 --batch_size 2 --img_size {SIZE} --contour rectangle --tensorboard false --threads 1".split(" ")
+TRAINED = f"--steps 2 --batch-size 2 --img-size {SIZE} --contour rectangle --tensorboard false --threads 1".split(" ")
 REPORT = {"width": 16, "heads": 2, "ffn": 16, "layers": 1, "visual_tokens": 4, "max_length": 12, "num_beams": 1}
 
 
@@ -64,25 +64,25 @@ class Commands:
             return ["predict", images, "--model", str(self.classifier()), "--out", out]
         if command == "evaluate":
             words = ["evaluate", "--data", str(self.labels()), "--images", images, "--model", str(self.classifier())]
-            return [*words, "--split", "all", "--out", out, "--bootstraps", "0", "--max_bad_share", "0.5"]
+            return [*words, "--split", "all", "--out", out, "--bootstraps", "0", "--max-bad-share", "0.5"]
         if command == "probe":
             words = ["probe", "--data", str(self.labels()), "--images", images, "--weights", str(self.encoder())]
-            return [*words, "--out", out, "--bootstraps", "0", "--max_bad_share", "0.5"]
+            return [*words, "--out", out, "--bootstraps", "0", "--max-bad-share", "0.5"]
         if command == "finetune":
             words = ["finetune", "--data", str(self.labels()), "--images", images, "--weights", str(self.encoder())]
             steps = [*TRAINED[2:], "--epochs", "1"]
-            return [*words, "--out", out, *steps, "--bootstraps", "0", "--max_bad_share", "0.5"]
+            return [*words, "--out", out, *steps, "--bootstraps", "0", "--max-bad-share", "0.5"]
         if command == "pretrain":
-            net = ["--model", "vit_tiny_patch16", "--decoder_embed_dim", "64", "--decoder_depth", "1"]
+            net = ["--model", "vit_tiny_patch16", "--decoder-embed-dim", "64", "--decoder-depth", "1"]
             return ["pretrain", "--data", images, "--out", out, *TRAINED, *net]
         studies = ["--data", str(self.studies()), "--images", images]
         if command == "report train":
-            net = ["--encoder", "vit_tiny_patch16", "--encoder_lr", "0", "--min_frequency", "1"]
+            net = ["--encoder", "vit_tiny_patch16", "--encoder-lr", "0", "--min-frequency", "1"]
             net += [word for name, value in REPORT.items() for word in (f"--{name}", str(value))]
-            return ["report", "train", *studies, "--out", out, *TRAINED, *net, "--validate_split", "train"]
+            return ["report", "train", *studies, "--out", out, *TRAINED, *net, "--validate-split", "train"]
         if command == "report generate":
             model = str(self.root / "report" / "model")
-            return ["report", "generate", images, "--model", model, "--out", out, "--num_beams", "1", "--pictures", "2"]
+            return ["report", "generate", images, "--model", model, "--out", out, "--num-beams", "1", "--pictures", "2"]
         raise ValueError(command)
 
     def out(self, command: str) -> Path:

@@ -586,7 +586,7 @@ def test_convert_writes_a_model_folder(tmp_path, capsys):
     images = torch.rand(1, 3, 64, 64)
     assert torch.equal(values(again, images), values(twin, images))
     out = str(tmp_path / "other")
-    argv = ["convert", str(path), out, "--num_heads", "3", "--img_size", "96", "64", "--in_chans", "1"]
+    argv = ["convert", str(path), out, "--num-heads", "3", "--img-size", "96", "64", "--in-chans", "1"]
     assert main(argv) == 0
     assert main(argv) == 0  # what it wrote itself is replaced
     assert hx.load_model(out).config.img_size == (96, 64)
@@ -637,7 +637,7 @@ def test_convert_takes_partial_weights_if_told(tmp_path):
     tensors = small().state_dict()
     del tensors["norm.bias"]
     path = save(tmp_path / "vit.pth", tensors)
-    argv = ["convert", str(path), str(tmp_path / "out"), "--num_heads", "3"]
+    argv = ["convert", str(path), str(tmp_path / "out"), "--num-heads", "3"]
     assert main(argv) == 2
     assert main([*argv, "--partial"]) == 0
     assert hx.load_model(tmp_path / "out").norm.bias.eq(0).all()

@@ -60,11 +60,11 @@ def list_members(archive: Path, max_members: int = MAX_MEMBERS) -> list[Member]:
         for count, member in enumerate(_each_member(archive)):
             names += len(member.name)
             if count == max_members:
-                raise DamagedArchive(f"it lists more than {max_members} files; --max_members allows more")
+                raise DamagedArchive(f"it lists more than {max_members} files; --max-members allows more")
             if len(member.name) > NAME_LENGTH or "\0" in member.name:
                 raise DamagedArchive(f"a name in it is longer than {NAME_LENGTH} characters, or no name")
             if names > MEAN_NAME_LENGTH * max_members:
-                raise DamagedArchive("the names in it are too long; --max_members allows for more")
+                raise DamagedArchive("the names in it are too long; --max-members allows for more")
             members.pop(member.name, None)  # the last of a name counts, and has its place, as where tar unpacks
             members[member.name] = member
     except FileNotFoundError:
