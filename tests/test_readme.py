@@ -70,14 +70,14 @@ def test_the_shell_finds_the_program_where_make_puts_it():
 SMALL = {
     "prepare": f"--size {SIZE} --contour rectangle --view any --workers 1",
     "plan": "",
-    "pretrain": f"{' '.join(TRAINED)} --model vit_tiny_patch16 --decoder_depth 1 --decoder_embed_dim 64",
+    "pretrain": f"{' '.join(TRAINED)} --model vit_tiny_patch16 --decoder-depth 1 --decoder-embed_dim 64",
     "probe": "--bootstraps 0",
     "finetune": f"{' '.join(TRAINED[2:])} --epochs 1 --bootstraps 0",
     "predict": "",
     "embed": "",
-    "report train": f"{' '.join(TRAINED)} --min_frequency 1 " + " ".join(f"--{n} {v}" for n, v in REPORT.items()),
-    "report generate": "--num_beams 1 --pictures 1",
-    "report evaluate": "--bootstraps 0 --meteor false --allow_training_patients",  # toys are alike
+    "report train": f"{' '.join(TRAINED)} --min-frequency 1 " + " ".join(f"--{n} {v}" for n, v in REPORT.items()),
+    "report generate": "--num-beams 1 --pictures 1",
+    "report evaluate": "--bootstraps 0 --meteor false --allow-training_patients",  # toys are alike
     "contour": f"--method rectangle --size {SIZE}",
     "doctor": "",
 }

@@ -376,9 +376,7 @@ class FinetuneTask(Task):
     def _unreadable(self, batch: dict, split: str) -> list[tuple[int, int, tuple]]:
         """Place of the split, number in it, and what :class:`SetAside` is told, of a batch's unreadable images."""
         rows, images = zip(batch["index"].tolist(), batch["error"], strict=True), self.images[split]
-        return [
-            (SPLITS.index(split), row, (images.source(row), *error.split(": ", 1))) for row, error in rows if error
-        ]
+        return [(SPLITS.index(split), row, (images.source(row), *error.split(": ", 1))) for row, error in rows if error]
 
     def _note_of_all(self, training: Training, bad: list[tuple[int, int, tuple]]) -> None:
         """What any process could not read, noted by the main one in the order of the images."""

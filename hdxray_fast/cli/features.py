@@ -11,8 +11,8 @@ from .options import add_reading
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
     features = parser_class(
-        exit_on_error=False,
         description="Pictures of patch features: components as colours, likeness to a patch, attention.",
+        examples=["features images/ --weights runs/first --out features"],
     )
     features.add_argument("paths", nargs="+", help="radiographs, folders, CSV manifests, or a prepared data set")
     features.add_argument("--weights", required=True, help="a model folder of this package, or other published weights")
@@ -20,13 +20,16 @@ def add_commands(commands, parser_class) -> None:
     at = "x and y in canvas pixels: the patch that others are compared with; left out, that of the first component"
     features.add_argument("--at", type=int, nargs=2, help=at)
     features.add_argument("--keep", help="valid or contour; left out, the encoder's")
-    features.add_argument("--img_size", type=int, help="canvas side, pixels; left out, the encoder's")
+    features.add_argument("--img-size", type=int, help="canvas side, pixels; left out, the encoder's")
     features.add_argument("--most", type=int, default=64, help="radiographs to draw; of more, some at even distances")
     add_reading(features)
     features.add_argument("--device", help="where the encoder runs; left out, a GPU if there is one")
     commands.add_subcommand("features", features, help="what an encoder sees in radiographs, as pictures")
 
-    similar = parser_class(exit_on_error=False, description="The radiographs of a table of features most like one.")
+    similar = parser_class(
+        description="The radiographs of a table of features most like one.",
+        examples=["similar chest.dcm --in features.parquet --weights runs/first --out similar"],
+    )
     similar.add_argument("query", help="a radiograph: one of the table's, or any other with --weights")
     similar.add_argument("--in", required=True, help="the table that embed wrote, such as features.parquet")
     similar.add_argument("--images", help="folder that the table's radiographs are in now; left out, as the table says")

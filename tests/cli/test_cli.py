@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -99,3 +102,13 @@ def test_contour_never_reads_its_own_overlays(radiographs):
         assert main(["contour", str(radiographs), "--out", str(radiographs / "out"), "--method", "rectangle"]) == 0
     assert main(["contour", str(radiographs), "--out", str(radiographs / "new"), "--method", "rectangle"]) == 0
     assert len(list((radiographs / "new").rglob("*.contour.json"))) == 5
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """``hdxray-fast doctor | head -1``."""
+    code = "import sys; from hdxray_fast.cli.main import main; sys.exit(main(['doctor']))"
+    told = subprocess.run(
+        f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -c 1",
+        shell=True, executable="/bin/bash", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert len(told.stdout) == 1 and not told.stderr
