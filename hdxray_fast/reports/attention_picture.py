@@ -134,12 +134,13 @@ def draw_attention(
     if len(pictures) > 2:
         _add_scale(figure, axes[2:4], 0, pictures[2][2], "difference from the mean, in even shares")
     with written_whole(path, durable=False) as temporary:
-        figure.savefig(temporary, format="png")
+        figure.savefig(temporary, format="png", bbox_inches="tight", pad_inches=0.05)
     return path
 
 
 def _full_colour(values: np.ndarray) -> float:
-    return max(float(np.nanmax(np.abs(values))), LEAST_DIFFERENCE)
+    """The 99th percentile: one hot patch leaves the others their colours."""
+    return max(float(np.nanpercentile(np.abs(values), 99)), LEAST_DIFFERENCE)
 
 
 def _add_scale(figure, axes, middle: int, full: float, label: str) -> None:
