@@ -34,6 +34,7 @@ from .batches import PlannedBatch, planned
 from .blocks import blocks_ahead, node_count
 from .config import PretrainConfig
 from .reconstruction import prune_pictures, reconstruction_picture
+from .start import new_model, started_model
 
 
 @dataclass
@@ -97,6 +98,8 @@ def run_pretraining(
         refuse_foreign_cache(cache, config.img_size, config.contour)
         on_main(list_sources, config.process_timeout)
     with training.claimed():
+        if task.loaded:
+            training.print(task.loaded)
         if images is None:
             images, _ = read_images(training, sources, cache, size=config.img_size, contour=config.contour)
         task.use(images)
@@ -119,6 +122,8 @@ class PretrainTask(Task):
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config
+        self.loaded = ""  # what became of the weights it starts from
+        self._settings: dict | None = None  # of the model, once there is one
         self.nodes = node_count(config)
         self.images: PreparedSet | PreparedSubset | None = None
         self.baseline = math.nan
@@ -141,18 +146,14 @@ class PretrainTask(Task):
         )
 
     def build(self) -> MaskedAutoencoder:
-        config = self.config
-        width, depth = config.decoder_size
-        model = create_mae(
-            config.model,
-            decoder=config.decoder,
-            img_size=config.img_size,
-            norm_pix_loss=config.norm_pix_loss,
-            decoder_embed_dim=width,
-            decoder_depth=depth,
-            contour=config.contour,
-        )
-        self.predict = config.predict or model.default_predict
+        if self._settings is not None:  # again: the weights it began with may be gone
+            model = create_mae(**self._settings)
+        elif self.config.weights is None:
+            model = new_model(self.config)
+        else:
+            model, self.loaded = started_model(self.config)
+        self._settings = model.config
+        self.predict = self.config.predict or model.default_predict
         return model
 
     def peak_lr(self, images: int) -> float:

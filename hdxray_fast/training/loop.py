@@ -31,7 +31,7 @@ from .checkpoints import whole_state
 from .config import TrainingConfig
 from .graphs import graphs_for, why_not_recorded
 from .late import Feed
-from .optimizer import averaged_weights, warmup_cosine
+from .optimizer import averaged_weights
 from .pace import Pace
 from .processes import (
     checkpoint_activations,
@@ -249,9 +249,8 @@ class Training:
         result = TrainingResult()
         self._distribute()
         self.ema = averaged_weights(self.model, self.config.ema)
-        if self.config.resume == "auto":
-            go_on(self)
-        on_main(lambda: self.folder.begin(self.step, self.task.data_record), self.config.process_timeout)
+        ended = "ended" if self.config.resume == "auto" and go_on(self) else "damaged"
+        on_main(lambda: self.folder.begin(self.step, self.task.data_record, ended), self.config.process_timeout)
         result.start, self._saves = self.step, Saves(self)
         start_trackers(self.accelerator, self.config, self.out, self.step)
         bar = self.bar(total=self.config.steps, initial=self.step, unit="step", desc=self.task.label)
@@ -333,11 +332,12 @@ class Training:
         step = self._make_step()
         self.wrapped.train()
         stop, paused, alone = False, 0.0, self.accelerator.num_processes == 1
+        common = config.common_steps(config.steps)
         self._saves.begin()
         while self.step < config.steps and not stop:
             began = time.perf_counter()
             self._seed_step()
-            rate = self.peak * warmup_cosine(self.step, config.steps, config.warmup)
+            rate = self.peak * config.rate(self.step)
             micro, waited = feed.take()
             ask = step.run(micro, rate, self._flags)
             running = Running(self.step + 1, rate, micro, waited, paused, ask)
@@ -357,7 +357,8 @@ class Training:
             if "unwritten" in raised:
                 self._saves.tell()
             stop = "stop" in raised
-            if done or stop or "save" in raised or (config.save_every and self.step % config.save_every == 0):
+            due = bool(config.save_every and self.step % config.save_every == 0) or self.step == common
+            if done or stop or due or "save" in raised:
                 self._under_way.log(behind=0)  # only of what is known to be finite
                 saved = time.perf_counter()
                 if done or not stop:  # who stops has little time

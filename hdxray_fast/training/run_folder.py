@@ -144,10 +144,13 @@ class RunFolder:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def begin(self, step: int, record: DataRecord | None) -> None:
-        """Before a run goes on from ``step``: nothing that lies after it is left, and its data is written down."""
+    def begin(self, step: int, record: DataRecord | None, why: str = "damaged") -> None:
+        """Before a run goes on from ``step``: nothing that lies after it is left, and its data is written down.
+
+        ``why`` checkpoints after it are passed over, as a word before their names.
+        """
         self.cut_log(step)
-        set_aside_after(self.checkpoints, step)
+        set_aside_after(self.checkpoints, step, why)
         if record is not None:
             record.write(self.path)
 

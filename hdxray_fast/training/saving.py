@@ -173,6 +173,7 @@ class Saves:
         record, scaler = task.data_record, training.accelerator.scaler
         state = {
             "step": training.step,
+            "steps": training.config.steps,
             "data": task.fingerprint,
             "record": None if record is None else record.digest,
             "images_per_step": training.images_per_step,
@@ -202,4 +203,4 @@ class Saves:
 
 
 def _prune(root: Path, config: TrainingConfig) -> None:
-    prune_checkpoints(root, config.keep_checkpoints, config.keep_every)
+    prune_checkpoints(root, config.keep_checkpoints, config.keep_every, config.common_steps(config.steps))
