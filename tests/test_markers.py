@@ -133,6 +133,8 @@ CONFIGS = {
     "JSON": '{"zzmark": {"zzmark": "zzmark"}}',
     "no UTF-8": b"\xff\xfezzmark",
     "open": "a: [zzmark\nb: }",
+    "a tag": "steps: !!python/name:zzmark.zzmark 1\n",
+    "a tag that fits not": "steps: !!binary zzmark\n",
 }
 
 
