@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 
@@ -35,9 +35,7 @@ def read_generic(
     image = _require(frame, path, PATH_COLUMNS, "the image's path")
     patient = find_column(frame.columns, PATIENT_COLUMNS)
     split = _split_column(frame, path)
-    for column in filter(None, (image, patient)):
-        if (blank := frame[column].fillna("").str.strip() == "").any():
-            raise ConfigError(f"{path}: row {_first(blank)} has nothing in the column {column!r}")
+    require_cells(frame, path, filter(None, (image, patient)))
     notes = [] if patient else ["no patient column: every image counts as a patient of its own"]
     named = find_column(frame.columns, ["label"])
     if multiclass and named is not None:
@@ -242,6 +240,13 @@ def require_columns(frame, path: Path, names: Sequence[str]) -> None:
     """Raise a ConfigError that names the file and its columns if one is missing."""
     if missing := [name for name in names if name not in frame.columns]:
         raise ConfigError(f"{path}: has no column {missing[0]!r}; {columns_in_words(frame.columns, names)}")
+
+
+def require_cells(frame, path: Path, columns: Iterable[str]) -> None:
+    """Raise a ConfigError that names the row if a cell of these columns is blank: ids and names of files."""
+    for column in columns:
+        if (blank := frame[column].fillna("").str.strip() == "").any():
+            raise ConfigError(f"{path}: row {_first(blank)} has nothing in the column {column!r}")
 
 
 def _under(root: Path, name: str) -> Path:

@@ -24,10 +24,10 @@ from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..models.encoder import Encoder
 from ..models.inference import find_precision
 from ..models.inputs import encoder_inputs, view_of
-from ..ranks import from_main
+from ..ranks import from_main, on_main
 from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
-from ..training.processes import on_main, weights_from_main
+from ..training.processes import weights_from_main
 from ..training.run_images import open_prepared, read_images
 from ..training.task import Task
 from ..weights.create import create_encoder
@@ -291,7 +291,7 @@ class FinetuneTask(Task):
         if best is None:
             raise TrainingError("no validation gave a finite loss, so no model was chosen; lower lr")
         model = self.build()
-        on_main(accelerator, lambda: self.best_model.load(model))
+        on_main(lambda: self.best_model.load(model), self.config.process_timeout)
         model.encoder.set_drop_path(0.0)
         model = model.to(accelerator.device).eval()
         weights_from_main(accelerator, model)

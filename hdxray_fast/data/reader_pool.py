@@ -178,12 +178,8 @@ def _in_workers(
     workers, max_memory = within_memory(workers, max_memory, memory_limit(), resident_memory(), others)
     # loky's processes start fresh: a fork would copy the locks of running thread pools. Unlike multiprocessing's, they
     # do not run the caller's script again where it lacks an `if __name__ == "__main__"`.
-    pool = make_pool(
-        workers,
-        initializer=limit_memory,
-        initargs=(max_memory,),
-        context=get_context("loky"),
-    )
+    context = LocksKept(get_context("loky"))
+    pool = make_pool(workers, initializer=limit_memory, initargs=(max_memory,), context=context)
     waiting: deque = deque()  # what results are due of, in order
     running: set = set()  # of it, calls that are not known to have ended
     ended: SimpleQueue = SimpleQueue()  # calls, as they end; the pool's threads put them there
@@ -223,6 +219,24 @@ def _in_workers(
     finally:
         pool.stop()  # kills what still runs
         pool.join()
+
+
+class LocksKept:
+    """A context for processes whose locks are there as long as it is.
+
+    The pool drops its own before it stops its workers. One that is just starting then, as happens where there are few
+    files, would find none and print a traceback.
+    """
+
+    def __init__(self, context) -> None:
+        self._context, self._locks = context, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def RLock(self):
+        self._locks.append(self._context.RLock())
+        return self._locks[-1]
 
 
 def _outcome(future, timeout: float, max_memory: int):

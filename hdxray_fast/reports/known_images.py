@@ -78,6 +78,6 @@ def read_known_images(path: Path) -> dict[str, set[str]] | None:
         with open_regular(path, "r", newline="", encoding="utf-8") as stream:
             for row in read_table(stream, NAMES, COLUMNS):
                 known[row["known_by"]].add(row["study"])
-    except (OSError, UnicodeError, csv.Error, KeyError) as error:
-        raise ConfigError(f"{path}: is damaged; remove it to go without, or generate again") from error
+    except (OSError, UnicodeError, csv.Error, KeyError):  # the last holds a cell
+        raise ConfigError(f"{path}: is damaged; remove it to go without, or generate again") from None
     return known

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -136,3 +137,24 @@ def test_workers_and_caches_agree(radiographs, tmp_path):
 
 def test_how_many_workers():
     assert worker_count(0) == 0 and worker_count(3) == 3 and worker_count(-1) >= 1
+
+
+def test_locks_are_there_until_the_last_worker_has_ended(monkeypatch):
+    """One that is only starting when the last file is done takes them up, and would print a traceback without."""
+    synchronize = pytest.importorskip("loky.backend.synchronize")
+    manager = pytest.importorskip("pebble.pool.process").WorkerManager
+    stop, unlink, events = manager.force_stop_workers, synchronize.sem_unlink, []
+
+    def noted(event, function):
+        def call(*arguments):
+            events.append(event)
+            return function(*arguments)
+
+        return call
+
+    gc.collect()  # locks of other pools
+    monkeypatch.setattr(manager, "force_stop_workers", noted("stopped", stop))
+    monkeypatch.setattr(synchronize, "sem_unlink", noted("unlinked", unlink))
+    assert list(call_in_order(abs, [(-1,)], workers=1)) == [1]
+    gc.collect()
+    assert events == ["stopped", "unlinked", "unlinked"]
