@@ -18,7 +18,7 @@ from ..data.quarantine import Quarantined
 from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..devices import find_device
-from ..errors import ArgumentError, ArgumentTypeError
+from ..errors import ArgumentError, ArgumentTypeError, ImageReadError
 from ..images.perceptual_hash import no_thumbnails
 from ..images.picture import readable
 from ..models.encoder import Encoder
@@ -61,6 +61,10 @@ class Embeddings:
 
     def __len__(self) -> int:
         return len(self.sources)
+
+    def __repr__(self) -> str:
+        count, width = self.features.shape
+        return f"Embeddings({count} rows of {width} numbers, {len(self.quarantined)} images that cannot be read)"
 
     @classmethod
     def join(cls, parts: Sequence[Embeddings], width: int) -> Embeddings:
@@ -123,6 +127,7 @@ def embed(
     Raises:
         ArgumentError, ArgumentTypeError: an argument is not as described.
         ConfigError: a path does not exist or names no image, or a cap is not above 0.
+        ImageReadError: not one of the images can be read; it names the first.
     """
     check_count("batch_size", batch_size)
     check_caps(timeout, max_memory)
@@ -139,9 +144,14 @@ def _embed(images, job: Embedder, batch_size: int, progress: bool, reading: dict
     if isinstance(images, Tensor) or (isinstance(images, np.ndarray) and images.ndim == 4):
         return job.tensor(torch.as_tensor(images), batch_size)
     jobs = list(_sources(images))
-    return Embeddings.join(
+    found = Embeddings.join(
         list(job.batches(jobs, batch_size=batch_size, progress=progress, **reading)), job.encoder.num_features
     )
+    if jobs and not len(found):
+        first = found.quarantined[0]
+        others = f" (none of {len(jobs) - 1} others can be read either)" if len(jobs) > 1 else ""
+        raise ImageReadError(first.path, first.reason + others)
+    return found
 
 
 class PooledFeatures(nn.Module):

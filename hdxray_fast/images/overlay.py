@@ -9,10 +9,11 @@ from ..names import escaped
 from .canvas import Canvas
 from .contour import Contour
 from .lettering import write_line
+from .panels import FLAGGED_COLOUR
 from .view import ChestView
 
 ACCEPTED = (200, 220, 60)  # BGR, turquoise: tells itself apart from grey values and from the flagged colour
-FLAGGED = (40, 120, 255)  # orange
+FLAGGED = FLAGGED_COLOUR  # orange
 TILE = 300  # px, side of a tile's picture
 
 
@@ -28,8 +29,7 @@ def draw_overlay(canvas: Canvas, contour: Contour, title: str = "") -> np.ndarra
         [S + caption, S, 3] uint8, BGR. Accepted contours are turquoise, flagged ones orange.
     """
     size = canvas.pixels.shape[0]
-    grey = canvas.pixels if canvas.pixels.dtype == np.uint8 else (canvas.pixels >> 8).astype(np.uint8)
-    picture = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)  # [S, S, 3]
+    picture = cv2.cvtColor(canvas.grey(), cv2.COLOR_GRAY2BGR)  # [S, S, 3]
     colour = FLAGGED if contour.flagged else ACCEPTED
     cells = contour.inside.shape[0]
     patch = size // cells
@@ -99,8 +99,7 @@ def contact_tile(canvas: Canvas, contour: Contour, name: str, tint: bool = True)
     Without ``tint`` the inside of the contour keeps its grey levels.
     """
     ratio = TILE / canvas.pixels.shape[0]
-    grey = canvas.pixels if canvas.pixels.dtype == np.uint8 else (canvas.pixels >> 8).astype(np.uint8)
-    picture = cv2.cvtColor(cv2.resize(grey, (TILE, TILE), interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
+    picture = cv2.cvtColor(cv2.resize(canvas.grey(), (TILE, TILE), interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
     colour = FLAGGED if contour.flagged else ACCEPTED
     if tint:
         inside = cv2.resize(contour.inside.astype(np.uint8), (TILE, TILE), interpolation=cv2.INTER_NEAREST)

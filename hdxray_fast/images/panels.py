@@ -13,7 +13,7 @@ from .lettering import write_line
 GUTTER = 12  # pixels between panels
 HEADER = 44  # pixels above each panel, for its title
 TITLE_COLOUR = (235, 235, 235)
-OUTLINE_COLOUR = (80, 220, 120)
+OUTLINE_COLOUR, FLAGGED_COLOUR = (80, 220, 120), (40, 120, 255)
 
 
 def masked_view(pixels: np.ndarray, keep_ids: np.ndarray, patch_size: int) -> np.ndarray:
@@ -62,17 +62,22 @@ def display_levels(pixels: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
 
 
-def contour_view(pixels: np.ndarray, inside: np.ndarray, polygon: np.ndarray | None = None) -> np.ndarray:
+def contour_view(
+    pixels: np.ndarray,
+    inside: np.ndarray,
+    polygon: np.ndarray | None = None,
+    colour: tuple[int, int, int] = OUTLINE_COLOUR,
+) -> np.ndarray:
     """The canvas with the patches inside the contour tinted and the contour drawn. ``[S, S, 3] uint8`` BGR."""
     view = cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
     area = _to_pixels(inside, pixels.shape[0] // inside.shape[0])
-    tinted = cv2.addWeighted(view, 0.8, np.full_like(view, OUTLINE_COLOUR), 0.2, 0)
+    tinted = cv2.addWeighted(view, 0.8, np.full_like(view, colour), 0.2, 0)
     view[area] = tinted[area]
     if polygon is None:
         outlines, _ = cv2.findContours(area.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     else:
         outlines = [np.rint(polygon).astype(np.int32)]
-    cv2.polylines(view, outlines, True, OUTLINE_COLOUR, 4, cv2.LINE_AA)
+    cv2.polylines(view, outlines, True, colour, 4, cv2.LINE_AA)
     return view
 
 
@@ -136,13 +141,24 @@ def tile(panels: list[np.ndarray], caption: str = "") -> np.ndarray:
     return np.concatenate([row, strip])
 
 
+def png_of(picture: np.ndarray) -> bytes:
+    """The PNG file of a picture ``[H, W]`` or ``[H, W, 3]`` BGR, uint8 or uint16."""
+    done, data = cv2.imencode(".png", picture)
+    assert done  # PNG encodes every such array
+    return data.tobytes()
+
+
+def notebook_png(picture: np.ndarray, caption: str = "", side: int = 640) -> bytes:
+    """:func:`png_of` a square picture of at most ``side`` pixels, with a line below it."""
+    if len(picture) > side:
+        picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+    return png_of(tile([picture], caption))
+
+
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """PNG by name; a failure to write is an ``OSError`` that names the file."""
-    done, data = cv2.imencode(".png", image)
-    if not done:  # pragma: no cover - PNG encodes every uint8 array
-        raise OSError(f"{path}: cannot encode the picture")
     with written_whole(Path(path), durable=False) as temporary:
-        temporary.write_bytes(data.tobytes())  # cv2.imwrite fails silently, and on non-ASCII paths on Windows
+        temporary.write_bytes(png_of(image))  # cv2.imwrite fails silently, and on non-ASCII paths on Windows
 
 
 def _titled(view: np.ndarray, title: str, side: int) -> np.ndarray:

@@ -202,10 +202,12 @@ def test_bad_input_is_named(folder):
             hx.embed(images, encoder)
     with pytest.raises(hx.ConfigError, match="nowhere"):
         hx.embed(folder / "nowhere", encoder)
-    only_bad = hx.embed(folder / "c.png", encoder)
-    assert len(only_bad) == 0
-    assert only_bad.features.shape == (0, 48)
-    assert len(only_bad.quarantined) == 1
+    with pytest.raises(hx.ImageReadError, match=r"c\.png: "):
+        hx.embed(folder / "c.png", encoder)
+    blank = np.zeros((64, 64), np.uint8)
+    with pytest.raises(hx.ImageReadError, match=r"^<array 0>: .*same value.* \(none of 1 others can be read either\)$"):
+        hx.embed([blank, blank], encoder)
+    assert len(hx.embed([], encoder)) == 0
 
 
 def test_standardisation_looks_at_valid_patches_alone():
