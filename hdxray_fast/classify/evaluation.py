@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.listing import list_images, manifest_patients
+from ..data.inputs import Input, inputs_of, list_inputs, prepared_among, require_prepared_for
+from ..data.listing import manifest_patients
 from ..data.quarantine import write_quarantine
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
@@ -40,10 +41,10 @@ def predict(
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
 ) -> Predictions:
-    """Probabilities of a saved classifier for files, folders or CSV manifests.
+    """Probabilities of a saved classifier for files, folders, CSV manifests or prepared data sets.
 
     Args:
-        paths: what to look at.
+        paths: what to look at; images of a prepared data set are called as the files that they were prepared from.
         model: a classifier, or the folder of one.
         batch_size, workers, device, progress, precision, compile, timeout, max_memory: as for
             :func:`hdxray_fast.embed`.
@@ -60,10 +61,10 @@ def predict(
             that is not above 0.
         CheckpointError: the folder holds no classifier, or a damaged one.
     """
-    model, files, patients = _what_is_asked(paths, model, timeout, max_memory)
+    model, inputs, patients = _what_is_asked(paths, model, timeout, max_memory)
     scorer = Scorer(model, classes, device, precision, compile)
     reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory}
-    found = predict_list(files, scorer, batch_size=batch_size, progress=progress, **reading)
+    found = predict_list(inputs, scorer, batch_size=batch_size, progress=progress, **reading)
     _tell_known(found, model, patients, progress)
     return found
 
@@ -115,7 +116,7 @@ def predict_files(
     if place.is_dir():
         raise ConfigError(f"out: {place} is a folder; name a CSV file, such as predictions.csv")
     make_folder(place.parent)  # now, and not after the last image
-    model, files, patients = _what_is_asked(paths, model, timeout, max_memory)
+    model, inputs, patients = _what_is_asked(paths, model, timeout, max_memory)
     scorer = Scorer(model, classes, share.device(device), precision, compile)
     done: list[Predictions] = []
 
@@ -125,7 +126,7 @@ def predict_files(
         done.append(found)
 
     waiting = predict_kept(
-        files, scorer, parts_of(place), write, share=share, batch_size=batch_size, workers=workers, progress=progress,
+        inputs, scorer, parts_of(place), write, share=share, batch_size=batch_size, workers=workers, progress=progress,
         timeout=timeout, max_memory=max_memory,
     )  # fmt: skip
     return PredictedFiles(done[0] if done else None, waiting or [])
@@ -134,8 +135,8 @@ def predict_files(
 def _what_is_asked(
     paths: str | os.PathLike | Sequence[str | os.PathLike], model: Classifier | str | os.PathLike, timeout: float,
     max_memory: int,
-) -> tuple[Classifier, list[str], dict[str, str]]:  # fmt: skip
-    """The model, the files, and the patients of those that manifests tell of."""
+) -> tuple[Classifier, list[Input], dict[str, str]]:  # fmt: skip
+    """The model, what it is to look at, and the patients of those that manifests tell of."""
     check_caps(timeout, max_memory)
     model = load_classifier(model) if isinstance(model, str | os.PathLike) else model
     if not isinstance(model, Classifier):
@@ -144,12 +145,13 @@ def _what_is_asked(
             "to_classifier) and the folder of one"
         )
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    files = list(dict.fromkeys(str(file) for name in names for file in list_images(name, argument="paths")))
+    inputs = list_inputs(names)
+    require_prepared_for(prepared_among(inputs).values(), model.encoder.img_size[0], model.config.contour)
     patients: dict[str, str] = {}
     for path in map(Path, names):  # before the first image: what is refused here costs no prediction
         if path.suffix.lower() == ".csv" and path.is_file():
             patients |= manifest_patients(path, "paths")
-    return model, files, patients
+    return model, inputs, patients
 
 
 def _tell_known(found: Predictions, model: Classifier, patients: dict[str, str], progress: bool) -> None:
@@ -180,6 +182,7 @@ def evaluate_files(
     out: str | os.PathLike,
     *,
     images: str | os.PathLike | None = None,
+    prepared: str | os.PathLike | None = None,
     preset: str | None = None,
     split: str = "test",
     batch_size: int = 4,
@@ -200,12 +203,14 @@ def evaluate_files(
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
 
-    Uncertain labels count for nothing, whatever training made of them. Thresholds are those chosen on validation when
-    the classifier was made; ``prevalence`` is as for :func:`.evaluate_predictions`, and ``classes``, ``precision``,
-    ``compile``, ``timeout`` and ``max_memory`` as for :func:`predict`, so that names it has never seen can be put to
-    the test. Writes what :func:`report_predictions` writes, and ``unreadable.csv``; the metrics also count those files
-    as ``unreadable``, and say in which ``precision`` the model computed. ``split`` takes the words that a manifest may
-    have for its splits; if training drew them, from this manifest, they are as they were there.
+    ``prepared`` names a prepared data set that holds the images, which are then not read from their files; those that
+    it lacks count as unreadable. Uncertain labels count for nothing, whatever training made of them. Thresholds are
+    those chosen on validation when the classifier was made; ``prevalence`` is as for :func:`.evaluate_predictions`, and
+    ``classes``, ``precision``, ``compile``, ``timeout`` and ``max_memory`` as for :func:`predict`, so that names it has
+    never seen can be put to the test. Writes what :func:`report_predictions` writes, and ``unreadable.csv``; the
+    metrics also count those files as ``unreadable``, and say in which ``precision`` the model computed. ``split`` takes
+    the words that a manifest may have for its splits; if training drew them, from this manifest, they are as they were
+    there.
 
     Patients, stored pixels and the look of the images are compared with those that the classifier was trained and
     validated on, whatever manifest they come in; how many there are is printed and is in ``metrics.json`` under
@@ -233,8 +238,13 @@ def evaluate_files(
         data, images=images, preset=preset, classes=classes or classifier.config.classes,
         multiclass=classifier.config.multiclass,
     )  # fmt: skip
+    listed = table.paths
     table = part_to_test(table, split, str(data), classifier, preset, allow_training_patients)
-    require_files(table, str(data))
+    if prepared is None:
+        require_files(table, str(data))
+    inputs = inputs_of(table.paths, prepared, str(data), listed)
+    stored = prepared_among(inputs)
+    require_prepared_for(stored.values(), classifier.encoder.img_size[0], classifier.config.contour)
     refuse_mostly_seen(overlap_of(classifier, table.patients), table, split, allow_training_patients)
     if progress:
         print("\n".join(map(visible, table.notes)), end="\n" if table.notes else "")
@@ -250,13 +260,13 @@ def evaluate_files(
                 allow_training_patients=allow_training_patients, extra={"model": str(model)}, sheet=not classes,
                 reporting={
                     "bootstraps": bootstraps, "seed": bootstrap_seed, "prevalence": prevalence,
-                    "workers": share.workers(workers), "timeout": timeout, "max_memory": max_memory,
+                    "images": stored, "workers": share.workers(workers), "timeout": timeout, "max_memory": max_memory,
                 },
             )
         )  # fmt: skip
 
     waiting = predict_kept(
-        table.paths, scorer, parts_of(out / "predictions.csv"), measure, share=share, batch_size=batch_size,
+        inputs, scorer, parts_of(out / "predictions.csv"), measure, share=share, batch_size=batch_size,
         workers=workers, progress=progress, timeout=timeout, max_memory=max_memory,
     )  # fmt: skip
     return report if waiting is None else {"waiting": waiting}

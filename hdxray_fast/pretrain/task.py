@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation
+from ..data.prepared.finding import open_prepared
 from ..data.prepared.reading import PreparedSet, PreparedSubset, is_prepared
 from ..data.prepared.sources import run_sources
 from ..data.radiograph_dataset import RadiographDataset
@@ -24,7 +25,7 @@ from ..ops.loss import reconstruction_loss
 from ..ops.view import View
 from ..training.data_record import DataRecord, prints_of
 from ..training.loop import Training
-from ..training.run_images import open_prepared, read_images
+from ..training.run_images import read_images
 from ..training.task import Task
 from ..weights.model_folders import describe_model, save_model
 from .batches import PlannedBatch, planned
