@@ -124,8 +124,6 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
         for share in self.label_fractions:
             if not 0 < share <= 1:
                 raise ConfigError(f"label_fractions: {share} is not accepted; give shares above 0 and up to 1")
-        if self.prepared and self.is_probe:
-            raise ConfigError("prepared: a probe reads the images themselves; leave it out, or choose another head")
         if self.mixup and self.batch_size % 2:
             raise ConfigError(
                 f"mixup: images are mixed in pairs, which takes an even batch_size; {self.batch_size} is not accepted"

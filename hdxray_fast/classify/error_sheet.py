@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from ..data.prepared.image import PreparedImage
 from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT
 from ..images.heat import heat_overlay, heat_scale
@@ -79,6 +80,7 @@ def write_error_sheet(
     probabilities: np.ndarray,
     thresholds: Sequence[float],
     most: int = 12,
+    images: Mapping[str, PreparedImage] | None = None,
     workers: int = 0,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
@@ -92,6 +94,7 @@ def write_error_sheet(
         probabilities: ``[N, C]``, rows of ``table``.
         thresholds: ``C``.
         most: tiles.
+        images: by path, those of a prepared data set that are read in place of files.
         workers, timeout, max_memory: of the readers, as for :func:`hdxray_fast.data.radiographs.read_ahead`.
 
     Returns:
@@ -100,8 +103,9 @@ def write_error_sheet(
     path, model = Path(path), model.eval()
     errors = confident_errors(table.labels, probabilities, thresholds, model.config.multiclass, most)
     encoder, files = model.encoder, [table.paths[error.row] for error in errors]
+    jobs = [((images or {}).get(file, file), file) for file in files]
     read = read_ahead(
-        [(file, file) for file in files], encoder.img_size[0], encoder.patch_size, workers, model.config.contour,
+        jobs, encoder.img_size[0], encoder.patch_size, workers, model.config.contour,
         timeout=timeout, max_memory=max_memory,
     )  # fmt: skip
     tiles = [

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.listing import list_images, manifest_patients
+from ..data.inputs import Input, inputs_of, list_inputs, prepared_among, require_prepared_for
+from ..data.listing import manifest_patients
 from ..data.quarantine import write_quarantine
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
@@ -42,10 +43,10 @@ def predict(
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
 ) -> Predictions:
-    """Probabilities of a saved classifier for files, folders or CSV manifests.
+    """Probabilities of a saved classifier for files, folders, CSV manifests or prepared data sets.
 
     Args:
-        paths: what to look at.
+        paths: what to look at; images of a prepared data set are called as the files that they were prepared from.
         model: a classifier, or the folder of one.
         batch_size, workers, device, progress, precision, compile, timeout, max_memory: as for
             :func:`hdxray_fast.embed`.
@@ -62,10 +63,10 @@ def predict(
             that is not above 0.
         CheckpointError: the folder holds no classifier, or a damaged one.
     """
-    model, files, patients = _what_is_asked(paths, model, timeout, max_memory)
+    model, inputs, patients = _what_is_asked(paths, model, timeout, max_memory)
     scorer = Scorer(model, classes, device, precision, compile)
     reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory}
-    found = predict_list(files, scorer, batch_size=batch_size, progress=progress, **reading)
+    found = predict_list(inputs, scorer, batch_size=batch_size, progress=progress, **reading)
     _tell_known(found, model, patients, progress)
     return found
 
@@ -118,7 +119,7 @@ def predict_files(
     if place.is_dir():
         raise ConfigError(f"out: {place} is a folder; name a CSV file, such as predictions.csv")
     make_folder(place.parent)  # now, and not after the last image
-    model, files, patients = _what_is_asked(paths, model, timeout, max_memory, share)
+    model, inputs, patients = _what_is_asked(paths, model, timeout, max_memory, share)
     scorer = Scorer(model, classes, share.device(device), precision, compile)
     done: list[Predictions] = []
 
@@ -128,7 +129,7 @@ def predict_files(
         done.append(found)
 
     waiting = predict_kept(
-        files, scorer, parts_of(place), write, share=share, batch_size=batch_size, workers=workers, progress=progress,
+        inputs, scorer, parts_of(place), write, share=share, batch_size=batch_size, workers=workers, progress=progress,
         timeout=timeout, max_memory=max_memory,
     )  # fmt: skip
     return PredictedFiles(done[0] if done else None, waiting or [])
@@ -140,8 +141,8 @@ def _what_is_asked(
     timeout: float,
     max_memory: int,
     share: Share = ALONE,
-) -> tuple[Classifier, list[str], dict[str, str]]:
-    """The model, the files, and the patients of those that manifests tell of."""
+) -> tuple[Classifier, list[Input], dict[str, str]]:
+    """The model, what it is to look at, and the patients of those that manifests tell of."""
     check_caps(timeout, max_memory)
     model = load_classifier(model) if isinstance(model, str | os.PathLike) else model
     if not isinstance(model, Classifier):
@@ -150,17 +151,19 @@ def _what_is_asked(
             "to_classifier) and the folder of one"
         )
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    return model, *share.from_main(lambda: _listed(names))
+    inputs, patients = share.from_main(lambda: _listed(names))
+    require_prepared_for(prepared_among(inputs).values(), model.encoder.img_size[0], model.config.contour)
+    return model, inputs, patients
 
 
-def _listed(names: Sequence[str | os.PathLike]) -> tuple[list[str], dict[str, str]]:
-    """The files, and the patients of those that manifests tell of."""
-    files = list(dict.fromkeys(str(file) for name in names for file in list_images(name, argument="paths")))
+def _listed(names: Sequence[str | os.PathLike]) -> tuple[list[Input], dict[str, str]]:
+    """What the model is to look at, and the patients of those that manifests tell of."""
+    inputs = list_inputs(names)
     patients: dict[str, str] = {}
     for path in map(Path, names):  # before the first image: what is refused here costs no prediction
         if path.suffix.lower() == ".csv" and path.is_file():
             patients |= manifest_patients(path, "paths")
-    return files, patients
+    return inputs, patients
 
 
 def _tell_known(found: Predictions, model: Classifier, patients: dict[str, str], progress: bool) -> None:
@@ -192,6 +195,7 @@ def evaluate_files(
     out: str | os.PathLike,
     *,
     images: str | os.PathLike | None = None,
+    prepared: str | os.PathLike | None = None,
     preset: str | None = None,
     split: str = "test",
     batch_size: int = 4,
@@ -212,12 +216,14 @@ def evaluate_files(
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
 
-    Uncertain labels count for nothing, whatever training made of them. Thresholds are those chosen on validation when
-    the classifier was made; ``prevalence`` is as for :func:`.evaluate_predictions`, and ``classes``, ``precision``,
-    ``compile``, ``timeout`` and ``max_memory`` as for :func:`predict`, so that names it has never seen can be put to
-    the test. Writes what :func:`report_predictions` writes, and ``unreadable.csv``; the metrics also count those files
-    as ``unreadable``, and say in which ``precision`` the model computed. ``split`` takes the words that a manifest may
-    have for its splits; if training drew them, from this manifest, they are as they were there.
+    ``prepared`` names a prepared data set that holds the images, which are then not read from their files; those that
+    it lacks count as unreadable. Uncertain labels count for nothing, whatever training made of them. Thresholds are
+    those chosen on validation when the classifier was made; ``prevalence`` is as for :func:`.evaluate_predictions`, and
+    ``classes``, ``precision``, ``compile``, ``timeout`` and ``max_memory`` as for :func:`predict`, so that names it has
+    never seen can be put to the test. Writes what :func:`report_predictions` writes, and ``unreadable.csv``; the
+    metrics also count those files as ``unreadable``, and say in which ``precision`` the model computed. ``split`` takes
+    the words that a manifest may have for its splits; if training drew them, from this manifest, they are as they were
+    there.
 
     Patients, stored pixels and the look of the images are compared with those that the classifier was trained and
     validated on, whatever manifest they come in; how many there are is printed and is in ``metrics.json`` under
@@ -242,17 +248,22 @@ def evaluate_files(
     classifier = load_classifier(model)
     read_prevalence(prevalence, classes or classifier.config.classes)  # refused now, not after the last image
 
-    def read() -> LabelTable:
+    def read() -> tuple[LabelTable, Sequence[str]]:
         table = read_manifest(
             data, images=images, preset=preset, classes=classes or classifier.config.classes,
             multiclass=classifier.config.multiclass,
         )  # fmt: skip
+        listed = table.paths
         table = part_to_test(table, split, str(data), classifier, preset, allow_training_patients)
-        require_files(table, str(data))
+        if prepared is None:
+            require_files(table, str(data))
         refuse_mostly_seen(overlap_of(classifier, table.patients), table, split, allow_training_patients)
-        return table
+        return table, listed
 
-    table = share.from_main(read)
+    table, listed = share.from_main(read)
+    inputs = inputs_of(table.paths, prepared, str(data), listed)
+    stored = prepared_among(inputs)
+    require_prepared_for(stored.values(), classifier.encoder.img_size[0], classifier.config.contour)
     if progress:
         print("\n".join(map(visible, table.notes)), end="\n" if table.notes else "")
         if unknown := what_cannot_be_told(classifier):
@@ -267,13 +278,13 @@ def evaluate_files(
                 allow_training_patients=allow_training_patients, extra={"model": str(model)}, sheet=not classes,
                 reporting={
                     "bootstraps": bootstraps, "seed": bootstrap_seed, "prevalence": prevalence,
-                    "workers": share.workers(workers), "timeout": timeout, "max_memory": max_memory,
+                    "images": stored, "workers": share.workers(workers), "timeout": timeout, "max_memory": max_memory,
                 },
             )
         )  # fmt: skip
 
     waiting = predict_kept(
-        table.paths, scorer, parts_of(out / "predictions.csv"), measure, share=share, batch_size=batch_size,
+        inputs, scorer, parts_of(out / "predictions.csv"), measure, share=share, batch_size=batch_size,
         workers=workers, progress=progress, timeout=timeout, max_memory=max_memory,
     )  # fmt: skip
     return report if waiting is None else {"waiting": waiting}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.csv_cells import write_table
+from ..data.prepared.image import PreparedImage
 from ..data.quarantine import Quarantined
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
 from ..files import written_somewhere, written_whole
@@ -41,6 +42,7 @@ def report_predictions(
     prevalence: str | float | None = None,
     uncalibrated: np.ndarray | None = None,  # [N, C] logits
     temperature: dict | None = None,
+    images: Mapping[str, PreparedImage] | None = None,
     workers: int = 0,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
@@ -50,7 +52,8 @@ def report_predictions(
     ``prevalence`` is as for :func:`.evaluate_predictions`. With ``model``, what made the probabilities, also
     ``errors.png``: its most confident errors and where it looked. ``temperature`` is a :func:`.temperature_report`, and
     ``uncalibrated`` the logits before it, which the plot of the calibration then shows too. ``workers``, ``timeout``
-    and ``max_memory`` are those of the files that the errors are drawn from, which are read again.
+    and ``max_memory`` are those of the files that the errors are drawn from, which are read again; ``images`` are those
+    of a prepared data set that take their place, by path.
     """
     out.mkdir(parents=True, exist_ok=True)
     present = called_present(probabilities, table.classes, thresholds, table.multiclass)
@@ -72,7 +75,7 @@ def report_predictions(
     with _going_on(out / "curves.png"):
         plot_curves(out / "curves.png", table.labels, probabilities, table.classes, before)
     if model is not None:
-        reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
+        reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory, "images": images}
         with _going_on(out / "errors.png"):
             write_error_sheet(out / "errors.png", model, table, probabilities, thresholds, **reading)
     with written_whole(out / "metrics.json") as temporary:  # the last: a run that has it is whole

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..data.inputs import inputs_of, prepared_among
 from ..data.seen import Seen
 from ..data.seen_key import KEY_FILE, check_key, run_key
 from ..data.split_copies import keep_copies_together
@@ -97,7 +98,8 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
     if Share.of_part().ranks > 1:
         raise ConfigError("a linear probe is for one process; embed takes several, into the table of --features")
     table = labels_of(config)
-    require_files(table, config.data)
+    if config.prepared is None:
+        require_files(table, config.data)
     if progress:
         print(visible_lines(describe_labels(table)))
     out = Path(config.out)
@@ -118,7 +120,8 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
     names = ("pool", "keep", "batch_size", "workers", "timeout", "max_memory", "device", "precision", "compile")
     options = {name: getattr(config, name) for name in names}
     kept, named_by = (Path(config.features), "features") if config.features else (out / FEATURES, "out")
-    done = embed_list(table.paths, kept, encoder, progress=progress, thumbnails=True, argument=named_by, **options)
+    inputs = inputs_of(table.paths, config.prepared, config.data)
+    done = embed_list(inputs, kept, encoder, progress=progress, thumbnails=True, argument=named_by, **options)
     rows = read_features(done.out) if done.rows else {"path": []}  # refused in a moment
     readable = set(rows["path"])
     unreadable = sum(path not in readable for path in table.paths)
@@ -186,6 +189,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
         )
         if config.calibrate == "temperature"
         else None,
+        images=prepared_among(inputs),
         workers=config.workers,
         timeout=config.timeout,
         max_memory=config.max_memory,

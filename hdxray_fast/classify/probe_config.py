@@ -25,6 +25,7 @@ class ProbeConfig(LabelSettings):
         pool: ``cls``, ``mean`` or ``attention``; the encoder's, or ``mean``, by default.
         keep: patches the encoder looks at: ``all``, ``valid`` or ``contour``; the encoder's by default.
         img_size: canvas side, pixels; the encoder's by default.
+        prepared: data set of ``hdxray-fast prepare`` that holds the images; they are then not read from their files.
         batch_size: images at once.
         workers: processes that read files; -1 takes one per core; 0 reads in this process, without caps.
         timeout: seconds that one file may take.
@@ -50,6 +51,7 @@ class ProbeConfig(LabelSettings):
     pool: str | None = None
     keep: str | None = None
     img_size: int | None = None
+    prepared: str | None = None
     batch_size: int = 4
     workers: int = -1
     timeout: float = TIMEOUT

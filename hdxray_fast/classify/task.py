@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation, RandAugment
+from ..data.inputs import prepared_images
 from ..data.prepared.duplicates import thumbnails_of
+from ..data.prepared.finding import find_some, open_prepared
 from ..data.prepared.reading import PreparedSubset
 from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
@@ -28,7 +30,7 @@ from ..ranks import from_main, on_main
 from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
 from ..training.processes import weights_from_main
-from ..training.run_images import open_prepared, read_images
+from ..training.run_images import read_images
 from ..training.task import Task
 from ..weights.create import create_encoder
 from ..weights.fingerprint import settings_print
@@ -36,7 +38,7 @@ from .batches import LabelledBatch, mix_pixels
 from .calibration import Temperature, as_probabilities, fit_temperature, temperature_report
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .config import FinetuneConfig
-from .data import LabelledRadiographs, SetAside, find_prepared, table_of_readable
+from .data import LabelledRadiographs, SetAside, table_of_readable
 from .heads import TEXT_MODEL, embed_names
 from .label_table import LabelTable
 from .labels import check_table, one_sided, refuse_duplicates
@@ -125,17 +127,8 @@ class FinetuneTask(Task):
         return found
 
     def _find_prepared(self, training: Training) -> tuple[PreparedSubset, list[Quarantined]]:
-        config = self.config
-        found = find_prepared(self.table.paths, self.prepared, self.whole.paths)
-        if not len(found):
-            raise ConfigError(
-                f"prepared: {config.prepared} holds none of the images of {config.data}; they are known by "
-                "their paths, or by names that no others have"
-            )
-        reason = f"not in the prepared data set {config.prepared}"
-        there = set(found.sources())
-        gone = [Quarantined(path, "NotPrepared", reason) for path in self.table.paths if path not in there]
-        training.print(f"{len(found)} radiographs in {config.prepared}, {len(gone)} are not there")
+        found, gone = find_some(self.table.paths, self.prepared, self.config.data, self.whole.paths)
+        training.print(f"{len(found)} radiographs in {self.config.prepared}, {len(gone)} are not there")
         return found, gone
 
     def use(self, prepared: PreparedSubset) -> None:
@@ -347,6 +340,7 @@ class FinetuneTask(Task):
             )
             if self.config.calibrate == "temperature"
             else None,
+            images=prepared_images(self.images["test"]) if self.prepared else None,
             workers=self.config.workers,
             timeout=self.config.timeout,
             max_memory=self.config.max_memory,

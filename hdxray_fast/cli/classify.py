@@ -37,7 +37,7 @@ def add_commands(commands, parser_class) -> None:
         examples=["predict new/ --model results/finetune/model --out predictions.csv"],
         description="Probabilities of a saved classifier for new files.",
     )
-    predict.add_argument("paths", nargs="+", help="radiographs, folders of them, or CSV manifests")
+    predict.add_argument("paths", nargs="+", help="radiographs, folders of them, CSV manifests, or prepared sets")
     predict.add_argument("--out", required=True, help="CSV file, such as predictions.csv")
     _add_model(predict)
     commands.add_subcommand("predict", predict)
@@ -52,6 +52,7 @@ def add_commands(commands, parser_class) -> None:
     evaluate.add_argument("--data", required=True, help="CSV manifest, or what the preset reads")
     evaluate.add_argument("--out", required=True, help="folder for metrics, predictions and plots")
     evaluate.add_argument("--images", help="folder that relative paths in the manifest start from")
+    evaluate.add_argument("--prepared", help="prepared set that holds the images, read in place of their files")
     evaluate.add_argument("--preset", help=f"one of {', '.join(PRESETS)}")
     evaluate.add_argument("--split", default="test", help="train, val, test, or all (of data that the model never saw)")
     share = "of the classes where they will be looked for, for predictive values: 0.05, or Edema=0.05, ..."

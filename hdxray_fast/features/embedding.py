@@ -6,14 +6,13 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.listing import list_images
+from ..data.inputs import Input, list_inputs, prepared_among, require_prepared_for
 from ..data.quarantine import Quarantined
 from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
@@ -102,10 +101,10 @@ def embed(
     """Features of radiographs.
 
     Args:
-        images: a file, a folder or a CSV manifest, or a list of them; or PIL images, or arrays or tensors ``[H, W]`` of
-            any integer or float dtype (bright = dense), ``[H, W, 3]``, ``[H, W, 4]`` or ``[3, H, W]`` in colour, one or
-            a list of them; or a tensor or array ``[B, C, H, W]`` of the encoder's size, taken as it is (no canvas is
-            made, so ``keep="contour"`` looks for the contours in it).
+        images: a file, a folder, a CSV manifest or a prepared data set, or a list of them; or PIL images, or arrays or
+            tensors ``[H, W]`` of any integer or float dtype (bright = dense), ``[H, W, 3]``, ``[H, W, 4]`` or ``[3, H,
+            W]`` in colour, one or a list of them; or a tensor or array ``[B, C, H, W]`` of the encoder's size, taken as
+            it is (no canvas is made, so ``keep="contour"`` looks for the contours in it).
         encoder: an encoder, which is put on ``device`` and is in evaluation mode meanwhile, or weights for
             :func:`hdxray_fast.create_encoder`.
         pool: ``"cls"``, ``"mean"`` or ``"attention"``; left out, the encoder's, or ``"mean"``.
@@ -144,6 +143,7 @@ def _embed(images, job: Embedder, batch_size: int, progress: bool, reading: dict
     if isinstance(images, Tensor) or (isinstance(images, np.ndarray) and images.ndim == 4):
         return job.tensor(torch.as_tensor(images), batch_size)
     jobs = list(_sources(images))
+    require_prepared_for(prepared_among(jobs).values(), job.encoder.img_size[0], job.contour)
     found = Embeddings.join(
         list(job.batches(jobs, batch_size=batch_size, progress=progress, **reading)), job.encoder.num_features
     )
@@ -215,7 +215,7 @@ class Embedder:
 
     def batches(
         self,
-        jobs: Sequence[tuple[str | np.ndarray, str]],
+        jobs: Sequence[Input],
         *,
         batch_size: int = 4,
         workers: int = 0,
@@ -224,7 +224,7 @@ class Embedder:
         timeout: float = TIMEOUT,
         max_memory: int = MAX_MEMORY,
     ) -> Iterator[Embeddings]:
-        """Embed ``(image, source)`` pairs a batch at a time, in order."""
+        """Embed images a batch at a time, in order."""
         height, width = self.encoder.img_size
         if height != width:
             raise ArgumentError(
@@ -311,8 +311,8 @@ def _batched(
         yield batch, bad
 
 
-def _sources(images: object) -> Iterator[tuple[str | np.ndarray, str]]:
-    """``(image, source)`` of everything that ``images`` names."""
+def _sources(images: object) -> Iterator[Input]:
+    """Everything that ``images`` names."""
     if isinstance(images, str | os.PathLike) or hasattr(images, "getbands"):  # one path, or one PIL image
         images = [images]
     if isinstance(images, np.ndarray):
@@ -329,9 +329,9 @@ def _sources(images: object) -> Iterator[tuple[str | np.ndarray, str]]:
     arrays = 0
     for image in images:
         if isinstance(image, str | os.PathLike):
-            yield from ((str(path), str(path)) for path in list_images(Path(image), argument="images"))
+            yield from list_inputs([image], argument="images")
         else:
-            yield readable(image), f"<array {arrays}>"
+            yield Input(readable(image), f"<array {arrays}>")
             arrays += 1
 
 

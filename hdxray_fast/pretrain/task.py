@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..data.augment import Augmentation
 from ..data.prepared.cache import refuse_foreign_cache
+from ..data.prepared.finding import open_prepared
 from ..data.prepared.reading import PreparedSet, PreparedSubset, is_prepared
 from ..data.prepared.sources import Source, run_sources
 from ..data.radiograph_dataset import RadiographDataset
@@ -27,7 +28,7 @@ from ..ranks import on_main
 from ..training.data_record import DataRecord, prints_of
 from ..training.loop import Training
 from ..training.run_folder import as_begun
-from ..training.run_images import open_prepared, read_images
+from ..training.run_images import read_images
 from ..training.task import Task
 from ..weights.model_folders import describe_model, save_model
 from .batches import PlannedBatch, planned

@@ -1,15 +1,13 @@
-"""The radiographs of a run: read by its main process while the others wait, or opened where they were prepared."""
+"""The radiographs of a run, read by its main process while the others wait."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.prepared.cache import CachedImages, fill_cache
-from ..data.prepared.reading import PreparedSet
 from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined, write_quarantine
 from ..data.reader_pool import worker_count
@@ -19,27 +17,6 @@ from ..terminal import visible
 
 if TYPE_CHECKING:
     from .loop import Training
-
-
-def open_prepared(folder: str | os.PathLike, **settings: int | str) -> PreparedSet:
-    """A prepared data set whose images are checked as they are read, if it was prepared as a run has it.
-
-    Args:
-        folder: of the data set.
-        **settings: the run's ``img_size`` and, where it matters, ``contour``.
-
-    Raises:
-        ConfigError: it is none, its parts are not merged, or it was prepared otherwise.
-    """
-    images = PreparedSet(folder, verify=True)
-    for name, wanted in settings.items():
-        found = images.size if name == "img_size" else images.recipe[name]
-        if wanted != found:
-            raise ConfigError(
-                f"{name}: the data set in {folder} was prepared with {found}, and not with {wanted}; give "
-                f"{name}={found}, or prepare it anew"
-            )
-    return images
 
 
 def read_images(

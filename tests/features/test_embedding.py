@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import hdxray_fast as hx
+from hdxray_fast.data.inputs import inputs_of
 from hdxray_fast.data.radiographs import read_radiograph
 from hdxray_fast.features import filling
 from hdxray_fast.features.embedding import Embedder
@@ -236,7 +237,7 @@ def test_a_file_that_changed_is_embedded_anew(folder, tmp_path):
 
     (folder / "a.png").write_bytes(b"no picture any more")
     (folder / "b.png").unlink()  # what is gone has not changed
-    last = embed_list([a, b, d], out, encoder, progress=False)
+    last = embed_list(inputs_of([a, b, d], None, ""), out, encoder, progress=False)
     assert (last.rows, last.new, last.unreadable) == (2, 0, 1)
     assert read_features(out)["path"] == [b, d]
 

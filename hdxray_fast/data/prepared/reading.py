@@ -244,6 +244,22 @@ class PreparedSet:
         pixels are of some rows."""
         return self._crc32
 
+    def stamp(self, row: int) -> tuple[int, int]:
+        """Bytes that an image takes in its shard, and their CRC-32."""
+        return int(self._length[row]), int(self._crc32[row])
+
+    def about(self, row: int) -> tuple[float, bool, str]:
+        """Of an image, the confidence of its contour, whether that is flagged, and the hash of its stored pixels.
+
+        NaN, False and ``""`` where the set does not tell.
+        """
+        confidence, flagged, digest = (column[row].as_py() for column in self._about)
+        return float("nan") if confidence is None else confidence, bool(flagged), digest or ""
+
+    @cached_property
+    def _about(self) -> list:
+        return self._read_index(["confidence", "flagged", "pixel_sha256"]).columns
+
     def subset(self, rows: Sequence[int], names: Sequence[str] | None = None) -> PreparedSubset:
         """Some of the images in an order of their own, called by ``names``, or else as their sources are."""
         return PreparedSubset(self, rows, [self.source(row) for row in rows] if names is None else names)
