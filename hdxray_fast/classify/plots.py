@@ -34,9 +34,7 @@ def plot_curves(
         raise MissingDependencyError(f"plots need {error.name}: pip install 'hdxray-fast[classify]'") from error
     figure = Figure(figsize=(15, 5.4), dpi=110)
     FigureCanvasAgg(figure)
-    figure.subplots_adjust(
-        left=0.045, right=0.985, bottom=0.1, top=0.93, wspace=0.17
-    )  # as a layout would
+    figure.subplots_adjust(left=0.045, right=0.985, bottom=0.1, top=0.93, wspace=0.17)  # as a layout would
     roc, recall, calibration = figure.subplots(1, 3)
     order = np.argsort(-np.nansum(labels, axis=0), kind="stable")[:MOST_CURVES]
     colours = matplotlib.colormaps["tab20" if len(order) > 10 else "tab10"].colors

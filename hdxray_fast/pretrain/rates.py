@@ -12,18 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..errors import ConfigError
+from .gpus import DEVICES, is_kind
 from .shape import Shape
 
-# Dense bf16 peak, FLOP/s, and memory, GiB, as their makers state them
-DEVICES = {
-    "a100": (312e12, 80),
-    "h100": (989e12, 80),
-    "h200": (989e12, 141),
-    "b200": (2250e12, 180),
-    "l40s": (362e12, 48),
-    "a6000": (155e12, 48),
-    "rtx4090": (165e12, 24),
-}
 SHARE_OF_PEAK = 0.25  # what a step is taken to reach where nothing was measured
 
 
@@ -65,10 +56,3 @@ def device_rate(kind: str, shape: Shape, flops: float, precision: str) -> Rate:
         f"estimate: {SHARE_OF_PEAK:.0%} of {peak / 1e12:.0f} TFLOP/s; no step was measured on this device",
         False,
     )
-
-
-def is_kind(device: str, kind: str) -> bool:
-    """Whether a device's name is of a kind of :data:`DEVICES`; "cpu" is any that is none."""
-    letters = "".join(device.lower().split()).replace("-", "")
-    kinds = [name for name in DEVICES if name in letters]
-    return kind in kinds if kinds else kind == "cpu"

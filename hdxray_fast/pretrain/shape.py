@@ -10,7 +10,7 @@ from ..ops.mask_ratio import masked_patches, round_half_up
 from . import work
 
 if TYPE_CHECKING:
-    from .planning import PlanConfig
+    from .plan_config import PlanConfig
 
 
 @dataclass(frozen=True)
