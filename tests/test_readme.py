@@ -75,7 +75,8 @@ SMALL = {
     "finetune": f"{' '.join(TRAINED[2:])} --epochs 1 --bootstraps 0",
     "predict": "",
     "embed": "",
-    "report train": f"{' '.join(TRAINED)} --min-frequency 1 " + " ".join(f"--{n} {v}" for n, v in REPORT.items()),
+    "report train": f"{' '.join(TRAINED)} --min-frequency 1 "
+    + " ".join(f"--{n.replace('_', '-')} {v}" for n, v in REPORT.items()),
     "report generate": "--num-beams 1 --pictures 1",
     "report evaluate": "--bootstraps 0 --meteor false --allow-training_patients",  # toys are alike
     "contour": f"--method rectangle --size {SIZE}",

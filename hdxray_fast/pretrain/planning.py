@@ -127,7 +127,7 @@ def seconds_to_open(config: PlanConfig) -> float:
     Raises:
         ConfigError: there is no such data set, it is damaged, or holds no image.
     """
-    from ..training.run_images import open_prepared
+    from ..data.prepared.finding import open_prepared
     from .task import PretrainTask
 
     task = PretrainTask(PretrainConfig(data=config.data, out="unused", model=config.model, img_size=config.img_size))

@@ -78,7 +78,7 @@ class Commands:
         studies = ["--data", str(self.studies()), "--images", images]
         if command == "report train":
             net = ["--encoder", "vit_tiny_patch16", "--encoder-lr", "0", "--min-frequency", "1"]
-            net += [word for name, value in REPORT.items() for word in (f"--{name}", str(value))]
+            net += [word for name, value in REPORT.items() for word in (f"--{name.replace('_', '-')}", str(value))]
             return ["report", "train", *studies, "--out", out, *TRAINED, *net, "--validate-split", "train"]
         if command == "report generate":
             model = str(self.root / "report" / "model")
