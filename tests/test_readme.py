@@ -78,7 +78,7 @@ SMALL = {
     "report train": f"{' '.join(TRAINED)} --min-frequency 1 "
     + " ".join(f"--{n.replace('_', '-')} {v}" for n, v in REPORT.items()),
     "report generate": "--num-beams 1 --pictures 1",
-    "report evaluate": "--bootstraps 0 --meteor false --allow-training_patients",  # toys are alike
+    "report evaluate": "--bootstraps 0 --meteor false --allow-training-patients",  # toys are alike
     "contour": f"--method rectangle --size {SIZE}",
     "doctor": "",
 }

@@ -281,7 +281,8 @@ def test_kill_9_at_any_moment_then_resume_gives_the_same_curve(radiographs, tmp_
     def command(out, *extra):
         options = {**SMALL, "steps": 40, "save_every": 3}
         words = [
-            f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in options.items()
+            f"--{name.replace('_', '-')}={str(value).lower() if isinstance(value, bool) else value}"
+            for name, value in options.items()
         ]
         return [
             sys.executable,

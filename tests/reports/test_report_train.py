@@ -86,7 +86,7 @@ def quick(data: Path, out: Path, encoder: str, **options) -> ReportConfig:
 
 
 def arguments(options: dict) -> list[str]:
-    return [word for name, value in options.items() for word in (f"--{name}", str(value).lower())]
+    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value).lower())]
 
 
 def trained_tensors(folder: Path, part: str) -> dict[str, torch.Tensor]:

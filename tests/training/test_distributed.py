@@ -223,7 +223,8 @@ def test_launchers_start_processes_that_learn_together(runs, images, alone, tmp_
     pytest.importorskip("jsonargparse")
     settings = {**SMALL, "data": images, "cache": runs / "cache", "out": tmp_path / "run", "batch_size": 2}
     arguments = [
-        f"--{name}={str(value).lower() if isinstance(value, bool) else value}" for name, value in settings.items()
+        f"--{name.replace('_', '-')}={str(value).lower() if isinstance(value, bool) else value}"
+        for name, value in settings.items()
     ]
     command = [sys.executable, "-m", *LAUNCHERS[launcher], "-m", "hdxray_fast", "pretrain", *arguments]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HOME": str(tmp_path)}

@@ -218,7 +218,7 @@ def test_a_snapshot_has_memory_of_its_own():
 
 
 HELD_WRITE = """
-import sys, threading
+import os, sys, threading
 sys.path.insert(0, sys.argv[2])
 from tiny_training import Regression, train
 from hdxray_fast.training import checkpoints
