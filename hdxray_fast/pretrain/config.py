@@ -18,9 +18,11 @@ class PretrainConfig(TrainingConfig):
 
     Args:
         data: folder of radiographs (searched recursively), one image, a CSV manifest with an ``image`` column, a zip or
-            tar archive, or a prepared data set.
+            tar archive, a prepared data set, or the address of chunks in an object store (``s3://bucket/chest``).
         images: folder that relative paths in the manifest start from; the manifest's own by default.
-        cache: folder for canvases and contours computed once; ``<out>/cache`` by default.
+        cache: folder for canvases and contours computed once, and for chunks that are fetched, where it is one of each
+            machine; ``<out>/cache`` by default.
+        max_cache: MiB that fetched chunks may take on a machine; those that were not used for longest make room.
         model: encoder preset, see ``list_encoders()``.
         decoder: ``cross`` predicts a share of the masked patches by cross-attention (CrossMAE); ``self`` is MAE's.
         decoder_embed_dim: width of the decoder; 512 by default, 192 for tiny encoders.
@@ -46,6 +48,7 @@ class PretrainConfig(TrainingConfig):
 
     FREE_ON_RESUME: ClassVar[frozenset[str]] = TrainingConfig.FREE_ON_RESUME | {
         "cache",
+        "max_cache",
         "picture_every",
         "keep_pictures",
         "nodes",
@@ -54,6 +57,7 @@ class PretrainConfig(TrainingConfig):
     data: str
     images: str | None = None
     cache: str | None = None
+    max_cache: int = 102400
     model: str = "vit_small_patch16"
     decoder: Literal["cross", "self"] = "cross"
     decoder_embed_dim: int | None = None
@@ -80,7 +84,7 @@ class PretrainConfig(TrainingConfig):
     def _check(self) -> None:
         super()._check()
         check_encoder_name(self.model)
-        self._at_least(1, "decoder_embed_dim", "decoder_depth", "img_size", "shuffle_block", "nodes")
+        self._at_least(1, "decoder_embed_dim", "decoder_depth", "img_size", "shuffle_block", "nodes", "max_cache")
         self._at_least(0, "picture_every", "keep_pictures")
         self._share("ratio_inside", "ratio_outside")
         if self.predict is not None and not 0 < self.predict <= 1:
