@@ -206,7 +206,11 @@ def claim_names(folder: Path, maker: str, names: Iterable[str], own: bool = Fals
     if maker in makers:
         return
     if not (own or makers) and _in_the_way(folder / OWNER_FILE):
-        raise ConfigError(f"{argument}: {folder / OWNER_FILE} is no mark of this package; give another folder")
+        makers = _makers(folder)  # of a process that began meanwhile
+        if maker in makers:
+            return
+        if not makers:
+            raise ConfigError(f"{argument}: {folder / OWNER_FILE} is no mark of this package; give another folder")
     make_folder(folder, argument)
     try:
         with written_whole(folder / OWNER_FILE) as temporary:

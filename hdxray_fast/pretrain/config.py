@@ -21,9 +21,11 @@ class PretrainConfig(TrainingConfig):
 
     Args:
         data: folder of radiographs (searched recursively), one image, a CSV manifest with an ``image`` column, a zip or
-            tar archive, or a prepared data set.
+            tar archive, a prepared data set, or the address of chunks in an object store (``s3://bucket/chest``).
         images: folder that relative paths in the manifest start from; the manifest's own by default.
-        cache: folder for canvases and contours computed once; ``<out>/cache`` by default.
+        cache: folder for canvases and contours computed once, and for chunks that are fetched, where it is one of each
+            machine; ``<out>/cache`` by default.
+        max_cache: MiB that fetched chunks may take on a machine; those that were not used for longest make room.
         model: encoder preset: ``vit_tiny_patch16``, and likewise small, base, large and huge; or with ``stem64``.
         weights: a pre-trained model to start from, of the same sizes: an auto-encoder's folder, of which the decoder is
             taken too if it fits, or anything that ``create_encoder`` reads.
@@ -56,6 +58,7 @@ class PretrainConfig(TrainingConfig):
 
     FREE_ON_RESUME: ClassVar[frozenset[str]] = TrainingConfig.FREE_ON_RESUME | {
         "cache",
+        "max_cache",
         "picture_every",
         "keep_pictures",
         "nodes",
@@ -64,6 +67,7 @@ class PretrainConfig(TrainingConfig):
     data: str
     images: str | None = None
     cache: str | None = None
+    max_cache: int = 102400
     model: str = "vit_small_patch16"
     weights: str | None = None
     schedule: Literal["cosine", "wsd"] = "cosine"
@@ -94,7 +98,7 @@ class PretrainConfig(TrainingConfig):
     def _check(self) -> None:
         super()._check()
         check_encoder_name(self.model)
-        self._at_least(1, "decoder_embed_dim", "decoder_depth", "img_size", "shuffle_block", "nodes")
+        self._at_least(1, "decoder_embed_dim", "decoder_depth", "img_size", "shuffle_block", "nodes", "max_cache")
         self._at_least(0, "picture_every", "keep_pictures")
         self._at_least(1, "warmup_steps")
         self._share("ratio_inside", "ratio_outside", "decay")

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from ..data.augment import Augmentation
 from ..data.prepared.cache import refuse_foreign_cache
-from ..data.prepared.finding import open_prepared
+from ..data.prepared.chunk_store import ChunkStore, is_address
+from ..data.prepared.finding import open_prepared, require_recipe
 from ..data.prepared.reading import PreparedSet, PreparedSubset, is_prepared
 from ..data.prepared.sources import Source, run_sources
+from ..data.prepared.streamed_set import StreamedSet
 from ..data.radiograph_dataset import RadiographDataset
 from ..errors import ConfigError
 from ..images.panels import write_image
@@ -24,7 +26,7 @@ from ..models.presets import ENCODERS
 from ..ops.gather import gather_patches
 from ..ops.loss import reconstruction_loss
 from ..ops.view import View
-from ..ranks import on_main
+from ..ranks import on_main, together
 from ..training.data_record import DataRecord, prints_of
 from ..training.loop import Training
 from ..training.run_folder import as_begun
@@ -32,7 +34,7 @@ from ..training.run_images import read_images
 from ..training.task import Task
 from ..weights.model_folders import describe_model, save_model
 from .batches import PlannedBatch, planned
-from .blocks import blocks_ahead, node_count
+from .blocks import blocks_ahead, node_count, require_room
 from .config import PretrainConfig
 from .reconstruction import prune_pictures, reconstruction_picture
 from .start import new_model, started_model
@@ -93,7 +95,13 @@ def run_pretraining(
         sources.extend(run_sources(config.data, config.images, exclude=(out, cache), workers=workers))
 
     images: PreparedSet | PreparedSubset | None = None
-    if is_prepared(config.data):
+    store: ChunkStore | None = None
+    if is_address(config.data):
+        store = ChunkStore(config.data)
+        told, _ = store.settings()
+        require_recipe(told["recipe"], config.data, img_size=config.img_size, contour=config.contour)
+        require_room(config, told["images"], told["bytes"], task.nodes)
+    elif is_prepared(config.data):
         images = open_prepared(config.data, img_size=config.img_size, contour=config.contour)
     else:
         refuse_foreign_cache(cache, config.img_size, config.contour)
@@ -101,7 +109,10 @@ def run_pretraining(
     with training.claimed():
         if task.loaded:
             training.print(task.loaded)
-        if images is None:
+        if store is not None:
+            with together(config.process_timeout):  # one process of each machine fetches the index
+                images = StreamedSet(store, cache, config.max_cache << 20)
+        elif images is None:
             images, _ = read_images(training, sources, cache, size=config.img_size, contour=config.contour)
         task.use(images)
         done = training.run()

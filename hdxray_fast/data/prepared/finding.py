@@ -26,14 +26,19 @@ def open_prepared(folder: str | os.PathLike, **settings: int | str) -> PreparedS
         ConfigError: it is none, its parts are not merged, or it was prepared otherwise.
     """
     images = PreparedSet(folder, verify=True)
+    require_recipe(images.recipe, folder, **settings)
+    return images
+
+
+def require_recipe(recipe: dict, place: str | os.PathLike, **settings: int | str) -> None:
+    """Raise a ConfigError if the data set at ``place`` was prepared otherwise than a run's ``settings`` say."""
     for name, wanted in settings.items():
-        found = images.size if name == "img_size" else images.recipe[name]
+        found = recipe["size" if name == "img_size" else name]
         if wanted != found:
             raise ConfigError(
-                f"{name}: the data set in {folder} was prepared with {found}, and not with {wanted}; give "
+                f"{name}: the data set in {place} was prepared with {found}, and not with {wanted}; give "
                 f"{name}={found}, or prepare it anew"
             )
-    return images
 
 
 def require_for_model(images: PreparedSet, img_size: int, contour: str) -> None:

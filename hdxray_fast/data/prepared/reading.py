@@ -21,6 +21,8 @@ from .shard_files import ShardFiles
 from .shards import FORMAT, LOOKUP_ROWS, SETTINGS, ChunkFolder, ShardError, ShardFolder, arrow, read_settings
 from .worker import PATCH
 
+GAP = 1 << 16  # bytes between two images of a shard that are read along rather than passed over
+
 
 class Prepared(NamedTuple):
     """One image of a prepared data set.
@@ -158,15 +160,30 @@ class PreparedSet:
         return self._files.read(number, start, out)
 
     def extents(self, rows: np.ndarray) -> list[tuple[Path, int, int]]:
-        """Where images lie, ``rows [n] int64``, neighbours that follow each other in a shard joined: file, first byte,
+        """Where images lie, ``rows [n] int64``, those that follow each other in a shard joined: file, first byte,
         end."""
         shards, starts = self._shard[rows], self._offset[rows]
         ends = starts + self._length[rows]
-        new = np.flatnonzero((shards[1:] != shards[:-1]) | (starts[1:] != ends[:-1])) + 1
+        between = starts[1:] - ends[:-1]
+        new = np.flatnonzero((shards[1:] != shards[:-1]) | (between < 0) | (between > GAP)) + 1
         firsts = np.concatenate([np.arange(min(1, len(rows))), new])
         lasts = np.append(new, len(rows))[: len(firsts)] - 1
         places = zip(shards[firsts].tolist(), starts[firsts].tolist(), ends[lasts].tolist(), strict=True)
         return [(self._shards.pixels(number), start, end) for number, start, end in places]
+
+    fetchers = 1  # threads that read ahead
+
+    def bring(self, path: Path) -> bool:
+        """Have the shard at ``path`` here, before a part of it is read ahead; whether it had to be fetched."""
+        return False
+
+    def touch(self, rows: np.ndarray) -> None:
+        """These images are about to be read: what has to make room is something else."""
+
+    def run_starts(self) -> np.ndarray | None:
+        """The first row of each piece of the set that is read at one time, ``[n] int64``; ``None`` if it has none."""
+        chunked = isinstance(self._shards, ChunkFolder)
+        return np.flatnonzero(np.diff(self._shard, prepend=-1)) if chunked else None
 
     def check(self) -> None:
         """Look whether every shard is there and long enough, without reading it.
@@ -307,6 +324,19 @@ class PreparedSubset:
         """As :meth:`PreparedSet.extents`."""
         rows = self.rows[places]
         return self.images.extents(rows[rows >= 0])  # what a cache has lost lies nowhere
+
+    fetchers = 1
+
+    def bring(self, path: Path) -> bool:
+        """As :meth:`PreparedSet.bring`."""
+        return False
+
+    def touch(self, places: np.ndarray) -> None:
+        """As :meth:`PreparedSet.touch`."""
+
+    def run_starts(self) -> np.ndarray | None:
+        """As :meth:`PreparedSet.run_starts`."""
+        return None
 
     def source(self, place: int) -> str:
         """As :meth:`PreparedSet.source`."""

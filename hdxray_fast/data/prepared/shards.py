@@ -318,6 +318,11 @@ def read_settings(folder: Path) -> dict:
         raise ConfigError(f"{path}: is missing; a prepared data set is a folder that prepare wrote") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: is damaged or cannot be read ({regular_files.reason_of(error)})") from error
+    return check_settings(found, path, folder)
+
+
+def check_settings(found: object, path: Path | str, folder: Path | str) -> dict:
+    """``found`` if it is what :func:`read_settings` gives; ``path`` and ``folder`` are named by its errors."""
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: is damaged or cannot be read (holds no object)")
     if found.get("format") != FORMAT or found.get("format_version") != FORMAT_VERSION:
