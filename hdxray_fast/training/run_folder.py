@@ -14,12 +14,25 @@ from ..locks import RunLock
 from ..regular_files import RUN_JSON, read_json
 from .checkpoints import OF_A_SAVE, checkpoint_folders, set_aside_after
 from .config import TrainingConfig
+from .curves import CURVES
 from .data_record import RECORD, DataRecord
 from .processes import on_main
 from .run_log import truncate_log
 
 LOG, CHECKPOINTS, SETTINGS = "log.jsonl", "checkpoints", "config.json"
-WRITES = (SETTINGS, LOG, CHECKPOINTS, "failed", RECORD, "tensorboard", "wandb", "quarantine.csv", "cache", "model")
+WRITES = (
+    SETTINGS,
+    LOG,
+    CHECKPOINTS,
+    "failed",
+    RECORD,
+    "tensorboard",
+    "wandb",
+    "quarantine.csv",
+    "cache",
+    "model",
+    CURVES,
+)
 # settings that the runs of every release have written down; nobody else's file holds all of them by chance
 OF_EVERY_RUN = frozenset({
     "out", "steps", "batch_size", "grad_accum", "lr", "weight_decay", "beta2", "warmup", "clip_grad", "ema",
