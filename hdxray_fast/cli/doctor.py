@@ -35,6 +35,7 @@ EXTRAS = {
         "pebble>=5",
         "pyarrow>=23.0.1",
         "filelock>=3.13",
+        "matplotlib>=3.8",
     ],
     "demo": ["pydicom-data>=1"],
     "embed": ["pyarrow>=23.0.1"],

@@ -51,6 +51,10 @@ class PretrainConfig(TrainingConfig):
             sets on shared disks that do not fit into the page cache.
         shuffle_block: images of a block, at least; a node's page cache should hold two blocks.
         nodes: of which ``blocks`` are dealt out; by default as the launcher says (``LOCAL_WORLD_SIZE``).
+        val_share: share of the patients that is held out (radiographs, where no patient is known; never one that has
+            the pixels of another); 0 for none. Patients are those of a manifest's column, or of a prepared data set.
+        val_every: steps between losses on what is held out, under masks that never change; there is one at the end.
+        val_images: radiographs of it at most.
         picture_every: steps between pictures; 0 for the last step only. By default there is one with each checkpoint.
         keep_pictures: newest pictures to keep; of those before, the first from step 1, 2, 4, 8 and so on stays too. 0
             keeps all.
@@ -62,6 +66,8 @@ class PretrainConfig(TrainingConfig):
         "picture_every",
         "keep_pictures",
         "nodes",
+        "val_every",
+        "val_images",
     }
 
     data: str
@@ -87,6 +93,9 @@ class PretrainConfig(TrainingConfig):
     shuffle: Literal["global", "blocks"] = "global"
     shuffle_block: int = 131072
     nodes: int | None = None
+    val_share: float = 0.0
+    val_every: int = 500
+    val_images: int = 256
     picture_every: int | None = None
     keep_pictures: int = 10
 
@@ -100,7 +109,7 @@ class PretrainConfig(TrainingConfig):
         check_encoder_name(self.model)
         self._at_least(1, "decoder_embed_dim", "decoder_depth", "img_size", "shuffle_block", "nodes", "max_cache")
         self._at_least(0, "picture_every", "keep_pictures")
-        self._at_least(1, "warmup_steps")
+        self._at_least(1, "warmup_steps", "val_every", "val_images")
         self._share("ratio_inside", "ratio_outside", "decay")
         if self.schedule == "wsd" and self._rise + self._fall(self.steps) > self.steps:
             raise ConfigError(
@@ -109,6 +118,8 @@ class PretrainConfig(TrainingConfig):
             )
         if self.predict is not None and not 0 < self.predict <= 1:
             raise ConfigError(f"predict: {self.predict} is not accepted; give a share above 0 and up to 1")
+        if not 0 <= self.val_share < 1:
+            raise ConfigError(f"val_share: {self.val_share} is not accepted; give a share from 0 to below 1")
         if self.ratio_inside == 0 and self.ratio_outside == 0:
             raise ConfigError("ratio_inside and ratio_outside are both 0: nothing would be masked or learned")
 

@@ -36,6 +36,7 @@ from ..weights.model_folders import describe_model, save_model
 from .batches import PlannedBatch, planned
 from .blocks import blocks_ahead, node_count, require_room
 from .config import PretrainConfig
+from .held_out import HeldOut, held_out_rows, patients_of
 from .reconstruction import prune_pictures, reconstruction_picture
 from .start import new_model, started_model
 
@@ -114,7 +115,12 @@ def run_pretraining(
                 images = StreamedSet(store, cache, config.max_cache << 20)
         elif images is None:
             images, _ = read_images(training, sources, cache, size=config.img_size, contour=config.contour)
-        task.use(images)
+        if config.val_share:
+            kept, held = held_out_rows(patients_of(config, images), images.hashes(), config.val_share, config.seed)
+            training.print(f"{len(held)} radiographs are held out, {len(kept)} are trained on")
+            task.use(images.subset(kept), images.subset(held))
+        else:
+            task.use(images)
         done = training.run()
         if done.finished:
             model = training.whole_model()
@@ -138,20 +144,25 @@ class PretrainTask(Task):
         self._settings: dict | None = None  # of the model, once there is one
         self.nodes = node_count(config)
         self.images: PreparedSet | PreparedSubset | None = None
+        self.held_out: PreparedSubset | None = None
+        self.validation: HeldOut | None = None
         self.baseline = math.nan
         self.picture: Path | None = None
 
-    def use(self, images: PreparedSet | PreparedSubset) -> None:
-        """Train on these."""
+    def use(self, images: PreparedSet | PreparedSubset, held_out: PreparedSubset | None = None) -> None:
+        """Train on these, and never on those that are held out."""
         config = self.config
-        self.images = images
+        self.images, self.held_out = images, held_out
         names = "\n".join(images.sources()).encode("utf-8", "surrogateescape")
         self.fingerprint = hashlib.sha256(names).hexdigest()[:16]
         self.data_record = DataRecord()
         self.data_record.add("readable images", images.sources(), prints_of(images.checksums()))
+        patch_size = ENCODERS[config.model]["patch_size"]
+        if held_out is not None:
+            self.validation = HeldOut(config, held_out, patch_size, self.predict)
         self.dataset = RadiographDataset(
             images,
-            patch_size=ENCODERS[config.model]["patch_size"],
+            patch_size=patch_size,
             augmentation=Augmentation() if config.augment else None,
             seed=config.seed,
             views=config.augment,
@@ -195,12 +206,16 @@ class PretrainTask(Task):
     def files(self, batch: dict) -> list[str]:
         return [self.dataset.name(index) for index in batch["index"].tolist()]
 
-    def after_step(self, training: Training, step: int, done: bool) -> None:
+    def after_step(self, training: Training, step: int, done: bool) -> dict | None:
         if step == 1:  # over all processes, of whom each has seen its own batches only
             self.baseline = training.numbers["baseline"]
         every = self.config.picture_every
         if every and step % every == 0 and not done:
             self._draw(training, step)
+        if self.validation is None or not (done or step % self.config.val_every == 0):
+            return None
+        with training.averaged() as model:
+            return {"val_loss": self.validation.loss(training, self, model)}
 
     def at_save(self, training: Training, step: int) -> None:
         if self.config.picture_every is None or step == self.config.steps:
@@ -243,7 +258,7 @@ class PretrainTask(Task):
             sample["pixels"] = (sample["pixels"].int() // 256).to(torch.uint8)
             sample["scale"] = sample["scale"] * 256
         sample = {name: value[None].to(device) for name, value in sample.items()}
-        plan = planned(self.config, sample, predict=1.0, picture=True)
+        plan = planned(self.config, sample, predict=1.0, fixed=True)
         caption = f"step {step}: {self.config.model}, {self.config.decoder} decoder"
         panel = reconstruction_picture(training.model, sample, plan, caption)
         if training.is_main:

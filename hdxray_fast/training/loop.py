@@ -29,6 +29,7 @@ from ..ranks import naming_lost_processes, on_main
 from ..terminal import visible_lines
 from .checkpoints import whole_state
 from .config import TrainingConfig
+from .curves import CURVES, Curves
 from .graphs import graphs_for, why_not_recorded
 from .late import Feed
 from .optimizer import averaged_weights
@@ -46,6 +47,7 @@ from .processes import (
 )
 from .restoring import go_on
 from .run_folder import RunFolder
+from .run_log import lines_of
 from .running import Running, UnderWay
 from .saving import Saves
 from .step import Parts, StepLater, StepNow
@@ -116,6 +118,8 @@ class Training:
         self.progress = progress and self.is_main
         self.images_per_step = config.batch_size * config.grad_accum * self.accelerator.num_processes
         self.step = 0
+        self._told: dict[str, str] = {}  # of the last validation, for the bar
+        self.curves = Curves(self.out / CURVES)
         self.stop = StopNotice()
         # what the model cannot be shows here, before hours of preparation and before anything is written
         torch.manual_seed(config.seed)
@@ -251,6 +255,8 @@ class Training:
         self.ema = averaged_weights(self.model, self.config.ema)
         ended = "ended" if self.config.resume == "auto" and go_on(self) else "damaged"
         on_main(lambda: self.folder.begin(self.step, self.task.data_record, ended), self.config.process_timeout)
+        if self.is_main:
+            self.curves.add_all(lines_of(self.log) if self.step else ())
         result.start, self._saves = self.step, Saves(self)
         start_trackers(self.accelerator, self.config, self.out, self.step)
         bar = self.bar(total=self.config.steps, initial=self.step, unit="step", desc=self.task.label)
@@ -392,7 +398,10 @@ class Training:
     def _record(self, bar, pace: Pace, line: dict) -> None:
         if self.is_main:
             self.folder.write_line(line)
+            self.curves.add(line)
         self.accelerator.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
-        bar.set_postfix(loss=f"{line['loss']:.4f}", **pace.in_words(), refresh=False)
+        if "val_loss" in line:
+            self._told = {"val_loss": f"{line['val_loss']:.4f}"}
+        bar.set_postfix(loss=f"{line['loss']:.4f}", **self._told, **pace.in_words(), refresh=False)
         bar.update()
         self.on_step(line)

@@ -132,7 +132,13 @@ class Saves:
         """
         training = self._training
         config, root = training.config, training.checkpoints
-        self._write(checkpoint_folder(root, training.step), {}, wait, lambda: _prune(root, config))
+        curves = training.curves.taken() if training.is_main else {}
+
+        def after() -> None:  # in the thread that writes, so that nobody waits for a picture
+            _prune(root, config)
+            training.curves.draw(curves)
+
+        self._write(checkpoint_folder(root, training.step), {}, wait, after)
         self._clock.restart()
 
     def fail(self, running: Running) -> None:
