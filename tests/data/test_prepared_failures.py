@@ -40,17 +40,17 @@ def made(whole):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
-@pytest.mark.parametrize("limit", [100, 2 * SIZE * SIZE, 30_000])
-def test_a_full_disk_is_named_and_the_next_run_goes_on(made, limit):
-    """The limit cuts the list of sources, the first shard, or a picture of the summary."""
+@pytest.mark.parametrize(("limit", "workers"), [(100, 0), (2 * SIZE * SIZE, 0), (2 * SIZE * SIZE, 1), (30_000, 0)])
+def test_a_full_disk_is_named_and_the_next_run_goes_on(made, limit, workers):
+    """The limit cuts the list of sources, the first shard (which workers write to), or a picture of the summary."""
     root, out, key = made.parent, made.parent / "full", beside(made)
     command = [
         sys.executable, "-B", "-c",  # a cut .pyc would stay
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "from hdxray_fast.cli.main import main; sys.exit(main(sys.argv[1:]))",
-        "prepare", str(root / "xrays"), "--out", str(out), "--size", str(SIZE), "--workers", "0", "--shard-size",
-        "1" if limit == 30_000 else "4", "--contour", "rectangle", "--patient-key", str(key),
+        "prepare", str(root / "xrays"), "--out", str(out), "--size", str(SIZE), "--workers", str(workers),
+        "--shard-size", "1" if limit == 30_000 else "4", "--contour", "rectangle", "--patient-key", str(key),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr

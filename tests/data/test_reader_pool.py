@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 
 import numpy as np
@@ -29,6 +30,17 @@ def behave(word):
     if word == "eat": return len(bytearray(8 << 30))
     if word == "late": time.sleep(0.5)
     return word.upper()
+
+def call(function, *arguments):
+    return function(*arguments)
+
+def wait_for_others(folder, count):
+    while len(os.listdir(folder)) < count: time.sleep(0.01)
+    return sorted(os.listdir(folder))
+
+def note(folder, name):
+    open(os.path.join(folder, name), "w").close()
+    return name
 
 def prepare(source, recipe, key):
     row = prepare_source(source, recipe, key)
@@ -89,6 +101,28 @@ def test_jobs_are_asked_for_as_they_are_needed(reading):
     results.close()  # ends the worker
     alone = call_in_order(str.upper, iter([("a",), Known("b"), ("c",)]), workers=0)
     assert list(alone) == ["A", "b", "C"]
+
+
+def test_a_call_that_takes_long_stops_no_other(reading, tmp_path):
+    """The first ends when those behind it have: the workers go on with them, with as many as are allowed."""
+    asked, folder = [], tmp_path / "done"
+    folder.mkdir()
+
+    def jobs():
+        yield reading.wait_for_others, str(folder), 39
+        for number in range(100):
+            asked.append(f"{number:03d}")
+            yield reading.note, str(folder), asked[-1]
+
+    results = call_in_order(reading.call, jobs(), workers=2, timeout=50.0, ahead=20, queued=2)
+    assert next(results) == asked == [f"{number:03d}" for number in range(39)]
+    assert list(results) == asked and len(asked) == 100
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+def test_a_reader_ends_at_once_when_it_is_told_to(reading):
+    """Python's own handler would wait for the end of a decoder that hangs, and the pool for that."""
+    assert list(call_in_order(signal.getsignal, [(signal.SIGTERM,)], workers=1)) == [signal.SIG_DFL]
 
 
 def test_readers_never_import_torch(reading, radiographs):

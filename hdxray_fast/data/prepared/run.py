@@ -201,7 +201,7 @@ class _Making:
     def _to_read(self, numbers: Iterable[int]) -> Iterator[Placed | Later]:
         size = self._slot_size
         for number in numbers:
-            while number in self.kept and len(self._open) >= KEPT_AHEAD:
+            while number in self.kept and number not in self._open and len(self._open) >= KEPT_AHEAD:
                 yield LATER
             sources = self.part.sources(number)
             for place in self._kept(number).again if number in self.kept else range(len(sources)):
