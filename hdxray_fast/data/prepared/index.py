@@ -210,6 +210,5 @@ def _read_list(path: Path) -> list[dict[str, str]]:
         with open_regular(path, "r", newline="", encoding="utf-8") as stream:
             return read_table(stream, NAMES, LISTS[path.name])
     except (OSError, UnicodeError, csv.Error) as error:
-        raise ConfigError(
-            f"{path}: is missing or damaged ({reason_of(error)}); hdxray-fast merge {path.parent} writes it again"
-        ) from error
+        way = "remove it" if path.name == SKIPPED else f"hdxray-fast merge {path.parent} writes it again"
+        raise ConfigError(f"{path}: is missing or damaged ({reason_of(error)}); {way}") from error
