@@ -94,19 +94,23 @@ def reconstruction_panel(
     predict_ids: np.ndarray,
     patches: np.ndarray,
     *,
+    means: np.ndarray | None = None,
     polygon: np.ndarray | None = None,
     caption: str = "",
     side: int = 640,
 ) -> np.ndarray:
-    """Five pictures in a row: original, contour and inside grid, kept patches, reconstruction, error.
+    """Pictures in a row: original, contour and inside grid, kept patches, reconstruction, error.
 
-    The first four share one stretch of contrast; the error is in unstretched grey levels.
+    All but the error share one stretch of contrast; the error is in unstretched grey levels. With ``means``, which the
+    reconstruction borrows from the original, what they show alone stands before it: what is the model's is the
+    difference.
 
     Args:
         pixels: ``[S, S] uint8`` canvas.
         inside: ``[S/p, S/p] bool``.
         keep_ids, predict_ids: ``[N] int`` row-major patch ids.
         patches: ``[N_predict, p*p] float`` predicted grey levels, 0 to 255.
+        means: ``[N_predict] float``, the original's mean in each predicted patch, where mean and contrast are its.
         polygon: ``[K, 2] float32`` contour, canvas pixels; the border of ``inside`` is drawn without it.
         caption: a line below the pictures.
         side: side of each picture, pixels.
@@ -124,9 +128,16 @@ def reconstruction_panel(
         "original": original,
         f"contour: {inside.mean():.0%} of patches inside": contour_view(original, inside, polygon),
         f"shown to the model: {len(keep_ids)} patches ({share:.0%})": masked_view(original, keep_ids, patch_size),
-        "reconstruction (shown patches kept)": show[reconstruction],
-        f"error: mean {mean_error:.1f} of 255 (white = 64)": error_view(pixels, reconstruction),
     }
+    title = "reconstruction (shown patches kept)"
+    if means is not None:
+        flat = np.repeat(means[:, None], patch_size**2, axis=1)
+        alone = paste_patches(pixels, predict_ids, flat, patch_size)
+        error = _error_on(pixels, alone, predict_ids, patch_size)
+        views[f"patch means alone, no model: error {error:.1f}"] = show[alone]
+        title = "model, mean and contrast the original's"
+    views[title] = show[reconstruction]
+    views[f"error: mean {mean_error:.1f} of 255 (white = 64)"] = error_view(pixels, reconstruction)
     return tile([_titled(view, title, side) for title, view in views.items()], caption)
 
 
@@ -153,6 +164,12 @@ def notebook_png(picture: np.ndarray, caption: str = "", side: int = 640) -> byt
     if len(picture) > side:
         picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
     return png_of(tile([picture], caption))
+
+
+def stack(rows: list[np.ndarray]) -> np.ndarray:
+    """Pictures of equal width below each other. ``[h, w, 3] uint8`` BGR."""
+    gap = np.full((GUTTER, rows[0].shape[1], 3), 24, np.uint8)
+    return np.concatenate([part for row in rows for part in (row, gap)][:-1])
 
 
 def write_image(path: str | Path, image: np.ndarray) -> None:

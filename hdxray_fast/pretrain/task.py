@@ -20,7 +20,7 @@ from ..data.prepared.sources import Source, run_sources
 from ..data.prepared.streamed_set import StreamedSet
 from ..data.radiograph_dataset import RadiographDataset
 from ..errors import ConfigError
-from ..images.panels import write_image
+from ..images.panels import stack, write_image
 from ..models.mae import MaskedAutoencoder, create_mae
 from ..models.presets import ENCODERS
 from ..ops.gather import gather_patches
@@ -37,7 +37,7 @@ from .batches import PlannedBatch, planned
 from .blocks import blocks_ahead, node_count, require_room
 from .config import PretrainConfig
 from .held_out import HeldOut, held_out_rows, patients_of
-from .reconstruction import prune_pictures, reconstruction_picture
+from .reconstruction import PICTURED, prune_pictures, reconstruction_picture
 from .start import new_model, started_model
 
 
@@ -245,25 +245,26 @@ class PretrainTask(Task):
         return loss
 
     def _draw(self, training: Training, step: int) -> None:
-        """The first radiograph, unaugmented, under one mask that never changes; every masked patch predicted.
+        """Some radiographs, held out if any are, unaugmented and each under a mask that never changes; every masked
+        patch is predicted.
 
         The main process alone draws, unless weights are shared out: then no process has a model without the others.
         """
         if not (training.is_main or training.sharded):
             return
-        plain = RadiographDataset(self.images, patch_size=self.dataset.patch_size)
-        device = training.accelerator.device
-        sample = plain[0, 0]
-        if sample["pixels"].dtype == torch.uint16:  # a picture has 8 bits
-            sample["pixels"] = (sample["pixels"].int() // 256).to(torch.uint8)
-            sample["scale"] = sample["scale"] * 256
-        sample = {name: value[None].to(device) for name, value in sample.items()}
-        plan = planned(self.config, sample, predict=1.0, fixed=True)
-        caption = f"step {step}: {self.config.model}, {self.config.decoder} decoder"
-        panel = reconstruction_picture(training.model, sample, plan, caption)
+        shown, whose = (self.held_out, "held out") if self.held_out is not None else (self.images, "trained on")
+        plain = RadiographDataset(shown, patch_size=self.dataset.patch_size, bits=8)  # as a picture has
+        count = min(PICTURED, len(shown))
+        rows = []
+        for number in range(count):
+            sample = plain[0, number * len(shown) // count]
+            sample = {name: value[None].to(training.accelerator.device) for name, value in sample.items()}
+            plan = planned(self.config, sample, predict=1.0, fixed=True)
+            caption = f"step {step}: {self.config.model}, {self.config.decoder} decoder; this radiograph is {whose}"
+            rows.append(reconstruction_picture(training.model, sample, plan, caption))
         if training.is_main:
             folder = training.out / "pictures"
             folder.mkdir(exist_ok=True)
             self.picture = folder / f"step_{step:08d}.png"
-            write_image(self.picture, panel)
+            write_image(self.picture, stack(rows))
             prune_pictures(folder, self.config.keep_pictures)
