@@ -11,6 +11,7 @@ from ..data.inputs import Input, inputs_of, list_inputs, prepared_among, require
 from ..data.listing import manifest_patients
 from ..data.quarantine import write_quarantine
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
+from ..data.result_files import file_named_by
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.parts_folder import parts_of
 from ..features.shares import Share
@@ -76,10 +77,12 @@ class PredictedFiles:
     """What :func:`predict_files` did.
 
     Attributes:
+        out: the file.
         found: the predictions; ``None`` where another process has them.
         waiting: shares, counted from 1, that have not ended.
     """
 
+    out: Path
     found: Predictions | None
     waiting: list[int] = field(default_factory=list)
 
@@ -101,23 +104,21 @@ def predict_files(
     max_memory: int = MAX_MEMORY,
     part: str = "1/1",
 ) -> PredictedFiles:
-    """:func:`predict` to a CSV file, with the answers in ``<out>.parts/`` while they are made: a call that was ended at
+    """:func:`predict` to a file, with the answers in ``<out>.parts/`` while they are made: a call that was ended at
     any moment, as by ``kill -9``, goes on where it was, if model, names and files are as they were.
 
     Args:
-        out: the CSV file.
+        out: the file: a CSV, JSON (a list of rows) or Parquet, as its ending says; or a folder for ``predictions.csv``.
         paths, model, batch_size, workers, device, progress, classes, precision, compile, timeout, max_memory: as for
             :func:`predict`.
         part: as for :func:`hdxray_fast.features.embedding_files.embed_files`.
 
     Raises:
-        ConfigError, CheckpointError: as for :func:`predict`; or ``<out>.parts/`` holds answers of another model, or for
-            other names, or in another precision.
+        ConfigError, CheckpointError: as for :func:`predict`; or ``out`` has another ending, or ``<out>.parts/`` holds
+            answers of another model, or for other names, or in another precision.
         TrainingError: the file cannot be written; or another rank is gone.
     """
-    share, place = Share.of_part(part), Path(out)
-    if place.is_dir():
-        raise ConfigError(f"out: {place} is a folder; name a CSV file, such as predictions.csv")
+    share, place = Share.of_part(part), file_named_by(out, "predictions.csv")
     make_folder(place.parent)  # now, and not after the last image
     model, inputs, patients = _what_is_asked(paths, model, timeout, max_memory, share)
     scorer = Scorer(model, classes, share.device(device), precision, compile)
@@ -132,7 +133,7 @@ def predict_files(
         inputs, scorer, parts_of(place), write, share=share, batch_size=batch_size, workers=workers, progress=progress,
         timeout=timeout, max_memory=max_memory,
     )  # fmt: skip
-    return PredictedFiles(done[0] if done else None, waiting or [])
+    return PredictedFiles(place, done[0] if done else None, waiting or [])
 
 
 def _what_is_asked(

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.csv_cells import write_table
 from ..data.prepared.image import PreparedImage
 from ..data.quarantine import Quarantined
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
+from ..data.result_files import write_rows
 from ..files import written_somewhere, written_whole
 from ..images.perceptual_hash import no_thumbnails
 from ..terminal import visible
@@ -140,10 +140,10 @@ def called_present(
 
 
 def write_predictions(path: Path, found: Predictions, labels: np.ndarray | None = None) -> None:
-    """A CSV with a row per image: path, patient, a probability per class, the classes called present, labels.
+    """A table with a row per image: path, patient, a probability per class, the classes called present, labels.
 
     Args:
-        path: file to write.
+        path: file to write; its ending says whether as CSV, JSON (a list of rows) or Parquet.
         found: what was predicted; images and patients stand :func:`.names.escaped`, ``present`` holds the names joined
             by ``|``, blank where no class is. Probabilities have as many digits as tell each from its neighbours: fewer
             would make ties, and another AUROC. Without any patient there is no such column.
@@ -151,12 +151,12 @@ def write_predictions(path: Path, found: Predictions, labels: np.ndarray | None 
     """
     header = ["image", *(["patient"] if found.patients else []), *found.classes, "present"]
     header += [] if labels is None else [f"label {name}" for name in found.classes]
-    with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        write_table(stream, header, _rows(found, labels), names=("image", "patient"))
+    write_rows(path, header, _rows(found, labels), names=("image", "patient"))
 
 
 def _rows(found: Predictions, labels: np.ndarray | None) -> Iterator[list]:
     for row, image in enumerate(found.images):
         patient = [found.patients[row]] if found.patients else []
-        truth = [] if labels is None else ["" if np.isnan(v) else int(v) for v in labels[row]]
-        yield [image, *patient, *map(str, found.probabilities[row]), "|".join(found.present[row]), *truth]
+        truth = [] if labels is None else [None if np.isnan(v) else int(v) for v in labels[row]]
+        numbers = [float(str(value)) for value in found.probabilities[row]]  # of float32 its few digits, not float64's
+        yield [image, *patient, *numbers, "|".join(found.present[row]), *truth]

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..data.inputs import inputs_of, prepared_among
+from ..data.result_files import file_named_by
 from ..data.seen import Seen
 from ..data.seen_key import KEY_FILE, check_key, run_key
 from ..data.split_copies import keep_copies_together
@@ -97,6 +98,8 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
     """
     if Share.of_part().ranks > 1:
         raise ConfigError("a linear probe is for one process; embed takes several, into the table of --features")
+    if config.features:
+        file_named_by(config.features, FEATURES, (".parquet",), "features", folders=False)
     table = labels_of(config)
     if config.prepared is None:
         require_files(table, config.data)

@@ -38,7 +38,7 @@ def add_commands(commands, parser_class) -> None:
         description="Probabilities of a saved classifier for new files.",
     )
     predict.add_argument("paths", nargs="+", help="radiographs, folders of them, CSV manifests, or prepared sets")
-    predict.add_argument("--out", required=True, help="CSV file, such as predictions.csv")
+    predict.add_argument("--out", required=True, help="file, .csv, .json or .parquet, or a folder for predictions.csv")
     _add_model(predict)
     commands.add_subcommand("predict", predict)
 
@@ -108,7 +108,7 @@ def run_predict_command(paths: list[str], model: str, out: str, **options) -> in
     if not found.multiclass:
         pairs = zip(found.classes, found.thresholds, strict=True)
         print("present from", ", ".join(f"{threshold:.3g} ({name})" for name, threshold in pairs))
-    print(f"{len(found.images)} images in {out}")
+    print(f"{len(found.images)} images in {visible(done.out)}")
     return 0 if found.images else 2
 
 

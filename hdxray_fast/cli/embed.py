@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from ..terminal import visible
 from .options import add_inference, add_part, add_reading, tell_waiting
 
 
@@ -14,11 +15,11 @@ def add_commands(commands, parser_class) -> None:
             "embed new/ --weights runs/first/model --out features.parquet",
             "embed new/ --weights runs/first/model --out features.parquet --part 1/8",
         ],
-        description="Features of radiographs as a Parquet table; interrupted, it goes on.",
+        description="Features of radiographs as a table; interrupted, it goes on.",
     )
     embed.add_argument("paths", nargs="+", help="radiographs, folders of them, CSV manifests, or prepared sets")
     embed.add_argument("--weights", required=True, help="a run or model folder of this package, or published weights")
-    embed.add_argument("--out", required=True, help="Parquet file, such as features.parquet")
+    embed.add_argument("--out", required=True, help="file, .parquet or .csv, or a folder for features.parquet")
     embed.add_argument("--pool", help="cls, mean or attention; left out, the encoder's, or mean")
     embed.add_argument("--keep", help="all, valid or contour; left out, the encoder's")
     embed.add_argument("--img-size", type=int, help="canvas side, pixels; left out, the encoder's")
@@ -44,7 +45,9 @@ def run_embed_command(paths: list[str], out: str, **options) -> int:
     if not done.rows:
         print(f"hdxray-fast: no file can be read; {done.out} is not written", file=sys.stderr)
         return 2
-    print(f"{done.rows} rows of {done.width} numbers in {done.out} ({done.new} new)")
+    print(f"{done.rows} rows of {done.width} numbers in {visible(done.out)} ({done.new} new)")
+    if done.table != done.out:
+        print(f"{visible(done.table)} holds them as well, and is what a later embed goes on from")
     return 0
 
 

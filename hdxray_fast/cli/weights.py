@@ -56,10 +56,12 @@ def add_commands(commands, parser_class) -> None:
 
 def run_export_command(weights: str, out: str, img_size: int | None, keep: str | None, **options) -> int:
     from ..classify.classifier import CLASSIFIER_FILE, load_classifier
+    from ..data.result_files import file_named_by
     from ..interop.export import export_onnx
     from ..weights.create import encoder_of_size
     from ..weights.model_folders import model_folder
 
+    out = file_named_by(out, "encoder.onnx", (".onnx",))
     if (model_folder(weights, CLASSIFIER_FILE) / CLASSIFIER_FILE).is_file():
         model = load_classifier(weights)
         if img_size is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,11 +13,13 @@ import torch
 from ..data.inputs import Input, list_inputs, prepared_among, require_prepared_for
 from ..data.quarantine import Quarantined
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
+from ..data.result_files import file_named_by
 from ..errors import ArgumentTypeError
 from ..models.encoder import Encoder
 from ..ranks import acquainted
 from ..weights.create import encoder_of_size
 from .embedding import Embedder
+from .feature_csv import refuse_other_csv, write_csv
 from .feature_table import FeatureTable
 from .filling import fill_and_join
 from .shares import Share
@@ -30,7 +32,8 @@ class EmbeddedFiles:
     """What :func:`embed_files` did.
 
     Attributes:
-        out: the table; without ``rows`` there is none.
+        out: the file that was asked for; without ``rows`` there is none.
+        table: the Parquet file with the rows, which later calls add to.
         rows: of the table.
         new: rows that were not there before.
         width: numbers in a feature.
@@ -44,6 +47,7 @@ class EmbeddedFiles:
     """
 
     out: Path
+    table: Path
     rows: int
     new: int
     width: int
@@ -81,7 +85,8 @@ def embed_files(
         paths: files, folders, CSV manifests, prepared data sets, or one of these. Rows of a prepared image have the
             path of the file that it was prepared from.
         out: the Parquet file, which is not written if no file can be read; ``<out>.parts/`` holds what is done while
-            the run lasts, ``*.unreadable.csv`` beside it names the files that could not be read.
+            the run lasts, ``*.unreadable.csv`` beside it names the files that could not be read. A ``.csv`` is written
+            from the Parquet file beside it, of its name; in a folder it is ``features.parquet``.
         weights: as for :func:`hdxray_fast.create_encoder`, or an encoder.
         img_size: canvas side, pixels; left out, the encoder's.
         workers: processes that read files ahead; -1 takes one per core.
@@ -92,19 +97,28 @@ def embed_files(
             among them, and the main one joins.
 
     Raises:
-        ConfigError: a path names no image, ``out`` holds features made with other settings, or a cap is not above 0.
+        ConfigError: a path names no image, ``out`` has another ending or holds features made with other settings, or a
+            cap is not above 0.
         MissingDependencyError: pyarrow is not installed.
     """
     paths = [paths] if isinstance(paths, str | os.PathLike) else paths
     for path in paths:
         if not isinstance(path, str | os.PathLike):
             raise ArgumentTypeError(f"paths: holds a {type(path).__name__}, accepted are paths (embed takes arrays)")
+    place = file_named_by(out, "features.parquet", (".parquet", ".csv"))
+    as_csv = place.suffix.lower() == ".csv"
+    if as_csv:
+        refuse_other_csv(place)
     inputs = Share.of_part(part).from_main(lambda: list_inputs(paths))
-    return embed_list(
-        inputs, out, weights, pool=pool, keep=keep, img_size=img_size, batch_size=batch_size, workers=workers,
+    table = place.with_suffix(".parquet") if as_csv else place
+    done = embed_list(
+        inputs, table, weights, pool=pool, keep=keep, img_size=img_size, batch_size=batch_size, workers=workers,
         device=device, progress=progress, precision=precision, compile=compile, timeout=timeout, max_memory=max_memory,
         part=part,
     )  # fmt: skip
+    if as_csv and done.joined and done.rows:
+        write_csv(done.table, place)
+    return replace(done, out=place)
 
 
 def embed_list(
@@ -152,7 +166,7 @@ def embed_list(
         )
         bad = [table.bad[file][0] for file in files if file in table.bad]
         return EmbeddedFiles(
-            table.out, len(table), new, table.width, len(bad), table.unreadable, bad, job.precision,
+            table.out, table.out, len(table), new, table.width, len(bad), table.unreadable, bad, job.precision,
             waiting or [], waiting is None,
         )  # fmt: skip
 

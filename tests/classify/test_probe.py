@@ -106,8 +106,8 @@ def test_end_to_end(manifest, tmp_path, capsys):
     assert (saved["precision"], load_classifier(out / "model").config.precision) == ("fp32", "fp32")
     with pytest.raises(hx.ConfigError, match=r"^out: .* holds a training run"):
         evaluate_files(out / "model", out=out, **options)
-    assert main(["predict", str(manifest), "--model", str(out / "model"), "--out", str(tmp_path)]) == 2
-    assert f"out: {tmp_path} is a folder; name a CSV file" in capsys.readouterr().err
+    assert main(["predict", str(manifest), "--model", str(out / "model"), "--out", str(tmp_path / "new")]) == 2
+    assert f"out: {tmp_path}/new does not say by its ending what kind of file" in capsys.readouterr().err
 
     # splits that training drew are drawn again: the test metrics of the run come out again
     tested = evaluate_files(out / "model", out=tmp_path / "test", **{**options, "split": "test"})

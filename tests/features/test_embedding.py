@@ -115,6 +115,31 @@ def test_embedding_files_leaves_the_encoder_its_size(folder, tmp_path):
         embed_files([np.zeros((3, 3))], tmp_path / "two.parquet", encoder, progress=False)
 
 
+def test_a_csv_is_written_from_the_table_that_later_calls_go_on_from(folder, tmp_path):
+    pytest.importorskip("pyarrow")
+    out, encoder = tmp_path / "f.csv", small()
+    done = embed_files([folder / "a.png"], out, encoder, progress=False)
+    assert (done.out, done.table, done.rows) == (out, tmp_path / "f.parquet", 1)
+    done = embed_files([folder], out, encoder, progress=False)
+    assert (done.rows, done.new) == (3, 2)
+    header, *rows = list(csv.reader(out.open(encoding="utf-8")))
+    assert header == [
+        "path",
+        "confidence",
+        "flagged",
+        "provenance_id",
+        "kept",
+        *(f"feature_{n}" for n in range(done.width)),
+    ]
+    table = read_features(done.table)
+    assert [row[0] for row in rows] == table["path"]
+    np.testing.assert_array_equal(np.array([row[5:] for row in rows], np.float32), table["feature"])
+    (tmp_path / "labels.csv").write_text("image,sick\n")
+    with pytest.raises(hx.ConfigError, match=r"^out: .*labels.csv would be written over, and is no table of features"):
+        embed_files([folder], tmp_path / "labels.csv", encoder, progress=False)
+    assert embed_files([folder], tmp_path, encoder, progress=False).out == tmp_path / "features.parquet"
+
+
 def test_three_channels_and_fixed_normalisation(folder):
     encoder = small(in_chans=3, normalisation=(0.5, 0.25), pool="mean")
     result = hx.embed([folder / "b.png"], encoder)

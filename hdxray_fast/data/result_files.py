@@ -1,0 +1,94 @@
+"""Tables of results as files of the kind that the ending of their name says; in a folder they have the usual name."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+
+from ..errors import ConfigError, MissingDependencyError
+from ..files import written_whole
+from ..names import escaped
+from .csv_cells import write_table
+
+TABLES = (".csv", ".json", ".parquet")
+AT_ONCE = 4096  # rows that are in memory twice while a Parquet file is written
+
+
+def file_named_by(
+    out: str | os.PathLike, usual: str, endings: Sequence[str] = TABLES, argument: str = "out", folders: bool = True
+) -> Path:
+    """The file that ``out`` names.
+
+    Args:
+        out: a file with one of ``endings``, or a folder: one that is there, or a name that ends in a slash.
+        usual: the file's name in a folder.
+        endings: accepted ones, with their dots.
+        argument: that gave ``out``, for the error.
+        folders: whether a folder may be given.
+
+    Raises:
+        ConfigError: it has another ending, or none.
+    """
+    path, known = Path(out), " and ".join([", ".join(endings[:-1]), endings[-1]] if endings[1:] else endings)
+    if folders and (path.is_dir() or os.fspath(out).endswith(("/", os.sep))):
+        path = path / usual
+    elif path.suffix.lower() not in endings or path.is_dir():
+        what = "is a folder" if path.is_dir() else "does not say by its ending what kind of file it is to be"
+        raise ConfigError(
+            f"{argument}: {path} {what}; accepted {'are files' if endings[1:] else 'is a file'} that end in {known}, "
+            f"such as {usual}{', and folders' * folders}"
+        )
+    return path
+
+
+def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence], names: Sequence[str] = ()) -> None:
+    """A table in the kind of file that the ending of ``path`` says, whole or not at all.
+
+    Args:
+        path: with one of ``TABLES``.
+        header: names of the columns.
+        rows: as many values each: text, numbers, truth values, or ``None`` where there is none.
+        names: columns of names of files, or of ids, that may hold any bytes; they are written :func:`.names.escaped`.
+
+    Raises:
+        MissingDependencyError: of a Parquet file, pyarrow is not installed.
+    """
+    with written_whole(path) as temporary:
+        if path.suffix.lower() == ".csv":
+            with temporary.open("w", newline="", encoding="utf-8") as stream:
+                write_table(stream, header, rows, names=names)
+        elif path.suffix.lower() == ".json":
+            with temporary.open("w", encoding="utf-8") as stream:
+                stream.write("[")
+                for number, row in enumerate(_mappings(header, rows, names)):
+                    stream.write(",\n" * bool(number) + json.dumps(row, ensure_ascii=False))
+                stream.write("]\n")
+        else:
+            _write_parquet(temporary, header, _mappings(header, rows, names))
+
+
+def _mappings(header: Sequence[str], rows: Iterable[Sequence], names: Sequence[str]) -> Iterator[dict]:
+    for row in rows:
+        yield {
+            name: escaped(value) if name in names and isinstance(value, str) else value
+            for name, value in zip(header, row, strict=True)
+        }
+
+
+def _write_parquet(path: Path, header: Sequence[str], rows: Iterator[dict]) -> None:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingDependencyError("Parquet files need pyarrow: pip install 'hdxray-fast[embed]'") from error
+    first = list(islice(rows, AT_ONCE))
+    table = pyarrow.Table.from_pylist(
+        first, None if first else pyarrow.schema([(name, pyarrow.string()) for name in header])
+    )
+    with pyarrow.parquet.ParquetWriter(path, table.schema) as writer:
+        writer.write_table(table)
+        while some := list(islice(rows, AT_ONCE)):
+            writer.write_table(pyarrow.Table.from_pylist(some, table.schema))

@@ -1,0 +1,72 @@
+"""Results are files of the kind that their ending says, or lie in a folder under the usual name."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import pytest
+
+import hdxray_fast as hx
+from hdxray_fast.cli.main import main
+from hdxray_fast.data.result_files import TABLES, file_named_by, write_rows
+
+HEADER = ["image", "Oedema", "present", "label Oedema"]
+ROWS = [["a.png", 0.25, "", None], ["b\udce9.png", 0.123456789012345678, "Oedema", 1], ["=c.png", 1.0, "Oedema", 0]]
+
+
+def test_a_name_says_the_kind_and_a_folder_takes_the_usual_name(tmp_path):
+    (tmp_path / "there").mkdir()
+    assert file_named_by(tmp_path / "x.JSON", "u.csv") == tmp_path / "x.JSON"
+    assert file_named_by(tmp_path / "there", "u.csv") == tmp_path / "there" / "u.csv"
+    assert file_named_by(f"{tmp_path}/new/", "u.csv") == tmp_path / "new" / "u.csv"
+    with pytest.raises(
+        hx.ConfigError, match=r"^out: new does not say by its ending .* end in .csv, .json and .parquet"
+    ):
+        file_named_by("new", "u.csv")
+    with pytest.raises(hx.ConfigError, match=r"^features: .*f.csv does not .* accepted is a file .* in .parquet, such"):
+        file_named_by(tmp_path / "f.csv", "f.parquet", (".parquet",), "features", folders=False)
+    with pytest.raises(hx.ConfigError, match=r"^features: .*there is a folder"):
+        file_named_by(tmp_path / "there", "f.parquet", (".parquet",), "features", folders=False)
+    assert not (tmp_path / "new").exists()  # nothing is made while names are looked at
+
+
+@pytest.mark.parametrize("ending", TABLES)
+def test_each_kind_holds_the_same_rows(ending, tmp_path):
+    path = tmp_path / f"rows{ending}"
+    write_rows(path, HEADER, iter(ROWS), names=("image",))
+    if ending == ".csv":
+        found = [list(row.values()) for row in csv.DictReader(path.open(encoding="utf-8"))]
+        assert found[1] == [r"b\xe9.png", "0.12345678901234568", "Oedema", "1"]
+        assert [row[0] for row in found] == ["a.png", r"b\xe9.png", "'=c.png"]
+        return
+    if ending == ".json":
+        found = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        found = pytest.importorskip("pyarrow.parquet").read_table(path).to_pylist()
+    wanted = [dict(zip(HEADER, row, strict=True)) for row in ROWS]
+    wanted[1]["image"] = r"b\xe9.png"  # as names of any bytes are written
+    assert found == wanted
+    write_rows(path, HEADER, iter([]))
+    again = (
+        json.loads(path.read_text()) if ending == ".json" else pytest.importorskip("pyarrow.parquet").read_table(path)
+    )
+    assert len(again) == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [
+        (["predict", "x", "--model", "m", "--out", "preds"], ".csv, .json and .parquet"),
+        (["predict", "x", "--model", "m", "--out", "preds.xlsx"], ".csv, .json and .parquet"),
+        (["embed", "x", "--weights", "m", "--out", "feats.json"], ".parquet and .csv"),
+        (["export", "m", "--out", "encoder.pt"], ".onnx"),
+    ],
+)
+def test_other_endings_are_refused_before_anything_else_is_looked_at(words, known, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("jsonargparse")
+    monkeypatch.chdir(tmp_path)
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"hdxray-fast: --out: {words[-1]} does not say") and f"end in {known}, such as" in error
+    assert not list(tmp_path.iterdir())
