@@ -31,12 +31,7 @@ def fill_and_join(
     """
     new = fill(parts, job, inputs, batch_size=batch_size, **options)
     files = [one.name for one in inputs]
-    plan = parts.plan(files, batch_size)
-    parts.end_share(plan)
-    parts.share.wait_for_ranks()
-    if not parts.share.is_main:
-        return new, []
-    return new, None if parts.join(plan, files, work) else parts.missing(plan)
+    return new, parts.end_and_join(parts.plan(files, batch_size), files, work)
 
 
 def fill(
