@@ -206,7 +206,7 @@ def test_reports_on_a_prepared_set_are_those_on_its_files(root, whole, tmp_path)
     )
     assert {row.study.id for row in done.rows} == {f"s{n}" for n in (12, 13, *range(15, 21))}
     assert (tmp_path / "out" / "predictions.csv").read_bytes() == whole[0]["predictions.csv"]
+    model = load_report_model(root / "run")
+    model.encoder.contour = "prior"
     with pytest.raises(ConfigError, match=r"set: was prepared with contour="):
-        model = load_report_model(root / "run")
-        model.encoder.contour = "prior"
         write_reports(str(tmp_path / "set"), model)
