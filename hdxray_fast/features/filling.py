@@ -36,9 +36,7 @@ def fill_and_join(
     with parts.share.together():
         new = fill(parts, job, inputs, batch_size=batch_size, **options)
         parts.end_share(plan)
-    if not parts.share.is_main:
-        return new, []
-    return new, None if parts.join(plan, files, work) else parts.missing(plan)
+    return new, parts.joined(plan, files, work)
 
 
 def fill(

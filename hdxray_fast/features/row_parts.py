@@ -11,7 +11,6 @@ import os
 import warnings
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
@@ -111,14 +110,14 @@ class RowParts:
         self._look()
         self._place.claim()
         self._next = self._place.next_number()
-        self._held, self._again = ExitStack(), False
+        self._again = False
 
     def __enter__(self) -> RowParts:
-        self._again = self._held.enter_context(self._place.own_share())
+        self._again = self._place.hold()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._held.close()
+        self._place.release()
 
     @property
     def schema(self):
@@ -275,16 +274,16 @@ class RowParts:
         Raises:
             ConfigError: parts of a share that has ended are gone.
         """
-        with self._place.joining():
-            done = not self.missing(plan)
-            if done:
-                self._look()
-                self._require_all(files)
-                work()
-        self.__exit__()
-        if done or not self._place.parts():  # the latter: another has joined, and locks are left
-            self._place.remove()
-        return done
+        return self._place.join(plan, lambda: self._on_all(files, work))
+
+    def joined(self, plan: str, files: Sequence[str], work: Callable[[], None]) -> list[int] | None:
+        """As :meth:`.PartsFolder.joined`; ``files`` as for :meth:`join`."""
+        return self._place.joined(plan, lambda: self._on_all(files, work))
+
+    def _on_all(self, files: Sequence[str], work: Callable[[], None]) -> None:
+        self._look()
+        self._require_all(files)
+        work()
 
     def _require_all(self, files: Sequence[str]) -> None:
         left = [file for file in files if file not in self._number and file not in self.bad]

@@ -9,10 +9,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..data.listing import IMAGE_SUFFIXES
 from ..errors import MissingDependencyError
-from ..files import written_whole
+from ..files import free_name, written_whole
 from ..images.heat import heat_overlay, heat_scale
 from ..images.panels import display_levels
+from .study_list import Study
 
 MOST_SENTENCES = 10  # of a picture; with the radiographs themselves and the mean twelve tiles
 COLUMNS = 4
@@ -180,3 +182,18 @@ def _wrapped(text: str, width: int, lines: int = 5) -> str:
             row, used = row + part, used + size
     rows.append(row.strip())
     return "\n".join(rows if len(rows) <= lines else [*rows[: lines - 1], rows[lines - 1] + " ..."])
+
+
+def picture_names(studies: Sequence[Study], pictures: int) -> list[str]:
+    """File names of the pictures of the first so many studies, whichever process draws them."""
+    stems: set[str] = set()
+    return [f"{_file_name(study.place or study.id, stems)}.png" for study in studies[:pictures]]
+
+
+def _file_name(study: str, taken: set[str]) -> str:
+    """The last part of a study's id as a file name, numbered if it is taken."""
+    last = Path(study).name
+    if Path(study).suffix.lower() in IMAGE_SUFFIXES:
+        last = Path(study).stem
+    stem = re.sub(r"[^\w.-]+", "_", last).strip("._")[:80] or "study"
+    return free_name(stem, taken)

@@ -29,6 +29,8 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
         data: ``annotation.json`` of R2Gen, a CSV with images and reports, the folder of IU X-ray's XML reports or of
             MIMIC-CXR, as ``layout`` says.
         images: folder that relative image paths start from.
+        prepared: data set of ``hdxray-fast prepare`` that holds the radiographs, prepared with this ``contour``; they
+            are then not read from their files.
         layout: ``r2gen``, ``csv``, ``iu-xray`` or ``mimic-cxr``; told by what ``data`` is by default.
         sections: ``findings``, ``impression`` or ``both``.
         report_column: the CSV column that holds the report.
@@ -68,6 +70,7 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
 
     data: str
     images: str | None = None
+    prepared: str | None = None
     layout: str | None = None
     sections: str = "findings"
     report_column: str | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation
-from ..data.prepared.cache import CachedImages, refuse_foreign_cache
+from ..data.prepared.cache import refuse_foreign_cache
 from ..data.prepared.duplicates import thumbnails_of
+from ..data.prepared.finding import find_some, open_prepared
+from ..data.prepared.reading import PreparedSubset
 from ..data.prepared.sources import Source
-from ..data.quarantine import Quarantined
+from ..data.quarantine import Quarantined, write_quarantine
 from ..data.radiograph_dataset import RadiographDataset
 from ..data.seen import DRAWN_FILE, Seen
 from ..data.seen_key import KEY_FILE, run_key
@@ -34,7 +36,7 @@ from ..training.run_images import read_images
 from ..training.task import Task
 from ..weights.create import create_encoder
 from ..weights.fingerprint import settings_print, weights_print
-from .batches import ReadyStudy, StudyDataset, copies_left_out, ready_studies
+from .batches import ReadyStudies, ReadyStudy, StudyDataset, copies_left_out, ready_studies
 from .cleaning import cleaner, mostly_chinese
 from .config import ReportConfig
 from .features import FeatureStore
@@ -43,7 +45,8 @@ from .model import ReportModel, create_report_model
 from .own_split import read_of_run
 from .predictions import Prediction, write_predictions
 from .saving import save_report_model
-from .studies import Study, StudyTable
+from .studies import StudyTable
+from .study_list import Studies
 from .text_tokenizers import ReportTokenizer, load_tokenizer, train_tokenizer
 from .unknown_words import left_out_note, require_targets, unknown_warning
 from .visual_tokens import Views
@@ -144,15 +147,15 @@ class ReportTask(Task):
                 f"{'not Chinese' if config.language == 'zh' else 'Chinese'}; give language, one of 'en', 'zh'"
             )
         self.clean = cleaner(config.cleaning_name)
-        self.texts = [self.clean(study.report) for study in self.studies["train"]]
-        self.config = config.with_floor(self.texts, begun_settings(config))
+        texts = [self.clean(report) for report in self.studies["train"].column("report")]
+        self.config = config.with_floor(texts, begun_settings(config))
         self.cache = Path(config.cache or Path(config.out) / "cache")
-        self.tokenizer = self._make_tokenizer()
+        self.tokenizer = self._make_tokenizer(texts)
         self.best, self.best_step, self.scores = math.nan, 0, []
         self.features: FeatureStore | None = None
         self.key: bytes | None = None
 
-    def _make_tokenizer(self) -> ReportTokenizer | None:
+    def _make_tokenizer(self, texts: list[str]) -> ReportTokenizer | None:
         config = self.config
         if config.decoder == "language-model":
             return None
@@ -160,7 +163,7 @@ class ReportTask(Task):
         if kind is None:
             return load_tokenizer(config.tokenizer)
         patients = [study.patient or study.id for study in self.studies["train"]]
-        return train_tokenizer(self.texts, kind, patients=patients, **config.vocabulary)
+        return train_tokenizer(texts, kind, patients=patients, **config.vocabulary)
 
     # --- what Training asks for -------------------------------------------------------------------------------------
     def build(self) -> ReportModel:
@@ -219,7 +222,7 @@ class ReportTask(Task):
         return self.model.inputs(batch)
 
     def files(self, batch: dict) -> list[str]:
-        return [path for i in batch["index"].tolist() for path in self.train_set.studies[i].study.images]
+        return [path for i in batch["index"].tolist() for path in self.train.studies[i].images]
 
     def after_step(self, training: Training, step: int, done: bool) -> dict | None:
         every = self.config.validate_every
@@ -265,7 +268,7 @@ class ReportTask(Task):
             notes += found if split == "train" else [f"{split}: {note}" for note in found]
         thumbnails: list[np.ndarray] = []  # of the main process, which alone compares them and saves their signatures
 
-        def without_copies() -> tuple[dict[str, list[ReadyStudy]], list[str]]:
+        def without_copies() -> tuple[dict[str, ReadyStudies], list[str]]:
             thumbnails.append(thumbnails_of(images))
             found = copies_left_out(ready, thumbnails[0], self.table.drawn)
             return ready, found
@@ -274,7 +277,7 @@ class ReportTask(Task):
         notes += found
         if not ready["train"]:
             raise TrainingError(f"none of the {len(wanted['train'])} training studies has a readable radiograph")
-        texts = [self.clean(row.study.report) for row in ready["train"]]
+        texts = [self.clean(report) for report in ready["train"].studies.column("report")]
         targets, cut = require_targets(texts, self.tokenizer, config.max_length)
         if cut:
             notes.append(
@@ -287,18 +290,21 @@ class ReportTask(Task):
         if note := left_out_note(share if not warning else 0.0, config.vocabulary):
             notes.append(note)
         self.notes += notes
-        train = [replace(row, target=tuple(ids)) for row, ids in zip(ready["train"], targets, strict=True)]
+        self.train = train = ready["train"].with_targets(targets)
         self.validation = (train if config.validate_split == "train" else ready["val"])[: config.validate_studies]
-        text = "\n".join(f"{row.study.id} {row.target} {row.study.images}" for row in train)
-        self.fingerprint = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        digest = hashlib.sha256()
+        for place, row in enumerate(train):
+            text = f"{row.study.id} {row.target} {row.study.images}"
+            digest.update(("\n" * (place > 0) + text).encode("utf-8", "surrogateescape"))
+        self.fingerprint = digest.hexdigest()[:16]
         self.data_record = self._record(images, train)
         for pictures in thumbnails:
-            self.seen = self._seen(images, [*train, *ready.get("val", ())], pictures)
+            self.seen = self._seen(images, [train, *([ready["val"]] if "val" in ready else [])], pictures)
         patch_size = self.model.encoder.patch_size
-        plain = RadiographDataset(images, patch_size=patch_size)
+        plain = RadiographDataset(images, patch_size=patch_size, bits=8)
         augmentation = Augmentation() if config.augment else None
         changed = RadiographDataset(
-            images, patch_size=patch_size, augmentation=augmentation, seed=config.seed, views=config.augment
+            images, patch_size=patch_size, augmentation=augmentation, seed=config.seed, views=config.augment, bits=8
         )
         if not config.encoder_lr:
             self.features = self._compute_features(training, plain, [*train, *self.validation])
@@ -321,7 +327,7 @@ class ReportTask(Task):
                 "validate_split to train"
             )
 
-    def _record(self, images: CachedImages, train: list[ReadyStudy]) -> DataRecord:
+    def _record(self, images: PreparedSubset, train: ReadyStudies) -> DataRecord:
         """Radiographs and reports, and the weights that no checkpoint holds or that features were computed with."""
         record, model = DataRecord(), self.model
         record.add("readable images", images.sources(), prints_of(images.checksums()))
@@ -338,12 +344,11 @@ class ReportTask(Task):
             record.add("language models", [name], [own], setting="language_model")
         return record
 
-    def _seen(self, images: CachedImages, used: list[ReadyStudy], thumbnails: np.ndarray) -> Seen:
+    def _seen(self, images: PreparedSubset, used: list[ReadyStudies], thumbnails: np.ndarray) -> Seen:
         """Whom and what training and validation use, radiograph by radiograph."""
-        rows = [(row.study, number) for row in used for number in row.images]
         hashes = images.hashes()
-        numbers = [number for _, number in rows]
-        part = StudyTable([study for study, _ in rows])
+        numbers = [number for studies in used for row in studies for number in row.images]
+        part = StudyTable(Studies(row.study for studies in used for row in studies for _ in row.images))
         return Seen.of(self.table, part, [hashes[number] for number in numbers], thumbnails[numbers], self.key)
 
     @property
@@ -354,18 +359,23 @@ class ReportTask(Task):
             raise ConfigError(f"weights: the encoder takes {height} x {width} images, reports are read off square ones")
         return height
 
-    def _find_images(
-        self, training: Training, wanted: dict[str, list[Study]]
-    ) -> tuple[CachedImages, list[Quarantined]]:
+    def _find_images(self, training: Training, wanted: dict[str, Studies]) -> tuple[PreparedSubset, list[Quarantined]]:
         config = self.config
         paths = dict.fromkeys(
             path for studies in wanted.values() for study in studies for path in study.images[: config.max_views]
         )
+        if config.prepared is not None:
+            prepared = open_prepared(config.prepared, img_size=self.canvas_size, contour=config.contour)
+            found, bad = find_some(list(paths), prepared, config.data)
+            training.print(f"{len(found)} radiographs in {visible(config.prepared)}")
+            if training.is_main:
+                write_quarantine(training.out / "quarantine.csv", bad)
+            return found, bad
         sources = [Source(path) for path in paths]
         return read_images(training, sources, self.cache, size=self.canvas_size, contour=config.contour)
 
     def _compute_features(
-        self, training: Training, images: RadiographDataset, studies: list[ReadyStudy]
+        self, training: Training, images: RadiographDataset, studies: Iterable[ReadyStudy]
     ) -> FeatureStore:
         """Every process computes its share; all wait for each other."""
         accelerator = training.accelerator

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import zlib
 from collections.abc import Sequence
@@ -345,6 +347,12 @@ class PreparedSubset:
     def sources(self) -> list[str]:
         """As :meth:`PreparedSet.sources`."""
         return list(self._names)
+
+    def key(self, place: int) -> str:
+        """32 hexadecimal digits that tell an image, as it was prepared, from all others."""
+        recipe, row = self.images.recipe, int(self.rows[place])
+        told = [self.images.source(row), *self.images.stamp(row), recipe["size"], recipe["contour"]]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
 
     def column(self, name: str):
         """As :meth:`PreparedSet.column`, but for ``source``, which is as it was when the data set was made."""
