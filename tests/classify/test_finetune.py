@@ -27,7 +27,7 @@ from hdxray_fast.classify.evaluation import evaluate_files, predict
 from hdxray_fast.classify.finetune import describe_finetuning, run_finetuning
 from hdxray_fast.classify.heads import build_head
 from hdxray_fast.classify.task import FinetuneTask
-from hdxray_fast.cli.classify import join_lists
+from hdxray_fast.cli.classify import add_commands
 from hdxray_fast.cli.main import main
 from hdxray_fast.data.seen_key import KEY_FILE
 from hdxray_fast.models import layers
@@ -659,8 +659,13 @@ def test_fp16_needs_a_gpu(data, tmp_path):
 
 
 def test_several_values_on_the_command_line():
+    from hdxray_fast.cli.parser import CommandParser, command_words, join_lists, tidy
+
     words = ["finetune", "--seeds", "0", "1", "--classes", "Lung Opacity", "it's", "--out", "x", "--seeds", "[3]"]
-    assert join_lists(words) == [
+    parser = CommandParser()
+    add_commands(parser.add_subcommands(required=True, dest="command"), CommandParser)
+    tidy(parser)
+    assert join_lists(command_words(parser, words)[1], words) == [
         "finetune", "--seeds", "[0, 1]", "--classes", "['Lung Opacity', 'it''s']", "--out", "x", "--seeds", "[3]",
     ]  # fmt: skip
 
