@@ -276,7 +276,8 @@ def evaluate_files(
         report.update(
             _measured(
                 found, table, classifier, out, split=split, progress=progress, max_bad_share=max_bad_share,
-                allow_training_patients=allow_training_patients, extra={"model": str(model)}, sheet=not classes,
+                allow_training_patients=allow_training_patients, extra={"model": str(model), "data": str(data)},
+                sheet=not classes,
                 reporting={
                     "bootstraps": bootstraps, "seed": bootstrap_seed, "prevalence": prevalence,
                     "images": stored, "workers": share.workers(workers), "timeout": timeout, "max_memory": max_memory,

@@ -25,6 +25,7 @@ from .calibration import describe_temperature
 from .config import FinetuneConfig
 from .label_fractions import take_fraction
 from .labels import describe_labels, labels_of, one_sided, require_files
+from .predictions import PAGE_FILE
 from .result import FinetuneResult
 from .table import TABLE_FILES, summary, write_table
 from .task import FinetuneTask, build_encoder, canvas_size
@@ -206,7 +207,8 @@ def describe_finetuning(config: FinetuneConfig, results: list[FinetuneResult]) -
     if not last.finished:
         return f"stopped early; go on with --resume auto: {last.out}"
     if len(results) > 1:
-        return f"{summary(config.runs(), results)}\n\ntable, plot and all runs are in {config.out}"
+        runs = summary(config.runs(), results)
+        return f"{runs}\n\ntable, plot and all runs, each with its {PAGE_FILE}, are in {config.out}"
     lines = [format_metrics(last.report)] if last.report else []
     if told := describe_temperature(last.report.get("temperature")):
         lines.append(told)
@@ -216,5 +218,5 @@ def describe_finetuning(config: FinetuneConfig, results: list[FinetuneResult]) -
         lines.append(f"chosen on validation: step {last.best['step']}, {scores}")
     if last.left_out:
         lines.append(f"{last.left_out} images could not be read: {last.out / 'quarantine.csv'}")
-    lines.append(f"metrics, curves, the most confident errors and the model are in {last.out}")
+    lines.append(f"metrics, plots and the model are in {last.out}; all on one page: {last.out / PAGE_FILE}")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import MissingDependencyError
 from ..files import written_whole
-from .calibration import CALIBRATION_BINS
+from .curves import calibration_points
 
 MOST_CURVES = 14  # more would not be told apart
 
@@ -48,10 +48,10 @@ def plot_curves(
         roc.plot(false, true, color=colour, label=f"{classes[column]} {roc_auc_score(truth, score):.3f}")
         precision, recalled, _ = precision_recall_curve(truth, score)
         recall.plot(recalled, precision, color=colour, label=f"{classes[column]} ({truth.mean():.0%} positive)")
-        predicted, observed, counts = calibration_curve(truth, score)
+        predicted, observed, counts = calibration_points(truth, score)
         calibration.plot(predicted, observed, "-", color=colour, linewidth=0.9, label=classes[column])
         if before is not None:
-            calibration.plot(*calibration_curve(truth, before[known, column])[:2], ":", color=colour, linewidth=0.9)
+            calibration.plot(*calibration_points(truth, before[known, column])[:2], ":", color=colour, linewidth=0.9)
         calibration.scatter(predicted, observed, np.maximum(120 * counts / counts.sum(), 3), color=colour, alpha=0.8)
     for axes in (roc, calibration):
         axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
@@ -74,12 +74,3 @@ def plot_curves(
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png")
     return path
-
-
-def calibration_curve(truth: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean predicted probability, observed frequency and number of images of each bin that holds an image."""
-    bins = np.minimum((score * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    counts = np.bincount(bins, minlength=CALIBRATION_BINS)
-    held = counts > 0
-    predicted = np.bincount(bins, score, CALIBRATION_BINS)[held] / counts[held]
-    return predicted, np.bincount(bins, truth, CALIBRATION_BINS)[held] / counts[held], counts[held]

@@ -41,7 +41,7 @@ from .label_fractions import describe_fraction, take_fraction
 from .label_table import LabelTable
 from .labels import check_table, describe_labels, labels_of, one_sided, refuse_duplicates, require_files
 from .metrics import best_threshold
-from .predictions import RESULT_FILES, report_predictions
+from .predictions import PAGE_FILE, RESULT_FILES, report_predictions
 from .probe_config import ProbeConfig
 
 FEATURES = "features.parquet"
@@ -196,6 +196,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
         workers=config.workers,
         timeout=config.timeout,
         max_memory=config.max_memory,
+        title="Linear probe",
     )
     train_images = table_used.splits.count("train")
     return ProbeResult(
@@ -433,5 +434,5 @@ def describe_probe(result: ProbeResult) -> str:
         lines.append(f"no label in val for {', '.join(result.not_chosen)}: C = {USUAL_STRENGTH} there, not chosen")
     if result.left_out:
         lines.append(f"{result.left_out} images could not be read: {result.unreadable_csv}")
-    lines.append(f"metrics, plots and the model are in {result.out}")
+    lines.append(f"metrics, plots and the model are in {result.out}; all on one page: {result.out / PAGE_FILE}")
     return "\n".join(lines)

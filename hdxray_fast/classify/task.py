@@ -344,6 +344,7 @@ class FinetuneTask(Task):
             workers=self.config.workers,
             timeout=self.config.timeout,
             max_memory=self.config.max_memory,
+            title="Fine-tuning",
         )
         return report, best
 

@@ -117,6 +117,7 @@ def run_evaluate_command(model: str, against: str | None, **options) -> int:
     from ..classify.comparison_files import format_comparison
     from ..classify.evaluation import evaluate_files
     from ..classify.metrics import format_metrics
+    from ..classify.predictions import PAGE_FILE
 
     if against is None:
         report, comparison = evaluate_files(model, **options), None
@@ -131,7 +132,8 @@ def run_evaluate_command(model: str, against: str | None, **options) -> int:
     if report["unreadable"]:
         print(f"{report['unreadable']} images could not be read: {os.path.join(options['out'], 'unreadable.csv')}")
     what = "and plots" if options.get("classes") else "plots and the most confident errors"  # no sheet of new names
-    print(f"metrics, predictions, {what} are in {options['out']}")
+    page = os.path.join(options["out"], PAGE_FILE)
+    print(f"metrics, predictions, {what} are in {options['out']}; all on one page: {page}")
     return 0
 
 
