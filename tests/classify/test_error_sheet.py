@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from toy_radiographs import draw_radiograph
 
 import hdxray_fast as hx
 from hdxray_fast.classify.attention_maps import PatchMap, patch_map
@@ -26,18 +29,22 @@ def classifier(head="linear", pool="mean", **settings) -> Classifier:
     return model
 
 
-def inputs(model, radiographs):
-    file = str(radiographs / "0.png")
-    return encoder_inputs(model.encoder, as_batch([read_radiograph(file, file, 64, 16)]))
+@functools.cache
+def film():
+    return read_radiograph(draw_radiograph(0), "0.png", 64, 16)
+
+
+def inputs(model):
+    return encoder_inputs(model.encoder, as_batch([film()]))
 
 
 @pytest.mark.parametrize("keep", ["all", "valid", "contour"])
 @pytest.mark.parametrize(
     ("head", "pool"), [("linear", "cls"), ("attention", "mean"), ("label-query", "mean"), ("linear", "mean")]
 )
-def test_a_map_covers_what_was_looked_at(radiographs, keep, head, pool):
+def test_a_map_covers_what_was_looked_at(keep, head, pool):
     model = classifier(head, pool, keep=keep)
-    images, plan, scale, shift = inputs(model, radiographs)
+    images, plan, scale, shift = inputs(model)
     found = patch_map(model, 1, images, plan, scale, shift)
     assert found.values.shape == (4, 4)
     looked = np.isfinite(found.values)
@@ -52,18 +59,18 @@ def test_a_map_covers_what_was_looked_at(radiographs, keep, head, pool):
 
 
 @pytest.mark.parametrize(("head", "pool"), [("linear", "cls"), ("attention", "mean"), ("linear", "mean")])
-def test_without_a_plan_the_map_covers_what_the_encoder_keeps(radiographs, head, pool):
+def test_without_a_plan_the_map_covers_what_the_encoder_keeps(head, pool):
     model = classifier(head, pool, keep="contour", margin=0)
-    images, plan, _, _ = inputs(model, radiographs)
+    images, plan, _, _ = inputs(model)
     looked = np.isfinite(patch_map(model, 1, images).values)
     assert looked.sum() == plan.keep_ids.numel() < 16
     assert looked.ravel()[plan.keep_ids.numpy()].all()
 
 
-def test_attention_is_that_of_the_model(radiographs):
+def test_attention_is_that_of_the_model():
     """With values that tell the keys apart, the output of the model's own attention is the weighted mean."""
     model = classifier("attention")
-    images, plan, scale, shift = inputs(model, radiographs)
+    images, plan, scale, shift = inputs(model)
     attention = model.head.attn_pool.attn
     width, heads = 24, 3
     with torch.no_grad():
@@ -88,9 +95,9 @@ def test_attention_is_that_of_the_model(radiographs):
     assert found.values.ravel()[5 - 1] == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_contributions_of_a_probe_add_up_to_the_logit(radiographs):
+def test_contributions_of_a_probe_add_up_to_the_logit():
     model = classifier("probe")
-    images, plan, scale, shift = inputs(model, radiographs)
+    images, plan, scale, shift = inputs(model)
     tokens = model.encoder.encode(images, plan, scale, shift)
     shares = (tokens.values[1:] @ model.head.fc.weight[1]) / 16
     logit = model(images, plan, scale, shift)[0, 1]
@@ -123,9 +130,9 @@ def test_the_most_confident_errors_of_both_kinds():
     assert confident_errors(labels, np.where(labels == 1, 1.0, 0.0), [0.5, 0.5]) == []
 
 
-def test_overlay_darkens_what_was_not_looked_at(radiographs):
+def test_overlay_darkens_what_was_not_looked_at():
     model = classifier("attention", keep="contour")
-    batch = inputs(model, radiographs)
+    batch = inputs(model)
     found = patch_map(model, 0, *batch)
     values = np.full((4, 4), np.nan, np.float32)
     values[1, 1], values[1, 2] = 0.2, 0.8

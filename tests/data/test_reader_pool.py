@@ -141,7 +141,9 @@ def test_embedding_goes_on_without_a_file_that_kills_its_reader(reading, radiogr
     from hdxray_fast.data import radiographs as module
 
     monkeypatch.setattr(module, "read_radiograph", reading.radiograph)
-    encoder = hx.create_encoder("vit_tiny_patch16", img_size=128, depth=1, embed_dim=24, num_heads=3)
+    encoder = hx.create_encoder(
+        "vit_tiny_patch16", img_size=128, depth=1, embed_dim=24, num_heads=3, contour="rectangle"
+    )
     result = hx.embed(radiographs, encoder, workers=2)
     assert [os.path.basename(path) for path in result.sources] == ["0.png", "1.png", "3.png", "4.png"]
     (bad,) = result.quarantined

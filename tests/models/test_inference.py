@@ -42,7 +42,7 @@ def files(images, tmp_path):
 
 def small(**options) -> Encoder:
     torch.manual_seed(1)
-    options = {"img_size": 64, "depth": 2, "embed_dim": 48, "num_heads": 3, **options}
+    options = {"img_size": 64, "depth": 2, "embed_dim": 48, "num_heads": 3, "contour": "rectangle", **options}
     return hx.create_encoder("vit_tiny_patch16", **options).eval()
 
 
@@ -102,7 +102,7 @@ class Labelled(torch.utils.data.Dataset):
     def __init__(self, images: list[np.ndarray]) -> None:
         from hdxray_fast.data.radiographs import read_radiograph
 
-        self.batches = [as_batch([read_radiograph(image, "", 64, 16)]) for image in images]
+        self.batches = [as_batch([read_radiograph(image, "", 64, 16, "rectangle")]) for image in images]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -158,7 +158,7 @@ def test_the_stand_in_tells_of_waits(images, monkeypatch):
     from hdxray_fast.data.radiographs import read_radiograph
 
     encoder = small(keep="contour")
-    batch = as_batch([read_radiograph(image, "", 64, 16) for image in images])
+    batch = as_batch([read_radiograph(image, "", 64, 16, "rectangle") for image in images])
     with stand_in(monkeypatch) as device, torch.no_grad():
         there = device.sent_batch(batch, CPU)
         answer = encoder.encode(*encoder_inputs(encoder, there)).values
@@ -177,7 +177,7 @@ def test_the_stand_in_tells_of_waits(images, monkeypatch):
 def test_plans_stay_where_they_are_made(images):
     from hdxray_fast.data.radiographs import read_radiograph
 
-    batch = as_batch([read_radiograph(image, "", 64, 16) for image in images])
+    batch = as_batch([read_radiograph(image, "", 64, 16, "rectangle") for image in images])
     moved = sent_batch({**batch, "error": ["x"]}, torch.device("meta"))
     assert {name: value.device.type for name, value in moved.items() if name != "error"} == {
         "pixels": "meta", "scale": "meta", "shift": "meta", "inside": "cpu", "valid": "cpu",

@@ -25,7 +25,7 @@ pytest.importorskip("safetensors")
 
 def small_model(seed: int = 0):
     torch.manual_seed(seed)
-    model = create_mae("vit_tiny_patch16", img_size=64, decoder_embed_dim=32, decoder_depth=1)
+    model = create_mae("vit_tiny_patch16", img_size=64, depth=2, decoder_embed_dim=32, decoder_depth=1)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3)
     return model, optimizer, averaged_weights(model, 0.9)
 
