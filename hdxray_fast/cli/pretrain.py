@@ -8,7 +8,7 @@ import os
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
     from ..pretrain.config import PretrainConfig
-    from ..pretrain.planning import PlanConfig
+    from ..pretrain.plan_config import PlanConfig
 
     plan = parser_class(exit_on_error=False, description="What a pre-training will take, before it is begun.")
     plan.add_argument("--json", action="store_true", help="machine-readable")
@@ -22,7 +22,8 @@ def add_commands(commands, parser_class) -> None:
 
 
 def run_plan_command(json: bool, **options) -> int:
-    from ..pretrain.planning import PlanConfig, as_json, describe, plan
+    from ..pretrain.plan_config import PlanConfig
+    from ..pretrain.planning import as_json, describe, plan
 
     config = PlanConfig(**options).filled_in()
     found = plan(config)

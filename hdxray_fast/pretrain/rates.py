@@ -12,18 +12,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..errors import ConfigError
+from .plan_config import DEVICES
 from .shape import Shape
 
-# Dense bf16 peak, FLOP/s, and memory, GiB, as their makers state them
-DEVICES = {
-    "a100": (312e12, 80),
-    "h100": (989e12, 80),
-    "h200": (989e12, 141),
-    "b200": (2250e12, 180),
-    "l40s": (362e12, 48),
-    "a6000": (155e12, 48),
-    "rtx4090": (165e12, 24),
-}
 SHARE_OF_PEAK = 0.25  # what a step is taken to reach where nothing was measured
 
 

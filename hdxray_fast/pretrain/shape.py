@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..ops.mask_ratio import masked_patches, round_half_up
 from . import work
-
-if TYPE_CHECKING:
-    from .planning import PlanConfig
+from .plan_config import PlanConfig
 
 
 @dataclass(frozen=True)
