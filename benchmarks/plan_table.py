@@ -9,7 +9,7 @@ import json
 import re
 from pathlib import Path
 
-from hdxray_fast.pretrain.planning import PlanConfig
+from hdxray_fast.pretrain.plan_config import PlanConfig
 from hdxray_fast.pretrain.shape import Shape
 
 ROOT = Path(__file__).parent.parent

@@ -87,8 +87,11 @@ class PlanConfig:
         """
         size = self.img_size or 1280
         if self.data is not None:
+            from ..data.prepared.chunk_store import is_address
             from ..data.prepared.reading import PreparedSet
 
+            if is_address(self.data):
+                raise ConfigError("data: plan reads sets on a disk; for one at an address give images and img_size")
             prepared = PreparedSet(self.data).size
             if self.img_size not in (None, prepared):
                 raise ConfigError(

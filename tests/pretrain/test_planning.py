@@ -15,8 +15,9 @@ from hdxray_fast.errors import ConfigError
 from hdxray_fast.models.presets import ENCODERS
 from hdxray_fast.pretrain import work
 from hdxray_fast.pretrain.config import PretrainConfig
-from hdxray_fast.pretrain.planning import PlanConfig, describe, plan
-from hdxray_fast.pretrain.rates import DEVICES, device_rate, is_kind
+from hdxray_fast.pretrain.plan_config import DEVICES, PlanConfig
+from hdxray_fast.pretrain.planning import describe, plan
+from hdxray_fast.pretrain.rates import device_rate, is_kind
 from hdxray_fast.pretrain.shape import Shape
 from hdxray_fast.training.processes import checkpoint_activations
 
@@ -139,6 +140,8 @@ def test_a_prepared_set_gives_its_own_figures(tmp_path):
     assert found.images == 6 and found.prepared_bytes == 6 * SIZE * SIZE
     with pytest.raises(ConfigError):
         plan(PlanConfig(data=str(tmp_path / "xrays")))
+    with pytest.raises(ConfigError, match=r"^data: plan reads sets on a disk"):
+        plan(PlanConfig(data="s3://bucket/chest"))
 
 
 def test_rates_say_where_they_come_from(monkeypatch):
