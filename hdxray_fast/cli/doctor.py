@@ -40,7 +40,7 @@ EXTRAS = {
     "demo": ["pydicom-data>=1"],
     "embed": ["pyarrow>=23.0.1"],
     "prepare": ["matplotlib>=3.8"],
-    "streaming": ["litdata>=0.2.40"],
+    "streaming": ["litdata>=0.2.40", "fsspec>=2024.2"],
     "hf": ["transformers>=5.3", "safetensors>=0.4", "pillow>=12.2"],
     "timm": ["timm>=1.0.9"],
     "export": ["onnx>=1.17", "onnxscript>=0.5"],

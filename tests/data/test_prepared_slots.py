@@ -174,7 +174,7 @@ def test_a_run_that_is_stopped_leaves_no_file(tmp_path, workers):
 
 def test_a_disk_that_fails_a_worker_ends_the_run_and_blames_no_file(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "Slot", lambda path, start, size: Slot(str(tmp_path / "gone" / "shard"), start, size))
-    with pytest.raises(TrainingError, match=r"set: cannot be written \(No such file or directory\)"):
+    with pytest.raises(TrainingError, match=r"shard: cannot be written \(No such file or directory\)"):
         prepare([folder], tmp_path / "set", workers=0)
     assert not list((tmp_path / "set").rglob("*.tmp"))
 

@@ -229,12 +229,12 @@ def held(*arguments, **options):
     if not (fourth and before):
         work(*arguments, **options)
     if fourth:
-        os.write(1, b"writing\n")
+        os.write(1, b"writing\\n")
         done.wait()
 setattr(checkpoints if name == "save_tensors" else checkpoints.os, name, held)
 def on_step(line):
     if line["step"] == 5:
-        os.write(1, b"step 5\n")
+        os.write(1, b"step 5\\n")
         done.wait()
 train(sys.argv[1], Regression(0.5), steps=10**9, save_every=2, on_step=on_step)
 """
