@@ -70,7 +70,7 @@ def test_the_shell_finds_the_program_where_make_puts_it():
 SMALL = {
     "prepare": f"--size {SIZE} --contour rectangle --view any --workers 1",
     "plan": "",
-    "pretrain": f"{' '.join(TRAINED)} --model vit_tiny_patch16 --decoder-depth 1 --decoder-embed_dim 64",
+    "pretrain": f"{' '.join(TRAINED)} --model vit_tiny_patch16 --decoder-depth 1 --decoder-embed-dim 64",
     "probe": "--bootstraps 0",
     "finetune": f"{' '.join(TRAINED[2:])} --epochs 1 --bootstraps 0",
     "predict": "",
