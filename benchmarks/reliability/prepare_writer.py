@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import pickle
 import resource
 import sys
 import tempfile
@@ -35,12 +36,12 @@ from hdxray_fast.data.prepared import pool, run, worker
 from hdxray_fast.data.prepared.config import PrepareConfig
 from hdxray_fast.data.prepared.sources import Source
 
-LIMIT = 5.0  # seconds that a file may take
+LIMIT = 5.0  # seconds that a file may take where some hang
 
 
 @lru_cache(maxsize=1)
-def picture(path: str, recipe: tuple) -> worker.Row:
-    return worker.prepare_source(Source(path), dict(recipe), None)
+def made(path: str) -> worker.Row:
+    return pickle.loads(Path(path).read_bytes())
 
 
 def answer(source: Source, recipe: dict, key: bytes | None) -> worker.Row:
@@ -50,12 +51,12 @@ def answer(source: Source, recipe: dict, key: bytes | None) -> worker.Row:
         time.sleep(600)
     if what == "cut":
         return worker.Row(source.name, "unreadable", "cut")
-    row = picture(os.environ["PICTURE"], tuple(recipe.items()))
+    row = made(os.environ["ROW"])
     time.sleep(float(os.environ.get("SLEEP", 0)))
     return worker.Row(source.name, row.status, row.reason, row.data, dict(row.facts))
 
 
-def prepared(names: list[str], **settings) -> dict[str, float]:
+def prepared(picture: str, names: list[str], **settings) -> dict[str, float]:
     """Of a part of such files, counted from its 20th row on, when all workers are there."""
     rows: list[tuple[float, float, int]] = []
     received, usual = [0], Connection._recv_bytes
@@ -73,15 +74,18 @@ def prepared(names: list[str], **settings) -> dict[str, float]:
         xrays.mkdir()
         for number, name in enumerate(names):
             (xrays / f"{number:06d}-{name}.png").touch()
-        config = PrepareConfig([str(xrays)], f"{folder}/set", workers=2, contour="rectangle", timeout=LIMIT, **settings)
+        config = PrepareConfig([str(xrays)], f"{folder}/set", workers=2, contour="rectangle", **settings)
+        row = worker.prepare_source(Source(picture), config.recipe(), None)
+        os.environ["ROW"] = f"{folder}/row"
+        Path(os.environ["ROW"]).write_bytes(pickle.dumps(row))
         Connection._recv_bytes = counted
         try:
-            run.run_prepare(config, progress=False, on_row=note)
+            counts = run.run_prepare(config, progress=False, on_row=note).counts
         finally:
             Connection._recv_bytes = usual
     wall, cpu, passed = ((last - first) / (len(rows) - 20) for first, last in zip(rows[19], rows[-1], strict=True))
     return {
-        "seconds": round(wall * (len(rows) - 20), 2), "cpu_ms_an_image": round(cpu * 1e3, 3),
+        "ok": counts["ok"], "seconds": round(wall * (len(rows) - 20), 2), "cpu_ms_an_image": round(cpu * 1e3, 3),
         "images_a_second_by_cpu": round(1 / cpu), "pipe_bytes_an_image": round(passed),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
     }  # fmt: skip
@@ -102,18 +106,18 @@ def main() -> None:
     if not options.picture:
         options.picture = str(out / "picture.png")
         cv2.imwrite(options.picture, draw_radiograph(0, 1400, 1280))
-    os.environ["PICTURE"] = options.picture
     rows = []
     names = ["cut" if number % 50 == 3 else "good" for number in range(options.images)]
     for kind in ("raw", "jpeg"):
-        rows.append({"what": kind, **prepared(names, format=kind)})
+        rows.append({"what": kind, **prepared(options.picture, names, format=kind)})
         print(json.dumps(rows[-1]), flush=True)
     os.environ["SLEEP"] = "0.02"
     count = options.hanging
     for hung in (0, 3):
         at = {count // 8 * (2 * k + 1) for k in range(hung)}
         names = ["hangs" if number in at else "good" for number in range(count)]
-        rows.append({"what": f"{hung} of {count} hang", **prepared(names, size=320, shard_size=64)})
+        found = prepared(options.picture, names, size=320, shard_size=64, timeout=LIMIT)
+        rows.append({"what": f"{hung} of {count} hang", **found})
         print(json.dumps(rows[-1]), flush=True)
     (out / "prepare_writer.json").write_text(json.dumps({"rows": rows, "commit": commit()}, indent=1) + "\n")
 

@@ -103,13 +103,14 @@ def test_no_image_exceeds_its_slot():
             assert len(encode(pixels, kind, 100)) <= room - (0 if kind == "raw" else 1 << 16) * 0.9
 
 
-def test_pixels_that_were_written_over_are_no_shard(tmp_path):
-    """As only a row that is longer than its slot could do."""
+@pytest.mark.parametrize("what", ["changed", "cut"])
+def test_pixels_that_are_gone_are_no_shard(tmp_path, what):
+    """Changed as only a row that is longer than its slot could do it."""
     shards = ShardFolder(tmp_path)
     path = shards.begin(0)
-    path.write_bytes(bytes(200))
-    rows = [Row("a", "ok", data=bytes(150)), Row("b", "ok", start=100, length=100)]
-    with pytest.raises(OSError, match="it was changed while it was written"):
+    path.write_bytes(bytes(200 if what == "changed" else 199))
+    rows = [Row("a", "ok", data=bytes(150 if what == "changed" else 50)), Row("b", "ok", start=100, length=100)]
+    with pytest.raises(OSError, match=f"it was {what} while it was written"):
         shards.write(0, rows, path)
     assert not list(tmp_path.iterdir())
 

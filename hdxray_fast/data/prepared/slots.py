@@ -18,6 +18,7 @@ from .sources import Source
 from .worker import Row
 
 HEADERS = 1 << 16  # bytes: more than all headers of a PNG or JPEG take
+PIECE = 1 << 18  # bytes
 
 
 class Slot(NamedTuple):
@@ -97,20 +98,29 @@ def put(stream: FileIO, row: Row, end: int) -> int:
         OSError: the file cannot be written, or its pixels are not there any more.
     """
     if row.data:
-        data = row.data
-    elif row.start == end:
-        return row.length
-    else:
-        stream.seek(row.start)
-        data = stream.read(row.length)
-        if row.start < end or len(data) != row.length:  # no slot is too small, and nobody else writes to the file
-            raise OSError(errno.EIO, "it was changed while it was written", stream.name)
-    stream.seek(end)
-    write_all(stream, data)
-    return len(data)
+        stream.seek(end)
+        write_all(stream, row.data)
+        return len(row.data)
+    if row.start < end:  # a row was longer than its slot: not of what is written here
+        raise OSError(errno.EIO, "it was changed while it was written", stream.name)
+    if row.start > end:
+        _move(stream, row.start, end, row.length)
+    return row.length
 
 
-def write_all(stream: FileIO, data: bytes) -> None:
+def _move(stream: FileIO, start: int, end: int, length: int) -> None:
+    """Copy bytes towards the file's start, by pieces that stay in a core's cache; the two places may overlap."""
+    room = memoryview(bytearray(min(length, PIECE)))
+    for done in range(0, length, PIECE):
+        piece = room[: length - done]
+        stream.seek(start + done)
+        if stream.readinto(piece) != len(piece):
+            raise OSError(errno.EIO, "it was cut while it was written", stream.name)
+        stream.seek(end + done)
+        write_all(stream, piece)
+
+
+def write_all(stream: FileIO, data: bytes | memoryview) -> None:
     """Write to an unbuffered file, which may take less at a time."""
     left = memoryview(data)
     while left:
