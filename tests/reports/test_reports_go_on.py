@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -183,6 +184,25 @@ def test_lines_that_a_share_has_lost_are_told_of(root, tmp_path):
 def test_parts_need_a_place_to_be_joined_in(root):
     with pytest.raises(ConfigError, match=r"^part: shares are joined in the folder out"):
         generate(root, None, part="1/2")
+
+
+def losses_of(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("changes", [{}, {"encoder_lr": 1e-4, "augment": True}])
+def test_a_training_on_a_prepared_set_is_that_on_its_files(root, tmp_path, changes):
+    config = {**QUICK, **changes, "data": str(root / "studies.csv"), "weights": str(root / "encoder")}
+    size = load_report_model(root / "run").encoder.img_size[0]
+    prepare(root.glob("s*.png"), tmp_path / "set", size=size, view="any", body_part="any")
+    if changes:
+        run_report_training(ReportConfig(out=str(tmp_path / "files"), **config), progress=False)
+    stored = ReportConfig(out=str(tmp_path / "run"), prepared=str(tmp_path / "set"), **config)
+    done = run_report_training(stored, progress=False)
+    assert done.losses == losses_of(tmp_path / "files" if changes else root / "run")
+    assert (tmp_path / "run" / "quarantine.csv").read_text().splitlines() == ["path,error,reason"]
+    with pytest.raises(ConfigError, match=r"^contour: .* was prepared with rectangle, and not with prior; "):
+        run_report_training(replace(stored, out=str(tmp_path / "other"), contour="prior"), progress=False)
 
 
 def test_reports_on_a_prepared_set_are_those_on_its_files(root, whole, tmp_path):
