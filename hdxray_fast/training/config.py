@@ -41,7 +41,8 @@ class TrainingConfig:
         shard_within: with ``shard``, which processes share: ``all``, or those of a ``node`` among themselves, each node
             with a copy (HSDP), for networks that are slower between nodes than within.
         checkpoint_activations: compute each block again in the backward pass instead of keeping what it needs.
-        process_timeout: seconds after which a process that waits for another gives up.
+        process_timeout: seconds after which a process that waits for another gives up: within a step, and between steps
+            without a sign of life from one that prepares or writes.
         seed: of weights, order, augmentation and masks.
         workers: processes that read files; ``-1`` picks by the machine; 0 reads in this process, without caps.
         timeout: seconds that one file may take.

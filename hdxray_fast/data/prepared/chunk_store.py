@@ -23,7 +23,8 @@ from .shards import SETTINGS, ShardError, check_settings
 
 ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://")
 PIECE = 8 << 20  # bytes of a request
-TRIES, PAUSE = 4, 1.0  # of a fetch, and seconds before the second one; twice as many before each other
+TRIES, FIRST_TRIES = 8, 3  # of a fetch, two minutes in all; of the first one, which a wrong address shall not hold up
+PAUSE = 1.0  # seconds before the second one; twice as many before each other
 MOST_SETTINGS = 1 << 20  # bytes of settings.json
 DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -70,7 +71,7 @@ class ChunkStore:
             ConfigError: there are no chunks that this release wrote, or they cannot be reached.
         """
         try:
-            content = self._tried(SETTINGS, lambda files, path: _read(files, path, MOST_SETTINGS))
+            content = self._tried(SETTINGS, lambda files, path: _read(files, path, MOST_SETTINGS), FIRST_TRIES)
         except ShardError as error:
             raise ConfigError(
                 f"data: {error}; an address is that of a folder which hdxray-fast stream wrote and which was copied "
@@ -103,9 +104,9 @@ class ChunkStore:
         """
         self._tried(file, lambda files, path: _copy(files, path, to, size))
 
-    def _tried(self, file: str, work: Callable[[Any, str], T]) -> T:
+    def _tried(self, file: str, work: Callable[[Any, str], T], tries: int = TRIES) -> T:
         """``work`` on the file system and the file's path in it, several times if need be."""
-        for number in range(TRIES):
+        for number in range(tries):
             if number:
                 time.sleep(PAUSE * 2 ** (number - 1))
             try:
@@ -122,7 +123,7 @@ class ChunkStore:
             except Exception as error:  # each package of a store has its own
                 kind = type(error).__name__
         raise ShardError(
-            f"{self.name(file)}: cannot be fetched ({kind}; {TRIES} attempts); look at the network or the store, then "
+            f"{self.name(file)}: cannot be fetched ({kind}; {tries} attempts); look at the network or the store, then "
             "start again"
         )
 

@@ -42,7 +42,12 @@ class StreamedSet(PreparedSet):
 
     def __init__(self, store: ChunkStore, cache: str | os.PathLike, most: int, verify: bool = True) -> None:
         self._store, self._where = store, (store, cache, most, verify)
-        super().__init__(_fetched_index(store, Path(cache)), verify)
+        folder = _fetched_index(store, Path(cache))
+        try:
+            super().__init__(folder, verify)
+        except ConfigError:  # it was whole when it came: the disk has damaged it
+            (folder / SETTINGS).unlink(missing_ok=True)
+            super().__init__(_fetched_index(store, Path(cache)), verify)
         numbers, place = np.unique(self._shard, return_inverse=True)
         ends = np.zeros(len(numbers), np.int64)
         np.maximum.at(ends, place, self._offset + self._length)
