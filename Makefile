@@ -25,6 +25,9 @@ BUILD_TOOLS := "scikit-build-core>=0.11" "pybind11>=2.12" "cmake>=3.20" "ninja>=
 INSTALL := $(PIP) install --no-build-isolation --config-settings=build-dir=build/venv
 DEV_TOOLS = $(shell sed -n 's/^dev = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
 
+# It tells at every start of another tool of its authors'.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
+
 PACKAGE := pyproject.toml CMakeLists.txt LICENSE $(wildcard cmake/* csrc/*.* csrc/*/*) \
 	$(shell find hdxray_fast -type f -not -name '*.so' -not -name '*.pyc' 2>/dev/null)
 CPP := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
@@ -32,7 +35,7 @@ CPP := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 # Files that share what is slow to set up stay together in the slow tests; the fast ones go to whoever is free.
 PYTEST = OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -n $(PYTEST_WORKERS)
 
-.PHONY: help demo test test-slow test-all integrations lint format bench sanitize gpu-check gpu-tune wheel constraints clean distclean
+.PHONY: help demo test test-slow test-all integrations lint docs format bench sanitize gpu-check gpu-tune wheel constraints clean distclean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
@@ -52,10 +55,15 @@ test-all: $(VENV)/.test  ## all tests, each named as it begins
 integrations: $(VENV)/.integrations  ## install some ten tools that use the encoder, and try it in each of them
 	$(PYTEST) --dist worksteal -rs tests/integrations $(PYTEST_ARGS)
 
-lint: $(VENV)/.lint  ## ruff and clang-format, without changing anything
+lint: $(VENV)/.lint  ## ruff, clang-format and the documentation's links, without changing anything
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(MKDOCS) build --strict --quiet
+
+docs: $(VENV)/.lint  ## the documentation as a site: build/site/index.html
+	$(MKDOCS) build --strict --quiet
+	@echo "build/site/index.html"
 
 format: $(VENV)/.lint  ## the same tools, changing files
 	$(BIN)/ruff check --fix .

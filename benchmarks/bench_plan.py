@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast.pretrain.planning import PlanConfig, plan
+from hdxray_fast.pretrain.plan_config import PlanConfig
+from hdxray_fast.pretrain.planning import plan
 
 CASES = [
     ("vit_tiny_patch16", "cross", 1280, 1),

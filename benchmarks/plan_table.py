@@ -9,7 +9,8 @@ import json
 import re
 from pathlib import Path
 
-from hdxray_fast.pretrain.planning import PlanConfig, Shape
+from hdxray_fast.pretrain.plan_config import PlanConfig
+from hdxray_fast.pretrain.shape import Shape
 
 ROOT = Path(__file__).parent.parent
 RESULTS, TABLE = ROOT / "benchmarks" / "results", ROOT / "hdxray_fast" / "pretrain" / "planning_table.json"

@@ -47,6 +47,8 @@ _ROOMS = {
     "create_mae": "models.mae",
     "embed": "features.embedding",
     "embed_files": "features.embedding_files",
+    "draw_features": "features.feature_pictures",
+    "find_similar": "features.neighbours",
     "export_onnx": "interop.export",
     "export_program": "interop.export",
     "load_model": "weights.model_folders",

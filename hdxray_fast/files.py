@@ -25,18 +25,17 @@ NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)  
 
 
 @contextmanager
-def written_whole(path: Path, durable: bool = True, private: bool = False) -> Iterator[Path]:
+def written_whole(path: Path, durable: bool = True, private: bool = False, begun: Path | None = None) -> Iterator[Path]:
     """A new, empty file beside ``path`` to write to; at the end it is renamed over ``path``.
 
     A reader, or a restart after ``kill -9``, finds the old file or the new one. After an error the old one stays.
     ``durable`` holds that after a power loss too, at the price of waiting for the disk. ``private`` is for secrets: the
-    file is readable by its owner alone from its first byte on.
+    file is readable by its owner alone from its first byte on. ``begun`` is that file where :func:`begin_file` made it.
 
     Nobody can know the file's name beforehand, and it is made by this process or not at all: a link that somebody else
     planted in the folder leads nowhere. A link at ``path`` itself is replaced, not followed.
     """
-    temporary = temporary_name(path)
-    os.close(os.open(temporary, NEW_FILE, 0o600 if private else 0o666))
+    temporary = begun or begin_file(path, private)
     try:
         yield temporary
         if durable:
@@ -46,6 +45,13 @@ def written_whole(path: Path, durable: bool = True, private: bool = False) -> It
         temporary.unlink(missing_ok=True)
     if durable:
         flush(path.parent)  # the rename itself is durable once the folder is flushed
+
+
+def begin_file(path: Path, private: bool = False) -> Path:
+    """The new, empty file that :func:`written_whole` renames to ``path``."""
+    temporary = temporary_name(path)
+    os.close(os.open(temporary, NEW_FILE, 0o600 if private else 0o666))
+    return temporary
 
 
 def temporary_name(path: Path) -> Path:
@@ -141,6 +147,14 @@ def make_folder(folder: Path, argument: str = "out") -> None:
         raise ConfigError(f"{argument}: cannot make the folder {folder} ({error.strerror})") from error
 
 
+def place_of(error: OSError, folder: Path) -> Path:
+    """What in ``folder`` could not be written; the folder itself if that was a temporary file, or is not told."""
+    name = error.filename2 or error.filename  # of a renaming what it was to become
+    if not isinstance(name, str | os.PathLike) or os.fspath(name).endswith(".tmp"):
+        return folder
+    return Path(name)
+
+
 FILES = (".arrow", ".csv", ".html", ".json", ".jsonl", ".key", ".md", ".parquet", ".png", ".safetensors")  # no folders
 OWNER_FILE = ".made-by"  # the commands that may write over what lies in a folder, or clear it; a line each
 
@@ -192,13 +206,19 @@ def claim_names(folder: Path, maker: str, names: Iterable[str], own: bool = Fals
     if maker in makers:
         return
     if not (own or makers) and _in_the_way(folder / OWNER_FILE):
-        raise ConfigError(f"{argument}: {folder / OWNER_FILE} is no mark of this package; give another folder")
+        makers = _makers(folder)  # of a process that began meanwhile
+        if maker in makers:
+            return
+        if not makers:
+            raise ConfigError(f"{argument}: {folder / OWNER_FILE} is no mark of this package; give another folder")
     make_folder(folder, argument)
     try:
         with written_whole(folder / OWNER_FILE) as temporary:
             temporary.write_text("".join(f"{name}\n" for name in (*makers, maker)), encoding="utf-8")
     except OSError as error:
-        raise ConfigError(f"{argument}: cannot write to {folder} ({error.strerror or error})") from error
+        raise ConfigError(
+            f"{argument}: cannot write to {place_of(error, folder)} ({error.strerror or error})"
+        ) from error
 
 
 def refuse_foreign(folder: Path, maker: str, names: Iterable[str], own: bool = False, argument: str = "out") -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from .errors import ConfigError
-from .files import is_running, written_whole
+from .files import is_running, place_of, written_whole
 from .regular_files import SMALL_TEXT, read_json
 
 LOCK, HOLDER = ".run.lock", ".run.json"
@@ -106,7 +106,8 @@ class RunLock:
                 lock.release()
                 raise
         except OSError as error:
-            raise ConfigError(f"out: cannot write to {self.folder} ({error.strerror or error})") from error
+            at = place_of(error, self.folder)
+            raise ConfigError(f"out: cannot write to {at} ({error.strerror or error})") from error
         self._lock = lock
 
     def release(self) -> None:

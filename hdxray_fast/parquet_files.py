@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from .errors import NotAFileError
@@ -91,6 +91,40 @@ def open_parquet(path: str | os.PathLike, **options: Any) -> Iterator[CheckedPar
                 stream, metadata=first.metadata, read_dictionary=texts, **LIMITS, **options
             ) as file:
                 yield CheckedParquet(path, file, size)
+
+
+class OpenParquets:
+    """Parquet files that stay open until others were asked for; each is opened as by :func:`open_parquet`.
+
+    It is a context, and leaves no file open behind.
+
+    Args:
+        most: files that are open at once.
+        options: of each.
+    """
+
+    def __init__(self, most: int, **options: Any) -> None:
+        self._most, self._options = most, options
+        self._open: dict[str | os.PathLike, tuple[CheckedParquet, ExitStack]] = {}  # the latest used last
+
+    def __getitem__(self, path: str | os.PathLike) -> CheckedParquet:
+        if path in self._open:
+            self._open[path] = self._open.pop(path)
+        else:
+            if len(self._open) == self._most:
+                _, stack = self._open.pop(next(iter(self._open)))
+                stack.close()
+            stack = ExitStack()
+            self._open[path] = stack.enter_context(open_parquet(path, **self._options)), stack
+        return self._open[path][0]
+
+    def __enter__(self) -> OpenParquets:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for _, stack in self._open.values():
+            stack.close()
+        self._open.clear()
 
 
 def read_parquet(path: str | os.PathLike, columns: Sequence[str] | None = None) -> pyarrow.Table:

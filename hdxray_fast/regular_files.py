@@ -128,23 +128,19 @@ def read_bytes(path: str | os.PathLike, most: int | None, text: bool = False) ->
     return b"".join(parts)
 
 
-def lines(stream: IO[str], path: str | os.PathLike, most: int | None = None) -> Iterator[str]:
+def lines(stream: IO[str], path: str | os.PathLike) -> Iterator[str]:
     """The lines of a text, for a reader of tables: a file without line ends is not read as one line.
 
     Args:
         stream: of the text.
         path: of the file, for the error.
-        most: characters of all lines; left out, any number.
 
     Raises:
-        NotAFileError: a line has more than ``MOST_LINE`` characters, or all have more than ``most``.
+        NotAFileError: a line has more than ``MOST_LINE`` characters.
     """
-    left = most
     while line := stream.readline(MOST_LINE):
         if len(line) == MOST_LINE and not line.endswith(("\n", "\r")):
             raise NotAFileError(path, f"has a line of more than {MOST_LINE >> 20} Mi characters, which no table has")
-        if left is not None and (left := left - len(line)) < 0:
-            raise NotAFileError(path, f"unpacks to more than {most >> 20} Mi characters, which no table does")
         yield line
 
 

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from tiny_encoders import tiny_of
 from toy_radiographs import draw_radiograph
 
 from hdxray_fast.ops import native
@@ -19,6 +20,13 @@ from hdxray_fast.ops import native
 def _seed() -> None:
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def two_blocks():
+    """Tiny encoders of this process have 2 blocks: for tests of what goes on around a training."""
+    with tiny_of(2):
+        yield
 
 
 @pytest.fixture(params=native.core.vector_paths() if native.core else [])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -147,23 +146,6 @@ def test_ten_lines_pasted_into_a_fresh_environment(tmp_path):
         [sys.executable, "-c", fresh + code], cwd=tmp_path, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.slow
-def test_every_python_block_of_the_readme_runs(tmp_path, monkeypatch):
-    """As it is, at full size, on a real DICOM file; the comments' figures hold."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert blocks and sum(bool(line.strip()) for line in blocks[0].splitlines()) <= 10
-    shutil.copy(pydicom_file("RG1_UNCI.dcm"), tmp_path / "chest.dcm")
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    for block in blocks:
-        exec(compile(block, "README.md", "exec"), names)
-    assert names["images"].shape == (1, 1, 1280, 1280) and names["images"].dtype == torch.uint8
-    assert names["contour"].inside.shape == (80, 80)
-    assert names["table"].features.shape == (1, 384)
-    assert all(p.grad is not None for p in names["model"].encoder.parameters() if p.requires_grad)
 
 
 @pytest.mark.slow

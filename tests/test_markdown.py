@@ -156,3 +156,16 @@ def is_there(path: str) -> bool:
         if stands_for in path:
             return any(is_there(path.replace(stands_for, name)) for name in names)
     return any(ROOT.glob(path))
+
+
+@pytest.mark.parametrize("page", ["README.md", *(p for p in PAGES if p.startswith("docs/"))])
+def test_a_page_opens_with_a_picture_or_a_command(page):
+    opening = "".join(read(page).split("\n## ")[:2])
+    assert re.search(r"^(```|!\[| {4}\S)", opening, re.MULTILINE)
+
+
+def test_the_site_has_every_page():
+    listed = re.findall(r": ([\w/]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    assert {p.removeprefix("docs/") for p in PAGES if not p.startswith("benchmarks/")} == {
+        page for page in listed if page != "reference.md" and not page.startswith("benchmarks/")
+    }

@@ -25,6 +25,7 @@ from hdxray_fast.classify.prediction_files import read_answers
 from hdxray_fast.cli.main import main
 from hdxray_fast.data.listing import list_images
 from hdxray_fast.reports.evaluate import evaluate_reports
+from hdxray_fast.reports.known_images import read_known_images
 from hdxray_fast.reports.layouts import read_studies
 from hdxray_fast.reports.predictions import read_predictions
 
@@ -132,6 +133,8 @@ CONFIGS = {
     "JSON": '{"zzmark": {"zzmark": "zzmark"}}',
     "no UTF-8": b"\xff\xfezzmark",
     "open": "a: [zzmark\nb: }",
+    "a tag": "steps: !!python/name:zzmark.zzmark 1\n",
+    "a tag that fits not": "steps: !!binary zzmark\n",
 }
 
 
@@ -167,6 +170,8 @@ def refusals(tmp_path: Path):
     for number, (what, text) in enumerate(ANSWERS.items()):
         path = file(f"a{number}.csv", text)
         yield f"answers, {what}", lambda path=path: read_answers(path)
+    known = file("known_images.csv", "study,image,known_by\nzzmark,a.png,zzmark\n")
+    yield "known images", lambda: read_known_images(known)
     for number, (what, (preset, name, text)) in enumerate(PUBLISHED.items()):
         path = file(f"preset{number}/{name}", text)
         yield f"{preset}, {what}", lambda path=path, preset=preset: PRESETS[preset](path, None)

@@ -7,6 +7,7 @@ import json
 import pytest
 
 import hdxray_fast as hx
+from hdxray_fast import files
 from hdxray_fast.files import OWNER_FILE, begin_anew, claim_names
 from hdxray_fast.training.checkpoints import CHECKSUMS_FILE, prune_checkpoints, set_aside_after
 
@@ -138,3 +139,19 @@ def test_a_run_writes_over_no_other_settings(tmp_path):
     with pytest.raises(hx.ConfigError, match=r"config.json would be written over, and there is no mark"):
         train(tmp_path, steps=1)
     assert json.loads((tmp_path / "config.json").read_text()) == {"model_type": "vit"}
+
+
+def test_a_process_that_began_meanwhile_is_no_hindrance(tmp_path, monkeypatch):
+    """Its mark comes between the look for one and that at what lies there."""
+    look, looks = files._makers, []
+
+    def meanwhile(folder):
+        found = look(folder)
+        if not looks:
+            (folder / OWNER_FILE).write_text("evaluate\n")
+        looks.append(found)
+        return found
+
+    monkeypatch.setattr(files, "_makers", meanwhile)
+    claim_names(tmp_path, "evaluate", ["metrics.json"])
+    assert looks == [[], ["evaluate"]] and (tmp_path / OWNER_FILE).read_text() == "evaluate\n"

@@ -112,16 +112,17 @@ def test_contour_overlays(dicoms, tmp_path, capfd, caplog):
     assert not leaks(tmp_path, "".join(capfd.readouterr()) + caplog.text)
 
 
+@pytest.mark.usefixtures("two_blocks")
 def test_embed_and_pretrain(dicoms, tmp_path, capfd, caplog):
     pytest.importorskip("accelerate")
-    hx.save_model(hx.create_encoder("vit_tiny_patch16", img_size=96), tmp_path / "model")
+    hx.save_model(hx.create_encoder("vit_tiny_patch16", img_size=96, contour="rectangle"), tmp_path / "model")
     table = tmp_path / "features.parquet"
     assert (
         main(["embed", str(dicoms), "--weights", str(tmp_path / "model"), "--out", str(table), "--workers", "0"]) == 0
     )
     run = ["pretrain", "--data", str(dicoms), "--out", str(tmp_path / "run"), "--model", "vit_tiny_patch16"]
     small = ["--img-size", "96", "--steps", "2", "--batch-size", "2", "--workers", "0", "--decoder-embed-dim", "64"]
-    assert main([*run, *small, "--decoder-depth", "1", "--picture-every", "1"]) == 0
+    assert main([*run, *small, "--decoder-depth", "1", "--picture-every", "1", "--contour", "rectangle"]) == 0
     said = "".join(capfd.readouterr()) + caplog.text
     assert (tmp_path / "run" / "log.jsonl").exists() and list((tmp_path / "run").rglob("*.png"))
     assert not leaks(tmp_path, said)

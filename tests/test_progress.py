@@ -84,7 +84,7 @@ def test_what_is_counted_has_ended(monkeypatch):
     encoder = hx.create_encoder(
         "vit_tiny_patch16", img_size=64, depth=1, embed_dim=24, num_heads=3, contour="rectangle"
     )
-    hx.embed([np.zeros((64, 64), np.uint8)] * 5, encoder, batch_size=2, progress=True)
+    hx.embed([np.tile(np.arange(64, dtype=np.uint8), (64, 1))] * 5, encoder, batch_size=2, progress=True)
     assert counted == [(2, 1), (2, 2), (1, 3)]
 
 

@@ -32,7 +32,7 @@ from hdxray_fast.data.prepared.sources import Source
 from hdxray_fast.data.radiograph_dataset import RadiographDataset
 from hdxray_fast.data.reader_pool import worker_count
 from hdxray_fast.data.sampler import StepSampler
-from hdxray_fast.training.optimizer import warmup_cosine
+from hdxray_fast.training.schedule import rise_of, warmup_cosine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from harness.plain_mae import import_timm
@@ -56,7 +56,7 @@ def train(table: LabelTable, datasets: dict, model: str, seed: int, options: arg
     for step, batch in enumerate(tqdm(loader, desc=f"{model} seed {seed}", unit="step")):
         network.train()
         for group in optimizer.param_groups:
-            group["lr"] = options.lr * warmup_cosine(step, steps, 0.05)
+            group["lr"] = options.lr * warmup_cosine(step, steps, rise_of(steps, 0.05))
         target = labels["train"][batch["index"]].to(device)
         logits = network(standardised(batch).to(device))
         losses = F.binary_cross_entropy_with_logits(logits, target.nan_to_num(), reduction="none")

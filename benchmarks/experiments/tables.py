@@ -31,7 +31,7 @@ from harness.table import NOT_MEASURED, amount, device_rows, kind
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = ("docs/results.md", "docs/encoder.md")
-PICTURES = {"docs/img/probe_auroc.png": "probe"}
+PICTURES = {"docs/img/pretrain_gpu_auroc.png": "pretrain_gpu", "docs/img/probe_auroc.png": "probe"}
 MARKED = re.compile(r"(<!-- experiment:(?!end)(\w+) -->\n).*?(<!-- experiment:end -->)", re.DOTALL)
 HEADINGS = {
     "probe": "masked in pre-training by",
@@ -163,6 +163,8 @@ def fingerprint(found: Mapping) -> str:
 def picture_is_of(path: Path, found: Mapping) -> bool:
     from PIL import Image
 
+    if not path.exists():
+        return False
     with Image.open(path) as picture:
         return picture.info.get("Comment") == fingerprint(found)
 

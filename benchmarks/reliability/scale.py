@@ -65,7 +65,8 @@ class Steps:
 
     def plan(self) -> Callable[[], object]:
         import hdxray_fast.data.prepared.reading  # noqa: F401
-        from hdxray_fast.pretrain.planning import PlanConfig, plan
+        from hdxray_fast.pretrain.plan_config import PlanConfig
+        from hdxray_fast.pretrain.planning import plan
 
         return lambda: plan(PlanConfig(data=str(self.out)))
 

@@ -14,15 +14,14 @@ Attention tells where values were read from, not why a decision was made.
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..models.attention_weights import captured_inputs, query_weights
 from ..models.inputs import patches_to_keep
-from ..models.layers import CrossAttention, SelfAttention
 from ..ops.plan import MaskPlan
 from .classifier import Classifier
 from .heads import AttentionHead, LabelQueryHead
@@ -57,21 +56,21 @@ def patch_map(
         plan = patches_to_keep(encoder, images, None, None)
     if isinstance(head, LabelQueryHead):
         source, query = head.cross_blocks[-1].cross_attn, column
-        words = "attention of the disease's query, yellow most"
+        words = "attention of the disease's query"
     elif isinstance(head, AttentionHead):
         source, query = head.attn_pool.attn, 0
-        words = "attention of the pooling query (the same for every class), yellow most"
+        words = "attention of the pooling query (the same for every class)"
     elif head.pool == "cls":
         source, query = encoder.blocks[-1].attn, 0
-        words = "attention of the class token (the same for every class), yellow most"
+        words = "attention of the class token (the same for every class)"
     else:
         rows = _contributions(model, column, images, plan, scale, shift)
         exact = isinstance(head.norm, nn.Identity) and isinstance(encoder.fc_norm, nn.Identity)
-        words = f"share in the logit{'' if exact else ', to first order'}: red for, blue against"
+        words = f"share in the logit{'' if exact else ', to first order'}"
         return PatchMap(_on_grid(model, rows - rows.mean(), plan), True, words)
-    with torch.no_grad(), _captured(source) as calls:
+    with torch.no_grad(), captured_inputs(source) as calls:
         model(images, plan, scale, shift)
-        rows = _weights(source, calls[-1], query)[encoder.num_prefix_tokens :]
+        rows = query_weights(source, calls[-1], query)[encoder.num_prefix_tokens :]
     return PatchMap(_on_grid(model, rows, plan), False, words)
 
 
@@ -79,20 +78,6 @@ def maps_differ(model: Classifier) -> bool:
     """Whether each class has a map of its own."""
     head = model.head
     return isinstance(head, LabelQueryHead) or not (isinstance(head, AttentionHead) or head.pool == "cls")
-
-
-def _weights(attention: SelfAttention | CrossAttention, inputs: tuple, query: int) -> Tensor:
-    """Softmax weights of one query of the one sequence over all its keys, mean over heads, ``[Nk]``."""
-    if isinstance(attention, CrossAttention):
-        x, y = inputs[:2]
-        q = attention.q(x[query]).unflatten(-1, (attention.num_heads, -1))  # [H, Dh]
-        k = attention.kv(y).unflatten(-1, (2, attention.num_heads, -1))[:, 0]  # [Nk, H, Dh]
-    else:
-        x = inputs[0].reshape(-1, inputs[0].shape[-1])  # [N, D]
-        qkv = attention.qkv(x).unflatten(-1, (3, attention.num_heads, -1))  # [N, 3, H, Dh]
-        q, k = qkv[query, 0], qkv[:, 1]
-    scores = torch.einsum("hd,nhd->hn", q.float(), k.float()) * q.shape[-1] ** -0.5
-    return scores.softmax(-1).mean(0)
 
 
 def _contributions(model: Classifier, column: int, images, plan, scale, shift) -> Tensor:
@@ -111,14 +96,3 @@ def _on_grid(model: Classifier, rows: Tensor, plan: MaskPlan | None) -> np.ndarr
     ids = np.arange(grid.size) if plan is None else plan.keep_ids.cpu().numpy()
     grid.ravel()[ids] = rows.float().cpu().numpy()[: len(ids)]
     return grid
-
-
-@contextmanager
-def _captured(module: nn.Module):
-    """The positional inputs of each call of ``module``."""
-    calls: list[tuple] = []
-    handle = module.register_forward_pre_hook(lambda _, inputs: calls.append(inputs))
-    try:
-        yield calls
-    finally:
-        handle.remove()

@@ -22,7 +22,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
 
     Args:
         data: CSV manifest with the columns image and patient and one for each class, or what ``preset`` reads.
-        weights: encoder: a model folder of this package or other published weights; left out, an untrained ``model``.
+        weights: encoder: a run or model folder, or published weights; left out, an untrained ``model``.
         model: encoder preset, where there are no ``weights``.
         head: ``linear`` on the pooled feature, ``attention`` (a learned query pools), ``label-query`` (one each).
         tune: ``all`` weights, or the ``head`` on a frozen encoder; a frozen ``linear`` is a probe on cached features.
@@ -124,8 +124,6 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
         for share in self.label_fractions:
             if not 0 < share <= 1:
                 raise ConfigError(f"label_fractions: {share} is not accepted; give shares above 0 and up to 1")
-        if self.prepared and self.is_probe:
-            raise ConfigError("prepared: a probe reads the images themselves; leave it out, or choose another head")
         if self.mixup and self.batch_size % 2:
             raise ConfigError(
                 f"mixup: images are mixed in pairs, which takes an even batch_size; {self.batch_size} is not accepted"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,57 +12,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.augment import Augmentation, RandAugment
-from ..data.prepared.index import read_set_aside
 from ..data.prepared.reading import PreparedSet, PreparedSubset
-from ..data.prepared.sources import JOIN
 from ..data.quarantine import append_quarantine, write_quarantine
 from ..data.radiograph_dataset import RadiographDataset
-from ..errors import ConfigError, TrainingError
+from ..errors import TrainingError
 from .label_table import LabelTable
-
-
-def find_prepared(paths: Sequence[str], images: PreparedSet, listed: Sequence[str] = ()) -> PreparedSubset:
-    """The images of ``paths`` that a prepared data set holds, in their order and called as they are.
-
-    A path and a source are the same if they name one place on the disk; failing that, if their last names are equal and
-    nothing else is called so: no other path, and no other source, be it one that the data set set aside (data sets that
-    were moved, or prepared from archives). No image is ever that of two paths.
-
-    Args:
-        paths: images wanted.
-        images: the data set.
-        listed: all paths of the manifest, where ``paths`` are some of them.
-
-    Raises:
-        ConfigError: two of the paths name one file.
-    """
-    sources = images.sources()
-    place = {os.path.abspath(source): row for row, source in enumerate(sources)}
-    called = {_last_name(source): row for row, source in enumerate(sources)}
-    holders = Counter(map(_last_name, {*sources, *read_set_aside(images.folder)}))
-    wanted = Counter(map(_last_name, {os.path.abspath(path) for path in (*paths, *listed)}))
-    taken: dict[int, str] = {}
-    for path in paths:
-        name = _last_name(path)
-        row = place.get(os.path.abspath(path), -1)
-        if row < 0 and holders[name] == wanted[name] == 1:
-            row = called.get(name, -1)
-            row = -1 if row >= 0 and _differ(path, sources[row]) else row
-        if row >= 0 and taken.setdefault(row, path) != path:
-            raise ConfigError(f"data: {taken[row]} and {path} are one file; list each image once")
-    return images.subset(list(taken), list(taken.values()))
-
-
-def _differ(path: str, source: str) -> bool:
-    """Whether two files are both there and not equally long: then neither is the other, moved."""
-    try:
-        return os.path.getsize(path) != os.path.getsize(source)
-    except OSError:
-        return False
-
-
-def _last_name(path: str) -> str:
-    return re.split(rf"[/\\]|{JOIN}", path)[-1]
 
 
 class LabelledRadiographs(Dataset):

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from ..data.prepared.image import PreparedImage
 from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT
+from ..images.heat import heat_overlay, heat_scale
+from ..images.lettering import text_width, write_line
 from ..images.panels import display_levels, write_image
 from ..models.inputs import as_batch, encoder_inputs
-from ..names import drawable
 from .attention_maps import PatchMap, patch_map
 from .classifier import Classifier
 from .label_table import LabelTable
 
 TILE = 300  # px, side of each of a tile's two pictures
-LINE = 20  # px, height of a line of text
+LINE, SIZE = 20, 15  # px, height of a line of text and of its letters
 GAP = 8
 BACKGROUND, TEXT = 24, (235, 235, 235)
-POSITIVE, NEGATIVE = (60, 60, 235), (235, 130, 40)  # BGR: for and against the class
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def write_error_sheet(
     probabilities: np.ndarray,
     thresholds: Sequence[float],
     most: int = 12,
+    images: Mapping[str, PreparedImage] | None = None,
     workers: int = 0,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
@@ -92,6 +94,7 @@ def write_error_sheet(
         probabilities: ``[N, C]``, rows of ``table``.
         thresholds: ``C``.
         most: tiles.
+        images: by path, those of a prepared data set that are read in place of files.
         workers, timeout, max_memory: of the readers, as for :func:`hdxray_fast.data.radiographs.read_ahead`.
 
     Returns:
@@ -100,8 +103,9 @@ def write_error_sheet(
     path, model = Path(path), model.eval()
     errors = confident_errors(table.labels, probabilities, thresholds, model.config.multiclass, most)
     encoder, files = model.encoder, [table.paths[error.row] for error in errors]
+    jobs = [((images or {}).get(file, file), file) for file in files]
     read = read_ahead(
-        [(file, file) for file in files], encoder.img_size[0], encoder.patch_size, workers, model.config.contour,
+        jobs, encoder.img_size[0], encoder.patch_size, workers, model.config.contour,
         timeout=timeout, max_memory=max_memory,
     )  # fmt: skip
     tiles = [
@@ -117,19 +121,18 @@ def write_error_sheet(
     pictures = [picture for picture, _ in tiles]
     pictures += [blank] * (-len(pictures) % columns)
     rows = [np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(pictures), columns)]
-    head = np.full((LINE + GAP, rows[0].shape[1], 3), BACKGROUND, np.uint8)
-    write_line(head, f"most confident errors. Right: {tiles[0][1]}. Dark: not looked at.", LINE - 4)
-    write_image(path, np.concatenate([head, *rows]))
+    write_image(path, np.concatenate([_head(rows[0].shape[1], tiles[0][1]), *rows]))
     return path
 
 
 def _tile(
     model: Classifier, table: LabelTable, error: ConfidentError, item: Radiograph, thresholds: Sequence[float]
-) -> tuple[np.ndarray, str]:
+) -> tuple[np.ndarray, PatchMap]:
     encoder = model.encoder
     found = patch_map(model, error.column, *encoder_inputs(encoder, as_batch([item], encoder.pos_embed.device)))
     grey = cv2.resize(display_levels(item.pixels)[item.pixels], (TILE, TILE), interpolation=cv2.INTER_AREA)
-    pictures = np.concatenate([cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), overlay(grey, found)], axis=1)
+    heat, full = tinted(grey, found)
+    pictures = np.concatenate([cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), heat], axis=1)
     truth = ""
     if model.config.multiclass:
         truth = f", is {table.classes[int(np.nanargmax(table.labels[error.row]))]}"
@@ -137,38 +140,55 @@ def _tile(
     words = [
         f"{error.kind}: {table.classes[error.column]} {error.probability:.2f}{threshold}{truth}",
         Path(item.source).name,
+        full_colour(found, full),
     ]
-    foot = np.full((2 * LINE + GAP, pictures.shape[1], 3), BACKGROUND, np.uint8)
-    for line, text in enumerate(words):
-        write_line(foot, text, (line + 1) * LINE - 4)
-    picture = np.concatenate([pictures, foot])
-    return cv2.copyMakeBorder(picture, 0, 0, 0, GAP, cv2.BORDER_CONSTANT, value=(BACKGROUND,) * 3), found.words
+    picture = captioned(pictures, words)
+    return cv2.copyMakeBorder(picture, 0, 0, 0, GAP, cv2.BORDER_CONSTANT, value=(BACKGROUND,) * 3), found
 
 
-def overlay(grey: np.ndarray, found: PatchMap) -> np.ndarray:
-    """The map over a picture, patch by patch; patches not looked at are dark. ``[S, S, 3] uint8`` BGR."""
-    side = grey.shape[0]
-    view = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR).astype(np.float32)
-    looked = np.isfinite(found.values)
-    values = np.where(looked, found.values, 0)
+def captioned(picture: np.ndarray, words: Sequence[str]) -> np.ndarray:
+    """A picture with lines of text below it."""
+    foot = np.full((len(words) * LINE + GAP, picture.shape[1], 3), BACKGROUND, np.uint8)
+    for line, text in enumerate(words, 1):
+        write_line(foot, text, 6, line * LINE - 4, SIZE, TEXT)
+    return np.concatenate([picture, foot])
+
+
+def full_colour(found: PatchMap, full: float) -> str:
+    """What the full colour of :func:`tinted` stands for."""
+    return f"full colour: {full:.2g} of the logit" if found.signed else f"full orange: {1 + full:.2g} even shares"
+
+
+def tinted(grey: np.ndarray, found: PatchMap) -> tuple[np.ndarray, float]:
+    """The map over a picture, patch by patch, and the value of its full colour.
+
+    Args:
+        grey: ``[S, S] uint8``.
+        found: of a signed map orange is for the class and blue against it; of attention orange is more than an even
+            share and blue less. The full colour is the 99th percentile. Patches that were not looked at are dark.
+
+    Returns:
+        ``[S, S, 3] uint8`` BGR; and the full value: of the logit, or in even shares beyond the even one.
+    """
+    values, looked = found.values, np.isfinite(found.values)
+    if not found.signed:
+        values = values * (looked.sum() / max(float(values[looked].sum()), 1e-12)) - 1
     full = float(np.percentile(np.abs(values[looked]), 99)) if looked.any() else 0.0
-    strength = np.clip(np.abs(values) / max(full, 1e-12), 0, 1).astype(np.float32)
-    if found.signed:
-        colour = np.where((values > 0)[..., None], POSITIVE, NEGATIVE).astype(np.float32)
-    else:
-        colour = cv2.applyColorMap((strength * 255).astype(np.uint8), cv2.COLORMAP_INFERNO).astype(np.float32)
-    share, colour, looked = (
-        cv2.resize(layer, (side, side), interpolation=cv2.INTER_NEAREST)
-        for layer in (0.65 * strength, colour, looked.astype(np.float32))
-    )
-    view = view * (1 - share[..., None]) + colour * share[..., None]
-    return np.rint(view * (0.35 + 0.65 * looked[..., None])).astype(np.uint8)
+    return np.ascontiguousarray(heat_overlay(grey, values, full)[..., ::-1]), full
 
 
-def write_line(strip: np.ndarray, text: str, baseline: int) -> None:
-    """One line of text, shrunk where it would not fit; what is not ASCII becomes "?"."""
-    text = drawable(text)
-    scale = 0.5
-    (width, _), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
-    scale *= min(1.0, (strip.shape[1] - 12) / max(width, 1))
-    cv2.putText(strip, text, (6, baseline), cv2.FONT_HERSHEY_SIMPLEX, scale, TEXT, 1, cv2.LINE_AA)
+def _head(width: int, found: PatchMap) -> np.ndarray:
+    """What the colours are, and their scale."""
+    head = np.full((2 * LINE + GAP, width, 3), BACKGROUND, np.uint8)
+    _write(head, f"most confident errors. Right: {found.words}. Dark: not looked at.", LINE - 4)
+    ends = ("against", "for") if found.signed else ("less than an even share", "more")
+    bar = heat_scale(-1, min(160, width // 3))[..., ::-1]
+    start = 6 + text_width(ends[0], SIZE) + GAP
+    head[LINE + 4 : 2 * LINE, start : start + len(bar)] = bar[: max(width - start, 0)]
+    _write(head, ends[0], 2 * LINE - 4)
+    _write(head[:, start + len(bar) :], f"{ends[1]}; each picture has its own full colour", 2 * LINE - 4)
+    return head
+
+
+def _write(strip: np.ndarray, text: str, baseline: int) -> None:
+    write_line(strip, text, 6, baseline, SIZE, TEXT)

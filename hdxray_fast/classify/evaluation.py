@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.listing import list_images, manifest_patients
+from ..data.inputs import Input, inputs_of, list_inputs, prepared_among, require_prepared_for
+from ..data.listing import manifest_patients
 from ..data.quarantine import write_quarantine
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..data.result_files import file_named_by
@@ -16,6 +17,7 @@ from ..features.parts_folder import parts_of
 from ..features.shares import Share
 from ..files import claim_names, make_folder, written_somewhere
 from ..progress import note
+from ..ranks import acquainted
 from ..terminal import visible
 from .classifier import Classifier, load_classifier
 from .film_maps import claim_maps, write_maps
@@ -27,6 +29,7 @@ from .scoring import Scorer, predict_kept, predict_list, untrained
 from .tested import overlap_of, part_to_test, refuse_mostly_seen, what_cannot_be_told
 
 EVALUATION_FILES = (*RESULT_FILES, "predictions.csv.parts", "unreadable.csv")
+ALONE = Share()
 
 
 def predict(
@@ -44,10 +47,10 @@ def predict(
     max_memory: int = MAX_MEMORY,
     maps: str | os.PathLike | None = None,
 ) -> Predictions:
-    """Probabilities of a saved classifier for files, folders or CSV manifests.
+    """Probabilities of a saved classifier for files, folders, CSV manifests or prepared data sets.
 
     Args:
-        paths: what to look at.
+        paths: what to look at; images of a prepared data set are called as the files that they were prepared from.
         maps: folder for a picture of each image with where the model looked, of :func:`.write_maps`.
         model: a classifier, or the folder of one.
         batch_size, workers, device, progress, precision, compile, timeout, max_memory: as for
@@ -65,14 +68,14 @@ def predict(
             that is not above 0.
         CheckpointError: the folder holds no classifier, or a damaged one.
     """
-    model, files, patients = _what_is_asked(paths, model, timeout, max_memory)
+    model, inputs, patients = _what_is_asked(paths, model, timeout, max_memory)
     scorer = Scorer(model, classes, device, precision, compile)
-    places = None if maps is None else claim_maps(maps, files)
+    places = None if maps is None else claim_maps(maps, [one.name for one in inputs])
     reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory, "progress": progress}
-    found = predict_list(files, scorer, batch_size=batch_size, **reading)
+    found = predict_list(inputs, scorer, batch_size=batch_size, **reading)
     _tell_known(found, model, patients, progress)
     if places is not None:
-        write_maps(places, model, found, **reading)
+        write_maps(places, model, found, prepared_among(inputs), **reading)
     return found
 
 
@@ -91,6 +94,7 @@ class PredictedFiles:
     waiting: list[int] = field(default_factory=list)
 
 
+@acquainted()
 def predict_files(
     paths: str | os.PathLike | Sequence[str | os.PathLike],
     model: Classifier | str | os.PathLike,
@@ -124,9 +128,9 @@ def predict_files(
     """
     share, place = Share.of_part(part), file_named_by(out, "predictions.csv")
     make_folder(place.parent)  # now, and not after the last image
-    model, files, patients = _what_is_asked(paths, model, timeout, max_memory)
+    model, inputs, patients = _what_is_asked(paths, model, timeout, max_memory, share)
     scorer = Scorer(model, classes, share.device(device), precision, compile)
-    places = claim_maps(maps, files) if maps is not None and share.is_main else {}
+    places = claim_maps(maps, [one.name for one in inputs]) if maps is not None and share.is_main else {}
     reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory, "progress": progress}
     done: list[Predictions] = []
 
@@ -134,18 +138,21 @@ def predict_files(
         _tell_known(found, model, patients, progress)
         written_somewhere(place, lambda path: write_predictions(path, found), "the predictions")
         if places:
-            write_maps(places, model, found, **{**reading, "workers": share.workers(workers)})
+            write_maps(places, model, found, prepared_among(inputs), **{**reading, "workers": share.workers(workers)})
         done.append(found)
 
-    waiting = predict_kept(files, scorer, parts_of(place), write, share=share, batch_size=batch_size, **reading)
+    waiting = predict_kept(inputs, scorer, parts_of(place), write, share=share, batch_size=batch_size, **reading)
     return PredictedFiles(place, done[0] if done else None, waiting or [])
 
 
 def _what_is_asked(
-    paths: str | os.PathLike | Sequence[str | os.PathLike], model: Classifier | str | os.PathLike, timeout: float,
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
+    model: Classifier | str | os.PathLike,
+    timeout: float,
     max_memory: int,
-) -> tuple[Classifier, list[str], dict[str, str]]:  # fmt: skip
-    """The model, the files, and the patients of those that manifests tell of."""
+    share: Share = ALONE,
+) -> tuple[Classifier, list[Input], dict[str, str]]:
+    """The model, what it is to look at, and the patients of those that manifests tell of."""
     check_caps(timeout, max_memory)
     model = load_classifier(model) if isinstance(model, str | os.PathLike) else model
     if not isinstance(model, Classifier):
@@ -154,12 +161,19 @@ def _what_is_asked(
             "to_classifier) and the folder of one"
         )
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    files = list(dict.fromkeys(str(file) for name in names for file in list_images(name, argument="paths")))
+    inputs, patients = share.from_main(lambda: _listed(names))
+    require_prepared_for(prepared_among(inputs).values(), model.encoder.img_size[0], model.config.contour)
+    return model, inputs, patients
+
+
+def _listed(names: Sequence[str | os.PathLike]) -> tuple[list[Input], dict[str, str]]:
+    """What the model is to look at, and the patients of those that manifests tell of."""
+    inputs = list_inputs(names)
     patients: dict[str, str] = {}
     for path in map(Path, names):  # before the first image: what is refused here costs no prediction
         if path.suffix.lower() == ".csv" and path.is_file():
             patients |= manifest_patients(path, "paths")
-    return model, files, patients
+    return inputs, patients
 
 
 def _tell_known(found: Predictions, model: Classifier, patients: dict[str, str], progress: bool) -> None:
@@ -184,12 +198,14 @@ def refuse_unreadable(bad: int, total: int, limit: float, listed: Path) -> None:
         )
 
 
+@acquainted()
 def evaluate_files(
     model: str | os.PathLike,
     data: str | os.PathLike,
     out: str | os.PathLike,
     *,
     images: str | os.PathLike | None = None,
+    prepared: str | os.PathLike | None = None,
     preset: str | None = None,
     split: str = "test",
     batch_size: int = 4,
@@ -210,12 +226,14 @@ def evaluate_files(
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
 
-    Uncertain labels count for nothing, whatever training made of them. Thresholds are those chosen on validation when
-    the classifier was made; ``prevalence`` is as for :func:`.evaluate_predictions`, and ``classes``, ``precision``,
-    ``compile``, ``timeout`` and ``max_memory`` as for :func:`predict`, so that names it has never seen can be put to
-    the test. Writes what :func:`report_predictions` writes, and ``unreadable.csv``; the metrics also count those files
-    as ``unreadable``, and say in which ``precision`` the model computed. ``split`` takes the words that a manifest may
-    have for its splits; if training drew them, from this manifest, they are as they were there.
+    ``prepared`` names a prepared data set that holds the images, which are then not read from their files; those that
+    it lacks count as unreadable. Uncertain labels count for nothing, whatever training made of them. Thresholds are
+    those chosen on validation when the classifier was made; ``prevalence`` is as for :func:`.evaluate_predictions`, and
+    ``classes``, ``precision``, ``compile``, ``timeout`` and ``max_memory`` as for :func:`predict`, so that names it has
+    never seen can be put to the test. Writes what :func:`report_predictions` writes, and ``unreadable.csv``; the
+    metrics also count those files as ``unreadable``, and say in which ``precision`` the model computed. ``split`` takes
+    the words that a manifest may have for its splits; if training drew them, from this manifest, they are as they were
+    there.
 
     Patients, stored pixels and the look of the images are compared with those that the classifier was trained and
     validated on, whatever manifest they come in; how many there are is printed and is in ``metrics.json`` under
@@ -239,13 +257,23 @@ def evaluate_files(
     claim_names(out, "evaluate", EVALUATION_FILES)
     classifier = load_classifier(model)
     read_prevalence(prevalence, classes or classifier.config.classes)  # refused now, not after the last image
-    table = read_manifest(
-        data, images=images, preset=preset, classes=classes or classifier.config.classes,
-        multiclass=classifier.config.multiclass,
-    )  # fmt: skip
-    table = part_to_test(table, split, str(data), classifier, preset, allow_training_patients)
-    require_files(table, str(data))
-    refuse_mostly_seen(overlap_of(classifier, table.patients), table, split, allow_training_patients)
+
+    def read() -> tuple[LabelTable, Sequence[str]]:
+        table = read_manifest(
+            data, images=images, preset=preset, classes=classes or classifier.config.classes,
+            multiclass=classifier.config.multiclass,
+        )  # fmt: skip
+        listed = table.paths
+        table = part_to_test(table, split, str(data), classifier, preset, allow_training_patients)
+        if prepared is None:
+            require_files(table, str(data))
+        refuse_mostly_seen(overlap_of(classifier, table.patients), table, split, allow_training_patients)
+        return table, listed
+
+    table, listed = share.from_main(read)
+    inputs = inputs_of(table.paths, prepared, str(data), listed)
+    stored = prepared_among(inputs)
+    require_prepared_for(stored.values(), classifier.encoder.img_size[0], classifier.config.contour)
     if progress:
         for told in table.notes:
             note(visible(told))
@@ -258,16 +286,17 @@ def evaluate_files(
         report.update(
             _measured(
                 found, table, classifier, out, split=split, progress=progress, max_bad_share=max_bad_share,
-                allow_training_patients=allow_training_patients, extra={"model": str(model)}, sheet=not classes,
+                allow_training_patients=allow_training_patients, extra={"model": str(model), "data": str(data)},
+                sheet=not classes,
                 reporting={
                     "bootstraps": bootstraps, "seed": bootstrap_seed, "prevalence": prevalence,
-                    "workers": share.workers(workers), "timeout": timeout, "max_memory": max_memory,
+                    "images": stored, "workers": share.workers(workers), "timeout": timeout, "max_memory": max_memory,
                 },
             )
         )  # fmt: skip
 
     waiting = predict_kept(
-        table.paths, scorer, parts_of(out / "predictions.csv"), measure, share=share, batch_size=batch_size,
+        inputs, scorer, parts_of(out / "predictions.csv"), measure, share=share, batch_size=batch_size,
         workers=workers, progress=progress, timeout=timeout, max_memory=max_memory,
     )  # fmt: skip
     return report if waiting is None else {"waiting": waiting}

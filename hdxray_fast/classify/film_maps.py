@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from ..data.prepared.image import PreparedImage
 from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
 from ..files import claim_names, free_name
@@ -17,7 +18,7 @@ from ..models.inputs import as_batch, encoder_inputs
 from ..progress import progress_bar
 from .attention_maps import maps_differ, patch_map
 from .classifier import Classifier
-from .error_sheet import BACKGROUND, LINE, overlay, write_line
+from .error_sheet import captioned, full_colour, tinted
 from .predictions import Predictions
 
 SIDE = 512  # px, of each picture
@@ -40,6 +41,7 @@ def write_maps(
     places: dict[str, Path],
     model: Classifier,
     found: Predictions,
+    prepared: Mapping[str, PreparedImage],
     *,
     workers: int = 0,
     timeout: float = TIMEOUT,
@@ -54,11 +56,12 @@ def write_maps(
         places: of :func:`claim_maps`.
         model: what made the predictions.
         found: the predictions.
+        prepared: by name, images of prepared data sets, which are read in place of files.
         workers, timeout, max_memory: as for :func:`hdxray_fast.predict`.
         progress: tell how many are drawn.
     """
     model, encoder = model.eval(), model.encoder
-    jobs = [(image, image) for image in found.images]
+    jobs = [(prepared.get(image, image), image) for image in found.images]
     read = read_ahead(
         jobs, encoder.img_size[0], encoder.patch_size, worker_count(workers), model.config.contour, timeout=timeout,
         max_memory=max_memory,
@@ -73,13 +76,14 @@ def write_maps(
 def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph) -> np.ndarray:
     grey = cv2.resize(display_levels(item.pixels)[item.pixels], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     inputs = encoder_inputs(model.encoder, as_batch([item], model.encoder.pos_embed.device))
-    panels = [(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), Path(item.source).name, "")]
+    panels = [(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), [Path(item.source).name, "", ""])]
     for column in _shown(model, found, row):
         name, probability = found.classes[column], found.probabilities[row, column]
         threshold = "" if found.multiclass else f" (threshold {found.thresholds[column]:.2f})"
         values = patch_map(model, model.config.classes.index(name), *inputs)
-        panels.append((overlay(grey, values), f"{name} {probability:.2f}{threshold}", values.words))
-    return np.concatenate([_panel(*panel) for panel in panels], axis=1)
+        heat, full = tinted(grey, values)
+        panels.append((heat, [f"{name} {probability:.2f}{threshold}", values.words, full_colour(values, full)]))
+    return np.concatenate([captioned(*panel) for panel in panels], axis=1)
 
 
 def _shown(model: Classifier, found: Predictions, row: int) -> list[int]:
@@ -88,10 +92,3 @@ def _shown(model: Classifier, found: Predictions, row: int) -> list[int]:
     known = [int(column) for column in order if found.classes[column] in model.config.classes]
     present = [column for column in known if found.classes[column] in found.present[row]] or known[:1]
     return present[: MOST if maps_differ(model) else 1]
-
-
-def _panel(picture: np.ndarray, *words: str) -> np.ndarray:
-    foot = np.full((len(words) * LINE + 8, picture.shape[1], 3), BACKGROUND, np.uint8)
-    for number, text in enumerate(words, 1):
-        write_line(foot, text, number * LINE - 4)
-    return np.concatenate([picture, foot])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,19 +10,23 @@ from pathlib import Path
 
 import torch
 
+from ..data.prepared.cache import refuse_foreign_cache
 from ..data.seen import DRAWN_FILE, Seen
 from ..data.seen_key import run_key
 from ..errors import ConfigError
 from ..files import claim_names
 from ..progress import note
+from ..ranks import launched, on_main
 from ..regular_files import RUN_JSON, read_json
 from ..training.data_record import RECORD
 from ..training.loop import Training
-from ..training.run_folder import is_run
+from ..training.processes import prepared_by_main
+from ..training.run_folder import as_begun, is_run
 from .calibration import describe_temperature
 from .config import FinetuneConfig
 from .label_fractions import take_fraction
 from .labels import describe_labels, labels_of, one_sided, require_files
+from .predictions import PAGE_FILE
 from .result import FinetuneResult
 from .table import TABLE_FILES, summary, write_table
 from .task import FinetuneTask, build_encoder, canvas_size
@@ -61,7 +64,7 @@ def run_finetuning(
         MissingDependencyError: an optional package is needed.
     """
     runs = config.runs()
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes = launched()
     if processes > 1 and (len(runs) > 1 or config.is_probe):
         what = "a linear probe is" if config.is_probe else "several label_fractions or seeds are"
         raise ConfigError(f"{what} for one process; under accelerate launch, start each run by itself")
@@ -108,11 +111,12 @@ def _begun(config: FinetuneConfig, runs: list[FinetuneConfig]) -> Seen | str | N
 def _finetune(
     config: FinetuneConfig, processes: int, progress: bool, on_step, begun: Seen | str | None
 ) -> FinetuneResult:
+    config = as_begun(config)
     out = Path(config.out)
-    whole = labels_of(config, begun)
+    whole = prepared_by_main(config, lambda: labels_of(config, begun))
     table = take_fraction(whole, config.label_fractions[0], config.seed, config.exact_fractions)
     if config.prepared is None:
-        require_files(table, config.data)
+        on_main(lambda: require_files(table, config.data), config.process_timeout)
     if config.img_size is None:
         config = replace(config, img_size=canvas_size(build_encoder(config)))
     config = config.with_steps(table.splits.count("train"), processes)
@@ -123,6 +127,8 @@ def _finetune(
         if config.select != "loss" and len(one_sided(table.split("val"))) == len(table.classes):
             notes.append(f"warning: {config.select} is not defined on val, so the loss chooses the model")
         training.print("\n".join([describe_labels(table), *notes]))
+    if config.prepared is None:
+        refuse_foreign_cache(config.cache or out / "cache", config.img_size, config.contour)
     metrics = out / "metrics.json"
     with training.claimed():
         if metrics.exists() and task.best_model.facts:  # this run is whole: several in one folder go on with the next
@@ -137,7 +143,7 @@ def _finetune(
         done = training.run()
         train_images, unreadable = len(task.datasets["train"]), len(task.set_aside.rows)
         result = FinetuneResult(out, {}, train_images, {}, unreadable, done.finished, table.fraction)
-        if done.finished and training.is_main:
+        if done.finished:
             result.report, result.best = task.finish(training)
     return result
 
@@ -160,9 +166,9 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
     encoder = build_encoder(config)
     shared = {name: getattr(config, name) for name in (
         "data", "out", "images", "preset", "classes", "multiclass", "uncertain", "val_share", "test_share",
-        "split_seed", "seed", "exact_fractions", "pool", "keep", "img_size", "workers", "timeout", "max_memory",
-        "bootstraps", "bootstrap_seed", "batch_size", "max_bad_share", "precision", "compile", "prevalence",
-        "calibrate",
+        "split_seed", "seed", "exact_fractions", "pool", "keep", "img_size", "prepared", "workers", "timeout",
+        "max_memory", "bootstraps", "bootstrap_seed", "batch_size", "max_bad_share", "precision", "compile",
+        "prevalence", "calibrate",
     )}  # fmt: skip
     features = None if config.weights is None else str(shared_out / "features.parquet")
     probe = run_probe(
@@ -202,7 +208,8 @@ def describe_finetuning(config: FinetuneConfig, results: list[FinetuneResult]) -
     if not last.finished:
         return f"stopped early; go on with --resume auto: {last.out}"
     if len(results) > 1:
-        return f"{summary(config.runs(), results)}\n\ntable, plot and all runs are in {config.out}"
+        runs = summary(config.runs(), results)
+        return f"{runs}\n\ntable, plot and all runs, each with its {PAGE_FILE}, are in {config.out}"
     lines = [format_metrics(last.report)] if last.report else []
     if told := describe_temperature(last.report.get("temperature")):
         lines.append(told)
@@ -212,5 +219,5 @@ def describe_finetuning(config: FinetuneConfig, results: list[FinetuneResult]) -
         lines.append(f"chosen on validation: step {last.best['step']}, {scores}")
     if last.left_out:
         lines.append(f"{last.left_out} images could not be read: {last.out / 'quarantine.csv'}")
-    lines.append(f"metrics, curves, the most confident errors and the model are in {last.out}")
+    lines.append(f"metrics, plots and the model are in {last.out}; all on one page: {last.out / PAGE_FILE}")
     return "\n".join(lines)

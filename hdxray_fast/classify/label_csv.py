@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from io import TextIOWrapper
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ from ..data.splits import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, canonical_split
 from ..errors import ConfigError, MissingDependencyError
 from ..extras import install
 from ..names import unescaped
-from ..regular_files import check_regular, check_text, reason_of
+from ..packed_tables import is_packed, open_table
+from ..regular_files import check_text, reason_of
 from ..terminal import visible
 from .label_table import LabelTable
 
@@ -34,9 +36,7 @@ def read_generic(
     image = _require(frame, path, PATH_COLUMNS, "the image's path")
     patient = find_column(frame.columns, PATIENT_COLUMNS)
     split = _split_column(frame, path)
-    for column in filter(None, (image, patient)):
-        if (blank := frame[column].fillna("").str.strip() == "").any():
-            raise ConfigError(f"{path}: row {_first(blank)} has nothing in the column {column!r}")
+    require_cells(frame, path, filter(None, (image, patient)))
     notes = [] if patient else ["no patient column: every image counts as a patient of its own"]
     named = find_column(frame.columns, ["label"])
     if multiclass and named is not None:
@@ -98,9 +98,6 @@ def import_pandas():
     return pandas
 
 
-PACKED = (".gz", ".bz2", ".zip", ".xz", ".zst")  # which pandas unpacks
-
-
 def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False):
     """A CSV as text: ids keep their zeros, and only an empty cell is blank, so that a "nan" left behind is seen.
 
@@ -112,11 +109,12 @@ def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False):
     pandas = import_pandas()
     options = {"dtype": str, "keep_default_na": False, "na_values": ["", *blank], "skipinitialspace": True}
     try:
-        check_regular(path) if path.suffix in PACKED else check_text(path)
-        with warnings.catch_warnings():
+        if not is_packed(path):
+            check_text(path)
+        with warnings.catch_warnings(), TextIOWrapper(open_table(path), encoding="utf-8", newline="") as stream:
             warnings.simplefilter("error", pandas.errors.ParserWarning)
             # without index_col=False rows that end in a comma, where the header does not, move one column to the left
-            frame = pandas.read_csv(path, index_col=False, **options)
+            frame = pandas.read_csv(stream, index_col=False, **options)
     except pandas.errors.ParserWarning as error:
         raise ConfigError(f"{path}: has rows with more cells than its header has columns") from error
     except UnicodeDecodeError as error:
@@ -243,6 +241,13 @@ def require_columns(frame, path: Path, names: Sequence[str]) -> None:
     """Raise a ConfigError that names the file and its columns if one is missing."""
     if missing := [name for name in names if name not in frame.columns]:
         raise ConfigError(f"{path}: has no column {missing[0]!r}; {columns_in_words(frame.columns, names)}")
+
+
+def require_cells(frame, path: Path, columns: Iterable[str]) -> None:
+    """Raise a ConfigError that names the row if a cell of these columns is blank: ids and names of files."""
+    for column in columns:
+        if (blank := frame[column].fillna("").str.strip() == "").any():
+            raise ConfigError(f"{path}: row {_first(blank)} has nothing in the column {column!r}")
 
 
 def _under(root: Path, name: str) -> Path:

@@ -16,7 +16,7 @@ import numpy as np
 from ..data.listing import FilesByName
 from ..errors import ConfigError
 from ..regular_files import read_json, read_text
-from .label_csv import import_pandas, label_values, read_csv, require_columns, strings
+from .label_csv import import_pandas, label_values, read_csv, require_cells, require_columns, strings
 from .label_table import LabelTable
 from .padchest_tree import with_broader
 
@@ -100,6 +100,7 @@ def read_mimic(path: Path, images: Path | None, *, classes: Sequence[str] | None
     classes = list(classes or CHEXPERT)
     require_columns(labels, path, ("subject_id", "study_id", *classes))
     require_columns(splits, path, ("dicom_id", "study_id", "subject_id", "split"))
+    require_cells(splits, path, ("dicom_id", "study_id", "subject_id"))
     require_columns(views, path, ("dicom_id", "ViewPosition"))
     frame = splits.merge(views[["dicom_id", "ViewPosition"]], on="dicom_id", how="left")
     joined = frame.merge(labels[["subject_id", "study_id", *classes]], on=["subject_id", "study_id"], how="inner")
@@ -128,6 +129,7 @@ def read_nih14(path: Path, images: Path | None, *, classes: Sequence[str] | None
     file = path if path.is_file() else _one(path, "Data_Entry_2017*.csv")
     frame = read_csv(file)
     require_columns(frame, file, ("Image Index", "Finding Labels", "Patient ID"))
+    require_cells(frame, file, ("Image Index", "Patient ID"))
     classes = list(classes or NIH14)
     findings = [set(str(value).split("|")) for value in frame["Finding Labels"]]
     if (
@@ -174,6 +176,7 @@ def read_rsna(path: Path, images: Path | None, *, classes: Sequence[str] | None 
     file = path if path.is_file() else _one(path, "stage_2_train_labels.csv")
     frame = read_csv(file)
     require_columns(frame, file, ("patientId", "Target"))
+    require_cells(frame, file, ("patientId",))
     _check_classes(classes or (), ("Pneumonia",), file)
     boxes = import_pandas().Series(label_values(frame, file, ["Target"])[:, 0])
     grouped = boxes.groupby(frame["patientId"].to_numpy(), sort=True).max()
@@ -262,6 +265,7 @@ def _share_of_readers(file: Path):
     """Per image (rows) and class (columns): the share of the image's readers that saw it."""
     frame = read_csv(file).rename(columns={"Other disease": "Other diseases"})  # in the list of the test set alone
     require_columns(frame, file, ("image_id",))
+    require_cells(frame, file, ("image_id",))
     if "class_name" in frame.columns:
         readers = frame.groupby("image_id")["rad_id"].nunique() if "rad_id" in frame.columns else None
         votes = frame.drop_duplicates(["image_id", "class_name", *(["rad_id"] if readers is not None else [])])
@@ -283,6 +287,7 @@ def read_padchest(path: Path, images: Path | None, *, classes: Sequence[str] | N
     file = path if path.is_file() else _one(path, "PADCHEST*.csv*")
     frame = read_csv(file, blank=("nan",))  # as pandas once wrote it: in 103 rows of the published file
     require_columns(frame, file, ("ImageID", "PatientID", "Projection", "Labels"))
+    require_cells(frame, file, ("ImageID",))
     frame, notes = _frontal(frame, "Projection", PADCHEST_FRONTAL)
     known = frame["Labels"].notna()
     if not known.all():

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..data.prepared.finding import refuse_prepared
 from ..data.seen import Seen
 from ..data.seen_key import is_same
 from ..data.splits import SPLITS, canonical_split, describe_drawn, drawn_splits, fill_splits, patients_hash
@@ -133,6 +134,7 @@ def read_manifest(
     if not path.exists():
         reason = what_else(path) or "does not exist"
         raise ConfigError(f"data: {path} {reason}; give a CSV manifest, or the folder that the preset reads")
+    refuse_prepared(path, "labels")
     if preset is not None and preset not in PRESETS:
         raise ConfigError(f"preset: got {preset!r}, accepted are {', '.join(PRESETS)}")
     if preset is not None and multiclass:

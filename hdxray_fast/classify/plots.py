@@ -10,7 +10,7 @@ import numpy as np
 from ..errors import MissingDependencyError
 from ..extras import install
 from ..files import written_whole
-from .calibration import CALIBRATION_BINS
+from .curves import calibration_points
 
 MOST_CURVES = 14  # more would not be told apart
 
@@ -33,8 +33,9 @@ def plot_curves(
         from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
     except ImportError as error:
         raise MissingDependencyError(f"plots need {error.name}: {install('classify')}") from error
-    figure = Figure(figsize=(15, 5.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(15, 5.4), dpi=110)
     FigureCanvasAgg(figure)
+    figure.subplots_adjust(left=0.045, right=0.985, bottom=0.1, top=0.93, wspace=0.17)  # as a layout would
     roc, recall, calibration = figure.subplots(1, 3)
     order = np.argsort(-np.nansum(labels, axis=0), kind="stable")[:MOST_CURVES]
     colours = matplotlib.colormaps["tab20" if len(order) > 10 else "tab10"].colors
@@ -48,10 +49,10 @@ def plot_curves(
         roc.plot(false, true, color=colour, label=f"{classes[column]} {roc_auc_score(truth, score):.3f}")
         precision, recalled, _ = precision_recall_curve(truth, score)
         recall.plot(recalled, precision, color=colour, label=f"{classes[column]} ({truth.mean():.0%} positive)")
-        predicted, observed, counts = calibration_curve(truth, score)
+        predicted, observed, counts = calibration_points(truth, score)
         calibration.plot(predicted, observed, "-", color=colour, linewidth=0.9, label=classes[column])
         if before is not None:
-            calibration.plot(*calibration_curve(truth, before[known, column])[:2], ":", color=colour, linewidth=0.9)
+            calibration.plot(*calibration_points(truth, before[known, column])[:2], ":", color=colour, linewidth=0.9)
         calibration.scatter(predicted, observed, np.maximum(120 * counts / counts.sum(), 3), color=colour, alpha=0.8)
     for axes in (roc, calibration):
         axes.plot([0, 1], [0, 1], color="grey", linewidth=0.8, linestyle="--")
@@ -74,12 +75,3 @@ def plot_curves(
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png")
     return path
-
-
-def calibration_curve(truth: np.ndarray, score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean predicted probability, observed frequency and number of images of each bin that holds an image."""
-    bins = np.minimum((score * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    counts = np.bincount(bins, minlength=CALIBRATION_BINS)
-    held = counts > 0
-    predicted = np.bincount(bins, score, CALIBRATION_BINS)[held] / counts[held]
-    return predicted, np.bincount(bins, truth, CALIBRATION_BINS)[held] / counts[held], counts[held]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from ..data.prepared.image import PreparedImage
 from ..data.quarantine import Quarantined
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
 from ..data.result_files import write_rows
@@ -23,9 +24,11 @@ from .error_sheet import write_error_sheet
 from .label_table import LabelTable
 from .metrics import evaluate_predictions
 from .plots import plot_curves
+from .result_page import result_page
 from .tested import Overlap
 
-RESULT_FILES = ("metrics.json", "predictions.csv", "curves.png", "errors.png")
+PAGE_FILE = "report.html"
+RESULT_FILES = ("metrics.json", "predictions.csv", "curves.png", "errors.png", PAGE_FILE)
 
 
 def report_predictions(
@@ -41,16 +44,19 @@ def report_predictions(
     prevalence: str | float | None = None,
     uncalibrated: np.ndarray | None = None,  # [N, C] logits
     temperature: dict | None = None,
+    images: Mapping[str, PreparedImage] | None = None,
     workers: int = 0,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
+    title: str = "Evaluation of a classifier",
 ) -> dict:
-    """Write ``metrics.json``, ``predictions.csv`` and ``curves.png`` under ``out``; returns the metrics.
+    """Write ``metrics.json``, ``predictions.csv``, ``curves.png`` and a page under ``out``; returns the metrics.
 
     ``prevalence`` is as for :func:`.evaluate_predictions`. With ``model``, what made the probabilities, also
     ``errors.png``: its most confident errors and where it looked. ``temperature`` is a :func:`.temperature_report`, and
     ``uncalibrated`` the logits before it, which the plot of the calibration then shows too. ``workers``, ``timeout``
-    and ``max_memory`` are those of the files that the errors are drawn from, which are read again.
+    and ``max_memory`` are those of the files that the errors are drawn from, which are read again; ``images`` are those
+    of a prepared data set that take their place, by path. ``title`` is that of the page.
     """
     out.mkdir(parents=True, exist_ok=True)
     present = called_present(probabilities, table.classes, thresholds, table.multiclass)
@@ -72,9 +78,13 @@ def report_predictions(
     with _going_on(out / "curves.png"):
         plot_curves(out / "curves.png", table.labels, probabilities, table.classes, before)
     if model is not None:
-        reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
+        reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory, "images": images}
         with _going_on(out / "errors.png"):
             write_error_sheet(out / "errors.png", model, table, probabilities, thresholds, **reading)
+    with _going_on(out / PAGE_FILE), written_whole(out / PAGE_FILE) as temporary:
+        sheet = out / "errors.png" if model is not None else None
+        content = result_page(title, table, probabilities, thresholds, report, extra or {}, sheet, seed)
+        temporary.write_text(content, encoding="utf-8")
     with written_whole(out / "metrics.json") as temporary:  # the last: a run that has it is whole
         temporary.write_text(json.dumps({**report, **(extra or {})}, indent=1) + "\n")
     return report
@@ -82,7 +92,7 @@ def report_predictions(
 
 @contextmanager
 def _going_on(picture: Path) -> Iterator[None]:
-    """What goes wrong while a picture is made, as a warning: the numbers do not hang on it."""
+    """What goes wrong while a picture or a page is made, as a warning: the numbers do not hang on it."""
     try:
         yield
     except Exception as error:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..data.inputs import inputs_of, prepared_among
 from ..data.result_files import file_named_by
 from ..data.seen import Seen
 from ..data.seen_key import KEY_FILE, check_key, run_key
@@ -42,7 +43,7 @@ from .label_fractions import describe_fraction, take_fraction
 from .label_table import LabelTable
 from .labels import check_table, describe_labels, labels_of, one_sided, refuse_duplicates, require_files
 from .metrics import best_threshold
-from .predictions import RESULT_FILES, report_predictions
+from .predictions import PAGE_FILE, RESULT_FILES, report_predictions
 from .probe_config import ProbeConfig
 
 FEATURES = "features.parquet"
@@ -102,7 +103,8 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
     if config.features:
         file_named_by(config.features, FEATURES, (".parquet",), "features", folders=False)
     table = labels_of(config)
-    require_files(table, config.data)
+    if config.prepared is None:
+        require_files(table, config.data)
     if progress:
         note(visible_lines(describe_labels(table)))
     out = Path(config.out)
@@ -123,7 +125,8 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
     names = ("pool", "keep", "batch_size", "workers", "timeout", "max_memory", "device", "precision", "compile")
     options = {name: getattr(config, name) for name in names}
     kept, named_by = (Path(config.features), "features") if config.features else (out / FEATURES, "out")
-    done = embed_list(table.paths, kept, encoder, progress=progress, thumbnails=True, argument=named_by, **options)
+    inputs = inputs_of(table.paths, config.prepared, config.data)
+    done = embed_list(inputs, kept, encoder, progress=progress, thumbnails=True, argument=named_by, **options)
     rows = read_features(done.out) if done.rows else {"path": []}  # refused in a moment
     readable = set(rows["path"])
     unreadable = sum(path not in readable for path in table.paths)
@@ -191,9 +194,11 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
         )
         if config.calibrate == "temperature"
         else None,
+        images=prepared_among(inputs),
         workers=config.workers,
         timeout=config.timeout,
         max_memory=config.max_memory,
+        title="Linear probe",
     )
     train_images = table_used.splits.count("train")
     return ProbeResult(
@@ -431,5 +436,5 @@ def describe_probe(result: ProbeResult) -> str:
         lines.append(f"no label in val for {', '.join(result.not_chosen)}: C = {USUAL_STRENGTH} there, not chosen")
     if result.left_out:
         lines.append(f"{result.left_out} images could not be read: {result.unreadable_csv}")
-    lines.append(f"metrics, plots and the model are in {result.out}")
+    lines.append(f"metrics, plots and the model are in {result.out}; all on one page: {result.out / PAGE_FILE}")
     return "\n".join(lines)

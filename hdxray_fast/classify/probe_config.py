@@ -19,12 +19,13 @@ class ProbeConfig(LabelSettings):
     Args:
         data: CSV manifest with the columns image and patient and one for each class, or what ``preset`` reads.
         out: folder for features, model, metrics and plots.
-        weights: encoder: a model folder of this package or other published weights.
+        weights: encoder: a run or model folder of this package or other published weights.
         val_share: share of the images that choose the regularisation, where the manifest has no such split.
         label_fraction: share of the training patients that is used.
         pool: ``cls``, ``mean`` or ``attention``; the encoder's, or ``mean``, by default.
         keep: patches the encoder looks at: ``all``, ``valid`` or ``contour``; the encoder's by default.
         img_size: canvas side, pixels; the encoder's by default.
+        prepared: data set of ``hdxray-fast prepare`` that holds the images; they are then not read from their files.
         batch_size: images at once.
         workers: processes that read files; -1 takes one per core; 0 reads in this process, without caps.
         timeout: seconds that one file may take.
@@ -50,6 +51,7 @@ class ProbeConfig(LabelSettings):
     pool: str | None = None
     keep: str | None = None
     img_size: int | None = None
+    prepared: str | None = None
     batch_size: int = 4
     workers: int = -1
     timeout: float = TIMEOUT

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..data.inputs import Input
 from ..data.quarantine import Quarantined
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
 from ..errors import ConfigError
@@ -167,7 +168,7 @@ class Scorer(Embedder):
 
 
 def predict_list(
-    files: Sequence[str],
+    inputs: Sequence[Input],
     scorer: Scorer,
     *,
     batch_size: int = 4,
@@ -176,16 +177,15 @@ def predict_list(
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
 ) -> Predictions:
-    """:func:`hdxray_fast.predict` for files as they are listed; missing ones count as unreadable."""
+    """:func:`hdxray_fast.predict` for inputs as they are listed; missing files count as unreadable."""
     _tell_untrained(scorer, progress)
     reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
-    jobs = [(file, file) for file in files]
-    rows = scorer.batches(jobs, batch_size=batch_size, progress=progress, **reading)
+    rows = scorer.batches(inputs, batch_size=batch_size, progress=progress, **reading)
     return scorer.predictions(Embeddings.join(list(rows), scorer.width))
 
 
 def predict_kept(
-    files: Sequence[str],
+    inputs: Sequence[Input],
     scorer: Scorer,
     folder: Path,
     work: Callable[[Predictions], None],
@@ -200,10 +200,10 @@ def predict_kept(
     """:func:`predict_list` with answers on the disk while they are made: a call that was ended at any moment goes on.
 
     Args:
-        files: of all shares.
+        inputs: of all shares.
         scorer: the model, and what it is asked.
         folder: for the answers; it goes when ``work`` is done with them.
-        work: is given the predictions of all files, once all shares are there, in the process that joins them.
+        work: is given the predictions of all inputs, once all shares are there, in the process that joins them.
         share: of this process.
         batch_size, workers, progress, timeout, max_memory: as for :func:`hdxray_fast.embed`.
 
@@ -217,9 +217,10 @@ def predict_kept(
     _tell_untrained(scorer, progress and share.is_main)
     reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory}
     choose = "finish that run, remove the folder, or choose another out"
+    files = [one.name for one in inputs]
     with RowParts(folder, scorer.settings, scorer.width, thumbnails=True, share=share, choose=choose) as parts:
         _, waiting = fill_and_join(
-            parts, scorer, files, lambda: work(scorer.predictions(_all_rows(parts, files))), batch_size=batch_size,
+            parts, scorer, inputs, lambda: work(scorer.predictions(_all_rows(parts, files))), batch_size=batch_size,
             progress=progress, **reading,
         )  # fmt: skip
         return waiting

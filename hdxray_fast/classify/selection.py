@@ -16,6 +16,7 @@ from ..errors import CheckpointError
 from ..files import save_tensors, written_whole
 from ..models.inference import autocast, find_precision, one_late
 from ..models.inputs import encoder_inputs, sent_batch
+from ..ranks import together
 from ..regular_files import check_tensors, load_tensors, parse_json
 from ..training.batches import batches_of
 from ..training.checkpoints import whole_state
@@ -35,26 +36,30 @@ def predict_rows(
     on_unreadable: Callable[[dict], None],
     bar: Callable | None = None,
     label: str = "",
+    within: contextlib.AbstractContextManager | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits of a data set's images as they are.
 
     Args:
         accelerator: of the training, whose processes share the work and all get all rows; ``None`` does it alone.
+            Batches, and what comes of them to the last bit, are the same either way.
         model: in evaluation mode.
         dataset: without augmentation.
         config: batch size, workers and precision.
-        on_unreadable: called with a batch that holds an image which cannot be read.
+        on_unreadable: called with a batch of this process that holds an image which cannot be read.
         bar: makes a progress bar, named ``label``.
+        within: a block that computes in some precision; the one that a saved model computes in by default.
 
     Returns:
         Rows ``[N'] int64`` of the images that could be read, ascending, and their logits ``[N', C] float32``.
     """
     rank, world = (accelerator.process_index, accelerator.num_processes) if accelerator else (0, 1)
     device = model.encoder.pos_embed.device
-    mine = list(range(rank, len(dataset), world))
-    keys = [[(0, row) for row in mine[i : i + config.batch_size]] for i in range(0, len(mine), config.batch_size)]
+    size, count = config.batch_size, len(dataset)
+    keys = [[(0, row) for row in range(i, min(count, i + size))] for i in range(rank * size, count, world * size)]
+    own = len(keys)
     # where the model is sharded all processes meet in each batch: who has none left repeats an image
-    keys += [[(0, rank % max(1, len(dataset)))]] * (-(-len(dataset) // (world * config.batch_size)) - len(keys))
+    keys += [[(0, 0)]] * (-(-count // (world * size)) - own)
     batches = batches_of(dataset, keys, config.workers, device)
 
     def compute(batch: dict) -> tuple[torch.Tensor]:
@@ -62,14 +67,14 @@ def predict_rows(
 
     rows, logits = [], []
     with contextlib.ExitStack() as stack:
-        progress = stack.enter_context(bar(len(mine), label)) if bar else None
+        images = sum(map(len, keys[:own]))
+        progress = stack.enter_context(bar(images, label)) if bar else None
         if accelerator is not None:
-            stack.enter_context(accelerator.autocast())
-        elif config.precision == "fp16":
-            stack.enter_context(torch.autocast(device.type, torch.float16))
-        else:
-            stack.enter_context(autocast(find_precision(config.precision, device), device))
-        for batch, (found,) in one_late(batches, compute, device):
+            stack.enter_context(together(config.process_timeout))
+        stack.enter_context(within or _as_saved(config, device))
+        for number, (batch, (found,)) in enumerate(one_late(batches, compute, device)):
+            if number >= own:
+                continue
             good = batch["readable"]
             if not bool(good.all()):
                 on_unreadable(batch)
@@ -85,8 +90,14 @@ def predict_rows(
 
     parts = gather_object([part])
     rows, logits = (np.concatenate([piece[i] for piece in parts]) for i in range(2))
-    rows, first = np.unique(rows, return_index=True)
-    return rows, logits[first]
+    order = np.argsort(rows)
+    return rows[order], logits[order]
+
+
+def _as_saved(config: FinetuneConfig, device: torch.device) -> contextlib.AbstractContextManager:
+    if config.precision == "fp16":
+        return torch.autocast(device.type, torch.float16)
+    return autocast(find_precision(config.precision, device), device)
 
 
 def validation_score(labels: np.ndarray, logits: np.ndarray, multiclass: bool, select: str) -> dict[str, float | None]:

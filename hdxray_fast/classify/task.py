@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation, RandAugment
+from ..data.inputs import prepared_images
 from ..data.prepared.duplicates import thumbnails_of
+from ..data.prepared.finding import find_some, open_prepared
 from ..data.prepared.reading import PreparedSubset
 from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined
@@ -24,9 +26,11 @@ from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..models.encoder import Encoder
 from ..models.inference import find_precision
 from ..models.inputs import encoder_inputs, view_of
+from ..ranks import from_main, on_main
 from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
-from ..training.run_images import open_prepared, read_images
+from ..training.processes import weights_from_main
+from ..training.run_images import read_images
 from ..training.task import Task
 from ..weights.create import create_encoder
 from ..weights.fingerprint import settings_print
@@ -34,7 +38,7 @@ from .batches import LabelledBatch, mix_pixels
 from .calibration import Temperature, as_probabilities, fit_temperature, temperature_report
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .config import FinetuneConfig
-from .data import LabelledRadiographs, SetAside, find_prepared, table_of_readable
+from .data import LabelledRadiographs, SetAside, table_of_readable
 from .heads import TEXT_MODEL, embed_names
 from .label_table import LabelTable
 from .labels import check_table, one_sided, refuse_duplicates
@@ -123,17 +127,8 @@ class FinetuneTask(Task):
         return found
 
     def _find_prepared(self, training: Training) -> tuple[PreparedSubset, list[Quarantined]]:
-        config = self.config
-        found = find_prepared(self.table.paths, self.prepared, self.whole.paths)
-        if not len(found):
-            raise ConfigError(
-                f"prepared: {config.prepared} holds none of the images of {config.data}; they are known by "
-                "their paths, or by names that no others have"
-            )
-        reason = f"not in the prepared data set {config.prepared}"
-        there = set(found.sources())
-        gone = [Quarantined(path, "NotPrepared", reason) for path in self.table.paths if path not in there]
-        training.print(f"{len(found)} radiographs in {config.prepared}, {len(gone)} are not there")
+        found, gone = find_some(self.table.paths, self.prepared, self.config.data, self.whole.paths)
+        training.print(f"{len(found)} radiographs in {self.config.prepared}, {len(gone)} are not there")
         return found, gone
 
     def use(self, prepared: PreparedSubset) -> None:
@@ -145,13 +140,19 @@ class FinetuneTask(Task):
         config, source = self.config, self.config.data
         self.table, images = table_of_readable(self.table, prepared)
         refuse_duplicates(self.table, images.hashes(), source)
-        table, thumbnails = self.table, thumbnails_of(images)
-        drawn = table.origin.get("drawn", ())
-        kept, self.copies = keep_copies_together(table.splits, table.patients, table.paths, thumbnails, drawn)
-        self.table, images, thumbnails = table.rows(kept), images.subset(kept), thumbnails[kept]
+        table, drawn = self.table, self.table.origin.get("drawn", ())
+        thumbnails: list[np.ndarray] = []  # of the main process, which alone compares them and saves their signatures
+
+        def find_copies() -> tuple[list[int], list[str]]:
+            thumbnails.append(thumbnails_of(images))
+            return keep_copies_together(table.splits, table.patients, table.paths, thumbnails[0], drawn)
+
+        kept, self.copies = from_main(find_copies, config.process_timeout)
+        self.table, images = table.rows(kept), images.subset(kept)
         exact = config.exact_fractions and config.label_fractions[0] < 1
         check_table(self.table, source, least=0 if exact else 2)
-        self.seen = Seen.of(self.whole, self.table, images.hashes(), thumbnails, self.key)
+        for found in thumbnails:
+            self.seen = Seen.of(self.whole, self.table, images.hashes(), found[kept], self.key)
         self.images = {
             split: images.subset([row for row, own in enumerate(self.table.splits) if own == split]) for split in SPLITS
         }
@@ -251,8 +252,9 @@ class FinetuneTask(Task):
         labels = self.datasets["val"].labels
         with training.averaged() as model:
             rows, logits = predict_rows(
-                training.accelerator, model, self.datasets["val"], self.config, self._on_unreadable("val")
-            )
+                training.accelerator, model, self.datasets["val"], self.config, self._on_unreadable("val"),
+                within=training.accelerator.autocast(),
+            )  # fmt: skip
             score = validation_score(labels[rows], logits, self.table.multiclass, self.config.select)
             if self.best_model.improved_by(score):
                 self.best_model.save(model, {**score, "step": step}, write=training.is_main)
@@ -275,21 +277,25 @@ class FinetuneTask(Task):
     def finish(self, training: Training) -> tuple[dict, dict]:
         """Temperature and thresholds on validation, metrics on test of the best model; it is saved.
 
-        The test split is read here.
+        The test split is read here, a share by each process; what comes of it is the main one's to tell, and empty in
+        the others.
         """
-        best = self.best_model.facts
+        best, accelerator = self.best_model.facts, training.accelerator
         if best is None:
             raise TrainingError("no validation gave a finite loss, so no model was chosen; lower lr")
         model = self.build()
-        self.best_model.load(model)
+        on_main(lambda: self.best_model.load(model), self.config.process_timeout)
         model.encoder.set_drop_path(0.0)
-        model = model.to(training.accelerator.device).eval()
-        found, temperature = {}, Temperature()
+        model = model.to(accelerator.device).eval()
+        weights_from_main(accelerator, model)
+        found, temperature, bad = {}, Temperature(), []
         for split in ("val", "test"):
             rows, logits = predict_rows(
-                None, model, self.datasets[split], self.config, self._on_unreadable(split), training.bar, split
-            )
+                accelerator, model, self.datasets[split], self.config,
+                lambda batch, split=split: bad.extend(self._unreadable(batch, split)), training.bar, split,
+            )  # fmt: skip
             if not len(rows):
+                self._note_of_all(training, bad)
                 raise TrainingError(f"{self.config.data}: none of the images of {split!r} could be read")
             table = self.table.split(split).rows(rows)
             if split == "val" and self.config.calibrate == "temperature":
@@ -297,12 +303,15 @@ class FinetuneTask(Task):
                 model.scale_logits(temperature.value)
                 logits = logits / np.float32(temperature.value)
             found[split] = table, as_probabilities(logits, table.multiclass), logits * temperature.value
+        self._note_of_all(training, bad)
+        if not training.is_main:
+            return {}, {}
         table, scores, _ = found["val"]
         if not table.multiclass:  # of exclusive classes the most probable is the decision
             model.config.thresholds = [
                 best_threshold(table.labels[:, column], scores[:, column]) for column in range(len(table.classes))
             ]
-        asked, device = self.config.precision, training.accelerator.device
+        asked, device = self.config.precision, accelerator.device
         model.config.precision = asked if asked == "fp16" else find_precision(asked, device)
         model.encoder.contour, model.seen = self.contour, self.seen
         save_classifier(model, self.out / "model")
@@ -331,9 +340,11 @@ class FinetuneTask(Task):
             )
             if self.config.calibrate == "temperature"
             else None,
+            images=prepared_images(self.images["test"]) if self.prepared else None,
             workers=self.config.workers,
             timeout=self.config.timeout,
             max_memory=self.config.max_memory,
+            title="Fine-tuning",
         )
         return report, best
 
@@ -355,6 +366,19 @@ class FinetuneTask(Task):
         return lambda batch: self._note_unreadable(batch, split)
 
     def _note_unreadable(self, batch: dict, split: str) -> None:
-        rows = zip(batch["index"].tolist(), batch["error"], strict=True)
-        bad = [(self.images[split].source(row), *error.split(": ", 1)) for row, error in rows if error]
-        self.set_aside.add(bad)
+        self.set_aside.add([row for *_, row in self._unreadable(batch, split)])
+
+    def _unreadable(self, batch: dict, split: str) -> list[tuple[int, int, tuple]]:
+        """Place of the split, number in it, and what :class:`SetAside` is told, of a batch's unreadable images."""
+        rows, images = zip(batch["index"].tolist(), batch["error"], strict=True), self.images[split]
+        return [(SPLITS.index(split), row, (images.source(row), *error.split(": ", 1))) for row, error in rows if error]
+
+    def _note_of_all(self, training: Training, bad: list[tuple[int, int, tuple]]) -> None:
+        """What any process could not read, noted by the main one in the order of the images."""
+        told = [(-1, 0, row) for row in self.set_aside.rows] + bad
+        if training.accelerator.num_processes > 1:
+            from accelerate.utils import gather_object
+
+            told = gather_object(told)
+        if training.is_main:
+            self.set_aside.add([row for *_, row in sorted(told, key=lambda one: one[:2])])

@@ -41,7 +41,7 @@ def add_commands(commands, parser_class) -> None:
         ],
         description="Probabilities of a saved classifier for new files.",
     )
-    predict.add_argument("paths", nargs="+", help="radiographs, folders of them, or CSV manifests")
+    predict.add_argument("paths", nargs="+", help="radiographs, folders of them, CSV manifests, or prepared sets")
     kinds = "file, .csv, .json or .parquet, or a folder for predictions.csv; left out, a table is printed"
     predict.add_argument("--out", help=kinds)
     predict.add_argument("--maps", help="folder for a picture of each radiograph with where the model looked")
@@ -58,6 +58,7 @@ def add_commands(commands, parser_class) -> None:
     evaluate.add_argument("--data", required=True, help="CSV manifest, or what the preset reads")
     evaluate.add_argument("--out", required=True, help="folder for metrics, predictions and plots")
     evaluate.add_argument("--images", help="folder that relative paths in the manifest start from")
+    evaluate.add_argument("--prepared", help="prepared set that holds the images, read in place of their files")
     evaluate.add_argument("--preset", help=f"one of {', '.join(PRESETS)}")
     evaluate.add_argument("--split", default="test", help="train, val, test, or all (of data that the model never saw)")
     share = "of the classes where they will be looked for, for predictive values: 0.05, or Edema=0.05, ..."
@@ -146,6 +147,7 @@ def run_evaluate_command(model: str, against: str | None, **options) -> int:
     from ..classify.comparison_files import format_comparison
     from ..classify.evaluation import evaluate_files
     from ..classify.metrics import format_metrics
+    from ..classify.predictions import PAGE_FILE
 
     if against is None:
         report, comparison = evaluate_files(model, **options), None
@@ -160,7 +162,8 @@ def run_evaluate_command(model: str, against: str | None, **options) -> int:
     if report["unreadable"]:
         note(f"{report['unreadable']} images could not be read: {os.path.join(options['out'], 'unreadable.csv')}")
     what = "and plots" if options.get("classes") else "plots and the most confident errors"  # no sheet of new names
-    print(f"metrics, predictions, {what} are in {options['out']}")
+    page = os.path.join(options["out"], PAGE_FILE)
+    print(f"metrics, predictions, {what} are in {options['out']}; all on one page: {page}")
     return 0
 
 

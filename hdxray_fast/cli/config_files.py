@@ -59,8 +59,9 @@ def check_config(path: Path, settings: Collection[str]) -> None:
         return
     try:
         yaml.safe_load(text)
-    except yaml.YAMLError:
-        pass  # a tag that is not read is named by the parser
+    except yaml.YAMLError as error:  # a tag, such as !!python/name, or a list as a name
+        at = f", line {error.problem_mark.line + 1}," if getattr(error, "problem_mark", None) else ""
+        raise ConfigError(f"config: {path}{at} has a value that is no word, number, list or setting") from None
     except (ValueError, OverflowError):  # a number of thousands of digits, a thirteenth month
         raise ConfigError(f"config: {path} has a number or a date that cannot be read") from None
     if not isinstance(found, yaml.MappingNode):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..data.csv_cells import write_table
 from ..data.listing import list_images
-from ..errors import MissingDependencyError
+from ..errors import MissingDependencyError, TrainingError
 from ..extras import install
 from ..files import begin_anew, claim_names, refuse_foreign, refuse_to_clear, written_whole
 from ..pretrain.config import PretrainConfig
@@ -66,6 +66,7 @@ def run_demo(config: DemoConfig) -> dict:
     Raises:
         ConfigError: ``config.out`` holds files of the demo's names, or a folder ``run``, that the demo did not make.
         MissingDependencyError: pydicom or pydicom-data is not installed.
+        TrainingError: it was told to stop (SIGTERM) before its last step.
     """
     from ..pretrain.task import run_pretraining
     from ..training.run_folder import LOG
@@ -104,6 +105,9 @@ def run_demo(config: DemoConfig) -> dict:
         ),
         on_step=lines.append,
     )
+    if not result.finished:  # there is no picture, nor a model
+        at = f"step {lines[-1]['step']} of {config.steps}"
+        raise TrainingError(f"the demo was stopped at {at}; it begins anew each time")
     inside, confidence = (result.images.column(name)[0].as_py() for name in ("inside_share", "confidence"))
     with written_whole(out / "panel.png") as temporary:
         shutil.copyfile(result.picture, temporary)

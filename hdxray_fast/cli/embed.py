@@ -16,8 +16,8 @@ def add_commands(commands, parser_class) -> None:
         ],
         description="Features of radiographs as a table; interrupted, it goes on.",
     )
-    embed.add_argument("paths", nargs="+", help="radiographs, folders of them, or CSV manifests")
-    embed.add_argument("--weights", required=True, help="a model folder of this package, or other published weights")
+    embed.add_argument("paths", nargs="+", help="radiographs, folders of them, CSV manifests, or prepared sets")
+    embed.add_argument("--weights", required=True, help="a run or model folder of this package, or published weights")
     embed.add_argument("--out", required=True, help="file, .parquet or .csv, or a folder for features.parquet")
     embed.add_argument("--pool", help="cls, mean or attention; left out, the encoder's, or mean")
     embed.add_argument("--keep", help="all, valid or contour; left out, the encoder's")

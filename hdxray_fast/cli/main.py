@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 import importlib
 import io
+import os
+import select
+import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
@@ -26,6 +29,7 @@ GROUPS = {
     "demo": ("demo",),
     "contour": ("contour",),
     "embed": ("embed",),
+    "features": ("features", "similar"),
     "weights": ("export", "convert"),
     "prepare": ("prepare", "merge", "stream"),
     "pretrain": ("plan", "pretrain"),
@@ -50,11 +54,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         with warnings_as_notes():
             return _run(argv)
     except (HDXrayError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE
         print(f"hdxray-fast: {visible(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("hdxray-fast: interrupted", file=sys.stderr)
         return 130
+
+
+def _nobody_reads() -> bool:
+    """Whether what reads our output has seen enough (``| head``); the rest of it then goes nowhere."""
+    try:
+        watch = select.poll()
+        watch.register(sys.stdout.fileno(), 0)
+        if not watch.poll(0):
+            return False
+    except (AttributeError, OSError, ValueError):  # no such call on this system, or no stream of the system's
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _run(argv: list[str]) -> int:

@@ -20,6 +20,8 @@ OVERVIEW = {
         "plan": "memory, storage and days of a pre-training",
         "pretrain": "pre-train on radiographs",
         "embed": "a feature for each radiograph, as a table",
+        "features": "what an encoder sees in radiographs, as pictures",
+        "similar": "the nearest radiographs of a table of features",
         "convert": "published weights to a model folder",
         "export": "an encoder or a classifier as an ONNX file",
     },

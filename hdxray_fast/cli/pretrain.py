@@ -11,7 +11,7 @@ from .options import add_config, loss_line
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
     from ..pretrain.config import PretrainConfig
-    from ..pretrain.planning import PlanConfig
+    from ..pretrain.plan_config import PlanConfig
 
     plan = parser_class(
         examples=["plan --data sets/chest --model vit_base_patch16 --gpus 8", "plan --images 300000 --gpu h100"],
@@ -34,7 +34,8 @@ def add_commands(commands, parser_class) -> None:
 
 
 def run_plan_command(json: bool, **options) -> int:
-    from ..pretrain.planning import PlanConfig, as_json, describe, plan
+    from ..pretrain.plan_config import PlanConfig
+    from ..pretrain.planning import as_json, describe, plan
 
     config = PlanConfig(**options).filled_in()
     found = plan(config)

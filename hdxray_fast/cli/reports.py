@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..progress import note
 from ..terminal import fitted, visible
-from .options import add_config, add_precision, add_reading, loss_line
+from .options import add_config, add_part, add_precision, add_reading, loss_line, tell_waiting
 
 
 def add_commands(commands, parser_class) -> None:
@@ -50,17 +50,20 @@ def _add_generate(commands, parser_class) -> None:
         ],
         description="Write reports on radiographs, with a picture of what each sentence was read off.",
     )
-    generate.add_argument("paths", nargs="*", help="radiographs, folders of them, or CSV manifests: a study each")
+    paths = "radiographs, folders of them, CSV manifests, or prepared sets: a study for each radiograph"
+    generate.add_argument("paths", nargs="*", help=paths)
     generate.add_argument("--model", required=True, help="the folder that report train wrote")
     generate.add_argument("--out", help="folder for predictions.csv and pictures; left out, text is printed alone")
     generate.add_argument("--together", action="store_true", help="all paths are views of one study")
     generate.add_argument("--data", help="instead of paths: annotation.json, a CSV, or a folder of reports")
+    generate.add_argument("--prepared", help="prepared set that holds the radiographs of --data")
     _add_studies(generate)
     generate.add_argument("--sample", action="store_true", help="draw words at random; set --num-beams 1 with it")
     generate.add_class_arguments(WritingOptions, skip={"sample"})
     generate.add_argument("--pictures", type=int, default=8, help="so many studies get a picture")
     generate.add_argument("--batch-size", type=int, default=4, help="studies at once")
     add_reading(generate)
+    add_part(generate)
     generate.add_argument("--device", help="where the model runs; left out, a GPU if there is one")
     add_precision(generate)
     commands.add_subcommand("generate", generate, help="radiographs to reports")
@@ -129,7 +132,9 @@ def run_train_command(**options) -> int:
 
 
 def run_generate_command(paths: list[str], model: str, out: str | None, **options) -> int:
+    from ..data.prepared.reading import is_prepared
     from ..errors import ConfigError
+    from ..features.shares import Share
     from ..reports.layouts import STUDY_SETTINGS
     from ..reports.own_split import overlap_with, read_own_split
     from ..reports.r2gen_sets import check_count, per_image
@@ -144,24 +149,35 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
     writing = WritingOptions(**decoding)
     if bool(paths) == (data is not None):
         raise ConfigError("paths, data: give radiographs, or studies with --data, and not both")
+    prepared = [path for path in paths if is_prepared(path)]
+    if reading["prepared"] is not None:
+        if data is None:
+            raise ConfigError("prepared: holds the radiographs of data; give a prepared set by itself as a path")
+        prepared = [reading["prepared"]]
     studies = studies_of_files(paths, together) if data is None else []
     if out is not None:
         refuse_other_files(out, studies, options["pictures"])
-    loaded = load_report_model(model, options.pop("device"))
+    share = Share.of_part(options["part"])
+    if share.of > 1 and out is None:
+        raise ConfigError("part: shares are joined in the folder out; name it")
+    loaded = load_report_model(model, share.device(options.pop("device")))
     language = loaded.config.language
     studies = [replace(study, language=language) for study in studies]
     if data is not None:
         table = read_own_split(data, loaded.seen, language=language, **reading)
-        for told in table.notes:
+        for told in table.notes if share.is_main else ():
             note(f"note: {visible(told)}")
         studies = table.studies if split == "all" else table.split(split)
         if not studies:
             raise ConfigError(f"split: {data} has no study in {split!r}, accepted are 'train', 'val', 'test' and 'all'")
         overlap = overlap_with(loaded.seen, studies, split, data, allowed)
-        if overlap and (told := overlap.describe([study.named for study in studies])):
+        if share.is_main and overlap and (told := overlap.describe([study.named for study in studies])):
             note(f"note: {visible(told)}")
         studies = per_image(studies) if count == "images" else studies
-    done = write_reports(studies, loaded, options=writing, out=out, progress=True, **options)
+    done = write_reports(studies, loaded, options=writing, out=out, progress=True, prepared=prepared, **options)
+    if not done.joined:
+        tell_waiting(done.waiting)
+        return 0
     for row in done.rows:
         print(f"{row.study.named}\n  {visible(row.text) or '(nothing)'}")
         if row.picture:

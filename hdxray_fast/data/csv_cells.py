@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import IO
 
 from ..names import escaped, unescaped
@@ -74,12 +74,19 @@ def write_table(
         writer.writerow(harmless(_text(value, column in names)) for value, column in zip(values, header, strict=True))
 
 
-def read_table(stream: IO[str], names: Sequence[str] = ()) -> list[dict[str, str]]:
-    """The rows of a CSV that :func:`write_table` wrote; arguments as there."""
+def read_table(stream: IO[str], names: Sequence[str] = (), needed: Collection[str] = ()) -> list[dict[str, str]]:
+    """The rows of a CSV that :func:`write_table` wrote; arguments as there.
+
+    Raises:
+        csv.Error: the header, or a row, lacks a column that is ``needed``.
+    """
     header, *rows = list(csv.reader(lines(stream, getattr(stream, "name", "the table")))) or [[]]
     header = list(map(unquoted, header))
     read = [name_of if column in names else unquoted for column in header]
-    return [{column: take(cell) for column, take, cell in zip(header, read, row, strict=False)} for row in rows if row]
+    found = [{column: take(cell) for column, take, cell in zip(header, read, row, strict=False)} for row in rows if row]
+    if not all(set(needed) <= set(columns) for columns in (header, *found)):
+        raise csv.Error(f"its columns are not {', '.join(sorted(needed))}")
+    return found
 
 
 def _text(value: object, name: bool) -> object:

@@ -49,19 +49,21 @@ class GlobalOrder:
 class BlockOrder:
     """Each node has runs of the set for an epoch, and shuffles them in blocks.
 
-    Runs of :data:`RUN` images are shuffled and dealt out: each node gets as many images as its turns in the epoch (a
-    run at a border is shared by two). What it got is cut into blocks of equal size, each shuffled. Every image comes
-    once an epoch, and each step takes as many images of one node as of another, however it is split into batches.
+    Runs of :data:`RUN` images (or the pieces that a set is read in, such as chunks) are shuffled and dealt out: each
+    node gets as many images as its turns in the epoch (a run at a border is shared by two). What it got is cut into
+    blocks of equal size, each shuffled. Every image comes once an epoch, and each step takes as many images of one node
+    as of another, however it is split into batches.
 
     Args:
         length: images in the data set.
         seed: of the order.
         nodes: that share each step.
         block: images of a block, at least; all of a node's, where it has fewer.
+        starts: ``[n]``, the first image of each run.
     """
 
-    def __init__(self, length: int, seed: int, nodes: int, block: int) -> None:
-        self.length, self.seed, self.nodes, self.block = length, seed, nodes, block
+    def __init__(self, length: int, seed: int, nodes: int, block: int, starts: np.ndarray | None = None) -> None:
+        self.length, self.seed, self.nodes, self.block, self.starts = length, seed, nodes, block, starts
 
     def epoch(self, epoch: int) -> np.ndarray:
         order = np.empty(self.length, np.int64)
@@ -86,7 +88,8 @@ class BlockOrder:
         pass
 
     def _unshuffled(self, rng: np.random.Generator, epoch: int) -> list[list[np.ndarray]]:
-        runs = [np.arange(start, min(start + RUN, self.length)) for start in range(0, self.length, RUN)]
+        starts = range(0, self.length, RUN) if self.starts is None else self.starts.tolist()
+        runs = [np.arange(start, end) for start, end in pairwise([*starts, self.length])]
         rows = np.concatenate([runs[number] for number in rng.permutation(len(runs))])
         counts = [len(range(self.first(epoch, node), self.length, self.nodes)) for node in range(self.nodes)]
         ends = np.cumsum([0, *counts])

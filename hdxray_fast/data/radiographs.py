@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -14,12 +15,17 @@ import cv2
 import numpy as np
 
 from ..errors import HDXrayError
-from ..images.canvas import read_canvas
-from ..images.contour import find_contour
+from ..images.canvas import Canvas, read_canvas
+from ..images.contour import find_contour, rasterize_polygon
 from ..images.perceptual_hash import equalised_thumbnail
 from ..images.standardise import standardisation, standardising
+from .augment import eight_bits
+from .prepared.image import PreparedImage
 from .quarantine import Quarantined
-from .reader_pool import MAX_MEMORY, TIMEOUT, Failed, call_in_order
+from .reader_pool import MAX_MEMORY, TIMEOUT, Failed, Known, call_in_order
+
+PREPARED_PATCH = 16  # side of the patches of grids that prepared data sets keep, pixels
+MOST_THREADS = 8  # that read of prepared data sets
 
 
 @dataclass(frozen=True)
@@ -75,8 +81,25 @@ def read_radiograph(
     )
 
 
+def read_prepared(image: PreparedImage, source: str, patch_size: int) -> Radiograph | Quarantined:
+    """The same of an image that was prepared before, in 8 bits; of a set of raw pixels to the last bit."""
+    try:
+        found = image.images.read(image.row)
+        confidence, flagged, digest = image.images.about(image.row)
+    except HDXrayError as error:
+        return Quarantined(source, type(error).__name__, str(error))
+    pixels = eight_bits(found.pixels)
+    canvas = Canvas(pixels, found.valid_box, {})
+    valid, inside = canvas.valid_grid(patch_size), found.inside
+    if patch_size != PREPARED_PATCH:
+        inside = rasterize_polygon(found.polygon, canvas.size, patch_size) & valid
+    scale, shift = standardisation(pixels, valid)
+    thumbnail = equalised_thumbnail(pixels, found.valid_box)
+    return Radiograph(source, pixels, inside, valid, scale, shift, confidence, flagged, digest, thumbnail)
+
+
 def read_ahead(
-    images: Iterable[tuple[str | np.ndarray, str]],
+    images: Iterable[tuple[str | np.ndarray | PreparedImage | Quarantined, str]],
     size: int,
     patch_size: int,
     workers: int,
@@ -88,19 +111,31 @@ def read_ahead(
     """:func:`read_radiograph` of each ``(image, source)``, in order, a few images ahead of the consumer.
 
     Worker processes have the caps ``timeout`` (seconds) and ``max_memory`` (MiB) of
-    :func:`hdxray_fast.data.reader_pool.call_in_order`.
+    :func:`hdxray_fast.data.reader_pool.call_in_order`. Images of prepared data sets, which are those of ``size`` and
+    ``method``, are read by threads: in another process their pixels would cost more to hand over than to read. What is
+    quarantined already comes back as it is.
     """
     asked: deque[str] = deque()
 
-    def jobs() -> Iterator[tuple]:
+    def jobs() -> Iterator[tuple | Known]:
         for image, source in images:
             asked.append(source)
-            yield image, source, size, patch_size, method
+            if isinstance(image, PreparedImage):
+                what = image, source, patch_size
+                yield Known(threads.submit(read_prepared, *what) if workers else read_prepared(*what))
+            elif isinstance(image, Quarantined):
+                yield Known(image)
+            else:
+                yield image, source, size, patch_size, method
 
     caps = {"timeout": timeout, "max_memory": max_memory}
-    with closing(call_in_order(read_radiograph, jobs(), workers=workers, ahead=2, **caps)) as found:
+    with (
+        ThreadPoolExecutor(max(1, min(workers, MOST_THREADS)), "hdxray-read") as threads,
+        closing(call_in_order(read_radiograph, jobs(), workers=workers, ahead=2, **caps)) as found,
+    ):
         for item in found:
             source = asked.popleft()
+            item = item.result() if isinstance(item, Future) else item
             yield Quarantined(source, *item) if isinstance(item, Failed) else item
 
 

@@ -1,14 +1,15 @@
-"""The blocks of a shuffle in blocks, brought into the page cache in large pieces before their images are asked for."""
+"""The blocks of a shuffle in blocks: fetched, and brought into the page cache, before their images are asked for."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
+from ..errors import HDXrayError
 from ..regular_files import open_regular
 from .order import BlockOrder
 from .prepared.reading import PreparedSet, PreparedSubset
@@ -19,26 +20,32 @@ Extent = tuple[Path, int, int]  # a file, and the first byte and the end of a pa
 
 
 class ReadAhead:
-    """Reads parts of files in a thread of its own, for their pages alone; what cannot be read is left to who needs it.
+    """Reads parts of files in threads of its own, for their pages alone; what cannot be read is left to who needs it.
 
-    The thread ends when there is nothing to read, and never keeps a process from ending.
+    The threads end when there is nothing to read, and never keep a process from ending.
+
+    Args:
+        bring: is given the path of each file first, and says whether it fetched it, and so has its pages.
+        most: threads.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, bring: Callable[[Path], bool] = lambda path: False, most: int = 1) -> None:
         self._wanted: deque[Extent] = deque()
-        self._lock, self._thread = threading.Lock(), None
+        self._bring, self._most = bring, most
+        self._lock, self._threads = threading.Lock(), set()
 
     def want(self, extents: Iterable[Extent]) -> None:
         """Read these after those that are still wanted."""
         with self._lock:
             self._wanted.extend(extents)
-            if self._thread is None and self._wanted:
-                self._thread = threading.Thread(target=self._work, name="hdxray-read-ahead", daemon=True)
-                self._thread.start()
+            for _ in range(min(self._most, len(self._wanted)) - len(self._threads)):
+                thread = threading.Thread(target=self._work, name="hdxray-read-ahead", daemon=True)
+                self._threads.add(thread)
+                thread.start()
 
     def wait(self) -> None:
         """Until all that was wanted is read."""
-        if (thread := self._thread) is not None:
+        for thread in list(self._threads):
             thread.join()
 
     def _work(self) -> None:
@@ -46,12 +53,13 @@ class ReadAhead:
         while True:
             with self._lock:
                 if not self._wanted:
-                    self._thread = None
+                    self._threads.discard(threading.current_thread())
                     return
                 extent = self._wanted.popleft()
             try:
-                read_extent(*extent, buffer)
-            except OSError:
+                if not self._bring(extent[0]):
+                    read_extent(*extent, buffer)
+            except (OSError, HDXrayError):
                 continue  # whoever reads the image names the file
 
 
@@ -85,8 +93,10 @@ class BlocksAhead(BlockOrder):
         node: int = 0,
         share: tuple[int, int] = (0, 1),
     ) -> None:
-        super().__init__(len(images), seed, nodes, block)
-        self.images, self.node, self.share, self.reader = images, node, share, ReadAhead()
+        super().__init__(len(images), seed, nodes, block, images.run_starts())
+        self.images, self.node, self.share = images, node, share
+        self.reader = ReadAhead(images.bring, images.fetchers)
+        self._now: tuple[int, int] | None = None
         self._asked: tuple[int, int] | None = None  # epoch and block
         self._runs: tuple[int, list[np.ndarray]] | None = None  # of the last epoch that was looked at
 
@@ -95,6 +105,9 @@ class BlocksAhead(BlockOrder):
         turn = len(range(self.first(epoch, self.node), place, self.nodes))  # images of this node that lie behind
         ends = np.cumsum([len(rows) for rows in self._of(epoch)])
         now = epoch, min(int(np.searchsorted(ends, turn, "right")), len(ends) - 1)
+        if now != self._now:  # it came while the one before was read: now that one is what makes room
+            self._now = now
+            self.images.touch(self._of(epoch)[now[1]])
         for block in (now, self._after(now)):
             if self._asked is None or block > self._asked:
                 self._asked = block

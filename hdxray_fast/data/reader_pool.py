@@ -8,11 +8,13 @@ This module never imports torch, so that its workers start fast and stay small.
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from itertools import islice
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import cv2
@@ -55,7 +57,7 @@ class Longer(NamedTuple):
 
 
 class Later:
-    """In place of a call's arguments, :data:`LATER`: ask again once another result has been taken."""
+    """In place of a call's arguments, :data:`LATER`: ask again once a call has ended, or its result been taken."""
 
 
 LATER = Later()
@@ -118,18 +120,23 @@ def call_in_order(
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
     ahead: int = AHEAD,
+    queued: int | None = None,
     others: int = 0,
 ) -> Iterator:
     """``function(*job)`` for each job, in the order of the jobs, which are asked for as workers become free.
 
+    While a call is waited for, the workers go on with those behind it, ``ahead`` of them each: with enough of them, one
+    that hangs keeps its own worker alone, for the whole of its time.
+
     Args:
         function: of a module, so that worker processes can import it.
-        jobs: arguments. The first, and any after the last result was taken, must not be :data:`LATER`.
+        jobs: arguments. The first, and any that is asked for while no result is due, must not be :data:`LATER`.
         workers: processes; 0 calls in this one, without caps.
         timeout: seconds that a call may take.
         max_memory: MiB that a call may take; less where all workers together would have more than there is, see
             :func:`within_memory`.
-        ahead: calls per worker whose results may wait for their turn.
+        ahead: calls per worker that have been asked for and whose results have not been taken.
+        queued: of these, those that have not ended; all by default.
         others: workers of another pool that are there at the same time.
 
     Returns:
@@ -142,7 +149,8 @@ def call_in_order(
     check_caps(timeout, max_memory)
     if workers == 0:
         return (_called(function, job) for job in jobs if job is not LATER)
-    return _in_workers(function, iter(jobs), workers, timeout, max_memory, ahead, others, *_packages())
+    queued = ahead if queued is None else queued
+    return _in_workers(function, iter(jobs), workers, timeout, max_memory, ahead, queued, others, *_packages())
 
 
 def _called(function: Callable, job: tuple | Known | Longer) -> Any:
@@ -163,19 +171,19 @@ def _packages() -> tuple:
     return ProcessPool, get_context
 
 
-def _in_workers(function, jobs, workers, timeout, max_memory, ahead, others, make_pool, get_context) -> Iterator:
-    first = list(islice(jobs, ahead * workers))
+def _in_workers(
+    function, jobs, workers, timeout, max_memory, ahead, queued, others, make_pool, get_context
+) -> Iterator:
+    first = list(islice(jobs, queued * workers))
     workers = max(1, min(workers, len(first)))
     workers, max_memory = within_memory(workers, max_memory, memory_limit(), resident_memory(), others)
     # loky's processes start fresh: a fork would copy the locks of running thread pools. Unlike multiprocessing's, they
     # do not run the caller's script again where it lacks an `if __name__ == "__main__"`.
-    pool = make_pool(
-        workers,
-        initializer=limit_memory,
-        initargs=(max_memory,),
-        context=get_context("loky"),
-    )
-    waiting: deque = deque()
+    context = LocksKept(get_context("loky"))
+    pool = make_pool(workers, initializer=limit_memory, initargs=(max_memory,), context=context)
+    waiting: deque = deque()  # what results are due of, in order
+    running: set = set()  # of it, calls that are not known to have ended
+    ended: SimpleQueue = SimpleQueue()  # calls, as they end; the pool's threads put them there
 
     def schedule(some: Iterable) -> None:
         for job in some:
@@ -183,17 +191,53 @@ def _in_workers(function, jobs, workers, timeout, max_memory, ahead, others, mak
                 waiting.append((job, 0.0))
             elif job is not LATER:
                 arguments, seconds = job if isinstance(job, Longer) else (job, timeout)
-                waiting.append((pool.schedule(function, args=list(arguments), timeout=seconds), seconds))
+                future = pool.schedule(function, args=list(arguments), timeout=seconds)
+                waiting.append((future, seconds))
+                running.add(future)
+                future.add_done_callback(ended.put)
+
+    def schedule_more() -> None:
+        while not ended.empty():
+            running.discard(ended.get())
+        room = min(ahead * workers - len(waiting), queued * workers - len(running))  # there may be fewer workers
+        schedule(islice(jobs, max(0, room)))
 
     try:
         schedule(first)
         while waiting:
-            head, seconds = waiting.popleft()
-            yield head.result if isinstance(head, Known) else _outcome(head, seconds, max_memory)
-            schedule(islice(jobs, max(0, ahead * workers - len(waiting))))  # there may be fewer workers than asked for
+            head, seconds = waiting[0]
+            if isinstance(head, Known):
+                result = head.result
+            else:
+                while not head.done():
+                    running.discard(ended.get())
+                    schedule_more()
+                running.discard(head)
+                result = _outcome(head, seconds, max_memory)
+            waiting.popleft()
+            yield result
+            schedule_more()
     finally:
         pool.stop()  # kills what still runs
         pool.join()
+
+
+class LocksKept:
+    """A context for processes whose locks are there as long as it is.
+
+    The pool drops its own before it stops its workers. One that is just starting then, as happens where there are few
+    files, would find none and print a traceback.
+    """
+
+    def __init__(self, context) -> None:
+        self._context, self._locks = context, []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def RLock(self):
+        self._locks.append(self._context.RLock())
+        return self._locks[-1]
 
 
 def _outcome(future, timeout: float, max_memory: int):
@@ -213,6 +257,8 @@ def limit_memory(mebibytes: int) -> None:
     """Cap what this process may allocate beyond what it has; where the system cannot, nothing happens."""
     global _cap
     cv2.setNumThreads(1)  # the pool is the parallelism
+    # Python's handler waits for a decoder that hangs, and the pool, which stops all workers meanwhile, for that handler
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if not sys.platform.startswith("linux"):
         return
     import resource

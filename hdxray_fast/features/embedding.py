@@ -6,19 +6,18 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..data.listing import list_images
+from ..data.inputs import Input, list_inputs, prepared_among, require_prepared_for
 from ..data.quarantine import Quarantined
 from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..devices import find_device
-from ..errors import ArgumentError, ArgumentTypeError
+from ..errors import ArgumentError, ArgumentTypeError, ImageReadError
 from ..images.perceptual_hash import no_thumbnails
 from ..images.picture import readable
 from ..models.encoder import Encoder
@@ -63,6 +62,10 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.sources)
 
+    def __repr__(self) -> str:
+        count, width = self.features.shape
+        return f"Embeddings({count} rows of {width} numbers, {len(self.quarantined)} images that cannot be read)"
+
     @classmethod
     def join(cls, parts: Sequence[Embeddings], width: int) -> Embeddings:
         """All rows of ``parts``, in order; ``width`` is that of a feature, for the case that there is none."""
@@ -99,10 +102,10 @@ def embed(
     """Features of radiographs.
 
     Args:
-        images: a file, a folder or a CSV manifest, or a list of them; or PIL images, or arrays or tensors ``[H, W]`` of
-            any integer or float dtype (bright = dense), ``[H, W, 3]``, ``[H, W, 4]`` or ``[3, H, W]`` in colour, one or
-            a list of them; or a tensor or array ``[B, C, H, W]`` of the encoder's size, taken as it is (no canvas is
-            made, so ``keep="contour"`` looks for the contours in it).
+        images: a file, a folder, a CSV manifest or a prepared data set, or a list of them; or PIL images, or arrays or
+            tensors ``[H, W]`` of any integer or float dtype (bright = dense), ``[H, W, 3]``, ``[H, W, 4]`` or ``[3, H,
+            W]`` in colour, one or a list of them; or a tensor or array ``[B, C, H, W]`` of the encoder's size, taken as
+            it is (no canvas is made, so ``keep="contour"`` looks for the contours in it).
         encoder: an encoder, which is put on ``device`` and is in evaluation mode meanwhile, or weights for
             :func:`hdxray_fast.create_encoder`.
         pool: ``"cls"``, ``"mean"`` or ``"attention"``; left out, the encoder's, or ``"mean"``.
@@ -124,6 +127,7 @@ def embed(
     Raises:
         ArgumentError, ArgumentTypeError: an argument is not as described.
         ConfigError: a path does not exist or names no image, or a cap is not above 0.
+        ImageReadError: not one of the images can be read; it names the first.
     """
     check_count("batch_size", batch_size)
     check_caps(timeout, max_memory)
@@ -140,9 +144,15 @@ def _embed(images, job: Embedder, batch_size: int, progress: bool, reading: dict
     if isinstance(images, Tensor) or (isinstance(images, np.ndarray) and images.ndim == 4):
         return job.tensor(torch.as_tensor(images), batch_size)
     jobs = list(_sources(images))
-    return Embeddings.join(
+    require_prepared_for(prepared_among(jobs).values(), job.encoder.img_size[0], job.contour)
+    found = Embeddings.join(
         list(job.batches(jobs, batch_size=batch_size, progress=progress, **reading)), job.encoder.num_features
     )
+    if jobs and not len(found):
+        first = found.quarantined[0]
+        others = f" (none of {len(jobs) - 1} others can be read either)" if len(jobs) > 1 else ""
+        raise ImageReadError(first.path, first.reason + others)
+    return found
 
 
 class PooledFeatures(nn.Module):
@@ -209,7 +219,7 @@ class Embedder:
 
     def batches(
         self,
-        jobs: Sequence[tuple[str | np.ndarray, str]],
+        jobs: Sequence[Input],
         *,
         batch_size: int = 4,
         workers: int = 0,
@@ -218,7 +228,7 @@ class Embedder:
         timeout: float = TIMEOUT,
         max_memory: int = MAX_MEMORY,
     ) -> Iterator[Embeddings]:
-        """Embed ``(image, source)`` pairs a batch at a time, in order."""
+        """Embed images a batch at a time, in order."""
         height, width = self.encoder.img_size
         if height != width:
             raise ArgumentError(
@@ -310,8 +320,8 @@ def _batched(
         yield batch, bad
 
 
-def _sources(images: object) -> Iterator[tuple[str | np.ndarray, str]]:
-    """``(image, source)`` of everything that ``images`` names."""
+def _sources(images: object) -> Iterator[Input]:
+    """Everything that ``images`` names."""
     if isinstance(images, str | os.PathLike) or hasattr(images, "getbands"):  # one path, or one PIL image
         images = [images]
     if isinstance(images, np.ndarray):
@@ -328,7 +338,7 @@ def _sources(images: object) -> Iterator[tuple[str | np.ndarray, str]]:
     arrays = 0
     for image in images:
         if isinstance(image, str | os.PathLike):
-            yield from ((str(path), str(path)) for path in list_images(Path(image), argument="images"))
+            yield from list_inputs([image], argument="images")
         else:
-            yield readable(image), f"<array {arrays}>"
+            yield Input(readable(image), f"<array {arrays}>")
             arrays += 1

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 
-from ..data.listing import list_images
+from ..data.inputs import Input, list_inputs, prepared_among, require_prepared_for
 from ..data.quarantine import Quarantined
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..data.result_files import file_named_by
 from ..errors import ArgumentTypeError
 from ..models.encoder import Encoder
 from ..names import require_utf8
+from ..ranks import acquainted
 from ..weights.create import encoder_of_size
 from .embedding import Embedder
 from .feature_csv import refuse_other_csv, write_csv
@@ -59,6 +60,7 @@ class EmbeddedFiles:
     joined: bool = True
 
 
+@acquainted()
 def embed_files(
     paths: str | os.PathLike | Sequence[str | os.PathLike],
     out: str | os.PathLike,
@@ -78,10 +80,11 @@ def embed_files(
     part: str = "1/1",
 ) -> EmbeddedFiles:
     """Write a row of features per radiograph to a Parquet file; files that it already holds are not read again, unless
-    they have changed since: in size or time.
+    they have changed since: in size or time, or in the pixels that were prepared.
 
     Args:
-        paths: files, folders, CSV manifests, or one of these.
+        paths: files, folders, CSV manifests, prepared data sets, or one of these. Rows of a prepared image have the
+            path of the file that it was prepared from.
         out: the Parquet file, which is not written if no file can be read; ``<out>.parts/`` holds what is done while
             the run lasts, ``*.unreadable.csv`` beside it names the files that could not be read. A ``.csv`` is written
             from the Parquet file beside it, of its name; in a folder it is ``features.parquet``.
@@ -108,10 +111,10 @@ def embed_files(
     as_csv = place.suffix.lower() == ".csv"
     if as_csv:
         refuse_other_csv(place)
-    files = list(dict.fromkeys(str(file) for path in paths for file in list_images(path, argument="paths")))
+    inputs = Share.of_part(part).from_main(lambda: list_inputs(paths))
     table = place.with_suffix(".parquet") if as_csv else place
     done = embed_list(
-        files, table, weights, pool=pool, keep=keep, img_size=img_size, batch_size=batch_size, workers=workers,
+        inputs, table, weights, pool=pool, keep=keep, img_size=img_size, batch_size=batch_size, workers=workers,
         device=device, progress=progress, precision=precision, compile=compile, timeout=timeout, max_memory=max_memory,
         part=part,
     )  # fmt: skip
@@ -121,7 +124,7 @@ def embed_files(
 
 
 def embed_list(
-    files: Sequence[str],
+    inputs: Sequence[Input],
     out: str | os.PathLike,
     weights: str | os.PathLike | Encoder,
     *,
@@ -140,7 +143,7 @@ def embed_list(
     part: str = "1/1",
     argument: str = "out",
 ) -> EmbeddedFiles:
-    """:func:`embed_files` for files as they are listed; missing ones count as unreadable.
+    """:func:`embed_files` for inputs as they are listed; missing files count as unreadable.
 
     With ``thumbnails`` the table keeps one of each image, by which near duplicates are found; ``argument`` named
     ``out``, for errors.
@@ -148,6 +151,7 @@ def embed_list(
     check_caps(timeout, max_memory)
     share = Share.of_part(part)
     encoder = encoder_of_size(weights, img_size)
+    require_prepared_for(prepared_among(inputs).values(), encoder.img_size[0], encoder.contour)
     job = Embedder(encoder, pool=pool, keep=keep, device=share.device(device), precision=precision, compile=compile)
     settings = {
         "encoder": {name: value for name, value in asdict(encoder.config).items() if (name, value) != USUAL},
@@ -157,11 +161,12 @@ def embed_list(
         "precision": job.precision,
     }
     reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory}
+    files = list(dict.fromkeys(one.name for one in inputs))
     with FeatureTable(out, settings, encoder.num_features, thumbnails, share, argument) as table:
         new, waiting = fill_and_join(
-            table, job, files, lambda: table.finish(files), batch_size=batch_size, progress=progress, **reading
+            table, job, inputs, lambda: table.finish(files), batch_size=batch_size, progress=progress, **reading
         )
-        bad = [table.bad[file][0] for file in dict.fromkeys(files) if file in table.bad]
+        bad = [table.bad[file][0] for file in files if file in table.bad]
         return EmbeddedFiles(
             table.out, table.out, len(table), new, table.width, len(bad), table.unreadable, bad, job.precision,
             waiting or [], waiting is None,

@@ -106,7 +106,7 @@ def read_features(path: str | os.PathLike) -> dict:
 
     try:
         with open_parquet(path) as file:
-            width = _width(file.schema)
+            width = width_of(file.schema)
             require_columns(file, row_schema({}, width, "thumbnail" in file.schema.names))
             names = [name for name in file.schema.names if name != "feature"]
             table = file.read(names)
@@ -127,7 +127,7 @@ def read_features(path: str | os.PathLike) -> dict:
     return {**columns, "feature": feature}
 
 
-def _width(schema: pyarrow.Schema) -> int:
+def width_of(schema: pyarrow.Schema) -> int:
     """Numbers in a feature."""
     import pyarrow
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from ..data.inputs import Input
+from ..ranks import acquainted
 from .embedding import Embedder, Embeddings
 from .row_parts import RowParts
 from .stamps import Stamp
@@ -12,15 +14,16 @@ from .stamps import Stamp
 ROWS_PER_PART, SECONDS_PER_PART = 64, 60  # what an interruption can cost: the less of the two
 
 
+@acquainted()
 def fill_and_join(
-    parts: RowParts, job: Embedder, files: Sequence[str], work: Callable[[], None], *, batch_size: int, **options
+    parts: RowParts, job: Embedder, inputs: Sequence[Input], work: Callable[[], None], *, batch_size: int, **options
 ) -> tuple[int, list[int] | None]:
     """Make this process's share of the rows and, where all shares have ended, do ``work`` on the rows of all of them.
 
     Args:
         parts: entered; the rows.
         job: makes them.
-        files: of all shares.
+        inputs: of all shares.
         work: as for :meth:`.RowParts.join`, in the main process of a launcher alone.
         batch_size, **options: as for :func:`fill`.
 
@@ -28,19 +31,18 @@ def fill_and_join(
         How many rows were made, and ``None`` if ``work`` was done here, otherwise the shares, counted from 1, that have
         not ended (none: another process joins them).
     """
-    new = fill(parts, job, files, batch_size=batch_size, **options)
+    files = [one.name for one in inputs]
     plan = parts.plan(files, batch_size)
-    parts.end_share(plan)
-    parts.share.wait_for_ranks()
-    if not parts.share.is_main:
-        return new, []
-    return new, None if parts.join(plan, files, work) else parts.missing(plan)
+    with parts.share.together():
+        new = fill(parts, job, inputs, batch_size=batch_size, **options)
+        parts.end_share(plan)
+    return new, parts.joined(plan, files, work)
 
 
 def fill(
     parts: RowParts,
     job: Embedder,
-    files: Sequence[str],
+    inputs: Sequence[Input],
     *,
     batch_size: int,
     progress: bool,
@@ -48,15 +50,15 @@ def fill(
     timeout: float,
     max_memory: int,
 ) -> int:
-    """Make the rows of this process's share of ``files`` that ``parts`` does not hold; how many were made.
+    """Make the rows of this process's share of ``inputs`` that ``parts`` does not hold; how many were made.
 
     Batches are those of one process that makes all rows and is never interrupted, and so is what comes of them, to the
     last bit: shares are dealt out by batches, and parts end with a batch.
     """
     share = parts.share
-    own = share.take(files, batch_size)
-    stamps = {file: Stamp.of(file) for file in own}
-    jobs = [(file, file) for file in own if not parts.holds(file, stamps[file])]
+    own = share.take(inputs, batch_size)
+    stamps = {one.name: Stamp.of(one.image) for one in own}
+    jobs = [one for one in own if not parts.holds(one.name, stamps[one.name])]
     waiting: list[Embeddings] = []
     new, since = 0, time.monotonic()
     reading = {"workers": share.workers(workers), "timeout": timeout, "max_memory": max_memory}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ..errors import ConfigError
@@ -14,9 +14,7 @@ from ..regular_files import SMALL_TEXT, read_text, reason_of
 from .shares import Share
 
 MAKER = "hdxray-fast"  # in the folder's mark
-PART = re.compile(r"(?:(?P<share>\d+-of-\d+)\.)?(?P<number>\d{8})\.parquet")  # earlier releases had no shares
 OTHER = re.compile(r"\d+-of-\d+\.(?:done|lock)|join\.lock")
-REMOVED = (".done", ".parquet", ".lock")  # in this order: a share has not ended whose parts are gone
 
 
 def parts_of(out: Path) -> Path:
@@ -34,13 +32,17 @@ class PartsFolder:
         path: of the folder; made if needed.
         share: of this process.
         argument: that named the place, for errors.
+        suffix: of part files.
 
     Raises:
         ConfigError: it cannot be made.
     """
 
-    def __init__(self, path: Path, share: Share, argument: str = "out") -> None:
-        self.path, self.share, self._argument = path, share, argument
+    def __init__(self, path: Path, share: Share, argument: str = "out", suffix: str = "parquet") -> None:
+        self.path, self.share, self._argument, self._suffix = path, share, argument, suffix
+        # earlier releases had no shares
+        self._part = re.compile(rf"(?:(?P<share>\d+-of-\d+)\.)?(?P<number>\d{{8}})\.{suffix}")
+        self._held = ExitStack()
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -48,13 +50,13 @@ class PartsFolder:
         # before the mark is looked for: who has locked something meanwhile has left that first
         self._others = [found.name for found in self._found(OTHER)]
 
-    def claim(self) -> None:
-        """Mark the folder, whose parts have been found to be of this run.
+    def claim(self, names: Iterable[str] = ()) -> None:
+        """Mark the folder, whose parts have been found to be of this run but for those of these names.
 
         Raises:
             ConfigError: it holds what no run made that has left its mark.
         """
-        claim_names(self.path, MAKER, self._others, argument=self._argument)
+        claim_names(self.path, MAKER, [*self._others, *names], argument=self._argument)
 
     def require_own(self, part: Path) -> None:
         """Raise a ConfigError about a part that cannot be read in a folder without the mark: it may be anybody's."""
@@ -62,25 +64,32 @@ class PartsFolder:
 
     def parts(self) -> list[Path]:
         """Part files, the oldest first."""
-        return sorted(self._found(PART), key=lambda path: (path.stat().st_mtime_ns, path.name))
+        return sorted(self._found(self._part), key=lambda path: (path.stat().st_mtime_ns, path.name))
 
     def next_number(self) -> int:
         """Of the next part of this share."""
-        names = (PART.fullmatch(path.name) for path in self._found(PART))
+        names = (self._part.fullmatch(path.name) for path in self._found(self._part))
         own = [int(name["number"]) for name in names if name["share"] == str(self.share)]
         return 1 + max(own, default=-1)
 
     def part(self, number: int) -> Path:
         """Where a part of this share lies."""
-        return self.path / f"{self.share}.{number:08d}.parquet"
+        return self.path / f"{self.share}.{number:08d}.{self._suffix}"
 
-    @contextmanager
-    def own_share(self) -> Iterator[bool]:
-        """Within, no other process writes parts of this share, which has not ended; it gives whether it had.
+    def hold(self) -> bool:
+        """From now on no other process writes parts of this share, which has not ended; whether it had.
 
         Raises:
             ConfigError: another process does.
         """
+        return self._held.enter_context(self._own_share())
+
+    def release(self) -> None:
+        """Let other processes write parts of this share."""
+        self._held.close()
+
+    @contextmanager
+    def _own_share(self) -> Iterator[bool]:
         with locked(self.path / f"{self.share}.lock", self._refuse):
             if had_ended := bool(self._ended(self.share.which)):
                 self._note(self.share.which).unlink(missing_ok=True)
@@ -91,14 +100,32 @@ class PartsFolder:
             f"{self._argument}: another process writes part {self.share} of {self.path}; wait for its end"
         )
 
-    def joining(self):
-        """A context: within, no other process is within."""
-        return locked(self.path / "join.lock")
-
     def end_share(self, plan: str) -> None:
         """Note that all files of this share have been looked at."""
         with written_whole(self._note(self.share.which)) as temporary:
             temporary.write_text(plan)
+
+    def joined(self, plan: str, work: Callable[[], None]) -> list[int] | None:
+        """Once this share has ended: where all have, :meth:`join` them in the main process of a launcher.
+
+        Returns:
+            ``None`` if ``work`` was done here, otherwise the shares, counted from 1, that have not ended (none: another
+            process joins them).
+        """
+        if not self.share.is_main:
+            return []
+        return None if self.join(plan, work) else self.missing(plan)
+
+    def join(self, plan: str, work: Callable[[], None]) -> bool:
+        """Once all shares have ended: do ``work``, by one process, and remove the folder; whether it was this one."""
+        with locked(self.path / "join.lock"):
+            done = not self.missing(plan)
+            if done:
+                work()
+        self.release()
+        if done or not self.parts():  # the latter: another has joined, and locks are left
+            self.remove()
+        return done
 
     def missing(self, plan: str) -> list[int]:
         """Shares, counted from 1, that have not ended yet."""
@@ -119,7 +146,8 @@ class PartsFolder:
     def remove(self) -> None:
         """Remove the parts and the folder, with what killed processes left there; what is not its own stays."""
         remove_leftovers(self.path)
-        for path in sorted(self._found(OTHER, PART), key=lambda path: REMOVED.index(path.suffix)):
+        order = (".done", f".{self._suffix}", ".lock")  # a share has not ended whose parts are gone
+        for path in sorted(self._found(OTHER, self._part), key=lambda path: order.index(path.suffix)):
             path.unlink(missing_ok=True)
         (self.path / OWNER_FILE).unlink(missing_ok=True)
         with suppress(OSError):  # something of somebody else's is in it

@@ -11,7 +11,6 @@ import os
 import warnings
 from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from ..extras import install
 from ..files import written_whole
 from ..images.perceptual_hash import SIDE
 from ..names import escaped, unescaped
-from ..parquet_files import open_parquet
+from ..parquet_files import OpenParquets, open_parquet
 from ..regular_files import parse_json, reason_of
 from ..terminal import visible
 from .embedding import Embeddings
@@ -45,6 +44,7 @@ WRITING = {"use_dictionary": False, "write_page_checksum": True}  # no two rows 
 READING = {"buffer_size": 1 << 20, "page_checksum_verification": True}
 GROUP = 4096  # rows of a row group: what is held at once
 MOST_AT_ONCE = 256 << 20  # bytes that are, where rows go to another order than they lie in
+AT_ONCE = 8  # files that stay open while rows are read: each opening goes through what a file says of all its rows
 NO_SIZE = -2  # in place of a size that is not known
 
 
@@ -105,19 +105,20 @@ class RowParts:
         self._damaged: list[Path] = []
         self._starts: list[int] = []  # number of each source's first row
         self._groups = array("q")  # number of each row group's first row
+        self._first_groups: list[int] = []  # place of each source's first row group among these
         self._pictures = thumbnails
         self._place = PartsFolder(folder, self.share, argument)
         self._look()
         self._place.claim()
         self._next = self._place.next_number()
-        self._held, self._again = ExitStack(), False
+        self._again = False
 
     def __enter__(self) -> RowParts:
-        self._again = self._held.enter_context(self._place.own_share())
+        self._again = self._place.hold()
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._held.close()
+        self._place.release()
 
     @property
     def schema(self):
@@ -208,39 +209,37 @@ class RowParts:
         if sizes[pairs % len(starts)].sum() > 4 * len(self._times):  # large groups, or rows far from each other
             row = 4 * self.width + (SIDE * SIDE if self._pictures else 0) + 256
             at_once = max(at_once, MOST_AT_ONCE // row // GROUP * GROUP)
-        for first in range(0, len(numbers), at_once):
-            wanted = numbers[first : first + at_once]
-            order = np.argsort(wanted, kind="stable")
-            table = self._arrow.concat_tables(self._rows(wanted[order], columns))
-            if not np.array_equal(order, np.arange(len(order))):
-                table = table.take(self._arrow.array(np.argsort(order, kind="stable")))
-            yield from (table.slice(start, GROUP) for start in range(0, len(table), GROUP))
+        with OpenParquets(AT_ONCE, **READING) as opened:
+            for first in range(0, len(numbers), at_once):
+                wanted = numbers[first : first + at_once]
+                order = np.argsort(wanted, kind="stable")
+                table = self._arrow.concat_tables(self._rows(wanted[order], columns, opened))
+                if not np.array_equal(order, np.arange(len(order))):
+                    table = table.take(self._arrow.array(np.argsort(order, kind="stable")))
+                yield from (table.slice(start, GROUP) for start in range(0, len(table), GROUP))
 
-    def _rows(self, numbers: np.ndarray, columns: Sequence[str] | None) -> Iterator:
-        """Tables of rows whose numbers ascend."""
-        starts = np.asarray(self._starts)
+    def _rows(self, numbers: np.ndarray, columns: Sequence[str] | None, opened: OpenParquets) -> Iterator:
+        """Tables of rows whose numbers ascend; of each file the row groups that hold some of them are read."""
+        starts, groups = np.asarray(self._starts), np.asarray(self._groups)
         schema = self.schema if columns is None else self._arrow.schema([self.schema.field(name) for name in columns])
         of_source = np.searchsorted(starts, numbers, "right") - 1
         for source in np.unique(of_source):
-            wanted, base = numbers[of_source == source] - starts[source], 0
-            path, written = self._sources[source], self._times[self._starts[source]]
-            with open_parquet(path, **READING) as file:
-                there = [name for name in schema.names if name in file.schema.names]
-                for group in range(file.metadata.num_row_groups):
-                    count = file.metadata.row_group(group).num_rows
-                    first, last = np.searchsorted(wanted, [base, base + count])
+            path, written = self._sources[source], self._times[starts[source]]
+            file = opened[path]
+            there = [name for name in schema.names if name in file.schema.names]
+            own = numbers[of_source == source]
+            of_group = np.searchsorted(groups, own, "right") - 1
+            for group in np.unique(of_group):
+                wanted, base = own[of_group == group], groups[group]
+                for batch in file.batches(GROUP, [int(group) - self._first_groups[source]], there):
+                    first, last = np.searchsorted(wanted, [base, base + len(batch)])
                     if first < last:
-                        for batch in file.batches(GROUP, [group], there):
-                            first, last = np.searchsorted(wanted, [base, base + len(batch)])
-                            if first < last:
-                                rows = self._arrow.array(wanted[first:last] - base)
-                                own = batch if last - first == len(batch) else batch.take(rows)
-                                yield self._of_now(path, own, schema, written)
-                            base += len(batch)
-                            if last == len(wanted):
-                                break
-                    else:
-                        base += count
+                        rows = self._arrow.array(wanted[first:last] - base)
+                        found = batch if last - first == len(batch) else batch.take(rows)
+                        yield self._of_now(path, found, schema, written)
+                    base += len(batch)
+                    if last == len(wanted):
+                        break
 
     def _of_now(self, path: Path, table, schema, written: int):
         try:
@@ -276,16 +275,16 @@ class RowParts:
         Raises:
             ConfigError: parts of a share that has ended are gone.
         """
-        with self._place.joining():
-            done = not self.missing(plan)
-            if done:
-                self._look()
-                self._require_all(files)
-                work()
-        self.__exit__()
-        if done or not self._place.parts():  # the latter: another has joined, and locks are left
-            self._place.remove()
-        return done
+        return self._place.join(plan, lambda: self._on_all(files, work))
+
+    def joined(self, plan: str, files: Sequence[str], work: Callable[[], None]) -> list[int] | None:
+        """As :meth:`.PartsFolder.joined`; ``files`` as for :meth:`join`."""
+        return self._place.joined(plan, lambda: self._on_all(files, work))
+
+    def _on_all(self, files: Sequence[str], work: Callable[[], None]) -> None:
+        self._look()
+        self._require_all(files)
+        work()
 
     def _require_all(self, files: Sequence[str]) -> None:
         left = [file for file in files if file not in self._number and file not in self.bad]
@@ -358,7 +357,8 @@ class RowParts:
         first = len(self._times)
         self._sources.append(source)
         self._starts.append(first)
-        for count in (len(paths),) if groups is None else groups:
+        self._first_groups.append(len(self._groups))
+        for count in [min(GROUP, len(paths) - at) for at in range(0, len(paths), GROUP)] if groups is None else groups:
             self._groups.append(first)
             first += count
         for path, stamp in zip(paths, stamps, strict=True):

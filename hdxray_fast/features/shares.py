@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TypeVar
 
 import torch
-import torch.distributed as dist
 
 from ..data.prepared.config import which_part
 from ..data.reader_pool import worker_count
-from ..errors import TrainingError
-
-PATIENCE = timedelta(days=1)  # of ranks that wait for a slower one; one that is gone is noticed at once
+from ..ranks import from_main, launched, together
 
 T = TypeVar("T")
 
@@ -44,7 +41,7 @@ class Share:
             ConfigError: ``part`` is not as described.
         """
         which, of = which_part(part)
-        rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        rank, ranks = int(os.environ.get("RANK", "0")), launched()
         return cls(which * ranks + rank, of * ranks, rank, ranks)
 
     def __str__(self) -> str:
@@ -73,30 +70,10 @@ class Share:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if self.ranks > 1 else 1
         return workers if workers >= 0 else max(1, worker_count(-1) // here)
 
-    def wait_for_ranks(self) -> None:
-        """Until all ranks have come here; they find each other by what their launcher set, over gloo.
+    def together(self) -> AbstractContextManager[None]:
+        """As :func:`.ranks.together`: the ranks leave when all of them have done their share."""
+        return together() if self.ranks > 1 else nullcontext()
 
-        Raises:
-            TrainingError: one of them is gone.
-        """
-        if self.ranks == 1:
-            return
-        try:
-            if dist.is_initialized():
-                group = dist.new_group(backend="gloo", timeout=PATIENCE)
-                try:
-                    dist.barrier(group)
-                finally:
-                    dist.destroy_process_group(group)
-                return
-            dist.init_process_group("gloo", timeout=PATIENCE)
-            try:
-                dist.barrier()
-            finally:
-                dist.destroy_process_group()
-        except (RuntimeError, ValueError) as error:
-            first = (str(error).strip().splitlines() or [""])[0][:300]
-            raise TrainingError(
-                f"another of the {self.ranks} processes is gone ({first}); its own output says why. What is done is "
-                "kept: start all of them again"
-            ) from error
+    def from_main(self, work: Callable[[], T]) -> T:
+        """As :func:`.ranks.from_main`: the main rank does it for all."""
+        return from_main(work) if self.ranks > 1 else work()

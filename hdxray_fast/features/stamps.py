@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
+from ..data.inputs import Image
+from ..data.prepared.image import PreparedImage
 from ..files import size_and_time
 
 
 class Stamp(NamedTuple):
     """What tells a file from the one that had its name before, as in the cache of a run.
+
+    Of an image of a prepared data set: the bytes that it takes there and, in place of a time, their CRC-32, which stay
+    as they are when the set is copied.
 
     Size and time, and not a hash of the bytes: to hash a million radiographs takes as long as to read them again, which
     is what the table is there to save.
@@ -24,9 +29,11 @@ class Stamp(NamedTuple):
     mtime_ns: int
 
     @classmethod
-    def of(cls, path: str) -> Stamp | None:
-        """The stamp of a file as it is now; ``None`` if there is none."""
-        found = size_and_time(path)
+    def of(cls, image: Image) -> Stamp | None:
+        """The stamp of a file, or of an image of a prepared data set, as it is now; ``None`` if there is none."""
+        if isinstance(image, PreparedImage):
+            return cls(*image.stamp)
+        found = size_and_time(image) if isinstance(image, str) else None
         return None if found is None else cls(*found)
 
     def is_of(self, path: str, now: Stamp) -> bool:

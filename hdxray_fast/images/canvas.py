@@ -12,7 +12,9 @@ import cv2
 import numpy as np
 
 from ..errors import ArgumentError, ArgumentTypeError, ImageReadError, ImageTooLargeError, UnsupportedImageError
+from ..names import escaped
 from .exposure import exposed_box, looks_inverted, thumbnail
+from .panels import notebook_png
 from .raster import decode_array, decode_npy, decode_raster
 from .sniff import sniff
 from .tone import ConstantImageError, Grey, render, stored_values
@@ -59,6 +61,20 @@ class Canvas:
     @property
     def size(self) -> int:
         return self.pixels.shape[0]
+
+    def grey(self) -> np.ndarray:
+        """The pixels as a screen shows them: [S, S] uint8."""
+        return self.pixels if self.pixels.dtype == np.uint8 else (self.pixels >> 8).astype(np.uint8)
+
+    def __repr__(self) -> str:
+        words = [f"{self.size} x {self.size} {self.pixels.dtype}"]
+        words += [f"source={escaped(str(source))!r}"] if (source := self.provenance.get("source")) else []
+        words += [f"valid_box={self.valid_box}", f"flags={self.provenance.get('flags', [])}"]
+        return f"Canvas({', '.join(words)})"
+
+    def _repr_png_(self) -> bytes:
+        """The picture, as a notebook shows it."""
+        return notebook_png(self.grey())
 
     def valid_grid(self, patch_size: int = 16) -> np.ndarray:
         """Which patches hold any of the radiograph: [S/patch_size, S/patch_size] bool."""

@@ -13,6 +13,7 @@ What was measured, on which images, and what is not solved: docs/contour.md.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ import numpy as np
 from ..errors import ArgumentError, ArgumentTypeError
 from .contour_methods import METHODS
 from .contour_net import FRAME, STRANGE, Reading, default_runner, read_frames
+from .panels import FLAGGED_COLOUR, contour_view, notebook_png
 from .view import VIEWS, ChestView, judge_view
 from .view_net import SURE, view_chances
 
@@ -57,6 +59,25 @@ class Contour:
     method: str
     flagged: bool
     view: ChestView = field(default_factory=ChestView)
+    _canvas: weakref.ref | None = field(default=None, repr=False, compare=False)  # no more than borrowed
+
+    def __repr__(self) -> str:
+        inside = f"inside {int(self.inside.sum())} of {self.inside.size} patches"
+        words = [f"{len(self.polygon)} points", inside, f"confidence={self.confidence}", f"method={self.method!r}"]
+        return f"Contour({', '.join([*words, f'flagged={self.flagged}', f'view={self.view.name!r}'])})"
+
+    def _repr_png_(self) -> bytes | None:
+        """The outline on its canvas, as a notebook shows it; nothing once the canvas is gone."""
+        canvas = None if self._canvas is None else self._canvas()
+        if canvas is None:
+            return None
+        colours = (FLAGGED_COLOUR,) if self.flagged else ()
+        words = f"{self.method} {self.confidence:.2f}, inside {self.inside.mean():.0%}"
+        words += f", {self.view.name or 'view unsure'}" + (", FLAGGED" if self.flagged else "")
+        return notebook_png(contour_view(canvas.grey(), self.inside, self.polygon, *colours), words)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_canvas": None}  # a process that gets a contour has another canvas
 
 
 def rasterize_polygon(polygon: np.ndarray, size: int, patch_size: int = 16) -> np.ndarray:
@@ -149,7 +170,7 @@ def find_contour(canvas: Canvas, method: str = "network", patch_size: int = 16, 
     inside = rasterize_polygon(polygon, canvas.pixels.shape[0], patch_size)
     view = judge_view(_named_view(canvas), chances, SURE)
     flagged = confidence < ACCEPT and method != "rectangle"
-    return Contour(polygon, inside, round(float(confidence), 4), name, bool(flagged), view)
+    return Contour(polygon, inside, round(float(confidence), 4), name, bool(flagged), view, weakref.ref(canvas))
 
 
 def find_view(canvas: Canvas) -> ChestView:

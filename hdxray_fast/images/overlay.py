@@ -5,13 +5,15 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from ..names import drawable, escaped
+from ..names import escaped
 from .canvas import Canvas
 from .contour import Contour
+from .lettering import write_line
+from .panels import FLAGGED_COLOUR
 from .view import ChestView
 
 ACCEPTED = (200, 220, 60)  # BGR, turquoise: tells itself apart from grey values and from the flagged colour
-FLAGGED = (40, 120, 255)  # orange
+FLAGGED = FLAGGED_COLOUR  # orange
 TILE = 300  # px, side of a tile's picture
 
 
@@ -21,15 +23,13 @@ def draw_overlay(canvas: Canvas, contour: Contour, title: str = "") -> np.ndarra
     Args:
         canvas: what the contour was found on.
         contour: of that canvas.
-        title: first words of the caption, such as a file's name; long ones are shortened, and what is not ASCII
-            becomes "?".
+        title: first words of the caption, such as a file's name; long ones are shortened.
 
     Returns:
         [S + caption, S, 3] uint8, BGR. Accepted contours are turquoise, flagged ones orange.
     """
     size = canvas.pixels.shape[0]
-    grey = canvas.pixels if canvas.pixels.dtype == np.uint8 else (canvas.pixels >> 8).astype(np.uint8)
-    picture = cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR)  # [S, S, 3]
+    picture = cv2.cvtColor(canvas.grey(), cv2.COLOR_GRAY2BGR)  # [S, S, 3]
     colour = FLAGGED if contour.flagged else ACCEPTED
     cells = contour.inside.shape[0]
     patch = size // cells
@@ -60,17 +60,9 @@ def view_words(contour: Contour) -> str:
 
 def _caption(text: str, width: int, colour: tuple[int, int, int]) -> np.ndarray:
     """[height, width, 3] dark strip with one line of text that fits it."""
-    text = drawable(text)
     height = max(16, round(width * 0.034))
     strip = np.full((height, width, 3), 24, np.uint8)
-    scale, stroke, margin = height / 40, max(1, round(height / 28)), max(2, round(width * 0.01))
-    (wide, tall), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, stroke)
-    while wide > width - 2 * margin and scale > 0.02:  # letters are rounded to whole pixels: no closed form
-        scale *= 0.95
-        (wide, tall), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
-        stroke = 1
-    at = (margin, (height + round(tall * 0.9)) // 2)
-    cv2.putText(strip, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, stroke, cv2.LINE_AA)
+    write_line(strip, text, max(2, round(width * 0.01)), round(height * 0.72), height * 0.7, colour)
     return strip
 
 
@@ -107,8 +99,7 @@ def contact_tile(canvas: Canvas, contour: Contour, name: str, tint: bool = True)
     Without ``tint`` the inside of the contour keeps its grey levels.
     """
     ratio = TILE / canvas.pixels.shape[0]
-    grey = canvas.pixels if canvas.pixels.dtype == np.uint8 else (canvas.pixels >> 8).astype(np.uint8)
-    picture = cv2.cvtColor(cv2.resize(grey, (TILE, TILE), interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
+    picture = cv2.cvtColor(cv2.resize(canvas.grey(), (TILE, TILE), interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
     colour = FLAGGED if contour.flagged else ACCEPTED
     if tint:
         inside = cv2.resize(contour.inside.astype(np.uint8), (TILE, TILE), interpolation=cv2.INTER_NEAREST)
@@ -124,16 +115,15 @@ def contact_tile(canvas: Canvas, contour: Contour, name: str, tint: bool = True)
     return np.vstack([picture, *(_line(text, colour) for text in captions)])
 
 
-def plain_tile(grey: np.ndarray, *captions: str) -> np.ndarray:
-    """A tile like those of :func:`contact_tile`, of a picture ``[H, W] uint8`` alone."""
+def plain_tile(grey: np.ndarray, *captions: str, colour: tuple[int, int, int] = FLAGGED) -> np.ndarray:
+    """A tile like those of :func:`contact_tile`, of a picture ``[H, W] uint8`` alone; captions in ``colour`` (BGR)."""
     picture = cv2.cvtColor(cv2.resize(grey, (TILE, TILE), interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
-    return np.vstack([picture, *(_line(_elide(text, 44), FLAGGED) for text in captions)])
+    return np.vstack([picture, *(_line(_elide(text, 44), colour) for text in captions)])
 
 
 def _line(text: str, colour: tuple[int, int, int]) -> np.ndarray:
     strip = np.full((18, TILE, 3), 24, np.uint8)
-    text = drawable(text)
-    cv2.putText(strip, text, (4, 13), cv2.FONT_HERSHEY_SIMPLEX, 0.42, colour, 1, cv2.LINE_AA)
+    write_line(strip, text, 4, 13, 13, colour)
     return strip
 
 

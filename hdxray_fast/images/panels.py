@@ -8,12 +8,12 @@ import cv2
 import numpy as np
 
 from ..files import written_whole
-from ..names import drawable
+from .lettering import write_line
 
 GUTTER = 12  # pixels between panels
 HEADER = 44  # pixels above each panel, for its title
 TITLE_COLOUR = (235, 235, 235)
-OUTLINE_COLOUR = (80, 220, 120)
+OUTLINE_COLOUR, FLAGGED_COLOUR = (80, 220, 120), (40, 120, 255)
 
 
 def masked_view(pixels: np.ndarray, keep_ids: np.ndarray, patch_size: int) -> np.ndarray:
@@ -62,17 +62,22 @@ def display_levels(pixels: np.ndarray) -> np.ndarray:
     return np.clip(np.rint(levels), 0, 255).astype(np.uint8)
 
 
-def contour_view(pixels: np.ndarray, inside: np.ndarray, polygon: np.ndarray | None = None) -> np.ndarray:
+def contour_view(
+    pixels: np.ndarray,
+    inside: np.ndarray,
+    polygon: np.ndarray | None = None,
+    colour: tuple[int, int, int] = OUTLINE_COLOUR,
+) -> np.ndarray:
     """The canvas with the patches inside the contour tinted and the contour drawn. ``[S, S, 3] uint8`` BGR."""
     view = cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR)
     area = _to_pixels(inside, pixels.shape[0] // inside.shape[0])
-    tinted = cv2.addWeighted(view, 0.8, np.full_like(view, OUTLINE_COLOUR), 0.2, 0)
+    tinted = cv2.addWeighted(view, 0.8, np.full_like(view, colour), 0.2, 0)
     view[area] = tinted[area]
     if polygon is None:
         outlines, _ = cv2.findContours(area.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     else:
         outlines = [np.rint(polygon).astype(np.int32)]
-    cv2.polylines(view, outlines, True, OUTLINE_COLOUR, 4, cv2.LINE_AA)
+    cv2.polylines(view, outlines, True, colour, 4, cv2.LINE_AA)
     return view
 
 
@@ -89,19 +94,23 @@ def reconstruction_panel(
     predict_ids: np.ndarray,
     patches: np.ndarray,
     *,
+    means: np.ndarray | None = None,
     polygon: np.ndarray | None = None,
     caption: str = "",
     side: int = 640,
 ) -> np.ndarray:
-    """Five pictures in a row: original, contour and inside grid, kept patches, reconstruction, error.
+    """Pictures in a row: original, contour and inside grid, kept patches, reconstruction, error.
 
-    The first four share one stretch of contrast; the error is in unstretched grey levels.
+    All but the error share one stretch of contrast; the error is in unstretched grey levels. With ``means``, which the
+    reconstruction borrows from the original, what they show alone stands before it: what is the model's is the
+    difference.
 
     Args:
         pixels: ``[S, S] uint8`` canvas.
         inside: ``[S/p, S/p] bool``.
         keep_ids, predict_ids: ``[N] int`` row-major patch ids.
         patches: ``[N_predict, p*p] float`` predicted grey levels, 0 to 255.
+        means: ``[N_predict] float``, the original's mean in each predicted patch, where mean and contrast are its.
         polygon: ``[K, 2] float32`` contour, canvas pixels; the border of ``inside`` is drawn without it.
         caption: a line below the pictures.
         side: side of each picture, pixels.
@@ -119,9 +128,16 @@ def reconstruction_panel(
         "original": original,
         f"contour: {inside.mean():.0%} of patches inside": contour_view(original, inside, polygon),
         f"shown to the model: {len(keep_ids)} patches ({share:.0%})": masked_view(original, keep_ids, patch_size),
-        "reconstruction (shown patches kept)": show[reconstruction],
-        f"error: mean {mean_error:.1f} of 255 (white = 64)": error_view(pixels, reconstruction),
     }
+    title = "reconstruction (shown patches kept)"
+    if means is not None:
+        flat = np.repeat(means[:, None], patch_size**2, axis=1)
+        alone = paste_patches(pixels, predict_ids, flat, patch_size)
+        error = _error_on(pixels, alone, predict_ids, patch_size)
+        views[f"patch means alone, no model: error {error:.1f}"] = show[alone]
+        title = "model, mean and contrast the original's"
+    views[title] = show[reconstruction]
+    views[f"error: mean {mean_error:.1f} of 255 (white = 64)"] = error_view(pixels, reconstruction)
     return tile([_titled(view, title, side) for title, view in views.items()], caption)
 
 
@@ -136,13 +152,30 @@ def tile(panels: list[np.ndarray], caption: str = "") -> np.ndarray:
     return np.concatenate([row, strip])
 
 
+def png_of(picture: np.ndarray) -> bytes:
+    """The PNG file of a picture ``[H, W]`` or ``[H, W, 3]`` BGR, uint8 or uint16."""
+    done, data = cv2.imencode(".png", picture)
+    assert done  # PNG encodes every such array
+    return data.tobytes()
+
+
+def notebook_png(picture: np.ndarray, caption: str = "", side: int = 640) -> bytes:
+    """:func:`png_of` a square picture of at most ``side`` pixels, with a line below it."""
+    if len(picture) > side:
+        picture = cv2.resize(picture, (side, side), interpolation=cv2.INTER_AREA)
+    return png_of(tile([picture], caption))
+
+
+def stack(rows: list[np.ndarray]) -> np.ndarray:
+    """Pictures of equal width below each other. ``[h, w, 3] uint8`` BGR."""
+    gap = np.full((GUTTER, rows[0].shape[1], 3), 24, np.uint8)
+    return np.concatenate([part for row in rows for part in (row, gap)][:-1])
+
+
 def write_image(path: str | Path, image: np.ndarray) -> None:
     """PNG by name; a failure to write is an ``OSError`` that names the file."""
-    done, data = cv2.imencode(".png", image)
-    if not done:  # pragma: no cover - PNG encodes every uint8 array
-        raise OSError(f"{path}: cannot encode the picture")
     with written_whole(Path(path), durable=False) as temporary:
-        temporary.write_bytes(data.tobytes())  # cv2.imwrite fails silently, and on non-ASCII paths on Windows
+        temporary.write_bytes(png_of(image))  # cv2.imwrite fails silently, and on non-ASCII paths on Windows
 
 
 def _titled(view: np.ndarray, title: str, side: int) -> np.ndarray:
@@ -155,10 +188,7 @@ def _titled(view: np.ndarray, title: str, side: int) -> np.ndarray:
 
 def _write(strip: np.ndarray, text: str) -> None:
     """Text on one line, shrunk where it would not fit."""
-    text, font, scale = drawable(text), cv2.FONT_HERSHEY_SIMPLEX, 0.75
-    (width, _), _ = cv2.getTextSize(text, font, scale, 1)
-    scale = min(scale, scale * (strip.shape[1] - 20) / max(width, 1))
-    cv2.putText(strip, text, (10, HEADER - 15), font, scale, TITLE_COLOUR, 1, cv2.LINE_AA)
+    write_line(strip, text, 10, HEADER - 15, 22, TITLE_COLOUR)
 
 
 def _to_pixels(grid: np.ndarray, patch_size: int) -> np.ndarray:

@@ -9,7 +9,7 @@ from ..ops.mask_plan import plan_masks
 from ..ops.plan import MaskPlan
 from .config import PretrainConfig
 
-PICTURE_EPOCH = 2**31 - 1  # the picture's mask: always the same, and none that training draws
+FIXED_EPOCH = 2**31 - 1  # masks of pictures and held-out radiographs: always the same, and none that training draws
 
 
 class PlannedBatch:
@@ -18,21 +18,22 @@ class PlannedBatch:
     Args:
         config: how patches are masked.
         predict: share of the masked patches that are predicted.
+        fixed: the masks are those that no epoch draws, as for pictures and held-out radiographs.
     """
 
-    def __init__(self, config: PretrainConfig, predict: float) -> None:
-        self.config, self.predict = config, predict
+    def __init__(self, config: PretrainConfig, predict: float, fixed: bool = False) -> None:
+        self.config, self.predict, self.fixed = config, predict, fixed
 
     def __call__(self, samples: list[dict[str, torch.Tensor]]) -> dict:
         """A batch: what the samples hold, stacked, the ``plan``, and ``predicted``, its number of predicted patches."""
         batch = default_collate(samples)
-        plan = planned(self.config, batch, self.predict)
+        plan = planned(self.config, batch, self.predict, self.fixed)
         del batch["inside"], batch["valid"], batch["draw"]
         return {**batch, "plan": plan, "predicted": plan.predict_ids.shape[0]}
 
 
-def planned(config: PretrainConfig, batch: dict, predict: float, picture: bool = False) -> MaskPlan:
-    """The plan of a batch with ``inside``, ``valid``, ``draw`` and ``pixels``; the picture's mask is its own."""
+def planned(config: PretrainConfig, batch: dict, predict: float, fixed: bool = False) -> MaskPlan:
+    """The plan of a batch with ``inside``, ``valid``, ``draw`` and ``pixels``; fixed masks are those of no epoch."""
     return plan_masks(
         batch["inside"],
         batch["valid"],
@@ -41,7 +42,7 @@ def planned(config: PretrainConfig, batch: dict, predict: float, picture: bool =
         strategy=config.strategy,
         predict=predict,
         seed=config.seed,
-        epoch=PICTURE_EPOCH if picture else 0,
+        epoch=FIXED_EPOCH if fixed else 0,
         index=batch["draw"],
         patch_size=batch["pixels"].shape[-1] // batch["inside"].shape[-1],
     )

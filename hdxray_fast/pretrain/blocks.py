@@ -1,4 +1,4 @@
-"""Which nodes share a pre-training that shuffles in blocks, and what theirs take of the page cache."""
+"""Which nodes share a pre-training that shuffles in blocks, and what blocks take of page cache and disk."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import warnings
 
 from ..data.memory import memory_limit
 from ..data.prepared.reading import PreparedSet, PreparedSubset
+from ..data.prepared.streamed_set import StreamedSet
 from ..data.read_ahead import BlocksAhead
 from ..errors import ConfigError
 from ..files import size_in_words
@@ -38,7 +39,8 @@ def blocks_ahead(
     block = min(config.shuffle_block, -(-len(images) // nodes))
     needed = 2 * block * int(images.column("length").to_numpy().mean())
     limit = memory_limit()
-    if rank % (world // nodes) == 0 and limit is not None and needed > limit:
+    on_disk = isinstance(images, StreamedSet)  # whose room :func:`require_room` has seen to
+    if rank % (world // nodes) == 0 and limit is not None and needed > limit and not on_disk:
         warnings.warn(
             f"shuffle_block: two blocks of {block} images take {size_in_words(needed)} of the page cache, and this "
             f"machine has {size_in_words(limit)} of memory: they would be read twice; take smaller blocks, or a set of "
@@ -46,3 +48,30 @@ def blocks_ahead(
             stacklevel=2,
         )
     return BlocksAhead(images, config.seed, nodes, config.shuffle_block, node=node, share=share)
+
+
+def require_room(config: PretrainConfig, images: int, size: int, nodes: int) -> None:
+    """Refuse a cache in which chunks would make room before they are read: each would be fetched many times an epoch.
+
+    Args:
+        config: shuffle, and what the cache may take.
+        images, size: how many images there are in the store, and the bytes of their chunks.
+        nodes: as :func:`node_count` gives it.
+
+    Raises:
+        ConfigError: it holds no two blocks, or not all of what is shuffled as a whole; says what would do.
+    """
+    most, own = config.max_cache << 20, -(-images // nodes)
+
+    def of_blocks(count: int) -> float:
+        """Bytes of two of so many blocks, as :class:`.BlockOrder` cuts them."""
+        return min(2 * -(-own // count) / images, 1) * size
+
+    if (size if config.shuffle == "global" else of_blocks(max(1, own // config.shuffle_block))) <= most:
+        return
+    count = next((count for count in range(1, own + 1) if of_blocks(count) <= most), own)
+    what = "all of it" if config.shuffle == "global" else f"two blocks of {min(config.shuffle_block, own)} images"
+    raise ConfigError(
+        f"max_cache: {size_in_words(most)} do not hold {what} ({size_in_words(size)} are in the store), so that chunks "
+        f"would be fetched again and again; give --shuffle blocks --shuffle_block {own // count}, or allow more"
+    )

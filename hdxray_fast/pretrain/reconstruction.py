@@ -14,6 +14,9 @@ from ..models.mae import MaskedAutoencoder
 from ..ops.gather import gather_patches
 from ..ops.plan import MaskPlan
 
+PICTURED = 4  # radiographs of a picture
+SIDE = 480  # of each of its panels, pixels
+
 
 def prune_pictures(folder: Path, keep: int) -> None:
     """Remove all pictures but the newest ``keep``, and the first from step 1, 2, 4, 8... on.
@@ -37,43 +40,49 @@ def prune_pictures(folder: Path, keep: int) -> None:
 def reconstruction_picture(
     model: MaskedAutoencoder, sample: dict[str, Tensor], plan: MaskPlan, caption: str
 ) -> np.ndarray:
-    """Original, contour, kept patches, reconstruction and error side by side.
+    """Original, contour, kept patches, reconstruction and error side by side; with ``norm_pix_loss`` the patch means,
+    which the reconstruction borrows with the contrast, stand alone before it.
 
     Args:
         model: is put into evaluation mode for it, and back.
         sample: a batch of one: ``pixels [1, 1, S, S] uint8``, ``inside [1, S/p, S/p] bool``, ``scale`` and
             ``shift`` ``[1] float32``.
         plan: what is kept and what is predicted.
-        caption: line under the picture; how the prediction is shown is added to it.
+        caption: line under the picture.
 
     Returns:
         ``[H, W, 3] uint8`` BGR.
     """
     training = model.training
     model.eval()
-    levels = predicted_levels(model, sample, plan)
+    levels, means = predicted_levels(model, sample, plan)
     model.train(training)
-    borrowed = "each predicted patch carries the original's mean and contrast"
     return reconstruction_panel(
         sample["pixels"][0, 0].cpu().numpy(),
         sample["inside"][0].cpu().numpy(),
         plan.keep_ids.cpu().numpy(),
         plan.predict_ids.cpu().numpy(),
         levels.cpu().numpy(),
-        caption=f"{caption}; {borrowed if model.norm_pix_loss else 'raw prediction'}",
+        means=None if means is None else means.cpu().numpy(),
+        caption=caption,
+        side=SIDE,
     )
 
 
 @torch.no_grad()
-def predicted_levels(model: MaskedAutoencoder, sample: dict[str, Tensor], plan: MaskPlan) -> Tensor:
-    """Predicted patches as grey levels, ``[N_predict, p*p] float32``.
+def predicted_levels(
+    model: MaskedAutoencoder, sample: dict[str, Tensor], plan: MaskPlan
+) -> tuple[Tensor, Tensor | None]:
+    """Predicted patches as grey levels, ``[N_predict, p*p] float32``, and what each has of the original.
 
     With ``norm_pix_loss`` the model predicts normalised patches; mean and deviation are then taken from the original,
-    as MAE's own visualisation does.
+    as MAE's own visualisation does, and the means ``[N_predict] float32`` are given too; otherwise ``None``.
     """
     scale, shift = sample["scale"], sample["shift"]
     levels = model(sample["pixels"], plan, scale, shift).pred.float()  # [N_predict, p*p]
     if model.norm_pix_loss:
         target = gather_patches(sample["pixels"], plan, scale=scale, shift=shift, which="predict")
-        levels = levels * (target.var(1, keepdim=True) + 1e-6).sqrt() + target.mean(1, keepdim=True)
-    return (levels - shift[0]) / scale[0]
+        means = target.mean(1, keepdim=True)
+        levels = levels * (target.var(1, keepdim=True) + 1e-6).sqrt() + means
+        return (levels - shift[0]) / scale[0], (means[:, 0] - shift[0]) / scale[0]
+    return (levels - shift[0]) / scale[0], None

@@ -12,25 +12,33 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation
+from ..data.prepared.cache import refuse_foreign_cache
+from ..data.prepared.chunk_store import ChunkStore, is_address
+from ..data.prepared.finding import open_prepared, require_recipe
 from ..data.prepared.reading import PreparedSet, PreparedSubset, is_prepared
-from ..data.prepared.sources import run_sources
+from ..data.prepared.sources import Source, run_sources
+from ..data.prepared.streamed_set import StreamedSet
 from ..data.radiograph_dataset import RadiographDataset
 from ..errors import ConfigError
-from ..images.panels import write_image
+from ..images.panels import stack, write_image
 from ..models.mae import MaskedAutoencoder, create_mae
 from ..models.presets import ENCODERS
 from ..ops.gather import gather_patches
 from ..ops.loss import reconstruction_loss
 from ..ops.view import View
+from ..ranks import on_main, together
 from ..training.data_record import DataRecord, prints_of
 from ..training.loop import Training
-from ..training.run_images import open_prepared, read_images
+from ..training.run_folder import as_begun
+from ..training.run_images import read_images
 from ..training.task import Task
 from ..weights.model_folders import describe_model, save_model
 from .batches import PlannedBatch, planned
-from .blocks import blocks_ahead, node_count
+from .blocks import blocks_ahead, node_count, require_room
 from .config import PretrainConfig
-from .reconstruction import prune_pictures, reconstruction_picture
+from .held_out import HeldOut, held_out_rows, patients_of
+from .reconstruction import PICTURED, prune_pictures, reconstruction_picture
+from .start import new_model, started_model
 
 
 @dataclass
@@ -76,19 +84,43 @@ def run_pretraining(
         TrainingError: no readable image, or a loss that is not finite (state saved under ``failed/``).
         CheckpointError: there are checkpoints, and none can be read.
     """
+    config = as_begun(config)
     out = Path(config.out)
     cache = Path(config.cache) if config.cache else out / "cache"
     task = PretrainTask(config)
     training = Training(config, task, progress=progress, on_step=on_step)
-    images: PreparedSet | PreparedSubset
-    if is_prepared(config.data):
-        images, sources = open_prepared(config.data, img_size=config.img_size, contour=config.contour), None
+    sources: list[Source] = []  # of the main process, which alone looks through folders and reads files
+
+    def list_sources() -> None:
+        workers = 0 if config.workers == 0 else 1
+        sources.extend(run_sources(config.data, config.images, exclude=(out, cache), workers=workers))
+
+    images: PreparedSet | PreparedSubset | None = None
+    store: ChunkStore | None = None
+    if is_address(config.data):
+        store = ChunkStore(config.data)
+        told, _ = store.settings()
+        require_recipe(told["recipe"], config.data, img_size=config.img_size, contour=config.contour)
+        require_room(config, told["images"], told["bytes"], task.nodes)
+    elif is_prepared(config.data):
+        images = open_prepared(config.data, img_size=config.img_size, contour=config.contour)
     else:
-        sources = run_sources(config.data, config.images, exclude=(out, cache), workers=0 if config.workers == 0 else 1)
+        refuse_foreign_cache(cache, config.img_size, config.contour)
+        on_main(list_sources, config.process_timeout)
     with training.claimed():
-        if sources is not None:
+        if task.loaded:
+            training.print(task.loaded)
+        if store is not None:
+            with together(config.process_timeout):  # one process of each machine fetches the index
+                images = StreamedSet(store, cache, config.max_cache << 20)
+        elif images is None:
             images, _ = read_images(training, sources, cache, size=config.img_size, contour=config.contour)
-        task.use(images)
+        if config.val_share:
+            kept, held = held_out_rows(patients_of(config, images), images.hashes(), config.val_share, config.seed)
+            training.print(f"{len(held)} radiographs are held out, {len(kept)} are trained on")
+            task.use(images.subset(kept), images.subset(held))
+        else:
+            task.use(images)
         done = training.run()
         if done.finished:
             model = training.whole_model()
@@ -108,40 +140,43 @@ class PretrainTask(Task):
 
     def __init__(self, config: PretrainConfig) -> None:
         self.config = config
+        self.loaded = ""  # what became of the weights it starts from
+        self._settings: dict | None = None  # of the model, once there is one
         self.nodes = node_count(config)
         self.images: PreparedSet | PreparedSubset | None = None
+        self.held_out: PreparedSubset | None = None
+        self.validation: HeldOut | None = None
         self.baseline = math.nan
         self.picture: Path | None = None
 
-    def use(self, images: PreparedSet | PreparedSubset) -> None:
-        """Train on these."""
+    def use(self, images: PreparedSet | PreparedSubset, held_out: PreparedSubset | None = None) -> None:
+        """Train on these, and never on those that are held out."""
         config = self.config
-        self.images = images
+        self.images, self.held_out = images, held_out
         names = "\n".join(images.sources()).encode("utf-8", "surrogateescape")
         self.fingerprint = hashlib.sha256(names).hexdigest()[:16]
         self.data_record = DataRecord()
         self.data_record.add("readable images", images.sources(), prints_of(images.checksums()))
+        patch_size = ENCODERS[config.model]["patch_size"]
+        if held_out is not None:
+            self.validation = HeldOut(config, held_out, patch_size, self.predict)
         self.dataset = RadiographDataset(
             images,
-            patch_size=ENCODERS[config.model]["patch_size"],
+            patch_size=patch_size,
             augmentation=Augmentation() if config.augment else None,
             seed=config.seed,
             views=config.augment,
         )
 
     def build(self) -> MaskedAutoencoder:
-        config = self.config
-        width, depth = config.decoder_size
-        model = create_mae(
-            config.model,
-            decoder=config.decoder,
-            img_size=config.img_size,
-            norm_pix_loss=config.norm_pix_loss,
-            decoder_embed_dim=width,
-            decoder_depth=depth,
-            contour=config.contour,
-        )
-        self.predict = config.predict or model.default_predict
+        if self._settings is not None:  # again: the weights it began with may be gone
+            model = create_mae(**self._settings)
+        elif self.config.weights is None:
+            model = new_model(self.config)
+        else:
+            model, self.loaded = started_model(self.config)
+        self._settings = model.config
+        self.predict = self.config.predict or model.default_predict
         return model
 
     def peak_lr(self, images: int) -> float:
@@ -171,12 +206,16 @@ class PretrainTask(Task):
     def files(self, batch: dict) -> list[str]:
         return [self.dataset.name(index) for index in batch["index"].tolist()]
 
-    def after_step(self, training: Training, step: int, done: bool) -> None:
+    def after_step(self, training: Training, step: int, done: bool) -> dict | None:
         if step == 1:  # over all processes, of whom each has seen its own batches only
             self.baseline = training.numbers["baseline"]
         every = self.config.picture_every
         if every and step % every == 0 and not done:
             self._draw(training, step)
+        if self.validation is None or not (done or step % self.config.val_every == 0):
+            return None
+        with training.averaged() as model:
+            return {"val_loss": self.validation.loss(training, self, model)}
 
     def at_save(self, training: Training, step: int) -> None:
         if self.config.picture_every is None or step == self.config.steps:
@@ -206,25 +245,26 @@ class PretrainTask(Task):
         return loss
 
     def _draw(self, training: Training, step: int) -> None:
-        """The first radiograph, unaugmented, under one mask that never changes; every masked patch predicted.
+        """Some radiographs, held out if any are, unaugmented and each under a mask that never changes; every masked
+        patch is predicted.
 
         The main process alone draws, unless weights are shared out: then no process has a model without the others.
         """
         if not (training.is_main or training.sharded):
             return
-        plain = RadiographDataset(self.images, patch_size=self.dataset.patch_size)
-        device = training.accelerator.device
-        sample = plain[0, 0]
-        if sample["pixels"].dtype == torch.uint16:  # a picture has 8 bits
-            sample["pixels"] = (sample["pixels"].int() // 256).to(torch.uint8)
-            sample["scale"] = sample["scale"] * 256
-        sample = {name: value[None].to(device) for name, value in sample.items()}
-        plan = planned(self.config, sample, predict=1.0, picture=True)
-        caption = f"step {step}: {self.config.model}, {self.config.decoder} decoder"
-        panel = reconstruction_picture(training.model, sample, plan, caption)
+        shown, whose = (self.held_out, "held out") if self.held_out is not None else (self.images, "trained on")
+        plain = RadiographDataset(shown, patch_size=self.dataset.patch_size, bits=8)  # as a picture has
+        count = min(PICTURED, len(shown))
+        rows = []
+        for number in range(count):
+            sample = plain[0, number * len(shown) // count]
+            sample = {name: value[None].to(training.accelerator.device) for name, value in sample.items()}
+            plan = planned(self.config, sample, predict=1.0, fixed=True)
+            caption = f"step {step}: {self.config.model}, {self.config.decoder} decoder; this radiograph is {whose}"
+            rows.append(reconstruction_picture(training.model, sample, plan, caption))
         if training.is_main:
             folder = training.out / "pictures"
             folder.mkdir(exist_ok=True)
             self.picture = folder / f"step_{step:08d}.png"
-            write_image(self.picture, panel)
+            write_image(self.picture, stack(rows))
             prune_pictures(folder, self.config.keep_pictures)

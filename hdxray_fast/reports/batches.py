@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import numpy as np
 import torch
@@ -12,11 +13,13 @@ from torch.utils.data import Dataset
 from ..data.prepared.reading import PreparedSubset
 from ..data.quarantine import Quarantined
 from ..data.radiograph_dataset import RadiographDataset
+from ..data.ragged import Ragged
 from ..data.split_copies import keep_copies_together
 from ..models.inputs import Looks
 from .features import FeatureStore
 from .model import ReportModel, pad_targets
 from .studies import SHOWN, Study, counted
+from .study_list import Studies
 from .visual_tokens import Views
 
 
@@ -35,15 +38,51 @@ class ReadyStudy:
     target: tuple[int, ...] = ()
 
 
+class ReadyStudies(Sequence[ReadyStudy]):
+    """Many of them; what a worker needs of them, numbers and targets, is there without their texts.
+
+    Args:
+        studies: as they were listed.
+        numbers: of the radiographs of each.
+        targets: of each; left out, nothing is taught.
+    """
+
+    def __init__(self, studies: Studies, numbers: Ragged, targets: Ragged | None = None) -> None:
+        self.studies, self.numbers, self.targets = studies, numbers, targets or Ragged(() for _ in studies)
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    @overload
+    def __getitem__(self, place: int) -> ReadyStudy: ...
+    @overload
+    def __getitem__(self, place: slice) -> ReadyStudies: ...
+    def __getitem__(self, place: int | slice) -> ReadyStudy | ReadyStudies:
+        if isinstance(place, slice):
+            return self.rows(range(len(self))[place])
+        place = range(len(self))[place]
+        return ReadyStudy(self.studies[place], self.numbers[place], self.targets[place])
+
+    def rows(self, rows: Sequence[int]) -> ReadyStudies:
+        """Some of them."""
+        numbers, targets = (Ragged(held[row] for row in rows) for held in (self.numbers, self.targets))
+        return ReadyStudies(self.studies.rows(rows), numbers, targets)
+
+    def with_targets(self, targets: Iterable[Iterable[int]]) -> ReadyStudies:
+        """The same, with these token ids to be taught."""
+        return ReadyStudies(self.studies, self.numbers, Ragged(targets))
+
+
 def ready_studies(
-    studies: Sequence[Study], images: PreparedSubset, bad: Sequence[Quarantined], max_views: int
-) -> tuple[list[ReadyStudy], list[str]]:
+    studies: Studies, images: PreparedSubset, bad: Sequence[Quarantined], max_views: int
+) -> tuple[ReadyStudies, list[str]]:
     """Studies with at least one readable radiograph, and a note for everything that was left out."""
     number = {path: i for i, path in enumerate(images.sources())}
-    ready, without, fewer, more = [], [], [], []
-    for study in studies:
+    rows, numbers = [], Ragged()
+    without, fewer, more = [], [], []
+    for row, study in enumerate(studies):
         wanted = study.images[:max_views]
-        found = tuple(number[path] for path in wanted if path in number)
+        found = [number[path] for path in wanted if path in number]
         if not found:
             without.append(study.named)
             continue
@@ -51,7 +90,8 @@ def ready_studies(
             fewer.append(study.named)
         if len(study.images) > max_views:
             more.append(study.named)
-        ready.append(ReadyStudy(study, found))
+        rows.append(row)
+        numbers.append(found)
     notes = []
     if bad:
         shown = "; ".join(f"{item.path}: {item.reason}" for item in bad[:SHOWN]) + ("; ..." if len(bad) > SHOWN else "")
@@ -62,10 +102,10 @@ def ready_studies(
         notes.append(counted(fewer, "studies", "go on without a radiograph that cannot be read"))
     if more:
         notes.append(counted(more, "studies", f"are read by their first {max_views} radiographs (max_views)"))
-    return ready, notes
+    return ReadyStudies(studies.rows(rows), numbers), notes
 
 
-def copies_left_out(ready: dict[str, list[ReadyStudy]], thumbnails: np.ndarray, drawn: Sequence[str]) -> list[str]:
+def copies_left_out(ready: dict[str, ReadyStudies], thumbnails: np.ndarray, drawn: Sequence[str]) -> list[str]:
     """Remove studies of ``ready``, by split, so that no radiograph has a near duplicate across a drawn split.
 
     Args:
@@ -76,15 +116,16 @@ def copies_left_out(ready: dict[str, list[ReadyStudy]], thumbnails: np.ndarray, 
     Returns:
         Notes.
     """
-    rows = [(split, row, number) for split, studies in ready.items() for row in studies for number in row.images]
-    splits, studies = [split for split, _, _ in rows], [row.study for _, row, _ in rows]
-    patients = [study.patient or study.id for study in studies]
-    names = [study.id for study in studies]
-    numbers = [number for _, _, number in rows]
+    rows = [
+        (split, row.study.patient or row.study.id, row.study.id, number)
+        for split, studies in ready.items() for row in studies for number in row.images
+    ]  # fmt: skip
+    splits, patients, names, numbers = ([row[cell] for row in rows] for cell in range(4))
     kept, notes = keep_copies_together(splits, patients, names, thumbnails[numbers], drawn)
-    left = {studies[row].id for row in kept}
-    for split in ready:
-        ready[split] = [row for row in ready[split] if row.study.id in left]
+    left = {names[row] for row in kept}
+    for split, studies in ready.items():
+        ids = studies.studies.column("id")
+        ready[split] = studies.rows([row for row, name in enumerate(ids) if name in left])
     return notes
 
 
@@ -93,7 +134,7 @@ class StudyDataset(Dataset):
     ``index``.
 
     Args:
-        studies: what to draw from.
+        studies: what to draw from; their texts are not kept, which no worker needs.
         images: the prepared radiographs, augmented as they should be.
         model: tells which patches of them are looked at; it is not kept.
         features: of a frozen encoder; left out, radiographs are given.
@@ -101,22 +142,23 @@ class StudyDataset(Dataset):
 
     def __init__(
         self,
-        studies: Sequence[ReadyStudy],
+        studies: ReadyStudies,
         images: RadiographDataset,
         model: ReportModel,
         features: FeatureStore | None = None,
     ) -> None:
-        self.studies, self.images, self.features = list(studies), images, features
+        self.numbers, self.targets = studies.numbers, studies.targets
+        self.images, self.features = images, features
         self.looks = Looks.of(model.encoder, model.config.keep)
 
     def __len__(self) -> int:
-        return len(self.studies)
+        return len(self.numbers)
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
         epoch, index = key
-        numbers = self.studies[index].images
+        numbers = self.numbers[index]
         read = (lambda i: self.images[epoch, i]) if self.features is None else self.features.load
-        return {"views": [read(i) for i in numbers], "target": self.studies[index].target, "index": index}
+        return {"views": [read(i) for i in numbers], "target": self.targets[index], "index": index}
 
     def collate(self, samples: Sequence[dict]) -> dict:
         """One batch: ``targets [B, T]`` and the number of their ``words``, ``index``, ``views`` (see :class:`Views`).

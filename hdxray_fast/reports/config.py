@@ -29,6 +29,8 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
         data: ``annotation.json`` of R2Gen, a CSV with images and reports, the folder of IU X-ray's XML reports or of
             MIMIC-CXR, as ``layout`` says.
         images: folder that relative image paths start from.
+        prepared: data set of ``hdxray-fast prepare`` that holds the radiographs, prepared with this ``contour``; they
+            are then not read from their files.
         layout: ``r2gen``, ``csv``, ``iu-xray`` or ``mimic-cxr``; told by what ``data`` is by default.
         sections: ``findings``, ``impression`` or ``both``.
         report_column: the CSV column that holds the report.
@@ -46,7 +48,7 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
         min_patients: words in the training reports of fewer patients are unknown, for a name may be among them and the
             vocabulary is part of the model; 5 by default, 1 keeps all, as R2Gen does. BPE merges nothing of such words.
         digits: keep words with digits in the vocabulary, as R2Gen does; left out by default.
-        weights: of the encoder: a model folder of this package, ``hf:org/name`` or ``timm:name``.
+        weights: of the encoder: a run or model folder of this package, ``hf:org/name`` or ``timm:name``.
         encoder: preset of an untrained encoder where no weights are given.
         img_size: canvas side, pixels; the weights' own, or 1280, by default.
         contour: how the chest contour is found: ``network``, ``classical``, ``prior`` or ``rectangle``.
@@ -68,6 +70,7 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
 
     data: str
     images: str | None = None
+    prepared: str | None = None
     layout: str | None = None
     sections: str = "findings"
     report_column: str | None = None

@@ -36,7 +36,7 @@ class FeatureStore:
 
     Args:
         folder: made if needed.
-        images: radiographs in a run's cache, unaugmented.
+        images: prepared radiographs, unaugmented.
         model: whose encoder is frozen.
         precision: what it computes in, as Accelerate calls it; features of another one are others.
 
@@ -56,7 +56,7 @@ class FeatureStore:
 
     def path(self, index: int) -> Path:
         """Where the features of image ``index`` are kept."""
-        image = f"{self.images.images.keys[index]}.npz"  # as the first caches called it
+        image = f"{self.images.images.key(index)}.npz"  # as the first caches called it
         key = hashlib.sha256(f"{self.made_by} {image}".encode()).hexdigest()[:32]
         return self.folder / f"{key}.safetensors"
 

@@ -9,6 +9,7 @@ from ..data.listing import FilesByName, SameNameError
 from ..errors import ConfigError
 from ..regular_files import REPORT_TEXT, read_bytes
 from .studies import Study, StudyTable, chosen_sections, counted
+from .study_list import Studies
 
 SUFFIXES = (".png", ".dcm", ".jpg", ".jpeg")
 
@@ -20,7 +21,7 @@ def read_iu_xray(folder: Path, images: Path, sections: str, language: str) -> St
     """
     files = [folder] if folder.is_file() else sorted(folder.rglob("*.xml"), key=_order)
     found = FilesByName(images, SUFFIXES)
-    studies, bad = [], []
+    studies, bad = Studies(), []
     for path in files:
         try:
             studies.append(_read_one(path, images, found, sections, language))

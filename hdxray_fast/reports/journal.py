@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
+from ..data.prepared.image import PreparedImage
 from ..data.quarantine import Quarantined
+from ..errors import ConfigError
+from ..features.parts_folder import PartsFolder
+from ..features.shares import Share
 from ..files import size_and_time, written_whole
 from ..images.perceptual_hash import SIDE
 from ..names import escaped
@@ -22,23 +26,21 @@ from .model import ReportModel
 from .studies import Study
 from .writing_options import WritingOptions
 
-JOURNAL = "predictions.unfinished.jsonl"
-
 
 @dataclass
-class Progress:
-    """What has become of the studies so far.
+class WrittenBatch:
+    """What has become of a few studies.
 
     Attributes:
-        studies: that are done, from the first on.
-        texts: of those on which a report was written: place among the studies, text, sentences, name of the picture.
+        number: of the batch.
+        texts: of studies on which a report was written: place among all, text, sentences, name of the picture.
         without, fewer: places of those none of whose radiographs could be read, and of those with some that could not.
         quarantined: radiographs that cannot be read.
         read: the others.
         notes: on pictures that could not be made.
     """
 
-    studies: int = 0
+    number: int
     texts: list[tuple[int, str, list[str], str]] = field(default_factory=list)
     without: list[int] = field(default_factory=list)
     fewer: list[int] = field(default_factory=list)
@@ -46,99 +48,152 @@ class Progress:
     read: ReadImages = field(default_factory=ReadImages)
     notes: list[str] = field(default_factory=list)
 
+    @classmethod
+    def join(cls, batches: Iterable[WrittenBatch]) -> WrittenBatch:
+        """All that happened, in the order of the studies, whichever process wrote what."""
+        whole = cls(0)
+        for batch in sorted(batches, key=lambda one: one.number):
+            for mine, theirs in zip(whole._lists().values(), batch._lists().values(), strict=True):
+                mine += theirs
+        return whole
+
+    def as_line(self) -> str:
+        """JSON on a line."""
+        held = {**self._lists(), "quarantined": [asdict(one) for one in self.quarantined]}
+        held["read_thumbnails"] = [base64.b64encode(one.tobytes()).decode() for one in self.read.thumbnails]
+        return json.dumps({"batch": self.number, **held})
+
+    @classmethod
+    def of_line(cls, line: str) -> WrittenBatch:
+        """What :meth:`as_line` wrote; a ValueError, KeyError or TypeError about anything else."""
+        told, batch = parse_json(line), cls(0)
+        batch.number = int(told["batch"])
+        for name, held in batch._lists().items():
+            held += told[name]
+        batch.texts = [
+            (int(at), str(text), [str(one) for one in said], str(name)) for at, text, said, name in batch.texts
+        ]
+        batch.quarantined = [Quarantined(**one) for one in batch.quarantined]
+        batch.read.thumbnails = [
+            np.frombuffer(base64.b64decode(text), np.uint8).reshape(SIDE, SIDE) for text in batch.read.thumbnails
+        ]
+        return batch
+
+    def _lists(self) -> dict[str, list]:
+        read = self.read
+        return {
+            "texts": self.texts, "without": self.without, "fewer": self.fewer, "quarantined": self.quarantined,
+            "notes": self.notes, "read_studies": read.studies, "read_names": read.names, "read_hashes": read.hashes,
+            "read_thumbnails": read.thumbnails,
+        }  # fmt: skip
+
 
 class Journal:
-    """A file with a line of JSON for each batch of studies that is done, below one that tells what they are made with.
+    """A file for each share of the studies, with a line for each batch that is done below one that tells what it is of.
 
     A line that was cut by a kill, and what stands below it, is made again. Batches are those of a run that was never
-    interrupted, and so are the texts.
+    interrupted, by one process, and so are the texts.
+
+    It is a context: within, no other process writes this share.
 
     Args:
-        path: of the file, which this process alone writes.
-        made_with: of :func:`made_with`; a journal of other studies, of another model or other options is begun anew.
+        folder: of the files; made if needed.
+        made_with: of :func:`made_with`; batches of other studies, of another model or other options are made anew.
+        count: of all batches.
+        share: of this process.
 
     Attributes:
-        progress: what is done.
+        batches: of this share, those that are done, by number.
     """
 
-    def __init__(self, path: Path, made_with: str) -> None:
-        self.path, self.progress = path, Progress()
-        head = json.dumps({"made_with": made_with})
-        kept = []
-        for line in self._lines(head):
+    def __init__(self, folder: Path, made_with: str, count: int, share: Share) -> None:
+        self.batches: dict[int, WrittenBatch] = {}
+        self._place = PartsFolder(folder, share, suffix="jsonl")
+        self._place.claim([path.name for path in self._place.parts()])
+        self._share, self._count = share, count
+        self._head = json.dumps({"made_with": made_with, "batches": count, "shares": share.of})
+
+    def __enter__(self) -> Journal:
+        self._place.hold()
+        self.batches = self._read(self._place.part(0))
+        text = "\n".join([self._head, *(batch.as_line() for batch in self.batches.values()), ""])
+        with written_whole(self._place.part(0)) as temporary:
+            temporary.write_text(text, encoding="ascii")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._place.release()
+
+    def left(self) -> list[int]:
+        """Batches of this share that are not done: dealt out in turn."""
+        mine = range(self._share.which, self._count, self._share.of)
+        return [number for number in mine if number not in self.batches]
+
+    def add(self, batch: WrittenBatch) -> None:
+        """Write down what became of a batch."""
+        with self._place.part(0).open("a", encoding="ascii") as stream:
+            stream.write(batch.as_line() + "\n")
+        self.batches[batch.number] = batch
+
+    def end_share(self) -> None:
+        """Note that all batches of this share are done."""
+        self._place.end_share(self._head)
+
+    def joined(self, work: Callable[[list[WrittenBatch]], None]) -> list[int] | None:
+        """Once all shares have ended: do ``work`` on the batches of all of them, by one process, and remove the files.
+
+        Returns:
+            ``None`` if that was done here, otherwise the shares, counted from 1, that have not ended (none: another
+            process joins them).
+
+        Raises:
+            ConfigError: lines of a share that has ended are gone.
+        """
+        return self._place.joined(self._head, lambda: work(self._all()))
+
+    def _all(self) -> list[WrittenBatch]:
+        found: dict[int, WrittenBatch] = {}
+        for path in self._place.parts():
+            found |= self._read(path)
+        if lost := self._count - len(found):
+            raise ConfigError(
+                f"out: {lost} of {self._count} batches are lost: files in {self._place.path} were removed or damaged "
+                "after their share had ended; start all shares again (what is there is not made again)"
+            )
+        return list(found.values())
+
+    def _read(self, path: Path) -> dict[int, WrittenBatch]:
+        """Batches of a file that is of these studies; whole lines, as long as they can be read."""
+        found: dict[int, WrittenBatch] = {}
+        try:
+            with open_regular(path, "r", encoding="ascii", errors="replace") as stream:
+                whole = [line[:-1] for line in lines(stream, path) if line.endswith("\n")]
+        except FileNotFoundError:
+            return found
+        for line in whole[1:] if whole[:1] == [self._head] else []:
             try:
-                _take(self.progress, parse_json(line))
+                batch = WrittenBatch.of_line(line)
             except (ValueError, KeyError, TypeError):
                 break
-            kept.append(line)
-        with written_whole(path) as temporary:
-            temporary.write_text("\n".join([head, *kept, ""]), encoding="ascii")
-        self._written = _lengths(self.progress)
-
-    def _lines(self, head: str) -> list[str]:
-        """Whole lines below the head, if that is the one that is looked for."""
-        try:
-            with open_regular(self.path, "r", encoding="ascii", errors="replace") as stream:
-                found = list(lines(stream, self.path))
-        except FileNotFoundError:
-            return []
-        whole = [line[:-1] for line in found if line.endswith("\n")]
-        return whole[1:] if whole[:1] == [head] else []
-
-    def add(self) -> None:
-        """Write down what came to :attr:`progress` since the last time."""
-        line = json.dumps(_since(self.progress, self._written))
-        with self.path.open("a", encoding="ascii") as stream:
-            stream.write(line + "\n")
-        self._written = _lengths(self.progress)
-
-    def remove(self) -> None:
-        """The reports are where they belong."""
-        self.path.unlink(missing_ok=True)
+            found[batch.number] = batch
+        return found
 
 
-def made_with(model: ReportModel, studies: Sequence[Study], options: WritingOptions, **more: int | str) -> str:
-    """Tells apart what reports depend on: weights and settings, options, studies, and each file's size and time."""
+def made_with(
+    model: ReportModel,
+    studies: Iterable[Study],
+    options: WritingOptions,
+    stored: Mapping[str, PreparedImage],
+    **more: int | str,
+) -> str:
+    """Tells apart what reports depend on: weights and settings, options, studies, and each file's size and time.
+
+    ``stored`` are the images that are read of prepared data sets, by path.
+    """
     digest = hashlib.sha256(weights_print(model).encode())
     digest.update(json.dumps([asdict(model.config), asdict(options), more], sort_keys=True).encode())
     for study in studies:
-        files = [(escaped(path), *(size_and_time(path) or (-1, -1))) for path in study.images]
+        stamps = [stored[path].stamp if path in stored else size_and_time(path) or (-1, -1) for path in study.images]
+        files = [(escaped(path), *stamp) for path, stamp in zip(study.images, stamps, strict=True)]
         digest.update(json.dumps([escaped(study.id), study.language, files]).encode())
     return digest.hexdigest()
-
-
-def _lists(progress: Progress) -> dict[str, list]:
-    read = progress.read
-    return {
-        "texts": progress.texts, "without": progress.without, "fewer": progress.fewer,
-        "quarantined": progress.quarantined, "notes": progress.notes,
-        "read_studies": read.studies, "read_names": read.names, "read_hashes": read.hashes,
-        "read_thumbnails": read.thumbnails,
-    }  # fmt: skip
-
-
-def _lengths(progress: Progress) -> dict[str, int]:
-    return {name: len(held) for name, held in _lists(progress).items()}
-
-
-def _since(progress: Progress, written: dict[str, int]) -> dict:
-    new: dict = {name: held[written[name] :] for name, held in _lists(progress).items()}
-    new["quarantined"] = [asdict(one) for one in new["quarantined"]]
-    new["read_thumbnails"] = [base64.b64encode(picture.tobytes()).decode() for picture in new["read_thumbnails"]]
-    return {"studies": progress.studies, **new}
-
-
-def _take(progress: Progress, line: dict) -> None:
-    """Add what a line tells; all of it, or nothing where it is damaged."""
-    new = {name: list(line[name]) for name in _lists(progress)}
-    new["texts"] = [
-        (int(at), str(text), [str(one) for one in said], str(name)) for at, text, said, name in new["texts"]
-    ]
-    new["quarantined"] = [Quarantined(**one) for one in new["quarantined"]]
-    new["read_thumbnails"] = [
-        np.frombuffer(base64.b64decode(text), np.uint8).reshape(SIDE, SIDE) for text in new["read_thumbnails"]
-    ]
-    studies = int(line["studies"])
-    for name, held in _lists(progress).items():
-        held += new[name]
-    progress.studies = studies

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +21,7 @@ from .studies import Study
 
 KNOWN_FILE = "known_images.csv"  # beside predictions
 WAYS = ("pixels", "near")
+COLUMNS = ("study", "image", "known_by")
 NAMES = ("study", "image")  # a study may be called as its file
 
 
@@ -60,7 +62,7 @@ class ReadImages:
 def write_known_images(path: Path, known: Sequence[tuple[str, str, str]]) -> None:
     """A CSV with a row for each radiograph that training or validation used: what :meth:`ReadImages.known_to` gives."""
     with written_whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        write_table(stream, ["study", "image", "known_by"], known, names=NAMES)
+        write_table(stream, COLUMNS, known, names=NAMES)
 
 
 def read_known_images(path: Path) -> dict[str, set[str]] | None:
@@ -69,13 +71,13 @@ def read_known_images(path: Path) -> dict[str, set[str]] | None:
     Raises:
         ConfigError: the file cannot be read.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     known: dict[str, set[str]] = {way: set() for way in WAYS}
     try:
         with open_regular(path, "r", newline="", encoding="utf-8") as stream:
-            for row in read_table(stream, names=NAMES):
+            for row in read_table(stream, NAMES, COLUMNS):
                 known[row["known_by"]].add(row["study"])
-    except (OSError, UnicodeError, csv.Error, KeyError) as error:
-        raise ConfigError(f"{path}: is damaged; remove it to go without, or generate again") from error
+    except (OSError, UnicodeError, csv.Error, KeyError):  # the last holds a cell
+        raise ConfigError(f"{path}: is damaged; remove it to go without, or generate again") from None
     return known

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column
+from ..data.prepared.finding import refuse_prepared
 from ..data.seen import Seen
 from ..data.splits import SPLIT_COLUMNS
 from ..errors import ConfigError
@@ -16,6 +17,7 @@ from .csv_rows import read_rows
 from .iu_xray import read_iu_xray
 from .mimic_cxr import read_mimic_cxr
 from .studies import SECTIONS, Study, StudyTable, check_language, chosen_sections, finish_table, language_at
+from .study_list import Studies
 
 LAYOUTS = ("r2gen", "csv", "iu-xray", "mimic-cxr")
 IMAGE_COLUMNS = (*PATH_COLUMNS, "images", "image_1", "image_path_1", "frontal")
@@ -37,6 +39,7 @@ def read_studies(
     test_share: float = 0.2,
     split_seed: int = 0,
     need_images: bool = True,
+    prepared: str | Path | None = None,
     record: Seen | None = None,
 ) -> StudyTable:
     """Read studies.
@@ -56,6 +59,7 @@ def read_studies(
         test_share: see ``val_share``.
         split_seed: of splits made here.
         need_images: studies whose image files are missing are left out; ``False`` reads texts alone.
+        prepared: folder of a prepared data set that holds the images; studies whose images it lacks are left out.
         record: what a model has seen: its patients stay in its splits, where the table gives no others.
 
     Raises:
@@ -63,6 +67,7 @@ def read_studies(
             image is in two splits.
     """
     path = Path(data)
+    refuse_prepared(path, "reports")
     layout = layout or guess_layout(path)
     if not path.exists():
         raise _missing(path)
@@ -80,7 +85,7 @@ def read_studies(
         table = read_mimic_cxr(path, root, sections, language)
     else:
         raise ConfigError(f"layout: got {layout!r}, accepted are {', '.join(map(repr, LAYOUTS))}")
-    return finish_table(table, str(path), val_share, test_share, split_seed, need_images, record)
+    return finish_table(table, str(path), val_share, test_share, split_seed, need_images, prepared, record)
 
 
 # Its settings that configurations and commands take under the same names
@@ -131,7 +136,7 @@ def _read_annotation(path: Path, root: Path, language: str) -> StudyTable:
         raise ConfigError(f"data: {path} is not a readable JSON file ({reason_of(error)})") from None
     if not isinstance(content, dict) or not {"train", "val", "test"} & set(content):
         raise ConfigError(f"data: {path} has no 'train', 'val' or 'test' at its top, as R2Gen's annotation.json does")
-    studies = []
+    studies = Studies()
     for split in ("train", "val", "test"):
         if not isinstance(content.get(split, []), list):
             raise ConfigError(f"data: {path}: {split} is no list of studies")
@@ -184,7 +189,7 @@ def _read_csv(path: Path, root: Path, sections: str, report_column: str | None, 
     notes = []
     if text and sections != "findings":
         notes.append(f"sections={sections} says nothing here: the column {text!r} is read as it is")
-    studies = []
+    studies = Studies()
     for number, row in enumerate(rows, start=2):  # the header is row 1
         names = [name.strip() for column in (first, *others) for name in row[column].split(";") if name.strip()]
         report = row[text] if text else chosen_sections(*(row[part] if part else "" for part in parts), sections)

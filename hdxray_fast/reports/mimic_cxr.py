@@ -10,6 +10,7 @@ from ..errors import ConfigError
 from ..regular_files import REPORT_TEXT, read_text
 from .csv_rows import read_rows
 from .studies import Study, StudyTable, chosen_sections, counted
+from .study_list import Studies
 
 # A heading is a run of capitals at the start of a line, closed by a colon; the two that matter also in small letters.
 # Bounded, so that a line of nothing but spaces takes no time.
@@ -80,7 +81,7 @@ def read_mimic_cxr(folder: Path, images: Path, sections: str, language: str) -> 
     for number, row in enumerate(split_rows, start=2):
         row["row"] = number
         grouped.setdefault((row["subject_id"], row["study_id"]), []).append(row)
-    studies, without_text = [], []
+    studies, without_text = Studies(), []
     for (subject, study), rows in grouped.items():
         place = Path("files") / f"p{subject[:2]}" / f"p{subject}"
         text = _first_file(folder / root / place / f"s{study}.txt" for root in ("", "mimic-cxr-reports"))

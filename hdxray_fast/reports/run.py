@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +13,30 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation
-from ..data.prepared.cache import CachedImages
+from ..data.prepared.cache import refuse_foreign_cache
 from ..data.prepared.duplicates import thumbnails_of
+from ..data.prepared.finding import find_some, open_prepared
+from ..data.prepared.reading import PreparedSubset
 from ..data.prepared.sources import Source
-from ..data.quarantine import Quarantined
+from ..data.quarantine import Quarantined, write_quarantine
 from ..data.radiograph_dataset import RadiographDataset
 from ..data.seen import DRAWN_FILE, Seen
 from ..data.seen_key import KEY_FILE, run_key
 from ..errors import ConfigError, TrainingError
 from ..models.encoder import Encoder
+from ..ranks import from_main, together
 from ..terminal import visible
 from ..training.batches import batches_of
 from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
 from ..training.optimizer import parameter_groups
-from ..training.processes import patient_barrier
-from ..training.run_folder import begun_settings
+from ..training.processes import prepared_by_main
+from ..training.run_folder import as_begun, begun_settings
 from ..training.run_images import read_images
 from ..training.task import Task
 from ..weights.create import create_encoder
 from ..weights.fingerprint import settings_print, weights_print
-from .batches import ReadyStudy, StudyDataset, copies_left_out, ready_studies
+from .batches import ReadyStudies, ReadyStudy, StudyDataset, copies_left_out, ready_studies
 from .cleaning import cleaner, mostly_chinese
 from .config import ReportConfig
 from .features import FeatureStore
@@ -42,7 +45,8 @@ from .model import ReportModel, create_report_model
 from .own_split import read_of_run
 from .predictions import Prediction, write_predictions
 from .saving import save_report_model
-from .studies import Study, StudyTable
+from .studies import StudyTable
+from .study_list import Studies
 from .text_tokenizers import ReportTokenizer, load_tokenizer, train_tokenizer
 from .unknown_words import left_out_note, require_targets, unknown_warning
 from .visual_tokens import Views
@@ -90,11 +94,13 @@ def run_report_training(
         CheckpointError: weights, tokenizer or checkpoints cannot be read.
         MissingDependencyError: an optional package is missing.
     """
-    table, begun = read_of_run(config)
+    config = as_begun(config)
+    table, begun = prepared_by_main(config, lambda: read_of_run(config))
     task = ReportTask(config, table)
     training = Training(task.config, task, progress=progress, on_step=on_step)
     if training.sharded:
         raise ConfigError("shard: report models are not sharded; every process holds the whole model, leave it out")
+    refuse_foreign_cache(task.cache, task.canvas_size, config.contour)
     with training.claimed():
         if training.is_main:
             task.key = run_key(training.out)
@@ -144,14 +150,15 @@ class ReportTask(Task):
                 f"{'not Chinese' if config.language == 'zh' else 'Chinese'}; give language, one of 'en', 'zh'"
             )
         self.clean = cleaner(config.cleaning_name)
-        self.texts = [self.clean(study.report) for study in self.studies["train"]]
-        self.config = config.with_floor(self.texts, begun_settings(config))
-        self.tokenizer = self._make_tokenizer()
+        texts = [self.clean(report) for report in self.studies["train"].column("report")]
+        self.config = config.with_floor(texts, begun_settings(config))
+        self.cache = Path(config.cache or Path(config.out) / "cache")
+        self.tokenizer = self._make_tokenizer(texts)
         self.best, self.best_step, self.scores = math.nan, 0, []
         self.features: FeatureStore | None = None
         self.key: bytes | None = None
 
-    def _make_tokenizer(self) -> ReportTokenizer | None:
+    def _make_tokenizer(self, texts: list[str]) -> ReportTokenizer | None:
         config = self.config
         if config.decoder == "language-model":
             return None
@@ -159,7 +166,7 @@ class ReportTask(Task):
         if kind is None:
             return load_tokenizer(config.tokenizer)
         patients = [study.patient or study.id for study in self.studies["train"]]
-        return train_tokenizer(self.texts, kind, patients=patients, **config.vocabulary)
+        return train_tokenizer(texts, kind, patients=patients, **config.vocabulary)
 
     # --- what Training asks for -------------------------------------------------------------------------------------
     def build(self) -> ReportModel:
@@ -218,7 +225,7 @@ class ReportTask(Task):
         return self.model.inputs(batch)
 
     def files(self, batch: dict) -> list[str]:
-        return [path for i in batch["index"].tolist() for path in self.train_set.studies[i].study.images]
+        return [path for i in batch["index"].tolist() for path in self.train.studies[i].images]
 
     def after_step(self, training: Training, step: int, done: bool) -> dict | None:
         every = self.config.validate_every
@@ -254,20 +261,26 @@ class ReportTask(Task):
     def read_images(self, training: Training) -> None:
         """Canvas and contour of every radiograph, targets of every report; of a frozen encoder the features too."""
         config = self.config
-        cache = Path(config.cache) if config.cache else training.out / "cache"
         wanted = dict(self.studies)
         if config.validate_split == "val":
             wanted["val"] = wanted["val"][: config.validate_studies]
-        images, bad = self._find_images(training, wanted, cache)
+        images, bad = self._find_images(training, wanted)
         ready, notes = {}, []
         for split, studies in wanted.items():
             ready[split], found = ready_studies(studies, images, bad if split == "train" else (), config.max_views)
             notes += found if split == "train" else [f"{split}: {note}" for note in found]
-        thumbnails = thumbnails_of(images)
-        notes += copies_left_out(ready, thumbnails, self.table.drawn)
+        thumbnails: list[np.ndarray] = []  # of the main process, which alone compares them and saves their signatures
+
+        def without_copies() -> tuple[dict[str, ReadyStudies], list[str]]:
+            thumbnails.append(thumbnails_of(images))
+            found = copies_left_out(ready, thumbnails[0], self.table.drawn)
+            return ready, found
+
+        ready, found = from_main(without_copies, config.process_timeout)
+        notes += found
         if not ready["train"]:
             raise TrainingError(f"none of the {len(wanted['train'])} training studies has a readable radiograph")
-        texts = [self.clean(row.study.report) for row in ready["train"]]
+        texts = [self.clean(report) for report in ready["train"].studies.column("report")]
         targets, cut = require_targets(texts, self.tokenizer, config.max_length)
         if cut:
             notes.append(
@@ -280,20 +293,24 @@ class ReportTask(Task):
         if note := left_out_note(share if not warning else 0.0, config.vocabulary):
             notes.append(note)
         self.notes += notes
-        train = [replace(row, target=tuple(ids)) for row, ids in zip(ready["train"], targets, strict=True)]
+        self.train = train = ready["train"].with_targets(targets)
         self.validation = (train if config.validate_split == "train" else ready["val"])[: config.validate_studies]
-        text = "\n".join(f"{row.study.id} {row.target} {row.study.images}" for row in train)
-        self.fingerprint = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        digest = hashlib.sha256()
+        for place, row in enumerate(train):
+            text = f"{row.study.id} {row.target} {row.study.images}"
+            digest.update(("\n" * (place > 0) + text).encode("utf-8", "surrogateescape"))
+        self.fingerprint = digest.hexdigest()[:16]
         self.data_record = self._record(images, train)
-        self.seen = self._seen(images, [*train, *ready.get("val", ())], thumbnails)
+        for pictures in thumbnails:
+            self.seen = self._seen(images, [train, *([ready["val"]] if "val" in ready else [])], pictures)
         patch_size = self.model.encoder.patch_size
-        plain = RadiographDataset(images, patch_size=patch_size)
+        plain = RadiographDataset(images, patch_size=patch_size, bits=8)
         augmentation = Augmentation() if config.augment else None
         changed = RadiographDataset(
-            images, patch_size=patch_size, augmentation=augmentation, seed=config.seed, views=config.augment
+            images, patch_size=patch_size, augmentation=augmentation, seed=config.seed, views=config.augment, bits=8
         )
         if not config.encoder_lr:
-            self.features = self._compute_features(training, plain, [*train, *self.validation], cache)
+            self.features = self._compute_features(training, plain, [*train, *self.validation])
             seen = sorted({number for row in train for number in row.images})
             self.model.visual.standardise(self.features.for_standardising(seen))
         self.train_set = StudyDataset(train, changed, self.model, self.features)
@@ -313,7 +330,7 @@ class ReportTask(Task):
                 "validate_split to train"
             )
 
-    def _record(self, images: CachedImages, train: list[ReadyStudy]) -> DataRecord:
+    def _record(self, images: PreparedSubset, train: ReadyStudies) -> DataRecord:
         """Radiographs and reports, and the weights that no checkpoint holds or that features were computed with."""
         record, model = DataRecord(), self.model
         record.add("readable images", images.sources(), prints_of(images.checksums()))
@@ -330,42 +347,49 @@ class ReportTask(Task):
             record.add("language models", [name], [own], setting="language_model")
         return record
 
-    def _seen(self, images: CachedImages, used: list[ReadyStudy], thumbnails: np.ndarray) -> Seen:
+    def _seen(self, images: PreparedSubset, used: list[ReadyStudies], thumbnails: np.ndarray) -> Seen:
         """Whom and what training and validation use, radiograph by radiograph."""
-        rows = [(row.study, number) for row in used for number in row.images]
         hashes = images.hashes()
-        numbers = [number for _, number in rows]
-        part = StudyTable([study for study, _ in rows])
+        numbers = [number for studies in used for row in studies for number in row.images]
+        part = StudyTable(Studies(row.study for studies in used for row in studies for _ in row.images))
         return Seen.of(self.table, part, [hashes[number] for number in numbers], thumbnails[numbers], self.key)
 
-    def _find_images(
-        self, training: Training, wanted: dict[str, list[Study]], cache: Path
-    ) -> tuple[CachedImages, list[Quarantined]]:
-        config = self.config
+    @property
+    def canvas_size(self) -> int:
+        """Side of the radiographs, pixels; a ConfigError if the encoder takes none that are square."""
         height, width = self.model.encoder.img_size
         if height != width:
             raise ConfigError(f"weights: the encoder takes {height} x {width} images, reports are read off square ones")
+        return height
+
+    def _find_images(self, training: Training, wanted: dict[str, Studies]) -> tuple[PreparedSubset, list[Quarantined]]:
+        config = self.config
         paths = dict.fromkeys(
             path for studies in wanted.values() for study in studies for path in study.images[: config.max_views]
         )
+        if config.prepared is not None:
+            prepared = open_prepared(config.prepared, img_size=self.canvas_size, contour=config.contour)
+            found, bad = find_some(list(paths), prepared, config.data)
+            training.print(f"{len(found)} radiographs in {visible(config.prepared)}")
+            if training.is_main:
+                write_quarantine(training.out / "quarantine.csv", bad)
+            return found, bad
         sources = [Source(path) for path in paths]
-        return read_images(training, sources, cache, size=height, contour=config.contour)
+        return read_images(training, sources, self.cache, size=self.canvas_size, contour=config.contour)
 
     def _compute_features(
-        self, training: Training, images: RadiographDataset, studies: list[ReadyStudy], cache: Path
+        self, training: Training, images: RadiographDataset, studies: Iterable[ReadyStudy]
     ) -> FeatureStore:
         """Every process computes its share; all wait for each other."""
         accelerator = training.accelerator
-        meet = patient_barrier(accelerator)
-        store = FeatureStore(cache / "features", images, self.model, accelerator.mixed_precision)
+        store = FeatureStore(self.cache / "features", images, self.model, accelerator.mixed_precision)
         numbers = sorted({number for row in studies for number in row.images})
         mine = numbers[accelerator.process_index :: accelerator.num_processes]
         self.model.encoder.to(accelerator.device).eval()
-        with training.bar(len(mine), "features") as bar:
+        with together(self.config.process_timeout), training.bar(len(mine), "features") as bar:
             store.fill(
                 self.model, mine, accelerator.device, accelerator.autocast, bar.update, workers=self.config.workers
             )
-        meet()
         return store
 
     def _validate(self, training: Training) -> dict[str, float]:
@@ -376,7 +400,7 @@ class ReportTask(Task):
         mine = range(accelerator.process_index, len(self.validation), accelerator.num_processes)
         texts: list[tuple[int, str]] = []
         bar = training.bar(len(mine), "write", "study", leave=False)
-        with training.averaged() as model, bar:
+        with together(self.config.process_timeout), training.averaged() as model, bar:
             keys = [[(0, i) for i in mine[first : first + size]] for first in range(0, len(mine), size)]
             dataset, device = self.validation_set, accelerator.device
             for read in batches_of(dataset, keys, self.config.workers, device, dataset.collate):
@@ -392,7 +416,11 @@ class ReportTask(Task):
             rows = [Prediction(s.id, text, s.report, s.language) for s, text in zip(studies, generated, strict=True)]
             write_predictions(training.out / "validation.csv", rows)
         convention = conventions(self.config.language)[0]
-        scores = score_reports(generated, [study.report for study in studies], convention, meteor=False).as_dict()
+        references = [study.report for study in studies]
+        scores = from_main(
+            lambda: score_reports(generated, references, convention, meteor=False).as_dict(),
+            self.config.process_timeout,
+        )
         numbers = {name: value for name, value in scores.items() if isinstance(value, float)}
         return {**numbers, "different": len(set(generated))}
 

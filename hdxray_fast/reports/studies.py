@@ -1,51 +1,25 @@
-"""A study: the radiographs of one examination and the report on them; and the table of many."""
+"""The table of studies: what is read, split and left out."""
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..data.prepared.finding import find_some
+from ..data.prepared.reading import PreparedSet
 from ..data.seen import Seen
 from ..data.splits import SPLITS, canonical_split
 from ..errors import ConfigError
 from ..terminal import visible
+from .study_list import Studies, Study
 from .study_splits import split_studies
 
 LANGUAGES = ("en", "zh")
 SECTIONS = ("findings", "impression", "both")
 SHOWN = 3  # examples that a note names
-
-
-@dataclass(frozen=True)
-class Study:
-    """One examination.
-
-    Attributes:
-        id: unique within a table.
-        images: paths, frontal views first where the views are known.
-        report: as it was written (the sections asked for); cleaning never changes it.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        language: ``"en"`` or ``"zh"``.
-        patient: ``""`` if it is not known.
-        part_of: id of the study, where this is one radiograph of it.
-        place: where it stands in its source, for messages, which hold no id: ``"row 5"``.
-    """
-
-    id: str
-    images: tuple[str, ...]
-    report: str
-    split: str = ""
-    language: str = "en"
-    patient: str = ""
-    part_of: str = ""
-    place: str = field(default="", compare=False)
-
-    @property
-    def named(self) -> str:
-        """The study in words that hold nothing of the patient: its place or, where there is none, its first file."""
-        return self.place or (visible(self.images[0]) if self.images else "a study without images")
 
 
 @dataclass
@@ -59,12 +33,16 @@ class StudyTable:
         listed: how many studies of each split there were before any was left out.
     """
 
-    studies: list[Study]
+    studies: Studies
     notes: list[str] = field(default_factory=list)
     origin: dict = field(default_factory=dict)
     drawn: list[str] = field(default_factory=list)
     known: int = 0
     listed: dict[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.studies, Studies):
+            self.studies = Studies(self.studies)
 
     def __len__(self) -> int:
         return len(self.studies)
@@ -72,24 +50,25 @@ class StudyTable:
     @property
     def patients(self) -> list[str]:
         """Of each study; its id where the patient is not known."""
-        return [study.patient or study.id for study in self.studies]
+        ids = self.studies.column("id")
+        return [patient or name for patient, name in zip(self.studies.column("patient"), ids, strict=True)]
 
     @property
     def splits(self) -> list[str]:
         """Of each study."""
-        return [study.split for study in self.studies]
+        return self.studies.column("split")
 
-    def split(self, name: str) -> list[Study]:
+    def split(self, name: str) -> Studies:
         """The studies of one split."""
-        return [study for study in self.studies if study.split == name]
+        return self.studies.rows(row for row, split in enumerate(self.splits) if split == name)
 
     def leave_out(self, unwanted: Callable[[Study], bool], reason: str) -> None:
         """Remove studies and note how many, and where the first few stand."""
-        out = [study for study in self.studies if unwanted(study)]
+        out = [row for row, study in enumerate(self.studies) if unwanted(study)]
         if out:
-            gone = {study.id for study in out}
-            self.studies = [study for study in self.studies if study.id not in gone]
-            self.notes.append(counted([study.named for study in out], "studies", reason))
+            self.notes.append(counted([self.studies[row].named for row in out], "studies", reason))
+            gone = set(out)
+            self.studies = Studies(study for row, study in enumerate(self.studies) if row not in gone)
 
 
 def counted(names: Sequence[str], what: str, reason: str) -> str:
@@ -125,6 +104,7 @@ def finish_table(
     test_share: float,
     split_seed: int,
     need_images: bool = True,
+    prepared: str | os.PathLike | None = None,
     record: Seen | None = None,
 ) -> StudyTable:
     """Fill in splits, leave out what cannot be used, and refuse what would make results worthless.
@@ -132,25 +112,29 @@ def finish_table(
     Empty reports and studies without any image file are left out and counted; of a study that lacks one image the
     others are kept. Studies without a split get one that depends on seed and patient alone, or is that of ``record``.
     Splits are of all studies that are listed, so that they are the same whatever can be read of them. Without
-    ``need_images`` nothing is asked of images: texts are scored without them.
+    ``need_images`` nothing is asked of images: texts are scored without them. With ``prepared`` images are those of a
+    prepared data set, whatever files there are.
 
     Raises:
         ConfigError: an id is there twice, a patient or an image is in two splits, or nothing is left.
     """
-    first: dict[str, Study] = {}
-    if twice := [study for study in table.studies if first.setdefault(study.id, study) is not study]:
-        both = f"{first[twice[0].id].named} and {twice[0].named}"
+    first: dict[str, int] = {}
+    ids = table.studies.column("id")
+    if twice := [row for row, name in enumerate(ids) if first.setdefault(name, row) != row]:
+        both = f"{table.studies[first[ids[twice[0]]]].named} and {table.studies[twice[0]].named}"
         raise ConfigError(f"{source}: {both} have one id: a study is listed more than once ({len(twice)} such rows)")
-    if wrong := [study for study in table.studies if canonical_split(study.split) not in ("", *SPLITS)]:
-        raise ConfigError(f"{source}: {wrong[0].named}: its split is none of {', '.join(SPLITS)}")
+    if wrong := [row for row, split in enumerate(table.splits) if canonical_split(split) not in ("", *SPLITS)]:
+        raise ConfigError(f"{source}: {table.studies[wrong[0]].named}: its split is none of {', '.join(SPLITS)}")
     found = split_studies(table.splits, table.patients, source, val_share, test_share, split_seed, record)
-    table.studies = [replace(study, split=split) for study, split in zip(table.studies, found.splits, strict=True)]
+    table.studies = Studies(
+        replace(study, split=split) for study, split in zip(table.studies, found.splits, strict=True)
+    )
     table.origin, table.drawn, table.known = found.origin, found.drawn, found.known
     table.listed = dict(Counter(found.splits))
     table.leave_out(lambda study: not study.report.strip(), "left out: the report, or the section asked for, is empty")
     if need_images:
         table.leave_out(lambda study: not study.images, "left out: no image is named")
-        _drop_missing_files(table, source)
+        _drop_missing(table, source, prepared)
     if not table.studies:
         raise ConfigError(f"{source}: no study can be used ({'; '.join(table.notes) or 'it is empty'})")
     table.notes += found.notes
@@ -159,33 +143,43 @@ def finish_table(
     return table
 
 
-def _drop_missing_files(table: StudyTable, source: str) -> None:
-    named = dict.fromkeys(path for study in table.studies for path in study.images)
-    missing = [path for path in named if not Path(path).is_file()]
+def _drop_missing(table: StudyTable, source: str, prepared: str | os.PathLike | None) -> None:
+    named = list(dict.fromkeys(path for study in table.studies for path in study.images))
+    if not named:
+        return
+    if prepared is None:
+        missing = [path for path in named if not Path(path).is_file()]
+        if len(missing) == len(named):
+            raise ConfigError(
+                f"{source}: none of the {len(missing)} images exists, the first is {missing[0]}; name their folder "
+                "with images"
+            )
+        what, are, left_out = "image files", "are missing", "left out: none of the images exists"
+    else:
+        missing = [one.path for one in find_some(named, PreparedSet(prepared), source)[1]]
+        what, are = "images", f"are not in the prepared data set {visible(prepared)}"
+        left_out = "left out: none of the images is there"
     if not missing:
         return
-    gone = set(missing)
-    whole = [study for study in table.studies if not gone & set(study.images)]
-    left = [replace(study, images=tuple(path for path in study.images if path not in gone)) for study in table.studies]
-    kept = sum(bool(study.images) for study in left)
-    if not kept:
-        raise ConfigError(
-            f"{source}: none of the {len(missing)} images exists, the first is {missing[0]}; name their folder with "
-            "images"
-        )
-    table.studies = left
-    table.notes.append(counted(missing, "image files", "are missing"))
-    if kept > len(whole):
-        table.notes.append(f"{kept - len(whole)} studies go on without an image that is missing")
-    table.leave_out(lambda study: not study.images, "left out: none of the images exists")
+    gone, before = set(missing), table.studies
+    table.studies = Studies(
+        replace(study, images=tuple(path for path in study.images if path not in gone)) for study in before
+    )
+    less = sum(len(now.images) < len(study.images) for now, study in zip(table.studies, before, strict=True))
+    none = sum(not study.images for study in table.studies)
+    table.notes.append(counted(missing, what, are))
+    if less > none:
+        table.notes.append(f"{less - none} studies go on without an image that is missing")
+    table.leave_out(lambda study: not study.images, left_out)
 
 
-def _refuse_leaks(studies: Iterable[Study], kind: str, keys: Callable[[Study], Iterable[str]], source: str) -> None:
-    seen: dict[str, Study] = {}
-    for study in studies:
+def _refuse_leaks(studies: Studies, kind: str, keys: Callable[[Study], Iterable[str]], source: str) -> None:
+    splits = studies.column("split")
+    seen: dict[str, int] = {}
+    for row, study in enumerate(studies):
         for key in keys(study):
-            if key and (first := seen.setdefault(key, study)).split != study.split:
+            if key and splits[first := seen.setdefault(key, row)] != study.split:
                 raise ConfigError(
-                    f"{source}: one {kind} is in two splits ({first.named} is in {first.split}, {study.named} in "
-                    f"{study.split}), which makes the result worthless; split by patient"
+                    f"{source}: one {kind} is in two splits ({studies[first].named} is in {splits[first]}, "
+                    f"{study.named} in {study.split}), which makes the result worthless; split by patient"
                 )

@@ -3,40 +3,45 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.listing import IMAGE_SUFFIXES, list_images
+from ..data.inputs import Input, list_inputs, prepared_images, require_prepared_for
+from ..data.prepared.finding import find_prepared
+from ..data.prepared.image import PreparedImage
+from ..data.prepared.reading import PreparedSet, is_prepared
 from ..data.quarantine import Quarantined
 from ..data.radiographs import Radiograph, read_ahead
-from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps, worker_count
-from ..data.seen import SEEN_FILE
+from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
+from ..data.seen import SEEN_FILE, Seen
 from ..data.seen_key import KEY_FILE, keep_key
 from ..errors import ArgumentError, ConfigError
-from ..files import claim_names, free_name, refuse_foreign, written_somewhere
+from ..features.parts_folder import parts_of
+from ..features.shares import Share
+from ..files import claim_names, refuse_foreign, written_somewhere
 from ..models.inference import PRECISIONS, autocast, check_word, find_precision
 from ..models.inputs import as_batch
 from ..progress import progress_bar
-from .attention_picture import draw_attention, sentence_maps
-from .journal import JOURNAL, Journal, Progress, made_with
+from ..ranks import acquainted
+from .attention_picture import draw_attention, picture_names, sentence_maps
+from .journal import Journal, WrittenBatch, made_with
 from .known_images import KNOWN_FILE, write_known_images
 from .model import ReportModel
 from .predictions import Prediction, write_predictions
 from .saving import load_report_model
 from .sentences import sentence_tokens
 from .studies import Study, counted
+from .study_list import Studies
 from .visual_tokens import Views
 from .writing_options import WritingOptions
 
 MAKER = "report-generate"
+PREDICTIONS = "predictions.csv"
 
 
 @dataclass
@@ -72,6 +77,8 @@ class WrittenReports:
         precision: ``"fp32"`` or ``"bf16"``, what the model computed in.
         known: study, radiograph and ``"pixels"`` or ``"near"`` for each radiograph that the model was trained or
             validated on; ``None`` where it has no record of that.
+        waiting: shares of other processes, counted from 1, that have not ended.
+        joined: whether this process joined the reports of all shares; another has no ``rows``.
     """
 
     rows: list[WrittenReport] = field(default_factory=list)
@@ -80,20 +87,29 @@ class WrittenReports:
     predictions: Path | None = None
     precision: str = "fp32"
     known: list[tuple[str, str, str]] | None = None
+    waiting: list[int] = field(default_factory=list)
+    joined: bool = True
 
 
 def studies_of_files(paths: Sequence[str | os.PathLike], together: bool = False, language: str = "en") -> list[Study]:
-    """A study for each radiograph among files, folders and manifests; ``together``: one study of all of them.
+    """A study for each radiograph among files, folders, manifests and prepared data sets.
+
+    ``together``: one study of all of them.
 
     Raises:
         ConfigError: a path does not exist or names no image.
     """
-    files = list(dict.fromkeys(str(file) for path in paths for file in list_images(path, argument="paths")))
-    if several := next((file for file in files if ";" in file and not os.path.exists(file)), None):
+    inputs = list_inputs(paths)
+    files = [one.name for one in inputs]
+    if several := next((file for file in _files_of(inputs) if ";" in file and not os.path.exists(file)), None):
         raise ConfigError(f"paths: {several} names several radiographs of one study; give such a CSV with --data")
     if together:
         return [Study(files[0], tuple(files), "", language=language)]
     return [Study(file, (file,), "", language=language) for file in files]
+
+
+def _files_of(inputs: Sequence[Input]) -> list[str]:
+    return [one.name for one in inputs if isinstance(one.image, str)]
 
 
 def write_reports(
@@ -110,14 +126,17 @@ def write_reports(
     precision: str = "auto",
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
+    prepared: Sequence[str | os.PathLike] = (),
+    part: str = "1/1",
 ) -> WrittenReports:
     """Write a report on each study.
 
     With ``out``, a run that was killed goes on where it had ended, if model, studies, files and options are the same;
-    of reports from before no ``attention`` is at hand.
+    of reports from before, or of other processes, no ``attention`` is at hand.
 
     Args:
-        studies: from ``read_studies`` or :func:`studies_of_files`; or a radiograph or a folder of them.
+        studies: from ``read_studies`` or :func:`studies_of_files`; or a radiograph, a folder of them or a prepared data
+            set.
         model: a report model, or its folder.
         options: of the search for words.
         out: folder for ``predictions.csv``, the pictures and what the model has seen; left out, nothing is written.
@@ -127,107 +146,210 @@ def write_reports(
         device: where the model runs; left out, a GPU if there is one.
         progress: show a progress bar.
         precision, timeout, max_memory: as for :func:`hdxray_fast.embed`.
+        prepared: folders of prepared data sets, whose images are read in place of the studies' files.
+        part: ``i/n``: the i-th of n shares of the studies, counted from 1, for as many processes with the same
+            arguments, on any machines that see ``out``; the one that ends last joins them. Ranks of torchrun share a
+            part among them, and the main one joins.
 
     Raises:
-        ArgumentError, ConfigError: an argument is not as described, or no radiograph is named.
+        ArgumentError, ConfigError: an argument is not as described, no radiograph is named, or a data set was prepared
+            otherwise than the model reads files.
         CheckpointError: the model cannot be loaded.
+        TrainingError: another rank is gone.
     """
     if batch_size < 1 or pictures < 0:
         raise ArgumentError("batch_size is at least 1, and pictures at least 0")
     check_word("precision", precision, PRECISIONS)
     check_caps(timeout, max_memory)
+    share = Share.of_part(part)
+    if share.of > 1 and out is None:
+        raise ConfigError("part: shares are joined in the folder out; name it")
     of_files = isinstance(studies, (str, os.PathLike))
     if of_files:
+        prepared = [*prepared, *([studies] if is_prepared(studies) else [])]
         studies = studies_of_files([studies])
     if not studies:
         raise ConfigError("studies: there is none to write a report on")
     if out is not None:
         refuse_other_files(out, studies, pictures)
+    device = share.device(device)
     if not isinstance(model, ReportModel):
         model = load_report_model(model, device)
     elif device is not None:
         model = model.to(device)
     model.eval()
     if of_files:
-        studies = [replace(study, language=model.config.language) for study in studies]
+        studies = Studies(replace(study, language=model.config.language) for study in studies)
+    stored = _stored(studies, prepared, model)
     if out is not None:
         claim_names(Path(out), MAKER, _names(studies, pictures))
-    options = options or WritingOptions()
-    done = WrittenReports(precision=find_precision(precision, next(model.visual.parameters()).device))
-    journal, so_far = None, Progress()
-    if out is not None:
-        more = {"precision": done.precision, "batch_size": batch_size, "pictures": pictures}
-        journal = Journal(Path(out) / JOURNAL, made_with(model, studies, options, **more))
-        so_far = journal.progress
-    reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory}
-    _go_on(done, so_far, studies, out)
-    with progress_bar(len(studies), "write", "study", done=len(done.rows), show=progress) as bar:
-        for places, chunk in _chunks(_read(model, studies, reading, so_far), batch_size):
-            drawn = max(0, min(len(chunk), pictures - len(done.rows)))
-            rows = _write_chunk(model, chunk, options, drawn, done.precision)
-            for place, row in zip(places, rows, strict=True):
-                if out is not None and row.attention is not None:
-                    _draw(Path(out), row, model, so_far)
-                name = row.picture.name if row.picture else ""
-                so_far.texts.append((place, row.text, row.sentences, name))
-                row.radiographs = row.radiographs if row.attention is not None else []
-            done.rows += rows
-            if journal is not None:
-                journal.add()
-            bar.update(len(rows))
-    _note(done, so_far, model, studies)
-    if out is not None:
-        done.predictions = Path(out) / "predictions.csv"
-        rows = [Prediction(r.study.id, r.text, r.study.report or None, r.study.language) for r in done.rows]
-        written_somewhere(done.predictions, lambda path: write_predictions(path, rows), "the reports")
-        if model.seen is not None:  # so that an evaluation finds the model's own split
-            model.seen.save(Path(out) / SEEN_FILE)
-            if model.seen.key is not None and model.seen.knows_patients:
-                keep_key(out, model.seen.key)
-            write_known_images(Path(out) / KNOWN_FILE, done.known or [])
-        journal.remove()
+    precision = find_precision(precision, next(model.visual.parameters()).device)
+    reading = {"workers": share.workers(workers), "timeout": timeout, "max_memory": max_memory}
+    job = _Job(model, studies, options or WritingOptions(), batch_size, pictures, precision, stored, reading, out)
+    count = -(-len(studies) // batch_size)
+    progress = progress and share.is_main
+    if out is None:
+        return job.told(list(job.batches(range(count), progress)), model.seen)
+    more = {"precision": precision, "batch_size": batch_size, "pictures": pictures}
+    made = made_with(model, studies, job.options, stored, **more)
+    done = WrittenReports(precision=precision, joined=False)
+
+    def write(batches: list[WrittenBatch]) -> None:
+        nonlocal done
+        done = job.told(batches, model.seen, before)
+        done.predictions = _write_all(Path(out), done, model)
+
+    with acquainted(), Journal(parts_of(Path(out) / PREDICTIONS), made, count, share) as journal:
+        before = sum(len(batch.texts) for batch in journal.batches.values())
+        with share.together():
+            for batch in job.batches(journal.left(), progress):
+                journal.add(batch)
+            journal.end_share()
+        done.waiting = journal.joined(write) or []
     return done
 
 
-def _go_on(done: WrittenReports, so_far: Progress, studies: Sequence[Study], out: str | os.PathLike | None) -> None:
-    """Take what a run that was killed had written."""
-    for place, text, sentences, picture in so_far.texts:
-        row = WrittenReport(studies[place], text, sentences)
-        row.picture = Path(out) / picture if picture else None
-        done.rows.append(row)
-    if so_far.texts:
-        done.notes.append(f"{len(so_far.texts)} reports were there already, of a run that had not come to its end")
+def _stored(
+    studies: Sequence[Study], prepared: Sequence[str | os.PathLike], model: ReportModel
+) -> dict[str, PreparedImage]:
+    """By path, what is read of prepared data sets."""
+    stored: dict[str, PreparedImage] = {}
+    paths = dict.fromkeys(path for study in studies for path in study.images) if prepared else {}
+    for folder in prepared:
+        left = [path for path in paths if path not in stored]
+        stored |= prepared_images(find_prepared(left, PreparedSet(folder, verify=True)))
+    require_prepared_for(stored.values(), model.encoder.img_size[0], model.encoder.contour)
+    return stored
 
 
-def _note(done: WrittenReports, so_far: Progress, model: ReportModel, studies: Sequence[Study]) -> None:
-    """What was left out on the way."""
-    done.notes += so_far.notes
-    done.quarantined = so_far.quarantined
-    most = model.config.max_views
-    more = [place for place, study in enumerate(studies) if len(study.images) > most]
-    for places, what in (
-        (so_far.without, "left out: none of their radiographs can be read"),
-        (so_far.fewer, "go on without a radiograph that cannot be read"),
-        (more, f"are read by their first {most} radiographs (max_views)"),
-    ):
-        if places:
-            done.notes.append(counted([studies[place].named for place in places], "studies", what))
-    if model.seen is not None:
-        done.known, notes = so_far.read.known_to(model.seen)
-        done.notes += notes
-    empty = [row.study.named for row in done.rows if not row.text]
-    if empty:
-        done.notes.append(counted(empty, "studies", "got an empty report"))
+@dataclass
+class _Job:
+    """How reports are written on some studies, and those that this process wrote.
+
+    Attributes:
+        model, studies, options, batch_size, pictures: as of :func:`write_reports`.
+        precision: ``"fp32"`` or ``"bf16"``.
+        stored: images of prepared data sets, by path.
+        reading: workers and caps.
+        out: folder for the pictures, if there is one.
+        rows: by place, what was written here, with the attention of the first.
+    """
+
+    model: ReportModel
+    studies: Sequence[Study]
+    options: WritingOptions
+    batch_size: int
+    pictures: int
+    precision: str
+    stored: Mapping[str, PreparedImage]
+    reading: dict
+    out: str | os.PathLike | None
+    rows: dict[int, WrittenReport] = field(default_factory=dict)
+
+    def batches(self, numbers: Sequence[int], progress: bool) -> Iterator[WrittenBatch]:
+        """Write reports on the studies of these batches, one after the other."""
+        total = sum(len(self._places(number)) for number in numbers)
+        names = picture_names(self.studies, self.pictures)
+        with progress_bar(total, "write", "study", show=progress) as bar:
+            for batch, places, chunk in self._read(numbers):
+                drawn = sum(place < self.pictures for place in places)
+                rows = _write_chunk(self.model, chunk, self.options, drawn, self.precision) if chunk else []
+                for place, row in zip(places, rows, strict=True):
+                    if self.out is not None and row.attention is not None:
+                        _draw(Path(self.out) / names[place], row, self.model, batch)
+                    name = row.picture.name if row.picture else ""
+                    batch.texts.append((place, row.text, row.sentences, name))
+                    row.radiographs = row.radiographs if row.attention is not None else []
+                    self.rows[place] = row
+                yield batch
+                bar.update(len(self._places(batch.number)))
+
+    def told(self, batches: Sequence[WrittenBatch], seen: Seen | None, before: int = 0) -> WrittenReports:
+        """All reports, with what was left out on the way; ``before``: how many of this share were there already."""
+        done, whole = WrittenReports(precision=self.precision), WrittenBatch.join(batches)
+        for place, text, sentences, picture in whole.texts:
+            row = self.rows.get(place) or WrittenReport(self.studies[place], text, sentences)
+            row.picture = Path(self.out) / picture if picture else None
+            done.rows.append(row)
+        if before:
+            done.notes.append(f"{before} reports were there already, of a run that had not come to its end")
+        done.notes += whole.notes
+        done.quarantined = whole.quarantined
+        most = self.model.config.max_views
+        more = [place for place, study in enumerate(self.studies) if len(study.images) > most]
+        for places, what in (
+            (whole.without, "left out: none of their radiographs can be read"),
+            (whole.fewer, "go on without a radiograph that cannot be read"),
+            (more, f"are read by their first {most} radiographs (max_views)"),
+        ):
+            if places:
+                done.notes.append(counted([self.studies[place].named for place in places], "studies", what))
+        if seen is not None:
+            done.known, notes = whole.read.known_to(seen)
+            done.notes += notes
+        empty = [row.study.named for row in done.rows if not row.text]
+        if empty:
+            done.notes.append(counted(empty, "studies", "got an empty report"))
+        return done
+
+    def _places(self, number: int) -> range:
+        return range(number * self.batch_size, min((number + 1) * self.batch_size, len(self.studies)))
+
+    def _read(
+        self, numbers: Sequence[int]
+    ) -> Iterator[tuple[WrittenBatch, list[int], list[tuple[Study, list[Radiograph]]]]]:
+        """Of each batch what could not be read, and the places and readable radiographs of the other studies.
+
+        Which studies share a batch does not hang on what can be read of them.
+        """
+        side, model = self.model.encoder.img_size, self.model
+        if side[0] != side[1]:
+            raise ConfigError(
+                f"model: its encoder takes {side[0]} x {side[1]} images, reports are read off square ones"
+            )
+        most = model.config.max_views
+        jobs = (
+            (self.stored.get(path, path), path)
+            for number in numbers for place in self._places(number) for path in self.studies[place].images[:most]
+        )  # fmt: skip
+        images = read_ahead(jobs, side[0], model.encoder.patch_size, method=model.encoder.contour, **self.reading)
+        for number in numbers:
+            batch, places, chunk = WrittenBatch(number), [], []
+            for place in self._places(number):
+                study = self.studies[place]
+                found = [next(images) for _ in study.images[:most]]
+                good = [image for image in found if isinstance(image, Radiograph)]
+                batch.quarantined += [image for image in found if isinstance(image, Quarantined)]
+                if not good:
+                    batch.without.append(place)
+                    continue
+                batch.read.add(study, good)
+                if len(good) < len(found):
+                    batch.fewer.append(place)
+                places.append(place)
+                chunk.append((study, good))
+            yield batch, places, chunk
 
 
-def _draw(out: Path, row: WrittenReport, model: ReportModel, so_far: Progress) -> None:
-    taken = {Path(name).stem.lower() for _, _, _, name in so_far.texts if name}
-    place = out / f"{_file_name(row.study.place or row.study.id, taken)}.png"
+def _write_all(out: Path, done: WrittenReports, model: ReportModel) -> Path:
+    """The table of the reports, and what an evaluation wants to know of the model."""
+    rows = [Prediction(r.study.id, r.text, r.study.report or None, r.study.language) for r in done.rows]
+    written_somewhere(out / PREDICTIONS, lambda path: write_predictions(path, rows), "the reports")
+    if model.seen is not None:  # so that an evaluation finds the model's own split
+        model.seen.save(out / SEEN_FILE)
+        if model.seen.key is not None and model.seen.knows_patients:
+            keep_key(out, model.seen.key)
+        write_known_images(out / KNOWN_FILE, done.known or [])
+    return out / PREDICTIONS
+
+
+def _draw(place: Path, row: WrittenReport, model: ReportModel, batch: WrittenBatch) -> None:
     views = [radiograph.pixels for radiograph in row.radiographs]
+    valid, tokens = [radiograph.valid for radiograph in row.radiographs], model.config.visual_tokens
     try:
-        row.picture = draw_attention(place, views, row.sentences, row.attention, model.config.visual_tokens)
+        row.picture = draw_attention(place, views, row.sentences, row.attention, tokens, valid)
     except Exception as error:  # the text does not hang on it
-        so_far.notes.append(f"{place}: left out, it cannot be made ({type(error).__name__}: {error})")
+        batch.notes.append(f"{place}: left out, it cannot be made ({type(error).__name__}: {error})")
 
 
 def refuse_other_files(out: str | os.PathLike, studies: Sequence[Study], pictures: int) -> None:
@@ -237,40 +359,8 @@ def refuse_other_files(out: str | os.PathLike, studies: Sequence[Study], picture
 
 def _names(studies: Sequence[Study], pictures: int) -> list[str]:
     """Of what is written for these studies."""
-    stems: set[str] = set()
-    drawings = [f"{_file_name(one.place or one.id, stems)}.png" for one in studies] if pictures > 0 else []
-    return ["predictions.csv", JOURNAL, SEEN_FILE, KEY_FILE, KNOWN_FILE, *drawings]
-
-
-def _read(
-    model: ReportModel, studies: Sequence[Study], reading: dict, so_far: Progress
-) -> Iterator[tuple[int, tuple[Study, list[Radiograph]]]]:
-    """Place, study and readable radiographs of each study that is not done; what is not readable is noted."""
-    side = model.encoder.img_size
-    if side[0] != side[1]:
-        raise ConfigError(f"model: its encoder takes {side[0]} x {side[1]} images, reports are read off square ones")
-    most = model.config.max_views
-    jobs = [(path, path) for study in studies[so_far.studies :] for path in study.images[:most]]
-    images = read_ahead(jobs, side[0], model.encoder.patch_size, method=model.encoder.contour, **reading)
-    for place, study in enumerate(studies[so_far.studies :], so_far.studies):
-        wanted = len(study.images[:most])
-        found = [next(images) for _ in range(wanted)]
-        good = [image for image in found if isinstance(image, Radiograph)]
-        so_far.quarantined += [image for image in found if isinstance(image, Quarantined)]
-        so_far.studies = place + 1
-        if not good:
-            so_far.without.append(place)
-            continue
-        so_far.read.add(study, good)
-        if len(good) < wanted:
-            so_far.fewer.append(place)
-        yield place, (study, good)
-
-
-def _chunks(items: Iterator[tuple[int, Any]], size: int) -> Iterator[tuple[list[int], list]]:
-    """Of so many items their places, and themselves."""
-    while chunk := list(islice(items, size)):
-        yield [place for place, _ in chunk], [item for _, item in chunk]
+    parts = parts_of(Path(PREDICTIONS)).name
+    return [PREDICTIONS, parts, SEEN_FILE, KEY_FILE, KNOWN_FILE, *picture_names(studies, pictures)]
 
 
 @torch.no_grad()
@@ -308,12 +398,3 @@ def _write_chunk(
             )
         rows.append(row)
     return rows
-
-
-def _file_name(study: str, taken: set[str]) -> str:
-    """The last part of a study's id as a file name, numbered if it is taken."""
-    last = Path(study).name
-    if Path(study).suffix.lower() in IMAGE_SUFFIXES:
-        last = Path(study).stem
-    stem = re.sub(r"[^\w.-]+", "_", last).strip("._")[:80] or "study"
-    return free_name(stem, taken)

@@ -161,27 +161,29 @@ def _write(folder: Path, temporary: Path, tensors: dict[str, dict[str, Tensor]],
     flush(folder.parent)
 
 
-def prune_checkpoints(root: Path, keep: int, keep_every: int = 0) -> None:
+def prune_checkpoints(root: Path, keep: int, keep_every: int = 0, keep_step: int | None = None) -> None:
     """Remove what an interrupted save left, and all checkpoints but the newest ``keep``.
 
-    Those of the steps ``keep_every``, ``2 * keep_every``... stay too, unless it is 0.
+    Those of the steps ``keep_every``, ``2 * keep_every``... stay too, unless it is 0, and that of ``keep_step``.
     """
     for folder in checkpoint_folders(root)[:-keep]:
-        if not (keep_every and _step(folder) % keep_every == 0):
+        if not (keep_every and _step(folder) % keep_every == 0) and _step(folder) != keep_step:
             _remove(folder)
     for folder in root.glob(".step_*.tmp"):
         if re.fullmatch(r"\.step_\d+(\.\d+\.[0-9a-f]{16})?\.tmp", folder.name):
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def set_aside_after(root: Path, step: int) -> None:
+def set_aside_after(root: Path, step: int, why: str = "damaged") -> None:
     """Rename what lies after ``step`` to ``damaged_step_...``: a resumed run has passed it over and will save anew."""
     for folder in checkpoint_folders(root):
         if _step(folder) > step:
-            aside = folder.with_name(f"damaged_{folder.name}")
+            aside = folder.with_name(f"{why}_{folder.name}")
             _remove(aside)
             if aside.exists():
-                raise CheckpointError(f"{aside}: is in the way of a damaged checkpoint, and of no run; move it away")
+                raise CheckpointError(
+                    f"{aside}: is in the way of a checkpoint that is set aside, and of no run; move it away"
+                )
             folder.rename(aside)
 
 

@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..errors import ConfigError
 from ..names import require_utf8
+from .schedule import rise_of, warmup_cosine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,8 @@ class TrainingConfig:
         shard_within: with ``shard``, which processes share: ``all``, or those of a ``node`` among themselves, each node
             with a copy (HSDP), for networks that are slower between nodes than within.
         checkpoint_activations: compute each block again in the backward pass instead of keeping what it needs.
-        process_timeout: seconds after which a process that waits for another gives up.
+        process_timeout: seconds after which a process that waits for another gives up: within a step, and between steps
+            without a sign of life from one that prepares or writes.
         seed: of weights, order, augmentation and masks.
         workers: processes that read files; ``-1`` picks by the machine; 0 reads in this process, without caps.
         timeout: seconds that one file may take.
@@ -143,6 +145,13 @@ class TrainingConfig:
         for name in names:
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"{name}: {getattr(self, name)} is not accepted; give a number from 0 to 1")
+
+    def rate(self, step: int) -> float:
+        """Share of the peak learning rate at ``step``, counted from 0."""
+        return warmup_cosine(step, self.steps, rise_of(self.steps, self.warmup))
+
+    def common_steps(self, steps: int) -> int | None:
+        """How many steps a run of ``steps`` shares with any longer one; ``None`` if all that it does hangs on them."""
 
     def as_dict(self) -> dict:
         """Plain dict, as it is kept in ``config.json``."""

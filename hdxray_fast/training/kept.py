@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from .config import TrainingConfig
+from .curves import Curves
 from .optimizer import AveragedWeights
 from .run_folder import RunFolder
 from .task import Task
@@ -28,6 +29,7 @@ class Kept(Protocol):
     out: Path
     checkpoints: Path
     folder: RunFolder
+    curves: Curves
 
     @property
     def is_main(self) -> bool:

@@ -26,19 +26,20 @@ from ..data.sampler import StepSampler
 from ..errors import ConfigError
 from ..ops.compiled import Compiled
 from ..progress import note, progress_bar
+from ..ranks import naming_lost_processes, on_main
 from ..terminal import visible_lines
 from .checkpoints import whole_state
 from .config import TrainingConfig
+from .curves import CURVES, Curves
 from .graphs import graphs_for, why_not_recorded
 from .late import Feed
-from .optimizer import averaged_weights, warmup_cosine
+from .optimizer import averaged_weights
 from .pace import Pace
 from .processes import (
     checkpoint_activations,
     launcher_shards,
     loader_workers,
     make_accelerator,
-    naming_lost_processes,
     one_opencv_thread,
     outlive_notice,
     shard,
@@ -47,6 +48,7 @@ from .processes import (
 )
 from .restoring import go_on
 from .run_folder import RunFolder
+from .run_log import lines_of
 from .running import Running, UnderWay
 from .saving import Saves
 from .step import Parts, StepLater, StepNow
@@ -112,12 +114,14 @@ class Training:
         if config.threads:  # after Accelerate, which sets them too
             torch.set_num_threads(config.threads)
         self.config, self.task, self.on_step = config, task, on_step or (lambda line: None)
-        self.folder = RunFolder(config, self.accelerator, task.label.replace(" ", "-"), task.writes)
+        self.folder = RunFolder(config, task.label.replace(" ", "-"), task.writes)
         self._keep_folder = False
         self.out, self.log, self.checkpoints = self.folder.path, self.folder.log, self.folder.checkpoints
         self.progress = progress and self.is_main
         self.images_per_step = config.batch_size * config.grad_accum * self.accelerator.num_processes
         self.step = 0
+        self._told: dict[str, str] = {}  # of the last validation, for the bar
+        self.curves = Curves(self.out / CURVES)
         self.stop = StopNotice()
         # what the model cannot be shows here, before hours of preparation and before anything is written
         torch.manual_seed(config.seed)
@@ -239,7 +243,8 @@ class Training:
                 "this one; run each before the next is made"
             )
         try:
-            with naming_lost_processes(self.config.process_timeout, lambda: f"step {self.step + 1}"):
+            again = "start all of them again with --resume auto"
+            with naming_lost_processes(self.config.process_timeout, lambda: f"step {self.step + 1}", again):
                 return self._run()
         finally:
             if not self._keep_folder:
@@ -249,10 +254,10 @@ class Training:
         result = TrainingResult()
         self._distribute()
         self.ema = averaged_weights(self.model, self.config.ema)
-        if self.config.resume == "auto":
-            go_on(self)
+        ended = "ended" if self.config.resume == "auto" and go_on(self) else "damaged"
+        on_main(lambda: self.folder.begin(self.step, self.task.data_record, ended), self.config.process_timeout)
         if self.is_main:
-            self.folder.begin(self.step, self.task.data_record)
+            self.curves.add_all(lines_of(self.log) if self.step else ())
         result.start, self._saves = self.step, Saves(self)
         start_trackers(self.accelerator, self.config, self.out, self.step)
         bar = self.bar(self.config.steps, self.task.label, "step", self.step)
@@ -334,11 +339,12 @@ class Training:
         step = self._make_step()
         self.wrapped.train()
         stop, paused, alone = False, 0.0, self.accelerator.num_processes == 1
+        common = config.common_steps(config.steps)
         self._saves.begin()
         while self.step < config.steps and not stop:
             began = time.perf_counter()
             self._seed_step()
-            rate = self.peak * warmup_cosine(self.step, config.steps, config.warmup)
+            rate = self.peak * config.rate(self.step)
             micro, waited = feed.take()
             ask = step.run(micro, rate, self._flags)
             running = Running(self.step + 1, rate, micro, waited, paused, ask)
@@ -358,7 +364,8 @@ class Training:
             if "unwritten" in raised:
                 self._saves.tell()
             stop = "stop" in raised
-            if done or stop or "save" in raised or (config.save_every and self.step % config.save_every == 0):
+            due = bool(config.save_every and self.step % config.save_every == 0) or self.step == common
+            if done or stop or due or "save" in raised:
                 self._under_way.log(behind=0)  # only of what is known to be finite
                 saved = time.perf_counter()
                 if done or not stop:  # who stops has little time
@@ -392,7 +399,10 @@ class Training:
     def _record(self, bar, pace: Pace, line: dict) -> None:
         if self.is_main:
             self.folder.write_line(line)
+            self.curves.add(line)
         self.accelerator.log({key: value for key, value in line.items() if key != "step"}, step=line["step"])
-        bar.set_postfix(loss=f"{line['loss']:.4f}", **pace.in_words(), refresh=False)
+        if "val_loss" in line:
+            self._told = {"val_loss": f"{line['val_loss']:.4f}"}
+        bar.set_postfix(loss=f"{line['loss']:.4f}", **self._told, **pace.in_words(), refresh=False)
         bar.update()
         self.on_step(line)

@@ -1,4 +1,4 @@
-"""One process or many: how they find each other, share a model, agree, and notice that one of them is gone."""
+"""One process or many: how they find each other, share a model, and agree."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import cv2
 import torch
@@ -19,13 +19,16 @@ from torch.utils.checkpoint import checkpoint
 
 from ..data.reader_pool import worker_count
 from ..devices import warn_of_slow_bf16
-from ..errors import ConfigError, MissingDependencyError, TrainingError
+from ..errors import ConfigError, MissingDependencyError
 from ..extras import install
+from ..ranks import from_main, launched, naming_lost_processes, part
+from .config import TrainingConfig
 
 MOST_WORKERS = 8  # of a data loader, where nobody says how many: a few suffice for samples of a millisecond
 GRACE = 600  # seconds that a data loader's worker lives on after SIGTERM, if nobody ends it before
-MAIN_FAILED = "the main process of this run failed; its own output says why"
-GLOO_TALK = ("gloo", "connection closed", "connection reset", "socket", "broken pipe", "timed out")
+ASKS_TO_SHARD = "ACCELERATE_USE_FSDP"  # of accelerate launch
+
+T = TypeVar("T")
 
 
 def make_accelerator(precision: str, timeout: int):
@@ -59,7 +62,8 @@ def make_accelerator(precision: str, timeout: int):
         raise ConfigError("precision: fp16 needs a GPU; accepted here are bf16 and fp32")
     mixed_precision = "no" if precision == "fp32" else precision
     _forget_other_precision(mixed_precision)
-    launched, before = int(os.environ.get("WORLD_SIZE", "1")), dict(os.environ)
+    count, before = launched(), dict(os.environ)
+    os.environ.pop(ASKS_TO_SHARD, None)  # weights are shared out by :func:`shard`, and not by Accelerate
     try:
         with naming_lost_processes(timeout, lambda: "at the start"):
             accelerator = Accelerator(
@@ -74,23 +78,31 @@ def make_accelerator(precision: str, timeout: int):
         for name in os.environ.keys() - before.keys():  # Accelerate's own
             del os.environ[name]
         raise ConfigError(
-            f"{launched} processes were launched, and cannot find each other ({error}); launch them with torchrun or "
+            f"{count} processes were launched, and cannot find each other ({error}); launch them with torchrun or "
             "accelerate launch"
         ) from error
-    if launched > 1:
-        atexit.register(_part)
-    if launched != accelerator.num_processes:
+    finally:
+        if ASKS_TO_SHARD in before:
+            os.environ[ASKS_TO_SHARD] = before[ASKS_TO_SHARD]
+    if count > 1:
+        atexit.register(part)
+    if count != accelerator.num_processes:
         raise ConfigError(
-            f"{launched} processes were launched, but this one knows of {accelerator.num_processes}; launch them with "
+            f"{count} processes were launched, but this one knows of {accelerator.num_processes}; launch them with "
             "torchrun or accelerate launch"
         )
     return accelerator
 
 
-def _part() -> None:
-    """At the end of a process of several over gloo: threads of its own that still run then would abort it."""
-    if dist.is_available() and dist.is_initialized() and dist.get_backend() == "gloo":
-        dist.destroy_process_group()
+def prepared_by_main(config: TrainingConfig, work: Callable[[], T]) -> T:
+    """:func:`.ranks.from_main` for what is done before there is a :class:`.Training`; all processes must call this.
+
+    Raises:
+        MissingDependencyError, ConfigError, TrainingError: as for :func:`make_accelerator` and ``from_main``.
+    """
+    if launched() > 1:
+        make_accelerator(config.precision, config.process_timeout)
+    return from_main(work, config.process_timeout)
 
 
 def _forget_other_precision(wanted: str) -> None:
@@ -103,7 +115,7 @@ def _forget_other_precision(wanted: str) -> None:
 
 def launcher_shards() -> bool:
     """Whether ``accelerate launch --use_fsdp`` asked for sharding, which :func:`shard` then does."""
-    return os.environ.pop("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    return os.environ.pop(ASKS_TO_SHARD, "false").lower() == "true"
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
@@ -179,28 +191,6 @@ def gradients_stay(model: nn.Module) -> Iterator[None]:
             yield
 
 
-@contextlib.contextmanager
-def naming_lost_processes(timeout: int, when: Callable[[], str]) -> Iterator[None]:
-    """An error that means that another process is gone, or late, says so.
-
-    Raises:
-        TrainingError: in place of such an error.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        text = str(error)
-        lost = isinstance(error, getattr(dist, "DistError", ())) or any(word in text.lower() for word in GLOO_TALK)
-        alone = os.environ.get("WORLD_SIZE", "1") == "1"
-        if alone or not lost or isinstance(error, TrainingError):
-            raise
-        first = text.strip().splitlines()[0][:300]
-        raise TrainingError(
-            f"{when()}: another process of this run is gone or has not answered for {timeout} s ({first}). Its own "
-            "output says why; start all of them again with --resume auto"
-        ) from error
-
-
 def loader_workers(asked: int, on_gpu: bool) -> int:
     """Workers of a data loader, of as many as were asked for (-1: by the machine).
 
@@ -235,66 +225,6 @@ def outlive_notice(worker: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is for the main process, which ends them
 
 
-def on_main(accelerator, work: Callable[[], None]) -> None:
-    """The main process does ``work``, the others wait for it; if it fails, all of them fail.
-
-    Raises:
-        TrainingError: on the other processes, where ``work`` failed; the main process raises its own error.
-    """
-    failure: Exception | None = None
-    if accelerator.is_main_process:
-        try:
-            work()
-        except Exception as error:
-            failure = error
-    failed = torch.tensor(float(failure is not None), device=accelerator.device)
-    if accelerator.reduce(failed, "sum").item():
-        raise failure or TrainingError(MAIN_FAILED)
-
-
-def patient_barrier(accelerator) -> Callable[[], None]:
-    """A barrier with a day's patience, for the end of work that takes some processes longer than others.
-
-    Must be called by all of them before the work; so must what it returns, when they have done theirs.
-    """
-    if accelerator.num_processes == 1:
-        return lambda: None
-    group = _patient_group()
-    return lambda: dist.barrier(group)
-
-
-def from_main(accelerator, work: Callable[[], Any], timeout: int) -> Any:
-    """What ``work`` gives, done by the main process alone; the others wait for it, a day if need be, and get a copy.
-
-    Args:
-        accelerator: of the run; all of its processes must call this.
-        work: its result must be picklable.
-        timeout: seconds of patience with a process that is gone, for the error.
-
-    Raises:
-        TrainingError: on the other processes, where ``work`` failed or the main process is gone; the main process
-            raises its own error.
-    """
-    if accelerator.num_processes == 1:
-        return work()
-    with naming_lost_processes(timeout, lambda: "at the start"):
-        group = _patient_group()
-        result, failure = None, None
-        if accelerator.is_main_process:
-            try:
-                result = work()
-            except Exception as error:
-                failure = error
-        told = [(result, failure is not None)]
-        dist.broadcast_object_list(told, src=0, group=group)
-    if failure is not None:
-        raise failure
-    result, failed = told[0]
-    if failed:
-        raise TrainingError(MAIN_FAILED)
-    return result
-
-
 def broadcast_from_main(accelerator, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """The main process' ``tensor``, on the host of every process; it travels between their devices.
 
@@ -312,6 +242,13 @@ def broadcast_from_main(accelerator, tensor: Tensor | None, shape: Sequence[int]
     return tensor if accelerator.is_main_process else sent.cpu()
 
 
+def weights_from_main(accelerator, model: nn.Module) -> None:
+    """Give every process the main one's weights, in place; all of them must call this with models of one make."""
+    if accelerator.num_processes > 1:
+        for tensor in model.state_dict().values():
+            dist.broadcast(tensor, src=0)
+
+
 def sum_over(accelerator, values: dict[str, int | float | Tensor]) -> dict[str, int | float]:
     """Sums over all processes, which must all call this with the same names."""
     if accelerator.num_processes == 1:
@@ -322,7 +259,3 @@ def sum_over(accelerator, values: dict[str, int | float | Tensor]) -> dict[str, 
         k: not (v.is_floating_point() if isinstance(v, Tensor) else isinstance(v, float)) for k, v in values.items()
     }
     return {k: int(v) if whole[k] else v for k, v in zip(values, sums, strict=True)}
-
-
-def _patient_group():
-    return dist.new_group(backend="gloo", timeout=timedelta(days=1))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import CheckpointError, ConfigError, HDXrayError
 from ..files import checksum
+from ..ranks import from_main
 from ..regular_files import check_listed_file, load_tensors, read_json, reason_of
 from .checkpoints import (
     CHECKSUMS_FILE,
@@ -28,7 +29,7 @@ from .checkpoints import (
 from .data_record import refuse_other_data
 from .kept import Kept
 from .optimizer import AveragedWeights
-from .processes import broadcast_from_main, from_main
+from .processes import broadcast_from_main
 from .run_folder import LOG
 from .run_log import last_step
 
@@ -92,7 +93,7 @@ class OneReader(Alone):
         self._accelerator, self._timeout = accelerator, timeout
 
     def folders(self, root: Path) -> list[Path]:
-        return from_main(self._accelerator, lambda: checkpoint_folders(root), self._timeout)
+        return from_main(lambda: checkpoint_folders(root), self._timeout)
 
     def read(self, folder: Path, averaged: bool) -> Saved:
         saved = Saved({}, {})
@@ -109,7 +110,7 @@ class OneReader(Alone):
             }
             return saved.state, shapes, ""
 
-        state, shapes, failure = from_main(self._accelerator, described, self._timeout)
+        state, shapes, failure = from_main(described, self._timeout)
         if failure:
             raise CheckpointError(failure)
         return Saved(
@@ -153,8 +154,11 @@ def load_checkpoint(
     return state
 
 
-def go_on(training: Kept) -> None:
+def go_on(training: Kept) -> bool:
     """Bring a run to where its newest checkpoint has it, if there is one; every process must call this.
+
+    Returns:
+        Whether it is longer now, and checkpoints of its former end were passed over.
 
     Raises:
         ConfigError: the data or the images per step are not those of the run that is resumed.
@@ -162,14 +166,23 @@ def go_on(training: Kept) -> None:
     """
     accelerator = training.accelerator
     reader = OneReader(accelerator, training.config.process_timeout) if accelerator.num_processes > 1 else Alone()
-    state = resume_latest(training.checkpoints, training.model, training.optimizer, training.ema, reader)
+    config, ends = training.config, set()
+
+    def fits(state: dict) -> bool:
+        steps = state.get("steps")
+        if type(steps) is not int or steps == config.steps or state["step"] <= (config.common_steps(steps) or 0):
+            return True
+        ends.add(steps)
+        return False
+
+    state = resume_latest(training.checkpoints, training.model, training.optimizer, training.ema, reader, fits)
     if state is None:
         if training.is_main and (lost := last_step(training.out / LOG)):
             warnings.warn(
                 f"{training.checkpoints}: has no checkpoint, though the log had come to step {lost}; it begins anew",
                 stacklevel=2,
             )
-        return
+        return False
     try:
         _take(training, state)
     except HDXrayError:
@@ -177,6 +190,9 @@ def go_on(training: Kept) -> None:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         at = checkpoint_folder(training.checkpoints, state["step"])
         raise CheckpointError(f"{at}: is damaged, or another task's ({reason_of(error)}); remove it") from error
+    for steps in sorted(ends):
+        training.print(f"passed over what fell towards its end at step {steps}: there are {config.steps} now")
+    return bool(ends)
 
 
 def _take(training: Kept, state: dict) -> None:
@@ -200,6 +216,7 @@ def resume_latest(
     optimizer: torch.optim.Optimizer,
     ema: AveragedWeights | None = None,
     reader: Alone | None = None,
+    fits: Callable[[dict], bool] = lambda state: True,
 ) -> dict | None:
     """Restore the newest whole checkpoint under ``root``; an older one stands in for a damaged one, with a warning.
 
@@ -209,6 +226,7 @@ def resume_latest(
         optimizer: of the model's parameters.
         ema: averaged weights, if any.
         reader: :class:`OneReader` where there are several processes; all must call this.
+        fits: whether a run may go on from a state; others are passed over.
 
     Returns:
         The checkpoint's state, or ``None`` where there is no checkpoint at all.
@@ -216,15 +234,22 @@ def resume_latest(
     Raises:
         CheckpointError: there are checkpoints, and none can be read.
     """
-    reader, failures = reader or Alone(), []
+    reader, failures, passed_over = reader or Alone(), [], False
     for folder in reversed(reader.folders(root)):
         try:
             state = load_checkpoint(folder, model, optimizer, ema, reader)
             _check_state(folder, state)
-            return state
+            if fits(state):
+                return state
+            passed_over = True
         except CheckpointError as error:
             failures.append(str(error))
             warnings.warn(f"{error}; falling back to the checkpoint before it", stacklevel=2)
+    if passed_over:
+        raise CheckpointError(
+            f"{root}: no checkpoint from before the rate fell is there, from which a run that is longer now could go "
+            "on; resume with the steps it had, or begin a new run with its model as weights"
+        )
     if failures:
         raise CheckpointError("no checkpoint of this run can be read: " + "; ".join(failures))
     return None

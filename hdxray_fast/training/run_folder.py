@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from ..data.seen_key import KEY_FILE, check_key
 from ..errors import ConfigError, TrainingError
-from ..files import claim_names, flush, refuse_foreign, remove_leftovers, written_whole
+from ..files import claim_names, flush, place_of, refuse_foreign, remove_leftovers, written_whole
 from ..locks import RunLock
+from ..ranks import on_main
 from ..regular_files import RUN_JSON, read_json
 from .checkpoints import OF_A_SAVE, checkpoint_folders, set_aside_after
 from .config import TrainingConfig
+from .curves import CURVES
 from .data_record import RECORD, DataRecord
-from .processes import on_main
 from .run_log import truncate_log
 
+Config = TypeVar("Config", bound=TrainingConfig)
 LOG, CHECKPOINTS, SETTINGS = "log.jsonl", "checkpoints", "config.json"
-WRITES = (SETTINGS, LOG, CHECKPOINTS, "failed", RECORD, "tensorboard", "wandb", "quarantine.csv", "cache", "model")
+WRITES = (
+    *(SETTINGS, LOG, CHECKPOINTS, "failed", RECORD, "tensorboard", "wandb", "quarantine.csv", "cache", "model"),
+    CURVES,
+)
+PATHS = ("data", "images", "weights", "prepared")  # settings that name files
 # settings that the runs of every release have written down; nobody else's file holds all of them by chance
 OF_EVERY_RUN = frozenset({
     "out", "steps", "batch_size", "grad_accum", "lr", "weight_decay", "beta2", "warmup", "clip_grad", "ema",
@@ -33,7 +42,6 @@ class RunFolder:
 
     Args:
         config: all settings; ``config.out`` names the folder.
-        accelerator: of the run, whose main process writes.
         maker: the command.
         writes: names that it writes here besides those of every run.
 
@@ -43,8 +51,8 @@ class RunFolder:
         checkpoints: of their folder.
     """
 
-    def __init__(self, config: TrainingConfig, accelerator, maker: str, writes: Sequence[str] = ()) -> None:
-        self.config, self.accelerator, self.path = config, accelerator, Path(config.out)
+    def __init__(self, config: TrainingConfig, maker: str, writes: Sequence[str] = ()) -> None:
+        self.config, self.path = config, Path(config.out)
         self._maker, self._writes = maker, (*WRITES, *writes)
         self.log, self.checkpoints, self.settings = (self.path / name for name in (LOG, CHECKPOINTS, SETTINGS))
         self._lock = RunLock(self.path)
@@ -56,11 +64,14 @@ class RunFolder:
             ConfigError: it holds another run or files of the same names that no run made, another process is at work
                 in it, or it cannot be written.
         """
-        on_main(self.accelerator, self._lock.acquire)
+        on_main(self._claim, self.config.process_timeout)
+
+    def _claim(self) -> None:
+        refuse_foreign(self.path, self._maker, self._writes, is_run(self.path))  # no lock is left in others' folders
+        self._lock.acquire()
         try:
             self._refuse_another_run()
-            self.accelerator.wait_for_everyone()  # all have looked before one writes
-            on_main(self.accelerator, self._write_settings)
+            self._write_settings()
         except BaseException:
             self._lock.release()
             raise
@@ -83,12 +94,11 @@ class RunFolder:
             if not isinstance(found, dict):
                 raise ValueError("it holds no object")
         except FileNotFoundError:
-            if self.accelerator.is_main_process:
-                warnings.warn(
-                    f"{self.settings}: is missing, so nobody can tell whether the run was begun with these settings; "
-                    "it goes on with them",
-                    stacklevel=2,
-                )
+            warnings.warn(
+                f"{self.settings}: is missing, so nobody can tell whether the run was begun with these settings; it "
+                "goes on with them",
+                stacklevel=2,
+            )
             return
         except ValueError as error:
             raise ConfigError(f"out: {self.settings} is damaged ({error}); choose another folder") from error
@@ -110,7 +120,7 @@ class RunFolder:
             with written_whole(self.settings) as temporary:
                 temporary.write_text(json.dumps(self.config.as_dict(), indent=1))
         except OSError as error:
-            raise ConfigError(f"out: cannot write to {self.path} ({error.strerror})") from error
+            raise ConfigError(f"out: cannot write to {place_of(error, self.path)} ({error.strerror})") from error
 
     def write_line(self, line: dict) -> None:
         """Add a line to the log.
@@ -138,10 +148,13 @@ class RunFolder:
         except OSError as error:
             raise self._unwritable(error) from error
 
-    def begin(self, step: int, record: DataRecord | None) -> None:
-        """Before a run goes on from ``step``: nothing that lies after it is left, and its data is written down."""
+    def begin(self, step: int, record: DataRecord | None, why: str = "damaged") -> None:
+        """Before a run goes on from ``step``: nothing that lies after it is left, and its data is written down.
+
+        ``why`` checkpoints after it are passed over, as a word before their names.
+        """
         self.cut_log(step)
-        set_aside_after(self.checkpoints, step)
+        set_aside_after(self.checkpoints, step, why)
         if record is not None:
             record.write(self.path)
 
@@ -173,6 +186,23 @@ def begun_settings(config: TrainingConfig) -> dict | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def as_begun(config: Config) -> Config:
+    """The settings, with data and weights called as in the run that they go on with, where both names lead to one.
+
+    So a folder may be given by its full path, or by a link to it, and images keep the names that the run knows them by.
+    """
+    begun = begun_settings(config) or {}
+    given = {name: getattr(config, name) for name in PATHS if hasattr(config, name)}
+    return replace(config, **{name: begun[name] for name in given if _lead_to_one(given[name], begun.get(name))})
+
+
+def _lead_to_one(*paths: object) -> bool:
+    try:
+        return all(isinstance(path, str) for path in paths) and os.path.samefile(*paths)
+    except (OSError, ValueError):  # there is no such file, or can be none
+        return False
 
 
 def is_run(folder: Path) -> bool:

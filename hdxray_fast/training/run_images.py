@@ -1,45 +1,22 @@
-"""The radiographs of a run: read by its main process while the others wait, or opened where they were prepared."""
+"""The radiographs of a run, read by its main process while the others wait."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..data.prepared.cache import CachedImages, fill_cache
-from ..data.prepared.reading import PreparedSet
 from ..data.prepared.sources import Source
 from ..data.quarantine import Quarantined, write_quarantine
 from ..data.reader_pool import worker_count
 from ..errors import ConfigError
+from ..ranks import from_main
 from ..terminal import visible
-from .processes import from_main
 
 if TYPE_CHECKING:
     from .loop import Training
-
-
-def open_prepared(folder: str | os.PathLike, **settings: int | str) -> PreparedSet:
-    """A prepared data set whose images are checked as they are read, if it was prepared as a run has it.
-
-    Args:
-        folder: of the data set.
-        **settings: the run's ``img_size`` and, where it matters, ``contour``.
-
-    Raises:
-        ConfigError: it is none, its parts are not merged, or it was prepared otherwise.
-    """
-    images = PreparedSet(folder, verify=True)
-    for name, wanted in settings.items():
-        found = images.size if name == "img_size" else images.recipe[name]
-        if wanted != found:
-            raise ConfigError(
-                f"{name}: the data set in {folder} was prepared with {found}, and not with {wanted}; give "
-                f"{name}={found}, or prepare it anew"
-            )
-    return images
 
 
 def read_images(
@@ -51,7 +28,7 @@ def read_images(
 
     Args:
         training: the run; all of its processes must call this.
-        sources: files, in the order that samples are numbered by.
+        sources: files, in the order that samples are numbered by; of the main process, the others' are not looked at.
         cache: folder, which all processes must share.
         size: canvas side, pixels.
         contour: method of :func:`hdxray_fast.find_contour`.
@@ -94,7 +71,7 @@ def read_images(
         return images, bad
 
     try:
-        images, bad = from_main(training.accelerator, fill, training.config.process_timeout)
+        images, bad = from_main(fill, training.config.process_timeout)
         images.require_all()
     except ConfigError as error:
         if training.is_main:

@@ -19,6 +19,15 @@ def last_step(log: Path) -> int:
         return 0
 
 
+def lines_of(log: Path) -> Iterator[dict]:
+    """The lines of a log, without those that are damaged; none where it cannot be read."""
+    try:
+        for _, line in _lines(log):
+            yield parse_json(line)
+    except OSError:
+        return
+
+
 def truncate_log(path: Path, step: int) -> list[int]:
     """Drop the lines of a JSONL log that lie after ``step``, and damaged ones, such as a line cut short by a crash.
 

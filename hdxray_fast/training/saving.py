@@ -14,11 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import HDXrayError, TrainingError
+from ..ranks import MAIN_FAILED, on_main
 from ..terminal import visible_lines
 from .checkpoints import checkpoint_folder, prune_checkpoints, take_snapshot, write_checkpoint
 from .config import TrainingConfig
 from .kept import Kept
-from .processes import MAIN_FAILED, on_main
 from .running import Running
 
 
@@ -132,7 +132,13 @@ class Saves:
         """
         training = self._training
         config, root = training.config, training.checkpoints
-        self._write(checkpoint_folder(root, training.step), {}, wait, lambda: _prune(root, config))
+        curves = training.curves.taken() if training.is_main else {}
+
+        def after() -> None:  # in the thread that writes, so that nobody waits for a picture
+            _prune(root, config)
+            training.curves.draw(curves)
+
+        self._write(checkpoint_folder(root, training.step), {}, wait, after)
         self._clock.restart()
 
     def fail(self, running: Running) -> None:
@@ -173,6 +179,7 @@ class Saves:
         record, scaler = task.data_record, training.accelerator.scaler
         state = {
             "step": training.step,
+            "steps": training.config.steps,
             "data": task.fingerprint,
             "record": None if record is None else record.digest,
             "images_per_step": training.images_per_step,
@@ -182,7 +189,8 @@ class Saves:
         }
         # a task may give lists that it goes on adding to
         state, files = copy.deepcopy(state), copy.deepcopy(task.json_files(training.model))
-        self._thread.join()  # its snapshot is gone before there is another
+        patience = training.config.process_timeout
+        on_main(self._thread.join, patience)  # its snapshot is gone before there is another
         snapshot = take_snapshot(training.model, training.optimizer, training.ema, keep=training.is_main)
 
         def write() -> None:
@@ -195,10 +203,10 @@ class Saves:
             write()
 
         if wait:
-            on_main(training.accelerator, at_once)
+            on_main(at_once, patience)
         elif training.is_main:
             self._thread.begin(write)
 
 
 def _prune(root: Path, config: TrainingConfig) -> None:
-    prune_checkpoints(root, config.keep_checkpoints, config.keep_every)
+    prune_checkpoints(root, config.keep_checkpoints, config.keep_every, config.common_steps(config.steps))

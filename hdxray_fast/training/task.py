@@ -43,6 +43,9 @@ class Run(Protocol):
     def print(self, text: str) -> None:
         """Print once, whatever the number of processes."""
 
+    def sum(self, values: dict[str, int | float | Tensor]) -> dict[str, int | float]:
+        """Sums over all processes, which must all call this with the same names."""
+
 
 class Task:
     """What is trained. Subclasses override what they need; only :meth:`build`, :meth:`loader` and :meth:`loss` must be.

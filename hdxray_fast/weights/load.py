@@ -23,7 +23,7 @@ from .hub_files import IMPORT_FILE, PREPROCESSOR_FILE
 from .layouts import Renamed, contradictions, infer, rename
 from .model_folders import CONFIG_FILE, ENCODER_FORMAT, MAE_FORMAT, save_model
 from .report import LoadReport, shortened
-from .source_files import TENSOR_FILES, Source, read_json, read_source
+from .source_files import TENSOR_FILES, Source, folder_with_weights, read_json, read_source
 
 __all__ = ["LoadReport", "convert", "load_encoder"]
 
@@ -242,7 +242,8 @@ def _fill(encoder: Encoder, tensors: dict[str, Tensor], report: LoadReport, stri
 def _check_free(folder: Path, source: str | os.PathLike) -> None:
     """Raise an error if writing a model there would overwrite the source, or anything but an encoder of this package:
     somebody else's file, or a model that holds more."""
-    if folder.exists() and folder.resolve() in (Path(source).resolve(), Path(source).resolve().parent):
+    read = folder_with_weights(Path(source)) if Path(source).is_dir() else Path(source)
+    if folder.exists() and folder.resolve() in (read.resolve(), read.resolve().parent):
         raise ArgumentError(f"folder: {folder} holds the source itself; give another folder")
     written = (CONFIG_FILE, PREPROCESSOR_FILE, IMPORT_FILE, *TENSOR_FILES)
     found = next((name for name in written if os.path.lexists(folder / name)), None)

@@ -108,19 +108,21 @@ def model_folder(directory: str | Path, file: str) -> Path:
     return inner if (inner / file).is_file() and not (directory / file).is_file() else directory
 
 
-def refuse_folder_of_run(directory: Path) -> None:
-    """Where a model is wanted and the folder of a run is named: say where in it the model is.
+def folder_of_weights(directory: Path) -> Path:
+    """The folder that holds weights: ``directory``, or where it is that of a run or of a report model, the one in it.
 
     Raises:
-        CheckpointError: the folder holds no weights, and the model of a run below it.
+        CheckpointError: the run has written checkpoints and no model yet.
     """
-    if are_there(directory / MODEL_FILE):
-        return
     steps = sorted((directory / "checkpoints").glob("step_*"), reverse=True)
-    for inner in (directory / "model", directory / "model" / "encoder", *steps):
+    if are_there(directory / MODEL_FILE):
+        return directory
+    for inner in (*(directory / name for name in ("model", "model/encoder", "encoder")), *steps):
         if (inner / CONFIG_FILE).is_file() and are_there(inner / MODEL_FILE):
-            what = "newest checkpoint" if inner in steps else "model"
-            raise CheckpointError(f"{directory}: is the folder of a run; its {what} is in {inner}")
+            if inner in steps:
+                raise CheckpointError(f"{directory}: is a run that has not ended; its newest checkpoint is in {inner}")
+            return inner
+    return directory
 
 
 def describe_model(model: MaskedAutoencoder | Encoder) -> dict[str, dict]:
@@ -154,6 +156,9 @@ def _as_path(directory: object) -> Path:
 def load_model(directory: str | Path) -> MaskedAutoencoder | Encoder:
     """Build the model that :func:`save_model` wrote, in float32 on the CPU and in training mode.
 
+    Args:
+        directory: the folder, or that of the run it lies in.
+
     Raises:
         CheckpointError: a file is missing, truncated or foreign, or config and tensors do not belong together; the
             message names the file and what differs.
@@ -162,7 +167,7 @@ def load_model(directory: str | Path) -> MaskedAutoencoder | Encoder:
     directory = _as_path(directory)
     if directory.is_file():
         raise CheckpointError(f"{directory}: is a file; give the folder that save_model wrote")
-    refuse_folder_of_run(directory)
+    directory = folder_of_weights(directory)
     kind, settings = _read_config(directory / CONFIG_FILE)
     tell_of_code(directory)
     _require_tensors(directory / MODEL_FILE)

@@ -17,6 +17,7 @@ from ..regular_files import what_else
 from . import model_folders
 from .data_only import tell_of_code
 from .hub_files import PREPROCESSOR_FILE
+from .stored_sizes import are_there
 
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
 # where training scripts put the model; a teacher goes before its student, as in DINO's own evaluation
@@ -69,7 +70,8 @@ def read_source(weights: str | os.PathLike) -> Source:
         return _read_timm(weights)
     path = Path(weights)
     if path.is_dir():
-        return _read_directory(path, str(path))
+        folder = folder_with_weights(path)
+        return _read_directory(folder, str(folder))
     if not path.is_file():
         raise CheckpointError(
             f"{path}: {what_else(path) or 'is missing'}; weights are a file or a folder, 'hf:org/name' or 'timm:name'"
@@ -77,6 +79,11 @@ def read_source(weights: str | os.PathLike) -> Source:
     if path.name in TENSOR_FILES and (path.parent / model_folders.CONFIG_FILE).is_file():
         return _read_directory(path.parent, str(path))
     return _read_file(path, str(path))
+
+
+def folder_with_weights(path: Path) -> Path:
+    """``path``, or where it is that of a run, the folder of the model in it; see :func:`.folder_of_weights`."""
+    return path if any(are_there(path / name) for name in TENSOR_FILES) else model_folders.folder_of_weights(path)
 
 
 def _read_directory(folder: Path, label: str) -> Source:
@@ -95,7 +102,6 @@ def _read_directory(folder: Path, label: str) -> Source:
     else:
         if odd := [f"{name} {what_else(folder / name)}" for name in TENSOR_FILES if what_else(folder / name)]:
             raise CheckpointError(f"{folder}: its {odd[0]}")
-        model_folders.refuse_folder_of_run(folder)
         raise CheckpointError(f"{folder}: holds neither of {' and '.join(TENSOR_FILES)}")
     source.config = config
     source.mean, source.std = _pixel_statistics(read_json(folder / PREPROCESSOR_FILE), config)

@@ -93,7 +93,7 @@ def test_no_other_temperature_has_less_loss(multiclass):
             )
         return total
 
-    grid = np.geomspace(0.1, 10, 2001)
+    grid = np.geomspace(0.1, 10, 801)
     assert found == pytest.approx(grid[np.argmin([loss(t) for t in grid])], rel=0.01)
 
 

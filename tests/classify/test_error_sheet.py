@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import cv2
 import numpy as np
 import pytest
 import torch
+from toy_radiographs import draw_radiograph
 
 import hdxray_fast as hx
-from hdxray_fast.classify.attention_maps import patch_map
+from hdxray_fast.classify.attention_maps import PatchMap, patch_map
 from hdxray_fast.classify.classifier import Classifier, ClassifierConfig
-from hdxray_fast.classify.error_sheet import confident_errors, overlay, write_error_sheet
+from hdxray_fast.classify.error_sheet import confident_errors, tinted, write_error_sheet
 from hdxray_fast.classify.label_table import LabelTable
 from hdxray_fast.data.radiographs import read_radiograph
 from hdxray_fast.models.inputs import as_batch, encoder_inputs
@@ -26,25 +29,29 @@ def classifier(head="linear", pool="mean", **settings) -> Classifier:
     return model
 
 
-def inputs(model, radiographs):
-    file = str(radiographs / "0.png")
-    return encoder_inputs(model.encoder, as_batch([read_radiograph(file, file, 64, 16)]))
+@functools.cache
+def film():
+    return read_radiograph(draw_radiograph(0), "0.png", 64, 16)
+
+
+def inputs(model):
+    return encoder_inputs(model.encoder, as_batch([film()]))
 
 
 @pytest.mark.parametrize("keep", ["all", "valid", "contour"])
 @pytest.mark.parametrize(
     ("head", "pool"), [("linear", "cls"), ("attention", "mean"), ("label-query", "mean"), ("linear", "mean")]
 )
-def test_a_map_covers_what_was_looked_at(radiographs, keep, head, pool):
+def test_a_map_covers_what_was_looked_at(keep, head, pool):
     model = classifier(head, pool, keep=keep)
-    images, plan, scale, shift = inputs(model, radiographs)
+    images, plan, scale, shift = inputs(model)
     found = patch_map(model, 1, images, plan, scale, shift)
     assert found.values.shape == (4, 4)
     looked = np.isfinite(found.values)
     assert looked.sum() == (16 if plan is None else plan.keep_ids.numel())
     if found.signed:
         assert found.values[looked].mean() == pytest.approx(0, abs=1e-5)
-        assert "red for, blue against" in found.words
+        assert "share in the logit" in found.words
     else:
         assert (found.values[looked] > 0).all()
         assert 0.2 < found.values[looked].sum() <= 1.0001  # the rest lies on the class token
@@ -52,18 +59,18 @@ def test_a_map_covers_what_was_looked_at(radiographs, keep, head, pool):
 
 
 @pytest.mark.parametrize(("head", "pool"), [("linear", "cls"), ("attention", "mean"), ("linear", "mean")])
-def test_without_a_plan_the_map_covers_what_the_encoder_keeps(radiographs, head, pool):
+def test_without_a_plan_the_map_covers_what_the_encoder_keeps(head, pool):
     model = classifier(head, pool, keep="contour", margin=0)
-    images, plan, _, _ = inputs(model, radiographs)
+    images, plan, _, _ = inputs(model)
     looked = np.isfinite(patch_map(model, 1, images).values)
     assert looked.sum() == plan.keep_ids.numel() < 16
     assert looked.ravel()[plan.keep_ids.numpy()].all()
 
 
-def test_attention_is_that_of_the_model(radiographs):
+def test_attention_is_that_of_the_model():
     """With values that tell the keys apart, the output of the model's own attention is the weighted mean."""
     model = classifier("attention")
-    images, plan, scale, shift = inputs(model, radiographs)
+    images, plan, scale, shift = inputs(model)
     attention = model.head.attn_pool.attn
     width, heads = 24, 3
     with torch.no_grad():
@@ -88,9 +95,9 @@ def test_attention_is_that_of_the_model(radiographs):
     assert found.values.ravel()[5 - 1] == pytest.approx(float(expected), abs=1e-5)
 
 
-def test_contributions_of_a_probe_add_up_to_the_logit(radiographs):
+def test_contributions_of_a_probe_add_up_to_the_logit():
     model = classifier("probe")
-    images, plan, scale, shift = inputs(model, radiographs)
+    images, plan, scale, shift = inputs(model)
     tokens = model.encoder.encode(images, plan, scale, shift)
     shares = (tokens.values[1:] @ model.head.fc.weight[1]) / 16
     logit = model(images, plan, scale, shift)[0, 1]
@@ -123,16 +130,26 @@ def test_the_most_confident_errors_of_both_kinds():
     assert confident_errors(labels, np.where(labels == 1, 1.0, 0.0), [0.5, 0.5]) == []
 
 
-def test_overlay_darkens_what_was_not_looked_at(radiographs):
+def test_overlay_darkens_what_was_not_looked_at():
     model = classifier("attention", keep="contour")
-    batch = inputs(model, radiographs)
+    batch = inputs(model)
     found = patch_map(model, 0, *batch)
     values = np.full((4, 4), np.nan, np.float32)
     values[1, 1], values[1, 2] = 0.2, 0.8
-    view = overlay(np.full((64, 64), 100, np.uint8), type(found)(values, False, ""))
+    view, full = tinted(np.full((64, 64), 100, np.uint8), type(found)(values, False, ""))
     assert view.shape == (64, 64, 3)
     assert view[:16].mean() == pytest.approx(35, abs=1)
-    assert view[24, 40].sum() > view[24, 24].sum()
+    assert full == pytest.approx(0.6)  # 0.8 is 1.6 even shares of two patches
+    blue, _, red = view[24, 40].astype(int)
+    assert red > blue + 50 and view[24, 24, 0] > view[24, 24, 2] + 50  # more than an even share, and less
+
+
+def test_colours_leave_the_picture_its_contrast():
+    """Of what lies under the full colour as of what has none."""
+    grey = np.tile(np.array([40, 80], np.uint8), (64, 32))
+    plain, strong = (tinted(grey, PatchMap(np.full((4, 4), value, np.float32), True, ""))[0] for value in (0.0, 1.0))
+    light = [picture.mean(-1)[0].astype(float) for picture in (plain, strong)]
+    assert np.diff(light[1][:2]) > 0.5 * np.diff(light[0][:2])
 
 
 @pytest.mark.parametrize("head", ["linear", "attention", "label-query"])

@@ -11,7 +11,7 @@ from prepared_helpers import prepare
 from toy_radiographs import draw_radiograph
 
 import hdxray_fast as hx
-from hdxray_fast.classify.data import find_prepared
+from hdxray_fast.data.prepared.finding import find_prepared
 from hdxray_fast.data.prepared.reading import PreparedSet
 
 pytest.importorskip("pyarrow")

@@ -27,6 +27,7 @@ from hdxray_fast.classify.evaluation import evaluate_files, predict
 from hdxray_fast.classify.finetune import describe_finetuning, run_finetuning
 from hdxray_fast.classify.heads import build_head
 from hdxray_fast.classify.task import FinetuneTask
+from hdxray_fast.cli.classify import add_commands
 from hdxray_fast.cli.main import main
 from hdxray_fast.data.seen_key import KEY_FILE
 from hdxray_fast.models import layers
@@ -417,10 +418,15 @@ def test_sigterm_leaves_a_run_to_go_on_with(data, tmp_path):
     assert result.finished
 
 
+@pytest.fixture(scope="module")
+def two_epochs(data, tmp_path_factory):
+    """Of a run that nothing stops."""
+    return finetune(data, tmp_path_factory.mktemp("whole") / "run", epochs=2)[0]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 @pytest.mark.parametrize("workers", [0, 1])
-def test_ctrl_c_saves_first(data, tmp_path, workers, capsys, request):
-    whole = finetune(data, tmp_path / "whole", epochs=2)[0]
+def test_ctrl_c_saves_first(data, two_epochs, tmp_path, workers, capsys, request):
     run = config(data, tmp_path / "run", epochs=2, workers=workers)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # tests may run in the background
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
@@ -435,13 +441,14 @@ def test_ctrl_c_saves_first(data, tmp_path, workers, capsys, request):
         run_finetuning(run, progress=False, on_step=stop)
     said = capsys.readouterr()
     assert "Ctrl-C again ends at once" in said.err
-    assert "saved; go on with resume=auto" in said.out
+    assert "saved; go on with resume=auto" in said.err
     assert (tmp_path / "run" / "checkpoints" / "step_00000005").exists()
     (result,) = run_finetuning(FinetuneConfig(**{**run.as_dict(), "resume": "auto"}), progress=False)
-    assert (result.finished, result.report) == (True, whole.report)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    again = config(data, tmp_path / "ignored", epochs=2, workers=workers)
-    assert run_finetuning(again, progress=False, on_step=stop)[0].finished
+    assert (result.finished, result.report) == (True, two_epochs.report)
+    if workers:  # those that inherit it, too
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        again = config(data, tmp_path / "ignored", epochs=2, workers=workers)
+        assert run_finetuning(again, progress=False, on_step=stop)[0].finished
 
 
 def test_unreadable_images_are_set_aside_up_to_a_share(data, tmp_path):
@@ -655,6 +662,18 @@ def test_fp16_needs_a_gpu(data, tmp_path):
         pytest.skip("this machine has one")
     with pytest.raises(hx.ConfigError, match=r"^precision: fp16 needs a GPU"):
         finetune(data, tmp_path / "run", precision="fp16")
+
+
+def test_several_values_on_the_command_line():
+    from hdxray_fast.cli.parser import CommandParser, command_words, join_lists, tidy
+
+    words = ["finetune", "--seeds", "0", "1", "--classes", "Lung Opacity", "it's", "--out", "x", "--seeds", "[3]"]
+    parser = CommandParser()
+    add_commands(parser.add_subcommands(required=True, dest="command"), CommandParser)
+    tidy(parser)
+    assert join_lists(command_words(parser, words)[1], words) == [
+        "finetune", "--seeds", "[0, 1]", "--classes", "['Lung Opacity', 'it''s']", "--out", "x", "--seeds", "[3]",
+    ]  # fmt: skip
 
 
 @pytest.mark.slow

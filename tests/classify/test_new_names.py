@@ -45,7 +45,9 @@ def stub(monkeypatch):
 
 def saved(folder, names, text=True, head="label-query"):
     torch.manual_seed(0)
-    encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1, embed_dim=24, num_heads=3)
+    encoder = hx.create_encoder(
+        "vit_tiny_patch16", img_size=64, depth=1, embed_dim=24, num_heads=3, contour="rectangle"
+    )
     embedded = stub_embedding(names) if text else None
     config = ClassifierConfig(list(names), head, thresholds=[0.3] * len(names), text_model="stub" if text else "")
     model = Classifier(encoder, config, embedded if head == "label-query" else None)

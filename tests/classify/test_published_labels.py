@@ -176,6 +176,26 @@ def test_rows_with_more_cells_than_columns_are_refused(tmp_path):
     assert read_manifest(write(tmp_path / "labels.csv", ["image,mass", *trailing])).classes == ["mass"]
 
 
+NIH14_HEADER = "Image Index,Finding Labels,Patient ID"
+
+
+@pytest.mark.parametrize(
+    ("preset", "name", "lines", "column"),
+    [
+        ("nih14", "Data_Entry_2017.csv", [NIH14_HEADER, "a.png,Mass,1", ",Mass,2"], "Image Index"),
+        ("nih14", "Data_Entry_2017.csv", [NIH14_HEADER, "a.png,Mass,1", "b.png,Mass,"], "Patient ID"),
+        ("rsna", "stage_2_train_labels.csv", ["patientId,Target", "a,1", ",0"], "patientId"),
+        ("vindr", "train.csv", ["image_id,rad_id,class_name", "a,R1,Edema", ",R1,Edema"], "image_id"),
+        ("padchest", "PADCHEST.csv", ["ImageID,PatientID,Projection,Labels", "a,1,PA,['x']", ",2,PA,['x']"], "ImageID"),
+    ],
+)
+def test_a_row_without_an_id_is_refused(tmp_path, preset, name, lines, column):
+    """And neither left out in silence nor given to a patient called nan."""
+    path = write(tmp_path / name, lines)
+    with pytest.raises(hx.ConfigError, match=rf"{name}: row 3 has nothing in the column '{column}"):
+        PRESETS[preset](path, None)
+
+
 def test_rsna_repeats_images_and_leaves_boxes_empty(tmp_path):
     rows = ["0004cfab-14fd-4e49-80ba-63a80b6bddd6,,,,,0"]
     rows += [f"00436515-870c-4b36-a041-de91049b9ab4,{x}.0,152.0,213.0,379.0,1" for x in (264, 562)]

@@ -67,7 +67,9 @@ def test_evaluation_asks_for_no_policy(tmp_path, capsys):
     for i in range(40):
         assert cv2.imwrite(str(tmp_path / f"{i}.png"), rng.integers(0, 255, (64, 64)).astype(np.uint8))
     torch.manual_seed(0)
-    encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1, embed_dim=24, num_heads=3)
+    encoder = hx.create_encoder(
+        "vit_tiny_patch16", img_size=64, depth=1, embed_dim=24, num_heads=3, contour="rectangle"
+    )
     settings = {"uncertain": "edema=ones, nodule=zeros", "bootstraps": 0, "workers": 0, "pool": "mean"}
     out = tmp_path / "probe"
     result = run_probe(hx.ProbeConfig(str(data), str(out), "", **settings), encoder, progress=False)

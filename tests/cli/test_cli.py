@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -69,6 +72,20 @@ def test_demo_goes_from_dicom_to_panel(tmp_path, capsys):
     assert "panel.png" in capsys.readouterr().out
 
 
+def test_a_demo_that_is_stopped_says_so(radiographs, tmp_path, monkeypatch, capsys):
+    from hdxray_fast.cli import demo
+    from hdxray_fast.pretrain import task
+
+    def stopped(config, on_step):
+        on_step({"step": 2, "loss": 1.0})
+        return task.PretrainResult(tmp_path, [1.2, 1.0])
+
+    monkeypatch.setattr(task, "run_pretraining", stopped)
+    monkeypatch.setattr(demo, "demo_radiograph", lambda: next(radiographs.iterdir()))
+    assert main(["demo", "--steps", "3", "--out", str(tmp_path / "demo")]) == 2
+    assert "the demo was stopped at step 2 of 3" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "words",
     [["pretrain"], ["nonsense"], ["doctor", "--bogus"], ["pretrain", "--steps", "two", "--data", "x", "--out", "y"]],
@@ -85,3 +102,13 @@ def test_contour_never_reads_its_own_overlays(radiographs):
         assert main(["contour", str(radiographs), "--out", str(radiographs / "out"), "--method", "rectangle"]) == 0
     assert main(["contour", str(radiographs), "--out", str(radiographs / "new"), "--method", "rectangle"]) == 0
     assert len(list((radiographs / "new").rglob("*.contour.json"))) == 5
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    """``hdxray-fast doctor | head -1``."""
+    code = "import sys; from hdxray_fast.cli.main import main; sys.exit(main(['doctor']))"
+    told = subprocess.run(
+        f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} | head -c 1",
+        shell=True, executable="/bin/bash", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert len(told.stdout) == 1 and not told.stderr

@@ -17,6 +17,7 @@ from hdxray_fast.locks import HOLDER
 for package in ("accelerate", "jsonargparse", "pyarrow", "tqdm"):
     pytest.importorskip(package)
 
+pytestmark = pytest.mark.usefixtures("two_blocks")
 FOREIGN = "somebody's\n"
 NEEDS = {"probe": ["sklearn"], "finetune": ["sklearn"], "evaluate": ["sklearn"], "report train": ["transformers"]}
 SLOW = ("evaluate", "finetune", "report train")
@@ -81,7 +82,7 @@ def test_its_own_folder_is_taken_again(command, tmp_path, capsys):
 
 def test_a_run_that_was_killed_before_its_first_step_goes_on(tmp_path, capsys):
     commands = Commands(tmp_path, [f"{number}.png" for number in range(4)])
-    words, out = commands.words("pretrain"), commands.out("pretrain")
+    words, out = arguments(commands, "pretrain"), commands.out("pretrain")
     assert main(words) == 0, capsys.readouterr().err
     for path in out.iterdir():
         if path.name not in ("config.json", "cache", "quarantine.csv"):
@@ -99,7 +100,7 @@ def lay(out: Path, files: dict[str, str]) -> None:
 def lie_as_laid(out: Path, files: dict[str, str]) -> bool:
     """Whether these are as they were, and nothing is beside them."""
     found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
-    return found - {".run.lock"} == {*files} and all((out / name).read_text() == files[name] for name in files)
+    return found == {*files} and all((out / name).read_text() == files[name] for name in files)
 
 
 LIKE_A_RUN = {
@@ -133,7 +134,7 @@ def test_files_that_look_like_a_runs_are_no_proof(command, like, tmp_path, capsy
 def test_a_key_that_is_none_is_refused_before_settings_are_written(tmp_path, capsys):
     pytest.importorskip("sklearn")
     commands = Commands(tmp_path, [f"{number}.png" for number in range(8)])
-    words, out = commands.words("finetune"), commands.out("finetune")
+    words, out = arguments(commands, "finetune"), commands.out("finetune")
     assert main(words) == 0, capsys.readouterr().err
     (out / DRAWN_FILE).unlink()  # which is read with the key, before
     (out / "seen.key").write_text(FOREIGN)
@@ -150,7 +151,7 @@ def test_a_table_of_features_shows_whose_it_is_and_no_more(foreign, tmp_path, ca
     from pyarrow import parquet
 
     commands = Commands(tmp_path, [f"{number}.png" for number in range(8)])
-    words, out = commands.words("probe"), commands.out("probe")
+    words, out = arguments(commands, "probe"), commands.out("probe")
     assert main(words) == 0, capsys.readouterr().err
     for path in out.iterdir():
         if path.name != "features.parquet":
@@ -171,7 +172,7 @@ def test_a_table_of_features_shows_whose_it_is_and_no_more(foreign, tmp_path, ca
 def test_a_cache_takes_no_other_files(tmp_path, capsys):
     commands = Commands(tmp_path, ["0.png", "1.png"])
     words, cache = (
-        [*commands.words("pretrain"), "--cache", str(tmp_path / "cache")],
+        [*arguments(commands, "pretrain"), "--cache", str(tmp_path / "cache")],
         tmp_path / "cache" / "64-rectangle",
     )
     prepared = json.dumps({"format": "hdxray_fast.prepared", "format_version": 1, "recipe": {}, "sources": []})
@@ -195,10 +196,20 @@ def test_a_cache_takes_no_other_files(tmp_path, capsys):
     assert (cache / ".notes.99999999.tmp").read_text() == FOREIGN
 
 
+@pytest.mark.parametrize("command", RESUMED)
+def test_a_foreign_cache_is_refused_before_a_run_has_a_folder(command, tmp_path, capsys):
+    commands = Commands(tmp_path, [f"{number}.png" for number in range(8)])
+    cache, files = tmp_path / "cache" / "64-rectangle", {"index.parquet": FOREIGN}
+    lay(cache, files)
+    assert main([*arguments(commands, command), "--cache", str(cache.parent)]) == 2
+    assert "index.parquet would be written over" in capsys.readouterr().err
+    assert lie_as_laid(cache, files) and not commands.out(command).exists()
+
+
 @pytest.mark.parametrize("part", ["1-of-1", "2-of-4"])
 def test_scratch_folders_of_others_are_not_cleared(part, tmp_path, capsys):
     commands = Commands(tmp_path, ["0.png"])
-    words, out = commands.words("prepare"), commands.out("prepare")
+    words, out = arguments(commands, "prepare"), commands.out("prepare")
     files = {f".unpacked-{part}/thesis.txt": FOREIGN}
     lay(out, files)
     assert main(words) == 2
@@ -247,14 +258,14 @@ def test_large_folders_may_lie_elsewhere(tmp_path, capsys):
     for name in ("cache", "checkpoints"):
         (tmp_path / "disk" / name).mkdir(parents=True)
         (out / name).symlink_to(tmp_path / "disk" / name)
-    assert main(commands.words("pretrain")) == 0, capsys.readouterr().err
+    assert main(arguments(commands, "pretrain")) == 0, capsys.readouterr().err
     assert any((tmp_path / "disk" / "checkpoints").iterdir()) and any((tmp_path / "disk" / "cache").iterdir())
 
 
 def test_a_table_of_several_runs_takes_no_other(tmp_path, capsys):
     pytest.importorskip("sklearn")
     commands = Commands(tmp_path, [f"{number}.png" for number in range(8)])
-    words, out = [*commands.words("finetune"), "--seeds", "0", "1"], commands.out("finetune")
+    words, out = [*arguments(commands, "finetune"), "--seeds", "0", "1"], commands.out("finetune")
     out.mkdir()
     (out / "results.json").write_text(FOREIGN)
     assert main(words) == 2
@@ -265,7 +276,7 @@ def test_a_table_of_several_runs_takes_no_other(tmp_path, capsys):
 @pytest.mark.parametrize("name", ["out.unreadable.csv", "out.parquet"])
 def test_a_table_of_features_takes_no_other(name, tmp_path, capsys):
     commands = Commands(tmp_path, ["0.png"])
-    words = commands.words("embed")
+    words = arguments(commands, "embed")
     file = commands.out("embed").parent / name
     for text in (FOREIGN, "path,error,reason\nwrong\n", "a,b\n"):
         file.write_text(text)
@@ -314,11 +325,11 @@ def test_what_lies_among_parts_stays(tmp_path, capsys):
 def test_a_probe_does_not_write_over_a_fine_tuning(tmp_path, capsys):
     pytest.importorskip("sklearn")
     commands = Commands(tmp_path, [f"{number}.png" for number in range(8)])
-    assert main(commands.words("finetune")) == 0, capsys.readouterr().err
+    assert main(arguments(commands, "finetune")) == 0, capsys.readouterr().err
     out = commands.out("finetune")
     (out / OWNER_FILE).unlink()  # of a release before
     before = (out / "metrics.json").read_bytes()
     assert "tune" in json.loads(before)["config"]
-    assert main(commands.words("probe")) == 2
+    assert main(arguments(commands, "probe")) == 2
     assert "would be written over, and there is no mark (.made-by) that says that probe made" in capsys.readouterr().err
     assert (out / "metrics.json").read_bytes() == before

@@ -22,7 +22,9 @@ for package in ("jsonargparse", "pyarrow", "tqdm"):
 @pytest.fixture
 def weights(tmp_path) -> Path:
     torch.manual_seed(0)
-    encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1, embed_dim=24, num_heads=3)
+    encoder = hx.create_encoder(
+        "vit_tiny_patch16", img_size=64, depth=1, embed_dim=24, num_heads=3, contour="rectangle"
+    )
     return hx.save_model(encoder, tmp_path / "weights")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import struct
 import subprocess
 import sys
@@ -19,10 +20,16 @@ from hdxray_fast.data.prepared.reading import PreparedSet
 FUZZ = Path(__file__).parents[1] / "helpers" / "index_fuzz.py"
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("lookup")
+    prepare([make_folder(root / "films")], root / "set")
+    return root / "set"
+
+
 @pytest.fixture
-def made(tmp_path) -> Path:
-    prepare([make_folder(tmp_path / "films")], tmp_path / "set")
-    return tmp_path / "set"
+def made(whole, tmp_path) -> Path:
+    return shutil.copytree(whole, tmp_path / "set")
 
 
 def write(folder: Path, table, rows: int = 1 << 16) -> None:

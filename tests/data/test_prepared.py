@@ -36,13 +36,14 @@ def folder(tmp_path):
 
 @pytest.mark.parametrize(("kind", "bits"), [("raw", 8), ("raw", 16), ("png", 8), ("png", 16), ("jpeg", 8)])
 def test_what_goes_in_comes_out(folder, tmp_path, kind, bits):
-    result = prepare([folder], tmp_path / "set", format=kind, bits=bits, contour="network", view="any")
+    method = "network" if (kind, bits) == ("raw", 16) else "rectangle"
+    result = prepare([folder], tmp_path / "set", format=kind, bits=bits, contour=method, view="any")
     assert result.counts == {"ok": 7, "unreadable": 2}
     data = PreparedSet(tmp_path / "set", verify=True)
     assert len(data) == 6 and data.size == SIZE
     for row in range(len(data)):
         sample, canvas = data[row], read_canvas(data.source(row), size=SIZE, bits=bits)
-        contour = hx.find_contour(canvas)
+        contour = hx.find_contour(canvas, method)
         if kind == "jpeg":
             assert np.abs(sample.pixels.astype(int) - canvas.pixels).mean() < 3
         else:

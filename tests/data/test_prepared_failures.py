@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,25 +20,37 @@ from hdxray_fast.data.prepared.shards import LATER, ShardError, ShardFolder, arr
 from hdxray_fast.errors import ConfigError, TrainingError
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A set in a folder with its sources and its key; the places that it names are those below ``work``."""
+    root = tmp_path_factory.mktemp("failures")
+    (root / "work").mkdir()
+    make_folder(root / "work" / "xrays")
+    prepare([root / "work" / "xrays"], root / "work" / "set")
+    return (root / "work").rename(root / "whole")
+
+
 @pytest.fixture
-def made(tmp_path):
-    make_folder(tmp_path / "xrays")
-    prepare([tmp_path / "xrays"], tmp_path / "set")
-    return tmp_path / "set"
+def made(whole):
+    """That set at its place, whole, as after its merge; nothing else is beside it and its sources."""
+    work = whole.with_name("work")
+    shutil.copytree(whole, work)
+    yield work / "set"
+    shutil.rmtree(work)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
-@pytest.mark.parametrize("limit", [100, 2 * SIZE * SIZE, 30_000])
-def test_a_full_disk_is_named_and_the_next_run_goes_on(made, limit):
-    """The limit cuts the list of sources, the first shard, or a picture of the summary."""
+@pytest.mark.parametrize(("limit", "workers"), [(100, 0), (2 * SIZE * SIZE, 0), (2 * SIZE * SIZE, 1), (30_000, 0)])
+def test_a_full_disk_is_named_and_the_next_run_goes_on(made, limit, workers):
+    """The limit cuts the list of sources, the first shard (which workers write to), or a picture of the summary."""
     root, out, key = made.parent, made.parent / "full", beside(made)
     command = [
         sys.executable, "-B", "-c",  # a cut .pyc would stay
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "from hdxray_fast.cli.main import main; sys.exit(main(sys.argv[1:]))",
-        "prepare", str(root / "xrays"), "--out", str(out), "--size", str(SIZE), "--workers", "0", "--shard-size",
-        "1" if limit == 30_000 else "4", "--contour", "rectangle", "--patient-key", str(key),
+        "prepare", str(root / "xrays"), "--out", str(out), "--size", str(SIZE), "--workers", str(workers),
+        "--shard-size", "1" if limit == 30_000 else "4", "--contour", "rectangle", "--patient-key", str(key),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
@@ -50,11 +63,12 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(made, limit):
         assert contents(out) == contents(made)
 
 
-def test_places_that_cannot_be_written_are_named(made, tmp_path):
-    (tmp_path / "file").write_text("")
-    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+def test_places_that_cannot_be_written_are_named(made):
+    root = made.parent
+    (root / "file").write_text("")
+    for out in (root / "file", root / "file" / "below"):
         with pytest.raises(ConfigError, match=r"out: cannot make the folder .*file"):
-            prepare([tmp_path / "xrays"], out)
+            prepare([root / "xrays"], out)
 
 
 @pytest.mark.parametrize("damage", ["facts", "pixels", "no facts", "no pixels"])
@@ -177,12 +191,13 @@ def test_merging_what_is_no_data_set(tmp_path):
         PreparedSet(tmp_path / "gone")
 
 
-def test_a_key_that_is_too_short_or_gone(made, tmp_path):
-    (tmp_path / "short").write_text("abc")
-    (tmp_path / "short").chmod(0o600)
+def test_a_key_that_is_too_short_or_gone(made):
+    root = made.parent
+    (root / "short").write_text("abc")
+    (root / "short").chmod(0o600)
     for key in ("short", "gone"):
         with pytest.raises(ConfigError, match=f"patient_key: .*{key}"):
-            prepare([tmp_path / "xrays"], tmp_path / "other", patient_key=str(tmp_path / key))
+            prepare([root / "xrays"], root / "other", patient_key=str(root / key))
 
 
 def test_a_set_without_a_good_image_says_so(tmp_path):
@@ -208,22 +223,23 @@ def test_flags_of_the_command_stand_alone(made, capsys):
     assert "--keep-duplicates: False -> True" in capsys.readouterr().err
 
 
-def test_a_refused_run_writes_nothing(made, tmp_path):
-    (tmp_path / "empty").mkdir()
-    xrays, fresh = tmp_path / "xrays", tmp_path / "fresh"
-    (tmp_path / "alias").symlink_to(xrays)
-    before = sorted(tmp_path.rglob("*"))
+def test_a_refused_run_writes_nothing(made):
+    root = made.parent
+    (root / "empty").mkdir()
+    xrays, fresh = root / "xrays", root / "fresh"
+    (root / "alias").symlink_to(xrays)
+    before = sorted(root.rglob("*"))
     for source, out, words in (
         (xrays, xrays, r"^out: .*xrays is a source itself"),
-        (xrays, tmp_path / "alias", r"^out: .*alias is a source itself"),
-        (tmp_path / "gone", fresh, r"^sources: .*gone does not exist; accepted are folders"),
-        (tmp_path / "empty", fresh, r"^sources: no image in .*empty"),
+        (xrays, root / "alias", r"^out: .*alias is a source itself"),
+        (root / "gone", fresh, r"^sources: .*gone does not exist; accepted are folders"),
+        (root / "empty", fresh, r"^sources: no image in .*empty"),
     ):
         with pytest.raises(ConfigError, match=words):
             prepare([source], out)
     with pytest.raises(ConfigError, match=r"^patient_key: .*none"):
-        prepare([xrays], fresh, patient_key=str(tmp_path / "none"))
-    assert sorted(tmp_path.rglob("*")) == before
+        prepare([xrays], fresh, patient_key=str(root / "none"))
+    assert sorted(root.rglob("*")) == before
     (made / "settings.json").unlink()  # as if killed between the list of sources and the settings
     assert prepare([xrays], made).found == 3
 

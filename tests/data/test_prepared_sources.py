@@ -48,6 +48,15 @@ def test_files_named_by_uid_are_taken_and_other_names_are_told(tmp_path):
     assert [path.name for path in list_images(root)] == [UID, "IM1"]
 
 
+def test_what_to_do_about_a_damaged_list(tmp_path):
+    """Merging writes its own lists again, and reads that of skipped files, which only going without helps."""
+    for name, way in (("skipped.csv", "remove it"), ("quarantine.csv", f"hdxray-fast merge {tmp_path} writes it")):
+        (tmp_path / name).write_text("{}")
+        with pytest.raises(ConfigError, match=rf"{name}: is missing or damaged \(its columns are not .*\); {way}"):
+            read_set_aside(tmp_path)
+        (tmp_path / name).unlink()
+
+
 def test_a_folder_without_an_image_tells_what_was_left_out(tmp_path):
     (tmp_path / "xrays").mkdir()
     (tmp_path / "xrays" / "x.dcm.gz").write_text("")

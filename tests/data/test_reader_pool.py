@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import signal
 import sys
 
 import numpy as np
@@ -28,6 +30,17 @@ def behave(word):
     if word == "eat": return len(bytearray(8 << 30))
     if word == "late": time.sleep(0.5)
     return word.upper()
+
+def call(function, *arguments):
+    return function(*arguments)
+
+def wait_for_others(folder, count):
+    while len(os.listdir(folder)) < count: time.sleep(0.01)
+    return sorted(os.listdir(folder))
+
+def note(folder, name):
+    open(os.path.join(folder, name), "w").close()
+    return name
 
 def prepare(source, recipe, key):
     row = prepare_source(source, recipe, key)
@@ -90,6 +103,28 @@ def test_jobs_are_asked_for_as_they_are_needed(reading):
     assert list(alone) == ["A", "b", "C"]
 
 
+def test_a_call_that_takes_long_stops_no_other(reading, tmp_path):
+    """The first ends when those behind it have: the workers go on with them, with as many as are allowed."""
+    asked, folder = [], tmp_path / "done"
+    folder.mkdir()
+
+    def jobs():
+        yield reading.wait_for_others, str(folder), 39
+        for number in range(100):
+            asked.append(f"{number:03d}")
+            yield reading.note, str(folder), asked[-1]
+
+    results = call_in_order(reading.call, jobs(), workers=2, timeout=50.0, ahead=20, queued=2)
+    assert next(results) == asked == [f"{number:03d}" for number in range(39)]
+    assert list(results) == asked and len(asked) == 100
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such signals")
+def test_a_reader_ends_at_once_when_it_is_told_to(reading):
+    """Python's own handler would wait for the end of a decoder that hangs, and the pool for that."""
+    assert list(call_in_order(signal.getsignal, [(signal.SIGTERM,)], workers=1)) == [signal.SIG_DFL]
+
+
 def test_readers_never_import_torch(reading, radiographs):
     assert "torch" in sys.modules  # here
     assert list(call_in_order(reading.modules, [()], workers=1)) == [[]]
@@ -106,7 +141,9 @@ def test_embedding_goes_on_without_a_file_that_kills_its_reader(reading, radiogr
     from hdxray_fast.data import radiographs as module
 
     monkeypatch.setattr(module, "read_radiograph", reading.radiograph)
-    encoder = hx.create_encoder("vit_tiny_patch16", img_size=128, depth=1, embed_dim=24, num_heads=3)
+    encoder = hx.create_encoder(
+        "vit_tiny_patch16", img_size=128, depth=1, embed_dim=24, num_heads=3, contour="rectangle"
+    )
     result = hx.embed(radiographs, encoder, workers=2)
     assert [os.path.basename(path) for path in result.sources] == ["0.png", "1.png", "3.png", "4.png"]
     (bad,) = result.quarantined
@@ -136,3 +173,24 @@ def test_workers_and_caches_agree(radiographs, tmp_path):
 
 def test_how_many_workers():
     assert worker_count(0) == 0 and worker_count(3) == 3 and worker_count(-1) >= 1
+
+
+def test_locks_are_there_until_the_last_worker_has_ended(monkeypatch):
+    """One that is only starting when the last file is done takes them up, and would print a traceback without."""
+    synchronize = pytest.importorskip("loky.backend.synchronize")
+    manager = pytest.importorskip("pebble.pool.process").WorkerManager
+    stop, unlink, events = manager.force_stop_workers, synchronize.sem_unlink, []
+
+    def noted(event, function):
+        def call(*arguments):
+            events.append(event)
+            return function(*arguments)
+
+        return call
+
+    gc.collect()  # locks of other pools
+    monkeypatch.setattr(manager, "force_stop_workers", noted("stopped", stop))
+    monkeypatch.setattr(synchronize, "sem_unlink", noted("unlinked", unlink))
+    assert list(call_in_order(abs, [(-1,)], workers=1)) == [1]
+    gc.collect()
+    assert events == ["stopped", "unlinked", "unlinked"]

@@ -25,12 +25,12 @@ from hdxray_fast.data.quarantine import write_quarantine
 from hdxray_fast.errors import ConfigError
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-IMAGES, SHARD = 200, 16
+IMAGES, SHARD = 100, 16
 
 
 @pytest.fixture
 def large(tmp_path):
-    """All shards of a set of 200 synthetic images, not merged yet, and the settings it was begun with."""
+    """All shards of a set of 100 synthetic images, not merged yet, and the settings it was begun with."""
     if not (BENCHMARKS / "harness").exists():
         pytest.skip("needs the project's benchmarks beside the tests")
     sys.path.insert(0, str(BENCHMARKS))

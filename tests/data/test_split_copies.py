@@ -16,15 +16,16 @@ SPLITS = ["train", "train", "train", "val", "test", "test", "train"]
 PATIENTS = ["a", "b", "c", "d", "e", "f", "b"]
 
 
-@pytest.fixture
-def named(tmp_path) -> tuple[list[str], np.ndarray]:
+@pytest.fixture(scope="module")
+def named(tmp_path_factory) -> tuple[list[str], np.ndarray]:
     """Names and thumbnails: row 4, of the test, is a copy of row 1 of the training, whose patient has row 6 too."""
+    folder = tmp_path_factory.mktemp("copies")
     films = [draw_film(number) for number in range(7)]
     films[4] = COPIES["all at once"](films[1])
     for number, film in enumerate(films):
-        cv2.imwrite(str(tmp_path / f"{number}.png"), film)
-    prepare([tmp_path], tmp_path / "set", size=256)
-    images = PreparedSet(tmp_path / "set")
+        cv2.imwrite(str(folder / f"{number}.png"), film)
+    prepare([folder], folder / "set", size=256)
+    images = PreparedSet(folder / "set")
     return images.sources(), thumbnails_of(images)
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import hdxray_fast as hx
+from hdxray_fast.data.inputs import inputs_of
 from hdxray_fast.data.radiographs import read_radiograph
 from hdxray_fast.features import filling
 from hdxray_fast.features.embedding import Embedder
@@ -25,7 +26,7 @@ from hdxray_fast.images.standardise import standardisation
 
 def small(**kwargs):
     torch.manual_seed(1)
-    options = {"img_size": 128, "depth": 2, "embed_dim": 48, "num_heads": 3, **kwargs}
+    options = {"img_size": 128, "depth": 2, "embed_dim": 48, "num_heads": 3, "contour": "rectangle", **kwargs}
     return hx.create_encoder("vit_tiny_patch16", **options).eval()
 
 
@@ -45,7 +46,8 @@ def folder(tmp_path):
 @pytest.mark.parametrize("keep", ["all", "valid", "contour"])
 @pytest.mark.parametrize("pool", ["cls", "mean"])
 def test_features_are_the_encoders(folder, keep, pool):
-    encoder = small()
+    contour = "network" if (keep, pool) == ("contour", "mean") else "rectangle"
+    encoder = small(contour=contour)
     result = hx.embed(folder, encoder, keep=keep, pool=pool, batch_size=2)
     assert [source.rsplit("/", 1)[-1] for source in result.sources] == ["a.png", "b.png", "d.png"]
     assert [bad.path.rsplit("/", 1)[-1] for bad in result.quarantined] == ["c.png"]
@@ -53,14 +55,14 @@ def test_features_are_the_encoders(folder, keep, pool):
     assert result.features.dtype == np.float32
     alone = small(keep=keep, pool=pool)
     for row, source in enumerate(result.sources):
-        read = read_radiograph(source, source, 128, 16)
+        read = read_radiograph(source, source, 128, 16, contour)
         grids = {name: torch.from_numpy(getattr(read, name))[None] for name in ("inside", "valid")}
         with torch.no_grad():
             expected = alone(torch.from_numpy(read.pixels)[None, None], None, read.scale, read.shift, **grids)
         np.testing.assert_allclose(result.features[row], expected[0].numpy(), rtol=1e-4, atol=1e-5)
         canvas = read_canvas(source, size=128)
         assert result.provenance_ids[row] == canvas.provenance["pixel_sha256"]
-        assert result.confidence[row] == np.float32(hx.find_contour(canvas).confidence)
+        assert result.confidence[row] == np.float32(hx.find_contour(canvas, contour).confidence)
     everything = 64
     assert (result.kept == everything).all() if keep == "all" else (result.kept < everything).any()
 
@@ -99,7 +101,7 @@ def test_files_tensors_and_what_is_valid_agree(folder):
     """An encoder called with a canvas and its grids gives what ``embed`` gives for the file, padding or not."""
     encoder = small(keep="contour", pool="mean")
     for path in sorted(folder.glob("[abd].png")):
-        read = read_radiograph(str(path), str(path), 128, 16)
+        read = read_radiograph(str(path), str(path), 128, 16, "rectangle")
         pixels, inside, valid = (torch.from_numpy(v)[None] for v in (read.pixels, read.inside, read.valid))
         direct = encoder(pixels[None], inside=inside, valid=valid).detach().numpy()
         np.testing.assert_allclose(hx.embed(path, encoder).features, direct, rtol=1e-4, atol=1e-4)
@@ -227,10 +229,12 @@ def test_bad_input_is_named(folder):
             hx.embed(images, encoder)
     with pytest.raises(hx.ConfigError, match="nowhere"):
         hx.embed(folder / "nowhere", encoder)
-    only_bad = hx.embed(folder / "c.png", encoder)
-    assert len(only_bad) == 0
-    assert only_bad.features.shape == (0, 48)
-    assert len(only_bad.quarantined) == 1
+    with pytest.raises(hx.ImageReadError, match=r"c\.png: "):
+        hx.embed(folder / "c.png", encoder)
+    blank = np.zeros((64, 64), np.uint8)
+    with pytest.raises(hx.ImageReadError, match=r"^<array 0>: .*same value.* \(none of 1 others can be read either\)$"):
+        hx.embed([blank, blank], encoder)
+    assert len(hx.embed([], encoder)) == 0
 
 
 def test_standardisation_looks_at_valid_patches_alone():
@@ -259,7 +263,7 @@ def test_a_file_that_changed_is_embedded_anew(folder, tmp_path):
 
     (folder / "a.png").write_bytes(b"no picture any more")
     (folder / "b.png").unlink()  # what is gone has not changed
-    last = embed_list([a, b, d], out, encoder, progress=False)
+    last = embed_list(inputs_of([a, b, d], None, ""), out, encoder, progress=False)
     assert (last.rows, last.new, last.unreadable) == (2, 0, 1)
     assert read_features(out)["path"] == [b, d]
 
@@ -358,7 +362,9 @@ def test_learned_positions_are_resampled_once(folder, tmp_path):
 
 
 def test_an_encoder_in_training_stays_in_it_and_a_compiled_one_is_taken():
-    encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, embed_dim=24, depth=2, num_heads=3, pool="mean")
+    encoder = hx.create_encoder(
+        "vit_tiny_patch16", img_size=64, embed_dim=24, depth=2, num_heads=3, pool="mean", contour="rectangle"
+    )
     encoder.train()
     encoder.blocks[0].eval()
     grey = (np.arange(64 * 64).reshape(64, 64) % 251).astype(np.uint8)

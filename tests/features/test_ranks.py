@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from every_command import Commands
 
+from hdxray_fast.cli.main import main
+
 for package in ("jsonargparse", "pandas", "sklearn", "tqdm", "pyarrow"):
     pytest.importorskip(package)
 
@@ -38,19 +40,26 @@ def ranks(words: list[str], count: int) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "count"), [("embed", 2), ("predict", 4), ("evaluate", 2)])
+@pytest.mark.parametrize(("command", "count"), [("embed", 2), ("predict", 4), ("evaluate", 2), ("report generate", 2)])
 def test_ranks_make_the_rows_of_one_process(command, count, tmp_path):
     commands = Commands(tmp_path, NAMES)
     (commands.images / NAMES[4]).write_bytes(b"no image")
+    folders = ("evaluate", "report generate")
+    if command == "report generate":
+        pytest.importorskip("transformers")
+        pytest.importorskip("pycocoevalcap")
+        assert main([*commands.words("report train"), "--workers", "0"]) == 0
 
     def made(folder: str, count: int) -> tuple[dict[str, bytes], list[str]]:
         out = tmp_path / folder
         words = [*commands.words(command), "--workers", "0", "--batch-size", "2"]
-        words[words.index("--out") + 1] = str(out if command == "evaluate" else out / "out.csv")
+        words[words.index("--out") + 1] = str(out if command in folders else out / "out.csv")
         said = ranks(words, count)
         assert not list(Path(out).glob("*.parts"))
-        names = ("predictions.csv", "metrics.json") if command == "evaluate" else ("out.csv",)
-        return {name: (out / name).read_bytes() for name in names}, said
+        names = ["out.csv"] if command not in folders else ["predictions.csv"]
+        names += ["metrics.json"] if command == "evaluate" else []
+        pictures = sorted(path.name for path in out.glob("[0-9]*.png"))
+        return {name: (out / name).read_bytes() for name in (*names, *pictures)}, said
 
     whole, _ = made("whole", 1)
     shared, said = made("shared", count)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import hdxray_fast as hx
+from hdxray_fast import parquet_files
 from hdxray_fast.data.quarantine import Quarantined
 from hdxray_fast.features import row_parts
 from hdxray_fast.features.embedding import Embeddings
@@ -96,6 +97,26 @@ def test_rows_are_held_a_row_group_at_a_time(tmp_path, monkeypatch):
         monkeypatch.setattr(parquet.ParquetFile, "iter_batches", counting)
         assert [len(some) for some in table.read(table.numbers(names(range(81))))] == [8] * 10 + [1]
         assert len(opened) == 11  # each row group once
+
+
+def test_a_table_is_opened_once_however_many_rows_are_read_of_it(tmp_path, monkeypatch):
+    """Each opening goes through what the file says of all its row groups."""
+    monkeypatch.setattr(row_parts, "GROUP", 4)
+    out = tmp_path / "f.parquet"
+    with FeatureTable(out, {"a": 1}, WIDTH) as table:
+        add(table, [], bad=[90])  # parts without a row have no row group
+        add(table, range(80))
+        add(table, [], bad=[91])
+        add(table, [80])
+        finish(table, names(range(81)))
+    opened, whole = [], parquet_files.open_parquet
+    with FeatureTable(out, {"a": 1}, WIDTH) as table:
+        add(table, [81, 82, 83, 84, 85])
+        noted = lambda path, **more: opened.append(path) or whole(path, **more)  # noqa: E731
+        monkeypatch.setattr(parquet_files, "open_parquet", noted)
+        tables = list(table.read(table.numbers(names(range(86)))))
+        assert opened == [out, table.folder / "1-of-1.00000000.parquet"]
+        assert [path for some in tables for path in some.column("path").to_pylist()] == names(range(86))
 
 
 def test_a_table_with_nothing_new_is_not_written(tmp_path):

@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from tiny_encoders import tiny_of
+
 from hdxray_fast.errors import CheckpointError, HDXrayError
 from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.pretrain.task import PretrainTask, run_pretraining
@@ -37,9 +39,28 @@ def poison(step: int) -> None:
 
 
 def dawdle(seconds: float) -> None:
-    """Longer than the others' patience: in the reading of a file, and in the features of a frozen encoder."""
+    """Longer than the others' patience: in the reading of a file, and in the features of a frozen encoder.
+
+    What else is read, listed or compared before the first step, the main process alone does.
+    """
+    from hdxray_fast.classify import finetune
+    from hdxray_fast.classify import task as classify_task
     from hdxray_fast.data.prepared import worker
+    from hdxray_fast.pretrain import task as pretrain_task
+    from hdxray_fast.reports import batches, own_split
     from hdxray_fast.reports.features import FeatureStore
+    from hdxray_fast.training import run_folder
+
+    def of_main(*arguments, **options):
+        raise AssertionError("the main process alone does this")
+
+    for module, name in (
+        (pretrain_task, "run_sources"), (finetune, "labels_of"), (finetune, "require_files"),
+        (classify_task, "keep_copies_together"), (own_split, "read_studies"), (batches, "keep_copies_together"),
+        (run_folder, "refuse_foreign"),
+    ):  # fmt: skip
+        if RANK:
+            setattr(module, name, of_main)
 
     read, fill = worker.read, FeatureStore.fill
     waits = iter([seconds])
@@ -117,6 +138,11 @@ def look_late(late: bool) -> None:
 
 
 def main() -> int:
+    with tiny_of(2):  # as in the process that looks at the results
+        return run_all()
+
+
+def run_all() -> int:
     failed = False
     for run in json.loads(Path(sys.argv[1]).read_text()):
         look_late(run.get("late", False))

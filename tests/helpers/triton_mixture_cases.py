@@ -1,4 +1,4 @@
-"""The kernels of mixtures in Triton's interpreter; run by test_mixture.py in a process of its own."""
+"""The kernels of mixtures in Triton's interpreter; run by test_triton_kernels.py in a process of its own."""
 
 from __future__ import annotations
 

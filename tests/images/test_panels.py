@@ -11,6 +11,7 @@ from hdxray_fast.images.panels import (
     masked_view,
     paste_patches,
     reconstruction_panel,
+    stack,
     write_image,
 )
 
@@ -53,5 +54,12 @@ def test_panel_has_five_pictures_and_a_caption(tmp_path):
     keep, predict = np.arange(2), np.arange(2, 16)
     panel = reconstruction_panel(pixels, inside, keep, predict, np.zeros((14, 256)), caption="c" * 400, side=100)
     assert panel.shape == (100 + 2 * 44, 5 * 100 + 4 * 12, 3)
+    means = np.linspace(0, 255, 14)
+    more = reconstruction_panel(pixels, inside, keep, predict, np.zeros((14, 256)), means=means, side=64)
+    assert more.shape == (64 + 44, 6 * 64 + 5 * 12, 3)
+    alone = more[44:, 3 * 76 : 3 * 76 + 64, 0].reshape(4, 16, 4, 16).transpose(0, 2, 1, 3).reshape(16, 256)
+    assert (np.ptp(alone[2:], axis=1) == 0).all() and (np.diff(alone[2:, 0].astype(int)) >= 0).all()
+    assert np.ptp(alone[0]) > 100  # shown patches are as they are
+    assert stack([panel, panel]).shape == (2 * panel.shape[0] + 12, panel.shape[1], 3)
     write_image(tmp_path / "panel.png", panel)
     assert np.array_equal(cv2.imread(str(tmp_path / "panel.png")), panel)

@@ -13,7 +13,7 @@ from hdxray_fast.models.encoder import Encoder
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:torch.*")
 VARIANTS = {
-    "plain": {},
+    "plain": {"depth": 2},
     "attention pool": {"reg_tokens": 2, "layer_scale": 0.1, "pool": "attention"},
     "no class token": {"class_token": False},
     "fc_norm": {"in_chans": 3, "pool": "mean", "fc_norm": True},
@@ -22,7 +22,8 @@ VARIANTS = {
 
 
 def small(name: str = "vit_tiny_patch16", img_size=(32, 48), **kwargs) -> Encoder:
-    encoder = hx.create_encoder(name, img_size=img_size, depth=2, embed_dim=48, num_heads=3, **kwargs)
+    options = {"depth": 1, "embed_dim": 48, "num_heads": 3, **kwargs}
+    encoder = hx.create_encoder(name, img_size=img_size, **options)
     for parameter in encoder.parameters():
         if parameter.requires_grad:  # fixed positions are what they are
             parameter.data += 0.05 * torch.randn_like(parameter)

@@ -17,7 +17,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::FutureWarning"),
     pytest.mark.filterwarnings("ignore::UserWarning:torch.*", "ignore::DeprecationWarning"),
 ]
-SIZES = {"img_size": (32, 48), "depth": 2, "embed_dim": 48, "num_heads": 3}
+SIZES = {"img_size": (32, 48), "depth": 1, "embed_dim": 48, "num_heads": 3}
+TWO = {**SIZES, "depth": 2}  # blocks: what the models share is written down twice at least
 POOLS = ("None", "cls", "mean", "attention")
 TIMM_POOLS = ("token", "avg", "max", "avgmax", "map", "")
 MODELS = [
@@ -44,14 +45,15 @@ def model(request, plain_mae):
     elif kind == "transformers":
         from hdxray_fast.interop.hf import HDXrayModel
 
-        built = HDXrayModel.from_encoder(hx.create_encoder("vit_tiny_patch16", fc_norm=True, **SIZES))
+        built = HDXrayModel.from_encoder(hx.create_encoder("vit_tiny_patch16", fc_norm=True, **TWO))
     elif kind == "classifier":
         encoder = hx.create_encoder("vit_tiny_patch16", reg_tokens=1, **SIZES)
         built = Classifier(encoder, ClassifierConfig(["edema", "mass", "nodule"], head=part))
     elif part == "stem64":
-        built = hx.create_encoder("vit_tiny_stem64", pool="mean", **{**SIZES, "img_size": (64, 128)})
+        built = hx.create_encoder("vit_tiny_stem64", pool="mean", **{**TWO, "img_size": (64, 128)})
     else:
-        built = hx.create_encoder("vit_tiny_patch16", pool=None if part == "None" else part, **SIZES)
+        pool, sizes = (None, TWO) if part == "None" else (part, SIZES)
+        built = hx.create_encoder("vit_tiny_patch16", pool=pool, **sizes)
     for parameter in built.parameters():
         if parameter.requires_grad:
             parameter.data += 0.05 * torch.randn_like(parameter)

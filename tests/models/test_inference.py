@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -40,7 +42,7 @@ def files(images, tmp_path):
 
 def small(**options) -> Encoder:
     torch.manual_seed(1)
-    options = {"img_size": 64, "depth": 2, "embed_dim": 48, "num_heads": 3, **options}
+    options = {"img_size": 64, "depth": 2, "embed_dim": 48, "num_heads": 3, "contour": "rectangle", **options}
     return hx.create_encoder("vit_tiny_patch16", **options).eval()
 
 
@@ -110,7 +112,7 @@ class Labelled(torch.utils.data.Dataset):
     def __init__(self, images: list[np.ndarray]) -> None:
         from hdxray_fast.data.radiographs import read_radiograph
 
-        self.batches = [as_batch([read_radiograph(image, "", 64, 16)]) for image in images]
+        self.batches = [as_batch([read_radiograph(image, "", 64, 16, "rectangle")]) for image in images]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -142,12 +144,31 @@ def test_validation_waits_for_no_batch(images, monkeypatch, tmp_path):
     assert unreadable == [["", "!"]] * 2
 
 
+def test_processes_share_batches_and_have_the_logits_of_one(images, monkeypatch, tmp_path):
+    """To the last bit; whoever has a batch less meets the others in one that nobody counts."""
+    utils = pytest.importorskip("accelerate.utils")
+    monkeypatch.setattr(utils, "gather_object", lambda part: part)
+    model, dataset = classifier("attention", keep="contour"), Labelled(images)
+    config = FinetuneConfig(data="labels.csv", out=str(tmp_path), batch_size=2)
+
+    def rows_of(accelerator):
+        unreadable = []
+        rows, logits = predict_rows(accelerator, model, dataset, config, lambda batch: unreadable.append(batch))
+        return rows.tolist(), logits, len(unreadable)
+
+    whole, parts = rows_of(None), [rows_of(SimpleNamespace(process_index=rank, num_processes=2)) for rank in (0, 1)]
+    assert [rows for rows, _, _ in parts] == [[0, 1, 4], [2]] and whole[0] == [0, 1, 2, 4]
+    place = [whole[0].index(row) for rows, _, _ in parts for row in rows]
+    np.testing.assert_array_equal(np.concatenate([logits for _, logits, _ in parts]), whole[1][place])
+    assert [bad for *_, bad in parts] == [0, 1]
+
+
 def test_the_stand_in_tells_of_waits(images, monkeypatch):
     """What the loops did before: plans of grids on the device, and answers looked at at once."""
     from hdxray_fast.data.radiographs import read_radiograph
 
     encoder = small(keep="contour")
-    batch = as_batch([read_radiograph(image, "", 64, 16) for image in images])
+    batch = as_batch([read_radiograph(image, "", 64, 16, "rectangle") for image in images])
     with stand_in(monkeypatch) as device, torch.no_grad():
         there = device.sent_batch(batch, CPU)
         answer = encoder.encode(*encoder_inputs(encoder, there)).values
@@ -166,7 +187,7 @@ def test_the_stand_in_tells_of_waits(images, monkeypatch):
 def test_plans_stay_where_they_are_made(images):
     from hdxray_fast.data.radiographs import read_radiograph
 
-    batch = as_batch([read_radiograph(image, "", 64, 16) for image in images])
+    batch = as_batch([read_radiograph(image, "", 64, 16, "rectangle") for image in images])
     moved = sent_batch({**batch, "error": ["x"]}, torch.device("meta"))
     assert {name: value.device.type for name, value in moved.items() if name != "error"} == {
         "pixels": "meta", "scale": "meta", "shift": "meta", "inside": "cpu", "valid": "cpu",

@@ -5,9 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from toy_radiographs import draw_radiograph
 from view_helpers import maps
 
 import hdxray_fast as hx
@@ -31,9 +33,17 @@ def small_encoder(**settings):
     return hx.create_encoder("vit_tiny_patch16", img_size=SIZE, depth=1, embed_dim=24, num_heads=3, **settings).eval()
 
 
-@pytest.fixture
-def read(radiographs):
-    files = [str(path) for path in sorted(radiographs.glob("*.png"))[:3]]
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("films")
+    for seed in range(3):
+        cv2.imwrite(str(folder / f"{seed}.png"), draw_radiograph(seed))
+    return [str(path) for path in sorted(folder.iterdir())]
+
+
+@pytest.fixture(scope="module")
+def read(files):
+    """Read once: the contour net takes a tenth of a second."""
     return [read_radiograph(file, file, SIZE, PATCH) for file in files]
 
 
@@ -97,7 +107,7 @@ def test_standardised_pixels_are_what_the_encoder_makes_of_whole_ones(read, norm
     torch.testing.assert_close(shown, given, rtol=1e-4, atol=1e-5)
 
 
-def test_embedding_shows_the_encoder_the_same(read, radiographs):
+def test_embedding_shows_the_encoder_the_same(read):
     encoder = small_encoder(keep="contour", pool="mean")
     with torch.no_grad():
         expected = encoder.pool_tokens(encoder.encode(*encoder_inputs(encoder, as_batch(read))), "mean")

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch.autograd import gradcheck
 from torch.utils.flop_counter import FlopCounterMode
-from triton_interpreter import needs_interpreter
 
 from hdxray_fast.models.decoder import CrossDecoder
 from hdxray_fast.ops.mixture import mix_maps, mix_maps_ref
@@ -99,15 +98,6 @@ def test_flops_are_those_of_the_product():
             mix(maps, weights).sum().backward()
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] == 3 * 2 * 3 * 5 * 42
-
-
-@needs_interpreter
-def test_kernels_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
-    command.append(str(HELPERS / "triton_mixture_cases.py"))
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert found.returncode == 0, found.stdout[-6000:] + found.stderr[-2000:]
 
 
 @needs_triton

@@ -17,6 +17,7 @@ from hdxray_fast.pretrain.task import run_pretraining
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
 
+pytestmark = pytest.mark.usefixtures("two_blocks")
 SMALL = {**TINY_PRETRAINING, "shuffle": "blocks", "shuffle_block": 2}
 
 

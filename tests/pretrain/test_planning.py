@@ -15,7 +15,10 @@ from hdxray_fast.errors import ConfigError
 from hdxray_fast.models.presets import ENCODERS
 from hdxray_fast.pretrain import work
 from hdxray_fast.pretrain.config import PretrainConfig
-from hdxray_fast.pretrain.planning import DEVICES, PlanConfig, Shape, describe, device_rate, is_kind, plan
+from hdxray_fast.pretrain.plan_config import DEVICES, PlanConfig
+from hdxray_fast.pretrain.planning import describe, plan
+from hdxray_fast.pretrain.rates import device_rate, is_kind
+from hdxray_fast.pretrain.shape import Shape
 from hdxray_fast.training.processes import checkpoint_activations
 
 
@@ -126,24 +129,30 @@ def test_a_prepared_set_gives_its_own_figures(tmp_path):
     assert inside == pytest.approx(sum(data[row].inside.mean() for row in range(6)) / 6, abs=0.02)
     grids = [hx.read_canvas(data.source(row), size=SIZE).valid_grid().mean() for row in range(6)]
     assert valid == pytest.approx(sum(grids) / 6)
-    found = plan(PlanConfig(data=str(tmp_path / "set"), model="vit_tiny_patch16"))
+    config = PlanConfig(data=str(tmp_path / "set"), model="vit_tiny_patch16")
+    found = plan(config)
+    told = [line.split("the set: ") for line in describe(found, config.filled_in()).splitlines() if "opening" in line]
+    assert told == [["  opening  ", f"{found.open_seconds:.2g} s, measured here"]] and found.open_seconds > 0
+    assert plan(replace(config, data=None, images=6)).open_seconds is None
     assert found.tokens == (SIZE // 16) ** 2
     with pytest.raises(ConfigError, match=rf"^img_size: got 1280, .* prepared with {SIZE}"):
         plan(PlanConfig(data=str(tmp_path / "set"), img_size=1280))
     assert found.images == 6 and found.prepared_bytes == 6 * SIZE * SIZE
     with pytest.raises(ConfigError):
         plan(PlanConfig(data=str(tmp_path / "xrays")))
+    with pytest.raises(ConfigError, match=r"^data: plan reads sets on a disk"):
+        plan(PlanConfig(data="s3://bucket/chest"))
 
 
 def test_rates_say_where_they_come_from(monkeypatch):
-    from hdxray_fast.pretrain import planning
+    from hdxray_fast.pretrain import rates
 
     step = {"precision": "bf16", "batch": 8, "flops": 1e12, "seconds": 0.01}
     steps = [
         {**step, "device": "NVIDIA H100 80GB HBM3", "model": "vit_base_patch16", "decoder": "cross"},
         {**step, "device": "AMD EPYC, 2 cores", "model": "vit_base_patch16", "decoder": "cross", "precision": "fp32"},
     ]
-    monkeypatch.setattr(planning, "table", lambda: {"steps": steps, "prepare": {}, "stored_share": {"png 8": 0.5}})
+    monkeypatch.setattr(rates, "table", lambda: {"steps": steps, "prepare": {}, "stored_share": {"png 8": 0.5}})
     base = Shape.of(PlanConfig(images=1))
     found = device_rate("h100", base, 2e12, "bf16")
     assert found.measured and found.images_per_second == pytest.approx(50) and "scaled by FLOPs" in found.source

@@ -32,7 +32,7 @@ class Radiographs(torch.utils.data.Dataset):
         rng = np.random.default_rng(0)
         arrays = [rng.integers(0, 256, (90, 60 + 20 * i), dtype=np.uint8) for i in range(5)]
         self.batches = [as_batch([read_radiograph(array, "", size, patch_size)]) for array in arrays]
-        self.images = SimpleNamespace(keys=[f"image {i}" for i in range(5)])
+        self.images = SimpleNamespace(key="image {}".format)
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         sample = {name: tensor[0] for name, tensor in self.batches[key[1]].items()}

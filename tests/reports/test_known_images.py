@@ -85,6 +85,17 @@ def test_most_of_them_are_refused(root, tmp_path):
     assert any("radiographs are not: no known_images.csv" in note for note in found.notes)
 
 
+@pytest.mark.parametrize("text", ["[1]", "{}", "", "study,image\n", "study,image,known_by\na\n", None])
+def test_a_damaged_list_is_not_taken_for_an_empty_one(tmp_path, text):
+    path = tmp_path / KNOWN_FILE
+    if text is None:
+        path.symlink_to(path.name)
+    else:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=r"known_images\.csv: is damaged"):
+        read_known_images(path)
+
+
 def test_training_leaves_no_copies_across_a_drawn_split(root, tmp_path):
     """``c10`` is a copy of ``s10`` under another patient; the one that would be trained on goes."""
     rows = [study(f"s{i}", i, "train", f"p{i}") for i in range(10)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,7 @@ from hdxray_fast.data.radiograph_dataset import RadiographDataset
 from hdxray_fast.errors import CheckpointError, ConfigError, TrainingError
 from hdxray_fast.files import checksum
 from hdxray_fast.models import layers
-from hdxray_fast.reports.attention_picture import draw_attention
+from hdxray_fast.reports.attention_picture import draw_attention, relative_maps
 from hdxray_fast.reports.config import ReportConfig
 from hdxray_fast.reports.features import FeatureStore
 from hdxray_fast.reports.layouts import read_studies
@@ -41,6 +42,7 @@ from hdxray_fast.training.loop import Training
 from hdxray_fast.weights.model_folders import load_model
 
 QUICK = {
+    "contour": "rectangle",
     "encoder_lr": 0.0,
     "val_share": 0.0,
     "test_share": 0.0,
@@ -74,10 +76,12 @@ def encoder(tmp_path_factory) -> str:
 
 @pytest.fixture(scope="module")
 def english(tmp_path_factory, encoder) -> Path:
-    """A folder with ``studies.csv`` of one and two views, and a trained ``run``."""
+    """A folder with ``studies.csv`` of one and two views, a ``run`` trained by the command, and what this ``said``."""
     folder = tmp_path_factory.mktemp("english")
     data = study_csv(folder, ENGLISH, two_views=True)
-    run_report_training(quick(data, folder / "run", encoder), progress=False)
+    options = {"data": data, "out": folder / "run", "weights": encoder, **QUICK}
+    with (folder / "said").open("w") as said, redirect_stdout(said), redirect_stderr(said):
+        assert main(["report", "train", *arguments(options)]) == 0
     return folder
 
 
@@ -94,13 +98,11 @@ def trained_tensors(folder: Path, part: str) -> dict[str, torch.Tensor]:
 
 
 # --- the whole way ----------------------------------------------------------------------------------------------------
-def test_two_views_by_heart_through_the_command_line(english, encoder, tmp_path, capsys):
-    data = english / "studies.csv"
-    options = {"data": data, "out": tmp_path / "run", "weights": encoder, **QUICK}
-    assert main(["report", "train", *arguments(options)]) == 0
-    printed = capsys.readouterr()
-    assert "best bleu4 on train: 1.0000" in printed.out and "4 studies to train on" in printed.err
-    options = {"model": tmp_path / "run", "data": data, "split": "train", "val_share": 0, "test_share": 0}
+def test_two_views_by_heart_through_the_command_line(english, tmp_path, capsys):
+    data, run = english / "studies.csv", english / "run"
+    printed = (english / "said").read_text()
+    assert "best bleu4 on train: 1.0000" in printed and "4 studies to train on" in printed
+    options = {"model": run, "data": data, "split": "train", "val_share": 0, "test_share": 0}
     assert main(["report", "generate", *arguments(options), "--out", str(tmp_path / "made"), "--pictures", "2"]) == 0
     printed = capsys.readouterr().out
     assert all(text in printed for text in ENGLISH)
@@ -113,9 +115,9 @@ def test_two_views_by_heart_through_the_command_line(english, encoder, tmp_path,
     assert main(["report", "evaluate", str(tmp_path / "made" / "predictions.csv"), "--out", str(tmp_path / "s")]) == 0
     scores = json.loads((tmp_path / "s" / "metrics.json").read_text())["languages"]["en"]["scores"][0]
     assert scores["bleu4"] == pytest.approx(1.0)
-    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert log[-1]["loss"] < 0.2 < 1 < log[0]["loss"] and log[-1]["train_bleu4"] == pytest.approx(1.0)
-    validated = read_predictions(tmp_path / "run" / "validation.csv")
+    validated = read_predictions(run / "validation.csv")
     assert [p.generated for p in validated] == ENGLISH
 
 
@@ -154,7 +156,7 @@ def test_chinese_by_heart(tmp_path, encoder, decoder, pool, tokenizer):
     data = study_csv(tmp_path, CHINESE, language="zh")
     config = quick(
         data, tmp_path / "run", encoder, language="zh", decoder=decoder, pool=pool, tokenizer=tokenizer, steps=80,
-        keep="contour", validate_every=80,
+        keep="contour", contour="network", validate_every=80,
     )  # fmt: skip
     result = run_report_training(config, progress=False)
     assert result.best == pytest.approx(1.0)
@@ -556,6 +558,38 @@ def test_a_long_caption_is_drawn_whole(tmp_path):
     view[:20] = 30
     picture = cv2.imread(str(draw_attention(tmp_path / "a.png", [view], [words], np.ones((1, 1, 8, 8)), 9)), 0)
     assert picture[:3].min() > 200  # nothing is cut off by the upper edge
+
+
+def test_attention_is_told_in_even_shares_and_leaves_the_padding_out():
+    maps, valid = np.full((2, 1, 6, 6), 0.01), np.zeros((1, 6, 6), bool)
+    valid[:, 1:5] = True
+    maps[:, :, :1] = 0.1  # hottest on the padding
+    maps[0, 0, 2, 1] += 0.2
+    maps[1, 0, 3, 4] += 0.2
+    heat, lost = relative_maps(maps, valid, 36)
+    assert np.array_equal(np.isfinite(heat[0]), valid)
+    np.testing.assert_allclose(np.nanmean(heat, (1, 2, 3)), 1, rtol=1e-5)
+    assert lost == pytest.approx(0.66 / 1.10)
+    apart = heat - heat.mean(0)  # what a picture shows: where each sentence looked and the other did not
+    assert np.unravel_index(np.nanargmax(apart[0, 0]), (6, 6)) == (2, 1)
+    assert np.unravel_index(np.nanargmax(apart[1, 0]), (6, 6)) == (3, 4)
+
+
+def test_sentences_that_looked_alike_have_no_colours(tmp_path):
+    """The difference of each from their mean is drawn, in one scale."""
+    view, maps = np.full((96, 96), 200, np.uint8), np.zeros((2, 1, 6, 6))
+    view[:48] = 90
+    maps[:, 0, 1, 1] = maps[:, 0, 4, 4] = 0.5
+
+    def coloured(name: str) -> float:
+        picture = cv2.imread(str(draw_attention(tmp_path / name, [view], ["One.", "Two."], maps, 36)))
+        wide = picture.shape[1]
+        tiles = picture[:, int(0.56 * wide) : int(0.9 * wide)].astype(int)  # of the sentences, between the scales
+        return float((np.ptp(tiles, -1) > 30).mean())
+
+    alike = coloured("alike.png")
+    maps[1, 0, 4, 4], maps[1, 0, 4, 1] = 0, 0.5
+    assert alike == 0 < 0.02 < coloured("apart.png")
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------

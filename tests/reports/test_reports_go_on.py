@@ -1,13 +1,17 @@
-"""Reports that a killed run had written are not written again, and the end is that of a run left alone."""
+"""Reports that a killed run had written are not written again, and shares of them are joined: the end is that of a run
+left alone."""
 
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import pytest
 from film_makers import draw_film
+from prepared_helpers import prepare
 from report_makers import write_csv
 from report_model_makers import ENGLISH, QUICK, save_small_encoder
 
@@ -17,7 +21,6 @@ pytest.importorskip("pycocoevalcap")
 from hdxray_fast.errors import ConfigError
 from hdxray_fast.reports import writing
 from hdxray_fast.reports.config import ReportConfig
-from hdxray_fast.reports.journal import JOURNAL
 from hdxray_fast.reports.layouts import read_studies
 from hdxray_fast.reports.run import run_report_training
 from hdxray_fast.reports.saving import load_report_model
@@ -25,6 +28,8 @@ from hdxray_fast.reports.writing import write_reports
 from hdxray_fast.reports.writing_options import WritingOptions
 
 STUDIES = 9  # of the test, the third of which cannot be read
+BATCHES = (2, 1, 2, 2, 1)  # reports on two studies at a time
+JOURNAL = Path("predictions.csv.parts", "1-of-1.00000000.jsonl")
 
 
 class Killed(Exception):
@@ -56,7 +61,7 @@ def generate(root: Path, out: Path, model=None, **options):
 
 
 def files_in(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+    return {path.name: path.read_bytes() if path.is_file() else b"" for path in sorted(out.iterdir())}
 
 
 def kill_after(patch, batches: int) -> list[int]:
@@ -86,8 +91,8 @@ def whole(root, tmp_path_factory) -> tuple[dict[str, bytes], list[str]]:
     done = generate(root, out)
     assert (len(done.rows), len(done.quarantined)) == (STUDIES - 1, 1)
     made = files_in(out)
-    assert JOURNAL not in made
-    assert sum(name.endswith(".png") for name in made) == 3
+    assert JOURNAL.parts[0] not in made
+    assert sum(name.endswith(".png") for name in made) == 2  # of the first three studies
     return made, done.notes
 
 
@@ -98,17 +103,18 @@ def test_after_a_kill_the_rest_is_written(root, whole, tmp_path, monkeypatch, ba
     assert "predictions.csv" not in files_in(out)
     sizes = kill_after(monkeypatch, 99)
     done = generate(root, out)
-    assert sum(sizes) == STUDIES - 1 - 2 * batches
+    assert sizes == list(BATCHES[batches:])
     assert files_in(out) == whole[0]
-    told = [f"{2 * batches} reports were there already, of a run that had not come to its end"] if batches else []
+    there = sum(BATCHES[:batches])
+    told = [f"{there} reports were there already, of a run that had not come to its end"] if batches else []
     assert done.notes == told + whole[1]
-    assert [row.picture is not None for row in done.rows] == [True] * 3 + [False] * 5
+    assert [row.picture is not None for row in done.rows] == [True] * 2 + [False] * 6
     assert [one.path for one in done.quarantined] == [str(root / "s14.png")]
 
 
 DAMAGES = {  # and how many reports are kept
     "cut": (lambda text: text[:-40], 2),
-    "more": (lambda text: text + '{"studies": 3}\n[1]\n', 4),
+    "more": (lambda text: text + '{"batch": 2}\n[1]\n', 3),
     "head": (lambda text: "x" + text, 0),
 }
 
@@ -140,7 +146,87 @@ def test_what_was_made_otherwise_is_not_taken(root, tmp_path, monkeypatch, chang
 
 
 def test_a_journal_of_somebody_else_is_left_alone(root, tmp_path):
+    (tmp_path / JOURNAL).parent.mkdir()
     (tmp_path / JOURNAL).write_text(json.dumps({"mine": 1}))
-    with pytest.raises(ConfigError, match=JOURNAL):
+    with pytest.raises(ConfigError, match=JOURNAL.parts[0]):
         generate(root, tmp_path)
     assert (tmp_path / JOURNAL).read_text() == json.dumps({"mine": 1})
+
+
+def test_parts_are_joined_by_the_last_of_them(root, whole, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    sizes = kill_after(monkeypatch, 99)
+    first = generate(root, out, part="1/3")
+    assert (first.joined, first.waiting, first.rows) == (False, [2, 3], [])
+    assert generate(root, out, part="3/3").waiting == [2]
+    with monkeypatch.context() as patch:
+        kill_after(patch, 1)
+        with pytest.raises(Killed):
+            generate(root, out, part="2/3")
+    assert "predictions.csv" not in files_in(out)
+    done = generate(root, out, part="2/3")
+    assert done.joined and [row.study.id for row in done.rows] == [f"s{n}" for n in (12, 13, *range(15, 21))]
+    assert sizes == [BATCHES[batch] for batch in (0, 3, 2, 1, 4)]
+    assert files_in(out) == whole[0]
+    assert done.notes == ["1 reports were there already, of a run that had not come to its end", *whole[1]]
+
+
+def test_lines_that_a_share_has_lost_are_told_of(root, tmp_path):
+    out = tmp_path / "out"
+    generate(root, out, part="1/2")
+    lines = out / JOURNAL.parts[0] / "1-of-2.00000000.jsonl"
+    lines.write_text("\n".join(lines.read_text().split("\n")[:-2]) + "\n")
+    with pytest.raises(ConfigError, match=r"^out: 1 of 5 batches are lost: "):
+        generate(root, out, part="2/2")
+    assert generate(root, out, part="1/2").joined
+
+
+def test_parts_need_a_place_to_be_joined_in(root):
+    with pytest.raises(ConfigError, match=r"^part: shares are joined in the folder out"):
+        generate(root, None, part="1/2")
+
+
+def losses_of(run: Path) -> list[float]:
+    return [json.loads(line)["loss"] for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("changes", [{}, {"encoder_lr": 1e-4, "augment": True}])
+def test_a_training_on_a_prepared_set_is_that_on_its_files(root, tmp_path, changes):
+    config = {**QUICK, **changes, "data": str(root / "studies.csv"), "weights": str(root / "encoder")}
+    size = load_report_model(root / "run").encoder.img_size[0]
+    prepare(root.glob("s*.png"), tmp_path / "set", size=size, view="any", body_part="any")
+    if changes:
+        run_report_training(ReportConfig(out=str(tmp_path / "files"), **config), progress=False)
+    stored = ReportConfig(out=str(tmp_path / "run"), prepared=str(tmp_path / "set"), **config)
+    done = run_report_training(stored, progress=False)
+    assert done.losses == losses_of(tmp_path / "files" if changes else root / "run")
+    assert (tmp_path / "run" / "quarantine.csv").read_text().splitlines() == ["path,error,reason"]
+    with pytest.raises(ConfigError, match=r"^contour: .* was prepared with rectangle, and not with prior; "):
+        run_report_training(replace(stored, out=str(tmp_path / "other"), contour="prior"), progress=False)
+
+
+def test_reports_on_a_prepared_set_are_those_on_its_files(root, whole, tmp_path):
+    """Of the studies of a table, whose files may be gone by then, or of each radiograph."""
+    settings = {"size": load_report_model(root / "run").encoder.img_size[0], "view": "any", "body_part": "any"}
+    films = shutil.copytree(root, tmp_path / "films", ignore=shutil.ignore_patterns("run", "encoder", "*.csv"))
+    prepare([films], tmp_path / "set", **settings)
+    files = write_reports(str(films), root / "run", options=WritingOptions(num_beams=1), pictures=0)
+    shutil.rmtree(films)
+    stored = write_reports(str(tmp_path / "set"), root / "run", options=WritingOptions(num_beams=1), pictures=0)
+    assert [(row.study, row.text) for row in stored.rows] == [(row.study, row.text) for row in files.rows]
+
+    studies = read_studies(root / "studies.csv", prepared=tmp_path / "set")
+    assert len(studies.split("test")) == STUDIES - 1
+    assert [note for note in studies.notes if "prepared" in note] == [
+        f"1 images are not in the prepared data set {tmp_path / 'set'} ({root / 's14.png'})"
+    ]
+    given = {"options": WritingOptions(num_beams=1, max_length=6), "batch_size": 2, "pictures": 0}
+    done = write_reports(
+        studies.split("test"), root / "run", prepared=[tmp_path / "set"], out=tmp_path / "out", **given
+    )
+    assert {row.study.id for row in done.rows} == {f"s{n}" for n in (12, 13, *range(15, 21))}
+    assert (tmp_path / "out" / "predictions.csv").read_bytes() == whole[0]["predictions.csv"]
+    model = load_report_model(root / "run")
+    model.encoder.contour = "prior"
+    with pytest.raises(ConfigError, match=r"set: was prepared with contour="):
+        write_reports(str(tmp_path / "set"), model)

@@ -16,15 +16,16 @@ from hdxray_fast.training.checkpoints import (
     save_checkpoint,
     set_aside_after,
 )
-from hdxray_fast.training.optimizer import averaged_weights, parameter_groups, warmup_cosine
+from hdxray_fast.training.optimizer import averaged_weights, parameter_groups
 from hdxray_fast.training.restoring import resume_latest
+from hdxray_fast.training.schedule import warmup_constant, warmup_cosine
 
 pytest.importorskip("safetensors")
 
 
 def small_model(seed: int = 0):
     torch.manual_seed(seed)
-    model = create_mae("vit_tiny_patch16", img_size=64, decoder_embed_dim=32, decoder_depth=1)
+    model = create_mae("vit_tiny_patch16", img_size=64, depth=2, decoder_embed_dim=32, decoder_depth=1)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.05), lr=1e-3)
     return model, optimizer, averaged_weights(model, 0.9)
 
@@ -108,8 +109,8 @@ def test_an_interrupted_save_is_never_read_and_is_cleaned_up(tmp_path):
 def test_checkpoints_of_round_steps_stay(tmp_path):
     for step in range(1, 10):
         checkpoint_folder(tmp_path, step).mkdir()
-    prune_checkpoints(tmp_path, keep=2, keep_every=3)
-    assert [int(path.name[-8:]) for path in sorted(tmp_path.iterdir())] == [3, 6, 8, 9]
+    prune_checkpoints(tmp_path, keep=2, keep_every=3, keep_step=4)
+    assert [int(path.name[-8:]) for path in sorted(tmp_path.iterdir())] == [3, 4, 6, 8, 9]
 
 
 def test_a_damaged_newest_does_not_outlive_the_good_ones(tmp_path):
@@ -149,9 +150,15 @@ def test_checkpoints_are_ordered_by_their_steps_however_many_digits_these_have(t
 
 
 def test_learning_rate_rises_and_falls():
-    rates = [warmup_cosine(step, 100, 0.1) for step in range(100)]
+    rates = [warmup_cosine(step, 100, 10) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9] == 1.0 and max(rates) == 1.0
     assert all(a >= b for a, b in pairwise(rates[10:])) and rates[-1] == pytest.approx(0.01, abs=1e-3)
+
+
+def test_a_constant_rate_is_that_of_longer_runs_until_it_falls():
+    rates, longer = ([warmup_constant(step, steps, 10, steps // 10) for step in range(steps)] for steps in (100, 200))
+    assert rates[:90] == longer[:90] and rates[0] == pytest.approx(0.1) and set(rates[9:90]) == {1.0}
+    assert all(a > b for a, b in pairwise(rates[89:])) and rates[-1] == pytest.approx(0.01)
 
 
 def test_weight_decay_spares_biases_norms_and_tokens():

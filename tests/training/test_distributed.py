@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import os
@@ -16,17 +17,21 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
+from tiny_encoders import tiny_of
 from toy_radiographs import draw_radiograph
 
 import hdxray_fast as hx
 from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.pretrain.task import run_pretraining
-from hdxray_fast.training.processes import MAIN_FAILED
+from hdxray_fast.ranks import MAIN_FAILED
 
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
 
-pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed")
+pytestmark = [
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="this PyTorch has no torch.distributed"),
+    pytest.mark.usefixtures("two_blocks"),
+]
 
 WORKER = Path(__file__).parents[1] / "helpers" / "distributed_runs.py"
 STEPS = 6
@@ -116,7 +121,7 @@ def images(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(images, tmp_path_factory) -> Path:
+def runs(two_blocks, images, tmp_path_factory) -> Path:
     """One process with batches of four; then two processes in several ways, four images a step each."""
     root = tmp_path_factory.mktemp("runs")
     common = {**SMALL, "data": str(images), "cache": str(root / "cache")}
@@ -203,9 +208,17 @@ LAUNCHERS = {
 }  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def alone(runs, images) -> list[float]:
+    """Losses of one process, of all blocks: those that commands start know of no others."""
+    common = {**SMALL, "data": str(images), "cache": str(runs / "cache")}
+    with tiny_of(12):
+        return run_pretraining(PretrainConfig(out=str(runs / "alone"), batch_size=4, **common), progress=False).losses
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", LAUNCHERS)
-def test_launchers_start_processes_that_learn_together(runs, images, tmp_path, launcher):
+def test_launchers_start_processes_that_learn_together(runs, images, alone, tmp_path, launcher):
     """The command line as the manual has it, without a GPU."""
     pytest.importorskip("jsonargparse")
     settings = {**SMALL, "data": images, "cache": runs / "cache", "out": tmp_path / "run", "batch_size": 2}
@@ -219,7 +232,7 @@ def test_launchers_start_processes_that_learn_together(runs, images, tmp_path, l
     assert done.returncode == 0, done.stderr[-3000:]
     assert f"2 processes, {'weights shared out (FSDP2)' if 'fsdp' in launcher else 'a copy each (DDP)'}" in done.stderr
     losses = [line["loss"] for line in log_of(tmp_path / "run")]
-    assert losses == pytest.approx([line["loss"] for line in log_of(runs / "one")], rel=1e-6)
+    assert losses == pytest.approx(alone, rel=1e-6)
 
 
 @pytest.mark.slow
@@ -296,6 +309,13 @@ def test_sharded_fine_tuning_validates_on_few_images(runs, images, tmp_path):
     for line, reference in zip(ours, alone, strict=True):
         for number in ("loss", "val_loss", "val_auroc"):
             assert line[number] == pytest.approx(reference[number], rel=1e-5), number
+    # the test was shared, too: what is written is what the model answers in one process
+    done = runs / "finetune_sharded"
+    with (done / "predictions.csv").open(newline="") as stream:
+        rows = {Path(row["image"]).name: float(row["sick"]) for row in csv.DictReader(stream)}
+    answers = hx.predict([images / name for name in rows], done / "model", batch_size=1, precision="fp32")
+    assert list(rows) == ["7.png", "8.png"]
+    assert list(rows.values()) == pytest.approx(answers.probabilities[:, 0].tolist(), abs=1e-6)
 
 
 @pytest.mark.slow

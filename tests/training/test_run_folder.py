@@ -5,20 +5,23 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_training import Regression, log_of, train
 
 from hdxray_fast.errors import ConfigError
+from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.training.checkpoints import checkpoint_folder
 from hdxray_fast.training.config import TrainingConfig
 from hdxray_fast.training.loop import Training
-from hdxray_fast.training.run_folder import OF_EVERY_RUN
+from hdxray_fast.training.run_folder import OF_EVERY_RUN, as_begun
 
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
@@ -156,6 +159,35 @@ def test_folders_beside_checkpoints_stop_no_run(tmp_path):
     mine.mkdir()
     _, rest = train(tmp_path, steps=4, save_every=1, keep_checkpoints=1, resume="auto")
     assert rest.start == 4 and mine.is_dir()
+
+
+def test_files_are_called_as_in_the_run_that_goes_on(tmp_path, monkeypatch):
+    """By whatever path they are given, as long as it leads to them; others are refused with the settings."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("films", "others", "run"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "link").symlink_to("films")
+    begun = PretrainConfig(data="films", images="films", out="run")
+    (tmp_path / "run" / "config.json").write_text(json.dumps(begun.as_dict()))
+    (tmp_path / "run" / "log.jsonl").write_text("")
+    resumed = replace(begun, resume="auto")
+    for same in ("link", str(tmp_path / "films"), "./films", str(tmp_path / "link")):
+        assert as_begun(replace(resumed, data=same, images=same)) == resumed
+    for other in ("others", "nowhere", "a\0b"):
+        assert as_begun(replace(resumed, data=other)).data == other
+    assert as_begun(replace(begun, data="link")).data == "link"  # no run goes on
+    (tmp_path / "run" / "config.json").write_text('{"data": 1}')
+    assert as_begun(replace(resumed, data="link")).data == "link"
+
+
+@pytest.mark.parametrize("name", ["checkpoints", ".made-by", ".run.lock", ".run.json"])
+def test_what_lies_in_the_way_is_named(tmp_path, name):
+    train(tmp_path, steps=1)
+    way = tmp_path / name
+    shutil.rmtree(way) if way.is_dir() else way.unlink(missing_ok=True)
+    way.write_text("") if name == "checkpoints" else way.mkdir()
+    with pytest.raises(ConfigError, match=rf"out: cannot write to {way} \("):
+        train(tmp_path, steps=1, resume="auto")
 
 
 # --- the log ----------------------------------------------------------------------------------------------------------

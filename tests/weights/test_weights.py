@@ -526,14 +526,12 @@ def test_paths_that_hold_no_weights(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "json").mkdir()
     (tmp_path / "json" / "config.json").write_text("[1]")
-    hx.save_model(small(), tmp_path / "run" / "model")
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "number.pth")
     for name, says in (
         ("missing.pth", "is missing"),
         ("empty", "holds neither"),
         ("json", "is no JSON object"),
-        ("run", "its model is in"),
         ("list.pth", "holds no state dict"),
         ("number.pth", "holds no state dict"),
     ):
@@ -660,13 +658,30 @@ def test_a_size_left_out_and_the_size_of_the_weights(tmp_path):
     assert type(left_out.in_chans) is int and type(hx.create_encoder(depth=1).config.img_size[0]) is int
 
 
-@pytest.mark.parametrize(
-    ("inner", "what"), [("model", "model"), ("model/encoder", "model"), ("checkpoints/step_00000002", "checkpoint")]
-)
-def test_the_folder_of_a_run_names_the_model_in_it(tmp_path, inner, what):
-    run = tmp_path / "run"
-    hx.save_model(hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1), run / inner)
-    (run / "config.json").write_text('{"out": "run", "save_every": 100}')
-    for read in (lambda: hx.create_encoder(weights=run), lambda: hx.load_model(run)):
-        with pytest.raises(hx.CheckpointError, match=f"run: is the folder of a run; its .*{what} is in .*run/{inner}"):
+@pytest.fixture
+def run_folder(tmp_path):
+    """That of a run, which holds its settings under the name of a model's; where a model is put in it."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"out": "run", "save_every": 100}')
+    encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1)
+    return lambda inner: hx.save_model(encoder, tmp_path / "run" / inner)
+
+
+@pytest.mark.parametrize("inner", ["model", "model/encoder"])
+def test_the_folder_of_a_run_is_taken_as_its_model(tmp_path, run_folder, inner):
+    found, run = run_folder(inner), tmp_path / "run"
+    encoder = hx.create_encoder(weights=run)
+    assert encoder.load_report.source == str(found)
+    assert hx.load_model(run).config == encoder.config
+    assert hx.create_encoder(weights=run / "model").config == encoder.config  # of a report model's folder, its encoder
+    assert convert(run, tmp_path / "out").source == str(found)
+    with pytest.raises(hx.ArgumentError, match=f"run/{inner} holds the source itself"):
+        convert(run, found)
+
+
+def test_a_run_that_has_not_ended_names_its_newest_checkpoint(tmp_path, run_folder):
+    run_folder("checkpoints/step_00000001")
+    newest = run_folder("checkpoints/step_00000002")
+    for read in (lambda: hx.create_encoder(weights=tmp_path / "run"), lambda: hx.load_model(tmp_path / "run")):
+        with pytest.raises(hx.CheckpointError, match=f"has not ended; its newest checkpoint is in {newest}"):
             read()

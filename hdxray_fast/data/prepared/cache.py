@@ -103,9 +103,7 @@ def fill_cache(
     """
     arrow()  # missing: said before anything else
     check_caps(timeout, max_memory)
-    require_utf8(cache, "cache")
-    folder = Path(cache) / f"{size}-{contour}"
-    refuse_foreign(folder, MAKER, FILES, _is_cache(folder), "cache")
+    folder = refuse_foreign_cache(cache, size, contour)
     make_folder(folder / "shards", "cache")
     wanted: dict[str, list[Source]] = {}  # a file that is named twice is read once
 
@@ -147,6 +145,18 @@ def fill_cache(
             f"{bad[0].reason}"
         )
     return CachedImages(folder, [sources[i] for i in good], [keys[i] for i in good]), bad
+
+
+def refuse_foreign_cache(cache: str | Path, size: int, contour: str) -> Path:
+    """The folder below ``cache`` that :func:`fill_cache` keeps such images in, where nothing is to be written yet.
+
+    Raises:
+        ConfigError: it holds files of the cache's names that no cache made.
+    """
+    require_utf8(cache, "cache")
+    folder = Path(cache) / f"{size}-{contour}"
+    refuse_foreign(folder, MAKER, FILES, _is_cache(folder), "cache")
+    return folder
 
 
 def _is_cache(folder: Path) -> bool:

@@ -179,6 +179,9 @@ class CachedImages(PreparedSubset):
     def recipe(self) -> dict:
         return self._recipe
 
+    def key(self, place: int) -> str:
+        return self.keys[place]
+
     def require_all(self) -> None:
         """Raise a ConfigError if the cache lacks some of the images."""
         lacking = int((self.rows < 0).sum())

@@ -206,14 +206,9 @@ def read_set_aside(out: Path) -> list[str]:
 
 
 def _read_list(path: Path) -> list[dict[str, str]]:
-    needed = LISTS[path.name]
     try:
         with open_regular(path, "r", newline="", encoding="utf-8") as stream:
-            rows = read_table(stream, names=NAMES)
-        if not all(needed <= row.keys() for row in rows):
-            raise csv.Error(f"its columns are not {', '.join(sorted(needed))}")
+            return read_table(stream, NAMES, LISTS[path.name])
     except (OSError, UnicodeError, csv.Error) as error:
-        raise ConfigError(
-            f"{path}: is missing or damaged ({reason_of(error)}); hdxray-fast merge {path.parent} writes it again"
-        ) from error
-    return rows
+        way = "remove it" if path.name == SKIPPED else f"hdxray-fast merge {path.parent} writes it again"
+        raise ConfigError(f"{path}: is missing or damaged ({reason_of(error)}); {way}") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import zlib
 from collections.abc import Sequence
@@ -20,6 +22,8 @@ from .lookup import read_lookup
 from .shard_files import ShardFiles
 from .shards import FORMAT, LOOKUP_ROWS, SETTINGS, ChunkFolder, ShardError, ShardFolder, arrow, read_settings
 from .worker import PATCH
+
+GAP = 1 << 16  # bytes between two images of a shard that are read along rather than passed over
 
 
 class Prepared(NamedTuple):
@@ -158,15 +162,30 @@ class PreparedSet:
         return self._files.read(number, start, out)
 
     def extents(self, rows: np.ndarray) -> list[tuple[Path, int, int]]:
-        """Where images lie, ``rows [n] int64``, neighbours that follow each other in a shard joined: file, first byte,
+        """Where images lie, ``rows [n] int64``, those that follow each other in a shard joined: file, first byte,
         end."""
         shards, starts = self._shard[rows], self._offset[rows]
         ends = starts + self._length[rows]
-        new = np.flatnonzero((shards[1:] != shards[:-1]) | (starts[1:] != ends[:-1])) + 1
+        between = starts[1:] - ends[:-1]
+        new = np.flatnonzero((shards[1:] != shards[:-1]) | (between < 0) | (between > GAP)) + 1
         firsts = np.concatenate([np.arange(min(1, len(rows))), new])
         lasts = np.append(new, len(rows))[: len(firsts)] - 1
         places = zip(shards[firsts].tolist(), starts[firsts].tolist(), ends[lasts].tolist(), strict=True)
         return [(self._shards.pixels(number), start, end) for number, start, end in places]
+
+    fetchers = 1  # threads that read ahead
+
+    def bring(self, path: Path) -> bool:
+        """Have the shard at ``path`` here, before a part of it is read ahead; whether it had to be fetched."""
+        return False
+
+    def touch(self, rows: np.ndarray) -> None:
+        """These images are about to be read: what has to make room is something else."""
+
+    def run_starts(self) -> np.ndarray | None:
+        """The first row of each piece of the set that is read at one time, ``[n] int64``; ``None`` if it has none."""
+        chunked = isinstance(self._shards, ChunkFolder)
+        return np.flatnonzero(np.diff(self._shard, prepend=-1)) if chunked else None
 
     def check(self) -> None:
         """Look whether every shard is there and long enough, without reading it.
@@ -244,6 +263,22 @@ class PreparedSet:
         pixels are of some rows."""
         return self._crc32
 
+    def stamp(self, row: int) -> tuple[int, int]:
+        """Bytes that an image takes in its shard, and their CRC-32."""
+        return int(self._length[row]), int(self._crc32[row])
+
+    def about(self, row: int) -> tuple[float, bool, str]:
+        """Of an image, the confidence of its contour, whether that is flagged, and the hash of its stored pixels.
+
+        NaN, False and ``""`` where the set does not tell.
+        """
+        confidence, flagged, digest = (column[row].as_py() for column in self._about)
+        return float("nan") if confidence is None else confidence, bool(flagged), digest or ""
+
+    @cached_property
+    def _about(self) -> list:
+        return self._read_index(["confidence", "flagged", "pixel_sha256"]).columns
+
     def subset(self, rows: Sequence[int], names: Sequence[str] | None = None) -> PreparedSubset:
         """Some of the images in an order of their own, called by ``names``, or else as their sources are."""
         return PreparedSubset(self, rows, [self.source(row) for row in rows] if names is None else names)
@@ -292,6 +327,19 @@ class PreparedSubset:
         rows = self.rows[places]
         return self.images.extents(rows[rows >= 0])  # what a cache has lost lies nowhere
 
+    fetchers = 1
+
+    def bring(self, path: Path) -> bool:
+        """As :meth:`PreparedSet.bring`."""
+        return False
+
+    def touch(self, places: np.ndarray) -> None:
+        """As :meth:`PreparedSet.touch`."""
+
+    def run_starts(self) -> np.ndarray | None:
+        """As :meth:`PreparedSet.run_starts`."""
+        return None
+
     def source(self, place: int) -> str:
         """As :meth:`PreparedSet.source`."""
         return self._names[place]
@@ -299,6 +347,12 @@ class PreparedSubset:
     def sources(self) -> list[str]:
         """As :meth:`PreparedSet.sources`."""
         return list(self._names)
+
+    def key(self, place: int) -> str:
+        """32 hexadecimal digits that tell an image, as it was prepared, from all others."""
+        recipe, row = self.images.recipe, int(self.rows[place])
+        told = [self.images.source(row), *self.images.stamp(row), recipe["size"], recipe["contour"]]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
 
     def column(self, name: str):
         """As :meth:`PreparedSet.column`, but for ``source``, which is as it was when the data set was made."""

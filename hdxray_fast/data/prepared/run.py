@@ -6,7 +6,7 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from ...files import claim_names, make_folder, refuse_foreign, remove_leftovers
 from ...locks import locked
 from ...names import escaped, require_utf8
 from ...progress import progress_bar
-from ..reader_pool import worker_count
+from ..reader_pool import LATER, Later, worker_count
 from .config import PrepareConfig
 from .index import MERGED, SKIPPED, merge, read_skipped, write_rows
 from .kept_rows import KeptRows
@@ -24,6 +24,7 @@ from .merged import NOTE
 from .patient_key import KEY, find_key, make_key, read_key
 from .pool import prepared_rows
 from .shards import FORMAT, FORMAT_VERSION, SETTINGS, ShardFolder, arrow, read_settings, write_json, writing
+from .slots import Placed, Slot, slot_size
 from .source_list import SOURCES, PartOfSources, read_sources, write_sources
 from .sources import Source, list_sources, require_source
 from .worker import Row, patient_hash
@@ -31,6 +32,11 @@ from .worker import Row, patient_hash
 BEGIN_LOCK, MAKER = ".begin.lock", "prepare"
 FILES = (SETTINGS, SOURCES, SKIPPED, "shards", *MERGED, NOTE)
 SCRATCH = ".unpacked-{}-of-{}"  # a folder of each part
+
+# Rows per worker that may be made before their turn, a minute's work: as long as a file may take. Of a row some 10 kB
+# are in memory; its pixels are in their shard.
+ROWS_AHEAD = 1024
+KEPT_AHEAD = 16  # shards whose facts are in memory because few of their rows are made again
 
 Listing = tuple[list[Source], list[str]]  # what there is, and what was left out for its suffix
 
@@ -125,10 +131,11 @@ def _run(out: Path, config: PrepareConfig, progress: bool, on_row: Callable[[Row
         total = sum(map(part.count, part.numbers))
         label = "prepare" if of == 1 else f"prepare {config.part}"
         with progress_bar(total, label, done=total - sum(to_make.values()), show=progress) as bar:
-            making = _Making(out, config, key, shards, part, [n for n in to_make if outcomes[n] is not None])
-            counted = _counting(making.rows(to_make), bar, on_row)
-            for number in to_make:
-                outcomes[number] = shards.write(number, making.of_shard(number, counted))
+            kept = [number for number in to_make if outcomes[number] is not None]
+            with closing(_Making(out, config, key, shards, part, to_make, kept)) as making:
+                counted = _counting(making.read, bar, on_row)
+                for number in to_make:
+                    outcomes[number] = shards.write(number, making.of_shard(number, counted), making.begun(number))
         for outcome in outcomes.values():
             result.counts.update(outcome.counts)
             result.unreadable += outcome.unreadable
@@ -138,7 +145,11 @@ def _run(out: Path, config: PrepareConfig, progress: bool, on_row: Callable[[Row
 
 
 class _Making:
-    """Rows of the shards that are to be made; of those in ``kept`` what could be read is copied."""
+    """Rows of the shards that are to be made; of those in ``kept`` what could be read is copied.
+
+    Attributes:
+        read: a row for each source that is to be read, shard by shard.
+    """
 
     def __init__(
         self,
@@ -147,37 +158,54 @@ class _Making:
         key: bytes,
         shards: ShardFolder,
         part: PartOfSources,
+        numbers: Iterable[int],
         kept: Iterable[int],
     ) -> None:
-        self.out, self.config, self.key = out, config, key
         self.shards, self.part, self.kept = shards, part, set(kept)
         self._open: dict[int, KeptRows] = {}  # those that are not written yet
-
-    def rows(self, numbers: Iterable[int]) -> Iterator[Row]:
-        """A row for each source that is to be read, shard by shard."""
-        config = self.config
-        return prepared_rows(
-            (source for number in numbers for source in self._to_read(number)),
+        self._begun: dict[int, Path] = {}  # pixels of shards that are not written yet
+        self._slot_size = slot_size(config.recipe())
+        self.read = prepared_rows(
+            self._to_read(numbers),
             config.recipe(),
-            self.key,
+            key,
             workers=worker_count(config.workers),
             timeout=config.timeout,
             max_memory=config.max_memory,
             max_scratch=config.max_scratch,
-            scratch=_scratch(self.out, *config.share()),
+            scratch=_scratch(out, *config.share()),
+            ahead=ROWS_AHEAD,
         )
+
+    def close(self) -> None:
+        """End the workers, then remove what they began."""
+        self.read.close()
+        for path in self._begun.values():
+            path.unlink(missing_ok=True)
 
     def of_shard(self, number: int, read: Iterator[Row]) -> Iterator[Row]:
         """All rows of a shard, of which some are taken from those that were read."""
-        if number not in self.kept:
+        if number in self.kept:
+            yield from self._kept(number).rows(read)
+            del self._open[number]  # not before: what is to be read of it may have been asked for only now
+        else:
             yield from islice(read, self.part.count(number))
-            return
-        yield from self._kept(number).rows(read)
-        del self._open[number]  # not before: what is to be read of it may have been asked for only now
+        del self._begun[number]
 
-    def _to_read(self, number: int) -> list[Source]:
-        sources = self.part.sources(number)
-        return [sources[place] for place in self._kept(number).again] if number in self.kept else sources
+    def begun(self, number: int) -> Path:
+        """The file that becomes a shard's pixels."""
+        if number not in self._begun:
+            self._begun[number] = self.shards.begin(number)
+        return self._begun[number]
+
+    def _to_read(self, numbers: Iterable[int]) -> Iterator[Placed | Later]:
+        size = self._slot_size
+        for number in numbers:
+            while number in self.kept and number not in self._open and len(self._open) >= KEPT_AHEAD:
+                yield LATER
+            sources = self.part.sources(number)
+            for place in self._kept(number).again if number in self.kept else range(len(sources)):
+                yield Placed(sources[place], Slot(str(self.begun(number)), place * size, size))
 
     def _kept(self, number: int) -> KeptRows:
         if number not in self._open:

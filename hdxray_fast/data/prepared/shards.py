@@ -15,11 +15,12 @@ from pathlib import Path
 from ... import regular_files
 from ...errors import ConfigError, HDXrayError, MissingDependencyError, TrainingError
 from ...extras import install
-from ...files import written_whole
+from ...files import begin_file, place_of, written_whole
 from ...images.perceptual_hash import LENGTH, SIDE
 from ...names import escaped, unescaped
 from ...parquet_files import read_parquet
 from ...terminal import visible
+from .slots import put
 from .worker import OK, PATCH, UNREADABLE, Row
 
 FORMAT, FORMAT_VERSION = "hdxray_fast.prepared", 1
@@ -113,9 +114,8 @@ def writing(out: Path) -> Iterator[None]:
     except HDXrayError:
         raise
     except OSError as error:
-        raise TrainingError(
-            f"{out}: cannot be written ({error.strerror or error}); what is done is kept, start again to go on"
-        ) from error
+        at, why = place_of(error, out), error.strerror or error
+        raise TrainingError(f"{at}: cannot be written ({why}); what is done is kept, start again to go on") from error
 
 
 LOOKED_UP = ("shard", "offset", "length", "crc32", "valid_box", "polygon", "inside", "scale", "shift")
@@ -197,12 +197,26 @@ class ShardFolder:
     def facts(self, number: int) -> Path:
         return self.folder / f"{number:05d}.parquet"
 
-    def write(self, number: int, rows: Iterable[Row]) -> Outcome:
-        """Write a shard from rows in their order. The facts come last: a shard without them is not there."""
+    def begin(self, number: int) -> Path:
+        """The file that is to become a shard's pixels, for workers to write to."""
+        return begin_file(self.pixels(number))
+
+    def write(self, number: int, rows: Iterable[Row], begun: Path | None = None) -> Outcome:
+        """Write a shard from rows in their order. The facts come last: a shard without them is not there.
+
+        Args:
+            number: of the shard.
+            rows: with their pixels, or with these in ``begun``, each in a slot behind the slot of the one before.
+            begun: of :meth:`begin`; renamed or removed here.
+        """
         pa = arrow()
         table, pictures = [], Counter()
-        with written_whole(self.facts(number)) as facts, written_whole(self.pixels(number)) as pixels:
-            with pixels.open("wb") as stream:
+        with (
+            written_whole(self.facts(number)) as facts,
+            written_whole(self.pixels(number), begun=begun) as pixels,
+        ):
+            with pixels.open("r+b", buffering=0) as stream:
+                end = 0
                 for row in rows:
                     fact = {"source": escaped(row.source), "status": row.status, "reason": visible(row.reason)}
                     fact |= {"shard": number, **row.facts}
@@ -210,9 +224,10 @@ class ShardFolder:
                     if pictures[row.reason] > PICTURES:
                         fact.pop("left_out", None)
                     if row.status == OK:
-                        fact |= {"offset": stream.tell(), "length": len(row.data)}
-                        stream.write(row.data)
+                        fact |= {"offset": end, "length": put(stream, row, end)}
+                        end += fact["length"]
                     table.append(fact)
+                stream.truncate(end)
             _hide_rare_words(table)
             pa.parquet.write_table(pa.Table.from_pylist(table, schema=schema()), facts)
             self.facts(number).unlink(missing_ok=True)  # of a shard that is made again: they tell of other pixels
@@ -304,6 +319,11 @@ def read_settings(folder: Path) -> dict:
         raise ConfigError(f"{path}: is missing; a prepared data set is a folder that prepare wrote") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: is damaged or cannot be read ({regular_files.reason_of(error)})") from error
+    return check_settings(found, path, folder)
+
+
+def check_settings(found: object, path: Path | str, folder: Path | str) -> dict:
+    """``found`` if it is what :func:`read_settings` gives; ``path`` and ``folder`` are named by its errors."""
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: is damaged or cannot be read (holds no object)")
     if found.get("format") != FORMAT or found.get("format_version") != FORMAT_VERSION:

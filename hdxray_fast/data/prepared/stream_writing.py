@@ -217,7 +217,7 @@ class _Chunks:
             if None in entries and self.work.exists():
                 return False
             if self.work.exists():
-                self._write_lookup()
+                self._write_lookup(sum(entry["size"] for entry in entries))
                 index = {
                     "chunks": [entry["chunk"] for entry in entries],
                     "config": entries[0]["config"],
@@ -228,7 +228,7 @@ class _Chunks:
                 shutil.rmtree(self.work, ignore_errors=True)
         return (self.out / INDEX).exists()
 
-    def _write_lookup(self) -> None:
+    def _write_lookup(self, size: int) -> None:
         with (
             written_whole(self.out / LOOKUP) as lookup,
             written_whole(self.out / TABLE) as table,
@@ -237,6 +237,8 @@ class _Chunks:
             for number in range(len(self)):
                 files.add(read_parquet(self.facts(number)).drop_columns(["status", "reason", "left_out"]))
         settings = {"format": FORMAT, "format_version": FORMAT_VERSION, "recipe": self.data.recipe, "chunks": True}
+        sums = {name: checksum(self.out / name) for name in (LOOKUP, TABLE)}
+        settings |= {"id": self.id, "images": len(self.data), "bytes": size, "checksums": sums}
         write_json(self.out / SETTINGS, settings)
 
 

@@ -55,7 +55,8 @@ class Unpacker:
         shutil.rmtree(folder, ignore_errors=True)
 
     def has_room(self, source: Source) -> bool:
-        """Whether a member can be unpacked now; it always can when there is no other."""
+        """Whether a member can be unpacked now; it always can when there is no other. Readers may have removed some."""
+        self._held = {path: size for path, size in self._held.items() if path.exists()}
         return not self._held or sum(self._held.values()) + self._room(source) <= self.max_scratch
 
     def fetch(self, source: Source) -> Path | Failed:
@@ -93,7 +94,7 @@ class Unpacker:
     def release(self, path: Path) -> None:
         """Remove a file."""
         path.unlink(missing_ok=True)
-        del self._held[path]
+        self._held.pop(path, None)
 
     def close(self) -> None:
         """End the worker and remove all files."""

@@ -40,10 +40,11 @@ class Row:
         source: name, as the user gave it.
         status: ``"ok"``, ``"unreadable"`` or ``"filtered"``.
         reason: why it is not ok; never text out of a file's header.
-        data: encoded pixels.
+        data: encoded pixels; empty where they lie in the file of their shard.
         facts: columns of the index, see ``shards.schema``.
         seconds: that it took, in the worker.
         error: kind of the error that the reason tells of.
+        start, length: bytes; where in that file they lie.
     """
 
     source: str
@@ -53,6 +54,8 @@ class Row:
     facts: dict = field(default_factory=dict)
     seconds: float = 0.0
     error: str = ""
+    start: int = 0
+    length: int = 0
 
 
 def prepare_source(source: Source, recipe: dict, key: bytes | None, path: str | None = None) -> Row:

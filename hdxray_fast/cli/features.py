@@ -1,0 +1,74 @@
+"""The commands ``features`` and ``similar``."""
+
+from __future__ import annotations
+
+from ..progress import note
+from ..terminal import visible
+from .options import add_reading
+
+
+def add_commands(commands, parser_class) -> None:
+    """Add them to jsonargparse's subcommands."""
+    features = parser_class(
+        description="Pictures of patch features: components as colours, likeness to a patch, attention.",
+        examples=["features images/ --weights runs/first --out features"],
+    )
+    features.add_argument("paths", nargs="+", help="radiographs, folders, CSV manifests, or a prepared data set")
+    features.add_argument("--weights", required=True, help="a model folder of this package, or other published weights")
+    features.add_argument("--out", required=True, help="folder for the pictures")
+    at = "x and y in canvas pixels: the patch that others are compared with; left out, that of the first component"
+    features.add_argument("--at", type=int, nargs=2, help=at)
+    features.add_argument("--keep", help="valid or contour; left out, the encoder's")
+    features.add_argument("--img-size", type=int, help="canvas side, pixels; left out, the encoder's")
+    features.add_argument("--most", type=int, default=64, help="radiographs to draw; of more, some at even distances")
+    add_reading(features)
+    features.add_argument("--device", help="where the encoder runs; left out, a GPU if there is one")
+    commands.add_subcommand("features", features, help="what an encoder sees in radiographs, as pictures")
+
+    similar = parser_class(
+        description="The radiographs of a table of features most like one.",
+        examples=["similar chest.dcm --in features.parquet --weights runs/first --out similar"],
+    )
+    similar.add_argument("query", help="a radiograph: one of the table's, or any other with --weights")
+    similar.add_argument("--in", required=True, help="the table that embed wrote, such as features.parquet")
+    similar.add_argument("--images", help="folder that the table's radiographs are in now; left out, as the table says")
+    similar.add_argument("--weights", help="those that the table was made with, for a query that it does not hold")
+    similar.add_argument("--out", required=True, help="folder for similar.png and similar.csv")
+    similar.add_argument("--most", type=int, default=11, help="neighbours")
+    add_reading(similar)
+    similar.add_argument("--device", help="where the encoder runs; left out, a GPU if there is one")
+    commands.add_subcommand("similar", similar, help="nearest radiographs by features, as a contact sheet")
+
+
+def run_features_command(paths: list[str], weights: str, out: str, workers: int, **options) -> int:
+    from ..data.reader_pool import worker_count
+    from ..features.feature_pictures import draw_features
+
+    done = draw_features(paths, weights, out, workers=worker_count(workers), **options)
+    for bad in done.quarantined:
+        note(f"unreadable: {visible(bad.path)}: {visible(bad.reason)}")
+    if not done.pictures:
+        return 2
+    for source in done.flagged:
+        note(f"flagged, may show no chest: {visible(source)}")
+    more = f"; {done.left_out} more were left out (--most)" if done.left_out else ""
+    print(f"{len(done.pictures)} pictures in {out}; the colours hold {done.explained.sum():.0%} of the variance{more}")
+    return 0
+
+
+def run_similar_command(query: str, workers: int, **options) -> int:
+    from ..data.reader_pool import worker_count
+    from ..features.neighbours import find_similar
+
+    found = find_similar(query, options.pop("in"), workers=worker_count(workers), **options)
+    for near in found.neighbours:
+        same = ", the same patient" if near.same_patient else ""
+        same += ", the same pixels" if near.same_pixels else ""
+        print(f"{near.distance:.4f}  {visible(near.path)}{same}")
+    if found.missing:
+        note(f"{len(found.missing)} of them are not found or cannot be read; --images says where")
+    print(f"of {found.rows} radiographs: {found.picture}")
+    return 0
+
+
+COMMANDS = {"features": run_features_command, "similar": run_similar_command}

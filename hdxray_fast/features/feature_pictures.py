@@ -1,0 +1,235 @@
+"""Radiographs to pictures of what an encoder sees in them: ``hdxray-fast features``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from ..data.listing import list_images
+from ..data.prepared.reading import PreparedSet, is_prepared
+from ..data.quarantine import Quarantined, write_quarantine
+from ..data.radiograph_dataset import RadiographDataset
+from ..data.radiographs import Radiograph, read_ahead
+from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
+from ..devices import find_device
+from ..errors import ArgumentError, ConfigError
+from ..files import claim_names, free_name
+from ..images.feature_panels import colours_over, cross_at, heat_over, titled_row
+from ..images.panels import display_levels, write_image
+from ..models.encoder import Encoder
+from ..models.inference import check_word, modes_kept
+from ..models.inputs import as_batch, sent_batch
+from ..models.layers import check_count
+from ..weights.create import encoder_of_size
+from .patch_features import PatchFeatures, PrincipalComponents, patch_features
+
+MOST = 64  # radiographs of one call, whose features are held together: 10 MB each of ViT-B at 1280 pixels
+
+
+@dataclass(frozen=True)
+class FeaturePictures:
+    """What :func:`draw_features` did.
+
+    Attributes:
+        pictures: path of each picture, by the radiograph's source.
+        flagged: sources whose contour is not to be relied on: they may show no chest.
+        quarantined: files that could not be read.
+        left_out: radiographs beyond ``most``.
+        explained: ``[3] float32``, shares of the variance that the colours stand for; empty without a picture.
+    """
+
+    pictures: dict[str, Path] = field(default_factory=dict)
+    flagged: list[str] = field(default_factory=list)
+    quarantined: list[Quarantined] = field(default_factory=list)
+    left_out: int = 0
+    explained: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+
+
+@dataclass(frozen=True)
+class _Seen:
+    source: str
+    flagged: bool
+    pixels: np.ndarray  # [S, S] uint8
+    box: tuple[slice, slice]  # of the patches that are no padding, in patches
+    inside: np.ndarray  # [N] bool, which of the features are of the chest
+    features: PatchFeatures
+
+
+def draw_features(
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
+    weights: str | os.PathLike | Encoder,
+    out: str | os.PathLike,
+    *,
+    at: Sequence[int] | None = None,
+    keep: str | None = None,
+    img_size: int | None = None,
+    most: int = MOST,
+    device: str | None = None,
+    workers: int = 0,
+    timeout: float = TIMEOUT,
+    max_memory: int = MAX_MEMORY,
+) -> FeaturePictures:
+    """Draw what an encoder makes of radiographs: ``NAME.features.png`` for each, where NAME is the file's stem.
+
+    From left to right, at canvas resolution and without padding: the radiograph; the three leading principal components
+    of the patch features as red, green and blue, fitted over the chests of all radiographs given, so that a colour is
+    the same in each; the likeness to one patch, which a cross marks; the attention of the class token, if there is one.
+
+    Args:
+        paths: files, folders, CSV manifests, or one of these; or the folder of a prepared data set.
+        weights: as for :func:`hdxray_fast.create_encoder`, or an encoder.
+        out: folder for the pictures and ``unreadable.csv``; made if missing.
+        at: ``(x, y)`` in canvas pixels, whose patch the others are compared with; left out, the patch of each chest in
+            which the first component (red) is strongest.
+        keep: ``"valid"`` or ``"contour"``, the patches that the encoder looks at; left out, the encoder's, with
+            ``"valid"`` for ``"all"``.
+        img_size: canvas side, pixels; left out, the encoder's.
+        most: radiographs that are drawn; of more, so many are taken at even distances.
+        device: where the encoder runs; left out, a GPU if there is one.
+        workers: processes that read files ahead; 0 reads in this process, without caps.
+        timeout: seconds that a file may take.
+        max_memory: MiB that a file may take.
+
+    Raises:
+        ArgumentError: an argument is not as described, or ``at`` lies outside the canvas, in the padding of a
+            radiograph (which is named), or where the encoder does not look.
+        ConfigError: a path names no image, a prepared set has another size, or ``out`` holds files of these names that
+            ``features`` did not make.
+    """
+    check_count("most", most)
+    check_caps(timeout, max_memory)
+    encoder = encoder_of_size(weights, img_size)
+    height, width = encoder.img_size
+    if height != width:
+        raise ArgumentError(f"weights: take {height} x {width} pixels, and canvases are square; give img_size")
+    keep = keep or ("valid" if encoder.keep == "all" else encoder.keep)
+    check_word("keep", keep, ("valid", "contour"))
+    if at is not None and (len(at) != 2 or not all(0 <= value < width for value in at)):
+        raise ArgumentError(f"at: got {' '.join(map(str, at))}, accepted are x and y from 0 to {width - 1}")
+    paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    images = _prepared(paths, encoder)
+    if images is None:
+        files = [str(file) for path in paths for file in list_images(Path(path), exclude=(out,), argument="paths")]
+        names = list(dict.fromkeys(files))
+    else:
+        names = images.sources()
+    chosen = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)).tolist()
+    folder, taken = Path(out), set()
+    stems = {names[row]: free_name(Path(names[row]).stem or "image", taken) for row in chosen}
+    claim_names(folder, "features", ("unreadable.csv", *(f"{stem}.features.png" for stem in stems.values())))
+    device = find_device(device)
+    caps = {"timeout": timeout, "max_memory": max_memory}
+    reading = (
+        _of_set(images, chosen, encoder) if images else _of_files([names[i] for i in chosen], encoder, workers, caps)
+    )
+    with modes_kept(encoder):
+        encoder.to(device).eval()
+        seen, bad = [], []
+        for item in reading:
+            if isinstance(item, Quarantined):
+                bad.append(item)
+                continue
+            seen.append(_look(encoder, *item, keep, device, at))
+    write_quarantine(folder / "unreadable.csv", bad)
+    left_out = len(names) - len(chosen)
+    if not seen:
+        return FeaturePictures(quarantined=bad, left_out=left_out)
+    found = PrincipalComponents.of([_chest(item) for item in seen])
+    pictures = {}
+    for item in seen:
+        pictures[item.source] = folder / f"{stems[item.source]}.features.png"
+        write_image(pictures[item.source], _picture(item, found, at, encoder.patch_size))
+    flagged = [item.source for item in seen if item.flagged]
+    return FeaturePictures(pictures, flagged, bad, left_out, found.explained)
+
+
+def _prepared(paths: list, encoder: Encoder) -> PreparedSet | None:
+    """The prepared data set that ``paths`` names, if it does."""
+    if len(paths) != 1 or not is_prepared(paths[0]):
+        return None
+    images = PreparedSet(paths[0], verify=True)
+    if images.size != encoder.img_size[0]:
+        raise ConfigError(
+            f"img_size: the data set in {images.folder} has canvases of {images.size} pixels, and the encoder takes "
+            f"{encoder.img_size[0]}; give img_size={images.size}"
+        )
+    return images
+
+
+def _of_files(files: list[str], encoder: Encoder, workers: int, caps: dict) -> Iterator[Quarantined | tuple]:
+    jobs = [(file, file) for file in files]
+    for item in read_ahead(jobs, encoder.img_size[0], encoder.patch_size, workers, encoder.contour, **caps):
+        yield (item.source, item.flagged, as_batch([item])) if isinstance(item, Radiograph) else item
+
+
+def _of_set(images: PreparedSet, rows: list[int], encoder: Encoder) -> Iterator[tuple]:
+    samples = RadiographDataset(images, patch_size=encoder.patch_size, bits=8)
+    flagged = images.column("flagged")
+    for row in rows:
+        sample = samples[0, row]
+        batch = {name: sample[name][None] for name in ("pixels", "inside", "valid", "scale", "shift")}
+        yield images.source(row), bool(flagged[row].as_py()), batch
+
+
+def _look(
+    encoder: Encoder, source: str, flagged: bool, batch: dict[str, Tensor], keep: str, device, at: Sequence[int] | None
+) -> _Seen:
+    features = patch_features(encoder, sent_batch(batch, device), keep)
+    rows, columns = (np.flatnonzero(batch["valid"][0].numpy().any(axis)) for axis in (1, 0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    if at is not None and features.row_of(_place(at, encoder.patch_size, features.grid_size)) is None:
+        p = encoder.patch_size
+        where = (
+            f"x from {box[1].start * p} to {box[1].stop * p - 1}, y from {box[0].start * p} to {box[0].stop * p - 1}"
+        )
+        chest = " within its chest contour" if keep == "contour" else ""
+        raise ArgumentError(
+            f"at: {at[0]} {at[1]} lies outside of {source}, which has {where}{chest}; choose a place there"
+        )
+    inside = batch["inside"][0].numpy().ravel()[features.ids]
+    return _Seen(source, flagged, batch["pixels"][0, 0].numpy(), box, inside, features)
+
+
+def _place(at: Sequence[int], patch_size: int, grid_size: tuple[int, int]) -> int:
+    """Of the patch that a pixel lies in, row-major."""
+    return at[1] // patch_size * grid_size[1] + at[0] // patch_size
+
+
+def _chest(item: _Seen) -> np.ndarray:
+    """The features that components are fitted over: of the chest, or of all where it is not known."""
+    return item.features.values if item.flagged or not item.inside.any() else item.features.values[item.inside]
+
+
+def _picture(item: _Seen, found: PrincipalComponents, at: Sequence[int] | None, patch_size: int) -> np.ndarray:
+    features, box = item.features, item.box
+    shares = found.shares(features.values)
+    if at is None:
+        strength = (features.values.astype(np.float32) - found.mean) @ found.axes[0]
+        among = np.ones(len(strength), bool) if item.flagged or not item.inside.any() else item.inside
+        row = int(np.where(among, strength, -np.inf).argmax())
+    else:
+        row = features.row_of(_place(at, patch_size, features.grid_size))
+    y, x = divmod(int(features.ids[row]), features.grid_size[1])
+    point = ((x - box[1].start + 0.5) * patch_size, (y - box[0].start + 0.5) * patch_size)
+    if at is not None:
+        point = at[0] - box[1].start * patch_size, at[1] - box[0].start * patch_size
+    pixels = item.pixels[tuple(slice(side.start * patch_size, side.stop * patch_size) for side in box)]
+    grey = display_levels(pixels)[pixels]
+    alike = features.on_grid(features.similarity(row))[box]
+    panels = {
+        "radiograph": cross_at(np.repeat(grey[..., None], 3, axis=2), *point),
+        "components 1, 2, 3 of all as red, green, blue": colours_over(grey, features.on_grid(shares)[box]),
+        "likeness to the patch at the cross": cross_at(heat_over(grey, alike, 0.0, 1.0), *point),
+    }
+    if features.attention is not None:
+        attention = features.on_grid(features.attention)[box]
+        low, high = np.nanpercentile(attention, (50, 99.5))  # a few patches take most of it
+        panels["attention of the class token"] = heat_over(grey, attention, low, high)
+    name = Path(item.source).name
+    unsure = "   FLAGGED: no chest contour to rely on, this may be no chest" if item.flagged else ""
+    return titled_row(panels, f"{name}{unsure}", item.flagged)

@@ -1,0 +1,144 @@
+"""The nearest radiographs of a table: the right ones, told apart by patient, and never those of another encoder."""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from toy_radiographs import draw_radiograph
+
+import hdxray_fast as hx
+from hdxray_fast.cli.main import main
+from hdxray_fast.features.neighbours import find_similar, place_of
+
+pytest.importorskip("pyarrow")
+NET = {"img_size": 64, "depth": 1, "embed_dim": 24, "num_heads": 3, "contour": "rectangle"}
+
+
+def encoder_of(seed: int, **options):
+    torch.manual_seed(seed)
+    return hx.create_encoder("vit_tiny_patch16", **{**NET, **options}).eval()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Six radiographs, the last with the pixels of the first; their table, and its encoder's folder."""
+    root = tmp_path_factory.mktemp("similar")
+    (root / "xrays").mkdir()
+    for number, seed in enumerate((0, 1, 2, 3, 4, 0)):
+        assert cv2.imwrite(str(root / "xrays" / f"{number}.png"), draw_radiograph(seed))
+    hx.save_model(encoder_of(0), root / "model")
+    hx.embed_files(root / "xrays", root / "features.parquet", root / "model", progress=False, pool="mean", keep="valid")
+    return root
+
+
+def with_column(made, tmp_path, name, values):
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(made / "features.parquet")
+    pq.write_table(table.append_column(name, [values]), tmp_path / "more.parquet")
+    return tmp_path / "more.parquet"
+
+
+def test_distances_are_cosines_less_the_mean(made):
+    from hdxray_fast.features.feature_table import read_features
+
+    feature = read_features(made / "features.parquet")["feature"].astype(np.float64)
+    feature -= feature.mean(0)
+    feature /= np.linalg.norm(feature, axis=1, keepdims=True)
+    wanted = 1 - feature @ feature[2]
+    found = find_similar(made / "xrays" / "2.png", made / "features.parquet", most=99)
+    assert len(found.neighbours) == 5 and found.rows == 6 and not found.patients
+    assert [near.distance for near in found.neighbours] == pytest.approx(sorted(np.delete(wanted, 2)), abs=1e-5)
+    names = [os.path.basename(near.path) for near in found.neighbours]
+    assert names == [f"{place}.png" for place in np.argsort(wanted, kind="stable") if place != 2]
+
+
+def test_the_same_pixels_are_nearest_and_said(made):
+    first, *others = find_similar(made / "xrays" / "0.png", made / "features.parquet").neighbours
+    assert first.path.endswith("5.png") and first.same_pixels and abs(first.distance) < 1e-6
+    assert not any(near.same_pixels for near in others)
+
+
+def test_a_query_beside_the_table_is_embedded_as_its_rows_were(made, tmp_path):
+    assert cv2.imwrite(str(tmp_path / "new.png"), draw_radiograph(3))
+    found = find_similar(tmp_path / "new.png", made / "features.parquet", weights=made / "model", most=2)
+    assert found.neighbours[0].path.endswith("3.png") and found.neighbours[0].same_pixels
+    assert abs(found.neighbours[0].distance) < 1e-5 < found.neighbours[1].distance
+
+
+@pytest.mark.parametrize(
+    ("weights", "refusal"),
+    [
+        (None, "new.png: the table .* does not hold it; give weights"),
+        (encoder_of(1), r"weights: are not those that .*features.parquet was made with \(other: weights\)"),
+        (encoder_of(0, margin=2), r"\(other: margin\)"),
+    ],
+)
+def test_features_of_another_encoder_are_refused(made, tmp_path, weights, refusal):
+    assert cv2.imwrite(str(tmp_path / "new.png"), draw_radiograph(3))
+    with pytest.raises(hx.ConfigError, match=refusal):
+        find_similar(tmp_path / "new.png", made / "features.parquet", weights=weights)
+
+
+def test_weights_of_another_size_are_taken_at_the_tables(made, tmp_path):
+    """As ``embed --img-size`` does; what cannot be told apart from the table's encoder is no other one."""
+    assert cv2.imwrite(str(tmp_path / "new.png"), draw_radiograph(3))
+    larger = encoder_of(0, img_size=128)
+    found = find_similar(tmp_path / "new.png", made / "features.parquet", weights=larger, most=1)
+    assert found.neighbours[0].path.endswith("3.png") and larger.img_size == (128, 128)
+
+
+def test_a_query_that_changed_is_told(made, tmp_path):
+    shutil.copytree(made, tmp_path / "copy")
+    query = tmp_path / "copy" / "xrays" / "1.png"
+    hx.embed_files(query, tmp_path / "one.parquet", made / "model", progress=False)
+    assert cv2.imwrite(str(query), draw_radiograph(9, 99, 99))
+    with pytest.raises(hx.ConfigError, match=r"1.png: the table .*one.parquet holds it as it was before"):
+        find_similar(query, tmp_path / "one.parquet")
+
+
+def test_what_is_no_table_and_no_picture_are_told(made, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(hx.ArgumentError, match=r"query: .*bad.png cannot be read: is text"):
+        find_similar(tmp_path / "bad.png", made / "features.parquet", weights=made / "model")
+    with pytest.raises(hx.ConfigError, match=r"bad.png: cannot be read as Parquet"):
+        find_similar(tmp_path / "bad.png", tmp_path / "bad.png")
+
+
+def test_a_sheet_with_distances_and_patients(made, tmp_path, capsys):
+    table = with_column(made, tmp_path, "patient", ["f00dfeed01", "cafe", "f00dfeed01", "", "beef", "f00dfeed01"])
+    (made / "xrays").rename(made / "moved")  # as a table is sent without its radiographs' place
+    try:
+        out = tmp_path / "out"
+        words = ["similar", str(made / "xrays" / "0.png"), "--in", str(table), "--out", str(out), "--workers", "0"]
+        assert main([*words, "--images", str(made / "moved")]) == 0
+        told = capsys.readouterr()
+        assert told.out.splitlines()[0].endswith("5.png, the same patient, the same pixels") and not told.err
+        sheet = cv2.imread(str(out / "similar.png"))
+        assert sheet.shape == (2 * (300 + 3 * 18 + 6) + 6, 4 * 306 + 6, 3)
+        assert sheet[6:306, 6:306].std() > 20  # the query itself
+        rows = list(csv.DictReader((out / "similar.csv").open(newline="")))
+        by_name = {os.path.basename(row["path"]): row for row in rows}
+        assert [by_name[f"{n}.png"]["same_patient"] for n in (1, 2, 3, 4, 5)] == ["0", "1", "", "0", "1"]
+        assert main([*words, "--images", str(made)]) == 0  # nothing of these names is there
+        assert "5 of them are not found" in capsys.readouterr().err
+        assert main([*words, "--images", str(table)]) == 2
+        assert "--images: " in capsys.readouterr().err
+    finally:
+        (made / "moved").rename(made / "xrays")
+
+
+def test_a_path_of_the_table_leads_nowhere_above_the_folder(tmp_path):
+    (tmp_path / "secret.png").write_bytes(b"")
+    (tmp_path / "root").mkdir()
+    assert place_of("../secret.png", tmp_path / "root") is None
+    (tmp_path / "root" / "a").mkdir()
+    for name in ("a/x.png", "x.png"):
+        (tmp_path / "root" / name).write_bytes(b"")
+    assert place_of("/data/a/x.png", tmp_path / "root") == str(tmp_path / "root" / "a" / "x.png")
