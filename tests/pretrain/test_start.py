@@ -106,7 +106,7 @@ def test_a_run_starts_from_a_run(grown, images, tmp_path, capsys):
         assert torch.equal(model.state_dict()[name], tensor), name
     assert "decoder     loaded" in told and "missing     none" in told
     run_pretraining(config(images, tmp_path / "run", weights=weights, steps=1), progress=False)
-    assert "decoder     loaded" in capsys.readouterr().out
+    assert "decoder     loaded" in capsys.readouterr().err
     larger, told = started_model(config("a", "b", weights=weights, img_size=128))
     assert larger.encoder.grid_size == (8, 8) and "resized" in told
     decoder = dict(larger.decoder.named_parameters())
