@@ -43,9 +43,9 @@ class PretrainConfig(TrainingConfig):
         ratio_inside: share of the patches inside the contour that are masked.
         ratio_outside: share of the patches outside the contour that are masked.
         predict: share of the masked patches that are predicted; 0.25 for ``cross`` and 1 for ``self`` by default.
-        window: mask within a square of so many pixels' side, at another place of the canvas each time, and leave the rest
-            out: a view costs a fraction, and attention is as dense as with all patches at lower ratios. For machines
-            without a GPU; the whole canvas by default.
+        window: mask within a square of so many pixels' side, at another place of the canvas each time, and leave the
+            rest out: a view costs a fraction, and attention is as dense as with all patches at lower ratios. For
+            machines without a GPU; the whole canvas by default.
         norm_pix_loss: predict patches normalised by their own mean and deviation (MAE).
         augment: rotate, zoom, shift and re-expose the radiographs slightly; never mirrored.
         lr: peak learning rate; by default 5e-4 times the square root of (images per step / 8), at most 2.4e-3.
