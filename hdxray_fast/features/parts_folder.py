@@ -50,6 +50,11 @@ class PartsFolder:
         # before the mark is looked for: who has locked something meanwhile has left that first
         self._others = [found.name for found in self._found(OTHER)]
 
+    def leave(self) -> None:
+        """Remove the folder if nothing is in it: it was made for what was then refused."""
+        with suppress(OSError):
+            self.path.rmdir()
+
     def claim(self, names: Iterable[str] = ()) -> None:
         """Mark the folder, whose parts have been found to be of this run but for those of these names.
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from ..data.quarantine import Quarantined
-from ..errors import ConfigError, MissingDependencyError, NotAFileError
+from ..errors import ConfigError, HDXrayError, MissingDependencyError, NotAFileError
 from ..extras import install
 from ..files import written_whole
 from ..images.perceptual_hash import SIDE
@@ -108,8 +108,12 @@ class RowParts:
         self._first_groups: list[int] = []  # place of each source's first row group among these
         self._pictures = thumbnails
         self._place = PartsFolder(folder, self.share, argument)
-        self._look()
-        self._place.claim()
+        try:
+            self._look()
+            self._place.claim()
+        except HDXrayError:
+            self._place.leave()
+            raise
         self._next = self._place.next_number()
         self._again = False
 

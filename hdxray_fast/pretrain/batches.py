@@ -8,6 +8,7 @@ from torch.utils.data import default_collate
 from ..ops.mask_plan import plan_masks
 from ..ops.plan import MaskPlan
 from .config import PretrainConfig
+from .windows import windows
 
 FIXED_EPOCH = 2**31 - 1  # masks of pictures and held-out radiographs: always the same, and none that training draws
 
@@ -27,6 +28,9 @@ class PlannedBatch:
     def __call__(self, samples: list[dict[str, torch.Tensor]]) -> dict:
         """A batch: what the samples hold, stacked, the ``plan``, and ``predicted``, its number of predicted patches."""
         batch = default_collate(samples)
+        if self.config.window:
+            side = self.config.window // (batch["pixels"].shape[-1] // batch["inside"].shape[-1])
+            batch["valid"] = windows(batch["valid"], side, self.config.seed, batch["draw"])
         plan = planned(self.config, batch, self.predict, self.fixed)
         del batch["inside"], batch["valid"], batch["draw"]
         return {**batch, "plan": plan, "predicted": plan.predict_ids.shape[0]}

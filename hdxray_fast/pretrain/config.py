@@ -43,6 +43,9 @@ class PretrainConfig(TrainingConfig):
         ratio_inside: share of the patches inside the contour that are masked.
         ratio_outside: share of the patches outside the contour that are masked.
         predict: share of the masked patches that are predicted; 0.25 for ``cross`` and 1 for ``self`` by default.
+        window: mask within a square of so many pixels' side, at another place of the canvas each time, and leave the
+            rest out: a view costs a fraction, and attention is as dense as with all patches at lower ratios. For
+            machines without a GPU; the whole canvas by default.
         norm_pix_loss: predict patches normalised by their own mean and deviation (MAE).
         augment: rotate, zoom, shift and re-expose the radiographs slightly; never mirrored.
         lr: peak learning rate; by default 5e-4 times the square root of (images per step / 8), at most 2.4e-3.
@@ -88,6 +91,7 @@ class PretrainConfig(TrainingConfig):
     ratio_inside: float = RATIO_INSIDE
     ratio_outside: float = RATIO_OUTSIDE
     predict: float | None = None
+    window: int | None = None
     norm_pix_loss: bool = True
     augment: bool = True
     shuffle: Literal["global", "blocks"] = "global"
@@ -110,6 +114,12 @@ class PretrainConfig(TrainingConfig):
         self._at_least(1, "decoder_embed_dim", "decoder_depth", "img_size", "shuffle_block", "nodes", "max_cache")
         self._at_least(0, "picture_every", "keep_pictures")
         self._at_least(1, "warmup_steps", "val_every", "val_images")
+        patch_size = ENCODERS[self.model]["patch_size"]
+        if self.window is not None and not 2 * patch_size <= self.window <= self.img_size:
+            raise ConfigError(
+                f"window: {self.window} is not accepted; give a side in pixels, from {2 * patch_size} (two patches) to "
+                f"img_size ({self.img_size})"
+            )
         self._share("ratio_inside", "ratio_outside", "decay")
         if self.schedule == "wsd" and self._rise + self._fall(self.steps) > self.steps:
             raise ConfigError(

@@ -115,10 +115,11 @@ def _prediction(row: object, source: str, place: str) -> Prediction:
     name, text = find_column(row, ID_COLUMNS), find_column(row, GENERATED_COLUMNS)
     reference = find_column(row, REFERENCE_COLUMNS)
     if name is None or text is None:
-        raise ConfigError(
-            f"{where}: {columns_in_words(row, (*ID_COLUMNS, *GENERATED_COLUMNS, *REFERENCE_COLUMNS))}; needed are 'id' "
-            "and 'generated', and 'reference' if there is no data"
-        )
+        columns = (*ID_COLUMNS, *GENERATED_COLUMNS, *REFERENCE_COLUMNS)
+        there = columns_in_words(row, columns)
+        if not place.startswith("row") and find_column(row, columns) is None:
+            there = "the object has no key that is known"
+        raise ConfigError(f"{where}: {there}; needed are 'id' and 'generated', and 'reference' if there is no data")
     for key in filter(None, (text, reference)):
         if row[key] is not None and not isinstance(row[key], str):
             raise ConfigError(f"{where}: {key} is a {type(row[key]).__name__}, accepted is text")

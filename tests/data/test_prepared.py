@@ -18,6 +18,7 @@ from toy_radiographs import draw_radiograph
 from xray_makers import dicom
 
 import hdxray_fast as hx
+from hdxray_fast import files
 from hdxray_fast.data.prepared.duplicates import thumbnails_of
 from hdxray_fast.data.prepared.index import merge, read_set_aside
 from hdxray_fast.data.prepared.reading import PreparedSet, is_prepared
@@ -276,6 +277,15 @@ def test_what_a_killed_run_left_beside_the_summary_is_removed(folder, tmp_path):
     left.write_bytes(b"half a picture")
     prepare([folder], tmp_path / "set")
     assert not left.exists()
+
+
+def test_what_is_begun_is_called_after_what_it_becomes(folder, tmp_path, monkeypatch):
+    """So that what a killed merge left behind is known, and removed by the next."""
+    begun, usual = [], files.temporary_name
+    monkeypatch.setattr(files, "temporary_name", lambda path: begun.append(path.name) or usual(path))
+    prepare([folder], tmp_path / "set")
+    assert {"contacts.png", "summary.png", "index.parquet"} <= set(begun)
+    assert not [name for name in begun if name.endswith(".tmp")]
 
 
 def test_kill_9_at_any_moment_loses_and_doubles_nothing(folder, tmp_path):

@@ -306,6 +306,14 @@ def test_somebody_elses_folder_is_refused_and_its_files_stay(tmp_path):
     )
 
 
+def test_a_table_of_others_is_refused_and_nothing_is_left_beside_it(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet.write_table(pyarrow.table({"a": [1]}), tmp_path / "f.parquet")
+    with pytest.raises(hx.ConfigError, match="holds rows made with something else"):
+        FeatureTable(tmp_path / "f.parquet", {"a": 1}, WIDTH)
+    assert [path.name for path in tmp_path.iterdir()] == ["f.parquet"]
+
+
 def test_parts_of_other_settings_are_refused(tmp_path):
     begun(tmp_path)
     with pytest.raises(hx.ConfigError, match=r"holds rows made with other settings \(a: 1 -> 2\)"):

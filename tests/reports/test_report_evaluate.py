@@ -74,6 +74,7 @@ def test_other_forms_of_predictions(tmp_path):
             "line 1 and line 2 have one id",
         ),
         ("a.jsonl", "{\n", "not a readable JSON"),
+        ("a.jsonl", '{"x": "y"}\n', "line 1: the object has no key that is known; needed are 'id' and"),
         ("a.csv", "id,generated\n", "is empty"),
         ("a.csv", "id,generated\n1,clear, dry\n", "line 2: more fields"),
         ("a.csv", "id,text\n1,x\n", "row 2: its columns are id, text; needed"),

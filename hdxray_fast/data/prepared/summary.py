@@ -13,7 +13,7 @@ from ...files import written_whole
 from ...images.canvas import Canvas
 from ...images.contour import Contour
 from ...images.overlay import contact_sheet, contact_tile, plain_tile
-from ...images.panels import display_levels, write_image
+from ...images.panels import display_levels, png_of
 from ...regular_files import open_regular
 from .reading import decode, inside_grid
 from .shards import ShardFolder
@@ -68,7 +68,7 @@ class LeftOut:
             tiles.append(plain_tile(grey, f"line {line}{chance}", fact["reason"]))
         if tiles:
             with written_whole(path) as temporary:
-                write_image(temporary, contact_sheet(tiles))
+                temporary.write_bytes(png_of(contact_sheet(tiles)))
 
 
 def _histograms(path: Path, index, bits: int, summary: dict) -> None:
@@ -155,4 +155,4 @@ def _contacts(path: Path, shards: ShardFolder, index, recipe: dict) -> None:
         caption = f"row {row}, {words}" if words else f"row {row}"
         tiles.append(contact_tile(Canvas(grey, tuple(facts["valid_box"])), contour, caption, tint=not extreme))
     with written_whole(path) as temporary:
-        write_image(temporary, contact_sheet(tiles))
+        temporary.write_bytes(png_of(contact_sheet(tiles)))
