@@ -2,10 +2,10 @@
 
     python benchmarks/reliability/kill_commands.py --kills 20 --out results/kill_commands
 
-``embed``, ``predict``, ``report generate``, ``merge``, ``stream`` and ``convert`` on small films and models made
-here. In rounds of up to five kills: moments are spread over the part of a calm run that comes after its imports. After
-each round the command is run to its end, and every file is compared byte by byte, but for the note of a merge, which
-holds times. That rows which a killed run had on the disk are not made again is a matter of the tests.
+``embed``, ``predict``, ``report generate``, ``merge``, ``stream`` and ``convert`` on small films and models that are
+made here. In rounds of up to five kills: moments are spread over the part of a calm run that comes after its imports.
+After each round the command is run to its end, and every file is compared byte by byte, but for the note of a merge,
+which holds times. That rows which a killed run had on the disk are not made again is a matter of the tests.
 """
 
 from __future__ import annotations
