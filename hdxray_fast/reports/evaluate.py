@@ -101,7 +101,6 @@ def evaluate_reports(
     Raises:
         ConfigError: the files cannot be read or do not fit each other, texts are in another language than said, or
             most of what is tested on is of the model's training.
-        MissingDependencyError: pycocoevalcap is not installed.
     """
     check_language(language)
     check_clinical(clinical)

@@ -21,8 +21,6 @@ from hdxray_fast.reports.layouts import read_studies
 from hdxray_fast.reports.predictions import Prediction, read_predictions, write_predictions
 from hdxray_fast.reports.r2gen_sets import SIZES
 
-pytest.importorskip("pycocoevalcap")
-
 ENGLISH = [Prediction(f"case{i:02d}", case.english, case.english) for i, case in enumerate(CASES)]
 
 

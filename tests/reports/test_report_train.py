@@ -18,7 +18,6 @@ from report_makers import write_annotation, write_csv
 from report_model_makers import CHINESE, ENGLISH, radiograph, save_small_encoder, small_language_model, study_csv
 
 pytest.importorskip("transformers")
-pytest.importorskip("pycocoevalcap")
 from killed_runs import Killed, killed_at
 
 from hdxray_fast.cli.main import main
