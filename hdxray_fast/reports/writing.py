@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -84,6 +85,8 @@ class WrittenReports:
 def studies_of_files(paths: Sequence[str | os.PathLike], together: bool = False, language: str = "en") -> list[Study]:
     """A study for each radiograph among files, folders and manifests; ``together``: one study of all of them.
 
+    Its id is the file's name without the suffix or, where several files are called alike, the path.
+
     Raises:
         ConfigError: a path does not exist or names no image.
     """
@@ -91,8 +94,10 @@ def studies_of_files(paths: Sequence[str | os.PathLike], together: bool = False,
     if several := next((file for file in files if ";" in file and not os.path.exists(file)), None):
         raise ConfigError(f"paths: {several} names several radiographs of one study; give such a CSV with --data")
     if together:
-        return [Study(files[0], tuple(files), "", language=language)]
-    return [Study(file, (file,), "", language=language) for file in files]
+        return [Study(Path(files[0]).stem, tuple(files), "", language=language)]
+    stems = Counter(Path(file).stem for file in files)
+    ids = [file if stems[Path(file).stem] > 1 else Path(file).stem for file in files]
+    return [Study(name, (file,), "", language=language) for name, file in zip(ids, files, strict=True)]
 
 
 def write_reports(

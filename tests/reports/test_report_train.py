@@ -201,6 +201,15 @@ def test_a_cell_that_names_two_views_is_pointed_to_data(tmp_path):
         studies_of_files([path])
 
 
+def test_files_give_their_names_as_ids(tmp_path):
+    for name in ("a/0.png", "b/0.png", "b/chest é.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    ids = [study.id for study in studies_of_files([tmp_path])]
+    assert ids == [str(tmp_path / "a/0.png"), str(tmp_path / "b/0.png"), "chest é"]  # of two alike, the paths
+    assert studies_of_files([tmp_path / "b"], together=True)[0].id == "0"
+
+
 STEPS = {
     "features by cells": {"pool": "grid"},
     "features of patches": {"pool": "attention"},
