@@ -20,6 +20,7 @@ EXTRAS = (
     "timm",
     "export",
     "report",
+    "report-scores",
     "text",
     "streaming",
     "dicom",

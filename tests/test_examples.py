@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import subprocess
 import sys
@@ -120,6 +121,35 @@ def test_embedding_a_folder_of_dicoms(tmp_path, capsys):
     assert alike.shape == (3, 3)
     assert "again.dcm: most like RG1_UNCI.dcm (1.000)" in capsys.readouterr().out
     assert "CT_small.dcm" in (tmp_path / "features.unreadable.csv").read_text()
+
+
+NOTEBOOK = EXAMPLES / "quickstart.ipynb"
+
+
+def test_the_notebook_is_committed_without_outputs():
+    """They are pictures of radiographs, and larger than all else in it."""
+    assert [path.name for path in EXAMPLES.glob("*.ipynb")] == [NOTEBOOK.name]
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) > 5 and not any(cell["outputs"] or cell["execution_count"] for cell in code)
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    for package in ("ipykernel", "matplotlib", "pyarrow", "sklearn"):
+        pytest.importorskip(package)
+    pydicom_file("RG1_UNCI.dcm")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    place = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
+    shown = [output.data for output in outputs if "data" in output]
+    assert sum("image/png" in data for data in shown) >= 3  # the canvas, the contour on it, the curves
+    printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
+    assert printed.startswith("Canvas(512 x 512") and "Contour(" in printed
+    assert float(re.search(r"AUROC (\S+)", printed).group(1)) > 0.75
+    assert (tmp_path / "probe" / "report.html").exists()
 
 
 def code_blocks(document: str, heading: str) -> list[str]:

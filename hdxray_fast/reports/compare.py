@@ -16,8 +16,9 @@ from ..errors import ConfigError
 from ..regular_files import open_regular
 from .comparison_files import write_comparison
 from .evaluate import Evaluation, evaluate_reports
-from .intervals import BLEU, bleu_counts, bleu_of_counts
+from .intervals import BLEU
 from .metrics import Convention, conventions, score_reports
+from .ngram_scores import bleu_counts, bleu_of_counts
 from .predictions import GENERATED_COLUMNS
 
 FILES = ("scores.csv", "predictions.csv")  # of an evaluation, of a generation
@@ -55,7 +56,7 @@ def compare_reports(
 
     Raises:
         ConfigError: fewer than two models; files that cannot be read, or are of other studies or references.
-        MissingDependencyError: pycocoevalcap, scipy or matplotlib is not installed.
+        MissingDependencyError: scipy or matplotlib is not installed.
     """
     named = begin_comparison(models, out, bootstraps)
     files = {name: [_file_of(run) for run in runs] for name, runs in named.items()}

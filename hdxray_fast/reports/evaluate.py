@@ -101,7 +101,6 @@ def evaluate_reports(
     Raises:
         ConfigError: the files cannot be read or do not fit each other, texts are in another language than said, or
             most of what is tested on is of the model's training.
-        MissingDependencyError: pycocoevalcap is not installed.
     """
     check_language(language)
     check_clinical(clinical)
@@ -291,15 +290,19 @@ def _pair(made: list[Prediction], studies: list[Study], named: str, partial: boo
 
 
 def _by_radiograph(made: list[Prediction], studies: list[Study], named: str) -> tuple[list[Prediction], list[str]]:
-    """Predictions whose id is the path of a study's radiograph, under the study's own id; and a note if there are any.
+    """Predictions whose id is the path or the name of a study's radiograph, under the study's own id; and a note if
+    there are any.
 
     Raises:
         ConfigError: several are of one study: which of them is meant cannot be told.
     """
-    named_by = [(os.path.abspath(image), study.id) for study in studies for image in study.images]
-    count, place = Counter(path for path, _ in named_by), dict(named_by)
-    own = [os.path.abspath(prediction.id) for prediction in made]
-    matched = [place[path] if count[path] == 1 else None for path in own]
+    images = [(image, study.id) for study in studies for image in study.images]
+    names = [(os.path.abspath(image), study) for image, study in images]
+    names += [(Path(image).stem, study) for image, study in images]
+    count, place = Counter(name for name, _ in names), dict(names)
+    matched = [
+        next((place[name] for name in (os.path.abspath(one.id), one.id) if count[name] == 1), None) for one in made
+    ]
     often = {name for name, times in Counter(filter(None, matched)).items() if times > 1}
     if twice := [study.named for study in studies if study.id in often]:
         raise ConfigError(
@@ -311,7 +314,8 @@ def _by_radiograph(made: list[Prediction], studies: list[Study], named: str) -> 
         for prediction, name in zip(made, matched, strict=True)
     ]
     found = len(made) - matched.count(None)
-    return renamed, [f"{found} of {len(made)} predictions are matched by their radiograph's path"] if found else []
+    told = f"{found} of {len(made)} predictions are matched by their radiograph's path or name"
+    return renamed, [told] if found else []
 
 
 def _check_languages(rows: list[dict], named: str) -> None:

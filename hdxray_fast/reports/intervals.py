@@ -9,6 +9,7 @@ import numpy as np
 from ..data.bootstrap import interval
 from ..data.paired import draw_patients
 from .metrics import Scores
+from .ngram_scores import bleu_counts, bleu_of_counts
 
 BLEU = ("bleu1", "bleu2", "bleu3", "bleu4")
 
@@ -43,23 +44,3 @@ def score_intervals(
     for number, name in enumerate(means, counts.shape[1]):
         values[name] = sums[:, number] / sums[:, -1]
     return {name: list(interval(value)) for name, value in values.items()}
-
-
-def bleu_counts(generated: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """pycocoevalcap's counts of texts that are split: n-grams that are right (4) and all (4), both lengths; [N, 10]."""
-    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
-
-    scorer = BleuScorer(n=4)
-    for made, truth in zip(generated, references, strict=True):
-        scorer += (made, [truth])
-    return np.array([[*c["correct"], *c["guess"], c["testlen"], *c["reflen"]] for c in scorer.ctest], float)
-
-
-def bleu_of_counts(counts: np.ndarray) -> np.ndarray:
-    """BLEU-1 to 4 of summed counts, as pycocoevalcap has it; [B, 10] -> [B, 4]."""
-    correct, guess, made, truth = counts[:, :4], counts[:, 4:8], counts[:, 8], counts[:, 9]
-    precisions = np.cumprod((correct + 1e-15) / (guess + 1e-9), axis=1)
-    ratio = (made + 1e-15) / (truth + 1e-9)
-    with np.errstate(over="ignore"):
-        brevity = np.where(ratio < 1, np.exp(1 - 1 / ratio), 1.0)
-    return precisions ** (1 / np.arange(1, 5)) * brevity[:, None]

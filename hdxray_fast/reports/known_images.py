@@ -66,7 +66,8 @@ def write_known_images(path: Path, known: Sequence[tuple[str, str, str]]) -> Non
 
 
 def read_known_images(path: Path) -> dict[str, set[str]] | None:
-    """The ids of the studies that a model has seen images of, by how they are known; ``None`` without such a file.
+    """The ids of the studies that a model has seen images of and the paths of these, by how they are known; ``None``
+    without such a file.
 
     Raises:
         ConfigError: the file cannot be read.
@@ -77,7 +78,7 @@ def read_known_images(path: Path) -> dict[str, set[str]] | None:
     try:
         with open_regular(path, "r", newline="", encoding="utf-8") as stream:
             for row in read_table(stream, NAMES, COLUMNS):
-                known[row["known_by"]].add(row["study"])
+                known[row["known_by"]] |= {row["study"], os.path.abspath(row["image"])}
     except (OSError, UnicodeError, csv.Error, KeyError):  # the last holds a cell
         raise ConfigError(f"{path}: is damaged; remove it to go without, or generate again") from None
     return known

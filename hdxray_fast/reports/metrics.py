@@ -1,8 +1,8 @@
-"""Scores of generated reports by pycocoevalcap (BLEU, ROUGE-L, CIDEr-D, METEOR), each under a label that says on what.
+"""Scores of generated reports (BLEU, ROUGE-L, CIDEr-D, METEOR), each under a label that says on what.
 
-pycocoevalcap's classes are what the field's numbers come from. Its Java tokenizer is not used: texts are split here, in
-a way that the label states. METEOR is a Java program and is reported as ``"needs Java"`` where there is none.
-`intervals.py` counts BLEU again, draw by draw.
+The numbers are pycocoevalcap's, which the field's come from. Its Java tokenizer is not used: texts are split here, in
+a way that the label states. METEOR is a Java program of that package, and words stand in its place where either is
+missing. `intervals.py` counts BLEU again, draw by draw.
 """
 
 from __future__ import annotations
@@ -14,12 +14,16 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ..errors import ArgumentError, MissingDependencyError
+import numpy as np
+
+from ..errors import ArgumentError
 from ..extras import install
 from .cleaning import R2GenReferences
+from .ngram_scores import bleu_counts, bleu_of_counts, cider_d, rouge_l
 from .words import english_words
 
 NEEDS_JAVA = "needs Java"
+NEEDS_SCORES = f"needs pycocoevalcap: {install('report-scores')}"
 NEEDS_TWO = "needs two different references"
 NEEDS_JIEBA = f"needs jieba: {install('report-chinese')}"
 ENGLISH_ONLY = "English only"
@@ -122,53 +126,50 @@ def score_reports(
 
     Raises:
         ArgumentError: the lists differ in length, are empty, or a reference has no token.
-        MissingDependencyError: pycocoevalcap is not installed.
     """
     if len(generated) != len(references) or not references:
         raise ArgumentError(
             f"generated, references: got {len(generated)} and {len(references)} texts, accepted is one each per study"
         )
-    hypotheses = {i: [convention.split(text)] for i, text in enumerate(generated)}
-    truths = {i: [convention.split(text)] for i, text in enumerate(references)}
-    empty = [i for i, (text,) in truths.items() if not text]
+    made, truths = ([convention.split(text) for text in texts] for texts in (generated, references))
+    empty = [i for i, text in enumerate(truths) if not text]
     if empty:
         raise ArgumentError(f"references: number {empty[0]} has no token ({len(empty)} such); leave such studies out")
-    totals, each = corpus_scores(hypotheses, truths)
+    totals, each = corpus_scores(made, truths)
     totals["meteor"] = ENGLISH_ONLY if not convention.english else "left out"
     if convention.english and meteor:
-        totals["meteor"], own = meteor_score(hypotheses, truths)
+        totals["meteor"], own = meteor_score(*({i: [text] for i, text in enumerate(texts)} for texts in (made, truths)))
         each |= {"meteor": own} if own else {}
     return Scores(convention, totals, each)
 
 
-def corpus_scores(hypotheses: dict, truths: dict) -> tuple[dict[str, float | str], dict[str, list[float]]]:
-    """pycocoevalcap's scores of texts that are split already, ``{key: ["token token ..."]}``: of all, and of each."""
-    try:
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
-    except ImportError as error:
-        raise MissingDependencyError(f"scores of reports need pycocoevalcap: {install('report')}") from error
-    totals: dict[str, float | str] = {}
-    each: dict[str, list[float]] = {}
-    bleu, bleu_each = Bleu(4).compute_score(truths, hypotheses, verbose=0)
-    totals.update((f"bleu{n + 1}", float(value)) for n, value in enumerate(bleu))
-    each["bleu4"] = [float(value) for value in bleu_each[3]]
-    rouge, rouge_each = Rouge().compute_score(truths, hypotheses)
-    totals["rouge_l"], each["rouge_l"] = float(rouge), [float(value) for value in rouge_each]
+def corpus_scores(
+    generated: Sequence[str], references: Sequence[str]
+) -> tuple[dict[str, float | str], dict[str, list[float]]]:
+    """BLEU, ROUGE-L and CIDEr-D of texts that are split already: of all, and of each."""
+    counts = bleu_counts(generated, references)
+    totals: dict[str, float | str] = dict(
+        zip(SCORES[:4], bleu_of_counts(counts.sum(0, keepdims=True))[0].tolist(), strict=True)
+    )
+    each = {"bleu4": bleu_of_counts(counts)[:, 3].tolist(), "rouge_l": rouge_l(generated, references)}
+    totals["rouge_l"] = float(np.mean(each["rouge_l"]))
     # weights of n-grams are logarithms of their rarity: with one reference, or all alike, everything weighs nothing
     totals["cider_d"] = NEEDS_TWO
-    if len({text for (text,) in truths.values()}) > 1:
-        cider, cider_each = Cider().compute_score(truths, hypotheses)
-        totals["cider_d"], each["cider_d"] = float(cider), [float(value) for value in cider_each]
+    if len(set(references)) > 1:
+        each["cider_d"] = cider_d(generated, references)
+        totals["cider_d"] = float(np.mean(each["cider_d"]))
     return totals, each
 
 
 def meteor_score(hypotheses: dict, truths: dict) -> tuple[float | str, list[float]]:
-    """METEOR 1.5 of texts that are split already, of all and of each; or words that say why there is none."""
+    """METEOR 1.5 of texts that are split already, ``{key: ["token token ..."]}``: of all and of each; or words that say
+    why there is none."""
     if shutil.which("java") is None:
         return NEEDS_JAVA, []
-    from pycocoevalcap.meteor.meteor import Meteor
+    try:
+        from pycocoevalcap.meteor.meteor import Meteor
+    except ImportError:
+        return NEEDS_SCORES, []
 
     # the program's protocol is lines of fields parted by |||: neither may be in a text
     tidy = [

@@ -18,6 +18,7 @@ from ..ops import autocast
 from ..ops.plan import MaskPlan
 from ..ops.view import View
 from .model_config import PROMPTS, ReportModelConfig
+from .sentences import first_sentences
 from .text_models import import_text_models
 from .text_tokenizers import ReportTokenizer, check_fits
 from .visual_tokens import StudyTokens, Views, ViewTokens, VisualTokens
@@ -143,6 +144,8 @@ class ReportModel(nn.Module):
         with torch.random.fork_rng(devices):
             torch.manual_seed(options.sampling_seed)
             ids = self.decoder.generate(studies, options, self.tokenizer.unk)
+        if options.max_sentences is not None:
+            ids = [first_sentences(self.tokenizer, row, options.max_sentences) for row in ids]
         return [self.tokenizer.decode(row) for row in ids], ids
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -136,8 +137,8 @@ def overlap_with(
         split: of the data.
         source: name of the data, for errors.
         allowed: test on what was trained on, too.
-        known: ids of studies that it has seen images of, by :func:`.known_images.read_known_images`; left out,
-            patients alone are compared.
+        known: ids of studies, and paths of images, that it has seen, by :func:`.known_images.read_known_images`; left
+            out, patients alone are compared.
 
     Raises:
         ConfigError: it is most of what is to be tested on, and not ``allowed``.
@@ -148,7 +149,8 @@ def overlap_with(
     patients = identities([study.patient or study.id for study in studies])
     by = {"patients": record.taught("patients", patients)} if asks else {}
     for way, ids in (known or {}).items():
-        by[way] = np.array([(study.part_of or study.id) in ids for study in studies], bool)
+        names = [{study.part_of or study.id, *map(os.path.abspath, study.images)} for study in studies]
+        by[way] = np.array([not own.isdisjoint(ids) for own in names], bool)
     overlap = Overlap(len(studies), by, "studies")
     overlap.refuse_most(split, [study.named for study in studies], allowed, "scores", source)
     return overlap

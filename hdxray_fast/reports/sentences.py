@@ -41,3 +41,10 @@ def sentence_tokens(tokenizer: ReportTokenizer, ids: Sequence[int]) -> tuple[lis
         if spans:
             places[number].append(place)
     return [text[begin:end].strip() for begin, end in spans], places
+
+
+def first_sentences(tokenizer: ReportTokenizer, ids: Sequence[int], most: int) -> list[int]:
+    """The tokens of the first ``most`` sentences of a text; all, where it has no more."""
+    places = sentence_tokens(tokenizer, ids)[1]
+    end = max((max(own) + 1 for own in places[:most] if own), default=len(ids))
+    return list(ids[:end]) if len(places) > most else list(ids)

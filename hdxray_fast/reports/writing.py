@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -96,6 +97,8 @@ def studies_of_files(paths: Sequence[str | os.PathLike], together: bool = False,
 
     ``together``: one study of all of them.
 
+    Its id is the file's name without the suffix or, where several files are called alike, the path.
+
     Raises:
         ConfigError: a path does not exist or names no image.
     """
@@ -104,8 +107,10 @@ def studies_of_files(paths: Sequence[str | os.PathLike], together: bool = False,
     if several := next((file for file in _files_of(inputs) if ";" in file and not os.path.exists(file)), None):
         raise ConfigError(f"paths: {several} names several radiographs of one study; give such a CSV with --data")
     if together:
-        return [Study(files[0], tuple(files), "", language=language)]
-    return [Study(file, (file,), "", language=language) for file in files]
+        return [Study(Path(files[0]).stem, tuple(files), "", language=language)]
+    stems = Counter(Path(file).stem for file in files)
+    ids = [file if stems[Path(file).stem] > 1 else Path(file).stem for file in files]
+    return [Study(name, (file,), "", language=language) for name, file in zip(ids, files, strict=True)]
 
 
 def _files_of(inputs: Sequence[Input]) -> list[str]:

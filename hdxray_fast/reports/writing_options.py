@@ -22,6 +22,7 @@ class WritingOptions:
         repetition_penalty: above 1 makes words that were written already less probable.
         min_length: fewest tokens of a text.
         max_length: most tokens of a text; the model's by default, which is its limit too.
+        max_sentences: a text ends after so many sentences; left out, where the model ends it.
         sampling_seed: of words drawn at random.
     """
 
@@ -35,6 +36,7 @@ class WritingOptions:
     repetition_penalty: float = 1.0
     min_length: int = 0
     max_length: int | None = None
+    max_sentences: int | None = None
     sampling_seed: int = 0
 
     def __post_init__(self) -> None:
@@ -42,6 +44,8 @@ class WritingOptions:
         for name, value in least.items():
             if not getattr(self, name) >= value:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, accepted is a whole number of at least {value}")
+        if self.max_sentences is not None and not self.max_sentences >= 1:
+            raise ConfigError(f"max_sentences: got {self.max_sentences}, accepted is a whole number of at least 1")
         for name in ("temperature", "repetition_penalty", "top_p"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, accepted is a number above 0")

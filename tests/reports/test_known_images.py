@@ -12,13 +12,13 @@ from report_makers import write_csv
 from report_model_makers import ENGLISH, QUICK, save_small_encoder
 
 pytest.importorskip("transformers")
-pytest.importorskip("pycocoevalcap")
 
 from hdxray_fast.errors import ConfigError
 from hdxray_fast.reports.config import ReportConfig
 from hdxray_fast.reports.evaluate import evaluate_reports
 from hdxray_fast.reports.known_images import KNOWN_FILE, read_known_images
 from hdxray_fast.reports.layouts import read_studies
+from hdxray_fast.reports.own_split import overlap_with
 from hdxray_fast.reports.run import run_report_training
 from hdxray_fast.reports.saving import load_report_model
 from hdxray_fast.reports.writing import write_reports
@@ -65,7 +65,14 @@ def generated(root: Path, out: Path, copies: int) -> tuple[Path, Path, list[str]
 def test_copies_are_told_by_generate_and_counted_by_evaluate(root, tmp_path):
     data, predictions, notes = generated(root, tmp_path / "few", 2)
     assert any("on 2 of these 5 radiographs (40%): 2 near duplicates; the first is" in note for note in notes)
-    assert read_known_images(predictions.parent / KNOWN_FILE) == {"pixels": set(), "near": {"copy0", "copy1"}}
+    paths = {str(root / f"copy{number}.png") for number in range(2)}
+    known = read_known_images(predictions.parent / KNOWN_FILE)
+    assert known == {"pixels": set(), "near": {"copy0", "copy1"} | paths}
+    renamed = data.with_name("renamed.csv")  # other ids of the same radiographs
+    renamed.write_text(data.read_text().replace("copy0,", "other,", 1))
+    assert overlap_with(load_report_model(root / "run").seen, read_studies(renamed).studies, "", "", known=known).by[
+        "near"
+    ].tolist() == [True, True, False, False, False]
     found = evaluate_reports(predictions, data=data, bootstraps=0, meteor=False)
     assert found.metrics["seen"] == {"studies": 2, "share": 0.4, "patients": 0, "pixels": 0, "near": 2}
     assert any("2 of these 5 studies (40%): 2 near duplicates; the first is row 2" in note for note in found.notes)

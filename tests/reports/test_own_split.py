@@ -11,7 +11,6 @@ from report_makers import write_csv
 from report_model_makers import ENGLISH, QUICK, radiograph, save_small_encoder
 
 pytest.importorskip("transformers")
-pytest.importorskip("pycocoevalcap")
 
 from hdxray_fast.cli.main import main
 from hdxray_fast.data import radiographs

@@ -16,7 +16,6 @@ from hdxray_fast.reports.evaluate import evaluate_reports
 from hdxray_fast.reports.evaluation_files import write_evaluation
 from hdxray_fast.reports.predictions import Prediction, write_predictions
 
-pytest.importorskip("pycocoevalcap")
 pytest.importorskip("scipy")
 
 TRUE = [Prediction(f"case{i:02d}", case.english, case.english) for i, case in enumerate(CASES)]

@@ -21,8 +21,6 @@ from hdxray_fast.reports.layouts import read_studies
 from hdxray_fast.reports.predictions import Prediction, read_predictions, write_predictions
 from hdxray_fast.reports.r2gen_sets import SIZES
 
-pytest.importorskip("pycocoevalcap")
-
 ENGLISH = [Prediction(f"case{i:02d}", case.english, case.english) for i, case in enumerate(CASES)]
 
 
@@ -262,11 +260,14 @@ def test_predictions_of_other_data(tmp_path):
 
 
 def test_paths_in_the_place_of_ids(tmp_path, monkeypatch):
-    """What `generate FOLDER` writes has paths as ids; scored against the data they are found by them."""
+    """What `generate FOLDER` writes has names of files as ids, or paths; the data's studies are found by them."""
     path = write_two_view_studies(tmp_path / "data", "en")
+    path.write_text(path.read_text(encoding="utf-8").replace("case01/0.png", "case01/alone.png"), encoding="utf-8")
+    (path.parent / "images" / "case01" / "0.png").rename(path.parent / "images" / "case01" / "alone.png")
     studies = read_studies(path).studies
     monkeypatch.chdir(tmp_path)
     names = [f"data/../{Path(study.images[0]).relative_to(tmp_path)}" for study in studies[:4]]
+    names[1] = "alone"
     made = [Prediction(name, study.report) for name, study in zip(names, studies, strict=False)]
     made.append(Prediction("elsewhere.png", "of no study"))
     evaluation = evaluate_reports(made, data=path, split="all", partial=True, meteor=False, bootstraps=0)
@@ -274,7 +275,7 @@ def test_paths_in_the_place_of_ids(tmp_path, monkeypatch):
     assert evaluation.metrics["languages"]["en"]["scores"][0]["bleu4"] == pytest.approx(1)
     assert evaluation.metrics["languages"]["en"]["scores"][0]["meteor"] == "left out"
     notes = " ".join(evaluation.notes)
-    assert "4 of 5 predictions are matched by their radiograph's path" in notes
+    assert "4 of 5 predictions are matched by their radiograph's path or name" in notes
     assert "1 generated texts are not scored" in notes
     made.append(Prediction(str(studies[0].images[1]), "a second text on the first study"))
     with pytest.raises(hx.ConfigError, match=r"1 studies have several of them \(train\[0\]\); write one"):

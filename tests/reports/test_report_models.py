@@ -19,7 +19,7 @@ from hdxray_fast.reports import seq2seq
 from hdxray_fast.reports.model import create_report_model, pad_targets
 from hdxray_fast.reports.model_config import ReportModelConfig
 from hdxray_fast.reports.saving import load_report_model, save_report_model
-from hdxray_fast.reports.sentences import sentence_spans, sentence_tokens
+from hdxray_fast.reports.sentences import first_sentences, sentence_spans, sentence_tokens
 from hdxray_fast.reports.text_models import import_text_models
 from hdxray_fast.reports.text_tokenizers import train_tokenizer
 from hdxray_fast.reports.visual_tokens import StudyTokens, Views, ViewTokens, VisualTokens, pool_grid
@@ -279,6 +279,17 @@ def test_sampling_depends_on_its_seed_alone(tokenizer):
     assert draw(1) == first != draw(2)
 
 
+def test_a_text_ends_after_so_many_sentences(tokenizer, monkeypatch):
+    model = report_model(tokenizer)
+    whole = tokenizer.encode("The heart is normal. No effusion.")
+    monkeypatch.setattr(model.decoder, "generate", lambda *_: [whole, whole[:3]])
+    tokens, views = view_tokens(model, 2), Views.of_counts([1, 1])
+    texts, ids = model.write(tokens, views, WritingOptions(max_sentences=1))
+    assert ids == [first_sentences(tokenizer, whole, 1), whole[:3]] and len(ids[0]) < len(whole)
+    assert texts == [tokenizer.decode(row) for row in ids]
+    assert model.write(tokens, views, WritingOptions(max_sentences=2))[1] == [whole, whole[:3]]
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
@@ -288,6 +299,7 @@ def test_sampling_depends_on_its_seed_alone(tokenizer):
         ({"min_length": 5, "max_length": 5}, "max_length"),
         ({"max_length": 25}, "up to 24 tokens"),
         ({"min_length": 24}, "min_length"),
+        ({"max_sentences": 0}, "max_sentences"),
     ],
 )
 def test_options_that_cannot_be(tokenizer, options, match):
@@ -432,6 +444,10 @@ def test_tokens_belong_to_sentences(kind, texts):
         sentences, places = sentence_tokens(tokenizer, ids)
         assert [place for row in places for place in row] == list(range(len(ids)))
         assert [tokenizer.decode([ids[place] for place in row]).strip() for row in places] == sentences
+        for most in range(1, len(sentences) + 2):
+            cut = tokenizer.decode(first_sentences(tokenizer, ids, most))
+            assert tokenizer.decode(ids).startswith(cut)
+            assert sentence_tokens(tokenizer, first_sentences(tokenizer, ids, most))[0] == sentences[:most]
     assert sentence_tokens(tokenizer, []) == ([], [])
 
 

@@ -19,7 +19,6 @@ from report_makers import write_annotation, write_csv
 from report_model_makers import CHINESE, ENGLISH, radiograph, save_small_encoder, small_language_model, study_csv
 
 pytest.importorskip("transformers")
-pytest.importorskip("pycocoevalcap")
 from killed_runs import Killed, killed_at
 
 from hdxray_fast.cli.main import main
@@ -202,6 +201,15 @@ def test_a_cell_that_names_two_views_is_pointed_to_data(tmp_path):
     path = study_csv(tmp_path, ENGLISH, two_views=True)
     with pytest.raises(ConfigError, match=r"png;.*png names several radiographs of one study; .* with --data"):
         studies_of_files([path])
+
+
+def test_files_give_their_names_as_ids(tmp_path):
+    for name in ("a/0.png", "b/0.png", "b/chest é.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    ids = [study.id for study in studies_of_files([tmp_path])]
+    assert ids == [str(tmp_path / "a/0.png"), str(tmp_path / "b/0.png"), "chest é"]  # of two alike, the paths
+    assert studies_of_files([tmp_path / "b"], together=True)[0].id == "0"
 
 
 STEPS = {

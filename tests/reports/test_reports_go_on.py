@@ -16,7 +16,6 @@ from report_makers import write_csv
 from report_model_makers import ENGLISH, QUICK, save_small_encoder
 
 pytest.importorskip("transformers")
-pytest.importorskip("pycocoevalcap")
 
 from hdxray_fast.errors import ConfigError
 from hdxray_fast.reports import writing

@@ -496,7 +496,7 @@ def test_preparation_may_outlast_the_patience(images, tmp_path, task):
         with (tmp_path / "labels.csv").open("a") as stream:
             stream.write("bad.png,p9,1,train\n")
     else:
-        pytest.importorskip("pycocoevalcap")
+        pytest.importorskip("transformers")
         run = {"report": reporting(folder, tmp_path, "run", process_timeout=PATIENCE)}
     codes = finish(start([{**run, "slow": LONGER}], tmp_path), tmp_path)
     assert codes == [0, 0], "".join(path.read_text()[-3000:] for path in sorted(tmp_path.glob("output_*.txt")))
