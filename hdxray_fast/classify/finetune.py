@@ -167,7 +167,7 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
     shared = {name: getattr(config, name) for name in (
         "data", "out", "images", "preset", "classes", "multiclass", "uncertain", "val_share", "test_share",
         "split_seed", "seed", "exact_fractions", "pool", "keep", "img_size", "prepared", "workers", "timeout",
-        "max_memory", "bootstraps", "bootstrap_seed", "batch_size", "max_bad_share", "precision", "compile",
+        "max_memory", "bootstraps", "bootstrap_seed", "batch_size", "max_bad_share", "precision", "compile", "device",
         "prevalence", "calibrate",
     )}  # fmt: skip
     features = None if config.weights is None else str(shared_out / "features.parquet")

@@ -32,6 +32,7 @@ class DemoConfig:
         steps: optimizer steps.
         img_size: canvas side, pixels; 1280 is 6400 tokens.
         seed: of weights, augmentation and masks.
+        device: where it trains: ``cpu`` or ``cuda``; a GPU if there is one by default.
     """
 
     out: str = "demo"
@@ -39,6 +40,7 @@ class DemoConfig:
     steps: int = 500
     img_size: int = 1280
     seed: int = 0
+    device: str | None = None
 
 
 def demo_radiograph() -> Path:
@@ -102,6 +104,7 @@ def run_demo(config: DemoConfig) -> dict:
             picture_every=0,
             tensorboard=False,
             seed=config.seed,
+            device=config.device,
         ),
         on_step=lines.append,
     )

@@ -31,6 +31,8 @@ class TrainingConfig:
         clip_grad: largest gradient norm; 0 for none.
         ema: decay of an exponential moving average of the weights (for example 0.999), reached by and by: after ``n``
             updates it is ``(1 + n) / (10 + n)`` at most; 0 for no average.
+        device: where the model runs: ``cpu`` or ``cuda``; a GPU if there is one by default. Of several processes each
+            takes a GPU of its own, and one process the first that ``CUDA_VISIBLE_DEVICES`` leaves.
         precision: ``auto`` is bf16 on GPUs that have it and fp32 elsewhere.
         compile: run the model through ``torch.compile``; ``auto`` does on GPUs, for tasks whose models compile into few
             graphs. Where compiling fails a warning says so, and the run goes on without.
@@ -76,6 +78,7 @@ class TrainingConfig:
             "timeout",
             "max_memory",
             "compile",
+            "device",
             "graph",
             "shard",
             "checkpoint_activations",
@@ -95,6 +98,7 @@ class TrainingConfig:
     warmup: float = 0.05
     clip_grad: float = 1.0
     ema: float = 0.0
+    device: str | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     graph: Literal["auto", "on", "off"] = "auto"
@@ -129,6 +133,10 @@ class TrainingConfig:
         self._at_least(-1, "workers")
         self._at_least(0, "save_minutes", "save_every", "keep_every", "threads", "clip_grad", "weight_decay", "seed")
         self._share("ema", "warmup", "beta2")
+        if self.device not in (None, "cpu", "cuda"):
+            raise ConfigError(
+                f"device: got {self.device!r}, accepted are cpu and cuda; of several GPUs CUDA_VISIBLE_DEVICES chooses"
+            )
         if self.lr is not None and not self.lr > 0:
             raise ConfigError(f"lr: {self.lr} is not accepted; give a number above 0")
 

@@ -106,8 +106,8 @@ class Training:
         if config.shard_within == "node" and not sharded:
             raise ConfigError("shard_within: node says who shares weights, and nobody does; add shard (--shard true)")
         check_trackers(config)
-        self.accelerator = make_accelerator(config.precision, config.process_timeout)
-        self._precision = self.accelerator.mixed_precision
+        self.accelerator = make_accelerator(config.precision, config.process_timeout, config.device)
+        self._made_for = self.accelerator.mixed_precision, self.accelerator.device
         self.sharded = sharded and self.accelerator.num_processes > 1
         if self.sharded and config.precision == "fp16":
             raise ConfigError("precision: fp16 and shard do not go together; accepted with shard are bf16 and fp32")
@@ -237,11 +237,9 @@ class Training:
             CheckpointError: there are checkpoints, and none can be read; or one cannot be written.
             TrainingError: a loss or gradient is not finite (state saved under ``failed/``).
         """
-        if self.accelerator.mixed_precision != self._precision:  # Accelerate keeps one for the whole process
-            raise ConfigError(
-                f"precision: a Training with another one than {self.config.precision!r} was made in this process after "
-                "this one; run each before the next is made"
-            )
+        # Accelerate keeps one of each for the whole process
+        if (self.accelerator.mixed_precision, self.accelerator.device) != self._made_for:
+            raise ConfigError("precision, device: a Training with others was made here since; run each before the next")
         try:
             again = "start all of them again with --resume auto"
             with naming_lost_processes(self.config.process_timeout, lambda: f"step {self.step + 1}", again):

@@ -31,12 +31,13 @@ ASKS_TO_SHARD = "ACCELERATE_USE_FSDP"  # of accelerate launch
 T = TypeVar("T")
 
 
-def make_accelerator(precision: str, timeout: int):
+def make_accelerator(precision: str, timeout: int, device: str | None = None):
     """Accelerate's front door: which device, which precision, how many processes (as the launcher set them up).
 
     Args:
         precision: ``auto``, ``fp32``, ``bf16`` or ``fp16``.
         timeout: seconds after which a process that waits for another gives up.
+        device: ``cpu`` or ``cuda``; left out, the best there is.
 
     Raises:
         MissingDependencyError: Accelerate is not installed.
@@ -54,21 +55,25 @@ def make_accelerator(precision: str, timeout: int):
         # buffers are the fixed positions, the same everywhere
         DistributedDataParallelKwargs(gradient_as_bucket_view=True, broadcast_buffers=False),
     ]
+    on_gpu = device != "cpu" and torch.cuda.is_available()
+    if device == "cuda" and not on_gpu:
+        raise ConfigError("device: got 'cuda', and PyTorch finds no GPU here; hdxray-fast doctor says what it finds")
+    # Accelerate is told: processes that torchrun starts on a machine without a GPU would not know of each other
+    on_cpu = device == "cpu" or not torch.accelerator.is_available()
     if precision == "auto":
-        precision = "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
-    if precision == "bf16" and not torch.cuda.is_available():
+        precision = "bf16" if on_gpu and torch.cuda.is_bf16_supported() else "fp32"
+    if precision == "bf16" and not on_gpu:
         warn_of_slow_bf16()
-    if precision == "fp16" and not torch.cuda.is_available():
+    if precision == "fp16" and not on_gpu:
         raise ConfigError("precision: fp16 needs a GPU; accepted here are bf16 and fp32")
     mixed_precision = "no" if precision == "fp32" else precision
-    _forget_other_precision(mixed_precision)
+    _forget_others(mixed_precision, on_cpu)
     count, before = launched(), dict(os.environ)
     os.environ.pop(ASKS_TO_SHARD, None)  # weights are shared out by :func:`shard`, and not by Accelerate
     try:
         with naming_lost_processes(timeout, lambda: "at the start"):
             accelerator = Accelerator(
-                # without this, processes that torchrun starts on a machine without a GPU would not know of each other
-                cpu=not torch.accelerator.is_available(),
+                cpu=on_cpu,
                 mixed_precision=mixed_precision,
                 kwargs_handlers=handlers,
             )
@@ -101,15 +106,17 @@ def prepared_by_main(config: TrainingConfig, work: Callable[[], T]) -> T:
         MissingDependencyError, ConfigError, TrainingError: as for :func:`make_accelerator` and ``from_main``.
     """
     if launched() > 1:
-        make_accelerator(config.precision, config.process_timeout)
+        make_accelerator(config.precision, config.process_timeout, config.device)
     return from_main(work, config.process_timeout)
 
 
-def _forget_other_precision(wanted: str) -> None:
-    """Accelerate keeps one precision for the whole of a Python process; a later run may have another."""
-    from accelerate.state import AcceleratorState
+def _forget_others(precision: str, on_cpu: bool) -> None:
+    """Accelerate keeps one precision and one device for the whole of a Python process; a later run may have others."""
+    from accelerate.state import AcceleratorState, PartialState
 
-    if AcceleratorState._shared_state and AcceleratorState().mixed_precision != wanted:
+    if PartialState._shared_state and (PartialState().device.type == "cpu") != on_cpu:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    elif AcceleratorState._shared_state and AcceleratorState().mixed_precision != precision:
         AcceleratorState._reset_state()  # of precision alone: the processes go on knowing of each other
 
 

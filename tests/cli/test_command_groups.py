@@ -55,6 +55,17 @@ def test_each_command_describes_itself(command, capsys):
     assert command == "report" or examples
 
 
+@pytest.mark.parametrize(
+    "command",
+    ["demo", "pretrain", "finetune", "probe", "predict", "evaluate", "embed", "features", "similar", "report train",
+     "report generate", "report evaluate"],
+)  # fmt: skip
+def test_each_command_that_runs_a_model_is_told_where(command, capsys):
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--help"])
+    assert "--device DEVICE" in capsys.readouterr().out
+
+
 def test_a_command_imports_its_own_group_alone():
     modules = imported_by("contour", "--help")
     assert "hdxray_fast.cli.contour" in modules

@@ -268,10 +268,27 @@ def test_runs_of_any_precision_follow_each_other_in_a_process(tmp_path):
     assert first.losses == again.losses and half.losses != first.losses
 
 
+def test_a_training_stays_on_the_cpu_where_there_is_a_gpu(tmp_path, monkeypatch):
+    from accelerate.state import AcceleratorState
+
+    with pytest.raises(ConfigError, match=r"^device: got 'cuda:1', accepted are cpu and cuda; of several GPUs "):
+        TrainingConfig(out=str(tmp_path / "run"), device="cuda:1")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    for there in ("cuda.is_available", "accelerator.is_available", "cuda.is_bf16_supported"):
+        monkeypatch.setattr(f"torch.{there}", lambda: True)
+    training, done = train(tmp_path / "run", device="cpu", steps=2)
+    assert training.accelerator.device.type == "cpu" and training.accelerator.mixed_precision == "no"
+    assert next(training.model.parameters()).device.type == "cpu" and len(done.losses) == 2
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"^device: got 'cuda', and PyTorch finds no GPU here"):
+        train(tmp_path / "other", device="cuda")
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_training_is_not_run_in_the_precision_of_a_later_one(tmp_path):
     config = {"steps": 1, "lr": 1e-2, "tensorboard": False}
     first = Training(TrainingConfig(out=str(tmp_path / "a"), precision="fp32", **config), Regression(), progress=False)
     Training(TrainingConfig(out=str(tmp_path / "b"), precision="bf16", **config), Regression(), progress=False)
     first.claim_folder()
-    with pytest.raises(ConfigError, match=r"^precision: a Training with another one than 'fp32'"):
+    with pytest.raises(ConfigError, match=r"^precision, device: a Training with others"):
         first.run()
