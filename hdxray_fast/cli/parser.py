@@ -210,7 +210,7 @@ def commands_below(parser) -> Mapping[str, object]:
 
 def join_lists(parser, argv: Sequence[str]) -> list[str]:
     """``--seeds 0 1 2`` as ``--seeds [0, 1, 2]``, which is what settings of a configuration take."""
-    lists = {option for option, action in parser._option_string_actions.items() if takes_list(action)}
+    lists = {option: _kind(action)[0] for option, action in parser._option_string_actions.items() if takes_list(action)}
     joined: list[str] = []
     words = iter(argv)
     word = next(words, None)
@@ -223,13 +223,14 @@ def join_lists(parser, argv: Sequence[str]) -> list[str]:
         while word is not None and not word.startswith("--"):
             values.append(word)
             word = next(words, None)
-        joined.append("[" + ", ".join(_quoted(value) for value in values) + "]")
+        joined.append("[" + ", ".join(_quoted(value, lists[name]) for value in values) + "]")
     return joined
 
 
-def _quoted(value: str) -> str:
+def _quoted(value: str, kind: Any) -> str:
     try:
         float(value)
+        is_number = kind is not str
     except ValueError:
-        return "'" + value.replace("'", "''") + "'"  # YAML: a name stays a name, whatever is in it
-    return value
+        is_number = False
+    return value if is_number else "'" + value.replace("'", "''") + "'"  # YAML: a name stays one, whatever is in it

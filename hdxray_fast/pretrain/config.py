@@ -21,7 +21,8 @@ class PretrainConfig(TrainingConfig):
 
     Args:
         data: folder of radiographs (searched recursively), one image, a CSV manifest with an ``image`` column, a zip or
-            tar archive, a prepared data set, or the address of chunks in an object store (``s3://bucket/chest``).
+            tar archive, or several of these; a prepared data set, or the address of chunks in an object store
+            (``s3://bucket/chest``).
         images: folder that relative paths in the manifest start from; the manifest's own by default.
         cache: folder for canvases and contours computed once, and for chunks that are fetched, where it is one of each
             machine; ``<out>/cache`` by default.
@@ -73,7 +74,7 @@ class PretrainConfig(TrainingConfig):
         "val_images",
     }
 
-    data: str
+    data: list[str] | str
     images: str | None = None
     cache: str | None = None
     max_cache: int = 102400
@@ -106,6 +107,9 @@ class PretrainConfig(TrainingConfig):
     def __post_init__(self) -> None:
         if not (self.data and self.out):
             raise ConfigError("data and out must both be named: the radiographs, and a folder for the run")
+        if not isinstance(self.data, str):  # one of a list is that one: a run has one way to call it
+            names = list(map(str, self.data))
+            object.__setattr__(self, "data", names if len(names) > 1 else names[0])
         super().__post_init__()
 
     def _check(self) -> None:

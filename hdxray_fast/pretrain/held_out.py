@@ -64,12 +64,13 @@ def held_out_rows(
 
 def patients_of(config: PretrainConfig, images: PreparedSet | PreparedSubset) -> list[str]:
     """The patient of each image: the hash that a prepared data set has, or what a manifest tells; blank if neither."""
-    data = Path(config.data)
-    if is_prepared(data):
+    data = [Path(one) for one in ([config.data] if isinstance(config.data, str) else config.data)]
+    if is_prepared(data[0]):
         return [patient or "" for patient in images.column("patient").to_pylist()]
-    if data.suffix.lower() != ".csv":
-        return [""] * len(images)
-    known = manifest_rows(data, Path(config.images) if config.images else data.parent)
+    known: dict[str, str] = {}
+    for one in data:
+        if one.suffix.lower() == ".csv":
+            known |= manifest_rows(one, Path(config.images) if config.images else one.parent)
     return [known.get(source, "") for source in images.sources()]
 
 

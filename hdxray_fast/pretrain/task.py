@@ -97,12 +97,18 @@ def run_pretraining(
 
     images: PreparedSet | PreparedSubset | None = None
     store: ChunkStore | None = None
+    several = [] if isinstance(config.data, str) else config.data
+    if whole := next((one for one in several if is_address(one) or is_prepared(one)), None):
+        raise ConfigError(
+            f"data: {whole} is a whole set, and several are folders, files, manifests and archives; prepare them into "
+            "one set, or give this one alone"
+        )
     if is_address(config.data):
         store = ChunkStore(config.data)
         told, _ = store.settings()
         require_recipe(told["recipe"], config.data, img_size=config.img_size, contour=config.contour)
         require_room(config, told["images"], told["bytes"], task.nodes)
-    elif is_prepared(config.data):
+    elif not several and is_prepared(config.data):
         images = open_prepared(config.data, img_size=config.img_size, contour=config.contour)
     else:
         refuse_foreign_cache(cache, config.img_size, config.contour)

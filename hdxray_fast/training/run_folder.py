@@ -199,6 +199,8 @@ def as_begun(config: Config) -> Config:
 
 
 def _lead_to_one(*paths: object) -> bool:
+    if all(isinstance(path, list) for path in paths):
+        return len({len(path) for path in paths}) == 1 and all(map(_lead_to_one, *paths))
     try:
         return all(isinstance(path, str) for path in paths) and os.path.samefile(*paths)
     except (OSError, ValueError):  # there is no such file, or can be none

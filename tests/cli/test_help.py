@@ -14,6 +14,7 @@ pytest.importorskip("jsonargparse")
 import hdxray_fast as hx
 from hdxray_fast.cli.main import GROUPS, main
 from hdxray_fast.cli.parser import SECTIONS, CommandParser, command_words, join_lists, tidy
+from hdxray_fast.pretrain.config import PretrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -55,10 +56,19 @@ def test_sections_of_help_name_settings_that_there_are(parsers):
 
 def test_settings_that_take_several_values_are_joined(parsers):
     words = ["--seeds", "0", "1", "--classes", "Pleural effusion", "12", "no'ne", "--steps", "3"]
-    joined = ["--seeds", "[0, 1]", "--classes", "['Pleural effusion', 12, 'no''ne']", "--steps", "3"]
+    joined = ["--seeds", "[0, 1]", "--classes", "['Pleural effusion', '12', 'no''ne']", "--steps", "3"]
     assert join_lists(parsers["finetune"], words) == joined
     assert join_lists(parsers["finetune"], joined) == joined
     assert join_lists(parsers["predict"], ["--classes", "a", "b"]) == ["--classes", "a", "b"]  # argparse's own list
+
+
+def test_a_run_takes_one_place_or_several(parsers):
+    def data(*words: str) -> list[str] | str:
+        words = ["pretrain", "--data", *words, "--out", "x"]
+        return parsers[""].parse_args(join_lists(parsers["pretrain"], words)).pretrain.data
+
+    assert data("films", "2024", "it's") == ["films", "2024", "it's"]
+    assert PretrainConfig(data=data("2024"), out="x").data == "2024"
 
 
 def test_shells_complete_commands_and_options(capsys):

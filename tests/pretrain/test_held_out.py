@@ -18,7 +18,7 @@ from toy_radiographs import draw_radiograph
 import hdxray_fast as hx
 from hdxray_fast.errors import ConfigError
 from hdxray_fast.pretrain.config import PretrainConfig
-from hdxray_fast.pretrain.held_out import HeldOut, held_out_rows
+from hdxray_fast.pretrain.held_out import HeldOut, held_out_rows, patients_of
 from hdxray_fast.pretrain.task import PretrainTask, run_pretraining
 
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
@@ -71,6 +71,15 @@ def test_one_patient_alone_cannot_be_held_out():
         held_out_rows(["a", "a"], ["1", "2"], 0.5, 0)
     with pytest.raises(ConfigError, match="val_share: 1"):
         PretrainConfig(data="a", out="b", val_share=1.0)
+
+
+def test_patients_are_those_of_all_manifests(run):
+    root, config, result = run
+    known = patients_of(config, result.images)
+    (root / "more.csv").write_text("image,patient\nelsewhere.png,z\n")
+    several = [str(root / "more.csv"), str(root), str(root / "list.csv")]
+    assert known and all(known) and patients_of(dataclasses.replace(config, data=several), result.images) == known
+    assert patients_of(dataclasses.replace(config, data=several[:2]), result.images) == [""] * len(known)
 
 
 def test_the_loss_is_logged_and_is_that_of_the_model(run):

@@ -364,6 +364,25 @@ def test_an_archive_gives_the_curve_of_its_files(radiographs, tmp_path):
     assert "all.zip::torn.png" in (tmp_path / "archived" / "quarantine.csv").read_text()
 
 
+def test_several_are_read_one_after_the_other_each_name_once(radiographs, tmp_path):
+    files = sorted(radiographs.iterdir())
+    (tmp_path / "folder").mkdir()
+    shutil.move(files[4], tmp_path / "folder" / "x.png")
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        archive.write(files[3], "3.png")
+    (tmp_path / "list.csv").write_text(f"image\n{files[1]}\n{files[0]}\n{files[1]}\n")
+    several = [str(tmp_path / name) for name in ("list.csv", "folder", "some.zip", "folder")]
+    settings = {**config(".", tmp_path / "run", steps=1).as_dict(), "data": several}
+    result = run_pretraining(PretrainConfig(**settings), progress=False)
+    names = [files[1], files[0], tmp_path / "folder" / "x.png", f"{tmp_path / 'some.zip'}::3.png"]
+    assert result.images.sources() == list(map(str, names))
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["data"] == several
+    assert PretrainConfig(**{**settings, "data": several[:1]}).data == several[0]
+    for whole in ("s3://bucket/chest", str(prepared_set(radiographs, tmp_path)(8))):
+        with pytest.raises(ConfigError, match=rf"^data: {whole} is a whole set, and several are "):
+            run_pretraining(PretrainConfig(**{**settings, "data": [several[0], whole]}), progress=False)
+
+
 def test_workers_read_a_prepared_data_set(radiographs, tmp_path):
     data = prepared_set(radiographs, tmp_path)(8)
     curves = [

@@ -176,6 +176,10 @@ def test_files_are_called_as_in_the_run_that_goes_on(tmp_path, monkeypatch):
     for other in ("others", "nowhere", "a\0b"):
         assert as_begun(replace(resumed, data=other)).data == other
     assert as_begun(replace(begun, data="link")).data == "link"  # no run goes on
+    (tmp_path / "run" / "config.json").write_text(json.dumps({**begun.as_dict(), "data": ["films", "others"]}))
+    assert as_begun(replace(resumed, data=["./films", "./others"])).data == ["films", "others"]
+    for other in (["link", "link"], ["link", "others", "films"], "link"):
+        assert as_begun(replace(resumed, data=other)).data == other
     (tmp_path / "run" / "config.json").write_text('{"data": 1}')
     assert as_begun(replace(resumed, data="link")).data == "link"
 

@@ -112,13 +112,14 @@ def require_source(item: Path) -> None:
 
 
 def run_sources(
-    data: str | os.PathLike,
+    data: str | os.PathLike | Sequence[str | os.PathLike],
     images: str | os.PathLike | None = None,
     exclude: Iterable[str | Path] = (),
     *,
     workers: int = 1,
 ) -> list[Source]:
-    """What a run trains on: the members of an archive, or the files of :func:`hdxray_fast.data.listing.list_images`.
+    """What a run trains on: the members of an archive, or the files of :func:`hdxray_fast.data.listing.list_images`; of
+    several one after the other, each name once.
 
     Archives that lie in a folder are left out, as they were when a run of an earlier version was begun. An archive is
     listed by a worker with the default caps on time and memory; with ``workers=0`` in this process.
@@ -126,6 +127,9 @@ def run_sources(
     Raises:
         ConfigError: ``data`` does not exist, is damaged, or holds no image.
     """
+    if not isinstance(data, str | os.PathLike):
+        named = (source for one in data for source in run_sources(one, images, exclude, workers=workers))
+        return list({source.name: source for source in named}.values())
     if is_archive(Path(data)) and Path(data).exists() and not Path(data).is_dir():
         return list_sources([data], workers=min(workers, 1))
     return [Source(str(path)) for path in list_images(data, images, exclude)]
