@@ -7,6 +7,7 @@ Features are those that the probe on all labels was fitted on, the test images a
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -175,6 +176,7 @@ def readings_text(found: Mapping, heading: str) -> str:
         "Test AUROC, mean ± sd over the encoders; with few labels, of the mean over "
         f"{draws} draws of labelled patients, the same for all encoders: {counts}."
     )
+    said = textwrap.fill(said, 120, break_on_hyphens=False, break_long_words=False)
     parts = ["\n".join(table_lines([heading, *aurocs], lines)), said]
     return "\n\n".join([*parts, verdicts(found["differences"])] if found["differences"] else parts)
 
