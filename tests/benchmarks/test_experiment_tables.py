@@ -238,9 +238,10 @@ def test_draws_of_labels_are_no_sample_of_their_own(paired, runs, tmp_path):
     values, rows = paired.differences_of_groups(alone, ASKED)
     between = paired.paired_differences(runs, ASKED)
     for row, expected in zip(rows, between, strict=True):
+        assert row.pop("runs") == expected.pop("runs") == [3, 3]
         assert row == pytest.approx(expected, abs=1e-9)
     twice, again = paired.differences_of_groups({name: [run * 2 for run in alone[name]] for name in alone}, ASKED)
-    assert again == rows
+    assert [row.pop("runs") for row in again] == [[3, 3]] * 3 and again == rows
     assert all(twice[name] == pytest.approx(values[name], abs=1e-12) for name in values)
     mixed, _ = paired.differences_of_groups({"a": [[*runs["none"][:1], *runs["contour"][:1]]]}, [])
     assert mixed["a"] == pytest.approx([(values["none"][0] + values["contour"][0]) / 2])
