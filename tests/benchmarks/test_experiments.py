@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -188,10 +190,10 @@ def test_what_is_not_accepted_is_said_before_anything_is_read(arguments, words, 
 
 @pytest.mark.slow
 def test_a_table_of_five_slices_is_that_of_one_call(runs, tmp_path):
-    """Pre-training, probe and readings, cut within a pre-training too: the same files, byte for byte."""
+    """Pre-training, probe, readings and fine-tuning, cut within trainings too: the same files, byte for byte."""
     for package in ("accelerate", "pyarrow", "sklearn", "scipy", "matplotlib"):
         pytest.importorskip(package)
-    main = importlib.import_module("pretraining").main
+    pretraining, finetuning = (importlib.import_module(name).main for name in ("pretraining", "finetuning"))
     rows = []
     for i in range(40):
         film = draw_radiograph(i)
@@ -203,18 +205,20 @@ def test_a_table_of_five_slices_is_that_of_one_call(runs, tmp_path):
     given += ["--img-size", "64", "--steps", "4", "--batch-size", "4", "--workers", "0"]
     given += ["--label-shares", "0.2", "0.4", "--label-draws", "2"]
 
-    def end_of(arguments: list[str]) -> int | None:
+    def end_of(main: Callable, arguments: list[str]) -> int | None:
         try:
             main(arguments, itertools.count().__next__)
         except SystemExit as end:
             return end.code
         return None
 
-    assert end_of([*given, "--out", str(tmp_path / "whole")]) is None
+    assert end_of(pretraining, [*given, "--out", str(tmp_path / "whole")]) is None
     ends, stopped_within = [], False
     while not ends or ends[-1] is not None:
         # a second passes each time that the clock is looked at: the first two calls end within the pre-training
-        ends.append(end_of([*given, "--out", str(tmp_path / "cut"), "--seconds", "2" if len(ends) < 2 else "1"]))
+        ends.append(
+            end_of(pretraining, [*given, "--out", str(tmp_path / "cut"), "--seconds", "2" if len(ends) < 2 else "1"])
+        )
         stopped_within |= (tmp_path / "cut" / "pretrain" / "contour_0" / "checkpoints").exists()
     assert len(ends) >= 5 and set(ends[:-1]) == {75} and stopped_within
     written = ["results.json", "table.md", "auroc.png", "pretrain/contour_0/model/model.safetensors"]
@@ -225,4 +229,14 @@ def test_a_table_of_five_slices_is_that_of_one_call(runs, tmp_path):
     for name in written:
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
     with pytest.raises(SystemExit, match=r"other settings \(steps;"):
-        main([*given, "--out", str(tmp_path / "cut"), "--steps", "5"])
+        pretraining([*given, "--out", str(tmp_path / "cut"), "--steps", "5"])
+    tuned = ["--labels", str(tmp_path / "labels.csv"), "--probe", str(tmp_path / "cut"), "--seeds", "0"]
+    tuned += ["--rival", str(tmp_path / "rival"), "--epochs", "1", "--batch-size", "8", "--workers", "0"]
+    shutil.copytree(tmp_path / "cut" / "probes" / "none_0", tmp_path / "rival" / "resnet18_0")
+    assert end_of(finetuning, [*tuned, "--out", str(tmp_path / "tuned_whole")]) is None
+    ends = []
+    while not ends or ends[-1] is not None:
+        ends.append(end_of(finetuning, [*tuned, "--out", str(tmp_path / "tuned_cut"), "--seconds", "1"]))
+    assert len(ends) >= 4 and set(ends[:-1]) == {75}  # three steps each, and a slice for each step
+    for name in ("results.json", "table.md", "tuned_0/predictions.csv", "scratch_0/predictions.csv"):
+        assert (tmp_path / "tuned_cut" / name).read_bytes() == (tmp_path / "tuned_whole" / name).read_bytes(), name
