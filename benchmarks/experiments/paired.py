@@ -6,13 +6,13 @@ difference: between all seeds of both, on the same draws of test patients, with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from hdxray_fast.classify.compare import compare
-from hdxray_fast.classify.prediction_files import align, read_answers, truth_of
+from hdxray_fast.classify.prediction_files import Answers, align, read_answers, truth_of
 from hdxray_fast.classify.weighted_metrics import MEASURED, WeightedMetrics
 from hdxray_fast.data.comparison_folder import p_text, table_lines
 from hdxray_fast.data.paired import LEVEL, Measured, difference, draw_patients, holm
@@ -48,28 +48,72 @@ def differences_within_runs(runs: Runs, asked: Iterable[tuple[str, str]]) -> lis
     """As :func:`paired_differences`, of settings whose runs belong together one by one (of the same encoder, say).
 
     What such a pair of runs shares is not noise of their difference, so that it is differences that are a sample, not
-    values. Of predictions of one class.
+    values.
     """
     asked = list(asked)
-    read, _ = align([read_answers(folder) for folders in runs.values() for folder in folders])
-    labels, patients, _ = truth_of(read, None, "")
-    truth, patients = labels[:, 0], np.asarray(patients, str)
-    weights = np.concatenate([np.ones((1, len(truth))), *draw_patients(patients, BOOTSTRAPS, 0)])
-    units = min(len(set(patients[truth == value])) for value in (0, 1))
-    measured = iter(
-        WeightedMetrics(truth, run.probabilities[:, 0], None).measure(weights)[:, MEASURED.index("auroc")]
-        for run in read
-    )
-    aurocs = {name: np.stack([next(measured) for _ in folders]) for name, folders in runs.items()}
+    measured, units = measure({name: [[folder] for folder in folders] for name, folders in runs.items()})
     found = []
     for setting, reference in asked:
-        apart = aurocs[setting] - aurocs[reference]
-        nothing = np.zeros_like(apart)
-        found.append(difference(Measured(nothing[:, 0], nothing[:, 1:]), Measured(apart[:, 0], apart[:, 1:]), units))
+        values = measured[setting].values - measured[reference].values
+        drawn = measured[setting].drawn - measured[reference].drawn
+        nothing = Measured(np.zeros_like(values), np.zeros_like(drawn))
+        found.append(difference(nothing, Measured(values, drawn), units))
     return _rows(runs, asked, found)
 
 
-def _rows(runs: Runs, asked: Sequence[tuple[str, str]], found: Sequence[dict]) -> list[dict]:
+def differences_of_groups(
+    groups: Mapping[Hashable, Sequence[Sequence[Path]]], asked: Iterable[tuple[Hashable, Hashable]]
+) -> tuple[dict[Hashable, list[float]], list[dict]]:
+    """AUROC of each setting's runs, and differences as of :func:`paired_differences`, of groups as :func:`measure` has.
+
+    Runs are a sample each; the folders of a run (draws of labels, say) are not.
+    """
+    asked = list(asked)
+    measured, units = measure(groups)
+    found = [difference(measured[reference], measured[setting], units) for setting, reference in asked]
+    return {name: one.values.tolist() for name, one in measured.items()}, _rows(groups, asked, found)
+
+
+def measure(groups: Mapping[Hashable, Sequence[Sequence[Path]]]) -> tuple[dict[Hashable, Measured], int]:
+    """AUROC, in the mean over the classes, on the same draws of test patients.
+
+    Args:
+        groups: of each setting its runs, and of each run one or more folders with ``predictions.csv``: those of a run
+            are no sample of their own, it is their mean that counts.
+
+    Returns:
+        What was measured of each setting, and how many patients of the rarer kind carry it (of the rarest class).
+
+    Raises:
+        ConfigError: as for :func:`paired_differences`.
+    """
+    read, _ = align([read_answers(folder) for made in groups.values() for run in made for folder in run])
+    labels, patients, _ = truth_of(read, None, "")
+    patients = np.asarray(patients, str)
+    weights = np.concatenate([np.ones((1, len(labels))), *draw_patients(patients, BOOTSTRAPS, 0)])
+    defined = [column for column, truth in enumerate(labels.T) if (truth == 0).any() and (truth == 1).any()]
+    known = ~np.isnan(labels)
+
+    def aurocs(answers: Answers) -> np.ndarray:  # [1 + BOOTSTRAPS]
+        each = []
+        for column in defined:
+            rows = known[:, column]
+            metrics = WeightedMetrics(labels[rows, column], answers.probabilities[rows, column], None)
+            each.append(metrics.measure(weights[:, rows])[:, MEASURED.index("auroc")])
+        return np.mean(each, axis=0)
+
+    answers = iter(read)
+    found = {
+        name: np.stack([np.mean([aurocs(next(answers)) for _ in run], axis=0) for run in made])
+        for name, made in groups.items()
+    }
+    units = min(len(set(patients[labels[:, column] == value])) for column in defined for value in (0, 1))
+    return {name: Measured(values[:, 0], values[:, 1:]) for name, values in found.items()}, units
+
+
+def _rows(
+    runs: Mapping[Hashable, Sequence], asked: Sequence[tuple[Hashable, Hashable]], found: Sequence[dict]
+) -> list[dict]:
     corrected = holm([row["p"] for row in found])
     return [
         {
@@ -103,6 +147,10 @@ def verdict(row: Mapping) -> str:
     return text
 
 
+def _reading(row: Mapping) -> str:
+    return f"{row['reading']}: " if "reading" in row else ""
+
+
 def _equals(p: float) -> str:
     text = p_text(p)
     return text if text.startswith("<") else f"= {text}"
@@ -115,5 +163,5 @@ def verdicts(rows: Sequence[Mapping]) -> str:
         said = f"The pair is {'' if apart else 'not '}told apart."
     else:
         said = f"Of {len(rows)} pairs {apart or 'none'} {'are' if apart > 1 else 'is'} told apart."
-    table = [[f"{row['setting']} − {row['reference']}", verdict(row)] for row in rows]
+    table = [[f"{_reading(row)}{row['setting']} − {row['reference']}", verdict(row)] for row in rows]
     return "\n".join([f"**{said}**", "", *table_lines(["AUROC of", "paired difference (95 %)"], table)])

@@ -4,7 +4,7 @@
 
 Same canvases, same mild augmentation, AdamW and a cosine; the epoch is chosen on validation, the test split is looked
 at once per seed. The models are set against the first, by pairs; finetuning.py sets them against fine-tuned encoders.
-Interrupted, it goes on; finished, it reads what it measured.
+Interrupted, it goes on; finished, it reads what it measured. With --seconds it stops between two runs.
 """
 
 from __future__ import annotations
@@ -12,13 +12,18 @@ from __future__ import annotations
 import argparse
 import math
 import sys
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
+import slices
 import torch
 import torch.nn.functional as F
 from paired import paired_differences
-from runs import SPLIT, is_finished, split_sizes, test_auroc, write_results
+from runs import SPLIT, is_finished, labels_as_kept, split_sizes, test_auroc, write_results
+from slices import Slice, Unit
 from tqdm.auto import tqdm
 
 from hdxray_fast.classify.data import table_of_readable
@@ -32,6 +37,7 @@ from hdxray_fast.data.prepared.sources import Source
 from hdxray_fast.data.radiograph_dataset import RadiographDataset
 from hdxray_fast.data.reader_pool import worker_count
 from hdxray_fast.data.sampler import StepSampler
+from hdxray_fast.locks import RunLock
 from hdxray_fast.training.schedule import rise_of, warmup_cosine
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -87,56 +93,74 @@ def predict(network: torch.nn.Module, dataset: RadiographDataset, device: str) -
     return torch.cat([network(standardised(batch).to(device)).sigmoid().cpu() for batch in loader]).numpy()
 
 
-def train_all(runs: dict[str, list[Path]], options: argparse.Namespace) -> None:
-    """Train what is not finished; test metrics and predictions go to the folder of each run."""
-    table = read_labels(options.labels, images=options.images, **SPLIT)
-    require_files(table, options.labels)
-    images, bad = fill_cache(
-        Path(options.out) / "cache",
-        [Source(path) for path in table.paths],
-        size=options.img_size,
-        workers=worker_count(-1),
-    )
-    table, images = table_of_readable(table, images)
-    print(f"{len(table)} images, {len(bad)} could not be read")
-    datasets = {
-        split: RadiographDataset(
-            images.subset([row for row, own in enumerate(table.splits) if own == split]),
-            augmentation=Augmentation() if split == "train" else None,
+class Data:
+    """Labels and images, read once and when they are needed."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+
+    @cached_property
+    def read(self) -> tuple[LabelTable, dict[str, RadiographDataset]]:
+        options = self.options
+        table = read_labels(options.labels, images=options.images, **SPLIT)
+        require_files(table, options.labels)
+        images, bad = fill_cache(
+            options.out / "cache",
+            [Source(path) for path in table.paths],
+            size=options.img_size,
+            workers=worker_count(options.workers),
         )
-        for split in ("train", "val", "test")
-    }
+        table, images = table_of_readable(table, images)
+        print(f"{len(table)} images, {len(bad)} could not be read")
+        datasets = {
+            split: RadiographDataset(
+                images.subset([row for row, own in enumerate(table.splits) if own == split]),
+                augmentation=Augmentation() if split == "train" else None,
+            )
+            for split in ("train", "val", "test")
+        }
+        return table, datasets
+
+
+def train_run(folder: Path, model: str, seed: int, data: Data) -> None:
+    """Train a model; test metrics and predictions go to the folder."""
+    table, datasets = data.read
+    val, test = train(table, datasets, model, seed, data.options)
     truth = table.split("val").labels
-    for model, folders in runs.items():
-        for seed, folder in zip(options.seeds, folders, strict=True):
-            if is_finished(folder):
-                continue
-            val, test = train(table, datasets, model, seed, options)
-            thresholds = [best_threshold(truth[:, c], val[:, c]) for c in range(len(table.classes))]
-            report_predictions(folder, table.split("test"), test, thresholds)
+    thresholds = [best_threshold(truth[:, c], val[:, c]) for c in range(len(table.classes))]
+    report_predictions(folder, table.split("test"), test, thresholds)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+    """``arguments`` in place of those of the command line; ``clock`` is that of ``--seconds``."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--labels", required=True, help="CSV manifest with a train and a test split")
-    parser.add_argument("--images", help="folder that relative paths in the manifest start from")
+    slices.add_options(parser, "results/rival")
     parser.add_argument("--model", nargs="+", default=["resnet18", "vit_tiny_patch16_224"], help="names in timm")
     parser.add_argument("--img-size", type=int, default=224)
     parser.add_argument("--epochs", type=int, default=30)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=3e-4)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", default="results/rival")
-    options = parser.parse_args()
-    out = Path(options.out)
-    runs = {model: [out / f"{model}_{seed}" for seed in options.seeds] for model in options.model}
-    if not all(is_finished(folder) for folders in runs.values() for folder in folders):
-        train_all(runs, options)
-    aurocs = {model: [test_auroc(folder) for folder in folders] for model, folders in runs.items()}
-    settings = {**vars(options), "images": split_sizes(options.labels, options.images)}
-    del settings["labels"], settings["out"]  # places of this machine
-    asked = [(model, options.model[0]) for model in options.model[1:]]
-    write_results(out, aurocs, "trained from scratch", settings, paired_differences(runs, asked))
+    options = parser.parse_args(arguments)
+    data, piece = Data(options), Slice(options.seconds, clock)
+    runs = {model: [options.out / f"{model}_{seed}" for seed in options.seeds] for model in options.model}
+    settings = {name: getattr(options, name) for name in ("img_size", "epochs", "batch_size", "lr")}
+    with RunLock(options.out):
+        kept = {**settings, "labels": labels_as_kept(options.labels, options.images)}
+        slices.begin(options.out, kept, "*_*/metrics.json")
+        piece.work(
+            [
+                Unit(folder.name, partial(is_finished, folder), partial(train_run, folder, model, seed, data))
+                for model, folders in runs.items()
+                for seed, folder in zip(options.seeds, folders, strict=True)
+            ]
+        )
+        aurocs = {model: [test_auroc(folder) for folder in folders] for model, folders in runs.items()}
+        told = {
+            **settings, "model": options.model, "seeds": options.seeds,
+            "images": split_sizes(options.labels, options.images),
+        }  # fmt: skip
+        asked = [(model, options.model[0]) for model in options.model[1:]]
+        write_results(options.out, aurocs, "trained from scratch", told, paired_differences(runs, asked))
 
 
 if __name__ == "__main__":

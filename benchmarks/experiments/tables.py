@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from paired import verdicts
+from readings import readings_text
 from runs import plot_aurocs, summary
 
 from hdxray_fast.classify.interval_text import interval_text
@@ -37,6 +38,7 @@ HEADINGS = {
     "probe": "masked in pre-training by",
     "pretrain_gpu": "masked in pre-training by",
     "resolution": "canvas, pixels",
+    "shares": "patients pre-trained on",
     "finetuning": "what",
     "contour_untrained": "patches looked at",
 }
@@ -81,7 +83,10 @@ def section(name: str, results: Path = RESULTS) -> str:
         return "\n\n".join([*parts, wrapped(f"{NOT_KEPT} {overlaps(found['auroc'])}")])
     if said := f"{features_text(found['settings'])} {sizes(found['settings'])}".strip():
         parts.append(wrapped(said))
-    return "\n\n".join([*parts, told(found, TO_BE_REDONE)])
+    parts.append(told(found, TO_BE_REDONE))
+    if "readings" in found:
+        parts.append(readings_text(found["readings"], HEADINGS[name]))
+    return "\n\n".join(parts)
 
 
 def overlaps(aurocs: Mapping[str, Sequence[Mapping]]) -> str:

@@ -15,14 +15,12 @@ from ..data.inputs import inputs_of, prepared_among
 from ..data.result_files import file_named_by
 from ..data.seen import Seen
 from ..data.seen_key import KEY_FILE, check_key, run_key
-from ..data.split_copies import keep_copies_together
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..extras import install
 from ..features.embedding_files import embed_list
 from ..features.feature_table import is_feature_table, read_features
 from ..features.shares import Share
 from ..files import claim_names
-from ..images.perceptual_hash import SIDE
 from ..locks import RunLock
 from ..models.encoder import Encoder
 from ..progress import note
@@ -41,7 +39,8 @@ from .classifier import Classifier, ClassifierConfig, save_classifier
 from .evaluation import refuse_unreadable
 from .label_fractions import describe_fraction, take_fraction
 from .label_table import LabelTable
-from .labels import check_table, describe_labels, labels_of, one_sided, refuse_duplicates, require_files
+from .labels import describe_labels, labels_of, one_sided, require_files
+from .matched import match_features
 from .metrics import best_threshold
 from .predictions import PAGE_FILE, RESULT_FILES, report_predictions
 from .probe_config import ProbeConfig
@@ -132,7 +131,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
     unreadable = sum(path not in readable for path in table.paths)
     refuse_unreadable(unreadable, len(table), config.max_bad_share, done.unreadable_csv)
     whole = table
-    matched = _matched(whole, rows, config.data)
+    matched = match_features(whole, rows, config.data)
     table, features, hashes, thumbnails = matched.table, matched.features, matched.hashes, matched.thumbnails
     if matched.strange:
         matched.notes.append(
@@ -368,61 +367,6 @@ def _claim(out: Path) -> None:
 
 def _rows(table: LabelTable, split: str) -> np.ndarray:
     return np.array([name == split for name in table.splits], bool)
-
-
-@dataclass
-class _Matched:
-    """Images that have features, in the order of the labels.
-
-    Attributes:
-        table: labels.
-        features: ``[N, D] float32``.
-        hashes: of the stored pixels.
-        thumbnails: ``[N, 48, 48] uint8``; ``None`` if some have none.
-        strange: how many have none.
-        notes: on near duplicates.
-    """
-
-    table: LabelTable
-    features: np.ndarray
-    hashes: list[str]
-    thumbnails: np.ndarray | None = None
-    strange: int = 0
-    notes: list[str] = field(default_factory=list)
-
-    def rows(self, kept: list[int]) -> _Matched:
-        """Some of them."""
-        pictures = None if self.thumbnails is None else self.thumbnails[kept]
-        hashes = [self.hashes[row] for row in kept]
-        return _Matched(self.table.rows(kept), self.features[kept], hashes, pictures, self.strange, self.notes)
-
-
-def _matched(table: LabelTable, rows: dict, source: str) -> _Matched:
-    """The images that have features, without near duplicates across drawn splits.
-
-    Refused are duplicates across splits, and too few.
-    """
-    place = {path: number for number, path in enumerate(rows["path"])}
-    readable = [i for i, path in enumerate(table.paths) if path in place]
-    if not readable:
-        raise TrainingError(f"{source}: none of the {len(table)} images could be read")
-    table = table.rows(readable)
-    order = [place[path] for path in table.paths]
-    hashes = [rows["provenance_id"][i] for i in order]
-    refuse_duplicates(table, hashes, source)
-    for split in ("train", "val", "test"):
-        if split not in table.splits:
-            raise TrainingError(f"{source}: none of the images of {split!r} could be read")
-    pictures = [rows["thumbnail"][i] for i in order]
-    found = _Matched(table, rows["feature"][order], hashes, strange=pictures.count(None))
-    if not found.strange:
-        found.thumbnails = np.frombuffer(b"".join(pictures), np.uint8).reshape(-1, SIDE, SIDE)
-        drawn = table.origin.get("drawn", ())
-        kept, notes = keep_copies_together(table.splits, table.patients, table.paths, found.thumbnails, drawn)
-        found.notes += notes
-        found = found.rows(kept)
-    check_table(found.table, source)
-    return found
 
 
 def describe_probe(result: ProbeResult) -> str:

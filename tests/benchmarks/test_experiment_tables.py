@@ -139,19 +139,38 @@ def test_words_say_what_the_difference_carries(paired, changes, words):
     assert paired.verdict({**ROW, **changes}) == words
 
 
-def test_finished_runs_become_a_table_with_differences(tables, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def begun(monkeypatch):
+    """Begins an experiment, as its ``main`` does before anything is trained."""
+
+    def begin(main, arguments: list[str]) -> None:
+        def nothing(piece, units):
+            raise SystemExit(75)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(importlib.import_module("slices").Slice, "work", nothing)
+            with pytest.raises(SystemExit):
+                main(arguments)
+
+    return begin
+
+
+def test_finished_runs_become_a_table_with_differences(tables, begun, tmp_path, capsys):
     rng = np.random.default_rng(2)
+    write_labels(tmp_path / "labels.csv")
+    labels = ["--labels", str(tmp_path / "labels.csv")]
+    begun(importlib.import_module("pretraining").main, ["strategies", *labels, "--out", str(tmp_path / "probe")])
     for seed in range(3):
+        (tmp_path / "probe" / "pretrain" / f"contour_{seed}" / "model").mkdir(parents=True)
         for folder in ("probe/probes/contour", "probe/probes/none", "rival/resnet18"):
             write_run(tmp_path / f"{folder}_{seed}", scores(rng, 2.5))
-        for folder in ("finetune", "scratch"):
-            write_run(tmp_path / folder / "fraction_1" / f"seed_{seed}", scores(rng, 0.2))
-    write_labels(tmp_path / "labels.csv")
-    places = [f"--{name}={tmp_path / name}" for name in ("probe", "finetune", "scratch", "rival")]
-    labels = str(tmp_path / "labels.csv")
-    monkeypatch.setattr("sys.argv", ["finetuning", "--labels", labels, *places, "--out", str(tmp_path / "out")])
     finetuning = importlib.import_module("finetuning")
-    finetuning.main()
+    given = [*labels, *(f"--{name}={tmp_path / name}" for name in ("probe", "rival")), "--out", str(tmp_path / "out")]
+    begun(finetuning.main, given)
+    for seed in range(3):
+        for kind in ("tuned", "scratch"):
+            write_run(tmp_path / "out" / f"{kind}_{seed}", scores(rng, 0.2))
+    finetuning.main(given)
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     assert [len(found["auroc"][name]) for name in found["auroc"]] == [3] * 5
     pairs = {(row["setting"], row["reference"]): row for row in found["differences"]}
@@ -164,33 +183,68 @@ def test_finished_runs_become_a_table_with_differences(tables, tmp_path, monkeyp
     assert "**told apart**: resnet18 from scratch above fine-tuned, random weights by" in text
     assert (tmp_path / "out" / "table.md").read_text() in capsys.readouterr().out + "\n"
     shutil.rmtree(tmp_path / "rival")
-    with pytest.raises(SystemExit, match=r"rival: no resnet18_\*/predictions.csv"):
-        finetuning.main()
+    with pytest.raises(SystemExit, match=r"rival.resnet18_0: no finished run"):
+        finetuning.main(given)
 
 
 @pytest.mark.parametrize(
-    ("name", "folders", "pairs"),
+    ("name", "axis", "kinds", "pairs"),
     [
-        ("probe", [f"probes/{kind}" for kind in ("contour", "random", "rectangle", "block", "none")], 7),
-        ("resolution", [f"probes/{side}" for side in (224, 640, 1280)], 3),
-        ("rival", ["resnet18", "vit_tiny_patch16_224"], 1),
+        ("pretraining", "strategies", ["contour", "random", "rectangle", "block", "none"], 7),
+        ("pretraining", "resolutions", ["224", "640", "1280"], 3),
+        ("pretraining", "shares", ["none", "1_of_8", "1"], 3),
+        ("rival", None, ["resnet18", "vit_tiny_patch16_224"], 1),
     ],
 )
-def test_a_finished_experiment_is_read_and_trains_nothing(name, folders, pairs, tmp_path, monkeypatch):
+def test_a_finished_experiment_is_read_and_trains_nothing(name, axis, kinds, pairs, begun, tables, tmp_path):
     rng = np.random.default_rng(3)
-    for folder in folders:
-        for seed in range(3):
-            write_run(tmp_path / "out" / f"{folder}_{seed}", scores(rng, 1.0))
     write_labels(tmp_path / "labels.csv")
-    given = ["--labels", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "out")]
-    monkeypatch.setattr("sys.argv", [name, *given])  # there is no image that it could read
-    importlib.import_module(name).main()
-    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    out, main = tmp_path / "out", importlib.import_module(name).main
+    given = ["--labels", str(tmp_path / "labels.csv"), "--out", str(out), "--seeds", "0", "1"]
+    given = [axis, *given, "--label-shares", "0.5", "--label-draws", "2"] if axis else given
+    if axis == "shares":
+        given += ["--rows", "1", "none", "1/8"]
+    begun(main, given)  # there is no image that it could read
+    for kind in kinds:
+        for seed in range(2):
+            run = f"{kind}_{seed}"
+            write_run(out / "probes" / run if axis else out / run, scores(rng, 1.0))
+            if axis:
+                for reading in ("share_0.5_0", "share_0.5_1", "neighbours"):
+                    write_run(out / "readings" / run / reading, scores(rng, 1.0))
+                counts = {"0.5": [{"images": 32, "patients": 16}, {"images": 33, "patients": 16}]}
+                (out / "readings" / run / "readings.json").write_text(json.dumps(counts))
+    main(given)
+    found = json.loads((out / "results.json").read_text())
     assert len(found["differences"]) == pairs
-    assert all(row["runs"] == [3, 3] and row["low"] < row["high"] for row in found["differences"])
+    assert all(row["runs"] == [2, 2] and row["low"] < row["high"] for row in found["differences"])
     assert found["settings"]["images"]["test_patients"] == 40
     assert str(tmp_path) not in json.dumps(found)
-    assert f"Of {pairs} pairs" in (tmp_path / "out" / "table.md").read_text() or pairs == 1
+    text = (out / "table.md").read_text()
+    assert f"Of {pairs} pairs" in text or pairs == 1
+    if axis:
+        assert f"Of {2 * pairs} pairs" in text  # with few labels, and of neighbours: one family of tests
+        assert "50 % of the labels 32 to 33 images of 16 patients" in " ".join(text.split())
+    if axis == "shares":
+        assert [row["setting"] for row in found["differences"]] == ["1/8", "1", "1"]
+        (tmp_path / "experiments").mkdir()
+        shutil.copy(out / "results.json", tmp_path / "experiments" / "shares.json")
+        assert tables.section("shares", tmp_path).endswith(text[text.index("| patients", 5) :].rstrip())
+
+
+def test_draws_of_labels_are_no_sample_of_their_own(paired, runs, tmp_path):
+    """Else five draws of labels would make an encoder five encoders."""
+    alone = {name: [[folder] for folder in folders] for name, folders in runs.items()}
+    values, rows = paired.differences_of_groups(alone, ASKED)
+    between = paired.paired_differences(runs, ASKED)
+    for row, expected in zip(rows, between, strict=True):
+        assert row.pop("runs") == expected.pop("runs") == [3, 3]
+        assert row == pytest.approx(expected, abs=1e-9)
+    twice, again = paired.differences_of_groups({name: [run * 2 for run in alone[name]] for name in alone}, ASKED)
+    assert [row.pop("runs") for row in again] == [[3, 3]] * 3 and again == rows
+    assert all(twice[name] == pytest.approx(values[name], abs=1e-12) for name in values)
+    mixed, _ = paired.differences_of_groups({"a": [[*runs["none"][:1], *runs["contour"][:1]]]}, [])
+    assert mixed["a"] == pytest.approx([(values["none"][0] + values["contour"][0]) / 2])
 
 
 def test_kinds_of_patches_are_set_against_each_other_within_their_encoder(tables, tmp_path, monkeypatch):
