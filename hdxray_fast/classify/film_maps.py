@@ -82,7 +82,9 @@ def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph) 
         threshold = "" if found.multiclass else f" (threshold {found.thresholds[column]:.2f})"
         values = patch_map(model, model.config.classes.index(name), *inputs)
         heat, full = tinted(grey, values)
-        panels.append((heat, [f"{name} {probability:.2f}{threshold}", values.words, full_colour(values, full)]))
+        colours = "orange for, blue against" if values.signed else "orange more than an even share, blue less"
+        scale = f"{colours}; {full_colour(values, full)}"
+        panels.append((heat, [f"{name} {probability:.2f}{threshold}", values.words, scale]))
     return np.concatenate([captioned(*panel) for panel in panels], axis=1)
 
 
