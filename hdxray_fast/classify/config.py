@@ -22,7 +22,8 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
 
     Args:
         data: CSV manifest with the columns image and patient and one for each class, or what ``preset`` reads.
-        weights: encoder: a run or model folder, or published weights; left out, an untrained ``model``.
+        weights: encoder: ``pretrained`` for the one that comes with the package, a run or model folder, or published
+            weights; left out, an untrained ``model``.
         model: encoder preset, where there are no ``weights``.
         head: ``linear`` on the pooled feature, ``attention`` (a learned query pools), ``label-query`` (one each).
         tune: ``all`` weights, or the ``head`` on a frozen encoder; a frozen ``linear`` is a probe on cached features.

@@ -19,7 +19,8 @@ class ProbeConfig(LabelSettings):
     Args:
         data: CSV manifest with the columns image and patient and one for each class, or what ``preset`` reads.
         out: folder for features, model, metrics and plots.
-        weights: encoder: a run or model folder of this package or other published weights.
+        weights: encoder: ``pretrained`` for the one that comes with the package, a run or model folder, or published
+            weights.
         val_share: share of the images that choose the regularisation, where the manifest has no such split.
         label_fraction: share of the training patients that is used.
         pool: ``cls``, ``mean`` or ``attention``; the encoder's, or ``mean``, by default.

@@ -1,4 +1,4 @@
-"""The demo: a real radiograph, from its DICOM file to a reconstruction, in minutes on a laptop."""
+"""The demo: a real radiograph, from its DICOM file to a reconstruction and to features, in minutes on a laptop."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ DEMO_FILE = "RG1_UNCI.dcm"  # pydicom-data: 1955 x 1841, 15 bits stored, MONOCHR
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Train a small model on a real chest radiograph and show what it reconstructs.
+    """Train a small model on a real chest radiograph and show what it reconstructs; then what the encoder that comes
+    with the package sees in it.
 
     Args:
-        out: folder for ``panel.png``, ``metrics.json`` and the run itself.
+        out: folder for ``panel.png``, ``metrics.json``, ``features/`` and the run itself.
         data: your own radiograph, folder or CSV manifest, trained on along with the demo's.
         steps: optimizer steps.
         img_size: canvas side, pixels; 1280 is 6400 tokens.
@@ -70,6 +71,7 @@ def run_demo(config: DemoConfig) -> dict:
         MissingDependencyError: pydicom or pydicom-data is not installed.
         TrainingError: it was told to stop (SIGTERM) before its last step.
     """
+    from ..features.feature_pictures import draw_features
     from ..pretrain.task import run_pretraining
     from ..training.run_folder import LOG
 
@@ -78,6 +80,7 @@ def run_demo(config: DemoConfig) -> dict:
     paths = [demo_radiograph(), *(list_images(config.data) if config.data else [])]
     names, manifest = ("images.csv", "panel.png", "metrics.json", "cache"), out / "images.csv"
     refuse_foreign(out, "demo", names)
+    refuse_foreign(out / "features", "features", ("unreadable.csv", f"{paths[0].stem}.features.png"))
     refuse_to_clear(run, "demo")
     claim_names(out, "demo", names)
     if (run / LOG).exists():
@@ -114,6 +117,7 @@ def run_demo(config: DemoConfig) -> dict:
     inside, confidence = (result.images.column(name)[0].as_py() for name in ("inside_share", "confidence"))
     with written_whole(out / "panel.png") as temporary:
         shutil.copyfile(result.picture, temporary)
+    drawn = draw_features(paths[0], "pretrained", out / "features", img_size=config.img_size)
     metrics = {
         "image": result.images.source(0),
         "loss_first": result.losses[0],
@@ -125,6 +129,7 @@ def run_demo(config: DemoConfig) -> dict:
         "inside_share": round(inside, 4),
         "contour_confidence": round(confidence, 4),
         "steps": config.steps,
+        "features": [str(picture) for picture in drawn.pictures.values()],
     }
     with written_whole(out / "metrics.json") as temporary:
         temporary.write_text(json.dumps(metrics, indent=1) + "\n")
@@ -141,7 +146,8 @@ tokens    {metrics["tokens_kept"]} of {metrics["tokens_total"]} shown to the enc
 loss      {metrics["loss_first"]:.4f} at the first step, {metrics["loss_last"]:.4f} at step {metrics["steps"]}
 speed     {metrics["seconds_per_step"]:.2f} s a step, {metrics["peak_rss_mib"]:.0f} MiB peak memory
 
-picture   {out / "panel.png"}   <- open this one
+picture   {out / "panel.png"}   <- open this one: what was reconstructed
+features  {" ".join(metrics["features"])}   <- and this one: what a pre-trained encoder sees
 figures   {out / "metrics.json"}
 model     {out / "run" / "model"}   (hdxray_fast.load_model)
 

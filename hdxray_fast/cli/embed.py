@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from ..progress import note
 from ..terminal import visible
-from .options import add_inference, add_part, add_reading, tell_waiting
+from .options import WEIGHTS, add_inference, add_part, add_reading, tell_waiting
 
 
 def add_commands(commands, parser_class) -> None:
     """Add it to jsonargparse's subcommands."""
     embed = parser_class(
         examples=[
-            "embed new/ --weights runs/first/model --out features.parquet",
+            "embed new/ --weights pretrained --out features.parquet",
             "embed new/ --weights runs/first/model --out features.parquet --part 1/8",
         ],
         description="Features of radiographs as a table; interrupted, it goes on.",
     )
     embed.add_argument("paths", nargs="+", help="radiographs, folders of them, CSV manifests, or prepared sets")
-    embed.add_argument("--weights", required=True, help="a run or model folder of this package, or published weights")
+    embed.add_argument("--weights", required=True, help=WEIGHTS)
     embed.add_argument("--out", required=True, help="file, .parquet or .csv, or a folder for features.parquet")
     embed.add_argument("--pool", help="cls, mean or attention; left out, the encoder's, or mean")
     embed.add_argument("--keep", help="all, valid or contour; left out, the encoder's")

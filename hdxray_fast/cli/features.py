@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from ..progress import note
 from ..terminal import visible
-from .options import add_reading
+from .options import WEIGHTS, add_reading
 
 
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
     features = parser_class(
         description="Pictures of patch features: components as colours, likeness to a patch, attention.",
-        examples=["features images/ --weights runs/first --out features"],
+        examples=["features images/ --weights pretrained --out features"],
     )
     features.add_argument("paths", nargs="+", help="radiographs, folders, CSV manifests, or a prepared data set")
-    features.add_argument("--weights", required=True, help="a model folder of this package, or other published weights")
+    features.add_argument("--weights", required=True, help=WEIGHTS)
     features.add_argument("--out", required=True, help="folder for the pictures")
     at = "x and y in canvas pixels: the patch that others are compared with; left out, that of the first component"
     features.add_argument("--at", type=int, nargs=2, help=at)

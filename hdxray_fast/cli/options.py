@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+WEIGHTS = "pretrained for the encoder that comes with the package, a run or model folder, or published weights"
+
 
 def add_config(parser) -> None:
     """Settings of a file, for every command that has a class of them."""

@@ -14,7 +14,7 @@ def add_commands(commands, parser_class) -> None:
         ],
         description="Write a model as an ONNX file with a dynamic batch: an encoder, or a classifier with its head.",
     )
-    export.add_argument("weights", help="a run or model folder, a classifier's too, or published weights")
+    export.add_argument("weights", help="pretrained, a run or model folder, a classifier's too, or published weights")
     export.add_argument("--out", required=True, help="ONNX file, such as encoder.onnx")
     export.add_argument("--output", help="features, tokens or map; of a classifier logits (default) or probabilities")
     export.add_argument("--pool", help="cls, mean or attention; left out, the encoder's")
@@ -45,7 +45,9 @@ def add_commands(commands, parser_class) -> None:
         ],
         description="Published weights as a model folder of this package; says what became of each.",
     )
-    convert.add_argument("source", help="a file, a folder of weights or of a run, hf:org/name[@revision] or timm:name")
+    convert.add_argument(
+        "source", help="pretrained, a file, a folder of weights or of a run, hf:org/name[@revision], timm:name"
+    )
     convert.add_argument("folder", help="where model.safetensors and config.json go")
     convert.add_argument(
         "--img-size", type=int, nargs="+", help="side, or height and width; left out, the weights' own"

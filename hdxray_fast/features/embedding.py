@@ -86,7 +86,7 @@ class Embeddings:
 
 def embed(
     images: str | os.PathLike | Tensor | np.ndarray | Image | Iterable[str | os.PathLike | Tensor | np.ndarray | Image],
-    encoder: Encoder | str | os.PathLike,
+    encoder: Encoder | str | os.PathLike = "pretrained",
     *,
     pool: str | None = None,
     keep: str | None = None,
@@ -107,7 +107,7 @@ def embed(
             W]`` in colour, one or a list of them; or a tensor or array ``[B, C, H, W]`` of the encoder's size, taken as
             it is (no canvas is made, so ``keep="contour"`` looks for the contours in it).
         encoder: an encoder, which is put on ``device`` and is in evaluation mode meanwhile, or weights for
-            :func:`hdxray_fast.create_encoder`.
+            :func:`hdxray_fast.create_encoder`; left out, the pre-trained one that comes with the package.
         pool: ``"cls"``, ``"mean"`` or ``"attention"``; left out, the encoder's, or ``"mean"``.
         keep: ``"all"``, ``"valid"`` or ``"contour"``; left out, the encoder's.
         batch_size: images at once.

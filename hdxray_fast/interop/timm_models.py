@@ -35,6 +35,7 @@ from ..ops.compiling import writes_graph
 from ..weights.adapt import fit_positions, split_positions
 from ..weights.create import create_encoder
 from ..weights.model_folders import CONFIG_FILE, ENCODER_FORMAT, MAE_FORMAT
+from ..weights.shipped import PRETRAINED
 from ..weights.source_files import TENSOR_FILES, read_json
 
 __all__ = ["TimmEncoder"]  # timm adds the models' names
@@ -383,6 +384,8 @@ def _entry(name: str):
             raise ArgumentError("weights: given with pretrained=True; leave one of them out")
         if pretrained and _saved_by_us(overlay.get("file")):
             weights, pretrained = overlay["file"], False
+        elif pretrained and not overlay and not kwargs.get("pretrained_cfg"):
+            weights, pretrained = PRETRAINED, False
         if weights is not None:
             encoder = kwargs["encoder"] = _load(name, weights, kwargs)
             kwargs["img_size"], kwargs["in_chans"] = encoder.img_size, encoder.in_chans

@@ -28,8 +28,9 @@ class PretrainConfig(TrainingConfig):
             machine; ``<out>/cache`` by default.
         max_cache: MiB that fetched chunks may take on a machine; those that were not used for longest make room.
         model: encoder preset: ``vit_tiny_patch16``, and likewise small, base, large and huge; or with ``stem64``.
-        weights: a pre-trained model to start from, of the same sizes: an auto-encoder's folder, of which the decoder is
-            taken too if it fits, or anything that ``create_encoder`` reads.
+        weights: a pre-trained model to start from, of the same sizes: ``pretrained`` for the ``vit_tiny_patch16`` that
+            comes with the package; an auto-encoder's folder, of which the decoder is taken too if it fits; or anything
+            that ``create_encoder`` reads.
         schedule: ``cosine`` falls from the end of the rise to the last step; ``wsd`` stays at the peak and falls in the
             last steps only, and a run may be resumed with more ``steps``: it then goes on from before the fall.
         warmup_steps: steps of the rise, in place of ``warmup``'s share; with ``wsd`` 500 by default, since a share of

@@ -48,7 +48,8 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
         min_patients: words in the training reports of fewer patients are unknown, for a name may be among them and the
             vocabulary is part of the model; 5 by default, 1 keeps all, as R2Gen does. BPE merges nothing of such words.
         digits: keep words with digits in the vocabulary, as R2Gen does; left out by default.
-        weights: of the encoder: a run or model folder of this package, ``hf:org/name`` or ``timm:name``.
+        weights: of the encoder: ``pretrained`` for the one that comes with the package, a run or model folder,
+            ``hf:org/name`` or ``timm:name``.
         encoder: preset of an untrained encoder where no weights are given.
         img_size: canvas side, pixels; the weights' own, or 1280, by default.
         contour: how the chest contour is found: ``network``, ``classical``, ``prior`` or ``rectangle``.

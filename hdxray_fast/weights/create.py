@@ -11,6 +11,7 @@ from ..models.encoder import Encoder
 from ..models.encoder_config import DEFAULTS, EncoderConfig, LeftOut, preset
 from ..models.presets import ENCODERS
 from .load import load_encoder
+from .shipped import pretrained_encoders
 
 
 def create_encoder(
@@ -30,8 +31,9 @@ def create_encoder(
             ``weights`` that this package wrote. ``None`` takes that of any ``weights``.
         in_chans: 1 or 3. Left out, it is 1, or that of ``weights`` that this package wrote. ``None`` takes that of any
             ``weights``.
-        weights: a path, ``"hf:org/name"`` (``@revision`` may follow) or ``"timm:name"``; see
-            :mod:`hdxray_fast.weights.load` for what is read, and ``load_report`` of the encoder for what became of it.
+        weights: ``"pretrained"`` for those that come with the package (see :func:`list_encoders`), a path,
+            ``"hf:org/name"`` (``@revision`` may follow) or ``"timm:name"``; see :mod:`hdxray_fast.weights.load` for
+            what is read, and ``load_report`` of the encoder for what became of it.
         strict: refuse weights that lack something, or hold something unexpected.
         **overrides: any other field of :class:`hdxray_fast.EncoderConfig`, such as ``keep``, ``pool`` or ``depth``.
 
@@ -47,9 +49,13 @@ def create_encoder(
     return Encoder(EncoderConfig(**settings))
 
 
-def list_encoders() -> list[str]:
-    """Names that :func:`create_encoder` and :func:`hdxray_fast.create_mae` accept."""
-    return list(ENCODERS)
+def list_encoders(pretrained: bool = False) -> list[str]:
+    """Names that :func:`create_encoder` and :func:`hdxray_fast.create_mae` accept.
+
+    Args:
+        pretrained: only those whose weights come with the package, for ``weights="pretrained"``.
+    """
+    return [name for name in ENCODERS if not pretrained or name in pretrained_encoders()]
 
 
 def encoder_of_size(weights: str | os.PathLike | Encoder, img_size: int | None) -> Encoder:

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError, CheckpointError
+from ..files import written_whole
 from ..models.encoder import Encoder
 from ..models.encoder_config import DEFAULTS, EncoderConfig, LeftOut, check_options, preset
 from .adapt import fit_channels, fit_positions, split_positions
-from .hub_files import IMPORT_FILE, PREPROCESSOR_FILE
+from .hub_files import CARD_FILE, IMPORT_FILE, PREPROCESSOR_FILE
 from .layouts import Renamed, contradictions, infer, rename
 from .model_folders import CONFIG_FILE, ENCODER_FORMAT, MAE_FORMAT, save_model
 from .report import LoadReport, shortened
+from .shipped import PRETRAINED, pretrained_card, read_pretrained
 from .source_files import TENSOR_FILES, Source, folder_with_weights, read_json, read_source
 
 __all__ = ["LoadReport", "convert", "load_encoder"]
@@ -55,7 +57,7 @@ def load_encoder(
         raise ArgumentTypeError(f"strict: got {strict!r}, accepted are True and False")
     check_options(overrides)
     chosen = {**(preset(name, overrides) if name is not None else {}), **overrides}
-    source = read_source(weights)
+    source = read_pretrained(name) if weights == PRETRAINED else read_source(weights)
     found = rename(source)
     settings, assumed = infer(source, found)
     _check_tensors(source, found, settings["embed_dim"])
@@ -105,6 +107,10 @@ def convert(
         raise ArgumentTypeError(f"folder: got {type(folder).__name__}, accepted is a path")
     _check_free(Path(folder), source)
     encoder = load_encoder(source, None, img_size, in_chans, strict, **overrides)
+    if source == PRETRAINED:  # whoever has the weights has the card that says whose radiographs they know
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        with written_whole(Path(folder) / CARD_FILE) as temporary:
+            temporary.write_bytes(pretrained_card().read_bytes())
     save_model(encoder, folder)
     return encoder.load_report
 

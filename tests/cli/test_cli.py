@@ -69,7 +69,9 @@ def test_demo_goes_from_dicom_to_panel(tmp_path, capsys):
     )
     assert (tmp_path / "demo" / "panel.png").stat().st_size > 10_000
     assert not any((tmp_path / "demo").glob(".*.tmp"))
-    assert "panel.png" in capsys.readouterr().out
+    (picture,) = (tmp_path / "demo" / "features").glob("*.png")
+    said = capsys.readouterr().out
+    assert "panel.png" in said and str(picture) in said and picture.stat().st_size > 10_000
 
 
 def test_a_demo_that_is_stopped_says_so(radiographs, tmp_path, monkeypatch, capsys):

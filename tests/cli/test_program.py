@@ -83,7 +83,14 @@ def test_the_demo_says_that_it_replaces_the_run_of_an_earlier_one(tmp_path, monk
 def test_the_demo_names_what_comes_next(script, monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     metrics = {"image": "x.dcm", "inside_share": 0.4, "contour_confidence": 0.9, "tokens_kept": 1, "tokens_total": 2}
-    metrics |= {"loss_first": 1.0, "loss_last": 0.5, "steps": 3, "seconds_per_step": 0.1, "peak_rss_mib": 1.0}
+    metrics |= {
+        "loss_first": 1.0,
+        "loss_last": 0.5,
+        "steps": 3,
+        "seconds_per_step": 0.1,
+        "peak_rss_mib": 1.0,
+        "features": [],
+    }
     last = describe(metrics, "demo").rstrip().splitlines()[-3:]
     assert [shlex.split(line.removeprefix("next").strip())[:2] for line in last] == [
         [f"my venv/bin/{NAME}", command] for command in ("pretrain", "contour", "doctor")

@@ -363,8 +363,16 @@ def test_what_is_refused(timm):
         timm.create_model(NAME, global_pool="token", class_token=False, **SIZES)
     with pytest.raises(hx.ArgumentError, match=r"^img_size: got 30 x 64"):
         timm.create_model(NAME, **{**SIZES, "img_size": (30, 64)})
-    with pytest.raises(RuntimeError, match="No pretrained weights"):
+    with pytest.raises(hx.ArgumentError, match=r"no pre-trained vit_base_patch16 comes .* there is vit_tiny_patch16"):
         timm.create_model(NAME, pretrained=True, **SIZES)
+
+
+def test_the_encoder_that_comes_with_the_package(timm):
+    with pytest.warns(UserWarning, match="mean 0 and deviation 1"):
+        model = timm.create_model("hdxray_vit_tiny_patch16_1280", pretrained=True, img_size=64, num_classes=2).eval()
+    own = hx.create_encoder(weights="pretrained", img_size=64).eval()
+    torch.testing.assert_close(model.blocks[5].attn.qkv.weight, own.blocks[5].attn.qkv.weight)
+    assert model(torch.rand(1, 1, 64, 64)).shape == (1, 2)
 
 
 def test_a_model_with_a_head_is_no_encoder_to_save(timm, tmp_path):

@@ -1,0 +1,60 @@
+"""Encoders that come with the package, pre-trained by it; each has a model card beside its weights."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from .. import regular_files
+from ..errors import ArgumentError
+from ..models.positions import sincos_positions
+from .hub_files import CARD_FILE
+from .model_folders import CONFIG_FILE, MODEL_FILE, read_tensors
+from .source_files import Source
+
+PRETRAINED = "pretrained"  # what weights are called that come with the package
+DEFAULT = "vit_tiny_patch16"
+
+
+def pretrained_encoders() -> list[str]:
+    """Names of encoders whose weights come with the package."""
+    return sorted(folder.name for folder in _home().iterdir() if (folder / MODEL_FILE).is_file())
+
+
+def pretrained_card(name: str | None = None) -> Path:
+    """The model card: what the encoder was trained on and how, whom to name, what it was measured to be worth."""
+    return _folder(name) / CARD_FILE
+
+
+def read_pretrained(name: str | None = None) -> Source:
+    """Weights of an encoder that come with the package, in float16 but for the positions, which are computed.
+
+    Args:
+        name: of the encoder; left out, the smallest.
+
+    Raises:
+        ArgumentError: there are none of that encoder; the message says of which there are.
+        CheckpointError: the package's files are damaged.
+    """
+    folder = _folder(name)
+    settings = regular_files.read_json(folder / CONFIG_FILE)["model"]
+    tensors = read_tensors(folder / MODEL_FILE)
+    grid = tuple(side // settings["patch_size"] for side in settings["img_size"])
+    tensors["pos_embed"] = sincos_positions(settings["embed_dim"], grid).to(torch.float32)
+    settings = {option: tuple(value) if isinstance(value, list) else value for option, value in settings.items()}
+    return Source(f"{PRETRAINED} ({folder.name})", tensors, settings=settings, own=True)
+
+
+def _folder(name: str | None) -> Path:
+    found = _home() / (DEFAULT if name is None else name)
+    if name is not None and name not in pretrained_encoders():
+        raise ArgumentError(
+            f"weights: no pre-trained {name} comes with the package; there is {', '.join(pretrained_encoders())}"
+        )
+    return found
+
+
+def _home() -> Path:
+    return Path(str(resources.files("hdxray_fast").joinpath("weights/pretrained")))

@@ -1,0 +1,88 @@
+"""The encoder that comes with the package, by every door."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import hdxray_fast as hx
+from hdxray_fast.cli.main import main
+from hdxray_fast.weights.shipped import pretrained_card, read_pretrained
+
+pytest.importorskip("safetensors")
+
+NAME = "vit_tiny_patch16"
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return hx.create_encoder(weights="pretrained", img_size=64).eval()
+
+
+def test_it_is_small_and_half_precision_and_has_been_trained(encoder):
+    folder = pretrained_card().parent
+    files = {path.name: path.stat().st_size for path in folder.iterdir()}
+    assert set(files) == {"model.safetensors", "config.json", "README.md"}
+    assert files["model.safetensors"] <= 12e6
+    tensors = read_pretrained().tensors
+    assert {tensor.dtype for name, tensor in tensors.items() if name != "pos_embed"} == {torch.float16}
+    named = hx.create_encoder(NAME, weights="pretrained")
+    assert named.img_size == (1280, 1280) and named.load_report.complete
+    torch.testing.assert_close(named.pos_embed, hx.create_encoder(NAME).pos_embed)
+    assert named.blocks[0].norm1.weight.std() > 1e-3  # ones, before any training
+    assert hx.list_encoders(pretrained=True) == [NAME]
+    assert set(hx.list_encoders()) > {NAME}
+
+
+def test_the_card_says_whose_radiographs_and_what_it_is_not():
+    card = pretrained_card().read_text(encoding="utf-8")
+    for words in ("ChestX-ray14", "NIH Clinical Center", "not a medical device", "AUROC", "tools/train_pretrained.py"):
+        assert words in card
+    config = json.loads((pretrained_card().parent / "config.json").read_text())
+    assert config["format"] == "hdxray_fast.encoder"
+
+
+def test_what_there_is_none_of_is_named():
+    with pytest.raises(hx.ArgumentError, match=rf"^weights: no pre-trained vit_base_patch16 .* there is {NAME}$"):
+        hx.create_encoder("vit_base_patch16", weights="pretrained")
+    with pytest.raises(hx.CheckpointError, match=r"^pretrained \(vit_tiny_patch16\): was not loaded: unexpected"):
+        hx.create_encoder(weights="pretrained", depth=3)
+
+
+def test_embed_takes_it_where_no_encoder_is_named(monkeypatch, encoder):
+    films = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (2, 1, 64, 64), dtype=np.uint8))
+    asked = []
+
+    def create(weights, **options):
+        asked.append(weights)
+        return encoder
+
+    monkeypatch.setattr("hdxray_fast.features.embedding.create_encoder", create)
+    found = hx.embed(films)
+    assert asked == ["pretrained"] and found.features.shape == (2, 192)
+
+
+def test_a_converted_folder_has_its_card_and_gives_the_same_features(encoder, tmp_path, capsys):
+    assert main(["convert", "pretrained", str(tmp_path / "folder"), "--img-size", "64"]) == 0
+    card = (tmp_path / "folder" / "README.md").read_bytes()
+    assert card == pretrained_card().read_bytes()
+    image = torch.rand(1, 1, 64, 64)
+    again = hx.create_encoder(weights=tmp_path / "folder").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(again(image), encoder(image))
+
+
+def test_pretraining_goes_on_from_it(tmp_path):
+    from hdxray_fast.pretrain.config import PretrainConfig
+    from hdxray_fast.pretrain.start import started_model
+
+    config = {"data": "x", "out": str(tmp_path), "img_size": 64, "weights": "pretrained"}
+    model, said = started_model(PretrainConfig(model=NAME, **config))
+    torch.testing.assert_close(model.encoder.blocks[3].mlp.fc1.weight, read_pretrained().tensors[
+        "blocks.3.mlp.fc1.weight"].float())  # fmt: skip
+    assert "begins anew" in said
+    with pytest.raises(hx.ConfigError, match=r"^weights: pretrained is no vit_small_patch16 .*give the model it is of"):
+        started_model(PretrainConfig(model="vit_small_patch16", **config))
