@@ -121,7 +121,8 @@ def test_parts_are_joined_by_the_last(command, commands, tmp_path, capsys):
 # Imports all once; each run is a fork of it, which ends as by kill -9 where it is about to touch its n-th file in `out`
 KILLED = """
 import json, os, signal, sys
-import cv2, filelock, matplotlib.backends.backend_agg, pandas, pyarrow.parquet, sklearn.metrics, tqdm.auto
+import cv2, filelock, jsonargparse, matplotlib.backends.backend_agg, matplotlib.figure, pandas, pyarrow.parquet
+import safetensors.torch, sklearn.metrics, tqdm.auto
 import torch._dynamo  # which the first operator would import in each of them
 import hdxray_fast.classify.evaluation, hdxray_fast.cli.classify, hdxray_fast.classify.compare
 import hdxray_fast.cli.embed, hdxray_fast.features.filling
