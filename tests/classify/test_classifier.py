@@ -55,7 +55,8 @@ def test_label_queries_from_text_answer_for_new_names():
 def test_a_classifier_comes_back_from_disk(tmp_path, head, multiclass):
     text = torch.randn(3, 5) if head == "label-query" else None
     config = ClassifierConfig(NAMES[:3], head=head, multiclass=multiclass, thresholds=[0.1, 0.2, 0.3])
-    model = Classifier(tiny_encoder(keep="contour", normalisation=(0.5, 0.25)), config, text).eval()
+    encoder = tiny_encoder(keep="contour", contour="rectangle", normalisation=(0.5, 0.25))
+    model = Classifier(encoder, config, text).eval()
     for parameter in model.head.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
     images = torch.randint(0, 256, (2, 1, 64, 64), dtype=torch.uint8)

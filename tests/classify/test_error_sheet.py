@@ -23,7 +23,7 @@ NAN = float("nan")
 
 def classifier(head="linear", pool="mean", **settings) -> Classifier:
     encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, depth=2, embed_dim=24, num_heads=3, **settings)
-    model = Classifier(encoder, ClassifierConfig(["a", "b"], head=head, pool=pool)).eval()
+    model = Classifier(encoder, ClassifierConfig(["a", "b"], head=head, pool=pool, contour="rectangle")).eval()
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)
     return model

@@ -21,9 +21,8 @@ CLASSES = ["a", "b", "c", "d", "e"]
 
 
 def classifier(head="linear", pool="mean", thresholds=(0.0,) * 5) -> Classifier:
-    small = {"img_size": 64, "depth": 1, "embed_dim": 24, "num_heads": 3, "contour": "rectangle"}
-    encoder = hx.create_encoder("vit_tiny_patch16", **small)
-    settings = {"head": head, "pool": pool, "thresholds": list(thresholds)}
+    encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1, embed_dim=24, num_heads=3)
+    settings = {"head": head, "pool": pool, "thresholds": list(thresholds), "contour": "rectangle"}
     model = Classifier(encoder, ClassifierConfig(CLASSES, **settings)).eval()
     for parameter in model.parameters():
         parameter.data += 0.2 * torch.randn_like(parameter)

@@ -56,8 +56,8 @@ def data(tmp_path_factory):
         lines.append(f"{i}.png,p{i // 2},{split_of(i // 2)},{high},{right}")
     (root / "labels.csv").write_text("\n".join(lines) + "\n")
     torch.manual_seed(1)
-    encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, depth=2, embed_dim=24, num_heads=3)
-    hx.save_model(encoder, root / "weights")
+    small = {"img_size": 64, "depth": 2, "embed_dim": 24, "num_heads": 3, "contour": "rectangle"}
+    hx.save_model(hx.create_encoder("vit_tiny_patch16", **small), root / "weights")
     return root
 
 

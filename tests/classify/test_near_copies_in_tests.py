@@ -18,22 +18,13 @@ from hdxray_fast.classify.classifier import load_classifier
 from hdxray_fast.classify.evaluation import evaluate_files, predict
 from hdxray_fast.classify.probe import run_probe
 from hdxray_fast.classify.probe_config import ProbeConfig
-from hdxray_fast.data import radiographs
 from hdxray_fast.data.seen import SEEN_FILE
 from hdxray_fast.features.embedding_files import embed_files
-from hdxray_fast.images.contour import find_contour
 
 for package in ("sklearn", "pandas", "matplotlib", "pyarrow"):
     pytest.importorskip(package)
 
 TRAIN, VAL, TEST, NEW = range(14), range(14, 20), range(20, 26), range(26, 32)
-
-
-@pytest.fixture(autouse=True)
-def _quick_contours(monkeypatch):
-    monkeypatch.setattr(
-        radiographs, "find_contour", lambda canvas, method, **options: find_contour(canvas, "rectangle", **options)
-    )
 
 
 def film(number: int) -> np.ndarray:
@@ -67,9 +58,8 @@ def root(tmp_path_factory):
     splits = {number: name for name, part in (("train", TRAIN), ("val", VAL), ("test", TEST)) for number in part}
     write(root / "labels.csv", [(f"{i}.png", f"p{i}", i % 2, split) for i, split in splits.items()])
     torch.manual_seed(1)
-    hx.save_model(
-        hx.create_encoder("vit_tiny_patch16", img_size=128, depth=1, embed_dim=24, num_heads=3), root / "weights"
-    )
+    small = {"img_size": 128, "depth": 1, "embed_dim": 24, "num_heads": 3, "contour": "rectangle"}
+    hx.save_model(hx.create_encoder("vit_tiny_patch16", **small), root / "weights")
     probe(root, root / "labels.csv", root / "probe")
     return root
 

@@ -49,7 +49,8 @@ def saved(folder, names, text=True, head="label-query"):
         "vit_tiny_patch16", img_size=64, depth=1, embed_dim=24, num_heads=3, contour="rectangle"
     )
     embedded = stub_embedding(names) if text else None
-    config = ClassifierConfig(list(names), head, thresholds=[0.3] * len(names), text_model="stub" if text else "")
+    told = {"thresholds": [0.3] * len(names), "text_model": "stub" if text else "", "contour": "rectangle"}
+    config = ClassifierConfig(list(names), head, **told)
     model = Classifier(encoder, config, embedded if head == "label-query" else None)
     for parameter in model.head.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)

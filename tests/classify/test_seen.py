@@ -22,24 +22,15 @@ from hdxray_fast.classify.labels import read_labels
 from hdxray_fast.classify.probe import run_probe
 from hdxray_fast.classify.probe_config import ProbeConfig
 from hdxray_fast.cli.main import main
-from hdxray_fast.data import radiographs
 from hdxray_fast.data.seen import DRAWN_FILE, SEEN_FILE, Seen, patient_key
 from hdxray_fast.data.seen_key import KEY_FILE, keep_key, run_key
 from hdxray_fast.data.splits import fill_splits, patients_hash
-from hdxray_fast.images.contour import find_contour
 
 for package in ("accelerate", "sklearn", "pandas", "matplotlib", "pyarrow"):
     pytest.importorskip(package)
 
 
 ALLOWED = {"allow_training_patients": True, "progress": True}
-
-
-@pytest.fixture(autouse=True)
-def _quick_contours(monkeypatch):
-    monkeypatch.setattr(
-        radiographs, "find_contour", lambda canvas, method, **options: find_contour(canvas, "rectangle", **options)
-    )
 
 
 def paint(path, high: int, rng) -> None:
@@ -63,8 +54,8 @@ def root(tmp_path_factory):
         paint(root / f"{number}.png", number % 2, rng)
     write(root / "labels.csv", [(f"{i}.png", f"p{i // 2}", i % 2) for i in range(60)])
     torch.manual_seed(1)
-    encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1, embed_dim=24, num_heads=3)
-    hx.save_model(encoder, root / "weights")
+    small = {"img_size": 64, "depth": 1, "embed_dim": 24, "num_heads": 3, "contour": "rectangle"}
+    hx.save_model(hx.create_encoder("vit_tiny_patch16", **small), root / "weights")
     options = {"val_share": 0.2, "test_share": 0.3, "bootstraps": 0, "workers": 0}
     run_probe(
         ProbeConfig(str(root / "labels.csv"), str(root / "probe"), str(root / "weights"), **options), progress=False

@@ -4,7 +4,7 @@ Called as ``python distributed_runs.py RUNS.json``, a list of ``{"config": ..., 
 ``{"finetune": ...}``, or of ``{"report": ...}``; ``"slow": seconds`` makes the first process's reading take so long,
 and the last one's features; ``"late": true`` looks at steps late, as on a GPU; ``"killer": name`` ends whatever process
 reads a file of that name; at the steps ``"due": [...]`` the main process' clock says that a checkpoint is, and that of
-the step ``"full"`` cannot be written. The losses and the error of the first kind go to ``<out>/result_<rank>.json``.
+the step ``"full"`` cannot be written. The losses or the error of the first kind go to ``<out>/result_<rank>.json``.
 """
 
 from __future__ import annotations
@@ -143,38 +143,46 @@ def main() -> int:
 
 
 def run_all() -> int:
-    failed = False
+    """An error of ours ends a run, and not those after it; any other ends the process."""
+    results = []
     for run in json.loads(Path(sys.argv[1]).read_text()):
-        look_late(run.get("late", False))
-        if "slow" in run:
-            dawdle(run["slow"])
-        if "killer" in run:
-            have_killed(run["killer"])
-        if "report" in run:
-            from hdxray_fast.reports.config import ReportConfig
-            from hdxray_fast.reports.run import run_report_training
-
-            run_report_training(ReportConfig(**run["report"]), progress=False)
-            continue
-        if "finetune" in run:
-            from hdxray_fast.classify.config import FinetuneConfig
-            from hdxray_fast.classify.finetune import run_finetuning
-
-            run_finetuning(FinetuneConfig(**run["finetune"]), progress=False)
-            continue
-        config = PretrainConfig(**run["config"])
-        if run.get("poison"):
-            poison(run["poison"])
-        result = {}
+        out = Path(next(run[kind] for kind in ("config", "finetune", "report") if kind in run)["out"])
+        print(f"--- {out.name}", flush=True)
         try:
-            with watched_checkpoints(run.get("due", []), run.get("full", 0)):
-                done = run_pretraining(config, progress=False)
-            result = {"losses": done.losses, "finished": done.finished, "baseline": done.baseline}
-        except HDXrayError as error:
-            result = {"error": type(error).__name__, "message": str(error)}
-            failed = True
-        (Path(config.out) / f"result_{RANK}.json").write_text(json.dumps(result))
-    return 1 if failed else 0
+            results.append(run_one(run))
+        except Exception as error:
+            raise RuntimeError(f"{out.name} failed") from error
+        (out / f"result_{RANK}.json").write_text(json.dumps(results[-1]))
+    return 1 if any("error" in result for result in results) else 0
+
+
+def run_one(run: dict) -> dict:
+    look_late(run.get("late", False))
+    if "slow" in run:
+        dawdle(run["slow"])
+    if "killer" in run:
+        have_killed(run["killer"])
+    if "report" in run:
+        from hdxray_fast.reports.config import ReportConfig
+        from hdxray_fast.reports.run import run_report_training
+
+        run_report_training(ReportConfig(**run["report"]), progress=False)
+        return {}
+    if "finetune" in run:
+        from hdxray_fast.classify.config import FinetuneConfig
+        from hdxray_fast.classify.finetune import run_finetuning
+
+        run_finetuning(FinetuneConfig(**run["finetune"]), progress=False)
+        return {}
+    config = PretrainConfig(**run["config"])
+    if run.get("poison"):
+        poison(run["poison"])
+    try:
+        with watched_checkpoints(run.get("due", []), run.get("full", 0)):
+            done = run_pretraining(config, progress=False)
+        return {"losses": done.losses, "finished": done.finished, "baseline": done.baseline}
+    except HDXrayError as error:
+        return {"error": type(error).__name__, "message": str(error)}
 
 
 if __name__ == "__main__":

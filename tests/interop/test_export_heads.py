@@ -118,7 +118,7 @@ def test_the_file_says_what_it_takes_and_gives(tmp_path):
 def test_the_command_takes_the_head_of_a_classifiers_folder(tmp_path, capsys):
     for package in ("onnx", "onnxscript", "safetensors", "jsonargparse"):
         pytest.importorskip(package)
-    model = classifier(img_size=32)
+    model = classifier(img_size=32, depth=1)
     save_classifier(model, tmp_path / "run" / "model")
     path = tmp_path / "model.onnx"
     images = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)

@@ -14,7 +14,7 @@ from toy_radiographs import draw_radiograph
 import hdxray_fast as hx
 from hdxray_fast.errors import ArgumentError, ArgumentTypeError
 
-SIZES = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2, "pool": "mean"}
+SIZES = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2, "pool": "mean", "contour": "rectangle"}
 
 
 def encoder_of(**changes):

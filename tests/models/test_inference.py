@@ -48,7 +48,7 @@ def small(**options) -> Encoder:
 
 def classifier(head: str, **options) -> Classifier:
     encoder = small(**options)
-    return Classifier(encoder, ClassifierConfig(["a", "b"], head=head)).eval()
+    return Classifier(encoder, ClassifierConfig(["a", "b"], head=head, contour="rectangle")).eval()
 
 
 @pytest.mark.parametrize("there", [False, True])

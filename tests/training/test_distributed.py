@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import pytest
@@ -52,6 +53,9 @@ SMALL = {
     "save_every": 3,
     "process_timeout": 60,
 }
+BLOCKS = {"shuffle": "blocks", "shuffle_block": 2, "nodes": 2}
+DAMAGED = {"damaged_ddp": {}, "damaged_fsdp": {"shard": True}}
+LOOKS = {"now": {}, "late": {}, "sharded": {"shard": True}}
 
 
 def start(runs: list[dict], folder: Path, processes: int = 2, a_node: int = 0) -> list[subprocess.Popen]:
@@ -80,20 +84,38 @@ def start(runs: list[dict], folder: Path, processes: int = 2, a_node: int = 0) -
     return started
 
 
-def finish(processes: list[subprocess.Popen], folder: Path, seconds: float = 300) -> list[int]:
+def finish(processes: list[subprocess.Popen], folder: Path, seconds: float = 600) -> list[int]:
     try:
         return [process.wait(seconds) for process in processes]
     except subprocess.TimeoutExpired:
-        outputs = [path.read_text()[-2000:] for path in sorted(folder.glob("output_*.txt"))]
-        pytest.fail("processes hang: " + "\n".join(outputs))
+        pytest.fail(f"processes hang{said(folder)}")
     finally:
         for process in processes:
             if process.poll() is None:
                 process.kill()
 
 
+def play(runs: list[dict], folder: Path, **processes) -> None:
+    """Several runs, one after the other, some of which fail on purpose; :func:`errors` tells of each."""
+    codes = finish(start(runs, folder, **processes), folder)
+    assert set(codes) <= {0, 1}, said(folder)  # no signal
+
+
+def said(folder: Path) -> str:
+    return "".join(f"\n{path.name}: {path.read_text()[-3000:]}" for path in sorted(folder.glob("output_*.txt")))
+
+
 def result(out: Path, rank: int = 0) -> dict:
-    return json.loads((out / f"result_{rank}.json").read_text())
+    file = out / f"result_{rank}.json"
+    if not file.exists():
+        pytest.fail(f"{out.name} did not end, or a run before it{said(out.parent)}")
+    return json.loads(file.read_text())
+
+
+def errors(out: Path, processes: int = 2) -> list[str]:
+    """What ended a run that was played, on those processes that it failed on."""
+    found = [result(out, rank) for rank in range(processes)]
+    return [f"{each['error']}: {each['message']}" for each in found if "error" in each]
 
 
 def log_of(out: Path) -> list[dict]:
@@ -138,6 +160,7 @@ def runs(two_blocks, images, tmp_path_factory) -> Path:
     }
     listed = [{"config": {**common, "out": str(root / name), **more}} for name, more in variants.items()]
     listed += [{**run, "late": True} for run in also_late(listed)]
+    listed.append({"config": {**common, "out": str(root / "blocks"), "batch_size": 2, **BLOCKS}})
     if have_classify():
         listed.append(
             {"finetune": finetuning(images, root, "finetune_sharded", batch_size=1, grad_accum=2, shard=True)}
@@ -145,8 +168,59 @@ def runs(two_blocks, images, tmp_path_factory) -> Path:
     for name, more in (("poisoned", {"shard": True}), ("poisoned_late", {})):
         config = {**common, "out": str(root / name), "batch_size": 2, **more}
         listed.append({"config": config, "poison": 2, "late": name == "poisoned_late"})
-    codes = finish(start(listed, root), root)
-    assert codes == [1, 1], (root / "output_0.txt").read_text()  # the poisoned one fails, on purpose
+    play(listed, root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def later(runs, images, tmp_path_factory) -> Path:
+    """Two processes again: what goes on from ``runs``, and runs to which something happens."""
+    root = tmp_path_factory.mktemp("later")
+    common = {**SMALL, "data": str(images), "cache": str(runs / "cache"), "batch_size": 2}
+    listed = [
+        {"config": {**common, "out": str(root / name), "resume": "auto", **more}} for name, more in DAMAGED.items()
+    ]
+    for name in DAMAGED:
+        shutil.copytree(runs / name.removeprefix("damaged_"), root / name, ignore=shutil.ignore_patterns("result_*"))
+        shutil.rmtree(root / name / "model")
+        with (root / name / "checkpoints" / f"step_{STEPS:08d}" / "optimizer.safetensors").open("r+b") as file:
+            file.truncate(100)
+    half_way(runs / "blocks", root / "blocks")
+    listed.append({"config": {**common, **BLOCKS, "out": str(root / "blocks"), "resume": "auto"}})
+    shutil.copytree(runs / "cache", root / "cache")
+    (shard,) = (root / "cache").rglob("00000.bin")
+    content = bytearray(shard.read_bytes())
+    content[1000] ^= 1
+    shard.write_bytes(content)
+    flipped = {**common, "cache": str(root / "cache")}
+    listed += [{"config": {**flipped, "out": str(root / name)}} for name in ("met", "mended")]
+    clock = {**common, "save_every": 0, "picture_every": 0, "keep_checkpoints": 99}
+    listed += [
+        {"config": {**clock, "out": str(root / f"{name}_{kind}"), **way}, "late": name == "late", **more}
+        for name, way in LOOKS.items()
+        for kind, more in (("due", {"due": [2]}), ("full", {"due": [2], "full": 3 if name == "late" else 2}))
+    ]
+    killing = {**common, "cache": str(root / "without_4"), "workers": 1}
+    listed += [{"config": {**killing, "out": str(root / name)}, "killer": "4.png"} for name in ("first", "second")]
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join([str(WORKER.parent), *sys.path])):  # for the killer
+        play(listed, root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def by_four(runs, images, tmp_path_factory) -> Path:
+    """Four processes, two to a node."""
+    root = tmp_path_factory.mktemp("by_four")
+    common = {**SMALL, "data": str(images), "cache": str(runs / "cache"), "batch_size": 1}
+    within = {"shard": True, "shard_within": "node"}
+    half_way(runs / "one", root / "from_one")
+    half_way(runs / "blocks", root / "blocks")
+    listed = [
+        {"config": {**common, **within, "out": str(root / "run")}},
+        {"config": {**common, **within, "out": str(root / "from_one"), "resume": "auto"}},
+        {"config": {**common, **BLOCKS, "out": str(root / "blocks"), "resume": "auto"}},
+    ]
+    play(listed, root, processes=4, a_node=2)
     return root
 
 
@@ -176,7 +250,7 @@ def finetuning(images: Path, root: Path, out: str, **changes) -> dict:
 
 def half_way(source: Path, target: Path) -> None:
     """The run as it was after step 3."""
-    shutil.copytree(source, target)
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns("result_*"))
     shutil.rmtree(target / "checkpoints" / f"step_{STEPS:08d}")
     shutil.rmtree(target / "model")
 
@@ -185,6 +259,7 @@ def half_way(source: Path, target: Path) -> None:
 @pytest.mark.parametrize("name", ["ddp", "ddp_in_parts", "ddp_late", "ddp_in_parts_late", "fsdp", "fsdp_in_parts"])
 def test_two_processes_learn_what_one_learns(runs, name):
     """Ragged batches, dealt out evenly, in one or two parts, copied or sharded, activations kept or computed again."""
+    assert not errors(runs / name)
     assert result(runs / name) == result(runs / name, 1)
     ours, alone = log_of(runs / name), log_of(runs / "one")
     for line, reference in zip(ours, alone, strict=True):
@@ -252,49 +327,34 @@ def test_saved_by_two_resumed_by_one(runs, images, tmp_path, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["from_one", "from_one_sharded"])
 def test_saved_by_one_resumed_by_two(runs, name):
+    assert not errors(runs / name)
     losses = result(runs / name)["losses"]
     assert losses == pytest.approx([line["loss"] for line in log_of(runs / "one")[3:]], rel=1e-6)
 
 
 @pytest.mark.slow
-def test_a_damaged_checkpoint_is_passed_over_by_both(runs, images, tmp_path):
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_checkpoint_is_passed_over_by_both(runs, later, name):
     """The main process finds the damage; the other follows it to the checkpoint before, copied or sharded."""
-    listed = []
-    for name, shard in (("ddp", False), ("fsdp", True)):
-        shutil.copytree(runs / name, tmp_path / name)
-        shutil.rmtree(tmp_path / name / "model")
-        with (tmp_path / name / "checkpoints" / f"step_{STEPS:08d}" / "optimizer.safetensors").open("r+b") as file:
-            file.truncate(100)
-        common = {**SMALL, "data": str(images), "cache": str(runs / "cache"), "batch_size": 2, "shard": shard}
-        listed.append({"config": {**common, "out": str(tmp_path / name), "resume": "auto"}})
-    assert finish(start(listed, tmp_path), tmp_path) == [0] * 2, (tmp_path / "output_0.txt").read_text()
-    for name in ("ddp", "fsdp"):
-        assert result(tmp_path / name)["losses"] == result(tmp_path / name, 1)["losses"]
-        assert result(tmp_path / name)["losses"] == pytest.approx(result(runs / name)["losses"][3:], rel=1e-6)
-        assert (tmp_path / name / "checkpoints" / f"damaged_step_{STEPS:08d}").is_dir()
+    assert not errors(later / name)
+    whole = result(runs / name.removeprefix("damaged_"))
+    assert result(later / name)["losses"] == result(later / name, 1)["losses"]
+    assert result(later / name)["losses"] == pytest.approx(whole["losses"][3:], rel=1e-6)
+    assert (later / name / "checkpoints" / f"damaged_step_{STEPS:08d}").is_dir()
 
 
 @pytest.mark.slow
-def test_blocks_of_two_nodes_resume_bit_for_bit(images, tmp_path):
+def test_blocks_of_two_nodes_resume_bit_for_bit(runs, later, by_four):
     """Two nodes of one process each, then of two each, which have the same images in every step.
 
     The sums of four processes depend on how gradients are put together in buckets, which a start decides anew.
     """
-    common = {**SMALL, "data": str(images), "cache": str(tmp_path / "cache"), "shuffle": "blocks", "nodes": 2}
-    common |= {"shuffle_block": 2, "batch_size": 2}
-    runs = [{"config": {**common, "out": str(tmp_path / "whole")}}]
-    assert finish(start(runs, tmp_path), tmp_path) == [0] * 2, (tmp_path / "output_0.txt").read_text()
-    half_way(tmp_path / "whole", tmp_path / "resumed")
-    half_way(tmp_path / "whole", tmp_path / "by_four")
-    runs = [{"config": {**common, "out": str(tmp_path / "resumed"), "resume": "auto"}}]
-    assert finish(start(runs, tmp_path), tmp_path) == [0] * 2, (tmp_path / "output_0.txt").read_text()
-    losses = {name: [line["loss"] for line in log_of(tmp_path / name)] for name in ("whole", "resumed")}
-    assert losses["resumed"] == losses["whole"] and len(losses["whole"]) == STEPS
-    models = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in losses]
+    assert not errors(runs / "blocks") + errors(later / "blocks") + errors(by_four / "blocks", 4)
+    whole, resumed = ([line["loss"] for line in log_of(root / "blocks")] for root in (runs, later))
+    assert resumed == whole and len(whole) == STEPS
+    models = [(root / "blocks" / "model" / "model.safetensors").read_bytes() for root in (runs, later)]
     assert models[0] == models[1]
-    runs = [{"config": {**common, "out": str(tmp_path / "by_four"), "resume": "auto", "batch_size": 1}}]
-    assert finish(start(runs, tmp_path, processes=4), tmp_path) == [0] * 4, (tmp_path / "output_0.txt").read_text()
-    assert result(tmp_path / "by_four")["losses"] == pytest.approx(losses["whole"][3:], rel=1e-6)
+    assert result(by_four / "blocks")["losses"] == pytest.approx(whole[3:], rel=1e-6)
 
 
 @pytest.mark.slow
@@ -304,6 +364,7 @@ def test_sharded_fine_tuning_validates_on_few_images(runs, images, tmp_path):
     from hdxray_fast.classify.config import FinetuneConfig
     from hdxray_fast.classify.finetune import run_finetuning
 
+    assert not errors(runs / "finetune_sharded")
     run_finetuning(FinetuneConfig(**finetuning(images, tmp_path, "alone", batch_size=4)), progress=False)
     ours, alone = log_of(runs / "finetune_sharded"), log_of(tmp_path / "alone")
     for line, reference in zip(ours, alone, strict=True):
@@ -345,50 +406,33 @@ def test_a_loss_that_is_no_number_on_one_process_ends_both_and_names_the_files_o
 
 
 @pytest.mark.slow
-def test_the_main_process_clock_decides_for_both_and_a_full_disk_of_its_ends_both(images, tmp_path):
+@pytest.mark.parametrize("name", LOOKS)
+def test_the_main_process_clock_decides_for_both_and_a_full_disk_of_its_ends_both(later, name):
     """The others learn of either with the numbers of a step: one step later where steps are looked at late."""
-    common = {**SMALL, "data": str(images), "cache": str(tmp_path / "cache"), "batch_size": 2}
-    common.update(save_every=0, picture_every=0, keep_checkpoints=99)
-    ways = {"now": {}, "late": {}, "sharded": {"shard": True}}
-    listed = [
-        {"config": {**common, "out": str(tmp_path / f"{name}_{kind}"), **way}, "late": name == "late", **more}
-        for name, way in ways.items()
-        for kind, more in (("due", {"due": [2]}), ("full", {"due": [2], "full": 3 if name == "late" else 2}))
-    ]
-    codes = finish(start(listed, tmp_path), tmp_path)
-    assert codes == [1, 1], (tmp_path / "output_0.txt").read_text()
-    for name in ways:
-        due, full = tmp_path / f"{name}_due", tmp_path / f"{name}_full"
-        saved = sorted(int(path.name[-8:]) for path in (due / "checkpoints").iterdir())
-        assert saved == [3 if name == "late" else 2, STEPS]
-        assert result(due) == result(due, 1)
-        ours, others = result(full), result(full, 1)
-        assert ours["error"] == "CheckpointError" and "no room" in ours["message"]
-        assert others == {"error": "TrainingError", "message": MAIN_FAILED}
-        assert not list((full / "checkpoints").iterdir())
+    due, full = later / f"{name}_due", later / f"{name}_full"
+    assert not errors(due)
+    saved = sorted(int(path.name[-8:]) for path in (due / "checkpoints").iterdir())
+    assert saved == [3 if name == "late" else 2, STEPS]
+    assert result(due) == result(due, 1)
+    ours, others = result(full), result(full, 1)
+    assert ours["error"] == "CheckpointError" and "no room" in ours["message"]
+    assert others == {"error": "TrainingError", "message": MAIN_FAILED}
+    assert not list((full / "checkpoints").iterdir())
 
 
 @pytest.mark.slow
-def test_two_nodes_of_two_share_within_and_copy_across(runs, images, tmp_path):
+def test_two_nodes_of_two_share_within_and_copy_across(runs, by_four):
     """HSDP: the losses and the checkpoint of one process; what it saves one process goes on from, and the reverse."""
-    common = {**SMALL, "data": str(images), "cache": str(runs / "cache"), "batch_size": 1}
-    common.update(shard=True, shard_within="node")
-    half_way(runs / "one", tmp_path / "from_one")
-    listed = [
-        {"config": {**common, "out": str(tmp_path / "run")}},
-        {"config": {**common, "out": str(tmp_path / "from_one"), "resume": "auto"}},
-    ]
-    codes = finish(start(listed, tmp_path, processes=4, a_node=2), tmp_path)
-    assert codes == [0] * 4, (tmp_path / "output_0.txt").read_text()[-3000:]
+    assert not errors(by_four / "run", 4) + errors(by_four / "from_one", 4)
     alone = [line["loss"] for line in log_of(runs / "one")]
-    assert "4 processes, weights shared out within each node (FSDP2)" in (tmp_path / "output_0.txt").read_text()
-    assert [line["loss"] for line in log_of(tmp_path / "run")] == pytest.approx(alone, rel=1e-6)
-    assert result(tmp_path / "from_one", 3)["losses"] == pytest.approx(alone[3:], rel=1e-6)
+    assert "4 processes, weights shared out within each node (FSDP2)" in (by_four / "output_0.txt").read_text()
+    assert [line["loss"] for line in log_of(by_four / "run")] == pytest.approx(alone, rel=1e-6)
+    assert result(by_four / "from_one", 3)["losses"] == pytest.approx(alone[3:], rel=1e-6)
     from safetensors.torch import load_file
 
     for file in ("model", "optimizer", "ema"):
         name = Path("checkpoints", "step_00000003", f"{file}.safetensors")
-        ours, theirs = load_file(tmp_path / "run" / name), load_file(runs / "one" / name)
+        ours, theirs = load_file(by_four / "run" / name), load_file(runs / "one" / name)
         assert ours.keys() == theirs.keys()
         for key in theirs:
             torch.testing.assert_close(ours[key], theirs[key], rtol=1e-3, atol=5e-5)
@@ -439,38 +483,28 @@ def test_a_notice_to_one_process_stops_both_at_the_same_step(images, tmp_path, l
 
 
 @pytest.mark.slow
-def test_a_file_that_kills_its_reader_costs_itself_alone(images, tmp_path, monkeypatch):
+def test_a_file_that_kills_its_reader_costs_itself_alone(later):
     """No process that trains reads it, in this run or the next, and nobody reads it for another."""
     for package in ("loky", "pebble"):
         pytest.importorskip(package)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(WORKER.parent), *sys.path]))
-    common = {**SMALL, "data": str(images), "cache": str(tmp_path / "cache"), "batch_size": 2, "workers": 1}
-    listed = [{"config": {**common, "out": str(tmp_path / name)}, "killer": "4.png"} for name in ("first", "second")]
-    codes = finish(start(listed, tmp_path), tmp_path)
-    assert codes == [0, 0], "".join(path.read_text()[-3000:] for path in sorted(tmp_path.glob("output_*.txt")))
     for name in ("first", "second"):
-        rows = (tmp_path / name / "quarantine.csv").read_text().splitlines()
+        assert not errors(later / name)
+        rows = (later / name / "quarantine.csv").read_text().splitlines()
         assert len(rows) == 2 and '4.png,BrokenProcessPool,"the process that read it died' in rows[1]
-        assert [line["step"] for line in log_of(tmp_path / name)] == list(range(1, STEPS + 1))
-    assert result(tmp_path / "first") == result(tmp_path / "second", 1)
+        assert [line["step"] for line in log_of(later / name)] == list(range(1, STEPS + 1))
+    assert result(later / "first") == result(later / "second", 1)
 
 
 @pytest.mark.slow
-def test_a_flipped_byte_in_a_cache_stops_no_process(runs, images, tmp_path):
+def test_a_flipped_byte_in_a_cache_stops_no_process(runs, later):
     """Each reads the image from its file; the losses stay, and the next start makes the shard again."""
-    shutil.copytree(runs / "cache", tmp_path / "cache")
-    (shard,) = (tmp_path / "cache").rglob("00000.bin")
-    content = bytearray(shard.read_bytes())
-    content[1000] ^= 1
-    shard.write_bytes(content)
-    common = {**SMALL, "data": str(images), "cache": str(tmp_path / "cache"), "batch_size": 2}
-    listed = [{"config": {**common, "out": str(tmp_path / name)}} for name in ("met", "mended")]
-    assert finish(start(listed, tmp_path), tmp_path) == [0, 0]
-    said = [(tmp_path / f"output_{rank}.txt").read_text() for rank in (0, 1)]
-    assert any("is damaged or gone; its images are read from their own files" in text for text in said)
+    assert not errors(later / "met") + errors(later / "mended")
+    texts = [(later / f"output_{rank}.txt").read_text() for rank in (0, 1)]
+    assert any("is damaged or gone; its images are read from their own files" in text for text in texts)
     for name in ("met", "mended"):
-        assert result(tmp_path / name) == result(runs / "ddp")
-    assert shard.stat().st_size == 0 and list((tmp_path / "cache").rglob("00001.bin"))
+        assert result(later / name) == result(runs / "ddp")
+    (shard,) = (later / "cache").rglob("00000.bin")
+    assert shard.stat().st_size == 0 and list((later / "cache").rglob("00001.bin"))
 
 
 PATIENCE, LONGER = 6, 9  # seconds
