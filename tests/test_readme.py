@@ -74,7 +74,8 @@ SMALL = {
     "probe": "--bootstraps 0",
     "finetune": f"{' '.join(TRAINED[2:])} --epochs 1 --bootstraps 0",
     "predict": "",
-    "embed": "",
+    "embed": f"--img-size {SIZE}",
+    "features": f"--img-size {SIZE}",
     "report train": f"{' '.join(TRAINED)} --min-frequency 1 "
     + " ".join(f"--{n.replace('_', '-')} {v}" for n, v in REPORT.items()),
     "report generate": "--num-beams 1 --pictures 1",
@@ -114,5 +115,5 @@ def test_the_commands_run_one_after_the_other(readers_folder, timm):
         words = shlex.split(line.replace("/data/xrays", "xrays"), comments=True)[1:]
         name = " ".join(words[: 1 + (words[0] == "report")])
         assert main([*words, *SMALL[name].split()]) == 0, line
-    for written in ("predictions.csv", "features.parquet", "results/scores/metrics.json", "contours"):
+    for written in ("predictions.csv", "features.parquet", "pictures", "results/scores/metrics.json", "contours"):
         assert Path(written).exists()
