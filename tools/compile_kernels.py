@@ -3,7 +3,6 @@
     python tools/compile_kernels.py                      # all candidates for all architectures (tens of minutes)
     python tools/compile_kernels.py --defaults --arch sm90   # those alone that can be picked without measuring
     python tools/compile_kernels.py --out benchmarks/results/compile
-    python tools/compile_kernels.py --note               # what the tests ask for; clean, it is noted for them
 
 Registers, spills and shared memory are read from the compiled code. A configuration has a problem if it does not
 compile, spills, needs more shared memory than a program of the architecture can have, or (16-bit dtypes) does its
@@ -17,7 +16,6 @@ candidate does not compile; the other problems of candidates are for the table: 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import os
 import re
@@ -41,8 +39,6 @@ from hdxray_fast.ops.triton import attention as launches
 from hdxray_fast.ops.triton import configs
 from hdxray_fast.ops.triton.configs import Config
 
-NOTE = Path(__file__).resolve().parents[1] / "benchmarks/results/compile/clean.json"  # {version of Triton: digest}
-SOURCES = ("attention", "backward", "configs", "forward", "schedule", "tiles")
 SHARED_KIB = {"sm80": 163, "sm86": 99, "sm90": 227, "sm100": 227}  # most that one program can have
 CAPABILITY = {"sm80": 80, "sm86": 86, "sm90": 90, "sm100": 100}
 KERNELS = {
@@ -61,27 +57,6 @@ INSTRUCTIONS = {  # in PTX
     "tma": r"cp\.async\.bulk\.tensor",
 }
 EXPECTED = {"sm80": "mma.sync", "sm86": "mma.sync", "sm90": "wgmma", "sm100": "tcgen05"}
-
-
-def digest() -> str:
-    """SHA-256 of all that decides, beside Triton, what comes out: kernels, configurations, this file."""
-    room, found = Path(configs.__file__).parent, hashlib.sha256()
-    for path in (*(room / f"{name}.py" for name in SOURCES), configs.MEASURED, Path(__file__)):
-        found.update(hashlib.sha256(path.read_bytes()).digest())
-    return found.hexdigest()
-
-
-def was_clean() -> bool:
-    """Whether this Triton has compiled all that the tests ask for, of these very sources, and it was clean.
-
-    The same compiler makes the same code of the same sources.
-    """
-    return NOTE.exists() and json.loads(NOTE.read_text()).get(triton.__version__) == digest()
-
-
-def note_clean() -> None:
-    noted = json.loads(NOTE.read_text()) if NOTE.exists() else {}
-    NOTE.write_text(json.dumps(noted | {triton.__version__: digest()}, indent=1, sort_keys=True) + "\n")
 
 
 def jobs_of(arches: list[str], head_dims: list[int], dtypes: list[str], defaults: bool) -> list[tuple]:
@@ -234,16 +209,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--defaults", action="store_true", help="only what can be picked without measuring")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--out", type=Path, help="folder for triton-<version>.json and .md")
-    parser.add_argument("--note", action="store_true", help="all that the tests ask for; if clean, note it for them")
     options = parser.parse_args(arguments)
 
-    if options.note:
-        everywhere = list(configs.ARCHES), list(configs.HEAD_DIMS)
-        jobs = jobs_of(*everywhere, list(configs.DTYPES), defaults=True)
-        jobs += [job for job in jobs_of(*everywhere, ["bf16"], defaults=False) if job not in jobs]
-    else:
-        jobs = jobs_of(options.arch, options.head_dim, options.dtype, options.defaults)
-    rows = run(jobs, options.workers)
+    rows = run(jobs_of(options.arch, options.head_dim, options.dtype, options.defaults), options.workers)
     problems, failures = sum(bool(row["problem"]) for row in rows), sum(map(fails, rows))
     print(
         f"Triton {triton.__version__}: {len(rows)} configurations compiled, {problems} with a problem,"
@@ -254,8 +222,6 @@ def main(arguments: list[str] | None = None) -> int:
         path = options.out / f"triton-{triton.__version__}"
         path.with_name(path.name + ".json").write_text(json.dumps(rows, indent=1) + "\n")
         path.with_name(path.name + ".md").write_text(markdown(rows))
-    if options.note and not failures:
-        note_clean()
     return 1 if failures else 0
 
 

@@ -75,25 +75,10 @@ def test_ragged_batches_share_their_kernels():
             )
 
 
-@pytest.fixture(scope="module")
-def tool():
-    spec = importlib.util.spec_from_file_location("compile_kernels", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture
-def changed(tool) -> None:
-    """Goes on if this Triton has not compiled these kernels before: of the same sources it makes the same code."""
-    if tool.was_clean():
-        pytest.skip("clean before, of the same sources by the same Triton: benchmarks/results/compile/clean.json")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("dtypes", [("bf16", "fp16"), ("fp32", "tf32")], ids=" ".join)
 @pytest.mark.parametrize("arch", configs.ARCHES)
-def test_what_can_be_picked_without_measuring_is_clean(changed, arch, dtypes):
+def test_what_can_be_picked_without_measuring_is_clean(arch, dtypes):
     """Whichever Triton is installed. That all candidates are, under each supported one, is what the tables record."""
     found = compile_all("--defaults", "--arch", arch, "--dtype", *dtypes)
     assert found.returncode == 0, found.stdout + found.stderr[-3000:]
@@ -102,7 +87,7 @@ def test_what_can_be_picked_without_measuring_is_clean(changed, arch, dtypes):
 @pytest.mark.slow
 @pytest.mark.parametrize("head_dims", [("32",), ("64",), ("80", "96", "128")], ids=" ".join)
 @pytest.mark.parametrize("arch", configs.ARCHES)
-def test_every_candidate_compiles(changed, arch, head_dims):
+def test_every_candidate_compiles(arch, head_dims):
     """In one dtype: others differ in the names of instructions. Spills depend on Triton and are told, not failed."""
     found = compile_all("--arch", arch, "--head-dim", *head_dims, "--dtype", "bf16")
     print(found.stdout)
@@ -120,6 +105,14 @@ def test_all_that_choose_gives_is_among_the_choices(monkeypatch):
             assert 1 <= len(choices) <= len(configs.candidates(kernel, dim, dtype, arch))
             for device, longest, tma in product(("", "a GPU"), (0, 6401), (True, False)):
                 assert configs.choose(kernel, dim, dtype, arch, device, longest, tma) in choices
+
+
+@pytest.fixture(scope="module")
+def tool():
+    spec = importlib.util.spec_from_file_location("compile_kernels", TOOL)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_a_spill_fails_where_nothing_was_measured_and_is_told_elsewhere(tool, capsys, monkeypatch):
@@ -155,23 +148,6 @@ def test_a_configuration_that_spills_is_a_problem(tool):
         assert part in problem
     good = {"stack_bytes": 0, "spill_moves": 0, "shared_bytes": 1024, "instructions": {"mma.sync": 9, "tma": 2}}
     assert tool._problem(row | good | {"warps": 12}) == ""
-
-
-def test_a_note_holds_for_the_same_sources_and_the_same_triton(tool, tmp_path, monkeypatch):
-    monkeypatch.setattr(tool, "NOTE", tmp_path / "clean.json")
-    assert not tool.was_clean()
-    monkeypatch.setattr(tool, "compile_one", lambda arch, kernel, *_: {"arch": arch, "kernel": kernel, "problem": ""})
-    assert tool.main(["--note"]) == 0 and tool.was_clean()
-    monkeypatch.setattr(tool, "compile_one", lambda *_: {"problem": "does not compile", "kernel": "x"} | NOTHING)
-    (tmp_path / "clean.json").unlink()
-    assert tool.main(["--note"]) == 1 and not tool.was_clean()
-    tool.note_clean()
-    monkeypatch.setattr(tool, "SOURCES", tool.SOURCES[1:])  # other bytes
-    assert not tool.was_clean()
-    monkeypatch.undo()
-    monkeypatch.setattr(tool, "NOTE", tmp_path / "clean.json")
-    monkeypatch.setattr(tool.triton, "__version__", "0.0")
-    assert not tool.was_clean()
 
 
 @pytest.mark.skipif(not TABLES.exists(), reason="needs the project's own results beside the tests")
