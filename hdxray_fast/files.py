@@ -279,6 +279,12 @@ def free_name(stem: str, taken: set[str]) -> str:
     return name
 
 
+def names_after(sources: Iterable[str]) -> list[str]:
+    """For each source a name to call its picture by: its file's without suffix, numbered where several are alike."""
+    taken: set[str] = set()
+    return [free_name(Path(source).stem or "image", taken) for source in sources]
+
+
 def flush(path: Path) -> None:
     """Wait until a file, or on POSIX the names in a folder, are on the disk."""
     if path.is_dir() and not hasattr(os, "O_DIRECTORY"):

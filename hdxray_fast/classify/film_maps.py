@@ -12,7 +12,7 @@ import numpy as np
 from ..data.prepared.image import PreparedImage
 from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
-from ..files import claim_names, free_name
+from ..files import claim_names, names_after
 from ..images.panels import display_levels, write_image
 from ..models.inputs import as_batch, encoder_inputs
 from ..progress import progress_bar
@@ -31,8 +31,7 @@ def claim_maps(folder: str | os.PathLike, files: Sequence[str]) -> dict[str, Pat
     Raises:
         ConfigError: one of them would be written over somebody else's file, or the folder cannot be made.
     """
-    taken: set[str] = set()
-    places = {file: Path(folder) / f"{free_name(Path(file).stem or 'image', taken)}.map.png" for file in files}
+    places = {file: Path(folder) / f"{name}.map.png" for file, name in zip(files, names_after(files), strict=True)}
     claim_names(Path(folder), "predict", [place.name for place in places.values()])
     return places
 

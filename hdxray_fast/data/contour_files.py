@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ArgumentError, ArgumentTypeError, HDXrayError
-from ..files import claim_names, free_name, written_whole
+from ..files import claim_names, names_after, written_whole
 from ..images.canvas import Canvas, read_canvas
 from ..images.contour import Contour, find_contour
 from ..images.contour_methods import METHODS
@@ -77,8 +77,7 @@ def write_contours(
         raise ArgumentError(f"out must be a folder, {out} is a file") from error
     except OSError as error:
         raise ArgumentError(f"out must be a folder that can be written to, {out} is not ({error.strerror})") from error
-    taken: set[str] = set()
-    names = [free_name(Path(source).stem or "image", taken) for source in sources]
+    names = names_after(sources)
     sheets = _sheets(folder, sources)
     written = [f"{name}.contour.{kind}" for name in names for kind in ("json", "png")]
     claim_names(folder, "contour", ("unreadable.csv", *written, *(path.name for path in sheets)))

@@ -18,7 +18,7 @@ from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..devices import find_device
 from ..errors import ArgumentError, ConfigError
-from ..files import claim_names, free_name
+from ..files import claim_names, names_after
 from ..images.feature_panels import colours_over, cross_at, heat_over, titled_row
 from ..images.panels import display_levels, write_image
 from ..models.encoder import Encoder
@@ -119,14 +119,12 @@ def draw_features(
     else:
         names = images.sources()
     chosen = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)).tolist()
-    folder, taken = Path(out), set()
-    stems = {names[row]: free_name(Path(names[row]).stem or "image", taken) for row in chosen}
+    folder, shown = Path(out), [names[row] for row in chosen]
+    stems = dict(zip(shown, names_after(shown), strict=True))
     claim_names(folder, "features", ("unreadable.csv", *(f"{stem}.features.png" for stem in stems.values())))
     device = find_device(device)
     caps = {"timeout": timeout, "max_memory": max_memory}
-    reading = (
-        _of_set(images, chosen, encoder) if images else _of_files([names[i] for i in chosen], encoder, workers, caps)
-    )
+    reading = _of_set(images, chosen, encoder) if images else _of_files(shown, encoder, workers, caps)
     with modes_kept(encoder):
         encoder.to(device).eval()
         seen, bad = [], []
