@@ -9,8 +9,8 @@ depends on the machine: a GPU looks at whole canvases under the usual ratios, wh
 at windows of them, under lower ones. Only radiographs that may be given on belong into the set (ChestX-ray14 asks to be
 named), and none of a patient that the encoder is to be tested on.
 
-``--ship`` writes the encoder's tensors (float16; the positions are computed on loading), its settings, and a model card
-with the recipe into the package; figures are put into the card by hand, with the commands that gave them.
+``--ship`` writes the encoder's tensors (float16; the positions are computed on loading) and its settings into the
+package. The model card beside them is written by hand: recipe, figures, and the commands that gave them.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from hdxray_fast.files import save_tensors, written_whole
 from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.pretrain.task import run_pretraining
 from hdxray_fast.weights.create import create_encoder
-from hdxray_fast.weights.hub_files import CARD_FILE, HUB_KEYS
-from hdxray_fast.weights.model_folders import CONFIG_FILE, ENCODER_FORMAT, FORMAT_VERSION, MODEL_FILE
+from hdxray_fast.weights.hub_files import CARD_FILE
+from hdxray_fast.weights.model_folders import CONFIG_FILE, MODEL_FILE, describe_model
 
 NAME = "vit_tiny_patch16"
 HOME = Path(__file__).resolve().parents[1] / "hdxray_fast" / "weights" / "pretrained" / NAME
@@ -42,15 +42,13 @@ ON_CPU = {
 def ship(run: Path) -> None:
     """The encoder of a run into the package."""
     encoder = create_encoder(weights=run)
-    settings = dict(vars(encoder.config))
     tensors = {name: value.half().contiguous() for name, value in encoder.state_dict().items() if name != "pos_embed"}
     if bad := [name for name, value in tensors.items() if not value.isfinite().all()]:
         raise SystemExit(f"{run}: {bad[0]} has no finite float16")
     HOME.mkdir(parents=True, exist_ok=True)
     with written_whole(HOME / MODEL_FILE) as temporary:
         save_tensors(tensors, temporary, {"format": "pt"})
-    config = HUB_KEYS | {"format": ENCODER_FORMAT, "format_version": FORMAT_VERSION, "model": settings}
-    (HOME / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    (HOME / CONFIG_FILE).write_text(json.dumps(describe_model(encoder)[CONFIG_FILE], indent=2) + "\n")
     told = json.loads((run / "config.json").read_text())
     views = told["steps"] * told["batch_size"] * told["grad_accum"]
     print(f"{(HOME / MODEL_FILE).stat().st_size / 1e6:.1f} MB in {HOME}, of {views:,} views; now its {CARD_FILE}")

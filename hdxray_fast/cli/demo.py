@@ -74,6 +74,7 @@ def run_demo(config: DemoConfig) -> dict:
     from ..features.feature_pictures import draw_features
     from ..pretrain.task import run_pretraining
     from ..training.run_folder import LOG
+    from ..weights.shipped import PRETRAINED
 
     out = Path(config.out)
     run = out / "run"
@@ -117,7 +118,7 @@ def run_demo(config: DemoConfig) -> dict:
     inside, confidence = (result.images.column(name)[0].as_py() for name in ("inside_share", "confidence"))
     with written_whole(out / "panel.png") as temporary:
         shutil.copyfile(result.picture, temporary)
-    drawn = draw_features(paths[0], "pretrained", out / "features", img_size=config.img_size)
+    drawn = draw_features(paths[0], PRETRAINED, out / "features", img_size=config.img_size)
     metrics = {
         "image": result.images.source(0),
         "loss_first": result.losses[0],

@@ -29,6 +29,7 @@ from ..ops.plan import MaskPlan
 from ..progress import progress_bar
 from ..weights.create import create_encoder
 from ..weights.model_state import unwrapped
+from ..weights.shipped import PRETRAINED
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -86,7 +87,7 @@ class Embeddings:
 
 def embed(
     images: str | os.PathLike | Tensor | np.ndarray | Image | Iterable[str | os.PathLike | Tensor | np.ndarray | Image],
-    encoder: Encoder | str | os.PathLike = "pretrained",
+    encoder: Encoder | str | os.PathLike = PRETRAINED,
     *,
     pool: str | None = None,
     keep: str | None = None,

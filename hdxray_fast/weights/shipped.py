@@ -5,8 +5,6 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
-import torch
-
 from .. import regular_files
 from ..errors import ArgumentError
 from ..models.positions import sincos_positions
@@ -42,18 +40,18 @@ def read_pretrained(name: str | None = None) -> Source:
     settings = regular_files.read_json(folder / CONFIG_FILE)["model"]
     tensors = read_tensors(folder / MODEL_FILE)
     grid = tuple(side // settings["patch_size"] for side in settings["img_size"])
-    tensors["pos_embed"] = sincos_positions(settings["embed_dim"], grid).to(torch.float32)
+    tensors["pos_embed"] = sincos_positions(settings["embed_dim"], grid)
     settings = {option: tuple(value) if isinstance(value, list) else value for option, value in settings.items()}
     return Source(f"{PRETRAINED} ({folder.name})", tensors, settings=settings, own=True)
 
 
 def _folder(name: str | None) -> Path:
-    found = _home() / (DEFAULT if name is None else name)
-    if name is not None and name not in pretrained_encoders():
+    name = DEFAULT if name is None else name
+    if name not in pretrained_encoders():
         raise ArgumentError(
             f"weights: no pre-trained {name} comes with the package; there is {', '.join(pretrained_encoders())}"
         )
-    return found
+    return _home() / name
 
 
 def _home() -> Path:
