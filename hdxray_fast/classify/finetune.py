@@ -164,6 +164,7 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
     if config.weights is None:
         torch.manual_seed(config.seed)
     encoder = build_encoder(config)
+    encoder.contour = config.contour
     shared = {name: getattr(config, name) for name in (
         "data", "out", "images", "preset", "classes", "multiclass", "uncertain", "val_share", "test_share",
         "split_seed", "seed", "exact_fractions", "pool", "keep", "img_size", "prepared", "workers", "timeout",

@@ -305,12 +305,15 @@ def test_a_frozen_linear_head_is_the_probe_on_features_computed_once(data, tmp_p
     assert load_classifier(tmp_path / "probe" / "fraction_1" / "seed_0" / "model").config.head == "probe"
 
 
-def test_a_probe_says_which_settings_have_no_effect_and_keeps_its_precision(data, tmp_path):
+def test_a_probe_says_which_settings_have_no_effect_and_keeps_the_others(data, tmp_path):
     settings = {"tune": "head", "head": "linear", "batch_size": 4, "mixup": 0.2, "precision": "bf16"}
+    settings |= {"keep": "contour", "contour": "prior"}
     with pytest.warns(UserWarning, match="tune=head .* takes no steps: .*mixup.* have no effect"):
         finetune(data, tmp_path / "probe", **settings)
     told = json.loads((tmp_path / "probe" / "metrics.json").read_text())
     assert told["precision"] == "bf16"
+    encoder = load_classifier(tmp_path / "probe" / "model").encoder
+    assert (encoder.keep, encoder.contour) == ("contour", "prior")
 
 
 @pytest.mark.parametrize("head", ["linear", "attention", "label-query"])
