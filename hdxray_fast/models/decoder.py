@@ -41,7 +41,7 @@ class SelfDecoder(nn.Module):
         self.decoder_embed = nn.Linear(encoder_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         table = sincos_positions(embed_dim, grid_size, "decoder_embed_dim")  # [1, 1 + P, D]
-        set_positions(self, "decoder_pos_embed", table)
+        set_positions(self, "decoder_pos_embed", table.to(torch.get_default_device()))
         self.decoder_blocks = nn.ModuleList(Block(embed_dim, num_heads, mlp_ratio) for _ in range(depth))
         self.decoder_norm = nn.LayerNorm(embed_dim, eps=LAYER_NORM_EPS)
         self.decoder_pred = nn.Linear(embed_dim, patch_values)
@@ -143,7 +143,7 @@ class CrossDecoder(nn.Module):
         self.dec_norms = nn.ModuleList(nn.LayerNorm(encoder_dim, eps=LAYER_NORM_EPS) for _ in range(depth))
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         table = sincos_positions(embed_dim, grid_size, "decoder_embed_dim")  # [1, 1 + P, D]
-        set_positions(self, "decoder_pos_embed", table)
+        set_positions(self, "decoder_pos_embed", table.to(torch.get_default_device()))
         self.decoder_blocks = nn.ModuleList(
             CrossBlock(encoder_dim, embed_dim, num_heads, mlp_ratio) for _ in range(depth)
         )

@@ -88,7 +88,8 @@ class Encoder(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, c.embed_dim)) if c.class_token else None
         self.reg_token = nn.Parameter(torch.zeros(1, c.reg_tokens, c.embed_dim)) if c.reg_tokens else None
         table = sincos_positions(c.embed_dim, self.grid_size, class_token=c.class_token)  # [1, class_token + P, D]
-        set_positions(self, "pos_embed", table.to(torch.get_default_dtype()), c.learned_positions)
+        table = table.to(torch.get_default_device(), torch.get_default_dtype())  # as torch makes the layers
+        set_positions(self, "pos_embed", table, c.learned_positions)
         self.blocks = nn.ModuleList(
             Block(c.embed_dim, c.num_heads, c.mlp_ratio, c.qkv_bias, c.layer_scale, c.norm_eps) for _ in range(c.depth)
         )
@@ -166,7 +167,8 @@ class Encoder(nn.Module):
             Without ``pool``: normalised tokens ``[N_keep + B * num_prefix_tokens, D]`` with their ``cu_seqlens``.
             With ``pool``: features ``[B, D]``.
         """
-        tokens, plan, longest = self._encode(images, plan, scale, shift, inside, valid)
+        plan = self._chosen(images, plan, inside, valid)
+        tokens, plan, longest = self._encode(images, plan, scale, shift, valid)
         return tokens if self.pool is None else self._features(tokens, plan, self.pool, longest)
 
     def pool_tokens(self, tokens: Tokens, pool: str, max_seqlen: int | None = None) -> Tensor:
@@ -215,7 +217,7 @@ class Encoder(nn.Module):
                 "scale: is needed with a view, for the image as it is has another mean and deviation than what is "
                 "seen of it; RadiographDataset(views=True) gives scale and shift of the view"
             )
-        images, plan, scale, shift = self._inputs(images, plan, scale, shift, None, None, keep="all")
+        images, plan, scale, shift = self._inputs(images, plan, scale, shift)
         return self._run_blocks(images, plan, scale, shift, drop_path_keep, view)[0]
 
     def forward_features(
@@ -232,7 +234,8 @@ class Encoder(nn.Module):
 
         Patches that are not kept are zero.
         """
-        tokens, plan, longest = self._encode(images, plan, scale, shift, inside, valid)
+        plan = self._chosen(images, plan, inside, valid)
+        tokens, plan, longest = self._encode(images, plan, scale, shift, valid)
         return self.tokens_on_grid(tokens.values, plan, longest)
 
     def forward_intermediates(
@@ -279,7 +282,8 @@ class Encoder(nn.Module):
             name, accepted = ("is_causal", False) if attn_mask is None else ("attn_mask", None)
             raise ArgumentError(f"{name}: is not supported, accepted is {accepted}; a plan says which patches are seen")
         wanted = _block_indices(indices, len(self.blocks))
-        images, plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
+        plan = self._chosen(images, plan, inside, valid)
+        images, plan, scale, shift = self._inputs(images, plan, scale, shift, valid)
         x, cu_seqlens, longest = self._start(images, plan, scale, shift)
         grid_size = self.grid_of(images)
         intermediates, prefixes = [], []
@@ -399,7 +403,8 @@ class Encoder(nn.Module):
 
         Arguments and errors are those of :meth:`forward`.
         """
-        images, plan, *_ = self._inputs(images, None, 1.0, 0.0, inside, valid)
+        plan = self._chosen(images, None, inside, valid)
+        images, *_ = self._inputs(images, plan, 1.0, 0.0)
         if plan is None:
             return torch.ones(images.shape[0], *self.grid_of(images), dtype=torch.bool, device=images.device)
         return plan.keep_grid()
@@ -486,15 +491,16 @@ class Encoder(nn.Module):
     ) -> Depths:
         """Packed tokens, and with ``all_depths`` what lies between them and the pixels; arguments as for
         :meth:`forward`."""
-        images, plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
+        plan = self._chosen(images, plan, inside, valid)
+        images, plan, scale, shift = self._inputs(images, plan, scale, shift, valid)
         states: list[Tensor] = []
         tokens, plan, longest = self._run_blocks(images, plan, scale, shift, states=states if all_depths else None)
         return Depths(tokens, states, plan, longest)
 
     # --- the parts --------------------------------------------------------------------------------------------------
-    def _encode(self, images, plan, scale, shift, inside, valid) -> tuple[Tokens, MaskPlan | None, int]:
+    def _encode(self, images, plan, scale, shift, valid) -> tuple[Tokens, MaskPlan | None, int]:
         """Tokens, the plan (None if every patch was kept), and the length of the longest sequence."""
-        images, plan, scale, shift = self._inputs(images, plan, scale, shift, inside, valid)
+        images, plan, scale, shift = self._inputs(images, plan, scale, shift, valid)
         return self._run_blocks(images, plan, scale, shift)
 
     def _run_blocks(
@@ -607,16 +613,23 @@ class Encoder(nn.Module):
         return torch.cat(self.on_grid(x, plan, longest), dim=1)
 
     # --- what comes in ----------------------------------------------------------------------------------------------
-    def _inputs(self, images, plan, scale, shift, inside, valid, keep: str | None = None):
+    def _chosen(self, images, plan, inside, valid) -> MaskPlan | None:
+        """The plan, or where there is none that of the patches which ``keep`` says: None for every patch.
+
+        It is asked first of all: a compiled encoder leaves its graph here, and what follows is one graph.
+        """
+        if plan is not None or self.keep == "all":
+            return plan
+        images = self.check_images(images)
+        return selected_patches(
+            self.keep, images, self.grid_of(images), self.patch_size, inside, valid, self.margin, self.contour
+        )
+
+    def _inputs(self, images, plan, scale, shift, valid=None):
         """Images, plan (None for every patch), scale and shift, checked and filled in."""
-        keep = keep or self.keep
         images = self.check_images(images)
         if plan is not None:
             self._check_plan(images, plan)
-        elif keep != "all":
-            plan = selected_patches(
-                keep, images, self.grid_of(images), self.patch_size, inside, valid, self.margin, self.contour
-            )
         if scale is None and shift is None:
             scale, shift = self.pixel_scale(images, valid)
         return images, plan, 1.0 if scale is None else scale, 0.0 if shift is None else shift
@@ -648,7 +661,7 @@ class Encoder(nn.Module):
                 f"images: got shape {list(images.shape)}, this encoder takes [B, {self.in_chans}, {sides}]{more}; "
                 "create it with the img_size and in_chans of the images"
             )
-        if self.pos_embed.dtype == torch.float64 and not images.is_floating_point():  # of others their own is named
+        if self.pos_embed.dtype == torch.float64 and images.dtype != torch.float64:  # of these their own is named
             raise ArgumentError("dtype: the weights are float64, accepted are float32, bfloat16 and float16")
         if not torch.compiler.is_compiling() and unpack_dual(images).tangent is not None:
             raise NotImplementedError("forward-mode differentiation of the encoder is not there; reverse mode is")

@@ -105,6 +105,8 @@ def _find_inside(images: Tensor, patch_size: int, method: str) -> Tensor:
             f"inside: is needed for keep='contour' with images of {images.dtype} {list(images.shape)}; it is found by "
             "itself on square uint8 and uint16 images only (see hdxray_fast.find_contour)"
         )
+    if images.is_meta:
+        raise ArgumentError("inside: is needed for keep='contour' with images on meta, which hold no pixels to look at")
     from ..images.canvas import Canvas
     from ..images.contour import find_contours
 

@@ -62,7 +62,7 @@ def kept_keys() -> Tensor | None:
 
 
 def not_traced(reason: str) -> Callable[[F], F]:
-    """Have ``torch.compile`` call a function between two graphs; with ``fullgraph=True`` its error gives the reason.
+    """Have ``torch.compile`` call a function outside of its graphs; with ``fullgraph=True`` its error gives the reason.
 
     As ``torch.compiler.disable``, which imports the whole compiler: here that waits until somebody else has.
     """

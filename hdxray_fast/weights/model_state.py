@@ -20,6 +20,7 @@ _CHANGED = {
     "lora_": ("holds adapters", "model = model.merge_and_unload()"),
     "base_layer": ("holds adapters", "model = model.merge_and_unload()"),
     "base_model.": ("holds adapters", "model = model.merge_and_unload()"),
+    "_packed_params": ("is quantised", "keeping the model of floats, which can be saved"),
 }
 
 

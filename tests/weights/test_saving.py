@@ -76,6 +76,10 @@ def quantised(model):
     model.blocks[0].mlp.fc1.weight = nn.Parameter(torch.zeros(128, 32, dtype=torch.int8), requires_grad=False)
 
 
+def quantised_layers(model):
+    torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8, inplace=True)
+
+
 def resized(model):
     model.blocks[0].mlp.fc1 = nn.Linear(32, 64)
 
@@ -93,6 +97,7 @@ CHANGED = {
     "parametrised": (lambda m: parametrizations.weight_norm(m.blocks[0].mlp.fc1), "remove_parametrizations"),
     "weight norm": (weight_normed, "remove_weight_norm"),
     "quantised": (quantised, "int8"),
+    "quantised layers": (quantised_layers, "it is quantised .* model of floats"),
     "resized": (resized, r"\[64, 32\], its config says \[128, 32\]"),
     "without values": (on_meta, "meta device"),
     "without its norm": (lost, r"norm\.(weight|bias) is missing"),
