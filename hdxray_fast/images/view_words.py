@@ -56,7 +56,8 @@ OBLIQUE = (
     "TANGENTIAL", "AXILLARY", "斜位",
 )  # fmt: skip
 DECUBITUS = ("DECUBITUS", "DECUBITO", "DECUB", "DECUBITUSES")  # on the side, and seen from the front
-CROSS_TABLE = ("XTABLE", "XTAB", "X TABLE", "CROSS TABLE", "CROSSTABLE", "HORIZONTAL BEAM")
+CROSS_TABLE = ("XTABLE", "XTAB", "X TABLE", "CROSS TABLE", "CROSSTABLE")  # a lateral, where no word says otherwise
+HORIZONTAL = ("HORIZONTAL BEAM",)  # of a patient who lies on the back or on the side
 SIDES_IN_TEXT = ("LL", "RL", "YAN", "BOK", "FACE", "FRONT", "SEITE", "PROFILE", "DV", "VD")  # too short for prose
 
 
@@ -96,7 +97,7 @@ def view_in_words(text: str, prose: bool = False) -> str:
             return any(_found(name, words, prose) for name in names)
 
         frontal, lateral = has(FRONTAL), has(LATERAL)
-        if lateral and has(CROSS_TABLE):  # lying on the back, the beam from the side
+        if lateral and has(CROSS_TABLE + HORIZONTAL):  # lying on the back, the beam from the side
             return "lateral"
         if has(DECUBITUS) and lateral:  # lying on the side: LATERAL tells how the patient lies, not how the beam goes
             return "frontal"
@@ -104,6 +105,8 @@ def view_in_words(text: str, prose: bool = False) -> str:
             return "" if prose and (frontal or lateral) else "other"
         if frontal != lateral:
             return "frontal" if frontal else "lateral"
+        if not frontal and has(CROSS_TABLE) and not has(DECUBITUS):
+            return "lateral"
     return ""
 
 

@@ -57,6 +57,7 @@ def test_unknown_is_not_other():
         ("PA", "frontal"), ("P.A.", "frontal"), ("AP AXIAL", "frontal"), ("ANTERO-POSTERIOR", "frontal"),
         ("LLD", "frontal"), ("RLD", "frontal"), ("AP LLD", "frontal"), ("RIGHT LATERAL DECUBITUS", "frontal"),
         ("LL", "lateral"), ("RL", "lateral"), ("LATERAL LEFT", "lateral"), ("XTABLE LATERAL", "lateral"),
+        ("XTABLE", "lateral"), ("AP XTABLE", "frontal"), ("XTABLE DECUBITUS", ""), ("XTABLE OBL", "other"),
         ("PERFIL", "lateral"), ("LATERO-LATERALE", "lateral"), ("側面", "lateral"), ("LAO", "other"),
         ("SWIMMERS", "other"), ("PA AND LATERAL", ""), ("COLLATERAL", ""), ("SENTINELVIEW", ""), ("", ""),
     ],
@@ -70,6 +71,7 @@ def test_views_by_name(text, view):
     [
         ("CHEST PA", "frontal"), ("W Thorax seitlich", "lateral"), ("Torace LL", "lateral"), ("TORACE PA/LL", ""),
         ("Chest 2 views, PA and Lateral", ""), ("LL extremity", ""), ("CHEST LAT XTABLE", "lateral"),
+        ("CHEST CROSS-TABLE", "lateral"), ("PORT CHEST", ""), ("CHEST HORIZONTAL BEAM", ""),
     ],
 )  # fmt: skip
 def test_descriptions_that_name_one_view(text, view):
