@@ -153,6 +153,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results/kill_commands"))
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(options.seed)
     rows = []
     with tempfile.TemporaryDirectory(prefix="hdxray-kill-") as folder:
@@ -162,9 +163,8 @@ def main() -> int:
         with tqdm(total=options.kills * len(chosen), unit="kill", dynamic_ncols=True) as bar:
             for name, (words, copied) in chosen.items():
                 rows.append(put_to_it(name, Runs(words, copied, root), options.kills, rng, bar))
-    options.out.mkdir(parents=True, exist_ok=True)
-    report = {"rows": rows, "seed": options.seed, "commit": commit()}
-    (options.out / "kill_commands.json").write_text(json.dumps(report, indent=1) + "\n")
+                report = {"rows": rows, "seed": options.seed, "films": options.films, "commit": commit()}
+                (options.out / "kill_commands.json").write_text(json.dumps(report, indent=1) + "\n")
     for row in rows:
         print({key: value for key, value in row.items() if key != "moments"})
     return int(any(row["differing"] or row["left_half_written"] for row in rows))

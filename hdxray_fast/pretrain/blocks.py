@@ -73,5 +73,5 @@ def require_room(config: PretrainConfig, images: int, size: int, nodes: int) -> 
     what = "all of it" if config.shuffle == "global" else f"two blocks of {min(config.shuffle_block, own)} images"
     raise ConfigError(
         f"max_cache: {size_in_words(most)} do not hold {what} ({size_in_words(size)} are in the store), so that chunks "
-        f"would be fetched again and again; give --shuffle blocks --shuffle_block {own // count}, or allow more"
+        f"would be fetched again and again; give --shuffle blocks --shuffle-block {own // count}, or allow more"
     )

@@ -90,12 +90,29 @@ def test_other_chunks_and_other_folders_are_left_alone(prepared, whole, tmp_path
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert write_stream(prepared, out, chunk_bytes=TWO_IMAGES, part="2/2") == 6
     with pytest.raises(hx.ConfigError, match=r"^out: .* is not empty, it holds chunks that are finished"):
-        write_stream(prepared, out, chunk_bytes=TWO_IMAGES)
+        write_stream(prepared, out, chunk_bytes=3 * SIZE * SIZE)
     assert files_in(out) == whole
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / ".stream").mkdir()
     with pytest.raises(hx.ConfigError, match=r"^out: .*chunks of another data set"):
         write_stream(prepared, tmp_path / "mine")
+
+
+def test_nothing_is_done_where_all_is_there(prepared, whole, tmp_path, monkeypatch):
+    out = tmp_path / "chunks"
+    write_stream(prepared, out, chunk_bytes=TWO_IMAGES)
+    (out / ".stream").mkdir()  # a kill while the folder of work was removed, its mark before the rest
+    (out / ".stream" / "1.json").write_text("{}")
+    monkeypatch.setattr(stream_writing._Chunks, "write", None)
+    assert write_stream(prepared, out, chunk_bytes=TWO_IMAGES, part="2/3") == 6
+    assert files_in(out) == whole
+    # another part ends after this one has begun, and the marks of chunks are gone
+    monkeypatch.setattr(stream_writing._Chunks, "begin", lambda self: None)
+    assert write_stream(prepared, out, chunk_bytes=TWO_IMAGES, part="2/3") == 6
+    monkeypatch.undo()
+    (out / "chunk-0-1.bin").write_bytes(b"cut")
+    with pytest.raises(hx.ConfigError, match=r"^out: .* chunks that are finished, and not those of this data set"):
+        write_stream(prepared, out, chunk_bytes=TWO_IMAGES)
 
 
 @pytest.mark.slow

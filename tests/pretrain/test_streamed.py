@@ -81,6 +81,6 @@ def test_a_cache_that_would_be_fetched_into_again_and_again_is_refused(most, cha
     if advice is None:
         require_room(told, 1000, 1000 * MIB, nodes)
         return
-    with pytest.raises(ConfigError, match=rf"^max_cache: .* --shuffle blocks --shuffle_block {advice},"):
+    with pytest.raises(ConfigError, match=rf"^max_cache: .* --shuffle blocks --shuffle-block {advice},"):
         require_room(told, 1000, 1000 * MIB, nodes)
     require_room(config("x", "y", max_cache=most, shuffle_block=advice), 1000, 1000 * MIB, nodes)

@@ -70,7 +70,7 @@ class ChunkCache:
             self._fetch(number)
         raise ShardError(
             f"{self.path(number)}: was removed {MOST_LOST} times before it could be read; allow more for the cache "
-            "(--max_cache)"
+            "(--max-cache)"
         )
 
     def bring(self, number: int) -> bool:

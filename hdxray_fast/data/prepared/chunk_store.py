@@ -184,7 +184,7 @@ def _to_disk(path: Path) -> Iterator[Callable[[bytes], None]]:
         except OSError as error:
             raise TrainingError(
                 f"cache: {path.parent} cannot be written ({error.strerror or error}); make room, or let it have less "
-                "(--max_cache), then start again"
+                "(--max-cache), then start again"
             ) from error
 
     with path.open("r+b") as out:

@@ -54,6 +54,7 @@ def write_stream(
     Args:
         folder: of the prepared data set, merged.
         out: an empty folder, or one that this was stopped in; copy it to the object store once ``index.json`` is there.
+            Where all is there already, nothing is done.
         chunk_bytes: about how large a chunk is; one is fetched at a time.
         part: ``i/n``, the i-th of n shares of the chunks; whichever part finds all chunks there writes the index.
         progress: show a bar.
@@ -75,6 +76,8 @@ def write_stream(
     try:
         chunks.begin()
         mine = [number for number in range(which, len(chunks), of) if not chunks.is_there(number)]
+        if chunks.are_finished():  # by another part, maybe while this one looked
+            return len(data)
         with progress_bar(sum(map(chunks.size_of, mine)), "stream", show=progress) as bar:
             for number in mine:
                 chunks.write(number)
@@ -120,12 +123,28 @@ class _Chunks:
     def facts(self, number: int) -> Path:
         return self.work / f"{number}.parquet"
 
+    def are_finished(self) -> bool:
+        """Whether all of these chunks are there with their index, which comes last."""
+        if not (self.out / INDEX).exists():
+            return False
+        try:
+            told = read_json(self.out / SETTINGS, RUN_JSON)
+            size = sum(self.path(number).stat().st_size for number in range(len(self)))
+            return (told["id"], told["bytes"]) == (self.id, size)
+        except (OSError, ValueError, TypeError, KeyError):
+            return False
+
     def begin(self) -> None:
         """Mark an empty folder as of this data set, or go on in one that is marked so; other parts may do so too."""
         make_folder(self.out)
+        if self.are_finished():
+            shutil.rmtree(self.work, ignore_errors=True)  # of a process that was killed while it removed this
+            return
         if not self.work.exists():
             if any(path.name != WORK and not path.name.startswith(f".{WORK}.") for path in self.out.iterdir()):
-                there = "chunks that are finished" if (self.out / INDEX).exists() else "something"
+                there = "something"
+                if (self.out / INDEX).exists():
+                    there = "chunks that are finished, and not those of this data set in this chunk size"
                 raise ConfigError(f"out: {self.out} is not empty, it holds {there}; choose another folder")
             remove_leftovers(self.out)
             self._mark()
