@@ -221,7 +221,12 @@ def read_settings(path: Path) -> dict:
     try:
         settings = read_json(path)
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path}: is missing; a classifier is the folder that probe or finetune wrote") from error
+        folder, what = path.parent, f"{path}: is missing"
+        if not folder.is_dir():
+            what = f"{folder}: is missing"
+        elif (folder / "log.jsonl").is_file() or (folder / "checkpoints").is_dir():
+            what = f"{folder}: is a training that has not ended (finetune --resume auto goes on with it)"
+        raise CheckpointError(f"{what}; a classifier is the folder that probe or finetune wrote") from error
     except NotADirectoryError as error:
         reason = what_else(path.parent) or "is a file"
         raise CheckpointError(

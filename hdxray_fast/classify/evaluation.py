@@ -9,9 +9,9 @@ from pathlib import Path
 
 from ..data.inputs import Input, inputs_of, list_inputs, prepared_among, require_prepared_for
 from ..data.listing import manifest_patients
-from ..data.quarantine import write_quarantine
+from ..data.quarantine import read_quarantine, write_quarantine
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
-from ..data.result_files import file_named_by
+from ..data.result_files import file_named_by, refuse_other_table
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.parts_folder import parts_of
 from ..features.shares import Share
@@ -117,16 +117,20 @@ def predict_files(
 
     Args:
         out: the file: a CSV, JSON (a list of rows) or Parquet, as its ending says; or a folder for ``predictions.csv``.
+            What could not be read is listed beside it, in ``<out>.unreadable.csv``.
         paths, model, batch_size, workers, device, progress, classes, precision, compile, timeout, max_memory, maps: as
             for :func:`predict`.
         part: as for :func:`hdxray_fast.features.embedding_files.embed_files`.
 
     Raises:
-        ConfigError, CheckpointError: as for :func:`predict`; or ``out`` has another ending, or ``<out>.parts/`` holds
-            answers of another model, or for other names, or in another precision.
+        ConfigError, CheckpointError: as for :func:`predict`; or ``out`` has another ending, or is a file of other
+            columns, or ``<out>.parts/`` holds answers of another model, or for other names, or in another precision.
         TrainingError: the file cannot be written; or another rank is gone.
     """
     share, place = Share.of_part(part), file_named_by(out, "predictions.csv")
+    refuse_other_table(place, ("image", "present"), "predictions")
+    lost = place.with_suffix(".unreadable.csv")
+    read_quarantine(lost)
     make_folder(place.parent)  # now, and not after the last image
     model, inputs, patients = _what_is_asked(paths, model, timeout, max_memory, share)
     scorer = Scorer(model, classes, share.device(device), precision, compile)
@@ -137,6 +141,10 @@ def predict_files(
     def write(found: Predictions) -> None:
         _tell_known(found, model, patients, progress)
         written_somewhere(place, lambda path: write_predictions(path, found), "the predictions")
+        if found.quarantined or lost.exists():
+            written_somewhere(
+                lost, lambda path: write_quarantine(path, found.quarantined), "the list of the unreadable"
+            )
         if places:
             write_maps(places, model, found, prepared_among(inputs), **{**reading, "workers": share.workers(workers)})
         done.append(found)

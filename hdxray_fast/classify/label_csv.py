@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Sequence
 from io import TextIOWrapper
@@ -10,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column, hidden_in
+from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column, hidden_in, separator_hint
 from ..data.csv_cells import unquoted
 from ..data.splits import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, canonical_split
 from ..errors import ConfigError, MissingDependencyError
@@ -116,7 +115,8 @@ def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False):
             # without index_col=False rows that end in a comma, where the header does not, move one column to the left
             frame = pandas.read_csv(stream, index_col=False, **options)
     except pandas.errors.ParserWarning as error:
-        raise ConfigError(f"{path}: has rows with more cells than its header has columns") from error
+        hint = separator_hint(_first_line(path))
+        raise ConfigError(f"{path}: has rows with more cells than its header has columns{hint}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from None  # it holds the text
     except (OSError, ValueError, pandas.errors.ParserError) as error:
@@ -132,6 +132,11 @@ def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False):
     if hidden := hidden_in(frame.columns):
         raise ConfigError(f"{path}: the name of its column {hidden} holds a control character or an invisible one")
     return frame
+
+
+def _first_line(path: Path) -> str:
+    with TextIOWrapper(open_table(path), encoding="utf-8", errors="replace") as stream:
+        return stream.readline(1 << 16)
 
 
 def _split_column(frame, path: Path) -> str | None:
@@ -230,10 +235,8 @@ def _looks_like_labels(column) -> bool:
 def _require(frame, path: Path, candidates: Sequence[str], what: str) -> str:
     found = find_column(frame.columns, candidates)
     if found is None:
-        separated = len(frame.columns) == 1 and re.search(r"[;\t|]", frame.columns[0])
-        hint = "; separate the columns by commas" if separated else ""
         columns = columns_in_words(frame.columns, (*candidates, *SPLIT_COLUMNS, "label"))
-        raise ConfigError(f"{path}: has no column for {what}; accepted are {', '.join(candidates)}; {columns}{hint}")
+        raise ConfigError(f"{path}: has no column for {what}; accepted are {', '.join(candidates)}; {columns}")
     return found
 
 

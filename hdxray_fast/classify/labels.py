@@ -261,8 +261,8 @@ def require_files(table: LabelTable, source: str) -> None:
     missing = [path for path in table.paths if not Path(path).is_file()]
     if len(missing) == len(table.paths):
         raise ConfigError(
-            f"{source}: none of the {len(missing)} images exists, the first is {missing[0]}; name their folder with "
-            "images"
+            f"{source}: none of the {len(missing)} images exists, the first is {missing[0]}; "
+            "images (--images) names the folder that their names begin from"
         )
     if missing:
         table.notes.append(f"{len(missing)} files are missing, the first is {missing[0]}")

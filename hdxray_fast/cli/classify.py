@@ -7,6 +7,7 @@ import os
 from ..classify.config import FinetuneConfig
 from ..classify.label_presets import PRESETS
 from ..classify.probe_config import ProbeConfig
+from ..data.quarantine import first_unreadable
 from ..errors import ConfigError
 from ..progress import note
 from ..terminal import aligned, fitted, visible
@@ -16,7 +17,7 @@ from .options import add_config, add_inference, add_part, add_reading, tell_wait
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
     probe = parser_class(
-        examples=["probe --data labels.csv --weights runs/first/model --out results/probe"],
+        examples=["probe --data labels.csv --weights pretrained --out results/probe"],
         description="A linear probe on the features of a frozen encoder.",
     )
     add_config(probe)
@@ -25,7 +26,7 @@ def add_commands(commands, parser_class) -> None:
 
     finetune = parser_class(
         examples=[
-            "finetune --data labels.csv --weights runs/first/model --out results/finetune --keep contour",
+            "finetune --data labels.csv --weights pretrained --out results/finetune --keep contour",
             "finetune --data labels.csv --weights runs/first/model --out results/few --label-fractions 0.01 0.1 1",
         ],
         description="Fine-tune an encoder to recognise diseases.",
@@ -115,8 +116,11 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
         if found is None:
             tell_waiting(done.waiting)
             return 0
-    for bad in found.quarantined:
-        note(f"unreadable: {visible(bad.path)}: {visible(bad.reason)}")
+    lost = [(bad.path, bad.reason) for bad in found.quarantined]
+    if lost and out is not None:
+        note(first_unreadable(lost, len(lost), visible(done.out.with_suffix(".unreadable.csv"))))
+    for path, reason in lost if out is None else []:
+        note(f"unreadable: {visible(path)}: {visible(reason)}")
     if out is None and found.images:
         print(fitted(format_predictions(found)))
     if not found.multiclass:

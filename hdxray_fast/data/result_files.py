@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
-from ..errors import ConfigError, MissingDependencyError
+from ..errors import ConfigError, HDXrayError, MissingDependencyError
 from ..extras import install
 from ..files import written_whole
 from ..names import escaped
+from ..parquet_files import open_parquet
+from ..regular_files import open_regular, reason_of
 from .csv_cells import write_table
 
 TABLES = (".csv", ".json", ".parquet")
+HEAD = 1 << 16  # bytes that hold a first row
 AT_ONCE = 4096  # rows that are in memory twice while a Parquet file is written
 
 
@@ -69,6 +73,42 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence], name
                 stream.write("]\n")
         else:
             _write_parquet(temporary, header, _mappings(header, rows, names))
+
+
+def refuse_other_table(path: Path, columns: Sequence[str], what: str) -> None:
+    """Raise a ConfigError if a file is there that has not these columns, as :func:`write_rows` wrote them: labels, say.
+
+    Args:
+        path: with one of ``TABLES``.
+        columns: names of some of the columns.
+        what: is in such a table.
+    """
+    if not os.path.lexists(path):
+        return
+    try:
+        found = _columns_of(path)
+    except (HDXrayError, OSError, ValueError, ImportError, csv.Error) as error:
+        raise ConfigError(
+            f"out: {path} would be written over, and cannot be read as a table of {what} ({reason_of(error)}); choose "
+            "another file"
+        ) from error
+    if found is not None and not set(columns) <= set(found):
+        raise ConfigError(f"out: {path} would be written over, and is no table of {what}; choose another file")
+
+
+def _columns_of(path: Path) -> list[str] | None:
+    """Of the first row; ``None`` of a list without any."""
+    if path.suffix.lower() == ".parquet":
+        with open_parquet(path) as table:
+            return table.schema.names
+    with open_regular(path) as stream:
+        head = stream.read(HEAD).decode("utf-8", "replace")
+    if path.suffix.lower() == ".csv":
+        return next(csv.reader([head.splitlines()[0]]), []) if head else []
+    if head.strip() == "[]":
+        return None
+    row, _ = json.JSONDecoder().raw_decode(head.removeprefix("["))
+    return list(row) if isinstance(row, dict) else []
 
 
 def _mappings(header: Sequence[str], rows: Iterable[Sequence], names: Sequence[str]) -> Iterator[dict]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from ..names import drawable
+from .lettering import write_line
 
 BACKGROUND, WORDS, FLAGGED = 24, (235, 235, 235), (40, 120, 255)  # BGR; orange as for flagged contours
 CROSS = (255, 255, 255)
@@ -101,11 +101,7 @@ def _mixed(grey: np.ndarray, coloured: np.ndarray, known: np.ndarray) -> np.ndar
 
 
 def _words(text: str, width: int, height: int, colour: tuple[int, int, int]) -> np.ndarray:
-    """One line of text, shrunk where it would not fit; what is not ASCII becomes "?"."""
+    """One line of text, shrunk where it would not fit."""
     strip = np.full((height, width, 3), BACKGROUND, np.uint8)
-    text, font, scale = drawable(text), cv2.FONT_HERSHEY_SIMPLEX, height / 44
-    stroke = max(1, round(height / 36))
-    (wide, _), _ = cv2.getTextSize(text, font, scale, stroke)
-    scale *= min(1.0, (width - height // 2) / max(wide, 1))
-    cv2.putText(strip, text, (height // 4, round(0.68 * height)), font, scale, colour, stroke, cv2.LINE_AA)
+    write_line(strip, text, height // 4, round(0.68 * height), 0.7 * height, colour)
     return strip

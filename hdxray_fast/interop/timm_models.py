@@ -34,8 +34,8 @@ from ..models.presets import ENCODERS
 from ..ops.compiling import writes_graph
 from ..weights.adapt import fit_positions, split_positions
 from ..weights.create import create_encoder
-from ..weights.model_folders import CONFIG_FILE, ENCODER_FORMAT, MAE_FORMAT
-from ..weights.shipped import PRETRAINED
+from ..weights.model_folders import CONFIG_FILE, ENCODER_FORMAT, MAE_FORMAT, MODEL_FILE
+from ..weights.shipped import PRETRAINED, pretrained_card, pretrained_encoders
 from ..weights.source_files import TENSOR_FILES, read_json
 
 __all__ = ["TimmEncoder"]  # timm adds the models' names
@@ -52,6 +52,7 @@ _REFUSED = {  # options of timm's ViT: the value that changes nothing, and why n
     "attn_drop_rate": (0.0, f"attention weights are never formed; there are {', '.join(_RATES)}"),
 }
 
+_SOURCES = {"file", "hf_hub_id", "state_dict", "url"}  # in a pretrained_cfg, of weights
 _ROUGH_MEAN, _ROUGH_STD = 0.5, 0.25  # of radiographs; weights trained with a fixed mean and deviation say their own
 
 default_cfgs = generate_default_cfgs(
@@ -68,6 +69,7 @@ default_cfgs = generate_default_cfgs(
             "std": (_ROUGH_STD,),
             "first_conv": "patch_embed.conv1" if settings["stem"] == "stem64" else "patch_embed.proj",
             "classifier": "head",
+            **({"file": str(pretrained_card(name).with_name(MODEL_FILE))} if name in pretrained_encoders() else {}),
         }
         for name, settings in ENCODERS.items()
     }
@@ -384,7 +386,7 @@ def _entry(name: str):
             raise ArgumentError("weights: given with pretrained=True; leave one of them out")
         if pretrained and _saved_by_us(overlay.get("file")):
             weights, pretrained = overlay["file"], False
-        elif pretrained and not overlay and not kwargs.get("pretrained_cfg"):
+        elif pretrained and not _SOURCES & set(overlay) and not kwargs.get("pretrained_cfg"):
             weights, pretrained = PRETRAINED, False
         if weights is not None:
             encoder = kwargs["encoder"] = _load(name, weights, kwargs)

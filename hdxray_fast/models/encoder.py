@@ -82,7 +82,7 @@ class Encoder(nn.Module):
         self.num_prefix_tokens = int(c.class_token) + c.reg_tokens
         self.learned_positions, self.normalisation = c.learned_positions, c.normalisation
         self.grad_checkpointing = False
-        self._range_seen = False  # of float images: the first ones are looked at
+        self._range_seen = False  # of float images: looked at until a warning was given, on a GPU the first ones
 
         self.patch_embed = build_patch_embed(c.stem, c.patch_size, c.in_chans, c.embed_dim)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, c.embed_dim)) if c.class_token else None
@@ -641,8 +641,7 @@ class Encoder(nn.Module):
         """
         if images.is_floating_point():
             if not self._range_seen and not torch.compiler.is_compiling() and not writes_graph():
-                self._range_seen = True
-                warn_of_range(images, self.normalisation)
+                self._range_seen = warn_of_range(images, self.normalisation) or images.device.type != "cpu"
             return 1.0, 0.0
         white = 255.0 if images.dtype == torch.uint8 else 65535.0
         return scale_of_levels(images, self._valid_grid(images, valid), self.normalisation, white)

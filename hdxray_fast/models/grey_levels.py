@@ -46,17 +46,19 @@ def _std_mean_of_patches(images: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]
     return variance.sqrt(), mean
 
 
-def warn_of_range(images: Tensor, normalisation: str | tuple[float, float]) -> None:
+def warn_of_range(images: Tensor, normalisation: str | tuple[float, float]) -> bool:
     """Warn if the values of float ``images`` are not of the range that ``normalisation`` gives radiographs.
+
+    Gives whether it did.
 
     Waits for a GPU. Where there are no values to look at (while a graph is made) nothing is said.
     """
     try:
         low, high = (float(value) for value in torch.aminmax(images.detach().float()))
     except (RuntimeError, NotImplementedError):  # fake, meta, or wrapped by a transform of functions
-        return
+        return False
     if low == high or images.numel() == 0:
-        return
+        return False
     if normalisation == "per_image":
         wanted, least, most = "mean 0 and deviation 1 over each image", -FAR, FAR
     else:
@@ -65,10 +67,12 @@ def warn_of_range(images: Tensor, normalisation: str | tuple[float, float]) -> N
         wanted = f"from {least:.2f} to {most:.2f} (mean {normalisation[0]:g}, deviation {normalisation[1]:g} on [0, 1])"
         least, most = least - 0.25 * scale, most + 0.25 * scale
     one_sided = least < 0 <= low and normalisation not in ((0.0, 1.0), (0, 1))
-    if low < least or high > most or one_sided:
+    wrong = low < least or high > most or one_sided
+    if wrong:
         warnings.warn(
             f"images: float values from {low:.4g} to {high:.4g}, and this encoder was trained on pixels of {wanted}; "
             "float images are taken as they are: encoder.normalise(images) or encoder.transform() normalises them, "
             "integer images are normalised by themselves",
             stacklevel=5,
         )
+    return wrong

@@ -151,8 +151,8 @@ def _drop_missing(table: StudyTable, source: str, prepared: str | os.PathLike | 
         missing = [path for path in named if not Path(path).is_file()]
         if len(missing) == len(named):
             raise ConfigError(
-                f"{source}: none of the {len(missing)} images exists, the first is {missing[0]}; name their folder "
-                "with images"
+                f"{source}: none of the {len(missing)} images exists, the first is {missing[0]}; "
+                "images (--images) names the folder that their names begin from"
             )
         what, are, left_out = "image files", "are missing", "left out: none of the images exists"
     else:

@@ -74,7 +74,8 @@ def read_source(weights: str | os.PathLike) -> Source:
         return _read_directory(folder, str(folder))
     if not path.is_file():
         raise CheckpointError(
-            f"{path}: {what_else(path) or 'is missing'}; weights are a file or a folder, 'hf:org/name' or 'timm:name'"
+            f"{path}: {what_else(path) or 'is missing'}; weights are 'pretrained', a file or a folder, "
+            "'hf:org/name' or 'timm:name'"
         )
     if path.name in TENSOR_FILES and (path.parent / model_folders.CONFIG_FILE).is_file():
         return _read_directory(path.parent, str(path))

@@ -125,8 +125,14 @@ def test_contours_are_not_looked_for_behind_a_view():
 def test_damaged_folders_are_named(tmp_path):
     model = Classifier(tiny_encoder(), ClassifierConfig(["mass"]))
     folder = save_classifier(model, tmp_path)
-    with pytest.raises(hx.CheckpointError, match=r"classifier.json: is missing"):
+    with pytest.raises(hx.CheckpointError, match=r"nowhere: is missing; a classifier is the folder that probe or"):
         load_classifier(tmp_path / "nowhere")
+    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(hx.CheckpointError, match=r"begun: is a training that has not ended \(finetune --resume auto"):
+        load_classifier(tmp_path / "begun")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(hx.CheckpointError, match=r"empty.classifier.json: is missing"):
+        load_classifier(tmp_path / "empty")
     save_classifier(model, tmp_path / "run" / "model")
     assert load_classifier(tmp_path / "run").config == model.config
     saved = (folder / "head.safetensors").read_bytes()

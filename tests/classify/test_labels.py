@@ -541,7 +541,7 @@ def test_a_fraction_counts_whom_it_adds_and_why_and_exact_adds_none():
         ("image,mass\na.png,2\n", r"row 2, column 'mass' holds another number"),
         ("image,mass\na.png,1\na.png,0\n", "listed more than once"),
         ("image,mass\n", "holds no usable row .the file holds no rows"),
-        ("image;mass\na.png;1\n", "has one cell and no name that is known; separate the columns by commas"),
+        ("image;mass\na.png;1\n", "has one cell and no name that is known; its columns are separated by semicolons"),
         ("image,label\na.png,tb\n", "no column of labels .* its columns are label; --multiclass true"),
         ("image,mass,mass \na.png,1,0\n", "its columns 2 and 3 have one name"),
     ],

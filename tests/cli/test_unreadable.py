@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import hdxray_fast as hx
+from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, save_classifier
 from hdxray_fast.classify.probe import run_probe
 from hdxray_fast.classify.probe_config import ProbeConfig
 from hdxray_fast.cli.main import main
@@ -46,6 +47,19 @@ def told(err: str, files: list[Path], listed: Path) -> None:
     assert (f"{len(files) - 3} more unreadable files" in err) == (len(files) > 3)
     with listed.open(newline="") as stream:
         assert [row[0] for row in csv.reader(stream)][1:] == [str(file) for file in files]
+
+
+def test_predict_names_and_lists_them(radiographs, weights, tmp_path, capsys):
+    files = bad_files(radiographs, 4)
+    model = Classifier(hx.create_encoder(weights=weights), ClassifierConfig(["mass"], contour="rectangle"))
+    save_classifier(model, tmp_path / "model")
+    words = ["predict", str(radiographs), "--model", str(tmp_path / "model"), "--out", str(tmp_path / "out.csv")]
+    assert main([*words, "--workers", "0"]) == 0
+    told(capsys.readouterr().err, files, tmp_path / "out.unreadable.csv")
+    for file in files:
+        file.unlink()
+    assert main([*words, "--workers", "0"]) == 0
+    assert (tmp_path / "out.unreadable.csv").read_text().splitlines()[1:] == []
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])

@@ -9,7 +9,7 @@ import pytest
 
 import hdxray_fast as hx
 from hdxray_fast.cli.main import main
-from hdxray_fast.data.result_files import TABLES, file_named_by, write_rows
+from hdxray_fast.data.result_files import TABLES, file_named_by, refuse_other_table, write_rows
 
 HEADER = ["image", "Oedema", "present", "label Oedema"]
 ROWS = [["a.png", 0.25, "", None], ["b\udce9.png", 0.123456789012345678, "Oedema", 1], ["=c.png", 1.0, "Oedema", 0]]
@@ -52,6 +52,32 @@ def test_each_kind_holds_the_same_rows(ending, tmp_path):
         json.loads(path.read_text()) if ending == ".json" else pytest.importorskip("pyarrow.parquet").read_table(path)
     )
     assert len(again) == 0
+
+
+@pytest.mark.parametrize("ending", TABLES)
+def test_a_table_of_something_else_is_not_written_over(ending, tmp_path):
+    if ending == ".parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"mine{ending}"
+    refuse_other_table(path, ("image", "present"), "predictions")  # nothing is there
+    for rows in (ROWS, []):
+        write_rows(path, HEADER, iter(rows), names=("image",))
+        refuse_other_table(path, ("image", "present"), "predictions")
+    write_rows(path, ["image", "patient", "Oedema"], iter([["a.png", "7", 1]]))
+    with pytest.raises(hx.ConfigError, match=r"mine.* would be written over, and is no table of predictions; choose"):
+        refuse_other_table(path, ("image", "present"), "predictions")
+    path.write_bytes(b"\xff\x00 no table")
+    with pytest.raises(hx.ConfigError, match=r"mine.* would be written over, and .* table of predictions"):
+        refuse_other_table(path, ("image", "present"), "predictions")
+
+
+def test_predictions_do_not_replace_labels(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("jsonargparse")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image,patient,Oedema\na.png,7,1\n")
+    assert main(["predict", "x", "--model", "m", "--out", str(labels)]) == 2  # before the model is looked for
+    assert "is no table of predictions" in capsys.readouterr().err
+    assert labels.read_text().endswith("a.png,7,1\n")
 
 
 @pytest.mark.parametrize(

@@ -373,6 +373,13 @@ def test_the_encoder_that_comes_with_the_package(timm):
     own = hx.create_encoder(weights="pretrained", img_size=64).eval()
     torch.testing.assert_close(model.blocks[5].attn.qkv.weight, own.blocks[5].attn.qkv.weight)
     assert model(torch.rand(1, 1, 64, 64)).shape == (1, 2)
+    assert timm.list_models("hdxray*", pretrained=True) == ["hdxray_vit_tiny_patch16_1280"]
+    with pytest.warns(UserWarning, match="mean 0 and deviation 1"):
+        again = timm.create_model(
+            "hdxray_vit_tiny_patch16_1280", pretrained=True, img_size=64, pretrained_cfg_overlay={"mean": (0.4,)}
+        )
+    torch.testing.assert_close(again.blocks[5].attn.qkv.weight, own.blocks[5].attn.qkv.weight)
+    assert tuple(again.pretrained_cfg["mean"]) == (0.4,)
 
 
 def test_a_model_with_a_head_is_no_encoder_to_save(timm, tmp_path):

@@ -103,6 +103,9 @@ WRONG = {
 def test_a_wrong_range_is_said_once(how, normalisation):
     encoder = encoder_of(normalisation=normalisation)
     images = WRONG[how](canvases().float())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        encoder(encoder.normalise(canvases()))  # right ones before do not hide it
     with pytest.warns(UserWarning, match="images: float values from .* this encoder was trained on .*normalise"):
         encoder(images)
     with warnings.catch_warnings():
