@@ -118,6 +118,7 @@ class Predictions:
         multiclass: the classes exclude each other.
         thumbnails: ``[N, 48, 48] uint8``, to find near duplicates.
         patients: of each image, blank where not known; empty if that is all of them.
+        flagged: images whose chest contour is not to be relied on: they may be no frontal radiographs of a chest.
         overlap: which of the images the classifier was trained or validated on; ``None`` where it has no record of
             that.
     """
@@ -134,6 +135,7 @@ class Predictions:
     overlap: Overlap | None = None
     thumbnails: np.ndarray = field(default_factory=no_thumbnails)
     multiclass: bool = False
+    flagged: list[str] = field(default_factory=list)
 
 
 def called_present(

@@ -164,6 +164,7 @@ class Scorer(Embedder):
         return Predictions(
             rows.sources, asked, questions.names, questions.thresholds, rows.quarantined, present, self.precision,
             rows.provenance_ids, thumbnails=rows.thumbnails, multiclass=config.multiclass,
+            flagged=[source for source, flag in zip(rows.sources, rows.flagged, strict=True) if flag],
         )  # fmt: skip
 
 
@@ -232,17 +233,19 @@ def _all_rows(parts: RowParts, files: Sequence[str]) -> Embeddings:
     sources = [file for file in files if parts.has_row(file)]
     features = np.empty((len(numbers), parts.width), np.float32)
     thumbnails = np.empty((len(numbers), SIDE, SIDE), np.uint8)
+    flagged = np.empty(len(numbers), bool)
     hashes: list[str] = []
-    for table in parts.read(numbers, ("feature", "provenance_id", "thumbnail")):
+    for table in parts.read(numbers, ("feature", "flagged", "provenance_id", "thumbnail")):
         some = slice(len(hashes), len(hashes) + len(table))
+        flagged[some] = table.column("flagged").to_numpy()
         flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("feature").chunks]
         features[some] = np.concatenate(flat).reshape(-1, parts.width)
         pictures = b"".join(table.column("thumbnail").to_pylist())
         thumbnails[some] = np.frombuffer(pictures, np.uint8).reshape(-1, SIDE, SIDE)
         hashes += table.column("provenance_id").to_pylist()
     bad: list[Quarantined] = [parts.bad[file][0] for file in files if file in parts.bad]
-    none, no = np.full(len(sources), np.nan, np.float32), np.zeros(len(sources), bool)
-    return Embeddings(features, sources, none, no, hashes, np.zeros(len(sources), np.int32), bad, thumbnails)
+    none, count = np.full(len(sources), np.nan, np.float32), np.zeros(len(sources), np.int32)
+    return Embeddings(features, sources, none, flagged, hashes, count, bad, thumbnails)
 
 
 def _tell_untrained(scorer: Scorer, progress: bool) -> None:

@@ -121,6 +121,10 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
         note(first_unreadable(lost, len(lost), visible(done.out.with_suffix(".unreadable.csv"))))
     for path, reason in lost if out is None else []:
         note(f"unreadable: {visible(path)}: {visible(reason)}")
+    if found.flagged:
+        first = ", ".join(map(visible, found.flagged[:3])) + ", ..." * (len(found.flagged) > 3)
+        count = f"{len(found.flagged)} of {len(found.images)}"
+        note(f"{count} may be no frontal chest radiograph: no contour to rely on; look at {first}")
     if out is None and found.images:
         print(fitted(format_predictions(found)))
     if not found.multiclass:

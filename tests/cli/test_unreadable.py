@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -60,6 +62,20 @@ def test_predict_names_and_lists_them(radiographs, weights, tmp_path, capsys):
         file.unlink()
     assert main([*words, "--workers", "0"]) == 0
     assert (tmp_path / "out.unreadable.csv").read_text().splitlines()[1:] == []
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_predict_names_what_shows_no_chest(weights, tmp_path, kept, capsys):
+    noise = tmp_path / "noise.png"
+    cv2.imwrite(str(noise), np.random.default_rng(0).integers(0, 255, (200, 200), np.uint8))
+    model = Classifier(hx.create_encoder(weights=weights), ClassifierConfig(["mass"]))
+    save_classifier(model, tmp_path / "model")
+    words = ["predict", str(noise), "--model", str(tmp_path / "model"), "--workers", "0"]
+    assert main([*words, "--out", str(tmp_path / "out.csv")] if kept else words) == 0
+    assert (
+        f"1 of 1 may be no frontal chest radiograph, for no chest contour can be relied on there; look at: {noise}"
+        in (capsys.readouterr().err)
+    )
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])
