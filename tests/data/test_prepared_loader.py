@@ -175,8 +175,10 @@ def test_streams_are_written_whole_or_refused(made, tmp_path):
     from hdxray_fast.data.prepared.streaming import read_stream
 
     assert main(["stream", str(made["raw", 8]), "--out", str(tmp_path / "one")]) == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="is not empty"):
-        write_stream(made["raw", 8], tmp_path / "one")
+        write_stream(made["raw", 8], tmp_path / "mine")
     write_stream(made["raw", 8], tmp_path / "two")
     names = sorted(os.listdir(tmp_path / "one"))
     assert names == sorted(os.listdir(tmp_path / "two"))
