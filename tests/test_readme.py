@@ -43,7 +43,7 @@ def test_the_first_python_block_runs_at_full_size():
     names = run_python(block)
     assert names["images"].shape == (1, 1, 1280, 1280) and names["images"].dtype == torch.uint8
     assert names["contour"].inside.shape == (80, 80)
-    assert names["table"].features.shape == (1, 384)
+    assert names["table"].features.shape == (1, 192)
     assert all(p.grad is not None for p in names["model"].encoder.parameters() if p.requires_grad)
 
 
