@@ -52,6 +52,7 @@ _REFUSED = {  # options of timm's ViT: the value that changes nothing, and why n
     "attn_drop_rate": (0.0, f"attention weights are never formed; there are {', '.join(_RATES)}"),
 }
 
+_SHIPPED = {name: str(pretrained_card(name).with_name(MODEL_FILE)) for name in pretrained_encoders()}
 _SOURCES = {"file", "hf_hub_id", "state_dict", "url"}  # in a pretrained_cfg, of weights
 _ROUGH_MEAN, _ROUGH_STD = 0.5, 0.25  # of radiographs; weights trained with a fixed mean and deviation say their own
 
@@ -69,7 +70,7 @@ default_cfgs = generate_default_cfgs(
             "std": (_ROUGH_STD,),
             "first_conv": "patch_embed.conv1" if settings["stem"] == "stem64" else "patch_embed.proj",
             "classifier": "head",
-            **({"file": str(pretrained_card(name).with_name(MODEL_FILE))} if name in pretrained_encoders() else {}),
+            "file": _SHIPPED.get(name),
         }
         for name, settings in ENCODERS.items()
     }

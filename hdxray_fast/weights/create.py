@@ -55,7 +55,8 @@ def list_encoders(pretrained: bool = False) -> list[str]:
     Args:
         pretrained: only those whose weights come with the package, for ``weights="pretrained"``.
     """
-    return [name for name in ENCODERS if not pretrained or name in pretrained_encoders()]
+    shipped = pretrained_encoders() if pretrained else ENCODERS
+    return [name for name in ENCODERS if name in shipped]
 
 
 def encoder_of_size(weights: str | os.PathLike | Encoder, img_size: int | None) -> Encoder:
