@@ -23,13 +23,14 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # No build isolation: the tools below are in .venv already, and the build keeps its objects between calls.
 BUILD_TOOLS := "scikit-build-core>=0.11" "pybind11>=2.12" "cmake>=3.20" "ninja>=1.10"
 INSTALL := $(PIP) install --no-build-isolation --config-settings=build-dir=build/venv
-DEV_TOOLS = $(shell sed -n 's/^dev = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ',')
+DEV_TOOLS = $(shell sed -n 's/^dev = \[\(.*\)\]/\1/p' pyproject.toml | sed 's|", "|" "|g')
 
 # It tells at every start of another tool of its authors'.
 MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
 
 PACKAGE := pyproject.toml CMakeLists.txt LICENSE $(wildcard cmake/* csrc/*.* csrc/*/*) \
 	$(shell find hdxray_fast -type f -not -name '*.so' -not -name '*.pyc' 2>/dev/null)
+PYTHON_CODE := hdxray_fast benchmarks examples tools  # what runs for users of the oldest Python that is promised
 CPP := $(wildcard csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.cu)
 
 # Files that share what is slow to set up stay together in the slow tests; the fast ones go to whoever is free.
@@ -55,9 +56,10 @@ test-all: $(VENV)/.test  ## all tests, each named as it begins
 integrations: $(VENV)/.integrations  ## install some ten tools that use the encoder, and try it in each of them
 	$(PYTEST) --dist worksteal -rs tests/integrations $(PYTEST_ARGS)
 
-lint: $(VENV)/.lint  ## ruff, clang-format and the documentation's links, without changing anything
+lint: $(VENV)/.lint  ## ruff, the oldest Python, clang-format and the documentation's links, without changing anything
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/vermin --quiet --no-tips --violations --target=3.10- --exclude long $(PYTHON_CODE)
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 	$(MKDOCS) build --strict --quiet
 

@@ -101,7 +101,7 @@ def _rotate(strength: float, size: int, rng) -> np.ndarray:
 
 
 def _zoom(strength: float, size: int, rng) -> np.ndarray:
-    return _about_centre(np.eye(2) * math.exp2(strength * math.log2(1 + ZOOM)), size)
+    return _about_centre(np.eye(2) * (1 + ZOOM) ** strength, size)
 
 
 def _shift(strength: float, size: int, rng) -> np.ndarray:
@@ -118,11 +118,11 @@ def _shear(strength: float, size: int, rng) -> np.ndarray:
 
 
 def _gamma(strength: float, size: int, rng) -> Tone:
-    return gamma_tone(math.exp2(GAMMA * strength))
+    return gamma_tone(2.0 ** (GAMMA * strength))
 
 
 def _contrast(strength: float, size: int, rng) -> Tone:
-    factor = math.exp2(CONTRAST * strength)
+    factor = 2.0 ** (CONTRAST * strength)
 
     def change(pixels: np.ndarray) -> np.ndarray:
         mean = float(pixels.mean())
