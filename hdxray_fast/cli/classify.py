@@ -7,6 +7,7 @@ import os
 from ..classify.config import FinetuneConfig
 from ..classify.label_presets import PRESETS
 from ..classify.probe_config import ProbeConfig
+from ..data.film_views import describe_not_frontal
 from ..data.quarantine import first_unreadable
 from ..errors import ConfigError
 from ..progress import note
@@ -121,9 +122,12 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
         note(first_unreadable(lost, len(lost), visible(done.out.with_suffix(".unreadable.csv"))))
     for path, reason in lost if out is None else []:
         note(f"unreadable: {visible(path)}: {visible(reason)}")
-    if found.flagged:
-        first = ", ".join(map(visible, found.flagged[:3])) + ", ..." * (len(found.flagged) > 3)
-        count = f"{len(found.flagged)} of {len(found.images)}"
+    aside = found.not_frontal
+    if told := describe_not_frontal(aside, len(found.images)):
+        note(told)
+    if unsure := [image for image in found.flagged if image not in aside]:
+        first = ", ".join(map(visible, unsure[:3])) + ", ..." * (len(unsure) > 3)
+        count = f"{len(unsure)} of {len(found.images)}"
         note(f"{count} may be no frontal chest radiograph: no contour to rely on; look at {first}")
     if out is None and found.images:
         print(fitted(format_predictions(found)))
@@ -140,11 +144,13 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
 
 def format_predictions(found) -> str:
     """Probabilities as a table for a terminal, of few films with a line for each class; what is called present has an
-    asterisk."""
-    rows = [["", *map(visible, found.classes)]]
+    asterisk. Where one shows no frontal chest, its view is told."""
+    aside = found.not_frontal
+    rows = [["", *map(visible, found.classes), *(["view"] if aside else [])]]
     for image, row, present in zip(found.images, found.probabilities, found.present, strict=True):
         pairs = zip(found.classes, row, strict=True)
-        rows.append([visible(image), *(f"{value:.3f}{'*' if name in present else ' '}" for name, value in pairs)])
+        numbers = [f"{value:.3f}{'*' if name in present else ' '}" for name, value in pairs]
+        rows.append([visible(image), *numbers, *([aside.get(image, "")] if aside else [])])
     if len(found.images) < len(found.classes):
         rows = list(zip(*rows, strict=True))
     return "\n".join([*aligned(rows), "*: called present"])
