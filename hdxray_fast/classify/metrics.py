@@ -159,7 +159,7 @@ class _Sample:
 
     def gaps(self, score: np.ndarray, truth: np.ndarray) -> Gaps:
         bins = calibration_bins(score)
-        return Gaps.of(bins, score - truth, self.weights, self.member, self.draws, CALIBRATION_BINS)
+        return Gaps.of(bins, score, truth, self.weights, self.member, self.draws, CALIBRATION_BINS)
 
 
 def _carried(
@@ -303,8 +303,8 @@ def format_metrics(report: dict) -> str:
         return "\n".join([*lines, *describe_decisions(report["decisions"])])
     if any(row["calibration_by_chance"] for row in report["classes"].values()):
         lines.append(
-            "by chance: the calibration error that perfectly calibrated probabilities show on such cases; it is not in "
-            "the error's interval, which may lie below the error"
+            "by chance: the calibration error that perfectly calibrated probabilities show on such cases; the error's "
+            "interval reaches down to what is left without it"
         )
     return "\n".join([*lines, *describe_points(report["classes"], few)])
 
