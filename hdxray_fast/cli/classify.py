@@ -14,6 +14,8 @@ from ..progress import note
 from ..terminal import aligned, fitted, visible
 from .options import add_config, add_inference, add_part, add_reading, tell_waiting
 
+MANY = 10  # images from which on predict tells that one answer is given for all of them
+
 
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
@@ -105,6 +107,7 @@ def run_finetune_command(**options) -> int:
 
 def run_predict_command(paths: list[str], model: str, out: str | None, maps: str | None, **options) -> int:
     from ..classify.evaluation import predict, predict_files
+    from ..classify.operating_points import describe_one_sided
 
     if out is None:
         part = options.pop("part")
@@ -135,6 +138,13 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
         pairs = zip(found.classes, found.thresholds, strict=True)
         from_where = ", ".join(f"{threshold:.3g} ({visible(name)})" for name, threshold in pairs)
         print(fitted(f"present from {from_where}"))
+        if len(found.images) >= MANY:
+            called = {
+                visible(name): (sum(name in row for row in found.present), len(found.images), threshold)
+                for name, threshold in zip(found.classes, found.thresholds, strict=True)
+            }
+            for line in describe_one_sided(called):
+                print(fitted(line))
     if out is not None:
         print(f"{len(found.images)} images in {visible(done.out)}")
     if maps is not None:
