@@ -158,12 +158,12 @@ def test_colours_leave_the_picture_its_contrast():
 def test_a_map_of_nothing_in_particular_is_pale_and_says_so(signed):
     """Before, a hundred-thousandth of the logit was drawn like all of it."""
     grey, even = np.full((64, 64), 100, np.uint8), np.zeros((4, 4), np.float32)
-    drawn = {}
+    drawn, plain = {}, tinted(grey, PatchMap(even if signed else even + 1, signed, "")).astype(int)
     for size in (1e-5, 0.02, 1.0):  # one patch of sixteen, against all others
         values = even - size / 15
         values[1, 1] = size
         found = PatchMap(values if signed else (1 + 7 * values) / 16, signed, "")
-        drawn[size] = np.abs(tinted(grey, found).astype(int) - tinted(grey, PatchMap(even, signed, ""))).max()
+        drawn[size] = np.abs(tinted(grey, found) - plain).max()
         assert ("no region stands out" in full_colour(found)) == (size < (0.1 if signed else 0.01))
         assert found.full * min(found.strength, 1) == pytest.approx(np.percentile(np.abs(found.shown), 99))
     assert drawn[1e-5] <= 1 and drawn[1.0] > 50
