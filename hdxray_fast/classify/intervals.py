@@ -238,12 +238,13 @@ class Gaps:
         deviations = np.concatenate([deviations, -deviations])  # of few cases they are skewed to where the sample lies
         error, chance = float(np.abs(self.observed).sum()), deviations.std(axis=0)
         # the value too: where gaps are all of chance it lies above what they leave, which would read as a mistake
-        found = [error, abs(float(self.observed.sum())) + NORMAL * float(deviations.sum(axis=1).std())]
+        found = [error]
         standing_out = np.sqrt(np.maximum(self.observed**2 - chance**2, 0))
         for size in (standing_out if standing_out.any() else np.abs(self.observed), chance):
             if size.any():
                 found += _sizes_not_surprised(np.copysign(size / size.sum(), self.observed), deviations, error)
-        return min(found), min(max(found), 1.0)
+        mean_gap = abs(float(self.observed.sum())) + NORMAL * float(deviations.sum(axis=1).std())
+        return min(found), min(max(*found, mean_gap), 1.0)
 
 
 def _sizes_not_surprised(shape: np.ndarray, deviations: np.ndarray, error: float) -> list[float]:

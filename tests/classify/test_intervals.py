@@ -118,6 +118,8 @@ def test_the_calibration_error_loses_what_chance_adds():
         half = Gaps.mean([gaps, Gaps(np.zeros(15), np.zeros((300, 15)))])
         assert np.abs(half.observed).sum() == pytest.approx(observed / 2)
     assert Gaps(np.ones(2), np.zeros((0, 2))).interval() is None
+    opposite = Gaps(np.array([0.1, -0.1]), rng.normal(0, 0.01, (300, 2)))  # the mean gap bounds it from above alone
+    assert opposite.interval() == pytest.approx((0.17, 0.23), abs=0.01)
 
 
 @pytest.mark.parametrize("count", [10, 18, 30, 100])
