@@ -220,7 +220,8 @@ class Gaps:
         added = quantile**2 / units
         shrunk = (rate + added / 2) / (1 + added)
         untold = np.maximum(share * (shrunk * (1 - shrunk) - rate * (1 - rate)), 0) / units
-        rng = np.random.default_rng(zlib.crc32(observed.tobytes()))  # the same again; other for other classes
+        told = (observed.round(6) + 0.0).tobytes()  # to the last bit sums hang on the order of rows; no minus zero
+        rng = np.random.default_rng(zlib.crc32(told))  # the same again; other for other classes
         drawn = drawn - observed + rng.standard_normal(drawn.shape) * untold**0.5
         return cls(observed, drawn * (quantile / NORMAL * (units / (units - 1)) ** 0.5))
 
