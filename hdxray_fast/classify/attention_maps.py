@@ -10,6 +10,10 @@ What can be shown honestly differs by head:
   of the mean patch: exact for a probe, to first order where a LayerNorm lies between.
 
 Attention tells where values were read from, not why a decision was made.
+
+A model that looks nowhere in particular has maps too, of differences that mean nothing. A map stands out from such if
+the patches that speak for the class move the logit by ``LEAST_MOVED`` together (a probability by at most 0.025: by less
+than anybody would decide by), or if attention goes further than ``LEAST_SHARE`` from an even share.
 """
 
 from __future__ import annotations
@@ -26,6 +30,9 @@ from ..ops.plan import MaskPlan
 from .classifier import Classifier
 from .heads import AttentionHead, LabelQueryHead
 
+LEAST_MOVED = 0.1  # logits, over all patches that are for the class together
+LEAST_SHARE = 0.1  # of an even share of the attention, at the 99th percentile of the patches
+
 
 @dataclass(frozen=True)
 class PatchMap:
@@ -40,6 +47,33 @@ class PatchMap:
     values: np.ndarray
     signed: bool
     words: str
+
+    @property
+    def shown(self) -> np.ndarray:
+        """``[gh, gw]``, 0 in the mean: logits, or even shares beyond the even one."""
+        looked = np.isfinite(self.values)
+        if self.signed:
+            return self.values
+        return self.values * (looked.sum() / max(float(self.values[looked].sum()), 1e-12)) - 1
+
+    @property
+    def strength(self) -> float:
+        """From 1 on the map stands out from that of a model that looks nowhere in particular."""
+        seen = self.shown[np.isfinite(self.values)]
+        if self.signed:
+            return float(seen[seen > 0].sum()) / LEAST_MOVED
+        return _far(seen) / LEAST_SHARE
+
+    @property
+    def full(self) -> float:
+        """Of ``shown``, the value to draw in full colour: the 99th percentile of the sizes, but of a map that does not
+        stand out as much more as it would take to."""
+        far = _far(self.shown[np.isfinite(self.values)])
+        return far / min(self.strength, 1.0) if far > 0 and self.strength > 0 else 1.0
+
+
+def _far(values: np.ndarray) -> float:
+    return float(np.percentile(np.abs(values), 99)) if len(values) else 0.0
 
 
 def patch_map(

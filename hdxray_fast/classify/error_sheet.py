@@ -18,6 +18,7 @@ from ..images.panels import display_levels, write_image
 from ..models.inputs import as_batch, encoder_inputs
 from .attention_maps import PatchMap, patch_map
 from .classifier import Classifier
+from .interval_text import beside_threshold
 from .label_table import LabelTable
 
 TILE = 300  # px, side of each of a tile's two pictures
@@ -131,16 +132,17 @@ def _tile(
     encoder = model.encoder
     found = patch_map(model, error.column, *encoder_inputs(encoder, as_batch([item], encoder.pos_embed.device)))
     grey = cv2.resize(display_levels(item.pixels)[item.pixels], (TILE, TILE), interpolation=cv2.INTER_AREA)
-    heat, full = tinted(grey, found)
-    pictures = np.concatenate([cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), heat], axis=1)
+    pictures = np.concatenate([cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), tinted(grey, found)], axis=1)
     truth = ""
     if model.config.multiclass:
         truth = f", is {table.classes[int(np.nanargmax(table.labels[error.row]))]}"
-    threshold = "" if model.config.multiclass else f" (threshold {thresholds[error.column]:.2f})"
+    decided = f"{error.probability:.2f}"
+    if not model.config.multiclass:
+        decided = beside_threshold(error.probability, thresholds[error.column])
     words = [
-        f"{error.kind}: {table.classes[error.column]} {error.probability:.2f}{threshold}{truth}",
+        f"{error.kind}: {table.classes[error.column]} {decided}{truth}",
         Path(item.source).name,
-        full_colour(found, full),
+        full_colour(found),
     ]
     picture = captioned(pictures, words)
     return cv2.copyMakeBorder(picture, 0, 0, 0, GAP, cv2.BORDER_CONSTANT, value=(BACKGROUND,) * 3), found
@@ -154,34 +156,29 @@ def captioned(picture: np.ndarray, words: Sequence[str]) -> np.ndarray:
     return np.concatenate([picture, foot])
 
 
-def full_colour(found: PatchMap, full: float) -> str:
-    """What the full colour of :func:`tinted` stands for."""
-    return f"full colour: {full:.2g} of the logit" if found.signed else f"full orange: {1 + full:.2g} even shares"
+def full_colour(found: PatchMap) -> str:
+    """What the full colour of :func:`tinted` stands for; and of a map that does not stand out, that."""
+    full = found.full
+    words = f"full colour: {full:.2g} logits a patch" if found.signed else f"full orange: {1 + full:.2g} even shares"
+    return words if found.strength >= 1 else f"no region stands out; {words}"
 
 
-def tinted(grey: np.ndarray, found: PatchMap) -> tuple[np.ndarray, float]:
-    """The map over a picture, patch by patch, and the value of its full colour.
+def tinted(grey: np.ndarray, found: PatchMap) -> np.ndarray:
+    """The map over a picture, patch by patch: ``[S, S, 3] uint8`` BGR.
 
     Args:
         grey: ``[S, S] uint8``.
         found: of a signed map orange is for the class and blue against it; of attention orange is more than an even
-            share and blue less. The full colour is the 99th percentile. Patches that were not looked at are dark.
-
-    Returns:
-        ``[S, S, 3] uint8`` BGR; and the full value: of the logit, or in even shares beyond the even one.
+            share and blue less. A map that does not stand out is pale. Patches that were not looked at are dark.
     """
-    values, looked = found.values, np.isfinite(found.values)
-    if not found.signed:
-        values = values * (looked.sum() / max(float(values[looked].sum()), 1e-12)) - 1
-    full = float(np.percentile(np.abs(values[looked]), 99)) if looked.any() else 0.0
-    return np.ascontiguousarray(heat_overlay(grey, values, full)[..., ::-1]), full
+    return np.ascontiguousarray(heat_overlay(grey, found.shown, found.full)[..., ::-1])
 
 
 def _head(width: int, found: PatchMap) -> np.ndarray:
     """What the colours are, and their scale."""
     head = np.full((2 * LINE + GAP, width, 3), BACKGROUND, np.uint8)
     _write(head, f"most confident errors. Right: {found.words}. Dark: not looked at.", LINE - 4)
-    ends = ("against", "for") if found.signed else ("less than an even share", "more")
+    ends = ("against", "for (logits a patch)") if found.signed else ("less than an even share", "more")
     bar = heat_scale(-1, min(160, width // 3))[..., ::-1]
     start = 6 + text_width(ends[0], SIZE) + GAP
     head[LINE + 4 : 2 * LINE, start : start + len(bar)] = bar[: max(width - start, 0)]

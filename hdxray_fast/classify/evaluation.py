@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..data.film_views import describe_not_frontal
 from ..data.inputs import Input, inputs_of, list_inputs, prepared_among, require_prepared_for
 from ..data.listing import manifest_patients
 from ..data.quarantine import read_quarantine, write_quarantine
@@ -345,6 +346,8 @@ def _measured(
     extra["seen"] = overlap and overlap.as_dict()
     if progress and overlap and (told := overlap.describe(table.paths)):
         note(f"warning: {visible(told)}; metrics on these flatter")
+    if progress and (told := describe_not_frontal(found.not_frontal, len(found.images))):
+        note(told)
     report = report_predictions(
         out, table, found.probabilities[order], found.thresholds, extra=extra, model=classifier if sheet else None,
         **reporting,

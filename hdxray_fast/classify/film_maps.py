@@ -19,6 +19,7 @@ from ..progress import progress_bar
 from .attention_maps import maps_differ, patch_map
 from .classifier import Classifier
 from .error_sheet import captioned, full_colour, tinted
+from .interval_text import beside_threshold
 from .predictions import Predictions
 
 SIDE = 512  # px, of each picture
@@ -78,12 +79,13 @@ def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph) 
     panels = [(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), [Path(item.source).name, "", ""])]
     for column in _shown(model, found, row):
         name, probability = found.classes[column], found.probabilities[row, column]
-        threshold = "" if found.multiclass else f" (threshold {found.thresholds[column]:.2f})"
+        decided = f"{probability:.2f}"
+        if not found.multiclass:
+            decided = beside_threshold(probability, found.thresholds[column])
         values = patch_map(model, model.config.classes.index(name), *inputs)
-        heat, full = tinted(grey, values)
         colours = "orange for, blue against" if values.signed else "orange more than an even share, blue less"
-        scale = f"{colours}; {full_colour(values, full)}"
-        panels.append((heat, [f"{name} {probability:.2f}{threshold}", values.words, scale]))
+        scale = f"{colours}; {full_colour(values)}" if values.strength >= 1 else full_colour(values)
+        panels.append((tinted(grey, values), [f"{name} {decided}", values.words, scale]))
     return np.concatenate([captioned(*panel) for panel in panels], axis=1)
 
 

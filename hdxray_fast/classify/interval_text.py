@@ -1,10 +1,16 @@
-"""A metric with its interval, as tables write it."""
+"""Numbers as tables and captions write them: a metric with its interval, a probability beside its threshold."""
 
 from __future__ import annotations
 
 from ..data.paired import FEW, FEWEST
 
 LEGEND = f"*: fewer than {FEW} patients with the finding or without it; too few: fewer than {FEWEST}, no interval"
+
+
+def beside_threshold(value: float, threshold: float) -> str:
+    """``0.62 (threshold 0.51)``, with as many digits as it takes to tell one from the other."""
+    digits = next((n for n in range(2, 17) if f"{value:.{n}f}" != f"{threshold:.{n}f}"), 2)
+    return f"{value:.{digits}f} (threshold {threshold:.{digits}f})"
 
 
 def interval_text(value: dict | None, few: str = "") -> str:

@@ -8,6 +8,7 @@ would have; so an interval has a length even where all cases are right.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -23,6 +24,7 @@ from .operating_points import predictive_values
 
 Interval = tuple[float, float]
 TAIL = 0.025
+NORMAL = NormalDist().inv_cdf(1 - TAIL)
 TRUST = 100  # patients of the rarer kind from which on DeLong's variance counts more than the model's, if it is smaller
 ALIKE = 2  # patients that a share's interval takes for granted to have images that are alike
 STEPS = 16  # of a bisection over draws
@@ -158,12 +160,22 @@ class Gaps:
 
     Attributes:
         observed: ``[K]`` signed gaps of the bins, each as a share of all cases.
-        deviations: ``[B, K]`` what each draw of patients adds to them.
+        deviations: ``[B, K]`` what chance may add to them, of each draw of patients.
 
     The error of any sample lies above the true one, since gaps of chance have a size too, and that of a draw lies above
     the sample's. So the interval holds the true errors that would not make the observed one a surprise. It matters how
     a true error is spread over the bins: the interval is the longest of two answers, gaps where they stand out from
     chance, and gaps everywhere.
+
+    Two things are added to that for few cases:
+
+    * A bin whose cases are all alike, ten of ten say, does not move in any draw, and tells its rate no better for that.
+      Of Wilson's interval the middle is the rate ``r`` with ``q^2 / 2`` cases of either kind added, of all ``n`` cases
+      as of those in a bin; what this makes of the variance, ``r' (1 - r') - r (1 - r)``, is added to the deviations.
+    * With one bin the error is ``|t + d|`` for a true gap ``t`` and a deviation ``d``. About 0 it would be a surprise
+      for any ``t``, for ``d`` seldom meets ``-t``; and yet with 18 cases at 0.5 it is 0 in one of eight samples of a
+      true rate of 0.6. But the true error is at least the size of the true mean gap, which its own sign and spread
+      tell: the upper end is never under ``|mean gap| + q * its standard error``.
     """
 
     def __init__(self, observed: np.ndarray, deviations: np.ndarray) -> None:
@@ -173,7 +185,8 @@ class Gaps:
     def of(
         cls,
         bins: np.ndarray,
-        gaps: np.ndarray,
+        score: np.ndarray,
+        truth: np.ndarray,
         weights: np.ndarray,
         member: np.ndarray,
         draws: PatientDraws,
@@ -183,14 +196,16 @@ class Gaps:
 
         Args:
             bins: ``[N]`` from 0 to ``count - 1``.
-            gaps: ``[N]`` probability less truth.
+            score: ``[N]`` probabilities.
+            truth: ``[N]`` 0 or 1.
             weights: ``[N]``.
             member: ``[N]`` which patient, from 0 on.
             draws: of the patients.
             count: of bins.
         """
         patients = draws.count
-        sums = np.bincount(member * count + bins, weights * gaps, patients * count).reshape(patients, count)
+        gaps = weights * (score - truth)
+        sums = np.bincount(member * count + bins, gaps, patients * count).reshape(patients, count)
         totals = np.bincount(member, weights, patients)
         observed = sums.sum(axis=0) / totals.sum()
         each = [np.zeros((0, count))]
@@ -199,8 +214,16 @@ class Gaps:
             each.append(drawn @ sums / np.where(drawn_totals > 0, drawn_totals, np.nan)[:, None])
         drawn = np.concatenate(each)
         units = len(np.unique(member))
-        reach = t_quantile(units) / NormalDist().inv_cdf(1 - TAIL) * (units / (units - 1)) ** 0.5
-        return cls(observed, (drawn - observed) * reach)
+        quantile = t_quantile(units)
+        share = np.bincount(bins, weights, count) / weights.sum()
+        rate = np.bincount(bins, weights * truth, count) / np.where(share > 0, share * weights.sum(), 1)
+        added = quantile**2 / units
+        shrunk = (rate + added / 2) / (1 + added)
+        untold = np.maximum(share * (shrunk * (1 - shrunk) - rate * (1 - rate)), 0) / units
+        told = (observed.round(6) + 0.0).tobytes()  # to the last bit sums hang on the order of rows; no minus zero
+        rng = np.random.default_rng(zlib.crc32(told))  # the same again; other for other classes
+        drawn = drawn - observed + rng.standard_normal(drawn.shape) * untold**0.5
+        return cls(observed, drawn * (quantile / NORMAL * (units / (units - 1)) ** 0.5))
 
     @classmethod
     def mean(cls, each: Sequence[Gaps]) -> Gaps:
@@ -213,15 +236,16 @@ class Gaps:
         deviations = self.deviations[np.isfinite(self.deviations).all(axis=1)]
         if len(deviations) < 2:
             return None
+        deviations = np.concatenate([deviations, -deviations])  # of few cases they are skewed to where the sample lies
         error, chance = float(np.abs(self.observed).sum()), deviations.std(axis=0)
-        if error == 0:
-            return 0.0, 0.0
+        # the value too: where gaps are all of chance it lies above what they leave, which would read as a mistake
+        found = [error]
         standing_out = np.sqrt(np.maximum(self.observed**2 - chance**2, 0))
-        found = []
         for size in (standing_out if standing_out.any() else np.abs(self.observed), chance):
             if size.any():
                 found += _sizes_not_surprised(np.copysign(size / size.sum(), self.observed), deviations, error)
-        return min(found), min(max(found), 1.0)
+        mean_gap = abs(float(self.observed.sum())) + NORMAL * float(deviations.sum(axis=1).std())
+        return min(found), min(max(*found, mean_gap), 1.0)
 
 
 def _sizes_not_surprised(shape: np.ndarray, deviations: np.ndarray, error: float) -> list[float]:
@@ -322,8 +346,10 @@ def with_interval(value: float, ends: Interval | None) -> dict | None:
     """``{"value", "low", "high"}``, the last two ``None`` without an interval; ``None`` of what is not defined."""
     if np.isnan(value):
         return None
-    low, high = map(float, ends) if ends else (None, None)
-    return {"value": float(value), "low": low, "high": high}
+    if ends is None:
+        return {"value": float(value), "low": None, "high": None}
+    low, high = ends  # all of them hold their value, but for the last bit
+    return {"value": float(value), "low": float(min(low, value)), "high": float(max(high, value))}
 
 
 def wilson(share: float, cases: float, quantile: float) -> Interval:

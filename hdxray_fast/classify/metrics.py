@@ -20,7 +20,14 @@ from .class_means import Carried, add_means, describe_mean
 from .exclusive import OF_A_CLASS, OF_ALL, RANKING, Decisions, describe_decisions
 from .interval_text import LEGEND, interval_text
 from .intervals import ClassIntervals, Gaps, Interval, interval_of_draws, mean_interval, share_interval, with_interval
-from .operating_points import OperatingPoints, describe_points, point_names, read_prevalence
+from .operating_points import (
+    OperatingPoints,
+    called_in,
+    describe_one_sided,
+    describe_points,
+    point_names,
+    read_prevalence,
+)
 from .resampled import Resampled
 
 METRICS = ("auroc", "auprc", "f1", "balanced_accuracy", "calibration_error")
@@ -65,7 +72,8 @@ def evaluate_predictions(
         classes have too few, means are over those that are defined, without interval. ``mean_over`` holds the
         ``classes`` of the means, those ``left_out``, on how many ``draws`` the means' intervals rest (those that
         define every class), and ``few``, if all of the classes have few. A class also has ``calibration_by_chance``
-        (:func:`.calibration_by_chance`) and ``operating_points`` (:class:`.OperatingPoints`). With ``multiclass`` its
+        (:func:`.calibration_by_chance`), ``called``, images at or above the threshold, and ``operating_points``
+        (:class:`.OperatingPoints`). With ``multiclass`` its
         metrics are ``RANKING`` and ``OF_A_CLASS``, and ``"decisions"`` holds ``OF_ALL``, ``calibration_by_chance``, and
         ``confusion [C, C]``: images (or weights) by the class that holds and the one decided. A mean of these over a
         class that has too few has no interval.
@@ -118,7 +126,7 @@ def evaluate_predictions(
             ends = carried[name].ends
         row |= {metric: with_interval(values[metric], ends.get(metric)) for metric in metrics}
         if not multiclass:
-            row["threshold"] = threshold
+            row |= {"threshold": threshold, "called": int((score >= threshold).sum())}
             defined = row["calibration_error"] is not None
             row["calibration_by_chance"] = calibration_by_chance(score, given, seed=seed) if defined else None
             points = OperatingPoints(truth, score, threshold, shares.get(name))
@@ -159,7 +167,7 @@ class _Sample:
 
     def gaps(self, score: np.ndarray, truth: np.ndarray) -> Gaps:
         bins = calibration_bins(score)
-        return Gaps.of(bins, score - truth, self.weights, self.member, self.draws, CALIBRATION_BINS)
+        return Gaps.of(bins, score, truth, self.weights, self.member, self.draws, CALIBRATION_BINS)
 
 
 def _carried(
@@ -303,10 +311,10 @@ def format_metrics(report: dict) -> str:
         return "\n".join([*lines, *describe_decisions(report["decisions"])])
     if any(row["calibration_by_chance"] for row in report["classes"].values()):
         lines.append(
-            "by chance: the calibration error that perfectly calibrated probabilities show on such cases; it is not in "
-            "the error's interval, which may lie below the error"
+            "by chance: the calibration error that perfectly calibrated probabilities show on such cases; the error's "
+            "interval reaches down to what is left without it"
         )
-    return "\n".join([*lines, *describe_points(report["classes"], few)])
+    return "\n".join([*lines, *describe_points(report["classes"], few), *describe_one_sided(called_in(report))])
 
 
 def _sklearn():

@@ -107,6 +107,29 @@ def read_prevalence(text: str | float | None, classes: Sequence[str] | None = No
     return found
 
 
+def describe_one_sided(called: dict[str, tuple[int, int, float]]) -> list[str]:
+    """Classes whose threshold parts no images, in words: a line for those called present in all, one for those in none.
+
+    Args:
+        called: by class, how many images are called present, of how many, and from which probability on.
+    """
+    found = []
+    for words, wanted in (("every image", 1), ("no image", 0)):
+        names = [f"{name} (from {at:.3g})" for name, (count, of, at) in called.items() if of and count == wanted * of]
+        if names:
+            found.append(f"called present in {words}, so that the threshold tells nothing apart: {', '.join(names)}")
+    return found
+
+
+def called_in(report: dict) -> dict[str, tuple[int, int, float]]:
+    """For :func:`describe_one_sided`, of a report of :func:`.evaluate_predictions`; nothing of exclusive classes."""
+    return {
+        name: (row["called"], row["positive"] + row["negative"], row["threshold"])
+        for name, row in report["classes"].items()
+        if "called" in row  # not in reports of earlier releases
+    }
+
+
 def describe_points(rows: dict[str, dict], few: dict[str, str]) -> list[str]:
     """The classes' operating points as lines of a table for a terminal; ``few`` as for :func:`.interval_text`."""
     some = [row["operating_points"] for row in rows.values() if row.get("operating_points")]

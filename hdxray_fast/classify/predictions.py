@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.film_views import not_frontal
 from ..data.prepared.image import PreparedImage
 from ..data.quarantine import Quarantined
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
@@ -28,6 +29,7 @@ from .result_page import result_page
 from .tested import Overlap
 
 PAGE_FILE = "report.html"
+VIEW = "view"  # the column of Predictions.views
 RESULT_FILES = ("metrics.json", "predictions.csv", "curves.png", "errors.png", PAGE_FILE)
 
 
@@ -119,6 +121,8 @@ class Predictions:
         thumbnails: ``[N, 48, 48] uint8``, to find near duplicates.
         patients: of each image, blank where not known; empty if that is all of them.
         flagged: images whose chest contour is not to be relied on: they may be no frontal radiographs of a chest.
+        views: of each image, ``"frontal"``, ``"lateral"``, ``"other"``, or ``""`` where neither header nor pixels tell;
+            empty if they were not looked at.
         overlap: which of the images the classifier was trained or validated on; ``None`` where it has no record of
             that.
     """
@@ -136,6 +140,12 @@ class Predictions:
     thumbnails: np.ndarray = field(default_factory=no_thumbnails)
     multiclass: bool = False
     flagged: list[str] = field(default_factory=list)
+    views: list[str] = field(default_factory=list)
+
+    @property
+    def not_frontal(self) -> dict[str, str]:
+        """Views of the images that are known to be no frontal chests, by path."""
+        return not_frontal(zip(self.images, self.views, strict=True)) if self.views else {}
 
 
 def called_present(
@@ -149,18 +159,24 @@ def called_present(
 
 
 def write_predictions(path: Path, found: Predictions, labels: np.ndarray | None = None) -> None:
-    """A table with a row per image: path, patient, a probability per class, the classes called present, labels.
+    """A table with a row per image: path, patient, a probability per class, the classes called present, view, labels.
 
     Args:
         path: file to write; its ending says whether as CSV, JSON (a list of rows) or Parquet.
         found: what was predicted; images and patients stand :func:`.names.escaped`, ``present`` holds the names joined
             by ``|``, blank where no class is. Probabilities have as many digits as tell each from its neighbours: fewer
-            would make ties, and another AUROC. Without any patient there is no such column.
+            would make ties, and another AUROC. Without any patient there is no such column, and none of views where
+            they were not looked at, or a class has this name.
         labels: ``[N, C]`` of its images, NaN where a label is not known; left out, there are no such columns.
     """
     header = ["image", *(["patient"] if found.patients else []), *found.classes, "present"]
+    header += [VIEW] if _tells_views(found) else []
     header += [] if labels is None else [f"label {name}" for name in found.classes]
     write_rows(path, header, _rows(found, labels), names=("image", "patient"))
+
+
+def _tells_views(found: Predictions) -> bool:
+    return bool(found.views) and VIEW not in found.classes
 
 
 def _rows(found: Predictions, labels: np.ndarray | None) -> Iterator[list]:
@@ -168,4 +184,5 @@ def _rows(found: Predictions, labels: np.ndarray | None) -> Iterator[list]:
         patient = [found.patients[row]] if found.patients else []
         truth = [] if labels is None else [None if np.isnan(v) else int(v) for v in labels[row]]
         numbers = [float(str(value)) for value in found.probabilities[row]]  # of float32 its few digits, not float64's
-        yield [image, *patient, *numbers, "|".join(found.present[row]), *truth]
+        view = [found.views[row]] if _tells_views(found) else []
+        yield [image, *patient, *numbers, "|".join(found.present[row]), *view, *truth]

@@ -18,7 +18,7 @@ from .exclusive import CORNER, OF_A_CLASS, OF_ALL, RANKING
 from .interval_text import LEGEND, interval_text
 from .label_table import LabelTable
 from .metrics import METRICS
-from .operating_points import LEVELS
+from .operating_points import LEVELS, called_in, describe_one_sided
 
 MOST_CLASSES = 14  # with charts, those with most positives; the tables have all
 _STYLE = f"""{STYLE}
@@ -76,6 +76,7 @@ def _warnings(report: dict, extra: dict) -> list[str]:
         found.append(f"{extra['unreadable']} images could not be read and are left out.")
     if names := extra.get("threshold_not_chosen"):
         found.append(f"No threshold could be chosen for {', '.join(map(text, names))}: it is 0.5.")
+    found += [f"{text(line[:1].upper() + line[1:])}." for line in describe_one_sided(called_in(report))]
     if names := extra.get("untrained"):
         found.append(f"Never trained on: {', '.join(map(text, names))}.")
     return [f'<p class="warning">{"<br>".join(found)}</p>'] if found else []

@@ -165,6 +165,7 @@ class Scorer(Embedder):
             rows.sources, asked, questions.names, questions.thresholds, rows.quarantined, present, self.precision,
             rows.provenance_ids, thumbnails=rows.thumbnails, multiclass=config.multiclass,
             flagged=[source for source, flag in zip(rows.sources, rows.flagged, strict=True) if flag],
+            views=list(rows.views),
         )  # fmt: skip
 
 
@@ -235,7 +236,8 @@ def _all_rows(parts: RowParts, files: Sequence[str]) -> Embeddings:
     thumbnails = np.empty((len(numbers), SIDE, SIDE), np.uint8)
     flagged = np.empty(len(numbers), bool)
     hashes: list[str] = []
-    for table in parts.read(numbers, ("feature", "flagged", "provenance_id", "thumbnail")):
+    views: list[str] = []
+    for table in parts.read(numbers, ("feature", "flagged", "provenance_id", "view", "thumbnail")):
         some = slice(len(hashes), len(hashes) + len(table))
         flagged[some] = table.column("flagged").to_numpy()
         flat = [chunk.flatten().to_numpy(zero_copy_only=False) for chunk in table.column("feature").chunks]
@@ -243,9 +245,10 @@ def _all_rows(parts: RowParts, files: Sequence[str]) -> Embeddings:
         pictures = b"".join(table.column("thumbnail").to_pylist())
         thumbnails[some] = np.frombuffer(pictures, np.uint8).reshape(-1, SIDE, SIDE)
         hashes += table.column("provenance_id").to_pylist()
+        views += [view or "" for view in table.column("view").to_pylist()]  # none in parts of earlier releases
     bad: list[Quarantined] = [parts.bad[file][0] for file in files if file in parts.bad]
     none, count = np.full(len(sources), np.nan, np.float32), np.zeros(len(sources), np.int32)
-    return Embeddings(features, sources, none, flagged, hashes, count, bad, thumbnails)
+    return Embeddings(features, sources, none, flagged, hashes, count, bad, thumbnails, views)
 
 
 def _tell_untrained(scorer: Scorer, progress: bool) -> None:

@@ -7,11 +7,14 @@ import os
 from ..classify.config import FinetuneConfig
 from ..classify.label_presets import PRESETS
 from ..classify.probe_config import ProbeConfig
+from ..data.film_views import describe_not_frontal
 from ..data.quarantine import first_unreadable
 from ..errors import ConfigError
 from ..progress import note
 from ..terminal import aligned, fitted, visible
 from .options import add_config, add_inference, add_part, add_reading, tell_waiting
+
+MANY = 10  # images from which on predict tells that one answer is given for all of them
 
 
 def add_commands(commands, parser_class) -> None:
@@ -104,6 +107,7 @@ def run_finetune_command(**options) -> int:
 
 def run_predict_command(paths: list[str], model: str, out: str | None, maps: str | None, **options) -> int:
     from ..classify.evaluation import predict, predict_files
+    from ..classify.operating_points import describe_one_sided
 
     if out is None:
         part = options.pop("part")
@@ -121,9 +125,12 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
         note(first_unreadable(lost, len(lost), visible(done.out.with_suffix(".unreadable.csv"))))
     for path, reason in lost if out is None else []:
         note(f"unreadable: {visible(path)}: {visible(reason)}")
-    if found.flagged:
-        first = ", ".join(map(visible, found.flagged[:3])) + ", ..." * (len(found.flagged) > 3)
-        count = f"{len(found.flagged)} of {len(found.images)}"
+    aside = found.not_frontal
+    if told := describe_not_frontal(aside, len(found.images)):
+        note(told)
+    if unsure := [image for image in found.flagged if image not in aside]:
+        first = ", ".join(map(visible, unsure[:3])) + ", ..." * (len(unsure) > 3)
+        count = f"{len(unsure)} of {len(found.images)}"
         note(f"{count} may be no frontal chest radiograph: no contour to rely on; look at {first}")
     if out is None and found.images:
         print(fitted(format_predictions(found)))
@@ -131,6 +138,13 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
         pairs = zip(found.classes, found.thresholds, strict=True)
         from_where = ", ".join(f"{threshold:.3g} ({visible(name)})" for name, threshold in pairs)
         print(fitted(f"present from {from_where}"))
+        if len(found.images) >= MANY:
+            called = {
+                visible(name): (sum(name in row for row in found.present), len(found.images), threshold)
+                for name, threshold in zip(found.classes, found.thresholds, strict=True)
+            }
+            for line in describe_one_sided(called):
+                print(fitted(line))
     if out is not None:
         print(f"{len(found.images)} images in {visible(done.out)}")
     if maps is not None:
@@ -140,11 +154,13 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
 
 def format_predictions(found) -> str:
     """Probabilities as a table for a terminal, of few films with a line for each class; what is called present has an
-    asterisk."""
-    rows = [["", *map(visible, found.classes)]]
+    asterisk. Where one shows no frontal chest, its view is told."""
+    aside = found.not_frontal
+    rows = [["", *map(visible, found.classes), *(["view"] if aside else [])]]
     for image, row, present in zip(found.images, found.probabilities, found.present, strict=True):
         pairs = zip(found.classes, row, strict=True)
-        rows.append([visible(image), *(f"{value:.3f}{'*' if name in present else ' '}" for name, value in pairs)])
+        numbers = [f"{value:.3f}{'*' if name in present else ' '}" for name, value in pairs]
+        rows.append([visible(image), *numbers, *([aside.get(image, "")] if aside else [])])
     if len(found.images) < len(found.classes):
         rows = list(zip(*rows, strict=True))
     return "\n".join([*aligned(rows), "*: called present"])

@@ -31,6 +31,7 @@ def add_commands(commands, parser_class) -> None:
 
 
 def run_embed_command(paths: list[str], out: str, **options) -> int:
+    from ..data.film_views import describe_not_frontal
     from ..data.quarantine import first_unreadable
     from ..features.embedding_files import embed_files
 
@@ -44,6 +45,8 @@ def run_embed_command(paths: list[str], out: str, **options) -> int:
     if not done.rows:
         note(f"hdxray-fast: no file can be read; {visible(done.out)} is not written")
         return 2
+    if told := describe_not_frontal(done.not_frontal, done.rows):
+        note(told)
     print(f"{done.rows} rows of {done.width} numbers in {visible(done.out)} ({done.new} new)")
     if done.table != done.out:
         print(f"{visible(done.table)} holds them as well, and is what a later embed goes on from")

@@ -42,6 +42,7 @@ class Radiograph:
         flagged: the contour is not to be relied on.
         provenance_id: hash of the stored pixels, to find duplicates.
         thumbnail: ``[48, 48] uint8``, to find near duplicates.
+        view: name of a :class:`hdxray_fast.ChestView`: frontal, lateral, other, or ``""`` (not known).
     """
 
     source: str
@@ -54,6 +55,7 @@ class Radiograph:
     flagged: bool
     provenance_id: str
     thumbnail: np.ndarray
+    view: str = ""
 
 
 def read_radiograph(
@@ -78,6 +80,7 @@ def read_radiograph(
         flagged=bool(contour.flagged),
         provenance_id=canvas.provenance.get("pixel_sha256", ""),
         thumbnail=equalised_thumbnail(canvas.pixels, canvas.valid_box),
+        view=contour.view.name,
     )
 
 
@@ -85,7 +88,7 @@ def read_prepared(image: PreparedImage, source: str, patch_size: int) -> Radiogr
     """The same of an image that was prepared before, in 8 bits; of a set of raw pixels to the last bit."""
     try:
         found = image.images.read(image.row)
-        confidence, flagged, digest = image.images.about(image.row)
+        confidence, flagged, digest, view = image.images.about(image.row)
     except HDXrayError as error:
         return Quarantined(source, type(error).__name__, str(error))
     pixels = eight_bits(found.pixels)
@@ -95,7 +98,7 @@ def read_prepared(image: PreparedImage, source: str, patch_size: int) -> Radiogr
         inside = rasterize_polygon(found.polygon, canvas.size, patch_size) & valid
     scale, shift = standardisation(pixels, valid)
     thumbnail = equalised_thumbnail(pixels, found.valid_box)
-    return Radiograph(source, pixels, inside, valid, scale, shift, confidence, flagged, digest, thumbnail)
+    return Radiograph(source, pixels, inside, valid, scale, shift, confidence, flagged, digest, thumbnail, view)
 
 
 def read_ahead(

@@ -49,6 +49,8 @@ class Embeddings:
         quarantined: images that could not be read.
         thumbnails: ``[N, 48, 48] uint8``, small pictures of equalised greys, to find near duplicates; of tensors
             none.
+        views: ``N`` views, ``"frontal"``, ``"lateral"``, ``"other"``, or ``""`` where neither header nor pixels tell;
+            pixels do with the contour method ``network`` alone.
     """
 
     features: np.ndarray
@@ -59,6 +61,10 @@ class Embeddings:
     kept: np.ndarray
     quarantined: list[Quarantined] = field(default_factory=list)
     thumbnails: np.ndarray = field(default_factory=no_thumbnails)
+    views: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.views = self.views or [""] * len(self.sources)
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -82,6 +88,7 @@ class Embeddings:
             provenance_ids=[key for part in parts for key in part.provenance_ids],
             quarantined=[bad for part in parts for bad in part.quarantined],
             thumbnails=np.concatenate([no_thumbnails(), *(part.thumbnails for part in parts)]),
+            views=[view for part in parts for view in part.views],
         )
 
 
@@ -262,6 +269,7 @@ class Embedder:
                 kept=kept.numpy(),
                 quarantined=bad,
                 thumbnails=np.stack([item.thumbnail for item in batch]),
+                views=[item.view for item in batch],
             )
 
     def tensor(self, images: Tensor, batch_size: int = 4) -> Embeddings:

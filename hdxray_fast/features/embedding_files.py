@@ -45,6 +45,7 @@ class EmbeddedFiles:
         waiting: shares of other processes, counted from 1, that have not ended; while there are some, or where another
             process joins the table, ``rows`` are those of the parts that this process knows of.
         joined: whether this process joined the table.
+        not_frontal: rows that show no frontal chest, by path, with their views (``"lateral"``, ``"other"``).
     """
 
     out: Path
@@ -58,6 +59,7 @@ class EmbeddedFiles:
     precision: str = "fp32"
     waiting: list[int] = field(default_factory=list)
     joined: bool = True
+    not_frontal: dict[str, str] = field(default_factory=dict)
 
 
 @acquainted()
@@ -169,7 +171,7 @@ def embed_list(
         bad = [table.bad[file][0] for file in files if file in table.bad]
         return EmbeddedFiles(
             table.out, table.out, len(table), new, table.width, len(bad), table.unreadable, bad, job.precision,
-            waiting or [], waiting is None,
+            waiting or [], waiting is None, dict(table.not_frontal),
         )  # fmt: skip
 
 

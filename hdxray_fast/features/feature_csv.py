@@ -10,14 +10,15 @@ from ..errors import ConfigError
 from ..parquet_files import open_parquet
 from ..regular_files import open_regular, reason_of
 
-BEFORE = ("path", "confidence", "flagged", "provenance_id", "kept")  # the columns before feature_0, feature_1, ...
+BEGINS = ("path", "confidence", "flagged", "provenance_id", "kept")  # what tables of earlier releases begin with, too
+BEFORE = (*BEGINS, "view")  # the columns before feature_0, feature_1, ...
 
 
 def refuse_other_csv(place: Path) -> None:
     """Raise a ConfigError if a file is there that :func:`write_csv` did not write: labels, say."""
     if not place.exists():
         return
-    begins = ",".join(BEFORE).encode()
+    begins = ",".join(BEGINS).encode()
     try:
         with open_regular(place) as stream:
             found = stream.read(len(begins))
@@ -28,7 +29,7 @@ def refuse_other_csv(place: Path) -> None:
 
 
 def write_csv(table: Path, place: Path) -> None:
-    """Write the rows of a finished table: ``path``, what the contour was like, then a column a number.
+    """Write the rows of a finished table: ``path``, what the contour and the view were like, then a column a number.
 
     Args:
         table: the Parquet file.

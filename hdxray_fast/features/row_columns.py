@@ -37,6 +37,7 @@ def row_schema(settings: dict, width: int, thumbnails: bool) -> pyarrow.Schema:
         ("flagged", pa.bool_()),
         ("provenance_id", pa.string()),
         ("kept", pa.int32()),
+        ("view", pa.string()),
         ("size", pa.int64()),
         ("mtime_ns", pa.int64()),
     ]

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.film_views import NOT_FRONTAL
 from ..data.quarantine import Quarantined
 from ..errors import ConfigError, HDXrayError, MissingDependencyError, NotAFileError
 from ..extras import install
@@ -52,10 +53,10 @@ class RowParts:
     """Rows by path in the folder ``folder``, and before them those of ``table``, if there is one.
 
     Columns: ``path`` string (:func:`.names.escaped`), ``feature`` fixed-size list of float32, ``confidence`` float32,
-    ``flagged`` bool, ``provenance_id`` string, ``kept`` int32, ``size`` and ``mtime_ns`` int64 (see :class:`Stamp`);
-    where it is asked for, or was there before, ``thumbnail`` (2,304 bytes, null in rows of a table that had none). The
-    settings that made the rows are in the schema's metadata, beside them the files that could not be read; rows made
-    with other settings are never mixed in.
+    ``flagged`` bool, ``provenance_id`` string, ``kept`` int32, ``view`` string, ``size`` and ``mtime_ns`` int64 (see
+    :class:`Stamp`); where it is asked for, or was there before, ``thumbnail`` (2,304 bytes). ``view`` and ``thumbnail``
+    are null in rows of a table that had none. The settings that made the rows are in the schema's metadata, beside them
+    the files that could not be read; rows made with other settings are never mixed in.
 
     It is a context: within, no other process writes the parts of this share.
 
@@ -71,6 +72,7 @@ class RowParts:
 
     Attributes:
         bad: files that could not be read, with their stamps, by path.
+        not_frontal: views of the rows that are known to show no frontal chest, by path.
 
     Raises:
         ConfigError: ``table`` or the parts hold rows made with other settings, cannot be read, or cannot be written.
@@ -99,6 +101,7 @@ class RowParts:
         self.settings, self._choose = json.loads(json.dumps(settings)), choose
         self._argument = argument
         self.bad: dict[str, tuple[Quarantined, Stamp]] = {}
+        self.not_frontal: dict[str, str] = {}
         self._number: dict[str, int] = {}  # of each path's row
         self._sizes, self._times = array("q"), array("q")  # by number
         self._sources: list[Path] = []
@@ -163,6 +166,7 @@ class RowParts:
             pa.array(rows.flagged, pa.bool_()),
             pa.array(rows.provenance_ids, pa.string()),
             pa.array(rows.kept, pa.int32()),
+            pa.array(rows.views, pa.string()),
             pa.array([stamp.size for stamp in taken], pa.int64()),
             pa.array([stamp.mtime_ns for stamp in taken], pa.int64()),
             *pictures,
@@ -174,7 +178,7 @@ class RowParts:
         path = self._place.part(self._next)
         self.write(path, iter([table]), table.schema)
         self._next += 1
-        self._add(path, rows.sources, taken, bad)
+        self._add(path, rows.sources, taken, rows.views, bad)
 
     def write(self, path: Path, tables: Iterator, schema) -> None:
         """A Parquet file of some tables, whole or not at all.
@@ -318,7 +322,7 @@ class RowParts:
                 metadata, names = file.schema.metadata or {}, file.schema.names
                 self._require_own(path, metadata)
                 require_columns(file, row_schema(self.settings, self.width, "thumbnail" in names))
-                columns = [name for name in ("path", "size", "mtime_ns") if name in names]
+                columns = [name for name in ("path", "size", "mtime_ns", "view") if name in names]
                 # of a part all is looked at: what is damaged is made again
                 found = file.read(columns if path == self.table else None)
                 groups = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
@@ -330,6 +334,7 @@ class RowParts:
                 stamps = [Stamp(*pair) for pair in zip(*pairs, strict=True)]
             else:  # from before files were stamped
                 stamps = [Stamp(None, written)] * len(paths)
+            views = found.column("view").to_pylist() if "view" in names else [None] * len(paths)
             told = parse_json(metadata.get(UNREADABLE_KEY, b"[]"))
             bad = [(Quarantined(unescaped(one), kind, unescaped(why)), Stamp(*rest)) for one, kind, why, *rest in told]
         except ConfigError:
@@ -343,7 +348,7 @@ class RowParts:
             self._damaged.append(path)
             return
         self._pictures = self._pictures or "thumbnail" in names
-        self._add(path, paths, stamps, bad, groups)
+        self._add(path, paths, stamps, views, bad, groups)
 
     def _refusal(self, path: Path, error: Exception) -> ConfigError:
         what = "is no table of features" if isinstance(error, NoFeaturesError) else "cannot be read as Parquet"
@@ -354,6 +359,7 @@ class RowParts:
         source: Path,
         paths: Sequence[str],
         stamps: Sequence[Stamp],
+        views: Sequence[str | None],
         bad: Sequence[tuple[Quarantined, Stamp]],
         groups: Sequence[int] | None = None,
     ) -> None:
@@ -365,13 +371,17 @@ class RowParts:
         for count in [min(GROUP, len(paths) - at) for at in range(0, len(paths), GROUP)] if groups is None else groups:
             self._groups.append(first)
             first += count
-        for path, stamp in zip(paths, stamps, strict=True):
+        for path, stamp, view in zip(paths, stamps, views, strict=True):
             self._number[path] = len(self._times)
             self._sizes.append(NO_SIZE if stamp.size is None else stamp.size)
             self._times.append(stamp.mtime_ns)
             self.bad.pop(path, None)
+            self.not_frontal.pop(path, None)
+            if view in NOT_FRONTAL:
+                self.not_frontal[path] = view
         for one, stamp in bad:
             self._number.pop(one.path, None)
+            self.not_frontal.pop(one.path, None)
             self.bad[one.path] = one, stamp
 
     def _require_own(self, path: Path, metadata: Mapping[bytes, bytes]) -> None:

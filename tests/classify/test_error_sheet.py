@@ -13,7 +13,8 @@ from toy_radiographs import draw_radiograph
 import hdxray_fast as hx
 from hdxray_fast.classify.attention_maps import PatchMap, patch_map
 from hdxray_fast.classify.classifier import Classifier, ClassifierConfig
-from hdxray_fast.classify.error_sheet import confident_errors, tinted, write_error_sheet
+from hdxray_fast.classify.error_sheet import confident_errors, full_colour, tinted, write_error_sheet
+from hdxray_fast.classify.interval_text import beside_threshold
 from hdxray_fast.classify.label_table import LabelTable
 from hdxray_fast.data.radiographs import read_radiograph
 from hdxray_fast.models.inputs import as_batch, encoder_inputs
@@ -136,10 +137,11 @@ def test_overlay_darkens_what_was_not_looked_at():
     found = patch_map(model, 0, *batch)
     values = np.full((4, 4), np.nan, np.float32)
     values[1, 1], values[1, 2] = 0.2, 0.8
-    view, full = tinted(np.full((64, 64), 100, np.uint8), type(found)(values, False, ""))
+    found = type(found)(values, False, "")
+    view = tinted(np.full((64, 64), 100, np.uint8), found)
     assert view.shape == (64, 64, 3)
     assert view[:16].mean() == pytest.approx(35, abs=1)
-    assert full == pytest.approx(0.6)  # 0.8 is 1.6 even shares of two patches
+    assert found.full == pytest.approx(0.6)  # 0.8 is 1.6 even shares of two patches
     blue, _, red = view[24, 40].astype(int)
     assert red > blue + 50 and view[24, 24, 0] > view[24, 24, 2] + 50  # more than an even share, and less
 
@@ -147,9 +149,32 @@ def test_overlay_darkens_what_was_not_looked_at():
 def test_colours_leave_the_picture_its_contrast():
     """Of what lies under the full colour as of what has none."""
     grey = np.tile(np.array([40, 80], np.uint8), (64, 32))
-    plain, strong = (tinted(grey, PatchMap(np.full((4, 4), value, np.float32), True, ""))[0] for value in (0.0, 1.0))
+    plain, strong = (tinted(grey, PatchMap(np.full((4, 4), value, np.float32), True, "")) for value in (0.0, 1.0))
     light = [picture.mean(-1)[0].astype(float) for picture in (plain, strong)]
     assert np.diff(light[1][:2]) > 0.5 * np.diff(light[0][:2])
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_map_of_nothing_in_particular_is_pale_and_says_so(signed):
+    """Before, a hundred-thousandth of the logit was drawn like all of it."""
+    grey, even = np.full((64, 64), 100, np.uint8), np.zeros((4, 4), np.float32)
+    drawn, plain = {}, tinted(grey, PatchMap(even if signed else even + 1, signed, "")).astype(int)
+    for size in (1e-5, 0.02, 1.0):  # one patch of sixteen, against all others
+        values = even - size / 15
+        values[1, 1] = size
+        found = PatchMap(values if signed else (1 + 7 * values) / 16, signed, "")
+        drawn[size] = np.abs(tinted(grey, found) - plain).max()
+        assert ("no region stands out" in full_colour(found)) == (size < (0.1 if signed else 0.01))
+        assert found.full * min(found.strength, 1) == pytest.approx(np.percentile(np.abs(found.shown), 99))
+    assert drawn[1e-5] <= 1 and drawn[1.0] > 50
+    assert drawn[0.02] < 0.35 * drawn[1.0] if signed else drawn[0.02] == drawn[1.0]
+    assert PatchMap(np.full((4, 4), NAN, np.float32), signed, "").full == 1
+
+
+def test_a_probability_is_told_from_its_threshold():
+    assert beside_threshold(0.62, 0.51) == "0.62 (threshold 0.51)"
+    assert beside_threshold(0.51004, 0.51001) == "0.51004 (threshold 0.51001)"
+    assert beside_threshold(0.5, 0.5) == "0.50 (threshold 0.50)"
 
 
 @pytest.mark.parametrize("head", ["linear", "attention", "label-query"])

@@ -29,7 +29,8 @@ def classifier(head="linear", pool="mean", thresholds=(0.0,) * 5) -> Classifier:
     return model
 
 
-def test_without_a_file_a_table_is_printed(radiographs, tmp_path, capsys):
+def test_without_a_file_a_table_is_printed(radiographs, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("hdxray_fast.cli.classify.MANY", 5)
     save_classifier(classifier(thresholds=[0, 1, 1, 1, 1]), tmp_path / "model")
     files = [str(radiographs / "0.png"), str(radiographs / "none.dcm")]
     (radiographs / "none.dcm").write_bytes(b"no image")
@@ -52,6 +53,12 @@ def test_without_a_file_a_table_is_printed(radiographs, tmp_path, capsys):
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == CLASSES and [line.split() for line in lines[:5]] == [
         [film, *shown] for film in (*more, files[0])
+    ]
+    one_sided = [line for line in lines if line.startswith("called present in")]  # of one film it means nothing
+    assert one_sided == [
+        "called present in every image, so that the threshold tells nothing apart: a (from 0)",
+        "called present in no image, so that the threshold tells nothing apart: b (from 1), c (from 1), d (from 1), "
+        "e (from 1)",
     ]
     assert main([*words, "--part", "1/2"]) == 2
     assert "--out: what several processes predict is joined in a file" in capsys.readouterr().err

@@ -108,16 +108,48 @@ def test_the_calibration_error_loses_what_chance_adds():
     bins, member = np.minimum((score * 15).astype(int), 14), draws.member
     for wrong in (0.0, 0.2):
         truth = (rng.random(400) < score * (1 - wrong)).astype(int)
-        gaps = Gaps.of(bins, score - truth, np.ones(400), member, draws, 15)
+        gaps = Gaps.of(bins, score, truth, np.ones(400), member, draws, 15)
         low, high = gaps.interval()
         observed = np.abs(gaps.observed).sum()
         true = wrong * score.mean()
-        assert low <= true <= high and low < observed
+        assert low <= true <= high and low < observed <= high
         assert (low == 0) == (wrong == 0)
         assert Gaps.mean([gaps]).interval() == (low, high)
         half = Gaps.mean([gaps, Gaps(np.zeros(15), np.zeros((300, 15)))])
         assert np.abs(half.observed).sum() == pytest.approx(observed / 2)
     assert Gaps(np.ones(2), np.zeros((0, 2))).interval() is None
+    opposite = Gaps(np.array([0.1, -0.1]), rng.normal(0, 0.01, (300, 2)))  # the mean gap bounds it from above alone
+    assert opposite.interval() == pytest.approx((0.17, 0.23), abs=0.01)
+
+
+@pytest.mark.parametrize("count", [10, 18, 30, 100])
+@pytest.mark.parametrize(
+    ("scores", "rates"),
+    [((0.5,), (0.6,)), ((0.97,), (0.9,)), ((0.2, 0.8), (0.3, 0.9)), ((0.05, 0.95), (0.05, 0.95)),
+     ((0.01, 0.08, 0.15, 0.9, 0.97), (0.01, 0.08, 0.15, 0.9, 0.97))],
+)  # fmt: skip
+def test_the_calibration_error_of_few_cases_in_few_bins(scores, rates, count):
+    """Before, no gap in the sample was no doubt, and neither was a bin of cases that are all alike: 0.78 and 0.29."""
+    rng, draws = np.random.default_rng(1), PatientDraws([f"{number:03d}" for number in range(count)], 100, 0)
+    scores, rates = np.array(scores), np.array(rates)
+    true, held = np.abs(scores - rates).mean(), 0
+    for _ in range(60):
+        where = rng.integers(0, len(scores), count)
+        score, truth = scores[where], (rng.random(count) < rates[where]).astype(int)
+        bins = np.minimum((score * 15).astype(int), 14)
+        low, high = Gaps.of(bins, score, truth, np.ones(count), draws.member, draws, 15).interval()
+        held += low <= true <= high
+    assert held >= 0.9 * 60  # 0.93 is known to 0.03 of so few
+
+
+def test_an_interval_holds_its_value():
+    """Before, the low end beside a 0 was 3e-17."""
+    labels, scores = np.repeat([[1.0], [0.0]], 8, axis=0), np.repeat([[0.1], [0.9]], 8, axis=0)
+    found = evaluate_predictions(labels, scores, ["wrong"], [f"p{i}" for i in range(16)], [0.5], 50)["classes"]["wrong"]
+    told = [value for value in {**found, **found["operating_points"]}.values() if isinstance(value, dict)]
+    told = [value for value in told if "low" in value and value is not found["calibration_by_chance"]]
+    assert len(told) > 8 and all(value["low"] <= value["value"] <= value["high"] for value in told)
+    assert found["operating_points"]["specificity_at_sensitivity_0.9"]["low"] == 0
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ import pytest
 
 from hdxray_fast.classify.curves import BAND_STEPS, calibration_points, class_curves
 from hdxray_fast.classify.label_table import LabelTable
+from hdxray_fast.classify.metrics import evaluate_predictions, format_metrics
 from hdxray_fast.classify.predictions import PAGE_FILE, RESULT_FILES, report_predictions
 from hdxray_fast.classify.result_page import result_page
 from hdxray_fast.data.bootstrap import PatientDraws
@@ -78,6 +79,24 @@ def test_it_stands_alone_beside_the_results(tmp_path):
     hits = int(((scores[:, 0] >= 0.5) & (table.labels[:, 0] == 1)).sum())
     assert f"<td>has it</td><td>{hits}</td>" in content
     assert "No curves: one kind is missing." in words
+
+
+def test_a_threshold_that_tells_nothing_apart_is_named():
+    """Before, it stood in the table as any other."""
+    table, scores = sample(3)
+    scores, thresholds = np.clip(scores, 0.1, 0.9), [0.05, 0.95, 0.5]
+    table.labels[:2, 0] = np.nan  # not known, and not counted
+    report = evaluate_predictions(table.labels, scores, table.classes, table.patients, thresholds, bootstraps=0)
+    assert [row["called"] for row in report["classes"].values()] == [58, 0, int((scores[:, 2] >= 0.5).sum())]
+    words = " ".join(Checked(result_page("Probe", table, scores, thresholds, report, {})).words)
+    for told in (
+        "every image, so that the threshold tells nothing apart: <script src=",
+        "no image, so that the thresh",
+    ):
+        assert f"called present in {told}" in format_metrics(report) and f"Called present in {told}" in words
+    assert "apart: mass (from 0.95)." in words and "edema (from" not in words
+    del report["classes"]["mass"]["called"]  # of an earlier release
+    assert "mass (from" not in format_metrics(report)
 
 
 def test_of_classes_that_exclude_each_other(tmp_path):

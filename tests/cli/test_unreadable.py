@@ -9,6 +9,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from toy_radiographs import draw_radiograph
+from xray_makers import dicom
 
 import hdxray_fast as hx
 from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, save_classifier
@@ -65,15 +67,37 @@ def test_predict_names_and_lists_them(radiographs, weights, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_predict_names_what_shows_no_chest(weights, tmp_path, kept, capsys):
+@pytest.mark.parametrize("contour", ["network", "prior"])
+def test_predict_names_what_shows_no_chest(weights, tmp_path, contour, kept, capsys):
+    """By the pixels where they were looked at, and else by a contour that is not to be relied on."""
     noise = tmp_path / "noise.png"
     cv2.imwrite(str(noise), np.random.default_rng(0).integers(0, 255, (200, 200), np.uint8))
-    model = Classifier(hx.create_encoder(weights=weights), ClassifierConfig(["mass"]))
+    model = Classifier(hx.create_encoder(weights=weights), ClassifierConfig(["mass"], contour=contour))
     save_classifier(model, tmp_path / "model")
     words = ["predict", str(noise), "--model", str(tmp_path / "model"), "--workers", "0"]
     assert main([*words, "--out", str(tmp_path / "out.csv")] if kept else words) == 0
     said = f"1 of 1 may be no frontal chest radiograph: no contour to rely on; look at {noise}"
-    assert said in capsys.readouterr().err
+    aside = f"1 of 1 shows no frontal chest, by header or pixels (1 other): {noise}; leave them out"
+    told = capsys.readouterr()
+    assert (said in told.err, aside in told.err) == (contour == "prior", contour == "network")
+    if kept:
+        (row,) = csv.DictReader((tmp_path / "out.csv").open())
+        assert row["view"] == ("other" if contour == "network" else "")
+    else:
+        assert ("other" in told.out) == (contour == "network")
+
+
+def test_embed_names_lateral_films(radiographs, weights, tmp_path, capsys):
+    """Of rows made before, too."""
+    for name in ("a", "b"):
+        dicom(radiographs / f"{name}.dcm", draw_radiograph(0), ViewPosition="LL")
+    words = ["embed", str(radiographs), "--weights", str(weights), "--out", str(tmp_path / "f.csv"), "--workers", "0"]
+    for _ in range(2):
+        assert main(words) == 0
+        said = f"2 of 7 show no frontal chest, by header or pixels (2 lateral): {radiographs / 'a.dcm'}, "
+        assert said + f"{radiographs / 'b.dcm'}; leave them out" in capsys.readouterr().err
+    rows = list(csv.DictReader((tmp_path / "f.csv").open()))
+    assert [row["view"] for row in rows if row["path"].endswith(".dcm")] == ["lateral", "lateral"]
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])

@@ -130,11 +130,12 @@ def test_a_csv_is_written_from_the_table_that_later_calls_go_on_from(folder, tmp
         "flagged",
         "provenance_id",
         "kept",
+        "view",
         *(f"feature_{n}" for n in range(done.width)),
     ]
     table = read_features(done.table)
     assert [row[0] for row in rows] == table["path"]
-    np.testing.assert_array_equal(np.array([row[5:] for row in rows], np.float32), table["feature"])
+    np.testing.assert_array_equal(np.array([row[6:] for row in rows], np.float32), table["feature"])
     (tmp_path / "labels.csv").write_text("image,sick\n")
     with pytest.raises(hx.ConfigError, match=r"^out: .*labels.csv would be written over, and is no table of features"):
         embed_files([folder], tmp_path / "labels.csv", encoder, progress=False)
@@ -182,7 +183,8 @@ def test_a_table_goes_on_where_it_was_interrupted(folder, tmp_path, monkeypatch)
     assert (again.rows, again.new) == (3, 0)
     assert parquet.read_table(out).equals(parquet.read_table(tmp_path / "whole.parquet"))
     row = parquet.read_table(out).to_pylist()[0]
-    assert row.keys() == {"path", "feature", "confidence", "flagged", "provenance_id", "kept", "size", "mtime_ns"}
+    facts = {"path", "feature", "confidence", "flagged", "provenance_id", "kept", "view", "size", "mtime_ns"}
+    assert row.keys() == facts
     assert len(row["feature"]) == 48
 
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from film_makers import draw_film
 from prepared_helpers import prepare
+from xray_makers import dicom
 
 import hdxray_fast as hx
 from hdxray_fast.data.inputs import inputs_of, list_inputs
@@ -62,11 +63,17 @@ def test_a_table_is_that_of_the_files_and_nothing_is_embedded_twice(folder, prep
     embed_files(folder, files, encoder(), progress=False)
     assert embed_files(prepared, stored, encoder(), progress=False).new == 5
     ours, theirs = read_features(stored), read_features(files)
-    for name in ("path", "feature", "confidence", "flagged", "provenance_id", "kept"):
+    for name in ("path", "feature", "confidence", "flagged", "provenance_id", "kept", "view"):
         np.testing.assert_array_equal(ours[name], theirs[name], name)
     assert embed_files(prepared, stored, encoder(), progress=False).new == 0
     # of one name the first counts; a file is no image of the set, whose pixels may be others
     assert embed_files([folder, prepared], stored, encoder(), progress=False).new == 5
+
+
+def test_the_view_of_a_prepared_film_is_that_of_its_file(tmp_path):
+    dicom(tmp_path / "a.dcm", draw_film(0), ViewPosition="LL")
+    prepare([tmp_path / "a.dcm"], tmp_path / "set", size=SIZE, contour=CONTOUR, view="any")
+    assert [hx.embed(tmp_path / place, encoder()).views for place in ("a.dcm", "set")] == [["lateral"], ["lateral"]]
 
 
 def test_a_set_that_was_moved_needs_no_file(folder, prepared, tmp_path):

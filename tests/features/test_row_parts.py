@@ -119,6 +119,32 @@ def test_a_table_is_opened_once_however_many_rows_are_read_of_it(tmp_path, monke
         assert [path for some in tables for path in some.column("path").to_pylist()] == names(range(86))
 
 
+def test_rows_from_before_there_were_views_go_on(tmp_path):
+    """In parts and in tables; what was lateral is so no more when its file is another."""
+    out = tmp_path / "f.parquet"
+    with FeatureTable(out, {"a": 1}, WIDTH) as table:
+        add(table, [0, 1])
+        part = table.folder / "1-of-1.00000000.parquet"
+    parquet.write_table(parquet.read_table(part).drop_columns("view"), part)
+    with FeatureTable(out, {"a": 1}, WIDTH) as table:
+        rows = some([2, 3])
+        rows.views = ["lateral", "frontal"]
+        table.append(rows, {name: Stamp(1, 1) for name in rows.sources})
+        finish(table, names(range(4)))
+    assert read_features(out)["view"] == [None, None, "lateral", "frontal"]
+    with FeatureTable(out, {"a": 1}, WIDTH) as table:
+        assert table.not_frontal == {"2.png": "lateral"}
+        add(table, [2], stamp=2)
+        assert not table.not_frontal
+        finish(table, names(range(4)))
+    assert read_features(out)["view"] == [None, None, "", "frontal"]
+    parquet.write_table(parquet.read_table(out).drop_columns("view"), out)
+    with FeatureTable(out, {"a": 1}, WIDTH) as table:
+        assert len(table) == 4 and not table.not_frontal
+        finish(table, names(range(4)))
+    assert read_features(out)["view"] == [None] * 4
+
+
 def test_a_table_with_nothing_new_is_not_written(tmp_path):
     out, seen = tmp_path / "f.parquet", set()
     for turn in range(3):

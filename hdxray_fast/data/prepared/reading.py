@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 
 from ...errors import ArgumentError, ConfigError
+from ...images.view import VIEWS
 from ...names import unescaped
 from ...parquet_files import read_parquet
 from ...regular_files import RUN_JSON, read_json, reason_of
@@ -267,17 +268,18 @@ class PreparedSet:
         """Bytes that an image takes in its shard, and their CRC-32."""
         return int(self._length[row]), int(self._crc32[row])
 
-    def about(self, row: int) -> tuple[float, bool, str]:
-        """Of an image, the confidence of its contour, whether that is flagged, and the hash of its stored pixels.
+    def about(self, row: int) -> tuple[float, bool, str, str]:
+        """Of an image, the confidence of its contour, whether that is flagged, the hash of its stored pixels, its view.
 
         NaN, False and ``""`` where the set does not tell.
         """
-        confidence, flagged, digest = (column[row].as_py() for column in self._about)
-        return float("nan") if confidence is None else confidence, bool(flagged), digest or ""
+        confidence, flagged, digest, view = (column[row].as_py() for column in self._about)
+        known = view if view in VIEWS else ""  # earlier versions wrote the words of headers there
+        return float("nan") if confidence is None else confidence, bool(flagged), digest or "", known
 
     @cached_property
     def _about(self) -> list:
-        return self._read_index(["confidence", "flagged", "pixel_sha256"]).columns
+        return self._read_index(["confidence", "flagged", "pixel_sha256", "view"]).columns
 
     def subset(self, rows: Sequence[int], names: Sequence[str] | None = None) -> PreparedSubset:
         """Some of the images in an order of their own, called by ``names``, or else as their sources are."""

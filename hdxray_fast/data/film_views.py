@@ -1,0 +1,27 @@
+"""Films among others that are no frontal chests, which encoders and classifiers of frontal ones answer all the same."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from ..terminal import visible
+
+NOT_FRONTAL = ("lateral", "other")  # views that are known to be none; "" is not known
+SHOWN = 3  # of them, on a terminal
+
+
+def not_frontal(films: Iterable[tuple[str, str | None]]) -> dict[str, str]:
+    """Those of ``(name, view)`` whose view is known to be another than frontal: view by name."""
+    return {name: view for name, view in films if view in NOT_FRONTAL}
+
+
+def describe_not_frontal(found: Mapping[str, str], count: int) -> str:
+    """What a terminal is told of the films that :func:`not_frontal` found among ``count``; nothing of none."""
+    if not found:
+        return ""
+    views = ", ".join(f"{number} {view}" for view, number in sorted(Counter(found.values()).items()))
+    first = ", ".join(visible(name) for name in list(found)[:SHOWN]) + ", ..." * (len(found) > SHOWN)
+    show = "shows" if len(found) == 1 else "show"
+    words = f"{len(found)} of {count} {show} no frontal chest, by header or pixels ({views}): {first}"
+    return f"{words}; leave them out, as prepare --view frontal does"
