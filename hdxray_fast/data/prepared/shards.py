@@ -43,7 +43,7 @@ def arrow():
 
 
 def schema():
-    """Columns of a shard's facts; those of an image that is not ok are null.
+    """Columns of a shard's facts; those of an image that is not ok are null, its ``valid_box`` is ``NO_BOX``.
 
     ``source`` is a name as :func:`.names.escaped` writes it. ``offset`` and ``length`` (bytes) say where its pixels lie
     in the shard's file, ``crc32`` guards them, ``inside`` is the packed inside grid (``numpy.packbits``, patches of 16
@@ -92,6 +92,9 @@ def schema():
         metadata={"format": FORMAT, "format_version": str(FORMAT_VERSION)},
     )
 
+
+# Arrow before 26, the last for Python 3.10 among them, cannot read back a null in place of a list of fixed size
+NO_BOX = (0, 0, 0, 0)
 
 # columns that shards of earlier versions lack: null there
 LATER = ("view_evidence", "view_probability", "body_part", "left_out", "thumbnail", "perceptual_hash")
@@ -219,7 +222,7 @@ class ShardFolder:
                 end = 0
                 for row in rows:
                     fact = {"source": escaped(row.source), "status": row.status, "reason": visible(row.reason)}
-                    fact |= {"shard": number, **row.facts}
+                    fact |= {"shard": number, "valid_box": NO_BOX, **row.facts}
                     pictures[row.reason] += 1
                     if pictures[row.reason] > PICTURES:
                         fact.pop("left_out", None)
