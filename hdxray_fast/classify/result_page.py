@@ -63,12 +63,17 @@ def result_page(
     if sheet and (errors := jpeg_of_file(sheet, "radiographs that were decided wrongly, and where the model looked")):
         parts.append(f'<h2>Most confident errors</h2><div class="wide sheet">{errors}</div>')
     settings = extra.get("config") or {name: extra[name] for name in ("model", "data", "split") if name in extra}
-    rows = [(text(name), text(value)) for name, value in settings.items() if value is not None]
+    rows = [(text(name), text(_listed(value))) for name, value in settings.items() if value is not None]
     rows += [("computed in", text(extra["precision"]))] if "precision" in extra else []
     if rows:
         folded = f"<summary><h2>Data and settings</h2></summary>{table((), rows, 'settings')}"
         parts.append(f"<details>{folded}</details>")
     return page(title, "".join(parts), _STYLE, made)
+
+
+def _listed(value: object) -> object:
+    """A list as it is typed: its members one after another."""
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _warnings(report: dict, extra: dict) -> list[str]:

@@ -20,8 +20,9 @@ margin:2em auto;padding:0 1em;color:#1b1f24;background:#fff;overflow-wrap:break-
 h2{font-size:1.15em;margin-top:2em} table{border-collapse:collapse}
 td,th{padding:.4em .6em;text-align:left;vertical-align:top;border-bottom:1px solid #d8dee4} tr{break-inside:avoid}
 .numbers td+td,.numbers th+th{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
-summary{font-weight:bold;cursor:pointer} summary h2{display:inline}
-footer{margin-top:3em;border-top:1px solid #d8dee4;padding-top:.6em} .wide{overflow-x:auto} .small{color:#57606a;font-size:.9em}
+details{margin-top:2em} summary{cursor:pointer} summary h2{display:inline}
+footer{margin-top:3em;border-top:1px solid #d8dee4;padding-top:.6em}
+.wide{overflow-x:auto} .small{color:#57606a;font-size:.9em}
 .warning{background:#ffebe9;border-left:4px solid #cf222e;padding:.6em 1em}
 """
 _NO_NETWORK = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
