@@ -74,12 +74,14 @@ SMALL = {
     "probe": "--bootstraps 0",
     "finetune": f"{' '.join(TRAINED[2:])} --epochs 1 --bootstraps 0",
     "predict": "",
+    "evaluate": "--bootstraps 0 --allow-training-patients",  # toys are alike
     "embed": f"--img-size {SIZE}",
+    "similar": "",
     "features": f"--img-size {SIZE}",
     "report train": f"{' '.join(TRAINED)} --min-frequency 1 "
     + " ".join(f"--{n.replace('_', '-')} {v}" for n, v in REPORT.items()),
     "report generate": "--num-beams 1 --pictures 1",
-    "report evaluate": "--bootstraps 0 --meteor false --allow-training-patients",  # toys are alike
+    "report evaluate": "--bootstraps 0 --meteor false --allow-training-patients",
     "contour": f"--method rectangle --size {SIZE}",
     "doctor": "",
 }
@@ -91,6 +93,7 @@ def readers_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for folder, count in (("xrays", 12), ("new", 2), ("images", 12), ("listed", 2)):
         draw(tmp_path / folder, [f"{folder}{number}.png" for number in range(count)])
+    draw(tmp_path / "new", ["chest.png"])
     with zipfile.ZipFile("more.zip", "w") as archive:
         archive.write("new/new0.png", "zipped.png")
     write_table(Path("list.csv"), [{"image": f"listed/listed{n}.png"} for n in range(2)])
@@ -115,5 +118,6 @@ def test_the_commands_run_one_after_the_other(readers_folder, timm):
         words = shlex.split(line.replace("/data/xrays", "xrays"), comments=True)[1:]
         name = " ".join(words[: 1 + (words[0] == "report")])
         assert main([*words, *SMALL[name].split()]) == 0, line
-    for written in ("predictions.csv", "features.parquet", "pictures", "results/scores/metrics.json", "contours"):
+    for written in ("predictions.csv", "maps", "features.parquet", "similar", "pictures", "contours"):
         assert Path(written).exists()
+    assert all(Path("results", name, "metrics.json").exists() for name in ("evaluated", "scores"))

@@ -41,7 +41,7 @@ ON_CPU = {
 
 def ship(run: Path) -> None:
     """The encoder of a run into the package."""
-    encoder = create_encoder(weights=run)
+    encoder = create_encoder(weights=run, began_from=HOME.name)
     tensors = {name: value.half().contiguous() for name, value in encoder.state_dict().items() if name != "pos_embed"}
     if bad := [name for name, value in tensors.items() if not value.isfinite().all()]:
         raise SystemExit(f"{run}: {bad[0]} has no finite float16")

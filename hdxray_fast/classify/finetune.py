@@ -18,6 +18,7 @@ from ..files import claim_names
 from ..progress import note
 from ..ranks import launched, on_main
 from ..regular_files import RUN_JSON, read_json
+from ..terminal import visible
 from ..training.data_record import RECORD
 from ..training.loop import Training
 from ..training.processes import prepared_by_main
@@ -207,7 +208,7 @@ def describe_finetuning(config: FinetuneConfig, results: list[FinetuneResult]) -
 
     last = results[-1]
     if not last.finished:
-        return f"stopped early; go on with --resume auto: {last.out}"
+        return f"stopped early, saved in {visible(last.out)}; the same command with --resume auto goes on"
     if len(results) > 1:
         runs = summary(config.runs(), results)
         return f"{runs}\n\ntable, plot and all runs, each with its {PAGE_FILE}, are in {config.out}"

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 
-from .. import __version__
 from ..data.bootstrap import PatientDraws
 from ..data.web_page import jpeg_of_file, page, table, text
 from .calibration import describe_temperature
@@ -23,6 +23,7 @@ from .operating_points import LEVELS, called_in, describe_one_sided
 MOST_CLASSES = 14  # with charts, those with most positives; the tables have all
 _STYLE = f"""{STYLE}
 .charts{{margin-bottom:1em}} .sheet img{{width:100%;min-width:900px}} .settings td:first-child{{white-space:nowrap}}
+.settings td+td{{overflow-wrap:anywhere;min-width:10em}}
 """
 
 
@@ -35,6 +36,7 @@ def result_page(
     extra: dict,
     sheet: Path | None = None,
     seed: int = 0,
+    made: datetime | None = None,
 ) -> str:
     """The page; it stands alone.
 
@@ -47,6 +49,7 @@ def result_page(
         extra: what else ``metrics.json`` says; its ``config``, or what there is without one, ends the page.
         sheet: PNG of the most confident errors; without the file there is no such part.
         seed: of the draws of patients.
+        made: when; now by default.
     """
     count = len(labels.classes)
     counted = f"{report['images']} images of {report['patients']} patients, {count} class{'es' if count > 1 else ''}"
@@ -60,11 +63,17 @@ def result_page(
     if sheet and (errors := jpeg_of_file(sheet, "radiographs that were decided wrongly, and where the model looked")):
         parts.append(f'<h2>Most confident errors</h2><div class="wide sheet">{errors}</div>')
     settings = extra.get("config") or {name: extra[name] for name in ("model", "data", "split") if name in extra}
-    rows = [(text(name), text(value)) for name, value in settings.items() if value is not None]
+    rows = [(text(name), text(_listed(value))) for name, value in settings.items() if value is not None]
     rows += [("computed in", text(extra["precision"]))] if "precision" in extra else []
-    rows.append(("hdxray_fast", text(__version__)))
-    parts.append(f"<h2>Data and settings</h2>{table((), rows, 'settings')}")
-    return page(title, "".join(parts), _STYLE)
+    if rows:
+        folded = f"<summary><h2>Data and settings</h2></summary>{table((), rows, 'settings')}"
+        parts.append(f"<details>{folded}</details>")
+    return page(title, "".join(parts), _STYLE, made)
+
+
+def _listed(value: object) -> object:
+    """A list as it is typed: its members one after another."""
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
 def _warnings(report: dict, extra: dict) -> list[str]:

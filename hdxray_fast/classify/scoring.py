@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from ..features.row_parts import RowParts
 from ..features.shares import Share
 from ..images.perceptual_hash import SIDE
 from ..progress import note
-from ..weights.fingerprint import tensors_print, weights_print
+from ..weights.fingerprint import settings_of, tensors_print, weights_print
 from .calibration import as_probabilities
 from .classifier import Classifier
 from .heads import LabelQueryHead, embed_names
@@ -143,7 +143,7 @@ class Scorer(Embedder):
         """What decides the logits, JSON-able."""
         config, new = vars(self.classifier.config), self.questions.new_names
         return {
-            "encoder": asdict(self.encoder.config),
+            "encoder": settings_of(self.encoder.config),
             "classifier": {name: value for name, value in config.items() if name not in NO_ANSWER},
             "weights": weights_print(self.classifier),
             "keep": self.keep,

@@ -90,31 +90,32 @@ def run_demo(config: DemoConfig) -> dict:
     with written_whole(manifest) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         write_table(stream, ("image",), ([str(path.absolute())] for path in paths), names=("image",))
     lines: list[dict] = []
-    result = run_pretraining(
-        PretrainConfig(
-            data=str(manifest),
-            out=str(run),
-            cache=str(out / "cache"),
-            model="vit_tiny_patch16",
-            decoder="cross",
-            img_size=config.img_size,
-            augment=False,  # one radiograph and a few minutes: the model learns this image by heart
-            norm_pix_loss=False,  # so that the picture shows raw predictions, nothing borrowed from the original
-            steps=config.steps,
-            batch_size=1,
-            lr=2e-3,
-            weight_decay=0.0,
-            save_every=config.steps,
-            picture_every=0,
-            tensorboard=False,
-            seed=config.seed,
-            device=config.device,
-        ),
-        on_step=lines.append,
+    training = PretrainConfig(
+        data=str(manifest),
+        out=str(run),
+        cache=str(out / "cache"),
+        model="vit_tiny_patch16",
+        decoder="cross",
+        img_size=config.img_size,
+        augment=False,  # one radiograph and a few minutes: the model learns this image by heart
+        norm_pix_loss=False,  # so that the picture shows raw predictions, nothing borrowed from the original
+        steps=config.steps,
+        batch_size=1,
+        lr=2e-3,
+        weight_decay=0.0,
+        save_every=config.steps,
+        picture_every=0,
+        tensorboard=False,
+        seed=config.seed,
+        device=config.device,
     )
+    try:
+        result = run_pretraining(training, on_step=lines.append)
+    except KeyboardInterrupt:
+        note(_stopped(lines, config))
+        raise
     if not result.finished:  # there is no picture, nor a model
-        at = f"step {lines[-1]['step']} of {config.steps}"
-        raise TrainingError(f"the demo was stopped at {at}; it begins anew each time")
+        raise TrainingError(_stopped(lines, config))
     inside, confidence = (result.images.column(name)[0].as_py() for name in ("inside_share", "confidence"))
     with written_whole(out / "panel.png") as temporary:
         shutil.copyfile(result.picture, temporary)
@@ -137,6 +138,25 @@ def run_demo(config: DemoConfig) -> dict:
     return metrics
 
 
+def _stopped(lines: list[dict], config: DemoConfig) -> str:
+    """What a demo that ends before its last step says; ``lines`` are of the log."""
+    at = lines[-1]["step"] if lines else 0
+    other = f"{program()} features YOUR_FOLDER --weights pretrained --out pictures"
+    return (
+        f"the demo was stopped at step {at} of {config.steps}, before its pictures; it begins anew each time (--steps "
+        f"takes fewer); pictures that need no training: {other}"
+    )
+
+
+def _short(metrics: dict) -> str:
+    """What a demo of fewer steps than usual says of its picture."""
+    if metrics["steps"] >= DemoConfig.steps:
+        return ""
+    minutes = max(1, round(metrics["seconds_per_step"] * DemoConfig.steps / 60))
+    usual = f"{DemoConfig.steps} take about {minutes} {'minute' if minutes == 1 else 'minutes'} here"
+    return f"          after {metrics['steps']} steps it is less than the demo can show; the usual {usual}\n"
+
+
 def describe(metrics: dict, out: str | Path) -> str:
     """What the demo did and what to do next, for the terminal."""
     out = Path(out)
@@ -148,11 +168,13 @@ loss      {metrics["loss_first"]:.4f} at the first step, {metrics["loss_last"]:.
 speed     {metrics["seconds_per_step"]:.2f} s a step, {metrics["peak_rss_mib"]:.0f} MiB peak memory
 
 picture   {out / "panel.png"}   <- open this one: what was reconstructed
-features  {" ".join(metrics["features"])}   <- and this one: what a pre-trained encoder sees
+{_short(metrics)}features  {" ".join(metrics["features"])}   <- and this one: what a pre-trained encoder sees
 figures   {out / "metrics.json"}
 model     {out / "run" / "model"}   (hdxray_fast.load_model)
 
 next      {program()} pretrain --data YOUR_FOLDER --out runs/first --steps 1000
+          {program()} probe --data YOUR_LABELS.csv --weights pretrained --out results/probe
+          {program()} predict YOUR_FOLDER --model results/probe --out predictions.csv
           {program()} contour YOUR_FOLDER --out contours
           {program()} doctor
 """

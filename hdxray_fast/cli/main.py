@@ -19,6 +19,7 @@ from ..names import ESCAPES
 from ..progress import warnings_as_notes
 from ..terminal import visible
 from .config_files import check_config, named_configs, without_values
+from .going_on import how_to_go_on
 from .overview import overview
 from .program import NAME, program
 
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 128 + signal.SIGPIPE
         print(f"hdxray-fast: {visible(error)}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # before it began
         print("hdxray-fast: interrupted", file=sys.stderr)
         return 130
 
@@ -121,7 +122,12 @@ def _run(argv: list[str]) -> int:
         parsed = parser.parse_args(join_lists(own, argv))
         settings = parsed[parsed.command]
         settings.pop("config", None)
-        return run[parsed.command](**settings.as_dict())
+        try:
+            return run[parsed.command](**settings.as_dict())
+        except KeyboardInterrupt:
+            given = settings[words[-1]] if len(words) > 1 else settings
+            print(f"hdxray-fast: interrupted; {how_to_go_on(' '.join(words), given)}", file=sys.stderr)
+            return 130
     except (ArgumentError, UnicodeDecodeError) as error:
         reason = parser_reason(str(error), own, words, argv)
         reason = without_values(reason, argv) if configs else reason

@@ -62,9 +62,9 @@ def run_prepare_command(**options) -> int:
         _tell_unreadable(result.unreadable, f"{QUARANTINE} once all parts are merged")
         print(f"other parts are not done yet; the last one merges, or: {program()} merge {config.out}")
         return 0
-    _tell_merged(config.out, result.summary)
-    print(f"the data set is {visible(result.out)}; look at summary.png, contacts.png and quarantine.csv in it")
-    note(_about_key(result.key, result.out))
+    _tell_merged(result.out, result.summary)
+    if result.summary["patients"]:  # else the key hides nobody yet
+        note(_about_key(result.key, result.out))
     return 0
 
 
@@ -81,16 +81,19 @@ def _about_key(key: Path, out: Path) -> str:
 def run_merge_command(folder: str) -> int:
     from ..data.prepared.index import merge
 
-    _tell_merged(folder, merge(folder))
+    _tell_merged(Path(folder), merge(folder))
     return 0
 
 
-def _tell_merged(folder: str, summary: dict) -> None:
-    from ..data.prepared.index import QUARANTINE, read_unreadable
+def _tell_merged(out: Path, summary: dict) -> None:
+    from ..data.prepared.index import QUARANTINE, TILES, read_unreadable
+    from ..data.prepared.summary import PICTURES
     from ..data.prepared.tally import describe
 
     print(describe(summary))
-    _tell_unreadable(read_unreadable(Path(folder)), Path(folder) / QUARANTINE)
+    _tell_unreadable(read_unreadable(out), out / QUARANTINE)
+    pictures = ", ".join(name for name in PICTURES if (out / name).exists())
+    print(f"the data set is {visible(out)}; look at {pictures} ({TILES}: the file of each tile) and {QUARANTINE} in it")
 
 
 def _tell_unreadable(files: list[tuple[str, str]], listed: str | Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ..terminal import fitted
-from .options import add_config, loss_line
+from .options import add_config, loss_line, stopped_early
 
 
 def add_commands(commands, parser_class) -> None:
@@ -55,8 +55,7 @@ def run_pretrain_command(**options) -> int:
         print(f"(predicting each patch by its own mean would give {result.baseline:.4f})")
     if result.picture:
         print(f"picture: {result.picture}")
-    where = result.out / "model" if result.finished else result.out / "checkpoints"
-    print(f"{'model' if result.finished else 'stopped early; resume with --resume auto'}: {where}")
+    print(f"model: {result.out / 'model'}" if result.finished else stopped_early(result.out))
     return 0
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ..progress import note
 from ..terminal import fitted, visible
-from .options import add_config, add_part, add_precision, add_reading, loss_line, tell_waiting
+from .options import add_config, add_part, add_precision, add_reading, loss_line, stopped_early, tell_waiting
 
 
 def add_commands(commands, parser_class) -> None:
@@ -123,7 +123,7 @@ def run_train_command(**options) -> int:
     if result.losses:
         print(loss_line(result))
     if not result.finished:
-        print(f"stopped early; resume with --resume auto: {result.out / 'checkpoints'}")
+        print(stopped_early(result.out))
         return 0
     if result.best_step:
         print(f"best {config.metric} on {config.validate_split}: {result.best:.4f} at step {result.best_step}")

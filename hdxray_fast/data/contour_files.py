@@ -20,10 +20,16 @@ from ..images.overlay import contact_sheet, contact_tile, describe_contour, draw
 from ..images.panels import write_image
 from ..progress import note, progress_bar
 from ..terminal import visible
-from .quarantine import Quarantined, write_quarantine
+from .csv_cells import write_table
+from .quarantine import SHOWN, Quarantined, write_quarantine
 from .reader_pool import MAX_MEMORY, TIMEOUT, Failed, call_in_order, check_caps
 
 SHEET = 48  # tiles on one contact sheet
+TABLE = "contours.csv"
+COLUMNS = (
+    "source", "picture", "confidence", "method", "flagged", "view", "flags", "left", "top", "right", "bottom",
+    "inside_share", "canvas_size",
+)  # fmt: skip
 
 
 def write_contours(
@@ -41,7 +47,8 @@ def write_contours(
 
     For every readable file ``NAME.contour.png`` (overlay) and ``NAME.contour.json`` are written to `out`, where NAME is
     the file's stem, numbered when several files share it; then ``contacts.png`` (``contacts-2.png`` ... beyond 48),
-    which leaves out names of the radiographs themselves.
+    which leaves out names of the radiographs themselves, and ``contours.csv``: a row a radiograph with its picture,
+    confidence, method, view, flags, and the box around the contour in canvas pixels (blank without a polygon).
     Unreadable files are reported on stderr with the reason, listed in ``unreadable.csv``, and skipped.
 
     Args:
@@ -57,7 +64,8 @@ def write_contours(
 
     Returns:
         ``written``: source path -> overlay's path; ``flagged``: source paths whose contour is not to be relied on;
-        ``failed``: source path -> reason; ``contacts``: paths of the contact sheets.
+        ``failed``: source path -> reason; ``contacts``: paths of the contact sheets; ``table``: that of
+        ``contours.csv``.
 
     Raises:
         ArgumentError: no paths, an unknown method, sizes that do not fit, or `out` is not a folder.
@@ -80,9 +88,10 @@ def write_contours(
     names = names_after(sources)
     sheets = _sheets(folder, sources)
     written = [f"{name}.contour.{kind}" for name in names for kind in ("json", "png")]
-    claim_names(folder, "contour", ("unreadable.csv", *written, *(path.name for path in sheets)))
-    summary: dict = {"written": {}, "flagged": [], "failed": {}, "contacts": []}
+    claim_names(folder, "contour", ("unreadable.csv", TABLE, *written, *(path.name for path in sheets)))
+    summary: dict = {"written": {}, "flagged": [], "failed": {}, "contacts": [], "table": str(folder / TABLE)}
     tiles: list[np.ndarray] = []
+    rows: list[tuple] = []
     unreadable: list[Quarantined] = []
     jobs = ((source, method, size, patch_size) for source in sources)
     caps = {"timeout": timeout, "max_memory": max_memory}
@@ -105,6 +114,7 @@ def write_contours(
                 temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
             write_image(folder / f"{name}.contour.png", picture)
             summary["written"][source] = str(folder / f"{name}.contour.png")
+            rows.append(_row(canvas, contour, source, f"{name}.contour.png"))
             if contour.flagged:
                 summary["flagged"].append(source)
             tiles.append(contact_tile(canvas, contour, name))
@@ -114,6 +124,8 @@ def write_contours(
             bar.update()
     if tiles:
         summary["contacts"].append(_write_sheet(sheets[len(summary["contacts"])], tiles))
+    with written_whole(folder / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+        write_table(stream, COLUMNS, rows, names=("source", "picture"))
     write_quarantine(folder / "unreadable.csv", unreadable)
     if progress:
         _report(summary, folder)
@@ -127,6 +139,17 @@ def read_contour(source: str, method: str, size: int, patch_size: int) -> tuple[
         return canvas, find_contour(canvas, method, patch_size)
     except (HDXrayError, OSError) as error:
         return Quarantined(source, type(error).__name__, str(getattr(error, "reason", error)))
+
+
+def _row(canvas: Canvas, contour: Contour, source: str, picture: str) -> tuple:
+    """Of the table."""
+    corners = contour.polygon
+    box = [round(float(v), 1) for v in (*corners.min(0), *corners.max(0))] if len(corners) else [""] * 4
+    flags = dict.fromkeys((*canvas.provenance.get("flags", ()), *contour.view.flags))
+    return (
+        source, picture, round(float(contour.confidence), 4), contour.method, int(contour.flagged), contour.view.name,
+        " ".join(flags), *box, round(float(contour.inside.mean()), 4), canvas.pixels.shape[0],
+    )  # fmt: skip
 
 
 def _as_paths(paths: Iterable[str | os.PathLike]) -> list[str]:
@@ -144,8 +167,11 @@ def _as_paths(paths: Iterable[str | os.PathLike]) -> list[str]:
 def _report(summary: dict, folder: Path) -> None:
     for source, reason in summary["failed"].items():
         note(f"unreadable: {visible(source)}: {visible(reason)}")
+    flagged = summary["flagged"]
+    first = ", ".join(map(visible, flagged[:SHOWN])) + ", ..." * (len(flagged) > SHOWN)
     print(
-        f"{len(summary['written'])} contours in {visible(folder)}, {len(summary['flagged'])} of them flagged; "
+        f"{len(summary['written'])} contours in {visible(folder)}, {len(flagged)} of them flagged"
+        f"{f' ({first})' if flagged else ''}; a row for each in {visible(summary['table'])}; "
         f"{len(summary['failed'])} files unreadable"
     )
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 import html
 from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from .. import __version__
 from ..names import escaped
 
 STYLE = """
@@ -18,6 +20,8 @@ margin:2em auto;padding:0 1em;color:#1b1f24;background:#fff;overflow-wrap:break-
 h2{font-size:1.15em;margin-top:2em} table{border-collapse:collapse}
 td,th{padding:.4em .6em;text-align:left;vertical-align:top;border-bottom:1px solid #d8dee4} tr{break-inside:avoid}
 .numbers td+td,.numbers th+th{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
+details{margin-top:2em} summary{cursor:pointer} summary h2{display:inline}
+footer{margin-top:3em;border-top:1px solid #d8dee4;padding-top:.6em}
 .wide{overflow-x:auto} .small{color:#57606a;font-size:.9em}
 .warning{background:#ffebe9;border-left:4px solid #cf222e;padding:.6em 1em}
 """
@@ -29,13 +33,17 @@ def text(value: object) -> str:
     return html.escape(escaped(str(value)))
 
 
-def page(title: str, body: str, style: str = "") -> str:
-    """The whole page; ``body`` and ``style`` are HTML and CSS, ``title`` is text."""
+def page(title: str, body: str, style: str = "", made: datetime | None = None) -> str:
+    """The whole page; ``body`` and ``style`` are HTML and CSS, ``title`` is text, ``made`` says when (UTC by default
+    now) and stands at its foot."""
+    when = (made or datetime.now(timezone.utc)).astimezone(timezone.utc)
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f'<meta http-equiv="Content-Security-Policy" content="{_NO_NETWORK}"><title>{text(title)}</title>'
-        f"<style>{STYLE}{style}</style></head><body>{body}</body></html>\n"
+        f"<style>{STYLE}{style}</style></head><body>{body}"
+        f'<footer class="small">Made on {when:%Y-%m-%d at %H:%M} UTC by hdxray_fast {text(__version__)}. '
+        "Not a medical device: figures for research.</footer></body></html>\n"
     )
 
 

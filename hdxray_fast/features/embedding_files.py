@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from ..models.encoder import Encoder
 from ..names import require_utf8
 from ..ranks import acquainted
 from ..weights.create import encoder_of_size
+from ..weights.fingerprint import settings_of
 from .embedding import Embedder
 from .feature_csv import refuse_other_csv, write_csv
 from .feature_table import FeatureTable
@@ -156,7 +157,7 @@ def embed_list(
     require_prepared_for(prepared_among(inputs).values(), encoder.img_size[0], encoder.contour)
     job = Embedder(encoder, pool=pool, keep=keep, device=share.device(device), precision=precision, compile=compile)
     settings = {
-        "encoder": {name: value for name, value in asdict(encoder.config).items() if (name, value) != USUAL},
+        "encoder": {name: value for name, value in settings_of(encoder.config).items() if (name, value) != USUAL},
         "weights": fingerprint(encoder),
         "pool": job.pool,
         "keep": job.keep,

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,7 @@ from ..names import unescaped
 from ..parquet_files import CheckedParquet, open_parquet
 from ..regular_files import parse_json, reason_of
 from ..weights.create import encoder_of_size
+from ..weights.fingerprint import settings_of
 from .embedding import Embedder
 from .embedding_files import USUAL, fingerprint
 from .feature_table import width_of
@@ -192,7 +193,7 @@ def _embedded(query: str, table, settings: object, weights, device) -> tuple[np.
     except (KeyError, TypeError, IndexError) as error:
         raise ConfigError(f"{table}: does not say with which weights it was made; embed the images anew") from error
     encoder = encoder_of_size(weights, size)
-    now = {name: value for name, value in asdict(encoder.config).items() if (name, value) != USUAL}
+    now = {name: value for name, value in settings_of(encoder.config).items() if (name, value) != USUAL}
     now = json.loads(json.dumps({**now, "weights": fingerprint(encoder)}))
     known = {**settings["encoder"], "weights": known}
     other = [name for name in now.keys() | known.keys() if name not in made and now.get(name) != known.get(name)]

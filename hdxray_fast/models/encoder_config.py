@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..errors import ArgumentError, ArgumentTypeError
@@ -46,6 +46,8 @@ class EncoderConfig:
         pool: ``None`` (tokens), ``"cls"``, ``"mean"`` or ``"attention"``.
         contour: how the chest is found where nobody says which patches it has: ``"network"``, ``"classical"``,
             ``"prior"`` or ``"rectangle"``; that of the training.
+        began_from: which encoder of the package the weights were before they were trained further (its terms and
+            citation go into model cards); ``None`` for others. It has no part in what tells encoders apart.
 
     Raises:
         ArgumentError, ArgumentTypeError: a setting is not as described; the message begins with its name.
@@ -71,6 +73,7 @@ class EncoderConfig:
     margin: int = 1
     pool: str | None = None
     contour: str = "network"
+    began_from: str | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         for option in ("patch_size", "embed_dim", "depth", "num_heads"):
@@ -95,6 +98,7 @@ class EncoderConfig:
         _check_choice("keep", self.keep, KEEPS)
         _check_choice("contour", self.contour, METHODS)
         _check_choice("pool", self.pool, (None, *POOLS))
+        _check_choice("began_from", self.began_from, (None, *ENCODERS))
         if self.pool == "cls" and not self.class_token:
             raise ArgumentError("pool: got 'cls', but class_token is False; accepted are 'mean' and 'attention'")
         object.__setattr__(self, "img_size", _height_width(self.img_size, self.patch_size))

@@ -278,7 +278,7 @@ class Training:
         for tracker in self.accelerator.trackers:  # Accelerate's end_training would part the processes, too
             tracker.finish()
         if self.stop.interrupted:
-            self.print(f"saved; go on with resume=auto (--resume auto): {self.out}")
+            self.print(f"saved: {self.out}")
             raise KeyboardInterrupt
         return result
 

@@ -86,8 +86,8 @@ class RunFolder:
             return
         if self.config.resume == "never":
             raise ConfigError(
-                f"out: {self.path} already holds a run; continue it with resume=auto (--resume auto), "
-                "or choose another folder"
+                f"out: {self.path} already holds a run; the same command with --resume auto goes on, or choose another "
+                "folder"
             )
         try:
             found = read_json(self.settings, RUN_JSON)

@@ -27,9 +27,14 @@ def weights_print(module: nn.Module) -> str:
     return tensors_print(module.state_dict().items())
 
 
+def settings_of(config: EncoderConfig) -> dict[str, object]:
+    """The settings that tell encoders apart, JSON-able; what their weights began from is none."""
+    return {field.name: getattr(config, field.name) for field in fields(config) if field.compare}
+
+
 def settings_print(config: EncoderConfig) -> str:
     """Tells encoders apart whose tensors may be alike; settings at their defaults have no part in it, so that one that
     a later version adds changes nothing."""
-    given = {field.name: getattr(config, field.name) for field in fields(config)}
-    given = {field.name: given[field.name] for field in fields(config) if given[field.name] != field.default}
+    default = {field.name: field.default for field in fields(config)}
+    given = {name: value for name, value in settings_of(config).items() if value != default[name]}
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:32]

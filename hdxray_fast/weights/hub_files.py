@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..files import written_whole
 from ..regular_files import read_text
+from .credits import CARD_FILE, credits_of
 
 if TYPE_CHECKING:
     from ..models.encoder_config import EncoderConfig
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 MODEL_TYPE = "hdxray_vit"
 CLASSIFIER_CLASS = "HDXrayForImageClassification"
 HUB_KEYS = {"model_type": MODEL_TYPE, "architectures": ["HDXrayModel"]}
-PREPROCESSOR_FILE, CARD_FILE = "preprocessor_config.json", "README.md"
+PREPROCESSOR_FILE = "preprocessor_config.json"
 TEMPLATE_SIGN = "This model card has been automatically generated"  # transformers' own, empty card
 
 # Where transformers has not heard of this package, "auto_map" makes it ask whether it may run this file, which says
@@ -132,7 +133,7 @@ grey scale transformations, turns the image so that dense tissue is bright, and 
 
 To be stated: the images it was trained on, how, and under which terms they may be used.
 
-## Intended use and limits
+{credits_of(config.began_from)}## Intended use and limits
 
 Research on chest radiographs: features for classification, segmentation, retrieval. It is not a medical device and
 must not be used for diagnosis or treatment. It was not tested on other body parts, other modalities, or photographs of

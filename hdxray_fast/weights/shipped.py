@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from importlib import resources
 from pathlib import Path
 
 from .. import regular_files
 from ..errors import ArgumentError
 from ..models.positions import sincos_positions
-from .hub_files import CARD_FILE
+from .credits import CARD_FILE, home_of_shipped
 from .model_folders import CONFIG_FILE, MODEL_FILE, read_tensors
 from .source_files import Source
 
@@ -18,7 +17,7 @@ DEFAULT = "vit_tiny_patch16"
 
 def pretrained_encoders() -> list[str]:
     """Names of encoders whose weights come with the package."""
-    return sorted(folder.name for folder in _home().iterdir() if (folder / MODEL_FILE).is_file())
+    return sorted(folder.name for folder in home_of_shipped().iterdir() if (folder / MODEL_FILE).is_file())
 
 
 def pretrained_card(name: str | None = None) -> Path:
@@ -42,6 +41,7 @@ def read_pretrained(name: str | None = None) -> Source:
     grid = tuple(side // settings["patch_size"] for side in settings["img_size"])
     tensors["pos_embed"] = sincos_positions(settings["embed_dim"], grid)
     settings = {option: tuple(value) if isinstance(value, list) else value for option, value in settings.items()}
+    settings["began_from"] = folder.name
     return Source(f"{PRETRAINED} ({folder.name})", tensors, settings=settings, own=True)
 
 
@@ -51,8 +51,4 @@ def _folder(name: str | None) -> Path:
         raise ArgumentError(
             f"weights: no pre-trained {name} comes with the package; there is {', '.join(pretrained_encoders())}"
         )
-    return _home() / name
-
-
-def _home() -> Path:
-    return Path(str(resources.files("hdxray_fast").joinpath("weights/pretrained")))
+    return home_of_shipped() / name

@@ -415,7 +415,7 @@ def test_sigterm_leaves_a_run_to_go_on_with(data, tmp_path):
     (result,) = run_finetuning(run, progress=False, on_step=stop)
     assert not result.finished
     assert seen[-1] in (5, 6)
-    assert "go on with --resume auto" in describe_finetuning(run, [result])
+    assert "the same command with --resume auto goes on" in describe_finetuning(run, [result])
     assert not (tmp_path / "run" / "metrics.json").exists()
     (result,) = run_finetuning(FinetuneConfig(**{**run.as_dict(), "resume": "auto"}), progress=False)
     assert result.finished
@@ -444,7 +444,7 @@ def test_ctrl_c_saves_first(data, two_epochs, tmp_path, workers, capsys, request
         run_finetuning(run, progress=False, on_step=stop)
     said = capsys.readouterr()
     assert "Ctrl-C again ends at once" in said.err
-    assert "saved; go on with resume=auto" in said.err
+    assert f"saved: {tmp_path / 'run'}" in said.err
     assert (tmp_path / "run" / "checkpoints" / "step_00000005").exists()
     (result,) = run_finetuning(FinetuneConfig(**{**run.as_dict(), "resume": "auto"}), progress=False)
     assert (result.finished, result.report) == (True, two_epochs.report)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
 
 import cv2
 import numpy as np
 import pytest
 
+from hdxray_fast import __version__
 from hdxray_fast.classify.curves import BAND_STEPS, calibration_points, class_curves
 from hdxray_fast.classify.label_table import LabelTable
 from hdxray_fast.classify.metrics import evaluate_predictions, format_metrics
@@ -79,6 +81,14 @@ def test_it_stands_alone_beside_the_results(tmp_path):
     hits = int(((scores[:, 0] >= 0.5) & (table.labels[:, 0] == 1)).sum())
     assert f"<td>has it</td><td>{hits}</td>" in content
     assert "No curves: one kind is missing." in words
+    assert f"UTC by hdxray_fast {__version__}. Not a medical device: figures for research." in words
+    there = timezone(timedelta(hours=-5))
+    again = result_page(
+        "Linear probe", table, scores, [0.5, 0.5], report, extra, made=datetime(2026, 1, 31, 20, 5, tzinfo=there)
+    )
+    assert "Made on 2026-02-01 at 01:05 UTC by" in again
+    folded = content[content.index("<details>") : content.index("</details>")]
+    assert "<summary><h2>Data and settings</h2></summary>" in folded and "img_size" in folded
 
 
 def test_a_threshold_that_tells_nothing_apart_is_named():

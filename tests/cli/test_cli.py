@@ -85,7 +85,50 @@ def test_a_demo_that_is_stopped_says_so(radiographs, tmp_path, monkeypatch, caps
     monkeypatch.setattr(task, "run_pretraining", stopped)
     monkeypatch.setattr(demo, "demo_radiograph", lambda: next(radiographs.iterdir()))
     assert main(["demo", "--steps", "3", "--out", str(tmp_path / "demo")]) == 2
-    assert "the demo was stopped at step 2 of 3" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "the demo was stopped at step 2 of 3" in said and "features YOUR_FOLDER --weights pretrained" in said
+
+    def interrupted(config, on_step):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(task, "run_pretraining", interrupted)
+    assert main(["demo", "--steps", "3", "--out", str(tmp_path / "demo")]) == 130
+    first, last = capsys.readouterr().err.splitlines()[-2:]
+    assert first.startswith("the demo was stopped at step 0 of 3")
+    assert last == "hdxray-fast: interrupted; the same command begins anew"
+
+
+RESUMED = "with --resume auto goes on"
+
+
+@pytest.mark.parametrize(
+    ("words", "module", "called", "way"),
+    [
+        ("pretrain --data x --out y", "pretrain.task", "run_pretraining", RESUMED),
+        ("finetune --data x --out y --weights w --resume auto", "classify.finetune", "run_finetuning", "goes on"),
+        (
+            "report train --data x --out y --weights w",
+            "reports.run",
+            "run_report_training",
+            RESUMED,
+        ),
+        ("prepare x --out y", "data.prepared.run", "run_prepare", "goes on"),
+        ("stream x --out y", "data.prepared.stream_writing", "write_stream", "goes on"),
+        ("embed x --weights w --out y", "features.embedding_files", "embed_files", "goes on"),
+        ("predict x --model m --out y", "classify.evaluation", "predict_files", "goes on"),
+        ("predict x --model m", "classify.evaluation", "predict", "begins anew"),
+        ("convert x y", "weights.load", "convert", "begins anew"),
+    ],
+)
+def test_ctrl_c_says_how_the_command_goes_on(words, module, called, way, monkeypatch, capsys):
+    module = pytest.importorskip(f"hdxray_fast.{module}")
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, called, interrupted)
+    assert main(words.split()) == 130
+    assert capsys.readouterr().err == f"hdxray-fast: interrupted; the same command {way}\n"
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,10 @@ def test_the_demo_names_what_comes_next(script, monkeypatch):
         "peak_rss_mib": 1.0,
         "features": [],
     }
-    last = describe(metrics, "demo").rstrip().splitlines()[-3:]
+    said = describe(metrics, "demo")
+    last = said.rstrip().splitlines()[-5:]
     assert [shlex.split(line.removeprefix("next").strip())[:2] for line in last] == [
-        [f"my venv/bin/{NAME}", command] for command in ("pretrain", "contour", "doctor")
+        [f"my venv/bin/{NAME}", command] for command in ("pretrain", "probe", "predict", "contour", "doctor")
     ]
+    assert "after 3 steps it is less than the demo can show; the usual 500 take about 1 minute here" in said
+    assert "the usual" not in describe({**metrics, "steps": 500}, "demo")

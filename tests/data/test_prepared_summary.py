@@ -5,11 +5,14 @@ from __future__ import annotations
 import cv2
 import numpy as np
 import pytest
-from prepared_helpers import SIZE, make_folder, prepare
+from prepared_helpers import SIZE, make_folder, prepare, rows_of
+from toy_radiographs import draw_radiograph
+from xray_makers import dicom
 
+from hdxray_fast.cli.main import main
 from hdxray_fast.data.prepared import summary
 from hdxray_fast.data.prepared.reading import PreparedSet
-from hdxray_fast.data.prepared.summary import EXTREME, SPREAD, UNSURE, contact_rows, grey_levels
+from hdxray_fast.data.prepared.summary import EXTREME, SPREAD, UNSURE, contact_rows, grey_levels, size_range
 from hdxray_fast.images.canvas import Canvas
 
 
@@ -62,3 +65,30 @@ def test_flags_are_counted(tmp_path):
     rows = PreparedSet(tmp_path / "set").index.column("flags").to_pylist()
     assert found == {flag: sum(flag in flags for flags in rows) for flag in found}
     assert set(found) == {flag for flags in rows for flag in flags}
+
+
+def test_what_was_left_out_is_told_with_its_reason_and_its_file(tmp_path, capsys):
+    films, out = tmp_path / "films", tmp_path / "set"
+    films.mkdir()
+    for number, about in enumerate(({}, {}, {"ViewPosition": "LL"}, {"BodyPartExamined": "KNEE"})):
+        dicom(films / f"{number}.dcm", draw_radiograph(number), PatientID="", **about)
+    small = ("--size", str(SIZE), "--contour", "rectangle", "--workers", "0")
+    assert main(["prepare", str(films), "--out", str(out), *small]) == 0
+    told = capsys.readouterr()
+    reasons = "1 x lateral view (header), 1 x body part is not the chest"
+    assert f"filtered: {reasons}; in a new set, --view any --body-part any keeps them\n" in told.out
+    assert "look at summary.png, contacts.png, left_out.png (contacts.csv: the file of each tile)" in told.out
+    assert "key" not in told.out + told.err  # no patient is known
+    tiles = rows_of(out / "contacts.csv")
+    data, bad = PreparedSet(out), rows_of(out / "quarantine.csv")
+    for row in tiles:
+        number = int(row["caption"].split(",")[0].split()[1])
+        name = data.source(number) if row["picture"] == "contacts.png" else bad[number - 2]["source"]
+        assert row["source"] == name, row
+    places = [(row["picture"], int(row["tile"])) for row in tiles]
+    assert places == [(name, tile) for name in ("contacts.png", "left_out.png") for tile in (1, 2)]
+
+
+def test_the_histogram_of_sizes_spans_more_than_one_size():
+    assert size_range(np.array([1024, 1024])) == (1008.0, 1040.0)
+    assert size_range(np.array([64, 1024])) == (64.0, 1024.0)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from hdxray_fast.data.contour_files import write_contours
+from hdxray_fast.data.csv_cells import read_table
 from hdxray_fast.errors import ArgumentError, ArgumentTypeError
 from hdxray_fast.images.canvas import Canvas
 from hdxray_fast.images.contour import Contour, find_contour, rasterize_polygon
@@ -72,8 +73,8 @@ class TestWrite:
         with (out / "unreadable.csv").open(newline="") as stream:
             listed = {row["path"]: row["reason"] for row in csv.DictReader(stream)}
         assert listed == summary["failed"]
-        written = [".made-by", "chest.contour.json", "chest.contour.png", "contacts.png", "unreadable.csv"]
-        assert sorted(p.name for p in out.iterdir()) == written
+        pictures = ["chest.contour.json", "chest.contour.png", "contacts.png"]
+        assert sorted(p.name for p in out.iterdir()) == [".made-by", *pictures, "contours.csv", "unreadable.csv"]
         picture = cv2.imread(summary["written"][str(good)])
         assert picture.shape[1] == 320
         record = json.loads((out / "chest.contour.json").read_text())
@@ -90,6 +91,25 @@ class TestWrite:
         said = capsys.readouterr().err
         assert "broken.png" in said
         assert "nowhere.png" in said
+
+    def test_a_table_and_the_last_line_say_which_are_flagged(self, tmp_path, capsys):
+        paths = [write_image(tmp_path / name, k) for k, name in enumerate(("=a.png", "b.png", "c.png", "Größe.png"))]
+        summary = write_contours(paths, tmp_path / "out", method="prior", size=160)
+        assert summary["flagged"] == list(map(str, paths))  # as each of this method is
+        told = (
+            f"4 of them flagged ({', '.join(map(str, paths[:3]))}, ...); a row for each in {summary['table']}; 0 files"
+        )
+        assert told in capsys.readouterr().out
+        with open(summary["table"], newline="", encoding="utf-8") as stream:
+            rows = read_table(stream, names=("source", "picture"))
+        assert [row["source"] for row in rows] == summary["flagged"]
+        for row in rows:
+            record = json.loads((tmp_path / "out" / row["picture"]).with_suffix(".json").read_text())
+            x, y = zip(*record["polygon"], strict=True)
+            box = [float(row[side]) for side in ("left", "top", "right", "bottom")]
+            assert box == pytest.approx([min(x), min(y), max(x), max(y)], abs=0.06)
+            assert (row["flagged"], row["method"], row["canvas_size"]) == ("1", "prior", "160")
+            assert float(row["confidence"]) == pytest.approx(record["confidence"], abs=1e-4)
 
     def test_equal_names_do_not_collide(self, tmp_path):
         paths = [

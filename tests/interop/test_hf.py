@@ -352,6 +352,14 @@ def test_a_pipeline_extracts_features(transformers, tmp_path):
     assert np.array(pipe(image_module.fromarray(draw_radiograph(0)))).shape == (1, 17, 48)
 
 
+def test_model_cards_keep_whose_radiographs_the_weights_know(transformers, tmp_path):
+    hx.save_model(small(began_from="vit_tiny_patch16"), tmp_path / "ours")
+    transformers.AutoModel.from_pretrained(tmp_path / "ours").save_pretrained(tmp_path / "theirs")
+    hx.save_model(hx.create_encoder(weights=tmp_path / "theirs"), tmp_path / "back")
+    cards = [(tmp_path / name / "README.md").read_text(encoding="utf-8") for name in ("ours", "theirs", "back")]
+    assert "ChestX-ray14" in cards[0] and cards.count(cards[0]) == 3
+
+
 def test_model_card_and_push_to_hub(transformers, tmp_path, monkeypatch):
     from hdxray_fast.interop.hf import HDXrayModel
 

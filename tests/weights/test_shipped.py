@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 
 import hdxray_fast as hx
 from hdxray_fast.cli.main import main
+from hdxray_fast.weights.fingerprint import settings_print
+from hdxray_fast.weights.load import convert
 from hdxray_fast.weights.shipped import pretrained_card, read_pretrained
 
 pytest.importorskip("safetensors")
@@ -86,3 +89,33 @@ def test_pretraining_goes_on_from_it(tmp_path):
     assert "begins anew" in said
     with pytest.raises(hx.ConfigError, match=r"^weights: pretrained is no vit_small_patch16 .*give the model it is of"):
         started_model(PretrainConfig(model="vit_small_patch16", **config))
+
+
+CREDITS = ("## Weights it began from", NAME, "ChestX-ray14 (NIH Clinical Center)", "CVPR 2017", "nihcc.app.box.com")
+
+
+def credited(folder) -> bool:
+    card = " ".join((folder / "README.md").read_text(encoding="utf-8").replace("**", "").split())
+    return all(words in card for words in CREDITS)
+
+
+def test_what_is_made_of_it_says_whose_radiographs_it_knows(encoder, tmp_path):
+    from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, save_classifier
+    from hdxray_fast.pretrain.config import PretrainConfig
+    from hdxray_fast.pretrain.start import started_model
+
+    hx.save_model(encoder, tmp_path / "copy")
+    again = hx.create_encoder(weights=tmp_path / "copy", keep="contour")  # as finetune, probe and report train begin
+    save_classifier(Classifier(again, ClassifierConfig(["mass"])), tmp_path / "classifier")
+    config = PretrainConfig(model=NAME, data="x", out=str(tmp_path), img_size=64, weights=str(tmp_path / "copy"))
+    hx.save_model(started_model(config)[0], tmp_path / "further")
+    hx.load_model(tmp_path / "further")
+    convert(tmp_path / "further", tmp_path / "converted")
+    for name in ("copy", "classifier", "further", "converted"):
+        assert credited(tmp_path / name), name
+    hx.save_model(hx.create_encoder(NAME, img_size=64), tmp_path / "new")
+    assert not credited(tmp_path / "new") and "began from" not in (tmp_path / "new" / "README.md").read_text()
+    assert encoder.config == replace(encoder.config, began_from=None)
+    assert settings_print(encoder.config) == settings_print(replace(encoder.config, began_from=None))
+    with pytest.raises(hx.ArgumentError, match=r"^began_from: got 'else', accepted are None"):
+        hx.create_encoder(NAME, began_from="else")

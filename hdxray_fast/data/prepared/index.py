@@ -27,15 +27,16 @@ from .summary import PICTURES, LeftOut, write_pictures
 from .tally import Tally
 from .worker import OK, UNREADABLE
 
-INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY = (
+INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY, TILES = (
     "index.parquet",
     "lookup.arrow",
     "quarantine.csv",
     "duplicates.csv",
     "skipped.csv",
     "summary.json",
+    "contacts.csv",
 )
-MERGED = (INDEX, LOOKUP, QUARANTINE, DUPLICATES, SUMMARY, *PICTURES)
+MERGED = (INDEX, LOOKUP, QUARANTINE, DUPLICATES, SUMMARY, TILES, *PICTURES)
 NAMES = ("source", "same_pixels_as", "near_duplicate_of")  # columns of the lists
 LISTS = {QUARANTINE: {"source", "status", "reason"}, DUPLICATES: {"source"}, SKIPPED: {"source"}}
 
@@ -48,8 +49,9 @@ def merge(out: str | Path, *, again: bool = True) -> dict:
 
     Writes ``index.parquet`` (a row per image that is good and no duplicate of an earlier one), ``lookup.arrow`` (of it
     what a reader needs, to be mapped), ``quarantine.csv`` (source, status and reason of the rest), ``duplicates.csv``
-    (copies with equal pixels, and near ones, which stay in the index), ``summary.json``, ``summary.png`` and
-    ``contacts.png``.
+    (copies with equal pixels, and near ones, which stay in the index), ``summary.json``, ``summary.png``,
+    ``contacts.png``, ``left_out.png`` where images were left out for what they show, and ``contacts.csv``, which says
+    of which file each tile of the two is.
 
     Args:
         out: folder of the data set.
@@ -115,8 +117,8 @@ def _merge(out: Path) -> dict:
             )
     summary = tally.summary(len(copies.repeats), len(near), read_skipped(out))
     write_json(out / SUMMARY, summary)
-    write_pictures(out, tally.columns(), recipe, summary)
-    left_out.write(out)
+    shown = write_pictures(out, tally.columns(), recipe, summary) + left_out.write(out)
+    write_rows(out / TILES, ("picture", "tile", "caption", "source"), shown)
     return summary
 
 

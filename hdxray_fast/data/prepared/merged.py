@@ -13,7 +13,7 @@ from ...files import size_and_time, written_whole
 from ...regular_files import RUN_JSON, read_json
 
 NOTE = ".merged"
-VERSION = 1  # of the note: raise it when merging gives something else for the same shards
+VERSION = 2  # of the note: raise it when merging gives something else for the same shards
 
 
 class MergeNote:

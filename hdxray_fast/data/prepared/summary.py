@@ -14,6 +14,7 @@ from ...images.canvas import Canvas
 from ...images.contour import Contour
 from ...images.overlay import contact_sheet, contact_tile, plain_tile
 from ...images.panels import display_levels, png_of
+from ...names import unescaped
 from ...regular_files import open_regular
 from .reading import decode, inside_grid
 from .shards import ShardFolder
@@ -21,10 +22,13 @@ from .shards import ShardFolder
 SPREAD, EXTREME, UNSURE = 32, 16, 8  # tiles of the contact sheet: over the data set, of each extreme, least sure
 HISTOGRAMS, CONTACTS, LEFT_OUT = PICTURES = ("summary.png", "contacts.png", "left_out.png")
 TILES_LEFT_OUT = 64
-TOLD = ("length", "polygon", "inside", "confidence", "method", "flagged", "valid_box")  # of a tile
+TOLD = ("source", "length", "polygon", "inside", "confidence", "method", "flagged", "valid_box")  # of a tile
+LEAST_WIDE = 32  # px that the histogram of sizes spans: labels of a narrower one lie over each other
+
+Shown = list[tuple[str, int, str, str]]  # tiles: picture, number (from 1, row by row), caption, source
 
 
-def write_pictures(out: Path, index, recipe: dict, summary: dict) -> None:
+def write_pictures(out: Path, index, recipe: dict, summary: dict) -> Shown:
     """``summary.png`` (sizes, brightness, contours, what became of the sources) and ``contacts.png``.
 
     Args:
@@ -32,9 +36,12 @@ def write_pictures(out: Path, index, recipe: dict, summary: dict) -> None:
         index: of its images, by row, at least the columns that :data:`.tally.KEPT` names; the rest of the few that are
             shown is read from their shards.
         recipe, summary: of the data set.
+
+    Returns:
+        The tiles of ``contacts.png``.
     """
     _histograms(out / HISTOGRAMS, index, recipe["bits"], summary)
-    _contacts(out / CONTACTS, ShardFolder(out / "shards"), index, recipe)
+    return _contacts(out / CONTACTS, ShardFolder(out / "shards"), index, recipe)
 
 
 class LeftOut:
@@ -48,8 +55,8 @@ class LeftOut:
         self._shown: list[tuple[float, int, dict]] = []
 
     def add(self, bad) -> None:
-        """Facts of what is not good in a shard: ``reason``, ``view_probability``, ``left_out``."""
-        facts = bad.select(["reason", "view_probability", "left_out"]).to_pylist()
+        """Facts of what is not good in a shard: ``source``, ``reason``, ``view_probability``, ``left_out``."""
+        facts = bad.select(["source", "reason", "view_probability", "left_out"]).to_pylist()
         self._shown += [
             (fact["view_probability"] or 0.0, line, fact)
             for line, fact in enumerate(facts, start=self._line) if fact["left_out"]
@@ -57,18 +64,21 @@ class LeftOut:
         self._line += len(facts)
         self._shown = sorted(self._shown, key=lambda one: one[:2])[:TILES_LEFT_OUT]
 
-    def write(self, out: Path) -> None:
-        """Make the picture in the data set's folder."""
+    def write(self, out: Path) -> Shown:
+        """Make the picture in the data set's folder; gives its tiles."""
         path = out / LEFT_OUT
         path.unlink(missing_ok=True)
-        tiles = []
-        for _, line, fact in self._shown:
+        tiles, shown = [], []
+        for number, (_, line, fact) in enumerate(self._shown, start=1):
             grey = cv2.imdecode(np.frombuffer(fact["left_out"], np.uint8), cv2.IMREAD_GRAYSCALE)
             chance = "" if fact["view_probability"] is None else f", {fact['view_probability']:.2f}"
-            tiles.append(plain_tile(grey, f"line {line}{chance}", fact["reason"]))
+            caption = f"line {line}{chance}"
+            tiles.append(plain_tile(grey, caption, fact["reason"]))
+            shown.append((LEFT_OUT, number, f"{caption}, {fact['reason']}", unescaped(fact["source"])))
         if tiles:
             with written_whole(path) as temporary:
                 temporary.write_bytes(png_of(contact_sheet(tiles)))
+        return shown
 
 
 def _histograms(path: Path, index, bits: int, summary: dict) -> None:
@@ -82,7 +92,9 @@ def _histograms(path: Path, index, bits: int, summary: dict) -> None:
     # places by hand, one outline to a histogram: laying out and single bars took most of the time of a small merge
     figure.subplots_adjust(left=0.055, right=0.99, bottom=0.15, top=0.91, wspace=0.36)
     size, level, confidence, share, fate = figure.subplots(1, 5)
-    size.hist([index.column(name).to_numpy() for name in ("height", "width")], bins=30, label=["rows", "columns"])
+    sides = [index.column(name).to_numpy() for name in ("height", "width")]
+    size.hist(sides, bins=30, range=size_range(np.concatenate(sides)), label=["rows", "columns"])
+    size.locator_params(axis="x", nbins=5, integer=True)
     size.legend()
     size.set(title="stored size", xlabel="pixels", ylabel="images")
     level.hist(grey_levels(index, bits), bins=np.linspace(0, 255, 52), histtype="stepfilled", color="C4")
@@ -100,6 +112,13 @@ def _histograms(path: Path, index, bits: int, summary: dict) -> None:
     fate.margins(x=0.2)
     with written_whole(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})  # the same picture for the same data
+
+
+def size_range(sides: np.ndarray) -> tuple[float, float]:
+    """What the histogram of sizes spans, px: the sizes there are, and somewhat more where these are all alike."""
+    low, high = float(sides.min()), float(sides.max())
+    more = max(0.0, LEAST_WIDE - (high - low)) / 2
+    return low - more, high + more
 
 
 def grey_levels(index, bits: int) -> np.ndarray:
@@ -131,11 +150,11 @@ def contact_rows(levels: np.ndarray, confidence: np.ndarray) -> dict[int, str]:
     return rows | dict.fromkeys([row for row in unsure[: len(rows) + UNSURE] if row not in rows][:UNSURE], "least sure")
 
 
-def _contacts(path: Path, shards: ShardFolder, index, recipe: dict) -> None:
-    """The rows of :func:`contact_rows`; captions name index rows only."""
+def _contacts(path: Path, shards: ShardFolder, index, recipe: dict) -> Shown:
+    """The rows of :func:`contact_rows`, as tiles; captions name index rows only."""
     rows = contact_rows(grey_levels(index, recipe["bits"]), index.column("confidence").to_numpy())
     shown = ([index.column(name)[row].as_py() for name in ("shard", "offset")] for row in rows)
-    tiles = []
+    tiles, told = [], []
     for (row, words), (number, offset) in zip(rows.items(), shown, strict=True):
         facts = shards.facts_at(number, offset, TOLD)
         with open_regular(shards.pixels(number)) as stream:
@@ -154,5 +173,7 @@ def _contacts(path: Path, shards: ShardFolder, index, recipe: dict) -> None:
         )
         caption = f"row {row}, {words}" if words else f"row {row}"
         tiles.append(contact_tile(Canvas(grey, tuple(facts["valid_box"])), contour, caption, tint=not extreme))
+        told.append((CONTACTS, len(tiles), caption, unescaped(facts["source"])))
     with written_whole(path) as temporary:
         temporary.write_bytes(png_of(contact_sheet(tiles)))
+    return told

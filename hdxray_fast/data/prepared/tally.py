@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -17,6 +18,7 @@ KEPT = (
     "shard", "offset", "length", "inside_share", "confidence", "flagged", "scale", "shift", "height", "width",
     "patient",
 )  # fmt: skip
+SHOWN = 5  # reasons, on a terminal
 
 
 class Tally:
@@ -24,8 +26,8 @@ class Tally:
 
     def __init__(self) -> None:
         self.sources = self.good = 0
-        self._status, self._reasons, self._flags, self._views, self._parts, self._formats = (
-            Counter() for _ in range(6)
+        self._status, self._reasons, self._filtered, self._flags, self._views, self._parts, self._formats = (
+            Counter() for _ in range(7)
         )
         self._kept: list = []
 
@@ -40,7 +42,9 @@ class Tally:
         status = facts.column("status").to_pylist()
         self.good += status.count("ok")
         self._status.update(status)
-        self._reasons.update(reason for reason in facts.column("reason").to_pylist() if reason)
+        reasons = facts.column("reason").to_pylist()
+        self._reasons.update(filter(None, reasons))
+        self._filtered.update(why for why, what in zip(reasons, status, strict=True) if what == "filtered")
         pairs = zip(*(facts.column(name).to_pylist() for name in ("view", "view_evidence")), strict=True)
         self._views.update(
             f"{view} ({evidence})" if view else "not known" for view, evidence in pairs if evidence is not None
@@ -79,6 +83,7 @@ class Tally:
             "body_parts": dict(self._parts),
             "formats": dict(self._formats.most_common()),
             "reasons": dict(self._reasons.most_common(20)),
+            "filtered_reasons": dict(self._filtered.most_common(20)),
         }
 
 
@@ -111,5 +116,25 @@ def describe(summary: dict) -> str:
     if summary["skipped"]:
         names = some_names(summary["skipped_first"], summary["skipped"])
         lines.append(f"left out for the suffix: {names}; all of them: skipped.csv")
-    lines += [f"  {count} x {reason}" for reason, count in list(summary["reasons"].items())[:5]]
+    filtered = summary["filtered_reasons"]
+    if filtered:
+        lines.append(f"filtered: {_first(filtered)}{_kept_with(filtered)}")
+    others = {reason: count for reason, count in summary["reasons"].items() if reason not in filtered}
+    if others:
+        lines.append(f"unreadable: {_first(others)}")
     return "\n".join(map(visible, lines))
+
+
+def _first(reasons: dict[str, int]) -> str:
+    """The most frequent ones: ``2 x lateral view (header)``."""
+    some = ", ".join(f"{count} x {reason}" for reason, count in list(reasons.items())[:SHOWN])
+    return some + (f", {len(reasons) - SHOWN} reasons more" if len(reasons) > SHOWN else "")
+
+
+def _kept_with(reasons: Iterable[str]) -> str:
+    """The options of prepare that leave out nothing for these reasons; one that was given is named by its reason."""
+    words = {"view": ("view", "no chest radiograph"), "body-part": ("body part",), "modality": ("modality",)}
+    options = [
+        f"--{option} any" for option, told in words.items() if any(word in why for word in told for why in reasons)
+    ]
+    return f"; in a new set, {' '.join(options)} keeps them" if options else ""
