@@ -22,7 +22,7 @@ from ..images.panels import write_image
 from ..models.layers import check_count
 from ..names import unescaped
 from ..parquet_files import CheckedParquet, open_parquet
-from ..regular_files import parse_json, reason_of
+from ..regular_files import parse_json, reason_of, what_else
 from ..weights.create import encoder_of_size
 from .embedding import Embedder
 from .embedding_files import USUAL, fingerprint
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from ..models.encoder import Encoder
 
 PATIENT = "patient"  # a column of hashes, as the index of a prepared set has one
+ON_DISK = "features.parquet"  # as embed calls a table where it is told a folder
 HASH_DIGITS = 8  # of a patient's hash, on the sheet
 ROWS = 1024  # of features, in memory at once
 
@@ -157,8 +158,16 @@ def _opened(table: str | os.PathLike) -> Iterator[CheckedParquet]:
     """The table, to be read within; what goes wrong there names it."""
     import pyarrow
 
+    path = Path(table)
+    if not path.is_file():
+        wrong = what_else(path) or "does not exist"
+        raise ConfigError(f"{path}: {wrong}; name the table that embed wrote, such as {ON_DISK}")
+    if path.suffix.lower() == ".csv":
+        beside = path.with_suffix(".parquet")
+        name = f"{beside}, which embed wrote with it" if beside.is_file() else f"one that embed --out {ON_DISK} writes"
+        raise ConfigError(f"{path}: is a CSV, which does not say how its features were made; name {name}")
     try:
-        with open_parquet(table) as file:
+        with open_parquet(path) as file:
             yield file
     except NoFeaturesError as error:
         raise ConfigError(f"{table}: is no table of features ({error})") from error
