@@ -11,13 +11,13 @@ from ..data.quarantine import first_unreadable
 from ..errors import ConfigError
 from ..progress import note
 from ..terminal import aligned, fitted, visible
-from .options import add_config, add_inference, add_part, add_reading, tell_waiting
+from .options import add_config, add_inference, add_part, add_reading, tell_encoder, tell_waiting
 
 
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
     probe = parser_class(
-        examples=["probe --data labels.csv --weights pretrained --out results/probe"],
+        examples=["probe --data labels.csv --out results/probe"],
         description="A linear probe on the features of a frozen encoder.",
     )
     add_config(probe)
@@ -90,6 +90,7 @@ def _add_model(parser) -> None:
 def run_probe_command(**options) -> int:
     from ..classify.probe import describe_probe, run_probe
 
+    tell_encoder(options["weights"])
     print(fitted(describe_probe(run_probe(ProbeConfig(**options)))))
     return 0
 

@@ -19,6 +19,7 @@ from ..models.encoder import Encoder
 from ..names import require_utf8
 from ..ranks import acquainted
 from ..weights.create import encoder_of_size
+from ..weights.shipped import PRETRAINED
 from .embedding import Embedder
 from .feature_csv import refuse_other_csv, write_csv
 from .feature_table import FeatureTable
@@ -64,7 +65,7 @@ class EmbeddedFiles:
 def embed_files(
     paths: str | os.PathLike | Sequence[str | os.PathLike],
     out: str | os.PathLike,
-    weights: str | os.PathLike | Encoder,
+    weights: str | os.PathLike | Encoder = PRETRAINED,
     *,
     pool: str | None = None,
     keep: str | None = None,
@@ -88,7 +89,8 @@ def embed_files(
         out: the Parquet file, which is not written if no file can be read; ``<out>.parts/`` holds what is done while
             the run lasts, ``*.unreadable.csv`` beside it names the files that could not be read. A ``.csv`` is written
             from the Parquet file beside it, of its name; in a folder it is ``features.parquet``.
-        weights: as for :func:`hdxray_fast.create_encoder`, or an encoder.
+        weights: as for :func:`hdxray_fast.create_encoder`, or an encoder; left out, the pre-trained one that comes with
+            the package.
         img_size: canvas side, pixels; left out, the encoder's.
         workers: processes that read files ahead; -1 takes one per core.
         pool, keep, batch_size, device, progress, precision, compile, timeout, max_memory: as for

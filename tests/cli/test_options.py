@@ -60,7 +60,7 @@ def test_from_python_they_keep_their_names():
     ("words", "begins", "hint"),
     [
         (["pretrain"], "pretrain needs --out and --data (", "pretrain --help lists the settings"),
-        (["embed"], "embed needs paths, --weights and --out (", "embed --help lists the settings"),
+        (["embed"], "embed needs paths and --out (", "embed --help lists the settings"),
         (["report", "train", "--data", "x"], "report train needs --out (", "report train --help lists the settings"),
         (["report", "nonsense"], "'nonsense' is no command of report; there are train, generate, evaluate (",
          "report --help lists the commands"),
