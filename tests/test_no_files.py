@@ -19,7 +19,7 @@ from hdxray_fast import regular_files
 from hdxray_fast.errors import HDXrayError, NotAFileError
 from hdxray_fast.files import begin_anew
 
-for package in ("accelerate", "safetensors", "pyarrow", "pebble"):
+for package in ("accelerate", "pyarrow", "pebble"):
     pytest.importorskip(package)
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="pipes and devices have no names")

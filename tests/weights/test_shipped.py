@@ -12,8 +12,6 @@ import hdxray_fast as hx
 from hdxray_fast.cli.main import main
 from hdxray_fast.weights.shipped import pretrained_card, read_pretrained
 
-pytest.importorskip("safetensors")
-
 NAME = "vit_tiny_patch16"
 
 
