@@ -13,7 +13,7 @@ import torch
 from ..data.inputs import Input, list_inputs, prepared_among, require_prepared_for
 from ..data.quarantine import Quarantined
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
-from ..data.result_files import file_named_by
+from ..data.result_files import file_named_by, refuse_other_table
 from ..errors import ArgumentTypeError
 from ..models.encoder import Encoder
 from ..names import require_utf8
@@ -21,7 +21,7 @@ from ..ranks import acquainted
 from ..weights.create import encoder_of_size
 from ..weights.shipped import PRETRAINED
 from .embedding import Embedder
-from .feature_csv import refuse_other_csv, write_csv
+from .feature_csv import BEFORE, write_csv
 from .feature_table import FeatureTable
 from .filling import fill_and_join
 from .shares import Share
@@ -112,7 +112,7 @@ def embed_files(
     place = file_named_by(out, "features.parquet", (".parquet", ".csv"))
     as_csv = place.suffix.lower() == ".csv"
     if as_csv:
-        refuse_other_csv(place)
+        refuse_other_table(place, BEFORE, "features")
     inputs = Share.of_part(part).from_main(lambda: list_inputs(paths))
     table = place.with_suffix(".parquet") if as_csv else place
     done = embed_list(
