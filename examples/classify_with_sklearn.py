@@ -37,12 +37,14 @@ def synthetic(count: int, side: int = 200) -> tuple[list[np.ndarray], np.ndarray
     return images, labels
 
 
-def main(manifest: str | None = None, weights: str | None = None, img_size: int = 512, count: int = 24) -> float:
+def main(
+    manifest: str | None = None, weights: str | None = None, img_size: int | None = None, count: int = 24
+) -> float:
     """Cross-validated area under the ROC curve of a logistic regression on the features."""
     if weights:
-        encoder = hx.create_encoder(weights=weights)
+        encoder = hx.create_encoder(weights=weights, img_size=img_size)  # None: the weights' own size
     else:
-        encoder = hx.create_encoder("vit_tiny_patch16", img_size=img_size)
+        encoder = hx.create_encoder("vit_tiny_patch16", img_size=img_size or 512)
     if manifest:
         with open(manifest, newline="") as file:
             rows = list(csv.DictReader(file))
@@ -67,4 +69,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--manifest", help="CSV with the columns path and label (0 or 1)")
     parser.add_argument("--weights", help="model folder, or other published weights")
+    parser.add_argument("--img-size", type=int, help="canvas side, pixels; left out, the weights' own, or 512")
     main(**vars(parser.parse_args()))

@@ -20,7 +20,6 @@ EXTRAS = {
     ],
     "train": [
         "accelerate>=1",
-        "safetensors>=0.4",
         "jsonargparse[signatures]>=4.35",
         "tensorboard>=2.15",
         "tqdm>=4.66",
@@ -35,7 +34,7 @@ EXTRAS = {
     "embed": ["pyarrow>=23.0.1"],
     "prepare": ["matplotlib>=3.8"],
     "streaming": ["litdata>=0.2.40", "fsspec>=2024.2"],
-    "hf": ["transformers>=5.3", "safetensors>=0.4", "pillow>=12.2"],
+    "hf": ["transformers>=5.3", "pillow>=12.2"],
     "timm": ["timm>=1.0.9"],
     "export": ["onnx>=1.17", "onnxscript>=0.5"],
     "classify": ["scikit-learn>=1.3", "scipy>=1.10", "pandas>=2", "matplotlib>=3.8"],

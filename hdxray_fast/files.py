@@ -157,6 +157,7 @@ def place_of(error: OSError, folder: Path) -> Path:
 
 FILES = (".arrow", ".csv", ".html", ".json", ".jsonl", ".key", ".md", ".parquet", ".png", ".safetensors")  # no folders
 OWNER_FILE = ".made-by"  # the commands that may write over what lies in a folder, or clear it; a line each
+MARK = f"the file that this package writes into its folders ({OWNER_FILE})"
 
 
 def begin_anew(folder: Path, maker: str) -> None:
@@ -210,7 +211,8 @@ def claim_names(folder: Path, maker: str, names: Iterable[str], own: bool = Fals
         if maker in makers:
             return
         if not makers:
-            raise ConfigError(f"{argument}: {folder / OWNER_FILE} is no mark of this package; give another folder")
+            wrong = "is not what this package writes there; give another folder"
+            raise ConfigError(f"{argument}: {folder / OWNER_FILE} {wrong}")
     make_folder(folder, argument)
     try:
         with written_whole(folder / OWNER_FILE) as temporary:
@@ -248,8 +250,8 @@ def _refuse_folders(folder: Path, maker: str, names: Iterable[str], argument: st
 def _not_marked(folder: Path, maker: str) -> str:
     """Why what lies in a folder does not count as ``maker``'s."""
     if makers := _makers(folder):
-        return f"the mark there ({OWNER_FILE}) is of {' and '.join(makers)}, not of {maker}"
-    return f"there is no mark ({OWNER_FILE}) that says that {maker} made it"
+        return f"{MARK} names {' and '.join(makers)}, not {maker}"
+    return f"{MARK} is not there, which says that {maker} made it"
 
 
 def _in_the_way(path: Path) -> bool:

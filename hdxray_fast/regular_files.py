@@ -144,23 +144,6 @@ def lines(stream: IO[str], path: str | os.PathLike) -> Iterator[str]:
         yield line
 
 
-def check_text(path: str | os.PathLike) -> None:
-    """Before a library reads a text by its name: refuse what holds NUL, as a file that is mostly a hole does.
-
-    UTF-16 begins with its mark, at which a reader of UTF-8 ends.
-
-    Raises:
-        NotAFileError, OSError: as :func:`check_regular`; or there is a NUL.
-    """
-    with open_regular(path) as stream:
-        part = stream.read(1 << 20)
-        if part.startswith(UTF_16):
-            return
-        while part:
-            _refuse_nul(path, part)
-            part = stream.read(1 << 20)
-
-
 def _refuse_nul(path: str | os.PathLike, part: bytes) -> None:
     if b"\0" in part:
         raise NotAFileError(path, "holds NUL, which no text does")

@@ -39,6 +39,11 @@ def visible_lines(text: object) -> str:
     return "\n".join(map(visible, str(text).split("\n")))
 
 
+def counted(count: float, unit: str) -> str:
+    """``1 step``, ``2 steps``, ``1,000 steps``."""
+    return f"{count:,g} {unit}{'s' * (count != 1)}" if count < 1000 else f"{count:,.0f} {unit}s"
+
+
 def width_of_terminal() -> int | None:
     """Characters in a line of the terminal that stdout is; ``None`` of a file or a pipe, where lines have no end."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

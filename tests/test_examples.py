@@ -39,7 +39,6 @@ def test_features_for_scikit_learn():
 
 def test_features_for_scikit_learn_from_a_manifest(radiographs, tmp_path):
     pytest.importorskip("sklearn")
-    pytest.importorskip("safetensors")
     import hdxray_fast as hx
 
     hx.save_model(hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1), tmp_path / "model")
@@ -168,7 +167,7 @@ def test_ten_lines_pasted_into_a_fresh_environment(tmp_path):
     code = code_blocks("docs/encoder.md", "Ten lines")[0]
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 10
-    optional = ("timm", "transformers", "safetensors", "onnx", "pydicom", "pyarrow", "sklearn", "jsonargparse", "tqdm")
+    optional = ("timm", "transformers", "onnx", "pydicom", "pyarrow", "sklearn", "jsonargparse", "tqdm")
     fresh = f"import sys; sys.modules.update(dict.fromkeys({optional}))\n"
     (tmp_path / "xrays").mkdir()
     cv2.imwrite(str(tmp_path / "xrays" / "0.png"), draw_radiograph(0))
@@ -183,7 +182,7 @@ def test_the_rest_of_the_page(tmp_path, monkeypatch, plain_mae):
     """Every other block of docs/encoder.md runs too, one after the other, at a small size."""
     if plain_mae.import_timm() is None:
         pytest.skip("timm is not installed")
-    for package in ("transformers", "safetensors", "onnx", "onnxscript", "pyarrow"):
+    for package in ("transformers", "onnx", "onnxscript", "pyarrow"):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     import cv2

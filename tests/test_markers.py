@@ -259,8 +259,8 @@ def test_no_command_tells_what_tables_and_reports_hold(planted, tmp_path, capfd,
         if not told.strip():
             silent.append(words[:2])
 
-    run("prepare", labels, "--out", str(out / "set"), "--size", "96", "--contour", "rectangle", *ways)
-    run("contour", *some, "--out", str(out / "contours"), "--size", "96")
+    run("prepare", labels, "--out", str(out / "set"), "--img-size", "96", "--contour", "rectangle", *ways)
+    run("contour", *some, "--out", str(out / "contours"), "--img-size", "96")
     run("embed", labels, "--weights", encoder, "--out", str(out / "features.parquet"), *ways)
     run("probe", "--data", labels, "--weights", encoder, "--out", str(out / "probe"), *classes, *ways)
     tuned = ["--weights", encoder, "--out", str(out / "tuned"), *classes, *short]

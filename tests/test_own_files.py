@@ -22,10 +22,10 @@ def own(tmp_path):
 
 
 def test_a_folder_without_the_mark_is_not_cleared(own, tmp_path):
-    with pytest.raises(hx.ConfigError, match=r"run would be removed, and there is no mark \(.made-by\) that says that"):
+    with pytest.raises(hx.ConfigError, match=r"the file that this package writes into its folders \(.made-by\) is"):
         begin_anew(own, "demo")
     (own / OWNER_FILE).write_text("another\n")
-    with pytest.raises(hx.ConfigError, match=r"the mark there \(.made-by\) is of another, not of demo"):
+    with pytest.raises(hx.ConfigError, match=r"its folders \(.made-by\) names another, not demo"):
         begin_anew(own, "demo")
     link = tmp_path / "link"
     link.symlink_to(own)
@@ -45,7 +45,7 @@ def test_a_folder_with_the_mark_is(tmp_path):
 def test_files_of_the_same_name_are_not_written_over(own):
     names = ("metrics.json", "predictions.csv")
     (own / "predictions.csv").write_text("mine")
-    with pytest.raises(hx.ConfigError, match=r"predictions.csv would be written over, and there is no mark \(.made"):
+    with pytest.raises(hx.ConfigError, match=r"predictions.csv would be written over, and the file that this"):
         claim_names(own, "evaluate", names)
     (own / "predictions.csv").unlink()
     claim_names(own, "evaluate", names)
@@ -54,14 +54,14 @@ def test_files_of_the_same_name_are_not_written_over(own):
         (own / name).write_text("theirs")
     claim_names(own, "evaluate", names)
     claim_names(own, "compare", ["comparison.csv"])
-    with pytest.raises(hx.ConfigError, match=r"metrics.json would .* is of evaluate and compare, not of report-"):
+    with pytest.raises(hx.ConfigError, match=r"metrics.json would .* names evaluate and compare, not report-"):
         claim_names(own, "report-evaluate", ["metrics.json"])
 
 
 def test_a_mark_that_is_none_is_not_written_over(own):
     for text in ("who made this?\n", "Evaluate\n"):
         (own / OWNER_FILE).write_text(text)
-        with pytest.raises(hx.ConfigError, match=r"\.made-by is no mark of this package"):
+        with pytest.raises(hx.ConfigError, match=r"\.made-by is not what this package writes there"):
             claim_names(own, "evaluate", ["metrics.json"])
         assert (own / OWNER_FILE).read_text() == text
 
@@ -75,7 +75,7 @@ def test_the_demo_leaves_what_is_not_its_own(tmp_path, monkeypatch, name):
     file.parent.mkdir(exist_ok=True)
     file.write_text("mine")
     monkeypatch.setattr(demo, "demo_radiograph", lambda: tmp_path / "radiograph.dcm")
-    with pytest.raises(hx.ConfigError, match=r"no mark .* demo made"):
+    with pytest.raises(hx.ConfigError, match=r"the file that this package .* demo made"):
         demo.run_demo(demo.DemoConfig(out=str(tmp_path), steps=1))
     assert file.read_text() == "mine"
     assert not (tmp_path / OWNER_FILE).exists()  # the next demo would take the folder for its own
@@ -136,7 +136,7 @@ def test_a_run_writes_over_no_other_settings(tmp_path):
     from tiny_training import train
 
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "vit"}))
-    with pytest.raises(hx.ConfigError, match=r"config.json would be written over, and there is no mark"):
+    with pytest.raises(hx.ConfigError, match=r"config.json would be written over, and the file that this"):
         train(tmp_path, steps=1)
     assert json.loads((tmp_path / "config.json").read_text()) == {"model_type": "vit"}
 

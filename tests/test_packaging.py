@@ -98,6 +98,7 @@ def test_wheel_holds_package_data_and_metadata(built_wheel):
     assert sorted(re.split(r"[ <>=]", line.removeprefix("Requires-Dist: "))[0] for line in needs) == [
         "numpy",
         "opencv-python-headless",
+        "safetensors",
         "torch",
     ]
     assert "License-Expression: Apache-2.0" in metadata

@@ -95,7 +95,7 @@ def test_the_search_finds_what_is_there(tmp_path):
 
 
 def test_prepare_and_stream(dicoms, tmp_path, capfd, caplog):
-    small = ["--size", "96", "--shard-size", "5"]
+    small = ["--img-size", "96", "--shard-size", "5"]
     assert main(["prepare", str(dicoms), "--out", str(tmp_path / "set"), "--workers", "1", *small]) == 0
     small += ["--contour", "rectangle"]
     everything = ["--modality", "any", "--view", "any", "--body-part", "any", "--workers", "0"]
@@ -108,7 +108,7 @@ def test_prepare_and_stream(dicoms, tmp_path, capfd, caplog):
 
 
 def test_contour_overlays(dicoms, tmp_path, capfd, caplog):
-    assert main(["contour", str(dicoms), "--out", str(tmp_path / "contours"), "--size", "96"]) == 0
+    assert main(["contour", str(dicoms), "--out", str(tmp_path / "contours"), "--img-size", "96"]) == 0
     assert not leaks(tmp_path, "".join(capfd.readouterr()) + caplog.text)
 
 
@@ -152,7 +152,7 @@ def test_patients_are_told_apart_by_a_keyed_hash_alone(tmp_path):
         dicom(root / f"{number}.dcm", draw_radiograph(number), PatientID=patient)
 
     def patients(out: str, *options: str) -> list[str]:
-        common = ["--size", "96", "--workers", "0", "--contour", "rectangle"]
+        common = ["--img-size", "96", "--workers", "0", "--contour", "rectangle"]
         assert main(["prepare", str(root), "--out", str(tmp_path / out), *common, *options]) == 0
         return PreparedSet(tmp_path / out).index.column("patient").to_pylist()
 

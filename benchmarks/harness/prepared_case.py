@@ -76,7 +76,7 @@ def _prepared(
     for number, pixels in enumerate(pictures):
         cv2.imwrite(str(root / "xrays" / f"{number:02d}.png"), pixels)
     config = PrepareConfig(
-        [str(root / "xrays")], str(root / "set"), size=size, contour=contour, workers=workers, format=kind
+        [str(root / "xrays")], str(root / "set"), img_size=size, contour=contour, workers=workers, format=kind
     )
     run_prepare(config, progress=False)
     return root / "set"

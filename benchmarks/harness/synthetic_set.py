@@ -79,10 +79,10 @@ def make_set(out: Path, tree: Path, count: int, **settings) -> PrepareConfig:
     settings = {"format": FORMAT, "format_version": FORMAT_VERSION, "recipe": config.recipe(), "sources": [str(tree)]}
     write_json(out / "settings.json", settings)
     shards, size = ShardFolder(out / "shards"), config.shard_size
-    blank = encode(np.full((config.size, config.size), 77, np.uint8), config.format)
+    blank = encode(np.full((config.img_size, config.img_size), 77, np.uint8), config.format)
     for number in range(-(-count // size)):
         rows = every[number * size : (number + 1) * size]
-        table = _facts(number, rows, blank, config.size)
+        table = _facts(number, rows, blank, config.img_size)
         parquet.write_table(table, shards.facts(number))
         good = pa.compute.sum(table.column("length")).as_py() or 0
         twin = shards.pixels(number - 1) if number % PER_LINK else None

@@ -150,7 +150,7 @@ def main() -> int:
     options = parser.parse_args()
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
-    recipe = PrepareConfig(["-"], str(out), size=options.size, modality="any", view="any", body_part="any").recipe()
+    recipe = PrepareConfig(["-"], str(out), img_size=options.size, modality="any", view="any", body_part="any").recipe()
     endings, families, examples, residents, peak, slowest = Counter(), {}, {}, [], 0, (0.0, "")
     whole = seeds()
     began = time.monotonic()

@@ -68,7 +68,7 @@ def main() -> int:
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     recipe = PrepareConfig(
-        ["-"], "-", size=64, contour="rectangle", modality="any", view="any", body_part="any"
+        ["-"], "-", img_size=64, contour="rectangle", modality="any", view="any", body_part="any"
     ).recipe()
     caps = {"workers": options.workers, "timeout": options.timeout, "max_memory": options.max_memory}
     archives, members, reasons, examples = {kind: Counter() for kind in KINDS}, Counter(), Counter(), []

@@ -34,7 +34,7 @@ PER_ROUND = 5
 KINDS = (".bin", ".arrow", ".csv", ".parquet", ".json", ".png")
 COMMAND = (
     "import sys; from hdxray_fast.data.prepared.run import run_prepare; from hdxray_fast.data.prepared.config import "
-    "PrepareConfig as C; run_prepare(C(sys.argv[3:], sys.argv[1], size=96, workers=2, shard_size=4, "
+    "PrepareConfig as C; run_prepare(C(sys.argv[3:], sys.argv[1], img_size=96, workers=2, shard_size=4, "
     "contour='rectangle', patient_key=sys.argv[2]), progress=False)"
 )
 

@@ -57,7 +57,7 @@ def make_inputs(root: Path, films: int) -> None:
     save_classifier(Classifier(small_encoder(), ClassifierConfig(["a", "b"])), root / "classifier")
     settings = {**QUICK, "data": str(data), "out": str(root / "report"), "weights": str(encoder)}
     run_report_training(ReportConfig(**settings), progress=False)
-    prepare([root / "films"], root / "set", size=320)
+    prepare([root / "films"], root / "set", img_size=320)
 
 
 def commands(root: Path) -> dict[str, tuple[list[str], list[str]]]:

@@ -116,7 +116,7 @@ def main() -> None:
     for hung in (0, 3):
         at = {count // 8 * (2 * k + 1) for k in range(hung)}
         names = ["hangs" if number in at else "good" for number in range(count)]
-        found = prepared(options.picture, names, size=320, shard_size=64, timeout=LIMIT)
+        found = prepared(options.picture, names, img_size=320, shard_size=64, timeout=LIMIT)
         rows.append({"what": f"{hung} of {count} hang", **found})
         print(json.dumps(rows[-1]), flush=True)
     (out / "prepare_writer.json").write_text(json.dumps({"rows": rows, "commit": commit()}, indent=1) + "\n")

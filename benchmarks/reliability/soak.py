@@ -94,7 +94,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="hdxray-soak-") as root:
         make_sources(Path(root) / "xrays", options.images)
         config = PrepareConfig(
-            [str(Path(root) / "xrays")], str(Path(root) / "set"), size=options.size, workers=options.workers,
+            [str(Path(root) / "xrays")], str(Path(root) / "set"), img_size=options.size, workers=options.workers,
             shard_size=128, keep_duplicates=True,
         )  # fmt: skip
         began = time.monotonic()

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Sequence
-from io import TextIOWrapper
 from pathlib import Path
 
 import numpy as np
 
-from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column, hidden_in, separator_hint
+from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column, hidden_in
 from ..data.csv_cells import unquoted
 from ..data.splits import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, canonical_split
+from ..data.table_text import open_text_table
 from ..errors import ConfigError, MissingDependencyError
 from ..extras import install
 from ..names import unescaped
-from ..packed_tables import is_packed, open_table
-from ..regular_files import check_text, reason_of
+from ..regular_files import reason_of
 from ..terminal import visible
 from .label_table import LabelTable
 
 SPLIT_SYNONYMS = ("set", "subset", "dataset", "partition")  # where they hold names of splits, and not of data sets
 LONGEST_CLASS = 80  # letters of a name in a column of labels
+DECIMAL_COMMA = r"^\s*([+-]?\d+),(\d+(?:[eE][+-]?\d+)?)\s*$"
+YES_OR_NO = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
+# Read as 1 and 0 where a column holds both and nothing else: alone, or among others, they may mean something else
+PAIRS = (("positive", "negative"), ("present", "absent"), ("ja", "nein"), ("oui", "non"))
 NOT_NUMBERS = frozenset({"nan", "na", "n/a", "none", "null", "inf", "-inf", "#n/a"})
 
 
@@ -59,6 +62,8 @@ def read_generic(
             notes += more
         frame = frame.rename(columns={find_column(frame.columns, [name]): name for name in classes})
         labels = label_values(frame, path, classes)
+        pairs = {name: pair for name in classes if (pair := _pair(frame[name]))}
+        notes += [f"{name}: {pair[0]!r} is read as 1 and {pair[1]!r} as 0" for name, pair in pairs.items()]
     paths = [str(_under(images or path.parent, unescaped(name))) for name in strings(frame[image])]
     return LabelTable(
         paths,
@@ -108,17 +113,12 @@ def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False):
     pandas = import_pandas()
     options = {"dtype": str, "keep_default_na": False, "na_values": ["", *blank], "skipinitialspace": True}
     try:
-        if not is_packed(path):
-            check_text(path)
-        with warnings.catch_warnings(), TextIOWrapper(open_table(path), encoding="utf-8", newline="") as stream:
+        with open_text_table(path) as (stream, separator), warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)
             # without index_col=False rows that end in a comma, where the header does not, move one column to the left
-            frame = pandas.read_csv(stream, index_col=False, **options)
+            frame = pandas.read_csv(stream, index_col=False, sep=separator, **options)
     except pandas.errors.ParserWarning as error:
-        hint = separator_hint(_first_line(path))
-        raise ConfigError(f"{path}: has rows with more cells than its header has columns{hint}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: is not UTF-8 ({error.reason}); save it as UTF-8") from None  # it holds the text
+        raise ConfigError(f"{path}: has rows with more cells than its header has columns") from error
     except (OSError, ValueError, pandas.errors.ParserError) as error:
         raise ConfigError(f"{path}: cannot be read as CSV ({reason_of(error)})") from error
     frame.columns = [str(name).strip() for name in frame.columns]
@@ -131,12 +131,11 @@ def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False):
         raise ConfigError(f"{path}: its columns {first} and {again} have one name")
     if hidden := hidden_in(frame.columns):
         raise ConfigError(f"{path}: the name of its column {hidden} holds a control character or an invisible one")
+    if separator == ";":  # where numbers have commas, columns are parted by semicolons
+        ids = [find_column(frame.columns, names) for names in (PATH_COLUMNS, PATIENT_COLUMNS)]
+        for name in frame.columns.difference(list(filter(None, ids))):
+            frame[name] = frame[name].str.replace(DECIMAL_COMMA, r"\1.\2", regex=True)
     return frame
-
-
-def _first_line(path: Path) -> str:
-    with TextIOWrapper(open_table(path), encoding="utf-8", errors="replace") as stream:
-        return stream.readline(1 << 16)
 
 
 def _split_column(frame, path: Path) -> str | None:
@@ -168,7 +167,8 @@ def _label_columns(frame, path: Path) -> tuple[list[str], list[str]]:
             raise ConfigError(f"{path}: has no column of labels beside its path, patient and split")
         others = columns_in_words(left, left)
         raise ConfigError(
-            f"{path}: has no column of labels (1, 0, -1 or blank) beside path, patient and split; {others}{hint}"
+            f"{path}: has no column of labels (1, 0, -1 or blank; true, false, yes, no) beside path, patient and "
+            f"split; {others}{hint}"
         )
     notes = [f"classes: {', '.join(classes)}; name them with --classes if one of these is none"]
     if left:
@@ -179,12 +179,19 @@ def _label_columns(frame, path: Path) -> tuple[list[str], list[str]]:
 
 
 def _numbers(column):
-    """Cells as float64, NaN where they are none; true and false count as 1 and 0."""
+    """Cells as float64, NaN where they are none; words for 1 and 0 count as these."""
     numbers = import_pandas().to_numeric(column, errors="coerce").astype(np.float64)
     words = column[numbers.isna() & column.notna()].astype(str).str.strip().str.lower()
-    words = words.map({"true": 1.0, "false": 0.0}).dropna().astype(np.float64)
+    meaning = dict(zip(pair, (1.0, 0.0), strict=True)) if (pair := _pair(column)) else YES_OR_NO
+    words = words.map(meaning).dropna().astype(np.float64)
     numbers[words.index] = words
     return numbers
+
+
+def _pair(column) -> tuple[str, str] | None:
+    """The words of ``PAIRS`` that all cells of a column are, both of them; blank ones apart."""
+    words = set(column.dropna().astype(str).str.strip().str.lower())
+    return next((pair for pair in PAIRS if words == set(pair)), None)
 
 
 def label_values(frame, path: Path, classes: Sequence[str], blank: float = np.nan) -> np.ndarray:
@@ -198,7 +205,8 @@ def label_values(frame, path: Path, classes: Sequence[str], blank: float = np.na
         if bad.any():
             raise ConfigError(
                 f"{path}: row {_first(bad)}, column {name!r} holds {_kind(given[bad].iloc[0])}; labels are 1, 0, -1 "
-                f"(uncertain) or blank; name the label columns with classes{one_of_many(name)}"
+                "(uncertain) or blank, and true, false, yes and no; write other words as 1 and 0, or name the label "
+                f"columns with classes (--classes){one_of_many(name)}"
             )
         columns.append(values.fillna(blank).to_numpy(np.float32))
     return np.stack(columns, axis=1)

@@ -235,7 +235,7 @@ def check_table(table: LabelTable, source: str, least: int = 2) -> None:
         if min(positive, negative) < least:
             raise ConfigError(
                 f"{source}: class {name!r} has {positive} positive and {negative} negative training images, needed are "
-                f"{least} of each; {'remove its rows' if table.multiclass else 'leave it out with classes'}"
+                f"{least} of each; {'remove its rows' if table.multiclass else 'leave it out with classes (--classes)'}"
             )
     if table.multiclass and not np.allclose(np.nansum(table.labels, axis=1), 1):
         row = int(np.flatnonzero(~np.isclose(np.nansum(table.labels, axis=1), 1))[0])

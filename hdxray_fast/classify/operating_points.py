@@ -75,7 +75,7 @@ def predictive_values(sensitivity: float, specificity: float, prevalence: float)
 
 
 def read_prevalence(text: str | float | None, classes: Sequence[str] | None = None) -> dict[str, float]:
-    """A prevalence for each class that is named: ``"0.05"`` is for all, ``"Edema=0.05, Mass=0.01"`` for single ones.
+    """A prevalence for each class that is named: ``"0.05"`` is for all, ``"Edema=5%, Mass=0.01"`` for single ones.
 
     Args:
         text: what the user gave.
@@ -90,12 +90,13 @@ def read_prevalence(text: str | float | None, classes: Sequence[str] | None = No
     found = {}
     for name, equals, value in pairs:
         try:
-            share = float(value)
+            share = float(value.strip().removesuffix("%")) / (100 if value.strip().endswith("%") else 1)
         except ValueError:
             share = np.nan
         if not 0 < share < 1 or (not equals and len(pairs) > 1):
             raise ConfigError(
-                f"prevalence: got {str(text)!r}, accepted is a share between 0 and 1, or one per class: Edema=0.05, ..."
+                f"prevalence: got {str(text)!r}, accepted is a share between 0 and 1, such as 0.05 or 5%, or one per "
+                "class: Edema=0.05, ..."
             )
         found[name.strip() if equals else ""] = share
     if classes is None:

@@ -104,8 +104,6 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
     table = labels_of(config)
     if config.prepared is None:
         require_files(table, config.data)
-    if progress:
-        note(visible_lines(describe_labels(table)))
     out = Path(config.out)
     _refuse_other_task(out, config, table)
     # the one encoder that computes the features, is saved, and draws the error sheet; the caller's stays as it is
@@ -114,6 +112,8 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
         own = copy.deepcopy(encoder)
     if (config.pool or own.pool) == "attention":
         raise ConfigError("pool: a probe is kept on 'cls' or 'mean' features, got 'attention'; say which")
+    if progress:
+        note(visible_lines(describe_labels(table)))
     with RunLock(out):
         _refuse_other_task(out, config, table)  # again: another run may have begun it meanwhile
         _claim(out)

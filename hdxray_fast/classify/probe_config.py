@@ -47,7 +47,7 @@ class ProbeConfig(LabelSettings):
 
     data: str
     out: str
-    weights: str
+    weights: str = "pretrained"
     label_fraction: float = 1.0
     pool: str | None = None
     keep: str | None = None

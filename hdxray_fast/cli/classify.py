@@ -12,7 +12,7 @@ from ..data.quarantine import first_unreadable
 from ..errors import ConfigError
 from ..progress import note
 from ..terminal import aligned, fitted, visible
-from .options import add_config, add_inference, add_part, add_reading, tell_waiting
+from .options import add_config, add_inference, add_part, add_reading, tell_encoder, tell_waiting
 
 MANY = 10  # images from which on predict tells that one answer is given for all of them
 
@@ -20,7 +20,7 @@ MANY = 10  # images from which on predict tells that one answer is given for all
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
     probe = parser_class(
-        examples=["probe --data labels.csv --weights pretrained --out results/probe"],
+        examples=["probe --data labels.csv --out results/probe"],
         description="A linear probe on the features of a frozen encoder.",
     )
     add_config(probe)
@@ -93,6 +93,7 @@ def _add_model(parser) -> None:
 def run_probe_command(**options) -> int:
     from ..classify.probe import describe_probe, run_probe
 
+    tell_encoder(options["weights"])
     print(fitted(describe_probe(run_probe(ProbeConfig(**options)))))
     return 0
 

@@ -16,7 +16,7 @@ def add_commands(commands, parser_class) -> None:
     contour.add_argument("paths", nargs="+", help="radiographs, folders of them, or CSV manifests")
     contour.add_argument("--out", required=True, help="folder for the pictures and JSON files")
     contour.add_argument("--method", default="network", help=f"one of {', '.join(METHODS)}")
-    contour.add_argument("--size", type=int, default=1280, help="canvas side, pixels")
+    contour.add_argument("--img-size", type=int, default=1280, help="canvas side, pixels")
     contour.add_argument("--patch-size", type=int, default=16, help="side of a patch, pixels")
     add_reading(contour)
     commands.add_subcommand("contour", contour)

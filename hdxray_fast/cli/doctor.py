@@ -35,7 +35,7 @@ WHAT_FOR = {
     "lora": "report models by a language model with LoRA (with report)",
     "clinical": "RadGraph F1 and CheXbert F1 of English reports (with report)",
 }
-MODULES = {"torch": "torch", "numpy": "numpy", "opencv": "cv2"}  # what `import hdxray_fast` cannot do without
+MODULES = {"torch": "torch", "numpy": "numpy", "opencv": "cv2", "safetensors": "safetensors"}  # of every installation
 
 
 def cpu_model() -> str:

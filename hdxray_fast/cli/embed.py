@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from ..progress import note
 from ..terminal import visible
-from .options import WEIGHTS, add_inference, add_part, add_reading, tell_waiting
+from .options import WEIGHTS, add_inference, add_part, add_reading, tell_encoder, tell_waiting
 
 
 def add_commands(commands, parser_class) -> None:
     """Add it to jsonargparse's subcommands."""
     embed = parser_class(
         examples=[
-            "embed new/ --weights pretrained --out features.parquet",
+            "embed new/ --out features.parquet",
             "embed new/ --weights runs/first/model --out features.parquet --part 1/8",
         ],
         description="Features of radiographs as a table; interrupted, it goes on.",
     )
     embed.add_argument("paths", nargs="+", help="radiographs, folders of them, CSV manifests, or prepared sets")
-    embed.add_argument("--weights", required=True, help=WEIGHTS)
+    embed.add_argument("--weights", default="pretrained", help=WEIGHTS)
     embed.add_argument("--out", required=True, help="file, .parquet or .csv, or a folder for features.parquet")
     embed.add_argument("--pool", help="cls, mean or attention; left out, the encoder's, or mean")
     embed.add_argument("--keep", help="all, valid or contour; left out, the encoder's")
@@ -30,12 +30,13 @@ def add_commands(commands, parser_class) -> None:
     commands.add_subcommand("embed", embed)
 
 
-def run_embed_command(paths: list[str], out: str, **options) -> int:
+def run_embed_command(paths: list[str], out: str, weights: str, **options) -> int:
     from ..data.film_views import describe_not_frontal
     from ..data.quarantine import first_unreadable
     from ..features.embedding_files import embed_files
 
-    done = embed_files(paths, out, **options)
+    tell_encoder(weights)
+    done = embed_files(paths, out, weights, **options)
     if not done.joined:
         tell_waiting(done.waiting)
         return 0

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from ..progress import note
 from ..terminal import visible
-from .options import WEIGHTS, add_reading
+from .options import WEIGHTS, add_reading, tell_encoder
 
 
 def add_commands(commands, parser_class) -> None:
     """Add them to jsonargparse's subcommands."""
     features = parser_class(
         description="Pictures of patch features: components as colours, likeness to a patch, attention.",
-        examples=["features images/ --weights pretrained --out features"],
+        examples=["features images/ --out features"],
     )
     features.add_argument("paths", nargs="+", help="radiographs, folders, CSV manifests, or a prepared data set")
-    features.add_argument("--weights", required=True, help=WEIGHTS)
+    features.add_argument("--weights", default="pretrained", help=WEIGHTS)
     features.add_argument("--out", required=True, help="folder for the pictures")
     at = "x and y in canvas pixels: the patch that others are compared with; left out, that of the first component"
     features.add_argument("--at", type=int, nargs=2, help=at)
@@ -29,10 +29,11 @@ def add_commands(commands, parser_class) -> None:
         description="The radiographs of a table of features most like one.",
         examples=["similar chest.dcm --in features.parquet --weights runs/first --out similar"],
     )
-    similar.add_argument("query", help="a radiograph: one of the table's, or any other with --weights")
+    similar.add_argument("query", help="a radiograph: of the table or any other")
     similar.add_argument("--in", required=True, help="the table that embed wrote, such as features.parquet")
+    table = "those that the table was made with, for a query that it does not hold; left out, the package's own"
     similar.add_argument("--images", help="folder that the table's radiographs are in now; left out, as the table says")
-    similar.add_argument("--weights", help="those that the table was made with, for a query that it does not hold")
+    similar.add_argument("--weights", help=table)
     similar.add_argument("--out", required=True, help="folder for similar.png and similar.csv")
     similar.add_argument("--most", type=int, default=11, help="neighbours")
     add_reading(similar)
@@ -44,6 +45,7 @@ def run_features_command(paths: list[str], weights: str, out: str, workers: int,
     from ..data.reader_pool import worker_count
     from ..features.feature_pictures import draw_features
 
+    tell_encoder(weights)
     done = draw_features(paths, weights, out, workers=worker_count(workers), **options)
     for bad in done.quarantined:
         note(f"unreadable: {visible(bad.path)}: {visible(bad.reason)}")

@@ -4,10 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ..progress import note
 from ..terminal import visible
 from .going_on import RESUME
 
 WEIGHTS = "pretrained for the encoder that comes with the package, a run or model folder, or published weights"
+
+
+def tell_encoder(weights: str) -> None:
+    """Note where features come from the encoder that is taken where none is named."""
+    from ..weights.shipped import DEFAULT, PRETRAINED
+
+    if weights == PRETRAINED:
+        note(f"encoder: {DEFAULT}, which comes with the package (--weights takes others)")
 
 
 def add_config(parser) -> None:

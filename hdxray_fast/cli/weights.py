@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..progress import note
 from ..terminal import visible
 
 
@@ -68,14 +69,25 @@ def run_export_command(weights: str, out: str, img_size: int | None, keep: str |
     out = file_named_by(out, "encoder.onnx", (".onnx",))
     if (model_folder(weights, CLASSIFIER_FILE) / CLASSIFIER_FILE).is_file():
         model = load_classifier(weights)
+        encoder, own = model.encoder, model.encoder.img_size
         if img_size is not None:
-            model.encoder.set_input_size(img_size)
-        encoder = model.encoder
+            encoder.set_input_size(img_size)
+        resized = [] if encoder.img_size == own else [f"{own[0]} x {own[1]} to {img_size} x {img_size} pixels"]
     else:
         model = encoder = encoder_of_size(weights, img_size)
+        resized = encoder.load_report.resized
     if keep is not None:
         encoder.keep = keep
-    print(export_onnx(model, out, **options))
+    path = export_onnx(model, out, **options)
+    for line in resized:
+        note(f"the weights are of another size of images: {line}")
+    normalises = options["normalise"] or options["pixels"] != "float"
+    if normalises and encoder.normalisation == "per_image" and not options["valid"]:
+        note(
+            "mean and deviation are taken over whole images: of films that are not square padding counts, as it does "
+            "not in the model itself; --valid makes an input of the graph for the patches that are none"
+        )
+    print(path)
     return 0
 
 

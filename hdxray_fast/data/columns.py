@@ -9,7 +9,6 @@ from ..terminal import visible
 PATH_COLUMNS = ("image", "path", "Path", "file", "filename", "image_path", "Image Index")
 PATIENT_COLUMNS = ("patient", "patient_id", "PatientID", "Patient ID", "subject_id", "patientId")
 
-SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 LONGEST, MOST_SHOWN = 40, 40  # letters of a name, and names, that an error shows
 
 
@@ -34,20 +33,13 @@ def columns_in_words(columns: Iterable[str], known: Iterable[str] = ()) -> str:
         known: names that tell a header, beside those of images and patients.
     """
     names = [str(name) for name in columns]
-    hint = separator_hint(",".join(names))
+    bars = "|" in "".join(names) and len(names) == 1
+    hint = "; its columns are separated by bars: save it with commas, semicolons or tabs" if bars else ""
     if find_column(names, (*PATH_COLUMNS, *PATIENT_COLUMNS, *known)) is None:
         count = "one cell" if len(names) == 1 else f"{len(names)} cells"
         return f"its first line, which should name the columns, has {count} and no name that is known{hint}"
     shown = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in map(visible, names[:MOST_SHOWN])]
     return f"its columns are {', '.join(shown)}{', ...' if len(names) > MOST_SHOWN else ''}{hint}"
-
-
-def separator_hint(header: str) -> str:
-    """What is to be done with a table whose first line has more of another separator than commas, for an error."""
-    sign, name = max(SEPARATORS.items(), key=lambda pair: header.count(pair[0]))
-    if header.count(sign) <= header.count(","):
-        return ""
-    return f"; its columns are separated by {name}, not by commas: save it as a CSV with commas"
 
 
 def hidden_in(names: Iterable[str]) -> int | None:

@@ -36,7 +36,7 @@ def write_contours(
     paths: Iterable[str | os.PathLike],
     out: str | os.PathLike,
     method: str = "network",
-    size: int = 1280,
+    img_size: int = 1280,
     patch_size: int = 16,
     progress: bool = True,
     workers: int = 0,
@@ -55,7 +55,7 @@ def write_contours(
         paths: files, of any format that ``read_canvas`` takes.
         out: folder for the results; made if missing.
         method: as in ``find_contour``.
-        size: side of the canvas in pixels.
+        img_size: side of the canvas in pixels.
         patch_size: side of a patch in pixels.
         progress: show a progress bar and the list of unreadable files on stderr.
         workers: processes that read files; 0 reads in this process, without caps.
@@ -75,8 +75,8 @@ def write_contours(
     sources = _as_paths(paths)
     if method not in METHODS:
         raise ArgumentError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if size < 1 or patch_size < 1 or size % patch_size:
-        raise ArgumentError(f"size must be a positive multiple of patch_size, got {size} and {patch_size}")
+    if img_size < 1 or patch_size < 1 or img_size % patch_size:
+        raise ArgumentError(f"img_size must be a positive multiple of patch_size, got {img_size} and {patch_size}")
     check_caps(timeout, max_memory)
     folder = Path(out)
     try:
@@ -93,7 +93,7 @@ def write_contours(
     tiles: list[np.ndarray] = []
     rows: list[tuple] = []
     unreadable: list[Quarantined] = []
-    jobs = ((source, method, size, patch_size) for source in sources)
+    jobs = ((source, method, img_size, patch_size) for source in sources)
     caps = {"timeout": timeout, "max_memory": max_memory}
     with (
         closing(call_in_order(read_contour, jobs, workers=workers, ahead=2, **caps)) as results,

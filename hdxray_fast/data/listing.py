@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ..errors import ConfigError
-from ..regular_files import lines, open_regular, reason_of, what_else
+from ..regular_files import lines, reason_of, what_else
 from .columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column
 from .csv_cells import name_of
+from .table_text import open_text_table
 
 IMAGE_SUFFIXES = frozenset(
     (".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
@@ -214,18 +215,16 @@ def manifest_rows(manifest: Path, root: Path, argument: str = "data") -> dict[st
 def _manifest_rows(manifest: Path, argument: str) -> list[tuple[str, str | None]]:
     """Names of files, and cells of their patients; ``None`` where there is no such column."""
     try:
-        with open_regular(manifest, "r", newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(lines(stream, manifest))
+        with open_text_table(manifest) as (stream, separator):
+            reader = csv.DictReader(lines(stream, manifest), delimiter=separator)
             column = find_column(reader.fieldnames or (), PATH_COLUMNS)
             if column is None:
                 raise ConfigError(
                     f"{argument}: {manifest} has no column of images: {columns_in_words(reader.fieldnames or ())}; one "
-                    f"of {list(PATH_COLUMNS)} is needed, and commas between columns"
+                    f"of {list(PATH_COLUMNS)} is needed, and commas, semicolons or tabs between columns"
                 )
             patient = find_column(reader.fieldnames or (), PATIENT_COLUMNS)
             rows = (row for row in reader if row[column])
             return [(name_of(row[column]), None if patient is None else row[patient] or "") for row in rows]
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{argument}: {manifest} is not UTF-8 ({error.reason}); save it as UTF-8") from None
     except (OSError, csv.Error) as error:
         raise ConfigError(f"{argument}: {manifest} is not a readable CSV file ({reason_of(error)})") from error

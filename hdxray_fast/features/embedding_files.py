@@ -13,15 +13,16 @@ import torch
 from ..data.inputs import Input, list_inputs, prepared_among, require_prepared_for
 from ..data.quarantine import Quarantined
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
-from ..data.result_files import file_named_by
+from ..data.result_files import file_named_by, refuse_other_table
 from ..errors import ArgumentTypeError
 from ..models.encoder import Encoder
 from ..names import require_utf8
 from ..ranks import acquainted
 from ..weights.create import encoder_of_size
 from ..weights.fingerprint import settings_of
+from ..weights.shipped import PRETRAINED
 from .embedding import Embedder
-from .feature_csv import refuse_other_csv, write_csv
+from .feature_csv import BEGINS, write_csv
 from .feature_table import FeatureTable
 from .filling import fill_and_join
 from .shares import Share
@@ -67,7 +68,7 @@ class EmbeddedFiles:
 def embed_files(
     paths: str | os.PathLike | Sequence[str | os.PathLike],
     out: str | os.PathLike,
-    weights: str | os.PathLike | Encoder,
+    weights: str | os.PathLike | Encoder = PRETRAINED,
     *,
     pool: str | None = None,
     keep: str | None = None,
@@ -91,7 +92,8 @@ def embed_files(
         out: the Parquet file, which is not written if no file can be read; ``<out>.parts/`` holds what is done while
             the run lasts, ``*.unreadable.csv`` beside it names the files that could not be read. A ``.csv`` is written
             from the Parquet file beside it, of its name; in a folder it is ``features.parquet``.
-        weights: as for :func:`hdxray_fast.create_encoder`, or an encoder.
+        weights: as for :func:`hdxray_fast.create_encoder`, or an encoder; left out, the pre-trained one that comes with
+            the package.
         img_size: canvas side, pixels; left out, the encoder's.
         workers: processes that read files ahead; -1 takes one per core.
         pool, keep, batch_size, device, progress, precision, compile, timeout, max_memory: as for
@@ -113,7 +115,7 @@ def embed_files(
     place = file_named_by(out, "features.parquet", (".parquet", ".csv"))
     as_csv = place.suffix.lower() == ".csv"
     if as_csv:
-        refuse_other_csv(place)
+        refuse_other_table(place, BEGINS, "features")
     inputs = Share.of_part(part).from_main(lambda: list_inputs(paths))
     table = place.with_suffix(".parquet") if as_csv else place
     done = embed_list(

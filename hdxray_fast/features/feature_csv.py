@@ -6,26 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..data.result_files import write_rows
-from ..errors import ConfigError
 from ..parquet_files import open_parquet
-from ..regular_files import open_regular, reason_of
 
 BEGINS = ("path", "confidence", "flagged", "provenance_id", "kept")  # what tables of earlier releases begin with, too
 BEFORE = (*BEGINS, "view")  # the columns before feature_0, feature_1, ...
-
-
-def refuse_other_csv(place: Path) -> None:
-    """Raise a ConfigError if a file is there that :func:`write_csv` did not write: labels, say."""
-    if not place.exists():
-        return
-    begins = ",".join(BEGINS).encode()
-    try:
-        with open_regular(place) as stream:
-            found = stream.read(len(begins))
-    except OSError as error:
-        raise ConfigError(f"out: {place} cannot be read ({reason_of(error)}); choose another file") from error
-    if found != begins:
-        raise ConfigError(f"out: {place} would be written over, and is no table of features; choose another file")
 
 
 def write_csv(table: Path, place: Path) -> None:

@@ -22,9 +22,10 @@ from ..images.panels import write_image
 from ..models.layers import check_count
 from ..names import unescaped
 from ..parquet_files import CheckedParquet, open_parquet
-from ..regular_files import parse_json, reason_of
+from ..regular_files import parse_json, reason_of, what_else
 from ..weights.create import encoder_of_size
 from ..weights.fingerprint import settings_of
+from ..weights.shipped import PRETRAINED
 from .embedding import Embedder
 from .embedding_files import USUAL, fingerprint
 from .feature_table import width_of
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from ..models.encoder import Encoder
 
 PATIENT = "patient"  # a column of hashes, as the index of a prepared set has one
+ON_DISK = "features.parquet"  # as embed calls a table where it is told a folder
 HASH_DIGITS = 8  # of a patient's hash, on the sheet
 ROWS = 1024  # of features, in memory at once
 
@@ -95,11 +97,12 @@ def find_similar(
     """Find the radiographs whose features are nearest to one's.
 
     Args:
-        query: a radiograph: one of the table, as it stands there, or any other with ``weights``.
+        query: a radiograph: one of the table, as it stands there, or any other, which the encoder looks at.
         table: ``features.parquet`` of :func:`.embed_files`; a column ``patient`` of hashes is read too. Features are
             read a thousand at a time.
         images: folder in which the table's radiographs are now; left out, they are where the table says.
-        weights: those that the table was made with, for a query that it does not hold; looked at as it says there.
+        weights: those that the table was made with, for a query that it does not hold; looked at as it says there. Left
+            out, the encoder that comes with the package, if the table is of it.
         out: folder for ``similar.png``, a contact sheet, and ``similar.csv``; left out, nothing is written.
         most: neighbours.
         device: where the encoder runs; left out, a GPU if there is one.
@@ -126,8 +129,14 @@ def find_similar(
         facts = facts.to_pydict()
         paths = [unescaped(path) for path in facts["path"]]
     prints = facts.get("provenance_id") or [""] * len(paths)
-    row = _row_of(str(query), paths, facts, table, weights is not None)
+    row = _row_of(str(query), paths, facts)
     if row is None:
+        if weights is None and not _is_shipped(settings):
+            held = "holds it as it was before it was written anew" if str(query) in paths else "does not hold it"
+            raise ConfigError(
+                f"query: {query}: the table {table} {held}; give weights (those of the table), or embed it first"
+            )
+        weights = PRETRAINED if weights is None else weights
         feature, pixels = _embedded(str(query), table, settings, weights, device)
         if len(feature) != width:
             raise ConfigError(f"{table}: has features of {width} numbers, and the weights give {len(feature)}")
@@ -158,8 +167,16 @@ def _opened(table: str | os.PathLike) -> Iterator[CheckedParquet]:
     """The table, to be read within; what goes wrong there names it."""
     import pyarrow
 
+    path = Path(table)
+    if not path.is_file():
+        wrong = what_else(path) or "does not exist"
+        raise ConfigError(f"{path}: {wrong}; name the table that embed wrote, such as {ON_DISK}")
+    if path.suffix.lower() == ".csv":
+        beside = path.with_suffix(".parquet")
+        name = f"{beside}, which embed wrote with it" if beside.is_file() else f"one that embed --out {ON_DISK} writes"
+        raise ConfigError(f"{path}: is a CSV, which does not say how its features were made; name {name}")
     try:
-        with open_parquet(table) as file:
+        with open_parquet(path) as file:
             yield file
     except NoFeaturesError as error:
         raise ConfigError(f"{table}: is no table of features ({error})") from error
@@ -167,29 +184,34 @@ def _opened(table: str | os.PathLike) -> Iterator[CheckedParquet]:
         raise ConfigError(f"{table}: cannot be read as Parquet ({reason_of(error)})") from error
 
 
-def _row_of(query: str, paths: Sequence[str], facts: dict, table, others: bool) -> int | None:
-    """The row of a query that has not changed since; ``None`` if it has to be read, which ``others`` allows."""
+def _row_of(query: str, paths: Sequence[str], facts: dict) -> int | None:
+    """The row of a query that has not changed since; ``None`` if there is none."""
     row = paths.index(query) if query in paths else None
-    why = "does not hold it"
-    if row is not None:
-        now = Stamp.of(query)  # a file that is gone keeps its row
-        size, written = (facts.get(name, [None] * len(paths))[row] for name in ("size", "mtime_ns"))
-        if now is None or written is None or Stamp(size, written).is_of(query, now):
-            return row
-        why = "holds it as it was before it was written anew"
-    if not others:
-        raise ConfigError(
-            f"query: {query}: the table {table} {why}; give weights (those of the table), or embed it first"
-        )
-    return None
+    if row is None:
+        return None
+    now = Stamp.of(query)  # a file that is gone keeps its row
+    size, written = (facts.get(name, [None] * len(paths))[row] for name in ("size", "mtime_ns"))
+    return row if now is None or written is None or Stamp(size, written).is_of(query, now) else None
+
+
+def _is_shipped(settings: object) -> bool:
+    """Whether a table is of the encoder that comes with the package."""
+    try:
+        return settings["weights"] == fingerprint(encoder_of_size(PRETRAINED, _side_of(settings)))
+    except (KeyError, TypeError, IndexError, ArgumentError):
+        return False
+
+
+def _side_of(settings: object) -> int:
+    side = settings["encoder"]["img_size"]
+    return side[0] if isinstance(side, list) else side
 
 
 def _embedded(query: str, table, settings: object, weights, device) -> tuple[np.ndarray, str]:
     """Feature and pixel hash of a file that the table does not hold, made as its rows were."""
     try:
-        size, known = settings["encoder"]["img_size"], settings["weights"]
+        size, known = _side_of(settings), settings["weights"]
         made = {name: settings[name] for name in ("pool", "keep")}
-        size = size[0] if isinstance(size, list) else size
     except (KeyError, TypeError, IndexError) as error:
         raise ConfigError(f"{table}: does not say with which weights it was made; embed the images anew") from error
     encoder = encoder_of_size(weights, size)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -108,15 +109,17 @@ def export_onnx(
     except ImportError as error:
         raise MissingDependencyError(f"ONNX export needs onnx and onnxscript: {install('export')}") from error
     inputs = ["images", *_example_inputs(inner, pixels, valid)[1]]
-    graph = torch.onnx.export(
-        program,
-        dynamo=True,
-        opset_version=opset,
-        dynamic_shapes={name: {0: "batch"} for name in inputs},
-        input_names=inputs,
-        output_names=[output],
-        verbose=False,
-    )
+    with warnings.catch_warnings():  # torch's exporter copies the program, and what it copies is deprecated by torch
+        warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated", FutureWarning)
+        graph = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            dynamic_shapes={name: {0: "batch"} for name in inputs},
+            input_names=inputs,
+            output_names=[output],
+            verbose=False,
+        )
     written = next(entry.version for entry in graph.model_proto.opset_import if not entry.domain)
     if written != opset:
         raise ArgumentError(f"opset: got {opset}, this version of onnxscript writes {written} instead; give that")

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 from ..errors import ConfigError
 from ..files import size_in_words
+from ..terminal import counted
 from ..training.config import TrainingConfig
 from . import rates
 from .config import PretrainConfig
@@ -167,6 +168,13 @@ def describe(found: Plan, config: PlanConfig) -> str:
     )
     total, stored = found.flops * found.images * config.epochs, size_in_words(found.prepared_bytes)
     batch, prepare = config.batch_size * config.grad_accum * config.gpus, found.prepare_core_seconds
+    minutes = f"--save-minutes {TrainingConfig.save_minutes:g}"
+    saved = f"one checkpoint, at the end (all takes less than {minutes})"
+    if found.steps_per_checkpoint < found.steps:
+        saved = f"{counted(found.checkpoints_per_hour, 'checkpoint')} an hour, one every "
+        saved += f"{counted(round(found.steps_per_checkpoint), 'step')} ({minutes}); "
+        saved += f"{TrainingConfig.keep_checkpoints} are kept"
+    steps = counted(found.steps, "step")
     lines = [
         ("model", f"{config.model}, {config.decoder} decoder, {found.parameters / 1e6:.0f} M parameters"),
         ("tokens", f"{found.kept:,} of {found.tokens:,} shown, {found.predicted:,} predicted, an image (mean)"),
@@ -175,18 +183,14 @@ def describe(found: Plan, config: PlanConfig) -> str:
         ("", f"{state} weights and AdamW, {step} activations at batch {config.batch_size} ({config.precision})"),
         ("rate", f"{each} images/s a device, {every} on {config.gpus} x {config.gpu}"),
         ("", f"({found.rate.source})"),
-        ("time", f"{config.epochs:g} epochs, {found.steps:,} steps of {batch}: {_duration(found.seconds)}"),
+        ("time", f"{counted(config.epochs, 'epoch')}, {steps} of {batch}: {_duration(found.seconds)}"),
         ("", "(if devices scale perfectly)"),
         (
             "storage",
             f"{stored} prepared ({config.format}, {config.bits} bits), "
             f"{size_in_words(found.checkpoint_bytes)} a checkpoint",
         ),
-        (
-            "saving",
-            f"{found.checkpoints_per_hour:g} checkpoints an hour, one every {found.steps_per_checkpoint:,.0f} steps "
-            f"(--save-minutes {TrainingConfig.save_minutes:g}); {TrainingConfig.keep_checkpoints} are kept",
-        ),
+        ("saving", saved),
         (
             "reading",
             f"{size_in_words(found.prepared_bytes / found.images)} an image, "

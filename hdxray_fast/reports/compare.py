@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.columns import find_column
 from ..data.comparison_folder import note_on_single_runs
 from ..data.named_runs import Place, begin_comparison
 from ..data.paired import Measured, difference, draw_patients
+from ..data.table_text import MOST_HEADER, open_text_table
 from ..errors import ConfigError
-from ..regular_files import open_regular
 from .comparison_files import write_comparison
 from .evaluate import Evaluation, evaluate_reports
 from .intervals import BLEU
@@ -114,9 +116,9 @@ def holds_reports(path: str | os.PathLike) -> bool:
         return True
     if not place.is_file():
         return False
-    with open_regular(place, "r", encoding="utf-8-sig", errors="replace") as stream:
-        head = {name.strip().strip('"').lower() for name in stream.readline().split(",")}
-    return not head.isdisjoint(GENERATED_COLUMNS)
+    with open_text_table(place) as (stream, separator):
+        head = csv.reader([stream.readline(MOST_HEADER)], delimiter=separator)
+        return find_column(next(head, []), GENERATED_COLUMNS) is not None
 
 
 def _file_of(run: str) -> Path:

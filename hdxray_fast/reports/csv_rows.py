@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-from io import TextIOWrapper
 from pathlib import Path
 
 from ..data.columns import hidden_in
+from ..data.table_text import open_text_table
 from ..errors import ConfigError
-from ..packed_tables import open_table
 from ..regular_files import lines, reason_of
 
 
@@ -16,17 +15,17 @@ def read_rows(path: Path, argument: str = "data") -> list[dict[str, str]]:
     """The rows of a CSV file, packed or not, as dictionaries; blank lines are passed over. Errors name ``argument``.
 
     Raises:
-        ConfigError: it is missing, not UTF-8, or no CSV, or a row has more or fewer fields than the header.
+        ConfigError: it is missing or no CSV, or a row has more or fewer fields than the header.
     """
     try:
-        with TextIOWrapper(open_table(path), newline="", encoding="utf-8-sig") as stream:
+        with open_text_table(path) as (stream, separator):
             rows = []
-            reader = csv.DictReader(lines(stream, path), strict=True)
+            reader = csv.DictReader(lines(stream, path), strict=True, delimiter=separator)
             for row in reader:
                 if None in row or None in row.values():
                     raise ConfigError(
                         f"{argument}: {path}, line {reader.line_num}: {'more' if None in row else 'fewer'} fields than "
-                        'the header has; a text with commas, quotes or line ends stands in "quotes"'
+                        'the header has; a text with the separator of columns, quotes or line ends stands in "quotes"'
                     )
                 rows.append(row)
             if hidden := hidden_in(reader.fieldnames or ()):
@@ -34,7 +33,5 @@ def read_rows(path: Path, argument: str = "data") -> list[dict[str, str]]:
                     f"{argument}: {path}: the name of its column {hidden} holds a control character or an invisible one"
                 )
             return rows
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{argument}: {path} is not UTF-8 ({error.reason}); save it as UTF-8") from None
     except (OSError, csv.Error) as error:
         raise ConfigError(f"{argument}: {path} is not a readable CSV file ({reason_of(error)})") from error

@@ -182,7 +182,8 @@ def _read_csv(path: Path, root: Path, sections: str, report_column: str | None, 
     if first is None or not (text or any(parts)):
         raise ConfigError(
             f"data: {path} lacks columns: {columns_in_words(columns, KNOWN)}; needed are one of {list(IMAGE_COLUMNS)} "
-            "and 'report' (or 'findings' and 'impression', or report_column), with commas between columns"
+            "and 'report' (or 'findings' and 'impression', or report_column), with commas, semicolons or tabs between "
+            "columns"
         )
     ids, patients = find_column(columns, ID_COLUMNS), find_column(columns, PATIENT_COLUMNS)
     split, spoken = find_column(columns, SPLIT_COLUMNS), find_column(columns, ["language"])

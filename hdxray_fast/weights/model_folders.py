@@ -11,10 +11,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
-from ..errors import ArgumentTypeError, CheckpointError, HDXrayError, MissingDependencyError
-from ..extras import install
+from ..errors import ArgumentTypeError, CheckpointError, HDXrayError
 from ..files import save_tensors, written_whole
 from ..models.encoder import Encoder
 from ..models.encoder_config import EncoderConfig
@@ -58,7 +58,6 @@ def save_model(model: MaskedAutoencoder | Encoder, directory: str | Path) -> Pat
         ArgumentError: its tensors are not those of such a model any more (adapters, parametrisations, pruning,
             quantisation, sharding); the message says how that is undone.
         CheckpointError: the directory cannot be written.
-        MissingDependencyError: safetensors is not installed.
     """
     return write_folder(model, directory)
 
@@ -78,7 +77,6 @@ def write_folder(
     model = unwrapped(model)
     files = describe_model(model)
     directory = _as_path(directory)
-    _safetensors()
     files[CONFIG_FILE] |= {"auto_map": AUTO_MAP, **(labels or {})}
     files[PREPROCESSOR_FILE] |= preprocessing or {}
     config = json.loads(json.dumps(files[CONFIG_FILE]))  # as it will be read
@@ -92,7 +90,7 @@ def write_folder(
             save_tensors(tensors, temporary, {"format": "pt"})
         write_import_file(directory)
         write_model_card(directory, _encoder_of(model).config, list(config.get("label2id", ())))
-    except (OSError, _safetensor_error()) as error:
+    except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{directory}: cannot be written ({error})") from error
     return directory
 
@@ -162,7 +160,6 @@ def load_model(directory: str | Path) -> MaskedAutoencoder | Encoder:
     Raises:
         CheckpointError: a file is missing, truncated or foreign, or config and tensors do not belong together; the
             message names the file and what differs.
-        MissingDependencyError: safetensors is not installed.
     """
     directory = _as_path(directory)
     if directory.is_file():
@@ -177,7 +174,7 @@ def load_model(directory: str | Path) -> MaskedAutoencoder | Encoder:
         if kind == ENCODER_FORMAT:
             tensors = encoder_tensors(tensors)
         model = _build(kind, settings)
-    except (CheckpointError, MissingDependencyError):
+    except CheckpointError:
         raise
     except (HDXrayError, TypeError, ValueError) as error:
         raise CheckpointError(
@@ -340,20 +337,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     Raises:
         CheckpointError: it is missing or damaged; the message names it.
-        MissingDependencyError: safetensors is not installed.
     """
     _require_tensors(path)
     if not path.is_file():
         return _read_shards(index_of(path))
     try:
         return load_tensors(path)
-    except (_safetensor_error(), OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(f"{path}: is damaged or no safetensors file ({reason_of(error)})") from error
 
 
 def _require_tensors(path: Path) -> None:
-    """That a safetensors file is there, or an index of shards, and the package that reads it."""
-    _safetensors()
+    """That a safetensors file is there, or an index of shards."""
     if not are_there(path):
         raise CheckpointError(
             f"{path}: {what_else(path) or 'is missing'}; a checkpoint is a folder with {MODEL_FILE} and {CONFIG_FILE}"
@@ -368,17 +363,3 @@ def _read_shards(index: Path) -> dict[str, Tensor]:
     if missing := sorted(places.keys() - tensors.keys()):
         raise CheckpointError(f"{index}: {missing[0]} is not in {places[missing[0]]}, where it should be")
     return tensors
-
-
-def _safetensor_error() -> type[Exception]:
-    from safetensors import SafetensorError
-
-    return SafetensorError
-
-
-def _safetensors():
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise MissingDependencyError(f"checkpoints need safetensors: {install('train')}") from error
-    return safetensors.torch

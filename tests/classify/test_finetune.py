@@ -577,7 +577,7 @@ def test_a_prepared_data_set_is_read_in_the_place_of_files(data, tmp_path, bits)
 
     sources = [str(data / f"{i}.png") for i in range(60) if i != 3]
     prepared = tmp_path / "prepared"
-    settings = {"size": 64, "bits": bits, "contour": "rectangle", "workers": 1}
+    settings = {"img_size": 64, "bits": bits, "contour": "rectangle", "workers": 1}
     run_prepare(PrepareConfig(sources=sources, out=str(prepared), **settings), progress=False)
     options = {"epochs": 2, "augment": "rand", "keep": "contour", "prepared": str(prepared)}
     (result,) = finetune(data, tmp_path / "run", **options)

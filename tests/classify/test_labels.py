@@ -124,12 +124,29 @@ def test_drawn_splits_are_drawn_again_from_the_same_manifest_alone(tmp_path, giv
     assert (other(split=None) is None) == bool(given)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "latin-1"])
-def test_other_encodings_are_named(tmp_path, encoding):
-    path = tmp_path / "labels.csv"
-    path.write_bytes("image,mass\nä.png,1\n".encode(encoding))
-    with pytest.raises(hx.ConfigError, match=r"is not UTF-8 .*; save it as UTF-8"):
-        read_labels(path)
+@pytest.mark.parametrize(
+    ("cells", "labels"),
+    [
+        (["Yes", "no", ""], [1, 0, NAN]),
+        (["no", "no", "no"], [0, 0, 0]),
+        (["ja", "Nein", ""], [1, 0, NAN]),
+        (["positive", "negative", "negative"], [1, 0, 0]),
+        (["ja", "ja", "ja"], None),  # one of two may be anything
+        (["ja", "nein", "no"], None),
+        (["ja", "nein", "0"], None),
+    ],
+)
+def test_words_for_labels(tmp_path, cells, labels):
+    rows = "".join(f"{i}.png,p{i},{cell}\n" for i, cell in enumerate(cells))
+    data = write(tmp_path / "labels.csv", f"image,patient,mass\n{rows}")
+    if labels is None:
+        with pytest.raises(hx.ConfigError, match=r"true, false, yes and no; write other words as 1 and 0.*--classes"):
+            read_manifest(data, classes=["mass"])
+        return
+    table = read_manifest(data)
+    np.testing.assert_array_equal(table.labels[:, 0], labels)
+    pair = {"ja": "mass: 'ja' is read as 1 and 'nein' as 0", "positive": "mass: 'positive' is read as 1 and 'negati"}
+    assert any(note.startswith(pair[cells[0]]) for note in table.notes) if cells[0] in pair else len(table.notes) == 1
 
 
 def test_columns_and_labels_by_any_case(tmp_path):
@@ -533,7 +550,7 @@ def test_a_fraction_counts_whom_it_adds_and_why_and_exact_adds_none():
         ("", "cannot be read as CSV"),
         ("a,b\n1,2\n", "no column for the image's path"),
         ("image,patient\na.png,1\n", "no column of labels"),
-        ("image,mass\na.png,Yes\n", r"row 2, column 'mass' holds a text|no column of labels.*its columns are mass"),
+        ("image,mass\na.png,Y\n", r"row 2, column 'mass' holds a text|no column of labels.*its columns are mass"),
         (
             "image,label\na.png,0\nb.png,1\nc.png,2\n",
             "'label' holds another number.*--multiclass true reads names",
@@ -541,7 +558,7 @@ def test_a_fraction_counts_whom_it_adds_and_why_and_exact_adds_none():
         ("image,mass\na.png,2\n", r"row 2, column 'mass' holds another number"),
         ("image,mass\na.png,1\na.png,0\n", "listed more than once"),
         ("image,mass\n", "holds no usable row .the file holds no rows"),
-        ("image;mass\na.png;1\n", "has one cell and no name that is known; its columns are separated by semicolons"),
+        ("image|mass\na.png|1\n", "has one cell and no name that is known; its columns are separated by bars"),
         ("image,label\na.png,tb\n", "no column of labels .* its columns are label; --multiclass true"),
         ("image,mass,mass \na.png,1,0\n", "its columns 2 and 3 have one name"),
     ],

@@ -80,6 +80,10 @@ def test_predictive_values_are_as_uncertain_as_what_they_follow_from():
 
 
 def test_prevalence_as_it_is_written():
+    assert read_prevalence("5%", ["a"]) == {"a": 0.05}
+    assert read_prevalence("a=0.5 %, b=0.1", ["a", "b"]) == {"a": 0.005, "b": 0.1}
+    with pytest.raises(hx.ConfigError, match=r"such as 0\.05 or 5%, or one per class"):
+        read_prevalence("5")
     assert read_prevalence("0.05", ["a", "b"]) == {"a": 0.05, "b": 0.05}
     assert read_prevalence(0.05, ["a"]) == {"a": 0.05}
     assert read_prevalence("a=0.05, b=0.2", ["a", "b", "c"]) == {"a": 0.05, "b": 0.2}

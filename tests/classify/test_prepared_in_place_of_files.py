@@ -22,7 +22,7 @@ for package in ("jsonargparse", "pandas", "sklearn", "matplotlib", "tqdm", "pyar
 def commands(tmp_path_factory) -> Commands:
     root = tmp_path_factory.mktemp("commands")
     found = Commands(root, [f"{number}.png" for number in range(12)])
-    prepare([found.images], root / "set", size=64, view="any")
+    prepare([found.images], root / "set", img_size=64, view="any")
     return found
 
 

@@ -155,9 +155,12 @@ def test_other_labels_and_another_precision_than_those_of_the_run_are_told(manif
     assert "note: computed in bf16; the model's thresholds and the metrics of its run are of fp32" in told
 
 
-def test_a_pooling_that_no_probe_has_is_refused_before_an_image_is_read(manifest, tmp_path):
+def test_a_pooling_that_no_probe_has_is_refused_before_an_image_is_read(manifest, tmp_path, capsys):
     with pytest.raises(hx.ConfigError, match=r"^pool: a probe is kept on 'cls' or 'mean'"):
-        run_probe(config(manifest, tmp_path / "p"), small_encoder(pool="attention"), progress=False)
+        run_probe(config(manifest, tmp_path / "p"), small_encoder(pool="attention"))
+    with pytest.raises(hx.ArgumentError, match=r"img_size"):
+        run_probe(config(manifest, tmp_path / "p", img_size=65), small_encoder())
+    assert capsys.readouterr().err == ""  # nor are tables printed
     assert not (tmp_path / "p").exists()
 
 

@@ -172,9 +172,6 @@ def test_rows_with_more_cells_than_columns_are_refused(tmp_path):
     rows = [f"{i}.png,{i % 2},1" for i in range(20)]
     with pytest.raises(hx.ConfigError, match=r"labels\.csv: has rows with more cells than its header has columns"):
         read_labels(write(tmp_path / "labels.csv", ["image,mass", *rows]))
-    semicolons = [f"M\u00fcller, H/{i}.png;{i % 2}" for i in range(20)]
-    with pytest.raises(hx.ConfigError, match=r"columns; its columns are separated by semicolons, not by commas: save"):
-        read_labels(write(tmp_path / "labels.csv", ["image;mass", *semicolons]))
     trailing = [f"{i}.png,{i % 2}," for i in range(40)]
     assert read_manifest(write(tmp_path / "labels.csv", ["image,mass", *trailing])).classes == ["mass"]
 

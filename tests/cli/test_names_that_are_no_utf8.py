@@ -103,7 +103,7 @@ def test_predict(commands, capfd):
 
 def test_a_path_that_is_typed(commands, capfd):
     odd = str(commands.images / ODD[0])
-    words = ["contour", odd, "--out", str(commands.root / "one"), "--method", "rectangle", "--size", "64"]
+    words = ["contour", odd, "--out", str(commands.root / "one"), "--method", "rectangle", "--img-size", "64"]
     assert main([*words, "--workers", "0"]) == 0
     assert main(["contour", odd + "x", *words[2:]]) == 2
     assert r"caf\xe9.pngx does not exist" in capfd.readouterr().err
@@ -117,7 +117,7 @@ def test_folders_and_members_of_archives(tmp_path, capfd):
         for name, path in zip(ODD, paths, strict=True):
             plain.add(path, f"in/{name}")
             packed.add(path, f"in/{name}")
-    words = ["prepare", str(folder), str(tmp_path / "some.tar"), "--out", str(tmp_path / "set"), "--size", "64"]
+    words = ["prepare", str(folder), str(tmp_path / "some.tar"), "--out", str(tmp_path / "set"), "--img-size", "64"]
     words += ["--view", "any", "--contour", "rectangle", "--keep-duplicates", "--workers", "1"]
     assert main(words) == 0, capfd.readouterr().err
     names = hx.PreparedSet(tmp_path / "set").sources()

@@ -33,6 +33,8 @@ def refusal(words: list[str], capsys) -> str:
         (["report", "generate", "--model", "m"], "paths, --data: give radiographs"),
         (["plan"], "--images: say how many"),
         (["contour", "nowhere", "--out", "o"], "paths: nowhere does not exist"),
+        (["contour", "x", "--out", "o", "--size", "64"], "--size: contour has no such option; is --img-size meant?"),
+        (["prepare", "x", "--out", "o", "--size", "64"], "--size: prepare has no such option; is --img-size meant?"),
         (["report", "evaluate", "nowhere.csv", "--out", "o"], "predictions: nowhere.csv is not a readable CSV file"),
         (["pretrain", "--data", "", "--out", "o"], "--data and --out must both be named"),
     ],
@@ -60,7 +62,7 @@ def test_from_python_they_keep_their_names():
     ("words", "begins", "hint"),
     [
         (["pretrain"], "pretrain needs --out and --data (", "pretrain --help lists the settings"),
-        (["embed"], "embed needs paths, --weights and --out (", "embed --help lists the settings"),
+        (["embed"], "embed needs paths and --out (", "embed --help lists the settings"),
         (["report", "train", "--data", "x"], "report train needs --out (", "report train --help lists the settings"),
         (["report", "nonsense"], "'nonsense' is no command of report; there are train, generate, evaluate (",
          "report --help lists the commands"),

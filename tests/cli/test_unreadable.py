@@ -141,7 +141,7 @@ def test_prepare_names_them_where_nothing_can_be_used(tmp_path, count, capsys):
     pytest.importorskip("pebble")
     files = bad_files(tmp_path / "xrays", count)
     out = tmp_path / "set"
-    assert main(["prepare", str(tmp_path / "xrays"), "--out", str(out), "--workers", "0", "--size", "64"]) == 2
+    assert main(["prepare", str(tmp_path / "xrays"), "--out", str(out), "--workers", "0", "--img-size", "64"]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert f"none of the {count} sources can be used" in line
     for file in files[:3]:
@@ -156,7 +156,7 @@ def test_prepare_and_merge_name_them_beside_the_others(radiographs, tmp_path, co
     pytest.importorskip("matplotlib")
     files = bad_files(radiographs, count)
     out = tmp_path / "set"
-    words = ["prepare", str(radiographs), "--out", str(out), "--workers", "0", "--size", "64", "--shard-size", "4"]
+    words = ["prepare", str(radiographs), "--out", str(out), "--workers", "0", "--img-size", "64", "--shard-size", "4"]
     words += ["--contour", "rectangle"]
     assert main([*words, "--part", "2/2"]) == 0
     err = capsys.readouterr().err

@@ -284,7 +284,7 @@ def test_a_cache_is_no_data_set_to_prepare_or_merge(radiographs, tmp_path):
     with pytest.raises(ConfigError, match="is the cache of a training run"):
         merge(folder)
     with pytest.raises(ConfigError, match="is the cache of a training run"):
-        run_prepare(PrepareConfig([str(radiographs)], str(folder), size=128, workers=0, view="any"), progress=False)
+        run_prepare(PrepareConfig([str(radiographs)], str(folder), img_size=128, workers=0, view="any"), progress=False)
 
 
 COMMAND = (

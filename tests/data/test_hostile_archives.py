@@ -31,7 +31,7 @@ from hdxray_fast.data.reader_pool import LATER, Failed, call_in_order
 from hdxray_fast.errors import ConfigError, ImageReadError
 from hdxray_fast.names import escaped
 
-RECIPE = PrepareConfig(["-"], "-", size=SIZE, contour="rectangle", view="any", body_part="any").recipe()
+RECIPE = PrepareConfig(["-"], "-", img_size=SIZE, contour="rectangle", view="any", body_part="any").recipe()
 REFUSED = {
     "negative size": "points backwards|size is negative",
     "negative size of the first": "points backwards|size is negative",

@@ -51,6 +51,6 @@ def test_what_names_no_image_is_a_config_error(tmp_path):
     manifest.write_text("picture\na.png\n")
     with pytest.raises(ConfigError, match="columns"):
         list_images(manifest)
-    manifest.write_bytes(b"\xff\xfe\x00bad")
-    with pytest.raises(ConfigError, match="is not UTF-8"):
+    manifest.write_bytes(b"\xff\xfebad")
+    with pytest.raises(ConfigError, match="is not UTF-16, as its first bytes say"):
         list_images(manifest)

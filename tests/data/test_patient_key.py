@@ -61,7 +61,7 @@ def test_a_set_that_was_begun_with_its_key_inside_goes_on_and_is_told(films, tmp
     before = PreparedSet(out).index.column("patient").to_pylist()
     beside(out).rename(out / "patient.key")
     dicom(films / "b.dcm", draw_radiograph(1), PatientID="4711")
-    words = ["prepare", str(films), "--out", str(out), "--size", "96", "--workers", "0", "--contour", "rectangle"]
+    words = ["prepare", str(films), "--out", str(out), "--img-size", "96", "--workers", "0", "--contour", "rectangle"]
     assert main([*words, "--shard-size", "4", "--add"]) == 0, capsys.readouterr().err
     assert f"move it to {beside(out)}" in capsys.readouterr().err
     assert PreparedSet(out).index.column("patient").to_pylist() == before * 2

@@ -117,7 +117,7 @@ def test_provenance_is_kept(folder, tmp_path):
 def test_settings_and_sources_of_a_begun_set_hold(folder, tmp_path):
     prepare([folder], tmp_path / "set")
     with pytest.raises(ConfigError, match="size: 96 -> 128"):
-        prepare([folder], tmp_path / "set", size=128)
+        prepare([folder], tmp_path / "set", img_size=128)
     more = tmp_path / "more"
     more.mkdir()
     cv2.imwrite(str(more / "new.png"), draw_radiograph(77))
@@ -228,7 +228,7 @@ def test_what_hangs_grows_or_dies_costs_itself_alone(folder, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("change", "culprit"),
     [
-        ({"size": 100}, "size"),
+        ({"img_size": 100}, "img_size"),
         ({"part": "3/2"}, "part"),
         ({"part": "0/2"}, "part"),
         ({"part": "half"}, "part"),
@@ -297,7 +297,7 @@ def test_kill_9_at_any_moment_loses_and_doubles_nothing(folder, tmp_path):
     prepare([folder], tmp_path / "whole")
     command = [
         sys.executable, "-m", "hdxray_fast", "prepare", str(folder), "--out", str(tmp_path / "set"),
-        "--size", str(SIZE), "--workers", "1", "--shard-size", "4", "--contour", "rectangle",
+        "--img-size", str(SIZE), "--workers", "1", "--shard-size", "4", "--contour", "rectangle",
         "--patient-key", str(tmp_path / "whole.patient.key"),
     ]  # fmt: skip
     rng = np.random.default_rng(0)
@@ -347,7 +347,7 @@ def test_near_duplicates_are_listed_counted_and_kept(tmp_path):
         cv2.imwrite(str(films / f"{number}.png"), draw_film(number))
     cv2.imwrite(str(films / "z_again.tiff"), draw_film(1))
     cv2.imwrite(str(films / "z_copy.jpg"), COPIES["all at once"](draw_film(2)))
-    summary = prepare([films], tmp_path / "set", size=256).summary
+    summary = prepare([films], tmp_path / "set", img_size=256).summary
     assert (summary["images"], summary["duplicates"], summary["near_duplicates"]) == (5, 1, 1)
     assert "near duplicates: 1 images look like an earlier one" in describe(summary)
     equal, near = rows_of(tmp_path / "set" / "duplicates.csv")

@@ -49,7 +49,7 @@ def test_a_full_disk_is_named_and_the_next_run_goes_on(made, limit, workers):
         "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "from hdxray_fast.cli.main import main; sys.exit(main(sys.argv[1:]))",
-        "prepare", str(root / "xrays"), "--out", str(out), "--size", str(SIZE), "--workers", str(workers),
+        "prepare", str(root / "xrays"), "--out", str(out), "--img-size", str(SIZE), "--workers", str(workers),
         "--shard-size", "1" if limit == 30_000 else "4", "--contour", "rectangle", "--patient-key", str(key),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True)
@@ -214,7 +214,7 @@ def test_flags_of_the_command_stand_alone(made, capsys):
     root = made.parent
     (root / "more").mkdir()
     (root / "more" / "0.png").write_bytes((root / "xrays" / "0.png").read_bytes())
-    settings = ["--size", str(SIZE), "--shard-size", "4", "--contour", "rectangle", "--workers", "0"]
+    settings = ["--img-size", str(SIZE), "--shard-size", "4", "--contour", "rectangle", "--workers", "0"]
     begun = ["prepare", str(root / "xrays"), str(root / "more"), "--out", str(made), *settings]
     assert main(begun) == 2 and "--add takes them in" in capsys.readouterr().err
     assert main([*begun, "--add", "--retry"]) == 0

@@ -62,7 +62,8 @@ def many(folder, count: int):
 @pytest.mark.parametrize(("kind", "bits"), [("raw", 8), ("raw", 16), ("png", 8), ("jpeg", 8)])
 def test_slots_give_the_shards_that_rows_with_their_pixels_give(folder, tmp_path, kind, bits):
     prepare([folder], tmp_path / "set", format=kind, bits=bits, shard_size=16)
-    config = PrepareConfig([str(folder)], "-", size=SIZE, contour="rectangle", format=kind, bits=bits, shard_size=16)
+    settings = {"img_size": SIZE, "contour": "rectangle", "format": kind, "bits": bits, "shard_size": 16}
+    config = PrepareConfig([str(folder)], "-", **settings)
     rows = list(prepared_rows(list_sources([folder]), config.recipe(), b"key", workers=0))
     assert len(rows) == 9 and sum(bool(row.data) for row in rows) == 7
     shards = ShardFolder(tmp_path)
@@ -76,7 +77,7 @@ def test_an_image_in_its_place_is_not_moved(tmp_path, monkeypatch):
     """Of three good ones in a row nothing goes through the process that writes the facts."""
     shards = ShardFolder(tmp_path)
     path = shards.begin(0)
-    recipe = PrepareConfig(["-"], "-", size=SIZE, contour="rectangle").recipe()
+    recipe = PrepareConfig(["-"], "-", img_size=SIZE, contour="rectangle").recipe()
     size = slot_size(recipe)
     rows = [
         prepare_into(Slot(str(path), place * size, size), prepare_source, Source(str(source)), recipe, None)
@@ -146,10 +147,10 @@ def test_a_file_that_takes_long_stops_no_other_and_pixels_pass_no_pipe(tmp_path,
 
     with monkeypatch.context() as patched:
         patched.setattr(Connection, "_recv_bytes", counted)
-        result = prepare([xrays], tmp_path / "set", workers=2, timeout=50.0, size=256)
+        result = prepare([xrays], tmp_path / "set", workers=2, timeout=50.0, img_size=256)
     assert result.counts == {"ok": 26, "unreadable": 4}
     assert 1000 < sum(received) / 30 < 20_000 < 256**2
-    prepare([xrays], tmp_path / "calm", size=256, patient_key=str(tmp_path / "set.patient.key"))
+    prepare([xrays], tmp_path / "calm", img_size=256, patient_key=str(tmp_path / "set.patient.key"))
     assert contents(tmp_path / "set") == contents(tmp_path / "calm")
     assert not list((tmp_path / "set").rglob("*.tmp"))
 
@@ -165,7 +166,7 @@ def test_a_run_that_is_stopped_leaves_no_file(tmp_path, workers):
             raise KeyboardInterrupt
 
     config = PrepareConfig(
-        [str(many(tmp_path / "xrays", 24))], str(out), size=SIZE, workers=workers, shard_size=4, contour="rectangle"
+        [str(many(tmp_path / "xrays", 24))], str(out), img_size=SIZE, workers=workers, shard_size=4, contour="rectangle"
     )
     with pytest.raises(KeyboardInterrupt) as told:
         run.run_prepare(config, progress=False, on_row=stop)
@@ -195,7 +196,7 @@ def test_facts_of_few_shards_are_held_when_rows_are_made_again(tmp_path, monkeyp
     cv2.imwrite(str(xrays / "013.png"), draw_radiograph(13))
     most = []
     config = PrepareConfig(
-        [str(xrays)], str(tmp_path / "set"), size=SIZE, workers=1, shard_size=7, contour="rectangle", retry=True
+        [str(xrays)], str(tmp_path / "set"), img_size=SIZE, workers=1, shard_size=7, contour="rectangle", retry=True
     )
     assert run.run_prepare(config, progress=False, on_row=lambda row: most.append(len(held))).made == 4
     assert most == [1, 2, 3, 4]  # of the next shard nothing is read before
@@ -214,7 +215,7 @@ def test_what_a_reader_has_read_makes_room_for_the_next(tmp_path):
     unpacker.max_scratch = one.size + two.size - 1
     path = unpacker.fetch(one)
     assert not unpacker.has_room(two)
-    recipe = PrepareConfig(["-"], "-", size=SIZE, contour="rectangle").recipe()
+    recipe = PrepareConfig(["-"], "-", img_size=SIZE, contour="rectangle").recipe()
     assert prepare_into(None, prepare_source, one, recipe, None, str(path)).status == "ok"
     assert unpacker.has_room(two)
     unpacker.release(path)  # when its row's turn comes

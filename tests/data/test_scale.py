@@ -36,7 +36,7 @@ def large(tmp_path):
     sys.path.insert(0, str(BENCHMARKS))
     from harness.synthetic_set import make_set
 
-    return make_set(tmp_path / "set", tmp_path / "tree", IMAGES, size=64, shard_size=SHARD)
+    return make_set(tmp_path / "set", tmp_path / "tree", IMAGES, img_size=64, shard_size=SHARD)
 
 
 @pytest.fixture

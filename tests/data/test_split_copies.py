@@ -24,7 +24,7 @@ def named(tmp_path_factory) -> tuple[list[str], np.ndarray]:
     films[4] = COPIES["all at once"](films[1])
     for number, film in enumerate(films):
         cv2.imwrite(str(folder / f"{number}.png"), film)
-    prepare([folder], folder / "set", size=256)
+    prepare([folder], folder / "set", img_size=256)
     images = PreparedSet(folder / "set")
     return images.sources(), thumbnails_of(images)
 

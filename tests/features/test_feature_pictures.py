@@ -136,7 +136,7 @@ def _unsure(find):
 
 
 def test_a_prepared_set_gives_the_pictures_of_its_files(encoder, folder, tmp_path, capsys):
-    made = ["prepare", str(folder), "--out", str(tmp_path / "set"), "--size", "64", "--contour", "rectangle"]
+    made = ["prepare", str(folder), "--out", str(tmp_path / "set"), "--img-size", "64", "--contour", "rectangle"]
     assert main([*made, "--view", "any", "--workers", "0"]) == 0
     done = hx.draw_features(tmp_path / "set", encoder, tmp_path / "a")
     files = hx.draw_features(folder, encoder, tmp_path / "b")

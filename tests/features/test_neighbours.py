@@ -109,6 +109,27 @@ def test_what_is_no_table_and_no_picture_are_told(made, tmp_path):
         find_similar(tmp_path / "bad.png", made / "features.parquet", weights=made / "model")
     with pytest.raises(hx.ConfigError, match=r"bad.png: cannot be read as Parquet"):
         find_similar(tmp_path / "bad.png", tmp_path / "bad.png")
+    with pytest.raises(hx.ConfigError, match=r"none.parquet: does not exist; name the table that embed wrote"):
+        find_similar(tmp_path / "bad.png", tmp_path / "none.parquet")
+    (tmp_path / "t.csv").write_text("path\n")
+    with pytest.raises(hx.ConfigError, match=r"t.csv: is a CSV, .* name one that embed --out features.parquet writes"):
+        find_similar(tmp_path / "bad.png", tmp_path / "t.csv")
+    (tmp_path / "t.parquet").write_bytes(b"")
+    with pytest.raises(hx.ConfigError, match=r"name .*t.parquet, which embed wrote with it"):
+        find_similar(tmp_path / "bad.png", tmp_path / "t.csv")
+
+
+def test_no_weights_are_those_of_the_package(tmp_path, capsys):
+    """``embed`` takes them and says so; ``similar`` takes them for a table that was made with them."""
+    for number in range(3):
+        assert cv2.imwrite(str(tmp_path / f"{number}.png"), draw_radiograph(number))
+    table = str(tmp_path / "f.parquet")
+    reading = ["--workers", "0"]
+    words = ["embed", str(tmp_path / "0.png"), str(tmp_path / "1.png"), "--out", table, "--img-size", "64", *reading]
+    assert main(words) == 0
+    assert "encoder: vit_tiny_patch16, which comes with the package (--weights takes others)" in capsys.readouterr().err
+    assert main(["similar", str(tmp_path / "2.png"), "--in", table, "--out", str(tmp_path / "out"), *reading]) == 0
+    assert "of 2 radiographs" in capsys.readouterr().out
 
 
 def test_a_sheet_with_distances_and_patients(made, tmp_path, capsys):

@@ -44,7 +44,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def prepared(folder) -> Path:
     out = folder.parent / "set"
-    prepare([folder], out, size=SIZE, contour=CONTOUR, view="any")
+    prepare([folder], out, img_size=SIZE, contour=CONTOUR, view="any")
     return out
 
 
@@ -79,7 +79,7 @@ def test_the_view_of_a_prepared_film_is_that_of_its_file(tmp_path):
 def test_a_set_that_was_moved_needs_no_file(folder, prepared, tmp_path):
     root = tmp_path / "moved"
     shutil.copytree(folder, root / "xrays")
-    prepare([root / "xrays"], root / "set", size=SIZE, contour=CONTOUR, view="any")
+    prepare([root / "xrays"], root / "set", img_size=SIZE, contour=CONTOUR, view="any")
     shutil.rmtree(root / "xrays")
     found = hx.embed([prepared, (root / "set").rename(tmp_path / "set")], encoder())
     assert found.sources == [str(place / f"{n}.png") for place in (folder, root / "xrays") for n in range(5)]
@@ -88,7 +88,7 @@ def test_a_set_that_was_moved_needs_no_file(folder, prepared, tmp_path):
 
 def test_what_was_prepared_otherwise_is_refused_before_anything_is_written(folder, prepared, tmp_path):
     out = tmp_path / "f.parquet"
-    with pytest.raises(hx.ConfigError, match=r"set: was prepared with size=96, and the model reads files with 64; "):
+    with pytest.raises(hx.ConfigError, match=r"set: was prepared with img_size=96, and the model reads files with 64"):
         embed_files(prepared, out, encoder(), img_size=64, progress=False)
     with pytest.raises(hx.ConfigError, match=r"set: was prepared with contour=classical, and .* with rectangle; "):
         embed_files([prepared, folder], out, encoder(contour="rectangle"), progress=False)
@@ -96,7 +96,7 @@ def test_what_was_prepared_otherwise_is_refused_before_anything_is_written(folde
 
 
 def test_different_images_of_one_name_are_no_one_image(folder, prepared, tmp_path):
-    prepare([folder], tmp_path / "other", size=64, contour=CONTOUR, view="any")
+    prepare([folder], tmp_path / "other", img_size=64, contour=CONTOUR, view="any")
     assert len(list_inputs([prepared, prepared])) == 5
     with pytest.raises(hx.ConfigError, match=r"^paths: .*set and .*other have different images of one name"):
         list_inputs([prepared, tmp_path / "other"])
@@ -123,7 +123,7 @@ def test_what_a_set_lacks_of_a_manifest_is_unreadable(folder, prepared):
 
 @pytest.mark.parametrize("changes", [{"format": "png"}, {"bits": 16}, {"format": "jpeg"}])
 def test_sets_of_other_formats_are_read_in_eight_bits(folder, changes, tmp_path):
-    prepare([folder], tmp_path / "set", size=SIZE, contour=CONTOUR, view="any", **changes)
+    prepare([folder], tmp_path / "set", img_size=SIZE, contour=CONTOUR, view="any", **changes)
     files, stored = hx.embed(folder, encoder()), hx.embed(tmp_path / "set", encoder())
     assert stored.sources == files.sources
     exact = "format" in changes and changes["format"] == "png"

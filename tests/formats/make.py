@@ -166,7 +166,7 @@ def main() -> None:
     expected["texts"] = [row.text for row in written.rows]
 
     for form in ("raw", "png"):
-        options = ["--size", str(SIZE), "--format", form, "--contour", "rectangle", "--workers", "0", "--out", form]
+        options = ["--img-size", str(SIZE), "--format", form, "--contour", "rectangle", "--workers", "0", "--out", form]
         subprocess.run([*command, "prepare", "images", *options, "--patient-key", "key"], check=True)
     expected["probabilities"] = Path("predictions.csv").read_text().splitlines()
     Path("predictions.csv").unlink()

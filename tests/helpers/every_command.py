@@ -55,9 +55,9 @@ class Commands:
         """The command line; results go to ``root / "out"``, which ``out`` says more of."""
         images, out = str(self.images), str(self.out(command))
         if command == "prepare":
-            return ["prepare", images, "--out", out, "--size", str(SIZE), "--contour", "rectangle", "--view", "any"]
+            return ["prepare", images, "--out", out, "--img-size", str(SIZE), "--contour", "rectangle", "--view", "any"]
         if command == "contour":
-            return ["contour", images, "--out", out, "--method", "rectangle", "--size", str(SIZE)]
+            return ["contour", images, "--out", out, "--method", "rectangle", "--img-size", str(SIZE)]
         if command == "embed":
             return ["embed", images, "--weights", str(self.encoder()), "--out", out]
         if command == "predict":

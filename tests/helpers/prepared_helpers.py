@@ -26,7 +26,7 @@ def make_folder(root: Path) -> Path:
 
 
 def prepare(sources, out, **settings):
-    settings = {"size": SIZE, "workers": 0, "shard_size": 4, "contour": "rectangle", **settings}
+    settings = {"img_size": SIZE, "workers": 0, "shard_size": 4, "contour": "rectangle", **settings}
     return run_prepare(PrepareConfig([str(s) for s in sources], str(out), **settings), progress=False)
 
 

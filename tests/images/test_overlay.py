@@ -66,7 +66,7 @@ class TestWrite:
         bad.write_bytes(b"")
         missing = tmp_path / "in" / "nowhere.png"
         out = tmp_path / "deep" / "out"
-        summary = write_contours([good, bad, missing], out, size=320, workers=workers)
+        summary = write_contours([good, bad, missing], out, img_size=320, workers=workers)
         assert list(summary["written"]) == [str(good)]
         assert set(summary["failed"]) == {str(bad), str(missing)}
         assert all(summary["failed"].values())
@@ -118,7 +118,7 @@ class TestWrite:
             write_image(tmp_path / "b" / "X.bmp", 3),
             write_image(tmp_path / "b" / "x-2.png", 4),
         ]
-        summary = write_contours(paths, tmp_path / "out", method="prior", size=160, progress=False)
+        summary = write_contours(paths, tmp_path / "out", method="prior", img_size=160, progress=False)
         assert len({p.lower() for p in summary["written"].values()}) == 4
         for source, picture in summary["written"].items():
             record = json.loads(Path(picture).with_suffix(".json").read_text())
@@ -127,7 +127,7 @@ class TestWrite:
     def test_writing_beside_the_images_leaves_them_alone(self, tmp_path):
         path = write_image(tmp_path / "contacts.png")
         before = path.read_bytes()
-        write_contours([path], tmp_path, method="prior", size=160, progress=False)
+        write_contours([path], tmp_path, method="prior", img_size=160, progress=False)
         assert (tmp_path / "contacts.contour.png").exists()
         assert path.read_bytes() == before
 
@@ -135,7 +135,7 @@ class TestWrite:
         monkeypatch.setattr("hdxray_fast.data.contour_files.SHEET", 2)
         paths = [write_image(tmp_path / f"{k}.png", k) for k in range(5)]
         out = tmp_path / "out"
-        summary = write_contours(paths, out, method="prior", size=160, progress=False)
+        summary = write_contours(paths, out, method="prior", img_size=160, progress=False)
         assert [p.rsplit("/", 1)[1] for p in summary["contacts"]] == [
             "contacts.png",
             "contacts-2.png",
@@ -153,10 +153,9 @@ class TestWrite:
 
     def test_one_path_and_repeated_paths(self, tmp_path):
         path = write_image(tmp_path / "a.png")
-        assert len(write_contours(path, tmp_path / "o", method="prior", size=160, progress=False)["written"]) == 1
-        assert (
-            len(write_contours([path, path], tmp_path / "p", method="prior", size=160, progress=False)["written"]) == 1
-        )
+        assert len(write_contours(path, tmp_path / "o", method="prior", img_size=160, progress=False)["written"]) == 1
+        twice = write_contours([path, path], tmp_path / "p", method="prior", img_size=160, progress=False)
+        assert len(twice["written"]) == 1
 
     @pytest.mark.parametrize(
         ("paths", "options", "error", "says"),
@@ -165,8 +164,8 @@ class TestWrite:
             (3, {}, ArgumentTypeError, "list of files"),
             ([3], {}, ArgumentTypeError, "list of files"),
             (["a.png"], {"method": "magic"}, ArgumentError, "network, classical"),
-            (["a.png"], {"size": 100}, ArgumentError, "multiple of patch_size"),
-            (["a.png"], {"size": 0}, ArgumentError, "multiple of patch_size"),
+            (["a.png"], {"img_size": 100}, ArgumentError, "multiple of patch_size"),
+            (["a.png"], {"img_size": 0}, ArgumentError, "multiple of patch_size"),
         ],
     )
     def test_wrong_arguments(self, tmp_path, paths, options, error, says):

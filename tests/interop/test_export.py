@@ -11,7 +11,9 @@ import hdxray_fast as hx
 from hdxray_fast.cli.main import main
 from hdxray_fast.models.encoder import Encoder
 
-pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning:torch.*")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore::UserWarning:torch.*", "error:.*LeafSpec:FutureWarning"
+)
 VARIANTS = {
     "plain": {"depth": 2},
     "attention pool": {"reg_tokens": 2, "layer_scale": 0.1, "pool": "attention"},
@@ -199,3 +201,23 @@ def test_what_is_refused(tmp_path, monkeypatch):
     with pytest.raises(hx.MissingDependencyError, match=r"needs onnx.*pip install '\w"):
         hx.export_onnx(encoder, path)
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ([], []),
+        (["--pixels", "uint8", "--valid"], []),
+        (["--pixels", "uint8"], ["--valid makes an input"]),
+        (["--normalise", "--img-size", "128"], ["--valid makes an input", "pos_embed: 4 x 4 to 8 x 8"]),
+    ],
+)
+def test_what_a_graph_does_otherwise_is_said(tmp_path, monkeypatch, capsys, words, told):
+    from hdxray_fast.interop import export
+
+    hx.save_model(hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1), tmp_path / "m")
+    monkeypatch.setattr(export, "export_onnx", lambda model, path, **options: path)
+    assert main(["export", str(tmp_path / "m"), "--out", str(tmp_path / "e.onnx"), *words]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(told)
+    assert all(any(part in line for line in lines) for part in told)

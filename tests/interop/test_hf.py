@@ -15,7 +15,6 @@ from toy_radiographs import draw_radiograph
 import hdxray_fast as hx
 from hdxray_fast.models.encoder import Encoder
 
-pytest.importorskip("safetensors")
 pytestmark = pytest.mark.usefixtures("transformers")
 SIZE = 64
 

@@ -10,7 +10,6 @@ import torch
 
 import hdxray_fast as hx
 
-pytest.importorskip("safetensors")
 pytestmark = pytest.mark.usefixtures("transformers")
 SIZES = {"img_size": (32, 64), "depth": 3, "embed_dim": 48, "num_heads": 3}
 

@@ -13,7 +13,6 @@ from toy_radiographs import draw_radiograph
 import hdxray_fast as hx
 from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, load_classifier, save_classifier
 
-pytest.importorskip("safetensors")
 pytestmark = pytest.mark.usefixtures("transformers")
 SIZE = 64
 CLASSES = ["Effusion", "Nodule", "Edema"]

@@ -216,7 +216,6 @@ def test_another_input_size(timm):
 @pytest.mark.filterwarnings("ignore:weights. were trained on images of mean 0")
 @pytest.mark.parametrize("num_classes", [0, 5])
 def test_weights_by_timms_ways_and_by_ours(timm, tmp_path, num_classes):
-    pytest.importorskip("safetensors")
     encoder = shake(hx.create_encoder("vit_base_patch16", **SIZES))
     folder = hx.save_model(encoder, tmp_path)
     file = str(folder / "model.safetensors")
@@ -238,7 +237,6 @@ def test_weights_by_timms_ways_and_by_ours(timm, tmp_path, num_classes):
 
 @pytest.mark.filterwarnings("ignore:weights. were trained on images of mean 0")
 def test_a_folder_keeps_its_size_channels_and_pixels(timm, tmp_path):
-    pytest.importorskip("safetensors")
     from timm.data import resolve_model_data_config
 
     encoder = shake(hx.create_encoder("vit_base_patch16", in_chans=3, normalisation=(0.4, 0.2), **SIZES))
@@ -262,7 +260,6 @@ def test_a_folder_keeps_its_size_channels_and_pixels(timm, tmp_path):
 
 @pytest.mark.parametrize("learned", [True, False])
 def test_pretrained_weights_at_another_size(timm, tmp_path, learned):
-    pytest.importorskip("safetensors")
     sizes = SIZES | {"learned_positions": learned, "num_classes": 2}
     encoder = hx.create_encoder("vit_base_patch16", **{n: v for n, v in sizes.items() if n != "num_classes"})
     if learned:
@@ -281,7 +278,6 @@ def test_pretrained_weights_at_another_size(timm, tmp_path, learned):
 
 
 def test_the_config_beside_a_pretrained_file_is_read(timm, tmp_path):
-    pytest.importorskip("safetensors")
     options = {"learned_positions": True, "reg_tokens": 2, "in_chans": 3, "normalisation": (0.4, 0.2)}
     encoder = shake(hx.create_encoder("vit_base_patch16", **SIZES, **options))
     file = str(hx.save_model(encoder, tmp_path) / "model.safetensors")

@@ -258,7 +258,6 @@ def test_padding_counts_for_nothing_when_it_is_told():
 
 
 def test_what_is_set_later_is_checked_and_saved(tmp_path):
-    pytest.importorskip("safetensors")
     encoder = small()
     encoder.keep, encoder.margin, encoder.pool = "contour", 2, "mean"
     again = hx.load_model(hx.save_model(encoder, tmp_path / "model"))

@@ -1,6 +1,7 @@
 """The planner's formulas against what torch counts, keeps and plans, and its words."""
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -238,3 +239,12 @@ def test_a_preset_says_its_patch_and_its_decoder(name):
     config = PretrainConfig(data="x", out="y", model=name)
     assert config.decoder_size == ((192, 4) if "_tiny_" in name else (512, 8))
     assert PretrainConfig(data="x", out="y", model=name, decoder_depth=2).decoder_size == (config.decoder_size[0], 2)
+
+
+def test_a_plan_of_little_counts_in_the_singular():
+    config = PlanConfig(images=1, epochs=1, gpu="cpu", gpus=1, img_size=64, model="vit_tiny_patch16").filled_in()
+    told = describe(plan(config), config)
+    assert "1 epoch, 1 step of" in told and "one checkpoint, at the end (all takes less than --save-minutes 10)" in told
+    many = PlanConfig(images=100_000, gpu="cpu", gpus=1).filled_in()
+    told = describe(plan(many), many)
+    assert re.search(r"6 checkpoints an hour, one every \d+ steps \(--save-minutes 10\); 2 are kept", told)

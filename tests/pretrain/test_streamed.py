@@ -41,7 +41,7 @@ def test_a_resumed_run_from_a_store_is_that_from_a_copy(radiographs, tmp_path, m
         fetch(self, file, *rest)
 
     monkeypatch.setattr(ChunkStore, "fetch", noted)
-    prepare([radiographs], tmp_path / "set", size=TINY_PRETRAINING["img_size"])
+    prepare([radiographs], tmp_path / "set", img_size=TINY_PRETRAINING["img_size"])
     images = write_stream(tmp_path / "set", tmp_path / "chunks", chunk_bytes=1)
     run_pretraining(config(tmp_path / "chunks", tmp_path / "local"), progress=False)
     assert not fetched

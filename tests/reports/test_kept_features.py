@@ -12,7 +12,6 @@ from no_waits import late_order, stand_in
 from report_model_makers import ENGLISH, small_encoder
 
 pytest.importorskip("transformers")
-pytest.importorskip("safetensors")
 
 from hdxray_fast.data.radiographs import read_radiograph
 from hdxray_fast.models.inputs import as_batch

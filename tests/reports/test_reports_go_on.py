@@ -193,7 +193,7 @@ def losses_of(run: Path) -> list[float]:
 def test_a_training_on_a_prepared_set_is_that_on_its_files(root, tmp_path, changes):
     config = {**QUICK, **changes, "data": str(root / "studies.csv"), "weights": str(root / "encoder")}
     size = load_report_model(root / "run").encoder.img_size[0]
-    prepare(root.glob("s*.png"), tmp_path / "set", size=size, view="any", body_part="any")
+    prepare(root.glob("s*.png"), tmp_path / "set", img_size=size, view="any", body_part="any")
     if changes:
         run_report_training(ReportConfig(out=str(tmp_path / "files"), **config), progress=False)
     stored = ReportConfig(out=str(tmp_path / "run"), prepared=str(tmp_path / "set"), **config)

@@ -20,8 +20,6 @@ from hdxray_fast.training.optimizer import averaged_weights, parameter_groups
 from hdxray_fast.training.restoring import resume_latest
 from hdxray_fast.training.schedule import warmup_constant, warmup_cosine
 
-pytest.importorskip("safetensors")
-
 
 def small_model(seed: int = 0):
     torch.manual_seed(seed)

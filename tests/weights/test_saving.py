@@ -6,14 +6,12 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 import hdxray_fast as hx
 from hdxray_fast.errors import ArgumentError, CheckpointError
-
-pytest.importorskip("safetensors")
-from safetensors.torch import load_file, save_file
 
 SIZES = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2}
 

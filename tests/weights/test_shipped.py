@@ -15,8 +15,6 @@ from hdxray_fast.weights.fingerprint import settings_print
 from hdxray_fast.weights.load import convert
 from hdxray_fast.weights.shipped import pretrained_card, read_pretrained
 
-pytest.importorskip("safetensors")
-
 NAME = "vit_tiny_patch16"
 
 

@@ -16,8 +16,6 @@ from hdxray_fast.files import checksum, save_tensors
 from hdxray_fast.weights.model_folders import MODEL_FILE
 from hdxray_fast.weights.stored_sizes import stored_in
 
-pytest.importorskip("safetensors")
-
 SIZES = {"img_size": 64, "embed_dim": 32, "depth": 2, "num_heads": 2}
 HUGE = 10**9
 

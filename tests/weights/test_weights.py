@@ -7,6 +7,7 @@ import json
 import os
 
 import pytest
+import safetensors.torch as safetensors_torch
 import torch
 import torch.nn.functional as F
 
@@ -16,8 +17,6 @@ from hdxray_fast.cli.main import main
 from hdxray_fast.models.positions import resample_positions, sincos_positions
 from hdxray_fast.weights.load import convert
 from hdxray_fast.weights.report import LoadReport
-
-safetensors_torch = pytest.importorskip("safetensors.torch", reason="weights need safetensors (extra 'train')")
 
 SHAPE = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 

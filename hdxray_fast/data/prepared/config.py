@@ -19,9 +19,9 @@ class PrepareConfig:
         sources: folders, image files, ``.zip`` and ``.tar`` archives, CSV manifests.
         out: folder of the data set.
         images: folder that relative paths in manifests start from; the manifest's own by default.
-        size: canvas side, pixels.
+        img_size: canvas side, pixels.
         bits: 8 or 16 per pixel.
-        format: ``raw`` is read fastest (size² bytes an image), ``png`` loses nothing, ``jpeg`` is the smallest.
+        format: ``raw`` is read fastest (img_size² bytes an image), ``png`` loses nothing, ``jpeg`` is the smallest.
         quality: of JPEG.
         contour: how the chest contour is found: ``network``, ``classical``, ``prior`` or ``rectangle``.
         view: ``frontal`` leaves out what a DICOM header calls lateral, ``lateral`` the rest, ``any`` nothing.
@@ -53,7 +53,7 @@ class PrepareConfig:
     sources: list[str]
     out: str
     images: str | None = None
-    size: int = 1280
+    img_size: int = 1280
     bits: Literal[8, 16] = 8
     format: Literal["raw", "png", "jpeg"] = "raw"
     quality: int = 95
@@ -85,8 +85,8 @@ class PrepareConfig:
                 raise ConfigError(f"{name}: got {getattr(self, name)!r}, accepted are {', '.join(map(str, accepted))}")
         if self.bits == 16 and self.format == "jpeg":
             raise ConfigError("format: jpeg holds 8 bits a pixel; take raw or png with bits=16")
-        if self.size < 64 or self.size % 16:
-            raise ConfigError(f"size: got {self.size}, accepted are multiples of 16 from 64 on")
+        if self.img_size < 64 or self.img_size % 16:
+            raise ConfigError(f"img_size: got {self.img_size}, accepted are multiples of 16 from 64 on")
         for name, least in (
             ("shard_size", 1), ("min_side", 0), ("workers", -1), ("max_members", 1), ("max_scratch", 1),
         ):  # fmt: skip
@@ -104,8 +104,9 @@ class PrepareConfig:
         return which_part(self.part)
 
     def recipe(self) -> dict:
-        """What decides the content of the shards, JSON-able."""
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in self.FREE_ON_RESUME}
+        """What decides the content of the shards, JSON-able, under the names that data sets have on disk."""
+        found = {name: value for name, value in dataclasses.asdict(self).items() if name not in self.FREE_ON_RESUME}
+        return {"size" if name == "img_size" else name: value for name, value in found.items()}
 
 
 def which_part(part: str) -> tuple[int, int]:

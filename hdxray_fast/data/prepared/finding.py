@@ -44,7 +44,7 @@ def require_recipe(recipe: dict, place: str | os.PathLike, **settings: int | str
 def require_for_model(images: PreparedSet, img_size: int, contour: str) -> None:
     """Raise a ConfigError if a data set was prepared otherwise than a trained model reads files."""
     for name, wanted, found in (
-        ("size", img_size, images.size),
+        ("img_size", img_size, images.size),
         ("contour", contour, images.recipe["contour"]),
     ):
         if wanted != found:

@@ -249,7 +249,7 @@ def _settings(out: Path, config: PrepareConfig) -> dict:
         if found.get("chunks"):
             raise ConfigError(f"out: {out} holds chunks that hdxray-fast stream wrote; choose another folder")
         differing = [
-            f"{name}: {found['recipe'].get(name)!r} -> {value!r}"
+            f"{'img_size' if name == 'size' else name}: {found['recipe'].get(name)!r} -> {value!r}"
             for name, value in settings["recipe"].items()
             if found["recipe"].get(name) != value
         ]

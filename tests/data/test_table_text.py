@@ -1,0 +1,115 @@
+"""Tables as spreadsheets write them elsewhere: one door reads them for every command, or says what it cannot tell."""
+
+from __future__ import annotations
+
+import codecs
+import warnings
+
+import pytest
+
+import hdxray_fast as hx
+from hdxray_fast.classify.label_csv import read_csv
+from hdxray_fast.classify.labels import read_manifest
+from hdxray_fast.classify.prediction_files import read_answers
+from hdxray_fast.data import table_text
+from hdxray_fast.data.listing import manifest_rows
+from hdxray_fast.reports.compare import holds_reports
+from hdxray_fast.reports.csv_rows import read_rows
+
+pytest.importorskip("pandas")
+TEXT = 'image,patient,report\nä.png,Müller,"klar, frei; o.B."\nb.png,Özil,"eins\nzwei"\n'
+ROWS = [
+    {"image": "ä.png", "patient": "Müller", "report": "klar, frei; o.B."},
+    {"image": "b.png", "patient": "Özil", "report": "eins\nzwei"},
+]
+
+
+def spreadsheet(separator: str, encoding: str) -> bytes:
+    text = TEXT.replace(",", separator).replace(f"klar{separator}", "klar,").replace("\n", "\r\n")
+    return text.replace("eins\r\n", "eins\n").encode(encoding)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "cp1252"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_encodings_and_separators(tmp_path, encoding, separator):
+    path = tmp_path / "table.csv"
+    path.write_bytes(spreadsheet(separator, encoding))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        frame, rows, listed = read_csv(path), read_rows(path), manifest_rows(path, tmp_path)
+    assert frame.to_dict("records") == rows == ROWS
+    assert listed == {str(tmp_path / row["image"]): row["patient"] for row in ROWS}
+    assert len(told) == 3 * (encoding == "cp1252")
+    assert all("table.csv: is not UTF-8 and was read as Windows-1252" in str(each.message) for each in told)
+    assert not holds_reports(path)
+
+
+def test_what_is_read_as_windows_1252_is_said_once(tmp_path, recwarn):
+    path = tmp_path / "table.csv"
+    path.write_bytes(spreadsheet(";", "cp1252"))
+    warnings.simplefilter("default")  # as outside of tests
+    for _ in range(3):
+        read_rows(path)
+    assert len(recwarn) == 1
+
+
+@pytest.mark.parametrize("read", [read_csv, read_rows, lambda path: manifest_rows(path, path.parent)])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("image,report\na.png,双肺清晰\n".encode("gbk"), "is not UTF-8 throughout, .* Windows-1252; save it as UTF-8"),
+        ("image,report\na.png,лёгкие\n".encode("cp1251"), "is not UTF-8 throughout, nor is it Windows-1252"),
+        (b"image,report\na.png,\x81\n", "is not UTF-8 throughout, nor is it Windows-1252"),
+        ("image,report\nä.png,".encode() + b"\xe4\n", "is not UTF-8 throughout"),
+        (codecs.BOM_UTF8 + "image,report\nä.png,".encode() + b"\xe4\n", "is not UTF-8 throughout"),
+        ("image,report\na.png,b\n".encode("utf-16")[:-1], "is not UTF-16, as its first bytes say"),
+        ("image,report\na.png,b\n".encode("utf-16-le"), "holds NUL"),
+        (b"image,report\na.png,\xe4" + bytes(100), "nor is it Windows-1252"),
+        (codecs.BOM_UTF16_LE + bytes(100), "holds NUL"),
+        (b"bild,mass;knoten\na.png,1;0\n", "has commas and semicolons in its first line"),
+        (b"image;path,file\na.png;1\n", "has commas and semicolons in its first line|no column"),
+    ],
+)
+@pytest.mark.parametrize("at_once", [5, 1 << 20])
+def test_what_cannot_be_told_is_refused(tmp_path, monkeypatch, read, content, message, at_once):
+    monkeypatch.setattr(table_text, "AT_ONCE", at_once)
+    path = tmp_path / "table.csv"
+    path.write_bytes(content)
+    with pytest.raises(hx.ConfigError, match=rf"table\.csv.*({message})"):
+        read(path)
+
+
+@pytest.mark.parametrize(
+    ("header", "separator"),
+    [
+        ("image,mass; left,mass\tright", ","),
+        ("image;mass, left", ";"),
+        ('"image";"mass, left"', ";"),
+        ('"finding, if any\nor none";x', ";"),
+        ("image", ","),
+        ("", ","),
+    ],
+)
+def test_the_first_line_tells_the_separator(tmp_path, header, separator):
+    path = tmp_path / "table.csv"
+    path.write_text(header + "\n1;2,3\n")
+    with table_text.open_text_table(path) as (stream, found):
+        assert (found, stream.read()) == (separator, header + "\n1;2,3\n")
+
+
+def test_decimal_commas(tmp_path):
+    """They are numbers where semicolons part the columns, but not in ids and names of files."""
+    path = tmp_path / "predictions.csv"
+    path.write_text("image;patient;mass;label mass\n1,5;2,5;0,25;1,0\nb;3;1;0\nc;4;2,5E-3;0\n")
+    answers = read_answers(path)
+    assert answers.images == ["1,5", "b", "c"] and answers.patients == ["2,5", "3", "4"]
+    assert answers.probabilities[:, 0].tolist() == [0.25, 1, 0.0025] and answers.labels[:, 0].tolist() == [1, 0, 0]
+    path.write_text('image,patient,mass\na,1,"1,0"\nb,2,0\n')
+    with pytest.raises(hx.ConfigError, match="column 'mass' holds a text"):
+        read_manifest(path, classes=["mass"])
+
+
+def test_reports_are_told_by_their_header(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text('id;"Generated";x\n1;klar;2\n')
+    assert holds_reports(path)
