@@ -72,7 +72,7 @@ def test_a_table_is_that_of_the_files_and_nothing_is_embedded_twice(folder, prep
 
 def test_the_view_of_a_prepared_film_is_that_of_its_file(tmp_path):
     dicom(tmp_path / "a.dcm", draw_film(0), ViewPosition="LL")
-    prepare([tmp_path / "a.dcm"], tmp_path / "set", size=SIZE, contour=CONTOUR, view="any")
+    prepare([tmp_path / "a.dcm"], tmp_path / "set", img_size=SIZE, contour=CONTOUR, view="any")
     assert [hx.embed(tmp_path / place, encoder()).views for place in ("a.dcm", "set")] == [["lateral"], ["lateral"]]
 
 

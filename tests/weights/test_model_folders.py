@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 
 import pytest
 import torch
 
 import hdxray_fast as hx
-from hdxray_fast.weights import model_folders
 from hdxray_fast.weights.model_folders import load_mae_state_dict, read_mae_checkpoint, to_mae_state_dict
 
 pytest.importorskip("safetensors", reason="checkpoints need safetensors (extra 'train')")
@@ -201,14 +199,6 @@ def test_legacy_file_truncated_missing_or_without_tensors(tmp_path):
     for name in ("cut.pth", "missing.pth", "number.pth", "list.pth"):
         with pytest.raises(hx.CheckpointError, match=name):
             read_mae_checkpoint(tmp_path / name)
-
-
-def test_without_safetensors_the_message_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
-    with pytest.raises(hx.MissingDependencyError, match=r"^checkpoints need safetensors: .*pip install '\w"):
-        model_folders.save_model(small_mae(), tmp_path)
-    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_model_or_no_path_is_refused_by_name(tmp_path):
