@@ -68,7 +68,7 @@ def test_the_shell_finds_the_program_where_make_puts_it():
 
 # What makes a minute of each command's hours.
 SMALL = {
-    "prepare": f"--size {SIZE} --contour rectangle --view any --workers 1",
+    "prepare": f"--img-size {SIZE} --contour rectangle --view any --workers 1",
     "plan": "",
     "pretrain": f"{' '.join(TRAINED)} --model vit_tiny_patch16 --decoder-depth 1 --decoder-embed-dim 64",
     "probe": "--bootstraps 0",
@@ -82,7 +82,7 @@ SMALL = {
     + " ".join(f"--{n.replace('_', '-')} {v}" for n, v in REPORT.items()),
     "report generate": "--num-beams 1 --pictures 1",
     "report evaluate": "--bootstraps 0 --meteor false --allow-training-patients",
-    "contour": f"--method rectangle --size {SIZE}",
+    "contour": f"--method rectangle --img-size {SIZE}",
     "doctor": "",
 }
 

@@ -72,7 +72,7 @@ def test_what_was_left_out_is_told_with_its_reason_and_its_file(tmp_path, capsys
     films.mkdir()
     for number, about in enumerate(({}, {}, {"ViewPosition": "LL"}, {"BodyPartExamined": "KNEE"})):
         dicom(films / f"{number}.dcm", draw_radiograph(number), PatientID="", **about)
-    small = ("--size", str(SIZE), "--contour", "rectangle", "--workers", "0")
+    small = ("--img-size", str(SIZE), "--contour", "rectangle", "--workers", "0")
     assert main(["prepare", str(films), "--out", str(out), *small]) == 0
     told = capsys.readouterr()
     reasons = "1 x lateral view (header), 1 x body part is not the chest"

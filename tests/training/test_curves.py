@@ -29,7 +29,8 @@ def test_what_is_no_number_is_left_out(tmp_path):
     curves.add_all({"step": step, "loss": value} for step, value in enumerate((1.0, math.nan, None, "x", 2.0)))
     assert curves.taken()["loss"] == ([0.0, 4.0], [1.0, 2.0])
     curves.draw(curves.taken())
-    assert cv2.imread(str(tmp_path / "curves.png")).shape == (460, 1500, 3)
+    height, width, _ = cv2.imread(str(tmp_path / "curves.png")).shape
+    assert width == 1500 and height in (459, 460)  # matplotlib's releases round differently
 
 
 def test_a_picture_that_cannot_be_written_is_told_once_and_stops_nothing(tmp_path):

@@ -282,6 +282,7 @@ def test_a_training_stays_on_the_cpu_where_there_is_a_gpu(tmp_path, monkeypatch)
         monkeypatch.setattr(f"torch.{there}", lambda: True)
     # optimizers of a PyTorch with CUDA ask what runs on the GPU that this says is there
     monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    monkeypatch.setattr("torch.cuda.is_current_stream_capturing", lambda: False)
     training, done = train(tmp_path / "run", device="cpu", steps=2)
     assert training.accelerator.device.type == "cpu" and training.accelerator.mixed_precision == "no"
     assert next(training.model.parameters()).device.type == "cpu" and len(done.losses) == 2
