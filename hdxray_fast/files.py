@@ -157,7 +157,6 @@ def place_of(error: OSError, folder: Path) -> Path:
 
 FILES = (".arrow", ".csv", ".html", ".json", ".jsonl", ".key", ".md", ".parquet", ".png", ".safetensors")  # no folders
 OWNER_FILE = ".made-by"  # the commands that may write over what lies in a folder, or clear it; a line each
-MARK = f"the file that this package writes into its folders ({OWNER_FILE})"
 
 
 def begin_anew(folder: Path, maker: str) -> None:
@@ -250,8 +249,8 @@ def _refuse_folders(folder: Path, maker: str, names: Iterable[str], argument: st
 def _not_marked(folder: Path, maker: str) -> str:
     """Why what lies in a folder does not count as ``maker``'s."""
     if makers := _makers(folder):
-        return f"{MARK} names {' and '.join(makers)}, not {maker}"
-    return f"{MARK} is not there, which says that {maker} made it"
+        return f"the folder was made by {' and '.join(makers)}, not {maker} (as its file {OWNER_FILE} says)"
+    return f"nothing says that {maker} made the folder (it has no file {OWNER_FILE})"
 
 
 def _in_the_way(path: Path) -> bool:

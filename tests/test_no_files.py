@@ -203,7 +203,7 @@ def test_record_and_key(tmp_path, put):
 @pytest.mark.parametrize("put", KINDS)
 def test_the_mark_of_a_folder_is_no_mark(tmp_path, put):
     put(tmp_path / ".made-by")
-    with limits(), pytest.raises(hx.ConfigError, match="the file that this package writes"):
+    with limits(), pytest.raises(hx.ConfigError, match="nothing says that demo made"):
         begin_anew(tmp_path, "demo")
 
 

@@ -89,6 +89,6 @@ def test_a_film_is_drawn_beside_the_maps_of_what_it_shows(radiographs, tmp_path,
 def test_pictures_of_others_stay(radiographs, tmp_path):
     (tmp_path / "maps").mkdir()
     (tmp_path / "maps" / "0.map.png").write_bytes(b"mine")
-    with pytest.raises(hx.ConfigError, match=r"0.map.png would be written over, and the file that this package writes"):
+    with pytest.raises(hx.ConfigError, match=r"0.map.png would be written over, and nothing says that"):
         hx.predict(radiographs / "0.png", classifier(), maps=tmp_path / "maps")
     assert (tmp_path / "maps" / "0.map.png").read_bytes() == b"mine"

@@ -126,7 +126,7 @@ def test_files_that_look_like_a_runs_are_no_proof(command, like, tmp_path, capsy
     lay(out, files)
     for resume in ("never", "auto"):
         assert main([*words, "--resume", resume]) == 2
-        assert "would be written over, and the file that this package writes" in capsys.readouterr().err
+        assert "would be written over, and nothing says that" in capsys.readouterr().err
         assert lie_as_laid(out, files)
 
 
@@ -228,7 +228,7 @@ def test_reports_are_not_drawn_over_radiographs(tmp_path, capsys):
     before = {path.name: path.read_bytes() for path in commands.images.iterdir()}
     words = ["report", "generate", str(commands.images), "--model", str(tmp_path / "none"), "--out"]
     assert main([*words, str(commands.images)]) == 2
-    assert "0.png would be written over, and the file that this package writes" in capsys.readouterr().err
+    assert "0.png would be written over, and nothing says that" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in commands.images.iterdir()} == before
     assert main([*words, str(tmp_path / "new")]) == 2  # nothing in the way: the model is looked for
     assert "written over" not in capsys.readouterr().err
@@ -247,7 +247,7 @@ def test_results_of_others_are_seen_before_anything_is_read(command, tmp_path, c
     assert main([*words, "--out", str(out)]) == 2
     said = capsys.readouterr().err
     assert f"{name} would be written over" in said, said
-    assert f"its folders (.made-by) names evaluate, not {command.replace(' ', '-')}" in said, said
+    assert f"the folder was made by evaluate, not {command.replace(' ', '-')}" in said, said
     assert lie_as_laid(out, {name: FOREIGN, OWNER_FILE: "evaluate\n"})
 
 
@@ -269,7 +269,7 @@ def test_a_table_of_several_runs_takes_no_other(tmp_path, capsys):
     out.mkdir()
     (out / "results.json").write_text(FOREIGN)
     assert main(words) == 2
-    assert "results.json would be written over, and the file that this package writes" in capsys.readouterr().err
+    assert "results.json would be written over, and nothing says that" in capsys.readouterr().err
     assert (out / "results.json").read_text() == FOREIGN
 
 
@@ -331,5 +331,5 @@ def test_a_probe_does_not_write_over_a_fine_tuning(tmp_path, capsys):
     before = (out / "metrics.json").read_bytes()
     assert "tune" in json.loads(before)["config"]
     assert main(arguments(commands, "probe")) == 2
-    assert "would be written over, and the file that this package writes" in capsys.readouterr().err
+    assert "would be written over, and nothing says that" in capsys.readouterr().err
     assert (out / "metrics.json").read_bytes() == before

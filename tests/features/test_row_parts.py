@@ -318,7 +318,7 @@ def test_somebody_elses_folder_is_refused_and_its_files_stay(tmp_path):
     place.mkdir()
     for name in ("1-of-1.00000000.parquet", "00000000.parquet", "1-of-1.done", "join.lock"):
         (place / name).write_text("somebody's")
-        with pytest.raises(hx.ConfigError, match=f"{name} would be written over, and the file that this package"):
+        with pytest.raises(hx.ConfigError, match=f"{name} would be written over, and nothing says that"):
             FeatureTable(tmp_path / "f.parquet", {"a": 1}, WIDTH)
         assert [path.name for path in place.iterdir()] == [name] and (place / name).read_text() == "somebody's"
         (place / name).unlink()

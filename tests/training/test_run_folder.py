@@ -133,7 +133,7 @@ def test_runs_of_releases_that_left_no_mark_go_on(tmp_path):
         (folder / "checksums.json").unlink()
     for left in [{**first, "seed": 1}, {name: value for name, value in first.items() if name != "beta2"}]:
         (tmp_path / "config.json").write_text(json.dumps(left))
-        wanted = "with other settings" if len(left) == len(first) else "config.json would be written over, and there is"
+        wanted = "with other settings" if len(left) == len(first) else "config.json would be written over, and nothing"
         with pytest.raises(ConfigError, match=wanted):
             train(tmp_path, steps=6, resume="auto")
 
