@@ -2,35 +2,28 @@
 
 Parameter names and shapes are those of facebookresearch/mae (encoder half), so its checkpoints load as they are. The
 ``stem64`` presets use the three-layer patch embedding of HD X-ray (https://arxiv.org/abs/2404.17926) with its names.
+
+What an encoder is made of stands in ``trunk``, what it takes in ``intake``; here are the ways through it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
-from torch.autograd.forward_ad import unpack_dual
-from torch.utils.checkpoint import checkpoint
+from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError
-from ..ops import autocast
-from ..ops.compiling import standard_operations, writes_graph
+from ..ops.compiling import writes_graph
 from ..ops.gather import gather_patches
-from ..ops.plan import MaskPlan, as_plain
+from ..ops.plan import MaskPlan
 from ..ops.view import View
 from . import dense
-from .encoder_config import EncoderConfig
-from .grey_levels import scale_of_levels, warn_of_range
-from .layers import Block, init_weights
-from .packing import to_grid, token_rows
-from .patch_embed import build_patch_embed
-from .pool import AttentionPool, mean_pool
-from .positions import resample_positions, set_positions, sincos_positions
-from .selection import checked_grid, every_patch, selected_patches
-from .transform import Transform
+from .intake import Intake
+from .packing import token_rows
+from .pool import mean_pool
+from .selection import every_patch
 
 
 class Tokens(NamedTuple):
@@ -49,7 +42,7 @@ class Depths(NamedTuple):
     longest: int  # of the sequences
 
 
-class Encoder(nn.Module):
+class Encoder(Intake):
     """Vision transformer; see :func:`hdxray_fast.create_encoder`.
 
     Attributes:
@@ -71,76 +64,8 @@ class Encoder(nn.Module):
     """
 
     load_report: object | None = None
-    dynamic_img_size = False
 
-    def __init__(self, config: EncoderConfig) -> None:
-        super().__init__()
-        c = self.config = config
-        self.img_size, self.in_chans, self.patch_size = c.img_size, c.in_chans, c.patch_size
-        self.grid_size = c.grid_size
-        self.embed_dim = self.num_features = c.embed_dim
-        self.num_prefix_tokens = int(c.class_token) + c.reg_tokens
-        self.learned_positions, self.normalisation = c.learned_positions, c.normalisation
-        self.grad_checkpointing = False
-        self._range_seen = False  # of float images: looked at until a warning was given, on a GPU the first ones
-
-        self.patch_embed = build_patch_embed(c.stem, c.patch_size, c.in_chans, c.embed_dim)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, c.embed_dim)) if c.class_token else None
-        self.reg_token = nn.Parameter(torch.zeros(1, c.reg_tokens, c.embed_dim)) if c.reg_tokens else None
-        table = sincos_positions(c.embed_dim, self.grid_size, class_token=c.class_token)  # [1, class_token + P, D]
-        table = table.to(torch.get_default_device(), torch.get_default_dtype())  # as torch makes the layers
-        set_positions(self, "pos_embed", table, c.learned_positions)
-        self.blocks = nn.ModuleList(
-            Block(c.embed_dim, c.num_heads, c.mlp_ratio, c.qkv_bias, c.layer_scale, c.norm_eps) for _ in range(c.depth)
-        )
-        norm = nn.LayerNorm(c.embed_dim, eps=c.norm_eps)
-        self.norm, self.fc_norm = (nn.Identity(), norm) if c.fc_norm else (norm, nn.Identity())
-        if c.pool == "attention":
-            self.attn_pool = AttentionPool(c.embed_dim, c.num_heads)
-        self.apply(init_weights)
-        for token in (self.cls_token, self.reg_token):
-            if token is not None:
-                nn.init.normal_(token, std=0.02)
-
-    # --- what can be set later; kept in the config, which is what is saved -----------------------------------------
-    @property
-    def keep(self) -> str:
-        return self.config.keep
-
-    @keep.setter
-    def keep(self, value: str) -> None:
-        self.config = replace(self.config, keep=value)
-
-    @property
-    def margin(self) -> int:
-        return self.config.margin
-
-    @margin.setter
-    def margin(self, value: int) -> None:
-        self.config = replace(self.config, margin=value)
-
-    @property
-    def contour(self) -> str:
-        return self.config.contour
-
-    @contour.setter
-    def contour(self, value: str) -> None:
-        self.config = replace(self.config, contour=value)
-
-    @property
-    def pool(self) -> str | None:
-        return self.config.pool
-
-    @pool.setter
-    def pool(self, value: str | None) -> None:
-        if value != self.config.pool and "attention" in (value, self.config.pool):
-            raise ArgumentError(
-                f"pool: got {value!r} in an encoder with {self.config.pool!r}; attention pooling has weights, create "
-                "the encoder with it"
-            )
-        self.config = replace(self.config, pool=value)
-
-    # --- images to features ---------------------------------------------------------------------------------------
+    # --- images to features ------------------------------------------------------------------------------------------
     def forward(
         self,
         images: Tensor,  # [B, C, H, W] uint8, uint16 or float
@@ -345,111 +270,6 @@ class Encoder(nn.Module):
         maps[-1] = self.norm(maps[-1])
         return maps, tokens.cu_seqlens
 
-    def embed(
-        self,
-        images: Tensor,
-        plan: MaskPlan,
-        scale: float | Tensor = 1.0,
-        shift: float | Tensor = 0.0,
-        view: View | None = None,
-    ) -> Tokens:
-        """Kept patches as tokens with positions, prefix tokens put in front of each sequence."""
-        rows = gather_patches(images, plan, scale, shift, self._rows_dtype(images.device), view=view)
-        first = int(self.has_class_token)
-        positions = self.positions(tuple(plan.grid_size))[0].index_select(0, plan.keep_ids + first)
-        patches = self.patch_embed(rows) + positions  # [N_keep, D]
-        patch_rows, prefix_rows, cu_seqlens = token_rows(plan.keep_cu_seqlens, patches.shape[0], self.num_prefix_tokens)
-        if not self.num_prefix_tokens:
-            return Tokens(patches, cu_seqlens)
-        prefix = self._prefix().to(patches.dtype).repeat(plan.batch_size, 1)  # [B * num_prefix_tokens, D]
-        values = patches.new_empty(patches.shape[0] + prefix.shape[0], self.embed_dim)
-        values = values.index_copy(0, patch_rows, patches).index_copy(0, prefix_rows, prefix)
-        return Tokens(values, cu_seqlens)
-
-    # --- what goes in -----------------------------------------------------------------------------------------------
-    def normalise(self, images: Tensor, valid: Tensor | None = None, white: float | None = None) -> Tensor:
-        """Images as this encoder was trained on them, for those who keep float images; integers need no such step.
-
-        Args:
-            images: ``[B, C, H, W]``, of an integer dtype or of floats from 0 to ``white``, bright = dense.
-            valid: bool ``[B, gh, gw]``, patches that hold any of the radiograph, over which ``"per_image"`` takes mean
-                and deviation; left out, all.
-            white: largest value of the range; left out, that of the integer dtype, and 1 for floats.
-
-        Returns:
-            ``[B, C, H, W] float32``.
-
-        Raises:
-            ArgumentError, ArgumentTypeError: an argument is not as described.
-        """
-        images = self.check_images(images)
-        if white is None:
-            white = 1.0 if images.is_floating_point() else float(torch.iinfo(images.dtype).max)
-        if not white > 0:
-            raise ArgumentError(f"white: got {white}, accepted is a number above 0")
-        levels = images.float() * (255.0 / white)
-        scale, shift = scale_of_levels(levels, self._valid_grid(images, valid), self.normalisation, 255.0)
-        if isinstance(scale, Tensor):
-            scale, shift = (value[:, None, None, None] for value in (scale, shift))
-        return levels * scale + shift
-
-    def kept_patches(
-        self,
-        images: Tensor,  # [B, C, H, W]
-        inside: Tensor | None = None,  # [B, gh, gw] bool
-        valid: Tensor | None = None,  # [B, gh, gw] bool
-    ) -> Tensor:
-        """The patches that ``keep`` chooses, bool ``[B, gh, gw]``: what an exported graph takes as ``keep``.
-
-        Arguments and errors are those of :meth:`forward`.
-        """
-        plan = self._chosen(images, None, inside, valid)
-        images, *_ = self._inputs(images, plan, 1.0, 0.0)
-        if plan is None:
-            return torch.ones(images.shape[0], *self.grid_of(images), dtype=torch.bool, device=images.device)
-        return plan.keep_grid()
-
-    def transform(self) -> Transform:
-        """What brings one picture to what this encoder takes, ``[C, S, S] float32``, for a data set or ``Compose``.
-
-        It takes paths, PIL images, arrays and tensors, and makes the canvas that :func:`hdxray_fast.embed` makes.
-        """
-        return Transform(self.config)
-
-    # --- timm's verbs -----------------------------------------------------------------------------------------------
-    @property
-    def has_class_token(self) -> bool:
-        """Whether the first token is a class token."""
-        return self.cls_token is not None
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that weight decay leaves alone."""
-        return {"pos_embed", "cls_token", "reg_token", "attn_pool.query"}
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute each block again in the backward pass instead of keeping what it needs."""
-        self.grad_checkpointing = enable
-
-    def set_drop_path(self, rate: float = 0.0) -> None:
-        """Stochastic depth while training: ``rate`` in the last block, rising to it from 0 in the first."""
-        if not 0 <= rate < 1:
-            raise ArgumentError(f"drop_path: got {rate}, accepted is a share from 0 to below 1")
-        for index, block in enumerate(self.blocks):
-            block.drop_path = rate * index / max(1, len(self.blocks) - 1)
-
-    def set_input_size(self, img_size: int | tuple[int, int]) -> None:
-        """Take images of another size: fixed positions are made anew, learned ones resampled (bicubic).
-
-        The size belongs to the encoder, not to a call: where threads share one, set ``dynamic_img_size`` instead.
-        """
-        config = replace(self.config, img_size=img_size)
-        grid = config.grid_size
-        if config == self.config:
-            return
-        table = self._table_of(grid).detach().to(self.pos_embed)
-        set_positions(self, "pos_embed", table, self.learned_positions)
-        self.config, self.img_size, self.grid_size = config, config.img_size, grid
-
     def forward_hidden(
         self,
         images: Tensor,
@@ -497,7 +317,7 @@ class Encoder(nn.Module):
         tokens, plan, longest = self._run_blocks(images, plan, scale, shift, states=states if all_depths else None)
         return Depths(tokens, states, plan, longest)
 
-    # --- the parts --------------------------------------------------------------------------------------------------
+    # --- the parts ---------------------------------------------------------------------------------------------------
     def _encode(self, images, plan, scale, shift, valid) -> tuple[Tokens, MaskPlan | None, int]:
         """Tokens, the plan (None if every patch was kept), and the length of the longest sequence."""
         images, plan, scale, shift = self._inputs(images, plan, scale, shift, valid)
@@ -540,10 +360,26 @@ class Encoder(nn.Module):
         x = self.add_prefix(patches.unflatten(0, (images.shape[0], plan.max_keep)), grid_size)
         return x, None, x.shape[1]
 
-    def _embed_images(self, images: Tensor, scale: float | Tensor, shift: float | Tensor) -> Tensor:  # -> [B, P, D]
-        """Embedded patches of whole images, in standard operations."""
-        scale, shift = (v[:, None, None, None] if isinstance(v, Tensor) and v.dim() else v for v in (scale, shift))
-        return self.patch_embed((images.float() * scale + shift).to(self._rows_dtype(images.device)))
+    def embed(
+        self,
+        images: Tensor,
+        plan: MaskPlan,
+        scale: float | Tensor = 1.0,
+        shift: float | Tensor = 0.0,
+        view: View | None = None,
+    ) -> Tokens:
+        """Kept patches as tokens with positions, prefix tokens put in front of each sequence."""
+        rows = gather_patches(images, plan, scale, shift, self._rows_dtype(images.device), view=view)
+        first = int(self.has_class_token)
+        positions = self.positions(tuple(plan.grid_size))[0].index_select(0, plan.keep_ids + first)
+        patches = self.patch_embed(rows) + positions  # [N_keep, D]
+        patch_rows, prefix_rows, cu_seqlens = token_rows(plan.keep_cu_seqlens, patches.shape[0], self.num_prefix_tokens)
+        if not self.num_prefix_tokens:
+            return Tokens(patches, cu_seqlens)
+        prefix = self._prefix().to(patches.dtype).repeat(plan.batch_size, 1)  # [B * num_prefix_tokens, D]
+        values = patches.new_empty(patches.shape[0] + prefix.shape[0], self.embed_dim)
+        values = values.index_copy(0, patch_rows, patches).index_copy(0, prefix_rows, prefix)
+        return Tokens(values, cu_seqlens)
 
     def _features(self, tokens: Tokens, plan: MaskPlan | None, pool: str, longest: int) -> Tensor:
         """:meth:`pool_tokens`, of whole images in standard operations where a graph is written."""
@@ -551,165 +387,6 @@ class Encoder(nn.Module):
             return self.pool_tokens(tokens, pool, longest)
         x = tokens.values.unflatten(0, (-1, longest))
         return self.fc_norm(dense.pooled(x, pool, self.num_prefix_tokens, getattr(self, "attn_pool", None)))
-
-    def add_prefix(self, patches: Tensor, grid_size: tuple[int, int] | None = None) -> Tensor:
-        """Embedded patches ``[B, P, D]`` of whole images with their positions, behind the prefix tokens.
-
-        ``grid_size`` is theirs, left out the encoder's; gives ``[B, num_prefix_tokens + P, D]``.
-        """
-        patches = patches + self.positions(grid_size or self.grid_size)[:, int(self.has_class_token) :]
-        if not self.num_prefix_tokens:
-            return patches
-        prefix = self._prefix().to(patches.dtype).expand(patches.shape[0], -1, -1)
-        return torch.cat([prefix, patches], dim=1)
-
-    def _prefix(self) -> Tensor:  # [num_prefix_tokens, D]
-        tokens = []
-        if self.cls_token is not None:
-            tokens.append(self.cls_token[0] + self.pos_embed[0, :1].to(self._weights_dtype()))
-        if self.reg_token is not None:
-            tokens.append(self.reg_token[0])
-        return torch.cat(tokens)
-
-    def _run(
-        self,
-        block: Block,
-        x: Tensor,
-        cu_seqlens: Tensor | None,
-        longest: int,
-        plan: MaskPlan | None,
-        drop_path_keep: Tensor | None = None,
-    ) -> Tensor:
-        if isinstance(block, nn.Identity):  # a block that was taken out
-            return block(x)
-        if cu_seqlens is None and writes_graph():
-            with standard_operations():
-                return block(x, None, None, None, drop_path_keep)
-        equal_lengths = plan is not None and plan.equal_counts[0]
-        arguments = (x, cu_seqlens, longest, None, drop_path_keep, equal_lengths)
-        if self.grad_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, *arguments, use_reentrant=False)
-        return block(*arguments)
-
-    def on_grid(self, x: Tensor, plan: MaskPlan | None, longest: int) -> tuple[Tensor, Tensor]:
-        """Prefix tokens ``[B, num_prefix_tokens, D]`` and patches on the full grid ``[B, P, D]``, zero where not kept.
-
-        Args:
-            x: tokens that the encoder made with ``plan``: packed, or ``[B, S, D]``.
-            plan: ``None`` if every patch was kept.
-            longest: tokens of the longest sequence.
-        """
-        prefix = self.num_prefix_tokens
-        if plan is None:
-            x = x.view(-1, longest, self.embed_dim)
-            return x[:, :prefix], x[:, prefix:]
-        patches = plan.grid_size[0] * plan.grid_size[1]
-        patch_rows, prefix_rows, _ = token_rows(plan.keep_cu_seqlens, plan.keep_ids.shape[0], prefix)
-        grid = to_grid(x.index_select(0, patch_rows), plan.keep_ids, plan.keep_cu_seqlens, patches)
-        return x.index_select(0, prefix_rows).unflatten(0, (plan.batch_size, prefix)), grid
-
-    def tokens_on_grid(self, x: Tensor, plan: MaskPlan | None, longest: int) -> Tensor:
-        """Both parts of :meth:`on_grid` in one, ``[B, num_prefix_tokens + P, D]``."""
-        return torch.cat(self.on_grid(x, plan, longest), dim=1)
-
-    # --- what comes in ----------------------------------------------------------------------------------------------
-    def _chosen(self, images, plan, inside, valid) -> MaskPlan | None:
-        """The plan, or where there is none that of the patches which ``keep`` says: None for every patch.
-
-        It is asked first of all: a compiled encoder leaves its graph here, and what follows is one graph.
-        """
-        if plan is not None or self.keep == "all":
-            return plan
-        images = self.check_images(images)
-        return selected_patches(
-            self.keep, images, self.grid_of(images), self.patch_size, inside, valid, self.margin, self.contour
-        )
-
-    def _inputs(self, images, plan, scale, shift, valid=None):
-        """Images, plan (None for every patch), scale and shift, checked and filled in."""
-        images = self.check_images(images)
-        if plan is not None:
-            self._check_plan(images, plan)
-        if scale is None and shift is None:
-            scale, shift = self.pixel_scale(images, valid)
-        return images, plan, 1.0 if scale is None else scale, 0.0 if shift is None else shift
-
-    def pixel_scale(self, images: Tensor, valid: Tensor | None = None) -> tuple[float | Tensor, float | Tensor]:
-        """``(scale, shift)`` that normalise ``images``: the identity for float images.
-
-        ``"per_image"`` takes mean and deviation over the ``valid`` patches (bool ``[B, gh, gw]``), or over all.
-        """
-        if images.is_floating_point():
-            if not self._range_seen and not torch.compiler.is_compiling() and not writes_graph():
-                self._range_seen = warn_of_range(images, self.normalisation) or images.device.type != "cpu"
-            return 1.0, 0.0
-        white = 255.0 if images.dtype == torch.uint8 else 65535.0
-        return scale_of_levels(images, self._valid_grid(images, valid), self.normalisation, white)
-
-    def _valid_grid(self, images: Tensor, valid: Tensor | None) -> Tensor | None:
-        return None if valid is None else checked_grid("valid", valid, (len(images), *self.grid_of(images)))
-
-    def check_images(self, images: Tensor) -> Tensor:
-        """The images as a plain tensor, or an error that names them unless they have the shape this encoder takes."""
-        if not isinstance(images, Tensor):
-            raise ArgumentTypeError(f"images: got {type(images).__name__}, accepted is a torch.Tensor [B, C, H, W]")
-        if images.dim() != 4 or images.shape[1] != self.in_chans or not self._takes_size(*images.shape[2:]):
-            sides = "H, W" if self.dynamic_img_size else ", ".join(map(str, self.img_size))
-            more = f" with multiples of {self.patch_size} for H and W" if self.dynamic_img_size else ""
-            raise ArgumentError(
-                f"images: got shape {list(images.shape)}, this encoder takes [B, {self.in_chans}, {sides}]{more}; "
-                "create it with the img_size and in_chans of the images"
-            )
-        if self.pos_embed.dtype == torch.float64 and images.dtype != torch.float64:  # of these their own is named
-            raise ArgumentError("dtype: the weights are float64, accepted are float32, bfloat16 and float16")
-        if not torch.compiler.is_compiling() and unpack_dual(images).tangent is not None:
-            raise NotImplementedError("forward-mode differentiation of the encoder is not there; reverse mode is")
-        return as_plain(images)
-
-    def _takes_size(self, height: int, width: int) -> bool:
-        if not self.dynamic_img_size:
-            return (height, width) == self.img_size
-        return min(height, width) >= self.patch_size and not (height % self.patch_size or width % self.patch_size)
-
-    def grid_of(self, images: Tensor) -> tuple[int, int]:
-        """``(height, width)`` of ``images [B, C, H, W]`` in patches: ``grid_size``, unless ``dynamic_img_size``."""
-        return images.shape[2] // self.patch_size, images.shape[3] // self.patch_size
-
-    def _check_plan(self, images: Tensor, plan: MaskPlan) -> None:
-        if not isinstance(plan, MaskPlan):
-            raise ArgumentTypeError(f"plan: got {type(plan).__name__}, accepted is a MaskPlan (see plan_masks) or None")
-        height, width = self.grid_of(images)
-        if tuple(plan.grid_size) != (height, width) or plan.patch_size != self.patch_size:
-            whose = "images have" if self.dynamic_img_size else "this encoder has"
-            raise ArgumentError(
-                f"plan: is for a {plan.grid_size[0]} x {plan.grid_size[1]} grid of {plan.patch_size}-px patches, "
-                f"{whose} a {height} x {width} grid of {self.patch_size}-px patches"
-            )
-        if plan.batch_size != images.shape[0]:
-            raise ArgumentError(f"plan: is for {plan.batch_size} images, images has {images.shape[0]}")
-
-    def _rows_dtype(self, device: torch.device) -> torch.dtype:
-        """What the first matrix product computes in, so that the gathered rows are written once in the right dtype."""
-        if autocast.is_on(device.type):
-            return torch.get_autocast_dtype(device.type)
-        return self._weights_dtype()
-
-    def _weights_dtype(self) -> torch.dtype:
-        return next((p.dtype for p in self.patch_embed.parameters() if p.is_floating_point()), self.pos_embed.dtype)
-
-    def positions(self, grid_size: tuple[int, int]) -> Tensor:
-        """Positions of a grid, ``[1, class_token + P, D]``: the encoder's own, made anew or resampled for another.
-
-        They are in the dtype of the weights, of which a fixed table is none: sharding may give these another.
-        """
-        return self._table_of(grid_size).to(self._weights_dtype())
-
-    def _table_of(self, grid_size: tuple[int, int]) -> Tensor:
-        if grid_size == self.grid_size:
-            return self.pos_embed
-        if self.learned_positions:
-            return resample_positions(self.pos_embed, self.grid_size, grid_size)
-        return sincos_positions(self.embed_dim, grid_size, "embed_dim", self.has_class_token, self.pos_embed.device)
 
 
 def _block_indices(indices: int | list[int] | tuple[int, ...] | None, depth: int) -> set[int]:
