@@ -63,7 +63,10 @@ def result_page(
     if sheet and (errors := jpeg_of_file(sheet, "radiographs that were decided wrongly, and where the model looked")):
         parts.append(f'<h2>Most confident errors</h2><div class="wide sheet">{errors}</div>')
     settings = extra.get("config") or {name: extra[name] for name in ("model", "data", "split") if name in extra}
-    rows = [(text(name), text(_listed(value))) for name, value in settings.items() if value is not None]
+    preset = "model" if settings.get("weights") else ""  # a preset is of those without weights, which are what they are
+    rows = [
+        (text(name), text(_listed(value))) for name, value in settings.items() if value is not None and name != preset
+    ]
     rows += [("computed in", text(extra["precision"]))] if "precision" in extra else []
     if rows:
         folded = f"<summary><h2>Data and settings</h2></summary>{table((), rows, 'settings')}"
@@ -120,7 +123,10 @@ def _metrics(report: dict) -> str:
 def _cell(value: dict | None, few: str = "") -> str:
     """The value, and below it the interval."""
     number, _, interval = interval_text(value, few).partition(" ")
-    return f'{number}<br><span class="small">{interval.replace("-", " to ").strip("()")}</span>' if interval else number
+    if not interval:
+        return number
+    star = "*" * interval.endswith("*")
+    return f'{number}<br><span class="small">{interval.rstrip("*").strip("()").replace("-", " to ")}{star}</span>'
 
 
 def _points(report: dict) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..progress import note
-from ..terminal import visible
+from ..terminal import counted, visible
 from .options import WEIGHTS, add_reading, tell_encoder
 
 
@@ -54,7 +54,8 @@ def run_features_command(paths: list[str], weights: str, out: str, workers: int,
     for source in done.flagged:
         note(f"flagged, may show no chest: {visible(source)}")
     more = f"; {done.left_out} more were left out (--most)" if done.left_out else ""
-    print(f"{len(done.pictures)} pictures in {out}; the colours hold {done.explained.sum():.0%} of the variance{more}")
+    made = counted(len(done.pictures), "picture")
+    print(f"{made} in {out}; the colours hold {done.explained.sum():.0%} of the variance{more}")
     return 0
 
 

@@ -281,15 +281,15 @@ class ReportTask(Task):
         if not ready["train"]:
             raise TrainingError(f"none of the {len(wanted['train'])} training studies has a readable radiograph")
         texts = [self.clean(report) for report in ready["train"].studies.column("report")]
-        targets, cut = require_targets(texts, self.tokenizer, config.max_length)
+        share = self.tokenizer.unknown_share(texts)
+        floors = (None, None) if config.tokenizer_kind is None else (config.min_frequency, config.min_patients)
+        warning = unknown_warning(share, *floors, replaceable=config.decoder != "language-model")
+        targets, cut = require_targets(texts, self.tokenizer, config.max_length, warning)
         if cut:
             notes.append(
                 f"{cut} of {len(texts)} training reports are longer than {config.max_length} tokens and are cut there "
                 "(max_length)"
             )
-        share = self.tokenizer.unknown_share(texts)
-        floors = (None, None) if config.tokenizer_kind is None else (config.min_frequency, config.min_patients)
-        warning = unknown_warning(share, *floors, replaceable=config.decoder != "language-model")
         if note := left_out_note(share if not warning else 0.0, config.vocabulary):
             notes.append(note)
         self.notes += notes

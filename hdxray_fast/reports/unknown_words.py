@@ -8,18 +8,20 @@ from ..errors import TrainingError
 from .text_tokenizers import MAX_UNKNOWN, ReportTokenizer
 
 
-def require_targets(texts: Sequence[str], tokenizer: ReportTokenizer, max_length: int) -> tuple[list[list[int]], int]:
+def require_targets(
+    texts: Sequence[str], tokenizer: ReportTokenizer, max_length: int, warning: str | None = None
+) -> tuple[list[list[int]], int]:
     """Ids to be taught of every text, and how many were cut at ``max_length``.
 
+    Args:
+        warning: of :func:`unknown_warning`, which says what to do.
+
     Raises:
-        TrainingError: more than half of all tokens are unknown: the tokenizer is for another language.
+        TrainingError: more than half of all tokens are unknown: the tokenizer is for another language, or it was
+            trained on too few reports for its floors.
     """
-    share = tokenizer.unknown_share(texts)
-    if share > 0.5:
-        raise TrainingError(
-            f"tokenizer: it does not know {share:.0%} of the tokens of the training reports; it is for another "
-            "language, or its frequency floor is too high"
-        )
+    if (share := tokenizer.unknown_share(texts)) > 0.5:
+        raise TrainingError(f"tokenizer: {warning or f'{share:.0%} of the tokens of the training reports are unknown'}")
     pairs = [tokenizer.target(text, max_length) for text in texts]
     return [ids for ids, _ in pairs], sum(cut for _, cut in pairs)
 
@@ -40,18 +42,18 @@ def unknown_warning(
     if share <= MAX_UNKNOWN:
         return None
     if not replaceable:
-        remedy = "choose a language model whose tokenizer knows the language of the reports (language_model)"
+        remedy = "choose a language model whose tokenizer knows the language of the reports (--language-model)"
     elif min_frequency is None:
-        remedy = "set tokenizer to 'bpe', which knows every text, or to another one"
+        remedy = "give --tokenizer bpe, which knows every text, or another one"
     elif (min_patients or 1) > 1:
         remedy = (
-            f"set tokenizer to 'bpe', which knows every text, or, for a model that is given to nobody, min_patients to "
-            f"1 (it is {min_patients}) and digits to true"
+            "give --tokenizer bpe, which knows every text, or, for a model that is given to nobody, --min-patients 1 "
+            f"(it is {min_patients}) and --digits true"
         )
     elif min_frequency > 1:
-        remedy = f"set min_frequency to 1 (it is {min_frequency}), or tokenizer to 'bpe', which knows every text"
+        remedy = f"give --min-frequency 1 (it is {min_frequency}), or --tokenizer bpe, which knows every text"
     else:
-        remedy = "raise vocab_size, or set tokenizer to 'bpe', which knows every text"
+        remedy = "give a larger --vocab-size, or --tokenizer bpe, which knows every text"
     return (
         f"{share:.1%} of the tokens of the training reports are unknown to the tokenizer, so the model can neither "
         f"learn nor write them; {remedy}"

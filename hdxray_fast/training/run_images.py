@@ -13,7 +13,7 @@ from ..data.quarantine import Quarantined, write_quarantine
 from ..data.reader_pool import worker_count
 from ..errors import ConfigError
 from ..ranks import from_main
-from ..terminal import visible
+from ..terminal import counted, visible
 
 if TYPE_CHECKING:
     from .loop import Training
@@ -82,5 +82,5 @@ def read_images(
     unsure = ""
     if contour != "rectangle":  # which has no confidence; caches of earlier releases flag it
         unsure = f" {sum(images.column('flagged').to_pylist())} with a contour of low confidence,"
-    training.print(f"{len(images)} radiographs ready,{unsure} {len(bad)} set aside in {quarantine}")
+    training.print(f"{counted(len(images), 'radiograph')} ready,{unsure} {len(bad)} set aside in {quarantine}")
     return images, bad

@@ -227,7 +227,7 @@ def test_resume_refuses_an_image_that_changed_under_its_name(radiographs, tmp_pa
 
 def test_resume_refuses_a_prepared_set_whose_images_changed(radiographs, tmp_path):
     options = {"steps": 1, "save_every": 1}
-    recipe = {"size": SMALL["img_size"], "min_side": 1}
+    recipe = {"img_size": SMALL["img_size"], "min_side": 1}
     prepare([radiographs], tmp_path / "set", **recipe)
     run_pretraining(config(tmp_path / "set", tmp_path / "run", **options), progress=False)
     cv2.imwrite(str(radiographs / "3.png"), 255 - cv2.imread(str(radiographs / "3.png")))
@@ -449,7 +449,7 @@ def prepared_set(radiographs, tmp_path):
 
     def prepare(bits: int):
         out = tmp_path / f"set{bits}"
-        options = {"size": 128, "contour": "rectangle", "bits": bits, "workers": 0}
+        options = {"img_size": 128, "contour": "rectangle", "bits": bits, "workers": 0}
         run_prepare(PrepareConfig([str(radiographs)], str(out), **options), progress=False)
         return out
 

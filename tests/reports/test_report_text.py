@@ -212,9 +212,9 @@ def test_where_the_floor_falls(rare, floor):
 @pytest.mark.parametrize(
     ("floor", "replaceable", "remedy"),
     [
-        (3, True, "set min_frequency to 1 (it is 3), or tokenizer to 'bpe'"),
-        (1, True, "raise vocab_size, or set tokenizer to 'bpe'"),
-        (None, True, "set tokenizer to 'bpe', which knows every text, or to another one"),
+        (3, True, "give --min-frequency 1 (it is 3), or --tokenizer bpe"),
+        (1, True, "give a larger --vocab-size, or --tokenizer bpe"),
+        (None, True, "give --tokenizer bpe, which knows every text, or another one"),
         (None, False, "choose a language model whose tokenizer"),
     ],
 )
@@ -271,7 +271,7 @@ def test_a_tokenizer_that_does_not_fit(tmp_path):
     english = train_tokenizer(
         ["the heart is normal", "the lungs are clear"], "word", min_frequency=1, min_patients=1, digits=True
     )
-    with pytest.raises(hx.TrainingError, match=r"does not know 100% of the tokens.*another language"):
+    with pytest.raises(hx.TrainingError, match=r"^tokenizer: 100% of the tokens of the training reports are unknown"):
         require_targets(CHINESE, english, 60)
     check_fits(english, len(english))
     with pytest.raises(hx.ConfigError, match=r"has \d+ tokens and the model has embeddings for 5"):

@@ -355,7 +355,7 @@ def test_many_unknown_words_are_warned_of(tmp_path, encoder, capsys):
     said = "9.9% of the tokens of the training reports are unknown to the tokenizer"
     assert f"warning: {said}" in capsys.readouterr().err
     (note,) = [note for note in result.notes if "unknown" in note]
-    assert note.startswith(said) and "set min_frequency to 1 (it is 3), or tokenizer to 'bpe'" in note
+    assert note.startswith(said) and "give --min-frequency 1 (it is 3), or --tokenizer bpe" in note
     result = run_report_training(replace(config, out=str(tmp_path / "bpe"), tokenizer="bpe"), progress=False)
     assert not [note for note in result.notes if "unknown" in note]
 
@@ -369,7 +369,7 @@ def test_a_run_of_an_earlier_version_keeps_its_floor(tmp_path, encoder, capsys):
     path.write_text(json.dumps({**json.loads(path.read_text()), "min_frequency": None}))
     capsys.readouterr()
     assert run_report_training(again, progress=False).finished
-    assert "set min_frequency to 1 (it is 3)" in capsys.readouterr().err
+    assert "give --min-frequency 1 (it is 3)" in capsys.readouterr().err
     assert load_report_model(tmp_path / "run", "cpu").tokenizer.unknown_share(FEW) > 0.05
 
 
@@ -524,7 +524,7 @@ def test_a_tokenizer_for_another_language(english, encoder, tmp_path):
     from hdxray_fast.reports.text_tokenizers import train_tokenizer
 
     train_tokenizer(CHINESE, "character", min_frequency=1, min_patients=1, digits=True).save(tmp_path / "tokenizer")
-    with pytest.raises(TrainingError, match="another language"):
+    with pytest.raises(TrainingError, match=r"100.0% of the tokens .* give --tokenizer bpe"):
         run_report_training(
             quick(english / "studies.csv", tmp_path / "run", encoder, tokenizer=str(tmp_path / "tokenizer")),
             progress=False,

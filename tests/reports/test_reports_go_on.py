@@ -206,7 +206,7 @@ def test_a_training_on_a_prepared_set_is_that_on_its_files(root, tmp_path, chang
 
 def test_reports_on_a_prepared_set_are_those_on_its_files(root, whole, tmp_path):
     """Of the studies of a table, whose files may be gone by then, or of each radiograph."""
-    settings = {"size": load_report_model(root / "run").encoder.img_size[0], "view": "any", "body_part": "any"}
+    settings = {"img_size": load_report_model(root / "run").encoder.img_size[0], "view": "any", "body_part": "any"}
     films = shutil.copytree(root, tmp_path / "films", ignore=shutil.ignore_patterns("run", "encoder", "*.csv"))
     prepare([films], tmp_path / "set", **settings)
     files = write_reports(str(films), root / "run", options=WritingOptions(num_beams=1), pictures=0)

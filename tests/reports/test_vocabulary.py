@@ -88,4 +88,4 @@ def test_what_is_left_out_is_told():
     assert left_out_note(0.012, new).startswith("1.20% of the tokens of the training reports are unknown")
     assert left_out_note(0.0, {}) == left_out_note(0.0, {"min_patients": 1, "digits": True}) == ""
     warning = unknown_warning(0.1, 1, 5)
-    assert "set tokenizer to 'bpe'" in warning and "min_patients to 1 (it is 5) and digits to true" in warning
+    assert "give --tokenizer bpe" in warning and "--min-patients 1 (it is 5) and --digits true" in warning
