@@ -13,13 +13,14 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import cv2
 
-from ..errors import ConfigError, MissingDependencyError
+from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..extras import install
 from .memory import MIB, memory_limit, resident_memory
 
@@ -29,6 +30,8 @@ MAX_MEMORY = 4096  # MiB that a file may take
 LEAST_MEMORY = 256  # MiB, the least cap that can be asked for
 ENOUGH = 1024  # MiB that any usual file is read in: workers are left out before their share of the memory is less
 OF_A_WORKER = 128  # MiB that a worker takes before it reads anything
+LOOK = 1.0  # seconds after which it is looked whether the pool is still there
+MOST_BREAKS = 3  # of the pool of workers in succession for which no file is the reason
 
 
 class Failed(NamedTuple):
@@ -122,6 +125,7 @@ def call_in_order(
     ahead: int = AHEAD,
     queued: int | None = None,
     others: int = 0,
+    when_ended: Callable[[tuple], None] | None = None,
 ) -> Iterator:
     """``function(*job)`` for each job, in the order of the jobs, which are asked for as workers become free.
 
@@ -129,7 +133,8 @@ def call_in_order(
     that hangs keeps its own worker alone, for the whole of its time.
 
     Args:
-        function: of a module, so that worker processes can import it.
+        function: of a module, so that worker processes can import it. It is called again with arguments whose result
+            was lost with the pool of workers, and is to give the same then.
         jobs: arguments. The first, and any that is asked for while no result is due, must not be :data:`LATER`.
         workers: processes; 0 calls in this one, without caps.
         timeout: seconds that a call may take.
@@ -138,6 +143,8 @@ def call_in_order(
         ahead: calls per worker that have been asked for and whose results have not been taken.
         queued: of these, those that have not ended; all by default.
         others: workers of another pool that are there at the same time.
+        when_ended: is given the arguments of calls by workers that will not be made again, mostly before the turn of
+            their result; not of all.
 
     Returns:
         The results; :class:`Failed` for a call that took too long or too much, or whose process died.
@@ -145,12 +152,15 @@ def call_in_order(
     Raises:
         ConfigError: a cap that is not above 0.
         MissingDependencyError: there are to be workers, and pebble or loky is not installed.
+        TrainingError: workers end again and again without a call that is the reason.
     """
     check_caps(timeout, max_memory)
     if workers == 0:
         return (_called(function, job) for job in jobs if job is not LATER)
     queued = ahead if queued is None else queued
-    return _in_workers(function, iter(jobs), workers, timeout, max_memory, ahead, queued, others, *_packages())
+    return _in_workers(
+        function, iter(jobs), workers, timeout, max_memory, ahead, queued, others, when_ended, *_packages()
+    )
 
 
 def _called(function: Callable, job: tuple | Known | Longer) -> Any:
@@ -172,54 +182,157 @@ def _packages() -> tuple:
 
 
 def _in_workers(
-    function, jobs, workers, timeout, max_memory, ahead, queued, others, make_pool, get_context
+    function, jobs, workers, timeout, max_memory, ahead, queued, others, when_ended, make_pool, get_context
 ) -> Iterator:
     first = list(islice(jobs, queued * workers))
     workers = max(1, min(workers, len(first)))
     workers, max_memory = within_memory(workers, max_memory, memory_limit(), resident_memory(), others)
-    # loky's processes start fresh: a fork would copy the locks of running thread pools. Unlike multiprocessing's, they
-    # do not run the caller's script again where it lacks an `if __name__ == "__main__"`.
-    context = LocksKept(get_context("loky"))
-    pool = make_pool(workers, initializer=limit_memory, initargs=(max_memory,), context=context)
-    waiting: deque = deque()  # what results are due of, in order
-    running: set = set()  # of it, calls that are not known to have ended
-    ended: SimpleQueue = SimpleQueue()  # calls, as they end; the pool's threads put them there
+    waiting: deque[Known | _Call] = deque()  # what results are due of, in order
+    pool = _Pool(max_memory, when_ended, make_pool, get_context)
+    alone = False  # calls without a result are made one at a time
+    breaks = 0  # of the pool, in succession, that no call accounts for
 
     def schedule(some: Iterable) -> None:
         for job in some:
             if isinstance(job, Known):
-                waiting.append((job, 0.0))
+                waiting.append(job)
             elif job is not LATER:
                 arguments, seconds = job if isinstance(job, Longer) else (job, timeout)
-                future = pool.schedule(function, args=list(arguments), timeout=seconds)
-                waiting.append((future, seconds))
-                running.add(future)
-                future.add_done_callback(ended.put)
+                waiting.append(_Call(function, arguments, seconds))
+                pool.submit(waiting[-1])
 
     def schedule_more() -> None:
-        while not ended.empty():
-            running.discard(ended.get())
-        room = min(ahead * workers - len(waiting), queued * workers - len(running))  # there may be fewer workers
+        pool.hear()
+        room = min(ahead * workers - len(waiting), queued * workers - len(pool.running))  # there may be fewer workers
         schedule(islice(jobs, max(0, room)))
 
+    def unanswered() -> list[_Call]:
+        return [call for call in waiting if isinstance(call, _Call) and not call.answered()]
+
     try:
+        pool.start(workers)
         schedule(first)
         while waiting:
-            head, seconds = waiting[0]
+            head, found = waiting[0], False
             if isinstance(head, Known):
                 result = head.result
+            elif alone and not head.answered():
+                pool.submit(head)
+                pool.wait(head)
+                result = pool.outcome(head) if head.answered() else DIED  # what else was there to end the worker?
+                found = result is DIED
             else:
-                while not head.done():
-                    running.discard(ended.get())
-                    schedule_more()
-                running.discard(head)
-                result = _outcome(head, seconds, max_memory)
+                pool.wait(head, meanwhile=schedule_more)
+                if not head.answered():
+                    # Any call without an answer may have broken the pool, most likely one of the first. Each is made
+                    # alone in its turn until the one is found, or all are answered: there is an end to breaks.
+                    breaks += 1
+                    alone = True
+                    pool.start_one(breaks)
+                    continue
+                result = pool.outcome(head)
+                breaks = breaks if alone else 0
             waiting.popleft()
+            if alone and (found or not unanswered()):
+                alone, breaks = False, 0 if found else breaks
+                pool.start(workers)
+                for call in unanswered():
+                    pool.submit(call)
             yield result
-            schedule_more()
+            if not alone:
+                schedule_more()
     finally:
-        pool.stop()  # kills what still runs
-        pool.join()
+        pool.stop()
+
+
+class _Call:
+    """A call that is due, and its future, once a pool was given it."""
+
+    def __init__(self, function: Callable, arguments: tuple, timeout: float) -> None:
+        self.function, self.arguments, self.timeout = function, arguments, timeout
+        self.future: Any = None
+
+    def answered(self) -> bool:
+        """Whether it has ended by itself, or its worker has; not that it was lost with its pool."""
+        future = self.future
+        return future is not None and future.done() and not isinstance(future.exception(), BrokenProcessPool)
+
+
+class _Pool:
+    """Worker processes that can be started again: pebble gives up a pool for what one worker does.
+
+    It does where a worker dies before the pool has read which call that worker took, and no other call runs. Of the
+    calls of such a pool, some end in a BrokenProcessPool and some never end.
+    """
+
+    def __init__(self, max_memory: int, when_ended: Callable | None, make_pool: Callable, get_context: Callable):
+        self._max_memory, self._when_ended = max_memory, when_ended
+        self._make_pool, self._get_context = make_pool, get_context
+        self._pool: Any = None
+        self.running: set[_Call] = set()  # calls that are not known to have ended
+
+    def start(self, workers: int) -> None:
+        """Stop the workers, and have others; they start with the first call."""
+        self.stop()
+        # loky's processes start fresh: a fork would copy the locks of running thread pools. Unlike multiprocessing's,
+        # they do not run the caller's script again where it lacks an `if __name__ == "__main__"`.
+        context = LocksKept(self._get_context("loky"))
+        self._pool = self._make_pool(workers, initializer=limit_memory, initargs=(self._max_memory,), context=context)
+        self._ended: SimpleQueue[_Call] = SimpleQueue()  # the pool's threads put calls there as they end
+        self._broken = False
+        self.running.clear()
+
+    def start_one(self, breaks: int) -> None:
+        """Have a single worker, once it has shown that it can start at all: else every file would be blamed for it."""
+        self.start(1)
+        call = _Call(os.getpid, (), TIMEOUT)
+        self.submit(call)
+        self.wait(call)
+        if breaks > MOST_BREAKS or not call.answered() or call.future.exception():
+            raise TrainingError(
+                "the worker processes that read files end though no file is the reason (is there too little memory, or "
+                "a limit of processes?); take fewer workers, or 0 to read in this process"
+            )
+
+    def submit(self, call: _Call) -> None:
+        """Have a call made; it is left without a future where the pool is broken already."""
+        call.future = None
+        if self._broken:
+            return
+        try:
+            call.future = self._pool.schedule(call.function, args=list(call.arguments), timeout=call.timeout)
+        except RuntimeError:  # as BrokenProcessPool is; a pool that could not start would try again at each call
+            self._broken = True
+            return
+        self.running.add(call)
+        call.future.add_done_callback(lambda _, ended=self._ended: ended.put(call))
+
+    def hear(self, seconds: float = 0.0) -> None:
+        """Take notice of the calls that have ended; of none, wait so long for one."""
+        while True:
+            try:
+                call = self._ended.get(timeout=seconds)
+            except Empty:
+                return
+            seconds = 0.0
+            self.running.discard(call)
+            if self._when_ended is not None and call.answered():
+                self._when_ended(call.arguments)
+
+    def wait(self, call: _Call, meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Until a call has ended or, as the pool is broken, never will. ``meanwhile`` is called as others end."""
+        while call.future is not None and not call.future.done() and not self._broken and self._pool.active:
+            self.hear(LOOK)
+            meanwhile()
+        self.running.discard(call)
+
+    def outcome(self, call: _Call) -> Any:
+        return _outcome(call.future, call.timeout, self._max_memory)
+
+    def stop(self) -> None:
+        if self._pool is not None:
+            self._pool.stop()  # kills what still runs
+            self._pool.join()
 
 
 class LocksKept:
