@@ -188,7 +188,7 @@ def _in_workers(
     workers = max(1, min(workers, len(first)))
     workers, max_memory = within_memory(workers, max_memory, memory_limit(), resident_memory(), others)
     waiting: deque[Known | _Call] = deque()  # what results are due of, in order
-    pool = _Pool(max_memory, when_ended, make_pool, get_context)
+    pool = _Pool(max_memory, make_pool, get_context)
     alone = False  # calls without a result are made one at a time
     breaks = 0  # of the pool, in succession, that no call accounts for
 
@@ -198,7 +198,7 @@ def _in_workers(
                 waiting.append(job)
             elif job is not LATER:
                 arguments, seconds = job if isinstance(job, Longer) else (job, timeout)
-                waiting.append(_Call(function, arguments, seconds))
+                waiting.append(_Call(function, arguments, seconds, when_ended))
                 pool.submit(waiting[-1])
 
     def schedule_more() -> None:
@@ -219,7 +219,7 @@ def _in_workers(
             elif alone and not head.answered():
                 pool.submit(head)
                 pool.wait(head)
-                result = pool.outcome(head) if head.answered() else DIED  # what else was there to end the worker?
+                result = pool.outcome(head) if head.answered() else DIED  # nothing else was there to break it
                 found = result is DIED
             else:
                 pool.wait(head, meanwhile=schedule_more)
@@ -248,8 +248,8 @@ def _in_workers(
 class _Call:
     """A call that is due, and its future, once a pool was given it."""
 
-    def __init__(self, function: Callable, arguments: tuple, timeout: float) -> None:
-        self.function, self.arguments, self.timeout = function, arguments, timeout
+    def __init__(self, function: Callable, arguments: tuple, timeout: float, when_ended: Callable | None) -> None:
+        self.function, self.arguments, self.timeout, self.when_ended = function, arguments, timeout, when_ended
         self.future: Any = None
 
     def answered(self) -> bool:
@@ -265,9 +265,8 @@ class _Pool:
     calls of such a pool, some end in a BrokenProcessPool and some never end.
     """
 
-    def __init__(self, max_memory: int, when_ended: Callable | None, make_pool: Callable, get_context: Callable):
-        self._max_memory, self._when_ended = max_memory, when_ended
-        self._make_pool, self._get_context = make_pool, get_context
+    def __init__(self, max_memory: int, make_pool: Callable, get_context: Callable) -> None:
+        self._max_memory, self._make_pool, self._get_context = max_memory, make_pool, get_context
         self._pool: Any = None
         self.running: set[_Call] = set()  # calls that are not known to have ended
 
@@ -285,7 +284,7 @@ class _Pool:
     def start_one(self, breaks: int) -> None:
         """Have a single worker, once it has shown that it can start at all: else every file would be blamed for it."""
         self.start(1)
-        call = _Call(os.getpid, (), TIMEOUT)
+        call = _Call(os.getpid, (), TIMEOUT, None)
         self.submit(call)
         self.wait(call)
         if breaks > MOST_BREAKS or not call.answered() or call.future.exception():
@@ -316,8 +315,8 @@ class _Pool:
                 return
             seconds = 0.0
             self.running.discard(call)
-            if self._when_ended is not None and call.answered():
-                self._when_ended(call.arguments)
+            if call.when_ended is not None and call.answered():
+                call.when_ended(call.arguments)
 
     def wait(self, call: _Call, meanwhile: Callable[[], None] = lambda: None) -> None:
         """Until a call has ended or, as the pool is broken, never will. ``meanwhile`` is called as others end."""
