@@ -13,9 +13,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 import cv2
@@ -23,6 +21,7 @@ import cv2
 from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..extras import install
 from .memory import MIB, memory_limit, resident_memory
+from .worker_pool import Call, WorkerPool
 
 AHEAD = 8  # files per worker that are read before their turn, so that a slow one holds up nobody
 TIMEOUT = 60.0  # seconds that a file may take
@@ -30,8 +29,7 @@ MAX_MEMORY = 4096  # MiB that a file may take
 LEAST_MEMORY = 256  # MiB, the least cap that can be asked for
 ENOUGH = 1024  # MiB that any usual file is read in: workers are left out before their share of the memory is less
 OF_A_WORKER = 128  # MiB that a worker takes before it reads anything
-LOOK = 1.0  # seconds after which it is looked whether the pool is still there
-MOST_BREAKS = 3  # of the pool of workers in succession for which no file is the reason
+MOST_BREAKS = 3  # of the pool of workers, in succession, for which no file is the reason
 
 
 class Failed(NamedTuple):
@@ -187,8 +185,8 @@ def _in_workers(
     first = list(islice(jobs, queued * workers))
     workers = max(1, min(workers, len(first)))
     workers, max_memory = within_memory(workers, max_memory, memory_limit(), resident_memory(), others)
-    waiting: deque[Known | _Call] = deque()  # what results are due of, in order
-    pool = _Pool(max_memory, make_pool, get_context)
+    waiting: deque[Known | Call] = deque()  # what results are due of, in order
+    pool = WorkerPool(limit_memory, (max_memory,), make_pool, get_context)
     alone = False  # calls without a result are made one at a time
     breaks = 0  # of the pool, in succession, that no call accounts for
 
@@ -198,7 +196,7 @@ def _in_workers(
                 waiting.append(job)
             elif job is not LATER:
                 arguments, seconds = job if isinstance(job, Longer) else (job, timeout)
-                waiting.append(_Call(function, arguments, seconds, when_ended))
+                waiting.append(Call(function, arguments, seconds, when_ended))
                 pool.submit(waiting[-1])
 
     def schedule_more() -> None:
@@ -206,8 +204,8 @@ def _in_workers(
         room = min(ahead * workers - len(waiting), queued * workers - len(pool.running))  # there may be fewer workers
         schedule(islice(jobs, max(0, room)))
 
-    def unanswered() -> list[_Call]:
-        return [call for call in waiting if isinstance(call, _Call) and not call.answered()]
+    def unanswered() -> list[Call]:
+        return [call for call in waiting if isinstance(call, Call) and not call.answered()]
 
     try:
         pool.start(workers)
@@ -219,7 +217,7 @@ def _in_workers(
             elif alone and not head.answered():
                 pool.submit(head)
                 pool.wait(head)
-                result = pool.outcome(head) if head.answered() else DIED  # nothing else was there to break it
+                result = _outcome(head, max_memory) if head.answered() else DIED  # nothing else was there to break it
                 found = result is DIED
             else:
                 pool.wait(head, meanwhile=schedule_more)
@@ -228,9 +226,13 @@ def _in_workers(
                     # alone in its turn until the one is found, or all are answered: there is an end to breaks.
                     breaks += 1
                     alone = True
-                    pool.start_one(breaks)
+                    if breaks > MOST_BREAKS or not pool.start_one():
+                        raise TrainingError(
+                            "the worker processes that read files end though no file is the reason (is there too "
+                            "little memory, or a limit of processes?); take fewer workers, or 0 to read in this process"
+                        )
                     continue
-                result = pool.outcome(head)
+                result = _outcome(head, max_memory)
                 breaks = breaks if alone else 0
             waiting.popleft()
             if alone and (found or not unanswered()):
@@ -245,120 +247,13 @@ def _in_workers(
         pool.stop()
 
 
-class _Call:
-    """A call that is due, and its future, once a pool was given it."""
-
-    def __init__(self, function: Callable, arguments: tuple, timeout: float, when_ended: Callable | None) -> None:
-        self.function, self.arguments, self.timeout, self.when_ended = function, arguments, timeout, when_ended
-        self.future: Any = None
-
-    def answered(self) -> bool:
-        """Whether it has ended by itself, or its worker has; not that it was lost with its pool."""
-        future = self.future
-        return future is not None and future.done() and not isinstance(future.exception(), BrokenProcessPool)
-
-
-class _Pool:
-    """Worker processes that can be started again: pebble gives up a pool for what one worker does.
-
-    It does where a worker dies before the pool has read which call that worker took, and no other call runs. Of the
-    calls of such a pool, some end in a BrokenProcessPool and some never end.
-    """
-
-    def __init__(self, max_memory: int, make_pool: Callable, get_context: Callable) -> None:
-        self._max_memory, self._make_pool, self._get_context = max_memory, make_pool, get_context
-        self._pool: Any = None
-        self.running: set[_Call] = set()  # calls that are not known to have ended
-
-    def start(self, workers: int) -> None:
-        """Stop the workers, and have others; they start with the first call."""
-        self.stop()
-        # loky's processes start fresh: a fork would copy the locks of running thread pools. Unlike multiprocessing's,
-        # they do not run the caller's script again where it lacks an `if __name__ == "__main__"`.
-        context = LocksKept(self._get_context("loky"))
-        self._pool = self._make_pool(workers, initializer=limit_memory, initargs=(self._max_memory,), context=context)
-        self._ended: SimpleQueue[_Call] = SimpleQueue()  # the pool's threads put calls there as they end
-        self._broken = False
-        self.running.clear()
-
-    def start_one(self, breaks: int) -> None:
-        """Have a single worker, once it has shown that it can start at all: else every file would be blamed for it."""
-        self.start(1)
-        call = _Call(os.getpid, (), TIMEOUT, None)
-        self.submit(call)
-        self.wait(call)
-        if breaks > MOST_BREAKS or not call.answered() or call.future.exception():
-            raise TrainingError(
-                "the worker processes that read files end though no file is the reason (is there too little memory, or "
-                "a limit of processes?); take fewer workers, or 0 to read in this process"
-            )
-
-    def submit(self, call: _Call) -> None:
-        """Have a call made; it is left without a future where the pool is broken already."""
-        call.future = None
-        if self._broken:
-            return
-        try:
-            call.future = self._pool.schedule(call.function, args=list(call.arguments), timeout=call.timeout)
-        except RuntimeError:  # as BrokenProcessPool is; a pool that could not start would try again at each call
-            self._broken = True
-            return
-        self.running.add(call)
-        call.future.add_done_callback(lambda _, ended=self._ended: ended.put(call))
-
-    def hear(self, seconds: float = 0.0) -> None:
-        """Take notice of the calls that have ended; of none, wait so long for one."""
-        while True:
-            try:
-                call = self._ended.get(timeout=seconds)
-            except Empty:
-                return
-            seconds = 0.0
-            self.running.discard(call)
-            if call.when_ended is not None and call.answered():
-                call.when_ended(call.arguments)
-
-    def wait(self, call: _Call, meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Until a call has ended or, as the pool is broken, never will. ``meanwhile`` is called as others end."""
-        while call.future is not None and not call.future.done() and not self._broken and self._pool.active:
-            self.hear(LOOK)
-            meanwhile()
-        self.running.discard(call)
-
-    def outcome(self, call: _Call) -> Any:
-        return _outcome(call.future, call.timeout, self._max_memory)
-
-    def stop(self) -> None:
-        if self._pool is not None:
-            self._pool.stop()  # kills what still runs
-            self._pool.join()
-
-
-class LocksKept:
-    """A context for processes whose locks are there as long as it is.
-
-    The pool drops its own before it stops its workers. One that is just starting then, as happens where there are few
-    files, would find none and print a traceback.
-    """
-
-    def __init__(self, context) -> None:
-        self._context, self._locks = context, []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
-
-    def RLock(self):
-        self._locks.append(self._context.RLock())
-        return self._locks[-1]
-
-
-def _outcome(future, timeout: float, max_memory: int):
+def _outcome(call: Call, max_memory: int) -> Any:
     from pebble import ProcessExpired
 
     try:
-        return future.result()
+        return call.future.result()
     except FutureTimeoutError:
-        return Failed("TimeoutError", f"takes longer than {timeout:g} s")
+        return Failed("TimeoutError", f"takes longer than {call.timeout:g} s")
     except ProcessExpired:
         return DIED
     except MemoryError:

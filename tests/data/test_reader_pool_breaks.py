@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
 from types import SimpleNamespace
@@ -124,3 +125,16 @@ def test_pebble_breaks_where_a_worker_dies_unheard_of(monkeypatch):
     results = call_in_order(eval, [("6 // 2",), ("__import__('os')._exit(9)",)], workers=1)
     assert next(results) == 3 and left()
     assert list(results) == [DIED] and len(unheard) == 1 and not left()
+
+
+def test_a_worker_that_dies_unheard_of_beside_another_has_not_taken_too_long(monkeypatch):
+    manager = pytest.importorskip("pebble.pool.process").TaskManager
+    usual = manager.task_start
+
+    def late(self, task_id, worker_id):
+        time.sleep(0.25 * task_id)  # for the second; pebble looks for dead workers each 0.1 s
+        usual(self, task_id, worker_id)
+
+    monkeypatch.setattr(manager, "task_start", late)
+    jobs = [("__import__('time').sleep(1)",), ("__import__('os')._exit(9)",)]
+    assert list(call_in_order(eval, jobs, workers=2, timeout=5.0)) == [None, DIED]
