@@ -14,14 +14,14 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from itertools import islice
-from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import cv2
 
-from ..errors import ConfigError, MissingDependencyError
+from ..errors import ConfigError, MissingDependencyError, TrainingError
 from ..extras import install
 from .memory import MIB, memory_limit, resident_memory
+from .worker_pool import Call, WorkerPool
 
 AHEAD = 8  # files per worker that are read before their turn, so that a slow one holds up nobody
 TIMEOUT = 60.0  # seconds that a file may take
@@ -29,6 +29,7 @@ MAX_MEMORY = 4096  # MiB that a file may take
 LEAST_MEMORY = 256  # MiB, the least cap that can be asked for
 ENOUGH = 1024  # MiB that any usual file is read in: workers are left out before their share of the memory is less
 OF_A_WORKER = 128  # MiB that a worker takes before it reads anything
+MOST_BREAKS = 3  # of the pool of workers, in succession, for which no file is the reason
 
 
 class Failed(NamedTuple):
@@ -122,6 +123,7 @@ def call_in_order(
     ahead: int = AHEAD,
     queued: int | None = None,
     others: int = 0,
+    when_ended: Callable[[tuple], None] | None = None,
 ) -> Iterator:
     """``function(*job)`` for each job, in the order of the jobs, which are asked for as workers become free.
 
@@ -129,7 +131,8 @@ def call_in_order(
     that hangs keeps its own worker alone, for the whole of its time.
 
     Args:
-        function: of a module, so that worker processes can import it.
+        function: of a module, so that worker processes can import it. It is called again with arguments whose result
+            was lost with the pool of workers, and is to give the same then.
         jobs: arguments. The first, and any that is asked for while no result is due, must not be :data:`LATER`.
         workers: processes; 0 calls in this one, without caps.
         timeout: seconds that a call may take.
@@ -138,6 +141,8 @@ def call_in_order(
         ahead: calls per worker that have been asked for and whose results have not been taken.
         queued: of these, those that have not ended; all by default.
         others: workers of another pool that are there at the same time.
+        when_ended: is given the arguments of calls by workers that will not be made again, mostly before the turn of
+            their result; not of all.
 
     Returns:
         The results; :class:`Failed` for a call that took too long or too much, or whose process died.
@@ -145,12 +150,15 @@ def call_in_order(
     Raises:
         ConfigError: a cap that is not above 0.
         MissingDependencyError: there are to be workers, and pebble or loky is not installed.
+        TrainingError: workers end again and again without a call that is the reason.
     """
     check_caps(timeout, max_memory)
     if workers == 0:
         return (_called(function, job) for job in jobs if job is not LATER)
     queued = ahead if queued is None else queued
-    return _in_workers(function, iter(jobs), workers, timeout, max_memory, ahead, queued, others, *_packages())
+    return _in_workers(
+        function, iter(jobs), workers, timeout, max_memory, ahead, queued, others, when_ended, *_packages()
+    )
 
 
 def _called(function: Callable, job: tuple | Known | Longer) -> Any:
@@ -172,81 +180,80 @@ def _packages() -> tuple:
 
 
 def _in_workers(
-    function, jobs, workers, timeout, max_memory, ahead, queued, others, make_pool, get_context
+    function, jobs, workers, timeout, max_memory, ahead, queued, others, when_ended, make_pool, get_context
 ) -> Iterator:
     first = list(islice(jobs, queued * workers))
     workers = max(1, min(workers, len(first)))
     workers, max_memory = within_memory(workers, max_memory, memory_limit(), resident_memory(), others)
-    # loky's processes start fresh: a fork would copy the locks of running thread pools. Unlike multiprocessing's, they
-    # do not run the caller's script again where it lacks an `if __name__ == "__main__"`.
-    context = LocksKept(get_context("loky"))
-    pool = make_pool(workers, initializer=limit_memory, initargs=(max_memory,), context=context)
-    waiting: deque = deque()  # what results are due of, in order
-    running: set = set()  # of it, calls that are not known to have ended
-    ended: SimpleQueue = SimpleQueue()  # calls, as they end; the pool's threads put them there
+    waiting: deque[Known | Call] = deque()  # what results are due of, in order
+    pool = WorkerPool(limit_memory, (max_memory,), make_pool, get_context)
+    alone = False  # calls without a result are made one at a time
+    breaks = 0  # of the pool, in succession, that no call accounts for
 
     def schedule(some: Iterable) -> None:
         for job in some:
             if isinstance(job, Known):
-                waiting.append((job, 0.0))
+                waiting.append(job)
             elif job is not LATER:
                 arguments, seconds = job if isinstance(job, Longer) else (job, timeout)
-                future = pool.schedule(function, args=list(arguments), timeout=seconds)
-                waiting.append((future, seconds))
-                running.add(future)
-                future.add_done_callback(ended.put)
+                waiting.append(Call(function, arguments, seconds, when_ended))
+                pool.submit(waiting[-1])
 
     def schedule_more() -> None:
-        while not ended.empty():
-            running.discard(ended.get())
-        room = min(ahead * workers - len(waiting), queued * workers - len(running))  # there may be fewer workers
+        pool.hear()
+        room = min(ahead * workers - len(waiting), queued * workers - len(pool.running))  # there may be fewer workers
         schedule(islice(jobs, max(0, room)))
 
+    def unanswered() -> list[Call]:
+        return [call for call in waiting if isinstance(call, Call) and not call.answered()]
+
     try:
+        pool.start(workers)
         schedule(first)
         while waiting:
-            head, seconds = waiting[0]
+            head, found = waiting[0], False
             if isinstance(head, Known):
                 result = head.result
+            elif alone and not head.answered():
+                pool.submit(head)
+                pool.wait(head)
+                result = _outcome(head, max_memory) if head.answered() else DIED  # nothing else was there to break it
+                found = result is DIED
             else:
-                while not head.done():
-                    running.discard(ended.get())
-                    schedule_more()
-                running.discard(head)
-                result = _outcome(head, seconds, max_memory)
+                pool.wait(head, meanwhile=schedule_more)
+                if not head.answered():
+                    # Any call without an answer may have broken the pool, most likely one of the first. Each is made
+                    # alone in its turn until the one is found, or all are answered: there is an end to breaks.
+                    breaks += 1
+                    alone = True
+                    if breaks > MOST_BREAKS or not pool.start_one():
+                        raise TrainingError(
+                            "the worker processes that read files end though no file is the reason (is there too "
+                            "little memory, or a limit of processes?); take fewer workers, or 0 to read in this process"
+                        )
+                    continue
+                result = _outcome(head, max_memory)
+                breaks = breaks if alone else 0
             waiting.popleft()
+            if alone and (found or not unanswered()):
+                alone, breaks = False, 0 if found else breaks
+                pool.start(workers)
+                for call in unanswered():
+                    pool.submit(call)
             yield result
-            schedule_more()
+            if not alone:
+                schedule_more()
     finally:
-        pool.stop()  # kills what still runs
-        pool.join()
+        pool.stop()
 
 
-class LocksKept:
-    """A context for processes whose locks are there as long as it is.
-
-    The pool drops its own before it stops its workers. One that is just starting then, as happens where there are few
-    files, would find none and print a traceback.
-    """
-
-    def __init__(self, context) -> None:
-        self._context, self._locks = context, []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._context, name)
-
-    def RLock(self):
-        self._locks.append(self._context.RLock())
-        return self._locks[-1]
-
-
-def _outcome(future, timeout: float, max_memory: int):
+def _outcome(call: Call, max_memory: int) -> Any:
     from pebble import ProcessExpired
 
     try:
-        return future.result()
+        return call.future.result()
     except FutureTimeoutError:
-        return Failed("TimeoutError", f"takes longer than {timeout:g} s")
+        return Failed("TimeoutError", f"takes longer than {call.timeout:g} s")
     except ProcessExpired:
         return DIED
     except MemoryError:

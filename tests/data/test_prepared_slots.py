@@ -204,7 +204,7 @@ def test_facts_of_few_shards_are_held_when_rows_are_made_again(tmp_path, monkeyp
     assert contents(tmp_path / "set") == contents(tmp_path / "calm")
 
 
-def test_what_a_reader_has_read_makes_room_for_the_next(tmp_path):
+def test_a_file_that_was_read_can_be_read_again_until_it_is_released(tmp_path):
     import tarfile
 
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
@@ -216,7 +216,8 @@ def test_what_a_reader_has_read_makes_room_for_the_next(tmp_path):
     path = unpacker.fetch(one)
     assert not unpacker.has_room(two)
     recipe = PrepareConfig(["-"], "-", img_size=SIZE, contour="rectangle").recipe()
-    assert prepare_into(None, prepare_source, one, recipe, None, str(path)).status == "ok"
+    for _ in range(2):  # the result of the first was lost with the pool of workers
+        assert prepare_into(None, prepare_source, one, recipe, None, str(path)).status == "ok"
+    unpacker.release(path)
     assert unpacker.has_room(two)
-    unpacker.release(path)  # when its row's turn comes
     unpacker.close()

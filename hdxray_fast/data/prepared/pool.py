@@ -69,10 +69,17 @@ def prepared_rows(
                 asked.append((source, file))
                 yield job
 
+        def release(arguments: tuple) -> None:
+            """Make room before the row's turn comes."""
+            for file in arguments[5:]:
+                unpacker.release(Path(file))
+
         with (
             closing(Unpacker(place, max_scratch=max_scratch, **caps)) as unpacker,
             closing(
-                call_in_order(prepare_into, jobs(), ahead=ahead, queued=AHEAD, others=min(workers, 1), **caps)
+                call_in_order(
+                    prepare_into, jobs(), ahead=ahead, queued=AHEAD, others=min(workers, 1), when_ended=release, **caps
+                )
             ) as results,
         ):
             for row in results:

@@ -9,7 +9,6 @@ no room on the disk.
 from __future__ import annotations
 
 import errno
-import os
 from collections.abc import Callable
 from io import FileIO
 from typing import NamedTuple
@@ -64,15 +63,13 @@ def prepare_into(
     Args:
         slot: ``None`` leaves them in the row.
         source, recipe, key: of ``prepare``.
-        path: of ``prepare``; it is removed once it is read, so that its room is free before the row's turn comes.
+        path: of ``prepare``. It stays: the call is made again if its result is lost on the way.
 
     Returns:
         The row; or why a file could not be written, since what is raised here is taken for what the source did.
     """
     row = prepare(source, recipe, key) if path is None else prepare(source, recipe, key, path)
     try:
-        if path is not None:
-            os.unlink(path)
         if slot is not None and 0 < len(row.data) <= slot.size:
             with open(slot.path, "r+b", buffering=0) as stream:
                 stream.seek(slot.start)

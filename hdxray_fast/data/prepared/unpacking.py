@@ -55,8 +55,7 @@ class Unpacker:
         shutil.rmtree(folder, ignore_errors=True)
 
     def has_room(self, source: Source) -> bool:
-        """Whether a member can be unpacked now; it always can when there is no other. Readers may have removed some."""
-        self._held = {path: size for path, size in self._held.items() if path.exists()}
+        """Whether a member can be unpacked now; it always can when there is no other."""
         return not self._held or sum(self._held.values()) + self._room(source) <= self.max_scratch
 
     def fetch(self, source: Source) -> Path | Failed:
