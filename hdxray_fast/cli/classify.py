@@ -102,6 +102,10 @@ def run_finetune_command(**options) -> int:
     from ..classify.finetune import describe_finetuning, run_finetuning
 
     config = FinetuneConfig(**options)
+    if config.weights is None:
+        note(f"encoder: {config.model}, untrained; --weights pretrained is the one that comes with the package")
+    else:
+        tell_encoder(config.weights)
     print(fitted(describe_finetuning(config, run_finetuning(config))))
     return 0
 

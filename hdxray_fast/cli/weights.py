@@ -18,7 +18,7 @@ def add_commands(commands, parser_class) -> None:
     export.add_argument("weights", help="pretrained, a run or model folder, a classifier's too, or published weights")
     export.add_argument("--out", required=True, help="ONNX file, such as encoder.onnx")
     export.add_argument("--output", help="features, tokens or map; of a classifier logits (default) or probabilities")
-    export.add_argument("--pool", help="cls, mean or attention; left out, the encoder's")
+    export.add_argument("--pool", help="cls, mean or attention; left out, the encoder's, or cls")
     export.add_argument("--img-size", type=int, help="side of the images, pixels; left out, the encoder's")
     export.add_argument("--normalise", action="store_true", help="the graph takes pixels on [0, 1]")
     export.add_argument(
@@ -81,6 +81,9 @@ def run_export_command(weights: str, out: str, img_size: int | None, keep: str |
     path = export_onnx(model, out, **options)
     for line in resized:
         note(f"the weights are of another size of images: {line}")
+    of_features = model is encoder and options["output"] in (None, "features") and encoder.cls_token is not None
+    if of_features and (options["pool"] or encoder.pool) is None:
+        note("the features are class tokens; those of embed are means of the patches: --pool mean")
     normalises = options["normalise"] or options["pixels"] != "float"
     if normalises and encoder.normalisation == "per_image" and not options["valid"]:
         note(

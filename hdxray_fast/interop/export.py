@@ -16,7 +16,7 @@ from ..errors import ArgumentError, ArgumentTypeError, MissingDependencyError
 from ..extras import install
 from ..files import written_whole
 from ..models.encoder import Encoder
-from .dense import HEAD_OUTPUTS, INTEGERS, PixelInput, dense
+from .dense import HEAD_OUTPUTS, INTEGERS, DenseEncoder, PixelInput, dense
 
 MAX_ONE_FILE = 2**31 - 2**20  # bytes of an ONNX file (protobuf); larger weights lie in a file beside it
 
@@ -84,8 +84,8 @@ def export_onnx(
 
     Returns:
         The path. Its metadata hold as JSON ``normalisation`` (``null`` where the graph takes normalised images),
-        ``keep`` and ``margin`` of the encoder, and of a classifier's head ``classes``, ``thresholds`` and
-        ``multiclass``.
+        ``keep`` and ``margin`` of the encoder, of features ``pool``, and of a classifier's head ``classes``,
+        ``thresholds`` and ``multiclass``.
 
     Raises:
         ArgumentError, ArgumentTypeError: an argument is not as described.
@@ -101,7 +101,8 @@ def export_onnx(
     if path.is_dir():
         raise ArgumentError(f"path: got {path}, which is a folder; name a file such as {path / 'encoder.onnx'}")
     pixel_input = PixelInput(pixels, normalise, valid)
-    _, inner, output = dense(encoder, output, pool, pixel_input)
+    network, inner, output = dense(encoder, output, pool, pixel_input)
+    pooled = network.pool if output == "features" and isinstance(network, DenseEncoder) else None
     program = export_program(_in_float32(encoder), output, pool=pool, normalise=normalise, pixels=pixels, valid=valid)
     try:
         import onnx  # noqa: F401
@@ -125,6 +126,7 @@ def export_onnx(
         raise ArgumentError(f"opset: got {opset}, this version of onnxscript writes {written} instead; give that")
     told = {"normalisation": inner.normalisation if pixel_input.normalises else None}
     told |= {name: getattr(inner, name) for name in ("keep", "margin")}
+    told |= {} if pooled is None else {"pool": pooled}
     if isinstance(encoder, Classifier) and output in HEAD_OUTPUTS:
         told |= {name: getattr(encoder.config, name) for name in ("classes", "thresholds", "multiclass")}
     for name, value in told.items():

@@ -206,10 +206,11 @@ def test_what_is_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], []),
-        (["--pixels", "uint8", "--valid"], []),
-        (["--pixels", "uint8"], ["--valid makes an input"]),
-        (["--normalise", "--img-size", "128"], ["--valid makes an input", "pos_embed: 4 x 4 to 8 x 8"]),
+        (["--output", "tokens"], []),
+        (["--pool", "mean", "--pixels", "uint8", "--valid"], []),
+        ([], ["class tokens; those of embed are means of the patches: --pool mean"]),
+        (["--pool", "cls", "--pixels", "uint8"], ["--valid makes an input"]),
+        (["--pool", "mean", "--normalise", "--img-size", "128"], ["--valid makes an", "pos_embed: 4 x 4 to 8 x 8"]),
     ],
 )
 def test_what_a_graph_does_otherwise_is_said(tmp_path, monkeypatch, capsys, words, told):
