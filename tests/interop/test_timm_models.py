@@ -378,6 +378,14 @@ def test_the_encoder_that_comes_with_the_package(timm):
     assert tuple(again.pretrained_cfg["mean"]) == (0.4,)
 
 
+def test_pooling_that_was_trained_is_that_of_the_folder(timm, tmp_path):
+    model = timm.create_model(NAME, num_classes=0, global_pool="avg", **SIZES).eval()
+    again = hx.load_model(hx.save_model(model, tmp_path)).eval()
+    images = torch.randn(2, again.config.in_chans, *again.img_size)
+    assert again.pool == "mean"
+    torch.testing.assert_close(again(images), model(images))
+
+
 def test_a_model_with_a_head_is_no_encoder_to_save(timm, tmp_path):
     model = timm.create_model(NAME, num_classes=3, **SIZES)
     with pytest.raises(hx.ArgumentTypeError, match=r"^model: has a head"):
