@@ -146,8 +146,9 @@ def contact_rows(levels: np.ndarray, confidence: np.ndarray) -> dict[int, str]:
             extremes.setdefault(row, f"{word} 1 %, mean {levels[row]:.0f}")
     spread = np.unique(np.linspace(0, len(levels) - 1, min(SPREAD, len(levels))).round().astype(int)).tolist()
     rows = {row: "" for row in spread if row not in extremes} | extremes
-    unsure = np.argsort(confidence, kind="stable").tolist()
-    return rows | dict.fromkeys([row for row in unsure[: len(rows) + UNSURE] if row not in rows][:UNSURE], "least sure")
+    for row in np.argsort(confidence, kind="stable")[:UNSURE].tolist():
+        rows[row] = ", ".join(filter(None, (rows.get(row, ""), "least sure")))
+    return rows
 
 
 def _contacts(path: Path, shards: ShardFolder, index, recipe: dict) -> Shown:
