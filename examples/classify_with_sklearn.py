@@ -1,7 +1,7 @@
 """Features of radiographs for a scikit-learn classifier.
 
-    python examples/classify_with_sklearn.py                                   # synthetic images, an untrained encoder
-    python examples/classify_with_sklearn.py --manifest train.csv --weights W  # columns: path, label
+    python examples/classify_with_sklearn.py                       # synthetic images
+    python examples/classify_with_sklearn.py --manifest train.csv  # columns: path, label
 
 Needs: pip install '.[dicom,train]' scikit-learn
 """
@@ -38,13 +38,10 @@ def synthetic(count: int, side: int = 200) -> tuple[list[np.ndarray], np.ndarray
 
 
 def main(
-    manifest: str | None = None, weights: str | None = None, img_size: int | None = None, count: int = 24
+    manifest: str | None = None, weights: str = "pretrained", img_size: int | None = 512, count: int = 24
 ) -> float:
     """Cross-validated area under the ROC curve of a logistic regression on the features."""
-    if weights:
-        encoder = hx.create_encoder(weights=weights, img_size=img_size)  # None: the weights' own size
-    else:
-        encoder = hx.create_encoder("vit_tiny_patch16", img_size=img_size or 512)
+    encoder = hx.create_encoder(weights=weights, img_size=img_size)  # None: the weights' own size
     if manifest:
         with open(manifest, newline="") as file:
             rows = list(csv.DictReader(file))
@@ -68,6 +65,12 @@ def main(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--manifest", help="CSV with the columns path and label (0 or 1)")
-    parser.add_argument("--weights", help="model folder, or other published weights")
-    parser.add_argument("--img-size", type=int, help="canvas side, pixels; left out, the weights' own, or 512")
+    parser.add_argument(
+        "--weights",
+        default="pretrained",
+        help="model folder, or published weights; left out, the encoder of the package",
+    )
+    parser.add_argument(
+        "--img-size", type=int, default=512, help="canvas side, pixels; the encoder of the package was trained at 1280"
+    )
     main(**vars(parser.parse_args()))

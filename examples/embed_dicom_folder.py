@@ -1,6 +1,6 @@
 """Embed a folder of DICOM files into a Parquet table, and find the images most alike.
 
-    python examples/embed_dicom_folder.py --folder /data/dicom --weights W --out features.parquet
+    python examples/embed_dicom_folder.py --folder /data/dicom --out features.parquet
 
 Started again it goes on where it stopped. Without `--folder` it takes the radiographs of the package pydicom-data.
 Needs: pip install '.[dicom,train,embed]'  (and pydicom-data for the radiographs)
@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
-import torch
 
 import hdxray_fast as hx
 
@@ -32,17 +31,13 @@ def sample_folder(folder: Path) -> Path:
 
 def main(
     folder: str | None = None,
-    weights: str | None = None,
+    weights: str = "pretrained",
     out: str = "features.parquet",
-    img_size: int = 512,
+    img_size: int | None = 512,
     workers: int = 0,
 ) -> np.ndarray:
     """Cosine similarity of each image to each other, ``[N, N]``."""
-    if weights:
-        encoder = hx.create_encoder(weights=weights)
-    else:
-        torch.manual_seed(0)  # rows of one table come from the same weights
-        encoder = hx.create_encoder("vit_tiny_patch16", img_size=img_size)
+    encoder = hx.create_encoder(weights=weights, img_size=img_size)
     with tempfile.TemporaryDirectory() as samples:
         source = folder or sample_folder(Path(samples))
         done = hx.embed_files([source], out, encoder, pool="mean", workers=workers)
@@ -65,7 +60,12 @@ def main(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", help="folder of DICOM files (or PNG, JPEG, TIFF), searched recursively")
-    parser.add_argument("--weights", help="model folder, or other published weights")
+    parser.add_argument(
+        "--weights",
+        default="pretrained",
+        help="model folder, or published weights; left out, the encoder of the package",
+    )
+    parser.add_argument("--img-size", type=int, default=512, help="canvas side, pixels; trained at 1280")
     parser.add_argument("--out", default="features.parquet")
     parser.add_argument("--workers", type=int, default=0, help="processes that read files; -1: one per core")
     main(**vars(parser.parse_args()))

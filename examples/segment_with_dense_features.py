@@ -1,6 +1,6 @@
 """Dense features into a small segmentation head: the encoder stays as it is, the head learns.
 
-    python examples/segment_with_dense_features.py --weights W
+    python examples/segment_with_dense_features.py
 
 Shown on synthetic chests whose lungs are to be found; put your own images and masks in place of `synthetic`.
 Needs: pip install '.[train]'
@@ -49,13 +49,10 @@ def synthetic(count: int, side: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.stack(images))[:, None], torch.from_numpy(np.stack(masks)).long()
 
 
-def main(weights: str | None = None, img_size: int = 512, count: int = 8, steps: int = 60) -> float:
+def main(weights: str = "pretrained", img_size: int = 512, count: int = 8, steps: int = 60) -> float:
     """Dice of the lungs on images that the head has not seen."""
     torch.manual_seed(0)
-    if weights:
-        encoder = hx.create_encoder(weights=weights, img_size=img_size).eval()
-    else:
-        encoder = hx.create_encoder("vit_tiny_patch16", img_size=img_size).eval()
+    encoder = hx.create_encoder(weights=weights, img_size=img_size).eval()
     images, masks = synthetic(count + 4, img_size)
     depth = len(encoder.blocks)
     blocks = [depth // 4, depth // 2, depth - 1]
@@ -84,6 +81,10 @@ def main(weights: str | None = None, img_size: int = 512, count: int = 8, steps:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", help="model folder, or other published weights")
-    parser.add_argument("--img_size", type=int, default=512)
+    parser.add_argument(
+        "--weights",
+        default="pretrained",
+        help="model folder, or published weights; left out, the encoder of the package",
+    )
+    parser.add_argument("--img-size", type=int, default=512)
     main(**vars(parser.parse_args()))
