@@ -94,7 +94,7 @@ class TestWrite:
 
     def test_a_table_and_the_last_line_say_which_are_flagged(self, tmp_path, capsys):
         paths = [write_image(tmp_path / name, k) for k, name in enumerate(("=a.png", "b.png", "c.png", "Größe.png"))]
-        summary = write_contours(paths, tmp_path / "out", method="prior", size=160)
+        summary = write_contours(paths, tmp_path / "out", method="prior", img_size=160)
         assert summary["flagged"] == list(map(str, paths))  # as each of this method is
         told = (
             f"4 of them flagged ({', '.join(map(str, paths[:3]))}, ...); a row for each in {summary['table']}; 0 files"
