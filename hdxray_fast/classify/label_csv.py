@@ -167,9 +167,10 @@ def _label_columns(frame, path: Path) -> tuple[list[str], list[str]]:
         if not left:
             raise ConfigError(f"{path}: has no column of labels beside its path, patient and split")
         others = columns_in_words(left, left)
+        pairs = ", ".join("/".join(pair) for pair in PAIRS)
         raise ConfigError(
-            f"{path}: has no column of labels (1, 0, -1 or blank; true, false, yes, no) beside path, patient and "
-            f"split; {others}{hint}"
+            f"{path}: has no column of labels (1, 0, -1 or blank; true/false, yes/no; or nothing but {pairs}) beside "
+            f"path, patient and split; {others}{hint}"
         )
     notes = [f"classes: {', '.join(classes)}; name them with --classes if one of these is none"]
     if left:
