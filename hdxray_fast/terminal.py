@@ -44,6 +44,11 @@ def counted(count: float, unit: str) -> str:
     return f"{count:,g} {unit}{'s' * (count != 1)}" if count < 1000 else f"{count:,.0f} {unit}s"
 
 
+def first_names(names: Sequence[object], most: int = 3) -> str:
+    """The first few names: ``a.png, b.png, c.png, ...``."""
+    return ", ".join(map(visible, names[:most])) + ", ..." * (len(names) > most)
+
+
 def width_of_terminal() -> int | None:
     """Characters in a line of the terminal that stdout is; ``None`` of a file or a pipe, where lines have no end."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None

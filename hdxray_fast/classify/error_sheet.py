@@ -133,14 +133,12 @@ def _tile(
     found = patch_map(model, error.column, *encoder_inputs(encoder, as_batch([item], encoder.pos_embed.device)))
     grey = cv2.resize(display_levels(item.pixels)[item.pixels], (TILE, TILE), interpolation=cv2.INTER_AREA)
     pictures = np.concatenate([cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), tinted(grey, found)], axis=1)
-    truth = ""
     if model.config.multiclass:
-        truth = f", is {table.classes[int(np.nanargmax(table.labels[error.row]))]}"
-    decided = f"{error.probability:.2f}"
-    if not model.config.multiclass:
-        decided = beside_threshold(error.probability, thresholds[error.column])
+        truth, threshold = f", is {table.classes[int(np.nanargmax(table.labels[error.row]))]}", None
+    else:
+        truth, threshold = "", thresholds[error.column]
     words = [
-        f"{error.kind}: {table.classes[error.column]} {decided}{truth}",
+        f"{error.kind}: {table.classes[error.column]} {beside_threshold(error.probability, threshold)}{truth}",
         Path(item.source).name,
         full_colour(found),
     ]

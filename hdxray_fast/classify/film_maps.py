@@ -79,9 +79,7 @@ def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph) 
     panels = [(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), [Path(item.source).name, "", ""])]
     for column in _shown(model, found, row):
         name, probability = found.classes[column], found.probabilities[row, column]
-        decided = f"{probability:.2f}"
-        if not found.multiclass:
-            decided = beside_threshold(probability, found.thresholds[column])
+        decided = beside_threshold(probability, None if found.multiclass else found.thresholds[column])
         values = patch_map(model, model.config.classes.index(name), *inputs)
         colours = "orange for, blue against" if values.signed else "orange more than an even share, blue less"
         scale = f"{colours}; {full_colour(values)}" if values.strength >= 1 else full_colour(values)

@@ -18,10 +18,10 @@ from ..files import claim_names
 from ..progress import note
 from ..ranks import launched, on_main
 from ..regular_files import RUN_JSON, read_json
-from ..terminal import visible
 from ..training.data_record import RECORD
 from ..training.loop import Training
 from ..training.processes import prepared_by_main
+from ..training.resuming import stopped_early
 from ..training.run_folder import as_begun, is_run
 from .calibration import describe_temperature
 from .config import FinetuneConfig
@@ -208,7 +208,7 @@ def describe_finetuning(config: FinetuneConfig, results: list[FinetuneResult]) -
 
     last = results[-1]
     if not last.finished:
-        return f"stopped early, saved in {visible(last.out)}; the same command with --resume auto goes on"
+        return stopped_early(last.out)
     if len(results) > 1:
         runs = summary(config.runs(), results)
         return f"{runs}\n\ntable, plot and all runs, each with its {PAGE_FILE}, are in {config.out}"

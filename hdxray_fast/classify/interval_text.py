@@ -7,8 +7,10 @@ from ..data.paired import FEW, FEWEST
 LEGEND = f"*: fewer than {FEW} patients with the finding or without it; too few: fewer than {FEWEST}, no interval"
 
 
-def beside_threshold(value: float, threshold: float) -> str:
-    """``0.62 (threshold 0.51)``, with as many digits as it takes to tell one from the other."""
+def beside_threshold(value: float, threshold: float | None) -> str:
+    """``0.62 (threshold 0.51)``, with as many digits as it takes to tell one from the other; ``0.62`` without one."""
+    if threshold is None:
+        return f"{value:.2f}"
     digits = next((n for n in range(2, 17) if f"{value:.{n}f}" != f"{threshold:.{n}f}"), 2)
     return f"{value:.{digits}f} (threshold {threshold:.{digits}f})"
 

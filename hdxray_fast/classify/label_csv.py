@@ -253,11 +253,9 @@ def _require(frame, path: Path, candidates: Sequence[str], what: str) -> str:
 def require_columns(frame, path: Path, names: Sequence[str]) -> None:
     """Raise a ConfigError that names the file and its columns if one is missing."""
     if missing := [name for name in names if name not in frame.columns]:
-        near = difflib.get_close_matches(
-            missing[0].casefold(), {str(name).casefold(): name for name in frame.columns}, 1
-        )
-        meant = [name for name in frame.columns if str(name).casefold() in near][:1]
-        hint = f"; is {visible(meant[0])!r} meant?" if meant else ""
+        folded = {str(name).casefold(): name for name in frame.columns[::-1]}  # of names alike the first
+        near = difflib.get_close_matches(missing[0].casefold(), folded, 1)
+        hint = f"; is {visible(folded[near[0]])!r} meant?" if near else ""
         raise ConfigError(f"{path}: has no column {missing[0]!r}{hint}; {columns_in_words(frame.columns, names)}")
 
 

@@ -180,9 +180,10 @@ def _tells_views(found: Predictions) -> bool:
 
 
 def _rows(found: Predictions, labels: np.ndarray | None) -> Iterator[list]:
+    views = _tells_views(found)
     for row, image in enumerate(found.images):
         patient = [found.patients[row]] if found.patients else []
         truth = [] if labels is None else [None if np.isnan(v) else int(v) for v in labels[row]]
         numbers = [float(str(value)) for value in found.probabilities[row]]  # of float32 its few digits, not float64's
-        view = [found.views[row]] if _tells_views(found) else []
+        view = [found.views[row]] if views else []
         yield [image, *patient, *numbers, "|".join(found.present[row]), *view, *truth]

@@ -11,7 +11,7 @@ from ..data.film_views import describe_not_frontal
 from ..data.quarantine import first_unreadable
 from ..errors import ConfigError
 from ..progress import note
-from ..terminal import aligned, fitted, visible
+from ..terminal import aligned, first_names, fitted, visible
 from .options import add_config, add_inference, add_part, add_reading, tell_encoder, tell_waiting
 
 MANY = 10  # images from which on predict tells that one answer is given for all of them
@@ -134,9 +134,8 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
     if told := describe_not_frontal(aside, len(found.images)):
         note(told)
     if unsure := [image for image in found.flagged if image not in aside]:
-        first = ", ".join(map(visible, unsure[:3])) + ", ..." * (len(unsure) > 3)
         count = f"{len(unsure)} of {len(found.images)}"
-        note(f"{count} may be no frontal chest radiograph: no contour to rely on; look at {first}")
+        note(f"{count} may be no frontal chest radiograph: no contour to rely on; look at {first_names(unsure)}")
     if out is None and found.images:
         print(fitted(format_predictions(found)))
     if not found.multiclass:

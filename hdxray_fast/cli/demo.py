@@ -16,7 +16,7 @@ from ..extras import install
 from ..files import begin_anew, claim_names, refuse_foreign, refuse_to_clear, written_whole
 from ..pretrain.config import PretrainConfig
 from ..progress import note
-from ..terminal import visible
+from ..terminal import counted, visible
 from .program import program
 
 DEMO_FILE = "RG1_UNCI.dcm"  # pydicom-data: 1955 x 1841, 15 bits stored, MONOCHROME1
@@ -153,7 +153,7 @@ def _short(metrics: dict) -> str:
     if metrics["steps"] >= DemoConfig.steps:
         return ""
     minutes = max(1, round(metrics["seconds_per_step"] * DemoConfig.steps / 60))
-    usual = f"{DemoConfig.steps} take about {minutes} {'minute' if minutes == 1 else 'minutes'} here"
+    usual = f"{DemoConfig.steps} take about {counted(minutes, 'minute')} here"
     return f"          after {metrics['steps']} steps it is less than the demo can show; the usual {usual}\n"
 
 

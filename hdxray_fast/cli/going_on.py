@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-RESUME = "the same command with --resume auto goes on"
+from ..training.resuming import RESUME
+
 RESUMED = ("pretrain", "finetune", "report train")  # they refuse a folder that holds a run without that word
 GO_ON = ("prepare", "merge", "stream", "probe", "embed", "evaluate", "predict", "report generate")
 IF_WRITTEN = ("predict", "report generate")  # which keep nothing without --out

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..progress import note
-from ..terminal import visible
-from .going_on import RESUME
 
 WEIGHTS = "pretrained for the encoder that comes with the package, a run or model folder, or published weights"
 
@@ -52,11 +50,6 @@ def loss_line(result) -> str:
     """How the loss of a training fell; of one that went on, since when."""
     since = f" since step {result.start + 1}, where it was resumed" if result.start else ""
     return f"loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f}{since}"
-
-
-def stopped_early(out) -> str:
-    """What a training says that was told to stop before its last step."""
-    return f"stopped early, saved in {visible(out)}; {RESUME}"
 
 
 def add_precision(parser) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from ..terminal import fitted
-from .options import add_config, loss_line, stopped_early
+from ..training.resuming import stopped_early
+from .options import add_config, loss_line
 
 
 def add_commands(commands, parser_class) -> None:

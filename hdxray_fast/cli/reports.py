@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from ..progress import note
 from ..terminal import fitted, visible
-from .options import add_config, add_part, add_precision, add_reading, loss_line, stopped_early, tell_waiting
+from ..training.resuming import stopped_early
+from .options import add_config, add_part, add_precision, add_reading, loss_line, tell_waiting
 
 
 def add_commands(commands, parser_class) -> None:

@@ -33,7 +33,7 @@ def columns_in_words(columns: Iterable[str], known: Iterable[str] = ()) -> str:
         known: names that tell a header, beside those of images and patients.
     """
     names = [str(name) for name in columns]
-    bars = "|" in "".join(names) and len(names) == 1
+    bars = len(names) == 1 and "|" in names[0]
     hint = "; its columns are separated by bars: save it with commas, semicolons or tabs" if bars else ""
     if find_column(names, (*PATH_COLUMNS, *PATIENT_COLUMNS, *known)) is None:
         count = "one cell" if len(names) == 1 else f"{len(names)} cells"

@@ -19,9 +19,9 @@ from ..images.contour_methods import METHODS
 from ..images.overlay import contact_sheet, contact_tile, describe_contour, draw_overlay
 from ..images.panels import write_image
 from ..progress import note, progress_bar
-from ..terminal import visible
+from ..terminal import first_names, visible
 from .csv_cells import write_table
-from .quarantine import SHOWN, Quarantined, write_quarantine
+from .quarantine import Quarantined, write_quarantine
 from .reader_pool import MAX_MEMORY, TIMEOUT, Failed, call_in_order, check_caps
 
 SHEET = 48  # tiles on one contact sheet
@@ -168,10 +168,9 @@ def _report(summary: dict, folder: Path) -> None:
     for source, reason in summary["failed"].items():
         note(f"unreadable: {visible(source)}: {visible(reason)}")
     flagged = summary["flagged"]
-    first = ", ".join(map(visible, flagged[:SHOWN])) + ", ..." * (len(flagged) > SHOWN)
     print(
         f"{len(summary['written'])} contours in {visible(folder)}, {len(flagged)} of them flagged"
-        f"{f' ({first})' if flagged else ''}; a row for each in {visible(summary['table'])}; "
+        f"{f' ({first_names(flagged)})' if flagged else ''}; a row for each in {visible(summary['table'])}; "
         f"{len(summary['failed'])} files unreadable"
     )
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
-from ..terminal import visible
+from ..terminal import first_names
 
 NOT_FRONTAL = ("lateral", "other")  # views that are known to be none; "" is not known
-SHOWN = 3  # of them, on a terminal
 
 
 def not_frontal(films: Iterable[tuple[str, str | None]]) -> dict[str, str]:
@@ -21,7 +20,6 @@ def describe_not_frontal(found: Mapping[str, str], count: int) -> str:
     if not found:
         return ""
     views = ", ".join(f"{number} {view}" for view, number in sorted(Counter(found.values()).items()))
-    first = ", ".join(visible(name) for name in list(found)[:SHOWN]) + ", ..." * (len(found) > SHOWN)
     show = "shows" if len(found) == 1 else "show"
-    words = f"{len(found)} of {count} {show} no frontal chest, by header or pixels ({views}): {first}"
-    return f"{words}; leave them out, as prepare --view frontal does"
+    words = f"{len(found)} of {count} {show} no frontal chest, by header or pixels ({views})"
+    return f"{words}: {first_names(list(found))}; leave them out, as prepare --view frontal does"

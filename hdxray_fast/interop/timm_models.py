@@ -126,6 +126,11 @@ class TimmEncoder(Encoder):
         self.set_drop_path(drop_path_rate)
 
     @property
+    def saved_config(self) -> EncoderConfig:
+        """With the pooling that timm calls ``avg``, which the config here knows nothing of."""
+        return replace(self.config, pool="mean") if self.global_pool == "avg" else self.config
+
+    @property
     def _model_args(self) -> dict[str, Any]:
         """What timm writes beside the weights it saves: how such a model is built again, from no other file."""
         return self.__dict__.get("_built_by", {})

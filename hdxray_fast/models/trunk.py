@@ -93,6 +93,11 @@ class Trunk(nn.Module):
             )
         self.config = replace(self.config, pool=value)
 
+    @property
+    def saved_config(self) -> EncoderConfig:
+        """The settings that a folder of this encoder holds."""
+        return self.config
+
     def set_input_size(self, img_size: int | tuple[int, int]) -> None:
         """Take images of another size: fixed positions are made anew, learned ones resampled (bicubic).
 

@@ -13,7 +13,7 @@ from ..data.prepared.reading import PreparedSet
 from ..data.seen import Seen
 from ..data.splits import SPLITS, canonical_split
 from ..errors import ConfigError
-from ..terminal import visible
+from ..terminal import first_names, visible
 from .study_list import Studies, Study
 from .study_splits import split_studies
 
@@ -73,8 +73,7 @@ class StudyTable:
 
 def counted(names: Sequence[str], what: str, reason: str) -> str:
     """``"12 studies left out: reason (row 3, row 7, row 9, ...)"``; names are places or files, never ids."""
-    shown = ", ".join(map(visible, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
-    return f"{len(names)} {what} {reason} ({shown})"
+    return f"{len(names)} {what} {reason} ({first_names(names, SHOWN)})"
 
 
 def chosen_sections(findings: str, impression: str, sections: str) -> str:

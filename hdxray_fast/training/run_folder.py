@@ -20,6 +20,7 @@ from .checkpoints import OF_A_SAVE, checkpoint_folders, set_aside_after
 from .config import TrainingConfig
 from .curves import CURVES
 from .data_record import RECORD, DataRecord
+from .resuming import RESUME
 from .run_log import truncate_log
 
 Config = TypeVar("Config", bound=TrainingConfig)
@@ -85,10 +86,7 @@ class RunFolder:
         if not _holds_a_run(self.path):
             return
         if self.config.resume == "never":
-            raise ConfigError(
-                f"out: {self.path} already holds a run; the same command with --resume auto goes on, or choose another "
-                "folder"
-            )
+            raise ConfigError(f"out: {self.path} already holds a run; {RESUME}, or choose another folder")
         try:
             found = read_json(self.settings, RUN_JSON)
             if not isinstance(found, dict):

@@ -137,10 +137,7 @@ def describe_model(model: MaskedAutoencoder | Encoder) -> dict[str, dict]:
                 "model: has a head, which an encoder's folder does not hold; save its state_dict with torch.save, or "
                 "take the head off first (reset_classifier(0))"
             )
-        settings = asdict(model.config)
-        if settings["pool"] is None and getattr(model, "global_pool", None) == "avg":  # timm's word for what it gives
-            settings["pool"] = "mean"
-        config = {"format": ENCODER_FORMAT, "format_version": FORMAT_VERSION, "model": settings}
+        config = {"format": ENCODER_FORMAT, "format_version": FORMAT_VERSION, "model": asdict(model.saved_config)}
         return {CONFIG_FILE: HUB_KEYS | config, PREPROCESSOR_FILE: preprocessor_settings(model.config)}
     if isinstance(getattr(model, "config", None), dict) and hasattr(model, "encoder"):
         config = {"format": MAE_FORMAT, "format_version": FORMAT_VERSION, "model": model.config}
