@@ -44,6 +44,11 @@ def counted(count: float, unit: str) -> str:
     return f"{count:,g} {unit}{'s' * (count != 1)}" if count < 1000 else f"{count:,.0f} {unit}s"
 
 
+def are(count: int, unit: str) -> str:
+    """``1 file is``, ``2 files are``."""
+    return f"{counted(count, unit)} {'is' if count == 1 else 'are'}"
+
+
 def first_names(names: Sequence[object], most: int = 3) -> str:
     """The first few names: ``a.png, b.png, c.png, ...``."""
     return ", ".join(map(visible, names[:most])) + ", ..." * (len(names) > most)

@@ -25,7 +25,7 @@ from .film_maps import claim_maps, write_maps
 from .label_table import LabelTable
 from .labels import read_manifest, require_files
 from .operating_points import read_prevalence
-from .predictions import RESULT_FILES, Predictions, report_predictions, write_predictions
+from .predictions import RESULT_FILES, Predictions, describe_unreadable, report_predictions, write_predictions
 from .scoring import Scorer, predict_kept, predict_list, untrained
 from .tested import overlap_of, part_to_test, refuse_mostly_seen, what_cannot_be_told
 
@@ -283,11 +283,12 @@ def evaluate_files(
     inputs = inputs_of(table.paths, prepared, str(data), listed)
     stored = prepared_among(inputs)
     require_prepared_for(stored.values(), classifier.encoder.img_size[0], classifier.config.contour)
+    notes = [*table.notes]
+    if unknown := what_cannot_be_told(classifier):
+        notes.append(f"{model}: {unknown}")
     if progress:
-        for told in table.notes:
+        for told in notes:
             note(visible(told))
-        if unknown := what_cannot_be_told(classifier):
-            note(f"{visible(model)}: {unknown}")
     scorer = Scorer(classifier, classes, share.device(device), precision, compile)
     report: dict = {}
 
@@ -296,7 +297,7 @@ def evaluate_files(
             _measured(
                 found, table, classifier, out, split=split, progress=progress, max_bad_share=max_bad_share,
                 allow_training_patients=allow_training_patients, extra={"model": str(model), "data": str(data)},
-                sheet=not classes,
+                sheet=not classes, notes=notes,
                 reporting={
                     "bootstraps": bootstraps, "seed": bootstrap_seed, "prevalence": prevalence,
                     "images": stored, "workers": share.workers(workers), "timeout": timeout, "max_memory": max_memory,
@@ -323,14 +324,15 @@ def _measured(
     allow_training_patients: bool,
     extra: dict,
     sheet: bool,
+    notes: list[str],
     reporting: dict,
 ) -> dict:
     """Metrics of what was found for the images of ``table``, with everything that is written about them."""
-    chosen_in = classifier.config.precision
-    if progress and chosen_in not in ("", found.precision):
-        note(
-            f"note: computed in {found.precision}; the model's thresholds and the metrics of its run are of "
-            f"{chosen_in}, in which probabilities differ a little"
+    new, chosen_in = [], classifier.config.precision
+    if chosen_in not in ("", found.precision):
+        new.append(
+            f"computed in {found.precision}; the model's thresholds and the metrics of its run are of {chosen_in}, in "
+            "which probabilities differ a little"
         )
     out.mkdir(parents=True, exist_ok=True)
     write_quarantine(out / "unreadable.csv", found.quarantined)
@@ -344,12 +346,18 @@ def _measured(
     overlap = overlap_of(classifier, table.patients, [found.hashes[row] for row in order], found.thumbnails[order])
     refuse_mostly_seen(overlap, table, split, allow_training_patients)
     extra["seen"] = overlap and overlap.as_dict()
-    if progress and overlap and (told := overlap.describe(table.paths)):
-        note(f"warning: {visible(told)}; metrics on these flatter")
-    if progress and (told := describe_not_frontal(found.not_frontal, len(found.images))):
-        note(told)
+    if overlap and (told := overlap.describe(table.paths)):
+        new.append(f"warning: {told}; metrics on these flatter")
+    if told := describe_not_frontal(found.not_frontal, len(found.images)):
+        new.append(f"warning: {told}")
+    if extra["untrained"]:
+        new.append(f"warning: never trained on: {', '.join(extra['untrained'])}")
+    if bad:
+        new.append(describe_unreadable(bad, out / "unreadable.csv"))
+    for told in new if progress else ():
+        note(visible(told))
     report = report_predictions(
         out, table, found.probabilities[order], found.thresholds, extra=extra, model=classifier if sheet else None,
-        **reporting,
+        notes=[*notes, *new], **reporting,
     )  # fmt: skip
     return {**report, "unreadable": bad, "seen": extra["seen"]}

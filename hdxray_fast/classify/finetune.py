@@ -27,7 +27,7 @@ from .calibration import describe_temperature
 from .config import FinetuneConfig
 from .label_fractions import take_fraction
 from .labels import describe_labels, labels_of, one_sided, require_files
-from .predictions import PAGE_FILE
+from .predictions import PAGE_FILE, describe_unreadable
 from .result import FinetuneResult
 from .table import TABLE_FILES, summary, write_table
 from .task import FinetuneTask, build_encoder, canvas_size
@@ -123,11 +123,10 @@ def _finetune(
     config = config.with_steps(table.splits.count("train"), processes)
     task = FinetuneTask(config, table, whole)
     training = Training(config, task, progress=progress, on_step=on_step)
+    if config.select != "loss" and len(one_sided(table.split("val"))) == len(table.classes):
+        task.notes.append(f"warning: {config.select} is not defined on val, so the loss chooses the model")
     if progress:
-        notes = list(task.notes)
-        if config.select != "loss" and len(one_sided(table.split("val"))) == len(table.classes):
-            notes.append(f"warning: {config.select} is not defined on val, so the loss chooses the model")
-        training.print("\n".join([describe_labels(table), *notes]))
+        training.print("\n".join([describe_labels(table), *task.notes]))
     if config.prepared is None:
         refuse_foreign_cache(config.cache or out / "cache", config.img_size, config.contour)
     metrics = out / "metrics.json"
@@ -220,6 +219,6 @@ def describe_finetuning(config: FinetuneConfig, results: list[FinetuneResult]) -
         scores = ", ".join(f"{name} {value:.4f}" for name, value in known.items())
         lines.append(f"chosen on validation: step {last.best['step']}, {scores}")
     if last.left_out:
-        lines.append(f"{last.left_out} images could not be read: {last.out / 'quarantine.csv'}")
+        lines.append(describe_unreadable(last.left_out, last.out / "quarantine.csv"))
     lines.append(f"metrics, plots and the model are in {last.out}; all on one page: {last.out / PAGE_FILE}")
     return "\n".join(lines)

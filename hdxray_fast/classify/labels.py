@@ -16,7 +16,7 @@ from ..data.seen_key import is_same
 from ..data.splits import SPLITS, canonical_split, describe_drawn, drawn_splits, fill_splits, patients_hash
 from ..errors import ConfigError
 from ..regular_files import what_else
-from ..terminal import visible
+from ..terminal import are, counted, visible
 from .label_csv import read_generic
 from .label_presets import PRESETS
 from .label_table import LabelTable
@@ -154,7 +154,8 @@ def leave_out_unlabelled(table: LabelTable, source: str) -> LabelTable:
     if known.all():
         return table
     kept = table.rows(np.flatnonzero(known))
-    return replace(kept, notes=[*table.notes, f"{int((~known).sum())} images without any known label are left out"])
+    left_out = counted(int((~known).sum()), "image")
+    return replace(kept, notes=[*table.notes, f"left out: {left_out} without any known label"])
 
 
 def redrawn(
@@ -265,7 +266,7 @@ def require_files(table: LabelTable, source: str) -> None:
             "images (--images) names the folder that their names begin from"
         )
     if missing:
-        table.notes.append(f"{len(missing)} files are missing, the first is {missing[0]}")
+        table.notes.append(f"{are(len(missing), 'file')} missing, the first is {missing[0]}")
 
 
 def describe_labels(table: LabelTable) -> str:
@@ -286,8 +287,12 @@ def describe_labels(table: LabelTable) -> str:
             cells.append(f"+{row['positive']} -{row['negative']}{unknown}".rjust(28))
         lines.append(f"{name:{width}}  {''.join(cells)}")
     lines.append("(+ positive, - negative, ? not known)")
-    told = [*table.notes, *thin_validation(table), *thin_test(table)]
-    return "\n".join([*lines, *map(visible, told)])
+    return "\n".join([*lines, *map(visible, told_of(table))])
+
+
+def told_of(table: LabelTable) -> list[str]:
+    """What was noted on reading, and warnings of splits that are too small: a sentence each."""
+    return [*table.notes, *thin_validation(table), *thin_test(table)]
 
 
 def one_sided(table: LabelTable) -> list[str]:
@@ -301,7 +306,8 @@ def thin_validation(table: LabelTable) -> list[str]:
     val = table.split("val")
     found = []
     if len(val) < VALIDATION_LEAST:
-        found.append(f"warning: {len(val)} images are few to choose by (val); set val_share, or give more of them")
+        few = counted(len(val), "image")
+        found.append(f"warning: val has {few}, few to choose by; set val_share, or give more of them")
     if names := one_sided(val):
         what = "it has no say there" if table.multiclass else "the threshold stays at 0.5"
         found.append(f"warning: val has no positive or no negative of {', '.join(names)}: {what}")

@@ -109,7 +109,7 @@ def read_prevalence(text: str | float | None, classes: Sequence[str] | None = No
 
 
 def describe_one_sided(called: dict[str, tuple[int, int, float]]) -> list[str]:
-    """Classes whose threshold parts no images, in words: a line for those called present in all, one for those in none.
+    """Classes whose threshold parts no images, as warnings: those called present in all, then those in none.
 
     Args:
         called: by class, how many images are called present, of how many, and from which probability on.
@@ -118,7 +118,8 @@ def describe_one_sided(called: dict[str, tuple[int, int, float]]) -> list[str]:
     for words, wanted in (("every image", 1), ("no image", 0)):
         names = [f"{name} (from {at:.3g})" for name, (count, of, at) in called.items() if of and count == wanted * of]
         if names:
-            found.append(f"called present in {words}, so that the threshold tells nothing apart: {', '.join(names)}")
+            told = f"warning: called present in {words}, so that the threshold tells nothing apart"
+            found.append(f"{told}: {', '.join(names)}")
     return found
 
 

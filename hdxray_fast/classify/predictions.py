@@ -18,12 +18,13 @@ from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
 from ..data.result_files import write_rows
 from ..files import written_somewhere, written_whole
 from ..images.perceptual_hash import no_thumbnails
-from ..terminal import visible
+from ..terminal import are, visible
 from .calibration import as_probabilities
 from .classifier import Classifier
 from .error_sheet import write_error_sheet
 from .label_table import LabelTable
 from .metrics import evaluate_predictions
+from .operating_points import called_in, describe_one_sided
 from .plots import plot_curves
 from .result_page import result_page
 from .tested import Overlap
@@ -51,6 +52,7 @@ def report_predictions(
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
     title: str = "Evaluation of a classifier",
+    notes: Sequence[str] = (),
 ) -> dict:
     """Write ``metrics.json``, ``predictions.csv``, ``curves.png`` and a page under ``out``; returns the metrics.
 
@@ -58,7 +60,9 @@ def report_predictions(
     ``errors.png``: its most confident errors and where it looked. ``temperature`` is a :func:`.temperature_report`, and
     ``uncalibrated`` the logits before it, which the plot of the calibration then shows too. ``workers``, ``timeout``
     and ``max_memory`` are those of the files that the errors are drawn from, which are read again; ``images`` are those
-    of a prepared data set that take their place, by path. ``title`` is that of the page.
+    of a prepared data set that take their place, by path. ``title`` is that of the page; ``notes`` are what the
+    terminal was told of the images, labels and splits: with what is to be said of thresholds they open the page, and
+    are ``notes`` of the metrics.
     """
     out.mkdir(parents=True, exist_ok=True)
     present = called_present(probabilities, table.classes, thresholds, table.multiclass)
@@ -77,6 +81,7 @@ def report_predictions(
         report["temperature"] = temperature
         if uncalibrated is not None and temperature["value"] != 1:
             before = as_probabilities(uncalibrated, table.multiclass)
+    report["notes"] = [*dict.fromkeys(map(visible, notes)), *map(visible, describe_one_sided(called_in(report)))]
     with _going_on(out / "curves.png"):
         plot_curves(out / "curves.png", table.labels, probabilities, table.classes, before)
     if model is not None:
@@ -90,6 +95,11 @@ def report_predictions(
     with written_whole(out / "metrics.json") as temporary:  # the last: a run that has it is whole
         temporary.write_text(json.dumps({**report, **(extra or {})}, indent=1) + "\n")
     return report
+
+
+def describe_unreadable(count: int, listed: Path) -> str:
+    """The warning that so many images, listed there, are missing from the results."""
+    return f"warning: {are(count, 'image')} left out, which could not be read: {listed}"
 
 
 @contextmanager

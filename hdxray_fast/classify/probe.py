@@ -37,12 +37,12 @@ from .calibration import (
 )
 from .classifier import Classifier, ClassifierConfig, save_classifier
 from .evaluation import refuse_unreadable
-from .label_fractions import describe_fraction, take_fraction
+from .label_fractions import take_fraction
 from .label_table import LabelTable
-from .labels import describe_labels, labels_of, one_sided, require_files
+from .labels import describe_labels, labels_of, one_sided, require_files, told_of
 from .matched import match_features
 from .metrics import best_threshold
-from .predictions import PAGE_FILE, RESULT_FILES, report_predictions
+from .predictions import PAGE_FILE, RESULT_FILES, describe_unreadable, report_predictions
 from .probe_config import ProbeConfig
 
 FEATURES = "features.parquet"
@@ -63,7 +63,7 @@ class ProbeResult:
         strengths: the C chosen for each class.
         not_chosen: classes without a known label in validation, whose C is ``USUAL_STRENGTH``.
         left_out: files that could not be read.
-        notes: what was left out on reading the labels.
+        notes: what is to be known of labels, splits and files; a sentence each.
         train_images: the regressions were fitted on.
         unreadable_csv: names the files that could not be read.
         fraction: of the training patients: how many were asked for, taken, and added for which class.
@@ -131,6 +131,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
     unreadable = sum(path not in readable for path in table.paths)
     refuse_unreadable(unreadable, len(table), config.max_bad_share, done.unreadable_csv)
     whole = table
+    told = told_of(whole)
     matched = match_features(whole, rows, config.data)
     table, features, hashes, thumbnails = matched.table, matched.features, matched.hashes, matched.thumbnails
     if matched.strange:
@@ -138,11 +139,12 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
             f"near duplicates are not looked for: {matched.strange} of the images have no thumbnail in {done.out} "
             "(embed and earlier releases keep none); remove it to have all features made anew"
         )
-    if progress and matched.notes:
-        note("\n".join(map(visible, matched.notes)))
     table_used = take_fraction(table, config.label_fraction, config.seed, config.exact_fractions)
-    if progress and config.label_fraction < 1:
-        note(describe_fraction(table_used.fraction))
+    notes = [*matched.notes, *told_of(table_used)]
+    if progress:
+        for line in notes:
+            if line not in told:  # by what is readable, no copy and taken
+                note(visible(line))
     chosen = {path: number for number, path in enumerate(table.paths)}
     order = [chosen[path] for path in table_used.paths]
     features, hashes = features[order], [hashes[row] for row in order]
@@ -164,6 +166,10 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
         classifier.config.thresholds = [
             best_threshold(val.labels[:, c], scores["val"][:, c]) for c in range(len(table.classes))
         ]
+    if probe.not_chosen:
+        notes.append(f"no label in val for {', '.join(probe.not_chosen)}: C = {USUAL_STRENGTH} there, not chosen")
+    if unreadable:
+        notes.append(describe_unreadable(unreadable, done.unreadable_csv))
     classifier.config.precision = done.precision
     classifier.seen = Seen.of(whole, table_used, hashes, thumbnails, run_key(out))
     save_classifier(classifier, out / "model")
@@ -198,6 +204,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
         timeout=config.timeout,
         max_memory=config.max_memory,
         title="Linear probe",
+        notes=notes,
     )
     train_images = table_used.splits.count("train")
     return ProbeResult(
@@ -205,7 +212,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
         report,
         probe.strengths,
         unreadable,
-        [*table.notes, *matched.notes],
+        notes,
         train_images,
         done.unreadable_csv,
         table_used.fraction,
@@ -379,6 +386,6 @@ def describe_probe(result: ProbeResult) -> str:
     if result.not_chosen:
         lines.append(f"no label in val for {', '.join(result.not_chosen)}: C = {USUAL_STRENGTH} there, not chosen")
     if result.left_out:
-        lines.append(f"{result.left_out} images could not be read: {result.unreadable_csv}")
+        lines.append(describe_unreadable(result.left_out, result.unreadable_csv))
     lines.append(f"metrics, plots and the model are in {result.out}; all on one page: {result.out / PAGE_FILE}")
     return "\n".join(lines)

@@ -18,7 +18,7 @@ from .exclusive import CORNER, OF_A_CLASS, OF_ALL, RANKING
 from .interval_text import LEGEND, interval_text
 from .label_table import LabelTable
 from .metrics import METRICS
-from .operating_points import LEVELS, called_in, describe_one_sided
+from .operating_points import LEVELS
 
 MOST_CLASSES = 14  # with charts, those with most positives; the tables have all
 _STYLE = f"""{STYLE}
@@ -45,7 +45,7 @@ def result_page(
         labels: of the images tested.
         probabilities: rows of ``labels``.
         thresholds: ``C``, chosen on validation.
-        report: of :func:`.evaluate_predictions`.
+        report: of :func:`.report_predictions`; its ``notes`` open the page, warnings first.
         extra: what else ``metrics.json`` says; its ``config``, or what there is without one, ends the page.
         sheet: PNG of the most confident errors; without the file there is no such part.
         seed: of the draws of patients.
@@ -53,7 +53,7 @@ def result_page(
     """
     count = len(labels.classes)
     counted = f"{report['images']} images of {report['patients']} patients, {count} class{'es' if count > 1 else ''}"
-    parts = [f"<h1>{text(title)}</h1><p>{counted}.</p>", *_warnings(report, extra), _metrics(report)]
+    parts = [f"<h1>{text(title)}</h1><p>{counted}.</p>", *_told(report.get("notes", ())), _metrics(report)]
     parts += [_decisions(report["decisions"])] if "decisions" in report else [_points(report)]
     draws = PatientDraws(labels.patients, min(report["bootstraps"], BAND_DRAWS), seed)
     order = np.argsort(-np.nansum(labels.labels, axis=0), kind="stable")
@@ -79,19 +79,14 @@ def _listed(value: object) -> object:
     return ", ".join(map(str, value)) if isinstance(value, list | tuple) else value
 
 
-def _warnings(report: dict, extra: dict) -> list[str]:
-    """What a reader must know before the numbers."""
+def _told(notes: Sequence[str]) -> list[str]:
+    """What a reader must know before the numbers: warnings, then whatever else was noted."""
     found = []
-    if (seen := extra.get("seen")) and seen["images"]:
-        found.append(f"The model was trained or validated on {seen['images']} of the images; metrics on these flatter.")
-    if extra.get("unreadable"):
-        found.append(f"{extra['unreadable']} images could not be read and are left out.")
-    if names := extra.get("threshold_not_chosen"):
-        found.append(f"No threshold could be chosen for {', '.join(map(text, names))}: it is 0.5.")
-    found += [f"{text(line[:1].upper() + line[1:])}." for line in describe_one_sided(called_in(report))]
-    if names := extra.get("untrained"):
-        found.append(f"Never trained on: {', '.join(map(text, names))}.")
-    return [f'<p class="warning">{"<br>".join(found)}</p>'] if found else []
+    for kind in ("warning", "small"):
+        some = [line.removeprefix("warning: ") for line in notes if line.startswith("warning: ") == (kind == "warning")]
+        lines = "<br>".join(f"{text(line[:1].upper() + line[1:])}." for line in some)
+        found += [f'<p class="{kind}">{lines}</p>'] if lines else []
+    return found
 
 
 def _metrics(report: dict) -> str:

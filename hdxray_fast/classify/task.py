@@ -41,11 +41,11 @@ from .config import FinetuneConfig
 from .data import LabelledRadiographs, SetAside, table_of_readable
 from .heads import TEXT_MODEL, embed_names
 from .label_table import LabelTable
-from .labels import check_table, one_sided, refuse_duplicates
+from .labels import check_table, one_sided, refuse_duplicates, told_of
 from .layer_decay import layer_decay_groups
 from .loss import class_weights, classification_loss
 from .metrics import best_threshold
-from .predictions import RESULT_FILES, report_predictions
+from .predictions import RESULT_FILES, describe_unreadable, report_predictions
 from .selection import BestModel, predict_rows, validation_score
 
 
@@ -316,11 +316,14 @@ class FinetuneTask(Task):
         model.encoder.contour, model.seen = self.contour, self.seen
         save_classifier(model, self.out / "model")
         table, scores, uncalibrated = found["test"]
+        notes = [*told_of(self.table), *self.notes, *self.copies]
+        if left_out := len(self.set_aside.rows):
+            notes.append(describe_unreadable(left_out, self.out / "quarantine.csv"))
         extra = {
             "config": self.config.as_dict(),
             "chosen_on_validation": best,
             "train_images": len(self.datasets["train"]),
-            "unreadable": len(self.set_aside.rows),
+            "unreadable": left_out,
             "label_fraction": self.table.fraction,
             "threshold_not_chosen": [] if table.multiclass else one_sided(found["val"][0]),
         }
@@ -345,6 +348,7 @@ class FinetuneTask(Task):
             timeout=self.config.timeout,
             max_memory=self.config.max_memory,
             title="Fine-tuning",
+            notes=notes,
         )
         return report, best
 

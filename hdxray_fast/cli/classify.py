@@ -187,8 +187,6 @@ def run_evaluate_command(model: str, against: str | None, **options) -> int:
     print(fitted(format_metrics(report)))
     if comparison is not None:
         print(fitted(format_comparison(comparison, ("auroc", "auprc", "f1"))))
-    if report["unreadable"]:
-        note(f"{report['unreadable']} images could not be read: {os.path.join(options['out'], 'unreadable.csv')}")
     what = "and plots" if options.get("classes") else "plots and the most confident errors"  # no sheet of new names
     page = os.path.join(options["out"], PAGE_FILE)
     print(f"metrics, predictions, {what} are in {options['out']}; all on one page: {page}")

@@ -430,7 +430,7 @@ def test_what_is_shown_before_training(tmp_path):
     path = generic(tmp_path, edema=["", *(i % 2 for i in range(1, 40))], nodule=["", *(i % 2 for i in range(1, 40))])
     table = read_labels(path, test_share=0.3)
     assert len(table) == 39
-    assert "1 images without any known label are left out" in describe_labels(table)
+    assert "left out: 1 image without any known label" in describe_labels(table)
     with pytest.raises(hx.ConfigError, match="no image has a label"):
         read_labels(generic(tmp_path, edema=[""] * 40), classes=["edema"])
 
@@ -460,7 +460,7 @@ def table_of(splits, patients=None, labels=None) -> LabelTable:
 def test_a_validation_to_choose_little_by_is_told():
     labels = [[1], [0]] * 10 + [[0]] * 9 + [[1], [0]]
     text = describe_labels(table_of(["train"] * 20 + ["val"] * 9 + ["test"] * 2, labels=labels))
-    assert "warning: 9 images are few to choose by (val)" in text
+    assert "warning: val has 9 images, few to choose by" in text
     assert "val has no positive or no negative of mass: the threshold stays at 0.5" in text
     assert "warning" not in describe_labels(table_of(["train"] * 20 + ["val"] * 11 + ["test"] * 30))
 

@@ -82,6 +82,14 @@ def test_end_to_end(manifest, tmp_path, capsys):
     assert curves.shape[1] > 1000
     assert curves.std() > 5
     assert "high" in describe_probe(result)
+    # what the terminal says of a run stands on its page and in its metrics
+    notes = saved["notes"]
+    assert notes == result.report["notes"] and any("splits are drawn by patient" in line for line in notes)
+    assert any(line.startswith("warning: test is too small") for line in notes)
+    unreadable = f"1 image is left out, which could not be read: {out / 'features.unreadable.csv'}"
+    assert f"warning: {unreadable}" in notes and f"warning: {unreadable}" in describe_probe(result)
+    page = (out / "report.html").read_text()
+    assert page.index("Test is too small") < page.index(unreadable) < page.index("drawn by patient") < page.index("<h2>")
 
     # the saved model gives on files what the probe gave on features
     with (out / "predictions.csv").open(newline="") as stream:
@@ -152,7 +160,11 @@ def test_other_labels_and_another_precision_than_those_of_the_run_are_told(manif
     evaluate_files(out / "model", **options, precision="bf16")
     told = capsys.readouterr().err
     assert "the labels of" in told and "are not what they were in training" in told
-    assert "note: computed in bf16; the model's thresholds and the metrics of its run are of fp32" in told
+    assert "computed in bf16; the model's thresholds and the metrics of its run are of fp32" in told
+    notes = json.loads((tmp_path / "test" / "metrics.json").read_text())["notes"]
+    assert notes and all(line in told for line in notes)
+    page = (tmp_path / "test" / "report.html").read_text()
+    assert "Computed in bf16; the model&#x27;s thresholds" in page and "are not what they were in training" in page
 
 
 def test_a_pooling_that_no_probe_has_is_refused_before_an_image_is_read(manifest, tmp_path, capsys):

@@ -15,7 +15,7 @@ from hdxray_fast import __version__
 from hdxray_fast.classify.curves import BAND_STEPS, calibration_points, class_curves
 from hdxray_fast.classify.label_table import LabelTable
 from hdxray_fast.classify.metrics import evaluate_predictions, format_metrics
-from hdxray_fast.classify.predictions import PAGE_FILE, RESULT_FILES, report_predictions
+from hdxray_fast.classify.predictions import PAGE_FILE, RESULT_FILES, describe_unreadable, report_predictions
 from hdxray_fast.classify.result_page import result_page
 from hdxray_fast.data.bootstrap import PatientDraws
 
@@ -65,8 +65,10 @@ def test_it_stands_alone_beside_the_results(tmp_path):
     table, scores = sample(2)
     table.labels[:, 1] = np.nan  # nothing is known of it
     (tmp_path / "errors.png").write_bytes(b"")  # of an earlier run
-    extra = {"config": {"data": HOSTILE, "img_size": 64}, "unreadable": 3}
-    report = report_predictions(tmp_path, table, scores, [0.5, 0.5], bootstraps=50, extra=extra, title="Linear probe")
+    extra = {"config": {"data": HOSTILE, "img_size": 64}}
+    notes = [f"no column of {HOSTILE}", describe_unreadable(3, tmp_path / "lost.csv"), f"no column of {HOSTILE}"]
+    options = {"bootstraps": 50, "extra": extra, "title": "Linear probe", "notes": notes}
+    report = report_predictions(tmp_path, table, scores, [0.5, 0.5], **options)
     content = (tmp_path / PAGE_FILE).read_text(encoding="utf-8")
     assert PAGE_FILE in RESULT_FILES and len(content) < 100_000
     found = Checked(content)
@@ -76,7 +78,9 @@ def test_it_stands_alone_beside_the_results(tmp_path):
     assert words.count("<script src=http://x.example>") >= 3  # a name, where it is one
     auroc = report["classes"][HOSTILE]["auroc"]
     assert f"{auroc['value']:.3f}" in words and f"{auroc['low']:.3f} to {auroc['high']:.3f}" in words
-    assert "3 images could not be read" in words and "img_size" in words and "Linear probe" in words
+    assert f"3 images are left out, which could not be read: {tmp_path}" in words and words.count("No column of") == 1
+    assert content.index("3 images are left out") < content.index("No column of &lt;script") < content.index("<h2>")
+    assert "img_size" in words and "Linear probe" in words
     assert content.count("<svg") == 3 and content.count('class="band"') == 1 and content.count('class="reach"') == 2
     hits = int(((scores[:, 0] >= 0.5) & (table.labels[:, 0] == 1)).sum())
     assert f"<td>has it</td><td>{hits}</td>" in content
@@ -91,14 +95,15 @@ def test_it_stands_alone_beside_the_results(tmp_path):
     assert "<summary><h2>Data and settings</h2></summary>" in folded and "img_size" in folded
 
 
-def test_a_threshold_that_tells_nothing_apart_is_named():
+def test_a_threshold_that_tells_nothing_apart_is_named(tmp_path):
     """Before, it stood in the table as any other."""
     table, scores = sample(3)
     scores, thresholds = np.clip(scores, 0.1, 0.9), [0.05, 0.95, 0.5]
     table.labels[:2, 0] = np.nan  # not known, and not counted
     report = evaluate_predictions(table.labels, scores, table.classes, table.patients, thresholds, bootstraps=0)
     assert [row["called"] for row in report["classes"].values()] == [58, 0, int((scores[:, 2] >= 0.5).sum())]
-    words = " ".join(Checked(result_page("Probe", table, scores, thresholds, report, {})).words)
+    whole = report_predictions(tmp_path, table, scores, thresholds, bootstraps=0)
+    words = " ".join(Checked(result_page("Probe", table, scores, thresholds, whole, {})).words)
     for told in (
         "every image, so that the threshold tells nothing apart: <script src=",
         "no image, so that the thresh",
