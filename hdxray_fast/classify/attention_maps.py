@@ -18,19 +18,21 @@ than anybody would decide by), or if attention goes further than ``LEAST_SHARE``
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.radiographs import Radiograph
 from ..models.attention_weights import captured_inputs, query_weights
-from ..models.inputs import patches_to_keep
+from ..models.inputs import as_batch, encoder_inputs, patches_to_keep
 from ..ops.plan import MaskPlan
 from .classifier import Classifier
 from .heads import AttentionHead, LabelQueryHead
 
 LEAST_MOVED = 0.1  # logits, over all patches that are for the class together
+MOST_OUTSIDE = 0.5  # of a map; more outside the chest contour is told
 LEAST_SHARE = 0.1  # of an even share of the attention, at the 99th percentile of the patches
 
 
@@ -42,11 +44,14 @@ class PatchMap:
         values: ``[gh, gw] float32``; NaN where the encoder did not look.
         signed: positive speaks for the class and negative against it; otherwise values are shares of attention.
         words: what the values are.
+        outside: share of what is positive, padding included, that lies outside the chest contour; ``None`` where no
+            contour is known.
     """
 
     values: np.ndarray
     signed: bool
     words: str
+    outside: float | None = None
 
     @property
     def shown(self) -> np.ndarray:
@@ -70,6 +75,20 @@ class PatchMap:
         stand out as much more as it would take to."""
         far = _far(self.shown[np.isfinite(self.values)])
         return far / min(self.strength, 1.0) if far > 0 and self.strength > 0 else 1.0
+
+    @property
+    def off_chest(self) -> str:
+        """In words, that most of a map that stands out lies outside the contour; blank if not, or not known."""
+        if self.outside is None or self.outside <= MOST_OUTSIDE or self.strength < 1:
+            return ""
+        return f"{self.outside:.0%} of it lies outside the chest contour".replace("%", " %")
+
+    def on_film(self, film: Radiograph) -> PatchMap:
+        """Without the padding, which an encoder with ``keep="all"`` looks at as well, and with ``outside``."""
+        evidence = np.clip(np.nan_to_num(self.values), 0, None)
+        known = film.inside.any() and not film.flagged and evidence.sum() > 0
+        outside = float(evidence[~film.inside].sum() / evidence.sum()) if known else None
+        return replace(self, values=np.where(film.valid, self.values, np.nan).astype(np.float32), outside=outside)
 
 
 def _far(values: np.ndarray) -> float:
@@ -106,6 +125,12 @@ def patch_map(
         model(images, plan, scale, shift)
         rows = query_weights(source, calls[-1], query)[encoder.num_prefix_tokens :]
     return PatchMap(_on_grid(model, rows, plan), False, words)
+
+
+def film_map(model: Classifier, column: int, film: Radiograph) -> PatchMap:
+    """The map of one class of a radiograph, without its padding."""
+    inputs = encoder_inputs(model.encoder, as_batch([film], model.encoder.pos_embed.device))
+    return patch_map(model, column, *inputs).on_film(film)
 
 
 def maps_differ(model: Classifier) -> bool:

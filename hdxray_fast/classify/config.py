@@ -28,7 +28,9 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
         head: ``linear`` on the pooled feature, ``attention`` (a learned query pools), ``label-query`` (one each).
         tune: ``all`` weights, or the ``head`` on a frozen encoder; a frozen ``linear`` is a probe on cached features.
         pool: of the linear head: ``cls`` or ``mean``; the encoder's, or ``mean``, by default.
-        keep: patches the encoder looks at: ``all``, ``valid`` or ``contour``; the encoder's by default.
+        keep: patches the encoder looks at: ``all`` of the square canvas, its padding too; ``valid``, all but the
+            padding; ``contour``, those of the chest and a margin around it. By default as the encoder says: the one
+            that comes with the package ``all``.
         text: what embeds the diseases' names for ``label-query``: a sentence-transformers model or its folder; ``auto``
             takes the usual one if it can be had and learned vectors otherwise; ``none`` takes learned vectors.
         img_size: canvas side, pixels; the encoder's by default (1280 for an untrained one).

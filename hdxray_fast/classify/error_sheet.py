@@ -9,14 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..data.film_views import describe_view
 from ..data.prepared.image import PreparedImage
 from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT
 from ..images.heat import heat_overlay, heat_scale
 from ..images.lettering import text_width, write_line
 from ..images.panels import display_levels, write_image
-from ..models.inputs import as_batch, encoder_inputs
-from .attention_maps import PatchMap, patch_map
+from .attention_maps import PatchMap, film_map
 from .classifier import Classifier
 from .interval_text import beside_threshold
 from .label_table import LabelTable
@@ -129,8 +129,7 @@ def write_error_sheet(
 def _tile(
     model: Classifier, table: LabelTable, error: ConfidentError, item: Radiograph, thresholds: Sequence[float]
 ) -> tuple[np.ndarray, PatchMap]:
-    encoder = model.encoder
-    found = patch_map(model, error.column, *encoder_inputs(encoder, as_batch([item], encoder.pos_embed.device)))
+    found = film_map(model, error.column, item)
     grey = cv2.resize(display_levels(item.pixels)[item.pixels], (TILE, TILE), interpolation=cv2.INTER_AREA)
     pictures = np.concatenate([cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), tinted(grey, found)], axis=1)
     if model.config.multiclass:
@@ -141,6 +140,7 @@ def _tile(
         f"{error.kind}: {table.classes[error.column]} {beside_threshold(error.probability, threshold)}{truth}",
         Path(item.source).name,
         full_colour(found),
+        "; ".join(filter(None, (describe_view(item.view), found.off_chest))),
     ]
     picture = captioned(pictures, words)
     return cv2.copyMakeBorder(picture, 0, 0, 0, GAP, cv2.BORDER_CONSTANT, value=(BACKGROUND,) * 3), found

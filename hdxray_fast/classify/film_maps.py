@@ -9,14 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from ..data.film_views import describe_view
 from ..data.prepared.image import PreparedImage
 from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
 from ..files import claim_names, names_after
 from ..images.panels import display_levels, write_image
-from ..models.inputs import as_batch, encoder_inputs
 from ..progress import progress_bar
-from .attention_maps import maps_differ, patch_map
+from .attention_maps import film_map, maps_differ
 from .classifier import Classifier
 from .error_sheet import captioned, full_colour, tinted
 from .interval_text import beside_threshold
@@ -75,15 +75,16 @@ def write_maps(
 
 def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph) -> np.ndarray:
     grey = cv2.resize(display_levels(item.pixels)[item.pixels], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
-    inputs = encoder_inputs(model.encoder, as_batch([item], model.encoder.pos_embed.device))
-    panels = [(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), [Path(item.source).name, "", ""])]
+    panels = [(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), [Path(item.source).name, describe_view(item.view)])]
     for column in _shown(model, found, row):
         name, probability = found.classes[column], found.probabilities[row, column]
         decided = beside_threshold(probability, None if found.multiclass else found.thresholds[column])
-        values = patch_map(model, model.config.classes.index(name), *inputs)
+        values = film_map(model, model.config.classes.index(name), item)
         colours = "orange for, blue against" if values.signed else "orange more than an even share, blue less"
         scale = f"{colours}; {full_colour(values)}" if values.strength >= 1 else full_colour(values)
-        panels.append((tinted(grey, values), [f"{name} {decided}", values.words, scale]))
+        panels.append((tinted(grey, values), [f"{name} {decided}", values.words, scale, values.off_chest]))
+    lines = max(len(words) if words[-1] else len(words) - 1 for _, words in panels)
+    panels = [(picture, (words + [""] * lines)[:lines]) for picture, words in panels]
     return np.concatenate([captioned(*panel) for panel in panels], axis=1)
 
 

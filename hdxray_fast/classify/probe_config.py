@@ -24,7 +24,9 @@ class ProbeConfig(LabelSettings):
         val_share: share of the images that choose the regularisation, where the manifest has no such split.
         label_fraction: share of the training patients that is used.
         pool: ``cls``, ``mean`` or ``attention``; the encoder's, or ``mean``, by default.
-        keep: patches the encoder looks at: ``all``, ``valid`` or ``contour``; the encoder's by default.
+        keep: patches the encoder looks at: ``all`` of the square canvas, its padding too; ``valid``, all but the
+            padding; ``contour``, those of the chest and a margin around it. By default as the encoder says: the one
+            that comes with the package ``all``.
         img_size: canvas side, pixels; the encoder's by default.
         prepared: data set of ``hdxray-fast prepare`` that holds the images; they are then not read from their files.
         batch_size: images at once.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..data.film_views import describe_view
 from ..progress import note
 from ..terminal import fitted, visible
 from ..training.resuming import stopped_early
@@ -180,7 +181,8 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
         tell_waiting(done.waiting)
         return 0
     for row in done.rows:
-        print(f"{row.study.named}\n  {visible(row.text) or '(nothing)'}")
+        aside = [describe_view(view) for view in dict.fromkeys(row.not_frontal.values())]
+        print(f"{': '.join([row.study.named, *aside])}\n  {visible(row.text) or '(nothing)'}")
         if row.picture:
             print(f"  picture: {visible(row.picture)}")
     for bad in done.quarantined:

@@ -19,8 +19,9 @@ from ..images.contour_methods import METHODS
 from ..images.overlay import contact_sheet, contact_tile, describe_contour, draw_overlay
 from ..images.panels import write_image
 from ..progress import note, progress_bar
-from ..terminal import first_names, visible
+from ..terminal import counted, first_names, visible
 from .csv_cells import write_table
+from .film_views import describe_not_frontal, not_frontal
 from .quarantine import Quarantined, write_quarantine
 from .reader_pool import MAX_MEMORY, TIMEOUT, Failed, call_in_order, check_caps
 
@@ -64,8 +65,8 @@ def write_contours(
 
     Returns:
         ``written``: source path -> overlay's path; ``flagged``: source paths whose contour is not to be relied on;
-        ``failed``: source path -> reason; ``contacts``: paths of the contact sheets; ``table``: that of
-        ``contours.csv``.
+        ``not_frontal``: source path -> view of those that show no frontal chest; ``failed``: source path -> reason;
+        ``contacts``: paths of the contact sheets; ``table``: that of ``contours.csv``.
 
     Raises:
         ArgumentError: no paths, an unknown method, sizes that do not fit, or `out` is not a folder.
@@ -89,7 +90,8 @@ def write_contours(
     sheets = _sheets(folder, sources)
     written = [f"{name}.contour.{kind}" for name in names for kind in ("json", "png")]
     claim_names(folder, "contour", ("unreadable.csv", TABLE, *written, *(path.name for path in sheets)))
-    summary: dict = {"written": {}, "flagged": [], "failed": {}, "contacts": [], "table": str(folder / TABLE)}
+    summary: dict = {"written": {}, "flagged": [], "not_frontal": {}, "failed": {}, "contacts": []}
+    summary["table"] = str(folder / TABLE)
     tiles: list[np.ndarray] = []
     rows: list[tuple] = []
     unreadable: list[Quarantined] = []
@@ -115,6 +117,7 @@ def write_contours(
             write_image(folder / f"{name}.contour.png", picture)
             summary["written"][source] = str(folder / f"{name}.contour.png")
             rows.append(_row(canvas, contour, source, f"{name}.contour.png"))
+            summary["not_frontal"] |= not_frontal([(source, contour.view.name)])
             if contour.flagged:
                 summary["flagged"].append(source)
             tiles.append(contact_tile(canvas, contour, name))
@@ -168,10 +171,14 @@ def _report(summary: dict, folder: Path) -> None:
     for source, reason in summary["failed"].items():
         note(f"unreadable: {visible(source)}: {visible(reason)}")
     flagged = summary["flagged"]
+    aside = f"; {told}" if (told := describe_not_frontal(summary["not_frontal"], len(summary["written"]))) else ""
+    lost = f"; {counted(len(summary['failed']), 'file')} unreadable" if summary["failed"] else ""
+    sheets = [visible(path) for path in summary["contacts"]]
+    seen = f"; all of them in {sheets[0]}{f' to {Path(sheets[-1]).name}' if sheets[1:] else ''}" if sheets else ""
     print(
-        f"{len(summary['written'])} contours in {visible(folder)}, {len(flagged)} of them flagged"
-        f"{f' ({first_names(flagged)})' if flagged else ''}; a row for each in {visible(summary['table'])}; "
-        f"{len(summary['failed'])} files unreadable"
+        f"{counted(len(summary['written']), 'contour')} in {visible(folder)}, {len(flagged)} flagged"
+        f"{f' ({first_names(flagged)})' if flagged else ''}{aside}{seen}; a row for each in "
+        f"{visible(summary['table'])}{lost}"
     )
 
 

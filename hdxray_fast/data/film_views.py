@@ -15,6 +15,11 @@ def not_frontal(films: Iterable[tuple[str, str | None]]) -> dict[str, str]:
     return {name: view for name, view in films if view in NOT_FRONTAL}
 
 
+def describe_view(view: str | None) -> str:
+    """What is said beside one film: ``shows no frontal chest (lateral)``; nothing of a frontal or unknown view."""
+    return f"shows no frontal chest ({view})" if view in NOT_FRONTAL else ""
+
+
 def describe_not_frontal(found: Mapping[str, str], count: int) -> str:
     """What a terminal is told of the films that :func:`not_frontal` found among ``count``; nothing of none."""
     if not found:

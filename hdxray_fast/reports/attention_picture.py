@@ -80,6 +80,7 @@ def draw_attention(
     maps: np.ndarray,
     tokens: int,
     valid: Sequence[np.ndarray] | None = None,
+    told: Sequence[str] = (),
 ) -> Path:
     """Write a picture: the radiographs, the mean attention of all sentences, and how that of each differs from it.
 
@@ -94,6 +95,7 @@ def draw_attention(
         maps: ``[sentences, V, gh, gw]`` weights.
         tokens: visual tokens of a view.
         valid: ``[gh, gw] bool`` each, patches that are no padding; left out, all.
+        told: of each view what its caption adds, as that it shows no frontal chest; may be blank.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -101,7 +103,9 @@ def draw_attention(
     except ImportError as error:
         raise MissingDependencyError(f"pictures need {error.name}: {install('report')}") from error
     greys = [display_levels(view)[view] for view in views]
-    pictures = [("radiograph" if len(views) == 1 else f"{len(views)} radiographs", maps[:0].sum(0), 1.0)]
+    head = "radiograph" if len(views) == 1 else f"{len(views)} radiographs"
+    head = "\n".join([head, *dict.fromkeys(filter(None, told))])
+    pictures = [(head, maps[:0].sum(0), 1.0)]
     shown, fonts = list(sentences[:MOST_SENTENCES]), _fonts(sentences[:MOST_SENTENCES])
     if shown:
         words = shown if fonts is not None else ["(no font for Chinese is installed)"] * len(shown)

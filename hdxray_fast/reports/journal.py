@@ -84,7 +84,7 @@ class WrittenBatch:
         return {
             "texts": self.texts, "without": self.without, "fewer": self.fewer, "quarantined": self.quarantined,
             "notes": self.notes, "read_studies": read.studies, "read_names": read.names, "read_hashes": read.hashes,
-            "read_thumbnails": read.thumbnails,
+            "read_thumbnails": read.thumbnails, "read_views": read.views,
         }  # fmt: skip
 
 

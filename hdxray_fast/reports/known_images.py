@@ -34,12 +34,14 @@ class ReadImages:
         names: of each, as it was given.
         hashes: of its stored pixels.
         thumbnails: ``[48, 48] uint8`` each.
+        views: ``"frontal"``, ``"lateral"``, ``"other"``, or ``""`` (not known).
     """
 
     studies: list[str] = field(default_factory=list)
     names: list[str] = field(default_factory=list)
     hashes: list[str] = field(default_factory=list)
     thumbnails: list[np.ndarray] = field(default_factory=list)
+    views: list[str] = field(default_factory=list)
 
     def add(self, study: Study, images: Sequence[Radiograph]) -> None:
         """Take in the radiographs of a study."""
@@ -47,6 +49,7 @@ class ReadImages:
         self.names += [image.source for image in images]
         self.hashes += [image.provenance_id for image in images]
         self.thumbnails += [image.thumbnail for image in images]
+        self.views += [image.view for image in images]
 
     def known_to(self, seen: Seen) -> tuple[list[tuple[str, str, str]], list[str]]:
         """Study, name and ``"pixels"`` or ``"near"`` of each that training or validation used; and notes."""

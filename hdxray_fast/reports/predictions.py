@@ -20,6 +20,7 @@ from .studies import language_at
 GENERATED_COLUMNS = ("generated", "prediction", "generated_report", "hypothesis")
 REFERENCE_COLUMNS = ("reference", "report", "ground_truth")
 WRITTEN = ("id", "generated", "reference", "language")
+VIEW = "view"  # a column where any is known
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Prediction:
         generated: the text; may be empty.
         reference: the raw report, ``None`` if the file has none.
         language: ``"en"`` or ``"zh"``, ``""`` if the file does not say.
+        view: of the radiographs that were read, joined by ``|``; ``""`` if nothing says; written, not read.
         place: where it stands in its file, for messages, which hold no id; not written.
     """
 
@@ -38,6 +40,7 @@ class Prediction:
     generated: str
     reference: str | None = None
     language: str = ""
+    view: str = field(default="", compare=False)
     place: str = field(default="", compare=False)
 
 
@@ -48,14 +51,16 @@ def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> No
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    rows = [{name: getattr(prediction, name) for name in WRITTEN} for prediction in predictions]
+    predictions = list(predictions)
+    columns = (*WRITTEN, *([VIEW] if any(prediction.view for prediction in predictions) else []))
+    rows = [{name: getattr(prediction, name) for name in columns} for prediction in predictions]
     with written_whole(path) as temporary:
         if path.suffix.lower() == ".json":
             rows = [{**row, "id": escaped(row["id"])} for row in rows]
             temporary.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", "utf-8", ESCAPES)
             return
         with open(temporary, "w", newline="", encoding="utf-8") as stream:
-            write_table(stream, WRITTEN, rows, names=("id",))
+            write_table(stream, columns, rows, names=("id",))
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:

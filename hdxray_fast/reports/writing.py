@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..data.film_views import describe_not_frontal, describe_view, not_frontal
 from ..data.inputs import Input, list_inputs, prepared_images, require_prepared_for
 from ..data.prepared.finding import find_prepared
 from ..data.prepared.image import PreparedImage
@@ -56,6 +57,7 @@ class WrittenReport:
         attention: ``[sentences, views, gh, gw] float32`` weights over the patches; ``None`` if it was not asked for.
         radiographs: those that were read.
         picture: where the attention is drawn.
+        views: of the radiographs that were read, by path, as of :class:`.Predictions`.
     """
 
     study: Study
@@ -64,6 +66,13 @@ class WrittenReport:
     attention: np.ndarray | None = None
     radiographs: list[Radiograph] = field(default_factory=list)
     picture: Path | None = None
+    views: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def not_frontal(self) -> dict[str, str]:
+        """Views of the radiographs, if all of them are known to be no frontal chests; empty of a study with one."""
+        found = not_frontal(self.views.items())
+        return found if len(found) == len(self.views) else {}
 
 
 @dataclass
@@ -278,6 +287,12 @@ class _Job:
             done.rows.append(row)
         if before:
             done.notes.append(f"{before} reports were there already, of a run that had not come to its end")
+        views = dict(zip(whole.read.names, whole.read.views, strict=True))
+        for row in done.rows:
+            row.views = {path: views[path] for path in row.study.images if path in views}
+        aside = {path: view for row in done.rows for path, view in row.not_frontal.items()}
+        if told := describe_not_frontal(aside, len(views)):
+            done.notes.append(told)
         done.notes += whole.notes
         done.quarantined = whole.quarantined
         most = self.model.config.max_views
@@ -338,7 +353,10 @@ class _Job:
 
 def _write_all(out: Path, done: WrittenReports, model: ReportModel) -> Path:
     """The table of the reports, and what an evaluation wants to know of the model."""
-    rows = [Prediction(r.study.id, r.text, r.study.report or None, r.study.language) for r in done.rows]
+    rows = [
+        Prediction(row.study.id, row.text, row.study.report or None, row.study.language, "|".join(row.views.values()))
+        for row in done.rows
+    ]
     written_somewhere(out / PREDICTIONS, lambda path: write_predictions(path, rows), "the reports")
     if model.seen is not None:  # so that an evaluation finds the model's own split
         model.seen.save(out / SEEN_FILE)
@@ -351,8 +369,9 @@ def _write_all(out: Path, done: WrittenReports, model: ReportModel) -> Path:
 def _draw(place: Path, row: WrittenReport, model: ReportModel, batch: WrittenBatch) -> None:
     views = [radiograph.pixels for radiograph in row.radiographs]
     valid, tokens = [radiograph.valid for radiograph in row.radiographs], model.config.visual_tokens
+    told = [describe_view(row.not_frontal.get(radiograph.source)) for radiograph in row.radiographs]
     try:
-        row.picture = draw_attention(place, views, row.sentences, row.attention, tokens, valid)
+        row.picture = draw_attention(place, views, row.sentences, row.attention, tokens, valid, told)
     except Exception as error:  # the text does not hang on it
         batch.notes.append(f"{place}: left out, it cannot be made ({type(error).__name__}: {error})")
 
@@ -394,6 +413,7 @@ def _write_chunk(
     for number, ((study, found), text) in enumerate(zip(chunk, texts, strict=True)):
         sentences, places = sentence_tokens(model.tokenizer, ids[number])
         row = WrittenReport(study, text, sentences, radiographs=found)
+        row.views = {radiograph.source: radiograph.view for radiograph in found}
         if number < drawn:
             grid = model.encoder.grid_size
             row.attention = (

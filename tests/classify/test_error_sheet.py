@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from toy_radiographs import draw_radiograph
 
 import hdxray_fast as hx
-from hdxray_fast.classify.attention_maps import PatchMap, patch_map
+from hdxray_fast.classify.attention_maps import PatchMap, film_map, patch_map
 from hdxray_fast.classify.classifier import Classifier, ClassifierConfig
 from hdxray_fast.classify.error_sheet import confident_errors, full_colour, tinted, write_error_sheet
 from hdxray_fast.classify.interval_text import beside_threshold
@@ -57,6 +58,22 @@ def test_a_map_covers_what_was_looked_at(keep, head, pool):
         assert (found.values[looked] > 0).all()
         assert 0.2 < found.values[looked].sum() <= 1.0001  # the rest lies on the class token
         assert "attention" in found.words
+
+
+@pytest.mark.parametrize(("head", "pool"), [("linear", "cls"), ("linear", "mean")])
+def test_padding_that_was_looked_at_is_not_shown_and_counts_as_outside(head, pool):
+    model, chest = classifier(head, pool), np.zeros((4, 4), bool)
+    chest[1:3, 1:3] = True
+    padded = replace(film(), valid=np.arange(16).reshape(4, 4) < 12, inside=chest, flagged=False)
+    whole, found = patch_map(model, 1, *inputs(model)), film_map(model, 1, padded)
+    assert np.isfinite(whole.values).all() and (np.isfinite(found.values) == padded.valid).all()
+    evidence = np.clip(whole.values, 0, None)
+    assert found.outside == pytest.approx(1 - evidence[chest].sum() / evidence.sum())
+    told = replace(found, values=100 * found.values * np.arange(4), signed=True)  # one that stands out
+    assert replace(told, outside=0.62).off_chest == "62 % of it lies outside the chest contour"
+    assert not any(replace(told, outside=share).off_chest for share in (None, 0.5))
+    assert replace(told, outside=0.62, values=told.values / 1e9).off_chest == ""
+    assert film_map(model, 1, replace(padded, flagged=True)).outside is None  # no contour to rely on
 
 
 @pytest.mark.parametrize(("head", "pool"), [("linear", "cls"), ("attention", "mean"), ("linear", "mean")])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -10,9 +12,11 @@ import pytest
 import torch
 
 import hdxray_fast as hx
+from hdxray_fast.classify import film_maps
 from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, save_classifier
 from hdxray_fast.classify.film_maps import MOST, SIDE
 from hdxray_fast.cli.main import main
+from hdxray_fast.data.radiographs import read_radiograph
 
 for package in ("jsonargparse", "loky", "pebble", "safetensors"):
     pytest.importorskip(package)
@@ -54,11 +58,11 @@ def test_without_a_file_a_table_is_printed(radiographs, tmp_path, capsys, monkey
     assert head.split() == CLASSES and [line.split() for line in lines[:5]] == [
         [film, *shown] for film in (*more, files[0])
     ]
-    one_sided = [line for line in lines if line.startswith("called present in")]  # of one film it means nothing
+    one_sided = [line for line in lines if line.startswith("warning: called")]  # of one film it means nothing
     assert one_sided == [
-        "called present in every image, so that the threshold tells nothing apart: a (from 0)",
-        "called present in no image, so that the threshold tells nothing apart: b (from 1), c (from 1), d (from 1), "
-        "e (from 1)",
+        "warning: called present in every image, so that the threshold tells nothing apart: a (from 0)",
+        "warning: called present in no image, so that the threshold tells nothing apart: b (from 1), c (from 1), "
+        "d (from 1), e (from 1)",
     ]
     assert main([*words, "--part", "1/2"]) == 2
     assert "--out: what several processes predict is joined in a file" in capsys.readouterr().err
@@ -84,6 +88,20 @@ def test_a_film_is_drawn_beside_the_maps_of_what_it_shows(radiographs, tmp_path,
         film = picture[:SIDE, :SIDE].astype(int)
         assert (film[..., 0] == film[..., 2]).all()
         assert np.abs(film - picture[:SIDE, SIDE : 2 * SIDE]).mean() > 3
+
+
+def test_captions_say_what_is_no_frontal_chest_and_what_lies_off_the_chest(radiographs, monkeypatch):
+    said = []
+    monkeypatch.setattr(film_maps, "captioned", lambda picture, words: said.append(words) or picture)
+    model, name = classifier(thresholds=[0, 1, 1, 1, 1]), str(radiographs / "0.png")
+    found = hx.predict(name, model)
+    whole = read_radiograph(name, name, 64, 16, "rectangle")
+    chest = np.zeros((4, 4), bool)
+    for film in (whole, replace(whole, view="lateral", flagged=False, inside=chest | np.eye(4, dtype=bool)[::-1])):
+        film_maps._picture(model, found, 0, film)
+    assert len({len(words) for words in said[:2]}) == len({len(words) for words in said[2:]}) == 1
+    assert said[0][:2] == ["0.png", ""] and said[2][:2] == ["0.png", "shows no frontal chest (lateral)"]
+    assert re.fullmatch(r"\d\d % of it lies outside the chest contour", said[3][3])
 
 
 def test_pictures_of_others_stay(radiographs, tmp_path):

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from hdxray_fast.data import contour_files
 from hdxray_fast.data.contour_files import write_contours
 from hdxray_fast.data.csv_cells import read_table
 from hdxray_fast.errors import ArgumentError, ArgumentTypeError
 from hdxray_fast.images.canvas import Canvas
 from hdxray_fast.images.contour import Contour, find_contour, rasterize_polygon
 from hdxray_fast.images.overlay import ACCEPTED, FLAGGED, draw_overlay
+from hdxray_fast.images.view import ChestView
 
 
 def write_image(path, seed: int = 0, shape: tuple[int, int] = (200, 160)):
@@ -97,9 +100,10 @@ class TestWrite:
         summary = write_contours(paths, tmp_path / "out", method="prior", img_size=160)
         assert summary["flagged"] == list(map(str, paths))  # as each of this method is
         told = (
-            f"4 of them flagged ({', '.join(map(str, paths[:3]))}, ...); a row for each in {summary['table']}; 0 files"
+            f"4 contours in {tmp_path / 'out'}, 4 flagged ({', '.join(map(str, paths[:3]))}, ...); all of them in "
+            f"{tmp_path / 'out' / 'contacts.png'}; a row for each in {summary['table']}\n"
         )
-        assert told in capsys.readouterr().out
+        assert capsys.readouterr().out == told
         with open(summary["table"], newline="", encoding="utf-8") as stream:
             rows = read_table(stream, names=("source", "picture"))
         assert [row["source"] for row in rows] == summary["flagged"]
@@ -110,6 +114,20 @@ class TestWrite:
             assert box == pytest.approx([min(x), min(y), max(x), max(y)], abs=0.06)
             assert (row["flagged"], row["method"], row["canvas_size"]) == ("1", "prior", "160")
             assert float(row["confidence"]) == pytest.approx(record["confidence"], abs=1e-4)
+
+    def test_the_last_line_says_which_show_no_frontal_chest(self, tmp_path, capsys, monkeypatch):
+        paths = [write_image(tmp_path / name, k) for k, name in enumerate(("a.png", "b.png"))]
+        whole = contour_files.find_contour
+
+        def lateral(canvas, *options):
+            return replace(whole(canvas, *options), view=ChestView("lateral", "header"))
+
+        monkeypatch.setattr(contour_files, "find_contour", lateral)
+        summary = write_contours(paths[:1], tmp_path / "out", method="prior", img_size=160)
+        assert summary["not_frontal"] == {str(paths[0]): "lateral"}
+        said = capsys.readouterr().out
+        assert said.startswith("1 contour in ") and f"{paths[0]}; leave them out" in said
+        assert "; 1 of 1 shows no frontal chest, by header or pixels (1 lateral): " in said
 
     def test_equal_names_do_not_collide(self, tmp_path):
         paths = [

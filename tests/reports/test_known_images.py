@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,7 +15,10 @@ from report_model_makers import ENGLISH, QUICK, save_small_encoder
 
 pytest.importorskip("transformers")
 
+from hdxray_fast.cli.main import main
+from hdxray_fast.data import radiographs
 from hdxray_fast.errors import ConfigError
+from hdxray_fast.reports import writing
 from hdxray_fast.reports.config import ReportConfig
 from hdxray_fast.reports.evaluate import evaluate_reports
 from hdxray_fast.reports.known_images import KNOWN_FILE, read_known_images
@@ -76,6 +81,27 @@ def test_copies_are_told_by_generate_and_counted_by_evaluate(root, tmp_path):
     found = evaluate_reports(predictions, data=data, bootstraps=0, meteor=False)
     assert found.metrics["seen"] == {"studies": 2, "share": 0.4, "patients": 0, "pixels": 0, "near": 2}
     assert any("2 of these 5 studies (40%): 2 near duplicates; the first is row 2" in note for note in found.notes)
+
+
+def test_a_study_without_a_frontal_chest_is_told_beside_its_report(root, tmp_path, monkeypatch, capsys):
+    """By a note, in the table, on the terminal and on its picture; a lateral film beside a frontal one is none."""
+    whole, drawn = radiographs.read_radiograph, []
+    views = {"s12.png": "lateral", "s13.png": "lateral", "s14.png": "frontal"}
+    read = lambda image, *rest: replace(whole(image, *rest), view=views[Path(image).name])  # noqa: E731
+    monkeypatch.setattr(radiographs, "read_radiograph", read)
+    monkeypatch.setattr(writing, "draw_attention", lambda path, *more: drawn.append(more[-1]))
+    lines = ["id,image,report", f"a,{root / 's12.png'},clear", f"b,{root / 's13.png'};{root / 's14.png'},clear"]
+    (tmp_path / "d.csv").write_text("\n".join(lines))
+    words = ["report", "generate", "--data", str(tmp_path / "d.csv"), "--split", "all", "--model", str(root / "run")]
+    words += ["--out", str(tmp_path / "out"), "--workers", "0", "--max-length", "4", "--num-beams", "1"]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    told = f"1 of 3 shows no frontal chest, by header or pixels (1 lateral): {root / 's12.png'}; leave them out"
+    assert f"note: {told}" in said.err
+    assert "row 2: shows no frontal chest (lateral)\n" in said.out and "row 3\n" in said.out
+    assert drawn == [["shows no frontal chest (lateral)"], ["", ""]]
+    with open(tmp_path / "out" / "predictions.csv", newline="") as stream:
+        assert [row["view"] for row in csv.DictReader(stream)] == ["lateral", "lateral|frontal"]
 
 
 def test_most_of_them_are_refused(root, tmp_path):
