@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from .terminal import plural
+
 EVERY = 30  # seconds between two lines of a log
 
 
@@ -102,8 +104,8 @@ class LogLines:
         self._last, self._said = time.monotonic(), self.done
         seconds, new = self._last - self._began, self.done - self._before
         left = f", {_in_words(seconds / new * (self.total - self.done))} left" if new and self.done < self.total else ""
-        units = f"{self.unit[:-1]}ies" if self.unit.endswith("y") else f"{self.unit}s"
         if self.show:
+            units = self.unit if self.total == 1 else plural(self.unit)
             note(f"{self.label}: {self.done} of {self.total} {units} after {_in_words(seconds)}{left}{self._words}")
 
 

@@ -40,8 +40,15 @@ def visible_lines(text: object) -> str:
 
 
 def counted(count: float, unit: str) -> str:
-    """``1 step``, ``2 steps``, ``1,000 steps``."""
-    return f"{count:,g} {unit}{'s' * (count != 1)}" if count < 1000 else f"{count:,.0f} {unit}s"
+    """``1 step``, ``2 steps``, ``1,000 studies``."""
+    return f"{f'{count:,g}' if count < 1000 else f'{count:,.0f}'} {unit if count == 1 else plural(unit)}"
+
+
+def plural(unit: str) -> str:
+    """``steps``, ``studies``, ``classes``."""
+    if re.search("[^aeiou]y$", unit):
+        return f"{unit[:-1]}ies"
+    return f"{unit}{'es' if unit.endswith(('s', 'ch')) else 's'}"
 
 
 def are(count: int, unit: str) -> str:

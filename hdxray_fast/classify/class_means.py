@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..terminal import counted
 from .intervals import Gaps, Interval, mean_interval, with_interval
 
 
@@ -62,5 +63,4 @@ def describe_mean(over: Mapping) -> str:
     """Over how many classes a mean is and without which, of a report's ``mean_over``; blank if over all."""
     if not over["left_out"]:
         return ""
-    classes = f"{len(over['classes'])} class{'' if len(over['classes']) == 1 else 'es'}"
-    return f"the mean is over {classes}, without {', '.join(over['left_out'])}"
+    return f"the mean is over {counted(len(over['classes']), 'class')}, without {', '.join(over['left_out'])}"

@@ -16,6 +16,7 @@ import numpy as np
 from ..data.listing import FilesByName
 from ..errors import ConfigError
 from ..regular_files import read_json, read_text
+from ..terminal import counted
 from .label_csv import import_pandas, label_values, read_csv, require_cells, require_columns, strings
 from .label_table import LabelTable
 from .padchest_tree import with_broader
@@ -104,7 +105,8 @@ def read_mimic(path: Path, images: Path | None, *, classes: Sequence[str] | None
     require_columns(views, path, ("dicom_id", "ViewPosition"))
     frame = splits.merge(views[["dicom_id", "ViewPosition"]], on="dicom_id", how="left")
     joined = frame.merge(labels[["subject_id", "study_id", *classes]], on=["subject_id", "study_id"], how="inner")
-    notes = [f"{len(frame) - len(joined)} images of studies without labels"] if len(frame) > len(joined) else []
+    left = len(frame) - len(joined)
+    notes = [f"{counted(left, 'image')} of studies without labels"] if left else []
     frame, more = _frontal(joined, "ViewPosition", ("PA", "AP"))
     base = images or root
     paths = [
@@ -148,7 +150,7 @@ def read_nih14(path: Path, images: Path | None, *, classes: Sequence[str] | None
         place |= dict.fromkeys(read_text(lists["test"], None).split(), "test")
         listed = frame["Image Index"].isin(place).to_numpy()
         if not listed.all():
-            notes.append(f"{int((~listed).sum())} images that are in neither train_val_list.txt nor test_list.txt")
+            notes.append(f"{counted(int((~listed).sum()), 'image')} in neither train_val_list.txt nor test_list.txt")
             frame, labels = frame[listed], labels[listed]
         splits = [place[name] for name in frame["Image Index"]]
     else:
@@ -196,7 +198,7 @@ def read_rsna(path: Path, images: Path | None, *, classes: Sequence[str] | None 
             f"({RSNA_MAPPING}): weights trained or pre-trained on ChestX-ray14 may have seen them"
         ]
     if known and lost:
-        notes.append(f"{lost} images that are not in {RSNA_MAPPING} count as a patient of their own")
+        notes.append(f"{counted(lost, 'image')} not in {RSNA_MAPPING}: each a patient of its own")
     return LabelTable(
         [str(root / f"{name}.dcm") for name in names],
         grouped.to_numpy(np.float32)[:, None],
@@ -291,17 +293,17 @@ def read_padchest(path: Path, images: Path | None, *, classes: Sequence[str] | N
     frame, notes = _frontal(frame, "Projection", PADCHEST_FRONTAL)
     known = frame["Labels"].notna()
     if not known.all():
-        notes.append(f"{int((~known).sum())} images without labels")
+        notes.append(f"{counted(int((~known).sum()), 'image')} without labels")
         frame = frame[known]
     findings = [_listed(value, file, row + 2) for row, value in frame["Labels"].items()]
     usable = [not found & PADCHEST_UNUSABLE and found != {"unchanged"} for found in findings]
     if not all(usable):
-        notes.append(f"{usable.count(False)} images marked as unusable, or as unchanged and no more")
+        notes.append(f"{counted(usable.count(False), 'image')} marked as unusable, or as unchanged and no more")
         frame, findings = frame[usable], [found for found, use in zip(findings, usable, strict=True) if use]
     exact = sum(map(len, findings))
     findings = [with_broader(found) for found in findings]
     if added := sum(map(len, findings)) - exact:
-        notes.append(f"{added} broader labels hold by more exact ones (PadChest's tree)")
+        notes.append(f"added: {counted(added, 'broader label')}, by more exact ones (PadChest's tree)")
     counts: dict[str, int] = {}
     for found in findings:
         for name in found:
@@ -314,7 +316,7 @@ def read_padchest(path: Path, images: Path | None, *, classes: Sequence[str] | N
     root = images or file.parent
     names = frame["ImageID"].astype(str)
     if (blank := frame["PatientID"].isna()).any():
-        notes.append(f"{int(blank.sum())} images without PatientID count as a patient of their own")
+        notes.append(f"{counted(int(blank.sum()), 'image')} without PatientID: each a patient of its own")
     folders = strings(frame["ImageDir"].fillna("")) if "ImageDir" in frame.columns else [""] * len(frame)
     return LabelTable(
         [str(_existing(root / folder / name, root / name)) for folder, name in zip(folders, names, strict=True)],
@@ -345,9 +347,9 @@ def _frontal(frame, column: str, wanted: Sequence[str]):
         return frame, []
     keep, untold = frame[column].isin(wanted), frame[column].isna()
     notes = [
-        f"{count} images {what}"
+        f"{counted(count, 'image')} {what}"
         for count, what in (
-            (int((~keep & ~untold).sum()), "that are no frontal view"),
+            (int((~keep & ~untold).sum()), "of no frontal view"),
             (int(untold.sum()), f"whose view is not told ({column} is empty)"),
         )
         if count

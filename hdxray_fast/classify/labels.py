@@ -276,7 +276,7 @@ def describe_labels(table: LabelTable) -> str:
     counts = []
     for split in SPLITS:
         part = table.split(split)
-        counts.append(f"{len(part)} images, {len(set(part.patients))} patients")
+        counts.append(f"{counted(len(part), 'image')}, {counted(len(set(part.patients)), 'patient')}")
     lines = [f"{'':{width}}  {''.join(head)}", f"{'':{width}}  {''.join(f'{count:>28}' for count in counts)}"]
     balance = {(row["split"], row["class"]): row for row in table.balance()}
     for name in table.classes:
@@ -327,7 +327,7 @@ def thin_test(table: LabelTable) -> list[str]:
     wide = {name: margin for name, pair in counts.items() if (margin := auroc_margin(*pair)) > WIDEST_MARGIN}
     if wide:
         name = max(wide, key=wide.__getitem__)
-        others = f", and {len(wide) - 1} other classes are too few as well" if len(wide) > 1 else ""
+        others = f", and those of {counted(len(wide) - 1, 'other class')} are too few as well" if len(wide) > 1 else ""
         found.append(
             f"warning: test is too small to say much: with {counts[name][0]} positive and {counts[name][1]} negative "
             f"images of {name} an AUROC of 0.8 is known to ± {wide[name]:.2f}{others}"

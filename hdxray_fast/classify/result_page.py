@@ -10,6 +10,7 @@ import numpy as np
 
 from ..data.bootstrap import PatientDraws
 from ..data.web_page import jpeg_of_file, page, table, text
+from ..terminal import counted
 from .calibration import describe_temperature
 from .charts import STYLE, calibration_chart, recall_chart, roc_chart
 from .class_means import describe_mean
@@ -51,15 +52,19 @@ def result_page(
         seed: of the draws of patients.
         made: when; now by default.
     """
-    count = len(labels.classes)
-    counted = f"{report['images']} images of {report['patients']} patients, {count} class{'es' if count > 1 else ''}"
-    parts = [f"<h1>{text(title)}</h1><p>{counted}.</p>", *_told(report.get("notes", ())), _metrics(report)]
+    units = (report["images"], "image"), (report["patients"], "patient"), (len(labels.classes), "class")
+    images, patients, classes = (counted(*pair) for pair in units)
+    parts = [
+        f"<h1>{text(title)}</h1><p>{images} of {patients}, {classes}.</p>",
+        *_told(report.get("notes", ())),
+        _metrics(report),
+    ]
     parts += [_decisions(report["decisions"])] if "decisions" in report else [_points(report)]
     draws = PatientDraws(labels.patients, min(report["bootstraps"], BAND_DRAWS), seed)
     order = np.argsort(-np.nansum(labels.labels, axis=0), kind="stable")
     parts += [_class(labels, probabilities, thresholds, report, column, draws) for column in order[:MOST_CLASSES]]
-    if len(order) > MOST_CLASSES:
-        parts.append(f'<p class="small">{len(order) - MOST_CLASSES} classes with fewer positives have no charts.</p>')
+    if (left := len(order) - MOST_CLASSES) > 0:
+        parts.append(f'<p class="small">Without charts: {counted(left, "class")} with fewer positives.</p>')
     if sheet and (errors := jpeg_of_file(sheet, "radiographs that were decided wrongly, and where the model looked")):
         parts.append(f'<h2>Most confident errors</h2><div class="wide sheet">{errors}</div>')
     settings = extra.get("config") or {name: extra[name] for name in ("model", "data", "split") if name in extra}
@@ -165,7 +170,7 @@ def _class(
     row = report["classes"][name]
     known = np.flatnonzero(~np.isnan(labels.labels[:, column]))
     truth, score = labels.labels[known, column].astype(int), probabilities[known, column].astype(np.float64)
-    head = f"<h2>{text(name)}</h2><p>{row['positive']} images with it, {row['negative']} without"
+    head = f"<h2>{text(name)}</h2><p>{counted(row['positive'], 'image')} with it, {row['negative']} without"
     head += f" ({row['positive_patients']} and {row['negative_patients']} patients).</p>"
     if not row["positive"] or not row["negative"]:
         return f"{head}<p>No curves: one kind is missing.</p>"

@@ -27,6 +27,7 @@ from ..models.encoder import Encoder
 from ..models.inference import find_precision
 from ..models.inputs import encoder_inputs, view_of
 from ..ranks import from_main, on_main
+from ..terminal import counted
 from ..training.data_record import DataRecord, content_digest, prints_of
 from ..training.loop import Training
 from ..training.processes import weights_from_main
@@ -128,7 +129,7 @@ class FinetuneTask(Task):
 
     def _find_prepared(self, training: Training) -> tuple[PreparedSubset, list[Quarantined]]:
         found, gone = find_some(self.table.paths, self.prepared, self.config.data, self.whole.paths)
-        training.print(f"{len(found)} radiographs in {self.config.prepared}, {len(gone)} are not there")
+        training.print(f"{counted(len(found), 'radiograph')} in {self.config.prepared}, {len(gone)} not there")
         return found, gone
 
     def use(self, prepared: PreparedSubset) -> None:

@@ -11,6 +11,7 @@ from ..data.seen import SEEN_FILE, Overlap
 from ..data.seen_key import KEY_FILE, fits, is_same
 from ..data.splits import SPLIT_NAMES, SPLITS, canonical_split, patients_hash
 from ..errors import ConfigError
+from ..terminal import counted
 from .classifier import Classifier
 from .label_table import LabelTable
 from .labels import check_rows, labels_hash, leave_out_unlabelled, redrawn
@@ -68,7 +69,7 @@ def part_to_test(
     """
     table = _chosen_part(table, split, source, model, preset, allowed)
     uncertain = int((table.labels == UNCERTAIN).sum())
-    notes = [f"{uncertain} uncertain labels count for nothing: metrics are of what is known"] if uncertain else []
+    notes = [f"{counted(uncertain, 'uncertain label')} left out: metrics are of what is known"] if uncertain else []
     table = replace(table, labels=without_uncertain(table.labels), notes=[*table.notes, *notes])
     return leave_out_unlabelled(table, source)
 

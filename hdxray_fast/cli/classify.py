@@ -11,7 +11,8 @@ from ..data.film_views import describe_not_frontal
 from ..data.quarantine import first_unreadable
 from ..errors import ConfigError
 from ..progress import note
-from ..terminal import aligned, first_names, fitted, visible
+from ..terminal import aligned, counted, first_names, fitted, visible
+from ..training.resuming import STOPPED
 from .options import add_config, add_inference, add_part, add_reading, tell_encoder, tell_waiting
 
 MANY = 10  # images from which on predict tells that one answer is given for all of them
@@ -106,8 +107,9 @@ def run_finetune_command(**options) -> int:
         note(f"encoder: {config.model}, untrained; --weights pretrained is the one that comes with the package")
     else:
         tell_encoder(config.weights)
-    print(fitted(describe_finetuning(config, run_finetuning(config))))
-    return 0
+    results = run_finetuning(config)
+    print(fitted(describe_finetuning(config, results)))
+    return 0 if results[-1].finished else STOPPED
 
 
 def run_predict_command(paths: list[str], model: str, out: str | None, maps: str | None, **options) -> int:
@@ -150,7 +152,7 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
             for line in describe_one_sided(called):
                 print(fitted(line))
     if out is not None:
-        print(f"{len(found.images)} images in {visible(done.out)}")
+        print(f"{counted(len(found.images), 'image')} in {visible(done.out)}")
     if maps is not None:
         print(f"where the model looked: {visible(maps)}")
     return 0 if found.images else 2

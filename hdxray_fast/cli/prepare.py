@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..progress import note
-from ..terminal import visible
+from ..terminal import counted, visible
 from .options import add_config
 from .program import program
 
@@ -62,6 +62,14 @@ def run_prepare_command(**options) -> int:
         _tell_unreadable(result.unreadable, f"{QUARANTINE} once all parts are merged")
         print(f"other parts are not done yet; the last one merges, or: {program()} merge {config.out}")
         return 0
+    if result.was_whole:
+        print(
+            f"nothing to do: {counted(result.summary['images'], 'image')} of "
+            f"{counted(result.summary['sources'], 'source')}, prepared before; --add takes in what has come since, "
+            "--retry reads the unreadable files again"
+        )
+        _tell_place(result.out)
+        return 0
     _tell_merged(result.out, result.summary)
     if result.summary["patients"]:  # else the key hides nobody yet
         note(_about_key(result.key, result.out))
@@ -86,12 +94,18 @@ def run_merge_command(folder: str) -> int:
 
 
 def _tell_merged(out: Path, summary: dict) -> None:
-    from ..data.prepared.index import QUARANTINE, TILES, read_unreadable
-    from ..data.prepared.summary import PICTURES
+    from ..data.prepared.index import QUARANTINE, read_unreadable
     from ..data.prepared.tally import describe
 
     print(describe(summary))
     _tell_unreadable(read_unreadable(out), out / QUARANTINE)
+    _tell_place(out)
+
+
+def _tell_place(out: Path) -> None:
+    from ..data.prepared.index import QUARANTINE, TILES
+    from ..data.prepared.summary import PICTURES
+
     pictures = ", ".join(name for name in PICTURES if (out / name).exists())
     print(f"the data set is {visible(out)}; look at {pictures} ({TILES}: the file of each tile) and {QUARANTINE} in it")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ..terminal import fitted
-from ..training.resuming import stopped_early
+from ..training.resuming import STOPPED, stopped_early
 from .options import add_config, loss_line
 
 
@@ -49,15 +49,16 @@ def run_pretrain_command(**options) -> int:
     from ..pretrain.task import run_pretraining
 
     result = run_pretraining(PretrainConfig(**options))
+    status = 0 if result.finished else STOPPED
     if int(os.environ.get("RANK", "0")):
-        return 0  # of several processes one speaks
+        return status  # of several processes one speaks
     if result.losses:
         print(loss_line(result))
         print(f"(predicting each patch by its own mean would give {result.baseline:.4f})")
     if result.picture:
         print(f"picture: {result.picture}")
     print(f"model: {result.out / 'model'}" if result.finished else stopped_early(result.out))
-    return 0
+    return status
 
 
 COMMANDS = {"plan": run_plan_command, "pretrain": run_pretrain_command}

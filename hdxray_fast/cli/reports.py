@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from ..data.film_views import describe_view
 from ..progress import note
-from ..terminal import fitted, visible
-from ..training.resuming import stopped_early
+from ..terminal import counted, fitted, visible
+from ..training.resuming import STOPPED, stopped_early
 from .options import add_config, add_part, add_precision, add_reading, loss_line, tell_waiting
 
 
@@ -126,7 +126,7 @@ def run_train_command(**options) -> int:
         print(loss_line(result))
     if not result.finished:
         print(stopped_early(result.out))
-        return 0
+        return STOPPED
     if result.best_step:
         print(f"best {config.metric} on {config.validate_split}: {result.best:.4f} at step {result.best_step}")
     print(f"model: {result.out / 'model'}")
@@ -190,7 +190,7 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
     for told in done.notes:
         note(f"note: {visible(told)}")
     if done.predictions:
-        print(f"{len(done.rows)} reports in {done.predictions}")
+        print(f"{counted(len(done.rows), 'report')} in {done.predictions}")
     return 0 if done.rows else 2
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..terminal import are, counted
 from .near_duplicates import near_pairs, united
 from .splits import SPLITS
 
@@ -44,8 +45,8 @@ def keep_copies_together(
     notes = []
     if len(movable) < len(pairs):
         notes.append(
-            f"warning: {len(pairs) - len(movable)} pairs of near duplicates lie across splits that the manifest gives, "
-            f"and flatter the metrics; the first pair of all is {told}"
+            f"warning: {counted(len(pairs) - len(movable), 'pair')} of near duplicates across splits that the manifest "
+            f"gives: metrics on these flatter; the first pair of all is {told}"
         )
     if not movable:
         return everything, notes
@@ -58,7 +59,7 @@ def keep_copies_together(
             last[person] = max(last.get(person, 0), place)
     kept = [row for row, person in enumerate(people) if last.get(person, rank[row]) == rank[row]]
     notes.append(
-        f"{len(splits) - len(kept)} images are left out of train or val: their patients share a film with a later "
+        f"{are(len(splits) - len(kept), 'image')} left out of train or val, of patients who share a film with a later "
         f"split; the first pair of near duplicates is {told}"
     )
     return kept, notes

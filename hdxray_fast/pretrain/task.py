@@ -27,6 +27,7 @@ from ..ops.gather import gather_patches
 from ..ops.loss import reconstruction_loss
 from ..ops.view import View
 from ..ranks import on_main, together
+from ..terminal import are
 from ..training.data_record import DataRecord, prints_of
 from ..training.loop import Training
 from ..training.run_folder import as_begun
@@ -123,7 +124,7 @@ def run_pretraining(
             images, _ = read_images(training, sources, cache, size=config.img_size, contour=config.contour)
         if config.val_share:
             kept, held = held_out_rows(patients_of(config, images), images.hashes(), config.val_share, config.seed)
-            training.print(f"{len(held)} radiographs are held out, {len(kept)} are trained on")
+            training.print(f"{are(len(held), 'radiograph')} held out, {len(kept)} trained on")
             task.use(images.subset(kept), images.subset(held))
         else:
             task.use(images)

@@ -16,6 +16,7 @@ from ..data.radiograph_dataset import RadiographDataset
 from ..data.ragged import Ragged
 from ..data.split_copies import keep_copies_together
 from ..models.inputs import Looks
+from ..terminal import counted as counted_units
 from .features import FeatureStore
 from .model import ReportModel, pad_targets
 from .studies import SHOWN, Study, counted
@@ -95,13 +96,13 @@ def ready_studies(
     notes = []
     if bad:
         shown = "; ".join(f"{item.path}: {item.reason}" for item in bad[:SHOWN]) + ("; ..." if len(bad) > SHOWN else "")
-        notes.append(f"{len(bad)} radiographs cannot be read ({shown})")
+        notes.append(f"{counted_units(len(bad), 'radiograph')} unreadable ({shown})")
     if without:
-        notes.append(counted(without, "studies", "left out: none of their radiographs can be read"))
+        notes.append(counted(without, "study", "left out: none of their radiographs can be read"))
     if fewer:
-        notes.append(counted(fewer, "studies", "go on without a radiograph that cannot be read"))
+        notes.append(counted(fewer, "study", "read without a radiograph that cannot be read"))
     if more:
-        notes.append(counted(more, "studies", f"are read by their first {max_views} radiographs (max_views)"))
+        notes.append(counted(more, "study", f"read by the first {max_views} radiographs alone (max_views)"))
     return ReadyStudies(studies.rows(rows), numbers), notes
 
 

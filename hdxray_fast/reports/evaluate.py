@@ -257,13 +257,13 @@ def _pair(made: list[Prediction], studies: list[Study], named: str, partial: boo
         )
     if without and not partial:
         raise ConfigError(
-            f"{named}: {counted(without, 'studies', 'have no generated text')}; generate theirs too, or score the "
+            f"{named}: {counted(without, 'study', 'without generated text')}; generate theirs too, or score the "
             "others with partial"
         )
     if without:
-        notes.append(counted(without, "studies", "are not scored: they have no generated text"))
+        notes.append(counted(without, "study", "not scored: no generated text"))
     if extra := [prediction.place for prediction in made if prediction.id not in known]:
-        notes.append(counted(extra, "generated texts", "are not scored: no such study is in the data and split"))
+        notes.append(counted(extra, "generated text", "not scored: no such study is in the data and split"))
     rows, bare = [], []
     for study in studies:
         if study.id not in texts:
@@ -283,7 +283,7 @@ def _pair(made: list[Prediction], studies: list[Study], named: str, partial: boo
             }
         )
     if bare:
-        notes.append(counted(bare, "studies", "are not scored: the reference is empty"))
+        notes.append(counted(bare, "study", "not scored: the reference is empty"))
     if not rows:
         raise ConfigError(f"{named}: nothing can be scored ({'; '.join(notes)})")
     return rows, notes
@@ -306,7 +306,7 @@ def _by_radiograph(made: list[Prediction], studies: list[Study], named: str) -> 
     often = {name for name, times in Counter(filter(None, matched)).items() if times > 1}
     if twice := [study.named for study in studies if study.id in often]:
         raise ConfigError(
-            f"{named}: its ids are radiographs, and {counted(twice, 'studies', 'have several of them')}; write one "
+            f"{named}: its ids are radiographs, and {counted(twice, 'study', 'with several of them')}; write one "
             "report a study, with generate --data"
         )
     renamed = [

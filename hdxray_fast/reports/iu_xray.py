@@ -31,7 +31,7 @@ def read_iu_xray(folder: Path, images: Path, sections: str, language: str) -> St
             bad.append(str(error))
     table = StudyTable(studies)
     if bad:
-        table.notes.append(counted(bad, "XML files", "left out: unreadable"))
+        table.notes.append(counted(bad, "XML file", "left out: unreadable"))
     return table
 
 

@@ -106,7 +106,7 @@ def read_mimic_cxr(folder: Path, images: Path, sections: str, language: str) -> 
         )
     table = StudyTable(studies)
     if without_text:
-        table.notes.append(counted(without_text, "studies", "left out: their text file is missing"))
+        table.notes.append(counted(without_text, "study", "left out: their text file is missing"))
     return table
 
 

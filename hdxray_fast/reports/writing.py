@@ -30,6 +30,7 @@ from ..models.inference import PRECISIONS, autocast, check_word, find_precision
 from ..models.inputs import as_batch
 from ..progress import progress_bar
 from ..ranks import acquainted
+from ..terminal import counted as counted_units
 from .attention_picture import draw_attention, picture_names, sentence_maps
 from .journal import Journal, WrittenBatch, made_with
 from .known_images import KNOWN_FILE, write_known_images
@@ -286,7 +287,9 @@ class _Job:
             row.picture = Path(self.out) / picture if picture else None
             done.rows.append(row)
         if before:
-            done.notes.append(f"{before} reports were there already, of a run that had not come to its end")
+            done.notes.append(
+                f"{counted_units(before, 'report')} written already, by a run that had not come to its end"
+            )
         views = dict(zip(whole.read.names, whole.read.views, strict=True))
         for row in done.rows:
             row.views = {path: views[path] for path in row.study.images if path in views}
@@ -299,17 +302,17 @@ class _Job:
         more = [place for place, study in enumerate(self.studies) if len(study.images) > most]
         for places, what in (
             (whole.without, "left out: none of their radiographs can be read"),
-            (whole.fewer, "go on without a radiograph that cannot be read"),
-            (more, f"are read by their first {most} radiographs (max_views)"),
+            (whole.fewer, "read without a radiograph that cannot be read"),
+            (more, f"read by the first {most} radiographs alone (max_views)"),
         ):
             if places:
-                done.notes.append(counted([self.studies[place].named for place in places], "studies", what))
+                done.notes.append(counted([self.studies[place].named for place in places], "study", what))
         if seen is not None:
             done.known, notes = whole.read.known_to(seen)
             done.notes += notes
         empty = [row.study.named for row in done.rows if not row.text]
         if empty:
-            done.notes.append(counted(empty, "studies", "got an empty report"))
+            done.notes.append(counted(empty, "study", "with an empty report"))
         return done
 
     def _places(self, number: int) -> range:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from ..terminal import visible
 
+STOPPED = 128 + signal.SIGTERM  # status of a command whose training was told to stop: not finished, and no error
 RESUME = "the same command with --resume auto goes on"
 
 

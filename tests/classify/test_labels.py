@@ -276,7 +276,7 @@ def test_chexpert(tmp_path):
     raw = PRESETS["chexpert"](root, None)
     assert raw.classes == list(CHEXPERT)
     assert len(raw) == 16
-    assert raw.notes[0] == "1 images that are no frontal view"
+    assert raw.notes[0] == "1 image of no frontal view"
     assert raw.notes[1:] == ["no list of the test set: valid.csv, which radiologists labelled, is the test split"]
     assert raw.labels[:4, 2].tolist() == [0, -1, 0, 1]  # patients 1 to 4: 0.0, -1.0, blank, 1.0
     assert raw.labels[:12, 0].tolist() == [0] * 12  # a blank is a negative
@@ -316,7 +316,7 @@ def test_mimic(tmp_path):
     assert table.splits == ["train"] * 6 + ["val"] * 3 + ["test"] * 3
     assert table.labels[:4, 0].tolist() == [1, 0, 0, 0]
     assert table.paths[0] == str(tmp_path / "files/p10/p10000000/s50000000/d0PA.jpg")
-    assert table.notes[:2] == ["1 images of studies without labels", "12 images that are no frontal view"]
+    assert table.notes[:2] == ["1 image of studies without labels", "12 images of no frontal view"]
     assert table.notes[2].startswith("2 uncertain labels in val and test count for nothing (Edema 2)")
 
 
@@ -344,7 +344,7 @@ def test_nih14(tmp_path):
     write(tmp_path / "test_list.txt", "\n".join(f"{i:08d}_000.png" for i in range(22, 30)))
     table = PRESETS["nih14"](tmp_path, None)
     assert (len(table), table.splits.count("train")) == (28, 20)
-    assert table.notes == ["2 images that are in neither train_val_list.txt nor test_list.txt"]
+    assert table.notes == ["2 images in neither train_val_list.txt nor test_list.txt"]
     write(tmp_path / "Data_Entry_2017.csv", lines[0] + "\n1.png,Scoliosis,0,1,60,M,PA\n")
     with pytest.raises(hx.ConfigError, match="row 2, column 'Finding Labels' holds a finding"):
         PRESETS["nih14"](tmp_path, None)
@@ -401,12 +401,12 @@ def test_padchest_lists_in_text(tmp_path):
     table = PRESETS["padchest"](path, None)
     assert table.classes == ["cardiomegaly", "pleural effusion"]
     assert table.labels[:2].tolist() == [[0, 0], [1, 1]]
-    assert table.notes == ["1 images that are no frontal view", "1 images without labels"]
+    assert table.notes == ["1 image of no frontal view", "1 image without labels"]
     assert table.paths[4] == str(tmp_path / "1" / "4.png")
     write(path, path.read_text().replace(",pt5,", ",,").replace(",pt6,", ",,"))
     table = PRESETS["padchest"](path, None)
     assert table.patients[4:8] == ["pt4", "5.png", "6.png", "pt7"]
-    assert table.notes[-1] == "2 images without PatientID count as a patient of their own"
+    assert table.notes[-1] == "2 images without PatientID: each a patient of its own"
     with pytest.raises(hx.ConfigError, match="'tuberculosis' is not in"):
         PRESETS["padchest"](path, None, classes=["tuberculosis"])
 

@@ -121,7 +121,7 @@ def test_a_probe_leaves_no_copies_across_drawn_splits_and_tells_of_given_ones(ro
     rows += [(f"copy{number}.png", f"q{number}", number % 2) for number in range(9)]
     data = write(root / "drawn.csv", rows, "image,patient,high")
     result = probe(root, data, tmp_path / "drawn", val_share=0.2, test_share=0.3)
-    assert any("images are left out of train or val: their patients share a film" in note for note in result.notes)
+    assert any("left out of train or val, of patients who share a film" in note for note in result.notes)
     model = load_classifier(tmp_path / "drawn")
     in_test = [line.split(",")[0] for line in (tmp_path / "drawn" / "predictions.csv").read_text().splitlines()[1:]]
     overlap = predict(in_test, model).overlap
@@ -132,7 +132,7 @@ def test_a_probe_leaves_no_copies_across_drawn_splits_and_tells_of_given_ones(ro
     )]  # fmt: skip
     data = write(root / "given.csv", [*given, ("copy0.png", "q0", 0, "test")])
     result = probe(root, data, tmp_path / "given")
-    assert any(note.startswith("warning: 1 pairs of near duplicates lie across splits") for note in result.notes)
+    assert any(note.startswith("warning: 1 pair of near duplicates across splits") for note in result.notes)
     assert result.report["images"] == 7
 
 

@@ -55,11 +55,11 @@ def test_padchest_holds_the_text_nan(tmp_path):
     assert len(table) == 180
     assert table.labels.sum(0).tolist() == [60, 60]
     assert table.notes == [
-        "1 images that are no frontal view",
-        "1 images whose view is not told (Projection is empty)",
+        "1 image of no frontal view",
+        "1 image whose view is not told (Projection is empty)",
         "60 images without labels",
         "60 images marked as unusable, or as unchanged and no more",
-        "2 images without PatientID count as a patient of their own",
+        "2 images without PatientID: each a patient of its own",
     ]
     assert len(set(table.patients)) == 180
     assert table.paths[3].endswith("5/5_abc.png")
@@ -103,7 +103,7 @@ def test_chexpert_paths_from_anywhere(tmp_path, root, slash):
     table = read_manifest(folder, preset="chexpert")
     assert Counter(table.splits) == {"train": 12, "val": 6, "test": 5}
     assert table.splits == ["train"] * 12 + ["val"] * 6 + ["test"] * 5
-    assert table.notes == ["3 images that are no frontal view"]
+    assert table.notes == ["3 images of no frontal view"]
     assert table.patients[12] == "patient64541"
     for row, name in ((0, "train/patient10001"), (13, "valid/patient64542"), (20, "test/patient64743")):
         assert table.paths[row] == str(folder / name / "study1" / "view1_frontal.jpg")
@@ -143,7 +143,7 @@ def test_mimic_views_that_nobody_told(tmp_path):
     table = read_manifest(tmp_path, preset="mimic-cxr", classes=["Atelectasis", "Edema"])
     assert len(table) == 24
     assert table.notes == [
-        "36 images that are no frontal view",
+        "36 images of no frontal view",
         "12 images whose view is not told (ViewPosition is empty)",
     ]
 
@@ -226,7 +226,7 @@ def test_padchest_labels_hold_upwards(tmp_path):
     names = ["pleural effusion", "loculated pleural effusion", "consolidation", "alveolar pattern", "infiltrates"]
     table = PRESETS["padchest"](path, None, classes=names)
     assert table.labels[:4].tolist() == [[1, 1, 0, 0, 0], [1, 0, 0, 0, 0], [0, 0, 1, 1, 1], [0] * 5]
-    assert "8 broader labels hold by more exact ones (PadChest's tree)" in table.notes
+    assert "added: 8 broader labels, by more exact ones (PadChest's tree)" in table.notes
     for name in BROADER:  # the tree has no circles
         assert name not in with_broader(BROADER[name])
 
@@ -251,7 +251,7 @@ def test_rsna_patients_by_the_published_mapping(tmp_path):
     )
     assert sorted(set(table.patients)) == ["1", "2", "3", "4", "5", "6", "image-11"]
     assert table.notes[0].startswith("the 12 images are of 7 patients of ChestX-ray14")
-    assert table.notes[1].startswith("1 images that are not in pneumonia-challenge")
+    assert table.notes[1].startswith("1 image not in pneumonia-challenge")
 
     header = "Image Index,Finding Labels,Follow-up #,Patient ID"
     nih = write(tmp_path / "Data_Entry_2017.csv", [header, *(f"{i:08d}_000.png,Mass,0,{i}" for i in range(1, 4))])

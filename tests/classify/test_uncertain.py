@@ -76,7 +76,7 @@ def test_evaluation_asks_for_no_policy(tmp_path, capsys):
     options = {"bootstraps": 0, "workers": 0, "max_bad_share": 0}
     capsys.readouterr()
     report = evaluate_files(out, data, tmp_path / "edema", classes=["edema"], **options)
-    assert "3 uncertain labels count for nothing" in capsys.readouterr().err
+    assert "3 uncertain labels left out" in capsys.readouterr().err
     assert report["images"] == 7  # of ten in test; of three nobody is sure
     assert report["classes"]["edema"]["auroc"] == result.report["classes"]["edema"]["auroc"]
     assert (report["classes"]["edema"]["positive"], report["classes"]["edema"]["negative"]) == (4, 3)

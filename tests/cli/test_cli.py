@@ -6,6 +6,7 @@ import json
 import shlex
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -72,6 +73,25 @@ def test_demo_goes_from_dicom_to_panel(tmp_path, capsys):
     (picture,) = (tmp_path / "demo" / "features").glob("*.png")
     said = capsys.readouterr().out
     assert "panel.png" in said and str(picture) in said and picture.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("words", "run"),
+    [
+        (["pretrain"], "pretrain.task.run_pretraining"),
+        (["finetune"], "classify.finetune.run_finetuning"),
+        (["report", "train"], "reports.run.run_report_training"),
+    ],
+)
+def test_a_training_that_was_told_to_stop_does_not_end_as_a_finished_one(tmp_path, monkeypatch, capsys, words, run):
+    """It had status 0: a scheduler could not tell."""
+    result = SimpleNamespace(out=tmp_path, finished=False, losses=[], picture=None)
+    monkeypatch.setattr(f"hdxray_fast.{run}", lambda config: [result] if words == ["finetune"] else result)
+    told = ["--data", str(tmp_path), "--out", str(tmp_path), "--weights", "pretrained"]
+    assert main([*words, *told]) == 143
+    assert (
+        capsys.readouterr().out == f"stopped early, saved in {tmp_path}; the same command with --resume auto goes on\n"
+    )
 
 
 def test_a_demo_that_is_stopped_says_so(radiographs, tmp_path, monkeypatch, capsys):

@@ -79,6 +79,10 @@ def test_what_was_left_out_is_told_with_its_reason_and_its_file(tmp_path, capsys
     assert f"filtered: {reasons}; in a new set, --view any --body-part any keeps them\n" in told.out
     assert "look at summary.png, contacts.png, left_out.png (contacts.csv: the file of each tile)" in told.out
     assert "key" not in told.out + told.err  # no patient is known
+    assert main(["prepare", str(films), "--out", str(out), *small]) == 0
+    again = capsys.readouterr()
+    assert again.out.startswith("nothing to do: 2 images of 4 sources, prepared before; --add takes in")
+    assert again.out.splitlines()[1:] == told.out.splitlines()[-1:] and "filtered" not in again.out + again.err
     tiles = rows_of(out / "contacts.csv")
     data, bad = PreparedSet(out), rows_of(out / "quarantine.csv")
     for row in tiles:

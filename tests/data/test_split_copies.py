@@ -39,7 +39,7 @@ def test_a_given_split_stays_and_is_told_of(named):
     for drawn in ([], ["val"]):
         kept, (note,) = keep_copies_together(SPLITS, PATIENTS, *named, drawn)
         assert kept == list(range(7))
-        assert note.startswith("warning: 1 pairs of near duplicates lie across splits that the manifest gives")
+        assert note.startswith("warning: 1 pair of near duplicates across splits that the manifest gives")
 
 
 def test_copies_within_a_split_are_no_matter(named):

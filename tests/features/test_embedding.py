@@ -345,7 +345,7 @@ def test_nothing_to_do_shows_no_bar(folder, tmp_path, capsys):
     pytest.importorskip("pyarrow")
     out, encoder = tmp_path / "features.parquet", small()
     embed_files([folder / "b.png"], out, encoder)
-    assert capsys.readouterr().err == "embed: 1 of 1 images after 0 s\n"
+    assert capsys.readouterr().err == "embed: 1 of 1 image after 0 s\n"
     embed_files([folder / "b.png"], out, encoder)
     assert capsys.readouterr().err == ""
 

@@ -137,7 +137,7 @@ def test_training_leaves_no_copies_across_a_drawn_split(root, tmp_path):
     given = write_csv(root / "given.csv", rows)
     settings = {"weights": str(root / "encoder"), **QUICK}
     result = run_report_training(ReportConfig(data=str(given), out=str(tmp_path / "given"), **settings), progress=False)
-    assert any(note.startswith("warning: 1 pairs of near duplicates lie across splits") for note in result.notes)
+    assert any(note.startswith("warning: 1 pair of near duplicates across splits") for note in result.notes)
     assert len(load_report_model(tmp_path / "given").seen.keys["pixels"]) == 13
     names = [f"s{i}" for i in range(11)]
     drawn = [{**study(name, 0, "", f"p{i}")} for i, name in enumerate(names)] + [study("c10", 2, "", "other")]
@@ -151,7 +151,7 @@ def test_training_leaves_no_copies_across_a_drawn_split(root, tmp_path):
             break
     settings |= {"val_share": 0.4, "test_share": 0.1, "split_seed": seed}
     result = run_report_training(ReportConfig(data=str(data), out=str(tmp_path / "drawn"), **settings), progress=False)
-    assert any(note.startswith("1 images are left out of train or val") for note in result.notes)
+    assert any(note.startswith("1 image is left out of train or val") for note in result.notes)
     gone = "s10" if place["s10"] == "train" else "c10"
     used = [name for name, split in place.items() if split != "test" and name != gone]
     seen = load_report_model(tmp_path / "drawn").seen

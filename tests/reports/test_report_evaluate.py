@@ -105,7 +105,7 @@ def test_two_view_chinese_studies(tmp_path):
     page = evaluation_page(same)
     assert page.count("data:image/jpeg;base64,") == 18  # two views of nine examples
     assert evaluate_reports(made, data=path).metrics["studies"] == 2  # the test split; the others are counted
-    assert "18 generated texts are not scored" in evaluate_reports(made, data=path).notes[0]
+    assert "18 generated texts not scored" in evaluate_reports(made, data=path).notes[0]
 
 
 def test_what_is_written(tmp_path):
@@ -216,7 +216,7 @@ def test_nothing_is_dropped_in_silence(tmp_path):
     rows[3]["report"] = "..."
     path = write_csv(tmp_path / "studies.csv", rows)
     made = [Prediction("s0", CASES[0].english), Prediction("s1", ""), Prediction("s3", "x"), Prediction("s9", "x")]
-    with pytest.raises(hx.ConfigError, match=r"1 studies have no generated text \(row 4\).*partial"):
+    with pytest.raises(hx.ConfigError, match=r"1 study without generated text \(row 4\).*partial"):
         evaluate_reports(made, data=path)
     evaluation = evaluate_reports(made, data=path, partial=True)
     assert evaluation.metrics["studies"] == 2
@@ -224,9 +224,9 @@ def test_nothing_is_dropped_in_silence(tmp_path):
         evaluation.notes
         == evaluation.metrics["notes"]
         == [
-            "1 studies are not scored: they have no generated text (row 4)",
-            "1 generated texts are not scored: no such study is in the data and split (text 4)",
-            "1 studies are not scored: the reference is empty (row 5)",
+            "1 study not scored: no generated text (row 4)",
+            "1 generated text not scored: no such study is in the data and split (text 4)",
+            "1 study not scored: the reference is empty (row 5)",
             "1 generated texts are empty; they are scored as they are",
         ]
     )
@@ -276,9 +276,9 @@ def test_paths_in_the_place_of_ids(tmp_path, monkeypatch):
     assert evaluation.metrics["languages"]["en"]["scores"][0]["meteor"] == "left out"
     notes = " ".join(evaluation.notes)
     assert "4 of 5 predictions are matched by their radiograph's path or name" in notes
-    assert "1 generated texts are not scored" in notes
+    assert "1 generated text not scored" in notes
     made.append(Prediction(str(studies[0].images[1]), "a second text on the first study"))
-    with pytest.raises(hx.ConfigError, match=r"1 studies have several of them \(train\[0\]\); write one"):
+    with pytest.raises(hx.ConfigError, match=r"1 study with several of them \(train\[0\]\); write one"):
         evaluate_reports(made, data=path, split="all", partial=True, meteor=False, bootstraps=0)
 
 

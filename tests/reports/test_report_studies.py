@@ -89,7 +89,7 @@ def test_csv_with_two_images_and_sections(tmp_path):
     assert [study.split for study in both.studies] == ["train", "val", "test"]
     findings = read_studies(path)
     assert [study.id for study in findings.studies] == ["1", "row-4"]
-    assert findings.notes == ["1 studies left out: the report, or the section asked for, is empty (row 3)"]
+    assert findings.notes == ["1 study left out: the report, or the section asked for, is empty (row 3)"]
     assert read_studies(path, report_column="impression").studies[0].report == "Well."
 
 
@@ -245,8 +245,8 @@ def test_mimic_cxr_layout(tmp_path):
     ]
     assert [path.rsplit("/", 1)[1] for path in table.studies[0].images] == ["bb.jpg", "aa.jpg"]  # frontal first
     assert table.notes == [
-        "1 studies left out: their text file is missing (row 4)",
-        "1 studies left out: the report, or the section asked for, is empty (row 6)",
+        "1 study left out: their text file is missing (row 4)",
+        "1 study left out: the report, or the section asked for, is empty (row 6)",
     ]
     assert (
         read_studies(folder, sections="both").studies[0].report.endswith("shadows. No acute cardiopulmonary process.")
@@ -275,10 +275,10 @@ def test_a_study_goes_on_without_the_image_that_is_missing(tmp_path):
     table = read_studies(path, val_share=0, test_share=0)
     assert [(study.id, study.images) for study in table.studies] == [("CXR1", (str(tmp_path / "1.png"),))]
     notes = " | ".join(table.notes)
-    assert "1 studies left out: no image is named (train[2])" in notes
-    assert "2 image files are missing" in notes
-    assert "1 studies go on without an image that is missing" in notes
-    assert "1 studies left out: none of the images exists (train[1])" in notes
+    assert "1 study left out: no image is named (train[2])" in notes
+    assert "2 image files not found" in notes
+    assert "1 study read without an image that is missing" in notes
+    assert "1 study left out: none of the images exists (train[1])" in notes
     (tmp_path / "1.png").unlink()
     with pytest.raises(hx.ConfigError, match=r"none of the 3 images exists.*\(--images\)"):
         read_studies(path)

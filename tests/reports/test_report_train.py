@@ -451,12 +451,12 @@ def test_everything_left_out_or_cut_is_counted(tmp_path, encoder, capsys):
     assert main(["report", "train", *arguments(options)]) == 0
     printed = capsys.readouterr().err
     for note in (
-        "1 studies left out: the report, or the section asked for, is empty (row 6)",
-        "1 image files are missing",
-        "1 radiographs cannot be read",
-        "1 studies left out: none of their radiographs can be read (row 4)",
-        "1 studies go on without a radiograph that cannot be read (row 3)",
-        "1 studies are read by their first 2 radiographs (max_views) (row 5)",
+        "1 study left out: the report, or the section asked for, is empty (row 6)",
+        "1 image file not found",
+        "1 radiograph unreadable",
+        "1 study left out: none of their radiographs can be read (row 4)",
+        "1 study read without a radiograph that cannot be read (row 3)",
+        "1 study read by the first 2 radiographs alone (max_views) (row 5)",
         "1 of 3 training reports are longer than 14 tokens and are cut there (max_length)",
         "3 studies to train on",
     ):
@@ -467,7 +467,7 @@ def test_everything_left_out_or_cut_is_counted(tmp_path, encoder, capsys):
     found = write_reports(studies, tmp_path / "run", pictures=0)
     assert [row.study.id for row in found.rows] == ["b"] and found.rows[0].attention is None
     bad = tmp_path / "broken.png"
-    assert found.notes[0] == f"1 studies left out: none of their radiographs can be read ({bad})"
+    assert found.notes[0] == f"1 study left out: none of their radiographs can be read ({bad})"
     told = "the model was trained or validated on 1 of these 1 radiographs (100%): 1 equal to the pixel"
     assert told in found.notes[1]
     assert main(["report", "generate", str(tmp_path / "broken.png"), "--model", str(tmp_path / "run")]) == 2

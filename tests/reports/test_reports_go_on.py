@@ -105,7 +105,7 @@ def test_after_a_kill_the_rest_is_written(root, whole, tmp_path, monkeypatch, ba
     assert sizes == list(BATCHES[batches:])
     assert files_in(out) == whole[0]
     there = sum(BATCHES[:batches])
-    told = [f"{there} reports were there already, of a run that had not come to its end"] if batches else []
+    told = [f"{there} reports written already, by a run that had not come to its end"] if batches else []
     assert done.notes == told + whole[1]
     assert [row.picture is not None for row in done.rows] == [True] * 2 + [False] * 6
     assert [one.path for one in done.quarantined] == [str(root / "s14.png")]
@@ -167,7 +167,7 @@ def test_parts_are_joined_by_the_last_of_them(root, whole, tmp_path, monkeypatch
     assert done.joined and [row.study.id for row in done.rows] == [f"s{n}" for n in (12, 13, *range(15, 21))]
     assert sizes == [BATCHES[batch] for batch in (0, 3, 2, 1, 4)]
     assert files_in(out) == whole[0]
-    assert done.notes == ["1 reports were there already, of a run that had not come to its end", *whole[1]]
+    assert done.notes == ["1 report written already, by a run that had not come to its end", *whole[1]]
 
 
 def test_lines_that_a_share_has_lost_are_told_of(root, tmp_path):
@@ -217,7 +217,7 @@ def test_reports_on_a_prepared_set_are_those_on_its_files(root, whole, tmp_path)
     studies = read_studies(root / "studies.csv", prepared=tmp_path / "set")
     assert len(studies.split("test")) == STUDIES - 1
     assert [note for note in studies.notes if "prepared" in note] == [
-        f"1 images are not in the prepared data set {tmp_path / 'set'} ({root / 's14.png'})"
+        f"1 image not in the prepared data set {tmp_path / 'set'} ({root / 's14.png'})"
     ]
     given = {"options": WritingOptions(num_beams=1, max_length=6), "batch_size": 2, "pictures": 0}
     done = write_reports(

@@ -39,7 +39,7 @@ def test_a_table_keeps_no_study_as_an_object():
     assert isinstance(table.studies, Studies) and table.split("test") == STUDIES[2:]
     assert table.patients == ["p1", "", "p2"]
     table.leave_out(lambda study: not study.images, "left out")
-    assert table.studies == STUDIES[::2] and table.notes == ["1 studies left out (a study without images)"]
+    assert table.studies == STUDIES[::2] and table.notes == ["1 study left out (a study without images)"]
 
 
 def test_rows_of_numbers():
@@ -59,7 +59,7 @@ def test_workers_get_numbers_and_words_and_no_text():
 
     names = [path for study in studies for path in study.images]
     ready, notes = ready_studies(studies, SimpleNamespace(sources=lambda: names[1:]), (), 2)
-    assert len(ready) == count - 1 and "1 studies left out: none of their radiographs" in notes[0]
+    assert len(ready) == count - 1 and "1 study left out: none of their radiographs" in notes[0]
     ready = ready.with_targets([[n, n + 1] for n in range(count - 1)])
     assert (ready[7].images, ready[7].target, ready[-2:][0].study.id) == ((7,), (7, 8), f"s{count - 2}")
     encoder = SimpleNamespace(keep="all", margin=0, grid_size=(4, 4), patch_size=16, contour="network")

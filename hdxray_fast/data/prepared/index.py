@@ -41,6 +41,15 @@ NAMES = ("source", "same_pixels_as", "near_duplicate_of")  # columns of the list
 LISTS = {QUARANTINE: {"source", "status", "reason"}, DUPLICATES: {"source"}, SKIPPED: {"source"}}
 
 
+def _note_of(out: Path) -> MergeNote:
+    return MergeNote(out, ("settings.json", "sources.parquet", SKIPPED), MERGED)
+
+
+def is_merged(out: Path) -> bool:
+    """Whether the shards of a data set, as they are, were joined."""
+    return _note_of(out).holds()
+
+
 def merge(out: str | Path, *, again: bool = True) -> dict:
     """Join the shards of a data set; the same shards give the same files.
 
@@ -68,7 +77,7 @@ def merge(out: str | Path, *, again: bool = True) -> dict:
     out = Path(out)
     read_settings(out)  # is there a data set at all
     with writing(out), locked(out / ".merge.lock"):  # parts that end together merge one after the other
-        note = MergeNote(out, ("settings.json", "sources.parquet", SKIPPED), MERGED)
+        note = _note_of(out)
         if not again and note.holds():
             return read_json(out / SUMMARY, RUN_JSON)
         _remove_leftovers(out)

@@ -18,7 +18,7 @@ from ...names import escaped, require_utf8
 from ...progress import progress_bar
 from ..reader_pool import LATER, Later, worker_count
 from .config import PrepareConfig
-from .index import MERGED, SKIPPED, merge, read_skipped, write_rows
+from .index import MERGED, SKIPPED, is_merged, merge, read_skipped, write_rows
 from .kept_rows import KeptRows
 from .merged import NOTE
 from .patient_key import KEY, find_key, make_key, read_key
@@ -51,6 +51,7 @@ class PrepareResult:
         counts: sources of this part by ``"ok"``, ``"unreadable"`` and ``"filtered"``, those of earlier runs included.
         made: shards made now; found: shards that were there.
         unreadable: source and reason of those of ``counts``.
+        was_whole: nothing was to be done: all shards were there, and joined.
         summary: of the whole data set, if all its shards are there (see :func:`hdxray_fast.data.prepared.index.merge`).
     """
 
@@ -61,6 +62,7 @@ class PrepareResult:
     found: int = 0
     unreadable: list[tuple[str, str]] = field(default_factory=list)
     summary: dict | None = None
+    was_whole: bool = False
 
 
 def run_prepare(
@@ -140,6 +142,7 @@ def _run(out: Path, config: PrepareConfig, progress: bool, on_row: Callable[[Row
             result.counts.update(outcome.counts)
             result.unreadable += outcome.unreadable
     if all(shards.facts(number).exists() for number in range(part.shards)):
+        result.was_whole = not result.made and is_merged(out)
         result.summary = merge(out, again=False)
     return result
 

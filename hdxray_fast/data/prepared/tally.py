@@ -9,7 +9,7 @@ import numpy as np
 
 from ...files import size_in_words
 from ...names import escaped
-from ...terminal import visible
+from ...terminal import counted, visible
 from .shards import arrow
 from .sources import some_names
 
@@ -95,9 +95,9 @@ def _quantiles(column) -> dict:
 def describe(summary: dict) -> str:
     """What the command prints."""
     lines = [
-        f"{summary['images']} images of {summary['sources']} sources "
-        f"({summary['unreadable']} unreadable, {summary['filtered']} filtered, {summary['duplicates']} duplicates), "
-        f"{size_in_words(summary['bytes'])}",
+        f"{counted(summary['images'], 'image')} of {counted(summary['sources'], 'source')} "
+        f"({summary['unreadable']} unreadable, {summary['filtered']} filtered, "
+        f"{counted(summary['duplicates'], 'duplicate')}), {size_in_words(summary['bytes'])}",
         f"patients: {summary['patients']} known by a hash, {summary['images_without_patient']} images without",
         f"contours: confidence {summary['confidence']['median']:.2f} (5 % below {summary['confidence']['p05']:.2f}), "
         f"{summary['flagged_contours']} flagged; {summary['inside_share']['median']:.0%} of the patches inside",
