@@ -275,7 +275,7 @@ def evaluate_files(
         listed = table.paths
         table = part_to_test(table, split, str(data), classifier, preset, allow_training_patients)
         if prepared is None:
-            require_files(table, str(data))
+            require_files(table, str(data), images)
         refuse_mostly_seen(overlap_of(classifier, table.patients), table, split, allow_training_patients)
         return table, listed
 

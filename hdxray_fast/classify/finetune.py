@@ -117,7 +117,7 @@ def _finetune(
     whole = prepared_by_main(config, lambda: labels_of(config, begun))
     table = take_fraction(whole, config.label_fractions[0], config.seed, config.exact_fractions)
     if config.prepared is None:
-        on_main(lambda: require_files(table, config.data), config.process_timeout)
+        on_main(lambda: require_files(table, config.data, config.images), config.process_timeout)
     if config.img_size is None:
         config = replace(config, img_size=canvas_size(build_encoder(config)))
     config = config.with_steps(table.splits.count("train"), processes)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..data.missing_files import none_found
 from ..data.prepared.finding import refuse_prepared
 from ..data.seen import Seen
 from ..data.seen_key import is_same
@@ -257,14 +258,12 @@ def check_rows(table: LabelTable, source: str) -> None:
             raise ConfigError(f"{source}: {where} is listed more than once")
 
 
-def require_files(table: LabelTable, source: str) -> None:
-    """Note how many files are missing; raise a ConfigError if that is all of them."""
+def require_files(table: LabelTable, source: str, images: str | Path | None = None) -> None:
+    """Note how many files are missing; raise a ConfigError if that is all of them. ``images`` is where the names of
+    ``source`` begin."""
     missing = [path for path in table.paths if not Path(path).is_file()]
     if len(missing) == len(table.paths):
-        raise ConfigError(
-            f"{source}: none of the {len(missing)} images exists, the first is {missing[0]}; "
-            "images (--images) names the folder that their names begin from"
-        )
+        raise none_found(missing, source, images)
     if missing:
         table.notes.append(f"{are(len(missing), 'file')} missing, the first is {missing[0]}")
 

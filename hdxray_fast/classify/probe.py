@@ -103,7 +103,7 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
         file_named_by(config.features, FEATURES, (".parquet",), "features", folders=False)
     table = labels_of(config)
     if config.prepared is None:
-        require_files(table, config.data)
+        require_files(table, config.data, config.images)
     out = Path(config.out)
     _refuse_other_task(out, config, table)
     # the one encoder that computes the features, is saved, and draws the error sheet; the caller's stays as it is

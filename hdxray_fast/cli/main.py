@@ -88,7 +88,7 @@ def _run(argv: list[str]) -> int:
         from jsonargparse import ArgumentError
 
         from .parser import CommandParser, command_words, commands_below, join_lists, tidy
-        from .refusals import in_typed_words, option_names, parser_reason, unknown_option
+        from .refusals import in_typed_words, option_names, parser_reason, unknown_option, unquoted
     except ImportError as error:
         raise MissingDependencyError(f"the command line needs jsonargparse: {install('train')}") from error
     completes = argv[:1] == ["--completion"]
@@ -131,9 +131,9 @@ def _run(argv: list[str]) -> int:
     except (ArgumentError, UnicodeDecodeError) as error:
         reason = parser_reason(str(error), own, words, argv)
         reason = without_values(reason, argv) if configs else reason
-        raise ConfigError(f"{reason} {hint}") from error
+        raise ConfigError(f"{reason}{unquoted(typed)} {hint}") from error
     except HDXrayError as error:
-        raise HDXrayError(in_typed_words(error, option_names(own), argv)) from error
+        raise HDXrayError(in_typed_words(error, option_names(own), argv) + unquoted(typed)) from error
 
 
 def _group(argv: list[str]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Mapping, Sequence
 
 from ..errors import ArgumentError, ArgumentTypeError, ConfigError
 from .parser import accepted
 
+MOST_PIECES = 12  # of a name with spaces that are joined to see if it exists
 NAME_SETTINGS = (ConfigError, ArgumentError, ArgumentTypeError)  # other errors may begin with a path
 
 
@@ -60,6 +62,22 @@ def in_typed_words(error: Exception | str, options: Mapping[str, str], argv: Seq
     message = re.sub(r"(?<=[(;])( ?)(\w+)(?=: )", lambda found: found[1] + option(found[2]), message)
     alone = r"(?<![\w./\\'\"-])\w+_\w+(?![\w/\\'\"-]|\.\w)"  # no part of a path
     return re.sub(alone, lambda word: option(word[0]), message)
+
+
+def unquoted(argv: Sequence[str]) -> str:
+    """A hint where words are the pieces of one path, whose name has spaces; blank if there is no such path."""
+    for start in range(len(argv)):
+        for end in range(start + 2, min(start + MOST_PIECES, len(argv)) + 1):
+            if argv[end - 1].startswith("--"):
+                break
+            pieces = [
+                argv[start].partition("=")[2] if argv[start].startswith("--") else argv[start],
+                *argv[start + 1 : end],
+            ]
+            name = " ".join(pieces)
+            if pieces[0] and os.path.exists(name) and not all(map(os.path.exists, pieces)):
+                return f"; there is {name!r}: put quotes round a name with spaces"
+    return ""
 
 
 def parser_reason(message: str, parser, words: Sequence[str], argv: Sequence[str]) -> str:

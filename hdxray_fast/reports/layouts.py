@@ -85,7 +85,7 @@ def read_studies(
         table = read_mimic_cxr(path, root, sections, language)
     else:
         raise ConfigError(f"layout: got {layout!r}, accepted are {', '.join(map(repr, LAYOUTS))}")
-    return finish_table(table, str(path), val_share, test_share, split_seed, need_images, prepared, record)
+    return finish_table(table, str(path), val_share, test_share, split_seed, need_images, prepared, record, images)
 
 
 # Its settings that configurations and commands take under the same names

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..data.missing_files import none_found
 from ..data.prepared.finding import find_some
 from ..data.prepared.reading import PreparedSet
 from ..data.seen import Seen
@@ -107,6 +108,7 @@ def finish_table(
     need_images: bool = True,
     prepared: str | os.PathLike | None = None,
     record: Seen | None = None,
+    images: str | os.PathLike | None = None,
 ) -> StudyTable:
     """Fill in splits, leave out what cannot be used, and refuse what would make results worthless.
 
@@ -114,7 +116,7 @@ def finish_table(
     others are kept. Studies without a split get one that depends on seed and patient alone, or is that of ``record``.
     Splits are of all studies that are listed, so that they are the same whatever can be read of them. Without
     ``need_images`` nothing is asked of images: texts are scored without them. With ``prepared`` images are those of a
-    prepared data set, whatever files there are.
+    prepared data set, whatever files there are. ``images`` is the folder that was given for them.
 
     Raises:
         ConfigError: an id is there twice, a patient or an image is in two splits, or nothing is left.
@@ -135,7 +137,7 @@ def finish_table(
     table.leave_out(lambda study: not study.report.strip(), "left out: the report, or the section asked for, is empty")
     if need_images:
         table.leave_out(lambda study: not study.images, "left out: no image is named")
-        _drop_missing(table, source, prepared)
+        _drop_missing(table, source, prepared, images)
     if not table.studies:
         raise ConfigError(f"{source}: no study can be used ({'; '.join(table.notes) or 'it is empty'})")
     table.notes += found.notes
@@ -144,17 +146,16 @@ def finish_table(
     return table
 
 
-def _drop_missing(table: StudyTable, source: str, prepared: str | os.PathLike | None) -> None:
+def _drop_missing(
+    table: StudyTable, source: str, prepared: str | os.PathLike | None, images: str | os.PathLike | None
+) -> None:
     named = list(dict.fromkeys(path for study in table.studies for path in study.images))
     if not named:
         return
     if prepared is None:
         missing = [path for path in named if not Path(path).is_file()]
         if len(missing) == len(named):
-            raise ConfigError(
-                f"{source}: none of the {len(missing)} images exists, the first is {missing[0]}; "
-                "images (--images) names the folder that their names begin from"
-            )
+            raise none_found(missing, source, images)
         what, where, left_out = "image file", "not found", "left out: none of the images exists"
     else:
         missing = [one.path for one in find_some(named, PreparedSet(prepared), source)[1]]

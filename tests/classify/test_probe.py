@@ -341,8 +341,11 @@ def test_bad_settings_are_named(manifest, tmp_path):
     with pytest.raises(hx.ConfigError, match=r"^label_fraction: "):
         config(manifest, tmp_path / "out", label_fraction=0)
     elsewhere = config(manifest, tmp_path / "out", images=str(tmp_path / "nowhere"))
-    with pytest.raises(hx.ConfigError, match="none of the 61 images exists"):
+    with pytest.raises(hx.ConfigError, match=r"^images: .*nowhere does not exist"):
         run_probe(elsewhere, small_encoder(), progress=False)
+    with pytest.raises(hx.ConfigError, match=r"^images: none of the 61 images of .*csv exists in .*xrays, .* meant\?"):
+        evaluate = replace(elsewhere, images=str(manifest.parent / "xrays"))
+        run_probe(evaluate, small_encoder(), progress=False)
 
 
 def test_a_table_that_is_not_the_probes_is_told_by_the_option_that_names_it(manifest, tmp_path):

@@ -125,6 +125,16 @@ def test_a_value_of_a_config_is_never_quoted(capsys, tmp_path):
     assert line == f"--config: {tmp_path}/none.yaml does not exist"
 
 
+def test_a_name_with_spaces_wants_quotes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my chest film.png").touch()
+    hint = "; there is 'my chest film.png': put quotes round a name with spaces"
+    assert refusal(["contour", "my", "chest", "film.png", "--out", "o"], capsys).endswith(hint)
+    assert hint in refusal(["pretrain", "--out", "o", "--data", "my", "chest", "film.png"], capsys)
+    assert hint in refusal(["pretrain", "--data=my", "chest", "film.png", "--out", "o"], capsys)
+    assert "quotes" not in refusal(["contour", "my", "film.png", "--out", "o"], capsys)
+
+
 @pytest.mark.parametrize("command", [command for commands in GROUPS.values() for command in commands])
 def test_every_command_hints_at_its_own_help(command, capsys):
     words = [command, "train"] if command == "report" else [command]

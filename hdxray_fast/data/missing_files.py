@@ -1,0 +1,62 @@
+"""A table none of whose files is found: which folder was looked in, and which one may be meant."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import ConfigError
+from ..regular_files import what_else
+
+UP = 3  # folders above the one that was looked in where the first file is looked for too
+MOST_BELOW = 1000  # entries of it that are tried
+
+
+def none_found(missing: Sequence[str], source: str, images: str | os.PathLike | None) -> ConfigError:
+    """The refusal of a table.
+
+    Args:
+        missing: paths, all that the table names.
+        source: of the table.
+        images: folder that its names were looked for in (``--images``); ``None`` for that of the table itself.
+    """
+    folder = Path(images) if images else Path(source).parent if Path(source).is_file() else Path(source)
+    if images and not folder.is_dir():
+        wrong = "is a file, not a folder" if folder.is_file() else what_else(folder) or "does not exist"
+        return ConfigError(f"images: {folder} {wrong}; {_near(folder) or 'it is the folder that names begin from'}")
+    found = _meant(folder, missing[0])
+    hint = f"is {found} meant?" if found else "images (--images) names the folder that their names begin from"
+    if images:
+        return ConfigError(
+            f"images: none of the {len(missing)} images of {source} exists in {folder}, the first is looked for as "
+            f"{missing[0]}; {hint}"
+        )
+    hint = f"is --images {found} meant?" if found else hint
+    return ConfigError(f"{source}: none of the {len(missing)} images exists, the first is {missing[0]}; {hint}")
+
+
+def _near(folder: Path) -> str:
+    """A folder of nearly this name, beside it."""
+    try:
+        beside = [entry.name for entry in os.scandir(folder.parent) if entry.is_dir()]
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(folder.name, beside, 1)
+    return f"is {folder.parent / near[0]} meant?" if near else ""
+
+
+def _meant(folder: Path, first: str) -> Path | None:
+    """A folder above or right below in which the first file is found."""
+    if not Path(first).is_relative_to(folder):
+        return None
+    name = Path(first).relative_to(folder)
+    above = [Path(os.path.abspath(folder))]
+    above += list(above[0].parents)[:UP]
+    try:
+        with os.scandir(folder) as entries:
+            below = [Path(entry.path) for entry, _ in zip(entries, range(MOST_BELOW), strict=False) if entry.is_dir()]
+    except OSError:
+        below = []
+    return next((place for place in (*above[1:], *sorted(below)) if (place / name).is_file()), None)
