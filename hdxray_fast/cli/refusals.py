@@ -70,12 +70,10 @@ def unquoted(argv: Sequence[str]) -> str:
         for end in range(start + 2, min(start + MOST_PIECES, len(argv)) + 1):
             if argv[end - 1].startswith("--"):
                 break
-            pieces = [
-                argv[start].partition("=")[2] if argv[start].startswith("--") else argv[start],
-                *argv[start + 1 : end],
-            ]
+            first = argv[start].partition("=")[2] if argv[start].startswith("--") else argv[start]
+            pieces = [first, *argv[start + 1 : end]]
             name = " ".join(pieces)
-            if pieces[0] and os.path.exists(name) and not all(map(os.path.exists, pieces)):
+            if first and os.path.exists(name) and not all(map(os.path.exists, pieces)):
                 return f"; there is {name!r}: put quotes round a name with spaces"
     return ""
 

@@ -344,8 +344,7 @@ def test_bad_settings_are_named(manifest, tmp_path):
     with pytest.raises(hx.ConfigError, match=r"^images: .*nowhere does not exist"):
         run_probe(elsewhere, small_encoder(), progress=False)
     with pytest.raises(hx.ConfigError, match=r"^images: none of the 61 images of .*csv exists in .*xrays, .* meant\?"):
-        evaluate = replace(elsewhere, images=str(manifest.parent / "xrays"))
-        run_probe(evaluate, small_encoder(), progress=False)
+        run_probe(replace(elsewhere, images=str(manifest.parent / "xrays")), small_encoder(), progress=False)
 
 
 def test_a_table_that_is_not_the_probes_is_told_by_the_option_that_names_it(manifest, tmp_path):

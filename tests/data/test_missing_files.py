@@ -32,7 +32,7 @@ def refusal(place, name: str, images: str | None) -> str:
         ("a.png", "images", "none of the 2 images of table.csv exists in images, the first is looked for as "
          "images/a.png; is images/set meant?"),
         ("c.png", "images", "images/c.png; images (--images) names the folder that their names begin from"),
-        ("set/a.png", None, "table.csv: none of the 2 images exists, the first is set/a.png; is --images images meant?"),
+        ("set/a.png", None, "none of the 2 images exists, the first is set/a.png; is --images images meant?"),
         ("c.png", None, "the first is c.png; images (--images) names the folder that their names begin from"),
     ],
 )  # fmt: skip
