@@ -13,6 +13,7 @@ from report_model_makers import ENGLISH, QUICK, save_small_encoder
 
 pytest.importorskip("transformers")
 
+from hdxray_fast.cli.main import main
 from hdxray_fast.errors import ConfigError
 from hdxray_fast.reports.config import ReportConfig
 from hdxray_fast.reports.evaluate import evaluate_reports
@@ -76,6 +77,15 @@ def test_copies_are_told_by_generate_and_counted_by_evaluate(root, tmp_path):
     found = evaluate_reports(predictions, data=data, bootstraps=0, meteor=False)
     assert found.metrics["seen"] == {"studies": 2, "share": 0.4, "patients": 0, "pixels": 0, "near": 2}
     assert any("2 of these 5 studies (40%): 2 near duplicates; the first is row 2" in note for note in found.notes)
+
+
+def test_a_model_whose_reports_matched_nothing_is_warned_of_once(root, capsys):
+    found = load_report_model(root / "run").validated
+    assert (found.split, found.studies, round(found.bleu4, 2)) == ("val", 2, 0.0)
+    command = ["report", "generate", str(root / "s14.png"), str(root / "s15.png"), "--model", str(root / "run")]
+    assert main([*command, "--num-beams", "1", "--max-length", "4"]) == 0
+    warning = "warning: this model's reports matched nothing of its validation reports (BLEU-4 0.00)"
+    assert capsys.readouterr().err.count(warning) == 1
 
 
 def test_most_of_them_are_refused(root, tmp_path):
