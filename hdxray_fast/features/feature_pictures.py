@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ..data.listing import list_images
+from ..data.picture_folder import PictureFolder
 from ..data.prepared.reading import PreparedSet, is_prepared
 from ..data.quarantine import Quarantined, write_quarantine
 from ..data.radiograph_dataset import RadiographDataset
@@ -18,7 +19,7 @@ from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..devices import find_device
 from ..errors import ArgumentError, ConfigError
-from ..files import claim_names, names_after
+from ..files import names_after
 from ..images.feature_panels import colours_over, cross_at, heat_over, titled_row
 from ..images.panels import display_levels, write_image
 from ..models.encoder import Encoder
@@ -26,6 +27,8 @@ from ..models.inference import check_word, modes_kept
 from ..models.inputs import as_batch, sent_batch
 from ..models.layers import check_count
 from ..weights.create import encoder_of_size
+from ..weights.fingerprint import settings_print
+from .embedding_files import fingerprint
 from .patch_features import PatchFeatures, PrincipalComponents, patch_features
 
 MOST = 64  # radiographs of one call, whose features are held together: 10 MB each of ViT-B at 1280 pixels
@@ -73,6 +76,7 @@ def draw_features(
     workers: int = 0,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
+    force: bool = False,
 ) -> FeaturePictures:
     """Draw what an encoder makes of radiographs: ``NAME.features.png`` for each, where NAME is the file's stem.
 
@@ -94,12 +98,13 @@ def draw_features(
         workers: processes that read files ahead; 0 reads in this process, without caps.
         timeout: seconds that a file may take.
         max_memory: MiB that a file may take.
+        force: replace what another call drew in ``out``, of other files or settings.
 
     Raises:
         ArgumentError: an argument is not as described, or ``at`` lies outside the canvas, in the padding of a
             radiograph (which is named), or where the encoder does not look.
         ConfigError: a path names no image, a prepared set has another size, or ``out`` holds files of these names that
-            ``features`` did not make.
+            ``features`` did not make or, without ``force``, made in another call.
     """
     check_count("most", most)
     check_caps(timeout, max_memory)
@@ -121,7 +126,10 @@ def draw_features(
     chosen = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)).tolist()
     folder, shown = Path(out), [names[row] for row in chosen]
     stems = dict(zip(shown, names_after(shown), strict=True))
-    claim_names(folder, "features", ("unreadable.csv", *(f"{stem}.features.png" for stem in stems.values())))
+    settings = {"weights": fingerprint(encoder), "encoder": settings_print(encoder.config), "keep": keep, "at": at}
+    drawn = {f"{stem}.features.png": name for name, stem in stems.items()}
+    place = PictureFolder(folder, "features", settings, drawn, ("unreadable.csv",), force)
+    place.refuse()
     device = find_device(device)
     caps = {"timeout": timeout, "max_memory": max_memory}
     reading = _of_set(images, chosen, encoder) if images else _of_files(shown, encoder, workers, caps)
@@ -133,6 +141,7 @@ def draw_features(
                 bad.append(item)
                 continue
             seen.append(_look(encoder, *item, keep, device, at))
+    place.claim()
     write_quarantine(folder / "unreadable.csv", bad)
     left_out = len(names) - len(chosen)
     if not seen:
