@@ -59,6 +59,7 @@ class _Seen:
     flagged: bool
     pixels: np.ndarray  # [S, S] uint8
     box: tuple[slice, slice]  # of the patches that are no padding, in patches
+    frame: tuple[slice, slice]  # of the radiograph among the pixels of these patches
     inside: np.ndarray  # [N] bool, which of the features are of the chest
     features: PatchFeatures
 
@@ -171,7 +172,10 @@ def _prepared(paths: list, encoder: Encoder) -> PreparedSet | None:
 def _of_files(files: list[str], encoder: Encoder, workers: int, caps: dict) -> Iterator[Quarantined | tuple]:
     jobs = [(file, file) for file in files]
     for item in read_ahead(jobs, encoder.img_size[0], encoder.patch_size, workers, encoder.contour, **caps):
-        yield (item.source, item.flagged, as_batch([item])) if isinstance(item, Radiograph) else item
+        if isinstance(item, Radiograph):
+            yield item.source, item.flagged, as_batch([item]), item.valid_box
+        else:
+            yield item
 
 
 def _of_set(images: PreparedSet, rows: list[int], encoder: Encoder) -> Iterator[tuple]:
@@ -180,11 +184,18 @@ def _of_set(images: PreparedSet, rows: list[int], encoder: Encoder) -> Iterator[
     for row in rows:
         sample = samples[0, row]
         batch = {name: sample[name][None] for name in ("pixels", "inside", "valid", "scale", "shift")}
-        yield images.source(row), bool(flagged[row].as_py()), batch
+        yield images.source(row), bool(flagged[row].as_py()), batch, images.read(row).valid_box
 
 
 def _look(
-    encoder: Encoder, source: str, flagged: bool, batch: dict[str, Tensor], keep: str, device, at: Sequence[int] | None
+    encoder: Encoder,
+    source: str,
+    flagged: bool,
+    batch: dict[str, Tensor],
+    valid_box: tuple[int, int, int, int],
+    keep: str,
+    device,
+    at: Sequence[int] | None,
 ) -> _Seen:
     features = patch_features(encoder, sent_batch(batch, device), keep)
     rows, columns = (np.flatnonzero(batch["valid"][0].numpy().any(axis)) for axis in (1, 0))
@@ -199,7 +210,11 @@ def _look(
             f"at: {at[0]} {at[1]} lies outside of {source}, which has {where}{chest}; choose a place there"
         )
     inside = batch["inside"][0].numpy().ravel()[features.ids]
-    return _Seen(source, flagged, batch["pixels"][0, 0].numpy(), box, inside, features)
+    frame = tuple(
+        slice(first - side.start * encoder.patch_size, first - side.start * encoder.patch_size + length)
+        for side, first, length in zip(box, valid_box[:2], valid_box[2:], strict=True)
+    )
+    return _Seen(source, flagged, batch["pixels"][0, 0].numpy(), box, frame, inside, features)
 
 
 def _place(at: Sequence[int], patch_size: int, grid_size: tuple[int, int]) -> int:
@@ -237,6 +252,7 @@ def _picture(item: _Seen, found: PrincipalComponents, at: Sequence[int] | None, 
         attention = features.on_grid(features.attention)[box]
         low, high = np.nanpercentile(attention, (50, 99.5))  # a few patches take most of it
         panels["attention of the class token"] = heat_over(grey, attention, low, high)
+    panels = {title: panel[item.frame] for title, panel in panels.items()}  # patches reach into the padding
     name = Path(item.source).name
     unsure = "   FLAGGED: no chest contour to rely on, this may be no chest" if item.flagged else ""
     return titled_row(panels, f"{name}{unsure}", item.flagged)

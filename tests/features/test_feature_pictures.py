@@ -124,6 +124,15 @@ def test_pictures_of_a_folder(encoder, folder, tmp_path, capsys):
     assert capsys.readouterr().out.endswith("; 1 more were left out (--most)\n")
 
 
+def test_the_padding_of_patches_at_the_edge_is_left_out(encoder, tmp_path):
+    assert cv2.imwrite(str(tmp_path / "x.png"), np.full((128, 72), 200, np.uint8) + draw_radiograph(0, 128, 72) // 8)
+    (place,) = hx.draw_features(tmp_path / "x.png", encoder, tmp_path / "out").pictures.values()
+    picture = cv2.imread(str(place))
+    assert picture.shape == (18 + 64 + 18, 4 * 36 + 3 * 2, 3)  # lines above and below; 36 px on a grid of 16, gaps of 2
+    film = picture[18:82, :36].astype(int)
+    assert film[:, [0, -1]].std() > 0 and np.abs(film[:, 0] - film[:, 1]).max() < 120  # no black edge
+
+
 def test_what_may_be_no_chest_is_flagged(encoder, folder, monkeypatch):
     monkeypatch.setattr("hdxray_fast.data.radiographs.find_contour", _unsure(hx.find_contour))
     done = hx.draw_features(folder / "tall.png", encoder, folder / "out")
