@@ -12,6 +12,7 @@ VENV ?= .venv
 # build is preferred on machines without an NVIDIA GPU; what you name is taken as it is.
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+# Of the demo, all optional: STEPS (500), SIZE of the canvas (1280), DATA (a radiograph, folder or manifest of yours).
 DEMO_ARGS ?=
 # Processes that run tests side by side, and the threads of each: together one a core.
 CORES := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
@@ -41,8 +42,9 @@ PYTEST = OMP_NUM_THREADS=$(THREADS) $(BIN)/pytest -n $(PYTEST_WORKERS)
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 20
 
-demo: $(VENV)/.demo  ## set up, then train on a real radiograph and show the reconstruction (demo/panel.png)
-	$(BIN)/hdxray-fast demo --out demo $(DEMO_ARGS)
+demo: $(VENV)/.demo  ## set up, then train on a real radiograph and show the reconstruction (demo/panel.png); STEPS=20 SIZE=640 is quick
+	$(BIN)/hdxray-fast demo --out demo $(if $(STEPS),--steps "$(STEPS)") $(if $(SIZE),--img-size "$(SIZE)") \
+		$(if $(DATA),--data "$(DATA)") $(DEMO_ARGS)
 
 test: $(VENV)/.test  ## set up, then run the tests that check every feature once: minutes
 	$(PYTEST) --dist worksteal -m "not slow" $(PYTEST_ARGS)

@@ -144,10 +144,15 @@ def test_the_notebook_runs(tmp_path):
     nbclient.NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place).execute()
     outputs = [output for cell in notebook.cells for output in cell.get("outputs", ())]
     shown = [output.data for output in outputs if "data" in output]
-    assert sum("image/png" in data for data in shown) >= 3  # the canvas, the contour on it, the curves
+    assert sum("image/png" in data for data in shown) >= 4  # canvas, contour, features, curves
     printed = "".join(output.text for output in outputs if output.get("name") == "stdout")
     assert printed.startswith("Canvas(512 x 512") and "Contour(" in printed
-    assert float(re.search(r"AUROC (\S+)", printed).group(1)) > 0.75
+    value, low, high, images = re.search(
+        r"AUROC (\S+) \(95 % interval (\S+) to (\S+)\) of (\d+) images", printed
+    ).groups()
+    assert 0 <= float(low) <= float(value) <= float(high) <= 1 and int(images) == 24
+    predictions = (tmp_path / "probe" / "predictions.csv").read_text().splitlines()
+    assert len(predictions) == 1 + 24 and predictions[0].startswith("image,patient,spots,present")
     assert (tmp_path / "probe" / "report.html").exists()
 
 

@@ -106,6 +106,27 @@ def readers_folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_four_lines_of_the_start_page(readers_folder):
+    """As they stand, on small canvases: the page that the last one opens is there."""
+    for package in ("jsonargparse", "pyarrow", "sklearn"):
+        pytest.importorskip(package)
+    from hdxray_fast.cli.main import main
+
+    page = (README.parent / "docs" / "start.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
+    *commands, last = [shlex.split(line, comments=True) for line in block.splitlines()]
+    Path("xrays").rename("films")
+    labels = Path("labels.csv")
+    labels.write_text(labels.read_text().replace("xrays/", "films/"))
+    more = {"contour": f"--img-size {SIZE}", "probe": f"--img-size {SIZE} --bootstraps 10", "predict": ""}
+    assert [words[1] for words in commands] == [*more]
+    for words in commands:
+        assert main([*words[1:], *more[words[1]].split()]) == 0, words
+    assert last[:3] == ["python", "-m", "webbrowser"] and Path(last[3]).is_file()
+    assert Path("contours", "contacts.png").is_file() and len(list(Path("maps").glob("*.map.png"))) == 3
+
+
+@pytest.mark.slow
 def test_the_commands_run_one_after_the_other(readers_folder, timm):
     """As they stand, in small: each finds what those before it wrote. torchrun's is tested where processes are."""
     for package in ("jsonargparse", "pyarrow", "sklearn", "tokenizers", "transformers"):

@@ -47,12 +47,14 @@ def predict(
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
     maps: str | os.PathLike | None = None,
+    force: bool = False,
 ) -> Predictions:
     """Probabilities of a saved classifier for files, folders, CSV manifests or prepared data sets.
 
     Args:
         paths: what to look at; images of a prepared data set are called as the files that they were prepared from.
         maps: folder for a picture of each image with where the model looked, of :func:`.write_maps`.
+        force: replace what another call drew there, of other files or another model.
         model: a classifier, or the folder of one.
         batch_size, workers, device, progress, precision, compile, timeout, max_memory: as for
             :func:`hdxray_fast.embed`.
@@ -71,7 +73,8 @@ def predict(
     """
     model, inputs, patients = _what_is_asked(paths, model, timeout, max_memory)
     scorer = Scorer(model, classes, device, precision, compile)
-    places = None if maps is None else claim_maps(maps, [one.name for one in inputs])
+    names = [one.name for one in inputs]
+    places = None if maps is None else claim_maps(maps, names, model, scorer.questions.names, force)
     reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory, "progress": progress}
     found = predict_list(inputs, scorer, batch_size=batch_size, **reading)
     _tell_known(found, model, patients, progress)
@@ -111,6 +114,7 @@ def predict_files(
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
     maps: str | os.PathLike | None = None,
+    force: bool = False,
     part: str = "1/1",
 ) -> PredictedFiles:
     """:func:`predict` to a file, with the answers in ``<out>.parts/`` while they are made: a call that was ended at
@@ -119,8 +123,8 @@ def predict_files(
     Args:
         out: the file: a CSV, JSON (a list of rows) or Parquet, as its ending says; or a folder for ``predictions.csv``.
             What could not be read is listed beside it, in ``<out>.unreadable.csv``.
-        paths, model, batch_size, workers, device, progress, classes, precision, compile, timeout, max_memory, maps: as
-            for :func:`predict`.
+        paths, model, batch_size, workers, device, progress, classes, precision, compile, timeout, max_memory, maps,
+            force: as for :func:`predict`.
         part: as for :func:`hdxray_fast.features.embedding_files.embed_files`.
 
     Raises:
@@ -135,7 +139,9 @@ def predict_files(
     make_folder(place.parent)  # now, and not after the last image
     model, inputs, patients = _what_is_asked(paths, model, timeout, max_memory, share)
     scorer = Scorer(model, classes, share.device(device), precision, compile)
-    places = claim_maps(maps, [one.name for one in inputs]) if maps is not None and share.is_main else {}
+    names = [one.name for one in inputs]
+    drawn = maps is not None and share.is_main
+    places = claim_maps(maps, names, model, scorer.questions.names, force) if drawn else {}
     reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory, "progress": progress}
     done: list[Predictions] = []
 

@@ -10,12 +10,14 @@ import cv2
 import numpy as np
 
 from ..data.film_views import describe_view
+from ..data.picture_folder import PictureFolder
 from ..data.prepared.image import PreparedImage
 from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
-from ..files import claim_names, names_after
+from ..files import names_after
 from ..images.panels import display_levels, write_image
 from ..progress import progress_bar
+from ..weights.fingerprint import weights_print
 from .attention_maps import film_map, maps_differ
 from .classifier import Classifier
 from .error_sheet import captioned, full_colour, tinted
@@ -26,14 +28,19 @@ SIDE = 512  # px, of each picture
 MOST = 4  # classes of a film that are shown
 
 
-def claim_maps(folder: str | os.PathLike, files: Sequence[str]) -> dict[str, Path]:
+def claim_maps(
+    folder: str | os.PathLike, files: Sequence[str], model: Classifier, classes: Sequence[str], force: bool = False
+) -> dict[str, Path]:
     """Where the picture of each file goes, before any work.
 
     Raises:
-        ConfigError: one of them would be written over somebody else's file, or the folder cannot be made.
+        ConfigError: one of them would be written over somebody else's file, the folder holds maps of other files, or of
+            another model or other classes, and not ``force``, or it cannot be made.
     """
     places = {file: Path(folder) / f"{name}.map.png" for file, name in zip(files, names_after(files), strict=True)}
-    claim_names(Path(folder), "predict", [place.name for place in places.values()])
+    settings = {"model": weights_print(model), "classes": list(classes)}
+    pictures = {place.name: file for file, place in places.items()}
+    PictureFolder(Path(folder), "predict", settings, pictures, (), force, "maps").claim()
     return places
 
 

@@ -13,7 +13,7 @@ from ..errors import ConfigError
 from ..progress import note
 from ..terminal import aligned, counted, first_names, fitted, visible
 from ..training.resuming import STOPPED
-from .options import add_config, add_inference, add_part, add_reading, tell_encoder, tell_waiting
+from .options import add_config, add_force, add_inference, add_part, add_reading, tell_encoder, tell_waiting
 
 MANY = 10  # images from which on predict tells that one answer is given for all of them
 
@@ -50,6 +50,7 @@ def add_commands(commands, parser_class) -> None:
     kinds = "file, .csv, .json or .parquet, or a folder for predictions.csv; left out, a table is printed"
     predict.add_argument("--out", help=kinds)
     predict.add_argument("--maps", help="folder for a picture of each radiograph with where the model looked")
+    add_force(predict, "--maps")
     _add_model(predict)
     commands.add_subcommand("predict", predict)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .options import add_reading
+from .options import add_force, add_reading
 
 
 def add_commands(commands, parser_class) -> None:
@@ -18,6 +18,7 @@ def add_commands(commands, parser_class) -> None:
     contour.add_argument("--method", default="network", help=f"one of {', '.join(METHODS)}")
     contour.add_argument("--img-size", type=int, default=1280, help="canvas side, pixels")
     contour.add_argument("--patch-size", type=int, default=16, help="side of a patch, pixels")
+    add_force(contour)
     add_reading(contour)
     commands.add_subcommand("contour", contour)
 

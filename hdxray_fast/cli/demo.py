@@ -119,7 +119,7 @@ def run_demo(config: DemoConfig) -> dict:
     inside, confidence = (result.images.column(name)[0].as_py() for name in ("inside_share", "confidence"))
     with written_whole(out / "panel.png") as temporary:
         shutil.copyfile(result.picture, temporary)
-    drawn = draw_features(paths[0], PRETRAINED, out / "features", img_size=config.img_size)
+    drawn = draw_features(paths[0], PRETRAINED, out / "features", img_size=config.img_size, force=True)
     metrics = {
         "image": result.images.source(0),
         "loss_first": result.losses[0],

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
+from ..errors import ConfigError
 from ..progress import note
 from ..terminal import counted, visible
-from .options import WEIGHTS, add_reading, tell_encoder
+from .options import WEIGHTS, add_force, add_reading, tell_encoder
 
 
 def add_commands(commands, parser_class) -> None:
@@ -21,6 +24,7 @@ def add_commands(commands, parser_class) -> None:
     features.add_argument("--keep", help="valid or contour; left out, the encoder's")
     features.add_argument("--img-size", type=int, help="canvas side, pixels; left out, the encoder's")
     features.add_argument("--most", type=int, default=64, help="radiographs to draw; of more, some at even distances")
+    add_force(features)
     add_reading(features)
     features.add_argument("--device", help="where the encoder runs; left out, a GPU if there is one")
     commands.add_subcommand("features", features, help="what an encoder sees in radiographs, as pictures")
@@ -34,8 +38,10 @@ def add_commands(commands, parser_class) -> None:
     table = "those that the table was made with, for a query that it does not hold; left out, the package's own"
     similar.add_argument("--images", help="folder that the table's radiographs are in now; left out, as the table says")
     similar.add_argument("--weights", help=table)
+    similar.add_argument("--labels", help="CSV with image and a column a finding: what holds is told beside each")
     similar.add_argument("--out", required=True, help="folder for similar.png and similar.csv")
     similar.add_argument("--most", type=int, default=11, help="neighbours")
+    add_force(similar)
     add_reading(similar)
     similar.add_argument("--device", help="where the encoder runs; left out, a GPU if there is one")
     commands.add_subcommand("similar", similar, help="nearest radiographs by features, as a contact sheet")
@@ -59,15 +65,32 @@ def run_features_command(paths: list[str], weights: str, out: str, workers: int,
     return 0
 
 
-def run_similar_command(query: str, workers: int, **options) -> int:
+def _positives(data: str, images: str | None) -> dict[str, list[str]]:
+    """Of each radiograph of a table with labels the classes that hold."""
+    from ..classify.labels import read_manifest
+
+    try:
+        table = read_manifest(data, images=images)
+    except ConfigError as error:
+        raise ConfigError(re.sub("^data: ", "labels: ", str(error))) from error
+    return {
+        path: [name for name, value in zip(table.classes, row, strict=True) if value == 1]
+        for path, row in zip(table.paths, table.labels, strict=True)
+    }
+
+
+def run_similar_command(query: str, workers: int, labels: str | None, **options) -> int:
     from ..data.reader_pool import worker_count
+    from ..features.neighbour_sheet import SCALE, about
     from ..features.neighbours import find_similar
 
-    found = find_similar(query, options.pop("in"), workers=worker_count(workers), **options)
+    labels = None if labels is None else _positives(labels, options["images"])
+    found = find_similar(query, options.pop("in"), labels=labels, workers=worker_count(workers), **options)
+    print(SCALE)
     for near in found.neighbours:
-        same = ", the same patient" if near.same_patient else ""
-        same += ", the same pixels" if near.same_pixels else ""
-        print(f"{near.distance:.4f}  {visible(near.path)}{same}")
+        print(", ".join(map(visible, (f"{near.distance:.4f}  {near.path}", *about(near, found.labelled)))))
+    if found.labelled and all(near.labels is None for near in found.neighbours):
+        note("none of them is in the table of labels; --images says where its radiographs are")
     if found.missing:
         note(f"{len(found.missing)} of them are not found or cannot be read; --images says where")
     print(f"of {found.rows} radiographs: {found.picture}")

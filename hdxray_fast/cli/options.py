@@ -33,6 +33,12 @@ def add_reading(parser) -> None:
     parser.add_argument("--max-memory", type=int, default=MAX_MEMORY, help="MiB that one file may take")
 
 
+def add_force(parser, folder: str = "--out") -> None:
+    """What becomes of pictures of another call, for every command that draws some for each file into a folder."""
+    force = f"replace what a call with other files or settings drew in {folder}, which is refused else"
+    parser.add_argument("--force", action="store_true", help=force)
+
+
 def add_part(parser) -> None:
     """Which share of the files a process takes, for every command whose parts are joined by the last of them."""
     part = "i/n: the i-th of n shares of the files, for as many processes or machines; the one that ends last joins"

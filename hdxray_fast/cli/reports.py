@@ -119,6 +119,7 @@ def _add_studies(parser) -> None:
 def run_train_command(**options) -> int:
     from ..reports.config import ReportConfig
     from ..reports.run import run_report_training
+    from ..reports.saving import validation_of
 
     config = ReportConfig(**options)
     result = run_report_training(config)
@@ -129,6 +130,9 @@ def run_train_command(**options) -> int:
         return STOPPED
     if result.best_step:
         print(f"best {config.metric} on {config.validate_split}: {result.best:.4f} at step {result.best_step}")
+    validated = validation_of(result.out / "model")
+    if validated is not None and (warning := validated.warning()):
+        note(f"warning: {warning}")
     print(f"model: {result.out / 'model'}")
     return 0
 
@@ -189,6 +193,8 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
         note(f"unreadable: {visible(bad.path)}: {visible(bad.reason)}")
     for told in done.notes:
         note(f"note: {visible(told)}")
+    if done.warning:
+        note(f"warning: {done.warning}")
     if done.predictions:
         print(f"{counted(len(done.rows), 'report')} in {done.predictions}")
     return 0 if done.rows else 2

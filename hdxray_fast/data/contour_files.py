@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import ArgumentError, ArgumentTypeError, HDXrayError
-from ..files import claim_names, names_after, written_whole
+from ..files import names_after, written_whole
 from ..images.canvas import Canvas, read_canvas
 from ..images.contour import Contour, find_contour
 from ..images.contour_methods import METHODS
@@ -22,6 +22,7 @@ from ..progress import note, progress_bar
 from ..terminal import counted, first_names, visible
 from .csv_cells import write_table
 from .film_views import describe_not_frontal, not_frontal
+from .picture_folder import PictureFolder
 from .quarantine import Quarantined, write_quarantine
 from .reader_pool import MAX_MEMORY, TIMEOUT, Failed, call_in_order, check_caps
 
@@ -43,6 +44,7 @@ def write_contours(
     workers: int = 0,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
+    force: bool = False,
 ) -> dict:
     """Find the contour of each radiograph and write it down.
 
@@ -62,6 +64,7 @@ def write_contours(
         workers: processes that read files; 0 reads in this process, without caps.
         timeout: seconds that a file may take.
         max_memory: MiB that a file may take.
+        force: replace what another call of ``contour`` wrote in `out`, of other files or settings.
 
     Returns:
         ``written``: source path -> overlay's path; ``flagged``: source paths whose contour is not to be relied on;
@@ -71,7 +74,8 @@ def write_contours(
     Raises:
         ArgumentError: no paths, an unknown method, sizes that do not fit, or `out` is not a folder.
         ArgumentTypeError: `paths` is not a list of paths.
-        ConfigError: a cap that is not above 0, or `out` holds files of these names that ``contour`` did not make.
+        ConfigError: a cap that is not above 0, or `out` holds files of these names that ``contour`` did not make, or,
+            without ``force``, made in another call.
     """
     sources = _as_paths(paths)
     if method not in METHODS:
@@ -88,8 +92,14 @@ def write_contours(
         raise ArgumentError(f"out must be a folder that can be written to, {out} is not ({error.strerror})") from error
     names = names_after(sources)
     sheets = _sheets(folder, sources)
-    written = [f"{name}.contour.{kind}" for name in names for kind in ("json", "png")]
-    claim_names(folder, "contour", ("unreadable.csv", TABLE, *written, *(path.name for path in sheets)))
+    pictures = {
+        f"{name}.contour.{kind}": source
+        for name, source in zip(names, sources, strict=True)
+        for kind in ("json", "png")
+    }
+    pictures |= {path.name: "" for path in sheets}
+    settings = {"method": method, "img_size": img_size, "patch_size": patch_size}
+    PictureFolder(folder, "contour", settings, pictures, ("unreadable.csv", TABLE), force).claim()
     summary: dict = {"written": {}, "flagged": [], "not_frontal": {}, "failed": {}, "contacts": []}
     summary["table"] = str(folder / TABLE)
     tiles: list[np.ndarray] = []

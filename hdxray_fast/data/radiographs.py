@@ -43,6 +43,7 @@ class Radiograph:
         provenance_id: hash of the stored pixels, to find duplicates.
         thumbnail: ``[48, 48] uint8``, to find near duplicates.
         view: name of a :class:`hdxray_fast.ChestView`: frontal, lateral, other, or ``""`` (not known).
+        valid_box: ``(top, left, height, width)`` in canvas pixels: what is no padding.
     """
 
     source: str
@@ -55,7 +56,8 @@ class Radiograph:
     flagged: bool
     provenance_id: str
     thumbnail: np.ndarray
-    view: str = ""
+    view: str
+    valid_box: tuple[int, int, int, int]
 
 
 def read_radiograph(
@@ -81,6 +83,7 @@ def read_radiograph(
         provenance_id=canvas.provenance.get("pixel_sha256", ""),
         thumbnail=equalised_thumbnail(canvas.pixels, canvas.valid_box),
         view=contour.view.name,
+        valid_box=canvas.valid_box,
     )
 
 
@@ -98,7 +101,8 @@ def read_prepared(image: PreparedImage, source: str, patch_size: int) -> Radiogr
         inside = rasterize_polygon(found.polygon, canvas.size, patch_size) & valid
     scale, shift = standardisation(pixels, valid)
     thumbnail = equalised_thumbnail(pixels, found.valid_box)
-    return Radiograph(source, pixels, inside, valid, scale, shift, confidence, flagged, digest, thumbnail, view)
+    known = (confidence, flagged, digest, thumbnail, view, found.valid_box)
+    return Radiograph(source, pixels, inside, valid, scale, shift, *known)
 
 
 def read_ahead(

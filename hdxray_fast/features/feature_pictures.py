@@ -11,6 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from ..data.listing import list_images
+from ..data.picture_folder import PictureFolder
 from ..data.prepared.reading import PreparedSet, is_prepared
 from ..data.quarantine import Quarantined, write_quarantine
 from ..data.radiograph_dataset import RadiographDataset
@@ -18,7 +19,7 @@ from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..devices import find_device
 from ..errors import ArgumentError, ConfigError
-from ..files import claim_names, names_after
+from ..files import names_after
 from ..images.feature_panels import colours_over, cross_at, heat_over, titled_row
 from ..images.panels import display_levels, write_image
 from ..models.encoder import Encoder
@@ -26,6 +27,8 @@ from ..models.inference import check_word, modes_kept
 from ..models.inputs import as_batch, sent_batch
 from ..models.layers import check_count
 from ..weights.create import encoder_of_size
+from ..weights.fingerprint import settings_print
+from .embedding_files import fingerprint
 from .patch_features import PatchFeatures, PrincipalComponents, patch_features
 
 MOST = 64  # radiographs of one call, whose features are held together: 10 MB each of ViT-B at 1280 pixels
@@ -56,6 +59,7 @@ class _Seen:
     flagged: bool
     pixels: np.ndarray  # [S, S] uint8
     box: tuple[slice, slice]  # of the patches that are no padding, in patches
+    frame: tuple[slice, slice]  # of the radiograph among the pixels of these patches
     inside: np.ndarray  # [N] bool, which of the features are of the chest
     features: PatchFeatures
 
@@ -73,6 +77,7 @@ def draw_features(
     workers: int = 0,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
+    force: bool = False,
 ) -> FeaturePictures:
     """Draw what an encoder makes of radiographs: ``NAME.features.png`` for each, where NAME is the file's stem.
 
@@ -94,12 +99,13 @@ def draw_features(
         workers: processes that read files ahead; 0 reads in this process, without caps.
         timeout: seconds that a file may take.
         max_memory: MiB that a file may take.
+        force: replace what another call drew in ``out``, of other files or settings.
 
     Raises:
         ArgumentError: an argument is not as described, or ``at`` lies outside the canvas, in the padding of a
             radiograph (which is named), or where the encoder does not look.
         ConfigError: a path names no image, a prepared set has another size, or ``out`` holds files of these names that
-            ``features`` did not make.
+            ``features`` did not make or, without ``force``, made in another call.
     """
     check_count("most", most)
     check_caps(timeout, max_memory)
@@ -121,7 +127,10 @@ def draw_features(
     chosen = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)).tolist()
     folder, shown = Path(out), [names[row] for row in chosen]
     stems = dict(zip(shown, names_after(shown), strict=True))
-    claim_names(folder, "features", ("unreadable.csv", *(f"{stem}.features.png" for stem in stems.values())))
+    settings = {"weights": fingerprint(encoder), "encoder": settings_print(encoder.config), "keep": keep, "at": at}
+    drawn = {f"{stem}.features.png": name for name, stem in stems.items()}
+    place = PictureFolder(folder, "features", settings, drawn, ("unreadable.csv",), force)
+    place.refuse()
     device = find_device(device)
     caps = {"timeout": timeout, "max_memory": max_memory}
     reading = _of_set(images, chosen, encoder) if images else _of_files(shown, encoder, workers, caps)
@@ -133,6 +142,7 @@ def draw_features(
                 bad.append(item)
                 continue
             seen.append(_look(encoder, *item, keep, device, at))
+    place.claim()
     write_quarantine(folder / "unreadable.csv", bad)
     left_out = len(names) - len(chosen)
     if not seen:
@@ -162,7 +172,10 @@ def _prepared(paths: list, encoder: Encoder) -> PreparedSet | None:
 def _of_files(files: list[str], encoder: Encoder, workers: int, caps: dict) -> Iterator[Quarantined | tuple]:
     jobs = [(file, file) for file in files]
     for item in read_ahead(jobs, encoder.img_size[0], encoder.patch_size, workers, encoder.contour, **caps):
-        yield (item.source, item.flagged, as_batch([item])) if isinstance(item, Radiograph) else item
+        if isinstance(item, Radiograph):
+            yield item.source, item.flagged, as_batch([item]), item.valid_box
+        else:
+            yield item
 
 
 def _of_set(images: PreparedSet, rows: list[int], encoder: Encoder) -> Iterator[tuple]:
@@ -171,11 +184,18 @@ def _of_set(images: PreparedSet, rows: list[int], encoder: Encoder) -> Iterator[
     for row in rows:
         sample = samples[0, row]
         batch = {name: sample[name][None] for name in ("pixels", "inside", "valid", "scale", "shift")}
-        yield images.source(row), bool(flagged[row].as_py()), batch
+        yield images.source(row), bool(flagged[row].as_py()), batch, images.read(row).valid_box
 
 
 def _look(
-    encoder: Encoder, source: str, flagged: bool, batch: dict[str, Tensor], keep: str, device, at: Sequence[int] | None
+    encoder: Encoder,
+    source: str,
+    flagged: bool,
+    batch: dict[str, Tensor],
+    valid_box: tuple[int, int, int, int],
+    keep: str,
+    device,
+    at: Sequence[int] | None,
 ) -> _Seen:
     features = patch_features(encoder, sent_batch(batch, device), keep)
     rows, columns = (np.flatnonzero(batch["valid"][0].numpy().any(axis)) for axis in (1, 0))
@@ -190,7 +210,11 @@ def _look(
             f"at: {at[0]} {at[1]} lies outside of {source}, which has {where}{chest}; choose a place there"
         )
     inside = batch["inside"][0].numpy().ravel()[features.ids]
-    return _Seen(source, flagged, batch["pixels"][0, 0].numpy(), box, inside, features)
+    frame = tuple(
+        slice(first - side.start * encoder.patch_size, first - side.start * encoder.patch_size + length)
+        for side, first, length in zip(box, valid_box[:2], valid_box[2:], strict=True)
+    )
+    return _Seen(source, flagged, batch["pixels"][0, 0].numpy(), box, frame, inside, features)
 
 
 def _place(at: Sequence[int], patch_size: int, grid_size: tuple[int, int]) -> int:
@@ -228,6 +252,7 @@ def _picture(item: _Seen, found: PrincipalComponents, at: Sequence[int] | None, 
         attention = features.on_grid(features.attention)[box]
         low, high = np.nanpercentile(attention, (50, 99.5))  # a few patches take most of it
         panels["attention of the class token"] = heat_over(grey, attention, low, high)
+    panels = {title: panel[item.frame] for title, panel in panels.items()}  # patches reach into the padding
     name = Path(item.source).name
     unsure = "   FLAGGED: no chest contour to rely on, this may be no chest" if item.flagged else ""
     return titled_row(panels, f"{name}{unsure}", item.flagged)

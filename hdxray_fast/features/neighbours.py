@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.csv_cells import write_table
-from ..data.radiographs import read_small
+from ..data.picture_folder import PictureFolder
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..errors import ArgumentError, ConfigError
-from ..files import claim_names, written_whole
-from ..images.overlay import ACCEPTED, FLAGGED, TILE, contact_sheet, plain_tile
-from ..images.panels import write_image
 from ..models.layers import check_count
-from ..names import unescaped
+from ..names import escaped, unescaped
 from ..parquet_files import CheckedParquet, open_parquet
 from ..regular_files import parse_json, reason_of, what_else
 from ..weights.create import encoder_of_size
@@ -29,56 +25,18 @@ from ..weights.shipped import PRETRAINED
 from .embedding import Embedder
 from .embedding_files import USUAL, fingerprint
 from .feature_table import width_of
+from .neighbour import Neighbour, Similar
+from .neighbour_sheet import write_sheet
 from .row_columns import SETTINGS_KEY, NoFeaturesError, as_of_now, require_columns, require_values, row_schema
 from .stamps import Stamp
 
 if TYPE_CHECKING:
     from ..models.encoder import Encoder
 
+VIEW = "view"
 PATIENT = "patient"  # a column of hashes, as the index of a prepared set has one
 ON_DISK = "features.parquet"  # as embed calls a table where it is told a folder
-HASH_DIGITS = 8  # of a patient's hash, on the sheet
 ROWS = 1024  # of features, in memory at once
-
-
-@dataclass(frozen=True)
-class Neighbour:
-    """A radiograph of the table.
-
-    Attributes:
-        path: as the table has it.
-        distance: 1 less the cosine of the two features, each less the mean of the table: 0 to 2.
-        patient: hash of the patient; blank where the table has none.
-        same_patient: it is the query's patient; ``None`` where that is not known.
-        same_pixels: its stored pixels are the query's.
-    """
-
-    path: str
-    distance: float
-    patient: str = ""
-    same_patient: bool | None = None
-    same_pixels: bool = False
-
-
-@dataclass(frozen=True)
-class Similar:
-    """What :func:`find_similar` found.
-
-    Attributes:
-        query: the file asked for, as the table has it if it does.
-        neighbours: nearest first; without the query's own row.
-        rows: of the table.
-        patients: the table tells them apart.
-        picture: the contact sheet; ``None`` if none was asked for.
-        missing: neighbours whose file was not found or cannot be read, on the sheet an empty tile.
-    """
-
-    query: str
-    neighbours: list[Neighbour]
-    rows: int
-    patients: bool
-    picture: Path | None = None
-    missing: list[str] = field(default_factory=list)
 
 
 def find_similar(
@@ -87,12 +45,14 @@ def find_similar(
     *,
     images: str | os.PathLike | None = None,
     weights: str | os.PathLike | Encoder | None = None,
+    labels: Mapping[str, Sequence[str]] | None = None,
     out: str | os.PathLike | None = None,
     most: int = 11,
     device: str | None = None,
     workers: int = 0,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
+    force: bool = False,
 ) -> Similar:
     """Find the radiographs whose features are nearest to one's.
 
@@ -103,45 +63,53 @@ def find_similar(
         images: folder in which the table's radiographs are now; left out, they are where the table says.
         weights: those that the table was made with, for a query that it does not hold; looked at as it says there. Left
             out, the encoder that comes with the package, if the table is of it.
+        labels: of radiographs, by their paths, the classes that hold: they are told beside each.
         out: folder for ``similar.png``, a contact sheet, and ``similar.csv``; left out, nothing is written.
         most: neighbours.
         device: where the encoder runs; left out, a GPU if there is one.
         workers: processes that read files; 0 reads in this process, without caps.
         timeout: seconds that a file may take.
         max_memory: MiB that a file may take.
+        force: replace the neighbours of another query, or of another table, in ``out``.
 
     Raises:
         ArgumentError: an argument is not as described, or the query cannot be read.
         ConfigError: the table is none, was made with other weights, or does not hold the query as it is now; or ``out``
-            holds files of these names that ``similar`` did not make.
+            holds files of these names that ``similar`` did not make or, without ``force``, made in another call.
     """
     check_count("most", most)
     check_caps(timeout, max_memory)
+    folder = None
     if out is not None:
-        claim_names(Path(out), "similar", ("similar.png", "similar.csv"))
+        asked = {name: escaped(os.path.abspath(path)) for name, path in (("query", query), ("table", table))}
+        folder = PictureFolder(
+            Path(out), "similar", asked, dict.fromkeys(("similar.png", "similar.csv"), ""), (), force
+        )
+        folder.refuse()
     with _opened(table) as file:
         width = width_of(file.schema)
         require_columns(file, row_schema({}, width, False))
         settings = parse_json((file.schema.metadata or {}).get(SETTINGS_KEY, b"{}"))
-        columns = [name for name in ("size", "mtime_ns", "provenance_id", PATIENT) if name in file.schema.names]
+        columns = [name for name in ("size", "mtime_ns", "provenance_id", VIEW, PATIENT) if name in file.schema.names]
         facts = file.read(["path", *columns])
         require_values(facts)
         facts = facts.to_pydict()
         paths = [unescaped(path) for path in facts["path"]]
     prints = facts.get("provenance_id") or [""] * len(paths)
+    views = [str(view or "") for view in facts.get(VIEW, [""] * len(paths))]
     row = _row_of(str(query), paths, facts)
     if row is None:
-        if weights is None and not _is_shipped(settings):
+        weights = _shipped_encoder(settings) if weights is None else weights
+        if weights is None:
             held = "holds it as it was before it was written anew" if str(query) in paths else "does not hold it"
             raise ConfigError(
                 f"query: {query}: the table {table} {held}; give weights (those of the table), or embed it first"
             )
-        weights = PRETRAINED if weights is None else weights
-        feature, pixels = _embedded(str(query), table, settings, weights, device)
+        feature, pixels, view = _embedded(str(query), table, settings, weights, device)
         if len(feature) != width:
             raise ConfigError(f"{table}: has features of {width} numbers, and the weights give {len(feature)}")
     else:
-        feature, pixels = None, prints[row]
+        feature, pixels, view = None, prints[row], views[row]
     with _opened(table) as file:
         distances = _distances(file, width, len(paths), feature, row)
     if row is not None:
@@ -149,17 +117,30 @@ def find_similar(
     order = [int(place) for place in np.argsort(distances, kind="stable") if np.isfinite(distances[place])][:most]
     patients = [str(patient or "") for patient in facts.get(PATIENT, [""] * len(paths))]
     own = patients[row] if row is not None else ""
+    root = None if images is None else Path(images)
+    told = _Labels(labels, root)
     neighbours = [
         Neighbour(
             paths[place], float(distances[place]), patients[place],
             patients[place] == own if own and patients[place] else None, bool(pixels) and prints[place] == pixels,
+            views[place], told.of(paths[place]),
         )
         for place in order
     ]  # fmt: skip
-    found = Similar(str(query), neighbours, len(paths), any(patients))
-    if out is None:
+    found = Similar(
+        str(query), neighbours, len(paths), any(patients), view=view, labels=told.of(str(query)),
+        labelled=labels is not None,
+    )  # fmt: skip
+    if folder is None:
         return found
-    return _draw(found, images, Path(out), workers, timeout, max_memory)
+    if root is not None and not root.is_dir():
+        raise ConfigError(f"images: {root} is no folder; give the one that the table's radiographs are in")
+    folder.claim()
+    places = [place_of(path, root) for path in (found.query, *(near.path for near in neighbours))]
+    if os.path.isfile(found.query):
+        places[0] = found.query
+    picture, missing = write_sheet(found, places, folder.path, workers, timeout, max_memory)
+    return replace(found, picture=picture, missing=missing)
 
 
 @contextmanager
@@ -194,12 +175,13 @@ def _row_of(query: str, paths: Sequence[str], facts: dict) -> int | None:
     return row if now is None or written is None or Stamp(size, written).is_of(query, now) else None
 
 
-def _is_shipped(settings: object) -> bool:
-    """Whether a table is of the encoder that comes with the package."""
+def _shipped_encoder(settings: object) -> Encoder | None:
+    """The encoder that comes with the package, at the table's size, if the table is of it."""
     try:
-        return settings["weights"] == fingerprint(encoder_of_size(PRETRAINED, _side_of(settings)))
+        encoder = encoder_of_size(PRETRAINED, _side_of(settings))
+        return encoder if settings["weights"] == fingerprint(encoder) else None
     except (KeyError, TypeError, IndexError, ArgumentError):
-        return False
+        return None
 
 
 def _side_of(settings: object) -> int:
@@ -207,8 +189,8 @@ def _side_of(settings: object) -> int:
     return side[0] if isinstance(side, list) else side
 
 
-def _embedded(query: str, table, settings: object, weights, device) -> tuple[np.ndarray, str]:
-    """Feature and pixel hash of a file that the table does not hold, made as its rows were."""
+def _embedded(query: str, table, settings: object, weights, device) -> tuple[np.ndarray, str, str]:
+    """Feature, pixel hash and view of a file that the table does not hold, made as its rows were."""
     try:
         size, known = _side_of(settings), settings["weights"]
         made = {name: settings[name] for name in ("pool", "keep")}
@@ -228,7 +210,7 @@ def _embedded(query: str, table, settings: object, weights, device) -> tuple[np.
     (found,) = job.batches([(query, query)], batch_size=1)
     if found.quarantined:
         raise ArgumentError(f"query: {query} cannot be read: {found.quarantined[0].reason}")
-    return found.features[0], found.provenance_ids[0]
+    return found.features[0], found.provenance_ids[0], found.views[0]
 
 
 def _distances(file: CheckedParquet, width: int, rows: int, feature: np.ndarray | None, row: int | None) -> np.ndarray:
@@ -268,49 +250,16 @@ def place_of(path: str, images: Path | None) -> str | None:
     return next((str(tail) for tail in tails if tail.is_file()), None)
 
 
-def _draw(found: Similar, images, folder: Path, workers: int, timeout: float, max_memory: int) -> Similar:
-    root = None if images is None else Path(images)
-    if root is not None and not root.is_dir():
-        raise ConfigError(f"images: {root} is no folder; give the one that the table's radiographs are in")
-    query = found.query if os.path.isfile(found.query) else place_of(found.query, root)
-    places = [query, *(place_of(near.path, root) for near in found.neighbours)]
-    there = [place for place in places if place is not None]
-    pictures = dict(zip(there, read_small(there, TILE, workers, timeout, max_memory), strict=True))
-    tiles, missing = [], []
-    for place, near in zip(places, [None, *found.neighbours], strict=True):
-        grey = None if place is None else pictures[place]
-        path = found.query if near is None else near.path
-        if grey is None and near is not None:
-            missing.append(path)
-        words = ["query", Path(path).name] if near is None else _words(near)
-        words += ["not found" if place is None else "cannot be read"] * (grey is None)
-        colour = FLAGGED if near is None or near.same_patient or near.same_pixels else ACCEPTED
-        tiles.append(plain_tile(np.full((TILE, TILE), 40, np.uint8) if grey is None else grey, *words, colour=colour))
-    height = max(len(tile) for tile in tiles)
-    tiles = [np.pad(tile, ((0, height - len(tile)), (0, 0), (0, 0)), constant_values=24) for tile in tiles]
-    picture = folder / "similar.png"
-    write_image(picture, contact_sheet(tiles))
-    with (
-        written_whole(folder / "similar.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as stream,
-    ):
-        rows = [
-            (rank, near.path, f"{near.distance:.6f}", near.patient, _told(near.same_patient), _told(near.same_pixels))
-            for rank, near in enumerate(found.neighbours, start=1)
-        ]
-        columns = ("rank", "path", "distance", "patient", "same_patient", "same_pixels")
-        write_table(stream, columns, rows, names=("path",))
-    return Similar(found.query, found.neighbours, found.rows, found.patients, picture, missing)
+class _Labels:
+    """Those that were given, by whatever way leads to a radiograph."""
 
+    def __init__(self, labels: Mapping[str, Sequence[str]] | None, images: Path | None) -> None:
+        self._images = images
+        self._known = {os.path.abspath(path): tuple(names) for path, names in (labels or {}).items()}
 
-def _words(near: Neighbour) -> list[str]:
-    """Captions of a neighbour's tile."""
-    whose = f"patient {near.patient[:HASH_DIGITS]}" if near.patient else ""
-    whose = "the same patient" if near.same_patient else whose
-    same = "the same pixels" if near.same_pixels else ""
-    about = ", ".join(word for word in (whose, same) if word)
-    return [f"distance {near.distance:.3f}", Path(near.path).name, *([about] if about else [])]
-
-
-def _told(value: bool | None) -> str:
-    return "" if value is None else str(int(value))
+    def of(self, path: str) -> tuple[str, ...] | None:
+        """Of a radiograph as the table calls it."""
+        for place in (path, place_of(path, self._images) if self._known else None):
+            if place is not None and (names := self._known.get(os.path.abspath(place))) is not None:
+                return names
+        return None

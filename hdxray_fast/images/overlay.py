@@ -127,6 +127,13 @@ def _line(text: str, colour: tuple[int, int, int]) -> np.ndarray:
     return strip
 
 
+def headed(sheet: np.ndarray, words: str) -> np.ndarray:
+    """A sheet ``[H, W, 3] uint8`` BGR with a line of words above it."""
+    strip = np.full((32, sheet.shape[1], 3), 24, np.uint8)
+    write_line(strip, words, 8, 22, 20, (235, 235, 235))
+    return np.vstack([strip, sheet])
+
+
 def contact_sheet(tiles: list[np.ndarray]) -> np.ndarray:
     """Tiles of one size in rows. ``[H, W, 3] uint8`` BGR."""
     columns = min(len(tiles), 4 if len(tiles) <= 12 else 8)

@@ -21,6 +21,7 @@ from .model_config import PROMPTS, ReportModelConfig
 from .sentences import first_sentences
 from .text_models import import_text_models
 from .text_tokenizers import ReportTokenizer, check_fits
+from .validated import Validated
 from .visual_tokens import StudyTokens, Views, ViewTokens, VisualTokens
 from .writing_options import WritingOptions
 
@@ -36,6 +37,7 @@ class ReportModel(nn.Module):
         config: see :class:`ReportModelConfig`.
         language_model_print: tells the language model it was made with.
         seen: whom and what it was trained on; ``None`` where that is not known.
+        validated: what its validation found; likewise.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class ReportModel(nn.Module):
         self.tokenizer, self.config = tokenizer, config
         self.language_model_print = ""
         self.seen: Seen | None = None
+        self.validated: Validated | None = None
 
     # --- images to visual tokens ------------------------------------------------------------------------------------
     def plan(self, images: Tensor, inside: Tensor | None = None, valid: Tensor | None = None) -> MaskPlan:

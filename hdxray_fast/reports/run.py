@@ -49,6 +49,7 @@ from .studies import StudyTable
 from .study_list import Studies
 from .text_tokenizers import ReportTokenizer, load_tokenizer, train_tokenizer
 from .unknown_words import left_out_note, require_targets, unknown_warning
+from .validated import Validated, few_to_validate
 from .visual_tokens import Views
 
 
@@ -232,14 +233,14 @@ class ReportTask(Task):
         if not (done or (every and step % every == 0)):
             return None
         if not self.validation:
-            self._keep(training, step)
+            self._keep(training, step, Validated(self.config.validate_split, 0))
             return None
         scores = self._validate(training)
         score = scores.get(self.config.metric, math.nan)
         self.scores.append({"step": step, **scores})
         if not self.best > score:  # the first, or better; of equals the later one, which was taught for longer
             self.best, self.best_step = score, step
-            self._keep(training, step)
+            self._keep(training, step, Validated(self.config.validate_split, len(self.validation), scores["bleu4"]))
         shown = f"{self.config.metric} {score:.4f} (best {self.best:.4f} at step {self.best_step})"
         training.print(f"step {step}: {self.config.validate_split} {shown}")
         return {f"{self.config.validate_split}_{name}": value for name, value in scores.items()}
@@ -324,6 +325,10 @@ class ReportTask(Task):
         if warning:
             training.print(f"warning: {warning}")
             self.notes.append(warning)
+        given = "val" in self.table.drawn, config.val_share, config.validate_studies
+        if few := few_to_validate(config.validate_split, len(self.validation), *given):
+            training.print(f"warning: {few}")
+            self.notes.append(few)
         if not self.validation:
             training.print(
                 "warning: nobody validates, so no model is chosen: the last one is kept; raise val_share, or set "
@@ -424,11 +429,11 @@ class ReportTask(Task):
         numbers = {name: value for name, value in scores.items() if isinstance(value, float)}
         return {**numbers, "different": len(set(generated))}
 
-    def _keep(self, training: Training, step: int) -> None:
+    def _keep(self, training: Training, step: int, validated: Validated) -> None:
         """Save the model as the best so far."""
         with training.averaged() as model:
             if training.is_main:
-                model.encoder.contour, model.seen = self.config.contour, self.seen
+                model.encoder.contour, model.seen, model.validated = self.config.contour, self.seen, validated
                 save_report_model(model, training.out / "model")
 
 

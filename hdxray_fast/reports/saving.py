@@ -25,6 +25,7 @@ from .model_config import ReportModelConfig
 from .own_split import REPORT_FILE, record_of_model
 from .text_models import import_text_models, quietly
 from .text_tokenizers import check_fits, load_tokenizer
+from .validated import Validated
 from .visual_tokens import VisualTokens
 
 VISUAL_FILE = "visual.safetensors"
@@ -56,6 +57,7 @@ def save_report_model(model: ReportModel, directory: str | Path) -> Path:
         "tokens": len(model.tokenizer),
         "language_model": model.language_model_print,
         "splits": model.seen.origin if model.seen else {},
+        "validated": model.validated.record() if model.validated else {},
     }
     try:
         temporary.mkdir(parents=True)
@@ -132,7 +134,17 @@ def load_report_model(directory: str | Path, device: str | torch.device | None =
     model = ReportModel(encoder, visual, decoder, tokenizer, config)
     model.language_model_print = settings["language_model"]
     model.seen = record_of_model(directory)
+    model.validated = Validated.of(settings.get("validated"))
     return model.to(find_device(device)).eval()
+
+
+def validation_of(directory: str | Path) -> Validated | None:
+    """What the validation of the report model in a folder found; ``None`` where the folder does not tell.
+
+    Raises:
+        CheckpointError: it holds no report model.
+    """
+    return Validated.of(_read_settings(Path(directory) / REPORT_FILE).get("validated"))
 
 
 def _check_parts(directory: Path, parts: dict[str, str]) -> None:

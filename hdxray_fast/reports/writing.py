@@ -86,6 +86,7 @@ class WrittenReports:
         quarantined: radiographs that cannot be read.
         predictions: CSV that ``report evaluate`` reads, where one was written.
         precision: ``"fp32"`` or ``"bf16"``, what the model computed in.
+        warning: what the model's own validation warns of; blank if nothing, or where its folder does not tell.
         known: study, radiograph and ``"pixels"`` or ``"near"`` for each radiograph that the model was trained or
             validated on; ``None`` where it has no record of that.
         waiting: shares of other processes, counted from 1, that have not ended.
@@ -97,6 +98,7 @@ class WrittenReports:
     quarantined: list[Quarantined] = field(default_factory=list)
     predictions: Path | None = None
     precision: str = "fp32"
+    warning: str = ""
     known: list[tuple[str, str, str]] | None = None
     waiting: list[int] = field(default_factory=list)
     joined: bool = True
@@ -281,7 +283,9 @@ class _Job:
 
     def told(self, batches: Sequence[WrittenBatch], seen: Seen | None, before: int = 0) -> WrittenReports:
         """All reports, with what was left out on the way; ``before``: how many of this share were there already."""
-        done, whole = WrittenReports(precision=self.precision), WrittenBatch.join(batches)
+        found = self.model.validated
+        done = WrittenReports(precision=self.precision, warning=found.warning() if found else "")
+        whole = WrittenBatch.join(batches)
         for place, text, sentences, picture in whole.texts:
             row = self.rows.get(place) or WrittenReport(self.studies[place], text, sentences)
             row.picture = Path(self.out) / picture if picture else None
@@ -313,6 +317,8 @@ class _Job:
         empty = [row.study.named for row in done.rows if not row.text]
         if empty:
             done.notes.append(counted(empty, "study", "with an empty report"))
+        if self.out is not None and self.pictures < len(self.studies):
+            done.notes.append(f"the first {self.pictures} of {len(self.studies)} studies get a picture (--pictures)")
         return done
 
     def _places(self, number: int) -> range:

@@ -104,6 +104,19 @@ def test_captions_say_what_is_no_frontal_chest_and_what_lies_off_the_chest(radio
     assert re.fullmatch(r"\d\d % of it lies outside the chest contour", said[3][3])
 
 
+def test_maps_of_another_model_are_not_mixed_in(radiographs, tmp_path):
+    first, second = classifier(), classifier(thresholds=[0] * 5)
+    with torch.no_grad():
+        next(second.parameters()).add_(1)
+    film, maps = radiographs / "0.png", tmp_path / "maps"
+    for _ in range(2):
+        hx.predict(film, first, maps=maps)
+    with pytest.raises(hx.ConfigError, match=r"maps: .* holds what predict drew in another call \(other model\)"):
+        hx.predict(film, second, maps=maps)
+    hx.predict(film, second, maps=maps, force=True)
+    assert [path.name for path in maps.glob("[!.]*")] == ["0.map.png"]
+
+
 def test_pictures_of_others_stay(radiographs, tmp_path):
     (tmp_path / "maps").mkdir()
     (tmp_path / "maps" / "0.map.png").write_bytes(b"mine")

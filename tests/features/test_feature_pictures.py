@@ -108,13 +108,29 @@ def test_pictures_of_a_folder(encoder, folder, tmp_path, capsys):
     assert abs(tall.shape[1] - 4 * 32) < 16 and abs(wide.shape[1] - 4 * 64) < 16  # without padding
     assert tall.shape[0] > wide.shape[0]
     assert "bad.png" in (out / "unreadable.csv").read_text()
+    assert main(words) == 0  # over its own pictures
+    assert main([*words, "--at", "32", "32"]) == 2
+    assert "holds what features drew in another call (other at); give another folder, or --force" in (
+        capsys.readouterr().err
+    )
+    words.append("--force")
     assert main([*words, "--at", "5", "32"]) == 2  # in the padding of the tall one
     message = capsys.readouterr().err
     assert "--at: 5 32 lies outside of" in message and "tall.png" in message and "x from 16 to 47" in message
     assert main([*words, "--at", "5", "64"]) == 2
     assert "accepted are x and y from 0 to 63" in capsys.readouterr().err
-    assert main([*words, "--at", "32", "32", "--most", "2"]) == 0  # over its own pictures
+    assert len(list(out.glob("*.png"))) == 2
+    assert main([*words, "--at", "32", "32", "--most", "2"]) == 0
     assert capsys.readouterr().out.endswith("; 1 more were left out (--most)\n")
+
+
+def test_the_padding_of_patches_at_the_edge_is_left_out(encoder, tmp_path):
+    assert cv2.imwrite(str(tmp_path / "x.png"), np.full((128, 72), 200, np.uint8) + draw_radiograph(0, 128, 72) // 8)
+    (place,) = hx.draw_features(tmp_path / "x.png", encoder, tmp_path / "out").pictures.values()
+    picture = cv2.imread(str(place))
+    assert picture.shape == (18 + 64 + 18, 4 * 36 + 3 * 2, 3)  # lines above and below; 36 px on a grid of 16, gaps of 2
+    film = picture[18:82, :36].astype(int)
+    assert film[:, [0, -1]].std() > 0 and np.abs(film[:, 0] - film[:, 1]).max() < 120  # no black edge
 
 
 def test_what_may_be_no_chest_is_flagged(encoder, folder, monkeypatch):

@@ -14,6 +14,8 @@ from toy_radiographs import draw_radiograph
 
 import hdxray_fast as hx
 from hdxray_fast.cli.main import main
+from hdxray_fast.features import neighbours
+from hdxray_fast.features.neighbour_sheet import about
 from hdxray_fast.features.neighbours import find_similar, place_of
 
 pytest.importorskip("pyarrow")
@@ -119,7 +121,7 @@ def test_what_is_no_table_and_no_picture_are_told(made, tmp_path):
         find_similar(tmp_path / "bad.png", tmp_path / "t.csv")
 
 
-def test_no_weights_are_those_of_the_package(tmp_path, capsys):
+def test_no_weights_are_those_of_the_package(tmp_path, capsys, monkeypatch):
     """``embed`` takes them and says so; ``similar`` takes them for a table that was made with them."""
     for number in range(3):
         assert cv2.imwrite(str(tmp_path / f"{number}.png"), draw_radiograph(number))
@@ -128,7 +130,10 @@ def test_no_weights_are_those_of_the_package(tmp_path, capsys):
     words = ["embed", str(tmp_path / "0.png"), str(tmp_path / "1.png"), "--out", table, "--img-size", "64", *reading]
     assert main(words) == 0
     assert "encoder: vit_tiny_patch16, which comes with the package (--weights takes others)" in capsys.readouterr().err
+    made, create = [], neighbours.encoder_of_size
+    monkeypatch.setattr(neighbours, "encoder_of_size", lambda *given: made.append(create(*given)) or made[-1])
     assert main(["similar", str(tmp_path / "2.png"), "--in", table, "--out", str(tmp_path / "out"), *reading]) == 0
+    assert len({id(encoder) for encoder in made}) == 1
     assert "of 2 radiographs" in capsys.readouterr().out
 
 
@@ -140,10 +145,12 @@ def test_a_sheet_with_distances_and_patients(made, tmp_path, capsys):
         words = ["similar", str(made / "xrays" / "0.png"), "--in", str(table), "--out", str(out), "--workers", "0"]
         assert main([*words, "--images", str(made / "moved")]) == 0
         told = capsys.readouterr()
-        assert told.out.splitlines()[0].endswith("5.png, the same patient, the same pixels") and not told.err
+        scale, first, *_ = told.out.splitlines()
+        assert scale == "cosine distance: 0 is alike, less is more alike" and not told.err
+        assert first.endswith("5.png, the same patient, the same pixels")
         sheet = cv2.imread(str(out / "similar.png"))
-        assert sheet.shape == (2 * (300 + 3 * 18 + 6) + 6, 4 * 306 + 6, 3)
-        assert sheet[6:306, 6:306].std() > 20  # the query itself
+        assert sheet.shape == (32 + 2 * (300 + 3 * 18 + 6) + 6, 4 * 306 + 6, 3)
+        assert sheet[:32].std() > 20 and sheet[38:338, 6:306].std() > 20  # the scale; the query itself
         rows = list(csv.DictReader((out / "similar.csv").open(newline="")))
         by_name = {os.path.basename(row["path"]): row for row in rows}
         assert [by_name[f"{n}.png"]["same_patient"] for n in (1, 2, 3, 4, 5)] == ["0", "1", "", "0", "1"]
@@ -151,8 +158,45 @@ def test_a_sheet_with_distances_and_patients(made, tmp_path, capsys):
         assert "5 of them are not found" in capsys.readouterr().err
         assert main([*words, "--images", str(table)]) == 2
         assert "--images: " in capsys.readouterr().err
+        another = ["similar", str(made / "xrays" / "1.png"), *words[2:], "--images", str(made / "moved")]
+        assert main(another) == 2
+        assert "holds what similar drew in another call (other query)" in capsys.readouterr().err
+        assert list(csv.DictReader((out / "similar.csv").open(newline=""))) == rows
+        assert main([*another, "--force"]) == 0
     finally:
         (made / "moved").rename(made / "xrays")
+
+
+def test_views_and_labels_are_told_beside_each(made, tmp_path, capsys):
+    pq = pytest.importorskip("pyarrow.parquet")
+    pytest.importorskip("pandas")
+    rows = pq.read_table(made / "features.parquet")
+    views = ["frontal", "lateral", "other", "frontal", "", None]
+    rows = rows.set_column(rows.schema.get_field_index("view"), "view", [views])
+    pq.write_table(rows, tmp_path / "f.parquet")
+    (made / "labels.csv").write_text(
+        "image,a,b,c,d\nxrays/0.png,1,0,0,0\nxrays/1.png,1,1,1,1\nxrays/2.png,0,0,0,-1\nxrays/5.png,0,1,1,0\n"
+    )
+    words = ["similar", str(made / "xrays" / "0.png"), "--in", str(tmp_path / "f.parquet"), "--workers", "0"]
+    assert main([*words, "--out", str(tmp_path / "out"), "--labels", str(made / "labels.csv")]) == 0
+    said = {line.split(", ", 1)[0][-5:]: line.split(", ", 1)[1] for line in capsys.readouterr().out.splitlines()[1:-1]}
+    assert said == {
+        "1.png": "patient unknown, lateral view, a, b, c, ...",
+        "2.png": "patient unknown, other view, no label holds",
+        "3.png": "patient unknown, labels unknown",
+        "4.png": "patient unknown, labels unknown",
+        "5.png": "patient unknown, the same pixels, b, c",
+    }
+    listed = {row["path"][-5:]: row for row in csv.DictReader((tmp_path / "out" / "similar.csv").open(newline=""))}
+    assert (listed["1.png"]["view"], listed["1.png"]["labels"], listed["3.png"]["labels"]) == ("lateral", "a|b|c|d", "")
+    (made / "xrays" / "0.png").rename(made / "xrays" / "moved.png")  # found by the table alone
+    try:
+        found = find_similar(made / "xrays" / "0.png", tmp_path / "f.parquet", labels={"elsewhere.png": ["a"]})
+    finally:
+        (made / "xrays" / "moved.png").rename(made / "xrays" / "0.png")
+    assert found.labelled and about(found.neighbours[0], True)[-1] == "labels unknown"
+    assert main([*words, "--out", str(tmp_path / "o"), "--labels", str(tmp_path / "none.csv")]) == 2
+    assert "--labels: " in capsys.readouterr().err
 
 
 def test_a_path_of_the_table_leads_nowhere_above_the_folder(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from hdxray_fast.data import contour_files
 from hdxray_fast.data.contour_files import write_contours
 from hdxray_fast.data.csv_cells import read_table
-from hdxray_fast.errors import ArgumentError, ArgumentTypeError
+from hdxray_fast.errors import ArgumentError, ArgumentTypeError, ConfigError
 from hdxray_fast.images.canvas import Canvas
 from hdxray_fast.images.contour import Contour, find_contour, rasterize_polygon
 from hdxray_fast.images.overlay import ACCEPTED, FLAGGED, draw_overlay
@@ -77,7 +77,8 @@ class TestWrite:
             listed = {row["path"]: row["reason"] for row in csv.DictReader(stream)}
         assert listed == summary["failed"]
         pictures = ["chest.contour.json", "chest.contour.png", "contacts.png"]
-        assert sorted(p.name for p in out.iterdir()) == [".made-by", *pictures, "contours.csv", "unreadable.csv"]
+        hidden = [".contour.json", ".made-by"]
+        assert sorted(p.name for p in out.iterdir()) == [*hidden, *pictures, "contours.csv", "unreadable.csv"]
         picture = cv2.imread(summary["written"][str(good)])
         assert picture.shape[1] == 320
         record = json.loads((out / "chest.contour.json").read_text())
@@ -161,6 +162,20 @@ class TestWrite:
         ]
         sheet = cv2.imread(summary["contacts"][0])
         assert sheet.shape[1] > 2 * 300
+
+    def test_contours_of_another_call_are_not_mixed_in(self, tmp_path):
+        paths = [write_image(tmp_path / f"{k}.png", k) for k in range(2)]
+        out, quick = tmp_path / "out", {"img_size": 160, "progress": False}
+        write_contours(paths, out, method="prior", **quick)
+        for other, method, why in (
+            ([paths[1]], "prior", "other files: 0.contour"),
+            (paths, "rectangle", "other method"),
+        ):
+            with pytest.raises(ConfigError, match=f"{why}.*--force"):
+                write_contours(other, out, method=method, **quick)
+        write_contours([paths[1]], out, method="rectangle", force=True, **quick)
+        assert sorted(p.name for p in out.glob("*.contour.*")) == [".contour.json", "1.contour.json", "1.contour.png"]
+        assert (out / "contacts.png").exists()
 
     def test_only_bad_files(self, tmp_path):
         (tmp_path / "x.txt").write_text("not an image")

@@ -104,6 +104,15 @@ def test_a_study_without_a_frontal_chest_is_told_beside_its_report(root, tmp_pat
         assert [row["view"] for row in csv.DictReader(stream)] == ["lateral", "lateral|frontal"]
 
 
+def test_a_model_whose_reports_matched_nothing_is_warned_of_once(root, capsys):
+    found = load_report_model(root / "run").validated
+    assert (found.split, found.studies, round(found.bleu4, 2)) == ("val", 2, 0.0)
+    command = ["report", "generate", str(root / "s14.png"), str(root / "s15.png"), "--model", str(root / "run")]
+    assert main([*command, "--num-beams", "1", "--max-length", "4"]) == 0
+    warning = "warning: this model's reports matched nothing of its validation reports (BLEU-4 0.00)"
+    assert capsys.readouterr().err.count(warning) == 1
+
+
 def test_most_of_them_are_refused(root, tmp_path):
     data, predictions, _ = generated(root, tmp_path / "most", 4)
     with pytest.raises(ConfigError, match=r"on 4 of these 7 studies \(57%\): 4 near duplicates; the first is row 2"):

@@ -101,10 +101,12 @@ def test_two_views_by_heart_through_the_command_line(english, tmp_path, capsys):
     data, run = english / "studies.csv", english / "run"
     printed = (english / "said").read_text()
     assert "best bleu4 on train: 1.0000" in printed and "4 studies to train on" in printed
+    assert "warning: 4 studies are few to choose the best model by" in printed and "matched nothing" not in printed
     options = {"model": run, "data": data, "split": "train", "val_share": 0, "test_share": 0}
     assert main(["report", "generate", *arguments(options), "--out", str(tmp_path / "made"), "--pictures", "2"]) == 0
-    printed = capsys.readouterr().out
+    printed, noted = capsys.readouterr()
     assert all(text in printed for text in ENGLISH)
+    assert "note: the first 2 of 4 studies get a picture (--pictures)" in noted and "matched nothing" not in noted
     made = read_predictions(tmp_path / "made" / "predictions.csv")
     assert [(p.generated, p.reference, p.language) for p in made] == [(text, text, "en") for text in ENGLISH]
     pictures = sorted(path.name for path in (tmp_path / "made").glob("*.png"))
@@ -195,6 +197,7 @@ def test_without_validation_studies_it_is_said(tmp_path, encoder, capsys):
     result = run_report_training(config, progress=False)
     assert result.finished and not result.best_step
     assert "warning: nobody validates, so no model is chosen" in capsys.readouterr().err
+    assert write_reports(str(tmp_path / "0_0.png"), result.out).warning.startswith("this model was never validated")
 
 
 def test_a_cell_that_names_two_views_is_pointed_to_data(tmp_path):

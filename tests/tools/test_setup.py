@@ -12,6 +12,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 INSTALL = ROOT / "tools" / "install_torch.sh"
 CI = ROOT / ".ci" / "run"
+needs_make = pytest.mark.skipif(
+    not shutil.which("make") or not (ROOT / "Makefile").exists(), reason="needs make and the Makefile"
+)
 
 pytestmark = [
     pytest.mark.skipif(not INSTALL.exists(), reason="needs the project's own tools beside the tests"),
@@ -110,14 +113,29 @@ def test_continuous_integration_runs_every_test_once_with_a_users_pip(tmp_path):
     assert done.stdout.splitlines() == ["make lint: 0", "make test: 0", "make test-slow: 0"]
 
 
-@pytest.mark.skipif(not shutil.which("make") or not (ROOT / "Makefile").exists(), reason="needs make and the Makefile")
+def planned_by_make(target: str, *settings: str) -> str:
+    """The commands that make would run."""
+    command = ["make", "-n", "-C", str(ROOT), target, *settings]
+    # the make that may have started these tests hands its own settings down
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+
+
+@needs_make
+def test_the_demo_takes_steps_and_size():
+    def words(*settings: str) -> list[str]:
+        lines = planned_by_make("demo", *settings).replace("\\\n", " ").splitlines()
+        return next(line for line in lines if "hdxray-fast demo" in line).split()
+
+    assert words()[1:] == ["demo", "--out", "demo"]
+    given = words("STEPS=20", "SIZE=640", "DATA=films", "DEMO_ARGS=--seed 3")
+    assert given[4:] == ["--steps", '"20"', "--img-size", '"640"', "--data", '"films"', "--seed", "3"]
+
+
+@needs_make
 def test_fast_and_slow_tests_are_all_tests():
     def planned(target: str, *settings: str) -> str:
-        command = ["make", "-n", "-C", str(ROOT), target, *settings]
-        # the make that may have started these tests hands its own settings down
-        environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-        return next(line for line in reversed(done.stdout.splitlines()) if "/pytest" in line)
+        return next(line for line in reversed(planned_by_make(target, *settings).splitlines()) if "/pytest" in line)
 
     assert '-m "not slow"' in planned("test")
     assert "-m slow" in planned("test-slow")
