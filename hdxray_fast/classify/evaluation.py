@@ -117,8 +117,8 @@ def predict_files(
     any moment, as by ``kill -9``, goes on where it was, if model, names and files are as they were.
 
     Args:
-        out: the file: a CSV, JSON (a list of rows) or Parquet, as its ending says; or a folder for ``predictions.csv``.
-            What could not be read is listed beside it, in ``<out>.unreadable.csv``.
+        out: the file: a CSV, Excel workbook, JSON (a list of rows) or Parquet, as its ending says; or a folder for
+            ``predictions.csv``. What could not be read is listed beside it, in ``<out>.unreadable.csv``.
         paths, model, batch_size, workers, device, progress, classes, precision, compile, timeout, max_memory, maps: as
             for :func:`predict`.
         part: as for :func:`hdxray_fast.features.embedding_files.embed_files`.

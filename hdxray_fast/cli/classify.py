@@ -46,7 +46,7 @@ def add_commands(commands, parser_class) -> None:
         description="Probabilities of a saved classifier for new files.",
     )
     predict.add_argument("paths", nargs="+", help="radiographs, folders of them, CSV manifests, or prepared sets")
-    kinds = "file, .csv, .json or .parquet, or a folder for predictions.csv; left out, a table is printed"
+    kinds = "file, .csv, .xlsx, .json or .parquet, or a folder for predictions.csv; left out, a table is printed"
     predict.add_argument("--out", help=kinds)
     predict.add_argument("--maps", help="folder for a picture of each radiograph with where the model looked")
     _add_model(predict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -16,8 +17,9 @@ from ..names import escaped
 from ..parquet_files import open_parquet
 from ..regular_files import open_regular, reason_of
 from .csv_cells import write_table
+from .workbook import workbook_header, write_workbook
 
-TABLES = (".csv", ".json", ".parquet")
+TABLES = (".csv", ".json", ".parquet", ".xlsx")
 HEAD = 1 << 16  # bytes that hold a first row
 AT_ONCE = 4096  # rows that are in memory twice while a Parquet file is written
 
@@ -52,6 +54,8 @@ def file_named_by(
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence], names: Sequence[str] = ()) -> None:
     """A table in the kind of file that the ending of ``path`` says, whole or not at all.
 
+    Numbers have all of their digits, but in a workbook, which is for people alone.
+
     Args:
         path: with one of ``TABLES``.
         header: names of the columns.
@@ -60,6 +64,7 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence], name
 
     Raises:
         MissingDependencyError: of a Parquet file, pyarrow is not installed.
+        ConfigError: of a workbook, the table is larger than these can be.
     """
     with written_whole(path) as temporary:
         if path.suffix.lower() == ".csv":
@@ -71,6 +76,8 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence], name
                 for number, row in enumerate(_mappings(header, rows, names)):
                     stream.write(",\n" * bool(number) + json.dumps(row, ensure_ascii=False))
                 stream.write("]\n")
+        elif path.suffix.lower() == ".xlsx":
+            write_workbook(temporary, header, (row.values() for row in _mappings(header, rows, names)))
         else:
             _write_parquet(temporary, header, _mappings(header, rows, names))
 
@@ -87,7 +94,7 @@ def refuse_other_table(path: Path, columns: Sequence[str], what: str) -> None:
         return
     try:
         found = _columns_of(path)
-    except (HDXrayError, OSError, ValueError, ImportError, csv.Error) as error:
+    except (HDXrayError, OSError, ValueError, ImportError, csv.Error, zipfile.BadZipFile) as error:
         raise ConfigError(
             f"out: {path} would be written over, and cannot be read as a table of {what} ({reason_of(error)}); choose "
             "another file"
@@ -101,8 +108,10 @@ def _columns_of(path: Path) -> list[str] | None:
     if path.suffix.lower() == ".parquet":
         with open_parquet(path) as table:
             return table.schema.names
+    if path.suffix.lower() == ".xlsx":
+        return workbook_header(path)
     with open_regular(path) as stream:
-        head = stream.read(HEAD).decode("utf-8", "replace")
+        head = stream.read(HEAD).decode("utf-8-sig", "replace")  # a spreadsheet may have saved it
     if path.suffix.lower() == ".csv":
         return next(csv.reader([head.splitlines()[0]]), []) if head else []
     if head.strip() == "[]":

@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import TextIOWrapper
+from io import BytesIO, TextIOWrapper
 from itertools import chain
 from typing import IO
 
@@ -25,6 +25,7 @@ HEADER = (*PATH_COLUMNS, *PATIENT_COLUMNS, "id", "study_id", "label", "split", "
 WESTERN = "cp1252"  # what Excel writes as "CSV" in western Europe and the Americas
 # In Western languages letters that are not ASCII stand between others; GBK, Shift JIS, Cyrillic and Greek have runs
 FOREIGN_RUN = re.compile(rb"[\x80-\xff]{4}")
+WORKBOOK = b"PK\x03\x04"  # what .xlsx begins with, and archives that no name says are packed
 NEITHER = "is not UTF-8 throughout, nor is it Windows-1252; save it as UTF-8"
 AT_ONCE, MOST_HEADER = 1 << 20, 1 << 16  # bytes; characters of a first line
 
@@ -42,25 +43,30 @@ def open_text_table(path: str | os.PathLike) -> Iterator[tuple[IO[str], str]]:
     Raises:
         NotAFileError, OSError: as :func:`.packed_tables.open_table`; or the encoding or the separator cannot be told.
     """
-    encoding = _encoding_of(path)
-    with TextIOWrapper(open_table(path), encoding=encoding, newline="") as stream:
+    content, encoding = _read(path)
+    with TextIOWrapper(content, encoding=encoding, newline="") as stream:
         separator = _separator_of(_header(stream), path)
-    if encoding == WESTERN:
-        warnings.warn(
-            f"{visible(path)}: is not UTF-8 and was read as Windows-1252 (western European); if letters come out "
-            "wrong, save it as UTF-8",
-            stacklevel=1,  # one line, whoever asks and how often
-        )
-    with TextIOWrapper(open_table(path), encoding=encoding, newline="") as stream:
+        if encoding == WESTERN:
+            warnings.warn(
+                f"{visible(path)}: is not UTF-8 and was read as Windows-1252 (western European); if letters come out "
+                "wrong, save it as UTF-8",
+                stacklevel=1,  # one line, whoever asks and how often
+            )
+        stream.seek(0)
         yield stream, separator
 
 
-def _encoding_of(path: str | os.PathLike) -> str:
+def _read(path: str | os.PathLike) -> tuple[BytesIO, str]:
+    """All of a table, which is read once (it may have to be unpacked), and its encoding."""
+    content = BytesIO()
     with open_table(path) as file:
         part = file.read(AT_ONCE)
+        if part.startswith(WORKBOOK):
+            raise NotAFileError(path, "is an Excel workbook or an archive, not text; save it as CSV (UTF-8)")
         encoding = "utf-16" if part.startswith(UTF_16) else "utf-8-sig"
         decoder, ascii_so_far = codecs.getincrementaldecoder(encoding)(), True
         while True:
+            content.write(part)
             try:
                 text = decoder.decode(part, final=not part)
             except UnicodeDecodeError as error:
@@ -72,28 +78,29 @@ def _encoding_of(path: str | os.PathLike) -> str:
             if "\0" in text:
                 raise NotAFileError(path, "holds NUL, which no text does")
             if not part:
-                return encoding
+                content.seek(0)
+                return content, encoding
             ascii_so_far = ascii_so_far and text.isascii()
             part = file.read(AT_ONCE)
-    _require_western(path)
-    return WESTERN
+        content.seek(-min(len(part) + 3, content.tell()), os.SEEK_END)
+        rest = content.read()  # with letters that the part before it may end within
+        while rest:
+            # Other languages' encodings are refused: their letters would be read as others
+            if b"\0" in rest or FOREIGN_RUN.search(rest) or not _is_western(rest):
+                raise NotAFileError(path, NEITHER)
+            part = file.read(AT_ONCE)
+            content.write(part)
+            rest = part and rest[-3:] + part
+    content.seek(0)
+    return content, WESTERN
 
 
-def _require_western(path: str | os.PathLike) -> None:
-    """Raise a NotAFileError of a text in another language's encoding: its letters would be read as others."""
-    end = b""
-    with open_table(path) as file:
-        while part := file.read(AT_ONCE):
-            part, end = end + part, part[-3:]
-            try:
-                part.decode(WESTERN)
-            except UnicodeDecodeError:
-                break
-            if b"\0" in part or FOREIGN_RUN.search(part):
-                break
-        else:
-            return
-    raise NotAFileError(path, NEITHER)
+def _is_western(part: bytes) -> bool:
+    try:
+        part.decode(WESTERN)
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _header(stream: IO[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import warnings
 
 import pytest
@@ -13,6 +14,8 @@ from hdxray_fast.classify.labels import read_manifest
 from hdxray_fast.classify.prediction_files import read_answers
 from hdxray_fast.data import table_text
 from hdxray_fast.data.listing import manifest_rows
+from hdxray_fast.data.result_files import write_rows
+from hdxray_fast.packed_tables import open_table
 from hdxray_fast.reports.compare import holds_reports
 from hdxray_fast.reports.csv_rows import read_rows
 
@@ -42,6 +45,22 @@ def test_encodings_and_separators(tmp_path, encoding, separator):
     assert len(told) == 3 * (encoding == "cp1252")
     assert all("table.csv: is not UTF-8 and was read as Windows-1252" in str(each.message) for each in told)
     assert not holds_reports(path)
+
+
+def test_a_table_is_unpacked_once(tmp_path, monkeypatch):
+    path, opened = tmp_path / "table.csv.gz", []
+    path.write_bytes(gzip.compress(spreadsheet(";", "cp1252")))
+    monkeypatch.setattr(table_text, "open_table", lambda path: opened.append(path) or open_table(path))
+    with pytest.warns(UserWarning, match="Windows-1252"):
+        assert read_rows(path) == ROWS
+    assert opened == [path]
+
+
+@pytest.mark.parametrize("read", [read_csv, read_rows])
+def test_a_workbook_is_no_table(tmp_path, read):
+    write_rows(tmp_path / "labels.xlsx", ["image", "Oedema"], [["a.png", 1]])
+    with pytest.raises(hx.ConfigError, match=r"labels.xlsx.*is an Excel workbook or an archive.* save it as CSV"):
+        read(tmp_path / "labels.xlsx")
 
 
 def test_what_is_read_as_windows_1252_is_said_once(tmp_path, recwarn):
