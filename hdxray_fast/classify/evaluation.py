@@ -214,6 +214,8 @@ def evaluate_files(
     out: str | os.PathLike,
     *,
     images: str | os.PathLike | None = None,
+    image_column: str | None = None,
+    patient_column: str | None = None,
     prepared: str | os.PathLike | None = None,
     preset: str | None = None,
     split: str = "test",
@@ -235,6 +237,7 @@ def evaluate_files(
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
 
+    ``images``, ``image_column``, ``patient_column`` and ``preset`` are as for :func:`hdxray_fast.read_labels`.
     ``prepared`` names a prepared data set that holds the images, which are then not read from their files; those that
     it lacks count as unreadable. Uncertain labels count for nothing, whatever training made of them. Thresholds are
     those chosen on validation when the classifier was made; ``prevalence`` is as for :func:`.evaluate_predictions`, and
@@ -269,8 +272,8 @@ def evaluate_files(
 
     def read() -> tuple[LabelTable, Sequence[str]]:
         table = read_manifest(
-            data, images=images, preset=preset, classes=classes or classifier.config.classes,
-            multiclass=classifier.config.multiclass,
+            data, images=images, image_column=image_column, patient_column=patient_column, preset=preset,
+            classes=classes or classifier.config.classes, multiclass=classifier.config.multiclass,
         )  # fmt: skip
         listed = table.paths
         table = part_to_test(table, split, str(data), classifier, preset, allow_training_patients)

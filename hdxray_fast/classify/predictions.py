@@ -165,8 +165,8 @@ def write_predictions(path: Path, found: Predictions, labels: np.ndarray | None 
         path: file to write; its ending says whether as CSV, JSON (a list of rows), Parquet or Excel workbook.
         found: what was predicted; images and patients stand :func:`.names.escaped`, ``present`` holds the names joined
             by ``|``, blank where no class is. Probabilities have as many digits as tell each from its neighbours: fewer
-            would make ties, and another AUROC (a workbook has six digits). Without any patient there is no such column, and none of views where
-            they were not looked at, or a class has this name.
+            would make ties, and another AUROC (a workbook has six digits). Without any patient there is no such column,
+            and none of views where they were not looked at, or a class has this name.
         labels: ``[N, C]`` of its images, NaN where a label is not known; left out, there are no such columns.
     """
     header = ["image", *(["patient"] if found.patients else []), *found.classes, "present"]

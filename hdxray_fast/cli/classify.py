@@ -12,7 +12,7 @@ from ..data.quarantine import first_unreadable
 from ..errors import ConfigError
 from ..progress import note
 from ..terminal import aligned, first_names, fitted, visible
-from .options import add_config, add_inference, add_part, add_reading, tell_encoder, tell_waiting
+from .options import add_columns, add_config, add_inference, add_part, add_reading, tell_encoder, tell_waiting
 
 MANY = 10  # images from which on predict tells that one answer is given for all of them
 
@@ -62,6 +62,7 @@ def add_commands(commands, parser_class) -> None:
     evaluate.add_argument("--data", required=True, help="CSV manifest, or what the preset reads")
     evaluate.add_argument("--out", required=True, help="folder for metrics, predictions and plots")
     evaluate.add_argument("--images", help="folder that relative paths in the manifest start from")
+    add_columns(evaluate)
     evaluate.add_argument("--prepared", help="prepared set that holds the images, read in place of their files")
     evaluate.add_argument("--preset", help=f"one of {', '.join(PRESETS)}")
     evaluate.add_argument("--split", default="test", help="train, val, test, or all (of data that the model never saw)")

@@ -220,8 +220,8 @@ def _manifest_rows(manifest: Path, argument: str) -> list[tuple[str, str | None]
             column = find_column(reader.fieldnames or (), PATH_COLUMNS)
             if column is None:
                 raise ConfigError(
-                    f"{argument}: {manifest} has no column of images: {columns_in_words(reader.fieldnames or ())}; one "
-                    f"of {list(PATH_COLUMNS)} is needed, and commas, semicolons or tabs between columns"
+                    f"{argument}: {manifest} has no column of images: {columns_in_words(reader.fieldnames or ())}; "
+                    "call it 'image' or 'path', with commas, semicolons or tabs between columns"
                 )
             patient = find_column(reader.fieldnames or (), PATIENT_COLUMNS)
             rows = (row for row in reader if row[column])

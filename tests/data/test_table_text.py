@@ -85,7 +85,7 @@ def test_what_is_read_as_windows_1252_is_said_once(tmp_path, recwarn):
         ("image,report\na.png,b\n".encode("utf-16-le"), "holds NUL"),
         (b"image,report\na.png,\xe4" + bytes(100), "nor is it Windows-1252"),
         (codecs.BOM_UTF16_LE + bytes(100), "holds NUL"),
-        (b"bild,mass;knoten\na.png,1;0\n", "has commas and semicolons in its first line"),
+        (b"foto,mass;knoten\na.png,1;0\n", "has commas and semicolons in its first line"),
         (b"image;path,file\na.png;1\n", "has commas and semicolons in its first line|no column"),
     ],
 )
