@@ -13,6 +13,7 @@ from ..data.listing import manifest_patients
 from ..data.quarantine import read_quarantine, write_quarantine
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..data.result_files import file_named_by, refuse_other_table
+from ..data.table_text import TABLE_FILES
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.parts_folder import parts_of
 from ..features.shares import Share
@@ -180,7 +181,7 @@ def _listed(names: Sequence[str | os.PathLike]) -> tuple[list[Input], dict[str, 
     inputs = list_inputs(names)
     patients: dict[str, str] = {}
     for path in map(Path, names):  # before the first image: what is refused here costs no prediction
-        if path.suffix.lower() == ".csv" and path.is_file():
+        if path.suffix.lower() in TABLE_FILES and path.is_file():
             patients |= manifest_patients(path, "paths")
     return inputs, patients
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -17,7 +16,8 @@ from ..names import escaped
 from ..parquet_files import open_parquet
 from ..regular_files import open_regular, reason_of
 from .csv_cells import write_table
-from .workbook import workbook_header, write_workbook
+from .table_text import open_text_table
+from .workbook import write_workbook
 
 TABLES = (".csv", ".json", ".parquet", ".xlsx")
 HEAD = 1 << 16  # bytes that hold a first row
@@ -63,7 +63,7 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence], name
         names: columns of names of files, or of ids, that may hold any bytes; they are written :func:`.names.escaped`.
 
     Raises:
-        MissingDependencyError: of a Parquet file, pyarrow is not installed.
+        MissingDependencyError: of a Parquet file, pyarrow is not installed; of a workbook, openpyxl is not.
         ConfigError: of a workbook, the table is larger than these can be.
     """
     with written_whole(path) as temporary:
@@ -94,7 +94,7 @@ def refuse_other_table(path: Path, columns: Sequence[str], what: str) -> None:
         return
     try:
         found = _columns_of(path)
-    except (HDXrayError, OSError, ValueError, ImportError, csv.Error, zipfile.BadZipFile) as error:
+    except (HDXrayError, OSError, ValueError, ImportError, csv.Error) as error:
         raise ConfigError(
             f"out: {path} would be written over, and cannot be read as a table of {what} ({reason_of(error)}); choose "
             "another file"
@@ -109,7 +109,8 @@ def _columns_of(path: Path) -> list[str] | None:
         with open_parquet(path) as table:
             return table.schema.names
     if path.suffix.lower() == ".xlsx":
-        return workbook_header(path)
+        with open_text_table(path) as (stream, _):
+            return next(csv.reader(stream), [])
     with open_regular(path) as stream:
         head = stream.read(HEAD).decode("utf-8-sig", "replace")  # a spreadsheet may have saved it
     if path.suffix.lower() == ".csv":

@@ -19,13 +19,14 @@ from ..packed_tables import open_table
 from ..regular_files import UTF_16
 from ..terminal import visible
 from .columns import PATH_COLUMNS, PATIENT_COLUMNS, find_column
+from .workbook import NO_XLSX, XLSX, workbook_as_csv
 
+TABLE_FILES = (".csv", ".xlsx")  # what folders, images and archives are told from by its name
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}
 HEADER = (*PATH_COLUMNS, *PATIENT_COLUMNS, "id", "study_id", "label", "split", "report", "generated")
 WESTERN = "cp1252"  # what Excel writes as "CSV" in western Europe and the Americas
 # In Western languages letters that are not ASCII stand between others; GBK, Shift JIS, Cyrillic and Greek have runs
 FOREIGN_RUN = re.compile(rb"[\x80-\xff]{4}")
-WORKBOOK = b"PK\x03\x04"  # what .xlsx begins with, and archives that no name says are packed
 NEITHER = "is not UTF-8 throughout, nor is it Windows-1252; save it as UTF-8"
 AT_ONCE, MOST_HEADER = 1 << 20, 1 << 16  # bytes; characters of a first line
 
@@ -34,13 +35,15 @@ AT_ONCE, MOST_HEADER = 1 << 20, 1 << 16  # bytes; characters of a first line
 def open_text_table(path: str | os.PathLike) -> Iterator[tuple[IO[str], str]]:
     """A table's text from its first line on, and the separator of its columns.
 
-    UTF-8 with or without its mark and UTF-16 with its mark are told by their bytes. Anything else is read as
-    Windows-1252 if it can be that, with a warning that says so. The separator is told by the first line alone.
+    A workbook's first sheet is given as CSV. UTF-8 with or without its mark and UTF-16 with its mark are told by their
+    bytes. Any other text is read as Windows-1252 if it can be that, with a warning that says so. The separator is told
+    by the first line alone.
 
     Args:
         path: of the file, packed or not.
 
     Raises:
+        MissingDependencyError: it is a workbook, and openpyxl is not installed.
         NotAFileError, OSError: as :func:`.packed_tables.open_table`; or the encoding or the separator cannot be told.
     """
     content, encoding = _read(path)
@@ -61,8 +64,10 @@ def _read(path: str | os.PathLike) -> tuple[BytesIO, str]:
     content = BytesIO()
     with open_table(path) as file:
         part = file.read(AT_ONCE)
-        if part.startswith(WORKBOOK):
-            raise NotAFileError(path, "is an Excel workbook or an archive, not text; save it as CSV (UTF-8)")
+        if part.startswith(XLSX):
+            return workbook_as_csv(path, file if file.seekable() else BytesIO(part + file.read())), "utf-8"
+        if part.startswith(NO_XLSX):
+            raise NotAFileError(path, "is a workbook of Excel 2003, or under a password; save it as .xlsx or CSV")
         encoding = "utf-16" if part.startswith(UTF_16) else "utf-8-sig"
         decoder, ascii_so_far = codecs.getincrementaldecoder(encoding)(), True
         while True:

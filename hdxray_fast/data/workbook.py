@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
+import csv
+import datetime
 import math
+import os
 import re
+import warnings
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from io import BytesIO, TextIOWrapper
+from itertools import chain
 from pathlib import Path
-from xml.sax.saxutils import escape, unescape
+from typing import IO, Any
+from xml.etree.ElementTree import ParseError
 
-from ..errors import ConfigError
-from ..regular_files import open_regular
+from ..errors import ConfigError, HDXrayError, MissingDependencyError, NotAFileError
+from ..extras import install
+from ..packed_tables import MOST_RATIO, UNPACKED
+from ..regular_files import reason_of
+from ..terminal import visible
 from .csv_cells import rounded
 
 MOST_ROWS, MOST_COLUMNS, MOST_TEXT = 1 << 20, 1 << 14, 32767  # of a sheet; characters of a cell
-MOST_HEADER = 4 << 20  # bytes of a sheet that hold a first row
-SHEET = "xl/worksheets/sheet1.xml"
-OFFICE = "http://schemas.openxmlformats.org/officeDocument/2006/relationships"
-PACKAGE = "http://schemas.openxmlformats.org/package/2006"
-MAIN = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
-KIND = "application/vnd.openxmlformats-officedocument.spreadsheetml"
-BEGIN = '<?xml version="1.0" encoding="UTF-8" standalone="yes"?>\n'
-AROUND = {
-    "[Content_Types].xml": f'<Types xmlns="{PACKAGE}/content-types">'
-    '<Default Extension="rels" ContentType="application/vnd.openxmlformats-package.relationships+xml"/>'
-    f'<Override PartName="/xl/workbook.xml" ContentType="{KIND}.sheet.main+xml"/>'
-    f'<Override PartName="/{SHEET}" ContentType="{KIND}.worksheet+xml"/></Types>',
-    "_rels/.rels": f'<Relationships xmlns="{PACKAGE}/relationships">'
-    f'<Relationship Id="rId1" Type="{OFFICE}/officeDocument" Target="xl/workbook.xml"/></Relationships>',
-    "xl/workbook.xml": f'<workbook xmlns="{MAIN}" xmlns:r="{OFFICE}"><sheets>'
-    '<sheet name="Table" sheetId="1" r:id="rId1"/></sheets></workbook>',
-    "xl/_rels/workbook.xml.rels": f'<Relationships xmlns="{PACKAGE}/relationships">'
-    f'<Relationship Id="rId1" Type="{OFFICE}/worksheet" Target="worksheets/sheet1.xml"/></Relationships>',
-}
-CODED = re.compile("_(?=x[0-9A-Fa-f]{4}_)")  # what Excel would take for a character of this number
 NO_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+XLSX, NO_XLSX = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # a workbook; one of Excel 2003, or under a password
+DAMAGED = (
+    OSError,
+    EOFError,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    ParseError,
+    zipfile.BadZipFile,
+)
 
 
 def write_workbook(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
@@ -44,65 +46,107 @@ def write_workbook(path: Path, header: Sequence[str], rows: Iterable[Sequence]) 
         path: of the file, which is written over.
         header: of the columns.
         rows: as many values each: text, truth values, ``None`` for an empty cell, and numbers, which are
-            :func:`.csv_cells.rounded`: no command reads
-            a workbook.
+            :func:`.csv_cells.rounded`: a workbook is for people.
 
     Raises:
+        MissingDependencyError: openpyxl is not installed.
         ConfigError: the table, or a text in it, is larger than workbooks can be.
     """
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, content in AROUND.items():
-            archive.writestr(_member(name), BEGIN + content)
-        with archive.open(_member(SHEET), "w", force_zip64=True) as sheet:
-            sheet.write(f'{BEGIN}<worksheet xmlns="{MAIN}"><sheetData>'.encode())
-            for line in _lines(header, rows):
-                sheet.write(line.encode())
-            sheet.write(b"</sheetData></worksheet>")
-
-
-def workbook_header(path: Path) -> list[str]:
-    """Names of the columns of a workbook that :func:`write_workbook` wrote.
-
-    Raises:
-        OSError, ValueError, BadZipFile: it is none.
-    """
-    with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-        try:
-            head = archive.open(SHEET).read(MOST_HEADER).decode("utf-8", "replace")
-        except KeyError:
-            raise ValueError("it holds no such sheet") from None
-    row = head.partition("<row>")[2].partition("</row>")[0]
-    return [unescape(name) for name in re.findall(r'<t xml:space="preserve">([^<]*)</t>', row)]
-
-
-def _member(name: str) -> zipfile.ZipInfo:
-    """With one time for all, so that the same table is the same file."""
-    info = zipfile.ZipInfo(name)
-    info.compress_type = zipfile.ZIP_DEFLATED
-    return info
-
-
-def _lines(header: Sequence[str], rows: Iterable[Sequence]) -> Iterator[str]:
+    openpyxl = _import_openpyxl()
     if len(header) > MOST_COLUMNS:
         raise ConfigError(f"out: {len(header)} columns are more than the {MOST_COLUMNS} of a workbook; write a .csv")
-    yield f"<row>{''.join(map(_cell, header))}</row>"
-    for number, row in enumerate(rows, start=2):
-        if number > MOST_ROWS:
-            raise ConfigError(f"out: the table has more than the {MOST_ROWS} rows of a workbook; write a .csv")
-        yield f"<row>{''.join(map(_cell, row))}</row>"
+    workbook = openpyxl.Workbook(write_only=True)
+    sheet = workbook.create_sheet("Table")
+    sheet.freeze_panes = "A2"  # the header stays in sight
+    try:
+        for number, row in enumerate(chain([header], rows), start=1):
+            if number > MOST_ROWS:
+                raise ConfigError(f"out: the table has more than the {MOST_ROWS} rows of a workbook; write a .csv")
+            sheet.append([_cell(sheet, value) for value in row])
+    except BaseException:
+        sheet.close()  # it is written to a temporary file as it grows
+        raise
+    workbook.save(path)
 
 
-def _cell(value: object) -> str:
-    if value is None or value == "":
-        return "<c/>"
-    if isinstance(value, bool):
-        return f'<c t="b"><v>{int(value)}</v></c>'
-    if isinstance(value, int):
-        return f"<c><v>{value}</v></c>"
-    if isinstance(value, float) and math.isfinite(value):
-        return f"<c><v>{rounded(value)!r}</v></c>"
-    text = str(value)
-    if len(text) > MOST_TEXT:
+def _cell(sheet: Any, value: object) -> Any:
+    from openpyxl.cell import WriteOnlyCell
+
+    if isinstance(value, float) and not math.isfinite(value):
+        value = str(value)
+    if not isinstance(value, str):
+        return rounded(value)
+    if len(value) > MOST_TEXT:
         raise ConfigError(f"out: a text has more than the {MOST_TEXT} characters of a workbook's cell; write a .csv")
-    text = NO_XML.sub("\ufffd", CODED.sub("_x005F_", text))
-    return f'<c t="inlineStr"><is><t xml:space="preserve">{escape(text)}</t></is></c>'
+    cell = WriteOnlyCell(sheet, NO_XML.sub("\ufffd", value))
+    cell.data_type = "s"  # not a formula, nor an error, as it may look like one
+    return cell
+
+
+def workbook_as_csv(path: str | os.PathLike, file: IO[bytes]) -> BytesIO:
+    """What :func:`_rows` gives as CSV: commas, every cell in quotes, UTF-8.
+
+    Args:
+        path: of the workbook, for messages.
+        file: its bytes, from which any of them can be read.
+
+    Raises:
+        MissingDependencyError: openpyxl is not installed.
+        NotAFileError: it is no workbook, is damaged, or unpacks to more than a table does.
+    """
+    try:
+        content = BytesIO()
+        with TextIOWrapper(content, encoding="utf-8", errors="surrogatepass", newline="") as text:
+            csv.writer(text, quoting=csv.QUOTE_ALL).writerows(_rows(path, file))
+            text.flush()
+            return BytesIO(content.getvalue())
+    except HDXrayError:
+        raise
+    except DAMAGED as error:
+        raise NotAFileError(path, f"is no Excel workbook that can be read ({reason_of(error)})") from error
+
+
+def _rows(path: str | os.PathLike, file: IO[bytes]) -> Iterator[list[str]]:
+    """The first sheet's rows as text, as wide as the first one, without those that are empty."""
+    openpyxl = _import_openpyxl()
+    most = UNPACKED + MOST_RATIO * file.seek(0, os.SEEK_END)
+    with zipfile.ZipFile(file) as archive:
+        if sum(part.file_size for part in archive.infolist()) > most:
+            raise NotAFileError(path, f"unpacks to more than {most >> 20} MiB, which no table does")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of drawings and formats that are not read
+        book = openpyxl.load_workbook(file, read_only=True, data_only=True)  # of formulas what they came to
+    sheet, *others = book.worksheets
+    if others:
+        warnings.warn(
+            f"{visible(path)}: its first sheet was read, not the other {len(others)}",
+            stacklevel=1,  # one line, whoever asks and how often
+        )
+    sheet.reset_dimensions()  # which some programs write wrongly
+    width = 0
+    for row in sheet.iter_rows(values_only=True):
+        cells = [_text(value) for value in row]
+        while cells and not cells[-1]:
+            cells.pop()
+        if cells:
+            width = width or len(cells)
+            yield cells + [""] * (width - len(cells))
+
+
+def _text(value: object) -> str:
+    """As a spreadsheet shows it: whole numbers without a point, days without a time."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.15g}"
+    if isinstance(value, datetime.datetime) and value.time() == datetime.time():
+        value = value.date()
+    return str(value)
+
+
+def _import_openpyxl() -> Any:
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise MissingDependencyError(f"Excel workbooks need openpyxl: {install('excel')}; or use a .csv") from error
+    return openpyxl

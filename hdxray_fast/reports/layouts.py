@@ -10,6 +10,7 @@ from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find
 from ..data.prepared.finding import refuse_prepared
 from ..data.seen import Seen
 from ..data.splits import SPLIT_COLUMNS
+from ..data.table_text import TABLE_FILES
 from ..errors import ConfigError
 from ..names import unescaped
 from ..regular_files import read_json, reason_of, what_else
@@ -105,8 +106,8 @@ def guess_layout(path: Path) -> str:
     """The layout that ``path`` has by its looks, or a ConfigError."""
     if not path.exists():
         raise _missing(path)
-    if path.is_file() and path.suffix.lower() in (".json", ".csv"):
-        return {".json": "r2gen", ".csv": "csv"}[path.suffix.lower()]
+    if path.is_file() and path.suffix.lower() in (".json", *TABLE_FILES):
+        return "r2gen" if path.suffix.lower() == ".json" else "csv"
     if path.is_dir():
         if any(path.glob("mimic-cxr-*split.csv*")):
             return "mimic-cxr"
