@@ -142,6 +142,12 @@ class Predictions:
     flagged: list[str] = field(default_factory=list)
     views: list[str] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        classes = ", ".join(map(visible, self.classes))
+        return (
+            f"Predictions({len(self.images)} images, {len(self.quarantined)} that cannot be read; classes: {classes})"
+        )
+
     @property
     def not_frontal(self) -> dict[str, str]:
         """Views of the images that are known to be no frontal chests, by path."""

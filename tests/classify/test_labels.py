@@ -85,6 +85,7 @@ def test_generic_manifest(tmp_path):
     balance = {(line["split"], line["class"]): line for line in table.balance()}
     assert sum(line["positive"] for key, line in balance.items() if key[1] == "edema") == 20
     assert (table.splits.count("val"), table.splits.count("test")) == (8, 12)
+    assert repr(table) == "LabelTable(40 images of 20 patients, 20 train, 8 val, 12 test; classes: edema, nodule)"
     path = generic(tmp_path)
     head, *rows = path.read_text().splitlines()
     again = read_labels(write(path, "\n".join([head, *rows[::-1]])), val_share=0.2, test_share=0.3)
