@@ -107,7 +107,7 @@ sanitize: $(VENV)/.test  ## the core's tests under AddressSanitizer and Undefine
 		$(BIN)/pytest -p no:cacheprovider -q -m "not slow" $(SANITIZE_TESTS) $(PYTEST_ARGS)
 
 # uv is looked for on the PATH. One file for every Python and platform; registries are not named in it.
-EXTRAS := demo embed prepare classify hf timm export report-scores text streaming
+EXTRAS := demo embed prepare classify excel hf timm export report-scores text streaming
 constraints:  ## newest versions that fit together, with hashes: constraints.txt
 	uv pip compile pyproject.toml --universal --python-version 3.10 --generate-hashes --no-emit-index-url \
 		--no-annotate --no-header --upgrade -q $(EXTRAS:%=--extra %) -o constraints.txt

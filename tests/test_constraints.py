@@ -16,6 +16,7 @@ EXTRAS = (
     "embed",
     "prepare",
     "classify",
+    "excel",
     "hf",
     "timm",
     "export",

@@ -28,6 +28,8 @@ def compare(
     *,
     data: str | os.PathLike | None = None,
     images: str | os.PathLike | None = None,
+    image_column: str | None = None,
+    patient_column: str | None = None,
     preset: str | None = None,
     classes: Sequence[str] | None = None,
     multiclass: bool = False,
@@ -45,6 +47,7 @@ def compare(
         data: table of labels, as ``read_labels`` takes it (with ``images``, ``preset``, ``multiclass``): for patients
             and, where the predictions have no labels, labels.
         images: folder that relative paths in ``data`` start from.
+        image_column, patient_column: of ``data``, where these columns go by none of the usual names.
         preset: of ``data``.
         classes: names to compare; left out, those that all models have.
         multiclass: ``data`` has one label an image.
@@ -68,7 +71,10 @@ def compare(
     aligned, notes = align(read, classes)
     table = None
     if data is not None:
-        table = read_manifest(data, images=images, preset=preset, classes=aligned[0].classes, multiclass=multiclass)
+        table = read_manifest(
+            data, images=images, image_column=image_column, patient_column=patient_column, preset=preset,
+            classes=aligned[0].classes, multiclass=multiclass,
+        )  # fmt: skip
         if len({*table.paths}) < len(table.paths):
             raise ConfigError(f"data: {data} lists an image more than once")
     labels, patients, more = truth_of(aligned, table, str(data))

@@ -13,6 +13,7 @@ from ..data.listing import manifest_patients
 from ..data.quarantine import read_quarantine, write_quarantine
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..data.result_files import file_named_by, refuse_other_table
+from ..data.table_text import TABLE_FILES
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.parts_folder import parts_of
 from ..features.shares import Share
@@ -121,8 +122,8 @@ def predict_files(
     any moment, as by ``kill -9``, goes on where it was, if model, names and files are as they were.
 
     Args:
-        out: the file: a CSV, JSON (a list of rows) or Parquet, as its ending says; or a folder for ``predictions.csv``.
-            What could not be read is listed beside it, in ``<out>.unreadable.csv``.
+        out: the file: a CSV, Excel workbook, JSON (a list of rows) or Parquet, as its ending says; or a folder for
+            ``predictions.csv``. What could not be read is listed beside it, in ``<out>.unreadable.csv``.
         paths, model, batch_size, workers, device, progress, classes, precision, compile, timeout, max_memory, maps,
             force: as for :func:`predict`.
         part: as for :func:`hdxray_fast.features.embedding_files.embed_files`.
@@ -186,7 +187,7 @@ def _listed(names: Sequence[str | os.PathLike]) -> tuple[list[Input], dict[str, 
     inputs = list_inputs(names)
     patients: dict[str, str] = {}
     for path in map(Path, names):  # before the first image: what is refused here costs no prediction
-        if path.suffix.lower() == ".csv" and path.is_file():
+        if path.suffix.lower() in TABLE_FILES and path.is_file():
             patients |= manifest_patients(path, "paths")
     return inputs, patients
 
@@ -220,6 +221,8 @@ def evaluate_files(
     out: str | os.PathLike,
     *,
     images: str | os.PathLike | None = None,
+    image_column: str | None = None,
+    patient_column: str | None = None,
     prepared: str | os.PathLike | None = None,
     preset: str | None = None,
     split: str = "test",
@@ -241,6 +244,7 @@ def evaluate_files(
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
 
+    ``images``, ``image_column``, ``patient_column`` and ``preset`` are as for :func:`hdxray_fast.read_labels`.
     ``prepared`` names a prepared data set that holds the images, which are then not read from their files; those that
     it lacks count as unreadable. Uncertain labels count for nothing, whatever training made of them. Thresholds are
     those chosen on validation when the classifier was made; ``prevalence`` is as for :func:`.evaluate_predictions`, and
@@ -275,8 +279,8 @@ def evaluate_files(
 
     def read() -> tuple[LabelTable, Sequence[str]]:
         table = read_manifest(
-            data, images=images, preset=preset, classes=classes or classifier.config.classes,
-            multiclass=classifier.config.multiclass,
+            data, images=images, image_column=image_column, patient_column=patient_column, preset=preset,
+            classes=classes or classifier.config.classes, multiclass=classifier.config.multiclass,
         )  # fmt: skip
         listed = table.paths
         table = part_to_test(table, split, str(data), classifier, preset, allow_training_patients)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column, hidden_in
+from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column, hidden_in, named_column
 from ..data.csv_cells import unquoted
 from ..data.splits import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, canonical_split
 from ..data.table_text import open_text_table
@@ -21,6 +21,7 @@ from ..terminal import visible
 from .label_table import LabelTable
 
 SPLIT_SYNONYMS = ("set", "subset", "dataset", "partition")  # where they hold names of splits, and not of data sets
+MANY_VALUES = 10  # from which on a column that holds few labels is of something else: ages of children, too
 LONGEST_CLASS = 80  # letters of a name in a column of labels
 DECIMAL_COMMA = r"^\s*([+-]?\d+),(\d+(?:[eE][+-]?\d+)?)\s*$"
 YES_OR_NO = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
@@ -30,17 +31,27 @@ NOT_NUMBERS = frozenset({"nan", "na", "n/a", "none", "null", "inf", "-inf", "#n/
 
 
 def read_generic(
-    path: Path, images: Path | None, *, classes: Sequence[str] | None = None, multiclass: bool = False
+    path: Path,
+    images: Path | None,
+    *,
+    classes: Sequence[str] | None = None,
+    multiclass: bool = False,
+    image_column: str | None = None,
+    patient_column: str | None = None,
 ) -> LabelTable:
     """A CSV with a path column, one column per class, and optionally patient and split columns."""
-    frame = read_csv(path, ours=True)
+    frame = read_csv(path, ours=True, ids=(image_column, patient_column))
     if not len(frame):
         raise ConfigError(f"data: {path} holds no usable row (the file holds no rows)")
-    image = _require(frame, path, PATH_COLUMNS, "the image's path")
-    patient = find_column(frame.columns, PATIENT_COLUMNS)
+    image = named_column(frame.columns, image_column, PATH_COLUMNS, "image_column", path)
+    if image is None:
+        columns = columns_in_words(frame.columns, (*SPLIT_COLUMNS, "label"))
+        raise ConfigError(f"{path}: has no column of images; {columns}; name it with image_column (--image-column)")
+    patient = named_column(frame.columns, patient_column, PATIENT_COLUMNS, "patient_column", path)
     split = _split_column(frame, path)
     require_cells(frame, path, filter(None, (image, patient)))
-    notes = [] if patient else ["no patient column: every image counts as a patient of its own"]
+    alone = "no patient column: every image counts as a patient of its own (--patient-column names one)"
+    notes = [] if patient else [alone]
     named = find_column(frame.columns, ["label"])
     if multiclass and named is not None:
         names = frame[named].astype("string").str.strip()
@@ -103,13 +114,14 @@ def import_pandas():
     return pandas
 
 
-def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False):
+def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False, ids: Sequence[str | None] = ()):
     """A CSV as text: ids keep their zeros, and only an empty cell is blank, so that a "nan" left behind is seen.
 
     Args:
         path: of the file.
         blank: words that stand for an empty cell in it, too.
         ours: it may be of :mod:`..data.csv_cells`, whose cells are read as they were.
+        ids: columns of names of files and of patients that do not go by the usual names.
     """
     pandas = import_pandas()
     options = {"dtype": str, "keep_default_na": False, "na_values": ["", *blank], "skipinitialspace": True}
@@ -133,8 +145,9 @@ def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False):
     if hidden := hidden_in(frame.columns):
         raise ConfigError(f"{path}: the name of its column {hidden} holds a control character or an invisible one")
     if separator == ";":  # where numbers have commas, columns are parted by semicolons
-        ids = [find_column(frame.columns, names) for names in (PATH_COLUMNS, PATIENT_COLUMNS)]
-        for name in frame.columns.difference(list(filter(None, ids))):
+        told = [PATH_COLUMNS, PATIENT_COLUMNS, *([name] for name in ids if name is not None)]
+        texts = {find_column(frame.columns, names) for names in told}
+        for name in frame.columns.difference(list(filter(None, texts))):
             frame[name] = frame[name].str.replace(DECIMAL_COMMA, r"\1.\2", regex=True)
     return frame
 
@@ -160,7 +173,8 @@ def _label_columns(frame, path: Path) -> tuple[list[str], list[str]]:
     unnamed = [name for name in frame.columns if name.startswith("Unnamed:")]  # an index that a script wrote along
     blank = [name for name in frame.columns if name not in unnamed and frame[name].isna().all()]
     others = [name for name in frame.columns if name not in (*unnamed, *blank)]
-    classes = [name for name in others if _looks_like_labels(frame[name])]
+    measured = [name for name in others if _is_measured(frame[name])]
+    classes = [name for name in others if name not in measured and _looks_like_labels(frame[name])]
     left = [name for name in others if name not in classes]
     hint = "; --multiclass true reads the names in 'label'" if find_column(left, ["label"]) else ""
     if not classes:
@@ -173,8 +187,10 @@ def _label_columns(frame, path: Path) -> tuple[list[str], list[str]]:
             f"path, patient and split; {others}{hint}"
         )
     notes = [f"classes: {', '.join(classes)}; name them with --classes if one of these is none"]
-    if left:
-        notes.append(f"not read as classes: {', '.join(left)}{hint}")
+    if measured:
+        notes.append(f"left out: {', '.join(measured)} (values other than 0 and 1)")
+    if texts := [name for name in left if name not in measured]:
+        notes.append(f"not read as classes: {', '.join(texts)}{hint}")
     if empty := [*unnamed, *blank]:
         notes.append(f"columns without a name or a value are left out: {', '.join(empty)}")
     return classes, notes
@@ -230,6 +246,16 @@ def _kind(cell: object) -> str:
     return "another number"
 
 
+def _is_measured(column) -> bool:
+    """Whether a column holds numbers that are no labels, such as ages: of many values, or none of them a label."""
+    numbers = _numbers(column)
+    others = set(column[numbers.isna() & column.notna()].astype(str).str.strip().str.lower())
+    labels, known = int(numbers.isin((-1, 0, 1)).sum()), numbers.dropna()
+    if not others <= NOT_NUMBERS or not len(known):
+        return False
+    return not labels or (2 * labels < len(known) and known.nunique() >= MANY_VALUES)
+
+
 def _looks_like_labels(column) -> bool:
     """Whether a column holds numbers, not-a-numbers among or instead of them, or labels in half of its cells.
 
@@ -240,14 +266,6 @@ def _looks_like_labels(column) -> bool:
     if set(others) <= NOT_NUMBERS and (bool(numbers.notna().any()) or "nan" in set(others)):
         return True
     return bool(2 * numbers.isin((-1, 0, 1)).sum() >= column.notna().sum() > 0)
-
-
-def _require(frame, path: Path, candidates: Sequence[str], what: str) -> str:
-    found = find_column(frame.columns, candidates)
-    if found is None:
-        columns = columns_in_words(frame.columns, (*candidates, *SPLIT_COLUMNS, "label"))
-        raise ConfigError(f"{path}: has no column for {what}; accepted are {', '.join(candidates)}; {columns}")
-    return found
 
 
 def require_columns(frame, path: Path, names: Sequence[str]) -> None:

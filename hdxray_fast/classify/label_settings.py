@@ -11,6 +11,8 @@ class LabelSettings:
 
     Args:
         images: folder that relative paths in the manifest start from.
+        image_column: the column of the manifest that names the images' files, where it goes by no usual name.
+        patient_column: that of the patients, likewise.
         preset: ``chexpert``, ``mimic-cxr``, ``nih14``, ``rsna``, ``vindr`` or ``padchest``.
         classes: which classes; all by default.
         multiclass: exactly one class of each image holds.
@@ -22,6 +24,8 @@ class LabelSettings:
     """
 
     images: str | None = None
+    image_column: str | None = None
+    patient_column: str | None = None
     preset: str | None = None
     classes: list[str] | None = None
     multiclass: bool = False

@@ -43,6 +43,15 @@ class LabelTable:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def __repr__(self) -> str:
+        """Counts alone: names of files and patients do not belong on every screen."""
+        counts = {split: self.splits.count(split) for split in SPLITS if split in self.splits}
+        splits = ", ".join(f"{count} {split}" for split, count in counts.items())
+        return (
+            f"LabelTable({len(self)} images of {len({*self.patients})} patients, {splits}; classes: "
+            f"{', '.join(map(visible, self.classes))})"
+        )
+
     def rows(self, chosen: Sequence[int] | np.ndarray) -> LabelTable:
         """The table of the chosen rows."""
         chosen = [int(i) for i in chosen]

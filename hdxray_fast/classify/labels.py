@@ -36,6 +36,8 @@ def read_labels(
     data: str | Path,
     *,
     images: str | Path | None = None,
+    image_column: str | None = None,
+    patient_column: str | None = None,
     preset: str | None = None,
     classes: Sequence[str] | None = None,
     multiclass: bool = False,
@@ -50,6 +52,8 @@ def read_labels(
         data: a CSV with a path column (``image``, ``path``, ...), one column per class with 1, 0, -1 (uncertain) or
             blank (not known), and optionally ``patient`` and ``split``; or what a preset reads.
         images: folder that relative paths start from; the manifest's own by default.
+        image_column: the column of the images' files in a generic CSV, where it goes by none of the usual names.
+        patient_column: likewise, that of the patients.
         preset: ``"chexpert"``, ``"mimic-cxr"``, ``"nih14"``, ``"rsna"``, ``"vindr"`` or ``"padchest"``: the files of
             these data sets as they are published.
         classes: which classes, in this order; all by default (in a generic CSV: every other column of labels).
@@ -67,7 +71,10 @@ def read_labels(
             two splits; the message names the file and what is wrong.
         MissingDependencyError: pandas is not installed.
     """
-    table = read_manifest(data, images=images, preset=preset, classes=classes, multiclass=multiclass)
+    table = read_manifest(
+        data, images=images, image_column=image_column, patient_column=patient_column, preset=preset, classes=classes,
+        multiclass=multiclass,
+    )  # fmt: skip
     told = uncertain if isinstance(uncertain, str) else dict(uncertain)
     drawn = val_share, test_share, split_seed
     return draw_splits(table, str(data), *drawn, preset=preset, uncertain=told, chosen=classes is not None)
@@ -123,6 +130,8 @@ def read_manifest(
     data: str | Path,
     *,
     images: str | Path | None = None,
+    image_column: str | None = None,
+    patient_column: str | None = None,
     preset: str | None = None,
     classes: Sequence[str] | None = None,
     multiclass: bool = False,
@@ -140,8 +149,14 @@ def read_manifest(
         raise ConfigError(f"preset: got {preset!r}, accepted are {', '.join(PRESETS)}")
     if preset is not None and multiclass:
         raise ConfigError("multiclass: the classes of published data sets may hold together; leave out multiclass")
-    reader = PRESETS[preset] if preset else read_generic
-    table = reader(path, Path(images) if images else None, classes=classes, multiclass=multiclass)
+    columns = {"image_column": image_column, "patient_column": patient_column}
+    if preset and (given := [name for name, column in columns.items() if column is not None]):
+        raise ConfigError(f"{given[0]}: the preset {preset!r} knows its columns; leave it out, or leave out preset")
+    root = Path(images) if images else None
+    if preset:
+        table = PRESETS[preset](path, root, classes=classes)
+    else:
+        table = read_generic(path, root, classes=classes, multiclass=multiclass, **columns)
     if not len(table):
         raise ConfigError(f"data: {path} holds no usable row ({'; '.join(table.notes) or 'it is empty'})")
     return replace(table, splits=[canonical_split(split) for split in table.splits])
@@ -360,6 +375,8 @@ def labels_of(config: ProbeConfig | FinetuneConfig, begun: Seen | str | None = N
     table = read_manifest(
         config.data,
         images=config.images,
+        image_column=config.image_column,
+        patient_column=config.patient_column,
         preset=config.preset,
         classes=config.classes,
         multiclass=config.multiclass,

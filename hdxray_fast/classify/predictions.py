@@ -152,6 +152,12 @@ class Predictions:
     flagged: list[str] = field(default_factory=list)
     views: list[str] = field(default_factory=list)
 
+    def __repr__(self) -> str:
+        classes = ", ".join(map(visible, self.classes))
+        return (
+            f"Predictions({len(self.images)} images, {len(self.quarantined)} that cannot be read; classes: {classes})"
+        )
+
     @property
     def not_frontal(self) -> dict[str, str]:
         """Views of the images that are known to be no frontal chests, by path."""
@@ -172,11 +178,11 @@ def write_predictions(path: Path, found: Predictions, labels: np.ndarray | None 
     """A table with a row per image: path, patient, a probability per class, the classes called present, view, labels.
 
     Args:
-        path: file to write; its ending says whether as CSV, JSON (a list of rows) or Parquet.
+        path: file to write; its ending says whether as CSV, JSON (a list of rows), Parquet or Excel workbook.
         found: what was predicted; images and patients stand :func:`.names.escaped`, ``present`` holds the names joined
             by ``|``, blank where no class is. Probabilities have as many digits as tell each from its neighbours: fewer
-            would make ties, and another AUROC. Without any patient there is no such column, and none of views where
-            they were not looked at, or a class has this name.
+            would make ties, and another AUROC (a workbook has six digits). Without any patient there is no such column,
+            and none of views where they were not looked at, or a class has this name.
         labels: ``[N, C]`` of its images, NaN where a label is not known; left out, there are no such columns.
     """
     header = ["image", *(["patient"] if found.patients else []), *found.classes, "present"]

@@ -13,7 +13,16 @@ from ..errors import ConfigError
 from ..progress import note
 from ..terminal import aligned, counted, first_names, fitted, visible
 from ..training.resuming import STOPPED
-from .options import add_config, add_force, add_inference, add_part, add_reading, tell_encoder, tell_waiting
+from .options import (
+    add_columns,
+    add_config,
+    add_force,
+    add_inference,
+    add_part,
+    add_reading,
+    tell_encoder,
+    tell_waiting,
+)
 
 MANY = 10  # images from which on predict tells that one answer is given for all of them
 
@@ -47,7 +56,7 @@ def add_commands(commands, parser_class) -> None:
         description="Probabilities of a saved classifier for new files.",
     )
     predict.add_argument("paths", nargs="+", help="radiographs, folders of them, CSV manifests, or prepared sets")
-    kinds = "file, .csv, .json or .parquet, or a folder for predictions.csv; left out, a table is printed"
+    kinds = "file, .csv, .xlsx, .json or .parquet, or a folder for predictions.csv; left out, a table is printed"
     predict.add_argument("--out", help=kinds)
     predict.add_argument("--maps", help="folder for a picture of each radiograph with where the model looked")
     add_force(predict, "--maps")
@@ -64,6 +73,7 @@ def add_commands(commands, parser_class) -> None:
     evaluate.add_argument("--data", required=True, help="CSV manifest, or what the preset reads")
     evaluate.add_argument("--out", required=True, help="folder for metrics, predictions and plots")
     evaluate.add_argument("--images", help="folder that relative paths in the manifest start from")
+    add_columns(evaluate)
     evaluate.add_argument("--prepared", help="prepared set that holds the images, read in place of their files")
     evaluate.add_argument("--preset", help=f"one of {', '.join(PRESETS)}")
     evaluate.add_argument("--split", default="test", help="train, val, test, or all (of data that the model never saw)")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..terminal import fitted, visible
+from .options import add_columns
 
 
 def add_commands(commands, parser_class) -> None:
@@ -18,6 +19,7 @@ def add_commands(commands, parser_class) -> None:
     compare.add_argument("--out", required=True, help="folder for the comparison as JSON, CSV, Markdown and plot")
     compare.add_argument("--data", help="labels, or studies: for patients and what the predictions have no truth of")
     compare.add_argument("--images", help="folder that relative paths of --data start from")
+    add_columns(compare)
     compare.add_argument("--preset", help="how labels are read, as for evaluate")
     compare.add_argument("--multiclass", action="store_true", help="--data has one label an image")
     compare.add_argument("--classes", nargs="+", help="names to compare; left out, those that all models have")

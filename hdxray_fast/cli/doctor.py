@@ -27,6 +27,7 @@ WHAT_FOR = {
     "timm": "the encoder in timm's registry",
     "export": "the encoder as an ONNX graph",
     "classify": "labels, probes, fine-tuning and evaluation (with train)",
+    "excel": "Excel workbooks in the place of CSV files",
     "text": "label queries from the diseases' names",
     "wandb": "curves in Weights & Biases (with train)",
     "report": "reports and their scores but METEOR (with train)",

@@ -39,6 +39,12 @@ def add_force(parser, folder: str = "--out") -> None:
     parser.add_argument("--force", action="store_true", help=force)
 
 
+def add_columns(parser) -> None:
+    """Which columns a table of the user's has, for every command that reads one and has no class of settings."""
+    parser.add_argument("--image-column", help="column of --data that names the files, if it has no usual name")
+    parser.add_argument("--patient-column", help="likewise, that of the patients")
+
+
 def add_part(parser) -> None:
     """Which share of the files a process takes, for every command whose parts are joined by the last of them."""
     part = "i/n: the i-th of n shares of the files, for as many processes or machines; the one that ends last joins"

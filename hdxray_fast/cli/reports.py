@@ -8,7 +8,7 @@ from ..data.film_views import describe_view
 from ..progress import note
 from ..terminal import counted, fitted, visible
 from ..training.resuming import STOPPED, stopped_early
-from .options import add_config, add_part, add_precision, add_reading, loss_line, tell_waiting
+from .options import add_columns, add_config, add_part, add_precision, add_reading, loss_line, tell_waiting
 
 
 def add_commands(commands, parser_class) -> None:
@@ -107,6 +107,7 @@ def _add_studies(parser) -> None:
     counted = "studies, or images: each radiograph of --data with its study's report, as R2Gen counts MIMIC-CXR"
     parser.add_argument("--count", default="studies", help=counted)
     parser.add_argument("--sections", default="findings", help=f"of --data, as references: {', '.join(SECTIONS)}")
+    add_columns(parser)
     parser.add_argument("--report-column", help="the CSV column that holds the report")
     drawn = "of patients, where --data has no splits; left out, as the model's was"
     parser.add_argument("--val-share", type=float, help=drawn)

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from ..errors import ConfigError
 from ..terminal import visible
 
-PATH_COLUMNS = ("image", "path", "Path", "file", "filename", "image_path", "Image Index")
-PATIENT_COLUMNS = ("patient", "patient_id", "PatientID", "Patient ID", "subject_id", "patientId")
+PATH_COLUMNS = (
+    "image", "path", "Path", "file", "filename", "image_path", "Image Index", "image_file", "image_name", "file_path",
+    "file_name", "filepath", "bild", "bilddatei", "bildpfad", "datei", "dateiname", "dateipfad", "pfad", "fichier",
+    "archivo", "imagen",
+)  # fmt: skip
+PATIENT_COLUMNS = (
+    "patient", "patient_id", "PatientID", "Patient ID", "subject_id", "patientId", "patient-id", "pat_id", "patid",
+    "subject", "patienten_id", "patientenid", "patienten-id", "patientennummer", "paciente",
+)  # fmt: skip
 
 LONGEST, MOST_SHOWN = 40, 40  # letters of a name, and names, that an error shows
 
@@ -21,6 +29,29 @@ def find_column(columns: Iterable[str], candidates: Sequence[str]) -> str | None
     for name in present:
         plain.setdefault(str(name).strip().lower(), name)
     return next((plain[name.lower()] for name in candidates if name.lower() in plain), None)
+
+
+def named_column(
+    columns: Iterable[str], given: str | None, candidates: Sequence[str], argument: str, source: object
+) -> str | None:
+    """The column that a user named, whatever its case; where none was, that of :func:`find_column`.
+
+    Args:
+        columns: of a table.
+        given: the user's name for it, or ``None``.
+        candidates: names that it may go by.
+        argument: that named it, for the error.
+        source: the table's file, for the error.
+
+    Raises:
+        ConfigError: the table has no column of the user's name.
+    """
+    if given is None:
+        return find_column(columns, candidates)
+    columns = list(columns)
+    if (found := find_column(columns, [given])) is None:
+        raise ConfigError(f"{argument}: {source} has no column {given!r}; {columns_in_words(columns)}")
+    return found
 
 
 def columns_in_words(columns: Iterable[str], known: Iterable[str] = ()) -> str:

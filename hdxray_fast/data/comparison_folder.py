@@ -9,7 +9,7 @@ from pathlib import Path
 from ..files import claim_names, written_whole
 from ..names import ESCAPES
 from ..terminal import visible_lines
-from .csv_cells import write_table
+from .csv_cells import rounded, write_table
 
 MAKER, FILES = "compare", ("comparison.csv", "forest.png", "comparison.md", "comparison.json")
 
@@ -39,7 +39,7 @@ def write_comparison_folder(
     claim_names(out, MAKER, FILES)
     encoding = {"encoding": "utf-8", "errors": ESCAPES}  # models may lie in folders of any name
     with written_whole(out / "comparison.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        write_table(file, columns, rows)
+        write_table(file, columns, ({name: rounded(value) for name, value in row.items()} for row in rows))
     plot(out / "forest.png", report)
     texts = {"comparison.md": visible_lines(text), "comparison.json": json.dumps(report, ensure_ascii=False, indent=1)}
     for name, content in texts.items():

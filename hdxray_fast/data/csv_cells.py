@@ -15,6 +15,7 @@ from ..terminal import written_out
 STARTS = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")  # a spreadsheet takes what begins so for a formula
 # Bytes that are not UTF-8, and control characters but those of a text: a table shown on a terminal must not drive it
 HIDDEN = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
+DIGITS = 6  # of a number that no command reads again
 QUOTE = "'"  # which it takes for the sign that text follows
 
 
@@ -23,6 +24,11 @@ def harmless(value: object) -> object:
     if not isinstance(value, str) or not (value.startswith(STARTS) or _is_quoted(value)):
         return value
     return value if _is_number(value) else QUOTE + value
+
+
+def rounded(value: object) -> object:
+    """A number as people read it, to ``DIGITS`` significant digits; whole numbers and all else as they are."""
+    return float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value
 
 
 def unquoted(cell: str) -> str:

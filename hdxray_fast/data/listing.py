@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..regular_files import lines, reason_of, what_else
 from .columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column
 from .csv_cells import name_of
-from .table_text import open_text_table
+from .table_text import TABLE_FILES, open_text_table
 
 IMAGE_SUFFIXES = frozenset(
     (".dcm", ".dicom", ".ima", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".npy")
@@ -48,7 +48,7 @@ def list_images(
     root = Path(data)
     if root.is_dir():
         found = image_files(root, exclude)
-    elif root.is_file() and root.suffix.lower() == ".csv":
+    elif root.is_file() and root.suffix.lower() in TABLE_FILES:
         found = manifest_paths(root, Path(images) if images else root.parent, argument)
     elif root.is_file():
         found = [root]
@@ -220,8 +220,8 @@ def _manifest_rows(manifest: Path, argument: str) -> list[tuple[str, str | None]
             column = find_column(reader.fieldnames or (), PATH_COLUMNS)
             if column is None:
                 raise ConfigError(
-                    f"{argument}: {manifest} has no column of images: {columns_in_words(reader.fieldnames or ())}; one "
-                    f"of {list(PATH_COLUMNS)} is needed, and commas, semicolons or tabs between columns"
+                    f"{argument}: {manifest} has no column of images: {columns_in_words(reader.fieldnames or ())}; "
+                    "call it 'image' or 'path', with commas, semicolons or tabs between columns"
                 )
             patient = find_column(reader.fieldnames or (), PATIENT_COLUMNS)
             rows = (row for row in reader if row[column])

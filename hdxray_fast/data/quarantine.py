@@ -59,7 +59,7 @@ def read_quarantine(path: Path, argument: str = "out") -> list[tuple[str, ...]]:
     if not path.exists():
         return []
     try:
-        with open_regular(path, "r", newline="", encoding="utf-8") as stream:
+        with open_regular(path, "r", newline="", encoding="utf-8-sig") as stream:
             head = next(csv.reader(lines(stream, path)), list(COLUMNS))
             stream.seek(0)
             rows = [tuple(row.values()) for row in read_table(stream, names=("path",))]

@@ -16,8 +16,10 @@ from ..names import escaped
 from ..parquet_files import open_parquet
 from ..regular_files import open_regular, reason_of
 from .csv_cells import write_table
+from .table_text import open_text_table
+from .workbook import write_workbook
 
-TABLES = (".csv", ".json", ".parquet")
+TABLES = (".csv", ".json", ".parquet", ".xlsx")
 HEAD = 1 << 16  # bytes that hold a first row
 AT_ONCE = 4096  # rows that are in memory twice while a Parquet file is written
 
@@ -52,6 +54,8 @@ def file_named_by(
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence], names: Sequence[str] = ()) -> None:
     """A table in the kind of file that the ending of ``path`` says, whole or not at all.
 
+    Numbers have all of their digits, but in a workbook, which is for people alone.
+
     Args:
         path: with one of ``TABLES``.
         header: names of the columns.
@@ -59,7 +63,8 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence], name
         names: columns of names of files, or of ids, that may hold any bytes; they are written :func:`.names.escaped`.
 
     Raises:
-        MissingDependencyError: of a Parquet file, pyarrow is not installed.
+        MissingDependencyError: of a Parquet file, pyarrow is not installed; of a workbook, openpyxl is not.
+        ConfigError: of a workbook, the table is larger than these can be.
     """
     with written_whole(path) as temporary:
         if path.suffix.lower() == ".csv":
@@ -71,6 +76,8 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence], name
                 for number, row in enumerate(_mappings(header, rows, names)):
                     stream.write(",\n" * bool(number) + json.dumps(row, ensure_ascii=False))
                 stream.write("]\n")
+        elif path.suffix.lower() == ".xlsx":
+            write_workbook(temporary, header, (row.values() for row in _mappings(header, rows, names)))
         else:
             _write_parquet(temporary, header, _mappings(header, rows, names))
 
@@ -101,8 +108,11 @@ def _columns_of(path: Path) -> list[str] | None:
     if path.suffix.lower() == ".parquet":
         with open_parquet(path) as table:
             return table.schema.names
+    if path.suffix.lower() == ".xlsx":
+        with open_text_table(path) as (stream, _):
+            return next(csv.reader(stream), [])
     with open_regular(path) as stream:
-        head = stream.read(HEAD).decode("utf-8", "replace")
+        head = stream.read(HEAD).decode("utf-8-sig", "replace")  # a spreadsheet may have saved it
     if path.suffix.lower() == ".csv":
         return next(csv.reader([head.splitlines()[0]]), []) if head else []
     if head.strip() == "[]":

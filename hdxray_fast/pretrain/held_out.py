@@ -11,6 +11,7 @@ from ..data.listing import manifest_rows
 from ..data.prepared.reading import PreparedSet, PreparedSubset, is_prepared
 from ..data.radiograph_dataset import RadiographDataset
 from ..data.splits import patient_place
+from ..data.table_text import TABLE_FILES
 from ..errors import ConfigError
 from ..training.task import Run, Task
 from .batches import PlannedBatch
@@ -69,7 +70,7 @@ def patients_of(config: PretrainConfig, images: PreparedSet | PreparedSubset) ->
         return [patient or "" for patient in images.column("patient").to_pylist()]
     known: dict[str, str] = {}
     for one in data:
-        if one.suffix.lower() == ".csv":
+        if one.suffix.lower() in TABLE_FILES:
             known |= manifest_rows(one, Path(config.images) if config.images else one.parent)
     return [known.get(source, "") for source in images.sources()]
 

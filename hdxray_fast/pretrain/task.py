@@ -58,7 +58,7 @@ class PretrainResult:
     """
 
     out: Path
-    losses: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list, repr=False)
     baseline: float = math.nan
     seconds_per_step: float = math.nan
     images: PreparedSet | PreparedSubset | None = None

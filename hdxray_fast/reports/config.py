@@ -32,6 +32,8 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
         prepared: data set of ``hdxray-fast prepare`` that holds the radiographs, prepared with this ``contour``; they
             are then not read from their files.
         layout: ``r2gen``, ``csv``, ``iu-xray`` or ``mimic-cxr``; told by what ``data`` is by default.
+        image_column: the CSV column of the images' files, where it goes by none of the usual names.
+        patient_column: likewise, that of the patients.
         sections: ``findings``, ``impression`` or ``both``.
         report_column: the CSV column that holds the report.
         language: ``en`` or ``zh``, of reports that do not say.
@@ -73,6 +75,8 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
     images: str | None = None
     prepared: str | None = None
     layout: str | None = None
+    image_column: str | None = None
+    patient_column: str | None = None
     sections: str = "findings"
     report_column: str | None = None
     val_share: float = 0.1

@@ -57,6 +57,8 @@ def evaluate_reports(
     split: str = "test",
     sections: str = "findings",
     report_column: str | None = None,
+    image_column: str | None = None,
+    patient_column: str | None = None,
     language: str = "en",
     val_share: float | None = None,
     test_share: float | None = None,
@@ -79,8 +81,8 @@ def evaluate_reports(
         predictions: see :func:`~hdxray_fast.reports.predictions.read_predictions`. Where no id is a study's, ids that
             are paths are taken as the study of that radiograph.
         data: studies to take references from, by id, as :func:`~hdxray_fast.reports.layouts.read_studies` reads them
-            (with ``layout``, ``images``, ``sections``, ``report_column``); left out, the predictions hold their
-            references.
+            (with ``layout``, ``images``, ``sections``, ``report_column``, ``image_column``,
+            ``patient_column``); left out, the predictions hold their references.
         split: of ``data``: ``"train"``, ``"val"``, ``"test"`` or ``"all"``.
         language: ``"en"`` or ``"zh"``, of studies that do not say.
         val_share, test_share, split_seed: of splits that ``data`` has not; left out, as the model's were.
@@ -127,6 +129,8 @@ def evaluate_reports(
             images=images,
             sections=sections,
             report_column=report_column,
+            image_column=image_column,
+            patient_column=patient_column,
             language=language,
             val_share=val_share,
             test_share=test_share,

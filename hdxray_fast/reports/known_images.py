@@ -79,7 +79,7 @@ def read_known_images(path: Path) -> dict[str, set[str]] | None:
         return None
     known: dict[str, set[str]] = {way: set() for way in WAYS}
     try:
-        with open_regular(path, "r", newline="", encoding="utf-8") as stream:
+        with open_regular(path, "r", newline="", encoding="utf-8-sig") as stream:
             for row in read_table(stream, NAMES, COLUMNS):
                 known[row["known_by"]] |= {row["study"], os.path.abspath(row["image"])}
     except (OSError, UnicodeError, csv.Error, KeyError):  # the last holds a cell

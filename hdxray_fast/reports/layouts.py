@@ -6,10 +6,11 @@ import inspect
 import re
 from pathlib import Path
 
-from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column
+from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column, named_column
 from ..data.prepared.finding import refuse_prepared
 from ..data.seen import Seen
 from ..data.splits import SPLIT_COLUMNS
+from ..data.table_text import TABLE_FILES
 from ..errors import ConfigError
 from ..names import unescaped
 from ..regular_files import read_json, reason_of, what_else
@@ -32,6 +33,8 @@ def read_studies(
     *,
     layout: str | None = None,
     images: str | Path | None = None,
+    image_column: str | None = None,
+    patient_column: str | None = None,
     sections: str = "findings",
     report_column: str | None = None,
     language: str = "en",
@@ -51,6 +54,8 @@ def read_studies(
             reports and its split and metadata tables.
         layout: ``"r2gen"``, ``"csv"``, ``"iu-xray"`` or ``"mimic-cxr"``; left out, it is told by what ``data`` is.
         images: folder that relative image paths start from; that of ``data`` by default.
+        image_column: the CSV column of the images' files, where it goes by none of the usual names.
+        patient_column: likewise, that of the patients.
         sections: ``"findings"`` (as R2Gen), ``"impression"`` or ``"both"``, where reports have sections: XML, text, and
             CSV without a column ``report``.
         report_column: the CSV column that holds the report.
@@ -75,10 +80,13 @@ def read_studies(
         raise ConfigError(f"sections: got {sections!r}, accepted are {', '.join(map(repr, SECTIONS))}")
     check_language(language)
     root = Path(images) if images else path.parent if path.is_file() else path
+    columns = {"report_column": report_column, "image_column": image_column, "patient_column": patient_column}
+    if layout != "csv" and (given := [name for name, column in columns.items() if column is not None]):
+        raise ConfigError(f"{given[0]}: names a column of a CSV, which {path} is not; leave it out")
     if layout == "r2gen":
         table = _read_annotation(path, root, language)
     elif layout == "csv":
-        table = _read_csv(path, root, sections, report_column, language)
+        table = _read_csv(path, root, sections, language, **columns)
     elif layout == "iu-xray":
         table = read_iu_xray(path, root, sections, language)
     elif layout == "mimic-cxr":
@@ -98,8 +106,8 @@ def guess_layout(path: Path) -> str:
     """The layout that ``path`` has by its looks, or a ConfigError."""
     if not path.exists():
         raise _missing(path)
-    if path.is_file() and path.suffix.lower() in (".json", ".csv"):
-        return {".json": "r2gen", ".csv": "csv"}[path.suffix.lower()]
+    if path.is_file() and path.suffix.lower() in (".json", *TABLE_FILES):
+        return "r2gen" if path.suffix.lower() == ".json" else "csv"
     if path.is_dir():
         if any(path.glob("mimic-cxr-*split.csv*")):
             return "mimic-cxr"
@@ -168,10 +176,18 @@ def _read_annotation(path: Path, root: Path, language: str) -> StudyTable:
     return StudyTable(studies)
 
 
-def _read_csv(path: Path, root: Path, sections: str, report_column: str | None, language: str) -> StudyTable:
+def _read_csv(
+    path: Path,
+    root: Path,
+    sections: str,
+    language: str,
+    report_column: str | None = None,
+    image_column: str | None = None,
+    patient_column: str | None = None,
+) -> StudyTable:
     rows = read_rows(path)
     columns = list(rows[0]) if rows else []
-    first = find_column(columns, IMAGE_COLUMNS)
+    first = named_column(columns, image_column, IMAGE_COLUMNS, "image_column", path)
     numbered = {name: NUMBERED.fullmatch(name.strip().lower()) for name in columns if name != first}
     others = sorted((name for name, match in numbered.items() if match), key=lambda name: int(numbered[name][1]))
     others += [name for name in [find_column(columns, ["lateral"])] if name]
@@ -181,11 +197,12 @@ def _read_csv(path: Path, root: Path, sections: str, report_column: str | None, 
     parts = [find_column(columns, [name]) for name in ("findings", "impression")]
     if first is None or not (text or any(parts)):
         raise ConfigError(
-            f"data: {path} lacks columns: {columns_in_words(columns, KNOWN)}; needed are one of {list(IMAGE_COLUMNS)} "
-            "and 'report' (or 'findings' and 'impression', or report_column), with commas, semicolons or tabs between "
-            "columns"
+            f"data: {path} lacks columns: {columns_in_words(columns, KNOWN)}; needed are 'image' (or "
+            "image_column) and 'report' (or 'findings' and 'impression', or report_column), with commas, semicolons or "
+            "tabs between columns"
         )
-    ids, patients = find_column(columns, ID_COLUMNS), find_column(columns, PATIENT_COLUMNS)
+    ids = find_column(columns, ID_COLUMNS)
+    patients = named_column(columns, patient_column, PATIENT_COLUMNS, "patient_column", path)
     split, spoken = find_column(columns, SPLIT_COLUMNS), find_column(columns, ["language"])
     notes = []
     if text and sections != "findings":

@@ -70,7 +70,7 @@ class ReportResult:
     """
 
     out: Path
-    losses: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list, repr=False)
     start: int = 0
     scores: list[dict] = field(default_factory=list)
     best: float = math.nan

@@ -69,7 +69,7 @@ class TrainingResult:
     """
 
     start: int = 0
-    losses: list[float] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list, repr=False)
     seconds_per_step: float = math.nan
     finished: bool = False
 

@@ -180,7 +180,11 @@ def test_a_comparison_finds_the_better_model_and_agrees_with_delong(two):
     assert len(rows) == 3 * len(MEASURED)  # two classes and the mean
     first = rows[0]
     assert (first["first"], first["second"], first["class"], first["metric"]) == ("worse", "better", "edema", "auroc")
-    assert float(first["p_holm"]) == pair["classes"]["edema"]["auroc"]["p_holm"]
+    exact = pair["classes"]["edema"]["auroc"]
+    assert float(first["p_holm"]) == pytest.approx(exact["p_holm"], rel=1e-5)
+    assert {name: float(first[name]) for name in ("difference", "low", "high")} == {
+        name: float(f"{exact[name]:.6g}") for name in ("difference", "low", "high")
+    }
     text = (two / "out" / "comparison.md").read_text()
     assert "better minus worse: AUROC" in text
     assert "what another seed would change" in text

@@ -48,6 +48,32 @@ def generic(tmp_path, rows: int = 40, **columns):
     return write(tmp_path / "labels.csv", "\n".join(lines) + "\n")
 
 
+def test_columns_that_a_user_names(tmp_path):
+    text = "Foto;Fall;Alter;Größe;Erguss\n" + "".join(f"{i}.png;0{i // 2},5;{i};1,7{i};{i % 2}\n" for i in range(40))
+    data = write(tmp_path / "labels.csv", text)
+    with pytest.raises(hx.ConfigError, match=r"no column of images; .*name it with image_column \(--image-column\)"):
+        read_labels(data)
+    with pytest.raises(hx.ConfigError, match=r"^patient_column: .*labels.csv has no column 'Name'; its first line"):
+        read_labels(data, image_column="foto", patient_column="Name")
+    table = read_labels(data, image_column="foto", patient_column="Fall")
+    assert (table.paths[3], table.patients[3]) == (str(tmp_path / "3.png"), "01,5")  # no number: an id
+    assert table.classes == ["Erguss"]
+    assert "left out: Alter, Größe (values other than 0 and 1)" in table.notes  # though ages 0 and 1 are there
+    with pytest.raises(hx.ConfigError, match=r"row 4, column 'Alter' holds another number"):
+        read_labels(data, image_column="foto", classes=["Alter", "Erguss"])
+    with pytest.raises(hx.ConfigError, match=r"^image_column: the preset 'nih14' knows its columns"):
+        read_labels(data, preset="nih14", image_column="Foto")
+    german = read_labels(write(data, text.replace("Foto", "Dateiname").replace("Fall", "Patienten-ID")))
+    assert (german.paths, german.patients) == (table.paths, table.patients)
+
+
+def test_grades_and_slips_are_refused_by_name(tmp_path):
+    """Few values, or labels in most of the cells: what else stands there is a mistake, or another code of labels."""
+    for wrong in ([i % 3 for i in range(40)], [i % 2 + 1 for i in range(40)], [2, *[1, 0] * 19, 7]):
+        with pytest.raises(hx.ConfigError, match=r"column 'grade' holds another number"):
+            read_labels(generic(tmp_path, grade=wrong))
+
+
 def test_generic_manifest(tmp_path):
     table = read_labels(generic(tmp_path), val_share=0.2, test_share=0.3)
     assert table.classes == ["edema", "nodule"]
@@ -59,6 +85,7 @@ def test_generic_manifest(tmp_path):
     balance = {(line["split"], line["class"]): line for line in table.balance()}
     assert sum(line["positive"] for key, line in balance.items() if key[1] == "edema") == 20
     assert (table.splits.count("val"), table.splits.count("test")) == (8, 12)
+    assert repr(table) == "LabelTable(40 images of 20 patients, 20 train, 8 val, 12 test; classes: edema, nodule)"
     path = generic(tmp_path)
     head, *rows = path.read_text().splitlines()
     again = read_labels(write(path, "\n".join([head, *rows[::-1]])), val_share=0.2, test_share=0.3)
@@ -548,7 +575,8 @@ def test_a_fraction_counts_whom_it_adds_and_why_and_exact_adds_none():
     ("text", "message"),
     [
         ("", "cannot be read as CSV"),
-        ("a,b\n1,2\n", "no column for the image's path"),
+        ("a,b\n1,2\n", r"no column of images; its first line.*; name it with image_column \(--image-column\)"),
+        ("foto,split\n1,train\n", "no column of images; its columns are foto, split; name it"),
         ("image,patient\na.png,1\n", "no column of labels"),
         ("image,mass\na.png,Y\n", r"row 2, column 'mass' holds a text|no column of labels.*its columns are mass"),
         (

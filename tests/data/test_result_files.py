@@ -9,6 +9,7 @@ import pytest
 
 import hdxray_fast as hx
 from hdxray_fast.cli.main import main
+from hdxray_fast.data import workbook
 from hdxray_fast.data.result_files import TABLES, file_named_by, refuse_other_table, write_rows
 
 HEADER = ["image", "Oedema", "present", "label Oedema"]
@@ -21,7 +22,7 @@ def test_a_name_says_the_kind_and_a_folder_takes_the_usual_name(tmp_path):
     assert file_named_by(tmp_path / "there", "u.csv") == tmp_path / "there" / "u.csv"
     assert file_named_by(f"{tmp_path}/new/", "u.csv") == tmp_path / "new" / "u.csv"
     with pytest.raises(
-        hx.ConfigError, match=r"^out: new does not say by its ending .* end in .csv, .json and .parquet"
+        hx.ConfigError, match=r"^out: new does not say by its ending .* end in .csv, .json, .parquet and .xlsx"
     ):
         file_named_by("new", "u.csv")
     with pytest.raises(hx.ConfigError, match=r"^features: .*f.csv does not .* accepted is a file .* in .parquet, such"):
@@ -31,7 +32,7 @@ def test_a_name_says_the_kind_and_a_folder_takes_the_usual_name(tmp_path):
     assert not (tmp_path / "new").exists()  # nothing is made while names are looked at
 
 
-@pytest.mark.parametrize("ending", TABLES)
+@pytest.mark.parametrize("ending", [".csv", ".json", ".parquet"])
 def test_each_kind_holds_the_same_rows(ending, tmp_path):
     path = tmp_path / f"rows{ending}"
     write_rows(path, HEADER, iter(ROWS), names=("image",))
@@ -52,6 +53,32 @@ def test_each_kind_holds_the_same_rows(ending, tmp_path):
         json.loads(path.read_text()) if ending == ".json" else pytest.importorskip("pyarrow.parquet").read_table(path)
     )
     assert len(again) == 0
+
+
+def test_a_workbook_holds_numbers_and_text_as_they_are(tmp_path, monkeypatch):
+    """In any country: no separator, no encoding, no decimal sign has to be told; and no text is run."""
+    openpyxl, path = pytest.importorskip("openpyxl"), tmp_path / "rows.xlsx"
+    rows = [*ROWS, ["ü_x0041_\x01.png", float("nan"), "<&>", True], [" 007 ", 1e-9, "2024-01-02", 123456789]]
+    write_rows(path, HEADER, iter(rows), names=("image",))
+    sheet = openpyxl.load_workbook(path).active
+    assert [list(row) for row in sheet.values] == [
+        HEADER,
+        ["a.png", 0.25, None, None],
+        [r"b\xe9.png", 0.123457, "Oedema", 1],
+        ["=c.png", 1.0, "Oedema", 0],
+        [r"ü_x0041_\x01.png", "nan", "<&>", True],
+        [" 007 ", 1e-9, "2024-01-02", 123456789],
+    ]
+    assert sheet["A4"].data_type == "s"  # no formula
+    refuse_other_table(path, ["image"], "predictions")
+    with pytest.raises(hx.ConfigError, match=r"rows\.xlsx would be written over, and is no table of labels"):
+        refuse_other_table(path, ["label"], "labels")
+    written = path.read_bytes()
+    monkeypatch.setattr(workbook, "MOST_ROWS", 7)
+    for wrong, what in ((["a" * 32768, 0.5, "", None], "32767 characters"), (rows[0], "7 rows")):
+        with pytest.raises(hx.ConfigError, match=rf"^out: .* {what} .*\.csv"):
+            write_rows(path, HEADER, [wrong, *rows, wrong])
+    assert path.read_bytes() == written
 
 
 @pytest.mark.parametrize("ending", TABLES)
@@ -83,8 +110,8 @@ def test_predictions_do_not_replace_labels(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("words", "known"),
     [
-        (["predict", "x", "--model", "m", "--out", "preds"], ".csv, .json and .parquet"),
-        (["predict", "x", "--model", "m", "--out", "preds.xlsx"], ".csv, .json and .parquet"),
+        (["predict", "x", "--model", "m", "--out", "preds"], ".csv, .json, .parquet and .xlsx"),
+        (["predict", "x", "--model", "m", "--out", "preds.xls"], ".csv, .json, .parquet and .xlsx"),
         (["embed", "x", "--weights", "m", "--out", "feats.json"], ".parquet and .csv"),
         (["export", "m", "--out", "encoder.pt"], ".onnx"),
     ],

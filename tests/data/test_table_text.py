@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import codecs
+import datetime
+import gzip
+import sys
 import warnings
+import zipfile
 
 import pytest
 
@@ -11,12 +15,14 @@ import hdxray_fast as hx
 from hdxray_fast.classify.label_csv import read_csv
 from hdxray_fast.classify.labels import read_manifest
 from hdxray_fast.classify.prediction_files import read_answers
-from hdxray_fast.data import table_text
-from hdxray_fast.data.listing import manifest_rows
+from hdxray_fast.data import table_text, workbook
+from hdxray_fast.data.listing import list_images, manifest_rows
+from hdxray_fast.packed_tables import open_table
 from hdxray_fast.reports.compare import holds_reports
 from hdxray_fast.reports.csv_rows import read_rows
 
 pytest.importorskip("pandas")
+DAY = datetime.datetime(2024, 1, 31)
 TEXT = 'image,patient,report\nä.png,Müller,"klar, frei; o.B."\nb.png,Özil,"eins\nzwei"\n'
 ROWS = [
     {"image": "ä.png", "patient": "Müller", "report": "klar, frei; o.B."},
@@ -44,6 +50,80 @@ def test_encodings_and_separators(tmp_path, encoding, separator):
     assert not holds_reports(path)
 
 
+def test_a_table_is_unpacked_once(tmp_path, monkeypatch):
+    path, opened = tmp_path / "table.csv.gz", []
+    path.write_bytes(gzip.compress(spreadsheet(";", "cp1252")))
+    monkeypatch.setattr(table_text, "open_table", lambda path: opened.append(path) or open_table(path))
+    with pytest.warns(UserWarning, match="Windows-1252"):
+        assert read_rows(path) == ROWS
+    assert opened == [path]
+
+
+def test_a_workbook_is_read_as_a_csv_is(tmp_path):
+    """Cells are text as a spreadsheet shows them; empty rows and columns are passed over."""
+    openpyxl, path = pytest.importorskip("openpyxl"), tmp_path / "labels.xlsx"
+    book = openpyxl.Workbook()
+    for row in (
+        ["Bild", "Patient", "Ödem; Stauung", "score", "day", "note"],
+        [],
+        ["ä.png", "007", 1, 0.5, DAY, "=1,2"],
+    ):
+        book.active.append(row)
+    book.active.append(["b.png", 8, True, 2.0, DAY.replace(hour=9), None, None])
+    book.active["F3"].data_type = "s"  # a text, not a formula
+    book.save(path)
+    frame = read_csv(path)
+    assert (
+        frame.astype(object).where(frame.notna(), "").to_dict("records")
+        == read_rows(path)
+        == [
+            {
+                "Bild": "ä.png",
+                "Patient": "007",
+                "Ödem; Stauung": "1",
+                "score": "0.5",
+                "day": "2024-01-31",
+                "note": "=1,2",
+            },
+            {
+                "Bild": "b.png",
+                "Patient": "8",
+                "Ödem; Stauung": "True",
+                "score": "2",
+                "day": "2024-01-31 09:00:00",
+                "note": "",
+            },
+        ]
+    )
+    assert manifest_rows(path, tmp_path) == {str(tmp_path / "ä.png"): "007", str(tmp_path / "b.png"): "8"}
+    assert list_images(path) == [tmp_path / "ä.png", tmp_path / "b.png"]
+    book.create_sheet("more")
+    book.save(path)
+    with pytest.warns(UserWarning, match=r"labels.xlsx: its first sheet was read, not the other 1$"):
+        assert len(read_rows(path)) == 2
+
+
+def test_what_is_no_workbook_is_named(tmp_path, monkeypatch):
+    openpyxl, path = pytest.importorskip("openpyxl"), tmp_path / "labels.xlsx"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("letter.xml", "<a/>")
+    for content, wrong in (
+        (path.read_bytes(), r"is no Excel workbook that can be read \(.*Content_Types"),
+        (path.read_bytes()[:60], "is no Excel workbook that can be read"),
+        (b"\xd0\xcf\x11\xe0\xa1\xb1", "is a workbook of Excel 2003, or under a password; save it as .xlsx or CSV"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(hx.ConfigError, match=rf"labels.xlsx.*{wrong}"):
+            read_rows(path)
+    openpyxl.Workbook().save(path)
+    monkeypatch.setattr(workbook, "UNPACKED", -(10**9))
+    with pytest.raises(hx.ConfigError, match="unpacks to more than"):
+        read_rows(path)
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    with pytest.raises(hx.MissingDependencyError, match=r"Excel workbooks need openpyxl: .*; or use a .csv"):
+        read_rows(path)
+
+
 def test_what_is_read_as_windows_1252_is_said_once(tmp_path, recwarn):
     path = tmp_path / "table.csv"
     path.write_bytes(spreadsheet(";", "cp1252"))
@@ -66,7 +146,7 @@ def test_what_is_read_as_windows_1252_is_said_once(tmp_path, recwarn):
         ("image,report\na.png,b\n".encode("utf-16-le"), "holds NUL"),
         (b"image,report\na.png,\xe4" + bytes(100), "nor is it Windows-1252"),
         (codecs.BOM_UTF16_LE + bytes(100), "holds NUL"),
-        (b"bild,mass;knoten\na.png,1;0\n", "has commas and semicolons in its first line"),
+        (b"foto,mass;knoten\na.png,1;0\n", "has commas and semicolons in its first line"),
         (b"image;path,file\na.png;1\n", "has commas and semicolons in its first line|no column"),
     ],
 )

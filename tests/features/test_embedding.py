@@ -136,6 +136,7 @@ def test_a_csv_is_written_from_the_table_that_later_calls_go_on_from(folder, tmp
     table = read_features(done.table)
     assert [row[0] for row in rows] == table["path"]
     np.testing.assert_array_equal(np.array([row[6:] for row in rows], np.float32), table["feature"])
+    assert all(len(cell.lstrip("-").partition("e")[0]) <= 11 for row in rows for cell in row[6:])  # of a float32
     (tmp_path / "labels.csv").write_text("image,sick\n")
     with pytest.raises(hx.ConfigError, match=r"^out: .*labels.csv would be written over, and is no table of features"):
         embed_files([folder], tmp_path / "labels.csv", encoder, progress=False)

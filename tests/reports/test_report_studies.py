@@ -91,6 +91,13 @@ def test_csv_with_two_images_and_sections(tmp_path):
     assert [study.id for study in findings.studies] == ["1", "row-4"]
     assert findings.notes == ["1 study left out: the report, or the section asked for, is empty (row 3)"]
     assert read_studies(path, report_column="impression").studies[0].report == "Well."
+    named = [{"Foto": row["image"], "Fall": f"p{row['uid']}", "report": "R."} for row in rows]
+    named = read_studies(write_csv(path, named), image_column="foto", patient_column="Fall", val_share=0, test_share=0)
+    assert [(len(study.images), study.patient) for study in named.studies] == [(2, "p1"), (1, "p2"), (1, "p")]
+    with pytest.raises(hx.ConfigError, match=r"^image_column: .* has no column 'Bilder'; its first line"):
+        read_studies(path, image_column="Bilder")
+    with pytest.raises(hx.ConfigError, match=r"^image_column: names a column of a CSV, which .* is not"):
+        read_studies(tmp_path, layout="iu-xray", image_column="Foto")
 
 
 def test_csv_columns_by_any_case_and_every_numbered_view(tmp_path):
@@ -128,7 +135,7 @@ def test_csv_in_chinese_and_by_patient(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n", "needed are one of"),
+        ("a,b\n1,2\n", r"needed are 'image' \(or image_column\)"),
         ("image,report\na.png,clear, and dry\n", "line 2: more fields"),
         ("image,report,split\na.png,clear\n", "line 2: fewer fields"),
         ('image,report\na.png,"never closed\n', "not a readable CSV"),
@@ -136,7 +143,7 @@ def test_csv_in_chinese_and_by_patient(tmp_path):
         ("image,report,split\na.png,clear,train\nb.png,clear,\n", "some rows have a split and some have none"),
         ("image,report,split\na.png,clear,holdout\n", "row 2: its split is none of train"),
         ("image,report\na.png,\nb.png, \n", r"no study can be used \(2 studies left out: the report"),
-        ("image,report\n", "no study can be used|needed are one of"),
+        ("image,report\n", "no study can be used|needed are"),
         ("id,image,report\n1,a.png,x\n1,b.png,y\n", "row 2 and row 3 have one id: a study is listed more than once"),
     ],
 )

@@ -218,7 +218,7 @@ def read_set_aside(out: Path) -> list[str]:
 
 def _read_list(path: Path) -> list[dict[str, str]]:
     try:
-        with open_regular(path, "r", newline="", encoding="utf-8") as stream:
+        with open_regular(path, "r", newline="", encoding="utf-8-sig") as stream:
             return read_table(stream, NAMES, LISTS[path.name])
     except (OSError, UnicodeError, csv.Error) as error:
         way = "remove it" if path.name == SKIPPED else f"hdxray-fast merge {path.parent} writes it again"

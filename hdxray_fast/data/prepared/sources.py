@@ -12,6 +12,7 @@ from ...errors import ConfigError
 from ...regular_files import what_else
 from ..listing import image_names, in_order, is_image_name, list_images, manifest_rows
 from ..reader_pool import MAX_MEMORY, TIMEOUT, Failed
+from ..table_text import TABLE_FILES
 from .archive_lists import list_archives
 from .archives import MAX_MEMBERS, Member, is_archive, unpacked
 
@@ -162,7 +163,7 @@ def _named(item: Path, images: str | os.PathLike | None, exclude: Iterable[str |
     require_source(item)
     if is_archive(item):
         return [_Archive(item)]
-    return list(_manifest(item, images)) if item.suffix.lower() == ".csv" else [Source(str(item))]
+    return list(_manifest(item, images)) if item.suffix.lower() in TABLE_FILES else [Source(str(item))]
 
 
 def _folder(folder: Path, exclude: Iterable[str | Path]) -> list[_Found]:
