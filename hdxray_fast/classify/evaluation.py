@@ -353,6 +353,6 @@ def _measured(
         note(told)
     report = report_predictions(
         out, table, found.probabilities[order], found.thresholds, extra=extra, model=classifier if sheet else None,
-        **reporting,
+        views=[found.views[row] for row in order], **reporting,
     )  # fmt: skip
     return {**report, "unreadable": bad, "seen": extra["seen"]}
