@@ -368,6 +368,6 @@ def _measured(
         note(visible(told))
     report = report_predictions(
         out, table, found.probabilities[order], found.thresholds, extra=extra, model=classifier if sheet else None,
-        notes=[*notes, *new], **reporting,
+        notes=[*notes, *new], views=[found.views[row] for row in order], **reporting,
     )  # fmt: skip
     return {**report, "unreadable": bad, "seen": extra["seen"]}

@@ -48,6 +48,7 @@ def report_predictions(
     uncalibrated: np.ndarray | None = None,  # [N, C] logits
     temperature: dict | None = None,
     images: Mapping[str, PreparedImage] | None = None,
+    views: Sequence[str] = (),
     workers: int = 0,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
@@ -60,15 +61,16 @@ def report_predictions(
     ``errors.png``: its most confident errors and where it looked. ``temperature`` is a :func:`.temperature_report`, and
     ``uncalibrated`` the logits before it, which the plot of the calibration then shows too. ``workers``, ``timeout``
     and ``max_memory`` are those of the files that the errors are drawn from, which are read again; ``images`` are those
-    of a prepared data set that take their place, by path. ``title`` is that of the page; ``notes`` are what the
-    terminal was told of the images, labels and splits: with what is to be said of thresholds they open the page, and
-    are ``notes`` of the metrics.
+    of a prepared data set that take their place, by path. ``views`` are those of the rows, where they are known, as of
+    :class:`Predictions`. ``title`` is that of the page; ``notes`` are what the terminal was told of the images, labels
+    and splits: with what is to be said of thresholds they open the page, and are ``notes`` of the metrics.
     """
     out.mkdir(parents=True, exist_ok=True)
     present = called_present(probabilities, table.classes, thresholds, table.multiclass)
     found = Predictions(
-        table.paths, probabilities, table.classes, list(thresholds), present=present, patients=table.patients
-    )
+        table.paths, probabilities, table.classes, list(thresholds), present=present, patients=table.patients,
+        views=list(views),
+    )  # fmt: skip
     written_somewhere(  # the first: what took long is on the disk, whatever else fails
         out / "predictions.csv", lambda path: write_predictions(path, found, table.labels), "the predictions"
     )

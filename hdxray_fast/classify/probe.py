@@ -173,9 +173,10 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
     classifier.config.precision = done.precision
     classifier.seen = Seen.of(whole, table_used, hashes, thumbnails, run_key(out))
     save_classifier(classifier, out / "model")
+    test, views = table_used.split("test"), dict(zip(rows["path"], rows.get("view", ()), strict=False))
     report = report_predictions(
         out,
-        table_used.split("test"),
+        test,
         scores["test"],
         classifier.config.thresholds,
         bootstraps=config.bootstraps,
@@ -192,6 +193,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
         model=classifier.to(encoder.pos_embed.device),
         prevalence=config.prevalence,
         uncalibrated=logits["test"],
+        views=[views.get(path) or "" for path in test.paths] if views else (),
         temperature=temperature_report(
             temperature,
             {split: (table_used.split(split).labels, own) for split, own in logits.items()},

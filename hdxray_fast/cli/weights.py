@@ -90,6 +90,13 @@ def run_export_command(weights: str, out: str, img_size: int | None, keep: str |
             "mean and deviation are taken over whole images: of films that are not square padding counts, as it does "
             "not in the model itself; --valid makes an input of the graph for the patches that are none"
         )
+    if encoder.keep != "all":
+        height, width = encoder.grid_size
+        whose = "hx.create_encoder(weights=...)" if model is encoder else "hx.load_classifier(...).encoder"
+        note(
+            f"beside images the graph takes keep [batch, {height}, {width}] bool, the patches that are looked at: "
+            f"{whose}.kept_patches(images, inside, valid) makes it (--keep all goes without)"
+        )
     print(path)
     return 0
 

@@ -235,8 +235,9 @@ class Embedder:
         on_image: Callable[[Radiograph | Quarantined], None] | None = None,
         timeout: float = TIMEOUT,
         max_memory: int = MAX_MEMORY,
+        done: int = 0,
     ) -> Iterator[Embeddings]:
-        """Embed images a batch at a time, in order."""
+        """Embed images a batch at a time, in order; ``done`` others were embedded before, for the bar."""
         height, width = self.encoder.img_size
         if height != width:
             raise ArgumentError(
@@ -249,7 +250,7 @@ class Embedder:
         caps = {"timeout": timeout, "max_memory": max_memory}
         read = read_ahead(jobs, height, self.encoder.patch_size, workers, self.contour, **caps)
         self._expect(len(jobs), batch_size)
-        with progress_bar(len(jobs), self.label, show=progress and bool(jobs)) as bar:
+        with progress_bar(done + len(jobs), self.label, done=done, show=progress and bool(jobs)) as bar:
             for rows in self._rows(_batched(read, batch_size, on_image)):
                 bar.update(len(rows) + len(rows.quarantined))
                 yield rows

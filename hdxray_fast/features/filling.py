@@ -61,8 +61,9 @@ def fill(
     jobs = [one for one in own if not parts.holds(one.name, stamps[one.name])]
     waiting: list[Embeddings] = []
     new, since = 0, time.monotonic()
-    reading = {"workers": share.workers(workers), "timeout": timeout, "max_memory": max_memory}
-    for rows in job.batches(jobs, batch_size=batch_size, progress=progress and share.is_main, **reading):
+    options = {"workers": share.workers(workers), "timeout": timeout, "max_memory": max_memory}
+    options |= {"progress": progress and share.is_main, "done": len(own) - len(jobs)}
+    for rows in job.batches(jobs, batch_size=batch_size, **options):
         new += len(rows)
         waiting.append(rows)
         if sum(map(len, waiting)) >= ROWS_PER_PART or time.monotonic() - since >= SECONDS_PER_PART:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from ..images.standardise import standardising
 from .encoder_config import fixed_scale
 
+LIBRARIES = ("hdxray_fast", "timm", "torch", "transformers")  # between a user's line and an encoder
 FAR = 25.0  # deviations: further from the mean no pixel of a standardised radiograph lies
 
 
@@ -31,6 +33,14 @@ def scale_of_levels(
     else:
         std, mean = _std_mean_of_patches(images, valid)
     return standardising(mean, std)
+
+
+def _level_of_caller() -> int:
+    """``stacklevel`` of a warning that is given here: of the line that called an encoder, by whatever way."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _std_mean_of_patches(images: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:  # [B, C, H, W], [B, gh, gw]
@@ -73,6 +83,6 @@ def warn_of_range(images: Tensor, normalisation: str | tuple[float, float]) -> b
             f"images: float values from {low:.4g} to {high:.4g}, and this encoder was trained on pixels of {wanted}; "
             "float images are taken as they are: encoder.normalise(images) or encoder.transform() normalises them, "
             "integer images are normalised by themselves",
-            stacklevel=5,
+            stacklevel=_level_of_caller(),
         )
     return wrong

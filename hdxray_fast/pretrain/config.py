@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -108,10 +109,14 @@ class PretrainConfig(TrainingConfig):
     def __post_init__(self) -> None:
         if not (self.data and self.out):
             raise ConfigError("data and out must both be named: the radiographs, and a folder for the run")
-        if not isinstance(self.data, str):  # one of a list is that one: a run has one way to call it
-            names = list(map(str, self.data))
-            object.__setattr__(self, "data", names if len(names) > 1 else names[0])
+        names = self.sources
+        object.__setattr__(self, "data", names if len(names) > 1 else names[0])  # a run has one way to call it
         super().__post_init__()
+
+    @property
+    def sources(self) -> list[str]:
+        """What ``data`` names, be it one or several."""
+        return [str(self.data)] if isinstance(self.data, str | os.PathLike) else list(map(str, self.data))
 
     def _check(self) -> None:
         super()._check()

@@ -65,7 +65,7 @@ def held_out_rows(
 
 def patients_of(config: PretrainConfig, images: PreparedSet | PreparedSubset) -> list[str]:
     """The patient of each image: the hash that a prepared data set has, or what a manifest tells; blank if neither."""
-    data = [Path(one) for one in ([config.data] if isinstance(config.data, str) else config.data)]
+    data = list(map(Path, config.sources))
     if is_prepared(data[0]):
         return [patient or "" for patient in images.column("patient").to_pylist()]
     known: dict[str, str] = {}

@@ -98,7 +98,7 @@ def run_pretraining(
 
     images: PreparedSet | PreparedSubset | None = None
     store: ChunkStore | None = None
-    several = [] if isinstance(config.data, str) else config.data
+    several = config.sources if len(config.sources) > 1 else []
     if whole := next((one for one in several if is_address(one) or is_prepared(one)), None):
         raise ConfigError(
             f"data: {whole} is a whole set, and several are folders, files, manifests and archives; prepare them into "

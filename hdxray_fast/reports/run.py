@@ -285,7 +285,7 @@ class ReportTask(Task):
         share = self.tokenizer.unknown_share(texts)
         floors = (None, None) if config.tokenizer_kind is None else (config.min_frequency, config.min_patients)
         warning = unknown_warning(share, *floors, replaceable=config.decoder != "language-model")
-        targets, cut = require_targets(texts, self.tokenizer, config.max_length, warning)
+        targets, cut = require_targets(texts, self.tokenizer, config.max_length, share, warning)
         if cut:
             notes.append(
                 f"{cut} of {len(texts)} training reports are longer than {config.max_length} tokens and are cut there "

@@ -9,18 +9,19 @@ from .text_tokenizers import MAX_UNKNOWN, ReportTokenizer
 
 
 def require_targets(
-    texts: Sequence[str], tokenizer: ReportTokenizer, max_length: int, warning: str | None = None
+    texts: Sequence[str], tokenizer: ReportTokenizer, max_length: int, share: float, warning: str | None = None
 ) -> tuple[list[list[int]], int]:
     """Ids to be taught of every text, and how many were cut at ``max_length``.
 
     Args:
+        share: of their tokens that are unknown.
         warning: of :func:`unknown_warning`, which says what to do.
 
     Raises:
         TrainingError: more than half of all tokens are unknown: the tokenizer is for another language, or it was
             trained on too few reports for its floors.
     """
-    if (share := tokenizer.unknown_share(texts)) > 0.5:
+    if share > 0.5:
         raise TrainingError(f"tokenizer: {warning or f'{share:.0%} of the tokens of the training reports are unknown'}")
     pairs = [tokenizer.target(text, max_length) for text in texts]
     return [ids for ids, _ in pairs], sum(cut for _, cut in pairs)

@@ -134,8 +134,8 @@ def describe_model(model: MaskedAutoencoder | Encoder) -> dict[str, dict]:
     if isinstance(getattr(model, "config", None), EncoderConfig):
         if any(name.startswith("head.") for name, _ in model.named_parameters()):
             raise ArgumentTypeError(
-                "model: has a head, which an encoder's folder does not hold; save its state_dict with torch.save, or "
-                "take the head off first (reset_classifier(0))"
+                "model: has a head, which an encoder's folder does not hold; save its state_dict with torch.save, "
+                "make it a classifier (to_classifier), or take the head off first (reset_classifier(0))"
             )
         config = {"format": ENCODER_FORMAT, "format_version": FORMAT_VERSION, "model": asdict(model.saved_config)}
         return {CONFIG_FILE: HUB_KEYS | config, PREPROCESSOR_FILE: preprocessor_settings(model.config)}

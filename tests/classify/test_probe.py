@@ -96,6 +96,7 @@ def test_end_to_end(manifest, tmp_path, capsys):
     with (out / "predictions.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     found = predict([row["image"] for row in rows], out / "model", batch_size=3)
+    assert [row["view"] for row in rows] == found.views
     np.testing.assert_allclose(found.probabilities[:, 0], [float(row["high"]) for row in rows], atol=1e-4)
     assert found.thresholds == [saved["classes"]["high"]["threshold"]]
     assert load_classifier(out / "model").config.head == "probe"
@@ -128,7 +129,9 @@ def test_end_to_end(manifest, tmp_path, capsys):
     assert [part["seen"]["share"] for part in parts] == [1, 1]
     assert sum(part["images"] for part in (*parts, tested)) == 60
     with (tmp_path / "test" / "predictions.csv").open(newline="") as stream:
-        called = [(float(row["high"]), row["present"]) for row in csv.DictReader(stream)]
+        rows = list(csv.DictReader(stream))
+    assert [row["view"] for row in rows] == found.views
+    called = [(float(row["high"]), row["present"]) for row in rows]
     least = found.thresholds[0]
     assert all(present == ("high" if value >= least else "") for value, present in called if abs(value - least) > 1e-6)
 

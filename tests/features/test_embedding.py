@@ -349,6 +349,8 @@ def test_nothing_to_do_shows_no_bar(folder, tmp_path, capsys):
     assert capsys.readouterr().err == "embed: 1 of 1 image after 0 s\n"
     embed_files([folder / "b.png"], out, encoder)
     assert capsys.readouterr().err == ""
+    embed_files([folder / "b.png", folder / "d.png"], out, encoder)  # the bar begins with what was done before
+    assert capsys.readouterr().err == "embed: 2 of 2 images after 0 s\n"
 
 
 def test_learned_positions_are_resampled_once(folder, tmp_path):

@@ -207,6 +207,7 @@ def test_what_is_refused(tmp_path, monkeypatch):
     ("words", "told"),
     [
         (["--output", "tokens"], []),
+        (["--output", "map", "--keep", "contour"], ["takes keep [batch, 4, 4] bool, "]),
         (["--pool", "mean", "--pixels", "uint8", "--valid"], []),
         ([], ["class tokens; those of embed are means of the patches: --pool mean"]),
         (["--pool", "cls", "--pixels", "uint8"], ["--valid makes an input"]),

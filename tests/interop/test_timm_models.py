@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
 import hdxray_fast as hx
+from hdxray_fast.classify.classifier import load_classifier, save_classifier
 
 SIZES = {"img_size": (32, 64), "depth": 3, "embed_dim": 48, "num_heads": 3}
 NAME = "hdxray_vit_base_patch16_1280"
@@ -236,7 +239,8 @@ def test_weights_by_timms_ways_and_by_ours(timm, tmp_path, num_classes):
 
 
 @pytest.mark.filterwarnings("ignore:weights. were trained on images of mean 0")
-def test_a_folder_keeps_its_size_channels_and_pixels(timm, tmp_path):
+def test_a_folder_keeps_its_size_channels_and_pixels(timm, tmp_path, monkeypatch):
+    monkeypatch.setattr("hdxray_fast.interop.timm_models._told", [])
     from timm.data import resolve_model_data_config
 
     encoder = shake(hx.create_encoder("vit_base_patch16", in_chans=3, normalisation=(0.4, 0.2), **SIZES))
@@ -363,14 +367,16 @@ def test_what_is_refused(timm):
         timm.create_model(NAME, pretrained=True, **SIZES)
 
 
-def test_the_encoder_that_comes_with_the_package(timm):
+def test_the_encoder_that_comes_with_the_package(timm, monkeypatch):
+    monkeypatch.setattr("hdxray_fast.interop.timm_models._told", [])
     with pytest.warns(UserWarning, match="mean 0 and deviation 1"):
         model = timm.create_model("hdxray_vit_tiny_patch16_1280", pretrained=True, img_size=64, num_classes=2).eval()
     own = hx.create_encoder(weights="pretrained", img_size=64).eval()
     torch.testing.assert_close(model.blocks[5].attn.qkv.weight, own.blocks[5].attn.qkv.weight)
     assert model(torch.rand(1, 1, 64, 64)).shape == (1, 2)
     assert timm.list_models("hdxray*", pretrained=True) == ["hdxray_vit_tiny_patch16_1280"]
-    with pytest.warns(UserWarning, match="mean 0 and deviation 1"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once in a process
         again = timm.create_model(
             "hdxray_vit_tiny_patch16_1280", pretrained=True, img_size=64, pretrained_cfg_overlay={"mean": (0.4,)}
         )
@@ -384,6 +390,53 @@ def test_pooling_that_was_trained_is_that_of_the_folder(timm, tmp_path):
     images = torch.randn(2, again.config.in_chans, *again.img_size)
     assert again.pool == "mean"
     torch.testing.assert_close(again(images), model(images))
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_a_checkpoint_of_another_size(timm, learned):
+    """Fixed positions are made for the model's own size, by whatever way a state is loaded; learned ones are not."""
+    sizes = {**SIZES, "num_classes": 2, "learned_positions": learned}
+    model, larger = (shake(timm.create_model(NAME, **{**sizes, "img_size": size})) for size in ((32, 64), (64, 32)))
+    larger.set_input_size((64, 48))
+    if learned:
+        with pytest.raises(RuntimeError, match="size mismatch for pos_embed"):
+            larger.load_state_dict(model.state_dict())
+        return
+    expected = larger.pos_embed.clone()
+    larger.load_state_dict(model.half().state_dict())
+    torch.testing.assert_close(larger.pos_embed, expected, rtol=0, atol=1e-3)
+    assert torch.equal(larger.blocks[2].mlp.fc1.weight, model.blocks[2].mlp.fc1.weight.float())
+    larger.set_input_size((64, 32))  # as many patches, and other places
+    larger.load_state_dict(model.state_dict())
+    assert not torch.allclose(larger.pos_embed, model.pos_embed.float(), atol=0.1)
+    with torch.device("meta"):
+        bare = timm.create_model(NAME, **sizes)
+    bare.load_state_dict(model.state_dict(), assign=True)
+    assert not bare.pos_embed.is_meta
+    bare.load_state_dict({**model.state_dict(), "pos_embed": torch.ones_like(model.pos_embed)})  # of no grid: as it is
+    assert (bare.pos_embed == 1).all()
+
+
+@pytest.mark.parametrize("global_pool", ["token", "avg"])
+def test_a_trained_head_is_a_classifier(timm, global_pool, tmp_path):
+    names = ["effusion", "mass", "nodule"]
+    model = shake(timm.create_model(NAME, num_classes=3, global_pool=global_pool, fc_norm=True, **SIZES))
+    made = model.to_classifier(names, [0.2, 0.3, 0.4])
+    again = load_classifier(save_classifier(made, tmp_path / "model"))
+    assert (again.config.classes, again.config.thresholds, again.training) == (names, [0.2, 0.3, 0.4], False)
+    images = torch.randint(0, 256, (2, 1, 32, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        logits = model(images)
+        for one in (made, again):
+            torch.testing.assert_close(one(images), logits, rtol=1e-4, atol=1e-5)
+        model.head.bias += 1
+        torch.testing.assert_close(made(images), logits, rtol=1e-4, atol=1e-5)  # it has weights of its own
+    for wrong, message in (((names[:2],), "^classes: got 2 names, the head has 3"), ((names, [0.5]), "^thresholds: ")):
+        with pytest.raises(hx.ArgumentError, match=message):
+            model.to_classifier(*wrong)
+    model.reset_classifier(3, "max")
+    with pytest.raises(hx.ArgumentError, match=r"^global_pool: got a model with 'max', accepted are token and avg"):
+        model.to_classifier(names)
 
 
 def test_a_model_with_a_head_is_no_encoder_to_save(timm, tmp_path):

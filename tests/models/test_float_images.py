@@ -106,8 +106,11 @@ def test_a_wrong_range_is_said_once(how, normalisation):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encoder(encoder.normalise(canvases()))  # right ones before do not hide it
-    with pytest.warns(UserWarning, match="images: float values from .* this encoder was trained on .*normalise"):
+    with pytest.warns(
+        UserWarning, match="images: float values from .* this encoder was trained on .*normalise"
+    ) as told:
         encoder(images)
+    assert told[0].filename == __file__  # the caller's line
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         encoder(images)

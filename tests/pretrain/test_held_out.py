@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import json
 from contextlib import nullcontext
+from pathlib import Path
 from types import SimpleNamespace
 
 import cv2
@@ -71,6 +72,13 @@ def test_one_patient_alone_cannot_be_held_out():
         held_out_rows(["a", "a"], ["1", "2"], 0.5, 0)
     with pytest.raises(ConfigError, match="val_share: 1"):
         PretrainConfig(data="a", out="b", val_share=1.0)
+
+
+@pytest.mark.parametrize("data", ["a", Path("a"), ["a"], (Path("a"),)], ids=str)
+def test_one_place_is_called_one_way(data):
+    config = PretrainConfig(data=data, out="b")
+    assert (config.data, config.sources) == ("a", ["a"])
+    assert PretrainConfig(data=("a", Path("c")), out="b").data == ["a", "c"]
 
 
 def test_patients_are_those_of_all_manifests(run):

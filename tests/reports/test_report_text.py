@@ -262,7 +262,7 @@ def test_targets_are_cut_and_counted():
     ids, cut = tokenizer.target("a b c d e", 5)
     assert (len(ids), cut) == (5, True)
     assert tokenizer.eos not in ids
-    targets, cuts = require_targets(["a b", "a b c d e", "a b c d"], tokenizer, 5)
+    targets, cuts = require_targets(["a b", "a b c d e", "a b c d"], tokenizer, 5, 0.0)
     assert ([len(ids) for ids in targets], cuts) == ([3, 5, 5], 1)
     assert tokenizer.decode([]) == ""
 
@@ -272,7 +272,7 @@ def test_a_tokenizer_that_does_not_fit(tmp_path):
         ["the heart is normal", "the lungs are clear"], "word", min_frequency=1, min_patients=1, digits=True
     )
     with pytest.raises(hx.TrainingError, match=r"^tokenizer: 100% of the tokens of the training reports are unknown"):
-        require_targets(CHINESE, english, 60)
+        require_targets(CHINESE, english, 60, english.unknown_share(CHINESE))
     check_fits(english, len(english))
     with pytest.raises(hx.ConfigError, match=r"has \d+ tokens and the model has embeddings for 5"):
         check_fits(english, 5)
@@ -321,7 +321,7 @@ def test_any_hugging_face_tokenizer(tmp_path):
     tokenizer = load_tokenizer(tmp_path / "hf")
     assert (tokenizer.kind, tokenizer.bos, tokenizer.pad) == ("hf", tokenizer.eos, tokenizer.eos)
     assert tokenizer.decode(tokenizer.encode("The lungs are normal.")) == "The lungs are normal."
-    targets, cuts = require_targets(["The heart is clear."], tokenizer, 60)
+    targets, cuts = require_targets(["The heart is clear."], tokenizer, 60, 0.0)
     assert targets[0][-1] == tokenizer.eos and cuts == 0
     tokenizer.save(tmp_path / "again")
     assert load_tokenizer(tmp_path / "again").kind == "hf"
