@@ -20,7 +20,7 @@ class PictureFolder:
     """The folder that a call of a command draws into.
 
     The same call may come again, also with more files; one that was killed goes on so. What is drawn is written down in
-    ``.<maker>.drawn.json``: the settings, and the file that each picture is of.
+    ``.<maker>.drawn``: the settings, and the file that each picture is of.
 
     Attributes:
         path: what the user named.
@@ -82,7 +82,7 @@ class PictureFolder:
 
     @property
     def _record(self) -> Path:
-        return self.path / f".{self.maker}.drawn.json"
+        return self.path / f".{self.maker}.drawn"
 
     @property
     def _names(self) -> tuple[str, ...]:

@@ -69,13 +69,13 @@ def test_a_record_that_is_none_removes_nothing(tmp_path, record):
     out = tmp_path / "out"
     draw(call(out, "a"))
     (tmp_path / "x.png").write_text("mine")
-    (out / ".features.drawn.json").write_text(record)
+    (out / ".features.drawn").write_text(record)
     draw(call(out, "b", force=True))
     assert there(out) == ["a.png", "b.png"] and (tmp_path / "x.png").read_text() == "mine"
 
 
 def test_files_of_others_are_refused_even_with_force(tmp_path):
-    for name in ("a.png", ".features.drawn.json"):
+    for name in ("a.png", ".features.drawn"):
         out = tmp_path / name.strip(".")
         out.mkdir()
         (out / name).write_text("mine")
