@@ -13,7 +13,7 @@ from hdxray_fast.cli.main import main
 from hdxray_fast.data.quarantine import first_unreadable
 from hdxray_fast.errors import ConfigError, ImageReadError
 from hdxray_fast.reports.layouts import read_studies
-from hdxray_fast.terminal import aligned, fitted, visible, visible_lines
+from hdxray_fast.terminal import aligned, are, counted, fitted, visible, visible_lines
 
 EVIL = "a\x1b[2J\rb\nc\x9b\u202e\u200b\udcff.png"  # clears, returns, ends a line; C1; turns writing; nothing; a byte
 
@@ -55,6 +55,16 @@ TABLE = [
     ["no finding", "0.812 (0.741-0.873)", "0.5", ""],
     ["mass", "N/A", "0.25", "0.1"],
 ]
+
+
+def test_one_is_counted_as_one():
+    units = ("step", "study", "class", "day", "patch")
+    assert [counted(1, unit) for unit in units] == ["1 step", "1 study", "1 class", "1 day", "1 patch"]
+    assert [counted(2, unit) for unit in units] == ["2 steps", "2 studies", "2 classes", "2 days", "2 patches"]
+    assert counted(1234, "study") == "1,234 studies" and (are(1, "file"), are(0, "file")) == (
+        "1 file is",
+        "0 files are",
+    )
 
 
 def test_columns_that_do_not_fit_come_below_beside_the_names():
