@@ -16,10 +16,10 @@ from ..data.radiograph_dataset import RadiographDataset
 from ..data.ragged import Ragged
 from ..data.split_copies import keep_copies_together
 from ..models.inputs import Looks
-from ..terminal import counted as counted_units
+from ..terminal import counted
 from .features import FeatureStore
 from .model import ReportModel, pad_targets
-from .studies import SHOWN, Study, counted
+from .studies import SHOWN, Study, with_names
 from .study_list import Studies
 from .visual_tokens import Views
 
@@ -96,13 +96,13 @@ def ready_studies(
     notes = []
     if bad:
         shown = "; ".join(f"{item.path}: {item.reason}" for item in bad[:SHOWN]) + ("; ..." if len(bad) > SHOWN else "")
-        notes.append(f"{counted_units(len(bad), 'radiograph')} unreadable ({shown})")
+        notes.append(f"{counted(len(bad), 'radiograph')} unreadable ({shown})")
     if without:
-        notes.append(counted(without, "study", "left out: none of their radiographs can be read"))
+        notes.append(with_names(without, "study", "left out: none of their radiographs can be read"))
     if fewer:
-        notes.append(counted(fewer, "study", "read without a radiograph that cannot be read"))
+        notes.append(with_names(fewer, "study", "read without a radiograph that cannot be read"))
     if more:
-        notes.append(counted(more, "study", f"read by the first {max_views} radiographs alone (max_views)"))
+        notes.append(with_names(more, "study", f"read by the first {max_views} radiographs alone (max_views)"))
     return ReadyStudies(studies.rows(rows), numbers), notes
 
 

@@ -23,7 +23,7 @@ from .own_split import overlap_with, read_own_split, record_of_model, record_of_
 from .predictions import Prediction, read_predictions
 from .r2gen_sets import SIZES, check_count, own_data_set, per_image, text_per_image
 from .statistics import duplicate_statistics, length_statistics
-from .studies import Study, check_language, counted
+from .studies import Study, check_language, with_names
 
 UNKNOWN_MOST = 0.1  # share of the references' words that may be unknown unsaid; in IU X-ray 0.015 are
 R2GEN_CHOICES = ("iu-xray", "mimic-cxr", "none")
@@ -261,13 +261,13 @@ def _pair(made: list[Prediction], studies: list[Study], named: str, partial: boo
         )
     if without and not partial:
         raise ConfigError(
-            f"{named}: {counted(without, 'study', 'without generated text')}; generate theirs too, or score the "
+            f"{named}: {with_names(without, 'study', 'without generated text')}; generate theirs too, or score the "
             "others with partial"
         )
     if without:
-        notes.append(counted(without, "study", "not scored: no generated text"))
+        notes.append(with_names(without, "study", "not scored: no generated text"))
     if extra := [prediction.place for prediction in made if prediction.id not in known]:
-        notes.append(counted(extra, "generated text", "not scored: no such study is in the data and split"))
+        notes.append(with_names(extra, "generated text", "not scored: no such study is in the data and split"))
     rows, bare = [], []
     for study in studies:
         if study.id not in texts:
@@ -287,7 +287,7 @@ def _pair(made: list[Prediction], studies: list[Study], named: str, partial: boo
             }
         )
     if bare:
-        notes.append(counted(bare, "study", "not scored: the reference is empty"))
+        notes.append(with_names(bare, "study", "not scored: the reference is empty"))
     if not rows:
         raise ConfigError(f"{named}: nothing can be scored ({'; '.join(notes)})")
     return rows, notes
@@ -310,7 +310,7 @@ def _by_radiograph(made: list[Prediction], studies: list[Study], named: str) -> 
     often = {name for name, times in Counter(filter(None, matched)).items() if times > 1}
     if twice := [study.named for study in studies if study.id in often]:
         raise ConfigError(
-            f"{named}: its ids are radiographs, and {counted(twice, 'study', 'with several of them')}; write one "
+            f"{named}: its ids are radiographs, and {with_names(twice, 'study', 'with several of them')}; write one "
             "report a study, with generate --data"
         )
     renamed = [

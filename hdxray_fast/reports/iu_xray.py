@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from ..data.listing import FilesByName, SameNameError
 from ..errors import ConfigError
 from ..regular_files import REPORT_TEXT, read_bytes
-from .studies import Study, StudyTable, chosen_sections, counted
+from .studies import Study, StudyTable, chosen_sections, with_names
 from .study_list import Studies
 
 SUFFIXES = (".png", ".dcm", ".jpg", ".jpeg")
@@ -31,7 +31,7 @@ def read_iu_xray(folder: Path, images: Path, sections: str, language: str) -> St
             bad.append(str(error))
     table = StudyTable(studies)
     if bad:
-        table.notes.append(counted(bad, "XML file", "left out: unreadable"))
+        table.notes.append(with_names(bad, "XML file", "left out: unreadable"))
     return table
 
 

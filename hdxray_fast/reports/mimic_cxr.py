@@ -9,7 +9,7 @@ from ..data.columns import columns_in_words
 from ..errors import ConfigError
 from ..regular_files import REPORT_TEXT, read_text
 from .csv_rows import read_rows
-from .studies import Study, StudyTable, chosen_sections, counted
+from .studies import Study, StudyTable, chosen_sections, with_names
 from .study_list import Studies
 
 # A heading is a run of capitals at the start of a line, closed by a colon; the two that matter also in small letters.
@@ -106,7 +106,7 @@ def read_mimic_cxr(folder: Path, images: Path, sections: str, language: str) -> 
         )
     table = StudyTable(studies)
     if without_text:
-        table.notes.append(counted(without_text, "study", "left out: their text file is missing"))
+        table.notes.append(with_names(without_text, "study", "left out: their text file is missing"))
     return table
 
 

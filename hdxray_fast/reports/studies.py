@@ -14,8 +14,7 @@ from ..data.prepared.reading import PreparedSet
 from ..data.seen import Seen
 from ..data.splits import SPLITS, canonical_split
 from ..errors import ConfigError
-from ..terminal import counted as counted_units
-from ..terminal import first_names, visible
+from ..terminal import counted, first_names, visible
 from .study_list import Studies, Study
 from .study_splits import split_studies
 
@@ -68,15 +67,15 @@ class StudyTable:
         """Remove studies and note how many, and where the first few stand."""
         out = [row for row, study in enumerate(self.studies) if unwanted(study)]
         if out:
-            self.notes.append(counted([self.studies[row].named for row in out], "study", reason))
+            self.notes.append(with_names([self.studies[row].named for row in out], "study", reason))
             gone = set(out)
             self.studies = Studies(study for row, study in enumerate(self.studies) if row not in gone)
 
 
-def counted(names: Sequence[str], what: str, reason: str) -> str:
+def with_names(names: Sequence[str], what: str, reason: str) -> str:
     """``"12 studies left out: reason (row 3, row 7, row 9, ...)"``; names are places or files, never ids, ``what`` is
     the word for one of them, and ``reason`` fits one and many."""
-    return f"{counted_units(len(names), what)} {reason} ({first_names(names, SHOWN)})"
+    return f"{counted(len(names), what)} {reason} ({first_names(names, SHOWN)})"
 
 
 def chosen_sections(findings: str, impression: str, sections: str) -> str:
@@ -169,9 +168,9 @@ def _drop_missing(
     )
     less = sum(len(now.images) < len(study.images) for now, study in zip(table.studies, before, strict=True))
     none = sum(not study.images for study in table.studies)
-    table.notes.append(counted(missing, what, where))
+    table.notes.append(with_names(missing, what, where))
     if less > none:
-        table.notes.append(f"{counted_units(less - none, 'study')} read without an image that is missing")
+        table.notes.append(f"{counted(less - none, 'study')} read without an image that is missing")
     table.leave_out(lambda study: not study.images, left_out)
 
 

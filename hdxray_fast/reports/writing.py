@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.film_views import describe_not_frontal, describe_view, not_frontal
+from ..data.film_views import describe_not_frontal, describe_view
 from ..data.inputs import Input, list_inputs, prepared_images, require_prepared_for
 from ..data.prepared.finding import find_prepared
 from ..data.prepared.image import PreparedImage
@@ -30,7 +30,7 @@ from ..models.inference import PRECISIONS, autocast, check_word, find_precision
 from ..models.inputs import as_batch
 from ..progress import progress_bar
 from ..ranks import acquainted
-from ..terminal import counted as counted_units
+from ..terminal import counted
 from .attention_picture import draw_attention, picture_names, sentence_maps
 from .journal import Journal, WrittenBatch, made_with
 from .known_images import KNOWN_FILE, write_known_images
@@ -38,70 +38,14 @@ from .model import ReportModel
 from .predictions import Prediction, write_predictions
 from .saving import load_report_model
 from .sentences import sentence_tokens
-from .studies import Study, counted
+from .studies import Study, with_names
 from .study_list import Studies
 from .visual_tokens import Views
 from .writing_options import WritingOptions
+from .written import WrittenReport, WrittenReports
 
 MAKER = "report-generate"
 PREDICTIONS = "predictions.csv"
-
-
-@dataclass
-class WrittenReport:
-    """A report that a model wrote.
-
-    Attributes:
-        study: on which.
-        text: may be empty.
-        sentences: of the text.
-        attention: ``[sentences, views, gh, gw] float32`` weights over the patches; ``None`` if it was not asked for.
-        radiographs: those that were read.
-        picture: where the attention is drawn.
-        views: of the radiographs that were read, by path, as of :class:`.Predictions`.
-    """
-
-    study: Study
-    text: str
-    sentences: list[str] = field(default_factory=list)
-    attention: np.ndarray | None = None
-    radiographs: list[Radiograph] = field(default_factory=list)
-    picture: Path | None = None
-    views: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def not_frontal(self) -> dict[str, str]:
-        """Views of the radiographs, if all of them are known to be no frontal chests; empty of a study with one."""
-        found = not_frontal(self.views.items())
-        return found if len(found) == len(self.views) else {}
-
-
-@dataclass
-class WrittenReports:
-    """Reports, and what was left out on the way.
-
-    Attributes:
-        rows: in the order of the studies.
-        notes: a sentence for everything that was left out, with its count.
-        quarantined: radiographs that cannot be read.
-        predictions: CSV that ``report evaluate`` reads, where one was written.
-        precision: ``"fp32"`` or ``"bf16"``, what the model computed in.
-        warning: what the model's own validation warns of; blank if nothing, or where its folder does not tell.
-        known: study, radiograph and ``"pixels"`` or ``"near"`` for each radiograph that the model was trained or
-            validated on; ``None`` where it has no record of that.
-        waiting: shares of other processes, counted from 1, that have not ended.
-        joined: whether this process joined the reports of all shares; another has no ``rows``.
-    """
-
-    rows: list[WrittenReport] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    quarantined: list[Quarantined] = field(default_factory=list)
-    predictions: Path | None = None
-    precision: str = "fp32"
-    warning: str = ""
-    known: list[tuple[str, str, str]] | None = None
-    waiting: list[int] = field(default_factory=list)
-    joined: bool = True
 
 
 def studies_of_files(paths: Sequence[str | os.PathLike], together: bool = False, language: str = "en") -> list[Study]:
@@ -291,9 +235,7 @@ class _Job:
             row.picture = Path(self.out) / picture if picture else None
             done.rows.append(row)
         if before:
-            done.notes.append(
-                f"{counted_units(before, 'report')} written already, by a run that had not come to its end"
-            )
+            done.notes.append(f"{counted(before, 'report')} written already, by a run that had not come to its end")
         views = dict(zip(whole.read.names, whole.read.views, strict=True))
         for row in done.rows:
             row.views = {path: views[path] for path in row.study.images if path in views}
@@ -310,13 +252,13 @@ class _Job:
             (more, f"read by the first {most} radiographs alone (max_views)"),
         ):
             if places:
-                done.notes.append(counted([self.studies[place].named for place in places], "study", what))
+                done.notes.append(with_names([self.studies[place].named for place in places], "study", what))
         if seen is not None:
             done.known, notes = whole.read.known_to(seen)
             done.notes += notes
         empty = [row.study.named for row in done.rows if not row.text]
         if empty:
-            done.notes.append(counted(empty, "study", "with an empty report"))
+            done.notes.append(with_names(empty, "study", "with an empty report"))
         if self.out is not None and self.pictures < len(self.studies):
             done.notes.append(f"the first {self.pictures} of {len(self.studies)} studies get a picture (--pictures)")
         return done

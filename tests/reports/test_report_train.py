@@ -32,9 +32,9 @@ from hdxray_fast.reports.features import FeatureStore
 from hdxray_fast.reports.layouts import read_studies
 from hdxray_fast.reports.predictions import read_predictions
 from hdxray_fast.reports.run import run_report_training
-from hdxray_fast.reports.task import ReportTask
 from hdxray_fast.reports.saving import load_report_model
 from hdxray_fast.reports.studies import Study
+from hdxray_fast.reports.task import ReportTask
 from hdxray_fast.reports.visual_tokens import VisualTokens
 from hdxray_fast.reports.writing import studies_of_files, write_reports
 from hdxray_fast.training import loop
