@@ -363,7 +363,7 @@ def _measured(
     if extra["untrained"]:
         new.append(f"warning: never trained on: {', '.join(extra['untrained'])}")
     if bad:
-        new.append(describe_unreadable(bad, out / "unreadable.csv"))
+        new.append(describe_unreadable(bad, "unreadable.csv"))
     for told in new if progress else ():
         note(visible(told))
     report = report_predictions(

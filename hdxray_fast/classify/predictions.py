@@ -99,8 +99,9 @@ def report_predictions(
     return report
 
 
-def describe_unreadable(count: int, listed: Path) -> str:
-    """The warning that so many images, listed there, are missing from the results."""
+def describe_unreadable(count: int, listed: str | Path) -> str:
+    """The warning that so many images, listed there, are missing from the results; what stands in these names a file
+    beside them by its name alone, which is right wherever they are taken."""
     return f"warning: {are(count, 'image')} left out, which could not be read: {listed}"
 
 

@@ -169,7 +169,8 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
     if probe.not_chosen:
         notes.append(f"no label in val for {', '.join(probe.not_chosen)}: C = {USUAL_STRENGTH} there, not chosen")
     if unreadable:
-        notes.append(describe_unreadable(unreadable, done.unreadable_csv))
+        listed = done.unreadable_csv
+        notes.append(describe_unreadable(unreadable, listed.name if listed.parent == out else listed))
     classifier.config.precision = done.precision
     classifier.seen = Seen.of(whole, table_used, hashes, thumbnails, run_key(out))
     save_classifier(classifier, out / "model")

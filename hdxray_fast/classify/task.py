@@ -319,7 +319,7 @@ class FinetuneTask(Task):
         table, scores, uncalibrated = found["test"]
         notes = [*told_of(self.table), *self.notes, *self.copies]
         if left_out := len(self.set_aside.rows):
-            notes.append(describe_unreadable(left_out, self.out / "quarantine.csv"))
+            notes.append(describe_unreadable(left_out, "quarantine.csv"))
         extra = {
             "config": self.config.as_dict(),
             "chosen_on_validation": best,

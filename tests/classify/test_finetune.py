@@ -494,7 +494,7 @@ def test_unreadable_images_are_set_aside_up_to_a_share(data, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda lines: [line.replace("image,", "picture,") for line in lines], "no column for the image's path"),
+        (lambda lines: [line.replace("image,", "picture,") for line in lines], "has no column of images"),
         (lambda lines: [lines[0], *[line[:-1] + "nan" for line in lines[1:]]], "column 'right' holds 'nan'"),
         (lambda lines: [lines[0], *[line[:-1] + ("1" if "p1," in line else "0") for line in lines[1:]]], None),
         (lambda lines: [lines[0], *[line[:-1] + ("1" if line.startswith("4.") else "0") for line in lines[1:]]],

@@ -77,7 +77,7 @@ class TestWrite:
             listed = {row["path"]: row["reason"] for row in csv.DictReader(stream)}
         assert listed == summary["failed"]
         pictures = ["chest.contour.json", "chest.contour.png", "contacts.png"]
-        hidden = [".contour.json", ".made-by"]
+        hidden = [".contour.drawn", ".made-by"]
         assert sorted(p.name for p in out.iterdir()) == [*hidden, *pictures, "contours.csv", "unreadable.csv"]
         picture = cv2.imread(summary["written"][str(good)])
         assert picture.shape[1] == 320
@@ -174,7 +174,7 @@ class TestWrite:
             with pytest.raises(ConfigError, match=f"{why}.*--force"):
                 write_contours(other, out, method=method, **quick)
         write_contours([paths[1]], out, method="rectangle", force=True, **quick)
-        assert sorted(p.name for p in out.glob("*.contour.*")) == [".contour.json", "1.contour.json", "1.contour.png"]
+        assert sorted(p.name for p in out.glob("*.contour.*")) == [".contour.drawn", "1.contour.json", "1.contour.png"]
         assert (out / "contacts.png").exists()
 
     def test_only_bad_files(self, tmp_path):

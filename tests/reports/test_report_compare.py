@@ -58,7 +58,7 @@ def test_differences_are_those_of_the_scores(two):
     with (two / "out" / "comparison.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert [row["score"] for row in rows] == list(entry["scores"])
-    assert float(rows[0]["difference"]) == entry["scores"]["bleu1"]["difference"]
+    assert float(rows[0]["difference"]) == pytest.approx(entry["scores"]["bleu1"]["difference"], rel=1e-5)
 
 
 def test_the_same_reports_differ_in_nothing_and_evaluations_are_read(two):
