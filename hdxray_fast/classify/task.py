@@ -320,8 +320,11 @@ class FinetuneTask(Task):
         notes = [*told_of(self.table), *self.notes, *self.copies]
         if left_out := len(self.set_aside.rows):
             notes.append(describe_unreadable(left_out, "quarantine.csv"))
+        settings = self.config.as_dict()
+        if self.config.weights is not None:
+            del settings["model"]  # of runs without weights alone: these say which encoder it is
         extra = {
-            "config": self.config.as_dict(),
+            "config": settings,
             "chosen_on_validation": best,
             "train_images": len(self.datasets["train"]),
             "unreadable": left_out,

@@ -95,6 +95,7 @@ def test_every_head_learns_and_everything_is_written(data, tmp_path, head, capsy
     saved = json.loads((out / "metrics.json").read_text())
     assert saved["mean"] == result.report["mean"]
     assert saved["train_images"] == 36
+    assert "weights" in saved["config"] and "model" not in saved["config"]  # the default, which is not what was trained
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["loss"] < 0.6 * lines[0]["loss"]
     scores = {line["step"]: line["val_auroc"] for line in lines if "val_auroc" in line}
