@@ -115,9 +115,7 @@ def run_finetune_command(**options) -> int:
 
     config = FinetuneConfig(**options)
     if config.weights is not None and config.model != FinetuneConfig.model:
-        raise ConfigError(
-            f"model: {config.model} is for a run without weights, which say themselves what the encoder is"
-        )
+        raise ConfigError(f"model: {config.model} is for a run without weights, which say what the encoder is")
     if config.weights is None:
         note(f"encoder: {config.model}, untrained; --weights pretrained is the one that comes with the package")
     else:

@@ -29,8 +29,8 @@ def refusal(words: list[str], capsys) -> str:
         (["finetune", *TRAIN, "--val-share", "3"], "--val-share: 3.0 is not accepted"),
         (["finetune", *TRAIN, "--mixup=1", "--batch-size=3"], "--mixup: images are mixed in pairs, which takes an even "
          "--batch-size; 3"),
-        (["finetune", *TRAIN, "--weights", "pretrained", "--model", "vit_base_patch16"], "--model: vit_base_patch16 is for "
-         "a run without"),
+        (["finetune", *TRAIN, "--weights", "pretrained", "--model", "vit_base_patch16"], "--model: vit_base_patch16 "
+         "is for a run without"),
         (["report", "train", *TRAIN, "--test-share", "7"], "--test-share: 7.0 is not accepted"),
         (["report", "generate", "--model", "m"], "paths, --data: give radiographs"),
         (["plan"], "--images: say how many"),
