@@ -50,8 +50,8 @@ def add_commands(commands, parser_class) -> None:
 
     predict = parser_class(
         examples=[
-            "predict chest.dcm --model results/finetune/model --maps maps",
-            "predict new/ --model results/finetune/model --out predictions.csv",
+            "predict chest.dcm --model results/finetune --maps maps",
+            "predict new/ --model results/finetune --out predictions.csv",
         ],
         description="Probabilities of a saved classifier for new files.",
     )
@@ -65,8 +65,8 @@ def add_commands(commands, parser_class) -> None:
 
     evaluate = parser_class(
         examples=[
-            "evaluate --data labels.csv --model results/finetune/model --out results/scores",
-            "evaluate --data other.csv --split all --model results/finetune/model --out results/other",
+            "evaluate --data labels.csv --model results/finetune --out results/scores",
+            "evaluate --data other.csv --split all --model results/finetune --out results/other",
         ],
         description="Metrics of a saved classifier on labelled files.",
     )

@@ -24,7 +24,8 @@ class PrepareConfig:
         format: ``raw`` is read fastest (img_size² bytes an image), ``png`` loses nothing, ``jpeg`` is the smallest.
         quality: of JPEG.
         contour: how the chest contour is found: ``network``, ``classical``, ``prior`` or ``rectangle``.
-        view: ``frontal`` leaves out what a DICOM header calls lateral, ``lateral`` the rest, ``any`` nothing.
+        view: ``frontal`` leaves out what header or pixels show to be lateral, or no chest film; ``lateral`` what is not
+            known to be lateral; ``any`` nothing.
         body_part: ``chest`` leaves out what a DICOM header calls another part, ``any`` nothing.
         modality: ``radiograph`` leaves out what a DICOM header calls CT, MR and the like, ``any`` nothing.
         min_side: least rows and columns of the stored image, pixels.
