@@ -50,7 +50,10 @@ def read_generic(
     patient = named_column(frame.columns, patient_column, PATIENT_COLUMNS, "patient_column", path)
     split = _split_column(frame, path)
     require_cells(frame, path, filter(None, (image, patient)))
-    alone = "no patient column: every image counts as a patient of its own (--patient-column names one)"
+    alone = (
+        "warning: no patient column: every image counts as a patient of its own, and those of one may stand in training "
+        "and in test, which flatters (--patient-column names one)"
+    )
     notes = [] if patient else [alone]
     named = find_column(frame.columns, ["label"])
     if multiclass and named is not None:

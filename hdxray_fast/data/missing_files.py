@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,12 +29,14 @@ def none_found(missing: Sequence[str], source: str, images: str | os.PathLike | 
         return ConfigError(f"images: {folder} {wrong}; {_near(folder) or 'it is the folder that names begin from'}")
     found = _meant(folder, missing[0])
     hint = f"is {found} meant?" if found else "images (--images) names the folder that their names begin from"
+    if os.sep == "/" and "\\" in missing[0]:
+        hint = "its names have the backslashes of Windows, write / in their place"
     if images:
         return ConfigError(
             f"images: none of the {len(missing)} images of {source} exists in {folder}, the first is looked for as "
             f"{missing[0]}; {hint}"
         )
-    hint = f"is --images {found} meant?" if found else hint
+    hint = f"is --images {shlex.quote(str(found))} meant?" if found else hint
     return ConfigError(f"{source}: none of the {len(missing)} images exists, the first is {missing[0]}; {hint}")
 
 

@@ -208,6 +208,7 @@ def test_a_manifest_is_the_same_by_whatever_path_it_is_read(tmp_path, monkeypatc
     near, far = read_labels(data.name), read_labels(data)
     assert near.patients[3] == far.patients[3] == "3.png"
     assert (near.splits, near.origin) == (far.splits, far.origin)
+    assert near.notes[0].startswith("warning: no patient column: every image counts as a patient of its own")
 
 
 def test_splits_that_are_drawn_are_said(tmp_path):

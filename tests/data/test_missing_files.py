@@ -9,7 +9,9 @@ from hdxray_fast.data.missing_files import none_found
 
 @pytest.fixture
 def place(tmp_path):
-    """``images/set/a.png`` and a table beside ``images``."""
+    """``images/set/a.png``, and beside ``images`` a table and ``my films/all/a.png``."""
+    (tmp_path / "my films" / "all").mkdir(parents=True)
+    (tmp_path / "my films" / "all" / "a.png").touch()
     (tmp_path / "images" / "set").mkdir(parents=True)
     (tmp_path / "images" / "set" / "a.png").touch()
     (tmp_path / "table.csv").touch()
@@ -33,6 +35,8 @@ def refusal(place, name: str, images: str | None) -> str:
          "images/a.png; is images/set meant?"),
         ("c.png", "images", "images/c.png; images (--images) names the folder that their names begin from"),
         ("set/a.png", None, "none of the 2 images exists, the first is set/a.png; is --images images meant?"),
+        ("all/a.png", None, "the first is all/a.png; is --images 'my films' meant?"),
+        ("set\\a.png", None, "set\\a.png; its names have the backslashes of Windows, write / in their place"),
         ("c.png", None, "the first is c.png; images (--images) names the folder that their names begin from"),
     ],
 )  # fmt: skip
