@@ -51,7 +51,7 @@ def read_generic(
     split = _split_column(frame, path)
     require_cells(frame, path, filter(None, (image, patient)))
     alone = (
-        "warning: no patient column: every image counts as a patient of its own, and those of one may stand in training "
+        "warning: no patient column: every image counts as a patient of its own; those of one may stand in training "
         "and in test, which flatters (--patient-column names one)"
     )
     notes = [] if patient else [alone]

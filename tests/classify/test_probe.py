@@ -86,10 +86,11 @@ def test_end_to_end(manifest, tmp_path, capsys):
     notes = saved["notes"]
     assert notes == result.report["notes"] and any("splits are drawn by patient" in line for line in notes)
     assert any(line.startswith("warning: test is too small") for line in notes)
-    unreadable = f"1 image is left out, which could not be read: {out / 'features.unreadable.csv'}"
-    assert f"warning: {unreadable}" in notes and f"warning: {unreadable}" in describe_probe(result)
+    unreadable = "warning: 1 image is left out, which could not be read: "
+    assert f"{unreadable}features.unreadable.csv" in notes  # beside them
+    assert f"{unreadable}{out / 'features.unreadable.csv'}" in describe_probe(result)
     page = (out / "report.html").read_text()
-    order = ["Test is too small", unreadable, "drawn by patient", "<h2>"]
+    order = ["Test is too small", "could not be read: features.unreadable.csv", "drawn by patient", "<h2>"]
     assert sorted(order, key=page.index) == order
 
     # the saved model gives on files what the probe gave on features
