@@ -127,10 +127,14 @@ def patch_map(
     return PatchMap(_on_grid(model, rows, plan), False, words)
 
 
+def film_inputs(model: Classifier, film: Radiograph) -> tuple:
+    """What :func:`patch_map` takes of a radiograph, for all of its classes."""
+    return encoder_inputs(model.encoder, as_batch([film], model.encoder.pos_embed.device))
+
+
 def film_map(model: Classifier, column: int, film: Radiograph) -> PatchMap:
     """The map of one class of a radiograph, without its padding."""
-    inputs = encoder_inputs(model.encoder, as_batch([film], model.encoder.pos_embed.device))
-    return patch_map(model, column, *inputs).on_film(film)
+    return patch_map(model, column, *film_inputs(model, film)).on_film(film)
 
 
 def maps_differ(model: Classifier) -> bool:

@@ -18,7 +18,7 @@ from ..files import names_after
 from ..images.panels import display_levels, write_image
 from ..progress import progress_bar
 from ..weights.fingerprint import weights_print
-from .attention_maps import film_map, maps_differ
+from .attention_maps import film_inputs, maps_differ, patch_map
 from .classifier import Classifier
 from .error_sheet import captioned, full_colour, tinted
 from .interval_text import beside_threshold
@@ -82,11 +82,12 @@ def write_maps(
 
 def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph) -> np.ndarray:
     grey = cv2.resize(display_levels(item.pixels)[item.pixels], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
+    inputs = film_inputs(model, item)
     panels = [(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), [Path(item.source).name, describe_view(item.view)])]
     for column in _shown(model, found, row):
         name, probability = found.classes[column], found.probabilities[row, column]
         decided = beside_threshold(probability, None if found.multiclass else found.thresholds[column])
-        values = film_map(model, model.config.classes.index(name), item)
+        values = patch_map(model, model.config.classes.index(name), *inputs).on_film(item)
         colours = "orange for, blue against" if values.signed else "orange more than an even share, blue less"
         scale = f"{colours}; {full_colour(values)}" if values.strength >= 1 else full_colour(values)
         panels.append((tinted(grey, values), [f"{name} {decided}", values.words, scale, values.off_chest]))

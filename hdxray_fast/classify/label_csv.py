@@ -176,8 +176,8 @@ def _label_columns(frame, path: Path) -> tuple[list[str], list[str]]:
     unnamed = [name for name in frame.columns if name.startswith("Unnamed:")]  # an index that a script wrote along
     blank = [name for name in frame.columns if name not in unnamed and frame[name].isna().all()]
     others = [name for name in frame.columns if name not in (*unnamed, *blank)]
-    measured = [name for name in others if _is_measured(frame[name])]
-    classes = [name for name in others if name not in measured and _looks_like_labels(frame[name])]
+    kinds = {name: _kind_of_column(frame[name]) for name in others}
+    measured, classes = ([name for name in others if kinds[name] == kind] for kind in ("measured", "labels"))
     left = [name for name in others if name not in classes]
     hint = "; --multiclass true reads the names in 'label'" if find_column(left, ["label"]) else ""
     if not classes:
@@ -249,26 +249,21 @@ def _kind(cell: object) -> str:
     return "another number"
 
 
-def _is_measured(column) -> bool:
-    """Whether a column holds numbers that are no labels, such as ages: of many values, or none of them a label."""
-    numbers = _numbers(column)
-    others = set(column[numbers.isna() & column.notna()].astype(str).str.strip().str.lower())
-    labels, known = int(numbers.isin((-1, 0, 1)).sum()), numbers.dropna()
-    if not others <= NOT_NUMBERS or not len(known):
-        return False
-    return not labels or (2 * labels < len(known) and known.nunique() >= MANY_VALUES)
+def _kind_of_column(column) -> str:
+    """``"labels"``, ``"measured"`` (numbers that are none, such as ages), or ``""``, of anything else.
 
-
-def _looks_like_labels(column) -> bool:
-    """Whether a column holds numbers, not-a-numbers among or instead of them, or labels in half of its cells.
-
-    What else stands in it is then refused by name.
+    Labels are numbers, not-a-numbers among or instead of them, or labels in half of the cells; what else stands there
+    is then refused by name. Measured is a column of many values, or without any label.
     """
     numbers = _numbers(column)
-    others = column[numbers.isna() & column.notna()].astype(str).str.strip().str.lower()
-    if set(others) <= NOT_NUMBERS and (bool(numbers.notna().any()) or "nan" in set(others)):
-        return True
-    return bool(2 * numbers.isin((-1, 0, 1)).sum() >= column.notna().sum() > 0)
+    others = set(column[numbers.isna() & column.notna()].astype(str).str.strip().str.lower())
+    known = numbers.dropna()
+    labels = int(known.isin((-1, 0, 1)).sum())
+    if others <= NOT_NUMBERS and len(known):
+        many = 2 * labels < len(known) and known.nunique() >= MANY_VALUES
+        return "measured" if many or not labels else "labels"
+    half = 2 * labels >= column.notna().sum() > 0
+    return "labels" if half or (others <= NOT_NUMBERS and "nan" in others) else ""
 
 
 def require_columns(frame, path: Path, names: Sequence[str]) -> None:

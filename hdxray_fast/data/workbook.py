@@ -18,7 +18,7 @@ from xml.etree.ElementTree import ParseError
 
 from ..errors import ConfigError, HDXrayError, MissingDependencyError, NotAFileError
 from ..extras import install
-from ..packed_tables import MOST_RATIO, UNPACKED
+from ..packed_tables import DAMAGED, MOST_RATIO, UNPACKED
 from ..regular_files import reason_of
 from ..terminal import visible
 from .csv_cells import rounded
@@ -26,17 +26,7 @@ from .csv_cells import rounded
 MOST_ROWS, MOST_COLUMNS, MOST_TEXT = 1 << 20, 1 << 14, 32767  # of a sheet; characters of a cell
 NO_XML = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 XLSX, NO_XLSX = b"PK\x03\x04", b"\xd0\xcf\x11\xe0"  # a workbook; one of Excel 2003, or under a password
-DAMAGED = (
-    OSError,
-    EOFError,
-    KeyError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    IndexError,
-    ParseError,
-    zipfile.BadZipFile,
-)
+NO_WORKBOOK = (*DAMAGED, KeyError, TypeError, AttributeError, IndexError, ParseError)  # or has parts of another kind
 
 
 def write_workbook(path: Path, header: Sequence[str], rows: Iterable[Sequence]) -> None:
@@ -94,16 +84,17 @@ def workbook_as_csv(path: str | os.PathLike, file: IO[bytes]) -> BytesIO:
         MissingDependencyError: openpyxl is not installed.
         NotAFileError: it is no workbook, is damaged, or unpacks to more than a table does.
     """
+    content = BytesIO()
+    text = TextIOWrapper(content, encoding="utf-8", errors="surrogatepass", newline="")
     try:
-        content = BytesIO()
-        with TextIOWrapper(content, encoding="utf-8", errors="surrogatepass", newline="") as text:
-            csv.writer(text, quoting=csv.QUOTE_ALL).writerows(_rows(path, file))
-            text.flush()
-            return BytesIO(content.getvalue())
+        csv.writer(text, quoting=csv.QUOTE_ALL).writerows(_rows(path, file))
+        text.detach()  # flushed, and open to be read
     except HDXrayError:
         raise
-    except DAMAGED as error:
+    except NO_WORKBOOK as error:
         raise NotAFileError(path, f"is no Excel workbook that can be read ({reason_of(error)})") from error
+    content.seek(0)
+    return content
 
 
 def _rows(path: str | os.PathLike, file: IO[bytes]) -> Iterator[list[str]]:

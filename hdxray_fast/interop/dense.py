@@ -148,7 +148,7 @@ def dense(model: nn.Module, output: str | None, pool: str | None, pixels: PixelI
         output, pool: see :func:`.export_onnx`.
         pixels: what the images are.
     """
-    if hasattr(model, "to_classifier") and not hasattr(model, "forward_head"):  # transformers' classifier, not timm's
+    if not isinstance(model, Encoder) and hasattr(model, "to_classifier"):  # transformers', which need not be there
         model = model.to_classifier()
     for part in (model, getattr(model, "encoder", None), getattr(model, "head", None)):
         if isinstance(part, nn.Module) and (part._forward_hooks or part._forward_pre_hooks):

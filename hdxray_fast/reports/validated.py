@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from ..terminal import are
+
 FEW = 20  # studies: below, a score hangs on a sentence or two
 NOTHING = 0.005  # BLEU-4 that is written as 0.00
 
@@ -68,5 +70,4 @@ def few_to_validate(split: str, studies: int, drawn: bool, val_share: float, mos
         how = f"raise --val-share (now {val_share:g})"
     else:
         how = "give more studies the split val in the data"
-    there = "1 study is" if studies == 1 else f"{studies} studies are"
-    return f"{there} few to choose the best model by, or to trust its scores ({split}): {how}"
+    return f"{are(studies, 'study')} few to choose the best model by, or to trust its scores ({split}): {how}"
