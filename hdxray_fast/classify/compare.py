@@ -78,12 +78,13 @@ def compare(
         if len({*table.paths}) < len(table.paths):
             raise ConfigError(f"data: {data} lists an image more than once")
     labels, patients, more = truth_of(aligned, table, str(data))
+    known = any(run.patients for run in aligned) if table is None else table.patients_known
     rows = iter(aligned)
     runs_of = {name: [next(rows) for _ in runs] for name, runs in named.items()}
     report = {
         "models": {name: [run.source for run in runs] for name, runs in runs_of.items()},
         "images": len(labels),
-        "patients": len(set(patients)),
+        "patients": len(set(patients)) if known else None,
         "bootstraps": bootstraps,
         "seed": seed,
         "notes": [*notes, *more, *_notes_on_runs(runs_of)],
@@ -120,7 +121,8 @@ def evaluate_against(
     other = evaluate_files(against, data, out / "against", **options)
     if "waiting" in metrics or "waiting" in other:
         return {"waiting": [*metrics.get("waiting", []), *other.get("waiting", [])]}, None
-    reading = {name: options.get(name) for name in ("images", "preset", "classes")}
+    names = ("images", "image_column", "patient_column", "preset", "classes")
+    reading = {name: options.get(name) for name in names}
     runs = {"against": out / "against", "model": out}
     return metrics, compare(runs, out / "comparison", data=data, multiclass=multiclass[0], **reading)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..data.comparison_folder import csv_row, difference_text, p_text, table_lines, write_comparison_folder
 from ..data.forest_plot import Panel, plot_forest
 from ..data.paired import FEW, FEWEST
+from .label_table import size_in_words
 from .weighted_metrics import MEASURED
 
 PLOTTED = ("auroc", "auprc", "balanced_accuracy", "f1", "calibration_error")
@@ -58,7 +59,7 @@ def format_comparison(report: dict, metrics: tuple[str, ...] = (*MEASURED, "accu
             left = ", ".join(mean["left_out"])
             lines.append(f"{pair['second']}: the mean is over {len(mean['over'])} classes, without {left} (too few)")
     lines.append(
-        f"{report['images']} images of {report['patients']} patients; {report['bootstraps']} paired draws of patients"
+        f"{size_in_words(report['images'], report['patients'])}; {report['bootstraps']} paired draws of patients"
     )
     return "\n".join([*lines, *report["notes"]])
 
@@ -79,7 +80,8 @@ def plot_comparison(path: Path, report: dict) -> None:
             less = " (lower is better)" if metric == "calibration_error" else ""
             panels.append(Panel(_title(metric) + less, rows, [*marks, False]))
     series = [f"{pair['second']} minus {pair['first']}" for pair in pairs]
-    foot = f"difference, 95 % over {report['patients']} patients by pairs"
+    whom = "images, patients not known," if report["patients"] is None else f"{report['patients']} patients"
+    foot = f"difference, 95 % over {whom} by pairs"
     if any(marks):
         foot += f"; hollow: fewer than {FEW} patients with the finding, or without it"
     if panels:

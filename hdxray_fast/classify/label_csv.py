@@ -89,6 +89,7 @@ def read_generic(
         multiclass,
         notes,
         lines=list(range(2, len(frame) + 2)),
+        patients_known=patient is not None,
     )
 
 

@@ -51,14 +51,15 @@ def take_fraction(table: LabelTable, share: float, seed: int, exact: bool = Fals
                 wanted |= new
     taken = table.rows([i for i, s in enumerate(table.splits) if s != "train" or table.patients[i] in wanted])
     fraction = {"share": share, "patients": len(patients), "asked": asked, "taken": len(wanted), "added": added}
-    notes = [*table.notes, describe_fraction(fraction)] if share < 1 else table.notes
+    notes = [*table.notes, describe_fraction(fraction, table.patients_known)] if share < 1 else table.notes
     return replace(taken, fraction=fraction, notes=notes)
 
 
-def describe_fraction(fraction: dict) -> str:
-    """How many patients were asked for and taken, in words."""
+def describe_fraction(fraction: dict, patients_known: bool = True) -> str:
+    """How many patients (images, where patients are not known) were asked for and taken, in words."""
+    whom = "patients" if patients_known else "images"
     text = (
-        f"labels of {fraction['share']:g} of the training patients: {fraction['asked']} of {fraction['patients']} "
+        f"labels of {fraction['share']:g} of the training {whom}: {fraction['asked']} of {fraction['patients']} "
         f"asked for, {fraction['taken']} taken"
     )
     if not fraction["added"]:

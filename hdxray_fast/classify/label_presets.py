@@ -206,6 +206,7 @@ def read_rsna(path: Path, images: Path | None, *, classes: Sequence[str] | None 
         [known.get(name, name) for name in names],
         [""] * len(names),
         notes=notes,
+        patients_known=bool(known),
     )
 
 
@@ -260,6 +261,7 @@ def read_vindr(path: Path, images: Path | None, *, classes: Sequence[str] | None
         names,
         splits,
         notes=["patients are not published: every image counts as a patient of its own"],
+        patients_known=False,
     )
 
 

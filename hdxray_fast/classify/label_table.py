@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..data.splits import SPLITS
-from ..terminal import visible
+from ..terminal import counted, visible
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,13 +19,14 @@ class LabelTable:
         paths: ``N`` files.
         labels: ``[N, C] float32``: 1, 0, or NaN where a label is not known (left out of loss and metrics).
         classes: ``C`` names.
-        patients: ``N`` patient ids.
+        patients: ``N`` patient ids; where none are known, a name of each image.
         splits: ``N`` of ``"train"``, ``"val"``, ``"test"``.
         multiclass: exactly one class of each image holds.
         notes: what was left out on reading, and why.
         fraction: of the training patients that were taken, see :func:`.label_fractions.take_fraction`.
         lines: row of the manifest that each row stands in, for messages (the header is row 1); empty where it is not
             known.
+        patients_known: whether ``patients`` holds ids of people; otherwise every image counts as a patient of its own.
         origin: a hash of the manifest's patients, and how splits were drawn, to know the manifest again later.
     """
 
@@ -39,6 +40,7 @@ class LabelTable:
     origin: dict = field(default_factory=dict)
     fraction: dict = field(default_factory=dict)
     lines: list[int] = field(default_factory=list)
+    patients_known: bool = True
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -48,9 +50,14 @@ class LabelTable:
         counts = {split: self.splits.count(split) for split in SPLITS if split in self.splits}
         splits = ", ".join(f"{count} {split}" for split, count in counts.items())
         return (
-            f"LabelTable({len(self)} images of {len({*self.patients})} patients, {splits}; classes: "
+            f"LabelTable({size_in_words(len(self), self.patient_count)}, {splits}; classes: "
             f"{', '.join(map(visible, self.classes))})"
         )
+
+    @property
+    def patient_count(self) -> int | None:
+        """How many patients there are; ``None`` where they are not known."""
+        return len({*self.patients}) if self.patients_known else None
 
     def rows(self, chosen: Sequence[int] | np.ndarray) -> LabelTable:
         """The table of the chosen rows."""
@@ -84,3 +91,9 @@ class LabelTable:
                     }
                 )
         return lines
+
+
+def size_in_words(images: int, patients: int | None) -> str:
+    """``12 images of 9 patients``; ``12 images, patients not known`` where their number is ``None``."""
+    whom = ", patients not known" if patients is None else f" of {counted(patients, 'patient')}"
+    return counted(images, "image") + whom

@@ -20,7 +20,7 @@ from ..regular_files import what_else
 from ..terminal import are, counted, visible
 from .label_csv import read_generic
 from .label_presets import PRESETS
-from .label_table import LabelTable
+from .label_table import LabelTable, size_in_words
 from .operating_points import read_prevalence
 from .uncertain import decided_for_training, without_uncertain
 
@@ -290,7 +290,7 @@ def describe_labels(table: LabelTable) -> str:
     counts = []
     for split in SPLITS:
         part = table.split(split)
-        counts.append(f"{counted(len(part), 'image')}, {counted(len(set(part.patients)), 'patient')}")
+        counts.append(size_in_words(len(part), part.patient_count).replace(" of ", ", "))
     lines = [f"{'':{width}}  {''.join(head)}", f"{'':{width}}  {''.join(f'{count:>28}' for count in counts)}"]
     balance = {(row["split"], row["class"]): row for row in table.balance()}
     for name in table.classes:

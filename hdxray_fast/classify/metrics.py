@@ -37,7 +37,7 @@ def evaluate_predictions(
     labels: np.ndarray,  # [N, C] 1, 0 or NaN
     probabilities: np.ndarray,  # [N, C] in [0, 1]
     classes: Sequence[str],
-    patients: Sequence[str],
+    patients: Sequence[str] | None,
     thresholds: Sequence[float],
     bootstraps: int = 1000,
     seed: int = 0,
@@ -54,7 +54,8 @@ def evaluate_predictions(
         labels: ``[N, C]``; NaN rows of a class are left out of it.
         probabilities: ``[N, C]``.
         classes: ``C`` names.
-        patients: ``N`` ids; intervals draw patients, not images, since images of one patient are alike.
+        patients: ``N`` ids; intervals draw patients, not images, since images of one patient are alike. ``None``: not
+            known, so that every image counts as a patient of its own; the report's counts of patients are ``None``.
         thresholds: ``C`` decision thresholds for F1 and balanced accuracy, chosen on other data
             (:func:`best_threshold`).
         bootstraps: draws of patients for the 95 % intervals (:mod:`.intervals`); 0 for none.
@@ -91,6 +92,8 @@ def evaluate_predictions(
             f"probabilities: got shape {list(probabilities.shape)}, labels have {list(labels.shape)} and there are "
             f"{len(classes)} classes"
         )
+    known_patients = patients is not None
+    patients = patients if patients is not None else list(map(str, range(len(labels))))
     if len(patients) != len(labels) or (len(thresholds) != len(classes) and not multiclass):
         raise ArgumentError("patients: one is needed per row, and thresholds: one per class")
     if not ((probabilities >= 0) & (probabilities <= 1)).all():
@@ -100,7 +103,8 @@ def evaluate_predictions(
         if weights.shape != (len(labels),) or not (np.isfinite(weights) & (weights >= 0)).all():
             raise ArgumentError(f"weights: accepted is a finite number of at least 0 for each of {len(labels)} images")
     sample = _Sample.of(patients, weights, bootstraps, seed)
-    report: dict = {"classes": {}, "bootstraps": bootstraps, "images": len(labels), "patients": sample.draws.count}
+    report: dict = {"classes": {}, "bootstraps": bootstraps, "images": len(labels)}
+    report["patients"] = sample.draws.count if known_patients else None
     metrics = RANKING if multiclass else METRICS
     carried: dict[str, Carried] = {}  # by the classes that have enough patients
     for column, name in enumerate(classes):
@@ -114,8 +118,8 @@ def evaluate_predictions(
         row: dict = {
             "positive": int(truth.sum()),
             "negative": int((1 - truth).sum()),
-            "positive_patients": intervals.support.positive_patients,
-            "negative_patients": intervals.support.negative_patients,
+            "positive_patients": intervals.support.positive_patients if known_patients else None,
+            "negative_patients": intervals.support.negative_patients if known_patients else None,
             "few": intervals.support.few,
         }
         ends: Mapping[str, Interval | None] = {}
@@ -306,7 +310,8 @@ def format_metrics(report: dict) -> str:
         lines.append(told)
     if over["draws"]:
         of_mean = f", the mean's from the {over['draws']} of {report['bootstraps']} draws that define all its classes"
-        lines.append(f"95 % over patients{of_mean if several else ''}")
+        unknown = ", who are not known: every image counts as one" if report.get("patients", 0) is None else ""
+        lines.append(f"95 % over patients{unknown}{of_mean if several else ''}")
     if not chance:
         return "\n".join([*lines, *describe_decisions(report["decisions"])])
     if any(row["calibration_by_chance"] for row in report["classes"].values()):

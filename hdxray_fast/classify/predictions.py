@@ -68,15 +68,15 @@ def report_predictions(
     out.mkdir(parents=True, exist_ok=True)
     present = called_present(probabilities, table.classes, thresholds, table.multiclass)
     found = Predictions(
-        table.paths, probabilities, table.classes, list(thresholds), present=present, patients=table.patients,
-        views=list(views),
+        table.paths, probabilities, table.classes, list(thresholds), present=present,
+        patients=table.patients if table.patients_known else [], views=list(views),
     )  # fmt: skip
     written_somewhere(  # the first: what took long is on the disk, whatever else fails
         out / "predictions.csv", lambda path: write_predictions(path, found, table.labels), "the predictions"
     )
     report = evaluate_predictions(
-        table.labels, probabilities, table.classes, table.patients, thresholds, bootstraps=bootstraps, seed=seed,
-        multiclass=table.multiclass, prevalence=prevalence,
+        table.labels, probabilities, table.classes, table.patients if table.patients_known else None, thresholds,
+        bootstraps=bootstraps, seed=seed, multiclass=table.multiclass, prevalence=prevalence,
     )  # fmt: skip
     before = None
     if temperature is not None:

@@ -17,7 +17,7 @@ from .class_means import describe_mean
 from .curves import BAND_DRAWS, class_curves
 from .exclusive import CORNER, OF_A_CLASS, OF_ALL, RANKING
 from .interval_text import LEGEND, interval_text
-from .label_table import LabelTable
+from .label_table import LabelTable, size_in_words
 from .metrics import METRICS
 from .operating_points import LEVELS
 
@@ -52,10 +52,9 @@ def result_page(
         seed: of the draws of patients.
         made: when; now by default.
     """
-    units = (report["images"], "image"), (report["patients"], "patient"), (len(labels.classes), "class")
-    images, patients, classes = (counted(*pair) for pair in units)
     parts = [
-        f"<h1>{text(title)}</h1><p>{images} of {patients}, {classes}.</p>",
+        f"<h1>{text(title)}</h1><p>{size_in_words(report['images'], report['patients'])}, "
+        f"{counted(len(labels.classes), 'class')}.</p>",
         *_told(report.get("notes", ())),
         _metrics(report),
     ]
@@ -171,7 +170,8 @@ def _class(
     known = np.flatnonzero(~np.isnan(labels.labels[:, column]))
     truth, score = labels.labels[known, column].astype(int), probabilities[known, column].astype(np.float64)
     head = f"<h2>{text(name)}</h2><p>{counted(row['positive'], 'image')} with it, {row['negative']} without"
-    head += f" ({row['positive_patients']} and {row['negative_patients']} patients).</p>"
+    counts = row["positive_patients"], row["negative_patients"]
+    head += ".</p>" if None in counts else f" ({counts[0]} and {counts[1]} patients).</p>"
     if not row["positive"] or not row["negative"]:
         return f"{head}<p>No curves: one kind is missing.</p>"
     curves = class_curves(truth, score, known, draws, band=row["few"] != "too few")

@@ -285,7 +285,7 @@ def test_without_decisions_or_patients_that_is_said(tmp_path):
     for number in range(2):
         write(tmp_path / f"{number}.csv", images, made_scores(labels, 1, number), labels, present=False)
     report = hx.compare([str(tmp_path / "0.csv"), str(tmp_path / "1.csv")], bootstraps=100)
-    assert report["patients"] == 160
+    assert (report["images"], report["patients"]) == (160, None)  # each counts as a patient of its own
     assert any("every image counts as a patient" in note for note in report["notes"])
     assert any("no column 'present'" in note for note in report["notes"])
     assert report["comparisons"][0]["classes"]["edema"]["f1"] is None

@@ -95,6 +95,22 @@ def test_it_stands_alone_beside_the_results(tmp_path):
     assert "<summary><h2>Data and settings</h2></summary>" in folded and "img_size" in folded
 
 
+def test_patients_that_are_not_known_are_not_counted(tmp_path):
+    table, scores = sample(2)
+    table = replace(table, patients=list(table.paths), patients_known=False)
+    report = report_predictions(tmp_path, table, scores, [0.5, 0.5], bootstraps=20)
+    page = (tmp_path / PAGE_FILE).read_text(encoding="utf-8")
+    assert "60 images, patients not known, 2 classes." in page and "60 patients" not in page
+    assert not re.search(r"\d patients", page.replace("fewer than 10 patients", ""))
+    assert report["patients"] is None and report["classes"]["mass"]["positive_patients"] is None
+    assert "95 % over patients, who are not known: every image counts as one" in format_metrics(report)
+    header, first, *_ = (tmp_path / "predictions.csv").read_text(encoding="utf-8").splitlines()
+    assert "patient" not in header and first.count("0.png") == 1
+    assert "LabelTable(60 images, patients not known, 60 test" in repr(table)
+    known = evaluate_predictions(table.labels, scores, table.classes, table.patients, [0.5, 0.5], bootstraps=20)
+    assert known["classes"]["mass"]["auroc"] == report["classes"]["mass"]["auroc"]  # each image a patient, as it was
+
+
 def test_a_threshold_that_tells_nothing_apart_is_named(tmp_path):
     """Before, it stood in the table as any other."""
     table, scores = sample(3)
