@@ -22,6 +22,8 @@ def find_device(device: str | torch.device | None = None) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # each backend has its own
         reason = " ".join(str(error).split()).split(". ")[0][:200]
+        if reason.startswith("Expected one of"):  # some twenty backends, most of which nobody has
+            reason = "no device has this name; cpu is one, and cuda or cuda:1 where there are NVIDIA GPUs"
         raise ArgumentError(f"device: got {str(device)!r}, which cannot be used here ({reason})") from error
     return found
 

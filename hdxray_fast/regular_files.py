@@ -245,7 +245,8 @@ def reason_of(error: BaseException) -> str:
     """Why a file cannot be read, without its name, which the message around it has already."""
     if isinstance(error, KeyError | TypeError | AttributeError):
         return repr(error)  # the text of a KeyError is a name alone
-    return str(getattr(error, "strerror", None) or error)
+    reason = str(getattr(error, "strerror", None) or error)
+    return "it is no Parquet file, or is damaged" if "Parquet magic bytes" in reason else reason
 
 
 def _check(path: str | os.PathLike, status: os.stat_result, most: int | None) -> None:

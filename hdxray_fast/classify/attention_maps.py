@@ -18,6 +18,7 @@ than anybody would decide by), or if attention goes further than ``LEAST_SHARE``
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -28,6 +29,7 @@ from ..data.radiographs import Radiograph
 from ..models.attention_weights import captured_inputs, query_weights
 from ..models.inputs import as_batch, encoder_inputs, patches_to_keep
 from ..ops.plan import MaskPlan
+from ..terminal import counted
 from .classifier import Classifier
 from .heads import AttentionHead, LabelQueryHead
 
@@ -89,6 +91,16 @@ class PatchMap:
         known = film.inside.any() and not film.flagged and evidence.sum() > 0
         outside = float(evidence[~film.inside].sum() / evidence.sum()) if known else None
         return replace(self, values=np.where(film.valid, self.values, np.nan).astype(np.float32), outside=outside)
+
+
+def describe_off_chest(maps: Sequence[PatchMap]) -> str:
+    """How many of the maps lie mostly off the chest, as a terminal is told; blank if none does."""
+    count = sum(bool(found.off_chest) for found in maps)
+    if not count:
+        return ""
+    lie = "lies" if count == 1 else "lie"
+    words = f"warning: {count} of {counted(len(maps), 'heat map')} {lie} mostly outside the chest contour"
+    return f"{words}: look at them before you trust the answers"
 
 
 def _far(values: np.ndarray) -> float:

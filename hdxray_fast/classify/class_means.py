@@ -63,4 +63,6 @@ def describe_mean(over: Mapping) -> str:
     """Over how many classes a mean is and without which, of a report's ``mean_over``; blank if over all."""
     if not over["left_out"]:
         return ""
+    if not over["classes"]:
+        return "there is no mean: no class has images with the finding and without it"
     return f"the mean is over {counted(len(over['classes']), 'class')}, without {', '.join(over['left_out'])}"

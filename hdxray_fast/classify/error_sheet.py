@@ -85,6 +85,7 @@ def write_error_sheet(
     workers: int = 0,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
+    maps: list[PatchMap] | None = None,
 ) -> Path | None:
     """Draw the sheet.
 
@@ -97,6 +98,7 @@ def write_error_sheet(
         most: tiles.
         images: by path, those of a prepared data set that are read in place of files.
         workers, timeout, max_memory: of the readers, as for :func:`hdxray_fast.data.radiographs.read_ahead`.
+        maps: gets the maps that are drawn.
 
     Returns:
         The file; ``None``, and no file, if nothing was decided wrongly or none of the images can be read.
@@ -117,6 +119,8 @@ def write_error_sheet(
     if not tiles:
         path.unlink(missing_ok=True)
         return None
+    if maps is not None:
+        maps += [found for _, found in tiles]
     columns = min(3, len(tiles))
     blank = np.full_like(tiles[0][0], BACKGROUND)
     pictures = [picture for picture, _ in tiles]

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..data.film_views import describe_not_frontal
+from ..data.film_views import describe_left_out, describe_not_frontal
 from ..data.inputs import Input, inputs_of, list_inputs, prepared_among, require_prepared_for
 from ..data.listing import manifest_patients
 from ..data.quarantine import read_quarantine, write_quarantine
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
-from ..data.result_files import file_named_by, refuse_other_table
+from ..data.result_files import file_named_by
 from ..data.table_text import TABLE_FILES
 from ..errors import ArgumentTypeError, ConfigError, TrainingError
 from ..features.parts_folder import parts_of
@@ -22,15 +22,27 @@ from ..progress import note
 from ..ranks import acquainted
 from ..terminal import visible
 from .classifier import Classifier, load_classifier
+from .earlier_results import refuse_other_evaluation, refuse_other_predictions
 from .film_maps import claim_maps, write_maps
 from .label_table import LabelTable
 from .labels import read_manifest, require_files
 from .operating_points import read_prevalence
-from .predictions import RESULT_FILES, Predictions, describe_unreadable, report_predictions, write_predictions
+from .predictions import (
+    FRONTAL_ALONE,
+    LEFT_OUT,
+    RESULT_FILES,
+    Predictions,
+    check_view,
+    describe_unreadable,
+    frontal_only,
+    report_predictions,
+    write_left_out,
+    write_predictions,
+)
 from .scoring import Scorer, predict_kept, predict_list, untrained
-from .tested import overlap_of, part_to_test, refuse_mostly_seen, what_cannot_be_told
+from .tested import overlap_of, part_to_test, refuse_mostly_seen, refuse_unreadable, what_cannot_be_told
 
-EVALUATION_FILES = (*RESULT_FILES, "predictions.csv.parts", "unreadable.csv")
+EVALUATION_FILES = (*RESULT_FILES, "predictions.csv.parts", "unreadable.csv", LEFT_OUT)
 ALONE = Share()
 
 
@@ -49,6 +61,7 @@ def predict(
     max_memory: int = MAX_MEMORY,
     maps: str | os.PathLike | None = None,
     force: bool = False,
+    view: str = "any",
 ) -> Predictions:
     """Probabilities of a saved classifier for files, folders, CSV manifests or prepared data sets.
 
@@ -56,6 +69,7 @@ def predict(
         paths: what to look at; images of a prepared data set are called as the files that they were prepared from.
         maps: folder for a picture of each image with where the model looked, of :func:`.write_maps`.
         force: replace what another call drew there, of other files or another model.
+        view: ``"frontal"`` leaves out what header or pixels show to be no frontal chest, which is then in ``left_out``.
         model: a classifier, or the folder of one.
         batch_size, workers, device, progress, precision, compile, timeout, max_memory: as for
             :func:`hdxray_fast.embed`.
@@ -72,12 +86,14 @@ def predict(
             that is not above 0.
         CheckpointError: the folder holds no classifier, or a damaged one.
     """
+    check_view(view)
     model, inputs, patients = _what_is_asked(paths, model, timeout, max_memory)
     scorer = Scorer(model, classes, device, precision, compile)
     names = [one.name for one in inputs]
     places = None if maps is None else claim_maps(maps, names, model, scorer.questions.names, force)
     reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory, "progress": progress}
     found = predict_list(inputs, scorer, batch_size=batch_size, **reading)
+    found = frontal_only(found) if view == "frontal" else found
     _tell_known(found, model, patients, progress)
     if places is not None:
         write_maps(places, model, found, prepared_among(inputs), **reading)
@@ -116,6 +132,7 @@ def predict_files(
     max_memory: int = MAX_MEMORY,
     maps: str | os.PathLike | None = None,
     force: bool = False,
+    view: str = "any",
     part: str = "1/1",
 ) -> PredictedFiles:
     """:func:`predict` to a file, with the answers in ``<out>.parts/`` while they are made: a call that was ended at
@@ -123,36 +140,41 @@ def predict_files(
 
     Args:
         out: the file: a CSV, Excel workbook, JSON (a list of rows) or Parquet, as its ending says; or a folder for
-            ``predictions.csv``. What could not be read is listed beside it, in ``<out>.unreadable.csv``.
+            ``predictions.csv``. What could not be read is listed beside it, in ``<out>.unreadable.csv``, and what
+            ``view`` left out in ``<out>.left_out.csv``. A table that is there is replaced if it is of these classes, of
+            the same model, and of none but these files.
+        force: replace any table of predictions, and pictures of another call.
         paths, model, batch_size, workers, device, progress, classes, precision, compile, timeout, max_memory, maps,
-            force: as for :func:`predict`.
+            view: as for :func:`predict`.
         part: as for :func:`hdxray_fast.features.embedding_files.embed_files`.
 
     Raises:
-        ConfigError, CheckpointError: as for :func:`predict`; or ``out`` has another ending, or is a file of other
-            columns, or ``<out>.parts/`` holds answers of another model, or for other names, or in another precision.
+        ConfigError, CheckpointError: as for :func:`predict`; or ``out`` has another ending, or is a file that is not
+            to be replaced, or ``<out>.parts/`` holds answers of another model, or for other names, or in
+            another precision.
         TrainingError: the file cannot be written; or another rank is gone.
     """
     share, place = Share.of_part(part), file_named_by(out, "predictions.csv")
-    refuse_other_table(place, ("image", "present"), "predictions")
-    lost = place.with_suffix(".unreadable.csv")
-    read_quarantine(lost)
+    check_view(view)
+    lost, aside = place.with_suffix(".unreadable.csv"), place.with_suffix(f".{LEFT_OUT}")
+    for listed in (lost, aside):
+        read_quarantine(listed)
     make_folder(place.parent)  # now, and not after the last image
     model, inputs, patients = _what_is_asked(paths, model, timeout, max_memory, share)
     scorer = Scorer(model, classes, share.device(device), precision, compile)
     names = [one.name for one in inputs]
+    refuse_other_predictions(place, names, scorer.questions.names, scorer.model_print, force)
     drawn = maps is not None and share.is_main
     places = claim_maps(maps, names, model, scorer.questions.names, force) if drawn else {}
     reading = {"workers": workers, "timeout": timeout, "max_memory": max_memory, "progress": progress}
     done: list[Predictions] = []
 
     def write(found: Predictions) -> None:
+        found = frontal_only(found) if view == "frontal" else found
         _tell_known(found, model, patients, progress)
         written_somewhere(place, lambda path: write_predictions(path, found), "the predictions")
-        if found.quarantined or lost.exists():
-            written_somewhere(
-                lost, lambda path: write_quarantine(path, found.quarantined), "the list of the unreadable"
-            )
+        written_somewhere(lost, lambda path: write_quarantine(path, found.quarantined), "the list of the unreadable")
+        written_somewhere(aside, lambda path: write_left_out(path, found), "the list of what is left out")
         if places:
             write_maps(places, model, found, prepared_among(inputs), **{**reading, "workers": share.workers(workers)})
         done.append(found)
@@ -203,17 +225,6 @@ def _tell_known(found: Predictions, model: Classifier, patients: dict[str, str],
         note(f"warning: {visible(told)}")
 
 
-def refuse_unreadable(bad: int, total: int, limit: float, listed: Path) -> None:
-    """Raise a TrainingError if more than a share ``limit`` of the images cannot be read."""
-    if bad == total:
-        raise TrainingError(f"none of the {total} images could be read; they are listed in {listed}")
-    if bad > limit * total:
-        raise TrainingError(
-            f"{bad} of {total} images cannot be read, more than max_bad_share={limit:g} allows; they are listed in "
-            f"{listed}"
-        )
-
-
 @acquainted()
 def evaluate_files(
     model: str | os.PathLike,
@@ -240,6 +251,8 @@ def evaluate_files(
     prevalence: str | float | None = None,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
+    force: bool = False,
+    view: str = "any",
     part: str = "1/1",
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
@@ -249,10 +262,11 @@ def evaluate_files(
     it lacks count as unreadable. Uncertain labels count for nothing, whatever training made of them. Thresholds are
     those chosen on validation when the classifier was made; ``prevalence`` is as for :func:`.evaluate_predictions`, and
     ``classes``, ``precision``, ``compile``, ``timeout`` and ``max_memory`` as for :func:`predict`, so that names it has
-    never seen can be put to the test. Writes what :func:`report_predictions` writes, and ``unreadable.csv``; the
-    metrics also count those files as ``unreadable``, and say in which ``precision`` the model computed. ``split`` takes
-    the words that a manifest may have for its splits; if training drew them, from this manifest, they are as they were
-    there.
+    never seen can be put to the test. Writes what :func:`report_predictions` writes, and ``unreadable.csv`` where some
+    cannot be read; the metrics also count those files as ``unreadable``, and say in which ``precision`` the model
+    computed. ``split`` takes the words that a manifest may have for its splits; if training drew them, from this
+    manifest, they are as they were there. ``view="frontal"`` leaves out films that are known to show no frontal chest,
+    and lists them in ``left_out.csv``. ``force`` replaces an evaluation of another model, split or manifest in ``out``.
 
     Patients, stored pixels and the look of the images are compared with those that the classifier was trained and
     validated on, whatever manifest they come in; how many there are is printed and is in ``metrics.json`` under
@@ -264,11 +278,13 @@ def evaluate_files(
     Raises:
         ConfigError: the manifest lacks a class of the classifier, lists an image twice or a patient in two splits, or
             has no image in the split; more than half of the images of ``"test"`` or ``"all"`` are of training or
-            validation, and ``allow_training_patients`` is not given; or ``out`` holds a training run, or files of these
-            names that no evaluation made.
-        TrainingError: none of the images can be read, or more than a share ``max_bad_share`` cannot.
+            validation, and ``allow_training_patients`` is not given; or ``out`` holds a training run, another
+            evaluation (and not ``force``), or files of these names that no evaluation made.
+        TrainingError: none of the images can be read or, with ``view``, is left, or more than a share ``max_bad_share``
+            cannot be read.
     """
     check_caps(timeout, max_memory)
+    check_view(view)
     share, out = Share.of_part(part), Path(out)
     progress = progress and share.is_main
     if (out / "model").exists() or (out / "log.jsonl").exists():
@@ -300,14 +316,16 @@ def evaluate_files(
         for told in notes:
             note(visible(told))
     scorer = Scorer(classifier, classes, share.device(device), precision, compile)
+    own = {"model_print": scorer.model_print, "data": os.path.abspath(data), "split": split}
+    refuse_other_evaluation(out, own, force)
     report: dict = {}
 
     def measure(found: Predictions) -> None:
         report.update(
             _measured(
                 found, table, classifier, out, split=split, progress=progress, max_bad_share=max_bad_share,
-                allow_training_patients=allow_training_patients, extra={"model": str(model), "data": str(data)},
-                sheet=not classes, notes=notes,
+                allow_training_patients=allow_training_patients, view=view, sheet=not classes, notes=notes,
+                extra={"model": str(model), "model_print": scorer.model_print, "data": str(data)},
                 reporting={
                     "bootstraps": bootstraps, "seed": bootstrap_seed, "prevalence": prevalence,
                     "images": stored, "workers": share.workers(workers), "timeout": timeout, "max_memory": max_memory,
@@ -332,6 +350,7 @@ def _measured(
     progress: bool,
     max_bad_share: float,
     allow_training_patients: bool,
+    view: str,
     extra: dict,
     sheet: bool,
     notes: list[str],
@@ -348,7 +367,14 @@ def _measured(
     write_quarantine(out / "unreadable.csv", found.quarantined)
     bad = len(found.quarantined)
     refuse_unreadable(bad, len(table), max_bad_share, out / "unreadable.csv")
+    read, aside = len(found.images), found.not_frontal  # before any are left out
+    if view == "frontal":
+        found = frontal_only(found)
+        if not found.images:
+            raise TrainingError(f"view: none of the {read} images shows a frontal chest, by header or pixels")
+    write_left_out(out / LEFT_OUT, found)
     extra |= {"split": split, "unreadable": bad, "untrained": untrained(classifier, found.classes)}
+    extra["left_out_by_view"] = len(found.left_out)
     extra["precision"] = found.precision
     place = {path: row for row, path in enumerate(found.images)}
     table = table.rows([row for row, path in enumerate(table.paths) if path in place])
@@ -358,7 +384,9 @@ def _measured(
     extra["seen"] = overlap and overlap.as_dict()
     if overlap and (told := overlap.describe(table.paths)):
         new.append(f"warning: {told}; metrics on these flatter")
-    if told := describe_not_frontal(found.not_frontal, len(found.images)):
+    if found.left_out:
+        new.append(describe_left_out(aside, read, f"listed in {LEFT_OUT}"))
+    elif told := describe_not_frontal(aside, read, FRONTAL_ALONE):
         new.append(f"warning: {told}")
     if extra["untrained"]:
         new.append(f"warning: never trained on: {', '.join(extra['untrained'])}")

@@ -16,9 +16,9 @@ from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
 from ..files import names_after
 from ..images.panels import display_levels, write_image
-from ..progress import progress_bar
+from ..progress import note, progress_bar
 from ..weights.fingerprint import weights_print
-from .attention_maps import film_inputs, maps_differ, patch_map
+from .attention_maps import PatchMap, describe_off_chest, film_inputs, maps_differ, patch_map
 from .classifier import Classifier
 from .error_sheet import captioned, full_colour, tinted
 from .interval_text import beside_threshold
@@ -65,7 +65,7 @@ def write_maps(
         found: the predictions.
         prepared: by name, images of prepared data sets, which are read in place of files.
         workers, timeout, max_memory: as for :func:`hdxray_fast.predict`.
-        progress: tell how many are drawn.
+        progress: tell how many are drawn, and how many of the maps lie off the chest.
     """
     model, encoder = model.eval(), model.encoder
     jobs = [(prepared.get(image, image), image) for image in found.images]
@@ -73,14 +73,18 @@ def write_maps(
         jobs, encoder.img_size[0], encoder.patch_size, worker_count(workers), model.config.contour, timeout=timeout,
         max_memory=max_memory,
     )  # fmt: skip
+    maps: list[PatchMap] = []
     with progress_bar(len(jobs), "maps", show=progress) as bar:
         for row, item in enumerate(read):
             if isinstance(item, Radiograph):
-                write_image(places[item.source], _picture(model, found, row, item))
+                write_image(places[item.source], _picture(model, found, row, item, maps))
             bar.update()
+    if progress and (told := describe_off_chest(maps)):
+        note(told)
 
 
-def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph) -> np.ndarray:
+def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph, maps: list[PatchMap]) -> np.ndarray:
+    """A film beside its maps, which are added to ``maps``."""
     grey = cv2.resize(display_levels(item.pixels)[item.pixels], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     inputs = film_inputs(model, item)
     panels = [(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), [Path(item.source).name, describe_view(item.view)])]
@@ -88,6 +92,7 @@ def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph) 
         name, probability = found.classes[column], found.probabilities[row, column]
         decided = beside_threshold(probability, None if found.multiclass else found.thresholds[column])
         values = patch_map(model, model.config.classes.index(name), *inputs).on_film(item)
+        maps.append(values)
         colours = "orange for, blue against" if values.signed else "orange more than an even share, blue less"
         scale = f"{colours}; {full_colour(values)}" if values.strength >= 1 else full_colour(values)
         panels.append((tinted(grey, values), [f"{name} {decided}", values.words, scale, values.off_chest]))

@@ -45,7 +45,7 @@ def run_finetuning(
     """Fine-tune as ``config`` says: a run for each label fraction and seed.
 
     Writes under ``config.out`` (each run of several: under ``fraction_<share>/seed_<seed>``) what
-    :mod:`.training.loop` lists, ``quarantine.csv``, ``best.safetensors`` (the best model on validation so far),
+    :mod:`.training.loop` lists, ``unreadable.csv``, ``best.safetensors`` (the best model on validation so far),
     and at the end ``model/``, ``metrics.json``, ``predictions.csv``, ``curves.png`` and ``errors.png`` of the test
     split. Several runs are told together in ``table.md``, ``results.json`` and ``fractions.png``.
 
@@ -193,7 +193,17 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
 def _read_result(out: Path) -> FinetuneResult:
     """A run that was finished before."""
     saved = read_json(out / "metrics.json", RUN_JSON)
-    names = ("classes", "bootstraps", "images", "patients", "mean", "mean_over", "decisions", "temperature")
+    names = (
+        "classes",
+        "bootstraps",
+        "images",
+        "patients",
+        "mean",
+        "mean_over",
+        "decisions",
+        "temperature",
+        "off_chest",
+    )
     report = {name: saved[name] for name in names if name in saved}
     return FinetuneResult(
         out, report, saved["train_images"], saved["chosen_on_validation"], saved["unreadable"], finished=True,
@@ -219,6 +229,6 @@ def describe_finetuning(config: FinetuneConfig, results: list[FinetuneResult]) -
         scores = ", ".join(f"{name} {value:.4f}" for name, value in known.items())
         lines.append(f"chosen on validation: step {last.best['step']}, {scores}")
     if last.left_out:
-        lines.append(describe_unreadable(last.left_out, last.out / "quarantine.csv"))
+        lines.append(describe_unreadable(last.left_out, last.out / "unreadable.csv"))
     lines.append(f"metrics, plots and the model are in {last.out}; all on one page: {last.out / PAGE_FILE}")
     return "\n".join(lines)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from ..data.paired import FEW, FEWEST
 
-LEGEND = f"*: fewer than {FEW} patients with the finding or without it; too few: fewer than {FEWEST}, no interval"
+_FEW = f"*: fewer than {FEW} patients with the finding or without it"
+_TOO_FEW = f"too few: fewer than {FEWEST} patients with the finding or without it, no interval"
+
+
+def legend(text: str) -> list[str]:
+    """What the marks mean that stand in a text of :func:`interval_text`; nothing where there are none."""
+    return ["; ".join(marks)] if (marks := [_FEW] * (")*" in text) + [_TOO_FEW] * ("(too few)" in text)) else []
 
 
 def beside_threshold(value: float, threshold: float | None) -> str:

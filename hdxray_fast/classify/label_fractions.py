@@ -66,7 +66,7 @@ def describe_fraction(fraction: dict, patients_known: bool = True) -> str:
         return text
     return (
         f"{text}: {fraction['taken'] - fraction['asked']} added for {added_for(fraction['added'])}, so that each class "
-        f"has {LEAST} with a positive and {LEAST} with a negative (exact_fractions adds none)"
+        f"has {LEAST} with a positive and {LEAST} with a negative (--exact-fractions true adds none)"
     )
 
 

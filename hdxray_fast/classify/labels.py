@@ -321,7 +321,7 @@ def thin_validation(table: LabelTable) -> list[str]:
     found = []
     if len(val) < VALIDATION_LEAST:
         few = counted(len(val), "image")
-        found.append(f"warning: val has {few}, few to choose by; set val_share, or give more of them")
+        found.append(f"warning: val has {few}, few to choose by; set --val-share, or give more of them")
     if names := one_sided(val):
         what = "it has no say there" if table.multiclass else "the threshold stays at 0.5"
         found.append(f"warning: val has no positive or no negative of {', '.join(names)}: {what}")

@@ -18,7 +18,7 @@ from ..terminal import aligned
 from .calibration import CALIBRATION_BINS, calibration_bins, calibration_by_chance, calibration_error
 from .class_means import Carried, add_means, describe_mean
 from .exclusive import OF_A_CLASS, OF_ALL, RANKING, Decisions, describe_decisions
-from .interval_text import LEGEND, interval_text
+from .interval_text import interval_text, legend
 from .intervals import ClassIntervals, Gaps, Interval, interval_of_draws, mean_interval, share_interval, with_interval
 from .operating_points import (
     OperatingPoints,
@@ -304,22 +304,23 @@ def format_metrics(report: dict) -> str:
         cells += [interval_text(row[metric], few[name]) for metric in metrics]
         table.append([*cells, *[f"{by_chance['value']:.3f}" if by_chance else ""] * chance])
     lines = aligned(table)
-    if any(few.values()):
-        lines.append(LEGEND)
+    lines += legend("\n".join(lines))
     if told := describe_mean(over):
         lines.append(told)
     if over["draws"]:
         of_mean = f", the mean's from the {over['draws']} of {report['bootstraps']} draws that define all its classes"
         unknown = ", who are not known: every image counts as one" if report.get("patients", 0) is None else ""
         lines.append(f"95 % over patients{unknown}{of_mean if several else ''}")
+    off_chest = [report["off_chest"]] if report.get("off_chest") else []
     if not chance:
-        return "\n".join([*lines, *describe_decisions(report["decisions"])])
+        return "\n".join([*lines, *describe_decisions(report["decisions"]), *off_chest])
     if any(row["calibration_by_chance"] for row in report["classes"].values()):
         lines.append(
             "by chance: the calibration error that perfectly calibrated probabilities show on such cases; the error's "
             "interval reaches down to what is left without it"
         )
-    return "\n".join([*lines, *describe_points(report["classes"], few), *describe_one_sided(called_in(report))])
+    lines += [*describe_points(report["classes"], few), *describe_one_sided(called_in(report)), *off_chest]
+    return "\n".join(lines)
 
 
 def _sklearn():

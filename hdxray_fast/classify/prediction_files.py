@@ -15,6 +15,7 @@ from ..names import unescaped
 from ..regular_files import what_else
 from .label_csv import import_pandas, label_values, read_csv, strings
 from .label_table import LabelTable
+from .predictions import THRESHOLD
 
 PREDICTIONS = "predictions.csv"
 PRESENT, LABEL = "present", "label "  # the column of classes called present; what names of label columns begin with
@@ -91,7 +92,8 @@ def read_answers(path: str | os.PathLike) -> Answers:
     patient = find_column([name for name in frame.columns if f"{LABEL}{name}" not in labelled], PATIENT_COLUMNS)
     classes = [name[len(LABEL) :] for name in labelled]
     if not classes:
-        others = [name for name in frame.columns if name not in (image, patient, PRESENT)]
+        taken = {image, patient, PRESENT, *(THRESHOLD + name for name in frame.columns)}
+        others = [name for name in frame.columns if name not in taken]
         classes = [name for name in others if (_numbers(frame[name]).between(0, 1)).all()]
     if not classes:
         raise ConfigError(f"models: {file} has no column of probabilities; {columns_in_words(frame.columns)}")
@@ -113,6 +115,9 @@ def read_answers(path: str | os.PathLike) -> Answers:
     if PRESENT in frame.columns and PRESENT not in classes:
         named = [set(cell.split("|")) for cell in strings(frame[PRESENT].fillna(""))]
         called = np.array([[name in cell for name in classes] for cell in named], bool)
+        from_where = [THRESHOLD + name for name in classes]
+        if set(from_where) <= set(frame.columns):  # of a film without a frontal chest `present` says that alone
+            called = np.stack(columns, axis=1) >= np.stack([_numbers(frame[name]) for name in from_where], axis=1)
     patients = [unescaped(name) for name in strings(frame[patient].fillna(""))] if patient else None
     return Answers(str(file), images, classes, np.stack(columns, axis=1), called, labels, patients)
 

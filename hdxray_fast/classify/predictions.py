@@ -6,19 +6,21 @@ import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from ..data.film_views import not_frontal
+from ..data.film_views import NOT_FRONTAL, describe_view, not_frontal
 from ..data.prepared.image import PreparedImage
-from ..data.quarantine import Quarantined
+from ..data.quarantine import Quarantined, write_quarantine
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
 from ..data.result_files import write_rows
+from ..errors import ConfigError
 from ..files import written_somewhere, written_whole
 from ..images.perceptual_hash import no_thumbnails
 from ..terminal import are, visible
+from .attention_maps import PatchMap, describe_off_chest
 from .calibration import as_probabilities
 from .classifier import Classifier
 from .error_sheet import write_error_sheet
@@ -30,7 +32,11 @@ from .result_page import result_page
 from .tested import Overlap
 
 PAGE_FILE = "report.html"
-VIEW = "view"  # the column of Predictions.views
+VIEW, MODEL = "view", "model"  # columns of Predictions.views and Predictions.model
+THRESHOLD = "threshold "  # what names of columns of thresholds begin with
+LEFT_OUT = "left_out.csv"  # films that were left out for their view
+VIEWS = ("any", "frontal")
+FRONTAL_ALONE = "--view frontal leaves them out"
 RESULT_FILES = ("metrics.json", "predictions.csv", "curves.png", "errors.png", PAGE_FILE)
 
 
@@ -69,7 +75,7 @@ def report_predictions(
     present = called_present(probabilities, table.classes, thresholds, table.multiclass)
     found = Predictions(
         table.paths, probabilities, table.classes, list(thresholds), present=present,
-        patients=table.patients if table.patients_known else [], views=list(views),
+        patients=table.patients if table.patients_known else [], views=list(views), multiclass=table.multiclass,
     )  # fmt: skip
     written_somewhere(  # the first: what took long is on the disk, whatever else fails
         out / "predictions.csv", lambda path: write_predictions(path, found, table.labels), "the predictions"
@@ -86,10 +92,13 @@ def report_predictions(
     report["notes"] = [*dict.fromkeys(map(visible, notes)), *map(visible, describe_one_sided(called_in(report)))]
     with _going_on(out / "curves.png"):
         plot_curves(out / "curves.png", table.labels, probabilities, table.classes, before)
+    maps: list[PatchMap] = []
     if model is not None:
         reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory, "images": images}
         with _going_on(out / "errors.png"):
-            write_error_sheet(out / "errors.png", model, table, probabilities, thresholds, **reading)
+            write_error_sheet(out / "errors.png", model, table, probabilities, thresholds, maps=maps, **reading)
+        report["off_chest"] = describe_off_chest(maps)
+        report["notes"] += [report["off_chest"]] if report["off_chest"] else []
     with _going_on(out / PAGE_FILE), written_whole(out / PAGE_FILE) as temporary:
         sheet = out / "errors.png" if model is not None else None
         content = result_page(title, table, probabilities, thresholds, report, extra or {}, sheet, seed)
@@ -136,6 +145,8 @@ class Predictions:
         flagged: images whose chest contour is not to be relied on: they may be no frontal radiographs of a chest.
         views: of each image, ``"frontal"``, ``"lateral"``, ``"other"``, or ``""`` where neither header nor pixels tell;
             empty if they were not looked at.
+        model: a few digits that tell the classifier's weights from others; blank if it was not asked for.
+        left_out: views, by path, of films that were left out for them.
         overlap: which of the images the classifier was trained or validated on; ``None`` where it has no record of
             that.
     """
@@ -154,6 +165,8 @@ class Predictions:
     multiclass: bool = False
     flagged: list[str] = field(default_factory=list)
     views: list[str] = field(default_factory=list)
+    model: str = ""
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         classes = ", ".join(map(visible, self.classes))
@@ -165,6 +178,33 @@ class Predictions:
     def not_frontal(self) -> dict[str, str]:
         """Views of the images that are known to be no frontal chests, by path."""
         return not_frontal(zip(self.images, self.views, strict=True)) if self.views else {}
+
+
+def check_view(view: str) -> None:
+    """Raise a ConfigError unless ``view`` is one of ``VIEWS``."""
+    if view not in VIEWS:
+        raise ConfigError(f"view: got {view!r}, accepted are {' and '.join(VIEWS)}")
+
+
+def frontal_only(found: Predictions) -> Predictions:
+    """Without the films that are known to show no frontal chest, which are then ``left_out``."""
+    aside = found.not_frontal
+    if not aside:
+        return found
+    rows = [row for row, image in enumerate(found.images) if image not in aside]
+    of_image = ("images", "present", "hashes", "patients", "views")
+    picked = {name: [values[row] for row in rows] for name in of_image if (values := getattr(found, name))}
+    return replace(
+        found, **picked, probabilities=found.probabilities[rows],
+        thumbnails=found.thumbnails[rows] if len(found.thumbnails) else found.thumbnails,
+        flagged=[image for image in found.flagged if image not in aside],
+        left_out=aside,
+    )  # fmt: skip
+
+
+def write_left_out(path: Path, found: Predictions) -> None:
+    """The films that were left out for their view, as a list of unreadable ones is; no file where there is none."""
+    write_quarantine(path, [(image, "NotFrontal", describe_view(view)) for image, view in found.left_out.items()])
 
 
 def called_present(
@@ -185,24 +225,28 @@ def write_predictions(path: Path, found: Predictions, labels: np.ndarray | None 
         found: what was predicted; images and patients stand :func:`.names.escaped`, ``present`` holds the names joined
             by ``|``, blank where no class is. Probabilities have as many digits as tell each from its neighbours: fewer
             would make ties, and another AUROC (a workbook has six digits). Without any patient there is no such column,
-            and none of views where they were not looked at, or a class has this name.
-        labels: ``[N, C]`` of its images, NaN where a label is not known; left out, there are no such columns.
+            and none of views or the model where they are not known. Of each class that has one, the threshold is there
+            in every row. A column whose name a class has is left out.
+        labels: ``[N, C]`` of its images, NaN where a label is not known. Left out, there are no such columns, and of a
+            film that shows no frontal chest nothing is called present: ``present`` says that it shows none.
     """
+    thresholds = {} if found.multiclass else dict(zip(found.classes, map(float, found.thresholds), strict=True))
+    of_all = {MODEL: found.model} if found.model else {}
+    of_all |= {THRESHOLD + name: threshold for name, threshold in thresholds.items()}
+    of_all = {name: value for name, value in of_all.items() if name not in found.classes}
+    views = found.views if VIEW not in found.classes else []
     header = ["image", *(["patient"] if found.patients else []), *found.classes, "present"]
-    header += [VIEW] if _tells_views(found) else []
+    header += [*([VIEW] if views else []), *of_all]
     header += [] if labels is None else [f"label {name}" for name in found.classes]
-    write_rows(path, header, _rows(found, labels), names=("image", "patient"))
+    write_rows(path, header, _rows(found, labels, views, list(of_all.values())), names=("image", "patient"))
 
 
-def _tells_views(found: Predictions) -> bool:
-    return bool(found.views) and VIEW not in found.classes
-
-
-def _rows(found: Predictions, labels: np.ndarray | None) -> Iterator[list]:
-    views = _tells_views(found)
+def _rows(found: Predictions, labels: np.ndarray | None, views: Sequence[str], of_all: list) -> Iterator[list]:
     for row, image in enumerate(found.images):
         patient = [found.patients[row]] if found.patients else []
         truth = [] if labels is None else [None if np.isnan(v) else int(v) for v in labels[row]]
         numbers = [float(str(value)) for value in found.probabilities[row]]  # of float32 its few digits, not float64's
-        view = [found.views[row]] if views else []
-        yield [image, *patient, *numbers, "|".join(found.present[row]), *view, *truth]
+        present = "|".join(found.present[row])
+        if labels is None and views and views[row] in NOT_FRONTAL:
+            present = describe_view(views[row])
+        yield [image, *patient, *numbers, present, *([views[row]] if views else []), *of_all, *truth]

@@ -36,7 +36,6 @@ from .calibration import (
     temperature_report,
 )
 from .classifier import Classifier, ClassifierConfig, save_classifier
-from .evaluation import refuse_unreadable
 from .label_fractions import take_fraction
 from .label_table import LabelTable
 from .labels import describe_labels, labels_of, one_sided, require_files, told_of
@@ -44,6 +43,7 @@ from .matched import match_features
 from .metrics import best_threshold
 from .predictions import PAGE_FILE, RESULT_FILES, describe_unreadable, report_predictions
 from .probe_config import ProbeConfig
+from .tested import refuse_unreadable
 
 FEATURES = "features.parquet"
 TABLE_OF_FEATURES = (FEATURES, f"{FEATURES}.parts", "features.unreadable.csv")

@@ -16,7 +16,7 @@ from .charts import STYLE, calibration_chart, recall_chart, roc_chart
 from .class_means import describe_mean
 from .curves import BAND_DRAWS, class_curves
 from .exclusive import CORNER, OF_A_CLASS, OF_ALL, RANKING
-from .interval_text import LEGEND, interval_text
+from .interval_text import interval_text, legend
 from .label_table import LabelTable, size_in_words
 from .metrics import METRICS
 from .operating_points import LEVELS
@@ -69,7 +69,9 @@ def result_page(
     settings = extra.get("config") or {name: extra[name] for name in ("model", "data", "split") if name in extra}
     preset = "model" if settings.get("weights") else ""  # a preset is of those without weights, which are what they are
     rows = [
-        (text(name), text(_listed(value))) for name, value in settings.items() if value is not None and name != preset
+        (text(f"--{name.replace('_', '-')}"), text(_listed(value)))  # as the command is given them
+        for name, value in settings.items()
+        if value is not None and name != preset
     ]
     rows += [("computed in", text(extra["precision"]))] if "precision" in extra else []
     if rows:
@@ -97,11 +99,14 @@ def _metrics(report: dict) -> str:
     exclusive = "decisions" in report
     metrics = (*RANKING, *OF_A_CLASS) if exclusive else METRICS
     over = report["mean_over"]
-    rows = []
+    rows: list[tuple] = []
+    marked: list[str] = []
     mean = {"mean": report["mean"]} if len(report["classes"]) > 1 else {}
     for name, row in {**report["classes"], **mean}.items():
         few = row.get("few", over["few"]) if report["bootstraps"] else ""
-        cells = [_cell(row[metric], few) for metric in metrics]
+        texts = [interval_text(row[metric], few) for metric in metrics]
+        marked += texts
+        cells = [_two_lines(told) for told in texts]
         if not exclusive:
             chance = row.get("calibration_by_chance")
             cells.append(f"{chance['value']:.3f}" if chance else "")
@@ -110,8 +115,7 @@ def _metrics(report: dict) -> str:
     head += [] if exclusive else ["by chance"]
     drawn = report["bootstraps"]
     notes = [f"Small: 95 % intervals over patients ({drawn} draws)."] if drawn else []
-    if any("*" in str(cell) or "few" in str(cell) for row in rows for cell in row):
-        notes.append(LEGEND)
+    notes += legend(" ".join(marked))
     told = [describe_mean(over) if mean else "", describe_temperature(report.get("temperature"))]
     notes += [text(line[:1].upper() + line[1:]) for line in told if line]
     if not exclusive:
@@ -120,8 +124,12 @@ def _metrics(report: dict) -> str:
 
 
 def _cell(value: dict | None, few: str = "") -> str:
+    return _two_lines(interval_text(value, few))
+
+
+def _two_lines(told: str) -> str:
     """The value, and below it the interval."""
-    number, _, interval = interval_text(value, few).partition(" ")
+    number, _, interval = told.partition(" ")
     if not interval:
         return number
     star = "*" * interval.endswith("*")

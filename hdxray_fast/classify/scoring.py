@@ -28,6 +28,7 @@ from .heads import LabelQueryHead, embed_names
 from .predictions import Predictions, called_present
 
 NO_ANSWER = ("splits", "thresholds", "temperature")  # settings that logits do not hang on, or that are in the weights
+MODEL_DIGITS = 12  # of the weights' fingerprint, in tables of predictions
 
 
 @dataclass
@@ -126,6 +127,7 @@ class Scorer(Embedder):
         compile: str = "auto",
     ) -> None:
         self.classifier, self.questions = model, ask(model, classes)
+        self._weights = weights_print(model)
         self._logits = _Logits(model, self.questions.new_names)
         super().__init__(model.encoder, pool="mean", device=device, precision=precision, compile=compile)
         self.contour = model.config.contour
@@ -139,13 +141,18 @@ class Scorer(Embedder):
         return self._logits
 
     @property
+    def model_print(self) -> str:
+        """A few digits that tell the classifier's weights from others."""
+        return self._weights[:MODEL_DIGITS]
+
+    @property
     def settings(self) -> dict:
         """What decides the logits, JSON-able."""
         config, new = vars(self.classifier.config), self.questions.new_names
         return {
             "encoder": settings_of(self.encoder.config),
             "classifier": {name: value for name, value in config.items() if name not in NO_ANSWER},
-            "weights": weights_print(self.classifier),
+            "weights": self._weights,
             "keep": self.keep,
             "names": "" if new is None else tensors_print([("new", new)]),
             "precision": self.precision,
@@ -165,7 +172,7 @@ class Scorer(Embedder):
             rows.sources, asked, questions.names, questions.thresholds, rows.quarantined, present, self.precision,
             rows.provenance_ids, thumbnails=rows.thumbnails, multiclass=config.multiclass,
             flagged=[source for source, flag in zip(rows.sources, rows.flagged, strict=True) if flag],
-            views=list(rows.views),
+            views=list(rows.views), model=self.model_print,
         )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from ..data.seen_key import KEY_FILE
 from ..data.split_copies import keep_copies_together
 from ..data.splits import SPLITS
 from ..errors import ConfigError, MissingDependencyError, TrainingError
+from ..images.view import VIEWS
 from ..models.encoder import Encoder
 from ..models.inference import find_precision
 from ..models.inputs import encoder_inputs, view_of
@@ -105,7 +106,7 @@ class FinetuneTask(Task):
         self.class_weights = weights
 
     def find_images(self, training: Training) -> PreparedSubset:
-        """The images of the manifest, prepared now or before; the others are listed in ``quarantine.csv``.
+        """The images of the manifest, prepared now or before; the others are listed in ``unreadable.csv``.
 
         Raises:
             ConfigError: a prepared data set holds none of them.
@@ -119,7 +120,7 @@ class FinetuneTask(Task):
         else:
             found, bad = self._find_prepared(training)
         rank = training.accelerator.process_index
-        listed = self.out / ("quarantine.csv" if training.is_main else f"quarantine.{rank}.csv")
+        listed = self.out / ("unreadable.csv" if training.is_main else f"unreadable.{rank}.csv")
         rows = dict.fromkeys((item.path, item.error, item.reason) for item in bad)
         self.set_aside = SetAside(listed, len(self.table), config.max_bad_share, list(rows))
         if self.prepared is not None and training.is_main:  # files that were read have been listed then
@@ -157,6 +158,9 @@ class FinetuneTask(Task):
         self.images = {
             split: images.subset([row for row, own in enumerate(self.table.splits) if own == split]) for split in SPLITS
         }
+        # now, while the images are there: what is lost of them later costs no metrics
+        told = self.images["test"].column("view").to_pylist()
+        self.test_views = [view if view in VIEWS else "" for view in told]
         augmentation = {
             "rand": RandAugment(config.augment_operations, config.augment_magnitude),
             "mild": Augmentation(),
@@ -303,6 +307,7 @@ class FinetuneTask(Task):
                 temperature = fit_temperature(logits, table.labels, table.multiclass)
                 model.scale_logits(temperature.value)
                 logits = logits / np.float32(temperature.value)
+            views = [self.test_views[row] for row in rows] if split == "test" else []
             found[split] = table, as_probabilities(logits, table.multiclass), logits * temperature.value
         self._note_of_all(training, bad)
         if not training.is_main:
@@ -319,7 +324,7 @@ class FinetuneTask(Task):
         table, scores, uncalibrated = found["test"]
         notes = [*told_of(self.table), *self.notes, *self.copies]
         if left_out := len(self.set_aside.rows):
-            notes.append(describe_unreadable(left_out, "quarantine.csv"))
+            notes.append(describe_unreadable(left_out, "unreadable.csv"))
         settings = self.config.as_dict()
         if self.config.weights is not None:
             del settings["model"]  # of runs without weights alone: these say which encoder it is
@@ -342,6 +347,7 @@ class FinetuneTask(Task):
             model=model,
             prevalence=self.config.prevalence,
             uncalibrated=uncalibrated,
+            views=views,
             temperature=temperature_report(
                 temperature, {split: (part[0].labels, part[2]) for split, part in found.items()}, table.multiclass
             )

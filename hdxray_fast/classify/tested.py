@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from ..data.seen import SEEN_FILE, Overlap
 from ..data.seen_key import KEY_FILE, fits, is_same
 from ..data.splits import SPLIT_NAMES, SPLITS, canonical_split, patients_hash
-from ..errors import ConfigError
+from ..errors import ConfigError, TrainingError
 from ..terminal import counted
 from .classifier import Classifier
 from .label_table import LabelTable
@@ -110,3 +111,14 @@ def _chosen_part(
         f"split: {source} has no image in {name!r}: {why}; give it a column 'split' (or another split; 'all' is right "
         "only for data that the model never saw)"
     )
+
+
+def refuse_unreadable(bad: int, total: int, limit: float, listed: Path) -> None:
+    """Raise a TrainingError if more than a share ``limit`` of the images cannot be read."""
+    if bad == total:
+        raise TrainingError(f"none of the {total} images could be read; they are listed in {listed}")
+    if bad > limit * total:
+        raise TrainingError(
+            f"{bad} of {total} images cannot be read, more than max_bad_share={limit:g} allows; they are listed in "
+            f"{listed}"
+        )

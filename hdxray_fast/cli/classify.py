@@ -7,7 +7,7 @@ import os
 from ..classify.config import FinetuneConfig
 from ..classify.label_presets import PRESETS
 from ..classify.probe_config import ProbeConfig
-from ..data.film_views import describe_not_frontal
+from ..data.film_views import describe_left_out, describe_not_frontal, describe_view
 from ..data.quarantine import first_unreadable
 from ..errors import ConfigError
 from ..progress import note
@@ -16,7 +16,6 @@ from ..training.resuming import STOPPED
 from .options import (
     add_columns,
     add_config,
-    add_force,
     add_inference,
     add_part,
     add_reading,
@@ -59,7 +58,8 @@ def add_commands(commands, parser_class) -> None:
     kinds = "file, .csv, .xlsx, .json or .parquet, or a folder for predictions.csv; left out, a table is printed"
     predict.add_argument("--out", help=kinds)
     predict.add_argument("--maps", help="folder for a picture of each radiograph with where the model looked")
-    add_force(predict, "--maps")
+    force = "replace predictions of other films or of another model in --out, and pictures of such in --maps"
+    predict.add_argument("--force", action="store_true", help=force)
     _add_model(predict)
     commands.add_subcommand("predict", predict)
 
@@ -87,6 +87,8 @@ def add_commands(commands, parser_class) -> None:
     evaluate.add_argument("--max-bad-share", type=float, default=0.05, help=bad)
     against = "another model folder: evaluated on the same files and compared by pairs, in OUT/comparison"
     evaluate.add_argument("--against", help=against)
+    force = "replace an evaluation of another model, split or table in --out"
+    evaluate.add_argument("--force", action="store_true", help=force)
     _add_model(evaluate)
     commands.add_subcommand("evaluate", evaluate)
 
@@ -96,6 +98,8 @@ def _add_model(parser) -> None:
     names = "names to ask about, left out those it was trained on; label queries with text take any"
     parser.add_argument("--classes", nargs="+", help=names)
     parser.add_argument("--batch-size", type=int, default=4, help="images at once")
+    view = "frontal leaves out what header or pixels show to be no frontal chest, and lists it"
+    parser.add_argument("--view", choices=["any", "frontal"], default="any", help=view)
     add_reading(parser)
     add_part(parser)
     parser.add_argument("--device", help="where the model runs; left out, a GPU if there is one")
@@ -128,6 +132,7 @@ def run_finetune_command(**options) -> int:
 def run_predict_command(paths: list[str], model: str, out: str | None, maps: str | None, **options) -> int:
     from ..classify.evaluation import predict, predict_files
     from ..classify.operating_points import describe_one_sided
+    from ..classify.predictions import FRONTAL_ALONE, LEFT_OUT
 
     if out is None:
         part = options.pop("part")
@@ -145,8 +150,13 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
         note(first_unreadable(lost, len(lost), visible(done.out.with_suffix(".unreadable.csv"))))
     for path, reason in lost if out is None else []:
         note(f"unreadable: {visible(path)}: {visible(reason)}")
+    for path, view in found.left_out.items() if out is None else ():
+        note(f"left out: {visible(path)}: {describe_view(view)}")
+    listed = "named above" if out is None else f"listed in {visible(done.out.with_suffix(f'.{LEFT_OUT}'))}"
+    if told := describe_left_out(found.left_out, len(found.left_out) + len(found.images), listed):
+        note(told)
     aside = found.not_frontal
-    if told := describe_not_frontal(aside, len(found.images)):
+    if told := describe_not_frontal(aside, len(found.images), FRONTAL_ALONE):
         note(told)
     if unsure := [image for image in found.flagged if image not in aside]:
         count = f"{len(unsure)} of {len(found.images)}"
@@ -173,16 +183,23 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
 
 def format_predictions(found) -> str:
     """Probabilities as a table for a terminal, of few films with a line for each class; what is called present has an
-    asterisk. Where one shows no frontal chest, its view is told."""
+    asterisk. Of a film that shows no frontal chest nothing is, and its row says so."""
     aside = found.not_frontal
     rows = [["", *map(visible, found.classes), *(["view"] if aside else [])]]
     for image, row, present in zip(found.images, found.probabilities, found.present, strict=True):
         pairs = zip(found.classes, row, strict=True)
-        numbers = [f"{value:.3f}{'*' if name in present else ' '}" for name, value in pairs]
-        rows.append([visible(image), *numbers, *([aside.get(image, "")] if aside else [])])
+        numbers = [f"{value:.3f}{'*' if name in present and image not in aside else ' '}" for name, value in pairs]
+        rows.append([visible(image), *numbers, *([_view_in_words(aside.get(image))] if aside else [])])
     if len(found.images) < len(found.classes):
         rows = list(zip(*rows, strict=True))
-    return "\n".join([*aligned(rows), "*: called present"])
+    called = any(present for image, present in zip(found.images, found.present, strict=True) if image not in aside)
+    legend = ["*: called present"] if called else []
+    told = ["no frontal chest: such films are answered all the same, and nothing is called present"] if aside else []
+    return "\n".join([*aligned(rows), *legend, *told])
+
+
+def _view_in_words(view: str | None) -> str:
+    return f"NO FRONTAL CHEST ({view})" if view else ""
 
 
 def run_evaluate_command(model: str, against: str | None, **options) -> int:

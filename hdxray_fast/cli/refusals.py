@@ -59,9 +59,16 @@ def in_typed_words(error: Exception | str, options: Mapping[str, str], argv: Seq
     head = re.match(r"\w+(?:(?:, | and )\w+)*(?=: | must | is | are )", message)
     if head and (isinstance(error, (str, *NAME_SETTINGS)) or head[0] not in argv):
         message = re.sub(r"\w+", lambda word: option(word[0]), head[0]) + message[head.end() :]
+    # where an error says both, for Python and for a terminal: "force=True (--force)", "classes (--classes)"
+    message = re.sub(r"(--[\w-]+) \(\w+=True\)", r"\1", message)
+    message = re.sub(r"\b(\w+) \((--[\w-]+)\)", lambda both: _one_of_both(both, options), message)
     message = re.sub(r"(?<=[(;])( ?)(\w+)(?=: )", lambda found: found[1] + option(found[2]), message)
     alone = r"(?<![\w./\\'\"-])\w+_\w+(?![\w/\\'\"-]|\.\w)"  # no part of a path
     return re.sub(alone, lambda word: option(word[0]), message)
+
+
+def _one_of_both(found: re.Match, options: Mapping[str, str]) -> str:
+    return found[2] if options.get(found[1]) == found[2] else found[0]
 
 
 def unquoted(argv: Sequence[str]) -> str:

@@ -20,11 +20,22 @@ def describe_view(view: str | None) -> str:
     return f"shows no frontal chest ({view})" if view in NOT_FRONTAL else ""
 
 
-def describe_not_frontal(found: Mapping[str, str], count: int) -> str:
-    """What a terminal is told of the films that :func:`not_frontal` found among ``count``; nothing of none."""
-    if not found:
-        return ""
+def describe_not_frontal(
+    found: Mapping[str, str], count: int, way_out: str = "leave them out, as prepare --view frontal does"
+) -> str:
+    """What a terminal is told of the films that :func:`not_frontal` found among ``count``; nothing of none.
+
+    ``way_out`` says what can be done.
+    """
+    return f"{_counted(found, count)}: {first_names(list(found))}; {way_out}" if found else ""
+
+
+def describe_left_out(found: Mapping[str, str], count: int, listed: str) -> str:
+    """What is said of films that were left out for their view, and are ``listed`` somewhere; nothing of none."""
+    return f"{_counted(found, count)}: left out (--view frontal) and {listed}" if found else ""
+
+
+def _counted(found: Mapping[str, str], count: int) -> str:
     views = ", ".join(f"{number} {view}" for view, number in sorted(Counter(found.values()).items()))
     show = "shows" if len(found) == 1 else "show"
-    words = f"{len(found)} of {count} {show} no frontal chest, by header or pixels ({views})"
-    return f"{words}: {first_names(list(found))}; leave them out, as prepare --view frontal does"
+    return f"{len(found)} of {count} {show} no frontal chest, by header or pixels ({views})"

@@ -101,9 +101,9 @@ def describe_drawn(given: Iterable[str], splits: Sequence[str], preset: str | No
     given = set(given) - {""}
     if not given:
         what = "split column" if preset is None else "official split"
-        return [f"no {what}: splits are drawn by patient, split_seed {seed}"]
+        return [f"no {what}: splits are drawn by patient, --split-seed {seed}"]
     return [
-        f"no image is given as {name}: its patients are drawn from train, split_seed {seed}"
+        f"no image is given as {name}: its patients are drawn from train, --split-seed {seed}"
         for name in drawn_splits(given, splits)
     ]
 

@@ -72,7 +72,7 @@ def run_pretraining(
 ) -> PretrainResult:
     """Pre-train as ``config`` says.
 
-    Writes under ``config.out`` what :mod:`.training.loop` lists, ``quarantine.csv``, ``pictures/``, and at the
+    Writes under ``config.out`` what :mod:`.training.loop` lists, ``unreadable.csv``, ``pictures/``, and at the
     end ``model/`` (for :func:`hdxray_fast.load_model`).
 
     Args:

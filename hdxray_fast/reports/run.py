@@ -51,7 +51,7 @@ def run_report_training(
 ) -> ReportResult:
     """Train as ``config`` says.
 
-    Writes under ``config.out`` what :mod:`.training.loop` lists, ``quarantine.csv``, ``splits.safetensors`` (where a
+    Writes under ``config.out`` what :mod:`.training.loop` lists, ``unreadable.csv``, ``splits.safetensors`` (where a
     resumed run finds its splits), ``validation.csv`` (the last validation: generated beside reference), and ``model/``:
     the best model so far, for :func:`hdxray_fast.reports.saving.load_report_model`.
 

@@ -304,7 +304,7 @@ class ReportTask(Task):
             found, bad = find_some(list(paths), prepared, config.data)
             training.print(f"{len(found)} radiographs in {visible(config.prepared)}")
             if training.is_main:
-                write_quarantine(training.out / "quarantine.csv", bad)
+                write_quarantine(training.out / "unreadable.csv", bad)
             return found, bad
         sources = [Source(path) for path in paths]
         return read_images(training, sources, self.cache, size=self.canvas_size, contour=config.contour)

@@ -26,7 +26,7 @@ from .run_log import truncate_log
 Config = TypeVar("Config", bound=TrainingConfig)
 LOG, CHECKPOINTS, SETTINGS = "log.jsonl", "checkpoints", "config.json"
 WRITES = (
-    *(SETTINGS, LOG, CHECKPOINTS, "failed", RECORD, "tensorboard", "wandb", "quarantine.csv", "cache", "model"),
+    *(SETTINGS, LOG, CHECKPOINTS, "failed", RECORD, "tensorboard", "wandb", "unreadable.csv", "cache", "model"),
     CURVES,
 )
 PATHS = ("data", "images", "weights", "prepared")  # settings that name files

@@ -24,7 +24,7 @@ def read_images(
 ) -> tuple[CachedImages, list[Quarantined]]:
     """Canvas and contour of every file, from the cache or read now; what is unreadable is listed and set aside.
 
-    Writes ``quarantine.csv`` in the run's folder, also if nothing can be read.
+    Lists what cannot be read in ``unreadable.csv`` in the run's folder, also if that is everything.
 
     Args:
         training: the run; all of its processes must call this.
@@ -40,7 +40,7 @@ def read_images(
         ConfigError: the cache cannot be made, or is not the same for all processes.
         TrainingError: none can be read, the disk is full, or the main process failed.
     """
-    quarantine = training.out / "quarantine.csv"
+    unreadable = training.out / "unreadable.csv"
 
     def fill() -> tuple[CachedImages, list[Quarantined]]:
         bad: list[Quarantined] = []
@@ -65,9 +65,9 @@ def read_images(
                 )
             except Exception:
                 with suppress(OSError):  # the first error tells more
-                    write_quarantine(quarantine, bad)
+                    write_quarantine(unreadable, bad)
                 raise
-        write_quarantine(quarantine, bad)
+        write_quarantine(unreadable, bad)
         return images, bad
 
     try:
@@ -82,5 +82,6 @@ def read_images(
     unsure = ""
     if contour != "rectangle":  # which has no confidence; caches of earlier releases flag it
         unsure = f" {sum(images.column('flagged').to_pylist())} with a contour of low confidence,"
-    training.print(f"{counted(len(images), 'radiograph')} ready,{unsure} {len(bad)} set aside in {quarantine}")
+    where = f" in {unreadable}" if bad else ""
+    training.print(f"{counted(len(images), 'radiograph')} ready,{unsure} {len(bad)} set aside{where}")
     return images, bad

@@ -251,10 +251,10 @@ def test_mixup_mixes_what_the_model_sees(dataset):
 
 
 def test_set_aside_files_are_counted_once_and_limited(tmp_path):
-    aside = SetAside(tmp_path / "quarantine.csv", total=10, limit=0.2)
+    aside = SetAside(tmp_path / "unreadable.csv", total=10, limit=0.2)
     aside.add([("a.png", "ImageReadError", "cut short")])
     aside.add([("a.png", "ImageReadError", "cut short"), ("b.png", "ImageReadError", "empty")])
-    assert (tmp_path / "quarantine.csv").read_text().splitlines()[1:] == [
+    assert (tmp_path / "unreadable.csv").read_text().splitlines()[1:] == [
         "a.png,ImageReadError,cut short",
         "b.png,ImageReadError,empty",
     ]

@@ -13,6 +13,7 @@ import torch
 
 import hdxray_fast as hx
 from hdxray_fast.classify import film_maps
+from hdxray_fast.classify.attention_maps import describe_off_chest
 from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, save_classifier
 from hdxray_fast.classify.film_maps import MOST, SIDE
 from hdxray_fast.cli.main import main
@@ -91,17 +92,19 @@ def test_a_film_is_drawn_beside_the_maps_of_what_it_shows(radiographs, tmp_path,
 
 
 def test_captions_say_what_is_no_frontal_chest_and_what_lies_off_the_chest(radiographs, monkeypatch):
-    said = []
+    said, drawn = [], []
     monkeypatch.setattr(film_maps, "captioned", lambda picture, words: said.append(words) or picture)
     model, name = classifier(thresholds=[0, 1, 1, 1, 1]), str(radiographs / "0.png")
     found = hx.predict(name, model)
     whole = read_radiograph(name, name, 64, 16, "rectangle")
     chest = np.zeros((4, 4), bool)
     for film in (whole, replace(whole, view="lateral", flagged=False, inside=chest | np.eye(4, dtype=bool)[::-1])):
-        film_maps._picture(model, found, 0, film)
+        film_maps._picture(model, found, 0, film, drawn)
     assert len({len(words) for words in said[:2]}) == len({len(words) for words in said[2:]}) == 1
     assert said[0][:2] == ["0.png", ""] and said[2][:2] == ["0.png", "shows no frontal chest (lateral)"]
     assert re.fullmatch(r"\d\d % of it lies outside the chest contour", said[3][3])
+    told = "warning: 2 of 2 heat maps lie mostly outside the chest contour"
+    assert describe_off_chest(drawn).startswith(told) and describe_off_chest([]) == ""
 
 
 def test_maps_of_another_model_are_not_mixed_in(radiographs, tmp_path):

@@ -90,8 +90,9 @@ def test_every_head_learns_and_everything_is_written(data, tmp_path, head, capsy
     assert result.finished
     assert result.report["mean"]["auroc"]["value"] > 0.85
     out = tmp_path / "run"
-    for name in ("log.jsonl", "quarantine.csv", "predictions.csv", "curves.png", "model/classifier.json"):
+    for name in ("log.jsonl", "predictions.csv", "curves.png", "model/classifier.json"):
         assert (out / name).exists(), name
+    assert not (out / "unreadable.csv").exists()  # there is nothing to list
     saved = json.loads((out / "metrics.json").read_text())
     assert saved["mean"] == result.report["mean"]
     assert saved["train_images"] == 36
@@ -112,6 +113,7 @@ def test_every_head_learns_and_everything_is_written(data, tmp_path, head, capsy
     written = np.array([[float(row["high"]), float(row["right"])] for row in rows])
     np.testing.assert_allclose(found.probabilities, written, atol=1e-4)
     assert found.thresholds == [saved["classes"][name]["threshold"] for name in ("high", "right")]
+    assert [row["view"] for row in rows] == found.views
 
 
 def test_nothing_of_test_is_looked_at_before_the_end(data, tmp_path):
@@ -471,7 +473,7 @@ def test_unreadable_images_are_set_aside_up_to_a_share(data, tmp_path):
 
     (result,) = run_finetuning(run("some"), progress=False)
     assert (result.left_out, result.train_images) == (2, 34)
-    listed = (tmp_path / "some" / "quarantine.csv").read_text()
+    listed = (tmp_path / "some" / "unreadable.csv").read_text()
     assert "3.png" in listed
     assert "5.png" in listed
     with pytest.raises(hx.TrainingError, match=r"2 of 60 images cannot be read, more than max_bad_share=0.02"):
@@ -487,7 +489,7 @@ def test_unreadable_images_are_set_aside_up_to_a_share(data, tmp_path):
     (result,) = run_finetuning(run("later"), progress=False, on_step=lose)
     assert result.finished
     assert result.left_out == 3
-    last = (tmp_path / "later" / "quarantine.csv").read_text().splitlines()[-1]
+    last = (tmp_path / "later" / "unreadable.csv").read_text().splitlines()[-1]
     assert "7.png,ImageReadError," in last
     assert sum(json.loads(line)["unreadable"] for line in (tmp_path / "later" / "log.jsonl").open()) >= 1
 
@@ -544,7 +546,7 @@ def test_the_list_of_bad_files_is_written_once(data, tmp_path, monkeypatch):
     settings = {"epochs": 1, "images": str(tmp_path / "images"), "cache": str(tmp_path / "cache")}
     finetune(data, tmp_path / "run", **settings)
     assert written == [[str(tmp_path / "images" / "3.png")]]
-    assert "3.png" in (tmp_path / "run" / "quarantine.csv").read_text()
+    assert "3.png" in (tmp_path / "run" / "unreadable.csv").read_text()
 
 
 def test_logits_that_are_no_numbers_choose_no_model(data, tmp_path, monkeypatch, capsys):
@@ -583,7 +585,7 @@ def test_a_prepared_data_set_is_read_in_the_place_of_files(data, tmp_path, bits)
     options = {"epochs": 2, "augment": "rand", "keep": "contour", "prepared": str(prepared)}
     (result,) = finetune(data, tmp_path / "run", **options)
     assert (result.train_images, result.left_out) == (35, 1)
-    assert "3.png,NotPrepared" in (tmp_path / "run" / "quarantine.csv").read_text()
+    assert "3.png,NotPrepared" in (tmp_path / "run" / "unreadable.csv").read_text()
     assert not (tmp_path / "run" / "cache").exists()
     with (tmp_path / "run" / "predictions.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hdxray_fast.classify.delong import delong_error, delong_parts
-from hdxray_fast.classify.interval_text import LEGEND, interval_text
+from hdxray_fast.classify.interval_text import interval_text, legend
 from hdxray_fast.classify.intervals import (
     ClassIntervals,
     Gaps,
@@ -174,7 +174,10 @@ def test_few_cases_are_marked_and_too_few_have_no_interval(report):
     assert all(rows[name][metric]["low"] is not None for name in ("seven", "twenty") for metric in METRICS)
     text = format_metrics(report).splitlines()
     assert text[1].count("(too few)") == len(METRICS) and text[2].count(")*") == len(METRICS)
-    assert "*" not in text[3] and "*" not in text[4] and LEGEND in text
+    assert "*" not in text[3] and "*" not in text[4]
+    assert legend("0.5 (0.4-0.6)* 0.5 (too few)")[0] in text and legend("0.5 (0.4-0.6)") == []
+    assert legend("0.5 (too few)") == ["too few: fewer than 5 patients with the finding or without it, no interval"]
+    assert legend("0.5 (0.4-0.6)*") == ["*: fewer than 10 patients with the finding or without it"]
     assert interval_text({"value": 0.5, "low": None, "high": None}, "few") == "0.500"
 
 

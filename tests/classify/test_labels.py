@@ -213,11 +213,11 @@ def test_a_manifest_is_the_same_by_whatever_path_it_is_read(tmp_path, monkeypatc
 
 def test_splits_that_are_drawn_are_said(tmp_path):
     assert (
-        "no split column: splits are drawn by patient, split_seed 3"
+        "no split column: splits are drawn by patient, --split-seed 3"
         in read_labels(generic(tmp_path), split_seed=3).notes
     )
     table = read_labels(generic(tmp_path, split=["train"] * 30 + ["test"] * 10), val_share=0.3)
-    assert table.notes[-1] == "no image is given as val: its patients are drawn from train, split_seed 0"
+    assert table.notes[-1] == "no image is given as val: its patients are drawn from train, --split-seed 0"
 
 
 def test_patient_ids_are_text(tmp_path):

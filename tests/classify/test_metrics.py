@@ -141,8 +141,9 @@ def test_a_class_without_positives_is_not_available():
     assert "N/A" in text
     assert "1.000 (too few)" in text
     assert "the mean is over 1 class, without none" in text.splitlines()
-    empty = evaluate_predictions(labels[:, :1], probabilities[:, :1], ["none"], list("abcd"), [0.5], bootstraps=20)
-    assert empty["mean"]["auroc"] is None
+    two = labels[:, [0, 0]], probabilities[:, [0, 0]], ["none", "nor"]
+    empty = evaluate_predictions(*two, list("abcd"), [0.5, 0.5], bootstraps=20)
+    assert empty["mean"]["auroc"] is None and "there is no mean: no class has images with" in format_metrics(empty)
 
 
 def test_calibration_error_by_hand():

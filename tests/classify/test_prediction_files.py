@@ -39,4 +39,6 @@ def test_scores_come_back_bit_for_bit(tmp_path, dtype):
 def test_without_patients_there_is_no_column(tmp_path):
     found = Predictions(["a.png", "b.png"], np.float32([[0.25], [1e-9]]), ["mass"], [0.2], present=[["mass"], []])
     write_predictions(tmp_path / "plain.csv", found)
-    assert (tmp_path / "plain.csv").read_text() == "image,mass,present\na.png,0.25,mass\nb.png,1e-09,\n"
+    assert (
+        tmp_path / "plain.csv"
+    ).read_text() == "image,mass,present,threshold mass\na.png,0.25,mass,0.2\nb.png,1e-09,,0.2\n"

@@ -80,7 +80,7 @@ def test_it_stands_alone_beside_the_results(tmp_path):
     assert f"{auroc['value']:.3f}" in words and f"{auroc['low']:.3f} to {auroc['high']:.3f}" in words
     assert f"3 images are left out, which could not be read: {tmp_path}" in words and words.count("No column of") == 1
     assert content.index("3 images are left out") < content.index("No column of &lt;script") < content.index("<h2>")
-    assert "img_size" in words and "Linear probe" in words
+    assert "--img-size" in words and "img_size" not in words and "Linear probe" in words
     assert content.count("<svg") == 3 and content.count('class="band"') == 1 and content.count('class="reach"') == 2
     hits = int(((scores[:, 0] >= 0.5) & (table.labels[:, 0] == 1)).sum())
     assert f"<td>has it</td><td>{hits}</td>" in content
@@ -92,7 +92,7 @@ def test_it_stands_alone_beside_the_results(tmp_path):
     )
     assert "Made on 2026-02-01 at 01:05 UTC by" in again
     folded = content[content.index("<details>") : content.index("</details>")]
-    assert "<summary><h2>Data and settings</h2></summary>" in folded and "img_size" in folded
+    assert "<summary><h2>Data and settings</h2></summary>" in folded and "--img-size" in folded
 
 
 def test_patients_that_are_not_known_are_not_counted(tmp_path):

@@ -41,7 +41,7 @@ def said_of(command: str, commands: Commands, said) -> str:
     out = commands.out(command)
     lists = {"prepare": "quarantine.csv", "contour": "unreadable.csv", "evaluate": "unreadable.csv",
              "probe": "features.unreadable.csv"}  # fmt: skip
-    file = out.with_suffix(".unreadable.csv") if command == "embed" else out / lists.get(command, "quarantine.csv")
+    file = out.with_suffix(".unreadable.csv") if command == "embed" else out / lists.get(command, "unreadable.csv")
     if command in ("predict", "report generate"):
         return said.err
     with file.open(newline="") as stream:

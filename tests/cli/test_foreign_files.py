@@ -85,7 +85,7 @@ def test_a_run_that_was_killed_before_its_first_step_goes_on(tmp_path, capsys):
     words, out = arguments(commands, "pretrain"), commands.out("pretrain")
     assert main(words) == 0, capsys.readouterr().err
     for path in out.iterdir():
-        if path.name not in ("config.json", "cache", "quarantine.csv"):
+        if path.name not in ("config.json", "cache", "unreadable.csv"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     assert main(words) == 0, capsys.readouterr().err
 
@@ -121,7 +121,7 @@ LIKE_A_RUN = {
 def test_files_that_look_like_a_runs_are_no_proof(command, like, tmp_path, capsys):
     commands = Commands(tmp_path, [f"{number}.png" for number in range(8)])
     words, out = arguments(commands, command), commands.out(command)
-    beside = ("quarantine.csv", "model/weights.bin", "seen.key", ".x.99999999.0123456789abcdef.tmp")
+    beside = ("unreadable.csv", "model/weights.bin", "seen.key", ".x.99999999.0123456789abcdef.tmp")
     files = {**LIKE_A_RUN[like], **dict.fromkeys(beside, FOREIGN)}
     lay(out, files)
     for resume in ("never", "auto"):

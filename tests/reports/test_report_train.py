@@ -465,7 +465,7 @@ def test_everything_left_out_or_cut_is_counted(tmp_path, encoder, capsys):
         "3 studies to train on",
     ):
         assert note in printed
-    with open(tmp_path / "run" / "quarantine.csv") as stream:
+    with open(tmp_path / "run" / "unreadable.csv") as stream:
         assert [Path(row["path"]).name for row in csv.DictReader(stream)] == ["broken.png"]
     studies = [Study("a", (str(tmp_path / "broken.png"),), ""), Study("b", (str(tmp_path / "1_0.png"),), "")]
     found = write_reports(studies, tmp_path / "run", pictures=0)

@@ -489,7 +489,7 @@ def test_a_file_that_kills_its_reader_costs_itself_alone(later):
         pytest.importorskip(package)
     for name in ("first", "second"):
         assert not errors(later / name)
-        rows = (later / name / "quarantine.csv").read_text().splitlines()
+        rows = (later / name / "unreadable.csv").read_text().splitlines()
         assert len(rows) == 2 and '4.png,BrokenProcessPool,"the process that read it died' in rows[1]
         assert [line["step"] for line in log_of(later / name)] == list(range(1, STEPS + 1))
     assert result(later / "first") == result(later / "second", 1)
@@ -534,7 +534,7 @@ def test_preparation_may_outlast_the_patience(images, tmp_path, task):
         run = {"report": reporting(folder, tmp_path, "run", process_timeout=PATIENCE)}
     codes = finish(start([{**run, "slow": LONGER}], tmp_path), tmp_path)
     assert codes == [0, 0], "".join(path.read_text()[-3000:] for path in sorted(tmp_path.glob("output_*.txt")))
-    listed = (out / "quarantine.csv").read_text().splitlines()
+    listed = (out / "unreadable.csv").read_text().splitlines()
     assert listed[0] == "path,error,reason" and len(listed) == 2 and "bad.png" in listed[1]
     assert len(log_of(out)) == (6 if task == "pretrain" else 3)
 

@@ -1,0 +1,95 @@
+"""Results that stand where new ones are to be written: those of other films or of another model stay, unless forced."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ..data.csv_cells import unquoted
+from ..data.result_files import refuse_other_table
+from ..data.table_text import open_text_table
+from ..errors import ConfigError, HDXrayError
+from ..names import unescaped
+from ..parquet_files import open_parquet
+from ..regular_files import RUN_JSON, read_json, reason_of
+from ..terminal import counted, first_names
+from .predictions import MODEL
+
+REPLACE = "or --force (force=True) to replace it"
+
+
+def refuse_other_predictions(
+    path: Path, files: Sequence[str], classes: Sequence[str], model: str, force: bool = False
+) -> None:
+    """Raise a ConfigError if a table is there that new predictions would take something from: it has a film that is
+    none of ``files``, another class, or another model's answers, or does not say whose they are.
+
+    Args:
+        path: of the table, with one of :data:`.result_files.TABLES`.
+        files: that are to be predicted.
+        classes: that are asked about.
+        model: as of :class:`.Predictions`.
+        force: any table of predictions may go, but nothing else.
+    """
+    refuse_other_table(path, ("image", "present"), "predictions")
+    if force or not os.path.lexists(path):
+        return
+    try:
+        rows = _rows_of(path)
+        images = {os.path.abspath(row["image"]): row["image"] for row in rows}
+        models = {str(row.get(MODEL) or "") for row in rows}
+    except (HDXrayError, OSError, ValueError, ImportError, KeyError, TypeError, csv.Error) as error:
+        raise ConfigError(
+            f"out: {path} would be written over, and cannot be read ({reason_of(error)}); give another file, {REPLACE}"
+        ) from error
+    asked = {*map(os.path.abspath, files)}
+    others = [name for place, name in images.items() if place not in asked]
+    why = ""
+    if others:
+        why = f"has predictions of {counted(len(others), 'other film')}: {first_names(others)}"
+    elif rows and (lost := [name for name in classes if name not in rows[0]]):
+        why = f"has no class {lost[0]!r}: it is of another model, or of other classes"
+    elif MODEL not in classes and models - {model}:
+        why = "does not say which model it is of" if "" in models else "has predictions of another model"
+    if why:
+        raise ConfigError(f"out: {path} would be written over, and {why}; give another file, {REPLACE}")
+
+
+def refuse_other_evaluation(out: Path, now: Mapping[str, object], force: bool = False) -> None:
+    """Raise a ConfigError if the folder holds an evaluation of another model, of other data or of another split.
+
+    Args:
+        out: the folder.
+        now: what ``metrics.json`` is to say of these.
+        force: it may go.
+    """
+    if force:
+        return
+    try:
+        saved = dict(read_json(out / "metrics.json", RUN_JSON))
+    except (OSError, ValueError, TypeError):
+        return
+    for name, value in now.items():
+        before = saved.get(name, value)  # earlier releases have less
+        if (os.path.abspath(str(before)) if name == "data" else before) != value:
+            what = "of another model" if name == "model_print" else f"with {name}={before}, not {value}"
+            raise ConfigError(f"out: {out} holds an evaluation {what}; give another folder, {REPLACE}")
+
+
+def _rows_of(path: Path) -> list[dict]:
+    """Rows of a table that :func:`.result_files.write_rows` wrote, a spreadsheet saved, or both."""
+    kind = path.suffix.lower()
+    if kind == ".parquet":
+        with open_parquet(path) as table:
+            rows = table.read().to_pylist()
+    elif kind == ".json":
+        rows = [dict(row) for row in read_json(path, RUN_JSON)]
+    else:
+        with open_text_table(path) as (stream, separator):
+            header, *cells = list(csv.reader(stream, delimiter=separator)) or [[]]
+        if kind == ".csv":
+            header, cells = [unquoted(name) for name in header], [[unquoted(cell) for cell in row] for row in cells]
+        rows = [dict(zip(header, row, strict=False)) for row in cells if row]
+    return [{**row, "image": unescaped(row["image"])} for row in rows]
