@@ -16,6 +16,7 @@ from ..files import save_tensors, written_whole
 from ..models.encoder import Encoder, Tokens
 from ..models.encoder_config import EncoderConfig
 from ..models.inputs import patches_to_keep
+from ..models.transform import Transform
 from ..ops.compiling import writes_graph
 from ..ops.plan import MaskPlan
 from ..ops.view import View
@@ -103,6 +104,15 @@ class Classifier(nn.Module):
             num_prefix=encoder.num_prefix_tokens,
             text=text,
         )
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the classes, in the order of the logits."""
+        return list(self.config.classes)
+
+    def transform(self) -> Transform:
+        """What brings one picture to what the model takes, ``[C, S, S] float32``; see :meth:`.Encoder.transform`."""
+        return self.encoder.transform()
 
     def forward(
         self,

@@ -33,6 +33,7 @@ def compare(
     preset: str | None = None,
     classes: Sequence[str] | None = None,
     multiclass: bool = False,
+    rename: str | Mapping[str, str] | None = None,
     bootstraps: int = 2000,
     seed: int = 0,
 ) -> dict:
@@ -51,6 +52,7 @@ def compare(
         preset: of ``data``.
         classes: names to compare; left out, those that all models have.
         multiclass: ``data`` has one label an image.
+        rename: of classes in ``data``, as for :func:`.evaluation.evaluate_files`.
         bootstraps: draws of patients.
         seed: of the draws.
 
@@ -73,7 +75,7 @@ def compare(
     if data is not None:
         table = read_manifest(
             data, images=images, image_column=image_column, patient_column=patient_column, preset=preset,
-            classes=aligned[0].classes, multiclass=multiclass,
+            classes=aligned[0].classes, multiclass=multiclass, rename=rename,
         )  # fmt: skip
         if len({*table.paths}) < len(table.paths):
             raise ConfigError(f"data: {data} lists an image more than once")
@@ -121,7 +123,7 @@ def evaluate_against(
     other = evaluate_files(against, data, out / "against", **options)
     if "waiting" in metrics or "waiting" in other:
         return {"waiting": [*metrics.get("waiting", []), *other.get("waiting", [])]}, None
-    names = ("images", "image_column", "patient_column", "preset", "classes")
+    names = ("images", "image_column", "patient_column", "preset", "classes", "rename")
     reading = {name: options.get(name) for name in names}
     runs = {"against": out / "against", "model": out}
     return metrics, compare(runs, out / "comparison", data=data, multiclass=multiclass[0], **reading)

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..data.film_views import describe_left_out, describe_not_frontal
-from ..data.inputs import Input, inputs_of, list_inputs, prepared_among, require_prepared_for
-from ..data.listing import manifest_patients
+from ..data.inputs import inputs_of, prepared_among, require_prepared_for
 from ..data.quarantine import read_quarantine, write_quarantine
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..data.result_files import file_named_by
-from ..data.table_text import TABLE_FILES
-from ..errors import ArgumentTypeError, ConfigError, TrainingError
+from ..errors import ConfigError, TrainingError
 from ..features.parts_folder import parts_of
 from ..features.shares import Share
 from ..files import claim_names, make_folder, written_somewhere
@@ -39,11 +37,11 @@ from .predictions import (
     write_left_out,
     write_predictions,
 )
-from .scoring import Scorer, predict_kept, predict_list, untrained
+from .renaming import NoSuchClass
+from .scoring import Scorer, predict_kept, predict_list, untrained, what_is_asked
 from .tested import overlap_of, part_to_test, refuse_mostly_seen, refuse_unreadable, what_cannot_be_told
 
 EVALUATION_FILES = (*RESULT_FILES, "predictions.csv.parts", "unreadable.csv", LEFT_OUT)
-ALONE = Share()
 
 
 def predict(
@@ -87,7 +85,7 @@ def predict(
         CheckpointError: the folder holds no classifier, or a damaged one.
     """
     check_view(view)
-    model, inputs, patients = _what_is_asked(paths, model, timeout, max_memory)
+    model, inputs, patients = what_is_asked(paths, model, timeout, max_memory)
     scorer = Scorer(model, classes, device, precision, compile)
     names = [one.name for one in inputs]
     places = None if maps is None else claim_maps(maps, names, model, scorer.questions.names, force)
@@ -160,7 +158,7 @@ def predict_files(
     for listed in (lost, aside):
         read_quarantine(listed)
     make_folder(place.parent)  # now, and not after the last image
-    model, inputs, patients = _what_is_asked(paths, model, timeout, max_memory, share)
+    model, inputs, patients = what_is_asked(paths, model, timeout, max_memory, share)
     scorer = Scorer(model, classes, share.device(device), precision, compile)
     names = [one.name for one in inputs]
     refuse_other_predictions(place, names, scorer.questions.names, scorer.model_print, force)
@@ -181,37 +179,6 @@ def predict_files(
 
     waiting = predict_kept(inputs, scorer, parts_of(place), write, share=share, batch_size=batch_size, **reading)
     return PredictedFiles(place, done[0] if done else None, waiting or [])
-
-
-def _what_is_asked(
-    paths: str | os.PathLike | Sequence[str | os.PathLike],
-    model: Classifier | str | os.PathLike,
-    timeout: float,
-    max_memory: int,
-    share: Share = ALONE,
-) -> tuple[Classifier, list[Input], dict[str, str]]:
-    """The model, what it is to look at, and the patients of those that manifests tell of."""
-    check_caps(timeout, max_memory)
-    model = load_classifier(model) if isinstance(model, str | os.PathLike) else model
-    if not isinstance(model, Classifier):
-        raise ArgumentTypeError(
-            f"model: got {type(model).__name__}, accepted are a Classifier (load_classifier; of transformers' model: "
-            "to_classifier) and the folder of one"
-        )
-    names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    inputs, patients = share.from_main(lambda: _listed(names))
-    require_prepared_for(prepared_among(inputs).values(), model.encoder.img_size[0], model.config.contour)
-    return model, inputs, patients
-
-
-def _listed(names: Sequence[str | os.PathLike]) -> tuple[list[Input], dict[str, str]]:
-    """What the model is to look at, and the patients of those that manifests tell of."""
-    inputs = list_inputs(names)
-    patients: dict[str, str] = {}
-    for path in map(Path, names):  # before the first image: what is refused here costs no prediction
-        if path.suffix.lower() in TABLE_FILES and path.is_file():
-            patients |= manifest_patients(path, "paths")
-    return inputs, patients
 
 
 def _tell_known(found: Predictions, model: Classifier, patients: dict[str, str], progress: bool) -> None:
@@ -248,6 +215,7 @@ def evaluate_files(
     precision: str = "auto",
     compile: str = "auto",
     allow_training_patients: bool = False,
+    rename: str | Mapping[str, str] | None = None,
     prevalence: str | float | None = None,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
@@ -257,7 +225,8 @@ def evaluate_files(
 ) -> dict:
     """Metrics of a saved classifier on one split of a manifest, or on ``"all"`` of it (an external test set).
 
-    ``images``, ``image_column``, ``patient_column`` and ``preset`` are as for :func:`hdxray_fast.read_labels`.
+    ``images``, ``image_column``, ``patient_column`` and ``preset`` are as for :func:`hdxray_fast.read_labels`;
+    ``rename`` (``"effusions=effusion"``, or a dict) reads classes under the names that the classifier has for them.
     ``prepared`` names a prepared data set that holds the images, which are then not read from their files; those that
     it lacks count as unreadable. Uncertain labels count for nothing, whatever training made of them. Thresholds are
     those chosen on validation when the classifier was made; ``prevalence`` is as for :func:`.evaluate_predictions`, and
@@ -294,10 +263,14 @@ def evaluate_files(
     read_prevalence(prevalence, classes or classifier.config.classes)  # refused now, not after the last image
 
     def read() -> tuple[LabelTable, Sequence[str]]:
-        table = read_manifest(
-            data, images=images, image_column=image_column, patient_column=patient_column, preset=preset,
-            classes=classes or classifier.config.classes, multiclass=classifier.config.multiclass,
-        )  # fmt: skip
+        asked = classes or classifier.config.classes
+        try:
+            table = read_manifest(
+                data, images=images, image_column=image_column, patient_column=patient_column, preset=preset,
+                classes=asked, multiclass=classifier.config.multiclass, rename=rename,
+            )  # fmt: skip
+        except NoSuchClass as error:
+            raise error.with_way_out(asked) from error
         listed = table.paths
         table = part_to_test(table, split, str(data), classifier, preset, allow_training_patients)
         if prepared is None:

@@ -19,6 +19,7 @@ from ..names import unescaped
 from ..regular_files import reason_of
 from ..terminal import visible
 from .label_table import LabelTable
+from .renaming import NoSuchClass
 
 SPLIT_SYNONYMS = ("set", "subset", "dataset", "partition")  # where they hold names of splits, and not of data sets
 MANY_VALUES = 10  # from which on a column that holds few labels is of something else: ages of children, too
@@ -273,7 +274,8 @@ def require_columns(frame, path: Path, names: Sequence[str]) -> None:
         folded = {str(name).casefold(): name for name in frame.columns[::-1]}  # of names alike the first
         near = difflib.get_close_matches(missing[0].casefold(), folded, 1)
         hint = f"; is {visible(folded[near[0]])!r} meant?" if near else ""
-        raise ConfigError(f"{path}: has no column {missing[0]!r}{hint}; {columns_in_words(frame.columns, names)}")
+        words = f"{path}: has no column {missing[0]!r}{hint}; {columns_in_words(frame.columns, names)}"
+        raise NoSuchClass(words, missing[0], folded[near[0]] if near else "")
 
 
 def require_cells(frame, path: Path, columns: Iterable[str]) -> None:

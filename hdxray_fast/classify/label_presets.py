@@ -7,6 +7,7 @@ of the data set, or blank.
 from __future__ import annotations
 
 import ast
+import difflib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path, PureWindowsPath
@@ -20,6 +21,7 @@ from ..terminal import counted
 from .label_csv import import_pandas, label_values, read_csv, require_cells, require_columns, strings
 from .label_table import LabelTable
 from .padchest_tree import with_broader
+from .renaming import NoSuchClass
 
 CHEXPERT = (
     "No Finding", "Enlarged Cardiomediastinum", "Cardiomegaly", "Lung Opacity", "Lung Lesion", "Edema",
@@ -367,7 +369,8 @@ def _check_classes(
     if foreign := [name for name in classes if name not in known]:
         shown = known if shown is None else shown
         has = f"; it has {', '.join(sorted(shown)[:40])}" if shown else ""
-        raise ConfigError(f"classes: {foreign[0]!r} is not in {path}{has}")
+        near = difflib.get_close_matches(foreign[0], shown, 1)
+        raise NoSuchClass(f"classes: {foreign[0]!r} is not in {path}{has}", foreign[0], *near)
 
 
 def _listed(text: object, path: Path, row: int) -> set[str]:

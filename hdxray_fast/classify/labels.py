@@ -22,6 +22,7 @@ from .label_csv import read_generic
 from .label_presets import PRESETS
 from .label_table import LabelTable, size_in_words
 from .operating_points import read_prevalence
+from .renaming import read_renaming
 from .uncertain import decided_for_training, without_uncertain
 
 if TYPE_CHECKING:
@@ -135,10 +136,12 @@ def read_manifest(
     preset: str | None = None,
     classes: Sequence[str] | None = None,
     multiclass: bool = False,
+    rename: str | Mapping[str, str] | None = None,
 ) -> LabelTable:
     """As :func:`read_labels`, with the splits as the manifest has them (blank where it has none), unchecked.
 
-    Uncertain labels are -1.
+    Uncertain labels are -1. ``rename`` gives classes of the table other names, see :func:`.read_renaming`; ``classes``
+    are the new ones then.
     """
     path = Path(data)
     if not path.exists():
@@ -153,10 +156,15 @@ def read_manifest(
     if preset and (given := [name for name, column in columns.items() if column is not None]):
         raise ConfigError(f"{given[0]}: the preset {preset!r} knows its columns; leave it out, or leave out preset")
     root = Path(images) if images else None
+    renamed = read_renaming(rename, classes)
+    own = {new: name for name, new in renamed.items()}
+    wanted = None if classes is None else [own.get(name, name) for name in classes]
     if preset:
-        table = PRESETS[preset](path, root, classes=classes)
+        table = PRESETS[preset](path, root, classes=wanted)
     else:
-        table = read_generic(path, root, classes=classes, multiclass=multiclass, **columns)
+        table = read_generic(path, root, classes=wanted, multiclass=multiclass, **columns)
+    if renamed:
+        table = replace(table, classes=[renamed.get(name, name) for name in table.classes])
     if not len(table):
         raise ConfigError(f"data: {path} holds no usable row ({'; '.join(table.notes) or 'it is empty'})")
     return replace(table, splits=[canonical_split(split) for split in table.splits])

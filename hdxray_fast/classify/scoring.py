@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..data.inputs import Input
+from ..data.inputs import Input, list_inputs, prepared_among, require_prepared_for
+from ..data.listing import manifest_patients
 from ..data.quarantine import Quarantined
-from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
-from ..errors import ConfigError
+from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps, worker_count
+from ..data.table_text import TABLE_FILES
+from ..errors import ArgumentTypeError, ConfigError
 from ..features.embedding import Embedder, Embeddings
 from ..features.filling import fill_and_join
 from ..features.row_parts import RowParts
@@ -23,11 +26,12 @@ from ..images.perceptual_hash import SIDE
 from ..progress import note
 from ..weights.fingerprint import settings_of, tensors_print, weights_print
 from .calibration import as_probabilities
-from .classifier import Classifier
+from .classifier import Classifier, load_classifier
 from .heads import LabelQueryHead, embed_names
 from .predictions import Predictions, called_present
 
 NO_ANSWER = ("splits", "thresholds", "temperature")  # settings that logits do not hang on, or that are in the weights
+ALONE = Share()
 MODEL_DIGITS = 12  # of the weights' fingerprint, in tables of predictions
 
 
@@ -174,6 +178,37 @@ class Scorer(Embedder):
             flagged=[source for source, flag in zip(rows.sources, rows.flagged, strict=True) if flag],
             views=list(rows.views), model=self.model_print,
         )  # fmt: skip
+
+
+def what_is_asked(
+    paths: str | os.PathLike | Sequence[str | os.PathLike],
+    model: Classifier | str | os.PathLike,
+    timeout: float,
+    max_memory: int,
+    share: Share = ALONE,
+) -> tuple[Classifier, list[Input], dict[str, str]]:
+    """The model, what it is to look at, and the patients of those that manifests tell of."""
+    check_caps(timeout, max_memory)
+    model = load_classifier(model) if isinstance(model, str | os.PathLike) else model
+    if not isinstance(model, Classifier):
+        raise ArgumentTypeError(
+            f"model: got {type(model).__name__}, accepted are a Classifier (load_classifier; of transformers' model: "
+            "to_classifier) and the folder of one"
+        )
+    names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    inputs, patients = share.from_main(lambda: _listed(names))
+    require_prepared_for(prepared_among(inputs).values(), model.encoder.img_size[0], model.config.contour)
+    return model, inputs, patients
+
+
+def _listed(names: Sequence[str | os.PathLike]) -> tuple[list[Input], dict[str, str]]:
+    """What the model is to look at, and the patients of those that manifests tell of."""
+    inputs = list_inputs(names)
+    patients: dict[str, str] = {}
+    for path in map(Path, names):  # before the first image: what is refused here costs no prediction
+        if path.suffix.lower() in TABLE_FILES and path.is_file():
+            patients |= manifest_patients(path, "paths")
+    return inputs, patients
 
 
 def predict_list(

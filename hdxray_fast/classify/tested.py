@@ -78,6 +78,16 @@ def part_to_test(
 def _chosen_part(
     table: LabelTable, split: str, source: str, model: Classifier, preset: str | None, allowed: bool
 ) -> LabelTable:
+    part = _split_to_test(table, split, source, model, preset, allowed)
+    if len(part) < len(table):
+        words = f"{len(part)} of the {len(table)} images of {source} are tested, those in its split {split!r}"
+        part.notes.append(f"{words}; the other {len(table) - len(part)} are left out")
+    return part
+
+
+def _split_to_test(
+    table: LabelTable, split: str, source: str, model: Classifier, preset: str | None, allowed: bool
+) -> LabelTable:
     name, trained = canonical_split(split), model.config.splits
     if name not in (*SPLITS, "all"):
         words = ", ".join([*SPLITS, "all", *SPLIT_NAMES])

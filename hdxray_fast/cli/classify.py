@@ -81,6 +81,8 @@ def add_commands(commands, parser_class) -> None:
     evaluate.add_argument("--prevalence", help=share)
     evaluate.add_argument("--bootstraps", type=int, default=1000)
     evaluate.add_argument("--bootstrap-seed", type=int, default=0, help="of the draws of patients for intervals")
+    rename = "classes that the table calls otherwise than the model: effusions=effusion, ..."
+    evaluate.add_argument("--rename", help=rename)
     again = "test on what is mostly of patients, or pixels, that the model was trained or validated on"
     evaluate.add_argument("--allow-training-patients", action="store_true", help=again)
     bad = "share of the images that may be unreadable"

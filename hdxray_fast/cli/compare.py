@@ -23,6 +23,7 @@ def add_commands(commands, parser_class) -> None:
     compare.add_argument("--preset", help="how labels are read, as for evaluate")
     compare.add_argument("--multiclass", action="store_true", help="--data has one label an image")
     compare.add_argument("--classes", nargs="+", help="names to compare; left out, those that all models have")
+    compare.add_argument("--rename", help="classes that --data calls otherwise than the predictions, as for evaluate")
     compare.add_argument("--layout", help="how studies are read, as for report evaluate")
     compare.add_argument("--split", help="of studies: train, val, test (left out) or all")
     compare.add_argument("--sections", help="of studies, as references, as for report evaluate")
@@ -32,7 +33,7 @@ def add_commands(commands, parser_class) -> None:
     commands.add_subcommand("compare", compare)
 
 
-OF_LABELS, OF_REPORTS = ("preset", "multiclass", "classes"), ("layout", "split", "sections", "language")
+OF_LABELS, OF_REPORTS = ("preset", "multiclass", "classes", "rename"), ("layout", "split", "sections", "language")
 
 
 def run_compare_command(models: list[str], out: str, **options) -> int:

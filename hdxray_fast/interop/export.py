@@ -112,6 +112,8 @@ def export_onnx(
     inputs = ["images", *_example_inputs(inner, pixels, valid)[1]]
     with warnings.catch_warnings():  # torch's exporter copies the program, and what it copies is deprecated by torch
         warnings.filterwarnings("ignore", r".*LeafSpec.* is deprecated", FutureWarning)
+        # of a second input, whose batch is meant to be that of the images
+        warnings.filterwarnings("ignore", r".*axis name: batch will not be used", UserWarning)
         graph = torch.onnx.export(
             program,
             dynamo=True,

@@ -35,7 +35,7 @@ def scale_of_levels(
     return standardising(mean, std)
 
 
-def _level_of_caller() -> int:
+def level_of_caller() -> int:
     """``stacklevel`` of a warning that is given here: of the line that called an encoder, by whatever way."""
     frame, level = sys._getframe(1), 1
     while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in LIBRARIES:
@@ -81,8 +81,9 @@ def warn_of_range(images: Tensor, normalisation: str | tuple[float, float]) -> b
     if wrong:
         warnings.warn(
             f"images: float values from {low:.4g} to {high:.4g}, and this encoder was trained on pixels of {wanted}; "
-            "float images are taken as they are: encoder.normalise(images) or encoder.transform() normalises them, "
-            "integer images are normalised by themselves",
-            stacklevel=_level_of_caller(),
+            "float images are taken as they are: encoder.transform() makes such of files and pictures, and "
+            "encoder.normalise(images, valid) of tensors, valid being the patches that are no padding; integer images "
+            "are normalised by the encoder",
+            stacklevel=level_of_caller(),
         )
     return wrong

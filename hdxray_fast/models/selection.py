@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TypeVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from ..errors import ArgumentError, ArgumentTypeError
 from ..ops.compiling import not_traced, writes_graph
 from ..ops.mask_plan import plan_masks
 from ..ops.plan import MaskPlan
+from .grey_levels import level_of_caller
 
 Sendable = TypeVar("Sendable", MaskPlan, Tensor)
 
@@ -47,7 +49,7 @@ def selected_patches(
         grid_size: patches of an image.
         patch_size: their side, pixels.
         inside: bool ``[B, gh, gw]``, patches of the chest.
-        valid: bool ``[B, gh, gw]``, patches that are no padding; left out, all.
+        valid: bool ``[B, gh, gw]``, patches that are no padding; left out, all, with a warning for ``"valid"``.
         margin: patches.
         contour: how the chest is found without ``inside``; see :func:`hdxray_fast.find_contour`.
 
@@ -63,6 +65,12 @@ def selected_patches(
             f"keep: is {keep!r}, which chooses patches by values, and torch.export, torch.onnx.export and "
             "torch.jit.trace write one graph for all images; call hx.export_onnx or hx.export_program, whose graph "
             "takes the kept patches as an input, or set keep = 'all'"
+        )
+    if keep == "valid" and valid is None:
+        warnings.warn(
+            "valid: a tensor does not tell its padding, so that keep='valid' looks at all of it, and features of films "
+            "that are not square are not those of embed; hand over valid (Canvas.valid_grid), or give files to embed",
+            stacklevel=level_of_caller(),
         )
     batch = images.shape[0]
     shape = (batch, *grid_size)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,12 +115,24 @@ def _read_own(folder: Path, label: str) -> Source:
     model = model_folders.load_model(folder)
     encoder = getattr(model, "encoder", model)
     left_out = [name for name in model.state_dict() if name.startswith("decoder.")] if encoder is not model else []
+    left_out += _head_in(folder)
     settings = asdict(encoder.config)
     source = Source(label, encoder.state_dict(), settings=settings, left_out=left_out, own=True)
     if settings["normalisation"] != "per_image":
         mean, std = settings["normalisation"]
         source.mean, source.std = (mean,), (std,)
     return source
+
+
+def _head_in(folder: Path) -> list[str]:
+    """Names of the tensors of a classifier's head, for the report; none of an encoder."""
+    path = folder / "head.safetensors"
+    if not path.is_file():
+        return ["head"] if (folder / "classifier.json").is_file() else []  # transformers saved it, in one file
+    try:
+        return [f"head.{name}" for name in model_folders.read_tensors(path)]
+    except CheckpointError:  # which an encoder can do without
+        return ["head"]
 
 
 def _read_file(path: Path, label: str) -> Source:
@@ -208,12 +222,25 @@ def _fetch(weights: str) -> Path:
         for tensors in TENSOR_FILES:
             stem, suffix = tensors.split(".")
             patterns = [model_folders.CONFIG_FILE, PREPROCESSOR_FILE, f"{stem}*.{suffix}", f"{tensors}.index.json"]
-            folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+            with _quiet_hub():
+                folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
             if any(folder.glob(f"{stem}*.{suffix}")):
                 break
     except Exception as error:  # the client's errors share no base class: network, names, revisions, access
         raise CheckpointError(f"{weights}: cannot be fetched ({' '.join(str(error).split())[:300]})") from error
     return folder
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without the client's line for each attempt: what comes of them is told in one sentence."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _read_timm(weights: str) -> Source:
@@ -225,7 +252,8 @@ def _read_timm(weights: str) -> Source:
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
         raise MissingDependencyError(f"{weights}: timm cannot be imported ({error}): {install('timm')}") from error
     try:
-        model = timm.create_model(weights.removeprefix("timm:"), pretrained=True, num_classes=0)
+        with _quiet_hub():
+            model = timm.create_model(weights.removeprefix("timm:"), pretrained=True, num_classes=0)
     except Exception as error:  # names, network, files: timm's errors share no base class
         raise CheckpointError(f"{weights}: cannot be had ({' '.join(str(error).split())[:300]})") from error
     block = model.blocks[0] if isinstance(model, VisionTransformer) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -162,3 +163,12 @@ def test_bad_arguments_are_named():
         Classifier(tiny_encoder(class_token=False), ClassifierConfig(["a"], pool="cls"))
     with pytest.raises(hx.ArgumentTypeError, match=r"^encoder: "):
         Classifier(torch.nn.Identity(), ClassifierConfig(["a"]))
+
+
+def test_classes_and_transform_stand_where_they_are_looked_for(tmp_path):
+    model = Classifier(tiny_encoder(), ClassifierConfig(["mass", "edema"])).eval()
+    assert model.classes == ["mass", "edema"]
+    model.classes.append("other")
+    assert model.config.classes == ["mass", "edema"]
+    film = np.random.default_rng(0).integers(0, 256, (40, 64), np.uint8)
+    np.testing.assert_array_equal(model.transform()(film), model.encoder.transform()(film))

@@ -22,6 +22,7 @@ from hdxray_fast.classify.labels import (
     refuse_duplicates,
     thin_test,
 )
+from hdxray_fast.classify.renaming import NoSuchClass
 from hdxray_fast.classify.uncertain import decide_uncertain
 from hdxray_fast.data.splits import fill_splits
 
@@ -93,6 +94,29 @@ def test_generic_manifest(tmp_path):
     assert read_labels(generic(tmp_path), classes=["nodule"]).classes == ["nodule"]
     other = read_labels(generic(tmp_path), images=tmp_path / "elsewhere")
     assert other.paths[0] == str(tmp_path / "elsewhere" / "0.png")
+
+
+def test_classes_that_a_table_calls_otherwise_are_renamed(tmp_path):
+    path, asked = generic(tmp_path), ["Mass", "Edema"]
+    with pytest.raises(NoSuchClass, match="has no column 'Mass'") as lost:
+        read_manifest(path, classes=asked)
+    told = str(lost.value.with_way_out(asked))
+    assert told.endswith("what is called otherwise there is read by --rename COLUMN=Mass (rename in Python)")
+    with pytest.raises(NoSuchClass, match="is 'nodule' meant") as near:
+        read_manifest(path, classes=["nodules"])
+    assert "--rename nodule=nodules" in str(near.value.with_way_out(["nodules"]))
+    table, plain = read_manifest(path, classes=asked, rename="nodule=Mass, edema=Edema"), read_manifest(path)
+    assert table.classes == asked
+    np.testing.assert_array_equal(table.labels, plain.labels[:, ::-1])
+    assert read_manifest(path, rename={"nodule": "Mass"}).classes == ["edema", "Mass"]
+    for rename, words in {
+        "nodule": "accepted is THEIRS=OURS",
+        "nodule=Mass, edema=Mass": "gives one name to two classes",
+        "nodule=Masse": "'Masse' is none of the classes asked for",
+        "none=Mass": "has no column 'none'",
+    }.items():
+        with pytest.raises(hx.ConfigError, match=words):
+            read_manifest(path, classes=asked, rename=rename)
 
 
 def test_a_bad_cell_does_not_make_a_class_vanish(tmp_path):

@@ -114,6 +114,12 @@ def test_a_table_that_a_spreadsheet_saved_is_known_again(radiographs, tmp_path):
         predict_files(film, classifier(), out)
 
 
+def test_what_is_no_table_is_told_in_plain_words(radiographs, tmp_path):
+    (tmp_path / "new.parquet").write_bytes(b"somebody's notes" * 4)
+    with pytest.raises(hx.ConfigError, match=r"cannot be read .*\(it is no Parquet file, or is damaged\)"):
+        predict_files(radiographs / "0.png", classifier(), tmp_path / "new.parquet")
+
+
 def test_an_evaluation_of_something_else_stays_unless_forced(tmp_path):
     now = {"model_print": "a", "data": str(tmp_path / "labels.csv"), "split": "test"}
     refuse_other_evaluation(tmp_path, now)

@@ -131,7 +131,7 @@ def test_a_record_of_an_earlier_release_is_read(root, trained):
 
 
 def evaluate(root, data, split, out, **more) -> dict:
-    options = {"bootstraps": 0, "progress": True, "max_bad_share": 0, **more}
+    options = {"bootstraps": 0, "progress": True, "max_bad_share": 0, "force": True, **more}
     return evaluate_files(root / "probe", data, out, split=split, **options)
 
 

@@ -225,6 +225,8 @@ def test_bad_input_is_named(folder):
     ):
         with pytest.raises((hx.ArgumentError, hx.ArgumentTypeError), match=f"^{culprit}: "):
             hx.embed(folder, encoder, **kwargs)
+    with pytest.raises(hx.ArgumentError, match=r"no device has this name; cpu is one, and cuda"):
+        hx.embed(folder, encoder, device="gpu")
     with pytest.raises(hx.ArgumentError, match=r"^batch_size: "):
         hx.embed(torch.rand(1, 1, 128, 128), encoder, batch_size=0)
     for images in (3, [3], [None]):

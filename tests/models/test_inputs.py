@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 
 import cv2
 import numpy as np
@@ -13,6 +14,7 @@ from toy_radiographs import draw_radiograph
 from view_helpers import maps
 
 import hdxray_fast as hx
+from hdxray_fast.classify.classifier import Classifier, ClassifierConfig
 from hdxray_fast.data.radiographs import read_radiograph
 from hdxray_fast.models.inputs import (
     all_channels,
@@ -162,3 +164,21 @@ def test_neither_training_nor_files_are_needed():
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.strip() == "[]"
+
+
+def test_a_tensor_that_does_not_tell_its_padding_is_warned_of():
+    images = torch.randint(0, 256, (1, 1, SIZE, SIZE), dtype=torch.uint8)
+    valid = torch.ones(1, 4, 4, dtype=torch.bool)
+    encoder = small_encoder(keep="valid")
+    classifier = Classifier(encoder, ClassifierConfig(["mass"])).eval()
+    for model in (encoder, classifier):
+        with pytest.warns(UserWarning, match=r"^valid: a tensor does not tell its padding") as told:
+            model(images)
+        assert [line.filename for line in told] == [__file__]  # the caller's line, once
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model(images, valid=valid)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        small_encoder(keep="contour")(images, inside=valid)
+        small_encoder()(images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 
 import pytest
@@ -15,6 +16,7 @@ import hdxray_fast as hx
 from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, save_classifier
 from hdxray_fast.cli.main import main
 from hdxray_fast.models.positions import resample_positions, sincos_positions
+from hdxray_fast.weights import source_files
 from hdxray_fast.weights.load import convert
 from hdxray_fast.weights.report import LoadReport
 
@@ -684,3 +686,21 @@ def test_a_run_that_has_not_ended_names_its_newest_checkpoint(tmp_path, run_fold
     for read in (lambda: hx.create_encoder(weights=tmp_path / "run"), lambda: hx.load_model(tmp_path / "run")):
         with pytest.raises(hx.CheckpointError, match=f"has not ended; its newest checkpoint is in {newest}"):
             read()
+
+
+def test_the_head_of_a_classifier_is_said_to_be_left(tmp_path):
+    save_classifier(Classifier(small(), ClassifierConfig(["sick"])), tmp_path / "classifier")
+    report = hx.create_encoder(weights=tmp_path / "classifier").load_report
+    assert "head.fc.weight" in report.left_out and report.complete
+    assert "left out    head." in str(report)
+    (tmp_path / "classifier" / "head.safetensors").write_bytes(b"damaged")  # an encoder does without
+    assert hx.create_encoder(weights=tmp_path / "classifier").load_report.left_out == ["head"]
+    assert hx.create_encoder(weights="pretrained").load_report.left_out == []
+
+
+def test_a_hub_does_not_talk_between(caplog):
+    client = logging.getLogger("huggingface_hub.utils")
+    with source_files._quiet_hub():
+        client.warning("Retrying in 1s [Retry 1/5].")
+    client.warning("of somebody else")
+    assert [line.message for line in caplog.records] == ["of somebody else"]
