@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from ..classify.config import FinetuneConfig
 from ..classify.label_presets import PRESETS
@@ -23,6 +24,7 @@ from .options import (
     tell_waiting,
 )
 
+PREDICTIONS = "predictions.csv"
 MANY = 10  # images from which on predict tells that one answer is given for all of them
 
 
@@ -112,7 +114,9 @@ def run_probe_command(**options) -> int:
     from ..classify.probe import describe_probe, run_probe
 
     tell_encoder(options["weights"])
-    print(fitted(describe_probe(run_probe(ProbeConfig(**options)))))
+    result = run_probe(ProbeConfig(**options))
+    print(fitted(describe_probe(result)))
+    _tell_of_excel(result.out / PREDICTIONS)
     return 0
 
 
@@ -128,6 +132,8 @@ def run_finetune_command(**options) -> int:
         tell_encoder(config.weights)
     results = run_finetuning(config)
     print(fitted(describe_finetuning(config, results)))
+    if len(results) == 1:
+        _tell_of_excel(results[0].out / PREDICTIONS)
     return 0 if results[-1].finished else STOPPED
 
 
@@ -177,10 +183,18 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
             for line in describe_one_sided(called):
                 print(fitted(line))
     if out is not None:
+        _tell_of_excel(done.out, f"--out {done.out.with_suffix('.xlsx').name} writes a workbook")
         print(f"{counted(len(found.images), 'image')} in {visible(done.out)}")
     if maps is not None:
         print(f"where the model looked: {visible(maps)}")
     return 0 if found.images else 2
+
+
+def _tell_of_excel(table: Path, way_out: str = "there, Data > From Text/CSV reads it") -> None:
+    """Say that a CSV with letters which are not ASCII is not for a double click; it stays as programs want it."""
+    if table.suffix.lower() == ".csv" and table.is_file() and not table.read_bytes().isascii():
+        words = "is UTF-8 with commas, for programs; a double click in Excel shows letters such as ü wrongly"
+        note(f"{visible(table)} {words}: {visible(way_out)}")
 
 
 def format_predictions(found) -> str:
@@ -221,6 +235,7 @@ def run_evaluate_command(model: str, against: str | None, **options) -> int:
     print(fitted(format_metrics(report)))
     if comparison is not None:
         print(fitted(format_comparison(comparison, ("auroc", "auprc", "f1"))))
+    _tell_of_excel(Path(options["out"]) / PREDICTIONS)
     what = "and plots" if options.get("classes") else "plots and the most confident errors"  # no sheet of new names
     page = os.path.join(options["out"], PAGE_FILE)
     print(f"metrics, predictions, {what} are in {options['out']}; all on one page: {page}")

@@ -114,6 +114,18 @@ def test_a_table_that_a_spreadsheet_saved_is_known_again(radiographs, tmp_path):
         predict_files(film, classifier(), out)
 
 
+def test_a_csv_that_excel_shows_wrongly_is_told(radiographs, tmp_path, capsys):
+    save_classifier(classifier(), tmp_path / "model")
+    film = (radiographs / "0.png").rename(radiographs / "Müller.png")
+    words = ["predict", str(film), "--model", str(tmp_path / "model"), "--workers", "0", "--out"]
+    for name, told in {"new.csv": True, "new.xlsx": False}.items():
+        assert main([*words, str(tmp_path / name)]) == 0
+        assert ("Excel shows letters such as ü wrongly: --out new.xlsx writes" in capsys.readouterr().err) == told
+    assert (tmp_path / "new.csv").read_bytes().startswith(b"image,")  # without a mark, which csv.DictReader keeps
+    assert main([*words[:1], str(radiographs / "1.png"), *words[2:], str(tmp_path / "plain.csv")]) == 0
+    assert "Excel" not in capsys.readouterr().err
+
+
 def test_what_is_no_table_is_told_in_plain_words(radiographs, tmp_path):
     (tmp_path / "new.parquet").write_bytes(b"somebody's notes" * 4)
     with pytest.raises(hx.ConfigError, match=r"cannot be read .*\(it is no Parquet file, or is damaged\)"):

@@ -144,13 +144,7 @@ def test_every_command_hints_at_its_own_help(command, capsys):
 
 
 def test_paths_are_left_alone():
-    options = {
-        "val_share": "--val-share",
-        "data": "--data",
-        "out": "--out",
-        "steps": "--steps",
-        "img_size": "--img-size",
-    }
+    options = {"val_share": "--val-share", "data": "--data", "steps": "--steps", "img_size": "--img-size"}
     argv = ["--data", "data"]
     same = [
         CheckpointError("data: is missing"),  # a path that was typed
@@ -164,7 +158,7 @@ def test_paths_are_left_alone():
             "out: r holds a run with other settings (--steps: 9 -> 2; --img-size: 64 -> 128)",
         ArgumentError("img_size: give img_size=64."): "--img-size: give --img-size=64.",
         CheckpointError("data: is missing"): "--data: is missing",
-        ConfigError("out: give another, or --force (force=True) to replace it, or data (--data) or x (--data)"):
-            "--out: give another, or --force to replace it, or --data or x (--data)",
+        ConfigError("it is there; give another data (--data), or --force (force=True), or x (--data)"):
+            "it is there; give another --data, or --force, or x (--data)",
     }  # fmt: skip
     assert [in_typed_words(error, options) for error in lines] == list(lines.values())
