@@ -15,7 +15,7 @@ from ..names import unescaped
 from ..parquet_files import open_parquet
 from ..regular_files import RUN_JSON, read_json, reason_of
 from ..terminal import counted, first_names
-from .predictions import MODEL
+from .predictions import MODEL, THRESHOLD
 
 REPLACE = "or --force (force=True) to replace it"
 
@@ -49,8 +49,8 @@ def refuse_other_predictions(
     why = ""
     if others:
         why = f"has predictions of {counted(len(others), 'other film')}: {first_names(others)}"
-    elif rows and (lost := [name for name in classes if name not in rows[0]]):
-        why = f"has no class {lost[0]!r}: it is of another model, or of other classes"
+    elif rows and (strange := _classes_of(rows[0], classes) ^ {*classes}):
+        why = f"is of other classes ({first_names(sorted(strange))})"
     elif MODEL not in classes and models - {model}:
         why = "does not say which model it is of" if "" in models else "has predictions of another model"
     if why:
@@ -76,6 +76,12 @@ def refuse_other_evaluation(out: Path, now: Mapping[str, object], force: bool = 
         if (os.path.abspath(str(before)) if name == "data" else before) != value:
             what = "of another model" if name == "model_print" else f"with {name}={before}, not {value}"
             raise ConfigError(f"out: {out} holds an evaluation {what}; give another folder, {REPLACE}")
+
+
+def _classes_of(row: Mapping[str, object], asked: Sequence[str]) -> set[str]:
+    """The classes of a table that can be told: those that have a threshold, and those of ``asked`` that it has."""
+    named = {name.removeprefix(THRESHOLD) for name in row if name.startswith(THRESHOLD)}
+    return (named & {*row}) | ({*asked} & {*row})
 
 
 def _rows_of(path: Path) -> list[dict]:

@@ -94,6 +94,8 @@ def test_a_table_of_other_films_or_another_model_stays_unless_forced(radiographs
     ):
         with pytest.raises(hx.ConfigError, match=rf"out: .*new.{kind} would be written over, and {reason}; .*--force"):
             predict_files(names, model, out)
+    with pytest.raises(hx.ConfigError, match=r"and is of other classes \(edema\)"):
+        predict_files(films, first, out, classes=["mass"])
     assert out.read_bytes() == kept
     predict_files(films[:1], second, out, force=True)
     assert len(out.read_bytes()) != len(kept)
