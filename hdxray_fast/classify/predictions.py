@@ -247,6 +247,6 @@ def _rows(found: Predictions, labels: np.ndarray | None, views: Sequence[str], o
         truth = [] if labels is None else [None if np.isnan(v) else int(v) for v in labels[row]]
         numbers = [float(str(value)) for value in found.probabilities[row]]  # of float32 its few digits, not float64's
         present = "|".join(found.present[row])
-        if labels is None and views and views[row] in NOT_FRONTAL:
-            present = describe_view(views[row])
+        if labels is None and found.views and found.views[row] in NOT_FRONTAL:
+            present = describe_view(found.views[row])
         yield [image, *patient, *numbers, present, *([views[row]] if views else []), *of_all, *truth]

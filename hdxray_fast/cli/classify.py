@@ -175,9 +175,10 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
         pairs = zip(found.classes, found.thresholds, strict=True)
         from_where = ", ".join(f"{threshold:.3g} ({visible(name)})" for name, threshold in pairs)
         print(fitted(f"present from {from_where}"))
-        if len(found.images) >= MANY:
+        rows = [row for image, row in zip(found.images, found.present, strict=True) if image not in aside]
+        if len(rows) >= MANY:
             called = {
-                visible(name): (sum(name in row for row in found.present), len(found.images), threshold)
+                visible(name): (sum(name in row for row in rows), len(rows), threshold)
                 for name, threshold in zip(found.classes, found.thresholds, strict=True)
             }
             for line in describe_one_sided(called):

@@ -137,7 +137,8 @@ def test_trained_on_some_names_and_tested_on_another(tmp_path, stub, capsys):
     assert main(["predict", *files, "--workers", "0", "--classes", "high mark", "right square"]) == 0
     with (tmp_path / "p.csv").open(newline="") as stream:
         (row,) = csv.DictReader(stream)
-    assert list(row) == ["image", "high mark", "right square", "present", "view"]
+    extra = ["view", "model", "threshold high mark", "threshold right square"]
+    assert list(row) == ["image", "high mark", "right square", "present", *extra]
     learned = load_classifier(out / "model").config.thresholds[1]
     assert f"present from 0.5 (high mark), {learned:.3g} (right square)" in capsys.readouterr().out
     called = [name for name, least in (("high mark", 0.5), ("right square", learned)) if float(row[name]) >= least]
