@@ -19,6 +19,7 @@ from .delong import delong_error, delong_parts
 from .evaluation import evaluate_files
 from .labels import read_manifest
 from .prediction_files import Answers, align, read_answers, truth_of
+from .renaming import read_renaming
 from .weighted_metrics import MEASURED, WeightedMetrics
 
 
@@ -73,9 +74,11 @@ def compare(
     aligned, notes = align(read, classes)
     table = None
     if data is not None:
+        renamed = read_renaming(rename, None)
+        own = {name: new for name, new in renamed.items() if new in aligned[0].classes}  # others are not compared
         table = read_manifest(
             data, images=images, image_column=image_column, patient_column=patient_column, preset=preset,
-            classes=aligned[0].classes, multiclass=multiclass, rename=rename,
+            classes=aligned[0].classes, multiclass=multiclass, rename=own or None,
         )  # fmt: skip
         if len({*table.paths}) < len(table.paths):
             raise ConfigError(f"data: {data} lists an image more than once")

@@ -375,7 +375,7 @@ def test_a_model_is_evaluated_against_another(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(radiographs, "find_contour", lambda canvas, method, **given: find_contour(canvas, "rectangle"))
     rng = np.random.default_rng(0)
-    lines = ["image,patient,bright"]
+    lines = ["image,Fall,bright light"]  # columns that have to be named reach the comparison too
     for i in range(40):
         image = rng.integers(60, 100, (64, 64)).astype(np.uint8)
         image[20:40, 20:44] += np.uint8(80 * (i % 2))
@@ -391,6 +391,7 @@ def test_a_model_is_evaluated_against_another(tmp_path, monkeypatch, capsys):
         save_classifier(model, tmp_path / f"model{seed}")
     words = ["evaluate", "--data", str(tmp_path / "labels.csv"), "--split", "all", "--out", str(tmp_path / "out")]
     words += ["--workers", "0", "--bootstraps", "20", "--model", str(tmp_path / "model1")]
+    words += ["--patient-column", "Fall", "--rename", "bright light=bright"]
     assert main([*words, "--against", str(tmp_path / "model2")]) == 0
     assert "model minus against: AUROC" in capsys.readouterr().out
     report = json.loads((tmp_path / "out" / "comparison" / "comparison.json").read_text())
