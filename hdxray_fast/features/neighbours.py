@@ -23,17 +23,19 @@ from ..weights.create import encoder_of_size
 from ..weights.fingerprint import settings_of
 from ..weights.shipped import PRETRAINED
 from .embedding import Embedder
-from .embedding_files import USUAL, fingerprint
+from .embedding_files import USUAL, fingerprint, shipped_name
 from .feature_table import width_of
 from .neighbour import Neighbour, Similar
 from .neighbour_sheet import write_sheet
 from .row_columns import SETTINGS_KEY, NoFeaturesError, as_of_now, require_columns, require_values, row_schema
 from .stamps import Stamp
+from .table_settings import earlier_shipped
 
 if TYPE_CHECKING:
     from ..models.encoder import Encoder
 
 VIEW = "view"
+MADE = ("pool", "keep")  # settings that a query is looked at with as the table says, whatever the encoder's own are
 PATIENT = "patient"  # a column of hashes, as the index of a prepared set has one
 ON_DISK = "features.parquet"  # as embed calls a table where it is told a folder
 ROWS = 1024  # of features, in memory at once
@@ -101,6 +103,11 @@ def find_similar(
     if row is None:
         weights = _shipped_encoder(settings) if weights is None else weights
         if weights is None:
+            if earlier := _of_earlier_shipped(settings):
+                raise ConfigError(
+                    f"query: {query}: the table {table} does not hold it, and its features are {earlier}; remove "
+                    f"{table} and make it anew: embed IMAGES --out {table}"
+                )
             held = "holds it as it was before it was written anew" if str(query) in paths else "does not hold it"
             raise ConfigError(
                 f"query: {query}: the table {table} {held}; give weights (those of the table), or embed it first"
@@ -184,6 +191,21 @@ def _shipped_encoder(settings: object) -> Encoder | None:
         return None
 
 
+def _of_earlier_shipped(settings: object) -> str:
+    """What :func:`.earlier_shipped` says of a table that is not of the package's encoder as it is now."""
+    try:
+        now = _told_of(encoder_of_size(PRETRAINED, _side_of(settings)))
+        alike = all(settings["encoder"].get(name) == value for name, value in now.items() if name not in MADE)
+        return earlier_shipped(settings) if alike else ""
+    except (KeyError, TypeError, IndexError, AttributeError, ArgumentError):
+        return ""
+
+
+def _told_of(encoder: Encoder) -> dict:
+    """Settings of an encoder as tables have them."""
+    return json.loads(json.dumps(dict(item for item in settings_of(encoder.config).items() if item != USUAL)))
+
+
 def _side_of(settings: object) -> int:
     side = settings["encoder"]["img_size"]
     return side[0] if isinstance(side, list) else side
@@ -193,14 +215,18 @@ def _embedded(query: str, table, settings: object, weights, device) -> tuple[np.
     """Feature, pixel hash and view of a file that the table does not hold, made as its rows were."""
     try:
         size, known = _side_of(settings), settings["weights"]
-        made = {name: settings[name] for name in ("pool", "keep")}
+        made = {name: settings[name] for name in MADE}
     except (KeyError, TypeError, IndexError) as error:
         raise ConfigError(f"{table}: does not say with which weights it was made; embed the images anew") from error
     encoder = encoder_of_size(weights, size)
-    now = {name: value for name, value in settings_of(encoder.config).items() if (name, value) != USUAL}
-    now = json.loads(json.dumps({**now, "weights": fingerprint(encoder)}))
+    now = {**_told_of(encoder), "weights": fingerprint(encoder)}
     known = {**settings["encoder"], "weights": known}
-    other = [name for name in now.keys() | known.keys() if name not in made and now.get(name) != known.get(name)]
+    other = [name for name in now.keys() | known.keys() if name not in MADE and now.get(name) != known.get(name)]
+    if other == ["weights"] and shipped_name(encoder, now["weights"]) and (earlier := earlier_shipped(settings)):
+        raise ConfigError(
+            f"weights: are not those that {table} was made with, {earlier}; remove {table} and make it anew: embed "
+            f"IMAGES --out {table}"
+        )
     if other:
         raise ConfigError(
             f"weights: are not those that {table} was made with (other: {', '.join(sorted(other))}), and features of "

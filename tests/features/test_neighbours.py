@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 
@@ -135,6 +136,17 @@ def test_no_weights_are_those_of_the_package(tmp_path, capsys, monkeypatch):
     assert main(["similar", str(tmp_path / "2.png"), "--in", table, "--out", str(tmp_path / "out"), *reading]) == 0
     assert len({id(encoder) for encoder in made}) == 1
     assert "of 2 radiographs" in capsys.readouterr().out
+    pq = pytest.importorskip("pyarrow.parquet")
+    rows = pq.read_table(table)  # as the package's encoder of an earlier version would have made them
+    settings = json.loads(rows.schema.metadata[b"hdxray_fast"])
+    assert settings["shipped"] == "vit_tiny_patch16"
+    earlier = json.dumps({**settings, "weights": "0" * 16}).encode()
+    pq.write_table(rows.replace_schema_metadata({b"hdxray_fast": earlier}), table)
+    told = "those of the encoder that came with an earlier version of this package"
+    for weights in ([], ["--weights", "pretrained"]):
+        assert main(["similar", str(tmp_path / "2.png"), "--in", table, "--out", str(tmp_path / "o"), *weights]) == 2
+        error = capsys.readouterr().err
+        assert told in error and f"remove {table} and make it anew: embed IMAGES --out {table}" in error
 
 
 def test_a_sheet_with_distances_and_patients(made, tmp_path, capsys):
