@@ -130,9 +130,9 @@ class SetAside:
             )
 
     def write(self) -> None:
-        """Write ``path,error,reason`` rows, also if there are none."""
+        """Write ``path,error,reason`` rows; none, and no file, if there are none."""
         write_quarantine(self.path, self.rows)
-        self._is_listed = True
+        self._is_listed = bool(self.rows)
 
 
 def table_of_readable(table: LabelTable, images: PreparedSubset) -> tuple[LabelTable, PreparedSubset]:

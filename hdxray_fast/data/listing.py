@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..regular_files import lines, reason_of, what_else
 from .columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column
 from .csv_cells import name_of
+from .missing_files import folder_meant
 from .table_text import TABLE_FILES, open_text_table
 
 IMAGE_SUFFIXES = frozenset(
@@ -53,14 +54,18 @@ def list_images(
     elif root.is_file():
         found = [root]
     else:
-        raise ConfigError(
-            f"{argument}: {root} {what_else(root) or 'does not exist'}; give a folder of radiographs, one image, or a "
-            "CSV manifest"
-        )
+        accepted = "give a folder of radiographs, one image, or a CSV manifest"
+        raise ConfigError(f"{argument}: {root} {wrong_with(root, accepted)}")
     if not found:
         kinds = " ".join(sorted(IMAGE_SUFFIXES))
         raise ConfigError(f"{argument}: {root} names no image; accepted are {kinds} and DICOM files without a suffix")
     return list(dict.fromkeys(found))
+
+
+def wrong_with(path: Path, accepted: str) -> str:
+    """Why nothing can be read there, and the folder that may be meant, or else what is accepted."""
+    meant = "" if os.path.lexists(path) else folder_meant(path)
+    return f"{what_else(path) or 'does not exist'}; {meant or accepted}"
 
 
 def image_files(

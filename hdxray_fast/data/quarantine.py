@@ -33,11 +33,14 @@ class Quarantined:
 
 
 def write_quarantine(path: str | Path, quarantined: Iterable[Quarantined | Sequence[str]]) -> None:
-    """Write ``path,error,reason`` rows; an empty list leaves a file with the header alone.
+    """Write ``path,error,reason`` rows; without any there is no file, and one of an earlier call goes.
 
     Paths may hold any bytes (:mod:`.csv_cells`).
     """
     rows = [astuple(bad) if isinstance(bad, Quarantined) else tuple(bad) for bad in quarantined]
+    if not rows:
+        Path(path).unlink(missing_ok=True)
+        return
     with written_whole(Path(path)) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         write_table(stream, COLUMNS, rows, names=("path",))
 

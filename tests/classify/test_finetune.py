@@ -90,7 +90,7 @@ def test_every_head_learns_and_everything_is_written(data, tmp_path, head, capsy
     assert result.finished
     assert result.report["mean"]["auroc"]["value"] > 0.85
     out = tmp_path / "run"
-    for name in ("log.jsonl", "quarantine.csv", "predictions.csv", "curves.png", "model/classifier.json"):
+    for name in ("log.jsonl", "predictions.csv", "curves.png", "model/classifier.json"):
         assert (out / name).exists(), name
     saved = json.loads((out / "metrics.json").read_text())
     assert saved["mean"] == result.report["mean"]

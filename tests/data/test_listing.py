@@ -43,8 +43,11 @@ def test_a_folder_that_cannot_be_searched_is_named(radiographs, monkeypatch):
 
 
 def test_what_names_no_image_is_a_config_error(tmp_path):
-    with pytest.raises(ConfigError, match="does not exist"):
+    with pytest.raises(ConfigError, match="does not exist; give a folder of radiographs"):
         list_images(tmp_path / "nowhere")
+    (tmp_path / "films").mkdir()
+    with pytest.raises(ConfigError, match=r"^data: .*fims does not exist; is .*films meant\?$"):
+        list_images(tmp_path / "fims")
     with pytest.raises(ConfigError, match="names no image"):
         list_images(tmp_path)
     manifest = tmp_path / "m.csv"

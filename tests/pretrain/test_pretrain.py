@@ -66,7 +66,7 @@ def test_loss_falls_and_everything_is_written(radiographs, tmp_path, decoder):
     assert picture is not None and picture.shape == (480 + 2 * 44, 5 * 480 + 4 * 12, 3)  # of one radiograph
     model = hx.load_model(out / "model")
     assert not any(torch.isnan(parameter).any() for parameter in model.parameters())
-    assert (out / "quarantine.csv").read_text().startswith("path,error,reason")
+    assert not (out / "quarantine.csv").exists()  # all could be read
 
 
 @pytest.mark.parametrize("decoder", ["cross", "self"])

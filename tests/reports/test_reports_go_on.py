@@ -199,7 +199,7 @@ def test_a_training_on_a_prepared_set_is_that_on_its_files(root, tmp_path, chang
     stored = ReportConfig(out=str(tmp_path / "run"), prepared=str(tmp_path / "set"), **config)
     done = run_report_training(stored, progress=False)
     assert done.losses == losses_of(tmp_path / "files" if changes else root / "run")
-    assert (tmp_path / "run" / "quarantine.csv").read_text().splitlines() == ["path,error,reason"]
+    assert not (tmp_path / "run" / "quarantine.csv").exists()  # all could be read
     with pytest.raises(ConfigError, match=r"^contour: .* was prepared with rectangle, and not with prior; "):
         run_report_training(replace(stored, out=str(tmp_path / "other"), contour="prior"), progress=False)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ...errors import ConfigError
-from ...regular_files import what_else
-from ..listing import image_names, in_order, is_image_name, list_images, manifest_rows
+from ..listing import image_names, in_order, is_image_name, list_images, manifest_rows, wrong_with
+from ..missing_files import none_found
 from ..reader_pool import MAX_MEMORY, TIMEOUT, Failed
 from ..table_text import TABLE_FILES
 from .archive_lists import list_archives
@@ -68,24 +68,31 @@ def list_sources(
         workers, timeout, max_memory, max_members: of archives, as for :func:`.archive_lists.list_archives`.
 
     Raises:
-        ConfigError: something does not exist, holds no image, or there are only archives that cannot be listed. An
-            archive that cannot be listed, or holds no image, is a source of its own among others, to be quarantined.
+        ConfigError: something does not exist, holds no image, or names none that is there; or there are only archives
+            that cannot be listed. An archive that cannot be listed, or holds no image, is a source of its own among
+            others, to be quarantined.
         MissingDependencyError: there are archives and workers, and pebble or loky is not installed.
     """
-    named: list[tuple[Path, list[_Found]]] = [(item, _named(item, images, exclude)) for item in map(Path, data)]
+    items = list(map(Path, data))
+    folders = [item for item in items if item.is_dir()]
+    named: list[tuple[Path, list[_Found]]] = [(item, _named(item, images, exclude, folders)) for item in items]
     archives = list(dict.fromkeys(one.path for _, found in named for one in found if isinstance(one, _Archive)))
     lists = list_archives(archives, workers=workers, timeout=timeout, max_memory=max_memory, max_members=max_members)
     sources: dict[str, Source] = {}
+    key = os.path.abspath if items[1:] else str  # a folder and a manifest may name one file in two ways
     skipped: list[str] = []
     without: list[Source] = []  # archives that can be listed, and have nothing to read
     for item, found in named:
         before, empty = len(skipped), True
         for one in found:
             if isinstance(one, Source):
-                sources[one.name], empty = one, False
+                before = sources.setdefault(key(one.name), one)
+                if one.patient and one is not before:  # which a folder does not tell
+                    sources[key(one.name)] = replace(before, patient=one.patient)
+                empty = False
             elif isinstance(one, _Archive):
                 members = _members(one.path, lists[one.path], skipped.append)
-                sources.update((source.name, source) for source in members)
+                sources.update((key(source.name), source) for source in members)
                 empty = empty and not members
                 if not members:
                     without.append(Source(str(one.path), refused=_holds_no_image(len(lists[one.path]))))
@@ -98,8 +105,8 @@ def list_sources(
     if all(source.refused for source in sources.values()):
         first = next(iter(sources.values()))
         raise ConfigError(f"sources: {first.path} {first.refused.partition(': ')[2]}; leave it out or fetch it again")
-    sources.update((source.name, source) for source in without)
-    known = {*sources, *map(str, data)}
+    sources.update((key(source.name), source) for source in without)
+    known = {*(source.name for source in sources.values()), *map(str, data)}
     for name in dict.fromkeys(skipped):
         if name not in known:
             on_skip(name)
@@ -109,7 +116,7 @@ def list_sources(
 def require_source(item: Path) -> None:
     """Raise a ConfigError if it is not there."""
     if not item.exists():
-        raise ConfigError(f"sources: {item} {what_else(item) or 'does not exist'}; accepted are {ACCEPTED}")
+        raise ConfigError(f"sources: {item} {wrong_with(item, f'accepted are {ACCEPTED}')}")
 
 
 def run_sources(
@@ -157,13 +164,15 @@ class _Archive:
 _Found = Source | _Archive | str  # what a name stands for; a bare name is left out for its suffix
 
 
-def _named(item: Path, images: str | os.PathLike | None, exclude: Iterable[str | Path]) -> list[_Found]:
+def _named(
+    item: Path, images: str | os.PathLike | None, exclude: Iterable[str | Path], folders: Sequence[Path]
+) -> list[_Found]:
     if item.is_dir():
         return _folder(item, exclude)
     require_source(item)
     if is_archive(item):
         return [_Archive(item)]
-    return list(_manifest(item, images)) if item.suffix.lower() in TABLE_FILES else [Source(str(item))]
+    return _manifest(item, images, folders) if item.suffix.lower() in TABLE_FILES else [Source(str(item))]
 
 
 def _folder(folder: Path, exclude: Iterable[str | Path]) -> list[_Found]:
@@ -194,8 +203,10 @@ def _members(archive: Path, members: list[Member] | Failed, on_skip: Callable[[s
     return found
 
 
-def _manifest(manifest: Path, images: str | os.PathLike | None) -> list[Source]:
+def _manifest(manifest: Path, images: str | os.PathLike | None, folders: Sequence[Path]) -> list[_Found]:
     named = manifest_rows(manifest, Path(images) if images else manifest.parent, "sources")
+    if named and not any(map(os.path.exists, named)):
+        raise none_found(list(named), str(manifest), images, folders)
     return [Source(name, patient=patient) for name, patient in named.items()]
 
 
