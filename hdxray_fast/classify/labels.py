@@ -250,9 +250,12 @@ def check_table(table: LabelTable, source: str, least: int = 2) -> None:
         values = train.labels[:, column]
         positive, negative = int((values == 1).sum()), int((values == 0).sum())
         if min(positive, negative) < least:
+            hint = "remove its rows" if table.multiclass else "leave it out with classes (--classes)"
+            if np.isnan(values).any() and negative < least and not table.multiclass:
+                hint = f"a blank cell says 'not known': write 0 where the finding is not there, or {hint}"
             raise ConfigError(
                 f"{source}: class {name!r} has {positive} positive and {negative} negative training images, needed are "
-                f"{least} of each; {'remove its rows' if table.multiclass else 'leave it out with classes (--classes)'}"
+                f"{least} of each; {hint}"
             )
     if table.multiclass and not np.allclose(np.nansum(table.labels, axis=1), 1):
         row = int(np.flatnonzero(~np.isclose(np.nansum(table.labels, axis=1), 1))[0])

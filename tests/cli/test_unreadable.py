@@ -63,7 +63,7 @@ def test_predict_names_and_lists_them(radiographs, weights, tmp_path, capsys):
     for file in files:
         file.unlink()
     assert main([*words, "--workers", "0"]) == 0
-    assert not (tmp_path / "out.unreadable.csv").exists()
+    assert not (tmp_path / "out.unreadable.csv").exists()  # that of an earlier call is gone
 
 
 @pytest.mark.parametrize("kept", [False, True])
