@@ -43,6 +43,7 @@ def predict(
     device: str | None = None,
     progress: bool = False,
     classes: Sequence[str] | None = None,
+    image_column: str | None = None,
     precision: str = "auto",
     compile: str = "auto",
     timeout: float = TIMEOUT,
@@ -54,6 +55,7 @@ def predict(
 
     Args:
         paths: what to look at; images of a prepared data set are called as the files that they were prepared from.
+        image_column: the column of the manifests' files, where it goes by none of the usual names.
         maps: folder for a picture of each image with where the model looked, of :func:`.write_maps`.
         force: replace what another call drew there, of other files or another model.
         model: a classifier, or the folder of one.
@@ -72,7 +74,7 @@ def predict(
             that is not above 0.
         CheckpointError: the folder holds no classifier, or a damaged one.
     """
-    model, inputs, patients = _what_is_asked(paths, model, timeout, max_memory)
+    model, inputs, patients = _what_is_asked(paths, model, image_column, timeout, max_memory)
     scorer = Scorer(model, classes, device, precision, compile)
     names = [one.name for one in inputs]
     places = None if maps is None else claim_maps(maps, names, model, scorer.questions.names, force)
@@ -110,6 +112,7 @@ def predict_files(
     device: str | None = None,
     progress: bool = False,
     classes: Sequence[str] | None = None,
+    image_column: str | None = None,
     precision: str = "auto",
     compile: str = "auto",
     timeout: float = TIMEOUT,
@@ -122,6 +125,7 @@ def predict_files(
     any moment, as by ``kill -9``, goes on where it was, if model, names and files are as they were.
 
     Args:
+        image_column: as for :func:`predict`.
         out: the file: a CSV, Excel workbook, JSON (a list of rows) or Parquet, as its ending says; or a folder for
             ``predictions.csv``. What could not be read is listed beside it, in ``<out>.unreadable.csv``.
         paths, model, batch_size, workers, device, progress, classes, precision, compile, timeout, max_memory, maps,
@@ -138,7 +142,7 @@ def predict_files(
     lost = place.with_suffix(".unreadable.csv")
     read_quarantine(lost)
     make_folder(place.parent)  # now, and not after the last image
-    model, inputs, patients = _what_is_asked(paths, model, timeout, max_memory, share)
+    model, inputs, patients = _what_is_asked(paths, model, image_column, timeout, max_memory, share)
     scorer = Scorer(model, classes, share.device(device), precision, compile)
     names = [one.name for one in inputs]
     drawn = maps is not None and share.is_main
@@ -164,6 +168,7 @@ def predict_files(
 def _what_is_asked(
     paths: str | os.PathLike | Sequence[str | os.PathLike],
     model: Classifier | str | os.PathLike,
+    image_column: str | None,
     timeout: float,
     max_memory: int,
     share: Share = ALONE,
@@ -177,18 +182,18 @@ def _what_is_asked(
             "to_classifier) and the folder of one"
         )
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    inputs, patients = share.from_main(lambda: _listed(names))
+    inputs, patients = share.from_main(lambda: _listed(names, image_column))
     require_prepared_for(prepared_among(inputs).values(), model.encoder.img_size[0], model.config.contour)
     return model, inputs, patients
 
 
-def _listed(names: Sequence[str | os.PathLike]) -> tuple[list[Input], dict[str, str]]:
+def _listed(names: Sequence[str | os.PathLike], image_column: str | None) -> tuple[list[Input], dict[str, str]]:
     """What the model is to look at, and the patients of those that manifests tell of."""
-    inputs = list_inputs(names)
+    inputs = list_inputs(names, image_column=image_column)
     patients: dict[str, str] = {}
     for path in map(Path, names):  # before the first image: what is refused here costs no prediction
         if path.suffix.lower() in TABLE_FILES and path.is_file():
-            patients |= manifest_patients(path, "paths")
+            patients |= manifest_patients(path, "paths", image_column)
     return inputs, patients
 
 

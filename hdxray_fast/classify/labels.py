@@ -17,7 +17,7 @@ from ..data.seen_key import is_same
 from ..data.splits import SPLITS, canonical_split, describe_drawn, drawn_splits, fill_splits, patients_hash
 from ..errors import ConfigError
 from ..regular_files import what_else
-from ..terminal import are, counted, visible
+from ..terminal import counted, visible
 from .label_csv import read_generic
 from .label_presets import PRESETS
 from .label_table import LabelTable
@@ -283,7 +283,11 @@ def require_files(table: LabelTable, source: str, images: str | Path | None = No
     if len(missing) == len(table.paths):
         raise none_found(missing, source, images)
     if missing:
-        table.notes.append(f"{are(len(missing), 'file')} missing, the first is {missing[0]}")
+        verb = "is" if len(missing) == 1 else "are"
+        table.notes.append(
+            f"{len(missing)} of these {counted(len(table), 'image')} {verb} missing and left out of what follows, the "
+            f"first is {missing[0]}"
+        )
 
 
 def describe_labels(table: LabelTable) -> str:

@@ -17,6 +17,7 @@ from .options import (
     add_columns,
     add_config,
     add_force,
+    add_image_column,
     add_inference,
     add_part,
     add_reading,
@@ -60,6 +61,7 @@ def add_commands(commands, parser_class) -> None:
     predict.add_argument("--out", help=kinds)
     predict.add_argument("--maps", help="folder for a picture of each radiograph with where the model looked")
     add_force(predict, "--maps")
+    add_image_column(predict)
     _add_model(predict)
     commands.add_subcommand("predict", predict)
 

@@ -83,6 +83,7 @@ def embed_files(
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
     part: str = "1/1",
+    image_column: str | None = None,
 ) -> EmbeddedFiles:
     """Write a row of features per radiograph to a Parquet file; files that it already holds are not read again, unless
     they have changed since: in size or time, or in the pixels that were prepared.
@@ -102,6 +103,7 @@ def embed_files(
         part: ``i/n``: the i-th of n shares of the files, counted from 1, for as many processes with the same arguments,
             on any machines that see ``out``; the one that ends last joins the table. Ranks of torchrun share a part
             among them, and the main one joins.
+        image_column: the column of the manifests' files, where it goes by none of the usual names.
 
     Raises:
         ConfigError: a path names no image, ``out`` has another ending or holds features made with other settings, or a
@@ -117,7 +119,7 @@ def embed_files(
     as_csv = place.suffix.lower() == ".csv"
     if as_csv:
         refuse_other_table(place, BEGINS, "features")
-    inputs = Share.of_part(part).from_main(lambda: list_inputs(paths))
+    inputs = Share.of_part(part).from_main(lambda: list_inputs(paths, image_column=image_column))
     table = place.with_suffix(".parquet") if as_csv else place
     done = embed_list(
         inputs, table, weights, pool=pool, keep=keep, img_size=img_size, batch_size=batch_size, workers=workers,

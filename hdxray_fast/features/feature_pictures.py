@@ -78,6 +78,7 @@ def draw_features(
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
     force: bool = False,
+    image_column: str | None = None,
 ) -> FeaturePictures:
     """Draw what an encoder makes of radiographs: ``NAME.features.png`` for each, where NAME is the file's stem.
 
@@ -100,6 +101,7 @@ def draw_features(
         timeout: seconds that a file may take.
         max_memory: MiB that a file may take.
         force: replace what another call drew in ``out``, of other files or settings.
+        image_column: the column of the manifests' files, where it goes by none of the usual names.
 
     Raises:
         ArgumentError: an argument is not as described, or ``at`` lies outside the canvas, in the padding of a
@@ -120,8 +122,8 @@ def draw_features(
     paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     images = _prepared(paths, encoder)
     if images is None:
-        files = [str(file) for path in paths for file in list_images(Path(path), exclude=(out,), argument="paths")]
-        names = list(dict.fromkeys(files))
+        listing = {"exclude": (out,), "argument": "paths", "image_column": image_column}
+        names = list(dict.fromkeys(str(file) for path in paths for file in list_images(Path(path), **listing)))
     else:
         names = images.sources()
     chosen = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)).tolist()

@@ -12,7 +12,7 @@ from ..data.film_views import NOT_FRONTAL
 from ..data.radiographs import read_small
 from ..files import written_whole
 from ..images.overlay import ACCEPTED, FLAGGED, TILE, contact_sheet, headed, plain_tile
-from ..images.panels import write_image
+from ..images.panels import display_levels, write_image
 from ..terminal import counted, first_names
 from .neighbour import Neighbour, Similar
 
@@ -44,6 +44,7 @@ def write_sheet(
             missing.append(near.path)
         words = _words_of_query(found) if near is None else _words(near, found.labelled)
         words += ["not found" if place is None else "cannot be read"] * (grey is None)
+        grey = None if grey is None else display_levels(grey)[grey]  # as on every other picture of films
         colour = FLAGGED if near is None or near.same_patient or near.same_pixels else ACCEPTED
         tiles.append(plain_tile(np.full((TILE, TILE), 40, np.uint8) if grey is None else grey, *words, colour=colour))
     height = max(len(tile) for tile in tiles)
@@ -62,7 +63,7 @@ def write_sheet(
 
 def about(near: Neighbour, labelled: bool) -> list[str]:
     """Whose a neighbour is, which view, and what holds of it, in words for a terminal and a tile."""
-    other = f"another patient ({near.patient[:HASH_DIGITS]})"
+    other = f"another patient{f' ({near.patient[:HASH_DIGITS]})' if near.patient else ''}"
     whose = {None: "patient unknown", True: "the same patient", False: other}[near.same_patient]
     told = [whose, *(["the same pixels"] if near.same_pixels else []), *_view(near.view)]
     return [*told, *([_labels(near.labels)] if labelled else [])]
@@ -86,7 +87,7 @@ def _view(view: str) -> list[str]:
 
 
 def _labels(labels: tuple[str, ...] | None) -> str:
-    return "labels unknown" if labels is None else first_names(labels) or "no label holds"
+    return "labels unknown" if labels is None else first_names(labels) or "none of the labels is 1"
 
 
 def _row(rank: int, near: Neighbour, labelled: bool) -> tuple:

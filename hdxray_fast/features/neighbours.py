@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from .neighbour_sheet import write_sheet
 from .row_columns import SETTINGS_KEY, NoFeaturesError, as_of_now, require_columns, require_values, row_schema
 from .stamps import Stamp
 from .table_settings import earlier_shipped
+from .told_of import ToldOf, place_of
 
 if TYPE_CHECKING:
     from ..models.encoder import Encoder
@@ -48,6 +50,8 @@ def find_similar(
     images: str | os.PathLike | None = None,
     weights: str | os.PathLike | Encoder | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
+    patients: Mapping[str, str] | None = None,
+    root: str | os.PathLike | None = None,
     out: str | os.PathLike | None = None,
     most: int = 11,
     device: str | None = None,
@@ -66,6 +70,10 @@ def find_similar(
         weights: those that the table was made with, for a query that it does not hold; looked at as it says there. Left
             out, the encoder that comes with the package, if the table is of it.
         labels: of radiographs, by their paths, the classes that hold: they are told beside each.
+        patients: likewise, the patient (blank: not known), where the table does not tell: whether it is the query's is
+            told, and nothing else.
+        root: folder that paths of ``labels`` and ``patients`` begin from: one that leads to no file is that of the one
+            radiograph of the table whose path ends in the rest of it.
         out: folder for ``similar.png``, a contact sheet, and ``similar.csv``; left out, nothing is written.
         most: neighbours.
         device: where the encoder runs; left out, a GPU if there is one.
@@ -84,6 +92,7 @@ def find_similar(
     folder = None
     if out is not None:
         asked = {name: escaped(os.path.abspath(path)) for name, path in (("query", query), ("table", table))}
+        asked |= {"most": most, "labels": _print_of(labels)}
         folder = PictureFolder(
             Path(out), "similar", asked, dict.fromkeys(("similar.png", "similar.csv"), ""), (), force
         )
@@ -122,28 +131,32 @@ def find_similar(
     if row is not None:
         distances[row] = np.inf
     order = [int(place) for place in np.argsort(distances, kind="stable") if np.isfinite(distances[place])][:most]
-    patients = [str(patient or "") for patient in facts.get(PATIENT, [""] * len(paths))]
-    own = patients[row] if row is not None else ""
-    root = None if images is None else Path(images)
-    told = _Labels(labels, root)
+    hashes = [str(patient or "") for patient in facts.get(PATIENT, [""] * len(paths))]
+    own = hashes[row] if row is not None else ""
+    folder_now = None if images is None else Path(images)
+    told, persons = (ToldOf(known or {}, folder_now, root, [*paths, str(query)]) for known in (labels, patients))
+
+    def is_same(place: int) -> bool | None:
+        one, other = (own, hashes[place]) if own and hashes[place] else map(persons.of, (str(query), paths[place]))
+        return one == other if one and other else None
+
     neighbours = [
         Neighbour(
-            paths[place], float(distances[place]), patients[place],
-            patients[place] == own if own and patients[place] else None, bool(pixels) and prints[place] == pixels,
-            views[place], told.of(paths[place]),
+            paths[place], float(distances[place]), hashes[place], is_same(place),
+            bool(pixels) and prints[place] == pixels, views[place], told.of(paths[place]),
         )
         for place in order
     ]  # fmt: skip
     found = Similar(
-        str(query), neighbours, len(paths), any(patients), view=view, labels=told.of(str(query)),
+        str(query), neighbours, len(paths), any(hashes), view=view, labels=told.of(str(query)),
         labelled=labels is not None,
     )  # fmt: skip
     if folder is None:
         return found
-    if root is not None and not root.is_dir():
-        raise ConfigError(f"images: {root} is no folder; give the one that the table's radiographs are in")
+    if folder_now is not None and not folder_now.is_dir():
+        raise ConfigError(f"images: {folder_now} is no folder; give the one that the table's radiographs are in")
     folder.claim()
-    places = [place_of(path, root) for path in (found.query, *(near.path for near in neighbours))]
+    places = [place_of(path, folder_now) for path in (found.query, *(near.path for near in neighbours))]
     if os.path.isfile(found.query):
         places[0] = found.query
     picture, missing = write_sheet(found, places, folder.path, workers, timeout, max_memory)
@@ -206,6 +219,12 @@ def _told_of(encoder: Encoder) -> dict:
     return json.loads(json.dumps(dict(item for item in settings_of(encoder.config).items() if item != USUAL)))
 
 
+def _print_of(labels: Mapping[str, Sequence[str]] | None) -> str:
+    """Tells labels of one call from those of another."""
+    rows = sorted((escaped(str(path)), list(names)) for path, names in labels.items()) if labels else []
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] if labels else ""
+
+
 def _side_of(settings: object) -> int:
     side = settings["encoder"]["img_size"]
     return side[0] if isinstance(side, list) else side
@@ -265,27 +284,3 @@ def _distances(file: CheckedParquet, width: int, rows: int, feature: np.ndarray 
         lengths = np.maximum(np.linalg.norm(centred, axis=1), 1e-12)
         parts.append(1 - centred @ wanted / lengths)
     return np.concatenate([np.zeros(0), *parts])
-
-
-def place_of(path: str, images: Path | None) -> str | None:
-    """Where a radiograph of the table is: where it says, or under ``images`` by as much of its path as is there."""
-    if images is None:
-        return path if os.path.isfile(path) else None
-    parts = [part for part in Path(path).parts if part not in ("..", Path(path).anchor)]
-    tails = (images.joinpath(*parts[start:]) for start in range(len(parts)))
-    return next((str(tail) for tail in tails if tail.is_file()), None)
-
-
-class _Labels:
-    """Those that were given, by whatever way leads to a radiograph."""
-
-    def __init__(self, labels: Mapping[str, Sequence[str]] | None, images: Path | None) -> None:
-        self._images = images
-        self._known = {os.path.abspath(path): tuple(names) for path, names in (labels or {}).items()}
-
-    def of(self, path: str) -> tuple[str, ...] | None:
-        """Of a radiograph as the table calls it."""
-        for place in (path, place_of(path, self._images) if self._known else None):
-            if place is not None and (names := self._known.get(os.path.abspath(place))) is not None:
-                return names
-        return None

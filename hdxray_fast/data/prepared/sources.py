@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from ...errors import ConfigError
@@ -51,6 +52,8 @@ def list_sources(
     exclude: Iterable[str | Path] = (),
     on_skip: Callable[[str], None] = lambda name: None,
     *,
+    image_column: str | None = None,
+    patient_column: str | None = None,
     workers: int = 1,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
@@ -65,6 +68,7 @@ def list_sources(
         images: folder that relative paths of manifests start from; the manifest's own by default.
         exclude: folders to leave out of a search.
         on_skip: called with the name of each file or member that is left out for its suffix.
+        image_column, patient_column: of manifests, where these columns go by none of the usual names.
         workers, timeout, max_memory, max_members: of archives, as for :func:`.archive_lists.list_archives`.
 
     Raises:
@@ -75,7 +79,10 @@ def list_sources(
     """
     items = list(map(Path, data))
     folders = [item for item in items if item.is_dir()]
-    named: list[tuple[Path, list[_Found]]] = [(item, _named(item, images, exclude, folders)) for item in items]
+    manifest = partial(
+        _manifest, images=images, folders=folders, image_column=image_column, patient_column=patient_column
+    )
+    named: list[tuple[Path, list[_Found]]] = [(item, _named(item, exclude, manifest)) for item in items]
     archives = list(dict.fromkeys(one.path for _, found in named for one in found if isinstance(one, _Archive)))
     lists = list_archives(archives, workers=workers, timeout=timeout, max_memory=max_memory, max_members=max_members)
     sources: dict[str, Source] = {}
@@ -124,6 +131,7 @@ def run_sources(
     images: str | os.PathLike | None = None,
     exclude: Iterable[str | Path] = (),
     *,
+    image_column: str | None = None,
     workers: int = 1,
 ) -> list[Source]:
     """What a run trains on: the members of an archive, or the files of :func:`hdxray_fast.data.listing.list_images`; of
@@ -136,11 +144,12 @@ def run_sources(
         ConfigError: ``data`` does not exist, is damaged, or holds no image.
     """
     if not isinstance(data, str | os.PathLike):
-        named = (source for one in data for source in run_sources(one, images, exclude, workers=workers))
+        options = {"image_column": image_column, "workers": workers}
+        named = (source for one in data for source in run_sources(one, images, exclude, **options))
         return list({source.name: source for source in named}.values())
     if is_archive(Path(data)) and Path(data).exists() and not Path(data).is_dir():
         return list_sources([data], workers=min(workers, 1))
-    return [Source(str(path)) for path in list_images(data, images, exclude)]
+    return [Source(str(path)) for path in list_images(data, images, exclude, image_column=image_column)]
 
 
 def _no_image(data: Sequence[str | os.PathLike], skipped: Sequence[str]) -> ConfigError:
@@ -164,15 +173,13 @@ class _Archive:
 _Found = Source | _Archive | str  # what a name stands for; a bare name is left out for its suffix
 
 
-def _named(
-    item: Path, images: str | os.PathLike | None, exclude: Iterable[str | Path], folders: Sequence[Path]
-) -> list[_Found]:
+def _named(item: Path, exclude: Iterable[str | Path], manifest: Callable[[Path], list[_Found]]) -> list[_Found]:
     if item.is_dir():
         return _folder(item, exclude)
     require_source(item)
     if is_archive(item):
         return [_Archive(item)]
-    return _manifest(item, images, folders) if item.suffix.lower() in TABLE_FILES else [Source(str(item))]
+    return manifest(item) if item.suffix.lower() in TABLE_FILES else [Source(str(item))]
 
 
 def _folder(folder: Path, exclude: Iterable[str | Path]) -> list[_Found]:
@@ -203,8 +210,15 @@ def _members(archive: Path, members: list[Member] | Failed, on_skip: Callable[[s
     return found
 
 
-def _manifest(manifest: Path, images: str | os.PathLike | None, folders: Sequence[Path]) -> list[_Found]:
-    named = manifest_rows(manifest, Path(images) if images else manifest.parent, "sources")
+def _manifest(
+    manifest: Path,
+    images: str | os.PathLike | None,
+    folders: Sequence[Path],
+    image_column: str | None,
+    patient_column: str | None,
+) -> list[_Found]:
+    root = Path(images) if images else manifest.parent
+    named = manifest_rows(manifest, root, "sources", image_column, patient_column)
     if named and not any(map(os.path.exists, named)):
         raise none_found(list(named), str(manifest), images, folders)
     return [Source(name, patient=patient) for name, patient in named.items()]
