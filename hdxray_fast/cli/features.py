@@ -52,13 +52,14 @@ def add_commands(commands, parser_class) -> None:
 
 
 def run_features_command(paths: list[str], weights: str, out: str, workers: int, **options) -> int:
+    from ..data.quarantine import first_unreadable
     from ..data.reader_pool import worker_count
     from ..features.feature_pictures import draw_features
 
     tell_encoder(weights)
     done = draw_features(paths, weights, out, workers=worker_count(workers), **options)
-    for bad in done.quarantined:
-        note(f"unreadable: {visible(bad.path)}: {visible(bad.reason)}")
+    if lost := [(bad.path, bad.reason) for bad in done.quarantined]:
+        note(first_unreadable(lost, len(lost), visible(Path(out) / "unreadable.csv")))
     if not done.pictures:
         return 2
     for source in done.flagged:

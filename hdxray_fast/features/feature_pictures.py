@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
 import numpy as np
 from torch import Tensor
 
@@ -31,6 +32,8 @@ from ..weights.fingerprint import settings_print
 from .embedding_files import fingerprint
 from .patch_features import PatchFeatures, PrincipalComponents, patch_features
 
+READING = "One colour: features alike, in every picture of this call. Yellow: most like the patch at the cross."
+READING_ATTENTION = " Attention: where values were read from, not why."
 MOST = 64  # radiographs of one call, whose features are held together: 10 MB each of ViT-B at 1280 pixels
 
 
@@ -90,8 +93,8 @@ def draw_features(
         paths: files, folders, CSV manifests, or one of these; or the folder of a prepared data set.
         weights: as for :func:`hdxray_fast.create_encoder`, or an encoder.
         out: folder for the pictures and ``unreadable.csv``; made if missing.
-        at: ``(x, y)`` in canvas pixels, whose patch the others are compared with; left out, the patch of each chest in
-            which the first component (red) is strongest.
+        at: ``(x, y)`` in canvas pixels, whose patch the others are compared with; left out, the patch well inside each
+            chest in which the first component (red) is strongest.
         keep: ``"valid"`` or ``"contour"``, the patches that the encoder looks at; left out, the encoder's, with
             ``"valid"`` for ``"all"``.
         img_size: canvas side, pixels; left out, the encoder's.
@@ -229,13 +232,22 @@ def _chest(item: _Seen) -> np.ndarray:
     return item.features.values if item.flagged or not item.inside.any() else item.features.values[item.inside]
 
 
+def _well_inside(item: _Seen) -> np.ndarray:
+    """Which of the patches that were looked at are nearer to the middle of the chest than to the edge of its contour,
+    within which parts of the abdomen lie; all, where the contour is not to be relied on: ``[N] bool``."""
+    if item.flagged or not item.inside.any():
+        return np.ones(len(item.inside), bool)
+    inside = item.features.on_grid(item.inside) == 1
+    depth = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    return depth.ravel()[item.features.ids] >= depth.max() / 2
+
+
 def _picture(item: _Seen, found: PrincipalComponents, at: Sequence[int] | None, patch_size: int) -> np.ndarray:
     features, box = item.features, item.box
     shares = found.shares(features.values)
     if at is None:
         strength = (features.values.astype(np.float32) - found.mean) @ found.axes[0]
-        among = np.ones(len(strength), bool) if item.flagged or not item.inside.any() else item.inside
-        row = int(np.where(among, strength, -np.inf).argmax())
+        row = int(np.where(_well_inside(item), strength, -np.inf).argmax())
     else:
         row = features.row_of(_place(at, patch_size, features.grid_size))
     y, x = divmod(int(features.ids[row]), features.grid_size[1])
@@ -257,4 +269,5 @@ def _picture(item: _Seen, found: PrincipalComponents, at: Sequence[int] | None, 
     panels = {title: panel[item.frame] for title, panel in panels.items()}  # patches reach into the padding
     name = Path(item.source).name
     unsure = "   FLAGGED: no chest contour to rely on, this may be no chest" if item.flagged else ""
-    return titled_row(panels, f"{name}{unsure}", item.flagged)
+    reading = READING if features.attention is None else f"{READING}{READING_ATTENTION}"
+    return titled_row(panels, f"{name}{unsure}", item.flagged, reading)

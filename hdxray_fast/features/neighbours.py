@@ -74,7 +74,8 @@ def find_similar(
             told, and nothing else.
         root: folder that paths of ``labels`` and ``patients`` begin from: one that leads to no file is that of the one
             radiograph of the table whose path ends in the rest of it.
-        out: folder for ``similar.png``, a contact sheet, and ``similar.csv``; left out, nothing is written.
+        out: folder for ``similar.png``, a contact sheet, and ``similar.csv`` (where openpyxl is installed, also
+            ``similar.xlsx``); left out, nothing is written.
         most: neighbours.
         device: where the encoder runs; left out, a GPU if there is one.
         workers: processes that read files; 0 reads in this process, without caps.
@@ -94,7 +95,7 @@ def find_similar(
         asked = {name: escaped(os.path.abspath(path)) for name, path in (("query", query), ("table", table))}
         asked |= {"most": most, "labels": _print_of(labels)}
         folder = PictureFolder(
-            Path(out), "similar", asked, dict.fromkeys(("similar.png", "similar.csv"), ""), (), force
+            Path(out), "similar", asked, dict.fromkeys(("similar.png", "similar.csv", "similar.xlsx"), ""), (), force
         )
         folder.refuse()
     with _opened(table) as file:
