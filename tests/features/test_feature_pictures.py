@@ -147,7 +147,7 @@ def test_the_padding_of_patches_at_the_edge_is_left_out(encoder, tmp_path):
     assert cv2.imwrite(str(tmp_path / "x.png"), np.full((128, 72), 200, np.uint8) + draw_radiograph(0, 128, 72) // 8)
     (place,) = hx.draw_features(tmp_path / "x.png", encoder, tmp_path / "out").pictures.values()
     picture = cv2.imread(str(place))
-    assert picture.shape == (18 + 64 + 2 * 18, 4 * 36 + 3 * 2, 3)  # lines above, below; 36 px on a grid of 16, gaps of 2
+    assert picture.shape == (18 + 64 + 2 * 18, 4 * 36 + 3 * 2, 3)  # lines above, below; 36 px, gaps of 2
     film = picture[18:82, :36].astype(int)
     assert film[:, [0, -1]].std() > 0 and np.abs(film[:, 0] - film[:, 1]).max() < 120  # no black edge
 
