@@ -53,6 +53,7 @@ def predict(
     device: str | None = None,
     progress: bool = False,
     classes: Sequence[str] | None = None,
+    image_column: str | None = None,
     precision: str = "auto",
     compile: str = "auto",
     timeout: float = TIMEOUT,
@@ -65,6 +66,7 @@ def predict(
 
     Args:
         paths: what to look at; images of a prepared data set are called as the files that they were prepared from.
+        image_column: the column of the manifests' files, where it goes by none of the usual names.
         maps: folder for a picture of each image with where the model looked, of :func:`.write_maps`.
         force: replace what another call drew there, of other files or another model.
         view: ``"frontal"`` leaves out what header or pixels show to be no frontal chest, which is then in ``left_out``.
@@ -85,7 +87,7 @@ def predict(
         CheckpointError: the folder holds no classifier, or a damaged one.
     """
     check_view(view)
-    model, inputs, patients = what_is_asked(paths, model, timeout, max_memory)
+    model, inputs, patients = what_is_asked(paths, model, image_column, timeout, max_memory)
     scorer = Scorer(model, classes, device, precision, compile)
     names = [one.name for one in inputs]
     places = None if maps is None else claim_maps(maps, names, model, scorer.questions.names, force)
@@ -124,6 +126,7 @@ def predict_files(
     device: str | None = None,
     progress: bool = False,
     classes: Sequence[str] | None = None,
+    image_column: str | None = None,
     precision: str = "auto",
     compile: str = "auto",
     timeout: float = TIMEOUT,
@@ -137,6 +140,7 @@ def predict_files(
     any moment, as by ``kill -9``, goes on where it was, if model, names and files are as they were.
 
     Args:
+        image_column: as for :func:`predict`.
         out: the file: a CSV, Excel workbook, JSON (a list of rows) or Parquet, as its ending says; or a folder for
             ``predictions.csv``. What could not be read is listed beside it, in ``<out>.unreadable.csv``, and what
             ``view`` left out in ``<out>.left_out.csv``. A table that is there is replaced if it is of these classes, of
@@ -158,7 +162,7 @@ def predict_files(
     for listed in (lost, aside):
         read_quarantine(listed)
     make_folder(place.parent)  # now, and not after the last image
-    model, inputs, patients = what_is_asked(paths, model, timeout, max_memory, share)
+    model, inputs, patients = what_is_asked(paths, model, image_column, timeout, max_memory, share)
     scorer = Scorer(model, classes, share.device(device), precision, compile)
     names = [one.name for one in inputs]
     refuse_other_predictions(place, names, scorer.questions.names, scorer.model_print, force)

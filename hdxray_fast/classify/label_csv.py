@@ -28,6 +28,11 @@ DECIMAL_COMMA = r"^\s*([+-]?\d+),(\d+(?:[eE][+-]?\d+)?)\s*$"
 YES_OR_NO = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
 # Read as 1 and 0 where a column holds both and nothing else: alone, or among others, they may mean something else
 PAIRS = (("positive", "negative"), ("present", "absent"), ("ja", "nein"), ("oui", "non"))
+CROSSES = frozenset({"x", "\u2713", "\u2714"})  # what marks a finding in a list that people keep
+CROSSED = (
+    "holds nothing but {} and blank cells; a blank one says 'not known', so that no image would be without the "
+    "finding: write 1 for {}, and 0 where the finding is not there"
+)
 NOT_NUMBERS = frozenset({"nan", "na", "n/a", "none", "null", "inf", "-inf", "#n/a"})
 
 
@@ -182,7 +187,12 @@ def _label_columns(frame, path: Path) -> tuple[list[str], list[str]]:
     measured, classes = ([name for name in others if kinds[name] == kind] for kind in ("measured", "labels"))
     left = [name for name in others if name not in classes]
     hint = "; --multiclass true reads the names in 'label'" if find_column(left, ["label"]) else ""
+    crossed = {name: mark for name in left if (mark := _cross(frame[name]))}
     if not classes:
+        if crossed:
+            name, mark = next(iter(crossed.items()))
+            others = f" (so do {', '.join(list(crossed)[1:])})" if crossed.keys() - {name} else ""
+            raise ConfigError(f"{path}: column {name!r} {CROSSED.format(mark, mark)}{others}")
         if not left:
             raise ConfigError(f"{path}: has no column of labels beside its path, patient and split")
         others = columns_in_words(left, left)
@@ -194,7 +204,9 @@ def _label_columns(frame, path: Path) -> tuple[list[str], list[str]]:
     notes = [f"classes: {', '.join(classes)}; name them with --classes if one of these is none"]
     if measured:
         notes.append(f"left out: {', '.join(measured)} (values other than 0 and 1)")
-    if texts := [name for name in left if name not in measured]:
+    for name, mark in crossed.items():
+        notes.append(f"warning: {name} is not read as a class: it {CROSSED.format(mark, mark)}")
+    if texts := [name for name in left if name not in measured and name not in crossed]:
         notes.append(f"not read as classes: {', '.join(texts)}{hint}")
     if empty := [*unnamed, *blank]:
         notes.append(f"columns without a name or a value are left out: {', '.join(empty)}")
@@ -217,6 +229,12 @@ def _pair(column) -> tuple[str, str] | None:
     return next((pair for pair in PAIRS if words == set(pair)), None)
 
 
+def _cross(column) -> str:
+    """The mark that all cells of a column are, blank ones apart; blank if they are something else."""
+    marks = set(column.dropna().astype(str).str.strip())
+    return repr(min(marks).lower()) if marks and {mark.lower() for mark in marks} <= CROSSES else ""
+
+
 def label_values(frame, path: Path, classes: Sequence[str], blank: float = np.nan) -> np.ndarray:
     """``[N, C] float32`` of 1, 0, -1 and ``blank``."""
     require_columns(frame, path, classes)
@@ -226,6 +244,8 @@ def label_values(frame, path: Path, classes: Sequence[str], blank: float = np.na
         values = _numbers(given)
         bad = (values.isna() & given.notna()) | ~(values.isna() | values.isin((-1, 0, 1)))
         if bad.any():
+            if mark := _cross(given):
+                raise ConfigError(f"{path}: column {name!r} {CROSSED.format(mark, mark)}")
             raise ConfigError(
                 f"{path}: row {_first(bad)}, column {name!r} holds {_kind(given[bad].iloc[0])}; labels are 1, 0, -1 "
                 "(uncertain) or blank, and true, false, yes and no; write other words as 1 and 0, or name the label "
@@ -240,9 +260,10 @@ def one_of_many(name: str) -> str:
 
 
 def _kind(cell: object) -> str:
-    """What a cell holds, which may be a patient's: a word for nothing is shown, anything else is named by its kind."""
+    """What a cell holds, which may be a patient's: a word for nothing and a cross are shown, anything else is
+    named by its kind."""
     word = str(cell).strip()
-    if word.lower() in NOT_NUMBERS:
+    if word.lower() in NOT_NUMBERS | CROSSES:
         return repr(word)
     try:
         float(word)

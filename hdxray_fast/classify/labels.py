@@ -17,7 +17,7 @@ from ..data.seen_key import is_same
 from ..data.splits import SPLITS, canonical_split, describe_drawn, drawn_splits, fill_splits, patients_hash
 from ..errors import ConfigError
 from ..regular_files import what_else
-from ..terminal import are, counted, visible
+from ..terminal import counted, visible
 from .label_csv import read_generic
 from .label_presets import PRESETS
 from .label_table import LabelTable, size_in_words
@@ -258,9 +258,12 @@ def check_table(table: LabelTable, source: str, least: int = 2) -> None:
         values = train.labels[:, column]
         positive, negative = int((values == 1).sum()), int((values == 0).sum())
         if min(positive, negative) < least:
+            hint = "remove its rows" if table.multiclass else "leave it out with classes (--classes)"
+            if np.isnan(values).any() and negative < least and not table.multiclass:
+                hint = f"a blank cell says 'not known': write 0 where the finding is not there, or {hint}"
             raise ConfigError(
                 f"{source}: class {name!r} has {positive} positive and {negative} negative training images, needed are "
-                f"{least} of each; {'remove its rows' if table.multiclass else 'leave it out with classes (--classes)'}"
+                f"{least} of each; {hint}"
             )
     if table.multiclass and not np.allclose(np.nansum(table.labels, axis=1), 1):
         row = int(np.flatnonzero(~np.isclose(np.nansum(table.labels, axis=1), 1))[0])
@@ -288,7 +291,11 @@ def require_files(table: LabelTable, source: str, images: str | Path | None = No
     if len(missing) == len(table.paths):
         raise none_found(missing, source, images)
     if missing:
-        table.notes.append(f"{are(len(missing), 'file')} missing, the first is {missing[0]}")
+        verb = "is" if len(missing) == 1 else "are"
+        table.notes.append(
+            f"{len(missing)} of these {counted(len(table), 'image')} {verb} missing and left out of what follows, the "
+            f"first is {missing[0]}"
+        )
 
 
 def describe_labels(table: LabelTable) -> str:

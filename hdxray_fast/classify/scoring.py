@@ -183,6 +183,7 @@ class Scorer(Embedder):
 def what_is_asked(
     paths: str | os.PathLike | Sequence[str | os.PathLike],
     model: Classifier | str | os.PathLike,
+    image_column: str | None,
     timeout: float,
     max_memory: int,
     share: Share = ALONE,
@@ -196,18 +197,18 @@ def what_is_asked(
             "to_classifier) and the folder of one"
         )
     names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    inputs, patients = share.from_main(lambda: _listed(names))
+    inputs, patients = share.from_main(lambda: _listed(names, image_column))
     require_prepared_for(prepared_among(inputs).values(), model.encoder.img_size[0], model.config.contour)
     return model, inputs, patients
 
 
-def _listed(names: Sequence[str | os.PathLike]) -> tuple[list[Input], dict[str, str]]:
+def _listed(names: Sequence[str | os.PathLike], image_column: str | None) -> tuple[list[Input], dict[str, str]]:
     """What the model is to look at, and the patients of those that manifests tell of."""
-    inputs = list_inputs(names)
+    inputs = list_inputs(names, image_column=image_column)
     patients: dict[str, str] = {}
     for path in map(Path, names):  # before the first image: what is refused here costs no prediction
         if path.suffix.lower() in TABLE_FILES and path.is_file():
-            patients |= manifest_patients(path, "paths")
+            patients |= manifest_patients(path, "paths", image_column)
     return inputs, patients
 
 

@@ -17,6 +17,7 @@ from ..training.resuming import STOPPED
 from .options import (
     add_columns,
     add_config,
+    add_image_column,
     add_inference,
     add_part,
     add_reading,
@@ -62,6 +63,7 @@ def add_commands(commands, parser_class) -> None:
     predict.add_argument("--maps", help="folder for a picture of each radiograph with where the model looked")
     force = "replace predictions of other films or of another model in --out, and pictures of such in --maps"
     predict.add_argument("--force", action="store_true", help=force)
+    add_image_column(predict)
     _add_model(predict)
     commands.add_subcommand("predict", predict)
 

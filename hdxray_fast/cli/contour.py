@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .options import add_force, add_reading
+from .options import add_force, add_image_column, add_reading
 
 
 def add_commands(commands, parser_class) -> None:
@@ -18,17 +18,19 @@ def add_commands(commands, parser_class) -> None:
     contour.add_argument("--method", default="network", help=f"one of {', '.join(METHODS)}")
     contour.add_argument("--img-size", type=int, default=1280, help="canvas side, pixels")
     contour.add_argument("--patch-size", type=int, default=16, help="side of a patch, pixels")
+    add_image_column(contour)
     add_force(contour)
     add_reading(contour)
     commands.add_subcommand("contour", contour)
 
 
-def run_contour_command(paths: list[str], out: str, workers: int, **options) -> int:
+def run_contour_command(paths: list[str], out: str, workers: int, image_column: str | None, **options) -> int:
     from ..data.contour_files import write_contours
     from ..data.listing import list_images
     from ..data.reader_pool import worker_count
 
-    files = [file for path in paths for file in list_images(path, exclude=(out,), argument="paths")]
+    listing = {"exclude": (out,), "argument": "paths", "image_column": image_column}
+    files = [file for path in paths for file in list_images(path, **listing)]
     summary = write_contours(files, out, workers=worker_count(workers), **options)
     return 0 if summary["written"] else 2
 

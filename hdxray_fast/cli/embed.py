@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from ..progress import note
-from ..terminal import visible
-from .options import WEIGHTS, add_inference, add_part, add_reading, tell_encoder, tell_waiting
+from ..terminal import counted, visible
+from .options import WEIGHTS, add_image_column, add_inference, add_part, add_reading, tell_encoder, tell_waiting
 
 
 def add_commands(commands, parser_class) -> None:
@@ -23,6 +23,7 @@ def add_commands(commands, parser_class) -> None:
     embed.add_argument("--keep", help="all, valid or contour; left out, the encoder's")
     embed.add_argument("--img-size", type=int, help="canvas side, pixels; left out, the encoder's")
     embed.add_argument("--batch-size", type=int, default=4, help="images at once")
+    add_image_column(embed)
     add_reading(embed)
     add_part(embed)
     embed.add_argument("--device", help="where the encoder runs; left out, a GPU if there is one")
@@ -48,7 +49,8 @@ def run_embed_command(paths: list[str], out: str, weights: str, **options) -> in
         return 2
     if told := describe_not_frontal(done.not_frontal, done.rows):
         note(told)
-    print(f"{done.rows} rows of {done.width} numbers in {visible(done.out)} ({done.new} new)")
+    lost = f"; {counted(done.unreadable, 'file')} could not be read" if done.unreadable else ""
+    print(f"{done.rows} rows of {done.width} numbers in {visible(done.out)} ({done.new} new){lost}")
     if done.table != done.out:
         print(f"{visible(done.table)} holds them as well, and is what a later embed goes on from")
     return 0

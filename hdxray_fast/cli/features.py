@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 from ..errors import ConfigError
 from ..progress import note
 from ..terminal import counted, visible
-from .options import WEIGHTS, add_force, add_reading, tell_encoder
+from .options import WEIGHTS, add_columns, add_force, add_image_column, add_reading, tell_encoder
 
 
 def add_commands(commands, parser_class) -> None:
@@ -25,6 +26,7 @@ def add_commands(commands, parser_class) -> None:
     features.add_argument("--img-size", type=int, help="canvas side, pixels; left out, the encoder's")
     features.add_argument("--most", type=int, default=64, help="radiographs to draw; of more, some at even distances")
     add_force(features)
+    add_image_column(features)
     add_reading(features)
     features.add_argument("--device", help="where the encoder runs; left out, a GPU if there is one")
     commands.add_subcommand("features", features, help="what an encoder sees in radiographs, as pictures")
@@ -38,7 +40,9 @@ def add_commands(commands, parser_class) -> None:
     table = "those that the table was made with, for a query that it does not hold; left out, the package's own"
     similar.add_argument("--images", help="folder that the table's radiographs are in now; left out, as the table says")
     similar.add_argument("--weights", help=table)
-    similar.add_argument("--labels", help="CSV with image and a column a finding: what holds is told beside each")
+    findings = "CSV with image and a column a finding, perhaps one of patients: what holds, and whose, is told of each"
+    similar.add_argument("--labels", help=findings)
+    add_columns(similar, "--labels")
     similar.add_argument("--out", required=True, help="folder for similar.png and similar.csv")
     similar.add_argument("--most", type=int, default=11, help="neighbours")
     add_force(similar)
@@ -48,13 +52,14 @@ def add_commands(commands, parser_class) -> None:
 
 
 def run_features_command(paths: list[str], weights: str, out: str, workers: int, **options) -> int:
+    from ..data.quarantine import first_unreadable
     from ..data.reader_pool import worker_count
     from ..features.feature_pictures import draw_features
 
     tell_encoder(weights)
     done = draw_features(paths, weights, out, workers=worker_count(workers), **options)
-    for bad in done.quarantined:
-        note(f"unreadable: {visible(bad.path)}: {visible(bad.reason)}")
+    if lost := [(bad.path, bad.reason) for bad in done.quarantined]:
+        note(first_unreadable(lost, len(lost), visible(Path(out) / "unreadable.csv")))
     if not done.pictures:
         return 2
     for source in done.flagged:
@@ -65,18 +70,22 @@ def run_features_command(paths: list[str], weights: str, out: str, workers: int,
     return 0
 
 
-def _positives(data: str, images: str | None) -> dict[str, list[str]]:
-    """Of each radiograph of a table with labels the classes that hold."""
+def _read_labels(data: str, images: str | None, columns: dict[str, str | None]) -> dict[str, object]:
+    """What ``find_similar`` takes of a table with labels: of each radiograph the classes that hold, and the patient."""
     from ..classify.labels import read_manifest
+    from ..data.listing import manifest_rows
 
+    root = Path(images) if images else Path(data).parent
     try:
-        table = read_manifest(data, images=images)
+        table = read_manifest(data, images=images, **columns)
+        patients = manifest_rows(Path(data), root, "labels", **columns)
     except ConfigError as error:
         raise ConfigError(re.sub("^data: ", "labels: ", str(error))) from error
-    return {
+    labels = {
         path: [name for name, value in zip(table.classes, row, strict=True) if value == 1]
         for path, row in zip(table.paths, table.labels, strict=True)
     }
+    return {"labels": labels, "patients": patients, "root": root}
 
 
 def run_similar_command(query: str, workers: int, labels: str | None, **options) -> int:
@@ -84,8 +93,9 @@ def run_similar_command(query: str, workers: int, labels: str | None, **options)
     from ..features.neighbour_sheet import SCALE, about
     from ..features.neighbours import find_similar
 
-    labels = None if labels is None else _positives(labels, options["images"])
-    found = find_similar(query, options.pop("in"), labels=labels, workers=worker_count(workers), **options)
+    columns = {name: options.pop(name) for name in ("image_column", "patient_column")}
+    told = {} if labels is None else _read_labels(labels, options["images"], columns)
+    found = find_similar(query, options.pop("in"), workers=worker_count(workers), **told, **options)
     print(SCALE)
     for near in found.neighbours:
         print(", ".join(map(visible, (f"{near.distance:.4f}  {near.path}", *about(near, found.labelled)))))

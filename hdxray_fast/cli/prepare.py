@@ -68,7 +68,7 @@ def run_prepare_command(**options) -> int:
             f"{counted(result.summary['sources'], 'source')}, prepared before; --add takes in what has come since, "
             "--retry reads the unreadable files again"
         )
-        _tell_place(result.out)
+        _tell_place(result.out, result.summary)
         return 0
     _tell_merged(result.out, result.summary)
     if result.summary["patients"]:  # else the key hides nobody yet
@@ -99,15 +99,16 @@ def _tell_merged(out: Path, summary: dict) -> None:
 
     print(describe(summary))
     _tell_unreadable(read_unreadable(out), out / QUARANTINE)
-    _tell_place(out)
+    _tell_place(out, summary)
 
 
-def _tell_place(out: Path) -> None:
+def _tell_place(out: Path, summary: dict) -> None:
     from ..data.prepared.index import QUARANTINE, TILES
     from ..data.prepared.summary import PICTURES
 
     pictures = ", ".join(name for name in PICTURES if (out / name).exists())
-    print(f"the data set is {visible(out)}; look at {pictures} ({TILES}: the file of each tile) and {QUARANTINE} in it")
+    lists = f" and {QUARANTINE}" if summary["unreadable"] or summary["filtered"] else ""
+    print(f"the data set is {visible(out)}; look at {pictures} ({TILES}: the file of each tile){lists} in it")
 
 
 def _tell_unreadable(files: list[tuple[str, str]], listed: str | Path) -> None:

@@ -20,14 +20,14 @@ from ..images.overlay import contact_sheet, contact_tile, describe_contour, draw
 from ..images.panels import write_image
 from ..progress import note, progress_bar
 from ..terminal import counted, first_names, visible
-from .csv_cells import write_table
 from .film_views import describe_not_frontal, not_frontal
 from .picture_folder import PictureFolder
 from .quarantine import Quarantined, write_quarantine
 from .reader_pool import MAX_MEMORY, TIMEOUT, Failed, call_in_order, check_caps
+from .result_files import write_for_people
 
 SHEET = 48  # tiles on one contact sheet
-TABLE = "contours.csv"
+TABLE, WORKBOOK, UNREADABLE = "contours.csv", "contours.xlsx", "unreadable.csv"
 COLUMNS = (
     "source", "picture", "confidence", "method", "flagged", "view", "flags", "left", "top", "right", "bottom",
     "inside_share", "canvas_size",
@@ -51,7 +51,8 @@ def write_contours(
     For every readable file ``NAME.contour.png`` (overlay) and ``NAME.contour.json`` are written to `out`, where NAME is
     the file's stem, numbered when several files share it; then ``contacts.png`` (``contacts-2.png`` ... beyond 48),
     which leaves out names of the radiographs themselves, and ``contours.csv``: a row a radiograph with its picture,
-    confidence, method, view, flags, and the box around the contour in canvas pixels (blank without a polygon).
+    confidence, method, view, flags, and the box around the contour in canvas pixels (blank without a polygon); where
+    openpyxl is installed, the same as ``contours.xlsx``.
     Unreadable files are reported on stderr with the reason, listed in ``unreadable.csv``, and skipped.
 
     Args:
@@ -99,7 +100,7 @@ def write_contours(
     }
     pictures |= {path.name: "" for path in sheets}
     settings = {"method": method, "img_size": img_size, "patch_size": patch_size}
-    PictureFolder(folder, "contour", settings, pictures, ("unreadable.csv", TABLE), force).claim()
+    PictureFolder(folder, "contour", settings, pictures, (UNREADABLE, TABLE, WORKBOOK), force).claim()
     summary: dict = {"written": {}, "flagged": [], "not_frontal": {}, "failed": {}, "contacts": []}
     summary["table"] = str(folder / TABLE)
     tiles: list[np.ndarray] = []
@@ -137,11 +138,10 @@ def write_contours(
             bar.update()
     if tiles:
         summary["contacts"].append(_write_sheet(sheets[len(summary["contacts"])], tiles))
-    with written_whole(folder / TABLE) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        write_table(stream, COLUMNS, rows, names=("source", "picture"))
-    write_quarantine(folder / "unreadable.csv", unreadable)
+    to_open = write_for_people(folder / TABLE, COLUMNS, rows, names=("source", "picture"))
+    write_quarantine(folder / UNREADABLE, unreadable)
     if progress:
-        _report(summary, folder)
+        _report(summary, folder, to_open)
     return summary
 
 
@@ -177,18 +177,19 @@ def _as_paths(paths: Iterable[str | os.PathLike]) -> list[str]:
     return list(dict.fromkeys(str(source) for source in sources))
 
 
-def _report(summary: dict, folder: Path) -> None:
+def _report(summary: dict, folder: Path, table: Path) -> None:
     for source, reason in summary["failed"].items():
         note(f"unreadable: {visible(source)}: {visible(reason)}")
     flagged = summary["flagged"]
     aside = f"; {told}" if (told := describe_not_frontal(summary["not_frontal"], len(summary["written"]))) else ""
-    lost = f"; {counted(len(summary['failed']), 'file')} unreadable" if summary["failed"] else ""
+    bad = counted(len(summary["failed"]), "file")
+    lost = f"; {bad} unreadable, listed in {visible(folder / UNREADABLE)}" if summary["failed"] else ""
     sheets = [visible(path) for path in summary["contacts"]]
     seen = f"; all of them in {sheets[0]}{f' to {Path(sheets[-1]).name}' if sheets[1:] else ''}" if sheets else ""
     print(
         f"{counted(len(summary['written']), 'contour')} in {visible(folder)}, {len(flagged)} flagged"
         f"{f' ({first_names(flagged)})' if flagged else ''}{aside}{seen}; a row for each in "
-        f"{visible(summary['table'])}{lost}"
+        f"{visible(table)}{lost}"
     )
 
 

@@ -33,12 +33,15 @@ class Input(NamedTuple):
     name: str
 
 
-def list_inputs(paths: Iterable[str | os.PathLike], argument: str = "paths") -> list[Input]:
+def list_inputs(
+    paths: Iterable[str | os.PathLike], argument: str = "paths", image_column: str | None = None
+) -> list[Input]:
     """The radiographs of folders, files, manifests and prepared data sets, in their order, each name once.
 
     Args:
         paths: folders, files and manifests as for :func:`.listing.list_images`, or folders of prepared data sets.
         argument: what the caller calls them, for errors.
+        image_column: of manifests, as there.
 
     Raises:
         ConfigError: a path does not exist or names no image; or two data sets have different images of one name.
@@ -54,7 +57,7 @@ def list_inputs(paths: Iterable[str | os.PathLike], argument: str = "paths") -> 
                         "them alone"
                     )
         else:
-            for file in map(str, list_images(path, argument=argument)):
+            for file in map(str, list_images(path, argument=argument, image_column=image_column)):
                 found.setdefault(file, Input(file, file))
     return list(found.values())
 

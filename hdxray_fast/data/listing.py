@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..regular_files import lines, reason_of, what_else
-from .columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column
+from .columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, named_column
 from .csv_cells import name_of
+from .missing_files import folder_meant
 from .table_text import TABLE_FILES, open_text_table
 
 IMAGE_SUFFIXES = frozenset(
@@ -26,7 +27,11 @@ OURS = ({"log.jsonl", "config.json"}, {"settings.json", "sources.parquet"}, {"se
 
 
 def list_images(
-    data: str | Path, images: str | Path | None = None, exclude: Iterable[str | Path] = (), argument: str = "data"
+    data: str | Path,
+    images: str | Path | None = None,
+    exclude: Iterable[str | Path] = (),
+    argument: str = "data",
+    image_column: str | None = None,
 ) -> list[Path]:
     """The radiographs that ``data`` names, in an order that does not depend on the file system.
 
@@ -38,6 +43,7 @@ def list_images(
         exclude: folders to leave out of a search: where results go, lest they be taken for radiographs. Folders of
             pre-training runs, of prepared data sets and of contour overlays are left out in any case.
         argument: what the caller calls ``data``, for errors.
+        image_column: the column of a manifest's files, where it goes by none of the usual names.
 
     Returns:
         Paths, sorted for a folder and in the manifest's order otherwise, without repeats.
@@ -49,18 +55,22 @@ def list_images(
     if root.is_dir():
         found = image_files(root, exclude)
     elif root.is_file() and root.suffix.lower() in TABLE_FILES:
-        found = manifest_paths(root, Path(images) if images else root.parent, argument)
+        found = manifest_paths(root, Path(images) if images else root.parent, argument, image_column)
     elif root.is_file():
         found = [root]
     else:
-        raise ConfigError(
-            f"{argument}: {root} {what_else(root) or 'does not exist'}; give a folder of radiographs, one image, or a "
-            "CSV manifest"
-        )
+        accepted = "give a folder of radiographs, one image, or a CSV manifest"
+        raise ConfigError(f"{argument}: {root} {wrong_with(root, accepted)}")
     if not found:
         kinds = " ".join(sorted(IMAGE_SUFFIXES))
         raise ConfigError(f"{argument}: {root} names no image; accepted are {kinds} and DICOM files without a suffix")
     return list(dict.fromkeys(found))
+
+
+def wrong_with(path: Path, accepted: str) -> str:
+    """Why nothing can be read there, and the folder that may be meant, or else what is accepted."""
+    meant = "" if os.path.lexists(path) else folder_meant(path)
+    return f"{what_else(path) or 'does not exist'}; {meant or accepted}"
 
 
 def image_files(
@@ -194,36 +204,47 @@ def _entries(folder: str) -> tuple[list[tuple[str, bool]], set[str]]:
     return subfolders, names
 
 
-def manifest_paths(manifest: Path, root: Path, argument: str = "data") -> list[Path]:
+def manifest_paths(manifest: Path, root: Path, argument: str = "data", image_column: str | None = None) -> list[Path]:
     """The files that a CSV manifest names, below ``root`` where relative; errors are about ``argument``."""
-    return [root / name for name, _ in _manifest_rows(manifest, argument)]
+    return [root / name for name, _ in _manifest_rows(manifest, argument, image_column)]
 
 
-def manifest_patients(manifest: Path, argument: str = "data") -> dict[str, str]:
+def manifest_patients(manifest: Path, argument: str = "data", image_column: str | None = None) -> dict[str, str]:
     """The patient of each file that a CSV manifest names; without a column of patients, the file as it is named."""
     return {
         str(manifest.parent / name): name.strip() if patient is None else name_of(patient.strip())
-        for name, patient in _manifest_rows(manifest, argument)
+        for name, patient in _manifest_rows(manifest, argument, image_column)
     }
 
 
-def manifest_rows(manifest: Path, root: Path, argument: str = "data") -> dict[str, str]:
+def manifest_rows(
+    manifest: Path,
+    root: Path,
+    argument: str = "data",
+    image_column: str | None = None,
+    patient_column: str | None = None,
+) -> dict[str, str]:
     """Each file that a CSV manifest names, once, and its patient: that of its last row; blank if it is not told."""
-    return {str(root / name): name_of(patient or "") for name, patient in _manifest_rows(manifest, argument)}
+    rows = _manifest_rows(manifest, argument, image_column, patient_column)
+    return {str(root / name): name_of(patient or "") for name, patient in rows}
 
 
-def _manifest_rows(manifest: Path, argument: str) -> list[tuple[str, str | None]]:
+def _manifest_rows(
+    manifest: Path, argument: str, image_column: str | None, patient_column: str | None = None
+) -> list[tuple[str, str | None]]:
     """Names of files, and cells of their patients; ``None`` where there is no such column."""
     try:
         with open_text_table(manifest) as (stream, separator):
             reader = csv.DictReader(lines(stream, manifest), delimiter=separator)
-            column = find_column(reader.fieldnames or (), PATH_COLUMNS)
+            columns = reader.fieldnames or ()
+            column = named_column(columns, image_column, PATH_COLUMNS, "image_column", manifest)
             if column is None:
                 raise ConfigError(
-                    f"{argument}: {manifest} has no column of images: {columns_in_words(reader.fieldnames or ())}; "
-                    "call it 'image' or 'path', with commas, semicolons or tabs between columns"
+                    f"{argument}: {manifest} has no column of images: {columns_in_words(columns)}; call it 'image' or "
+                    "'path', with commas, semicolons or tabs between columns, or name it with image_column "
+                    "(--image-column)"
                 )
-            patient = find_column(reader.fieldnames or (), PATIENT_COLUMNS)
+            patient = named_column(columns, patient_column, PATIENT_COLUMNS, "patient_column", manifest)
             rows = (row for row in reader if row[column])
             return [(name_of(row[column]), None if patient is None else row[patient] or "") for row in rows]
     except (OSError, csv.Error) as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..errors import ConfigError
@@ -15,19 +15,23 @@ UP = 3  # folders above the one that was looked in where the first file is looke
 MOST_BELOW = 1000  # entries of it that are tried
 
 
-def none_found(missing: Sequence[str], source: str, images: str | os.PathLike | None) -> ConfigError:
+def none_found(
+    missing: Sequence[str], source: str, images: str | os.PathLike | None, also: Iterable[Path] = ()
+) -> ConfigError:
     """The refusal of a table.
 
     Args:
         missing: paths, all that the table names.
         source: of the table.
         images: folder that its names were looked for in (``--images``); ``None`` for that of the table itself.
+        also: other folders that were named, in which the first file is looked for too.
     """
     folder = Path(images) if images else Path(source).parent if Path(source).is_file() else Path(source)
     if images and not folder.is_dir():
         wrong = "is a file, not a folder" if folder.is_file() else what_else(folder) or "does not exist"
-        return ConfigError(f"images: {folder} {wrong}; {_near(folder) or 'it is the folder that names begin from'}")
-    found = _meant(folder, missing[0])
+        hint = folder_meant(folder) or "it is the folder that names begin from"
+        return ConfigError(f"images: {folder} {wrong}; {hint}")
+    found = _meant(folder, missing[0], also)
     hint = f"is {found} meant?" if found else "images (--images) names the folder that their names begin from"
     if os.sep == "/" and "\\" in missing[0]:
         hint = "its names have the backslashes of Windows, write / in their place"
@@ -40,18 +44,19 @@ def none_found(missing: Sequence[str], source: str, images: str | os.PathLike | 
     return ConfigError(f"{source}: none of the {len(missing)} images exists, the first is {missing[0]}; {hint}")
 
 
-def _near(folder: Path) -> str:
-    """A folder of nearly this name, beside it."""
+def folder_meant(folder: Path) -> str:
+    """Asks for a folder of nearly this name, beside it; blank if there is none."""
     try:
-        beside = [entry.name for entry in os.scandir(folder.parent) if entry.is_dir()]
+        with os.scandir(folder.parent) as entries:
+            beside = [entry.name for entry, _ in zip(entries, range(MOST_BELOW), strict=False) if entry.is_dir()]
     except OSError:
         return ""
     near = difflib.get_close_matches(folder.name, beside, 1)
     return f"is {folder.parent / near[0]} meant?" if near else ""
 
 
-def _meant(folder: Path, first: str) -> Path | None:
-    """A folder above or right below in which the first file is found."""
+def _meant(folder: Path, first: str, also: Iterable[Path]) -> Path | None:
+    """One of ``also``, or a folder above or right below, in which the first file is found."""
     if not Path(first).is_relative_to(folder):
         return None
     name = Path(first).relative_to(folder)
@@ -62,4 +67,4 @@ def _meant(folder: Path, first: str) -> Path | None:
             below = [Path(entry.path) for entry, _ in zip(entries, range(MOST_BELOW), strict=False) if entry.is_dir()]
     except OSError:
         below = []
-    return next((place for place in (*above[1:], *sorted(below)) if (place / name).is_file()), None)
+    return next((place for place in (*also, *above[1:], *sorted(below)) if (place / name).is_file()), None)

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from ..parquet_files import open_parquet
 from ..regular_files import open_regular, reason_of
 from .csv_cells import write_table
 from .table_text import open_text_table
-from .workbook import write_workbook
+from .workbook import MOST_ROWS, write_workbook
 
 TABLES = (".csv", ".json", ".parquet", ".xlsx")
 HEAD = 1 << 16  # bytes that hold a first row
@@ -80,6 +81,26 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence], name
             write_workbook(temporary, header, (row.values() for row in _mappings(header, rows, names)))
         else:
             _write_parquet(temporary, header, _mappings(header, rows, names))
+
+
+def write_for_people(path: Path, header: Sequence[str], rows: Iterable[Sequence], names: Sequence[str] = ()) -> Path:
+    """A CSV for programs, and beside it an Excel workbook of its name where openpyxl is installed: a CSV's commas and
+    umlauts are lost on spreadsheets of many countries.
+
+    Args:
+        path: of the CSV; an earlier workbook beside it goes.
+        header, rows, names: as for :func:`write_rows`.
+
+    Returns:
+        The workbook; without openpyxl, and of more rows than one has, the CSV.
+    """
+    rows, workbook = list(rows), path.with_suffix(".xlsx")
+    write_rows(path, header, rows, names)
+    if find_spec("openpyxl") is None or len(rows) >= MOST_ROWS:
+        workbook.unlink(missing_ok=True)
+        return path
+    write_rows(workbook, header, rows, names)
+    return workbook
 
 
 def refuse_other_table(path: Path, columns: Sequence[str], what: str) -> None:

@@ -18,7 +18,7 @@ from ..errors import ArgumentTypeError
 from ..models.encoder import Encoder
 from ..names import require_utf8
 from ..ranks import acquainted
-from ..weights.create import encoder_of_size
+from ..weights.create import create_encoder, encoder_of_size
 from ..weights.fingerprint import settings_of
 from ..weights.shipped import PRETRAINED
 from .embedding import Embedder
@@ -26,6 +26,7 @@ from .feature_csv import BEGINS, write_csv
 from .feature_table import FeatureTable
 from .filling import fill_and_join
 from .shares import Share
+from .table_settings import SHIPPED
 
 USUAL = ("contour", "network")  # has no part in what tells tables apart, as before there was a choice
 
@@ -82,6 +83,7 @@ def embed_files(
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
     part: str = "1/1",
+    image_column: str | None = None,
 ) -> EmbeddedFiles:
     """Write a row of features per radiograph to a Parquet file; files that it already holds are not read again, unless
     they have changed since: in size or time, or in the pixels that were prepared.
@@ -101,6 +103,7 @@ def embed_files(
         part: ``i/n``: the i-th of n shares of the files, counted from 1, for as many processes with the same arguments,
             on any machines that see ``out``; the one that ends last joins the table. Ranks of torchrun share a part
             among them, and the main one joins.
+        image_column: the column of the manifests' files, where it goes by none of the usual names.
 
     Raises:
         ConfigError: a path names no image, ``out`` has another ending or holds features made with other settings, or a
@@ -116,7 +119,7 @@ def embed_files(
     as_csv = place.suffix.lower() == ".csv"
     if as_csv:
         refuse_other_table(place, BEGINS, "features")
-    inputs = Share.of_part(part).from_main(lambda: list_inputs(paths))
+    inputs = Share.of_part(part).from_main(lambda: list_inputs(paths, image_column=image_column))
     table = place.with_suffix(".parquet") if as_csv else place
     done = embed_list(
         inputs, table, weights, pool=pool, keep=keep, img_size=img_size, batch_size=batch_size, workers=workers,
@@ -158,9 +161,11 @@ def embed_list(
     encoder = encoder_of_size(weights, img_size)
     require_prepared_for(prepared_among(inputs).values(), encoder.img_size[0], encoder.contour)
     job = Embedder(encoder, pool=pool, keep=keep, device=share.device(device), precision=precision, compile=compile)
+    weights_print = fingerprint(encoder)
     settings = {
         "encoder": {name: value for name, value in settings_of(encoder.config).items() if (name, value) != USUAL},
-        "weights": fingerprint(encoder),
+        "weights": weights_print,
+        SHIPPED: shipped_name(encoder, weights_print),
         "pool": job.pool,
         "keep": job.keep,
         "precision": job.precision,
@@ -176,6 +181,15 @@ def embed_list(
             table.out, table.out, len(table), new, table.width, len(bad), table.unreadable, bad, job.precision,
             waiting or [], waiting is None, dict(table.not_frontal),
         )  # fmt: skip
+
+
+def shipped_name(encoder: Encoder, weights_print: str) -> str | None:
+    """Which encoder of the package it is, as that comes with this version; ``None`` if it was trained further."""
+    name = encoder.config.began_from
+    if name is None or encoder.img_size[0] != encoder.img_size[1]:
+        return None
+    shipped = create_encoder(name, weights=PRETRAINED, img_size=encoder.img_size[0])
+    return name if fingerprint(shipped) == weights_print else None
 
 
 def fingerprint(encoder: Encoder) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
 import numpy as np
 from torch import Tensor
 
@@ -31,6 +32,8 @@ from ..weights.fingerprint import settings_print
 from .embedding_files import fingerprint
 from .patch_features import PatchFeatures, PrincipalComponents, patch_features
 
+READING = "One colour: features alike, in every picture of this call. Yellow: most like the patch at the cross."
+READING_ATTENTION = " Attention: where values were read from, not why."
 MOST = 64  # radiographs of one call, whose features are held together: 10 MB each of ViT-B at 1280 pixels
 
 
@@ -78,6 +81,7 @@ def draw_features(
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
     force: bool = False,
+    image_column: str | None = None,
 ) -> FeaturePictures:
     """Draw what an encoder makes of radiographs: ``NAME.features.png`` for each, where NAME is the file's stem.
 
@@ -89,8 +93,8 @@ def draw_features(
         paths: files, folders, CSV manifests, or one of these; or the folder of a prepared data set.
         weights: as for :func:`hdxray_fast.create_encoder`, or an encoder.
         out: folder for the pictures and ``unreadable.csv``; made if missing.
-        at: ``(x, y)`` in canvas pixels, whose patch the others are compared with; left out, the patch of each chest in
-            which the first component (red) is strongest.
+        at: ``(x, y)`` in canvas pixels, whose patch the others are compared with; left out, the patch well inside each
+            chest in which the first component (red) is strongest.
         keep: ``"valid"`` or ``"contour"``, the patches that the encoder looks at; left out, the encoder's, with
             ``"valid"`` for ``"all"``.
         img_size: canvas side, pixels; left out, the encoder's.
@@ -100,6 +104,7 @@ def draw_features(
         timeout: seconds that a file may take.
         max_memory: MiB that a file may take.
         force: replace what another call drew in ``out``, of other files or settings.
+        image_column: the column of the manifests' files, where it goes by none of the usual names.
 
     Raises:
         ArgumentError: an argument is not as described, or ``at`` lies outside the canvas, in the padding of a
@@ -120,8 +125,8 @@ def draw_features(
     paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     images = _prepared(paths, encoder)
     if images is None:
-        files = [str(file) for path in paths for file in list_images(Path(path), exclude=(out,), argument="paths")]
-        names = list(dict.fromkeys(files))
+        listing = {"exclude": (out,), "argument": "paths", "image_column": image_column}
+        names = list(dict.fromkeys(str(file) for path in paths for file in list_images(Path(path), **listing)))
     else:
         names = images.sources()
     chosen = np.unique(np.linspace(0, len(names) - 1, min(most, len(names))).round().astype(int)).tolist()
@@ -227,13 +232,22 @@ def _chest(item: _Seen) -> np.ndarray:
     return item.features.values if item.flagged or not item.inside.any() else item.features.values[item.inside]
 
 
+def _well_inside(item: _Seen) -> np.ndarray:
+    """Which of the patches that were looked at are nearer to the middle of the chest than to the edge of its contour,
+    within which parts of the abdomen lie; all, where the contour is not to be relied on: ``[N] bool``."""
+    if item.flagged or not item.inside.any():
+        return np.ones(len(item.inside), bool)
+    inside = item.features.on_grid(item.inside) == 1
+    depth = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    return depth.ravel()[item.features.ids] >= depth.max() / 2
+
+
 def _picture(item: _Seen, found: PrincipalComponents, at: Sequence[int] | None, patch_size: int) -> np.ndarray:
     features, box = item.features, item.box
     shares = found.shares(features.values)
     if at is None:
         strength = (features.values.astype(np.float32) - found.mean) @ found.axes[0]
-        among = np.ones(len(strength), bool) if item.flagged or not item.inside.any() else item.inside
-        row = int(np.where(among, strength, -np.inf).argmax())
+        row = int(np.where(_well_inside(item), strength, -np.inf).argmax())
     else:
         row = features.row_of(_place(at, patch_size, features.grid_size))
     y, x = divmod(int(features.ids[row]), features.grid_size[1])
@@ -255,4 +269,5 @@ def _picture(item: _Seen, found: PrincipalComponents, at: Sequence[int] | None, 
     panels = {title: panel[item.frame] for title, panel in panels.items()}  # patches reach into the padding
     name = Path(item.source).name
     unsure = "   FLAGGED: no chest contour to rely on, this may be no chest" if item.flagged else ""
-    return titled_row(panels, f"{name}{unsure}", item.flagged)
+    reading = READING if features.attention is None else f"{READING}{READING_ATTENTION}"
+    return titled_row(panels, f"{name}{unsure}", item.flagged, reading)

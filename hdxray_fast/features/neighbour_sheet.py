@@ -7,12 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.csv_cells import write_table
 from ..data.film_views import NOT_FRONTAL
 from ..data.radiographs import read_small
-from ..files import written_whole
+from ..data.result_files import write_for_people
 from ..images.overlay import ACCEPTED, FLAGGED, TILE, contact_sheet, headed, plain_tile
-from ..images.panels import write_image
+from ..images.panels import display_levels, write_image
 from ..terminal import counted, first_names
 from .neighbour import Neighbour, Similar
 
@@ -24,7 +23,7 @@ COLUMNS = ("rank", "path", "distance", "patient", "same_patient", "same_pixels",
 def write_sheet(
     found: Similar, places: Sequence[str | None], folder: Path, workers: int, timeout: float, max_memory: int
 ) -> tuple[Path, list[str]]:
-    """Write ``similar.png`` and ``similar.csv``.
+    """Write ``similar.png``, and ``similar.csv`` (where openpyxl is installed, also ``similar.xlsx``).
 
     Args:
         found: what they show.
@@ -44,6 +43,7 @@ def write_sheet(
             missing.append(near.path)
         words = _words_of_query(found) if near is None else _words(near, found.labelled)
         words += ["not found" if place is None else "cannot be read"] * (grey is None)
+        grey = None if grey is None else display_levels(grey)[grey]  # as on every other picture of films
         colour = FLAGGED if near is None or near.same_patient or near.same_pixels else ACCEPTED
         tiles.append(plain_tile(np.full((TILE, TILE), 40, np.uint8) if grey is None else grey, *words, colour=colour))
     height = max(len(tile) for tile in tiles)
@@ -51,18 +51,15 @@ def write_sheet(
     picture = folder / "similar.png"
     count = f"the {len(found.neighbours)} nearest of {counted(found.rows, 'radiograph')}"
     write_image(picture, headed(contact_sheet(tiles), f"{count}   {SCALE}"))
-    with (
-        written_whole(folder / "similar.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as stream,
-    ):
-        rows = [_row(rank, near, found.labelled) for rank, near in enumerate(found.neighbours, start=1)]
-        write_table(stream, (*COLUMNS, *(["labels"] if found.labelled else [])), rows, names=("path",))
+    rows = [_row(rank, near, found.labelled) for rank, near in enumerate(found.neighbours, start=1)]
+    header = (*COLUMNS, *(["labels"] if found.labelled else []))
+    write_for_people(folder / "similar.csv", header, rows, names=("path",))
     return picture, missing
 
 
 def about(near: Neighbour, labelled: bool) -> list[str]:
     """Whose a neighbour is, which view, and what holds of it, in words for a terminal and a tile."""
-    other = f"another patient ({near.patient[:HASH_DIGITS]})"
+    other = f"another patient{f' ({near.patient[:HASH_DIGITS]})' if near.patient else ''}"
     whose = {None: "patient unknown", True: "the same patient", False: other}[near.same_patient]
     told = [whose, *(["the same pixels"] if near.same_pixels else []), *_view(near.view)]
     return [*told, *([_labels(near.labels)] if labelled else [])]
@@ -86,14 +83,14 @@ def _view(view: str) -> list[str]:
 
 
 def _labels(labels: tuple[str, ...] | None) -> str:
-    return "labels unknown" if labels is None else first_names(labels) or "no label holds"
+    return "labels unknown" if labels is None else first_names(labels) or "none of the labels is 1"
 
 
 def _row(rank: int, near: Neighbour, labelled: bool) -> tuple:
     known = (near.patient, _told(near.same_patient), _told(near.same_pixels), near.view)
     labels = ["" if near.labels is None else "|".join(near.labels)] if labelled else []
-    return rank, near.path, f"{near.distance:.6f}", *known, *labels
+    return rank, near.path, round(near.distance, 6), *known, *labels
 
 
-def _told(value: bool | None) -> str:
-    return "" if value is None else str(int(value))
+def _told(value: bool | None) -> int | str:
+    return "" if value is None else int(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,17 +24,20 @@ from ..weights.create import encoder_of_size
 from ..weights.fingerprint import settings_of
 from ..weights.shipped import PRETRAINED
 from .embedding import Embedder
-from .embedding_files import USUAL, fingerprint
+from .embedding_files import USUAL, fingerprint, shipped_name
 from .feature_table import width_of
 from .neighbour import Neighbour, Similar
 from .neighbour_sheet import write_sheet
 from .row_columns import SETTINGS_KEY, NoFeaturesError, as_of_now, require_columns, require_values, row_schema
 from .stamps import Stamp
+from .table_settings import earlier_shipped
+from .told_of import ToldOf, place_of
 
 if TYPE_CHECKING:
     from ..models.encoder import Encoder
 
 VIEW = "view"
+MADE = ("pool", "keep")  # settings that a query is looked at with as the table says, whatever the encoder's own are
 PATIENT = "patient"  # a column of hashes, as the index of a prepared set has one
 ON_DISK = "features.parquet"  # as embed calls a table where it is told a folder
 ROWS = 1024  # of features, in memory at once
@@ -46,6 +50,8 @@ def find_similar(
     images: str | os.PathLike | None = None,
     weights: str | os.PathLike | Encoder | None = None,
     labels: Mapping[str, Sequence[str]] | None = None,
+    patients: Mapping[str, str] | None = None,
+    root: str | os.PathLike | None = None,
     out: str | os.PathLike | None = None,
     most: int = 11,
     device: str | None = None,
@@ -64,7 +70,12 @@ def find_similar(
         weights: those that the table was made with, for a query that it does not hold; looked at as it says there. Left
             out, the encoder that comes with the package, if the table is of it.
         labels: of radiographs, by their paths, the classes that hold: they are told beside each.
-        out: folder for ``similar.png``, a contact sheet, and ``similar.csv``; left out, nothing is written.
+        patients: likewise, the patient (blank: not known), where the table does not tell: whether it is the query's is
+            told, and nothing else.
+        root: folder that paths of ``labels`` and ``patients`` begin from: one that leads to no file is that of the one
+            radiograph of the table whose path ends in the rest of it.
+        out: folder for ``similar.png``, a contact sheet, and ``similar.csv`` (where openpyxl is installed, also
+            ``similar.xlsx``); left out, nothing is written.
         most: neighbours.
         device: where the encoder runs; left out, a GPU if there is one.
         workers: processes that read files; 0 reads in this process, without caps.
@@ -82,8 +93,9 @@ def find_similar(
     folder = None
     if out is not None:
         asked = {name: escaped(os.path.abspath(path)) for name, path in (("query", query), ("table", table))}
+        asked |= {"most": most, "labels": _print_of(labels)}
         folder = PictureFolder(
-            Path(out), "similar", asked, dict.fromkeys(("similar.png", "similar.csv"), ""), (), force
+            Path(out), "similar", asked, dict.fromkeys(("similar.png", "similar.csv", "similar.xlsx"), ""), (), force
         )
         folder.refuse()
     with _opened(table) as file:
@@ -101,6 +113,11 @@ def find_similar(
     if row is None:
         weights = _shipped_encoder(settings) if weights is None else weights
         if weights is None:
+            if earlier := _of_earlier_shipped(settings):
+                raise ConfigError(
+                    f"query: {query}: the table {table} does not hold it, and its features are {earlier}; remove "
+                    f"{table} and make it anew: embed IMAGES --out {table}"
+                )
             held = "holds it as it was before it was written anew" if str(query) in paths else "does not hold it"
             raise ConfigError(
                 f"query: {query}: the table {table} {held}; give weights (those of the table), or embed it first"
@@ -115,28 +132,32 @@ def find_similar(
     if row is not None:
         distances[row] = np.inf
     order = [int(place) for place in np.argsort(distances, kind="stable") if np.isfinite(distances[place])][:most]
-    patients = [str(patient or "") for patient in facts.get(PATIENT, [""] * len(paths))]
-    own = patients[row] if row is not None else ""
-    root = None if images is None else Path(images)
-    told = _Labels(labels, root)
+    hashes = [str(patient or "") for patient in facts.get(PATIENT, [""] * len(paths))]
+    own = hashes[row] if row is not None else ""
+    folder_now = None if images is None else Path(images)
+    told, persons = (ToldOf(known or {}, folder_now, root, [*paths, str(query)]) for known in (labels, patients))
+
+    def is_same(place: int) -> bool | None:
+        one, other = (own, hashes[place]) if own and hashes[place] else map(persons.of, (str(query), paths[place]))
+        return one == other if one and other else None
+
     neighbours = [
         Neighbour(
-            paths[place], float(distances[place]), patients[place],
-            patients[place] == own if own and patients[place] else None, bool(pixels) and prints[place] == pixels,
-            views[place], told.of(paths[place]),
+            paths[place], float(distances[place]), hashes[place], is_same(place),
+            bool(pixels) and prints[place] == pixels, views[place], told.of(paths[place]),
         )
         for place in order
     ]  # fmt: skip
     found = Similar(
-        str(query), neighbours, len(paths), any(patients), view=view, labels=told.of(str(query)),
+        str(query), neighbours, len(paths), any(hashes), view=view, labels=told.of(str(query)),
         labelled=labels is not None,
     )  # fmt: skip
     if folder is None:
         return found
-    if root is not None and not root.is_dir():
-        raise ConfigError(f"images: {root} is no folder; give the one that the table's radiographs are in")
+    if folder_now is not None and not folder_now.is_dir():
+        raise ConfigError(f"images: {folder_now} is no folder; give the one that the table's radiographs are in")
     folder.claim()
-    places = [place_of(path, root) for path in (found.query, *(near.path for near in neighbours))]
+    places = [place_of(path, folder_now) for path in (found.query, *(near.path for near in neighbours))]
     if os.path.isfile(found.query):
         places[0] = found.query
     picture, missing = write_sheet(found, places, folder.path, workers, timeout, max_memory)
@@ -184,6 +205,27 @@ def _shipped_encoder(settings: object) -> Encoder | None:
         return None
 
 
+def _of_earlier_shipped(settings: object) -> str:
+    """What :func:`.earlier_shipped` says of a table that is not of the package's encoder as it is now."""
+    try:
+        now = _told_of(encoder_of_size(PRETRAINED, _side_of(settings)))
+        alike = all(settings["encoder"].get(name) == value for name, value in now.items() if name not in MADE)
+        return earlier_shipped(settings) if alike else ""
+    except (KeyError, TypeError, IndexError, AttributeError, ArgumentError):
+        return ""
+
+
+def _told_of(encoder: Encoder) -> dict:
+    """Settings of an encoder as tables have them."""
+    return json.loads(json.dumps(dict(item for item in settings_of(encoder.config).items() if item != USUAL)))
+
+
+def _print_of(labels: Mapping[str, Sequence[str]] | None) -> str:
+    """Tells labels of one call from those of another."""
+    rows = sorted((escaped(str(path)), list(names)) for path, names in labels.items()) if labels else []
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16] if labels else ""
+
+
 def _side_of(settings: object) -> int:
     side = settings["encoder"]["img_size"]
     return side[0] if isinstance(side, list) else side
@@ -193,14 +235,18 @@ def _embedded(query: str, table, settings: object, weights, device) -> tuple[np.
     """Feature, pixel hash and view of a file that the table does not hold, made as its rows were."""
     try:
         size, known = _side_of(settings), settings["weights"]
-        made = {name: settings[name] for name in ("pool", "keep")}
+        made = {name: settings[name] for name in MADE}
     except (KeyError, TypeError, IndexError) as error:
         raise ConfigError(f"{table}: does not say with which weights it was made; embed the images anew") from error
     encoder = encoder_of_size(weights, size)
-    now = {name: value for name, value in settings_of(encoder.config).items() if (name, value) != USUAL}
-    now = json.loads(json.dumps({**now, "weights": fingerprint(encoder)}))
+    now = {**_told_of(encoder), "weights": fingerprint(encoder)}
     known = {**settings["encoder"], "weights": known}
-    other = [name for name in now.keys() | known.keys() if name not in made and now.get(name) != known.get(name)]
+    other = [name for name in now.keys() | known.keys() if name not in MADE and now.get(name) != known.get(name)]
+    if other == ["weights"] and shipped_name(encoder, now["weights"]) and (earlier := earlier_shipped(settings)):
+        raise ConfigError(
+            f"weights: are not those that {table} was made with, {earlier}; remove {table} and make it anew: embed "
+            f"IMAGES --out {table}"
+        )
     if other:
         raise ConfigError(
             f"weights: are not those that {table} was made with (other: {', '.join(sorted(other))}), and features of "
@@ -239,27 +285,3 @@ def _distances(file: CheckedParquet, width: int, rows: int, feature: np.ndarray 
         lengths = np.maximum(np.linalg.norm(centred, axis=1), 1e-12)
         parts.append(1 - centred @ wanted / lengths)
     return np.concatenate([np.zeros(0), *parts])
-
-
-def place_of(path: str, images: Path | None) -> str | None:
-    """Where a radiograph of the table is: where it says, or under ``images`` by as much of its path as is there."""
-    if images is None:
-        return path if os.path.isfile(path) else None
-    parts = [part for part in Path(path).parts if part not in ("..", Path(path).anchor)]
-    tails = (images.joinpath(*parts[start:]) for start in range(len(parts)))
-    return next((str(tail) for tail in tails if tail.is_file()), None)
-
-
-class _Labels:
-    """Those that were given, by whatever way leads to a radiograph."""
-
-    def __init__(self, labels: Mapping[str, Sequence[str]] | None, images: Path | None) -> None:
-        self._images = images
-        self._known = {os.path.abspath(path): tuple(names) for path, names in (labels or {}).items()}
-
-    def of(self, path: str) -> tuple[str, ...] | None:
-        """Of a radiograph as the table calls it."""
-        for place in (path, place_of(path, self._images) if self._known else None):
-            if place is not None and (names := self._known.get(os.path.abspath(place))) is not None:
-                return names
-        return None

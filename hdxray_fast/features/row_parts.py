@@ -39,6 +39,7 @@ from .row_columns import (
 )
 from .shares import Share
 from .stamps import GONE, Stamp
+from .table_settings import SHIPPED, differences, earlier_shipped
 
 UNTOLD = ("precision",)  # settings that older tables do not tell: they are trusted to have been made so
 WRITING = {"use_dictionary": False, "write_page_checksum": True}  # no two rows are alike
@@ -390,18 +391,15 @@ class RowParts:
             found = {}
         if found:
             found = {**{name: self.settings[name] for name in UNTOLD if name in self.settings}, **found}
-        if found != self.settings:
-            what = f"other settings ({'; '.join(_differences(found, self.settings))})" if found else "something else"
+        given = {name: value for name, value in self.settings.items() if name != SHIPPED}
+        told = {name: value for name, value in found.items() if name != SHIPPED}
+        if told != given:
+            others = differences(told, given)
+            if self.settings.get(SHIPPED) and others == ["weights"] and (earlier := earlier_shipped(found)):
+                remove = path if path == self.table else self.folder
+                raise ConfigError(
+                    f"{self._argument}: {path} holds features made with other weights, {earlier}; remove {remove} and "
+                    f"give the same command again, which makes them anew, or {self._choose}"
+                )
+            what = f"other settings ({'; '.join(others)})" if found else "something else"
             raise ConfigError(f"{self._argument}: {path} holds rows made with {what}; {self._choose}")
-
-
-def _differences(found: dict, given: dict) -> list[str]:
-    """What differs, with both values; of weights the name alone says enough."""
-    words = []
-    for key in sorted({*found, *given}):
-        before, now = found.get(key), given.get(key)
-        if isinstance(before, dict) and isinstance(now, dict):
-            words += _differences(before, now)
-        elif before != now:
-            words.append(key if key in ("weights", "names") else f"{key}: {before} -> {now}")
-    return words

@@ -340,7 +340,7 @@ def _open(path: str, limits: Limits) -> BinaryIO:
         reason = {FileNotFoundError: "does not exist", PermissionError: "cannot be read: permission denied"}.get(
             type(error), f"cannot be read: {getattr(error, 'strerror', None) or 'not a valid path'}"
         )
-        raise ImageReadError(path, f"{reason}; accepted: a readable file, {FORMATS}") from None
+        raise ImageReadError(path, reason) from None
 
 
 def _read(path: str, stream: BinaryIO, count: int) -> bytes:

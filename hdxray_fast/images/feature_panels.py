@@ -76,11 +76,12 @@ def cross_at(picture: np.ndarray, x: float, y: float) -> np.ndarray:
     return picture
 
 
-def titled_row(panels: dict[str, np.ndarray], caption: str, flagged: bool) -> np.ndarray:
+def titled_row(panels: dict[str, np.ndarray], caption: str, flagged: bool, reading: str) -> np.ndarray:
     """Pictures of one size side by side under their titles, a caption below; orange if ``flagged``.
 
     Args:
         panels: ``[H, W, 3] uint8`` BGR by title.
+        reading: a line below the caption, which says how they are read.
     """
     height, width = next(iter(panels.values())).shape[:2]
     gap = np.full((height, max(2, round(GAP * width)), 3), BACKGROUND, np.uint8)
@@ -90,7 +91,8 @@ def titled_row(panels: dict[str, np.ndarray], caption: str, flagged: bool) -> np
         columns += [np.concatenate([_words(title, width, line, WORDS), panel]), np.pad(gap, ((line, 0), (0, 0), (0, 0)),
                     constant_values=BACKGROUND)]  # fmt: skip
     row = np.concatenate(columns[:-1], axis=1)
-    return np.concatenate([row, _words(caption, row.shape[1], line, FLAGGED if flagged else WORDS)])
+    lines = (caption, FLAGGED if flagged else WORDS), (reading, WORDS)
+    return np.concatenate([row, *(_words(text, row.shape[1], line, colour) for text, colour in lines)])
 
 
 def _mixed(grey: np.ndarray, coloured: np.ndarray, known: np.ndarray) -> np.ndarray:

@@ -25,6 +25,8 @@ class PretrainConfig(TrainingConfig):
             tar archive, or several of these; a prepared data set, or the address of chunks in an object store
             (``s3://bucket/chest``).
         images: folder that relative paths in the manifest start from; the manifest's own by default.
+        image_column: the column of the manifest's files, where it goes by none of the usual names.
+        patient_column: likewise, that of the patients, by which radiographs are held out.
         cache: folder for canvases and contours computed once, and for chunks that are fetched, where it is one of each
             machine; ``<out>/cache`` by default.
         max_cache: MiB that fetched chunks may take on a machine; those that were not used for longest make room.
@@ -78,6 +80,8 @@ class PretrainConfig(TrainingConfig):
 
     data: list[str] | str
     images: str | None = None
+    image_column: str | None = None
+    patient_column: str | None = None
     cache: str | None = None
     max_cache: int = 102400
     model: str = "vit_small_patch16"

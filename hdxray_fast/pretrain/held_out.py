@@ -71,7 +71,8 @@ def patients_of(config: PretrainConfig, images: PreparedSet | PreparedSubset) ->
     known: dict[str, str] = {}
     for one in data:
         if one.suffix.lower() in TABLE_FILES:
-            known |= manifest_rows(one, Path(config.images) if config.images else one.parent)
+            root = Path(config.images) if config.images else one.parent
+            known |= manifest_rows(one, root, "data", config.image_column, config.patient_column)
     return [known.get(source, "") for source in images.sources()]
 
 

@@ -94,7 +94,8 @@ def run_pretraining(
 
     def list_sources() -> None:
         workers = 0 if config.workers == 0 else 1
-        sources.extend(run_sources(config.data, config.images, exclude=(out, cache), workers=workers))
+        options = {"exclude": (out, cache), "image_column": config.image_column, "workers": workers}
+        sources.extend(run_sources(config.data, config.images, **options))
 
     images: PreparedSet | PreparedSubset | None = None
     store: ChunkStore | None = None

@@ -611,9 +611,12 @@ def test_balance_and_missing_files_are_told_first(data, tmp_path, capsys):
     run_finetuning(FinetuneConfig(**settings))
     told = capsys.readouterr().err
     assert "37 images, 19 patients" in told
-    assert "1 file is missing, the first is" in told
+    assert "1 of these 61 images is missing and left out of what follows, the first is" in told
     shown = (tmp_path / "run" / "report.html").read_text()
-    assert "1 file is missing, the first is" in shown and "warning: test is too small" in told
+    assert (
+        "1 of these 61 images is missing and left out of what follows, the first is" in shown
+        and "warning: test is too small" in told
+    )
     assert shown.index("Test is too small") < shown.index("<h2>")
     assert told.index("37 images") < told.index("radiographs ready")
 

@@ -75,6 +75,26 @@ def test_grades_and_slips_are_refused_by_name(tmp_path):
             read_labels(generic(tmp_path, grade=wrong))
 
 
+def test_crosses_and_blank_cells_are_told_to_have_no_negatives(tmp_path):
+    """As lists in Excel are kept; a blank cell is 'not known' and no 0, whatever was meant."""
+    crossed = ["x", "", "X", ""] * 10
+    told = (
+        r"labels.csv: column '{}' holds nothing but 'x' and blank cells; a blank one says 'not known', .*: write 1 for "
+        "'x', and 0 where the finding is not there"
+    )
+    with pytest.raises(hx.ConfigError, match=told.format("edema") + r" \(so do nodule\)$"):
+        read_labels(generic(tmp_path, edema=crossed, nodule=crossed))
+    with pytest.raises(hx.ConfigError, match=told.format("mark") + "$"):
+        read_labels(generic(tmp_path, mark=crossed), classes=["mark", "edema"])
+    also = read_labels(generic(tmp_path, mark=crossed))
+    assert also.classes == ["edema", "nodule"]
+    assert any(note.startswith("warning: mark is not read as a class: it holds nothing but 'x'") for note in also.notes)
+    with pytest.raises(hx.ConfigError, match=r"row 3, column 'edema' holds 'x'; labels are 1, 0"):
+        read_labels(generic(tmp_path, edema=[0, "x", *[0, 1] * 19]))
+    with pytest.raises(hx.ConfigError, match=r"0 negative .*; a blank cell says 'not known': write 0 where"):
+        read_labels(generic(tmp_path, edema=[1, ""] * 20))
+
+
 def test_generic_manifest(tmp_path):
     table = read_labels(generic(tmp_path), val_share=0.2, test_share=0.3)
     assert table.classes == ["edema", "nodule"]

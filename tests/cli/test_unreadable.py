@@ -119,7 +119,7 @@ def test_embed_writes_a_table_of_the_others(radiographs, weights, tmp_path, caps
     assert main(words) == 0
     said = capsys.readouterr()
     told(said.err, files, out.with_suffix(".unreadable.csv"))
-    assert "5 rows of 24 numbers" in said.out
+    assert "5 rows of 24 numbers" in said.out and "(5 new); 2 files could not be read" in said.out
     done = embed_files(files, out, weights, progress=False)  # rows of before stay
     assert (done.rows, done.new, done.unreadable) == (5, 0, 2)
     assert [bad.path for bad in done.quarantined] == [str(file) for file in files]

@@ -43,8 +43,11 @@ def test_a_folder_that_cannot_be_searched_is_named(radiographs, monkeypatch):
 
 
 def test_what_names_no_image_is_a_config_error(tmp_path):
-    with pytest.raises(ConfigError, match="does not exist"):
+    with pytest.raises(ConfigError, match="does not exist; give a folder of radiographs"):
         list_images(tmp_path / "nowhere")
+    (tmp_path / "films").mkdir()
+    with pytest.raises(ConfigError, match=r"^data: .*fims does not exist; is .*films meant\?$"):
+        list_images(tmp_path / "fims")
     with pytest.raises(ConfigError, match="names no image"):
         list_images(tmp_path)
     manifest = tmp_path / "m.csv"
@@ -54,3 +57,44 @@ def test_what_names_no_image_is_a_config_error(tmp_path):
     manifest.write_bytes(b"\xff\xfebad")
     with pytest.raises(ConfigError, match="is not UTF-16, as its first bytes say"):
         list_images(manifest)
+
+
+def test_columns_that_a_user_names(radiographs, tmp_path):
+    """Where they go by no usual name, in whatever lists or prepares what a manifest names."""
+    from hdxray_fast.data.inputs import list_inputs
+    from hdxray_fast.data.prepared.sources import list_sources, run_sources
+
+    manifest = tmp_path / "m.csv"
+    named = sorted(radiographs.glob("*.png"))
+    manifest.write_text("Foto;Fall\n" + "".join(f"{path};{number}\n" for number, path in enumerate(named)))
+    with pytest.raises(ConfigError, match=r"^data: .*or name it with image_column \(--image-column\)$"):
+        list_images(manifest)
+    with pytest.raises(ConfigError, match=r"^image_column: .*m.csv has no column 'Bildchen'"):
+        list_images(manifest, image_column="Bildchen")
+    assert list_images(manifest, image_column="foto") == named
+    assert [one.name for one in list_inputs([manifest], image_column="Foto")] == list(map(str, named))
+    assert [source.name for source in run_sources(manifest, image_column="Foto")] == list(map(str, named))
+    sources = list_sources([manifest], image_column="Foto", patient_column="fall")
+    assert [(source.name, source.patient) for source in sources] == [
+        (str(path), str(n)) for n, path in enumerate(named)
+    ]
+
+
+@pytest.mark.parametrize("command", ["contour", "embed", "features", "predict", "prepare", "pretrain"])
+def test_every_command_that_reads_manifests_takes_the_column_of_their_images(command, tmp_path, capsys):
+    from hdxray_fast.cli.main import main
+
+    (tmp_path / "m.csv").write_text("Foto\na.png\n")
+    words = [command, str(tmp_path / "m.csv"), "--image-column", "Bildchen", "--out", f"{tmp_path / 'out'}/"]
+    if command == "pretrain":
+        words[1:1] = ["--data"]
+    if command == "predict":
+        import hdxray_fast as hx
+        from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, save_classifier
+
+        net = {"img_size": 64, "depth": 1, "embed_dim": 24, "num_heads": 3, "contour": "rectangle"}
+        model = Classifier(hx.create_encoder("vit_tiny_patch16", **net), ClassifierConfig(["a"], contour="rectangle"))
+        save_classifier(model, tmp_path / "model")
+        words += ["--model", str(tmp_path / "model")]
+    assert main(words) == 2
+    assert f"--image-column: {tmp_path / 'm.csv'} has no column 'Bildchen'" in capsys.readouterr().err

@@ -142,3 +142,28 @@ def test_lists_of_names_that_drive_a_terminal_show_and_lose_nothing(tmp_path):
     assert (copy["source"], copy["same_pixels_as"]) == (rf"{root}/b\u009b2J\x0d.png", rf"{root}/a\x1b[2J\x0a.png")
     assert set(read_set_aside(tmp_path / "set")) == {f"{root}/{name}" for name in names[1:]}
     assert PreparedSet(tmp_path / "set").sources() == [f"{root}/{names[0]}"]
+
+
+def test_a_manifest_none_of_whose_files_is_there_is_refused_with_the_folder_that_is_meant(tmp_path):
+    """Its films, in another folder that is a source as well, would count as unreadable beside themselves."""
+    for folder in ("xrays", "lists"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "xrays" / "a.png").touch()
+    listed = tmp_path / "lists" / "list.csv"
+    listed.write_text("image,patient\na.png,p1\n")
+    with pytest.raises(ConfigError, match=r"list.csv: none of the 1 images exists, .*; is --images .*xrays meant\?$"):
+        list_sources([tmp_path / "xrays", listed])
+    with pytest.raises(ConfigError, match=r"^sources: .*xrais does not exist; is .*xrays meant\?$"):
+        list_sources([tmp_path / "xrais"])
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_file_that_a_folder_and_a_manifest_name_is_one_source_of_a_patient(first, tmp_path, monkeypatch):
+    """However each spells its place, and whichever comes first."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "xrays").mkdir()
+    (tmp_path / "xrays" / "a.png").touch()
+    (tmp_path / "list.csv").write_text("image,patient\nxrays/a.png,p1\n")
+    data = [Path("xrays"), tmp_path / "list.csv"]
+    (source,) = list_sources([data[first], data[1 - first]])
+    assert (Path(source.name).absolute(), source.patient) == (tmp_path / "xrays" / "a.png", "p1")

@@ -9,8 +9,9 @@ import pytest
 
 import hdxray_fast as hx
 from hdxray_fast.cli.main import main
-from hdxray_fast.data import workbook
-from hdxray_fast.data.result_files import TABLES, file_named_by, refuse_other_table, write_rows
+from hdxray_fast.data import result_files, workbook
+from hdxray_fast.data.result_files import TABLES, file_named_by, refuse_other_table, write_for_people, write_rows
+from hdxray_fast.data.table_text import open_text_table
 
 HEADER = ["image", "Oedema", "present", "label Oedema"]
 ROWS = [["a.png", 0.25, "", None], ["b\udce9.png", 0.123456789012345678, "Oedema", 1], ["=c.png", 1.0, "Oedema", 0]]
@@ -123,3 +124,15 @@ def test_other_endings_are_refused_before_anything_else_is_looked_at(words, know
     error = capsys.readouterr().err
     assert error.startswith(f"hdxray-fast: --out: {words[-1]} does not say") and f"end in {known}, such as" in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_csv_has_a_workbook_beside_it_for_people_and_none_that_is_older(tmp_path, monkeypatch):
+    pytest.importorskip("openpyxl")
+    path = tmp_path / "rows.csv"
+    assert write_for_people(path, ["name", "number"], [["Größe", 0.5], ["=b", 1]]) == tmp_path / "rows.xlsx"
+    with open_text_table(tmp_path / "rows.xlsx") as (stream, _):
+        assert list(csv.reader(stream)) == [["name", "number"], ["Größe", "0.5"], ["=b", "1"]]
+    assert "Größe,0.5" in path.read_text(encoding="utf-8")
+    monkeypatch.setattr(result_files, "find_spec", lambda name: None)  # as if openpyxl were not installed
+    assert write_for_people(path, ["name"], [["other"]]) == path
+    assert [file.name for file in tmp_path.iterdir()] == ["rows.csv"]

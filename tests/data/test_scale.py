@@ -101,6 +101,7 @@ def test_names_below_the_working_folder_are_what_paths_are_called(tmp_path, monk
 
 def test_a_manifest_is_parsed_once_and_the_last_row_tells_the_patient(tmp_path, counted):
     (tmp_path / "list.csv").write_text("image,patient\na.png,7\nb.png,\na.png,8\n")
+    (tmp_path / "a.png").touch()  # a list none of whose files is there is refused
     counted.of(csv, "DictReader")
     found = list_sources([tmp_path / "list.csv"])
     assert [(Path(one.path).name, one.patient) for one in found] == [("a.png", "8"), ("b.png", "")]

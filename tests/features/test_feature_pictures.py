@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -11,6 +13,7 @@ from toy_radiographs import draw_radiograph
 import hdxray_fast as hx
 from hdxray_fast.cli.main import main
 from hdxray_fast.data.radiographs import read_radiograph
+from hdxray_fast.features.feature_pictures import _Seen, _well_inside
 from hdxray_fast.features.patch_features import PatchFeatures, PrincipalComponents, patch_features
 from hdxray_fast.images.feature_panels import colours_over, heat_over, smooth
 from hdxray_fast.models.inputs import as_batch
@@ -108,7 +111,11 @@ def test_pictures_of_a_folder(encoder, folder, tmp_path, capsys):
     assert abs(tall.shape[1] - 4 * 32) < 16 and abs(wide.shape[1] - 4 * 64) < 16  # without padding
     assert tall.shape[0] > wide.shape[0]
     assert "bad.png" in (out / "unreadable.csv").read_text()
+    assert f"listed in {out / 'unreadable.csv'}" in told.err
+    (folder / "bad.png").unlink()
     assert main(words) == 0  # over its own pictures
+    assert not (out / "unreadable.csv").exists()  # of the call before
+    (folder / "bad.png").write_bytes(b"no picture")
     assert main([*words, "--at", "32", "32"]) == 2
     assert "holds what features drew in another call (other at); give another folder, or --force" in (
         capsys.readouterr().err
@@ -124,11 +131,23 @@ def test_pictures_of_a_folder(encoder, folder, tmp_path, capsys):
     assert capsys.readouterr().out.endswith("; 1 more were left out (--most)\n")
 
 
+def test_the_patch_that_is_chosen_lies_well_inside_the_chest():
+    """Near the lower edge of a contour is the abdomen, which stands out of every film."""
+    inside = np.zeros((12, 12), bool)
+    inside[2:11, 1:10] = True
+    features = PatchFeatures(np.zeros((144, 4), np.float16), np.arange(144), (12, 12), None)
+    seen = _Seen("a.png", False, np.zeros((192, 192), np.uint8), (), (), inside.ravel(), features)
+    chosen = np.zeros((12, 12), bool)
+    chosen[4:9, 3:8] = True
+    assert np.array_equal(_well_inside(seen).reshape(12, 12), chosen)
+    assert _well_inside(replace(seen, flagged=True)).all()
+
+
 def test_the_padding_of_patches_at_the_edge_is_left_out(encoder, tmp_path):
     assert cv2.imwrite(str(tmp_path / "x.png"), np.full((128, 72), 200, np.uint8) + draw_radiograph(0, 128, 72) // 8)
     (place,) = hx.draw_features(tmp_path / "x.png", encoder, tmp_path / "out").pictures.values()
     picture = cv2.imread(str(place))
-    assert picture.shape == (18 + 64 + 18, 4 * 36 + 3 * 2, 3)  # lines above and below; 36 px on a grid of 16, gaps of 2
+    assert picture.shape == (18 + 64 + 2 * 18, 4 * 36 + 3 * 2, 3)  # lines above, below; 36 px, gaps of 2
     film = picture[18:82, :36].astype(int)
     assert film[:, [0, -1]].std() > 0 and np.abs(film[:, 0] - film[:, 1]).max() < 120  # no black edge
 
@@ -138,7 +157,7 @@ def test_what_may_be_no_chest_is_flagged(encoder, folder, monkeypatch):
     done = hx.draw_features(folder / "tall.png", encoder, folder / "out")
     assert done.flagged == [str(folder / "tall.png")]
     picture = cv2.imread(str(next(iter(done.pictures.values()))))
-    words = picture[-18:].astype(int)
+    words = picture[-36:-18].astype(int)
     assert (words[..., 2] - words[..., 0]).max() > 100  # orange
 
 

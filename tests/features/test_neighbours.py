@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 
@@ -16,7 +17,9 @@ import hdxray_fast as hx
 from hdxray_fast.cli.main import main
 from hdxray_fast.features import neighbours
 from hdxray_fast.features.neighbour_sheet import about
-from hdxray_fast.features.neighbours import find_similar, place_of
+from hdxray_fast.features.neighbours import find_similar
+from hdxray_fast.features.told_of import ToldOf, place_of
+from hdxray_fast.images.panels import display_levels
 
 pytest.importorskip("pyarrow")
 NET = {"img_size": 64, "depth": 1, "embed_dim": 24, "num_heads": 3, "contour": "rectangle"}
@@ -135,6 +138,17 @@ def test_no_weights_are_those_of_the_package(tmp_path, capsys, monkeypatch):
     assert main(["similar", str(tmp_path / "2.png"), "--in", table, "--out", str(tmp_path / "out"), *reading]) == 0
     assert len({id(encoder) for encoder in made}) == 1
     assert "of 2 radiographs" in capsys.readouterr().out
+    pq = pytest.importorskip("pyarrow.parquet")
+    rows = pq.read_table(table)  # as the package's encoder of an earlier version would have made them
+    settings = json.loads(rows.schema.metadata[b"hdxray_fast"])
+    assert settings["shipped"] == "vit_tiny_patch16"
+    earlier = json.dumps({**settings, "weights": "0" * 16}).encode()
+    pq.write_table(rows.replace_schema_metadata({b"hdxray_fast": earlier}), table)
+    told = "those of the encoder that came with an earlier version of this package"
+    for weights in ([], ["--weights", "pretrained"]):
+        assert main(["similar", str(tmp_path / "2.png"), "--in", table, "--out", str(tmp_path / "o"), *weights]) == 2
+        error = capsys.readouterr().err
+        assert told in error and f"remove {table} and make it anew: embed IMAGES --out {table}" in error
 
 
 def test_a_sheet_with_distances_and_patients(made, tmp_path, capsys):
@@ -150,7 +164,9 @@ def test_a_sheet_with_distances_and_patients(made, tmp_path, capsys):
         assert first.endswith("5.png, the same patient, the same pixels")
         sheet = cv2.imread(str(out / "similar.png"))
         assert sheet.shape == (32 + 2 * (300 + 3 * 18 + 6) + 6, 4 * 306 + 6, 3)
-        assert sheet[:32].std() > 20 and sheet[38:338, 6:306].std() > 20  # the scale; the query itself
+        assert sheet[:32].std() > 20  # the scale
+        pixels = hx.read_canvas(made / "moved" / "0.png", size=300).pixels  # the query, in the greys of other pictures
+        assert np.array_equal(sheet[38:338, 6:306, 0], display_levels(pixels)[pixels])
         rows = list(csv.DictReader((out / "similar.csv").open(newline="")))
         by_name = {os.path.basename(row["path"]): row for row in rows}
         assert [by_name[f"{n}.png"]["same_patient"] for n in (1, 2, 3, 4, 5)] == ["0", "1", "", "0", "1"]
@@ -182,7 +198,7 @@ def test_views_and_labels_are_told_beside_each(made, tmp_path, capsys):
     said = {line.split(", ", 1)[0][-5:]: line.split(", ", 1)[1] for line in capsys.readouterr().out.splitlines()[1:-1]}
     assert said == {
         "1.png": "patient unknown, lateral view, a, b, c, ...",
-        "2.png": "patient unknown, other view, no label holds",
+        "2.png": "patient unknown, other view, none of the labels is 1",
         "3.png": "patient unknown, labels unknown",
         "4.png": "patient unknown, labels unknown",
         "5.png": "patient unknown, the same pixels, b, c",
@@ -197,6 +213,44 @@ def test_views_and_labels_are_told_beside_each(made, tmp_path, capsys):
     assert found.labelled and about(found.neighbours[0], True)[-1] == "labels unknown"
     assert main([*words, "--out", str(tmp_path / "o"), "--labels", str(tmp_path / "none.csv")]) == 2
     assert "--labels: " in capsys.readouterr().err
+
+
+def test_labels_beside_no_radiograph_are_matched_and_tell_whose_each_is(made, tmp_path, capsys):
+    """The table of findings lies elsewhere, as it was sent; of patients nothing but the same or another is told."""
+    pytest.importorskip("pandas")
+    findings = tmp_path / "findings.csv"
+    findings.write_text("Foto,Fall,a\n0.png,ann,1\n1.png,ann,0\nxrays/2.png,bob,1\nother/3.png,ann,1\n5.png,cid,1\n")
+    words = ["similar", str(made / "xrays" / "0.png"), "--in", str(made / "features.parquet"), "--workers", "0"]
+    words += ["--out", str(tmp_path / "out"), "--labels", str(findings)]
+    words += ["--image-column", "Foto", "--patient-column", "Fall"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    said = {line.split(", ", 1)[0][-5:]: line.split(", ", 1)[1] for line in printed.splitlines()[1:-1]}
+    assert said == {
+        "1.png": "the same patient, none of the labels is 1",
+        "2.png": "another patient, a",
+        "3.png": "patient unknown, labels unknown",  # that is another folder's
+        "4.png": "patient unknown, labels unknown",
+        "5.png": "another patient, the same pixels, a",
+    }
+    listed = (tmp_path / "out" / "similar.csv").read_text()
+    assert not any(name in text for name in ("ann", "bob", "cid") for text in (listed, printed))
+    for more, other in (["--most", "2"], "most"), (["--labels", str(tmp_path / "one.csv")], "labels"):
+        (tmp_path / "one.csv").write_text("Foto,Fall,a\n0.png,ann,1\n1.png,ann,1\n")
+        assert main([*words, *more]) == 2
+        assert f"drew in another call (other {other})" in capsys.readouterr().err
+    assert (tmp_path / "out" / "similar.csv").read_text() == listed
+
+
+def test_what_is_told_of_a_path_that_two_radiographs_end_in_is_of_neither(tmp_path):
+    table = ["/data/a/x.png", "/data/b/x.png", "/data/b/y.png"]
+    told = {str(tmp_path / name): name for name in ("x.png", "b/y.png", "z.png")}
+    found = ToldOf(told, None, tmp_path, table)
+    assert [found.of(path) for path in (*table, "/data/z.png")] == [None, None, "b/y.png", None]
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "y.png").touch()  # which is then a radiograph of its own
+    assert ToldOf(told, None, tmp_path, table).of("/data/b/y.png") is None
+    assert ToldOf(told, None, None, table).of("/data/b/y.png") is None
 
 
 def test_a_path_of_the_table_leads_nowhere_above_the_folder(tmp_path):

@@ -346,6 +346,35 @@ def test_parts_of_other_settings_are_refused(tmp_path):
         FeatureTable(tmp_path / "f.parquet", {"a": 2}, WIDTH)
 
 
+@pytest.mark.parametrize(
+    ("before", "told"),
+    [
+        ({"weights": "b"}, r"other weights, most likely those of the encoder that came with an earlier version"),
+        ({"weights": "b", "shipped": "tiny"}, r"other weights, those of the encoder that came with an earlier version"),
+        ({"weights": "b", "shipped": None}, r"rows made with other settings \(weights\); choose"),
+        ({"weights": "b", "shipped": "tiny", "pool": "cls"}, r"other settings \(pool: cls -> None; weights\)"),
+    ],
+)
+def test_features_of_an_earlier_versions_encoder_are_told_and_made_anew(before, told, tmp_path):
+    now = {"weights": "a", "shipped": "tiny"}
+    with FeatureTable(tmp_path / "f.parquet", before, WIDTH) as table:
+        add(table, [0])
+        finish(table, names([0]))
+    with pytest.raises(hx.ConfigError, match=told) as refusal:
+        FeatureTable(tmp_path / "f.parquet", now, WIDTH)
+    if "earlier" in told:  # what it says to do works
+        assert f"remove {tmp_path / 'f.parquet'} and give the same command again" in str(refusal.value)
+        (tmp_path / "f.parquet").unlink()
+        FeatureTable(tmp_path / "f.parquet", now, WIDTH)
+
+
+def test_rows_from_before_the_packages_encoder_was_told_go_on(tmp_path):
+    with FeatureTable(tmp_path / "f.parquet", {"weights": "a"}, WIDTH) as table:
+        add(table, [0])
+        finish(table, names([0]))
+    assert len(FeatureTable(tmp_path / "f.parquet", {"weights": "a", "shipped": "tiny"}, WIDTH)) == 1
+
+
 def test_a_share_that_ended_without_its_parts_is_told_of(tmp_path):
     files = names(range(4))
     first = FeatureTable(tmp_path / "f.parquet", {"a": 1}, WIDTH, share=Share(0, 2))

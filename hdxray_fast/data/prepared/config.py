@@ -19,6 +19,8 @@ class PrepareConfig:
         sources: folders, image files, ``.zip`` and ``.tar`` archives, CSV manifests.
         out: folder of the data set.
         images: folder that relative paths in manifests start from; the manifest's own by default.
+        image_column: the column of the manifests' files, where it goes by none of the usual names.
+        patient_column: likewise, that of the patients.
         img_size: canvas side, pixels.
         bits: 8 or 16 per pixel.
         format: ``raw`` is read fastest (img_size² bytes an image), ``png`` loses nothing, ``jpeg`` is the smallest.
@@ -46,7 +48,7 @@ class PrepareConfig:
     # What a preparation can go on with otherwise; everything else decides what the shards hold.
     FREE_ON_RESUME: ClassVar[frozenset[str]] = frozenset(
         (
-            *("sources", "images", "out", "part", "patient_key", "add", "retry"),
+            *("sources", "images", "image_column", "patient_column", "out", "part", "patient_key", "add", "retry"),
             *("workers", "timeout", "max_memory", "max_members", "max_scratch"),
         )
     )
@@ -54,6 +56,8 @@ class PrepareConfig:
     sources: list[str]
     out: str
     images: str | None = None
+    image_column: str | None = None
+    patient_column: str | None = None
     img_size: int = 1280
     bits: Literal[8, 16] = 8
     format: Literal["raw", "png", "jpeg"] = "raw"

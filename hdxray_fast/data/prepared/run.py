@@ -301,6 +301,7 @@ def _list(out: Path, config: PrepareConfig) -> Listing:
     left_out: list[str] = []
     sources = list_sources(
         config.sources, config.images, exclude=(out,), on_skip=left_out.append,
+        image_column=config.image_column, patient_column=config.patient_column,
         workers=worker_count(config.workers), timeout=config.timeout, max_memory=config.max_memory,
         max_members=config.max_members,
     )  # fmt: skip

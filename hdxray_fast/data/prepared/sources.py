@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 from ...errors import ConfigError
-from ...regular_files import what_else
-from ..listing import image_names, in_order, is_image_name, list_images, manifest_rows
+from ..listing import image_names, in_order, is_image_name, list_images, manifest_rows, wrong_with
+from ..missing_files import none_found
 from ..reader_pool import MAX_MEMORY, TIMEOUT, Failed
 from ..table_text import TABLE_FILES
 from .archive_lists import list_archives
@@ -51,6 +52,8 @@ def list_sources(
     exclude: Iterable[str | Path] = (),
     on_skip: Callable[[str], None] = lambda name: None,
     *,
+    image_column: str | None = None,
+    patient_column: str | None = None,
     workers: int = 1,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
@@ -65,27 +68,38 @@ def list_sources(
         images: folder that relative paths of manifests start from; the manifest's own by default.
         exclude: folders to leave out of a search.
         on_skip: called with the name of each file or member that is left out for its suffix.
+        image_column, patient_column: of manifests, where these columns go by none of the usual names.
         workers, timeout, max_memory, max_members: of archives, as for :func:`.archive_lists.list_archives`.
 
     Raises:
-        ConfigError: something does not exist, holds no image, or there are only archives that cannot be listed. An
-            archive that cannot be listed, or holds no image, is a source of its own among others, to be quarantined.
+        ConfigError: something does not exist, holds no image, or names none that is there; or there are only archives
+            that cannot be listed. An archive that cannot be listed, or holds no image, is a source of its own among
+            others, to be quarantined.
         MissingDependencyError: there are archives and workers, and pebble or loky is not installed.
     """
-    named: list[tuple[Path, list[_Found]]] = [(item, _named(item, images, exclude)) for item in map(Path, data)]
+    items = list(map(Path, data))
+    folders = [item for item in items if item.is_dir()]
+    manifest = partial(
+        _manifest, images=images, folders=folders, image_column=image_column, patient_column=patient_column
+    )
+    named: list[tuple[Path, list[_Found]]] = [(item, _named(item, exclude, manifest)) for item in items]
     archives = list(dict.fromkeys(one.path for _, found in named for one in found if isinstance(one, _Archive)))
     lists = list_archives(archives, workers=workers, timeout=timeout, max_memory=max_memory, max_members=max_members)
     sources: dict[str, Source] = {}
+    key = os.path.abspath if items[1:] else str  # a folder and a manifest may name one file in two ways
     skipped: list[str] = []
     without: list[Source] = []  # archives that can be listed, and have nothing to read
     for item, found in named:
         before, empty = len(skipped), True
         for one in found:
             if isinstance(one, Source):
-                sources[one.name], empty = one, False
+                before = sources.setdefault(key(one.name), one)
+                if one.patient and one is not before:  # which a folder does not tell
+                    sources[key(one.name)] = replace(before, patient=one.patient)
+                empty = False
             elif isinstance(one, _Archive):
                 members = _members(one.path, lists[one.path], skipped.append)
-                sources.update((source.name, source) for source in members)
+                sources.update((key(source.name), source) for source in members)
                 empty = empty and not members
                 if not members:
                     without.append(Source(str(one.path), refused=_holds_no_image(len(lists[one.path]))))
@@ -98,8 +112,8 @@ def list_sources(
     if all(source.refused for source in sources.values()):
         first = next(iter(sources.values()))
         raise ConfigError(f"sources: {first.path} {first.refused.partition(': ')[2]}; leave it out or fetch it again")
-    sources.update((source.name, source) for source in without)
-    known = {*sources, *map(str, data)}
+    sources.update((key(source.name), source) for source in without)
+    known = {*(source.name for source in sources.values()), *map(str, data)}
     for name in dict.fromkeys(skipped):
         if name not in known:
             on_skip(name)
@@ -109,7 +123,7 @@ def list_sources(
 def require_source(item: Path) -> None:
     """Raise a ConfigError if it is not there."""
     if not item.exists():
-        raise ConfigError(f"sources: {item} {what_else(item) or 'does not exist'}; accepted are {ACCEPTED}")
+        raise ConfigError(f"sources: {item} {wrong_with(item, f'accepted are {ACCEPTED}')}")
 
 
 def run_sources(
@@ -117,6 +131,7 @@ def run_sources(
     images: str | os.PathLike | None = None,
     exclude: Iterable[str | Path] = (),
     *,
+    image_column: str | None = None,
     workers: int = 1,
 ) -> list[Source]:
     """What a run trains on: the members of an archive, or the files of :func:`hdxray_fast.data.listing.list_images`; of
@@ -129,11 +144,12 @@ def run_sources(
         ConfigError: ``data`` does not exist, is damaged, or holds no image.
     """
     if not isinstance(data, str | os.PathLike):
-        named = (source for one in data for source in run_sources(one, images, exclude, workers=workers))
+        options = {"image_column": image_column, "workers": workers}
+        named = (source for one in data for source in run_sources(one, images, exclude, **options))
         return list({source.name: source for source in named}.values())
     if is_archive(Path(data)) and Path(data).exists() and not Path(data).is_dir():
         return list_sources([data], workers=min(workers, 1))
-    return [Source(str(path)) for path in list_images(data, images, exclude)]
+    return [Source(str(path)) for path in list_images(data, images, exclude, image_column=image_column)]
 
 
 def _no_image(data: Sequence[str | os.PathLike], skipped: Sequence[str]) -> ConfigError:
@@ -157,13 +173,13 @@ class _Archive:
 _Found = Source | _Archive | str  # what a name stands for; a bare name is left out for its suffix
 
 
-def _named(item: Path, images: str | os.PathLike | None, exclude: Iterable[str | Path]) -> list[_Found]:
+def _named(item: Path, exclude: Iterable[str | Path], manifest: Callable[[Path], list[_Found]]) -> list[_Found]:
     if item.is_dir():
         return _folder(item, exclude)
     require_source(item)
     if is_archive(item):
         return [_Archive(item)]
-    return list(_manifest(item, images)) if item.suffix.lower() in TABLE_FILES else [Source(str(item))]
+    return manifest(item) if item.suffix.lower() in TABLE_FILES else [Source(str(item))]
 
 
 def _folder(folder: Path, exclude: Iterable[str | Path]) -> list[_Found]:
@@ -194,8 +210,17 @@ def _members(archive: Path, members: list[Member] | Failed, on_skip: Callable[[s
     return found
 
 
-def _manifest(manifest: Path, images: str | os.PathLike | None) -> list[Source]:
-    named = manifest_rows(manifest, Path(images) if images else manifest.parent, "sources")
+def _manifest(
+    manifest: Path,
+    images: str | os.PathLike | None,
+    folders: Sequence[Path],
+    image_column: str | None,
+    patient_column: str | None,
+) -> list[_Found]:
+    root = Path(images) if images else manifest.parent
+    named = manifest_rows(manifest, root, "sources", image_column, patient_column)
+    if named and not any(map(os.path.exists, named)):
+        raise none_found(list(named), str(manifest), images, folders)
     return [Source(name, patient=patient) for name, patient in named.items()]
 
 
