@@ -94,10 +94,10 @@ def prepared_among(inputs: Iterable[Input]) -> dict[str, PreparedImage]:
     return {one.name: one.image for one in inputs if isinstance(one.image, PreparedImage)}
 
 
-def require_prepared_for(images: Iterable[PreparedImage], img_size: int, contour: str) -> None:
-    """Raise a ConfigError if images were prepared otherwise than a model takes them: in size, or by another contour."""
+def require_prepared_for(images: Iterable[PreparedImage], img_size: int, contour: str, resizes: bool = False) -> None:
+    """As :func:`.require_for_model`, for the data sets that images are of."""
     for one in {id(image.images): image.images for image in images}.values():
-        require_for_model(one, img_size, contour)
+        require_for_model(one, img_size, contour, resizes)
 
 
 def _all_of(images: PreparedSet) -> Iterable[Input]:

@@ -159,7 +159,7 @@ def embed_list(
     check_caps(timeout, max_memory)
     share = Share.of_part(part)
     encoder = encoder_of_size(weights, img_size)
-    require_prepared_for(prepared_among(inputs).values(), encoder.img_size[0], encoder.contour)
+    require_prepared_for(prepared_among(inputs).values(), encoder.img_size[0], encoder.contour, resizes=True)
     job = Embedder(encoder, pool=pool, keep=keep, device=share.device(device), precision=precision, compile=compile)
     weights_print = fingerprint(encoder)
     settings = {

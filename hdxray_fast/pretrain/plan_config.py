@@ -67,7 +67,7 @@ class PlanConfig:
         if self.gpu not in (*DEVICES, "cpu"):
             raise ConfigError(f"gpu: got {self.gpu!r}, accepted are {', '.join(DEVICES)} and cpu")
         if self.images is None and self.data is None:
-            raise ConfigError("images: say how many, or name a prepared data set with data")
+            raise ConfigError("images and data: give one of them, the number of radiographs or a prepared data set")
         check_encoder_name(self.model)
         for name in ("images", "gpus", "batch_size", "grad_accum", "img_size", "decoder_embed_dim", "decoder_depth"):
             value = getattr(self, name)

@@ -33,7 +33,7 @@ def refusal(words: list[str], capsys) -> str:
          "is for a run without"),
         (["report", "train", *TRAIN, "--test-share", "7"], "--test-share: 7.0 is not accepted"),
         (["report", "generate", "--model", "m"], "paths, --data: give radiographs"),
-        (["plan"], "--images: say how many"),
+        (["plan"], "--images and --data: give one of them"),
         (["contour", "nowhere", "--out", "o"], "paths: nowhere does not exist"),
         (["contour", "x", "--out", "o", "--size", "64"], "--size: contour has no such option; is --img-size meant?"),
         (["prepare", "x", "--out", "o", "--size", "64"], "--size: prepare has no such option; is --img-size meant?"),

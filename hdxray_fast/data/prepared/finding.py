@@ -41,16 +41,19 @@ def require_recipe(recipe: dict, place: str | os.PathLike, **settings: int | str
             )
 
 
-def require_for_model(images: PreparedSet, img_size: int, contour: str) -> None:
-    """Raise a ConfigError if a data set was prepared otherwise than a trained model reads files."""
+def require_for_model(images: PreparedSet, img_size: int, contour: str, resizes: bool = False) -> None:
+    """Raise a ConfigError if a data set was prepared otherwise than a model reads files; ``resizes``: the call has an
+    ``img_size`` of its own, which would mend it.
+    """
     for name, wanted, found in (
         ("img_size", img_size, images.size),
         ("contour", contour, images.recipe["contour"]),
     ):
         if wanted != found:
+            other = f"give img_size={found}, or " if resizes and name == "img_size" else ""
             raise ConfigError(
-                f"{images.folder}: was prepared with {name}={found}, and the model reads files with {wanted}; prepare "
-                f"it anew with {name}={wanted}, or give the files"
+                f"{images.folder}: was prepared with {name}={found}, and the model reads files with {wanted}; {other}"
+                f"prepare it anew with {name}={wanted}, or give the files"
             )
 
 
