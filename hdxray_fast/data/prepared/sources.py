@@ -93,9 +93,9 @@ def list_sources(
         before, empty = len(skipped), True
         for one in found:
             if isinstance(one, Source):
-                before = sources.setdefault(key(one.name), one)
-                if one.patient and one is not before:  # which a folder does not tell
-                    sources[key(one.name)] = replace(before, patient=one.patient)
+                known = sources.setdefault(key(one.name), one)
+                if one.patient and one is not known:  # which a folder does not tell
+                    sources[key(one.name)] = replace(known, patient=one.patient)
                 empty = False
             elif isinstance(one, _Archive):
                 members = _members(one.path, lists[one.path], skipped.append)
@@ -113,9 +113,9 @@ def list_sources(
         first = next(iter(sources.values()))
         raise ConfigError(f"sources: {first.path} {first.refused.partition(': ')[2]}; leave it out or fetch it again")
     sources.update((key(source.name), source) for source in without)
-    known = {*(source.name for source in sources.values()), *map(str, data)}
+    taken = {*(source.name for source in sources.values()), *map(str, data)}
     for name in dict.fromkeys(skipped):
-        if name not in known:
+        if name not in taken:
             on_skip(name)
     return list(sources.values())
 
