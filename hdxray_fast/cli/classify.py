@@ -20,6 +20,7 @@ from .options import (
     add_inference,
     add_part,
     add_reading,
+    add_training,
     tell_encoder,
     tell_waiting,
 )
@@ -44,8 +45,7 @@ def add_commands(commands, parser_class) -> None:
         ],
         description="Fine-tune an encoder to recognise diseases.",
     )
-    add_config(finetune)
-    finetune.add_class_arguments(FinetuneConfig)
+    add_training(finetune, FinetuneConfig)
     commands.add_subcommand("finetune", finetune)
 
     predict = parser_class(

@@ -23,6 +23,14 @@ def add_config(parser) -> None:
     parser.add_argument("--config", action="config", help=kept)
 
 
+def add_training(parser, config_class: type) -> None:
+    """Settings of a training, and of a file that holds some."""
+    add_config(parser)
+    parser.add_class_arguments(config_class, skip={"force"})
+    anew = "begin anew where --out holds a run: what it wrote is removed, but for its cache of images read once"
+    parser.add_argument("--force", action="store_true", help=anew)
+
+
 def add_reading(parser) -> None:
     """How files are read, for every command that reads them and has no class of settings with these names."""
     from ..data.reader_pool import MAX_MEMORY, TIMEOUT
@@ -60,7 +68,7 @@ def tell_waiting(shares: Sequence[int]) -> None:
 
 def loss_line(result) -> str:
     """How the loss of a training fell; of one that went on, since when."""
-    since = f" since step {result.start + 1}, where it was resumed" if result.start else ""
+    since = f" since step {result.start + 1}, where it went on" if result.start else ""
     return f"loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f}{since}"
 
 

@@ -33,8 +33,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *("process_timeout", "workers", "timeout", "max_memory", "threads"),
     ),
     "Saving and following": (
-        *("resume", "save_minutes", "save_every", "keep_checkpoints", "keep_every", "picture_every", "keep_pictures"),
-        *("eval_every", "tensorboard", "wandb"),
+        *("resume", "force", "save_minutes", "save_every", "keep_checkpoints", "keep_every"),
+        *("picture_every", "keep_pictures", "eval_every", "tensorboard", "wandb"),
     ),
 }
 PRINT_CONFIG = "--print-config"

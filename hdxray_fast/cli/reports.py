@@ -8,7 +8,7 @@ from ..data.film_views import describe_view
 from ..progress import note
 from ..terminal import counted, fitted, visible
 from ..training.resuming import STOPPED, stopped_early
-from .options import add_columns, add_config, add_part, add_precision, add_reading, loss_line, tell_waiting
+from .options import add_columns, add_part, add_precision, add_reading, add_training, loss_line, tell_waiting
 
 
 def add_commands(commands, parser_class) -> None:
@@ -37,8 +37,7 @@ def _add_train(commands, parser_class) -> None:
         examples=["report train --data annotation.json --weights runs/first/model --out runs/report"],
         description="Train a model that writes reports on radiographs.",
     )
-    add_config(train)
-    train.add_class_arguments(ReportConfig)
+    add_training(train, ReportConfig)
     commands.add_subcommand("train", train, help="studies to a model that writes reports")
 
 
@@ -127,7 +126,7 @@ def run_train_command(**options) -> int:
     if result.losses:
         print(loss_line(result))
     if not result.finished:
-        print(stopped_early(result.out))
+        print(stopped_early(result.out, config.resume, config.force))
         return STOPPED
     if result.best_step:
         print(f"best {config.metric} on {config.validate_split}: {result.best:.4f} at step {result.best_step}")

@@ -543,12 +543,11 @@ def test_no_training_study(english, encoder, tmp_path):
 
 
 def test_a_folder_with_another_run(english, encoder):
+    again = quick(english / "studies.csv", english / "run", encoder, resume="never")
     with pytest.raises(ConfigError, match="already holds a run"):
-        run_report_training(quick(english / "studies.csv", english / "run", encoder), progress=False)
+        run_report_training(again, progress=False)
     with pytest.raises(ConfigError, match="lr"):
-        run_report_training(
-            quick(english / "studies.csv", english / "run", encoder, lr=1e-3, resume="auto"), progress=False
-        )
+        run_report_training(quick(english / "studies.csv", english / "run", encoder, lr=1e-3), progress=False)
 
 
 def test_what_generate_does_not_take(english, capsys):
