@@ -17,6 +17,24 @@ def tell_encoder(weights: str) -> None:
         note(f"encoder: {DEFAULT}, which comes with the package (--weights takes others)")
 
 
+def tell_start(config, preset: str) -> None:
+    """Note what a training trains, from what, and what may be wanted in its place."""
+    from torch.cuda import is_available
+
+    from ..training.starting import with_start
+
+    start = with_start(config, preset)
+    if start.weights is None:
+        note(
+            f"encoder: {getattr(start, preset)}, untrained: it needs many films and days to learn what --weights "
+            "pretrained, which comes with the package, begins with"
+        )
+    else:
+        tell_encoder(start.weights)
+    if preset == "model" and start.tune == "all" and start.device != "cuda" and not is_available():
+        note("all weights of the encoder are trained: hours without a GPU; probe trains a head alone, in minutes")
+
+
 def add_config(parser) -> None:
     """Settings of a file, for every command that has a class of them."""
     kept = "YAML file with any of these settings, spelt with _ and without --"

@@ -8,7 +8,16 @@ from ..data.film_views import describe_view
 from ..progress import note
 from ..terminal import counted, fitted, visible
 from ..training.resuming import STOPPED, stopped_early
-from .options import add_columns, add_part, add_precision, add_reading, add_training, loss_line, tell_waiting
+from .options import (
+    add_columns,
+    add_part,
+    add_precision,
+    add_reading,
+    add_training,
+    loss_line,
+    tell_start,
+    tell_waiting,
+)
 
 
 def add_commands(commands, parser_class) -> None:
@@ -122,6 +131,7 @@ def run_train_command(**options) -> int:
     from ..reports.saving import validation_of
 
     config = ReportConfig(**options)
+    tell_start(config, "encoder")
     result = run_report_training(config)
     if result.losses:
         print(loss_line(result))
