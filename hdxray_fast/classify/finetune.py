@@ -24,6 +24,7 @@ from ..training.processes import prepared_by_main
 from ..training.resuming import ANEW, stopped_early
 from ..training.run_folder import as_begun, is_run
 from ..training.starting import with_start
+from ..weights.shipped import PRETRAINED
 from .calibration import describe_temperature
 from .config import FinetuneConfig
 from .label_fractions import take_fraction
@@ -65,7 +66,7 @@ def run_finetuning(
         CheckpointError: weights or checkpoints cannot be read.
         MissingDependencyError: an optional package is needed.
     """
-    runs = [with_start(run, "model") for run in config.runs()]
+    runs = [with_start(run, "model", PRETRAINED) for run in config.runs()]
     processes = launched()
     if processes > 1 and (len(runs) > 1 or config.is_probe):
         what = "a linear probe is" if config.is_probe else "several label_fractions or seeds are"

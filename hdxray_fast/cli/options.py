@@ -22,8 +22,9 @@ def tell_start(config, preset: str) -> None:
     from torch.cuda import is_available
 
     from ..training.starting import with_start
+    from ..weights.shipped import PRETRAINED
 
-    start = with_start(config, preset)
+    start = with_start(config, preset, PRETRAINED)
     if start.weights is None:
         note(
             f"encoder: {getattr(start, preset)}, untrained: it needs many films and days to learn what --weights "

@@ -63,7 +63,9 @@ def _add_generate(commands, parser_class) -> None:
     paths = "radiographs, folders of them, CSV manifests, or prepared sets: a study for each radiograph"
     generate.add_argument("paths", nargs="*", help=paths)
     generate.add_argument("--model", required=True, help="the folder that report train wrote")
-    generate.add_argument("--out", help="folder for predictions.csv and pictures; left out, text is printed alone")
+    generate.add_argument(
+        "--out", help="folder for predictions.csv, a page of all, and pictures; left out, text is printed alone"
+    )
     generate.add_argument("--together", action="store_true", help="all paths are views of one study")
     generate.add_argument("--data", help="instead of paths: annotation.json, a CSV, or a folder of reports")
     generate.add_argument("--prepared", help="prepared set that holds the radiographs of --data")
@@ -196,7 +198,7 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
         return 0
     for row in done.rows:
         aside = [describe_view(view) for view in dict.fromkeys(row.not_frontal.values())]
-        print(f"{': '.join([row.study.named, *aside])}\n  {visible(row.text) or '(nothing)'}")
+        print(f"{': '.join([visible(row.study.files), *aside])}\n  {visible(row.text) or '(nothing)'}")
         if row.picture:
             print(f"  picture: {visible(row.picture)}")
     for bad in done.quarantined:
@@ -206,7 +208,7 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
     if done.warning:
         note(f"warning: {done.warning}")
     if done.predictions:
-        print(f"{counted(len(done.rows), 'report')} in {done.predictions}")
+        print(f"{counted(len(done.rows), 'report')} in {done.predictions}; all on one page: {visible(done.page)}")
     return 0 if done.rows else 2
 
 

@@ -1,4 +1,4 @@
-"""What a training starts from where neither weights nor a preset is given: the encoder that comes with the package."""
+"""What a training starts from where neither weights nor a preset is given."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TypeVar
 
 from ..errors import ConfigError
-from ..weights.shipped import PRETRAINED
 from .config import TrainingConfig
 from .run_folder import begun_settings
 
@@ -14,7 +13,7 @@ Config = TypeVar("Config", bound=TrainingConfig)
 USUAL = "vit_small_patch16"  # what configurations with weights have always had for a preset, which says nothing
 
 
-def with_start(config: Config, preset: str) -> Config:
+def with_start(config: Config, preset: str, usual_weights: str) -> Config:
     """The settings with weights, or with the preset of an untrained encoder where that alone is given.
 
     Runs of releases that trained an untrained encoder where neither was given go on with it.
@@ -22,6 +21,7 @@ def with_start(config: Config, preset: str) -> Config:
     Args:
         config: has ``weights``, and under the name ``preset`` that of an encoder.
         preset: ``"model"`` or ``"encoder"``.
+        usual_weights: those where neither is given.
 
     Raises:
         ConfigError: both are given, and contradict each other.
@@ -33,7 +33,7 @@ def with_start(config: Config, preset: str) -> Config:
         return replace(config, **{preset: USUAL})
     if given is not None:
         return config
-    begun = begun_settings(config) or {"weights": PRETRAINED}
+    begun = begun_settings(config) or {"weights": usual_weights}
     if begun.get("weights") is None:
         return replace(config, **{preset: begun.get(preset, USUAL)})
-    return replace(config, weights=PRETRAINED, **{preset: USUAL})
+    return replace(config, weights=usual_weights, **{preset: USUAL})

@@ -11,7 +11,13 @@ from hdxray_fast.classify.config import FinetuneConfig
 from hdxray_fast.cli.main import main
 from hdxray_fast.errors import ConfigError
 from hdxray_fast.reports.config import ReportConfig
-from hdxray_fast.training.starting import USUAL, with_start
+from hdxray_fast.training.starting import USUAL
+from hdxray_fast.training.starting import with_start as with_start_of
+from hdxray_fast.weights.shipped import PRETRAINED
+
+
+def with_start(config, preset):
+    return with_start_of(config, preset, PRETRAINED)
 
 
 @pytest.mark.parametrize(("kind", "preset"), [(FinetuneConfig, "model"), (ReportConfig, "encoder")])
