@@ -17,6 +17,7 @@ from ..regular_files import what_else
 from . import model_folders
 from .data_only import tell_of_code
 from .hub_files import PREPROCESSOR_FILE
+from .hub_retries import quiet_retries
 from .stored_sizes import are_there
 
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -208,7 +209,8 @@ def _fetch(weights: str) -> Path:
         for tensors in TENSOR_FILES:
             stem, suffix = tensors.split(".")
             patterns = [model_folders.CONFIG_FILE, PREPROCESSOR_FILE, f"{stem}*.{suffix}", f"{tensors}.index.json"]
-            folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
+            with quiet_retries():
+                folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
             if any(folder.glob(f"{stem}*.{suffix}")):
                 break
     except Exception as error:  # the client's errors share no base class: network, names, revisions, access
@@ -225,7 +227,8 @@ def _read_timm(weights: str) -> Source:
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
         raise MissingDependencyError(f"{weights}: timm cannot be imported ({error}): {install('timm')}") from error
     try:
-        model = timm.create_model(weights.removeprefix("timm:"), pretrained=True, num_classes=0)
+        with quiet_retries():
+            model = timm.create_model(weights.removeprefix("timm:"), pretrained=True, num_classes=0)
     except Exception as error:  # names, network, files: timm's errors share no base class
         raise CheckpointError(f"{weights}: cannot be had ({' '.join(str(error).split())[:300]})") from error
     block = model.blocks[0] if isinstance(model, VisionTransformer) else None

@@ -684,3 +684,17 @@ def test_a_run_that_has_not_ended_names_its_newest_checkpoint(tmp_path, run_fold
     for read in (lambda: hx.create_encoder(weights=tmp_path / "run"), lambda: hx.load_model(tmp_path / "run")):
         with pytest.raises(hx.CheckpointError, match=f"has not ended; its newest checkpoint is in {newest}"):
             read()
+
+
+def test_the_hub_is_quiet_about_what_it_tries_again_and_not_about_waiting(caplog):
+    import logging
+
+    from hdxray_fast.weights.hub_retries import CLIENT, quiet_retries
+
+    logger = logging.getLogger(CLIENT)
+    with quiet_retries():
+        logger.warning("Retrying in 1s [Retry 1/5].")
+        logger.warning("'[Errno -2] Name or service not known' thrown while requesting HEAD https://example.org")
+        logger.warning("Rate limited. Waiting 60s before retry [Retry 1/5].")
+    logger.warning("Retrying in 2s [Retry 2/5].")
+    assert [record.getMessage()[:12] for record in caplog.records] == ["Rate limited", "Retrying in "]
