@@ -125,8 +125,10 @@ def tidy(parser: ArgumentParser, words: Sequence[str] = ()) -> None:
             needed.insert(0, f"{action.dest} ..." if action.nargs in ("+", "*") else action.dest)
         elif action.required:
             needed.append(f"{action.option_strings[0]} {action.metavar}")
-    if not any(action.dest == "steps" for action in sections["Training"]):  # a seed alone is no training
-        sections["Settings"] += sections.pop("Training")
+    # a seed alone is no training, nor is what replaces pictures the saving of one
+    for title, sign in (("Training", "steps"), ("Saving and following", "resume")):
+        if not any(action.dest == sign for action in sections[title]):
+            sections["Settings"] += sections.pop(title)
     parser._action_groups = []
     for title, actions in sections.items():
         parser.add_argument_group(title)._group_actions = actions

@@ -32,14 +32,14 @@ class ReportModelSettings:
             R2Gen's memory), or ``language-model``.
         keep: patches that are looked at: ``all``, ``valid`` (no padding) or ``contour`` (the chest and a margin).
         pool: how patches become visual tokens: ``grid`` (means over a square grid) or ``attention`` (learned queries).
-        visual_tokens: of one view.
+        visual_tokens: that the patches of one view become; a square number for ``grid``, at most as many as patches.
         max_views: radiographs of a study that are read; further ones are left out and counted.
         max_length: most tokens of a report, the end token included; longer ones are cut and counted.
         layers: of each half of the transformer (R2Gen: 3).
         width: of the transformer.
-        heads: of its attention.
+        heads: of the transformer's attention.
         ffn: hidden width of its feed-forward layers.
-        dropout: in it.
+        dropout: in the transformer, share of the numbers that are left out while training.
         memory_slots: of the relational memory.
         language_model: name or path of a causal language model.
         lora_rank: of LoRA on the language model; 0 keeps it frozen.

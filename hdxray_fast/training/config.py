@@ -56,7 +56,7 @@ class TrainingConfig:
         keep_checkpoints: newest checkpoints to keep.
         keep_every: keep the checkpoints of every so many steps as well; 0 for none.
         tensorboard: write TensorBoard events under ``<out>/tensorboard``.
-        wandb: Weights & Biases project to log to as well; needs the package ``wandb``.
+        wandb: Weights & Biases project to log to as well; needs its package.
         resume: ``auto`` goes on with the run found in ``out``, if any; ``never`` refuses a folder that holds one.
         force: begin anew where ``out`` holds a run: what it wrote is removed, but for its cache of images read once.
     """
