@@ -77,7 +77,7 @@ def commands(root: Path) -> dict[str, tuple[list[str], list[str]]]:
 
 def contents(out: Path) -> dict[str, bytes]:
     files = [path for path in sorted(out.rglob("*")) if path.is_file() and path.name != ".merged"]
-    files = [path for path in files if not path.name.endswith(".lock")]
+    files = [path for path in files if not path.name.endswith((".lock", ".html"))]  # pages say when they were made
     return {str(path.relative_to(out)): path.read_bytes() for path in files}
 
 

@@ -235,7 +235,7 @@ def read_settings(path: Path) -> dict:
         if not folder.is_dir():
             what = f"{folder}: is missing"
         elif (folder / "log.jsonl").is_file() or (folder / "checkpoints").is_dir():
-            what = f"{folder}: is a training that has not ended (finetune --resume auto goes on with it)"
+            what = f"{folder}: is a training that has not ended (the same finetune command goes on with it)"
         raise CheckpointError(f"{what}; a classifier is the folder that probe or finetune wrote") from error
     except NotADirectoryError as error:
         reason = what_else(path.parent) or "is a file"

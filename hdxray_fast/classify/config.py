@@ -23,8 +23,8 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
     Args:
         data: CSV manifest with the columns image and patient and one for each class, or what ``preset`` reads.
         weights: encoder: ``pretrained`` for the one that comes with the package, a run or model folder, or published
-            weights; left out, an untrained ``model``.
-        model: encoder preset, where there are no ``weights``.
+            weights; left out, ``pretrained``, or ``model`` if that is given.
+        model: encoder preset to begin with untrained, in place of ``weights``: for many films, or as a baseline.
         head: ``linear`` on the pooled feature, ``attention`` (a learned query pools), ``label-query`` (one each).
         tune: ``all`` weights, or the ``head`` on a frozen encoder; a frozen ``linear`` is a probe on cached features.
         pool: of the linear head: ``cls`` or ``mean``; the encoder's, or ``mean``, by default.
@@ -68,7 +68,7 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
 
     data: str
     weights: str | None = None
-    model: str = "vit_small_patch16"
+    model: str | None = None
     head: Literal["linear", "attention", "label-query"] = "linear"
     tune: Literal["all", "head"] = "all"
     pool: Literal["cls", "mean"] | None = None

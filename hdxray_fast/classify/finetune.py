@@ -21,8 +21,10 @@ from ..regular_files import RUN_JSON, read_json
 from ..training.data_record import RECORD
 from ..training.loop import Training
 from ..training.processes import prepared_by_main
-from ..training.resuming import stopped_early
+from ..training.resuming import ANEW, stopped_early
 from ..training.run_folder import as_begun, is_run
+from ..training.starting import with_start
+from ..weights.shipped import PRETRAINED
 from .calibration import describe_temperature
 from .config import FinetuneConfig
 from .label_fractions import take_fraction
@@ -64,7 +66,7 @@ def run_finetuning(
         CheckpointError: weights or checkpoints cannot be read.
         MissingDependencyError: an optional package is needed.
     """
-    runs = config.runs()
+    runs = [with_start(run, "model", PRETRAINED) for run in config.runs()]
     processes = launched()
     if processes > 1 and (len(runs) > 1 or config.is_probe):
         what = "a linear probe is" if config.is_probe else "several label_fractions or seeds are"
@@ -101,7 +103,7 @@ def _begun(config: FinetuneConfig, runs: list[FinetuneConfig]) -> Seen | str | N
 
     Another release may draw others from the same table, and a run must not be trained on its own test images.
     """
-    if config.resume != "auto":
+    if not config.goes_on:
         return None
     for run in runs:
         if (kept := Seen.load(Path(run.out) / DRAWN_FILE, needs_key=True)) is not None:
@@ -131,8 +133,12 @@ def _finetune(
         refuse_foreign_cache(config.cache or out / "cache", config.img_size, config.contour)
     metrics = out / "metrics.json"
     with training.claimed():
-        if metrics.exists() and task.best_model.facts:  # this run is whole: several in one folder go on with the next
-            return _read_result(out)
+        if config.force:
+            task.best_model.facts = None  # it was read before the folder was emptied
+        elif metrics.exists() and task.best_model.facts:  # it is whole: several in one folder go on with the next
+            result = _read_result(out, task.labels_digest)
+            training.print(f"{out}: all {config.steps} steps are done; {ANEW}")
+            return result
         if training.is_main:
             task.key = run_key(out)
             if begun is None or not (out / DRAWN_FILE).exists():
@@ -190,9 +196,14 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
     )
 
 
-def _read_result(out: Path) -> FinetuneResult:
-    """A run that was finished before."""
+def _read_result(out: Path, labels_digest: str) -> FinetuneResult:
+    """A run that was finished before; a ConfigError if that was with other labels."""
     saved = read_json(out / "metrics.json", RUN_JSON)
+    if saved.get("labels_digest", labels_digest) != labels_digest:  # runs of releases before do not tell
+        raise ConfigError(
+            f"data: these are other images, labels or splits than those that the run in {out} was trained with, which "
+            f"is finished; {ANEW}, or choose another folder"
+        )
     names = (
         "classes",
         "bootstraps",
@@ -217,7 +228,7 @@ def describe_finetuning(config: FinetuneConfig, results: list[FinetuneResult]) -
 
     last = results[-1]
     if not last.finished:
-        return stopped_early(last.out)
+        return stopped_early(last.out, config.resume, config.force)
     if len(results) > 1:
         runs = summary(config.runs(), results)
         return f"{runs}\n\ntable, plot and all runs, each with its {PAGE_FILE}, are in {config.out}"

@@ -170,7 +170,7 @@ class BestModel:
                     save_tensors(tensors, temporary, {"facts": json.dumps(facts)})
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(
-                    f"{self.path}: cannot be written ({error}); --resume auto goes on once there is room"
+                    f"{self.path}: cannot be written ({error}); the same command goes on once there is room"
                 ) from error
 
     def read(self) -> dict:

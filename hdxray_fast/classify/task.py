@@ -95,6 +95,8 @@ class FinetuneTask(Task):
                 "augment mild: mixup mixes pixels, so images are moved as a whole on the CPU, not seen through views"
             )
         self.out = Path(config.out)
+        rows = (repr(row) for row in zip(table.paths, table.splits, table.labels.tolist(), strict=True))
+        self.labels_digest = content_digest(*table.classes, *rows)  # by which a finished run knows its labels again
         self.key: bytes | None = None  # of the run; the process that writes has it
         self.prepared = open_prepared(config.prepared, img_size=config.img_size) if config.prepared else None
         self.contour = self.prepared.recipe["contour"] if self.prepared else config.contour
@@ -333,6 +335,7 @@ class FinetuneTask(Task):
             "chosen_on_validation": best,
             "train_images": len(self.datasets["train"]),
             "unreadable": left_out,
+            "labels_digest": self.labels_digest,
             "label_fraction": self.table.fraction,
             "threshold_not_chosen": [] if table.multiclass else one_sided(found["val"][0]),
         }

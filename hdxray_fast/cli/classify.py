@@ -21,7 +21,9 @@ from .options import (
     add_inference,
     add_part,
     add_reading,
+    add_training,
     tell_encoder,
+    tell_start,
     tell_waiting,
 )
 
@@ -41,13 +43,12 @@ def add_commands(commands, parser_class) -> None:
 
     finetune = parser_class(
         examples=[
-            "finetune --data labels.csv --weights pretrained --out results/finetune --keep contour",
+            "finetune --data labels.csv --out results/finetune --keep contour",
             "finetune --data labels.csv --weights runs/first/model --out results/few --label-fractions 0.01 0.1 1",
         ],
         description="Fine-tune an encoder to recognise diseases.",
     )
-    add_config(finetune)
-    finetune.add_class_arguments(FinetuneConfig)
+    add_training(finetune, FinetuneConfig)
     commands.add_subcommand("finetune", finetune)
 
     predict = parser_class(
@@ -126,12 +127,7 @@ def run_finetune_command(**options) -> int:
     from ..classify.finetune import describe_finetuning, run_finetuning
 
     config = FinetuneConfig(**options)
-    if config.weights is not None and config.model != FinetuneConfig.model:
-        raise ConfigError(f"model: {config.model} is for a run without weights, which say what the encoder is")
-    if config.weights is None:
-        note(f"encoder: {config.model}, untrained; --weights pretrained is the one that comes with the package")
-    else:
-        tell_encoder(config.weights)
+    tell_start(config.runs()[0], "model")
     results = run_finetuning(config)
     print(fitted(describe_finetuning(config, results)))
     if len(results) == 1:

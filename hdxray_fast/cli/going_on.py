@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 
-from ..training.resuming import RESUME
+from ..training.resuming import GOES_ON, how_it_goes_on
 
-RESUMED = ("pretrain", "finetune", "report train")  # they refuse a folder that holds a run without that word
+TRAININGS = ("pretrain", "finetune", "report train")
 GO_ON = ("prepare", "merge", "stream", "probe", "embed", "evaluate", "predict", "report generate")
 IF_WRITTEN = ("predict", "report generate")  # which keep nothing without --out
 
@@ -18,8 +19,8 @@ def how_to_go_on(command: str, settings: Mapping) -> str:
         command: its words, ``"report train"``.
         settings: what it was given.
     """
-    if command in RESUMED:
-        return "the same command goes on" if settings.get("resume") == "auto" else RESUME
+    if command in TRAININGS and os.path.exists(settings["out"]):  # stopped before, it has nothing to go on with
+        return how_it_goes_on(settings["resume"], settings["force"])
     if command in GO_ON and not (command in IF_WRITTEN and settings.get("out") is None):
-        return "the same command goes on"
+        return GOES_ON
     return "the same command begins anew"

@@ -17,10 +17,37 @@ def tell_encoder(weights: str) -> None:
         note(f"encoder: {DEFAULT}, which comes with the package (--weights takes others)")
 
 
+def tell_start(config, preset: str) -> None:
+    """Note what a training trains, from what, and what may be wanted in its place."""
+    from torch.cuda import is_available
+
+    from ..training.starting import with_start
+    from ..weights.shipped import PRETRAINED
+
+    start = with_start(config, preset, PRETRAINED)
+    if start.weights is None:
+        note(
+            f"encoder: {getattr(start, preset)}, untrained: it needs many films and days to learn what --weights "
+            "pretrained, which comes with the package, begins with"
+        )
+    else:
+        tell_encoder(start.weights)
+    if preset == "model" and start.tune == "all" and start.device != "cuda" and not is_available():
+        note("all weights of the encoder are trained: hours without a GPU; probe trains a head alone, in minutes")
+
+
 def add_config(parser) -> None:
     """Settings of a file, for every command that has a class of them."""
     kept = "YAML file with any of these settings, spelt with _ and without --"
     parser.add_argument("--config", action="config", help=kept)
+
+
+def add_training(parser, config_class: type) -> None:
+    """Settings of a training, and of a file that holds some."""
+    add_config(parser)
+    parser.add_class_arguments(config_class, skip={"force"})
+    anew = "begin anew where --out holds a run: what it wrote is removed, but for its cache of images read once"
+    parser.add_argument("--force", action="store_true", help=anew)
 
 
 def add_reading(parser) -> None:
@@ -65,7 +92,7 @@ def tell_waiting(shares: Sequence[int]) -> None:
 
 def loss_line(result) -> str:
     """How the loss of a training fell; of one that went on, since when."""
-    since = f" since step {result.start + 1}, where it was resumed" if result.start else ""
+    since = f" since step {result.start + 1}, where it went on" if result.start else ""
     return f"loss {result.losses[0]:.4f} -> {result.losses[-1]:.4f}{since}"
 
 

@@ -33,8 +33,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
         *("process_timeout", "workers", "timeout", "max_memory", "threads"),
     ),
     "Saving and following": (
-        *("resume", "save_minutes", "save_every", "keep_checkpoints", "keep_every", "picture_every", "keep_pictures"),
-        *("eval_every", "tensorboard", "wandb"),
+        *("resume", "force", "save_minutes", "save_every", "keep_checkpoints", "keep_every"),
+        *("picture_every", "keep_pictures", "eval_every", "tensorboard", "wandb"),
     ),
 }
 PRINT_CONFIG = "--print-config"
@@ -125,8 +125,10 @@ def tidy(parser: ArgumentParser, words: Sequence[str] = ()) -> None:
             needed.insert(0, f"{action.dest} ..." if action.nargs in ("+", "*") else action.dest)
         elif action.required:
             needed.append(f"{action.option_strings[0]} {action.metavar}")
-    if not any(action.dest == "steps" for action in sections["Training"]):  # a seed alone is no training
-        sections["Settings"] += sections.pop("Training")
+    # a seed alone is no training, nor is what replaces pictures the saving of one
+    for title, sign in (("Training", "steps"), ("Saving and following", "resume")):
+        if not any(action.dest == sign for action in sections[title]):
+            sections["Settings"] += sections.pop(title)
     parser._action_groups = []
     for title, actions in sections.items():
         parser.add_argument_group(title)._group_actions = actions

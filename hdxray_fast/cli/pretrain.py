@@ -6,7 +6,7 @@ import os
 
 from ..terminal import fitted
 from ..training.resuming import STOPPED, stopped_early
-from .options import add_config, loss_line
+from .options import add_training, loss_line
 
 
 def add_commands(commands, parser_class) -> None:
@@ -24,13 +24,12 @@ def add_commands(commands, parser_class) -> None:
 
     pretrain = parser_class(
         examples=[
-            "pretrain --data sets/chest --out runs/first --steps 1000 --resume auto",
+            "pretrain --data sets/chest --out runs/first --steps 1000",
             "pretrain --config config.yaml --batch-size 16",
         ],
         description="Pre-train a contour-masked auto-encoder.",
     )
-    add_config(pretrain)
-    pretrain.add_class_arguments(PretrainConfig)
+    add_training(pretrain, PretrainConfig)
     commands.add_subcommand("pretrain", pretrain)
 
 
@@ -48,7 +47,8 @@ def run_pretrain_command(**options) -> int:
     from ..pretrain.config import PretrainConfig
     from ..pretrain.task import run_pretraining
 
-    result = run_pretraining(PretrainConfig(**options))
+    config = PretrainConfig(**options)
+    result = run_pretraining(config)
     status = 0 if result.finished else STOPPED
     if int(os.environ.get("RANK", "0")):
         return status  # of several processes one speaks
@@ -57,7 +57,8 @@ def run_pretrain_command(**options) -> int:
         print(f"(predicting each patch by its own mean would give {result.baseline:.4f})")
     if result.picture:
         print(f"picture: {result.picture}")
-    print(f"model: {result.out / 'model'}" if result.finished else stopped_early(result.out))
+    stopped = stopped_early(result.out, config.resume, config.force)
+    print(f"model: {result.out / 'model'}" if result.finished else stopped)
     return status
 
 

@@ -8,7 +8,16 @@ from ..data.film_views import describe_view
 from ..progress import note
 from ..terminal import counted, fitted, visible
 from ..training.resuming import STOPPED, stopped_early
-from .options import add_columns, add_config, add_part, add_precision, add_reading, loss_line, tell_waiting
+from .options import (
+    add_columns,
+    add_part,
+    add_precision,
+    add_reading,
+    add_training,
+    loss_line,
+    tell_start,
+    tell_waiting,
+)
 
 
 def add_commands(commands, parser_class) -> None:
@@ -37,8 +46,7 @@ def _add_train(commands, parser_class) -> None:
         examples=["report train --data annotation.json --weights runs/first/model --out runs/report"],
         description="Train a model that writes reports on radiographs.",
     )
-    add_config(train)
-    train.add_class_arguments(ReportConfig)
+    add_training(train, ReportConfig)
     commands.add_subcommand("train", train, help="studies to a model that writes reports")
 
 
@@ -55,7 +63,9 @@ def _add_generate(commands, parser_class) -> None:
     paths = "radiographs, folders of them, CSV manifests, or prepared sets: a study for each radiograph"
     generate.add_argument("paths", nargs="*", help=paths)
     generate.add_argument("--model", required=True, help="the folder that report train wrote")
-    generate.add_argument("--out", help="folder for predictions.csv and pictures; left out, text is printed alone")
+    generate.add_argument(
+        "--out", help="folder for predictions.csv, a page of all, and pictures; left out, text is printed alone"
+    )
     generate.add_argument("--together", action="store_true", help="all paths are views of one study")
     generate.add_argument("--data", help="instead of paths: annotation.json, a CSV, or a folder of reports")
     generate.add_argument("--prepared", help="prepared set that holds the radiographs of --data")
@@ -123,11 +133,12 @@ def run_train_command(**options) -> int:
     from ..reports.saving import validation_of
 
     config = ReportConfig(**options)
+    tell_start(config, "encoder")
     result = run_report_training(config)
     if result.losses:
         print(loss_line(result))
     if not result.finished:
-        print(stopped_early(result.out))
+        print(stopped_early(result.out, config.resume, config.force))
         return STOPPED
     if result.best_step:
         print(f"best {config.metric} on {config.validate_split}: {result.best:.4f} at step {result.best_step}")
@@ -187,7 +198,7 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
         return 0
     for row in done.rows:
         aside = [describe_view(view) for view in dict.fromkeys(row.not_frontal.values())]
-        print(f"{': '.join([row.study.named, *aside])}\n  {visible(row.text) or '(nothing)'}")
+        print(f"{': '.join([visible(row.study.files), *aside])}\n  {visible(row.text) or '(nothing)'}")
         if row.picture:
             print(f"  picture: {visible(row.picture)}")
     for bad in done.quarantined:
@@ -197,7 +208,7 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
     if done.warning:
         note(f"warning: {done.warning}")
     if done.predictions:
-        print(f"{counted(len(done.rows), 'report')} in {done.predictions}")
+        print(f"{counted(len(done.rows), 'report')} in {done.predictions}; all on one page: {visible(done.page)}")
     return 0 if done.rows else 2
 
 

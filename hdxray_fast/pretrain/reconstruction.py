@@ -16,6 +16,7 @@ from ..ops.plan import MaskPlan
 
 PICTURED = 4  # radiographs of a picture
 SIDE = 480  # of each of its panels, pixels
+EARLY = 1000  # steps in which a model that starts anew hardly draws an edge
 
 
 def prune_pictures(folder: Path, keep: int) -> None:
@@ -34,6 +35,20 @@ def prune_pictures(folder: Path, keep: int) -> None:
     for step in steps[:-keep] if keep else []:
         if step not in firsts.values():
             (folder / f"step_{step:08d}.png").unlink(missing_ok=True)
+
+
+def how_to_read(step: int, norm_pix_loss: bool) -> str:
+    """What the columns of a picture are and what to expect of them at ``step``, in a line below it."""
+    given = "the hidden patches' mean grey, which is given; " if norm_pix_loss else ""
+    expected = (
+        "after few steps it fills in a blur, edges of heart and ribs come with thousands"
+        if step < EARLY
+        else "edges of heart and ribs should be there, noise and fine lines never are"
+    )
+    return (
+        f"from the left: the film; its chest contour; the patches that the model sees; {given}what it fills in for the "
+        f"hidden ones; how far off that is (white: far). {expected[0].upper()}{expected[1:]}."
+    )
 
 
 @torch.no_grad()

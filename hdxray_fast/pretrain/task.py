@@ -20,7 +20,7 @@ from ..data.prepared.sources import Source, run_sources
 from ..data.prepared.streamed_set import StreamedSet
 from ..data.radiograph_dataset import RadiographDataset
 from ..errors import ConfigError
-from ..images.panels import stack, write_image
+from ..images.panels import stack, tile, write_image
 from ..models.mae import MaskedAutoencoder, create_mae
 from ..models.presets import ENCODERS
 from ..ops.gather import gather_patches
@@ -38,7 +38,7 @@ from .batches import PlannedBatch, planned
 from .blocks import blocks_ahead, node_count, require_room
 from .config import PretrainConfig
 from .held_out import HeldOut, held_out_rows, patients_of
-from .reconstruction import PICTURED, prune_pictures, reconstruction_picture
+from .reconstruction import PICTURED, how_to_read, prune_pictures, reconstruction_picture
 from .start import new_model, started_model
 
 
@@ -274,5 +274,5 @@ class PretrainTask(Task):
             folder = training.out / "pictures"
             folder.mkdir(exist_ok=True)
             self.picture = folder / f"step_{step:08d}.png"
-            write_image(self.picture, stack(rows))
+            write_image(self.picture, tile([stack(rows)], how_to_read(step, self.config.norm_pix_loss)))
             prune_pictures(folder, self.config.keep_pictures)

@@ -190,13 +190,18 @@ def _wrapped(text: str, width: int, lines: int = 5) -> str:
 
 
 def picture_names(studies: Sequence[Study], pictures: int) -> list[str]:
-    """File names of the pictures of the first so many studies, whichever process draws them."""
+    """File names of the pictures of the first so many studies, after their first radiographs, whichever process draws
+    them."""
     stems: set[str] = set()
-    return [f"{_file_name(study.place or study.id, stems)}.png" for study in studies[:pictures]]
+    # studies of a table may be written into the folder of its radiographs, which are not drawn over
+    return [
+        f"{_file_name(study.images[0] if study.images else study.id, stems)}{'.report' * bool(study.place)}.png"
+        for study in studies[:pictures]
+    ]
 
 
 def _file_name(study: str, taken: set[str]) -> str:
-    """The last part of a study's id as a file name, numbered if it is taken."""
+    """The last part of a path or id as a file name, numbered if it is taken."""
     last = Path(study).name
     if Path(study).suffix.lower() in IMAGE_SUFFIXES:
         last = Path(study).stem

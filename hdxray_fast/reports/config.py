@@ -51,8 +51,8 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
             vocabulary is part of the model; 5 by default, 1 keeps all, as R2Gen does. BPE merges nothing of such words.
         digits: keep words with digits in the vocabulary, as R2Gen does; left out by default.
         weights: of the encoder: ``pretrained`` for the one that comes with the package, a run or model folder,
-            ``hf:org/name`` or ``timm:name``.
-        encoder: preset of an untrained encoder where no weights are given.
+            ``hf:org/name`` or ``timm:name``; left out, ``pretrained``, or ``encoder`` if that is given.
+        encoder: encoder preset to begin with untrained, in place of ``weights``: for many films, or as a baseline.
         img_size: canvas side, pixels; the weights' own, or 1280, by default.
         contour: how the chest contour is found: ``network``, ``classical``, ``prior`` or ``rectangle``.
         cache: folder for canvases, contours and features computed once; ``<out>/cache`` by default.
@@ -89,7 +89,7 @@ class ReportConfig(TrainingConfig, ReportModelSettings):
     min_patients: int | None = None
     digits: bool | None = None
     weights: str | None = None
-    encoder: str = "vit_small_patch16"
+    encoder: str | None = None
     img_size: int | None = None
     contour: ContourMethod = "network"
     cache: str | None = None

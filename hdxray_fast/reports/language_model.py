@@ -17,6 +17,7 @@ from ..extras import install
 from ..regular_files import load_tensors
 from ..weights.data_only import check_config, check_files, check_no_code
 from ..weights.fingerprint import tensors_print
+from ..weights.hub_retries import quiet_retries
 from ..weights.stored_sizes import are_there, check_room, check_transformers_config, stored_in
 from .seq2seq import until, weights_kept
 from .text_models import generate, quietly
@@ -180,7 +181,7 @@ def load_language_model(source: str, dtype: str = "auto") -> Any:
     try:
         if Path(source).is_dir():
             _check_room(Path(source))
-        with quietly():
+        with quietly(), quiet_retries():
             return AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, trust_remote_code=False, use_safetensors=True
             )

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args, get_type_hints
 
-from ..errors import ConfigError
+from ..errors import ArgumentError, ConfigError
 
 PROMPTS = {
     "en": ("Chest radiograph: ", "\nWrite the radiology report on it.\nReport: "),
     "zh": ("胸片：", "\n请写出这张胸片的影像报告。\n报告："),
 }
+
+
+def grid_side(tokens: int) -> int:
+    """Cells along a side of the pooled grid."""
+    side = math.isqrt(tokens)
+    if side < 1 or side * side != tokens:
+        near = max(1, round(math.sqrt(max(1, tokens)))) ** 2
+        raise ArgumentError(f"visual_tokens: got {tokens}, pool='grid' takes square numbers, such as {near}")
+    return side
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,14 +32,14 @@ class ReportModelSettings:
             R2Gen's memory), or ``language-model``.
         keep: patches that are looked at: ``all``, ``valid`` (no padding) or ``contour`` (the chest and a margin).
         pool: how patches become visual tokens: ``grid`` (means over a square grid) or ``attention`` (learned queries).
-        visual_tokens: of one view.
+        visual_tokens: that the patches of one view become; a square number for ``grid``, at most as many as patches.
         max_views: radiographs of a study that are read; further ones are left out and counted.
         max_length: most tokens of a report, the end token included; longer ones are cut and counted.
         layers: of each half of the transformer (R2Gen: 3).
         width: of the transformer.
-        heads: of its attention.
+        heads: of the transformer's attention.
         ffn: hidden width of its feed-forward layers.
-        dropout: in it.
+        dropout: in the transformer, share of the numbers that are left out while training.
         memory_slots: of the relational memory.
         language_model: name or path of a causal language model.
         lora_rank: of LoRA on the language model; 0 keeps it frozen.
@@ -79,6 +89,8 @@ class ReportModelConfig(ReportModelSettings):
         for name in ("visual_tokens", "max_views", "layers", "width", "heads", "ffn", "memory_slots"):
             if not getattr(self, name) >= 1:
                 raise ConfigError(f"{name}: got {getattr(self, name)}, accepted is a whole number of at least 1")
+        if self.pool == "grid":
+            grid_side(self.visual_tokens)
         if self.max_length < 2:
             raise ConfigError(f"max_length: got {self.max_length}, accepted is a whole number of at least 2")
         if self.width % self.heads:

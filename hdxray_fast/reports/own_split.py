@@ -105,7 +105,7 @@ def read_of_run(config: ReportConfig) -> tuple[StudyTable, bool]:
         CheckpointError: the record is damaged.
     """
     settings = {name: getattr(config, name) for name in STUDY_SETTINGS}
-    if config.resume != "auto":
+    if not config.goes_on:
         return read_studies(config.data, **settings), False
     out = Path(config.out)
     begun = Seen.load(out / DRAWN_FILE, needs_key=True)

@@ -19,8 +19,9 @@ from .studies import language_at
 
 GENERATED_COLUMNS = ("generated", "prediction", "generated_report", "hypothesis")
 REFERENCE_COLUMNS = ("reference", "report", "ground_truth")
+PATHS = ("id", "image")  # which may hold any bytes
 WRITTEN = ("id", "generated", "reference", "language")
-VIEW = "view"  # a column where any is known
+IF_KNOWN = ("view", "image")  # columns where any is known
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Prediction:
         reference: the raw report, ``None`` if the file has none.
         language: ``"en"`` or ``"zh"``, ``""`` if the file does not say.
         view: of the radiographs that were read, joined by ``|``; ``""`` if nothing says; written, not read.
+        image: names of the radiographs' files, joined likewise; written, not read.
         place: where it stands in its file, for messages, which hold no id; not written.
     """
 
@@ -41,26 +43,27 @@ class Prediction:
     reference: str | None = None
     language: str = ""
     view: str = field(default="", compare=False)
+    image: str = field(default="", compare=False)
     place: str = field(default="", compare=False)
 
 
 def write_predictions(path: str | Path, predictions: Iterable[Prediction]) -> None:
     """Write a CSV, or JSON if ``path`` ends so; the file appears whole or not at all.
 
-    Ids, which may be paths, stand there :func:`.names.escaped`.
+    Ids, which may be paths, and names stand there :func:`.names.escaped`.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     predictions = list(predictions)
-    columns = (*WRITTEN, *([VIEW] if any(prediction.view for prediction in predictions) else []))
+    columns = (*WRITTEN, *(name for name in IF_KNOWN if any(getattr(one, name) for one in predictions)))
     rows = [{name: getattr(prediction, name) for name in columns} for prediction in predictions]
     with written_whole(path) as temporary:
         if path.suffix.lower() == ".json":
-            rows = [{**row, "id": escaped(row["id"])} for row in rows]
+            rows = [{**row, **{name: escaped(row[name]) for name in PATHS if name in row}} for row in rows]
             temporary.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", "utf-8", ESCAPES)
             return
         with open(temporary, "w", newline="", encoding="utf-8") as stream:
-            write_table(stream, columns, rows, names=("id",))
+            write_table(stream, columns, rows, names=PATHS)
 
 
 def read_predictions(path: str | Path) -> list[Prediction]:

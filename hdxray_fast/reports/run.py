@@ -14,6 +14,8 @@ from ..errors import ConfigError
 from ..training.loop import Training
 from ..training.processes import prepared_by_main
 from ..training.run_folder import as_begun
+from ..training.starting import with_start
+from ..weights.shipped import PRETRAINED
 from .config import ReportConfig
 from .own_split import read_of_run
 from .task import ReportTask
@@ -61,7 +63,7 @@ def run_report_training(
         CheckpointError: weights, tokenizer or checkpoints cannot be read.
         MissingDependencyError: an optional package is missing.
     """
-    config = as_begun(config)
+    config = as_begun(with_start(config, "encoder", PRETRAINED))
     table, begun = prepared_by_main(config, lambda: read_of_run(config))
     task = ReportTask(config, table)
     training = Training(task.config, task, progress=progress, on_step=on_step)

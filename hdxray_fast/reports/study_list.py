@@ -9,6 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import overload
 
 from ..terminal import visible
@@ -42,6 +43,11 @@ class Study:
     def named(self) -> str:
         """The study in words that hold nothing of the patient: its place or, where there is none, its first file."""
         return self.place or (visible(self.images[0]) if self.images else "a study without images")
+
+    @property
+    def files(self) -> str:
+        """The names of its radiographs' files, as a user looks for them; its place where it has none."""
+        return ", ".join(dict.fromkeys(Path(image).name for image in self.images)) or self.named
 
 
 TEXTS = ("id", "report", "split", "language", "patient", "part_of", "place")  # cells of a study, before its images

@@ -14,6 +14,7 @@ from ..extras import install
 from ..files import written_whole
 from ..regular_files import read_json
 from ..weights.data_only import check_files, check_no_code
+from ..weights.hub_retries import quiet_retries
 from .cleaning import UNKNOWN, mostly_chinese
 
 KINDS = ("word", "bpe", "character")
@@ -264,7 +265,8 @@ def load_tokenizer(source: str | Path) -> ReportTokenizer:
             if kind != "hf":
                 backend = transformers.PreTrainedTokenizerFast.from_pretrained(str(source), trust_remote_code=False)
         if kind == "hf":
-            backend = transformers.AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
+            with quiet_retries():
+                backend = transformers.AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except Exception as error:  # libraries raise OSError, ValueError and bare Exceptions for what is missing or damaged
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"tokenizer: {source} cannot be loaded ({reason})") from error

@@ -14,6 +14,7 @@ from ..models.encoder import Tokens
 from ..models.layers import CrossBlock
 from ..models.packing import image_of_row, token_rows
 from ..ops.plan import MaskPlan
+from .model_config import grid_side
 
 POOLS = ("grid", "attention")
 
@@ -50,15 +51,6 @@ class Views(NamedTuple):
         study = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
         view = torch.cat([torch.arange(count) for count in counts])
         return cls(study, view, len(counts), max(counts, default=0))
-
-
-def grid_side(tokens: int) -> int:
-    """Cells along a side of the pooled grid."""
-    side = math.isqrt(tokens)
-    if side < 1 or side * side != tokens:
-        near = max(1, round(math.sqrt(max(1, tokens)))) ** 2
-        raise ArgumentError(f"visual_tokens: got {tokens}, pool='grid' takes square numbers, such as {near}")
-    return side
 
 
 def pool_grid(tokens: Tokens, plan: MaskPlan, count: int, num_prefix: int) -> ViewTokens:

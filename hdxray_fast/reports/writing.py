@@ -25,9 +25,10 @@ from ..data.seen_key import KEY_FILE, keep_key
 from ..errors import ArgumentError, ConfigError
 from ..features.parts_folder import parts_of
 from ..features.shares import Share
-from ..files import claim_names, refuse_foreign, written_somewhere
+from ..files import claim_names, refuse_foreign, written_somewhere, written_whole
 from ..models.inference import PRECISIONS, autocast, check_word, find_precision
 from ..models.inputs import as_batch
+from ..names import ESCAPES
 from ..progress import progress_bar
 from ..ranks import acquainted
 from ..terminal import counted
@@ -43,9 +44,10 @@ from .study_list import Studies
 from .visual_tokens import Views
 from .writing_options import WritingOptions
 from .written import WrittenReport, WrittenReports
+from .written_page import written_page
 
 MAKER = "report-generate"
-PREDICTIONS = "predictions.csv"
+PREDICTIONS, PAGE = "predictions.csv", "reports.html"
 
 
 def studies_of_files(paths: Sequence[str | os.PathLike], together: bool = False, language: str = "en") -> list[Study]:
@@ -100,7 +102,8 @@ def write_reports(
             set.
         model: a report model, or its folder.
         options: of the search for words.
-        out: folder for ``predictions.csv``, the pictures and what the model has seen; left out, nothing is written.
+        out: folder for ``predictions.csv``, ``reports.html``, the pictures and what the model has seen; left out,
+            nothing is written.
         pictures: the first so many studies get a picture; without ``out`` their ``attention`` alone is computed.
         batch_size: studies at once.
         workers: processes that read files ahead; 0 reads in this process, -1 takes one per core.
@@ -305,7 +308,14 @@ class _Job:
 def _write_all(out: Path, done: WrittenReports, model: ReportModel) -> Path:
     """The table of the reports, and what an evaluation wants to know of the model."""
     rows = [
-        Prediction(row.study.id, row.text, row.study.report or None, row.study.language, "|".join(row.views.values()))
+        Prediction(
+            row.study.id,
+            row.text,
+            row.study.report or None,
+            row.study.language,
+            view="|".join(row.views.values()),
+            image="|".join(Path(image).name for image in row.study.images),
+        )
         for row in done.rows
     ]
     written_somewhere(out / PREDICTIONS, lambda path: write_predictions(path, rows), "the reports")
@@ -314,6 +324,9 @@ def _write_all(out: Path, done: WrittenReports, model: ReportModel) -> Path:
         if model.seen.key is not None and model.seen.knows_patients:
             keep_key(out, model.seen.key)
         write_known_images(out / KNOWN_FILE, done.known or [])
+    with written_whole(out / PAGE) as temporary:
+        temporary.write_text(written_page(done), encoding="utf-8", errors=ESCAPES)
+    done.page = out / PAGE
     return out / PREDICTIONS
 
 
@@ -335,7 +348,7 @@ def refuse_other_files(out: str | os.PathLike, studies: Sequence[Study], picture
 def _names(studies: Sequence[Study], pictures: int) -> list[str]:
     """Of what is written for these studies."""
     parts = parts_of(Path(PREDICTIONS)).name
-    return [PREDICTIONS, parts, SEEN_FILE, KEY_FILE, KNOWN_FILE, *picture_names(studies, pictures)]
+    return [PREDICTIONS, PAGE, parts, SEEN_FILE, KEY_FILE, KNOWN_FILE, *picture_names(studies, pictures)]
 
 
 @torch.no_grad()

@@ -51,6 +51,7 @@ class WrittenReports:
         notes: a sentence for everything that was left out, with its count.
         quarantined: radiographs that cannot be read.
         predictions: CSV that ``report evaluate`` reads, where one was written.
+        page: HTML page of all of them, likewise.
         precision: ``"fp32"`` or ``"bf16"``, what the model computed in.
         warning: what the model's own validation warns of; blank if nothing, or where its folder does not tell.
         known: study, radiograph and ``"pixels"`` or ``"near"`` for each radiograph that the model was trained or
@@ -63,6 +64,7 @@ class WrittenReports:
     notes: list[str] = field(default_factory=list)
     quarantined: list[Quarantined] = field(default_factory=list)
     predictions: Path | None = None
+    page: Path | None = None
     precision: str = "fp32"
     warning: str = ""
     known: list[tuple[str, str, str]] | None = None

@@ -56,8 +56,9 @@ class TrainingConfig:
         keep_checkpoints: newest checkpoints to keep.
         keep_every: keep the checkpoints of every so many steps as well; 0 for none.
         tensorboard: write TensorBoard events under ``<out>/tensorboard``.
-        wandb: Weights & Biases project to log to as well; needs the package ``wandb``.
-        resume: ``auto`` continues the run found in ``out``, if any; ``never`` refuses a folder that holds one.
+        wandb: Weights & Biases project to log to as well; needs its package.
+        resume: ``auto`` goes on with the run found in ``out``, if any; ``never`` refuses a folder that holds one.
+        force: begin anew where ``out`` holds a run: what it wrote is removed, but for its cache of images read once.
     """
 
     # What may change between a run and its resumption without changing a single loss value; a subclass adds its own.
@@ -66,6 +67,7 @@ class TrainingConfig:
         {
             "out",
             "resume",
+            "force",
             "workers",
             "batch_size",
             "grad_accum",
@@ -117,7 +119,8 @@ class TrainingConfig:
     keep_every: int = 0
     tensorboard: bool = True
     wandb: str | None = None
-    resume: Literal["auto", "never"] = "never"
+    resume: Literal["auto", "never"] = "auto"
+    force: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -162,8 +165,15 @@ class TrainingConfig:
         """How many steps a run of ``steps`` shares with any longer one; ``None`` if all that it does hangs on them."""
 
     def as_dict(self) -> dict:
-        """Plain dict, as it is kept in ``config.json``."""
-        return dataclasses.asdict(self)
+        """Plain dict, as it is kept in ``config.json``: without ``force``, which is asked for each time."""
+        settings = dataclasses.asdict(self)
+        del settings["force"]
+        return settings
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a run that is found in ``out`` is gone on with."""
+        return self.resume == "auto" and not self.force
 
     def differences(self, other: dict) -> list[str]:
         """Settings whose change since ``other`` (a saved :meth:`as_dict`) moves the loss, as ``name: saved -> now``.

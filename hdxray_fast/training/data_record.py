@@ -13,6 +13,7 @@ from ..errors import ConfigError
 from ..files import written_whole
 from ..names import escaped
 from ..parquet_files import open_parquet, read_parquet
+from .resuming import ANEW
 
 RECORD = "data.parquet"  # in a run's folder
 
@@ -120,8 +121,8 @@ class DataRecord:
         if before is not None:
             setting, these = self._differences(before)
         return ConfigError(
-            f"{setting}: these are {these} than when the run in {folder} was started; resume needs the same ones, or "
-            "choose another folder"
+            f"{setting}: these are {these} than when the run in {folder} was started; it goes on with the same ones; "
+            f"{ANEW}, or choose another folder"
         )
 
     def _differences(self, before: dict[str, dict[str, str]]) -> tuple[str, str]:
@@ -154,7 +155,8 @@ def refuse_other_data(state: dict, fingerprint: str, record: DataRecord | None, 
     if record is not None:
         raise record.refusal(folder, state.get("record"))
     raise ConfigError(
-        f"data: these are other readable images than when the run in {folder} was started; resume needs the same ones"
+        f"data: these are other readable images than when the run in {folder} was started; it goes on with the same "
+        f"ones; {ANEW}, or choose another folder"
     )
 
 

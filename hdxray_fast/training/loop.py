@@ -47,6 +47,7 @@ from .processes import (
     sum_over,
 )
 from .restoring import go_on
+from .resuming import how_it_goes_on
 from .run_folder import RunFolder
 from .run_log import lines_of
 from .running import Running, UnderWay
@@ -241,7 +242,7 @@ class Training:
         if (self.accelerator.mixed_precision, self.accelerator.device) != self._made_for:
             raise ConfigError("precision, device: a Training with others was made here since; run each before the next")
         try:
-            again = "start all of them again with --resume auto"
+            again = f"start all of them again; {how_it_goes_on(self.config.resume, self.config.force)}"
             with naming_lost_processes(self.config.process_timeout, lambda: f"step {self.step + 1}", again):
                 return self._run()
         finally:
@@ -252,7 +253,7 @@ class Training:
         result = TrainingResult()
         self._distribute()
         self.ema = averaged_weights(self.model, self.config.ema)
-        ended = "ended" if self.config.resume == "auto" and go_on(self) else "damaged"
+        ended = "ended" if self.config.goes_on and go_on(self) else "damaged"
         on_main(lambda: self.folder.begin(self.step, self.task.data_record, ended), self.config.process_timeout)
         if self.is_main:
             self.curves.add_all(lines_of(self.log) if self.step else ())

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import CheckpointError, ConfigError, HDXrayError
 from ..files import checksum
-from ..ranks import from_main
+from ..ranks import from_main, on_main
 from ..regular_files import check_listed_file, load_tensors, read_json, reason_of
 from .checkpoints import (
     CHECKSUMS_FILE,
@@ -30,6 +30,7 @@ from .data_record import refuse_other_data
 from .kept import Kept
 from .optimizer import AveragedWeights
 from .processes import broadcast_from_main
+from .resuming import ANEW
 from .run_folder import LOG
 from .run_log import last_step
 
@@ -177,6 +178,7 @@ def go_on(training: Kept) -> bool:
 
     state = resume_latest(training.checkpoints, training.model, training.optimizer, training.ema, reader, fits)
     if state is None:
+        on_main(training.folder.refuse_emptied, config.process_timeout)
         if training.is_main and (lost := last_step(training.out / LOG)):
             warnings.warn(
                 f"{training.checkpoints}: has no checkpoint, though the log had come to step {lost}; it begins anew",
@@ -201,13 +203,15 @@ def _take(training: Kept, state: dict) -> None:
     if state["images_per_step"] != training.images_per_step:
         raise ConfigError(
             f"batch_size: the run in {training.out} has {state['images_per_step']} images per step "
-            f"(batch_size * grad_accum * processes), and not {training.images_per_step}; resume needs the same"
+            f"(batch_size * grad_accum * processes), and not {training.images_per_step}; it goes on with the same"
         )
     training.step = state["step"]
     if accelerator.scaler and state["scaler"]:
         accelerator.scaler.load_state_dict(state["scaler"])
     task.load_state(state["task"])
-    training.print(f"resumed at step {training.step} of {training.config.steps}")
+    steps = training.config.steps
+    at = f"going on at step {training.step} of {steps}" if training.step < steps else f"all {steps} steps are done"
+    training.print(f"{training.out}: {at}; {ANEW}")
 
 
 def resume_latest(
@@ -248,7 +252,7 @@ def resume_latest(
     if passed_over:
         raise CheckpointError(
             f"{root}: no checkpoint from before the rate fell is there, from which a run that is longer now could go "
-            "on; resume with the steps it had, or begin a new run with its model as weights"
+            "on; give it the steps it had, or begin a new run with its model as weights"
         )
     if failures:
         raise CheckpointError("no checkpoint of this run can be read: " + "; ".join(failures))

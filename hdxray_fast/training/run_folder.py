@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,8 +21,8 @@ from .checkpoints import OF_A_SAVE, checkpoint_folders, set_aside_after
 from .config import TrainingConfig
 from .curves import CURVES
 from .data_record import RECORD, DataRecord
-from .resuming import RESUME
-from .run_log import truncate_log
+from .resuming import ANEW, how_it_goes_on
+from .run_log import last_step, truncate_log
 
 Config = TypeVar("Config", bound=TrainingConfig)
 LOG, CHECKPOINTS, SETTINGS = "log.jsonl", "checkpoints", "config.json"
@@ -30,6 +31,7 @@ WRITES = (
     CURVES,
 )
 PATHS = ("data", "images", "weights", "prepared")  # settings that name files
+KEPT = ("cache", KEY_FILE)  # of a folder that is made anew: images as they were read, and what patients are told by
 # settings that the runs of every release have written down; nobody else's file holds all of them by chance
 OF_EVERY_RUN = frozenset({
     "out", "steps", "batch_size", "grad_accum", "lr", "weight_decay", "beta2", "warmup", "clip_grad", "ema",
@@ -57,9 +59,11 @@ class RunFolder:
         self._maker, self._writes = maker, (*WRITES, *writes)
         self.log, self.checkpoints, self.settings = (self.path / name for name in (LOG, CHECKPOINTS, SETTINGS))
         self._lock = RunLock(self.path)
+        self._finished = False  # and its checkpoints were removed since
 
     def claim(self) -> None:
-        """Hold it, as long as no other run is in it; write the settings down. Every process must call this.
+        """Hold it, as long as no other run is in it, or empty it of one; write the settings down. Every process must
+        call this.
 
         Raises:
             ConfigError: it holds another run or files of the same names that no run made, another process is at work
@@ -71,7 +75,11 @@ class RunFolder:
         refuse_foreign(self.path, self._maker, self._writes, is_run(self.path))  # no lock is left in others' folders
         self._lock.acquire()
         try:
-            self._refuse_another_run()
+            refuse_foreign(self.path, self._maker, self._writes, is_run(self.path))
+            if self.config.force:
+                self._clear()
+            else:
+                self._refuse_another_run()
             self._write_settings()
         except BaseException:
             self._lock.release()
@@ -82,11 +90,20 @@ class RunFolder:
         self._lock.release()
 
     def _refuse_another_run(self) -> None:
-        refuse_foreign(self.path, self._maker, self._writes, is_run(self.path))
         if not _holds_a_run(self.path):
             return
+        self._refuse_other_settings()
         if self.config.resume == "never":
-            raise ConfigError(f"out: {self.path} already holds a run; {RESUME}, or choose another folder")
+            raise ConfigError(
+                f"out: {self.path} already holds a run; {how_it_goes_on('never')}, {ANEW}, or choose another folder"
+            )
+        self._finished = (
+            not self.checkpoints.exists()
+            and (self.path / "model").exists()
+            and (last_step(self.log) or 0) >= self.config.steps
+        )
+
+    def _refuse_other_settings(self) -> None:
         try:
             found = read_json(self.settings, RUN_JSON)
             if not isinstance(found, dict):
@@ -103,7 +120,38 @@ class RunFolder:
         if differences := self.config.differences(found):
             raise ConfigError(
                 f"out: {self.path} holds a run with other settings ({'; '.join(differences)}); "
-                "resume with the same ones, or choose another folder"
+                f"it goes on with the same ones; {ANEW}, or choose another folder"
+            )
+
+    def _clear(self) -> None:
+        """Remove what an earlier run wrote here, checkpoints first: what is left after a kill goes on with nothing."""
+        gone = [CHECKPOINTS, *(name for name in self._writes if name not in (CHECKPOINTS, *KEPT))]
+        given = {name: getattr(self.config, name, None) for name in PATHS}
+        for setting, paths in given.items():
+            for path in paths if isinstance(paths, list) else [paths]:
+                inside = path and next((name for name in gone if _lies_in(path, self.path / name)), None)
+                if inside:
+                    raise ConfigError(
+                        f"{setting}: {path} lies in {self.path / inside}, which --force (force=True) would remove; "
+                        "choose another out"
+                    )
+        claim_names(self.path, self._maker, self._writes, is_run(self.path))
+        try:
+            for name in gone:
+                _remove(self.path / name)
+        except OSError as error:
+            raise ConfigError(f"out: cannot remove {place_of(error, self.path)} ({error.strerror})") from error
+
+    def refuse_emptied(self) -> None:
+        """Before a run begins anew for want of checkpoints: not over the model of one that was finished.
+
+        Raises:
+            ConfigError: it was, and its checkpoints were removed.
+        """
+        if self._finished:
+            raise ConfigError(
+                f"out: the run in {self.path} is finished and its folder {CHECKPOINTS} was removed, so there is "
+                f"nothing to go on from; {ANEW} and replaces its model, or choose another folder"
             )
 
     def _write_settings(self) -> None:
@@ -177,7 +225,7 @@ def begun_settings(config: TrainingConfig) -> dict | None:
         What ``config.json`` holds; ``None`` if there is no such run, or if that cannot be read: a run's start says so.
     """
     folder = Path(config.out)
-    if config.resume == "never" or not _holds_a_run(folder):
+    if not config.goes_on or not _holds_a_run(folder):
         return None
     try:
         found = read_json(folder / SETTINGS, RUN_JSON)
@@ -203,6 +251,24 @@ def _lead_to_one(*paths: object) -> bool:
         return all(isinstance(path, str) for path in paths) and os.path.samefile(*paths)
     except (OSError, ValueError):  # there is no such file, or can be none
         return False
+
+
+def _lies_in(path: str, folder: Path) -> bool:
+    try:
+        return Path(path).resolve().is_relative_to(folder.resolve())
+    except (OSError, ValueError):
+        return False
+
+
+def _remove(path: Path) -> None:
+    """A file or folder; of a folder that is linked here what it holds, for people put large ones on another disk."""
+    if path.is_symlink() and path.is_dir():
+        for below in path.iterdir():
+            _remove(below)
+    elif path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def is_run(folder: Path) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from ..regular_files import what_else
 from . import model_folders
 from .data_only import tell_of_code
 from .hub_files import PREPROCESSOR_FILE
+from .hub_retries import quiet_retries
 from .stored_sizes import are_there
 
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -222,25 +221,13 @@ def _fetch(weights: str) -> Path:
         for tensors in TENSOR_FILES:
             stem, suffix = tensors.split(".")
             patterns = [model_folders.CONFIG_FILE, PREPROCESSOR_FILE, f"{stem}*.{suffix}", f"{tensors}.index.json"]
-            with _quiet_hub():
+            with quiet_retries():
                 folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
             if any(folder.glob(f"{stem}*.{suffix}")):
                 break
     except Exception as error:  # the client's errors share no base class: network, names, revisions, access
         raise CheckpointError(f"{weights}: cannot be fetched ({' '.join(str(error).split())[:300]})") from error
     return folder
-
-
-@contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """Without the client's line for each attempt: what comes of them is told in one sentence."""
-    logger = logging.getLogger("huggingface_hub")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _read_timm(weights: str) -> Source:
@@ -252,7 +239,7 @@ def _read_timm(weights: str) -> Source:
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
         raise MissingDependencyError(f"{weights}: timm cannot be imported ({error}): {install('timm')}") from error
     try:
-        with _quiet_hub():
+        with quiet_retries():
             model = timm.create_model(weights.removeprefix("timm:"), pretrained=True, num_classes=0)
     except Exception as error:  # names, network, files: timm's errors share no base class
         raise CheckpointError(f"{weights}: cannot be had ({' '.join(str(error).split())[:300]})") from error

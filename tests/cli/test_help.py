@@ -52,6 +52,8 @@ def test_help_speaks_a_users_words(parsers):
 def test_sections_of_help_name_settings_that_there_are(parsers):
     known = {action.dest for parser in parsers.values() for action in parser._actions}
     assert {name for names in SECTIONS.values() for name in names} <= known
+    has = {words: "Saving and following:" in parser.format_help() for words, parser in parsers.items()}
+    assert {words for words, saves in has.items() if saves} == {"pretrain", "finetune", "report train"}
 
 
 def test_settings_that_take_several_values_are_joined(parsers):

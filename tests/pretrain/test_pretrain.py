@@ -159,7 +159,7 @@ def test_tensorboard_events_are_written(radiographs, tmp_path):
 def test_a_folder_with_a_run_is_not_overwritten(radiographs, tmp_path):
     run_pretraining(config(radiographs, tmp_path / "run", steps=1), progress=False)
     with pytest.raises(ConfigError, match="already holds a run"):
-        run_pretraining(config(radiographs, tmp_path / "run", steps=1), progress=False)
+        run_pretraining(config(radiographs, tmp_path / "run", steps=1, resume="never"), progress=False)
     with pytest.raises(ConfigError, match=r"lr: None -> 0\.5"):
         run_pretraining(config(radiographs, tmp_path / "run", steps=1, lr=0.5, resume="auto"), progress=False)
 
@@ -168,6 +168,11 @@ def test_a_run_whose_checkpoints_are_gone_says_that_it_begins_anew(radiographs, 
     out, options = tmp_path / "run", {"steps": 2, "save_every": 1}
     run_pretraining(config(radiographs, out, **options), progress=False)
     shutil.rmtree(out / "checkpoints")
+    before = (out / "model" / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigError, match="is finished and its folder checkpoints was removed"):
+        run_pretraining(config(radiographs, out, **options), progress=False)
+    assert (out / "model" / "model.safetensors").read_bytes() == before
+    shutil.rmtree(out / "model")
     with pytest.warns(UserWarning, match=r"run/checkpoints: has no checkpoint, .* had come to step 2; it begins anew"):
         again = run_pretraining(config(radiographs, out, resume="auto", **options), progress=False)
     assert (again.start, len(again.losses)) == (0, 2)
@@ -198,7 +203,7 @@ def test_the_command_says_since_when_the_loss_fell(radiographs, tmp_path, capsys
     run_pretrain_command(**{**settings, "resume": "auto"})
     losses = losses_of(tmp_path / "run")
     assert f"loss {losses[0]:.4f} -> {losses[2]:.4f}\n" in first
-    again = f"loss {losses[2]:.4f} -> {losses[2]:.4f} since step 3, where it was resumed\n"
+    again = f"loss {losses[2]:.4f} -> {losses[2]:.4f} since step 3, where it went on\n"
     assert again in capsys.readouterr().out
 
 

@@ -98,10 +98,13 @@ def test_a_study_without_a_frontal_chest_is_told_beside_its_report(root, tmp_pat
     said = capsys.readouterr()
     told = f"1 of 3 shows no frontal chest, by header or pixels (1 lateral): {root / 's12.png'}; leave them out"
     assert f"note: {told}" in said.err
-    assert "row 2: shows no frontal chest (lateral)\n" in said.out and "row 3\n" in said.out
+    assert "s12.png: shows no frontal chest (lateral)\n" in said.out and "s13.png, s14.png\n" in said.out
     assert drawn == [["shows no frontal chest (lateral)"], ["", ""]]
     with open(tmp_path / "out" / "predictions.csv", newline="") as stream:
-        assert [row["view"] for row in csv.DictReader(stream)] == ["lateral", "lateral|frontal"]
+        rows = [(row["view"], row["image"]) for row in csv.DictReader(stream)]
+    assert rows == [("lateral", "s12.png"), ("lateral|frontal", "s13.png|s14.png")]
+    page = (tmp_path / "out" / "reports.html").read_text()
+    assert page.count('<p class="warning">shows no frontal chest (lateral)') == 1
 
 
 def test_a_model_whose_reports_matched_nothing_is_warned_of_once(root, capsys):

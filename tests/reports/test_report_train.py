@@ -111,9 +111,14 @@ def test_two_views_by_heart_through_the_command_line(english, tmp_path, capsys):
     made = read_predictions(tmp_path / "made" / "predictions.csv")
     assert [(p.generated, p.reference, p.language) for p in made] == [(text, text, "en") for text in ENGLISH]
     pictures = sorted(path.name for path in (tmp_path / "made").glob("*.png"))
-    assert pictures == ["row_2.png", "row_3.png"]
-    picture = cv2.imread(str(tmp_path / "made" / "row_3.png"))
+    assert pictures == ["0_0.report.png", "1_0.report.png"]
+    picture = cv2.imread(str(tmp_path / "made" / "1_0.report.png"))
     assert min(picture.shape[:2]) > 300 and picture.std() > 20
+    page = (tmp_path / "made" / "reports.html").read_text()
+    assert printed.endswith(f"; all on one page: {tmp_path / 'made' / 'reports.html'}\n")
+    assert page.count("data:image/jpeg") == 2 and all(f"{number}_0.png" in page for number in range(4))
+    assert all(page.count(text) == 2 for text in ENGLISH)  # beside the radiologist's
+    assert "<p>the first 2 of 4 studies get a picture" in page and "<script" not in page
     assert main(["report", "evaluate", str(tmp_path / "made" / "predictions.csv"), "--out", str(tmp_path / "s")]) == 0
     scores = json.loads((tmp_path / "s" / "metrics.json").read_text())["languages"]["en"]["scores"][0]
     assert scores["bleu4"] == pytest.approx(1.0)
@@ -543,12 +548,11 @@ def test_no_training_study(english, encoder, tmp_path):
 
 
 def test_a_folder_with_another_run(english, encoder):
+    again = quick(english / "studies.csv", english / "run", encoder, resume="never")
     with pytest.raises(ConfigError, match="already holds a run"):
-        run_report_training(quick(english / "studies.csv", english / "run", encoder), progress=False)
+        run_report_training(again, progress=False)
     with pytest.raises(ConfigError, match="lr"):
-        run_report_training(
-            quick(english / "studies.csv", english / "run", encoder, lr=1e-3, resume="auto"), progress=False
-        )
+        run_report_training(quick(english / "studies.csv", english / "run", encoder, lr=1e-3), progress=False)
 
 
 def test_what_generate_does_not_take(english, capsys):

@@ -21,7 +21,7 @@ from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.training.checkpoints import checkpoint_folder
 from hdxray_fast.training.config import TrainingConfig
 from hdxray_fast.training.loop import Training
-from hdxray_fast.training.run_folder import OF_EVERY_RUN, as_begun
+from hdxray_fast.training.run_folder import OF_EVERY_RUN, RunFolder, as_begun
 
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
     pytest.importorskip(package)
@@ -81,7 +81,7 @@ def test_a_folder_is_free_again_when_its_run_ends_or_fails(tmp_path):
     done = subprocess.run(changed, capture_output=True, text=True)
     assert done.stdout.split() == ["1", "2", "3", "4"], done.stderr
     with pytest.raises(ConfigError, match="already holds a run"):
-        train(tmp_path, steps=4, save_every=4)
+        train(tmp_path, steps=4, save_every=4, resume="never")
     assert not (tmp_path / ".run.json").exists()
     _, rest = train(tmp_path, steps=4, save_every=4, resume="auto")
     assert rest.start == 4
@@ -143,8 +143,8 @@ def test_a_run_whose_settings_are_lost_is_neither_wiped_nor_stopped(tmp_path):
     train(tmp_path / "run", steps=6)
     (tmp_path / "run" / "config.json").unlink()
     before = (tmp_path / "run" / "log.jsonl").read_bytes()
-    with pytest.raises(ConfigError, match="already holds a run"):
-        train(tmp_path / "run", steps=6)
+    with pytest.warns(UserWarning, match="is missing"), pytest.raises(ConfigError, match="already holds a run"):
+        train(tmp_path / "run", steps=6, resume="never")
     assert (tmp_path / "run" / "log.jsonl").read_bytes() == before
     assert len(list((tmp_path / "run" / "checkpoints").glob("step_*"))) == 2
     checkpoint_folder(tmp_path / "run" / "checkpoints", 6).rename(tmp_path / "aside")
@@ -175,13 +175,48 @@ def test_files_are_called_as_in_the_run_that_goes_on(tmp_path, monkeypatch):
         assert as_begun(replace(resumed, data=same, images=same)) == resumed
     for other in ("others", "nowhere", "a\0b"):
         assert as_begun(replace(resumed, data=other)).data == other
-    assert as_begun(replace(begun, data="link")).data == "link"  # no run goes on
+    for anew in ({"resume": "never"}, {"force": True}):  # no run goes on
+        assert as_begun(replace(begun, data="link", **anew)).data == "link"
     (tmp_path / "run" / "config.json").write_text(json.dumps({**begun.as_dict(), "data": ["films", "others"]}))
     assert as_begun(replace(resumed, data=["./films", "./others"])).data == ["films", "others"]
     for other in (["link", "link"], ["link", "others", "films"], "link"):
         assert as_begun(replace(resumed, data=other)).data == other
     (tmp_path / "run" / "config.json").write_text('{"data": 1}')
     assert as_begun(replace(resumed, data="link")).data == "link"
+
+
+def test_the_same_command_goes_on_and_force_begins_anew(tmp_path, capsys):
+    """What else lies in the folder stays, as does the cache; what is not a run's own is refused, forced or not."""
+    _, whole = train(tmp_path / "run", steps=6)
+    out = tmp_path / "run"
+    for name in ("cache/0", "notes.txt", "pictures/0.png"):
+        (out / name).parent.mkdir(exist_ok=True)
+        (out / name).write_text("kept")
+    shutil.rmtree(checkpoint_folder(out / "checkpoints", 6))
+    assert train(out, steps=6)[1].start == 4
+    assert f"{out}: going on at step 4 of 6; --force (force=True) begins anew" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"other settings \(lr: 0\.01 -> 0\.5\); .*--force .* begins anew"):
+        train(out, steps=6, lr=0.5)
+    _, anew = train(out, steps=6, lr=0.5, force=True)
+    assert anew.start == 0 and anew.losses[1:] != whole.losses[1:] and len(log_of(out)) == 6
+    assert "force" not in json.loads((out / "config.json").read_text())  # nothing repeats it unasked
+    assert all((out / name).read_text() == "kept" for name in ("cache/0", "notes.txt", "pictures/0.png"))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "log.jsonl").write_text("mine")
+    with pytest.raises(ConfigError, match="would be written over, and nothing says that"):
+        train(tmp_path / "mine", steps=6, force=True)
+    assert (tmp_path / "mine" / "log.jsonl").read_text() == "mine"
+
+
+def test_force_removes_nothing_that_it_is_to_read(tmp_path):
+    train(tmp_path, steps=2)
+    (tmp_path / "model").mkdir()
+    config = PretrainConfig(
+        data=str(tmp_path / "films"), out=str(tmp_path), weights=str(tmp_path / "model"), force=True
+    )
+    with pytest.raises(ConfigError, match=r"^weights: .*model lies in .*model, which --force .* would remove"):
+        RunFolder(config, "").claim()
+    assert (tmp_path / "model").exists() and len(log_of(tmp_path)) == 2
 
 
 @pytest.mark.parametrize("name", ["checkpoints", ".made-by", ".run.lock", ".run.json"])
