@@ -172,7 +172,7 @@ def test_settings_log_and_choice_of_a_run(formats, put):
     (folder / "config.json").unlink()
     put(folder / "config.json")
     with limits():
-        assert begun_settings(argparse.Namespace(out=folder, resume="auto")) is None  # the run's start says why
+        assert begun_settings(argparse.Namespace(out=folder, goes_on=True)) is None  # the run's start says why
     (folder / "log.jsonl").unlink()
     words = "" if put is put_zeros else put(folder / "log.jsonl")  # of a log damage is read over, however long it is
     with limits():
