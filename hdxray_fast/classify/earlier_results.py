@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..data.csv_cells import unquoted
-from ..data.result_files import refuse_other_table
 from ..data.table_text import open_text_table
 from ..errors import ConfigError, HDXrayError
 from ..names import unescaped
@@ -27,13 +26,12 @@ def refuse_other_predictions(
     none of ``files``, another class, or another model's answers, or does not say whose they are.
 
     Args:
-        path: of the table, with one of :data:`.result_files.TABLES`.
+        path: of the table, a :data:`.result_files.TABLES`; what is no table of predictions is refused before.
         files: that are to be predicted.
         classes: that are asked about.
         model: as of :class:`.Predictions`.
-        force: any table of predictions may go, but nothing else.
+        force: any table of predictions may go.
     """
-    refuse_other_table(path, ("image", "present"), "predictions")
     if force or not os.path.lexists(path):
         return
     try:

@@ -11,7 +11,7 @@ from ..data.film_views import describe_left_out, describe_not_frontal
 from ..data.inputs import inputs_of, prepared_among, require_prepared_for
 from ..data.quarantine import read_quarantine, write_quarantine
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
-from ..data.result_files import file_named_by
+from ..data.result_files import file_named_by, refuse_other_table
 from ..errors import ConfigError, TrainingError
 from ..features.parts_folder import parts_of
 from ..features.shares import Share
@@ -157,6 +157,7 @@ def predict_files(
         TrainingError: the file cannot be written; or another rank is gone.
     """
     share, place = Share.of_part(part), file_named_by(out, "predictions.csv")
+    refuse_other_table(place, ("image", "present"), "predictions")  # before the model is read
     check_view(view)
     lost, aside = place.with_suffix(".unreadable.csv"), place.with_suffix(f".{LEFT_OUT}")
     for listed in (lost, aside):

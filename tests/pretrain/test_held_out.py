@@ -93,8 +93,8 @@ def test_patients_are_those_of_all_manifests(run):
 def test_the_loss_is_logged_and_is_that_of_the_model(run):
     root, config, result = run
     row = 480 + 2 * 44
-    count = 6 - len(result.images)  # of the radiographs held out, and with patch means alone
-    assert cv2.imread(str(result.picture)).shape == (count * (row + 12) - 12, 6 * 480 + 5 * 12, 3)
+    count = 6 - len(result.images)  # of the radiographs held out, with patch means alone and a line below
+    assert cv2.imread(str(result.picture)).shape == (count * (row + 12) - 12 + 44, 6 * 480 + 5 * 12, 3)
     log = [json.loads(line) for line in (root / "run" / "log.jsonl").read_text().splitlines()]
     assert ["val_loss" in line for line in log] == [False, True, True]
     trained = {name.rsplit("/", 1)[-1] for name in result.images.sources()}

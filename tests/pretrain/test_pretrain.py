@@ -63,7 +63,7 @@ def test_loss_falls_and_everything_is_written(radiographs, tmp_path, decoder):
     assert np.mean(result.losses[-5:]) < 0.6 * np.mean(result.losses[:3])
     assert [line["step"] for line in log_of(out)] == list(range(1, steps + 1))
     picture = cv2.imread(str(result.picture))
-    assert picture is not None and picture.shape == (480 + 2 * 44, 5 * 480 + 4 * 12, 3)  # of one radiograph
+    assert picture is not None and picture.shape == (480 + 3 * 44, 5 * 480 + 4 * 12, 3)  # of one radiograph
     model = hx.load_model(out / "model")
     assert not any(torch.isnan(parameter).any() for parameter in model.parameters())
     assert not (out / "unreadable.csv").exists()  # there is nothing to list
