@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..data.inputs import Input, list_inputs, prepared_among, require_prepared_for
-from ..data.listing import manifest_patients
+from ..data.listing import as_paths, manifest_patients
 from ..data.quarantine import Quarantined
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps, worker_count
 from ..data.table_text import TABLE_FILES
@@ -196,7 +196,7 @@ def what_is_asked(
             f"model: got {type(model).__name__}, accepted are a Classifier (load_classifier; of transformers' model: "
             "to_classifier) and the folder of one"
         )
-    names = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    names = as_paths(paths, instead="load_classifier(...)(images) takes tensors")
     inputs, patients = share.from_main(lambda: _listed(names, image_column))
     require_prepared_for(prepared_among(inputs).values(), model.encoder.img_size[0], model.config.contour)
     return model, inputs, patients

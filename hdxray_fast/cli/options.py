@@ -33,7 +33,7 @@ def tell_start(config, preset: str) -> None:
     else:
         tell_encoder(start.weights)
     if preset == "model" and start.tune == "all" and start.device != "cuda" and not is_available():
-        note("all weights of the encoder are trained: hours without a GPU; probe trains a head alone, in minutes")
+        note("the whole encoder is trained, which is slow without a GPU; probe trains a head alone, in minutes")
 
 
 def add_config(parser) -> None:

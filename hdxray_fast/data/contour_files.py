@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import ArgumentError, ArgumentTypeError, HDXrayError
+from ..errors import ArgumentError, HDXrayError
 from ..files import names_after, written_whole
 from ..images.canvas import Canvas, read_canvas
 from ..images.contour import Contour, find_contour
@@ -21,6 +21,7 @@ from ..images.panels import write_image
 from ..progress import note, progress_bar
 from ..terminal import counted, first_names, visible
 from .film_views import describe_not_frontal, not_frontal
+from .listing import as_paths
 from .picture_folder import PictureFolder
 from .quarantine import Quarantined, write_quarantine
 from .reader_pool import MAX_MEMORY, TIMEOUT, Failed, call_in_order, check_caps
@@ -166,15 +167,9 @@ def _row(canvas: Canvas, contour: Contour, source: str, picture: str) -> tuple:
 
 
 def _as_paths(paths: Iterable[str | os.PathLike]) -> list[str]:
-    if isinstance(paths, (str, os.PathLike)):
-        paths = [paths]
-    try:
-        sources = [os.fspath(path) for path in paths]
-    except TypeError as error:
-        raise ArgumentTypeError(f"paths must be a list of files, got {type(paths).__name__}: {error}") from error
-    if not sources:
+    if not (sources := as_paths(paths, instead="find_contour takes a canvas")):
         raise ArgumentError("paths is empty: give at least one radiograph")
-    return list(dict.fromkeys(str(source) for source in sources))
+    return list(dict.fromkeys(map(str, sources)))
 
 
 def _report(summary: dict, folder: Path, table: Path) -> None:

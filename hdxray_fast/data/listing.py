@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from ..errors import ConfigError
+from ..errors import ArgumentTypeError, ConfigError
 from ..regular_files import lines, reason_of, what_else
 from .columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, named_column
 from .csv_cells import name_of
@@ -24,6 +24,23 @@ IMAGE_SUFFIXES = frozenset(
 
 # Files that tell a folder of ours: of a training, of a prepared set, of a cache
 OURS = ({"log.jsonl", "config.json"}, {"settings.json", "sources.parquet"}, {"settings.json", "lookup.arrow"})
+
+
+def as_paths(paths: object, argument: str = "paths", instead: str = "") -> list[str | os.PathLike]:
+    """One path, or several, as a list.
+
+    Args:
+        paths: what was given for ``argument``.
+        instead: what takes anything else, for the error.
+
+    Raises:
+        ArgumentTypeError: something is no path.
+    """
+    found = [paths] if isinstance(paths, str | os.PathLike) or not isinstance(paths, Iterable) else list(paths)
+    if strange := [path for path in found if not isinstance(path, str | os.PathLike)]:
+        accepted = "accepted are paths of files and folders"
+        raise ArgumentTypeError(f"{argument}: got {type(strange[0]).__name__}, {accepted}{instead and f'; {instead}'}")
+    return found
 
 
 def list_images(

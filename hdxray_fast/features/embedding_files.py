@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 
 from ..data.inputs import Input, list_inputs, prepared_among, require_prepared_for
+from ..data.listing import as_paths
 from ..data.quarantine import Quarantined
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..data.result_files import file_named_by, refuse_other_table
-from ..errors import ArgumentTypeError
 from ..models.encoder import Encoder
 from ..names import require_utf8
 from ..ranks import acquainted
@@ -110,10 +110,7 @@ def embed_files(
             cap is not above 0.
         MissingDependencyError: pyarrow is not installed.
     """
-    paths = [paths] if isinstance(paths, str | os.PathLike) else paths
-    for path in paths:
-        if not isinstance(path, str | os.PathLike):
-            raise ArgumentTypeError(f"paths: holds a {type(path).__name__}, accepted are paths (embed takes arrays)")
+    paths = as_paths(paths, instead="embed takes arrays and tensors")
     require_utf8(out, "out")
     place = file_named_by(out, "features.parquet", (".parquet", ".csv"))
     as_csv = place.suffix.lower() == ".csv"

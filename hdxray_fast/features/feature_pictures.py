@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from ..data.listing import list_images
+from ..data.listing import as_paths, list_images
 from ..data.picture_folder import PictureFolder
 from ..data.prepared.reading import PreparedSet, is_prepared
 from ..data.quarantine import Quarantined, write_quarantine
@@ -122,7 +122,7 @@ def draw_features(
     check_word("keep", keep, ("valid", "contour"))
     if at is not None and (len(at) != 2 or not all(0 <= value < width for value in at)):
         raise ArgumentError(f"at: got {' '.join(map(str, at))}, accepted are x and y from 0 to {width - 1}")
-    paths = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    paths = as_paths(paths)
     images = _prepared(paths, encoder)
     if images is None:
         listing = {"exclude": (out,), "argument": "paths", "image_column": image_column}

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..data.picture_folder import PictureFolder
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
-from ..errors import ArgumentError, ConfigError
+from ..errors import ArgumentError, ArgumentTypeError, ConfigError
 from ..models.layers import check_count
 from ..names import escaped, unescaped
 from ..parquet_files import CheckedParquet, open_parquet
@@ -88,6 +88,8 @@ def find_similar(
         ConfigError: the table is none, was made with other weights, or does not hold the query as it is now; or ``out``
             holds files of these names that ``similar`` did not make or, without ``force``, made in another call.
     """
+    if not isinstance(query, str | os.PathLike):
+        raise ArgumentTypeError(f"query: got {type(query).__name__}, accepted is the path of a radiograph")
     check_count("most", most)
     check_caps(timeout, max_memory)
     folder = None

@@ -142,7 +142,10 @@ def describe_model(model: MaskedAutoencoder | Encoder) -> dict[str, dict]:
     if isinstance(getattr(model, "config", None), dict) and hasattr(model, "encoder"):
         config = {"format": MAE_FORMAT, "format_version": FORMAT_VERSION, "model": model.config}
         return {CONFIG_FILE: HUB_KEYS | config, PREPROCESSOR_FILE: preprocessor_settings(model.encoder.config)}
-    raise ArgumentTypeError(f"model: got {type(model).__name__}, accepted are what create_mae and create_encoder make")
+    raise ArgumentTypeError(
+        f"model: got {type(model).__name__}, accepted are what create_mae and create_encoder make; "
+        "hdxray_fast.classify.classifier.save_classifier saves a Classifier"
+    )
 
 
 def _as_path(directory: object) -> Path:

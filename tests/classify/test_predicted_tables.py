@@ -147,3 +147,9 @@ def test_an_evaluation_of_something_else_stays_unless_forced(tmp_path):
         with pytest.raises(hx.ConfigError, match=rf"out: .* holds an evaluation {words}.* or --force"):
             refuse_other_evaluation(tmp_path, {**now, name: "b"})
         refuse_other_evaluation(tmp_path, {**now, name: "b"}, force=True)
+
+
+def test_what_is_no_path_is_named():
+    for images in (np.zeros((8, 8), np.uint8), [3], 3):
+        with pytest.raises(hx.ArgumentTypeError, match=r"^paths: got \w+, accepted are paths .*takes tensors"):
+            hx.predict(images, Classifier(hx.create_encoder("vit_tiny_patch16", img_size=32), ClassifierConfig(["a"])))

@@ -112,7 +112,7 @@ def test_embedding_files_leaves_the_encoder_its_size(folder, tmp_path):
     encoder = small()
     embed_files(folder / "a.png", tmp_path / "one.parquet", encoder, img_size=64, progress=False)
     assert encoder.img_size == (128, 128)
-    with pytest.raises(hx.ArgumentTypeError, match=r"^paths: holds a ndarray"):
+    with pytest.raises(hx.ArgumentTypeError, match=r"^paths: got ndarray, accepted are .*; embed takes arrays"):
         embed_files([np.zeros((3, 3))], tmp_path / "two.parquet", encoder, progress=False)
 
 

@@ -201,8 +201,8 @@ class TestWrite:
         ("paths", "options", "error", "says"),
         [
             ([], {}, ArgumentError, "empty"),
-            (3, {}, ArgumentTypeError, "list of files"),
-            ([3], {}, ArgumentTypeError, "list of files"),
+            (3, {}, ArgumentTypeError, "paths: got int, accepted are paths of files"),
+            ([3], {}, ArgumentTypeError, "paths: got int, accepted are paths of files"),
             (["a.png"], {"method": "magic"}, ArgumentError, "network, classical"),
             (["a.png"], {"img_size": 100}, ArgumentError, "multiple of patch_size"),
             (["a.png"], {"img_size": 0}, ArgumentError, "multiple of patch_size"),

@@ -50,4 +50,4 @@ def test_a_fine_tuning_says_first_what_it_trains(words, told, tmp_path, capsys):
     assert main(["finetune", "--data", str(tmp_path / "no.csv"), "--out", str(tmp_path / "run"), *words]) == 2
     first, second, *_ = capsys.readouterr().err.splitlines()
     assert first.startswith(told)
-    assert "hours without a GPU; probe" in second or "no.csv" in second  # the latter on a machine with a GPU
+    assert "slow without a GPU; probe" in second or "no.csv" in second  # the latter on a machine with a GPU
