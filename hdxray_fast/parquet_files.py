@@ -23,7 +23,12 @@ ROWS, ROWS_A_BYTE = 1 << 16, 0.5
 NUMBERS, NUMBERS_A_BYTE = 1 << 24, 4
 TEXT, TEXT_A_BYTE = 1 << 28, 64
 MOST_COLUMNS, MOST_DEPTH = 1024, 8
-LIMITS = {"thrift_string_size_limit": 64 << 20, "thrift_container_size_limit": 1 << 20}  # of what a file says of itself
+OPTIONS = {
+    "thrift_string_size_limit": 64 << 20,  # of what a file says of itself
+    "thrift_container_size_limit": 1 << 20,
+    # Read ahead, a thread of pyarrow's would give back a buffer of Python's, and abort the process if that ends then.
+    "pre_buffer": False,
+}
 
 
 class CheckedParquet:
@@ -84,11 +89,11 @@ def open_parquet(path: str | os.PathLike, **options: Any) -> Iterator[CheckedPar
 
     with open_regular(path) as stream:
         size = os.fstat(stream.fileno()).st_size
-        with pyarrow.parquet.ParquetFile(stream, **LIMITS, **options) as first:
+        with pyarrow.parquet.ParquetFile(stream, **OPTIONS, **options) as first:
             texts = _check_metadata(path, size, first.metadata)
             # as dictionaries: a word that is repeated is there once until it is known how long all of them are
             with pyarrow.parquet.ParquetFile(
-                stream, metadata=first.metadata, read_dictionary=texts, **LIMITS, **options
+                stream, metadata=first.metadata, read_dictionary=texts, **OPTIONS, **options
             ) as file:
                 yield CheckedParquet(path, file, size)
 

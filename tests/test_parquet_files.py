@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import os
+import threading
 
 import numpy as np
 import pytest
 from caps import limits
 
 import hdxray_fast as hx
+from hdxray_fast import parquet_files
 from hdxray_fast.errors import NotAFileError
 
 pa = pytest.importorskip("pyarrow")
@@ -89,3 +92,25 @@ def test_names_of_any_bytes(tmp_path):
     assert read_parquet(path).equals(table) and count_rows(path) == 3
     with open_parquet(path, page_checksum_verification=True) as file:
         assert [rows.to_pydict() for rows in file.batches(1, [1], ["path"])] == [{"path": ["a"]}]
+
+
+def test_files_are_read_by_the_thread_that_asks(tmp_path, monkeypatch):
+    """A thread of pyarrow's that held a buffer of Python's when the process ended would abort it."""
+    path = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"name": [str(n) for n in range(1000)], "value": range(1000)}), path, row_group_size=100)
+    readers = set()
+
+    class Watched(io.FileIO):
+        def readinto(self, buffer):
+            readers.add(threading.get_ident())
+            return super().readinto(buffer)
+
+        def read(self, size=-1):
+            readers.add(threading.get_ident())
+            return super().read(size)
+
+    monkeypatch.setattr(parquet_files, "open_regular", Watched)
+    with open_parquet(path) as file:
+        assert file.read().num_rows == 1000
+        assert sum(part.num_rows for part in file.batches(50, range(10), ["value"])) == 1000
+    assert readers == {threading.get_ident()}
