@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +14,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.augment import Augmentation, RandAugment
+from ..data.prepared.finding import find_filtered
 from ..data.prepared.reading import PreparedSet, PreparedSubset
 from ..data.quarantine import append_quarantine, write_quarantine
 from ..data.radiograph_dataset import RadiographDataset
-from ..errors import TrainingError
+from ..errors import ConfigError, TrainingError
+from ..terminal import are
 from .label_table import LabelTable
 
 
@@ -133,6 +137,23 @@ class SetAside:
         """Write ``path,error,reason`` rows; none, and no file, if there are none."""
         write_quarantine(self.path, self.rows)
         self._is_listed = bool(self.rows)
+
+
+def without_filtered(table: LabelTable, prepared: str | os.PathLike | None) -> LabelTable:
+    """Without the images that a prepared data set left out on purpose when it was made, which a note tells.
+
+    Raises:
+        ConfigError: it left out all of them.
+    """
+    filtered = find_filtered(table.paths, PreparedSet(prepared)) if prepared else {}
+    if not filtered:
+        return table
+    why = ", ".join(f"{count} {reason}" for reason, count in Counter(filtered.values()).most_common(4))
+    told = f"{are(len(filtered), 'image')} left out, as {prepared} was prepared without: {why}"
+    if len(filtered) == len(table):
+        raise ConfigError(f"prepared: {prepared}: {told}")
+    kept = table.rows([row for row, path in enumerate(table.paths) if path not in filtered])
+    return replace(kept, notes=[*table.notes, told])
 
 
 def table_of_readable(table: LabelTable, images: PreparedSubset) -> tuple[LabelTable, PreparedSubset]:

@@ -20,6 +20,7 @@ from ..progress import note
 from ..ranks import acquainted
 from ..terminal import visible
 from .classifier import Classifier, load_classifier
+from .data import without_filtered
 from .earlier_results import refuse_other_evaluation, refuse_other_predictions
 from .film_maps import claim_maps, write_maps
 from .label_table import LabelTable
@@ -280,6 +281,7 @@ def evaluate_files(
         table = part_to_test(table, split, str(data), classifier, preset, allow_training_patients)
         if prepared is None:
             require_files(table, str(data), images)
+        table = without_filtered(table, prepared)
         refuse_mostly_seen(overlap_of(classifier, table.patients), table, split, allow_training_patients)
         return table, listed
 

@@ -27,6 +27,7 @@ from ..training.starting import with_start
 from ..weights.shipped import PRETRAINED
 from .calibration import describe_temperature
 from .config import FinetuneConfig
+from .data import without_filtered
 from .label_fractions import take_fraction
 from .labels import describe_labels, labels_of, one_sided, require_files
 from .predictions import PAGE_FILE, describe_unreadable
@@ -116,7 +117,7 @@ def _finetune(
 ) -> FinetuneResult:
     config = as_begun(config)
     out = Path(config.out)
-    whole = prepared_by_main(config, lambda: labels_of(config, begun))
+    whole = prepared_by_main(config, lambda: without_filtered(labels_of(config, begun), config.prepared))
     table = take_fraction(whole, config.label_fractions[0], config.seed, config.exact_fractions)
     if config.prepared is None:
         on_main(lambda: require_files(table, config.data, config.images), config.process_timeout)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..data.film_views import warn_of_learned
 from ..data.inputs import inputs_of, prepared_among
 from ..data.result_files import file_named_by
 from ..data.seen import Seen
@@ -36,6 +37,7 @@ from .calibration import (
     temperature_report,
 )
 from .classifier import Classifier, ClassifierConfig, save_classifier
+from .data import without_filtered
 from .label_fractions import take_fraction
 from .label_table import LabelTable
 from .labels import describe_labels, labels_of, one_sided, require_files, told_of
@@ -101,7 +103,7 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
         raise ConfigError("a linear probe is for one process; embed takes several, into the table of --features")
     if config.features:
         file_named_by(config.features, FEATURES, (".parquet",), "features", folders=False)
-    table = labels_of(config)
+    table = without_filtered(labels_of(config), config.prepared)
     if config.prepared is None:
         require_files(table, config.data, config.images)
     out = Path(config.out)
@@ -140,7 +142,9 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
             "(embed and earlier releases keep none); remove it to have all features made anew"
         )
     table_used = take_fraction(table, config.label_fraction, config.seed, config.exact_fractions)
-    notes = [*matched.notes, *told_of(table_used)]
+    views = dict(zip(rows["path"], rows.get("view", ()), strict=False))
+    of_views = warn_of_learned((path, views.get(path)) for path in table.paths)
+    notes = [*matched.notes, *told_of(table_used), *of_views]
     if progress:
         for line in notes:
             if line not in told:  # by what is readable, no copy and taken
@@ -174,7 +178,7 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
     classifier.config.precision = done.precision
     classifier.seen = Seen.of(whole, table_used, hashes, thumbnails, run_key(out))
     save_classifier(classifier, out / "model")
-    test, views = table_used.split("test"), dict(zip(rows["path"], rows.get("view", ()), strict=False))
+    test = table_used.split("test")
     report = report_predictions(
         out,
         test,

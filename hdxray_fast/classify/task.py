@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.augment import Augmentation, RandAugment
+from ..data.film_views import warn_of_learned
 from ..data.inputs import prepared_images
 from ..data.prepared.duplicates import thumbnails_of
 from ..data.prepared.finding import find_some, open_prepared
@@ -87,7 +88,7 @@ class FinetuneTask(Task):
     def __init__(self, config: FinetuneConfig, table: LabelTable, whole: LabelTable | None = None) -> None:
         self.config, self.table, self.whole = config, table, whole or table
         self.notes: list[str] = []
-        self.copies: list[str] = []  # notes on near duplicates, once images are there
+        self.copies: list[str] = []  # notes on near duplicates and views, once images are there
         # what changes no more than places and grey levels is done where pixels are read
         self.views = config.augment == "mild" and not config.mixup
         if config.augment == "mild" and config.mixup:
@@ -160,6 +161,7 @@ class FinetuneTask(Task):
         self.images = {
             split: images.subset([row for row, own in enumerate(self.table.splits) if own == split]) for split in SPLITS
         }
+        self.copies += warn_of_learned(zip(self.table.paths, images.column("view").to_pylist(), strict=True))
         # now, while the images are there: what is lost of them later costs no metrics
         told = self.images["test"].column("view").to_pylist()
         self.test_views = [view if view in VIEWS else "" for view in told]

@@ -30,6 +30,14 @@ def describe_not_frontal(
     return f"{_counted(found, count)}: {first_names(list(found))}; {way_out}" if found else ""
 
 
+def warn_of_learned(films: Iterable[tuple[str, str | None]]) -> list[str]:
+    """A warning, if some of ``(name, view)`` that a training learns from and tests on show no frontal chest."""
+    films = list(films)
+    way_out = "they are learned from all the same; prepare leaves them out, and --prepared takes what it made"
+    told = describe_not_frontal(not_frontal(films), len(films), way_out)
+    return [f"warning: {told}"] if told else []
+
+
 def describe_left_out(found: Mapping[str, str], count: int, listed: str) -> str:
     """What is said of films that were left out for their view, and are ``listed`` somewhere; nothing of none."""
     return f"{_counted(found, count)}: left out (--view frontal) and {listed}" if found else ""

@@ -6,12 +6,15 @@ import shutil
 from pathlib import Path
 
 import cv2
+import numpy as np
 import pytest
 from prepared_helpers import prepare
 from toy_radiographs import draw_radiograph
 
 import hdxray_fast as hx
-from hdxray_fast.data.prepared.finding import find_prepared
+from hdxray_fast.classify.data import without_filtered
+from hdxray_fast.classify.label_table import LabelTable
+from hdxray_fast.data.prepared.finding import find_filtered, find_prepared
 from hdxray_fast.data.prepared.reading import PreparedSet
 
 pytest.importorskip("pyarrow")
@@ -79,3 +82,20 @@ def test_members_of_archives(tmp_path):
     prepare([tmp_path / "all.zip"], tmp_path / "set")
     path = str(tmp_path / "xrays" / "b.png")
     assert found([path], tmp_path / "set") == {path: f"{tmp_path / 'all.zip'}::b.png"}
+
+
+def test_what_was_left_out_on_purpose_is_no_unreadable_file(tmp_path):
+    paths = [draw(tmp_path / "xrays" / f"{name}.png", seed) for seed, name in enumerate("abc")]
+    prepare(paths[:2], tmp_path / "set")
+    with (tmp_path / "set" / "quarantine.csv").open("a", encoding="utf-8") as stream:
+        stream.write(f"{paths[2]},filtered,lateral view (header)\n")
+    moved = str(tmp_path / "moved" / "c.png")
+    images = PreparedSet(tmp_path / "set")
+    assert find_filtered([*paths, moved], images) == {paths[2]: "lateral view (header)"}  # two are called c.png
+    assert find_filtered([paths[0], moved], images) == {moved: "lateral view (header)"}
+    table = LabelTable(paths, np.ones((3, 1), np.float32), ["mass"], [*"xyz"], ["train"] * 3)
+    kept = without_filtered(table, str(tmp_path / "set"))
+    assert kept.paths == paths[:2] and without_filtered(kept, str(tmp_path / "set")) is kept
+    assert kept.notes == [f"1 image is left out, as {tmp_path / 'set'} was prepared without: 1 lateral view (header)"]
+    with pytest.raises(hx.ConfigError, match=r"^prepared: .*1 image is left out, as .*lateral view"):
+        without_filtered(table.rows([2]), str(tmp_path / "set"))

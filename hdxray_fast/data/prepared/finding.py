@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ...errors import ConfigError
 from ..quarantine import Quarantined
-from .index import read_set_aside
+from .index import read_filtered, read_set_aside
 from .reading import PreparedSet, PreparedSubset, is_prepared
 from .sources import JOIN
 
@@ -72,21 +72,39 @@ def find_prepared(paths: Sequence[str], images: PreparedSet, listed: Sequence[st
     Raises:
         ConfigError: two of the paths name one file.
     """
-    sources = images.sources()
+    taken: dict[int, str] = {}
+    for path, row in _matches(paths, images.sources(), images, listed).items():
+        if taken.setdefault(row, path) != path:
+            raise ConfigError(f"data: {taken[row]} and {path} are one file; list each image once")
+    return images.subset(list(taken), list(taken.values()))
+
+
+def find_filtered(paths: Sequence[str], images: PreparedSet) -> dict[str, str]:
+    """Those of ``paths`` that the data set left out on purpose, for their view or part of the body, and the reason;
+    they are known as :func:`find_prepared` says."""
+    reasons = read_filtered(images.folder)
+    sources = list(reasons)
+    return {path: reasons[sources[row]] for path, row in _matches(paths, sources, images).items()}
+
+
+def _matches(
+    paths: Sequence[str], sources: Sequence[str], images: PreparedSet, listed: Sequence[str] = ()
+) -> dict[str, int]:
+    """The rows of ``sources``, of a data set, that ``paths`` are, as :func:`find_prepared` knows them."""
     place = {os.path.abspath(source): row for row, source in enumerate(sources)}
     called = {_last_name(source): row for row, source in enumerate(sources)}
-    holders = Counter(map(_last_name, {*sources, *read_set_aside(images.folder)}))
+    holders = Counter(map(_last_name, {*images.sources(), *read_set_aside(images.folder)}))
     wanted = Counter(map(_last_name, {os.path.abspath(path) for path in (*paths, *listed)}))
-    taken: dict[int, str] = {}
+    found: dict[str, int] = {}
     for path in paths:
         name = _last_name(path)
         row = place.get(os.path.abspath(path), -1)
         if row < 0 and holders[name] == wanted[name] == 1:
             row = called.get(name, -1)
             row = -1 if row >= 0 and _differ(path, sources[row]) else row
-        if row >= 0 and taken.setdefault(row, path) != path:
-            raise ConfigError(f"data: {taken[row]} and {path} are one file; list each image once")
-    return images.subset(list(taken), list(taken.values()))
+        if row >= 0:
+            found[path] = row
+    return found
 
 
 def find_some(

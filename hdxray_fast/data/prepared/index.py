@@ -25,7 +25,7 @@ from .merged import NOTE, MergeNote
 from .shards import ShardFolder, arrow, read_settings, write_json, writing
 from .summary import PICTURES, LeftOut, write_pictures
 from .tally import Tally
-from .worker import OK, UNREADABLE
+from .worker import FILTERED, OK, UNREADABLE
 
 INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY, TILES = (
     "index.parquet",
@@ -197,6 +197,14 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[str]])
 def read_unreadable(out: Path) -> list[tuple[str, str]]:
     """Source and reason of everything that could not be read, as :func:`merge` listed it."""
     return [(row["source"], row["reason"]) for row in _read_list(out / QUARANTINE) if row["status"] == UNREADABLE]
+
+
+def read_filtered(out: Path) -> dict[str, str]:
+    """Reason by source of everything that was left out on purpose: for its view or part of the body."""
+    path = out / QUARANTINE
+    if not os.path.lexists(path):  # a cache has none
+        return {}
+    return {row["source"]: row["reason"] for row in _read_list(path) if row["status"] == FILTERED}
 
 
 def read_skipped(out: Path) -> list[str]:
