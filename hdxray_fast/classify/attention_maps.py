@@ -29,7 +29,7 @@ from ..data.radiographs import Radiograph
 from ..models.attention_weights import captured_inputs, query_weights
 from ..models.inputs import as_batch, encoder_inputs, patches_to_keep
 from ..ops.plan import MaskPlan
-from ..terminal import counted
+from ..terminal import counted, first_names
 from .classifier import Classifier
 from .heads import AttentionHead, LabelQueryHead
 
@@ -93,14 +93,14 @@ class PatchMap:
         return replace(self, values=np.where(film.valid, self.values, np.nan).astype(np.float32), outside=outside)
 
 
-def describe_off_chest(maps: Sequence[PatchMap]) -> str:
-    """How many of the maps lie mostly off the chest, as a terminal is told; blank if none does."""
-    count = sum(bool(found.off_chest) for found in maps)
-    if not count:
+def describe_off_chest(maps: Sequence[tuple[str, PatchMap]]) -> str:
+    """How many of the maps, by the names of their films, lie mostly off the chest; blank if none does."""
+    off = [name for name, found in maps if found.off_chest]
+    if not off:
         return ""
-    lie = "lies" if count == 1 else "lie"
-    words = f"warning: {count} of {counted(len(maps), 'heat map')} {lie} mostly outside the chest contour"
-    return f"{words}: look at them before you trust the answers"
+    words = f"{len(off)} of {counted(len(maps), 'heat map')} {'lies' if len(off) == 1 else 'lie'} mostly"
+    of_whom = first_names(list(dict.fromkeys(off)))
+    return f"warning: {words} outside the chest contour: look at them before you trust the answers ({of_whom})"
 
 
 def _far(values: np.ndarray) -> float:

@@ -85,7 +85,7 @@ def write_error_sheet(
     workers: int = 0,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
-    maps: list[PatchMap] | None = None,
+    maps: list[tuple[str, PatchMap]] | None = None,
 ) -> Path | None:
     """Draw the sheet.
 
@@ -98,7 +98,7 @@ def write_error_sheet(
         most: tiles.
         images: by path, those of a prepared data set that are read in place of files.
         workers, timeout, max_memory: of the readers, as for :func:`hdxray_fast.data.radiographs.read_ahead`.
-        maps: gets the maps that are drawn.
+        maps: gets the maps that are drawn, each with its film's name.
 
     Returns:
         The file; ``None``, and no file, if nothing was decided wrongly or none of the images can be read.
@@ -112,7 +112,7 @@ def write_error_sheet(
         timeout=timeout, max_memory=max_memory,
     )  # fmt: skip
     tiles = [
-        _tile(model, table, error, item, thresholds)
+        (item.source, *_tile(model, table, error, item, thresholds))
         for error, item in zip(errors, read, strict=True)
         if isinstance(item, Radiograph)
     ]
@@ -120,13 +120,13 @@ def write_error_sheet(
         path.unlink(missing_ok=True)
         return None
     if maps is not None:
-        maps += [found for _, found in tiles]
+        maps += [(file, found) for file, _, found in tiles]
     columns = min(3, len(tiles))
-    blank = np.full_like(tiles[0][0], BACKGROUND)
-    pictures = [picture for picture, _ in tiles]
+    pictures = [picture for _, picture, _ in tiles]
+    blank = np.full_like(pictures[0], BACKGROUND)
     pictures += [blank] * (-len(pictures) % columns)
     rows = [np.concatenate(pictures[i : i + columns], axis=1) for i in range(0, len(pictures), columns)]
-    write_image(path, np.concatenate([_head(rows[0].shape[1], tiles[0][1]), *rows]))
+    write_image(path, np.concatenate([_head(rows[0].shape[1], tiles[0][2]), *rows]))
     return path
 
 

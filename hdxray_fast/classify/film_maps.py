@@ -73,7 +73,7 @@ def write_maps(
         jobs, encoder.img_size[0], encoder.patch_size, worker_count(workers), model.config.contour, timeout=timeout,
         max_memory=max_memory,
     )  # fmt: skip
-    maps: list[PatchMap] = []
+    maps: list[tuple[str, PatchMap]] = []
     with progress_bar(len(jobs), "maps", show=progress) as bar:
         for row, item in enumerate(read):
             if isinstance(item, Radiograph):
@@ -83,7 +83,7 @@ def write_maps(
         note(told)
 
 
-def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph, maps: list[PatchMap]) -> np.ndarray:
+def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph, maps: list) -> np.ndarray:
     """A film beside its maps, which are added to ``maps``."""
     grey = cv2.resize(display_levels(item.pixels)[item.pixels], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     inputs = film_inputs(model, item)
@@ -92,7 +92,7 @@ def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph, 
         name, probability = found.classes[column], found.probabilities[row, column]
         decided = beside_threshold(probability, None if found.multiclass else found.thresholds[column])
         values = patch_map(model, model.config.classes.index(name), *inputs).on_film(item)
-        maps.append(values)
+        maps.append((item.source, values))
         colours = "orange for, blue against" if values.signed else "orange more than an even share, blue less"
         scale = f"{colours}; {full_colour(values)}" if values.strength >= 1 else full_colour(values)
         panels.append((tinted(grey, values), [f"{name} {decided}", values.words, scale, values.off_chest]))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.missing_files import none_found
+from ..data.missing_files import name_meant, none_found
 from ..data.prepared.finding import refuse_prepared
 from ..data.seen import Seen
 from ..data.seen_key import is_same
@@ -146,7 +146,8 @@ def read_manifest(
     path = Path(data)
     if not path.exists():
         reason = what_else(path) or "does not exist"
-        raise ConfigError(f"data: {path} {reason}; give a CSV manifest, or the folder that the preset reads")
+        hint = name_meant(path) or "give a CSV manifest, or the folder that the preset reads"
+        raise ConfigError(f"data: {path} {reason}; {hint}")
     refuse_prepared(path, "labels")
     if preset is not None and preset not in PRESETS:
         raise ConfigError(f"preset: got {preset!r}, accepted are {', '.join(PRESETS)}")
@@ -230,7 +231,7 @@ def _split(table: LabelTable, origin: dict, preset: str | None, kept: Seen | Non
         )  # of models and runs from before classes had a say
         shares = origin["val_share"], origin["test_share"]
         splits = fill_splits(table.splits, table.patients, *shares, origin["seed"], labels)
-    drawn = describe_drawn(table.splits, splits, preset, origin["seed"])
+    drawn = describe_drawn(table.splits, splits, preset, origin["seed"], table.patients_known)
     return replace(table, splits=splits, notes=[*table.notes, *drawn])
 
 
@@ -301,19 +302,19 @@ def require_files(table: LabelTable, source: str, images: str | Path | None = No
 def describe_labels(table: LabelTable) -> str:
     """Images, patients and class balance of each split, and what was noted on reading, to show before training."""
     width = max(len(name) for name in ("class", *table.classes))
-    head = [f"{split:>28}" for split in SPLITS]
     counts = []
     for split in SPLITS:
         part = table.split(split)
         counts.append(size_in_words(len(part), part.patient_count).replace(" of ", ", "))
-    lines = [f"{'':{width}}  {''.join(head)}", f"{'':{width}}  {''.join(f'{count:>28}' for count in counts)}"]
+    room = max(28, *(len(count) + 2 for count in counts))
+    lines = [f"{'':{width}}  {''.join(word.rjust(room) for word in line)}" for line in (SPLITS, counts)]
     balance = {(row["split"], row["class"]): row for row in table.balance()}
     for name in table.classes:
         cells = []
         for split in SPLITS:
             row = balance[split, name]
             unknown = f" ?{row['unknown']}" if row["unknown"] else ""
-            cells.append(f"+{row['positive']} -{row['negative']}{unknown}".rjust(28))
+            cells.append(f"+{row['positive']} -{row['negative']}{unknown}".rjust(room))
         lines.append(f"{name:{width}}  {''.join(cells)}")
     lines.append("(+ positive, - negative, ? not known)")
     return "\n".join([*lines, *map(visible, told_of(table))])

@@ -92,7 +92,7 @@ def report_predictions(
     report["notes"] = [*dict.fromkeys(map(visible, notes)), *map(visible, describe_one_sided(called_in(report)))]
     with _going_on(out / "curves.png"):
         plot_curves(out / "curves.png", table.labels, probabilities, table.classes, before)
-    maps: list[PatchMap] = []
+    maps: list[tuple[str, PatchMap]] = []
     if model is not None:
         reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory, "images": images}
         with _going_on(out / "errors.png"):

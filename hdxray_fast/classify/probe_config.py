@@ -52,7 +52,7 @@ class ProbeConfig(LabelSettings):
     weights: str = "pretrained"
     label_fraction: float = 1.0
     pool: str | None = None
-    keep: str | None = None
+    keep: Literal["all", "valid", "contour"] | None = None
     img_size: int | None = None
     prepared: str | None = None
     batch_size: int = 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from ..errors import ConfigError
@@ -10,25 +11,31 @@ from ..terminal import visible
 PATH_COLUMNS = (
     "image", "path", "Path", "file", "filename", "image_path", "Image Index", "image_file", "image_name", "file_path",
     "file_name", "filepath", "bild", "bilddatei", "bildpfad", "datei", "dateiname", "dateipfad", "pfad", "fichier",
-    "archivo", "imagen",
+    "archivo", "imagen", "aufnahme",
 )  # fmt: skip
 PATIENT_COLUMNS = (
     "patient", "patient_id", "PatientID", "Patient ID", "subject_id", "patientId", "patient-id", "pat_id", "patid",
-    "subject", "patienten_id", "patientenid", "patienten-id", "patientennummer", "paciente",
+    "subject", "patient_no", "patient_nr", "patient_number", "pat_nr", "patienten_id", "patienten_nr",
+    "patientennummer", "paciente",
 )  # fmt: skip
 
 LONGEST, MOST_SHOWN = 40, 40  # letters of a name, and names, that an error shows
 
 
 def find_column(columns: Iterable[str], candidates: Sequence[str]) -> str | None:
-    """The first of ``candidates`` among ``columns``; failing that, the first but for case and spaces around it."""
+    """The first of ``candidates`` among ``columns``; failing that, the first but for case and all
+    that is neither letter nor digit: ``Pat.-Nr.`` is ``pat_nr``."""
     present = list(columns)
     if (exact := next((name for name in candidates if name in present), None)) is not None:
         return exact
     plain: dict[str, str] = {}
     for name in present:
-        plain.setdefault(str(name).strip().lower(), name)
-    return next((plain[name.lower()] for name in candidates if name.lower() in plain), None)
+        plain.setdefault(_letters(name), name)
+    return next((plain[_letters(name)] for name in candidates if _letters(name) in plain), None)
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]+", "", str(name)).casefold()
 
 
 def named_column(

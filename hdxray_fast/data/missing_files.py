@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ..errors import ConfigError
 from ..regular_files import what_else
+from ..terminal import visible
 
 UP = 3  # folders above the one that was looked in where the first file is looked for too
 MOST_BELOW = 1000  # entries of it that are tried
@@ -33,6 +34,8 @@ def none_found(
         return ConfigError(f"images: {folder} {wrong}; {hint}")
     found = _meant(folder, missing[0], also)
     hint = f"is {found} meant?" if found else "images (--images) names the folder that their names begin from"
+    if suffix := suffix_lacking(missing[0]):
+        hint = f"there is one that ends in {visible(suffix)}: names in the table need their endings"
     if os.sep == "/" and "\\" in missing[0]:
         hint = "its names have the backslashes of Windows, write / in their place"
     if images:
@@ -46,13 +49,33 @@ def none_found(
 
 def folder_meant(folder: Path) -> str:
     """Asks for a folder of nearly this name, beside it; blank if there is none."""
+    return name_meant(folder, folders=True)
+
+
+def name_meant(path: Path, folders: bool = False) -> str:
+    """Asks for a file or folder of nearly this name, beside it; blank if there is none."""
     try:
-        with os.scandir(folder.parent) as entries:
-            beside = [entry.name for entry, _ in zip(entries, range(MOST_BELOW), strict=False) if entry.is_dir()]
+        with os.scandir(path.parent) as entries:
+            some = [entry for entry, _ in zip(entries, range(MOST_BELOW), strict=False)]
+            beside = [entry.name for entry in some if entry.is_dir() or not folders]
     except OSError:
         return ""
-    near = difflib.get_close_matches(folder.name, beside, 1)
-    return f"is {folder.parent / near[0]} meant?" if near else ""
+    near = difflib.get_close_matches(path.name, beside, 1)
+    return f"is {path.parent / near[0]} meant?" if near else ""
+
+
+def suffix_lacking(path: str) -> str:
+    """The suffix of the only file that is called so but for its suffix; blank if there is none, or the name has one."""
+    place = Path(path)
+    if place.suffix or not place.name:
+        return ""
+    try:
+        with os.scandir(place.parent) as entries:
+            some = [Path(entry.name) for entry, _ in zip(entries, range(MOST_BELOW), strict=False)]
+    except OSError:
+        return ""
+    found = [name.suffix for name in some if name.stem == place.name]
+    return found[0] if len(found) == 1 else ""
 
 
 def _meant(folder: Path, first: str, also: Iterable[Path]) -> Path | None:

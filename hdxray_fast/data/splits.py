@@ -96,12 +96,14 @@ def drawn_splits(given: Iterable[str], splits: Sequence[str]) -> list[str]:
     return [name for name in ("val", "test") if name in splits and name not in before]
 
 
-def describe_drawn(given: Iterable[str], splits: Sequence[str], preset: str | None, seed: int) -> list[str]:
+def describe_drawn(
+    given: Iterable[str], splits: Sequence[str], preset: str | None, seed: int, patients_known: bool = True
+) -> list[str]:
     """What to say of the ``splits`` that are not among those ``given`` by the manifest."""
     given = set(given) - {""}
     if not given:
         what = "split column" if preset is None else "official split"
-        return [f"no {what}: splits are drawn by patient, --split-seed {seed}"]
+        return [f"no {what}: splits are drawn by {'patient' if patients_known else 'image'}, --split-seed {seed}"]
     return [
         f"no image is given as {name}: its patients are drawn from train, --split-seed {seed}"
         for name in drawn_splits(given, splits)

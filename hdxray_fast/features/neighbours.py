@@ -145,7 +145,7 @@ def find_similar(
 
     neighbours = [
         Neighbour(
-            paths[place], float(distances[place]), hashes[place], is_same(place),
+            paths[place], max(0.0, float(distances[place])), hashes[place], is_same(place),
             bool(pixels) and prints[place] == pixels, views[place], told.of(paths[place]),
         )
         for place in order
