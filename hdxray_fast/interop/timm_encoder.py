@@ -92,9 +92,22 @@ class TimmEncoder(Encoder):
             options = {n: getattr(self.config, n) for n in OURS} | {n: v for n, v in options.items() if n != "weights"}
         self.__dict__["_built_by"] = options
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, num_classes], without head [B, D]
-        """Logits; features with ``num_classes=0``; tokens with ``global_pool=""`` as well."""
-        return self.forward_head(self.forward_features(x))
+    def forward(
+        self,
+        x: Tensor,  # [B, C, H, W]
+        attn_mask: None = None,
+        is_causal: bool = False,
+        valid: Tensor | None = None,  # [B, gh, gw] bool
+    ) -> Tensor:  # [B, num_classes], without head [B, D]
+        """Logits; features with ``num_classes=0``; tokens with ``global_pool=""`` as well.
+
+        Args:
+            x: as for :meth:`.Encoder.forward`.
+            attn_mask, is_causal: are refused, as by :meth:`.Encoder.forward_intermediates`.
+            valid: patches that are no padding, over which integer images are normalised; left out, all. All patches
+                are looked at either way.
+        """
+        return self.forward_head(self.forward_features(x, attn_mask=attn_mask, is_causal=is_causal, valid=valid))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens ``[B, num_prefix_tokens + P, D]`` to logits, or to what the head sees."""
