@@ -234,13 +234,6 @@ class TimmEncoder(Encoder):
         except CheckpointError:
             return False
 
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which parameters belong to which block, for learning rates that decay with depth."""
-        return {
-            "stem": r"^cls_token|^reg_token|^pos_embed|^patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|^fc_norm|^attn_pool", (99999,))],
-        }
-
     def set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None) -> None:
         """Take images of another size; the patch size stays."""
         if patch_size not in (None, self.patch_size, (self.patch_size, self.patch_size)):
