@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from ..progress import note
 from ..terminal import visible
 
@@ -78,7 +80,9 @@ def run_export_command(weights: str, out: str, img_size: int | None, keep: str |
         resized = encoder.load_report.resized
     if keep is not None:
         encoder.keep = keep
-    path = export_onnx(model, out, **options)
+    with warnings.catch_warnings():  # said below, by the name of the option
+        warnings.filterwarnings("ignore", "valid: is left out", UserWarning)
+        path = export_onnx(model, out, **options)
     for line in resized:
         note(f"the weights are of another size of images: {line}")
     of_features = model is encoder and options["output"] in (None, "features") and encoder.cls_token is not None

@@ -16,6 +16,7 @@ from ..errors import ArgumentError, ArgumentTypeError, MissingDependencyError
 from ..extras import install
 from ..files import written_whole
 from ..models.encoder import Encoder
+from ..models.grey_levels import level_of_caller
 from .dense import HEAD_OUTPUTS, INTEGERS, DenseEncoder, PixelInput, dense
 
 MAX_ONE_FILE = 2**31 - 2**20  # bytes of an ONNX file (protobuf); larger weights lie in a file beside it
@@ -35,7 +36,14 @@ def export_program(
     Arguments and errors are those of :func:`export_onnx`; the program has the dtype of the model's weights. Its module
     is called as ``program.module()(images)``, and where the graph has these inputs with ``keep=`` and ``valid=``.
     """
-    model, inner, _ = dense(encoder, output, pool, PixelInput(pixels, normalise, valid))
+    pixel_input = PixelInput(pixels, normalise, valid)
+    model, inner, _ = dense(encoder, output, pool, pixel_input)
+    if pixel_input.normalises and inner.normalisation == "per_image" and not valid:
+        warnings.warn(
+            "valid: is left out, so the graph takes mean and deviation over whole images, and padding counts, as it "
+            "does not in embed; valid=True makes an input of the graph for the patches that are none",
+            stacklevel=level_of_caller(),
+        )
     images, grids = _example_inputs(inner, pixels, valid)
     shapes = {name: {0: torch.export.Dim("batch")} for name in ("images", *grids)}
     modes = [(module, module.training) for module in model.modules()]
@@ -79,7 +87,8 @@ def export_onnx(
             out, it takes normalised images. Integers are always normalised.
         pixels: ``"float"`` (float32), ``"uint8"`` or ``"uint16"``, the dtype of ``images``.
         valid: the graph has an input ``valid [batch, gh, gw]`` bool, the patches that are no padding, over which
-            ``"per_image"`` takes mean and deviation; left out, they are taken over the whole image.
+            ``"per_image"`` takes mean and deviation; left out, they are taken over the whole image, and a
+            warning says so.
         opset: ONNX operator set, at least 18.
 
     Returns:

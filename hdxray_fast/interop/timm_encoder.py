@@ -92,9 +92,22 @@ class TimmEncoder(Encoder):
             options = {n: getattr(self.config, n) for n in OURS} | {n: v for n, v in options.items() if n != "weights"}
         self.__dict__["_built_by"] = options
 
-    def forward(self, x: Tensor) -> Tensor:  # [B, C, H, W] -> [B, num_classes], without head [B, D]
-        """Logits; features with ``num_classes=0``; tokens with ``global_pool=""`` as well."""
-        return self.forward_head(self.forward_features(x))
+    def forward(
+        self,
+        x: Tensor,  # [B, C, H, W]
+        attn_mask: None = None,
+        is_causal: bool = False,
+        valid: Tensor | None = None,  # [B, gh, gw] bool
+    ) -> Tensor:  # [B, num_classes], without head [B, D]
+        """Logits; features with ``num_classes=0``; tokens with ``global_pool=""`` as well.
+
+        Args:
+            x: as for :meth:`.Encoder.forward`.
+            attn_mask, is_causal: are refused, as by :meth:`.Encoder.forward_intermediates`.
+            valid: patches that are no padding, over which integer images are normalised; left out, all. All patches
+                are looked at either way.
+        """
+        return self.forward_head(self.forward_features(x, attn_mask=attn_mask, is_causal=is_causal, valid=valid))
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Tokens ``[B, num_prefix_tokens + P, D]`` to logits, or to what the head sees."""
@@ -220,13 +233,6 @@ class TimmEncoder(Encoder):
             return split_positions(table.float().cpu(), (int(self.has_class_token),), (None,), "weights")[2]
         except CheckpointError:
             return False
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Which parameters belong to which block, for learning rates that decay with depth."""
-        return {
-            "stem": r"^cls_token|^reg_token|^pos_embed|^patch_embed",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|^fc_norm|^attn_pool", (99999,))],
-        }
 
     def set_input_size(self, img_size: int | tuple[int, int] | None = None, patch_size: int | None = None) -> None:
         """Take images of another size; the patch size stays."""

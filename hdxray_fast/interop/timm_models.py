@@ -168,8 +168,8 @@ def _load(name: str, weights: str | os.PathLike, options: dict[str, Any]) -> Enc
         warnings.warn(
             "weights: were trained on images of mean 0 and deviation 1 each, for which timm's transforms have no "
             "setting (mean and std of pretrained_cfg are rough values, and features by them differ); use "
-            "model.transform() (or model.normalise(images, valid), valid being the patches that are no padding), or "
-            "give integer images",
+            "model.transform() (with features_only=True model.model.transform()), or model.normalise(images, valid), "
+            "valid being the patches that are no padding, or give integer images without padding",
             stacklevel=4,
         )
     return encoder

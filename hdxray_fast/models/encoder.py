@@ -154,13 +154,18 @@ class Encoder(Intake):
         *,
         inside: Tensor | None = None,
         valid: Tensor | None = None,
+        attn_mask: None = None,
+        is_causal: bool = False,
     ) -> Tensor:
-        """Normalised tokens as timm gives them, ``[B, num_prefix_tokens + P, D]``; arguments as for :meth:`forward`.
+        """Normalised tokens as timm gives them, ``[B, num_prefix_tokens + P, D]``; arguments as for :meth:`forward`,
+        and timm's two, refused as in :meth:`forward_intermediates`.
 
         Patches that are not kept are zero.
         """
         plan = self._chosen(images, plan, inside, valid)
-        tokens, plan, longest = self._encode(images, plan, scale, shift, valid)
+        images, plan, scale, shift = self._inputs(images, plan, scale, shift, valid)
+        _refuse_masks(attn_mask, is_causal)  # of a symbolic trace, which gives them too, the images are named first
+        tokens, plan, longest = self._run_blocks(images, plan, scale, shift)
         return self.tokens_on_grid(tokens.values, plan, longest)
 
     def forward_intermediates(
@@ -203,9 +208,7 @@ class Encoder(Intake):
         """
         if output_fmt not in ("NCHW", "NLC"):
             raise ArgumentError(f"output_fmt: got {output_fmt!r}, accepted are 'NCHW' and 'NLC'")
-        if attn_mask is not None or is_causal:
-            name, accepted = ("is_causal", False) if attn_mask is None else ("attn_mask", None)
-            raise ArgumentError(f"{name}: is not supported, accepted is {accepted}; a plan says which patches are seen")
+        _refuse_masks(attn_mask, is_causal)
         wanted = _block_indices(indices, len(self.blocks))
         plan = self._chosen(images, plan, inside, valid)
         images, plan, scale, shift = self._inputs(images, plan, scale, shift, valid)
@@ -387,6 +390,12 @@ class Encoder(Intake):
             return self.pool_tokens(tokens, pool, longest)
         x = tokens.values.unflatten(0, (-1, longest))
         return self.fc_norm(dense.pooled(x, pool, self.num_prefix_tokens, getattr(self, "attn_pool", None)))
+
+
+def _refuse_masks(attn_mask: object, is_causal: bool) -> None:
+    if attn_mask is not None or is_causal:
+        name, accepted = ("is_causal", False) if attn_mask is None else ("attn_mask", None)
+        raise ArgumentError(f"{name}: is not supported, accepted is {accepted}; a plan says which patches are seen")
 
 
 def _block_indices(indices: int | list[int] | tuple[int, ...] | None, depth: int) -> set[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -15,6 +16,18 @@ DEFAULTS = {"img_size": 1280, "in_chans": 1}
 KEEPS = ("all", "valid", "contour")
 POOLS = ("cls", "mean", "attention")
 MAX_PATCHES = 2**20  # 16384 x 16384 pixels in patches of 16: a mistyped img_size fails by name, not for want of memory
+
+
+_HINTS = {  # what others call it, or look for here
+    "pretrained": "hx.create_encoder(weights='pretrained') takes the weights that come with the package",
+    "checkpoint_path": "hx.create_encoder(weights=) takes a path",
+    "in_channels": "in_chans is meant",
+    "num_channels": "in_chans is meant",
+    "image_size": "img_size is meant",
+    "global_pool": f"pool is meant, of None, {', '.join(map(repr, POOLS))}",
+    "num_classes": "an encoder has no head; timm.create_model('hdxray_vit_...', num_classes=) makes one with a head",
+}
+_POOLS_OF_TIMM = {"avg": "mean", "token": "cls", "map": "attention"}
 
 
 class LeftOut(int):
@@ -97,7 +110,8 @@ class EncoderConfig:
         _check_choice("stem", self.stem, STEMS)
         _check_choice("keep", self.keep, KEEPS)
         _check_choice("contour", self.contour, METHODS)
-        _check_choice("pool", self.pool, (None, *POOLS))
+        meant = _POOLS_OF_TIMM.get(self.pool) if isinstance(self.pool, str) else None
+        _check_choice("pool", self.pool, (None, *POOLS), f"; is {meant!r} meant?" if meant else "")
         _check_choice("began_from", self.began_from, (None, *ENCODERS))
         if self.pool == "cls" and not self.class_token:
             raise ArgumentError("pool: got 'cls', but class_token is False; accepted are 'mean' and 'attention'")
@@ -117,25 +131,30 @@ def preset(name: str, options: dict[str, Any]) -> dict[str, Any]:
         ArgumentError: there is no such preset, or ``options`` names something that is no option of an encoder.
     """
     if not isinstance(name, str) or name not in ENCODERS:
-        raise ArgumentError(f"name: got {name!r}, accepted are {', '.join(ENCODERS)}")
+        near = [known for known in ENCODERS if isinstance(name, str) and known in name]  # in timm's with a size
+        hint = f"; is {near[0]} meant?" if near else ""
+        raise ArgumentError(f"name: got {name!r}, accepted are {', '.join(ENCODERS)}{hint}")
     check_options(options)
     return ENCODERS[name]
 
 
-def check_options(options: dict[str, Any]) -> None:
-    """Raise an error naming the first of ``options`` that is no option of an encoder."""
-    accepted = {field.name for field in fields(EncoderConfig)} - {"img_size", "in_chans", "stem"}
-    if unknown := sorted(set(options) - accepted):
-        raise ArgumentError(f"{unknown[0]}: is no option of an encoder, accepted are {', '.join(sorted(accepted))}")
+def check_options(options: dict[str, Any], more: tuple[str, ...] = ()) -> None:
+    """Raise an error naming the first of ``options`` that is no option of an encoder; the caller takes ``more`` too."""
+    known = [field.name for field in fields(EncoderConfig) if field.name != "stem"]  # which the name says
+    if unknown := sorted(set(options) - set(known)):
+        name, given = unknown[0], ", ".join([*more, *(option for option in known if option != "began_from")])
+        near = difflib.get_close_matches(name, [*more, *known], 1)
+        hint = _HINTS.get(name) or (f"is {near[0]} meant?" if near else "")
+        raise ArgumentError(f"{name}: is no option of an encoder, accepted are {given}{hint and '; ' + hint}")
 
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _check_choice(option: str, value: object, accepted) -> None:
+def _check_choice(option: str, value: object, accepted, hint: str = "") -> None:
     if value not in tuple(accepted):
-        raise ArgumentError(f"{option}: got {value!r}, accepted are {', '.join(map(repr, accepted))}")
+        raise ArgumentError(f"{option}: got {value!r}, accepted are {', '.join(map(repr, accepted))}{hint}")
 
 
 def _height_width(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, int]:

@@ -83,7 +83,7 @@ def warn_of_range(images: Tensor, normalisation: str | tuple[float, float]) -> b
             f"images: float values from {low:.4g} to {high:.4g}, and this encoder was trained on pixels of {wanted}; "
             "float images are taken as they are: encoder.transform() makes such of files and pictures, and "
             "encoder.normalise(images, valid) of tensors, valid being the patches that are no padding; integer images "
-            "are normalised by the encoder",
+            "without padding are normalised by the encoder",
             stacklevel=level_of_caller(),
         )
     return wrong

@@ -8,7 +8,7 @@ from torch.autograd.forward_ad import unpack_dual
 
 from ..errors import ArgumentError, ArgumentTypeError
 from ..ops.compiling import writes_graph
-from ..ops.plan import MaskPlan, as_plain
+from ..ops.plan import MaskPlan, as_plain, dtype_names
 from .grey_levels import scale_of_levels, warn_of_range
 from .selection import checked_grid, selected_patches
 from .transform import Transform
@@ -38,6 +38,8 @@ class Intake(Trunk):
             ArgumentError, ArgumentTypeError: an argument is not as described.
         """
         images = self.check_images(images)
+        if images.dtype == torch.bool or images.is_complex():
+            raise ArgumentError(f"images: got dtype {dtype_names([images.dtype])}, accepted are integers and floats")
         if white is None:
             white = 1.0 if images.is_floating_point() else float(torch.iinfo(images.dtype).max)
         if not white > 0:

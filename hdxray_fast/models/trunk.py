@@ -7,6 +7,7 @@ What an encoder is made of, and what may be set on it later. What comes in is ch
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -131,6 +132,14 @@ class Trunk(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that weight decay leaves alone."""
         return {"pos_embed", "cls_token", "reg_token", "attn_pool.query"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Which parameters belong to which block, for learning rates that decay with depth: timm's
+        ``create_optimizer_v2(model, layer_decay=)`` asks for it."""
+        return {
+            "stem": r"^cls_token|^reg_token|^pos_embed|^patch_embed",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm|^fc_norm|^attn_pool", (99999,))],
+        }
 
     def positions(self, grid_size: tuple[int, int]) -> Tensor:
         """Positions of a grid, ``[1, class_token + P, D]``: the encoder's own, made anew or resampled for another.

@@ -95,7 +95,8 @@ def _why_not_cuda(index: int) -> str:
 # --- checks -----------------------------------------------------------------------------------------------------------
 def check_images(images: Any, plan: MaskPlan) -> Tensor:
     """Images ``[B, C, H, W]`` that belong to `plan`, copied where the pixels of a row do not lie side by side."""
-    images = as_plain(check_tensor("images", images, tuple(DTYPE_CODES)))
+    advice = "; images.to(torch.uint8) if they hold 0 to 255, images.float() of float64"
+    images = as_plain(check_tensor("images", images, tuple(DTYPE_CODES), advice=advice))
     if images.ndim != 4:
         raise ArgumentError(f"images: got shape {tuple(images.shape)}, accepted is [B, C, H, W]")
     batch, channels, height, width = images.shape

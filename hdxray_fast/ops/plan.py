@@ -216,12 +216,13 @@ def dtype_names(dtypes) -> str:
     return ", ".join(str(d).removeprefix("torch.") for d in dtypes)
 
 
-def check_tensor(name: str, value: Any, dtypes, device: torch.device | None = None) -> Tensor:
-    """`value`, if it is a tensor of one of `dtypes` on `device`."""
+def check_tensor(name: str, value: Any, dtypes, device: torch.device | None = None, advice: str = "") -> Tensor:
+    """`value`, if it is a tensor of one of `dtypes` on `device`; `advice` says what to do with those of others."""
     if not isinstance(value, Tensor):
         raise ArgumentTypeError(f"{name}: got {type(value).__name__}, accepted is a torch.Tensor")
     if value.dtype not in dtypes:
-        raise ArgumentError(f"{name}: got dtype {dtype_names([value.dtype])}, accepted are {dtype_names(dtypes)}")
+        got = dtype_names([value.dtype])
+        raise ArgumentError(f"{name}: got dtype {got}, accepted are {dtype_names(dtypes)}{advice}")
     if device is not None and value.device != device:
         raise ArgumentError(f"{name}: got a tensor on {value.device}, accepted is {device}, where the images are")
     return value

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models.encoder import Encoder
-from ..models.encoder_config import DEFAULTS, EncoderConfig, LeftOut, preset
+from ..models.encoder_config import DEFAULTS, EncoderConfig, LeftOut, check_options, preset
 from ..models.presets import ENCODERS
 from .load import load_encoder
 from .shipped import pretrained_encoders
@@ -41,6 +41,7 @@ def create_encoder(
         ArgumentError: unknown name or override, or settings that do not fit together.
         CheckpointError: ``weights`` cannot be read, are unsafe, or do not fit; the message names the file.
     """
+    check_options(overrides, ("weights", "strict"))
     if weights is not None:
         return load_encoder(weights, name, img_size, in_chans, strict, **overrides)
     settings = {**preset("vit_small_patch16" if name is None else name, overrides), **overrides}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -101,7 +103,10 @@ def test_integers_are_normalised_in_the_graph(normalisation, dtype):
     encoder = small(normalisation=normalisation, in_chans=3)
     images = torch.randint(0, torch.iinfo(dtype).max, (2, 3, 32, 48)).to(dtype)
     images[1] = 7  # a flat image stays finite
-    program = hx.export_program(encoder, "tokens", pixels=str(dtype).removeprefix("torch."))
+    with warnings.catch_warnings(record=True) as told:
+        program = hx.export_program(encoder, "tokens", pixels=str(dtype).removeprefix("torch."))
+    of_padding = [warning for warning in told if "padding counts" in str(warning.message)]
+    assert [warning.filename for warning in of_padding] == [__file__] * (normalisation == "per_image")
     torch.testing.assert_close(program.module()(images), expected(encoder, images, "tokens"), rtol=1e-5, atol=1e-5)
 
 
@@ -157,7 +162,8 @@ def test_the_command(tmp_path, capsys):
     argv = ["export", str(tmp_path / "model"), "--out", str(path), "--img-size", "48", "--normalise", "--pool", "mean"]
     argv += ["--keep", "all"]
     assert main(argv) == 0
-    assert capsys.readouterr().out.strip().endswith(str(path))
+    printed = capsys.readouterr()
+    assert printed.out.strip().endswith(str(path)) and printed.err.count("padding counts") == 1
     encoder.keep = "all"
     encoder.set_input_size(48)
     images = torch.randint(0, 256, (1, 1, 48, 48), dtype=torch.uint8)

@@ -155,6 +155,37 @@ def test_forward_intermediates():
         torch.testing.assert_close(last, model.forward_features(images()))
 
 
+def test_masks_are_refused_by_every_way_in():
+    model = create(OURS, num_classes=2).eval()
+    for way in (model, model.forward_features):
+        torch.testing.assert_close(way(images(), attn_mask=None, is_causal=False), way(images()))
+        for refused in ({"attn_mask": torch.ones(17, 17)}, {"is_causal": True}):
+            with pytest.raises(hx.ArgumentError, match=rf"^{next(iter(refused))}: is not supported, accepted is"):
+                way(images(), **refused)
+
+
+def test_learning_rates_decay_with_the_depth_of_an_encoder():
+    from timm.optim import create_optimizer_v2
+
+    encoder = hx.create_encoder("vit_tiny_patch16", pool="attention", **SIZES)
+    groups = create_optimizer_v2(encoder, opt="adamw", lr=1.0, layer_decay=0.5).param_groups
+    scales = sorted({group["lr_scale"] for group in groups})
+    assert scales == [0.5**4, 0.5**3, 0.5**2, 0.5, 1]  # the stem and the first three blocks, the last with the pooling
+    of_query = next(group for group in groups if any(p is encoder.attn_pool.query for p in group["params"]))
+    assert of_query["lr_scale"] == 1 and of_query["weight_decay"] == 0
+
+
+def test_padding_counts_for_nothing_where_it_is_told():
+    model = create(OURS, in_chans=1, num_classes=2).eval()
+    film = torch.randint(256, (1, 1, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    film[..., 32:] = 0
+    valid = torch.ones(1, 4, 4, dtype=torch.bool)
+    valid[..., 2:] = False
+    logits = model(film, valid=valid)
+    torch.testing.assert_close(logits, model(model.normalise(film, valid)), atol=1e-5, rtol=1e-4)
+    assert (logits - model(film)).abs().max() > 1e-3
+
+
 @both
 @pytest.mark.parametrize("norm", [False, True])
 def test_pruned_models_use_every_parameter_that_is_left(name, norm):

@@ -307,3 +307,28 @@ def test_no_weight_decay_names_parameters():
 def test_bad_settings_name_the_argument(culprit, kwargs):
     with pytest.raises((hx.ArgumentError, hx.ArgumentTypeError), match=f"^{culprit}:"):
         small(**kwargs)
+
+
+@pytest.mark.parametrize(
+    ("hint", "kwargs"),
+    [
+        ("pretrained: .*weights='pretrained'", {"pretrained": True}),
+        ("num_classes: .*timm.create_model", {"num_classes": 2}),
+        ("global_pool: .*pool is meant, of None, 'cls', 'mean', 'attention'", {"global_pool": "avg"}),
+        ("in_channels: .*in_chans is meant", {"in_channels": 3}),
+        ("dept: .*is depth meant", {"dept": 3}),
+        ("pool: .*is 'mean' meant", {"pool": "avg"}),
+        ("name: .*; is vit_tiny_patch16 meant", {"name": "hdxray_vit_tiny_patch16_1280"}),
+    ],
+)
+def test_what_timm_calls_it_is_told(hint, kwargs):
+    with pytest.raises(hx.ArgumentError, match=f"^{hint}"):
+        hx.create_encoder(**kwargs)
+
+
+def test_the_options_told_are_those_that_can_be_given():
+    with pytest.raises(hx.ArgumentError) as told:
+        hx.create_encoder(what=1)
+    names = str(told.value).partition("accepted are ")[2].split(", ")
+    assert {"img_size", "in_chans", "weights", "strict", "keep", "pool"} <= set(names)
+    assert "began_from" not in names and "stem" not in names

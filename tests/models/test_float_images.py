@@ -135,6 +135,14 @@ def test_nothing_is_looked_at_while_a_graph_is_made():
 
 def test_bad_arguments_are_named():
     encoder = encoder_of()
+    for dtype in (torch.int64, torch.bool, torch.float64):
+        name = str(dtype).removeprefix("torch.")
+        with pytest.raises(
+            ArgumentError, match=rf"^images: got dtype {name}, .*; images.to\(torch.uint8\) if"
+        ):
+            encoder(torch.ones(1, 1, 64, 64, dtype=dtype))
+    with pytest.raises(ArgumentError, match=r"^images: got dtype bool, accepted are integers and floats"):
+        encoder.normalise(torch.ones(1, 1, 64, 64, dtype=torch.bool))
     with pytest.raises(ArgumentError, match="images: got shape"):
         encoder.normalise(torch.rand(1, 1, 32, 32))
     with pytest.raises(ArgumentError, match="white: got 0"):
