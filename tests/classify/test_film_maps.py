@@ -104,7 +104,8 @@ def test_captions_say_what_is_no_frontal_chest_and_what_lies_off_the_chest(radio
     assert said[0][:2] == ["0.png", ""] and said[2][:2] == ["0.png", "shows no frontal chest (lateral)"]
     assert re.fullmatch(r"\d\d % of it lies outside the chest contour", said[3][3])
     told = "warning: 2 of 2 heat maps lie mostly outside the chest contour"
-    assert describe_off_chest(drawn).startswith(told) and describe_off_chest([]) == ""
+    assert describe_off_chest(drawn).startswith(told) and describe_off_chest(drawn).endswith(f"({name})")
+    assert describe_off_chest([]) == ""
 
 
 def test_maps_of_another_model_are_not_mixed_in(radiographs, tmp_path):

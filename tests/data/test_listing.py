@@ -6,7 +6,10 @@ import os
 
 import pytest
 
+import hdxray_fast as hx
+from hdxray_fast.data.columns import PATIENT_COLUMNS, find_column
 from hdxray_fast.data.listing import list_images
+from hdxray_fast.data.missing_files import none_found
 from hdxray_fast.errors import ConfigError
 
 
@@ -98,3 +101,21 @@ def test_every_command_that_reads_manifests_takes_the_column_of_their_images(com
         words += ["--model", str(tmp_path / "model")]
     assert main(words) == 2
     assert f"--image-column: {tmp_path / 'm.csv'} has no column 'Bildchen'" in capsys.readouterr().err
+
+
+def test_columns_are_known_whatever_stands_between_their_letters():
+    for name in ("Pat.-Nr.", "pat_nr", "PATIENT NO.", "Patienten-ID"):
+        assert find_column(["file", name, "mass"], PATIENT_COLUMNS) == name
+    assert find_column(["Pat Nr", "patient"], PATIENT_COLUMNS) == "patient"  # what is spelt as usual comes first
+    assert find_column(["patient age"], PATIENT_COLUMNS) is None
+
+
+def test_names_nearly_right_and_names_without_their_endings(tmp_path):
+    (tmp_path / "labels.csv").write_text("image,mass\n0001,1\n")
+    (tmp_path / "0001.jpg").touch()
+    with pytest.raises(ConfigError, match=r"lables.csv does not exist; is .*labels.csv meant\?"):
+        hx.read_labels(tmp_path / "lables.csv")
+    missing = [str(tmp_path / "0001")]
+    assert str(none_found(missing, "labels.csv", None)).endswith("ends in .jpg: names in the table need their endings")
+    (tmp_path / "0001.png").touch()  # which of them?
+    assert "need their endings" not in str(none_found(missing, "labels.csv", None))

@@ -137,9 +137,7 @@ def test_bad_arguments_are_named():
     encoder = encoder_of()
     for dtype in (torch.int64, torch.bool, torch.float64):
         name = str(dtype).removeprefix("torch.")
-        with pytest.raises(
-            ArgumentError, match=rf"^images: got dtype {name}, .*; images.to\(torch.uint8\) if"
-        ):
+        with pytest.raises(ArgumentError, match=rf"^images: got dtype {name}, .*; images.to\(torch.uint8\) if"):
             encoder(torch.ones(1, 1, 64, 64, dtype=dtype))
     with pytest.raises(ArgumentError, match=r"^images: got dtype bool, accepted are integers and floats"):
         encoder.normalise(torch.ones(1, 1, 64, 64, dtype=torch.bool))
