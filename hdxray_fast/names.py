@@ -13,6 +13,9 @@ from __future__ import annotations
 import codecs
 import os
 import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
 
 from .errors import ConfigError
 from .terminal import written_out
@@ -32,6 +35,18 @@ def escaped(name: str | os.PathLike) -> str:
 def unescaped(text: str) -> str:
     """The name that :func:`escaped` wrote."""
     return ESCAPE.sub(_unescape, text) if "\\" in text else text
+
+
+def told_apart(paths: Iterable[str]) -> dict[str, str]:
+    """A short name of each path: its last part, behind as many folders as tell it from all others."""
+    short: dict[str, str] = {}
+    left, depth = list(dict.fromkeys(paths)), 1
+    while left:
+        tails = {path: os.sep.join(Path(path).parts[-depth:]) for path in left}
+        shared = Counter(tails.values())
+        short |= {path: tail for path, tail in tails.items() if shared[tail] == 1 or len(Path(path).parts) <= depth}
+        left, depth = [path for path in left if path not in short], depth + 1
+    return short
 
 
 def drawable(text: str) -> str:

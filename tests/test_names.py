@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from hdxray_fast.names import ESCAPES, drawable, escaped, unescaped
+from hdxray_fast.names import ESCAPES, drawable, escaped, told_apart, unescaped
 from hdxray_fast.terminal import visible
 
 PIECES = ("\\", "x", "u", "5c", "c", "ff", "80", "7f", "d8", "00", "\udcff", "\udc80", "\ud800", "é", "\\x5c", "\\xff")
@@ -49,3 +49,9 @@ def test_messages_and_captions_of_any_name(tmp_path):
     assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "caf\\xe9 é.png\n"
     with pytest.raises(UnicodeDecodeError):
         b"\xff".decode("utf-8", ESCAPES)
+
+
+def test_short_names_tell_films_apart():
+    paths = ["x/day 1/thorax.png", "x/day 2/thorax.png", "y/day 2/thorax.png", "chest.png", "a/chest.png", "b.png"]
+    short = told_apart([*paths, "b.png"])
+    assert [short[path] for path in paths] == ["day 1/thorax.png", *paths[1:5], "b.png"]

@@ -16,6 +16,7 @@ from ..data.reader_pool import MAX_MEMORY, TIMEOUT
 from ..images.heat import heat_overlay, heat_scale
 from ..images.lettering import text_width, write_line
 from ..images.panels import display_levels, write_image
+from ..names import told_apart
 from .attention_maps import PatchMap, film_map
 from .classifier import Classifier
 from .interval_text import beside_threshold
@@ -111,8 +112,9 @@ def write_error_sheet(
         jobs, encoder.img_size[0], encoder.patch_size, workers, model.config.contour,
         timeout=timeout, max_memory=max_memory,
     )  # fmt: skip
+    names = told_apart(files)
     tiles = [
-        (item.source, *_tile(model, table, error, item, thresholds))
+        (item.source, *_tile(model, table, error, item, thresholds, names[item.source]))
         for error, item in zip(errors, read, strict=True)
         if isinstance(item, Radiograph)
     ]
@@ -131,7 +133,12 @@ def write_error_sheet(
 
 
 def _tile(
-    model: Classifier, table: LabelTable, error: ConfidentError, item: Radiograph, thresholds: Sequence[float]
+    model: Classifier,
+    table: LabelTable,
+    error: ConfidentError,
+    item: Radiograph,
+    thresholds: Sequence[float],
+    called: str,
 ) -> tuple[np.ndarray, PatchMap]:
     found = film_map(model, error.column, item)
     grey = cv2.resize(display_levels(item.pixels)[item.pixels], (TILE, TILE), interpolation=cv2.INTER_AREA)
@@ -142,7 +149,7 @@ def _tile(
         truth, threshold = "", thresholds[error.column]
     words = [
         f"{error.kind}: {table.classes[error.column]} {beside_threshold(error.probability, threshold)}{truth}",
-        Path(item.source).name,
+        called,
         full_colour(found),
         "; ".join(filter(None, (describe_view(item.view), found.off_chest))),
     ]

@@ -16,6 +16,7 @@ from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
 from ..files import names_after
 from ..images.panels import display_levels, write_image
+from ..names import told_apart
 from ..progress import note, progress_bar
 from ..weights.fingerprint import weights_print
 from .attention_maps import PatchMap, describe_off_chest, film_inputs, maps_differ, patch_map
@@ -42,6 +43,9 @@ def claim_maps(
     pictures = {place.name: file for file, place in places.items()}
     PictureFolder(Path(folder), "predict", settings, pictures, (), force, "maps").claim()
     return places
+
+
+READING = "where the model looked, which need not be where a finding is"
 
 
 def write_maps(
@@ -74,20 +78,21 @@ def write_maps(
         max_memory=max_memory,
     )  # fmt: skip
     maps: list[tuple[str, PatchMap]] = []
+    names = told_apart(found.images)
     with progress_bar(len(jobs), "maps", show=progress) as bar:
         for row, item in enumerate(read):
             if isinstance(item, Radiograph):
-                write_image(places[item.source], _picture(model, found, row, item, maps))
+                write_image(places[item.source], _picture(model, found, row, item, names[item.source], maps))
             bar.update()
     if progress and (told := describe_off_chest(maps)):
         note(told)
 
 
-def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph, maps: list) -> np.ndarray:
-    """A film beside its maps, which are added to ``maps``."""
+def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph, called: str, maps: list) -> np.ndarray:
+    """A film, as it is called, beside its maps, which are added to ``maps``."""
     grey = cv2.resize(display_levels(item.pixels)[item.pixels], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     inputs = film_inputs(model, item)
-    panels = [(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), [Path(item.source).name, describe_view(item.view)])]
+    panels = [(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), [called, READING, describe_view(item.view)])]
     for column in _shown(model, found, row):
         name, probability = found.classes[column], found.probabilities[row, column]
         decided = beside_threshold(probability, None if found.multiclass else found.thresholds[column])

@@ -114,7 +114,8 @@ def _split_to_test(
     given = [split for split in SPLITS if split in table.splits]
     why = f"it has {', '.join(given)}" if given else "it has no splits"
     if trained.get("drawn") and fits(trained, model.key) and not seen:
-        why += ", and those that training drew were of a table with other patients, or more or fewer of them"
+        others = "a table with other patients, or more or fewer of them (Excel drops leading zeros of ids)"
+        why += f", and those that training drew were of {others}"
     if not fits(trained, model.key):
         why += f", and whether training drew them here cannot be told without the {KEY_FILE} of the run"
     raise ConfigError(

@@ -167,7 +167,10 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
     if unsure := [image for image in found.flagged if image not in aside]:
         count = f"{len(unsure)} of {len(found.images)}"
         note(f"{count} may be no frontal chest radiograph: no contour to rely on; look at {first_names(unsure)}")
-    if out is None and found.images:
+    if not found.images:
+        note("nothing is predicted: none of the files can be read" if lost else "nothing is predicted")
+        return 2
+    if out is None:
         print(fitted(format_predictions(found)))
     if not found.multiclass:
         pairs = zip(found.classes, found.thresholds, strict=True)
@@ -186,7 +189,7 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
         print(f"{counted(len(found.images), 'image')} in {visible(done.out)}")
     if maps is not None:
         print(f"where the model looked: {visible(maps)}")
-    return 0 if found.images else 2
+    return 0
 
 
 def _tell_of_excel(table: Path, way_out: str = "there, Data > From Text/CSV reads it") -> None:

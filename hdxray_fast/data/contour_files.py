@@ -176,16 +176,14 @@ def _report(summary: dict, folder: Path, table: Path) -> None:
     for source, reason in summary["failed"].items():
         note(f"unreadable: {visible(source)}: {visible(reason)}")
     flagged = summary["flagged"]
-    aside = f"; {told}" if (told := describe_not_frontal(summary["not_frontal"], len(summary["written"]))) else ""
+    told = describe_not_frontal(summary["not_frontal"], len(summary["written"]))
     bad = counted(len(summary["failed"]), "file")
-    lost = f"; {bad} unreadable, listed in {visible(folder / UNREADABLE)}" if summary["failed"] else ""
+    lost = f"{bad} unreadable, listed in {visible(folder / UNREADABLE)}" if summary["failed"] else ""
     sheets = [visible(path) for path in summary["contacts"]]
-    seen = f"; all of them in {sheets[0]}{f' to {Path(sheets[-1]).name}' if sheets[1:] else ''}" if sheets else ""
-    print(
-        f"{counted(len(summary['written']), 'contour')} in {visible(folder)}, {len(flagged)} flagged"
-        f"{f' ({first_names(flagged)})' if flagged else ''}{aside}{seen}; a row for each in "
-        f"{visible(table)}{lost}"
-    )
+    seen = f"all of them in {sheets[0]}{f' to {Path(sheets[-1]).name}' if sheets[1:] else ''}; " if sheets else ""
+    which = f" ({first_names(flagged)})" if flagged else ""
+    count = f"{counted(len(summary['written']), 'contour')} in {visible(folder)}, {len(flagged)} flagged{which}"
+    print("\n".join(filter(None, (count, told, lost, f"{seen}a row for each in {visible(table)}"))))
 
 
 def _sheets(folder: Path, sources: Sequence[str]) -> list[Path]:

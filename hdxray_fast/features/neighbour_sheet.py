@@ -12,6 +12,7 @@ from ..data.radiographs import read_small
 from ..data.result_files import write_for_people
 from ..images.overlay import ACCEPTED, FLAGGED, TILE, contact_sheet, headed, plain_tile
 from ..images.panels import display_levels, write_image
+from ..names import told_apart
 from ..terminal import counted, first_names
 from .neighbour import Neighbour, Similar
 
@@ -36,12 +37,14 @@ def write_sheet(
     """
     there = [place for place in places if place is not None]
     pictures = dict(zip(there, read_small(there, TILE, workers, timeout, max_memory), strict=True))
+    names = told_apart([found.query, *(near.path for near in found.neighbours)])
     tiles, missing = [], []
     for place, near in zip(places, [None, *found.neighbours], strict=True):
         grey = None if place is None else pictures[place]
         if grey is None and near is not None:
             missing.append(near.path)
-        words = _words_of_query(found) if near is None else _words(near, found.labelled)
+        called = names[found.query if near is None else near.path]
+        words = _words_of_query(found, called) if near is None else _words(near, found.labelled, called)
         words += ["not found" if place is None else "cannot be read"] * (grey is None)
         grey = None if grey is None else display_levels(grey)[grey]  # as on every other picture of films
         colour = FLAGGED if near is None or near.same_patient or near.same_pixels else ACCEPTED
@@ -65,15 +68,15 @@ def about(near: Neighbour, labelled: bool) -> list[str]:
     return [*told, *([_labels(near.labels)] if labelled else [])]
 
 
-def _words(near: Neighbour, labelled: bool) -> list[str]:
-    """Captions of a neighbour's tile."""
+def _words(near: Neighbour, labelled: bool, called: str) -> list[str]:
+    """Captions of a neighbour's tile, which is called so."""
     told = about(near, labelled)
     lines = [", ".join(told[:-1]), told[-1]] if labelled else [", ".join(told)]
-    return [f"distance {near.distance:.3f}", Path(near.path).name, *lines]
+    return [f"distance {near.distance:.3f}", called, *lines]
 
 
-def _words_of_query(found: Similar) -> list[str]:
-    name = ", ".join([Path(found.query).name, *_view(found.view)])
+def _words_of_query(found: Similar, called: str) -> list[str]:
+    name = ", ".join([called, *_view(found.view)])
     return ["query", name, *([_labels(found.labels)] if found.labelled else [])]
 
 

@@ -26,11 +26,12 @@ def draw_overlay(canvas: Canvas, contour: Contour, title: str = "") -> np.ndarra
         title: first words of the caption, such as a file's name; long ones are shortened.
 
     Returns:
-        [S + caption, S, 3] uint8, BGR. Accepted contours are turquoise, flagged ones orange.
+        [S + caption, S, 3] uint8, BGR. Accepted contours are turquoise, flagged ones orange, and
+        those of what is known to be no frontal chest.
     """
     size = canvas.pixels.shape[0]
     picture = cv2.cvtColor(canvas.grey(), cv2.COLOR_GRAY2BGR)  # [S, S, 3]
-    colour = FLAGGED if contour.flagged else ACCEPTED
+    colour = _colour(contour)
     cells = contour.inside.shape[0]
     patch = size // cells
     inside = cv2.resize(contour.inside.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST)
@@ -48,6 +49,11 @@ def draw_overlay(canvas: Canvas, contour: Contour, title: str = "") -> np.ndarra
     words += [view_words(contour)] if contour.view.evidence or contour.view.flags else []
     words += ["FLAGGED"] if contour.flagged else []
     return np.vstack([picture, _caption("   ".join(words), size, colour)])
+
+
+def _colour(contour: Contour) -> tuple[int, int, int]:
+    known_other = contour.view.name not in ("frontal", "")  # of which a contour may look as sure
+    return FLAGGED if contour.flagged or known_other else ACCEPTED
 
 
 def view_words(contour: Contour) -> str:
@@ -100,7 +106,7 @@ def contact_tile(canvas: Canvas, contour: Contour, name: str, tint: bool = True)
     """
     ratio = TILE / canvas.pixels.shape[0]
     picture = cv2.cvtColor(cv2.resize(canvas.grey(), (TILE, TILE), interpolation=cv2.INTER_AREA), cv2.COLOR_GRAY2BGR)
-    colour = FLAGGED if contour.flagged else ACCEPTED
+    colour = _colour(contour)
     if tint:
         inside = cv2.resize(contour.inside.astype(np.uint8), (TILE, TILE), interpolation=cv2.INTER_NEAREST)
         tinted = cv2.addWeighted(picture, 0.85, np.full_like(picture, colour), 0.15, 0)

@@ -99,9 +99,11 @@ def test_captions_say_what_is_no_frontal_chest_and_what_lies_off_the_chest(radio
     whole = read_radiograph(name, name, 64, 16, "rectangle")
     chest = np.zeros((4, 4), bool)
     for film in (whole, replace(whole, view="lateral", flagged=False, inside=chest | np.eye(4, dtype=bool)[::-1])):
-        film_maps._picture(model, found, 0, film, drawn)
+        film_maps._picture(model, found, 0, film, "0.png", drawn)
     assert len({len(words) for words in said[:2]}) == len({len(words) for words in said[2:]}) == 1
-    assert said[0][:2] == ["0.png", ""] and said[2][:2] == ["0.png", "shows no frontal chest (lateral)"]
+    reading = "where the model looked, which need not be where a finding is"
+    assert said[0][:3] == ["0.png", reading, ""]
+    assert said[2][:3] == ["0.png", reading, "shows no frontal chest (lateral)"]
     assert re.fullmatch(r"\d\d % of it lies outside the chest contour", said[3][3])
     told = "warning: 2 of 2 heat maps lie mostly outside the chest contour"
     assert describe_off_chest(drawn).startswith(told) and describe_off_chest(drawn).endswith(f"({name})")

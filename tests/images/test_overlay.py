@@ -18,7 +18,7 @@ from hdxray_fast.data.csv_cells import read_table
 from hdxray_fast.errors import ArgumentError, ArgumentTypeError, ConfigError
 from hdxray_fast.images.canvas import Canvas
 from hdxray_fast.images.contour import Contour, find_contour, rasterize_polygon
-from hdxray_fast.images.overlay import ACCEPTED, FLAGGED, draw_overlay
+from hdxray_fast.images.overlay import ACCEPTED, FLAGGED, contact_tile, draw_overlay
 from hdxray_fast.images.view import ChestView
 
 
@@ -108,7 +108,7 @@ class TestWrite:
         summary = write_contours(paths, tmp_path / "out", method="prior", img_size=160)
         assert summary["flagged"] == list(map(str, paths))  # as each of this method is
         told = (
-            f"4 contours in {tmp_path / 'out'}, 4 flagged ({', '.join(map(str, paths[:3]))}, ...); all of them in "
+            f"4 contours in {tmp_path / 'out'}, 4 flagged ({', '.join(map(str, paths[:3]))}, ...)\nall of them in "
             f"{tmp_path / 'out' / 'contacts.png'}; a row for each in {to_open(summary)}\n"
         )
         assert capsys.readouterr().out == told
@@ -135,7 +135,7 @@ class TestWrite:
         assert summary["not_frontal"] == {str(paths[0]): "lateral"}
         said = capsys.readouterr().out
         assert said.startswith("1 contour in ") and f"{paths[0]}; leave them out" in said
-        assert "; 1 of 1 shows no frontal chest, by header or pixels (1 lateral): " in said
+        assert "\n1 of 1 shows no frontal chest, by header or pixels (1 lateral): " in said
 
     def test_equal_names_do_not_collide(self, tmp_path):
         paths = [
@@ -227,3 +227,12 @@ class TestWrite:
         drawn = draw_overlay(canvas, contour)[:320].astype(int)
         tinted = np.ptp(drawn[16::32, 16::32], axis=-1) > 4  # a grey picture has colour only where it is tinted
         np.testing.assert_array_equal(tinted, contour.inside)
+
+
+@pytest.mark.parametrize("draw", [draw_overlay, contact_tile])
+def test_a_lateral_is_orange_however_sure_its_contour_is(draw):
+    canvas, drawn = Canvas(np.full((256, 256), 90, np.uint8), (0, 0, 256, 256), {}), {}
+    for name in ("frontal", "", "lateral", "other"):
+        picture = draw(canvas, replace(square_contour(256), view=ChestView(name, "pixels")), "a")
+        drawn[name] = picture[: picture.shape[1]].max((0, 1)).argmax() == np.argmax(FLAGGED)
+    assert drawn == {"frontal": False, "": False, "lateral": True, "other": True}
