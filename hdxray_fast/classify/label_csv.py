@@ -27,7 +27,7 @@ LONGEST_CLASS = 80  # letters of a name in a column of labels
 DECIMAL_COMMA = r"^\s*([+-]?\d+),(\d+(?:[eE][+-]?\d+)?)\s*$"
 YES_OR_NO = {"true": 1.0, "false": 0.0, "yes": 1.0, "no": 0.0}
 # Read as 1 and 0 where a column holds both and nothing else: alone, or among others, they may mean something else
-PAIRS = (("positive", "negative"), ("present", "absent"), ("ja", "nein"), ("oui", "non"))
+PAIRS = (("positive", "negative"), ("present", "absent"), ("ja", "nein"), ("oui", "non"), ("x", "0"))
 CROSSES = frozenset({"x", "\u2713", "\u2714"})  # what marks a finding in a list that people keep
 CROSSED = (
     "holds nothing but {} and blank cells; a blank one says 'not known', so that no image would be without the "

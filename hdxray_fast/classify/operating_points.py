@@ -108,6 +108,9 @@ def read_prevalence(text: str | float | None, classes: Sequence[str] | None = No
     return found
 
 
+ONE_SIDED = "warning: called present in "
+
+
 def describe_one_sided(called: dict[str, tuple[int, int, float]]) -> list[str]:
     """Classes whose threshold parts no images, as warnings: those called present in all, then those in none.
 
@@ -118,7 +121,7 @@ def describe_one_sided(called: dict[str, tuple[int, int, float]]) -> list[str]:
     for words, wanted in (("every image", 1), ("no image", 0)):
         names = [f"{name} (from {at:.3g})" for name, (count, of, at) in called.items() if of and count == wanted * of]
         if names:
-            told = f"warning: called present in {words}, so that the threshold tells nothing apart"
+            told = f"{ONE_SIDED}{words}, so that the threshold tells nothing apart"
             found.append(f"{told}: {', '.join(names)}")
     return found
 

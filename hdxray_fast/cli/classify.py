@@ -7,11 +7,13 @@ from pathlib import Path
 
 from ..classify.config import FinetuneConfig
 from ..classify.label_presets import PRESETS
+from ..classify.operating_points import ONE_SIDED
 from ..classify.probe_config import ProbeConfig
 from ..data.film_views import describe_left_out, describe_not_frontal, describe_view
 from ..data.quarantine import first_unreadable
 from ..errors import ConfigError
 from ..progress import note
+from ..regular_files import RUN_JSON, read_json
 from ..terminal import aligned, counted, first_names, fitted, visible
 from ..training.resuming import STOPPED
 from .options import (
@@ -184,12 +186,27 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
             }
             for line in describe_one_sided(called):
                 print(fitted(line))
+        else:
+            for line in _told_when_tested(model):
+                note(line)
     if out is not None:
         _tell_of_excel(done.out, f"--out {done.out.with_suffix('.xlsx').name} writes a workbook")
         print(f"{counted(len(found.images), 'image')} in {visible(done.out)}")
     if maps is not None:
         print(f"where the model looked: {visible(maps)}")
     return 0
+
+
+def _told_when_tested(model: str) -> list[str]:
+    """What the test of the training found of the thresholds, for films too few to show it again."""
+    for folder in (Path(model), Path(model).parent):
+        try:
+            notes = read_json(folder / "metrics.json", RUN_JSON)["notes"]
+            found = [text.removeprefix("warning: ") for text in notes if text.startswith(ONE_SIDED)]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        return [f"warning: when this model was tested: {visible(text)}" for text in found]
+    return []
 
 
 def _tell_of_excel(table: Path, way_out: str = "there, Data > From Text/CSV reads it") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -65,6 +66,11 @@ def test_without_a_file_a_table_is_printed(radiographs, tmp_path, capsys, monkey
         "warning: called present in no image, so that the threshold tells nothing apart: b (from 1), c (from 1), "
         "d (from 1), e (from 1)",
     ]
+    told = ["warning: called present in no image, so that the threshold tells nothing apart: b (from 1)", "else"]
+    (tmp_path / "metrics.json").write_text(json.dumps({"notes": told}))  # as a training leaves it beside its model
+    assert main(words) == 0
+    said = capsys.readouterr().err
+    assert f"warning: when this model was tested: {told[0].removeprefix('warning: ')}" in said and "else" not in said
     assert main([*words, "--part", "1/2"]) == 2
     assert "--out: what several processes predict is joined in a file" in capsys.readouterr().err
 

@@ -201,6 +201,7 @@ def test_drawn_splits_are_drawn_again_from_the_same_manifest_alone(tmp_path, giv
         (["Yes", "no", ""], [1, 0, NAN]),
         (["no", "no", "no"], [0, 0, 0]),
         (["ja", "Nein", ""], [1, 0, NAN]),
+        (["X", "0", ""], [1, 0, NAN]),
         (["positive", "negative", "negative"], [1, 0, 0]),
         (["ja", "ja", "ja"], None),  # one of two may be anything
         (["ja", "nein", "no"], None),
@@ -216,7 +217,11 @@ def test_words_for_labels(tmp_path, cells, labels):
         return
     table = read_manifest(data)
     np.testing.assert_array_equal(table.labels[:, 0], labels)
-    pair = {"ja": "mass: 'ja' is read as 1 and 'nein' as 0", "positive": "mass: 'positive' is read as 1 and 'negati"}
+    pair = {
+        "X": "mass: 'x' is read as 1 and '0' as 0",
+        "ja": "mass: 'ja' is read as 1 and 'nein' as 0",
+        "positive": "mass: 'positive' is read as 1 and 'negati",
+    }
     assert any(note.startswith(pair[cells[0]]) for note in table.notes) if cells[0] in pair else len(table.notes) == 1
 
 
