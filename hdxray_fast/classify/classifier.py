@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,6 +114,16 @@ class Classifier(nn.Module):
     def transform(self) -> Transform:
         """What brings one picture to what the model takes, ``[C, S, S] float32``; see :meth:`.Encoder.transform`."""
         return self.encoder.transform()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that weight decay leaves alone, for timm's optimizers."""
+        return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """As that of the encoder; the head comes behind its last block."""
+        of_encoder = self.encoder.group_matcher(coarse)
+        blocks = [(pattern.replace("^", r"^encoder\."), order) for pattern, order in of_encoder["blocks"]]
+        return {"stem": of_encoder["stem"].replace("^", r"^encoder\."), "blocks": blocks}
 
     def forward(
         self,

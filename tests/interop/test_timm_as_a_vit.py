@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import hdxray_fast as hx
+from hdxray_fast.classify.classifier import Classifier, ClassifierConfig
 
 SIZES = {"img_size": 64, "depth": 4, "embed_dim": 64, "num_heads": 2, "in_chans": 3}
 OURS, THEIRS = "hdxray_vit_tiny_patch16_1280", "vit_tiny_patch16_224"
@@ -173,6 +174,20 @@ def test_learning_rates_decay_with_the_depth_of_an_encoder():
     assert scales == [0.5**4, 0.5**3, 0.5**2, 0.5, 1]  # the stem and the first three blocks, the last with the pooling
     of_query = next(group for group in groups if any(p is encoder.attn_pool.query for p in group["params"]))
     assert of_query["lr_scale"] == 1 and of_query["weight_decay"] == 0
+
+
+def test_learning_rates_decay_with_the_depth_of_a_classifier():
+    from timm.optim import create_optimizer_v2
+
+    model = Classifier(hx.create_encoder("vit_tiny_patch16", pool="mean", **SIZES), ClassifierConfig(["mass"]))
+    scale_of = {
+        id(parameter): (group["lr_scale"], group["weight_decay"])
+        for group in create_optimizer_v2(model, opt="adamw", lr=1.0, weight_decay=0.1, layer_decay=0.5).param_groups
+        for parameter in group["params"]
+    }
+    last = [scale_of[id(model.encoder.blocks[block].attn.qkv.weight)][0] for block in (0, -1)]
+    assert scale_of[id(model.encoder.patch_embed.proj.weight)][0] < last[0] < last[1] < 1
+    assert scale_of[id(model.head.fc.weight)] == (1, 0.1) and scale_of[id(model.encoder.cls_token)][1] == 0
 
 
 def test_padding_counts_for_nothing_where_it_is_told():
