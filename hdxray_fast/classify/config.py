@@ -150,6 +150,12 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
                 made.append(dataclasses.replace(self, **one))
         return made
 
+    def differences(self, other: dict) -> list[str]:
+        """As for any training; steps that follow from other epochs are not told beside these."""
+        found = super().differences(other)
+        by_epochs = any(told.startswith("epochs: ") for told in found)
+        return [told for told in found if not (by_epochs and told.startswith("steps: "))]
+
     def with_steps(self, images: int, processes: int) -> FinetuneConfig:
         """The configuration with ``steps`` and ``eval_every`` for so many training images."""
         epoch = max(1, math.ceil(images / (self.batch_size * self.grad_accum * processes)))

@@ -195,11 +195,11 @@ def _read_csv(
     if report_column and report_column not in columns:
         raise ConfigError(f"report_column: {path} has no column {report_column!r}; {columns_in_words(columns, KNOWN)}")
     parts = [find_column(columns, [name]) for name in ("findings", "impression")]
-    if first is None or not (text or any(parts)):
+    if lacking := [what for what, there in (("images", first), ("reports", text or any(parts))) if not there]:
         raise ConfigError(
-            f"data: {path} lacks columns: {columns_in_words(columns, KNOWN)}; needed are 'image' (or "
-            "image_column) and 'report' (or 'findings' and 'impression', or report_column), with commas, semicolons or "
-            "tabs between columns"
+            f"data: {path} has no column of {' and none of '.join(lacking)}: {columns_in_words(columns, KNOWN)}; "
+            "needed are 'image' (or image_column) and 'report' (or 'findings' and 'impression', or report_column), "
+            "with commas, semicolons or tabs between columns"
         )
     ids = find_column(columns, ID_COLUMNS)
     patients = named_column(columns, patient_column, PATIENT_COLUMNS, "patient_column", path)

@@ -12,6 +12,7 @@ from full_disk import files_no_larger_than
 import hdxray_fast as hx
 from hdxray_fast.classify.batches import mix_labels, mix_pixels
 from hdxray_fast.classify.classifier import Classifier, ClassifierConfig
+from hdxray_fast.classify.config import FinetuneConfig
 from hdxray_fast.classify.data import LabelledRadiographs, SetAside
 from hdxray_fast.classify.layer_decay import layer_decay_groups
 from hdxray_fast.classify.loss import class_weights, classification_loss, known_labels
@@ -271,3 +272,11 @@ def test_a_full_disk_is_named_with_the_best_model_which_stays(tmp_path):
         best.save(torch.nn.Linear(3, 2), {"score": 0.6, "loss": 1.0})
     assert [path.name for path in tmp_path.iterdir()] == ["best.safetensors"]
     assert best.path.read_bytes() == before
+
+
+def test_steps_that_follow_from_other_epochs_are_not_told(tmp_path):
+    def run(**settings) -> FinetuneConfig:
+        return FinetuneConfig(data="labels.csv", out=str(tmp_path), batch_size=2, **settings).with_steps(8, 1)
+
+    assert run(epochs=2).differences(run(epochs=1).as_dict()) == ["epochs: 1 -> 2"]
+    assert run(steps=5).differences(run(steps=4).as_dict()) == ["steps: 4 -> 5"]

@@ -135,7 +135,8 @@ def test_csv_in_chinese_and_by_patient(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a,b\n1,2\n", r"needed are 'image' \(or image_column\)"),
+        ("a,b\n1,2\n", r"no column of images and none of reports: .*needed are 'image' \(or image_column\)"),
+        ("image,b\n1,2\n", r"no column of reports: .*needed are 'image'"),
         ("image,report\na.png,clear, and dry\n", "line 2: more fields"),
         ("image,report,split\na.png,clear\n", "line 2: fewer fields"),
         ('image,report\na.png,"never closed\n', "not a readable CSV"),
