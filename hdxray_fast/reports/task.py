@@ -44,7 +44,7 @@ from .saving import save_report_model
 from .studies import StudyTable
 from .study_list import Studies
 from .text_tokenizers import ReportTokenizer, load_tokenizer, train_tokenizer
-from .unknown_words import left_out_note, require_targets, unknown_warning
+from .unknown_words import left_out_note, refuse_mostly_unknown, require_targets, unknown_warning
 from .validated import Validated, few_to_validate
 from .visual_tokens import Views
 
@@ -82,6 +82,8 @@ class ReportTask(Task):
         self.config = config.with_floor(texts, begun_settings(config))
         self.cache = Path(config.cache or Path(config.out) / "cache")
         self.tokenizer = self._make_tokenizer(texts)
+        if self.tokenizer is not None:  # a language model's comes with its weights
+            refuse_mostly_unknown(*self._unknown(texts))  # before films are read
         self.best, self.best_step, self.scores = math.nan, 0, []
         self.features: FeatureStore | None = None
         self.key: bytes | None = None
@@ -95,6 +97,12 @@ class ReportTask(Task):
             return load_tokenizer(config.tokenizer)
         patients = [study.patient or study.id for study in self.studies["train"]]
         return train_tokenizer(texts, kind, patients=patients, **config.vocabulary)
+
+    def _unknown(self, texts: list[str]) -> tuple[float, str | None]:
+        """The share of their tokens that the tokenizer does not know, and what is said of it."""
+        config, share = self.config, self.tokenizer.unknown_share(texts)
+        floors = (None, None) if config.tokenizer_kind is None else (config.min_frequency, config.min_patients)
+        return share, unknown_warning(share, *floors, replaceable=config.decoder != "language-model")
 
     # --- what Training asks for -------------------------------------------------------------------------------------
     def build(self) -> ReportModel:
@@ -209,9 +217,7 @@ class ReportTask(Task):
         if not ready["train"]:
             raise TrainingError(f"none of the {len(wanted['train'])} training studies has a readable radiograph")
         texts = [self.clean(report) for report in ready["train"].studies.column("report")]
-        share = self.tokenizer.unknown_share(texts)
-        floors = (None, None) if config.tokenizer_kind is None else (config.min_frequency, config.min_patients)
-        warning = unknown_warning(share, *floors, replaceable=config.decoder != "language-model")
+        share, warning = self._unknown(texts)
         targets, cut = require_targets(texts, self.tokenizer, config.max_length, share, warning)
         if cut:
             notes.append(

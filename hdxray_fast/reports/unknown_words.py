@@ -8,10 +8,8 @@ from ..errors import TrainingError
 from .text_tokenizers import MAX_UNKNOWN, ReportTokenizer
 
 
-def require_targets(
-    texts: Sequence[str], tokenizer: ReportTokenizer, max_length: int, share: float, warning: str | None = None
-) -> tuple[list[list[int]], int]:
-    """Ids to be taught of every text, and how many were cut at ``max_length``.
+def refuse_mostly_unknown(share: float, warning: str | None = None) -> None:
+    """Raise a TrainingError if more than half of all tokens are unknown.
 
     Args:
         share: of their tokens that are unknown.
@@ -23,6 +21,15 @@ def require_targets(
     """
     if share > 0.5:
         raise TrainingError(f"tokenizer: {warning or f'{share:.0%} of the tokens of the training reports are unknown'}")
+
+
+def require_targets(
+    texts: Sequence[str], tokenizer: ReportTokenizer, max_length: int, share: float, warning: str | None = None
+) -> tuple[list[list[int]], int]:
+    """Ids to be taught of every text, and how many were cut at ``max_length``; ``share`` and ``warning`` are refused
+    as by :func:`refuse_mostly_unknown`.
+    """
+    refuse_mostly_unknown(share, warning)
     pairs = [tokenizer.target(text, max_length) for text in texts]
     return [ids for ids, _ in pairs], sum(cut for _, cut in pairs)
 

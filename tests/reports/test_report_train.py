@@ -538,6 +538,7 @@ def test_a_tokenizer_for_another_language(english, encoder, tmp_path):
             quick(english / "studies.csv", tmp_path / "run", encoder, tokenizer=str(tmp_path / "tokenizer")),
             progress=False,
         )
+    assert not (tmp_path / "run").exists()  # nothing was read yet
 
 
 def test_no_training_study(english, encoder, tmp_path):
