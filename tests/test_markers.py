@@ -34,6 +34,7 @@ BY_DESIGN = {
     "predictions.csv": "patient and id of each image or study, the report beside what was generated",
     "validation.csv": "the same of the studies that a report training validates on",
     "scores.csv": "the same of each study that was scored",
+    "reports.html": "what was written of each study, beside its own report",
     "report.html": "the best and the worst texts beside their references",
 }
 
@@ -280,8 +281,9 @@ def test_no_command_tells_what_tables_and_reports_hold(planted, tmp_path, capfd,
     made = [str(out / f"made-{name}" / "predictions.csv") for name in "ab"]
     run("report", "evaluate", made[0], "--data", studies, "--out", str(out / "scores"), "--partial")
     run("compare", f"a={made[0]}", f"b={made[1]}", "--out", str(out / "compared-reports"))
-    run("finetune", "--data", labels, *tuned, status=2)  # there is a run already
-    run("report", "train", "--data", studies, *trained, status=2)
+    run("finetune", "--data", labels, *tuned)  # there is a run already, which is told again
+    for words in (["finetune", "--data", labels, *tuned], ["report", "train", "--data", studies, *trained]):
+        run(*words, "--resume", "never", status=2)
 
     found = outputs(out) | {f"terminal {number}": text.encode() for number, text in enumerate([*said, caplog.text])}
     kinds = sorted({Path(name.split(" ")[0]).suffix or "terminal" for name in found})

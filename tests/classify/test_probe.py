@@ -223,7 +223,7 @@ def test_too_few_readable_images_are_named(manifest, tmp_path):
 def test_evaluation_reads_splits_as_training_does(manifest, tmp_path, capsys):
     out = tmp_path / "probe"
     run_probe(config(manifest, out), small_encoder(), progress=False)
-    options = {"bootstraps": 0, "progress": False, "out": tmp_path / "e"}
+    options = {"bootstraps": 0, "progress": False, "out": tmp_path / "e", "force": True}  # one folder for all tables
     again = {**options, "progress": True, "allow_training_patients": True}
     evaluate_files(out / "model", manifest, split="all", **again)
     assert "the model was trained or validated on 42 of these 60 images (70%)" in capsys.readouterr().err
