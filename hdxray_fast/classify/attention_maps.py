@@ -93,9 +93,10 @@ class PatchMap:
         return replace(self, values=np.where(film.valid, self.values, np.nan).astype(np.float32), outside=outside)
 
 
-def describe_off_chest(maps: Sequence[tuple[str, PatchMap]]) -> str:
-    """How many of the maps, by the names of their films, lie mostly off the chest; blank if none does."""
-    off = [name for name, found in maps if found.off_chest]
+def describe_off_chest(maps: Sequence[tuple[str, str]]) -> str:
+    """How many maps lie mostly off the chest, as ``off_chest`` of each says behind the name of its film; blank if none
+    does."""
+    off = [name for name, told in maps if told]
     if not off:
         return ""
     words = f"{len(off)} of {counted(len(maps), 'heat map')} {'lies' if len(off) == 1 else 'lie'} mostly"

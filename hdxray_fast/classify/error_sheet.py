@@ -86,7 +86,7 @@ def write_error_sheet(
     workers: int = 0,
     timeout: float = TIMEOUT,
     max_memory: int = MAX_MEMORY,
-    maps: list[tuple[str, PatchMap]] | None = None,
+    drawn: list[tuple[str, str]] | None = None,
 ) -> Path | None:
     """Draw the sheet.
 
@@ -99,7 +99,7 @@ def write_error_sheet(
         most: tiles.
         images: by path, those of a prepared data set that are read in place of files.
         workers, timeout, max_memory: of the readers, as for :func:`hdxray_fast.data.radiographs.read_ahead`.
-        maps: gets the maps that are drawn, each with its film's name.
+        drawn: gets what :func:`.describe_off_chest` wants of each map.
 
     Returns:
         The file; ``None``, and no file, if nothing was decided wrongly or none of the images can be read.
@@ -121,8 +121,8 @@ def write_error_sheet(
     if not tiles:
         path.unlink(missing_ok=True)
         return None
-    if maps is not None:
-        maps += [(file, found) for file, _, found in tiles]
+    if drawn is not None:
+        drawn += [(file, found.off_chest) for file, _, found in tiles]
     columns = min(3, len(tiles))
     pictures = [picture for _, picture, _ in tiles]
     blank = np.full_like(pictures[0], BACKGROUND)

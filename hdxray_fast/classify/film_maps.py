@@ -19,7 +19,7 @@ from ..images.panels import display_levels, write_image
 from ..names import told_apart
 from ..progress import note, progress_bar
 from ..weights.fingerprint import weights_print
-from .attention_maps import PatchMap, describe_off_chest, film_inputs, maps_differ, patch_map
+from .attention_maps import describe_off_chest, film_inputs, maps_differ, patch_map
 from .classifier import Classifier
 from .error_sheet import captioned, full_colour, tinted
 from .interval_text import beside_threshold
@@ -27,6 +27,7 @@ from .predictions import Predictions
 
 SIDE = 512  # px, of each picture
 MOST = 4  # classes of a film that are shown
+READING = "where the model looked, which need not be where a finding is"
 
 
 def claim_maps(
@@ -43,9 +44,6 @@ def claim_maps(
     pictures = {place.name: file for file, place in places.items()}
     PictureFolder(Path(folder), "predict", settings, pictures, (), force, "maps").claim()
     return places
-
-
-READING = "where the model looked, which need not be where a finding is"
 
 
 def write_maps(
@@ -77,19 +75,19 @@ def write_maps(
         jobs, encoder.img_size[0], encoder.patch_size, worker_count(workers), model.config.contour, timeout=timeout,
         max_memory=max_memory,
     )  # fmt: skip
-    maps: list[tuple[str, PatchMap]] = []
+    drawn: list[tuple[str, str]] = []
     names = told_apart(found.images)
     with progress_bar(len(jobs), "maps", show=progress) as bar:
         for row, item in enumerate(read):
             if isinstance(item, Radiograph):
-                write_image(places[item.source], _picture(model, found, row, item, names[item.source], maps))
+                write_image(places[item.source], _picture(model, found, row, item, names[item.source], drawn))
             bar.update()
-    if progress and (told := describe_off_chest(maps)):
+    if progress and (told := describe_off_chest(drawn)):
         note(told)
 
 
-def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph, called: str, maps: list) -> np.ndarray:
-    """A film, as it is called, beside its maps, which are added to ``maps``."""
+def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph, called: str, drawn: list) -> np.ndarray:
+    """A film, as it is called, beside its maps; ``drawn`` gets what :func:`.describe_off_chest` wants of each."""
     grey = cv2.resize(display_levels(item.pixels)[item.pixels], (SIDE, SIDE), interpolation=cv2.INTER_AREA)
     inputs = film_inputs(model, item)
     panels = [(cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), [called, READING, describe_view(item.view)])]
@@ -97,7 +95,7 @@ def _picture(model: Classifier, found: Predictions, row: int, item: Radiograph, 
         name, probability = found.classes[column], found.probabilities[row, column]
         decided = beside_threshold(probability, None if found.multiclass else found.thresholds[column])
         values = patch_map(model, model.config.classes.index(name), *inputs).on_film(item)
-        maps.append((item.source, values))
+        drawn.append((item.source, values.off_chest))
         colours = "orange for, blue against" if values.signed else "orange more than an even share, blue less"
         scale = f"{colours}; {full_colour(values)}" if values.strength >= 1 else full_colour(values)
         panels.append((tinted(grey, values), [f"{name} {decided}", values.words, scale, values.off_chest]))

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..data.listing import wrong_with
 from ..data.missing_files import name_meant, none_found
 from ..data.prepared.finding import refuse_prepared
 from ..data.seen import Seen
 from ..data.seen_key import is_same
 from ..data.splits import SPLITS, canonical_split, describe_drawn, drawn_splits, fill_splits, patients_hash
 from ..errors import ConfigError
-from ..regular_files import what_else
 from ..terminal import counted, visible
 from .label_csv import read_generic
 from .label_presets import PRESETS
@@ -145,9 +145,8 @@ def read_manifest(
     """
     path = Path(data)
     if not path.exists():
-        reason = what_else(path) or "does not exist"
-        hint = name_meant(path) or "give a CSV manifest, or the folder that the preset reads"
-        raise ConfigError(f"data: {path} {reason}; {hint}")
+        accepted = "give a CSV manifest, or the folder that the preset reads"
+        raise ConfigError(f"data: {path} {wrong_with(path, accepted, name_meant)}")
     refuse_prepared(path, "labels")
     if preset is not None and preset not in PRESETS:
         raise ConfigError(f"preset: got {preset!r}, accepted are {', '.join(PRESETS)}")

@@ -20,7 +20,7 @@ from ..errors import ConfigError
 from ..files import written_somewhere, written_whole
 from ..images.perceptual_hash import no_thumbnails
 from ..terminal import are, visible
-from .attention_maps import PatchMap, describe_off_chest
+from .attention_maps import describe_off_chest
 from .calibration import as_probabilities
 from .classifier import Classifier
 from .error_sheet import write_error_sheet
@@ -73,16 +73,17 @@ def report_predictions(
     """
     out.mkdir(parents=True, exist_ok=True)
     present = called_present(probabilities, table.classes, thresholds, table.multiclass)
+    patients = table.patients if table.patients_known else None
     found = Predictions(
         table.paths, probabilities, table.classes, list(thresholds), present=present,
-        patients=table.patients if table.patients_known else [], views=list(views), multiclass=table.multiclass,
+        patients=patients or [], views=list(views), multiclass=table.multiclass,
     )  # fmt: skip
     written_somewhere(  # the first: what took long is on the disk, whatever else fails
         out / "predictions.csv", lambda path: write_predictions(path, found, table.labels), "the predictions"
     )
     report = evaluate_predictions(
-        table.labels, probabilities, table.classes, table.patients if table.patients_known else None, thresholds,
-        bootstraps=bootstraps, seed=seed, multiclass=table.multiclass, prevalence=prevalence,
+        table.labels, probabilities, table.classes, patients, thresholds, bootstraps=bootstraps, seed=seed,
+        multiclass=table.multiclass, prevalence=prevalence,
     )  # fmt: skip
     before = None
     if temperature is not None:
@@ -92,12 +93,12 @@ def report_predictions(
     report["notes"] = [*dict.fromkeys(map(visible, notes)), *map(visible, describe_one_sided(called_in(report)))]
     with _going_on(out / "curves.png"):
         plot_curves(out / "curves.png", table.labels, probabilities, table.classes, before)
-    maps: list[tuple[str, PatchMap]] = []
+    drawn: list[tuple[str, str]] = []
     if model is not None:
         reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory, "images": images}
         with _going_on(out / "errors.png"):
-            write_error_sheet(out / "errors.png", model, table, probabilities, thresholds, maps=maps, **reading)
-        report["off_chest"] = describe_off_chest(maps)
+            write_error_sheet(out / "errors.png", model, table, probabilities, thresholds, drawn=drawn, **reading)
+        report["off_chest"] = describe_off_chest(drawn)
         report["notes"] += [report["off_chest"]] if report["off_chest"] else []
     with _going_on(out / PAGE_FILE), written_whole(out / PAGE_FILE) as temporary:
         sheet = out / "errors.png" if model is not None else None

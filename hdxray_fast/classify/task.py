@@ -161,10 +161,11 @@ class FinetuneTask(Task):
         self.images = {
             split: images.subset([row for row, own in enumerate(self.table.splits) if own == split]) for split in SPLITS
         }
-        self.copies += warn_of_learned(zip(self.table.paths, images.column("view").to_pylist(), strict=True))
         # now, while the images are there: what is lost of them later costs no metrics
-        told = self.images["test"].column("view").to_pylist()
-        self.test_views = [view if view in VIEWS else "" for view in told]
+        told = images.column("view").to_pylist()
+        self.copies += warn_of_learned(zip(self.table.paths, told, strict=True))
+        of_test = (view for view, split in zip(told, self.table.splits, strict=True) if split == "test")
+        self.test_views = [view if view in VIEWS else "" for view in of_test]
         augmentation = {
             "rand": RandAugment(config.augment_operations, config.augment_magnitude),
             "mild": Augmentation(),

@@ -73,19 +73,17 @@ def run_features_command(paths: list[str], weights: str, out: str, workers: int,
 def _read_labels(data: str, images: str | None, columns: dict[str, str | None]) -> dict[str, object]:
     """What ``find_similar`` takes of a table with labels: of each radiograph the classes that hold, and the patient."""
     from ..classify.labels import read_manifest
-    from ..data.listing import manifest_rows
 
-    root = Path(images) if images else Path(data).parent
     try:
         table = read_manifest(data, images=images, **columns)
-        patients = manifest_rows(Path(data), root, "labels", **columns)
     except ConfigError as error:
         raise ConfigError(re.sub("^data: ", "labels: ", str(error))) from error
     labels = {
         path: [name for name, value in zip(table.classes, row, strict=True) if value == 1]
         for path, row in zip(table.paths, table.labels, strict=True)
     }
-    return {"labels": labels, "patients": patients, "root": root}
+    patients = dict(zip(table.paths, table.patients, strict=True)) if table.patients_known else {}
+    return {"labels": labels, "patients": patients, "root": images or Path(data).parent}
 
 
 def run_similar_command(query: str, workers: int, labels: str | None, **options) -> int:

@@ -66,14 +66,14 @@ def add_force(parser, folder: str = "--out") -> None:
     parser.add_argument("--force", action="store_true", help=force)
 
 
-def add_image_column(parser) -> None:
+def add_image_column(parser, table: str = "a CSV") -> None:
     """Which column of a user's table names the files, for every command that reads some beside folders."""
-    parser.add_argument("--image-column", help="column of a CSV that names the files, if it has no usual name")
+    parser.add_argument("--image-column", help=f"column of {table} that names the files, if it has no usual name")
 
 
 def add_columns(parser, table: str = "--data") -> None:
     """Which columns a table of the user's has, for every command that reads one and has no class of settings."""
-    parser.add_argument("--image-column", help=f"column of {table} that names the files, if it has no usual name")
+    add_image_column(parser, table)
     parser.add_argument("--patient-column", help="likewise, that of the patients")
 
 

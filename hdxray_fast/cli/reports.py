@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..data.film_views import describe_view
 from ..progress import note
 from ..terminal import counted, fitted, visible
 from ..training.resuming import STOPPED, stopped_early
@@ -197,8 +196,7 @@ def run_generate_command(paths: list[str], model: str, out: str | None, **option
         tell_waiting(done.waiting)
         return 0
     for row in done.rows:
-        aside = [describe_view(view) for view in dict.fromkeys(row.not_frontal.values())]
-        print(f"{': '.join([visible(row.study.files), *aside])}\n  {visible(row.text) or '(nothing)'}")
+        print(f"{': '.join([visible(row.study.files), *row.views_in_words])}\n  {visible(row.text) or '(nothing)'}")
         if row.picture:
             print(f"  picture: {visible(row.picture)}")
     for bad in done.quarantined:

@@ -84,9 +84,9 @@ def list_images(
     return list(dict.fromkeys(found))
 
 
-def wrong_with(path: Path, accepted: str) -> str:
-    """Why nothing can be read there, and the folder that may be meant, or else what is accepted."""
-    meant = "" if os.path.lexists(path) else folder_meant(path)
+def wrong_with(path: Path, accepted: str, meant_by: Callable[[Path], str] = folder_meant) -> str:
+    """Why nothing can be read there, and what may be meant (a folder, left to itself), or else what is accepted."""
+    meant = "" if os.path.lexists(path) else meant_by(path)
     return f"{what_else(path) or 'does not exist'}; {meant or accepted}"
 
 

@@ -54,12 +54,7 @@ def folder_meant(folder: Path) -> str:
 
 def name_meant(path: Path, folders: bool = False) -> str:
     """Asks for a file or folder of nearly this name, beside it; blank if there is none."""
-    try:
-        with os.scandir(path.parent) as entries:
-            some = [entry for entry, _ in zip(entries, range(MOST_BELOW), strict=False)]
-            beside = [entry.name for entry in some if entry.is_dir() or not folders]
-    except OSError:
-        return ""
+    beside = [entry.name for entry in _entries(path.parent) if entry.is_dir() or not folders]
     near = difflib.get_close_matches(path.name, beside, 1)
     return f"is {path.parent / near[0]} meant?" if near else ""
 
@@ -69,12 +64,8 @@ def suffix_lacking(path: str) -> str:
     place = Path(path)
     if place.suffix or not place.name:
         return ""
-    try:
-        with os.scandir(place.parent) as entries:
-            some = [Path(entry.name) for entry, _ in zip(entries, range(MOST_BELOW), strict=False)]
-    except OSError:
-        return ""
-    found = [name.suffix for name in some if name.stem == place.name]
+    names = [Path(entry.name) for entry in _entries(place.parent)]
+    found = [name.suffix for name in names if name.stem == place.name]
     return found[0] if len(found) == 1 else ""
 
 
@@ -85,9 +76,14 @@ def _meant(folder: Path, first: str, also: Iterable[Path]) -> Path | None:
     name = Path(first).relative_to(folder)
     above = [Path(os.path.abspath(folder))]
     above += list(above[0].parents)[:UP]
+    below = [Path(entry.path) for entry in _entries(folder) if entry.is_dir()]
+    return next((place for place in (*also, *above[1:], *sorted(below)) if (place / name).is_file()), None)
+
+
+def _entries(folder: Path) -> list[os.DirEntry]:
+    """At most ``MOST_BELOW`` entries of a folder; none of one that cannot be read."""
     try:
         with os.scandir(folder) as entries:
-            below = [Path(entry.path) for entry, _ in zip(entries, range(MOST_BELOW), strict=False) if entry.is_dir()]
+            return [entry for entry, _ in zip(entries, range(MOST_BELOW), strict=False)]
     except OSError:
-        below = []
-    return next((place for place in (*also, *above[1:], *sorted(below)) if (place / name).is_file()), None)
+        return []

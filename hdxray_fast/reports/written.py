@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.film_views import not_frontal
+from ..data.film_views import describe_view, not_frontal
 from ..data.quarantine import Quarantined
 from ..data.radiographs import Radiograph
 from .studies import Study
@@ -40,6 +40,11 @@ class WrittenReport:
         """Views of the radiographs, if all of them are known to be no frontal chests; empty of a study with one."""
         found = not_frontal(self.views.items())
         return found if len(found) == len(self.views) else {}
+
+    @property
+    def views_in_words(self) -> list[str]:
+        """What :func:`.describe_view` says of ``not_frontal``, each once."""
+        return [describe_view(view) for view in dict.fromkeys(self.not_frontal.values())]
 
 
 @dataclass

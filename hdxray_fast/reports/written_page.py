@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..data.film_views import describe_view
 from ..data.web_page import jpeg_of_file, page, table, text
 from ..terminal import counted
 from .written import WrittenReport, WrittenReports
@@ -43,8 +42,7 @@ def _warns(line: str) -> str:
 
 
 def _about(row: WrittenReport) -> str:
-    views = dict.fromkeys(describe_view(view) for view in row.not_frontal.values())
-    return "".join(f'<p class="warning">{text(told)}</p>' for told in views)
+    return "".join(f'<p class="warning">{text(told)}</p>' for told in row.views_in_words)
 
 
 def _with_picture(row: WrittenReport) -> str:

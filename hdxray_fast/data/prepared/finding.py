@@ -82,7 +82,8 @@ def find_prepared(paths: Sequence[str], images: PreparedSet, listed: Sequence[st
 def find_filtered(paths: Sequence[str], images: PreparedSet) -> dict[str, str]:
     """Those of ``paths`` that the data set left out on purpose, for their view or part of the body, and the reason;
     they are known as :func:`find_prepared` says."""
-    reasons = read_filtered(images.folder)
+    if not (reasons := read_filtered(images.folder)):
+        return {}
     sources = list(reasons)
     return {path: reasons[sources[row]] for path, row in _matches(paths, sources, images).items()}
 
