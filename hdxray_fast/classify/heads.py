@@ -17,6 +17,7 @@ from ..models.layers import Block, CrossBlock, check_count
 from ..models.pool import AttentionPool, mean_pool
 from ..ops import autocast
 from ..weights.data_only import DATA, check_sentence_model, linked_data
+from ..weights.hub_retries import quiet_retries
 
 HEADS = ("linear", "attention", "label-query", "probe")
 TEXT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -223,5 +224,7 @@ def _sentence_model(model: str) -> Iterator[Path]:
         return
     from huggingface_hub import snapshot_download  # sentence-transformers needs it
 
-    with linked_data(Path(snapshot_download(model, allow_patterns=[f"*{suffix}" for suffix in DATA]))) as folder:
+    with quiet_retries(f"the text model {model}"):
+        fetched = Path(snapshot_download(model, allow_patterns=[f"*{suffix}" for suffix in DATA]))
+    with linked_data(fetched) as folder:
         yield folder

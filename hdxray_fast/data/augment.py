@@ -206,12 +206,15 @@ class Augmentation:
         zoom: largest relative change of scale.
         shift: largest shift, as a share of the canvas side.
         gamma: largest ``|log2|`` of the exponent applied to the pixel values.
+        min_scale: smallest scale that all of this is brought to; its logarithm is drawn evenly, up to a scale of 1.
+            Not below 0.5, where reading between four pixels would leave others out.
     """
 
     rotate: float = 5.0
     zoom: float = 0.1
     shift: float = 0.04
     gamma: float = 0.3
+    min_scale: float = 1.0
 
     def draw(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, Tone]:
         """A random affine map (``[2, 3] float64``, canvas to canvas pixels), and what follows it on the pixels."""
@@ -232,4 +235,8 @@ class Augmentation:
         scale = float(np.exp2(rng.uniform(-1, 1) * np.log2(1 + self.zoom)))
         affine = cv2.getRotationMatrix2D((size / 2, size / 2), angle, scale)
         affine[:, 2] += rng.uniform(-self.shift, self.shift, 2) * size
-        return affine, float(np.exp2(rng.uniform(-self.gamma, self.gamma)))
+        exponent = float(np.exp2(rng.uniform(-self.gamma, self.gamma)))
+        if self.min_scale < 1:
+            smaller = np.exp2(rng.uniform(np.log2(self.min_scale), 0))
+            affine = (_about_centre(np.eye(2) * smaller, size) @ np.vstack([affine, [0, 0, 1]]))[:2]
+        return affine, exponent

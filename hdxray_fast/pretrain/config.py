@@ -53,6 +53,8 @@ class PretrainConfig(TrainingConfig):
             machines without a GPU; the whole canvas by default.
         norm_pix_loss: predict patches normalised by their own mean and deviation (MAE).
         augment: rotate, zoom, shift and re-expose the radiographs slightly; never mirrored.
+        min_scale: with ``augment``, see radiographs at scales between this and 1, for an encoder that is to be used on
+            smaller canvases too: 0.5 at 1280 pixels for those of 640. Not below 0.5.
         lr: peak learning rate; by default 5e-4 times the square root of (images per step / 8), at most 2.4e-3.
         shuffle: ``global`` draws each epoch's order from all orders; with ``blocks`` each node (the processes of a
             machine) has runs of the set for an epoch, reads them ahead in large pieces, and shuffles within blocks: for
@@ -101,6 +103,7 @@ class PretrainConfig(TrainingConfig):
     window: int | None = None
     norm_pix_loss: bool = True
     augment: bool = True
+    min_scale: float = 1.0
     shuffle: Literal["global", "blocks"] = "global"
     shuffle_block: int = 131072
     nodes: int | None = None
@@ -134,6 +137,10 @@ class PretrainConfig(TrainingConfig):
                 f"window: {self.window} is not accepted; give a side in pixels, from {2 * patch_size} (two patches) to "
                 f"img_size ({self.img_size})"
             )
+        if not 0.5 <= self.min_scale <= 1:
+            raise ConfigError(f"min_scale: {self.min_scale} is not accepted; give a scale from 0.5 to 1")
+        if self.min_scale < 1 and not self.augment:
+            raise ConfigError("min_scale: it is a part of the augmentation; leave it out, or augment")
         self._share("ratio_inside", "ratio_outside", "decay")
         if self.schedule == "wsd" and self._rise + self._fall(self.steps) > self.steps:
             raise ConfigError(

@@ -171,7 +171,7 @@ class PretrainTask(Task):
         self.dataset = RadiographDataset(
             images,
             patch_size=patch_size,
-            augmentation=Augmentation() if config.augment else None,
+            augmentation=Augmentation(min_scale=config.min_scale) if config.augment else None,
             seed=config.seed,
             views=config.augment,
         )

@@ -181,7 +181,7 @@ def load_language_model(source: str, dtype: str = "auto") -> Any:
     try:
         if Path(source).is_dir():
             _check_room(Path(source))
-        with quietly(), quiet_retries():
+        with quietly(), quiet_retries(f"language_model: {source}"):
             return AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, trust_remote_code=False, use_safetensors=True
             )

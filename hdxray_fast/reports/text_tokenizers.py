@@ -265,7 +265,7 @@ def load_tokenizer(source: str | Path) -> ReportTokenizer:
             if kind != "hf":
                 backend = transformers.PreTrainedTokenizerFast.from_pretrained(str(source), trust_remote_code=False)
         if kind == "hf":
-            with quiet_retries():
+            with quiet_retries(f"tokenizer: {source}"):
                 backend = transformers.AutoTokenizer.from_pretrained(str(source), trust_remote_code=False)
     except Exception as error:  # libraries raise OSError, ValueError and bare Exceptions for what is missing or damaged
         reason = " ".join(str(error).split())[:300]

@@ -1,4 +1,4 @@
-"""What the hub's client says while it tries again: nothing, where an error of ours follows that says it all."""
+"""What is said while the hub does not answer: one line, where its client has a line for each request it makes again."""
 
 from __future__ import annotations
 
@@ -6,17 +6,30 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ..progress import note
+
 CLIENT = "huggingface_hub.utils._http"  # its logger
 SAID = ("thrown while requesting", "Retrying in ")  # and not that a rate limit makes it wait for minutes
 
 
 @contextmanager
-def quiet_retries() -> Iterator[None]:
-    """Within, the client's lines about requests that failed and are made again are left out."""
+def quiet_retries(asked: object) -> Iterator[None]:
+    """Within, one note that the hub does not answer stands for the client's lines about requests it makes again.
+
+    Args:
+        asked: what is fetched, which the note names.
+    """
     logger = logging.getLogger(CLIENT)
+    told = False
 
     def worth_saying(record: logging.LogRecord) -> bool:
-        return not any(words in record.getMessage() for words in SAID)
+        nonlocal told
+        if not any(words in record.getMessage() for words in SAID):
+            return True
+        if not told:
+            told = True
+            note(f"{asked}: the hub does not answer; it is asked again, for up to a minute")
+        return False
 
     logger.addFilter(worth_saying)
     try:

@@ -221,7 +221,7 @@ def _fetch(weights: str) -> Path:
         for tensors in TENSOR_FILES:
             stem, suffix = tensors.split(".")
             patterns = [model_folders.CONFIG_FILE, PREPROCESSOR_FILE, f"{stem}*.{suffix}", f"{tensors}.index.json"]
-            with quiet_retries():
+            with quiet_retries(weights):
                 folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
             if any(folder.glob(f"{stem}*.{suffix}")):
                 break
@@ -239,7 +239,7 @@ def _read_timm(weights: str) -> Source:
     except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
         raise MissingDependencyError(f"{weights}: timm cannot be imported ({error}): {install('timm')}") from error
     try:
-        with quiet_retries():
+        with quiet_retries(weights):
             model = timm.create_model(weights.removeprefix("timm:"), pretrained=True, num_classes=0)
     except Exception as error:  # names, network, files: timm's errors share no base class
         raise CheckpointError(f"{weights}: cannot be had ({' '.join(str(error).split())[:300]})") from error

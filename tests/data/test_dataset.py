@@ -70,14 +70,29 @@ def test_contour_and_valid_area_move_with_the_pixels(images):
     assert torch.equal(moved["valid"][:, 1:], plain["valid"][:, :-1])
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-def test_a_view_shows_what_moving_every_pixel_shows(images, bits, monkeypatch):
+def test_smaller_scales_are_drawn_beside_all_else_and_about_the_centre():
+    """A scale between ``min_scale`` and 1 follows the map that is drawn without."""
+    usual, scaled, scales = Augmentation(), Augmentation(min_scale=0.5), []
+    for seed in range(300):
+        (before, tone), (after, same_tone) = (a.draw(np.random.default_rng(seed), 128) for a in (usual, scaled))
+        scales.append(np.sqrt(np.linalg.det(after[:, :2]) / np.linalg.det(before[:, :2])))
+        for point in ([0.0, 0, 1], [100, 30, 1]):
+            np.testing.assert_allclose(after @ point - 64, scales[-1] * (before @ point - 64), atol=1e-9)
+        grey = np.arange(256, dtype=np.uint8)[None]
+        assert np.array_equal(tone(grey), same_tone(grey))
+    assert 0.5 <= min(scales) < 0.52 and 0.97 < max(scales) <= 1
+    assert 0.66 < np.median(scales) < 0.76  # 0.5 ** 0.5: evenly by logarithm
+
+
+@pytest.mark.parametrize(("bits", "min_scale"), [(8, 1.0), (16, 1.0), (8, 0.5)])
+def test_a_view_shows_what_moving_every_pixel_shows(images, bits, min_scale, monkeypatch):
     if bits == 16:  # the same pictures with finer levels
         plain = type(images).__getitem__
         finer = lambda self, i: plain(self, i)._replace(pixels=plain(self, i).pixels.astype(np.uint16) * 257)  # noqa: E731
         monkeypatch.setattr(type(images), "__getitem__", finer)
-    moved = RadiographDataset(images, augmentation=Augmentation(), seed=3)
-    seen = RadiographDataset(images, augmentation=Augmentation(), seed=3, views=True)
+    augmentation = Augmentation(min_scale=min_scale)
+    moved = RadiographDataset(images, augmentation=augmentation, seed=3)
+    seen = RadiographDataset(images, augmentation=augmentation, seed=3, views=True)
     for index in range(len(images)):
         expected, sample = moved[1, index], seen[1, index]
         assert torch.equal(sample["pixels"][0], torch.from_numpy(images[index].pixels.copy()))

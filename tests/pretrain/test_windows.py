@@ -61,11 +61,33 @@ def test_sides_that_are_no_window_are_refused():
             PretrainConfig(data="x", out="y", img_size=320, window=side)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"min_scale": 0.4}, r"^min_scale: 0\.4 is not accepted; give a scale from 0\.5 to 1$"),
+        (
+            {"min_scale": 0.5, "augment": False},
+            "^min_scale: it is a part of the augmentation; leave it out, or augment",
+        ),
+    ],
+)
+def test_scales_that_cannot_be_seen_are_refused(settings, message):
+    with pytest.raises(hx.ConfigError, match=message):
+        PretrainConfig(data="x", out="y", **settings)
+
+
 def test_a_run_in_windows_goes_on_as_if_never_interrupted(radiographs, tmp_path):
     for package in ("accelerate", "safetensors", "pyarrow"):
         pytest.importorskip(package)
     common = {**TINY_PRETRAINING, "data": str(radiographs), "cache": str(tmp_path / "cache"), "img_size": 64}
-    common |= {"window": 32, "ratio_inside": 0.5, "ratio_outside": 0.5, "schedule": "wsd", "warmup_steps": 1}
+    common |= {
+        "window": 32,
+        "min_scale": 0.5,
+        "ratio_inside": 0.5,
+        "ratio_outside": 0.5,
+        "schedule": "wsd",
+        "warmup_steps": 1,
+    }
     whole = run_pretraining(PretrainConfig(out=str(tmp_path / "whole"), steps=3, **common), progress=False)
     run_pretraining(PretrainConfig(out=str(tmp_path / "parts"), steps=2, **common), progress=False)
     rest = PretrainConfig(out=str(tmp_path / "parts"), steps=3, resume="auto", **common)
