@@ -15,7 +15,8 @@ from ..errors import ConfigError
 from .listing import list_images
 from .prepared.finding import find_some, require_for_model
 from .prepared.image import PreparedImage
-from .prepared.reading import PreparedSet, PreparedSubset, is_prepared
+from .prepared.reading import PreparedSet, is_prepared
+from .prepared.subset import PreparedSubset
 from .quarantine import Quarantined
 
 Image = str | np.ndarray | PreparedImage | Quarantined

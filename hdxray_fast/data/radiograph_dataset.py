@@ -19,7 +19,8 @@ from ..images.contour import rasterize_polygon
 from ..images.standardise import standardisation
 from .augment import Augmentation, RandAugment, eight_bits
 from .balance import kept_patches
-from .prepared.reading import PreparedSet, PreparedSubset
+from .prepared.reading import PreparedSet
+from .prepared.subset import PreparedSubset
 from .radiographs import standardisation_of_view
 
 

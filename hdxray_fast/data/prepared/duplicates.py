@@ -14,7 +14,8 @@ from ..near_duplicates import near_pairs
 from .shards import arrow
 
 if TYPE_CHECKING:
-    from .reading import PreparedSet, PreparedSubset
+    from .reading import PreparedSet
+    from .subset import PreparedSubset
 
 
 class Near(NamedTuple):

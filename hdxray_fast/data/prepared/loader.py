@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from ...errors import ArgumentError
-from .reading import Prepared, PreparedSet, PreparedSubset
+from .reading import Prepared, PreparedSet
+from .subset import PreparedSubset
 from .worker import PATCH
 
 Batch = dict[str, Tensor]
