@@ -42,7 +42,7 @@ def told_apart(paths: Iterable[str]) -> dict[str, str]:
     short: dict[str, str] = {}
     left, depth = list(dict.fromkeys(paths)), 1
     while left:
-        tails = {path: os.sep.join(Path(path).parts[-depth:]) for path in left}
+        tails = {path: str(Path(*Path(path).parts[-depth:])) for path in left}
         shared = Counter(tails.values())
         short |= {path: tail for path, tail in tails.items() if shared[tail] == 1 or len(Path(path).parts) <= depth}
         left, depth = [path for path in left if path not in short], depth + 1

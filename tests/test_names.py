@@ -55,3 +55,4 @@ def test_short_names_tell_films_apart():
     paths = ["x/day 1/thorax.png", "x/day 2/thorax.png", "y/day 2/thorax.png", "chest.png", "a/chest.png", "b.png"]
     short = told_apart([*paths, "b.png"])
     assert [short[path] for path in paths] == ["day 1/thorax.png", *paths[1:5], "b.png"]
+    assert told_apart(["/x/b.png", "/y/x/b.png"]) == {"/x/b.png": "/x/b.png", "/y/x/b.png": "y/x/b.png"}

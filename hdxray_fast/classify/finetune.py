@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,7 +67,7 @@ def run_finetuning(
         CheckpointError: weights or checkpoints cannot be read.
         MissingDependencyError: an optional package is needed.
     """
-    runs = [with_start(run, "model", PRETRAINED) for run in config.runs()]
+    runs = _started_alike(config.runs())
     processes = launched()
     if processes > 1 and (len(runs) > 1 or config.is_probe):
         what = "a linear probe is" if config.is_probe else "several label_fractions or seeds are"
@@ -90,6 +90,13 @@ def run_finetuning(
     if len(runs) > 1 and results[-1].finished:
         write_table(Path(config.out), runs, results)
     return results
+
+
+def _started_alike(runs: Sequence[FinetuneConfig]) -> list[FinetuneConfig]:
+    """The runs with what they start from: all with an untrained encoder where an earlier release began one so."""
+    started = [with_start(run, "model", PRETRAINED) for run in runs]
+    untrained = next((run.model for run in started if run.weights is None), None)
+    return started if untrained is None else [replace(run, weights=None, model=untrained) for run in runs]
 
 
 def _is_ours(out: Path) -> bool:

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column, hidden_in, named_column
+from ..data.columns import (
+    PATH_COLUMNS,
+    PATIENT_COLUMNS,
+    column_called,
+    columns_in_words,
+    find_column,
+    hidden_in,
+    named_column,
+)
 from ..data.csv_cells import unquoted
 from ..data.splits import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, canonical_split
 from ..data.table_text import open_text_table
@@ -81,7 +89,7 @@ def read_generic(
             others = [name for name in frame.columns if name not in (image, patient, split)]
             classes, more = _label_columns(frame[others], path)
             notes += more
-        frame = frame.rename(columns={find_column(frame.columns, [name]): name for name in classes})
+        frame = frame.rename(columns={column_called(frame.columns, name): name for name in classes})
         labels = label_values(frame, path, classes)
         pairs = {name: pair for name in classes if (pair := _pair(frame[name]))}
         notes += [f"{name}: {pair[0]!r} is read as 1 and {pair[1]!r} as 0" for name, pair in pairs.items()]
@@ -155,8 +163,8 @@ def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False, ids: Seq
     if hidden := hidden_in(frame.columns):
         raise ConfigError(f"{path}: the name of its column {hidden} holds a control character or an invisible one")
     if separator == ";":  # where numbers have commas, columns are parted by semicolons
-        told = [PATH_COLUMNS, PATIENT_COLUMNS, *([name] for name in ids if name is not None)]
-        texts = {find_column(frame.columns, names) for names in told}
+        texts = {find_column(frame.columns, names) for names in (PATH_COLUMNS, PATIENT_COLUMNS)}
+        texts |= {column_called(frame.columns, name) for name in ids if name is not None}
         for name in frame.columns.difference(list(filter(None, texts))):
             frame[name] = frame[name].str.replace(DECIMAL_COMMA, r"\1.\2", regex=True)
     return frame

@@ -207,7 +207,7 @@ class Augmentation:
         shift: largest shift, as a share of the canvas side.
         gamma: largest ``|log2|`` of the exponent applied to the pixel values.
         min_scale: smallest scale that all of this is brought to; its logarithm is drawn evenly, up to a scale of 1.
-            Not below 0.5, where reading between four pixels would leave others out.
+            Much below 0.5 reading between four pixels would leave others out.
     """
 
     rotate: float = 5.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ..errors import ConfigError
 from ..terminal import visible
@@ -25,16 +25,30 @@ LONGEST, MOST_SHOWN = 40, 40  # letters of a name, and names, that an error show
 def find_column(columns: Iterable[str], candidates: Sequence[str]) -> str | None:
     """The first of ``candidates`` among ``columns``; failing that, the first but for case and all
     that is neither letter nor digit: ``Pat.-Nr.`` is ``pat_nr``."""
-    present = list(columns)
-    if (exact := next((name for name in candidates if name in present), None)) is not None:
-        return exact
-    plain: dict[str, str] = {}
-    for name in present:
-        plain.setdefault(_letters(name), name)
-    return next((plain[_letters(name)] for name in candidates if _letters(name) in plain), None)
+    return _first_alike(columns, candidates, (str, _caseless, _letters))
 
 
-def _letters(name: str) -> str:
+def column_called(columns: Iterable[str], name: str) -> str | None:
+    """The column of a name that a user gave, or of that name in another case; its signs count."""
+    return _first_alike(columns, [name], (str, _caseless))
+
+
+def _first_alike(
+    columns: Iterable[str], candidates: Sequence[str], forms: Sequence[Callable[[str], str]]
+) -> str | None:
+    columns = list(columns)
+    for form in forms:
+        present = {form(name): name for name in reversed(columns)}
+        if found := next((form(name) for name in candidates if form(name) in present), None):
+            return present[found]
+    return None
+
+
+def _caseless(name: object) -> str:
+    return str(name).strip().casefold()
+
+
+def _letters(name: object) -> str:
     return re.sub(r"[\W_]+", "", str(name)).casefold()
 
 
@@ -56,7 +70,7 @@ def named_column(
     if given is None:
         return find_column(columns, candidates)
     columns = list(columns)
-    if (found := find_column(columns, [given])) is None:
+    if (found := column_called(columns, given)) is None:
         raise ConfigError(f"{argument}: {source} has no column {given!r}; {columns_in_words(columns)}")
     return found
 

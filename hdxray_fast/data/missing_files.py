@@ -54,7 +54,7 @@ def folder_meant(folder: Path) -> str:
 
 def name_meant(path: Path, folders: bool = False) -> str:
     """Asks for a file or folder of nearly this name, beside it; blank if there is none."""
-    beside = [entry.name for entry in _entries(path.parent) if entry.is_dir() or not folders]
+    beside = [entry.name for entry in _entries(path.parent) if not folders or os.path.isdir(entry.path)]
     near = difflib.get_close_matches(path.name, beside, 1)
     return f"is {path.parent / near[0]} meant?" if near else ""
 
@@ -76,7 +76,7 @@ def _meant(folder: Path, first: str, also: Iterable[Path]) -> Path | None:
     name = Path(first).relative_to(folder)
     above = [Path(os.path.abspath(folder))]
     above += list(above[0].parents)[:UP]
-    below = [Path(entry.path) for entry in _entries(folder) if entry.is_dir()]
+    below = [Path(entry.path) for entry in _entries(folder) if os.path.isdir(entry.path)]
     return next((place for place in (*also, *above[1:], *sorted(below)) if (place / name).is_file()), None)
 
 

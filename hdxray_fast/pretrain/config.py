@@ -53,8 +53,8 @@ class PretrainConfig(TrainingConfig):
             machines without a GPU; the whole canvas by default.
         norm_pix_loss: predict patches normalised by their own mean and deviation (MAE).
         augment: rotate, zoom, shift and re-expose the radiographs slightly; never mirrored.
-        min_scale: with ``augment``, see radiographs at scales between this and 1, for an encoder that is to be used on
-            smaller canvases too: 0.5 at 1280 pixels for those of 640. Not below 0.5.
+        min_scale: with ``augment``, see radiographs at scales between this and 1 (the slight zoom comes on top), for an
+            encoder that is to be used on smaller canvases too: 0.5 at 1280 pixels for those of 640; not less.
         lr: peak learning rate; by default 5e-4 times the square root of (images per step / 8), at most 2.4e-3.
         shuffle: ``global`` draws each epoch's order from all orders; with ``blocks`` each node (the processes of a
             machine) has runs of the set for an epoch, reads them ahead in large pieces, and shuffles within blocks: for

@@ -193,10 +193,9 @@ def picture_names(studies: Sequence[Study], pictures: int) -> list[str]:
     """File names of the pictures of the first so many studies, after their first radiographs, whichever process draws
     them."""
     stems: set[str] = set()
-    # studies of a table may be written into the folder of its radiographs, which are not drawn over
+    # they may be written into the folder of the radiographs, which are not drawn over
     return [
-        f"{_file_name(study.images[0] if study.images else study.id, stems)}{'.report' * bool(study.place)}.png"
-        for study in studies[:pictures]
+        f"{_file_name(study.images[0] if study.images else study.id, stems)}.report.png" for study in studies[:pictures]
     ]
 
 

@@ -128,8 +128,8 @@ def write_checkpoint(
     except Exception as error:  # safetensors raises its own, the file system OSError
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
-            f"{folder}: this checkpoint cannot be written ({error}); the ones before it are whole, and the same "
-            "command goes on from them once there is room"
+            f"{folder}: this checkpoint cannot be written ({error}); the ones before it are whole: make room, "
+            "and the run goes on from them"
         ) from error
 
 

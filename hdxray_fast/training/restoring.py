@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from ..errors import CheckpointError, ConfigError, HDXrayError
 from ..files import checksum
-from ..ranks import from_main, on_main
+from ..ranks import from_main
 from ..regular_files import check_listed_file, load_tensors, read_json, reason_of
 from .checkpoints import (
     CHECKSUMS_FILE,
@@ -178,7 +178,6 @@ def go_on(training: Kept) -> bool:
 
     state = resume_latest(training.checkpoints, training.model, training.optimizer, training.ema, reader, fits)
     if state is None:
-        on_main(training.folder.refuse_emptied, config.process_timeout)
         if training.is_main and (lost := last_step(training.out / LOG)):
             warnings.warn(
                 f"{training.checkpoints}: has no checkpoint, though the log had come to step {lost}; it begins anew",

@@ -31,6 +31,7 @@ WRITES = (
     CURVES,
 )
 PATHS = ("data", "images", "weights", "prepared")  # settings that name files
+MODELS = ("weights", "tokenizer", "language_model")  # settings that may name a run, for what is in its folder
 KEPT = ("cache", KEY_FILE)  # of a folder that is made anew: images as they were read, and what patients are told by
 # settings that the runs of every release have written down; nobody else's file holds all of them by chance
 OF_EVERY_RUN = frozenset({
@@ -59,7 +60,6 @@ class RunFolder:
         self._maker, self._writes = maker, (*WRITES, *writes)
         self.log, self.checkpoints, self.settings = (self.path / name for name in (LOG, CHECKPOINTS, SETTINGS))
         self._lock = RunLock(self.path)
-        self._finished = False  # and its checkpoints were removed since
 
     def claim(self) -> None:
         """Hold it, as long as no other run is in it, or empty it of one; write the settings down. Every process must
@@ -92,18 +92,21 @@ class RunFolder:
     def _refuse_another_run(self) -> None:
         if not _holds_a_run(self.path):
             return
-        self._refuse_other_settings()
+        begun = self._refuse_other_settings()
         if self.config.resume == "never":
             raise ConfigError(
                 f"out: {self.path} already holds a run; {how_it_goes_on('never')}, {ANEW}, or choose another folder"
             )
-        self._finished = (
-            not self.checkpoints.exists()
-            and (self.path / "model").exists()
-            and (last_step(self.log) or 0) >= self.config.steps
-        )
+        steps = begun.get("steps") if type(begun.get("steps")) is int else self.config.steps
+        is_finished = (self.path / "model").exists() and last_step(self.log) >= steps
+        if is_finished and not checkpoint_folders(self.checkpoints):  # whose model would be trained over
+            raise ConfigError(
+                f"out: the run in {self.path} is finished and its {CHECKPOINTS} were removed, so there is nothing to "
+                f"go on from; {ANEW} and replaces its model, or choose another folder"
+            )
 
-    def _refuse_other_settings(self) -> None:
+    def _refuse_other_settings(self) -> dict:
+        """What the run was begun with; nothing if its settings are gone, of which a warning tells."""
         try:
             found = read_json(self.settings, RUN_JSON)
             if not isinstance(found, dict):
@@ -114,7 +117,7 @@ class RunFolder:
                 "goes on with them",
                 stacklevel=2,
             )
-            return
+            return {}
         except ValueError as error:
             raise ConfigError(f"out: {self.settings} is damaged ({error}); choose another folder") from error
         if differences := self.config.differences(found):
@@ -122,19 +125,13 @@ class RunFolder:
                 f"out: {self.path} holds a run with other settings ({'; '.join(differences)}); "
                 f"it goes on with the same ones; {ANEW}, or choose another folder"
             )
+        return found
 
     def _clear(self) -> None:
         """Remove what an earlier run wrote here, checkpoints first: what is left after a kill goes on with nothing."""
         gone = [CHECKPOINTS, *(name for name in self._writes if name not in (CHECKPOINTS, *KEPT))]
-        given = {name: getattr(self.config, name, None) for name in PATHS}
-        for setting, paths in given.items():
-            for path in paths if isinstance(paths, list) else [paths]:
-                inside = path and next((name for name in gone if _lies_in(path, self.path / name)), None)
-                if inside:
-                    raise ConfigError(
-                        f"{setting}: {path} lies in {self.path / inside}, which --force (force=True) would remove; "
-                        "choose another out"
-                    )
+        gone += ["quarantine.csv", *(path.name for path in self.path.glob("unreadable.*.csv"))]  # of earlier releases
+        self._refuse_to_lose_a_source(gone)
         claim_names(self.path, self._maker, self._writes, is_run(self.path))
         try:
             for name in gone:
@@ -142,17 +139,16 @@ class RunFolder:
         except OSError as error:
             raise ConfigError(f"out: cannot remove {place_of(error, self.path)} ({error.strerror})") from error
 
-    def refuse_emptied(self) -> None:
-        """Before a run begins anew for want of checkpoints: not over the model of one that was finished.
-
-        Raises:
-            ConfigError: it was, and its checkpoints were removed.
-        """
-        if self._finished:
-            raise ConfigError(
-                f"out: the run in {self.path} is finished and its folder {CHECKPOINTS} was removed, so there is "
-                f"nothing to go on from; {ANEW} and replaces its model, or choose another folder"
-            )
+    def _refuse_to_lose_a_source(self, gone: Sequence[str]) -> None:
+        for setting in dict.fromkeys((*PATHS, *MODELS)):
+            given = getattr(self.config, setting, None)
+            for path in given if isinstance(given, list) else [given]:
+                inside = next((name for name in gone if path and _lies_in(path, self.path / name)), None)
+                if inside or (path and setting in MODELS and _lead_to_one(str(path), str(self.path))):
+                    raise ConfigError(
+                        f"{setting}: {path} {f'lies in {self.path / inside}' if inside else 'is the run'}, which "
+                        "--force (force=True) would remove; choose another out"
+                    )
 
     def _write_settings(self) -> None:
         if KEY_FILE in self._writes:
@@ -261,14 +257,14 @@ def _lies_in(path: str, folder: Path) -> bool:
 
 
 def _remove(path: Path) -> None:
-    """A file or folder; of a folder that is linked here what it holds, for people put large ones on another disk."""
-    if path.is_symlink() and path.is_dir():
-        for below in path.iterdir():
-            _remove(below)
-    elif path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+    """A file or folder; of a folder that is linked here what it holds, for people put large ones on another disk. No
+    link in it is followed."""
+    linked = path.is_symlink() and path.is_dir()
+    for one in path.iterdir() if linked else [path]:
+        if one.is_dir() and not one.is_symlink():
+            shutil.rmtree(one)
+        else:
+            one.unlink(missing_ok=True)
 
 
 def is_run(folder: Path) -> bool:

@@ -7,7 +7,7 @@ import os
 import pytest
 
 import hdxray_fast as hx
-from hdxray_fast.data.columns import PATIENT_COLUMNS, find_column
+from hdxray_fast.data.columns import PATIENT_COLUMNS, find_column, named_column
 from hdxray_fast.data.listing import list_images
 from hdxray_fast.data.missing_files import none_found
 from hdxray_fast.errors import ConfigError
@@ -77,6 +77,8 @@ def test_columns_that_a_user_names(radiographs, tmp_path):
     assert list_images(manifest, image_column="foto") == named
     assert [one.name for one in list_inputs([manifest], image_column="Foto")] == list(map(str, named))
     assert [source.name for source in run_sources(manifest, image_column="Foto")] == list(map(str, named))
+    both = run_sources([manifest, os.path.relpath(radiographs)], image_column="Foto")
+    assert [source.name for source in both] == list(map(str, named))  # each file once
     sources = list_sources([manifest], image_column="Foto", patient_column="fall")
     assert [(source.name, source.patient) for source in sources] == [
         (str(path), str(n)) for n, path in enumerate(named)
@@ -108,6 +110,16 @@ def test_columns_are_known_whatever_stands_between_their_letters():
         assert find_column(["file", name, "mass"], PATIENT_COLUMNS) == name
     assert find_column(["Pat Nr", "patient"], PATIENT_COLUMNS) == "patient"  # what is spelt as usual comes first
     assert find_column(["patient age"], PATIENT_COLUMNS) is None
+
+
+def test_columns_that_a_user_names_are_those_with_the_same_signs(tmp_path):
+    rows = "a.png,1,0,1,0,train\nb.png,0,1,0,1,val\nc.png,0,1,0,1,test\n"
+    (tmp_path / "labels.csv").write_text(f"image,nodule <5mm,Nodule >5mm,COVID-,COVID+,split\n{rows}")
+    table = hx.read_labels(tmp_path / "labels.csv", classes=["nodule >5mm", "covid+"])
+    assert table.labels.tolist() == [[0, 0], [1, 1], [1, 1]]
+    with pytest.raises(ConfigError, match="has no column '-'"):
+        named_column(["image", "#"], "-", PATIENT_COLUMNS, "patient_column", "labels.csv")
+    assert named_column(["image", " Fall"], "fall", PATIENT_COLUMNS, "patient_column", "labels.csv") == " Fall"
 
 
 def test_names_nearly_right_and_names_without_their_endings(tmp_path):

@@ -42,3 +42,10 @@ def refusal(place, name: str, images: str | None) -> str:
 )  # fmt: skip
 def test_the_folder_is_named_and_the_nearest_one(place, name, images, said):
     assert refusal(place, name, images).endswith(said)
+
+
+def test_a_link_that_leads_to_itself_is_passed_over(place):
+    (place / "images" / "loop").symlink_to(place / "images" / "loop")
+    (place / "loop").symlink_to(place / "loop")
+    assert refusal(place, "a.png", "images").endswith("is images/set meant?")
+    assert refusal(place, "a.png", "imagse").endswith("is images meant?")

@@ -216,7 +216,22 @@ def test_force_removes_nothing_that_it_is_to_read(tmp_path):
     )
     with pytest.raises(ConfigError, match=r"^weights: .*model lies in .*model, which --force .* would remove"):
         RunFolder(config, "").claim()
+    with pytest.raises(ConfigError, match=r"^weights: .* is the run, which --force .* would remove"):
+        RunFolder(replace(config, weights=str(tmp_path / "model" / "..")), "").claim()
     assert (tmp_path / "model").exists() and len(log_of(tmp_path)) == 2
+
+
+def test_force_empties_linked_folders_and_follows_no_link_in_them(tmp_path):
+    train(tmp_path / "run", steps=2)
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "a.png").touch()
+    os.rename(tmp_path / "run" / "checkpoints", tmp_path / "disk")
+    (tmp_path / "run" / "checkpoints").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "films").symlink_to(tmp_path / "films")
+    (tmp_path / "run" / "quarantine.csv").write_text("of an earlier release")
+    assert train(tmp_path / "run", steps=1, force=True)[1].start == 0
+    assert (tmp_path / "films" / "a.png").exists() and not (tmp_path / "run" / "quarantine.csv").exists()
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["step_00000001"]
 
 
 @pytest.mark.parametrize("name", ["checkpoints", ".made-by", ".run.lock", ".run.json"])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from hdxray_fast.classify.config import FinetuneConfig
+from hdxray_fast.classify.finetune import _started_alike
 from hdxray_fast.cli.main import main
 from hdxray_fast.errors import ConfigError
 from hdxray_fast.reports.config import ReportConfig
@@ -37,6 +39,17 @@ def test_without_a_word_it_is_the_encoder_of_the_package(kind, preset, tmp_path)
     (tmp_path / "log.jsonl").write_text("")
     assert with_start(config, preset) == untrained and not untrained.differences(begun)
     assert with_start(replace(config, force=True), preset).weights == "pretrained"
+
+
+def test_runs_of_one_comparison_start_alike(tmp_path):
+    """Of which an earlier release had begun one, untrained."""
+    config = FinetuneConfig(data="labels.csv", out=str(tmp_path), label_fractions=[0.5, 1.0])
+    assert {run.weights for run in _started_alike(config.runs())} == {"pretrained"}
+    first = Path(config.runs()[0].out)
+    first.mkdir(parents=True)
+    (first / "config.json").write_text(json.dumps({"weights": None, "model": "vit_base_patch16"}))
+    (first / "log.jsonl").write_text("")
+    assert {(run.weights, run.model) for run in _started_alike(config.runs())} == {(None, "vit_base_patch16")}
 
 
 @pytest.mark.parametrize(

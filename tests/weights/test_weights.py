@@ -701,9 +701,11 @@ def test_the_head_of_a_classifier_is_said_to_be_left(tmp_path):
 def test_one_line_says_that_the_hub_does_not_answer(caplog, capsys):
     logger = logging.getLogger(CLIENT)
     with quiet_retries("hf:a/b"):
+        logger.warning("'HTTP Error 429' thrown while requesting GET https://example.org")
+        assert capsys.readouterr().err == ""
         logger.warning("Retrying in 1s [Retry 1/5].")
         logger.warning("'[Errno -2] Name or service not known' thrown while requesting HEAD https://example.org")
         logger.warning("Rate limited. Waiting 60s before retry [Retry 1/5].")
     logger.warning("Retrying in 2s [Retry 2/5].")
     assert [record.getMessage()[:12] for record in caplog.records] == ["Rate limited", "Retrying in "]
-    assert capsys.readouterr().err == "hf:a/b: the hub does not answer; it is asked again, for up to a minute\n"
+    assert capsys.readouterr().err == "hf:a/b: the hub gives nothing yet; it is asked again\n"

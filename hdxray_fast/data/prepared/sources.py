@@ -135,7 +135,7 @@ def run_sources(
     workers: int = 1,
 ) -> list[Source]:
     """What a run trains on: the members of an archive, or the files of :func:`hdxray_fast.data.listing.list_images`; of
-    several one after the other, each name once.
+    several one after the other, each file once.
 
     Archives that lie in a folder are left out, as they were when a run of an earlier version was begun. An archive is
     listed by a worker with the default caps on time and memory; with ``workers=0`` in this process.
@@ -145,8 +145,10 @@ def run_sources(
     """
     if not isinstance(data, str | os.PathLike):
         options = {"image_column": image_column, "workers": workers}
-        named = (source for one in data for source in run_sources(one, images, exclude, **options))
-        return list({source.name: source for source in named}.values())
+        found: dict[str, Source] = {}
+        for source in (source for one in data for source in run_sources(one, images, exclude, **options)):
+            found.setdefault(os.path.abspath(source.name), source)
+        return list(found.values())
     if is_archive(Path(data)) and Path(data).exists() and not Path(data).is_dir():
         return list_sources([data], workers=min(workers, 1))
     return [Source(str(path)) for path in list_images(data, images, exclude, image_column=image_column)]
