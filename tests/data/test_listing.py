@@ -113,10 +113,11 @@ def test_columns_are_known_whatever_stands_between_their_letters():
 
 
 def test_columns_that_a_user_names_are_those_with_the_same_signs(tmp_path):
-    rows = "a.png,1,0,1,0,train\nb.png,0,1,0,1,val\nc.png,0,1,0,1,test\n"
+    cells = {0: "1,0,1,0", 1: "0,1,0,1"}
+    rows = "".join(f"{row}.png,{cells[row % 2]},{('train', 'val', 'test')[row // 4]}\n" for row in range(12))
     (tmp_path / "labels.csv").write_text(f"image,nodule <5mm,Nodule >5mm,COVID-,COVID+,split\n{rows}")
     table = hx.read_labels(tmp_path / "labels.csv", classes=["nodule >5mm", "covid+"])
-    assert table.labels.tolist() == [[0, 0], [1, 1], [1, 1]]
+    assert table.labels.tolist() == [[0, 0], [1, 1]] * 6
     with pytest.raises(ConfigError, match="has no column '-'"):
         named_column(["image", "#"], "-", PATIENT_COLUMNS, "patient_column", "labels.csv")
     assert named_column(["image", " Fall"], "fall", PATIENT_COLUMNS, "patient_column", "labels.csv") == " Fall"
