@@ -16,10 +16,12 @@ from ..errors import ConfigError
 from .classifier import load_classifier
 from .comparison_files import write_comparison
 from .delong import delong_error, delong_parts
+from .earlier_results import identity_of, refuse_other_evaluation
 from .evaluation import evaluate_files
 from .labels import read_manifest
 from .prediction_files import Answers, align, read_answers, truth_of
 from .renaming import read_renaming
+from .scoring import model_print
 from .weighted_metrics import MEASURED, WeightedMetrics
 
 
@@ -119,15 +121,27 @@ def evaluate_against(
         ConfigError, TrainingError, CheckpointError: as :func:`.evaluation.evaluate_files` and :func:`compare`.
     """
     out = Path(out)
-    multiclass = [load_classifier(folder).config.multiclass for folder in (model, against)]  # both are there
+    rename, places = options.pop("rename", None), (out, out / "against")
+    models = [load_classifier(folder) for folder in (model, against)]
+    multiclass = [one.config.multiclass for one in models]
     if multiclass[0] != multiclass[1]:
         raise ConfigError("against: one of the models has classes that exclude each other, and the other has not")
-    metrics = evaluate_files(model, data, out, **options)
-    other = evaluate_files(against, data, out / "against", **options)
+    classes = [options.get("classes") or one.config.classes for one in models]
+    pairs = read_renaming(rename, None)
+    if foreign := {*pairs.values()} - {*classes[0], *classes[1]}:
+        raise ConfigError(f"rename: {min(foreign)!r} is a class of neither model")
+    for one, place in zip(models, places, strict=True):  # before the first is made
+        now = identity_of(model_print(one), data, options.get("split", "test"))
+        refuse_other_evaluation(place, now, options.get("force", False))
+    own = [{name: new for name, new in pairs.items() if new in known} or None for known in classes]
+    metrics, other = (
+        evaluate_files(folder, data, place, rename=renamed, **options)
+        for folder, place, renamed in zip((model, against), places, own, strict=True)
+    )
     if "waiting" in metrics or "waiting" in other:
         return {"waiting": [*metrics.get("waiting", []), *other.get("waiting", [])]}, None
-    names = ("images", "image_column", "patient_column", "preset", "classes", "rename")
-    reading = {name: options.get(name) for name in names}
+    names = ("images", "image_column", "patient_column", "preset", "classes")
+    reading = {"rename": rename, **{name: options.get(name) for name in names}}
     runs = {"against": out / "against", "model": out}
     return metrics, compare(runs, out / "comparison", data=data, multiclass=multiclass[0], **reading)
 

@@ -120,6 +120,8 @@ class FinetuneConfig(TrainingConfig, LabelSettings):
             count = self.augment_operations
             raise ConfigError(f"augment_operations: {count} is not accepted; give 0 to {len(OPERATIONS)}")
         read_prevalence(self.prevalence)
+        if self.force and self.is_probe:
+            raise ConfigError("force: tune=head with a linear head is a probe, which has no run; choose another out")
         for name in ("label_fractions", "seeds"):
             values = getattr(self, name)
             if values is not None and (not values or len(set(values)) != len(values)):

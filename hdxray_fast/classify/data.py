@@ -140,13 +140,15 @@ class SetAside:
         self._is_listed = bool(self.rows)
 
 
-def without_filtered(table: LabelTable, prepared: str | os.PathLike | None) -> LabelTable:
+def without_filtered(table: LabelTable, prepared: str | os.PathLike | None, listed: Sequence[str] = ()) -> LabelTable:
     """Without the images that a prepared data set left out on purpose when it was made, which a note tells.
+
+    ``listed`` are all paths of the manifest, where the table has some of them.
 
     Raises:
         ConfigError: it left out all of them.
     """
-    filtered = find_filtered(table.paths, PreparedSet(prepared)) if prepared else {}
+    filtered = find_filtered(table.paths, PreparedSet(prepared), listed) if prepared else {}
     if not filtered:
         return table
     why = ", ".join(f"{count} {reason}" for reason, count in Counter(filtered.values()).most_common(4))

@@ -8,14 +8,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..data.csv_cells import unquoted
+from ..data.splits import canonical_split
 from ..data.table_text import open_text_table
 from ..errors import ConfigError, HDXrayError
 from ..names import unescaped
 from ..parquet_files import open_parquet
 from ..regular_files import RUN_JSON, read_json, reason_of
 from ..terminal import counted, first_names
-from .predictions import MODEL, THRESHOLD
+from .prediction_files import LABEL, PRESENT
+from .predictions import MODEL, THRESHOLD, VIEW
 
+NO_CLASSES = {"image", "patient", PRESENT, VIEW, MODEL}
 REPLACE = "or --force (force=True) to replace it"
 
 
@@ -55,12 +58,17 @@ def refuse_other_predictions(
         raise ConfigError(f"out: {path} would be written over, and {why}; give another file, {REPLACE}")
 
 
-def refuse_other_evaluation(out: Path, now: Mapping[str, object], force: bool = False) -> None:
+def identity_of(model_print: str, data: str | os.PathLike, split: str) -> dict[str, str]:
+    """What ``metrics.json`` of an evaluation says of its model, of its data and of the split."""
+    return {"model_print": model_print, "data": os.path.abspath(data), "split": split}
+
+
+def refuse_other_evaluation(out: Path, now: Mapping[str, str], force: bool = False) -> None:
     """Raise a ConfigError if the folder holds an evaluation of another model, of other data or of another split.
 
     Args:
         out: the folder.
-        now: what ``metrics.json`` is to say of these.
+        now: of :func:`identity_of`.
         force: it may go.
     """
     if force:
@@ -71,14 +79,20 @@ def refuse_other_evaluation(out: Path, now: Mapping[str, object], force: bool = 
         return
     for name, value in now.items():
         before = saved.get(name, value)  # earlier releases have less
-        if (os.path.abspath(str(before)) if name == "data" else before) != value:
+        if name == "split":
+            before, value = canonical_split(str(before)), canonical_split(str(value))
+        if name == "data" and not os.path.isabs(str(before)):
+            continue  # of an earlier release, which does not say from where
+        if before != value:
             what = "of another model" if name == "model_print" else f"with {name}={before}, not {value}"
             raise ConfigError(f"out: {out} holds an evaluation {what}; give another folder, {REPLACE}")
 
 
 def _classes_of(row: Mapping[str, object], asked: Sequence[str]) -> set[str]:
-    """The classes of a table that can be told: those that have a threshold, and those of ``asked`` that it has."""
+    """The classes of a table: those that have a threshold, and those of ``asked`` that it has; of exclusive classes,
+    which have none, whatever column is nothing else."""
     named = {name.removeprefix(THRESHOLD) for name in row if name.startswith(THRESHOLD)}
+    named = named or {name for name in row if name not in NO_CLASSES and not name.startswith(LABEL)}
     return (named & {*row}) | ({*asked} & {*row})
 
 

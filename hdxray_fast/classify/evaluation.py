@@ -21,7 +21,7 @@ from ..ranks import acquainted
 from ..terminal import visible
 from .classifier import Classifier, load_classifier
 from .data import without_filtered
-from .earlier_results import refuse_other_evaluation, refuse_other_predictions
+from .earlier_results import identity_of, refuse_other_evaluation, refuse_other_predictions
 from .film_maps import claim_maps, write_maps
 from .label_table import LabelTable
 from .labels import read_manifest, require_files
@@ -281,7 +281,7 @@ def evaluate_files(
         table = part_to_test(table, split, str(data), classifier, preset, allow_training_patients)
         if prepared is None:
             require_files(table, str(data), images)
-        table = without_filtered(table, prepared)
+        table = without_filtered(table, prepared, listed)
         refuse_mostly_seen(overlap_of(classifier, table.patients), table, split, allow_training_patients)
         return table, listed
 
@@ -296,7 +296,7 @@ def evaluate_files(
         for told in notes:
             note(visible(told))
     scorer = Scorer(classifier, classes, share.device(device), precision, compile)
-    own = {"model_print": scorer.model_print, "data": os.path.abspath(data), "split": split}
+    own = identity_of(scorer.model_print, data, split)
     refuse_other_evaluation(out, own, force)
     report: dict = {}
 
@@ -305,7 +305,7 @@ def evaluate_files(
             _measured(
                 found, table, classifier, out, split=split, progress=progress, max_bad_share=max_bad_share,
                 allow_training_patients=allow_training_patients, view=view, sheet=not classes, notes=notes,
-                extra={"model": str(model), "model_print": scorer.model_print, "data": str(data)},
+                extra={"model": str(model), **own},
                 reporting={
                     "bootstraps": bootstraps, "seed": bootstrap_seed, "prevalence": prevalence,
                     "images": stored, "workers": share.workers(workers), "timeout": timeout, "max_memory": max_memory,
@@ -353,7 +353,7 @@ def _measured(
         if not found.images:
             raise TrainingError(f"view: none of the {read} images shows a frontal chest, by header or pixels")
     write_left_out(out / LEFT_OUT, found)
-    extra |= {"split": split, "unreadable": bad, "untrained": untrained(classifier, found.classes)}
+    extra |= {"unreadable": bad, "untrained": untrained(classifier, found.classes)}
     extra["left_out_by_view"] = len(found.left_out)
     extra["precision"] = found.precision
     place = {path: row for row, path in enumerate(found.images)}

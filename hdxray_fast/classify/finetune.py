@@ -22,13 +22,14 @@ from ..training.data_record import RECORD
 from ..training.loop import Training
 from ..training.processes import prepared_by_main
 from ..training.resuming import ANEW, stopped_early
-from ..training.run_folder import as_begun, is_run
+from ..training.run_folder import RunFolder, as_begun, is_run
 from ..training.starting import with_start
 from ..weights.shipped import PRETRAINED
 from .calibration import describe_temperature
 from .config import FinetuneConfig
 from .data import without_filtered
 from .label_fractions import take_fraction
+from .label_settings import LabelSettings
 from .labels import describe_labels, labels_of, one_sided, require_files
 from .predictions import PAGE_FILE, describe_unreadable
 from .result import FinetuneResult
@@ -83,7 +84,7 @@ def run_finetuning(
         results.append(
             _probe(run, Path(config.out), progress)
             if run.is_probe
-            else _finetune(run, processes, progress, on_step, begun)
+            else _finetune(run, processes, progress, on_step, begun, runs[1:] if number == 0 and config.force else ())
         )
         if not results[-1].finished:
             break
@@ -120,8 +121,15 @@ def _begun(config: FinetuneConfig, runs: list[FinetuneConfig]) -> Seen | str | N
 
 
 def _finetune(
-    config: FinetuneConfig, processes: int, progress: bool, on_step, begun: Seen | str | None
+    config: FinetuneConfig,
+    processes: int,
+    progress: bool,
+    on_step: Callable[[dict], None] | None,
+    begun: Seen | str | None,
+    anew: Sequence[FinetuneConfig] = (),
 ) -> FinetuneResult:
+    """One of the runs. Those of ``anew`` lose their results before it begins: what is stopped then goes on with none of
+    before."""
     config = as_begun(config)
     out = Path(config.out)
     whole = prepared_by_main(config, lambda: without_filtered(labels_of(config, begun), config.prepared))
@@ -141,9 +149,9 @@ def _finetune(
         refuse_foreign_cache(config.cache or out / "cache", config.img_size, config.contour)
     metrics = out / "metrics.json"
     with training.claimed():
-        if config.force:
-            task.best_model.facts = None  # it was read before the folder was emptied
-        elif metrics.exists() and task.best_model.facts:  # it is whole: several in one folder go on with the next
+        for run in anew:
+            RunFolder(run, task.label, task.writes).empty()
+        if metrics.exists() and task.best_model.facts:  # it is whole: several in one folder go on with the next
             result = _read_result(out, task.labels_digest)
             training.print(f"{out}: all {config.steps} steps are done; {ANEW}")
             return result
@@ -180,10 +188,9 @@ def _probe(config: FinetuneConfig, shared_out: Path, progress: bool) -> Finetune
     encoder = build_encoder(config)
     encoder.contour = config.contour
     shared = {name: getattr(config, name) for name in (
-        "data", "out", "images", "preset", "classes", "multiclass", "uncertain", "val_share", "test_share",
-        "split_seed", "seed", "exact_fractions", "pool", "keep", "img_size", "prepared", "workers", "timeout",
-        "max_memory", "bootstraps", "bootstrap_seed", "batch_size", "max_bad_share", "precision", "compile", "device",
-        "prevalence", "calibrate",
+        *(field.name for field in dataclasses.fields(LabelSettings)), "data", "out", "seed", "exact_fractions", "pool",
+        "keep", "img_size", "prepared", "workers", "timeout", "max_memory", "bootstraps", "bootstrap_seed",
+        "batch_size", "max_bad_share", "precision", "compile", "device", "prevalence", "calibrate",
     )}  # fmt: skip
     features = None if config.weights is None else str(shared_out / "features.parquet")
     probe = run_probe(

@@ -77,9 +77,13 @@ def read_generic(
         _refuse_no_names(names, named, path)
         classes = list(classes) if classes else sorted(names.unique())
         if foreign := sorted(set(names) - set(classes)):
-            raise ConfigError(
+            lacking = [name for name in classes if name not in set(names)] or classes
+            raise NoSuchClass(
                 f"{path}: row {_first(~names.isin(classes))}, column {named!r} holds none of the classes "
-                f"{', '.join(classes)}; remove such rows ({len(foreign)} other names), or name theirs among the classes"
+                f"{', '.join(classes)}; remove such rows ({len(foreign)} other names), or name theirs among the "
+                "classes",
+                (difflib.get_close_matches(foreign[0], lacking, 1) or lacking)[0],
+                foreign[0],
             )
         if len({name.lower() for name in classes}) < len(classes):
             raise ConfigError(f"{path}: some of the labels {', '.join(classes)} differ in case alone; write them alike")

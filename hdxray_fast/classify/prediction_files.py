@@ -10,12 +10,13 @@ from pathlib import Path
 import numpy as np
 
 from ..data.columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, find_column
+from ..data.film_views import NOT_FRONTAL, describe_view
 from ..errors import ConfigError
 from ..names import unescaped
 from ..regular_files import what_else
 from .label_csv import import_pandas, label_values, read_csv, strings
 from .label_table import LabelTable
-from .predictions import THRESHOLD
+from .predictions import THRESHOLD, VIEW
 
 PREDICTIONS = "predictions.csv"
 PRESENT, LABEL = "present", "label "  # the column of classes called present; what names of label columns begin with
@@ -118,6 +119,12 @@ def read_answers(path: str | os.PathLike) -> Answers:
         from_where = [THRESHOLD + name for name in classes]
         if set(from_where) <= set(frame.columns):  # of a film without a frontal chest `present` says that alone
             called = np.stack(columns, axis=1) >= np.stack([_numbers(frame[name]) for name in from_where], axis=1)
+        elif VIEW in frame.columns and VIEW not in classes:  # exclusive classes have none, and one of them is called
+            answers = np.stack(columns, axis=1)
+            for row, view in enumerate(frame[VIEW]):
+                if view in NOT_FRONTAL and named[row] == {describe_view(view)}:
+                    # unless a class that was not asked about may be the most probable
+                    called[row, answers[row].argmax()] = answers[row].max() >= 1 - answers[row].sum()
     patients = [unescaped(name) for name in strings(frame[patient].fillna(""))] if patient else None
     return Answers(str(file), images, classes, np.stack(columns, axis=1), called, labels, patients)
 

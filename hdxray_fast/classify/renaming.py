@@ -48,4 +48,9 @@ def read_renaming(rename: str | Mapping[str, str] | None, classes: Sequence[str]
         raise ConfigError("rename: gives one name to two classes")
     if classes is not None and (foreign := [new for new in found.values() if new not in classes]):
         raise ConfigError(f"rename: {foreign[0]!r} is none of the classes asked for ({', '.join(classes)})")
+    if classes is not None and (lost := [name for name in found if name in classes and name not in found.values()]):
+        raise ConfigError(
+            f"rename: {lost[0]!r} is asked for too, and would be read as {found[lost[0]]!r}; leave it out of classes "
+            "(--classes), or rename another column to it as well"
+        )
     return found

@@ -108,6 +108,15 @@ class _Logits(nn.Module):
         return self.model(images, plan, scale, shift, self.new_names)
 
 
+def model_print(model: Classifier) -> str:
+    """A few digits that tell a classifier's weights from others."""
+    return _few_digits(weights_print(model))
+
+
+def _few_digits(weights: str) -> str:
+    return weights[:MODEL_DIGITS]
+
+
 class Scorer(Embedder):
     """Reads and batches as :func:`hdxray_fast.embed` does, with logits in the place of features.
 
@@ -147,7 +156,7 @@ class Scorer(Embedder):
     @property
     def model_print(self) -> str:
         """A few digits that tell the classifier's weights from others."""
-        return self._weights[:MODEL_DIGITS]
+        return _few_digits(self._weights)
 
     @property
     def settings(self) -> dict:

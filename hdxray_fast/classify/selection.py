@@ -137,14 +137,15 @@ class BestModel:
     Args:
         path: safetensors file; its metadata hold score and step. It is looked at here and now, so that all processes
             have seen the same before one of them writes.
+        anew: what is there counts for nothing.
 
     Attributes:
         facts: score and step of what is kept; ``None`` if nothing is.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, anew: bool = False) -> None:
         self.path = path
-        self.facts = self.read() if os.path.lexists(path) else None
+        self.facts = self.read() if os.path.lexists(path) and not anew else None
 
     def improved_by(self, score: dict[str, float]) -> bool:
         """Whether ``score`` is better than what is kept; at equal scores the smaller loss is."""
@@ -170,7 +171,8 @@ class BestModel:
                     save_tensors(tensors, temporary, {"facts": json.dumps(facts)})
             except (OSError, SafetensorError) as error:
                 raise CheckpointError(
-                    f"{self.path}: cannot be written ({error}); the same command goes on once there is room"
+                    f"{self.path}: cannot be written ({error}); the one before it is whole: make room, and the run "
+                    "goes on"
                 ) from error
 
     def read(self) -> dict:

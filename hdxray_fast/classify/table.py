@@ -69,7 +69,8 @@ def _classes_of_means(results: Sequence[FinetuneResult]) -> list[str]:
         over = result.report.get("mean_over")  # none in runs of earlier releases
         if over:
             sentence = describe_mean(over) or "the mean is over all classes"
-            told.append(f"{sentence[0].upper()}{sentence[1:]}: {', '.join(over['classes'])}.")
+            names = f": {', '.join(over['classes'])}" if over["classes"] else ""
+            told.append(f"{sentence[0].upper()}{sentence[1:]}{names}.")
     return list(dict.fromkeys(told))
 
 

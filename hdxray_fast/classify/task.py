@@ -101,7 +101,7 @@ class FinetuneTask(Task):
         self.key: bytes | None = None  # of the run; the process that writes has it
         self.prepared = open_prepared(config.prepared, img_size=config.img_size) if config.prepared else None
         self.contour = self.prepared.recipe["contour"] if self.prepared else config.contour
-        self.best_model = BestModel(self.out / "best.safetensors")
+        self.best_model = BestModel(self.out / "best.safetensors", anew=config.force)
         self.text, self.text_model = self._embed_names()
         weights = None
         if config.class_weight == "balanced":

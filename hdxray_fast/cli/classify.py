@@ -170,7 +170,8 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
         count = f"{len(unsure)} of {len(found.images)}"
         note(f"{count} may be no frontal chest radiograph: no contour to rely on; look at {first_names(unsure)}")
     if not found.images:
-        note("nothing is predicted: none of the files can be read" if lost else "nothing is predicted")
+        unread = lost and not found.left_out
+        note("nothing is predicted: none of the files can be read" if unread else "nothing is predicted")
         return 2
     if out is None:
         print(fitted(format_predictions(found)))
@@ -190,7 +191,7 @@ def run_predict_command(paths: list[str], model: str, out: str | None, maps: str
             for line in _told_when_tested(model):
                 note(line)
     if out is not None:
-        _tell_of_excel(done.out, f"--out {done.out.with_suffix('.xlsx').name} writes a workbook")
+        _tell_of_excel(done.out, f"--out {visible(done.out.with_suffix('.xlsx'))} writes a workbook")
         print(f"{counted(len(found.images), 'image')} in {visible(done.out)}")
     if maps is not None:
         print(f"where the model looked: {visible(maps)}")

@@ -20,7 +20,8 @@ def how_to_go_on(command: str, settings: Mapping) -> str:
         settings: what it was given.
     """
     if command in TRAININGS and os.path.exists(settings["out"]):  # stopped before, it has nothing to go on with
-        return how_it_goes_on(settings["resume"], settings["force"])
+        told = how_it_goes_on(settings["resume"], settings["force"])
+        return f"{told}, if this one had begun" if settings["force"] else told  # the folder may not be emptied yet
     if command in GO_ON and not (command in IF_WRITTEN and settings.get("out") is None):
         return GOES_ON
     return "the same command begins anew"

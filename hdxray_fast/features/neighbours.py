@@ -95,7 +95,7 @@ def find_similar(
     folder = None
     if out is not None:
         asked = {name: escaped(os.path.abspath(path)) for name, path in (("query", query), ("table", table))}
-        asked |= {"most": most, "labels": _print_of(labels)}
+        asked |= {"most": most, "labels": _print_of(labels)}  # and of patients no trace
         folder = PictureFolder(
             Path(out), "similar", asked, dict.fromkeys(("similar.png", "similar.csv", "similar.xlsx"), ""), (), force
         )

@@ -85,6 +85,17 @@ class RunFolder:
             self._lock.release()
             raise
 
+    def empty(self) -> None:
+        """Remove what an earlier run wrote here, if one did; as :meth:`claim` does with ``force``, for one process.
+
+        Raises:
+            ConfigError: as :meth:`claim`.
+        """
+        if self.path.exists():
+            refuse_foreign(self.path, self._maker, self._writes, is_run(self.path))
+            with self._lock:
+                self._clear()
+
     def release(self) -> None:
         """Let others in."""
         self._lock.release()

@@ -394,6 +394,10 @@ def test_a_model_is_evaluated_against_another(tmp_path, monkeypatch, capsys):
     words += ["--patient-column", "Fall", "--rename", "bright light=bright"]
     assert main([*words, "--against", str(tmp_path / "model2")]) == 0
     assert "model minus against: AUROC" in capsys.readouterr().out
+    before = (tmp_path / "out" / "predictions.csv").stat().st_mtime_ns
+    assert main([*words, "--against", str(tmp_path / "model1")]) == 2
+    assert "out/against holds an evaluation of another model" in capsys.readouterr().err
+    assert (tmp_path / "out" / "predictions.csv").stat().st_mtime_ns == before  # nor was the first made anew
     report = json.loads((tmp_path / "out" / "comparison" / "comparison.json").read_text())
     assert report["patients"] == 20  # of the table: two images each
     row = report["comparisons"][0]["classes"]["bright"]["auroc"]

@@ -93,6 +93,7 @@ def test_what_was_left_out_on_purpose_is_no_unreadable_file(tmp_path):
     images = PreparedSet(tmp_path / "set")
     assert find_filtered([*paths, moved], images) == {paths[2]: "lateral view (header)"}  # two are called c.png
     assert find_filtered([paths[0], moved], images) == {moved: "lateral view (header)"}
+    assert find_filtered([moved], images, [*paths[:2], moved, "other/c.png"]) == {}  # of a split, another in the table
     table = LabelTable(paths, np.ones((3, 1), np.float32), ["mass"], [*"xyz"], ["train"] * 3)
     kept = without_filtered(table, str(tmp_path / "set"))
     assert kept.paths == paths[:2] and without_filtered(kept, str(tmp_path / "set")) is kept

@@ -11,6 +11,8 @@ import signal
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -30,6 +32,7 @@ from hdxray_fast.classify.task import FinetuneTask
 from hdxray_fast.cli.classify import add_commands
 from hdxray_fast.cli.main import main
 from hdxray_fast.data.seen_key import KEY_FILE
+from hdxray_fast.errors import ConfigError
 from hdxray_fast.models import layers
 from hdxray_fast.training import graphs, loop
 
@@ -714,3 +717,32 @@ def test_two_processes_train_one_model(data, tmp_path):
     saved = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert saved["chosen_on_validation"]["loss"] == pytest.approx(one.best["loss"], abs=1e-3)
     assert saved["train_images"] == 36
+
+
+def test_a_probe_by_finetune_reads_the_columns_that_are_named(data, tmp_path):
+    header, *rows = (data / "labels.csv").read_text().splitlines()
+    header = header.replace("image", "Bildchen").replace("patient", "Fall")
+    (data / "named.csv").write_text("\n".join([header, *rows]))
+    settings = config(data, tmp_path / "run", tune="head", head="linear", batch_size=4)
+    settings = replace(settings, data=str(data / "named.csv"), image_column="Bildchen", patient_column="Fall")
+    (result,) = run_finetuning(settings, progress=False)
+    assert result.finished and result.report["patients"] is not None
+    with pytest.raises(ConfigError, match=r"^force: .* is a probe"):
+        replace(settings, force=True)
+
+
+def test_force_begins_all_runs_anew_before_the_first(data, tmp_path):
+    """So that what is stopped goes on, without it, with no results of before; and over a damaged best model."""
+    settings = config(data, tmp_path / "runs", head="linear", epochs=1, seeds=[0, 1])
+    run_finetuning(settings, progress=False)
+    first, second = (Path(run.out) for run in settings.runs())
+    (first / "best.safetensors").write_bytes(b"damaged")
+
+    def stop(line):
+        assert not (second / "log.jsonl").exists() and not (second / "model").exists()
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    anew = replace(settings, lr=1e-3, force=True)
+    (stopped,) = run_finetuning(anew, progress=False, on_step=stop)
+    assert not stopped.finished
+    assert [one.finished for one in run_finetuning(replace(anew, force=False), progress=False)] == [True, True]

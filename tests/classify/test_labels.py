@@ -129,11 +129,19 @@ def test_classes_that_a_table_calls_otherwise_are_renamed(tmp_path):
     assert table.classes == asked
     np.testing.assert_array_equal(table.labels, plain.labels[:, ::-1])
     assert read_manifest(path, rename={"nodule": "Mass"}).classes == ["edema", "Mass"]
+    swapped = read_manifest(path, classes=["nodule", "edema"], rename="nodule=edema, edema=nodule")
+    np.testing.assert_array_equal(swapped.labels, plain.labels)
+    assert swapped.classes == ["nodule", "edema"] and plain.classes == ["edema", "nodule"]
+    (tmp_path / "words.csv").write_text("image,label\n0.png,effusions\n1.png,none\n")
+    with pytest.raises(NoSuchClass) as other:
+        read_manifest(tmp_path / "words.csv", classes=["effusion", "none"], multiclass=True)
+    assert "--rename effusions=effusion" in str(other.value.with_way_out(["effusion", "none"]))
     for rename, words in {
         "nodule": "accepted is THEIRS=OURS",
         "nodule=Mass, edema=Mass": "gives one name to two classes",
         "nodule=Masse": "'Masse' is none of the classes asked for",
         "none=Mass": "has no column 'none'",
+        "Edema=Mass": "'Edema' is asked for too, and would be read as 'Mass'",
     }.items():
         with pytest.raises(hx.ConfigError, match=words):
             read_manifest(path, classes=asked, rename=rename)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import torch
 import hdxray_fast as hx
 from hdxray_fast.classify import scoring
 from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, save_classifier
-from hdxray_fast.classify.earlier_results import refuse_other_evaluation
+from hdxray_fast.classify.earlier_results import refuse_other_evaluation, refuse_other_predictions
 from hdxray_fast.classify.evaluation import predict_files
 from hdxray_fast.classify.prediction_files import read_answers
 from hdxray_fast.classify.predictions import Predictions, write_predictions
@@ -122,7 +123,8 @@ def test_a_csv_that_excel_shows_wrongly_is_told(radiographs, tmp_path, capsys):
     words = ["predict", str(film), "--model", str(tmp_path / "model"), "--workers", "0", "--out"]
     for name, told in {"new.csv": True, "new.xlsx": False}.items():
         assert main([*words, str(tmp_path / name)]) == 0
-        assert ("Excel shows letters such as ü wrongly: --out new.xlsx writes" in capsys.readouterr().err) == told
+        way_out = f"Excel shows letters such as ü wrongly: --out {tmp_path / 'new.xlsx'} writes"
+        assert (way_out in " ".join(capsys.readouterr().err.split())) == told
     assert (tmp_path / "new.csv").read_bytes().startswith(b"image,")  # without a mark, which csv.DictReader keeps
     assert main([*words[:1], str(radiographs / "1.png"), *words[2:], str(tmp_path / "plain.csv")]) == 0
     assert "Excel" not in capsys.readouterr().err
@@ -139,6 +141,7 @@ def test_an_evaluation_of_something_else_stays_unless_forced(tmp_path):
     refuse_other_evaluation(tmp_path, now)
     (tmp_path / "metrics.json").write_text(json.dumps({**now, "data": str(tmp_path / "labels.csv")}))
     refuse_other_evaluation(tmp_path, now)
+    refuse_other_evaluation(tmp_path, {**now, "split": "Testing"})  # another word for it
     for name, words in (
         ("model_print", "of another model"),
         ("split", "with split=test, not b"),
@@ -147,6 +150,23 @@ def test_an_evaluation_of_something_else_stays_unless_forced(tmp_path):
         with pytest.raises(hx.ConfigError, match=rf"out: .* holds an evaluation {words}.* or --force"):
             refuse_other_evaluation(tmp_path, {**now, name: "b"})
         refuse_other_evaluation(tmp_path, {**now, name: "b"}, force=True)
+
+
+def test_of_exclusive_classes_one_holds_whatever_the_film_shows(tmp_path):
+    """And a table of fewer classes does not take their place."""
+    probabilities = np.array([[0.5, 0.3, 0.2], [0.1, 0.2, 0.7]], np.float32)
+    names, films, path = ["a", "b", "c"], [str(tmp_path / "0.png"), str(tmp_path / "1.png")], tmp_path / "new.csv"
+    found = Predictions(
+        films, probabilities, names, [0.5] * 3, present=[["a"], ["c"]], views=["lateral", ""], multiclass=True
+    )
+    write_predictions(path, found)
+    assert [row["present"] for row in rows_of(path)] == ["shows no frontal chest (lateral)", "c"]
+    assert read_answers(path).called.tolist() == [[True, False, False], [False, False, True]]
+    refuse_other_predictions(path, films, names, "")
+    write_predictions(tmp_path / "two.csv", replace(found, classes=names[1:], probabilities=probabilities[:, 1:]))
+    assert read_answers(tmp_path / "two.csv").called.tolist() == [[False, False], [False, True]]
+    with pytest.raises(hx.ConfigError, match=r"is of other classes \(c\)"):
+        refuse_other_predictions(path, films, names[:2], "")
 
 
 def test_what_is_no_path_is_named():

@@ -80,13 +80,13 @@ def find_prepared(paths: Sequence[str], images: PreparedSet, listed: Sequence[st
     return images.subset(list(taken), list(taken.values()))
 
 
-def find_filtered(paths: Sequence[str], images: PreparedSet) -> dict[str, str]:
+def find_filtered(paths: Sequence[str], images: PreparedSet, listed: Sequence[str] = ()) -> dict[str, str]:
     """Those of ``paths`` that the data set left out on purpose, for their view or part of the body, and the reason;
-    they are known as :func:`find_prepared` says."""
+    they are known, among all that are ``listed``, as :func:`find_prepared` says."""
     if not (reasons := read_filtered(images.folder)):
         return {}
     sources = list(reasons)
-    return {path: reasons[sources[row]] for path, row in _matches(paths, sources, images).items()}
+    return {path: reasons[sources[row]] for path, row in _matches(paths, sources, images, listed).items()}
 
 
 def _matches(
