@@ -128,7 +128,7 @@ def test_a_demo_that_is_stopped_says_so(radiographs, tmp_path, monkeypatch, caps
             "finetune --data x --out . --weights w --force",
             "classify.finetune",
             "run_finetuning",
-            "without --force goes on",
+            "without --force goes on, if this one had begun",
         ),
         ("report train --data x --out . --weights w", "reports.run", "run_report_training", "goes on"),
         ("prepare x --out y", "data.prepared.run", "run_prepare", "goes on"),
