@@ -45,6 +45,7 @@ def add_commands(commands, parser_class) -> None:
         examples=[
             "convert weights.pth models/published",
             "convert timm:vit_small_patch16_224 models/small --img-size 1280 --in-chans 1",
+            "convert pretrained models/tiny8 --depth 8",
         ],
         description="Published weights as a model folder of this package; says what became of each.",
     )
@@ -56,6 +57,7 @@ def add_commands(commands, parser_class) -> None:
         "--img-size", type=int, nargs="+", help="side, or height and width; left out, the weights' own"
     )
     convert.add_argument("--in-chans", type=int, help="1 or 3; left out, the weights' own")
+    convert.add_argument("--depth", type=int, help="take the first so many blocks; left out, all")
     convert.add_argument("--num-heads", type=int, help="where the weights do not tell")
     convert.add_argument("--partial", action="store_true", help="take weights that lack or have more than an encoder")
     commands.add_subcommand("convert", convert)
@@ -106,12 +108,12 @@ def run_export_command(weights: str, out: str, img_size: int | None, keep: str |
 
 
 def run_convert_command(
-    source: str, folder: str, img_size: list[int] | None, in_chans: int | None, num_heads: int | None, partial: bool
+    source: str, folder: str, img_size: list[int] | None, in_chans: int | None, partial: bool, **sizes: int | None
 ) -> int:
     from ..weights.load import convert
 
     size = None if img_size is None else img_size[0] if len(img_size) == 1 else tuple(img_size)
-    overrides = {} if num_heads is None else {"num_heads": num_heads}
+    overrides = {name: value for name, value in sizes.items() if value is not None}
     print(convert(source, folder, img_size=size, in_chans=in_chans, strict=not partial, **overrides))
     print(f"encoder: {visible(folder)}")
     return 0

@@ -35,7 +35,8 @@ def create_encoder(
             ``"hf:org/name"`` (``@revision`` may follow) or ``"timm:name"``; see :mod:`hdxray_fast.weights.load` for
             what is read, and ``load_report`` of the encoder for what became of it.
         strict: refuse weights that lack something, or hold something unexpected.
-        **overrides: any other field of :class:`hdxray_fast.EncoderConfig`, such as ``keep``, ``pool`` or ``depth``.
+        **overrides: any other field of :class:`hdxray_fast.EncoderConfig`, such as ``keep``, ``pool`` or ``depth``. Of
+            ``weights`` with more blocks the first ``depth`` are taken.
 
     Raises:
         ArgumentError: unknown name or override, or settings that do not fit together.

@@ -70,6 +70,8 @@ def load_encoder(
         assumed=[line for option, line in assumed.items() if option not in chosen],
     )
     report.missing += contradictions(source, settings)
+    if overrides.get("depth", settings["depth"]) < settings["depth"]:
+        _leave_out_blocks(overrides["depth"], found.tensors, report)
     for option, value in (("img_size", img_size), ("in_chans", in_chans)):
         if isinstance(value, LeftOut):
             value = None if source.own else int(value)
@@ -180,6 +182,13 @@ def _fit(
         report.resized += resized
         report.converted += converted
     return config
+
+
+def _leave_out_blocks(depth: int, tensors: dict[str, Tensor], report: LoadReport) -> None:
+    """Of weights with more blocks the first ``depth`` are wanted."""
+    for name in [name for name in tensors if name.startswith("blocks.") and int(name.split(".")[1]) >= depth]:
+        del tensors[name]
+        report.left_out.append(name)
 
 
 def _read_positions(

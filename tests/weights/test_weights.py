@@ -494,10 +494,23 @@ def test_weights_of_another_preset(tmp_path):
         hx.create_encoder("vit_small_patch16", 64, weights=path)
     with pytest.raises(hx.CheckpointError, match=r"missing 12: blocks\.2"):
         hx.create_encoder(weights=path, img_size=64, num_heads=3, depth=3)
-    shallow = hx.create_encoder(weights=path, img_size=64, num_heads=3, depth=1, strict=False)
-    assert len(shallow.blocks) == 1 and len(shallow.load_report.unexpected) == 12
+    with pytest.raises(hx.ArgumentError, match="depth"):
+        hx.create_encoder(weights=path, img_size=64, num_heads=3, depth=0)
     named = hx.create_encoder("vit_tiny_patch16", 64, weights=path, **SHAPE)
     assert named.load_report.complete
+
+
+def test_the_first_blocks_of_weights_are_an_encoder(tmp_path):
+    """What comes out of a block in the middle, after the last norm."""
+    whole, images = small().eval(), torch.rand(2, 1, 64, 64)
+    path = save(tmp_path / "vit.pth", whole.state_dict())
+    first = hx.create_encoder(weights=path, img_size=64, num_heads=3, depth=1).eval()
+    assert len(first.blocks) == 1 and first.load_report.complete and len(first.load_report.left_out) == 12
+    expected = whole.forward_intermediates(images, indices=[0], norm=True, output_fmt="NLC", intermediates_only=True)
+    torch.testing.assert_close(first.forward_features(images)[:, 1:], expected[0])
+    assert main(["convert", str(path), str(tmp_path / "first"), "--num-heads", "3", "--depth", "1"]) == 0
+    again = hx.create_encoder(weights=tmp_path / "first").eval()
+    torch.testing.assert_close(again.forward_features(images), first.forward_features(images))
 
 
 @pytest.mark.parametrize(
