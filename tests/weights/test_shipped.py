@@ -49,8 +49,15 @@ def test_the_card_says_whose_radiographs_and_what_it_is_not():
 def test_what_there_is_none_of_is_named():
     with pytest.raises(hx.ArgumentError, match=rf"^weights: no pre-trained vit_base_patch16 .* there is {NAME}$"):
         hx.create_encoder("vit_base_patch16", weights="pretrained")
-    with pytest.raises(hx.CheckpointError, match=r"^pretrained \(vit_tiny_patch16\): was not loaded: unexpected"):
-        hx.create_encoder(weights="pretrained", depth=3)
+    with pytest.raises(hx.CheckpointError, match=r"^pretrained \(vit_tiny_patch16\): was not loaded: missing"):
+        hx.create_encoder(weights="pretrained", depth=13)
+
+
+def test_its_first_blocks_are_an_encoder(encoder):
+    first = hx.create_encoder("vit_tiny_patch16", weights="pretrained", depth=8)
+    assert len(first.blocks) == 8 and first.load_report.complete
+    assert {name.split(".")[1] for name in first.load_report.left_out} == {"8", "9", "10", "11"}
+    torch.testing.assert_close(first.blocks[7].mlp.fc1.weight, encoder.blocks[7].mlp.fc1.weight)
 
 
 def test_embed_takes_it_where_no_encoder_is_named(monkeypatch, encoder):
