@@ -45,7 +45,7 @@ def add_commands(commands, parser_class) -> None:
         examples=[
             "convert weights.pth models/published",
             "convert timm:vit_small_patch16_224 models/small --img-size 1280 --in-chans 1",
-            "convert pretrained models/tiny8 --depth 8",
+            "convert pretrained models/tiny12 --depth 12",
         ],
         description="Published weights as a model folder of this package; says what became of each.",
     )
@@ -57,7 +57,11 @@ def add_commands(commands, parser_class) -> None:
         "--img-size", type=int, nargs="+", help="side, or height and width; left out, the weights' own"
     )
     convert.add_argument("--in-chans", type=int, help="1 or 3; left out, the weights' own")
-    convert.add_argument("--depth", type=int, help="take the first so many blocks; left out, all")
+    convert.add_argument(
+        "--depth",
+        type=int,
+        help="take the first so many blocks; left out, all (of pretrained, those that are read best)",
+    )
     convert.add_argument("--num-heads", type=int, help="where the weights do not tell")
     convert.add_argument("--partial", action="store_true", help="take weights that lack or have more than an encoder")
     commands.add_subcommand("convert", convert)

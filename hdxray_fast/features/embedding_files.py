@@ -185,7 +185,7 @@ def shipped_name(encoder: Encoder, weights_print: str) -> str | None:
     name = encoder.config.began_from
     if name is None or encoder.img_size[0] != encoder.img_size[1]:
         return None
-    shipped = create_encoder(name, weights=PRETRAINED, img_size=encoder.img_size[0])
+    shipped = create_encoder(name, weights=PRETRAINED, img_size=encoder.img_size[0], depth=encoder.config.depth)
     return name if fingerprint(shipped) == weights_print else None
 
 

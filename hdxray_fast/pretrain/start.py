@@ -11,6 +11,7 @@ from ..models.encoder_config import preset
 from ..models.mae import MaskedAutoencoder, create_mae
 from ..weights.create import create_encoder
 from ..weights.model_folders import CONFIG_FILE, load_model
+from ..weights.shipped import DEFAULT, PRETRAINED
 from .config import PretrainConfig
 
 SIZES = ("stem", "patch_size", "embed_dim", "depth", "num_heads")
@@ -44,7 +45,8 @@ def started_model(config: PretrainConfig) -> tuple[MaskedAutoencoder, str]:
         ConfigError: they are of an encoder of other sizes, or of a kind that no auto-encoder has.
         CheckpointError: they cannot be read.
     """
-    encoder = create_encoder(weights=config.weights, img_size=config.img_size, in_chans=1)
+    name = DEFAULT if config.weights == PRETRAINED else None  # with all of its blocks
+    encoder = create_encoder(name, weights=config.weights, img_size=config.img_size, in_chans=1)
     overrides = _options(encoder, config)
     model = new_model(config, **overrides)
     model.encoder.load_state_dict(encoder.state_dict())

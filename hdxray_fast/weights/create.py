@@ -31,9 +31,10 @@ def create_encoder(
             ``weights`` that this package wrote. ``None`` takes that of any ``weights``.
         in_chans: 1 or 3. Left out, it is 1, or that of ``weights`` that this package wrote. ``None`` takes that of any
             ``weights``.
-        weights: ``"pretrained"`` for those that come with the package (see :func:`list_encoders`), a path,
-            ``"hf:org/name"`` (``@revision`` may follow) or ``"timm:name"``; see :mod:`hdxray_fast.weights.load` for
-            what is read, and ``load_report`` of the encoder for what became of it.
+        weights: ``"pretrained"`` for those that come with the package (see :func:`list_encoders`; without ``name`` or
+            ``depth`` the first blocks of the smallest, which are read best), a path, ``"hf:org/name"`` (``@revision``
+            may follow) or ``"timm:name"``; see :mod:`hdxray_fast.weights.load` for what is read, and ``load_report`` of
+            the encoder for what became of it.
         strict: refuse weights that lack something, or hold something unexpected.
         **overrides: any other field of :class:`hdxray_fast.EncoderConfig`, such as ``keep``, ``pool`` or ``depth``. Of
             ``weights`` with more blocks the first ``depth`` are taken.

@@ -70,8 +70,8 @@ def load_encoder(
         assumed=[line for option, line in assumed.items() if option not in chosen],
     )
     report.missing += contradictions(source, settings)
-    if overrides.get("depth", settings["depth"]) < settings["depth"]:
-        _leave_out_blocks(overrides["depth"], found.tensors, report)
+    if "depth" in overrides or weights == PRETRAINED:
+        _leave_out_blocks(chosen.get("depth", settings["depth"]), found.tensors, report)
     for option, value in (("img_size", img_size), ("in_chans", in_chans)):
         if isinstance(value, LeftOut):
             value = None if source.own else int(value)

@@ -13,6 +13,7 @@ from .source_files import Source
 
 PRETRAINED = "pretrained"  # what weights are called that come with the package
 DEFAULT = "vit_tiny_patch16"
+READ_BEST = "read_best"  # in its config.json: as many blocks as its features are read best off
 
 
 def pretrained_encoders() -> list[str]:
@@ -29,14 +30,15 @@ def read_pretrained(name: str | None = None) -> Source:
     """Weights of an encoder that come with the package, in float16 but for the positions, which are computed.
 
     Args:
-        name: of the encoder; left out, the smallest.
+        name: of the encoder, for all of its blocks; left out, of the smallest those that are read best.
 
     Raises:
         ArgumentError: there are none of that encoder; the message says of which there are.
         CheckpointError: the package's files are damaged.
     """
     folder = _folder(name)
-    settings = regular_files.read_json(folder / CONFIG_FILE)["model"]
+    told = regular_files.read_json(folder / CONFIG_FILE)
+    settings = told["model"] | ({} if name else {"depth": told[READ_BEST]})
     tensors = read_tensors(folder / MODEL_FILE)
     grid = tuple(side // settings["patch_size"] for side in settings["img_size"])
     tensors["pos_embed"] = sincos_positions(settings["embed_dim"], grid)

@@ -371,7 +371,7 @@ def test_the_encoder_that_comes_with_the_package(timm, monkeypatch):
     monkeypatch.setattr("hdxray_fast.interop.timm_models._told", [])
     with pytest.warns(UserWarning, match="mean 0 and deviation 1"):
         model = timm.create_model("hdxray_vit_tiny_patch16_1280", pretrained=True, img_size=64, num_classes=2).eval()
-    own = hx.create_encoder(weights="pretrained", img_size=64).eval()
+    own = hx.create_encoder("vit_tiny_patch16", weights="pretrained", img_size=64).eval()
     torch.testing.assert_close(model.blocks[5].attn.qkv.weight, own.blocks[5].attn.qkv.weight)
     assert model(torch.rand(1, 1, 64, 64)).shape == (1, 2)
     assert timm.list_models("hdxray*", pretrained=True) == ["hdxray_vit_tiny_patch16_1280"]

@@ -54,10 +54,15 @@ def test_what_there_is_none_of_is_named():
 
 
 def test_its_first_blocks_are_an_encoder(encoder):
-    first = hx.create_encoder("vit_tiny_patch16", weights="pretrained", depth=8)
-    assert len(first.blocks) == 8 and first.load_report.complete
-    assert {name.split(".")[1] for name in first.load_report.left_out} == {"8", "9", "10", "11"}
-    torch.testing.assert_close(first.blocks[7].mlp.fc1.weight, encoder.blocks[7].mlp.fc1.weight)
+    """Without its name those that are read best."""
+    assert len(encoder.blocks) == 8 and encoder.load_report.complete
+    assert {name.split(".")[1] for name in encoder.load_report.left_out} == {"8", "9", "10", "11"}
+    whole = hx.create_encoder(NAME, weights="pretrained")
+    assert len(whole.blocks) == 12 and whole.load_report.left_out == []
+    three = hx.create_encoder(NAME, weights="pretrained", depth=3)
+    for other in (encoder, three):
+        torch.testing.assert_close(other.blocks[2].mlp.fc1.weight, whole.blocks[2].mlp.fc1.weight)
+    assert len(three.blocks) == 3 and len(hx.create_encoder(weights="pretrained", depth=12).blocks) == 12
 
 
 def test_embed_takes_it_where_no_encoder_is_named(monkeypatch, encoder):
@@ -109,7 +114,7 @@ def test_what_is_made_of_it_says_whose_radiographs_it_knows(encoder, tmp_path):
     from hdxray_fast.pretrain.config import PretrainConfig
     from hdxray_fast.pretrain.start import started_model
 
-    hx.save_model(encoder, tmp_path / "copy")
+    hx.save_model(hx.create_encoder(NAME, weights="pretrained", img_size=64), tmp_path / "copy")
     again = hx.create_encoder(weights=tmp_path / "copy", keep="contour")  # as finetune, probe and report train begin
     save_classifier(Classifier(again, ClassifierConfig(["mass"])), tmp_path / "classifier")
     config = PretrainConfig(model=NAME, data="x", out=str(tmp_path), img_size=64, weights=str(tmp_path / "copy"))
