@@ -11,10 +11,11 @@ WEIGHTS = "pretrained for the encoder that comes with the package, a run or mode
 
 def tell_encoder(weights: str) -> None:
     """Note where features come from the encoder that is taken where none is named."""
-    from ..weights.shipped import DEFAULT, PRETRAINED
+    from ..weights.shipped import DEFAULT, PRETRAINED, blocks_read_best
 
     if weights == PRETRAINED:
-        note(f"encoder: {DEFAULT}, which comes with the package (--weights takes others)")
+        blocks = f"the first {blocks_read_best()} blocks of {DEFAULT}"
+        note(f"encoder: {blocks}, which comes with the package (--weights takes others)")
 
 
 def tell_start(config, preset: str) -> None:

@@ -211,7 +211,8 @@ def _of_earlier_shipped(settings: object) -> str:
     """What :func:`.earlier_shipped` says of a table that is not of the package's encoder as it is now."""
     try:
         now = _told_of(encoder_of_size(PRETRAINED, _side_of(settings)))
-        alike = all(settings["encoder"].get(name) == value for name, value in now.items() if name not in MADE)
+        apart = (*MADE, "depth")  # an earlier one had all of its blocks
+        alike = all(settings["encoder"].get(name) == value for name, value in now.items() if name not in apart)
         return earlier_shipped(settings) if alike else ""
     except (KeyError, TypeError, IndexError, AttributeError, ArgumentError):
         return ""
@@ -244,7 +245,8 @@ def _embedded(query: str, table, settings: object, weights, device) -> tuple[np.
     now = {**_told_of(encoder), "weights": fingerprint(encoder)}
     known = {**settings["encoder"], "weights": known}
     other = [name for name in now.keys() | known.keys() if name not in MADE and now.get(name) != known.get(name)]
-    if other == ["weights"] and shipped_name(encoder, now["weights"]) and (earlier := earlier_shipped(settings)):
+    alike = "weights" in other and {*other} <= {"weights", "depth"}
+    if alike and shipped_name(encoder, now["weights"]) and (earlier := earlier_shipped(settings)):
         raise ConfigError(
             f"weights: are not those that {table} was made with, {earlier}; remove {table} and make it anew: embed "
             f"IMAGES --out {table}"

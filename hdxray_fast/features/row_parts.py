@@ -395,7 +395,9 @@ class RowParts:
         told = {name: value for name, value in found.items() if name != SHIPPED}
         if told != given:
             others = differences(told, given)
-            if self.settings.get(SHIPPED) and others == ["weights"] and (earlier := earlier_shipped(found)):
+            # an earlier one had all of its blocks
+            alike = "weights" in others and {line.partition(":")[0] for line in others} <= {"weights", "depth"}
+            if self.settings.get(SHIPPED) and alike and (earlier := earlier_shipped(found)):
                 remove = path if path == self.table else self.folder
                 raise ConfigError(
                     f"{self._argument}: {path} holds features made with other weights, {earlier}; remove {remove} and "

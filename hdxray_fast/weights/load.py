@@ -60,6 +60,8 @@ def load_encoder(
     source = read_pretrained(name) if weights == PRETRAINED else read_source(weights)
     found = rename(source)
     settings, assumed = infer(source, found)
+    if "depth" in overrides or weights == PRETRAINED:
+        _leave_out_blocks(chosen.get("depth", settings["depth"]), found)
     _check_tensors(source, found, settings["embed_dim"])
     report = LoadReport(
         source=source.label,
@@ -70,8 +72,6 @@ def load_encoder(
         assumed=[line for option, line in assumed.items() if option not in chosen],
     )
     report.missing += contradictions(source, settings)
-    if "depth" in overrides or weights == PRETRAINED:
-        _leave_out_blocks(chosen.get("depth", settings["depth"]), found.tensors, report)
     for option, value in (("img_size", img_size), ("in_chans", in_chans)):
         if isinstance(value, LeftOut):
             value = None if source.own else int(value)
@@ -111,8 +111,11 @@ def convert(
     encoder = load_encoder(source, None, img_size, in_chans, strict, **overrides)
     if source == PRETRAINED:  # whoever has the weights has the card that says whose radiographs they know
         Path(folder).mkdir(parents=True, exist_ok=True)
+        height, width = encoder.img_size
+        here = f"The first {encoder.config.depth} blocks, for images of {height} x {width} pixels."
         with written_whole(Path(folder) / CARD_FILE) as temporary:
-            temporary.write_bytes(pretrained_card().read_bytes())
+            card = pretrained_card().read_text(encoding="utf-8")
+            temporary.write_text(f"{card}\n## In this folder\n\n{here}\n", encoding="utf-8")
     save_model(encoder, folder)
     return encoder.load_report
 
@@ -184,11 +187,13 @@ def _fit(
     return config
 
 
-def _leave_out_blocks(depth: int, tensors: dict[str, Tensor], report: LoadReport) -> None:
-    """Of weights with more blocks the first ``depth`` are wanted."""
-    for name in [name for name in tensors if name.startswith("blocks.") and int(name.split(".")[1]) >= depth]:
-        del tensors[name]
-        report.left_out.append(name)
+def _leave_out_blocks(depth: Any, found: Renamed) -> None:
+    """Of weights with more blocks the first ``depth`` are wanted; what is no number is refused by its option's name."""
+    numbers = {name: int(name.split(".")[1]) for name in found.tensors if name.startswith("blocks.")}
+    if isinstance(depth, int):
+        for name in sorted((name for name in numbers if numbers[name] >= depth), key=numbers.__getitem__):
+            del found.tensors[name]
+            found.left_out.append(name)
 
 
 def _read_positions(

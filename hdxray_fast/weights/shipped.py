@@ -26,6 +26,11 @@ def pretrained_card(name: str | None = None) -> Path:
     return _folder(name) / CARD_FILE
 
 
+def blocks_read_best(name: str | None = None) -> int:
+    """How many blocks, the first ones, are taken where the encoder is not named."""
+    return regular_files.read_json(_folder(name) / CONFIG_FILE)[READ_BEST]
+
+
 def read_pretrained(name: str | None = None) -> Source:
     """Weights of an encoder that come with the package, in float16 but for the positions, which are computed.
 
@@ -37,8 +42,8 @@ def read_pretrained(name: str | None = None) -> Source:
         CheckpointError: the package's files are damaged.
     """
     folder = _folder(name)
-    told = regular_files.read_json(folder / CONFIG_FILE)
-    settings = told["model"] | ({} if name else {"depth": told[READ_BEST]})
+    settings = regular_files.read_json(folder / CONFIG_FILE)["model"]
+    settings |= {} if name else {"depth": blocks_read_best()}
     tensors = read_tensors(folder / MODEL_FILE)
     grid = tuple(side // settings["patch_size"] for side in settings["img_size"])
     tensors["pos_embed"] = sincos_positions(settings["embed_dim"], grid)

@@ -132,7 +132,8 @@ def test_no_weights_are_those_of_the_package(tmp_path, capsys, monkeypatch):
     reading = ["--workers", "0"]
     words = ["embed", str(tmp_path / "0.png"), str(tmp_path / "1.png"), "--out", table, "--img-size", "64", *reading]
     assert main(words) == 0
-    assert "encoder: vit_tiny_patch16, which comes with the package (--weights takes others)" in capsys.readouterr().err
+    told = "encoder: the first 8 blocks of vit_tiny_patch16, which comes with the package (--weights takes others)"
+    assert told in capsys.readouterr().err
     made, create = [], neighbours.encoder_of_size
     monkeypatch.setattr(neighbours, "encoder_of_size", lambda *given: made.append(create(*given)) or made[-1])
     assert main(["similar", str(tmp_path / "2.png"), "--in", table, "--out", str(tmp_path / "out"), *reading]) == 0

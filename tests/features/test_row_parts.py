@@ -351,12 +351,13 @@ def test_parts_of_other_settings_are_refused(tmp_path):
     [
         ({"weights": "b"}, r"other weights, most likely those of the encoder that came with an earlier version"),
         ({"weights": "b", "shipped": "tiny"}, r"other weights, those of the encoder that came with an earlier version"),
+        ({"weights": "b", "encoder": {"depth": 12}}, r"other weights, most likely those of the encoder that came with"),
         ({"weights": "b", "shipped": None}, r"rows made with other settings \(weights\); choose"),
         ({"weights": "b", "shipped": "tiny", "pool": "cls"}, r"other settings \(pool: cls -> None; weights\)"),
     ],
 )
 def test_features_of_an_earlier_versions_encoder_are_told_and_made_anew(before, told, tmp_path):
-    now = {"weights": "a", "shipped": "tiny"}
+    now = {"weights": "a", "shipped": "tiny"} | ({"encoder": {"depth": 8}} if "encoder" in before else {})
     with FeatureTable(tmp_path / "f.parquet", before, WIDTH) as table:
         add(table, [0])
         finish(table, names([0]))

@@ -55,7 +55,7 @@ def test_runs_of_one_comparison_start_alike(tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ([], "encoder: vit_tiny_patch16, which comes with the package"),
+        ([], "encoder: the first 8 blocks of vit_tiny_patch16, which comes with the package"),
         (["--model", "vit_base_patch16"], "encoder: vit_base_patch16, untrained: it needs many films and days"),
     ],
 )
