@@ -15,8 +15,7 @@ from torch.utils.data import Dataset
 
 from ..data.augment import Augmentation, RandAugment
 from ..data.prepared.finding import find_filtered
-from ..data.prepared.reading import PreparedSet
-from ..data.prepared.subset import PreparedSubset
+from ..data.prepared.reading import PreparedSet, PreparedSubset
 from ..data.quarantine import append_quarantine, write_quarantine
 from ..data.radiograph_dataset import RadiographDataset
 from ..errors import ConfigError, TrainingError

@@ -16,8 +16,8 @@ from ..data.film_views import warn_of_learned
 from ..data.inputs import prepared_images
 from ..data.prepared.duplicates import thumbnails_of
 from ..data.prepared.finding import find_some, open_prepared
+from ..data.prepared.reading import PreparedSubset
 from ..data.prepared.sources import Source
-from ..data.prepared.subset import PreparedSubset
 from ..data.quarantine import Quarantined
 from ..data.seen import DRAWN_FILE, Seen
 from ..data.seen_key import KEY_FILE

@@ -15,8 +15,7 @@ from ..errors import ConfigError
 from .listing import list_images
 from .prepared.finding import find_some, require_for_model
 from .prepared.image import PreparedImage
-from .prepared.reading import PreparedSet, is_prepared
-from .prepared.subset import PreparedSubset
+from .prepared.reading import PreparedSet, PreparedSubset, is_prepared
 from .quarantine import Quarantined
 
 Image = str | np.ndarray | PreparedImage | Quarantined

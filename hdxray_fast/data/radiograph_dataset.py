@@ -19,8 +19,7 @@ from ..images.contour import rasterize_polygon
 from ..images.standardise import standardisation
 from .augment import Augmentation, RandAugment, eight_bits
 from .balance import kept_patches
-from .prepared.reading import PreparedSet
-from .prepared.subset import PreparedSubset
+from .prepared.reading import PreparedSet, PreparedSubset
 from .radiographs import standardisation_of_view
 
 

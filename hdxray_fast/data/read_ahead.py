@@ -12,9 +12,8 @@ import numpy as np
 from ..errors import HDXrayError
 from ..regular_files import open_regular
 from .order import BlockOrder
-from .prepared.reading import PreparedSet
+from .prepared.reading import PreparedSet, PreparedSubset
 from .prepared.shard_files import read_at
-from .prepared.subset import PreparedSubset
 
 PIECE = 8 << 20  # bytes of a read
 Extent = tuple[Path, int, int]  # a file, and the first byte and the end of a part of it

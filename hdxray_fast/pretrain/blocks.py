@@ -6,9 +6,8 @@ import os
 import warnings
 
 from ..data.memory import memory_limit
-from ..data.prepared.reading import PreparedSet
+from ..data.prepared.reading import PreparedSet, PreparedSubset
 from ..data.prepared.streamed_set import StreamedSet
-from ..data.prepared.subset import PreparedSubset
 from ..data.read_ahead import BlocksAhead
 from ..errors import ConfigError
 from ..files import size_in_words

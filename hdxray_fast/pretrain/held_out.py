@@ -8,8 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from ..data.listing import manifest_rows
-from ..data.prepared.reading import PreparedSet, is_prepared
-from ..data.prepared.subset import PreparedSubset
+from ..data.prepared.reading import PreparedSet, PreparedSubset, is_prepared
 from ..data.radiograph_dataset import RadiographDataset
 from ..data.splits import patient_place
 from ..data.table_text import TABLE_FILES

@@ -15,10 +15,9 @@ from ..data.augment import Augmentation
 from ..data.prepared.cache import refuse_foreign_cache
 from ..data.prepared.chunk_store import ChunkStore, is_address
 from ..data.prepared.finding import open_prepared, require_recipe
-from ..data.prepared.reading import PreparedSet, is_prepared
+from ..data.prepared.reading import PreparedSet, PreparedSubset, is_prepared
 from ..data.prepared.sources import Source, run_sources
 from ..data.prepared.streamed_set import StreamedSet
-from ..data.prepared.subset import PreparedSubset
 from ..data.radiograph_dataset import RadiographDataset
 from ..errors import ConfigError
 from ..images.panels import stack, tile, write_image

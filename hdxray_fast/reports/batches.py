@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..data.prepared.subset import PreparedSubset
+from ..data.prepared.reading import PreparedSubset
 from ..data.quarantine import Quarantined
 from ..data.radiograph_dataset import RadiographDataset
 from ..data.ragged import Ragged

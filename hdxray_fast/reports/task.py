@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..data.augment import Augmentation
 from ..data.prepared.duplicates import thumbnails_of
 from ..data.prepared.finding import find_some, open_prepared
+from ..data.prepared.reading import PreparedSubset
 from ..data.prepared.sources import Source
-from ..data.prepared.subset import PreparedSubset
 from ..data.quarantine import Quarantined, write_quarantine
 from ..data.radiograph_dataset import RadiographDataset
 from ..data.seen import DRAWN_FILE, Seen

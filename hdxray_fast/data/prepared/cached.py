@@ -18,10 +18,9 @@ import numpy as np
 from ...errors import ConfigError, ImageReadError
 from ...files import size_and_time
 from ...regular_files import check_regular, open_regular
-from .reading import Prepared, PreparedSet, decode, inside_grid
+from .reading import Prepared, PreparedSet, PreparedSubset, decode, inside_grid
 from .shards import ShardError, arrow
 from .sources import Source
-from .subset import PreparedSubset
 from .worker import OK, prepare_source
 
 KEY_FORMAT = 2  # part of every key: raise it when what is kept changes its meaning

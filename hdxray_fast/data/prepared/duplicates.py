@@ -14,8 +14,7 @@ from ..near_duplicates import near_pairs
 from .shards import arrow
 
 if TYPE_CHECKING:
-    from .reading import PreparedSet
-    from .subset import PreparedSubset
+    from .reading import PreparedSet, PreparedSubset
 
 
 class Near(NamedTuple):

@@ -11,9 +11,8 @@ from pathlib import Path
 from ...errors import ConfigError
 from ..quarantine import Quarantined
 from .index import read_filtered, read_set_aside
-from .reading import PreparedSet, is_prepared
+from .reading import PreparedSet, PreparedSubset, is_prepared
 from .sources import JOIN
-from .subset import PreparedSubset
 
 
 def open_prepared(folder: str | os.PathLike, **settings: int | str) -> PreparedSet:

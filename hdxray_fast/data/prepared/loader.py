@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ArgumentError
-from .reading import Prepared, PreparedSet
-from .subset import PreparedSubset
+from .reading import Prepared, PreparedSet, PreparedSubset
 from .worker import PATCH
 
 Batch = dict[str, Tensor]
