@@ -224,11 +224,11 @@ def test_scratch_folders_of_others_are_not_cleared(part, tmp_path, capsys):
 
 def test_reports_are_not_drawn_over_radiographs(tmp_path, capsys):
     """``--out`` is the folder of the radiographs; refused before a model is looked for."""
-    commands = Commands(tmp_path, ["0.png", "1.png"])
+    commands = Commands(tmp_path, ["0.png", "0.report.png"])  # as the picture of the first is called
     before = {path.name: path.read_bytes() for path in commands.images.iterdir()}
     words = ["report", "generate", str(commands.images), "--model", str(tmp_path / "none"), "--out"]
     assert main([*words, str(commands.images)]) == 2
-    assert "0.png would be written over, and nothing says that" in capsys.readouterr().err
+    assert "0.report.png would be written over, and nothing says that" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in commands.images.iterdir()} == before
     assert main([*words, str(tmp_path / "new")]) == 2  # nothing in the way: the model is looked for
     assert "written over" not in capsys.readouterr().err
