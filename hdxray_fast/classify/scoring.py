@@ -110,11 +110,7 @@ class _Logits(nn.Module):
 
 def model_print(model: Classifier) -> str:
     """A few digits that tell a classifier's weights from others."""
-    return _few_digits(weights_print(model))
-
-
-def _few_digits(weights: str) -> str:
-    return weights[:MODEL_DIGITS]
+    return weights_print(model)[:MODEL_DIGITS]
 
 
 class Scorer(Embedder):
@@ -156,7 +152,7 @@ class Scorer(Embedder):
     @property
     def model_print(self) -> str:
         """A few digits that tell the classifier's weights from others."""
-        return _few_digits(self._weights)
+        return self._weights[:MODEL_DIGITS]
 
     @property
     def settings(self) -> dict:

@@ -30,7 +30,7 @@ from .neighbour import Neighbour, Similar
 from .neighbour_sheet import write_sheet
 from .row_columns import SETTINGS_KEY, NoFeaturesError, as_of_now, require_columns, require_values, row_schema
 from .stamps import Stamp
-from .table_settings import earlier_shipped
+from .table_settings import OF_A_VERSION, differ_by_version, earlier_shipped
 from .told_of import ToldOf, place_of
 
 if TYPE_CHECKING:
@@ -211,7 +211,7 @@ def _of_earlier_shipped(settings: object) -> str:
     """What :func:`.earlier_shipped` says of a table that is not of the package's encoder as it is now."""
     try:
         now = _told_of(encoder_of_size(PRETRAINED, _side_of(settings)))
-        apart = (*MADE, "depth")  # an earlier one had all of its blocks
+        apart = {*MADE, *OF_A_VERSION}
         alike = all(settings["encoder"].get(name) == value for name, value in now.items() if name not in apart)
         return earlier_shipped(settings) if alike else ""
     except (KeyError, TypeError, IndexError, AttributeError, ArgumentError):
@@ -245,8 +245,7 @@ def _embedded(query: str, table, settings: object, weights, device) -> tuple[np.
     now = {**_told_of(encoder), "weights": fingerprint(encoder)}
     known = {**settings["encoder"], "weights": known}
     other = [name for name in now.keys() | known.keys() if name not in MADE and now.get(name) != known.get(name)]
-    alike = "weights" in other and {*other} <= {"weights", "depth"}
-    if alike and shipped_name(encoder, now["weights"]) and (earlier := earlier_shipped(settings)):
+    if differ_by_version(other) and shipped_name(encoder, now["weights"]) and (earlier := earlier_shipped(settings)):
         raise ConfigError(
             f"weights: are not those that {table} was made with, {earlier}; remove {table} and make it anew: embed "
             f"IMAGES --out {table}"

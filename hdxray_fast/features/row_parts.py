@@ -39,7 +39,7 @@ from .row_columns import (
 )
 from .shares import Share
 from .stamps import GONE, Stamp
-from .table_settings import SHIPPED, differences, earlier_shipped
+from .table_settings import SHIPPED, differ_by_version, differences, earlier_shipped
 
 UNTOLD = ("precision",)  # settings that older tables do not tell: they are trusted to have been made so
 WRITING = {"use_dictionary": False, "write_page_checksum": True}  # no two rows are alike
@@ -395,8 +395,7 @@ class RowParts:
         told = {name: value for name, value in found.items() if name != SHIPPED}
         if told != given:
             others = differences(told, given)
-            # an earlier one had all of its blocks
-            alike = "weights" in others and {line.partition(":")[0] for line in others} <= {"weights", "depth"}
+            alike = differ_by_version({line.partition(":")[0] for line in others})
             if self.settings.get(SHIPPED) and alike and (earlier := earlier_shipped(found)):
                 remove = path if path == self.table else self.folder
                 raise ConfigError(

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 SHIPPED = "shipped"  # which encoder of the package made a table; null if none did; it does not part tables
+OF_A_VERSION = {"weights", "depth"}  # of the package's encoder, of which the first versions had all blocks
+
+
+def differ_by_version(names: Collection[str]) -> bool:
+    """Whether settings of these names are what versions of the package's encoder differ in."""
+    return "weights" in names and {*names} <= OF_A_VERSION
 
 
 def earlier_shipped(found: Mapping[str, object]) -> str:
-    """What is said of features that differ from those of the package's encoder in its weights alone; blank if they are
+    """What is said of features that differ from those of the package's encoder by its version alone; blank if they are
     known to be of another.
 
     Args:

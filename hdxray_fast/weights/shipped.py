@@ -42,8 +42,8 @@ def read_pretrained(name: str | None = None) -> Source:
         CheckpointError: the package's files are damaged.
     """
     folder = _folder(name)
-    settings = regular_files.read_json(folder / CONFIG_FILE)["model"]
-    settings |= {} if name else {"depth": blocks_read_best()}
+    told = regular_files.read_json(folder / CONFIG_FILE)
+    settings = told["model"] | ({} if name else {"depth": told[READ_BEST]})
     tensors = read_tensors(folder / MODEL_FILE)
     grid = tuple(side // settings["patch_size"] for side in settings["img_size"])
     tensors["pos_embed"] = sincos_positions(settings["embed_dim"], grid)
