@@ -97,7 +97,7 @@ def test_reports_go_elsewhere_and_do_without_pictures(tmp_path, monkeypatch, cap
     monkeypatch.setattr(writing, "draw_attention", fails)
     words = [*commands.words("report generate"), "--workers", "0"]
     assert main(words) == 0
-    assert "0.png: left out, it cannot be made (RuntimeError: no font)" in capsys.readouterr().err
+    assert "0.report.png: left out, it cannot be made (RuntimeError: no font)" in capsys.readouterr().err
     full_at(commands.out("report generate"), monkeypatch, writing)
     assert main(words) == 2
     assert len(kept(capsys.readouterr().err)) == len(NAMES)
