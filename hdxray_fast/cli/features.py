@@ -57,7 +57,7 @@ def run_features_command(paths: list[str], weights: str, out: str, workers: int,
     from ..features.feature_pictures import draw_features
 
     tell_encoder(weights)
-    done = draw_features(paths, weights, out, workers=worker_count(workers), **options)
+    done = draw_features(paths, weights, out, workers=worker_count(workers), progress=True, **options)
     if lost := [(bad.path, bad.reason) for bad in done.quarantined]:
         note(first_unreadable(lost, len(lost), visible(Path(out) / "unreadable.csv")))
     if not done.pictures:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import cv2
@@ -27,12 +27,14 @@ from ..models.encoder import Encoder
 from ..models.inference import check_word, modes_kept
 from ..models.inputs import as_batch, sent_batch
 from ..models.layers import check_count
+from ..progress import progress_bar
 from ..weights.create import encoder_of_size
 from ..weights.fingerprint import settings_print
 from .embedding_files import fingerprint
 from .patch_features import PatchFeatures, PrincipalComponents, patch_features
+from .position_features import VIEWS, Film, position_features
 
-READING = "One colour: features alike, in every picture of this call. Yellow: most like the patch at the cross."
+READING = "One colour: tissue alike, in every picture of this call. Yellow: most like the patch at the cross."
 READING_ATTENTION = " Attention: where values were read from, not why."
 MOST = 64  # radiographs of one call, whose features are held together: 10 MB each of ViT-B at 1280 pixels
 
@@ -60,7 +62,7 @@ class FeaturePictures:
 class _Seen:
     source: str
     flagged: bool
-    pixels: np.ndarray  # [S, S] uint8
+    film: Film
     box: tuple[slice, slice]  # of the patches that are no padding, in patches
     frame: tuple[slice, slice]  # of the radiograph among the pixels of these patches
     inside: np.ndarray  # [N] bool, which of the features are of the chest
@@ -82,12 +84,14 @@ def draw_features(
     max_memory: int = MAX_MEMORY,
     force: bool = False,
     image_column: str | None = None,
+    progress: bool = False,
 ) -> FeaturePictures:
     """Draw what an encoder makes of radiographs: ``NAME.features.png`` for each, where NAME is the file's stem.
 
     From left to right, at canvas resolution and without padding: the radiograph; the three leading principal components
     of the patch features as red, green and blue, fitted over the chests of all radiographs given, so that a colour is
     the same in each; the likeness to one patch, which a cross marks; the attention of the class token, if there is one.
+    Features are shown less what comes from a patch's place alone (:func:`.position_features`).
 
     Args:
         paths: files, folders, CSV manifests, or one of these; or the folder of a prepared data set.
@@ -105,6 +109,7 @@ def draw_features(
         max_memory: MiB that a file may take.
         force: replace what another call drew in ``out``, of other files or settings.
         image_column: the column of the manifests' files, where it goes by none of the usual names.
+        progress: show progress bars.
 
     Raises:
         ArgumentError: an argument is not as described, or ``at`` lies outside the canvas, in the padding of a
@@ -139,14 +144,22 @@ def draw_features(
     device = find_device(device)
     caps = {"timeout": timeout, "max_memory": max_memory}
     reading = _of_set(images, chosen, encoder) if images else _of_files(shown, encoder, workers, caps)
+    seen, bad = [], []
     with modes_kept(encoder):
         encoder.to(device).eval()
-        seen, bad = [], []
-        for item in reading:
-            if isinstance(item, Quarantined):
-                bad.append(item)
-                continue
-            seen.append(_look(encoder, *item, keep, device, at))
+        with progress_bar(len(chosen), "features", show=progress) as bar:
+            for item in reading:
+                if isinstance(item, Quarantined):
+                    bad.append(item)
+                else:
+                    seen.append(_look(encoder, *item, keep, device, at))
+                bar.update()
+        if seen:
+            films = [item.film for item in seen]
+            places = np.unique(np.concatenate([item.features.ids for item in seen]))
+            with progress_bar(VIEWS, "places", "view", show=progress) as bar:
+                positions = position_features(encoder, films, places, device, bar.update)
+            seen = [replace(item, features=item.features.without(positions)) for item in seen]
     place.claim()
     write_quarantine(folder / "unreadable.csv", bad)
     left_out = len(names) - len(chosen)
@@ -219,7 +232,8 @@ def _look(
         slice(first - side.start * encoder.patch_size, first - side.start * encoder.patch_size + length)
         for side, first, length in zip(box, valid_box[:2], valid_box[2:], strict=True)
     )
-    return _Seen(source, flagged, batch["pixels"][0, 0].numpy(), box, frame, inside, features)
+    film = Film(batch["pixels"][0, 0].numpy(), valid_box, float(batch["scale"]), float(batch["shift"]))
+    return _Seen(source, flagged, film, box, frame, inside, features)
 
 
 def _place(at: Sequence[int], patch_size: int, grid_size: tuple[int, int]) -> int:
@@ -254,7 +268,7 @@ def _picture(item: _Seen, found: PrincipalComponents, at: Sequence[int] | None, 
     point = ((x - box[1].start + 0.5) * patch_size, (y - box[0].start + 0.5) * patch_size)
     if at is not None:
         point = at[0] - box[1].start * patch_size, at[1] - box[0].start * patch_size
-    pixels = item.pixels[tuple(slice(side.start * patch_size, side.stop * patch_size) for side in box)]
+    pixels = item.film.pixels[tuple(slice(side.start * patch_size, side.stop * patch_size) for side in box)]
     grey = display_levels(pixels)[pixels]
     alike = features.on_grid(features.similarity(row))[box]
     panels = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -44,6 +44,10 @@ class PatchFeatures:
         """The row of the patch at ``place``; ``None`` if the encoder did not look at it."""
         found = np.flatnonzero(self.ids == place)
         return int(found[0]) if len(found) else None
+
+    def without(self, positions: np.ndarray) -> PatchFeatures:
+        """Less what comes from the place alone: ``[gh * gw, D] float32``, of :func:`.position_features`."""
+        return replace(self, values=(self.values - positions[self.ids]).astype(np.float16))
 
     def similarity(self, row: int) -> np.ndarray:
         """Cosine of the feature in ``row`` to all, each less the mean of the radiograph: ``[N] float32``, -1 to 1.

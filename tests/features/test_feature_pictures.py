@@ -15,6 +15,7 @@ from hdxray_fast.cli.main import main
 from hdxray_fast.data.radiographs import read_radiograph
 from hdxray_fast.features.feature_pictures import _Seen, _well_inside
 from hdxray_fast.features.patch_features import PatchFeatures, PrincipalComponents, patch_features
+from hdxray_fast.features.position_features import Film
 from hdxray_fast.images.feature_panels import colours_over, heat_over, smooth
 from hdxray_fast.models.inputs import as_batch
 
@@ -136,7 +137,8 @@ def test_the_patch_that_is_chosen_lies_well_inside_the_chest():
     inside = np.zeros((12, 12), bool)
     inside[2:11, 1:10] = True
     features = PatchFeatures(np.zeros((144, 4), np.float16), np.arange(144), (12, 12), None)
-    seen = _Seen("a.png", False, np.zeros((192, 192), np.uint8), (), (), inside.ravel(), features)
+    film = Film(np.zeros((192, 192), np.uint8), (0, 0, 192, 192), 1.0, 0.0)
+    seen = _Seen("a.png", False, film, (), (), inside.ravel(), features)
     chosen = np.zeros((12, 12), bool)
     chosen[4:9, 3:8] = True
     assert np.array_equal(_well_inside(seen).reshape(12, 12), chosen)
@@ -145,7 +147,8 @@ def test_the_patch_that_is_chosen_lies_well_inside_the_chest():
 
 def test_the_padding_of_patches_at_the_edge_is_left_out(encoder, tmp_path):
     assert cv2.imwrite(str(tmp_path / "x.png"), np.full((128, 72), 200, np.uint8) + draw_radiograph(0, 128, 72) // 8)
-    (place,) = hx.draw_features(tmp_path / "x.png", encoder, tmp_path / "out").pictures.values()
+    done = hx.draw_features(tmp_path / "x.png", encoder, tmp_path / "out", at=(32, 32))  # no cross at the edge
+    (place,) = done.pictures.values()
     picture = cv2.imread(str(place))
     assert picture.shape == (18 + 64 + 2 * 18, 4 * 36 + 3 * 2, 3)  # lines above, below; 36 px, gaps of 2
     film = picture[18:82, :36].astype(int)
