@@ -260,8 +260,6 @@ PYBIND11_MODULE(_core, m) {
         },
         py::arg("images"), py::arg("rows"), py::arg("grad_rows"), py::arg("grad_dtype"), no_gil);
 
-    m.def("loss_partials", &loss_partials, py::arg("n_rows"));
-
     m.def(
         "loss",
         [](const ImagesTuple& images, const RowsTuple& rows, uintptr_t pred, int pred_dtype, bool norm_pix_loss,

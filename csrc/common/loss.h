@@ -10,7 +10,7 @@ struct LossOutputs {
     float* loss;        // [] f32: the mean of patch_loss over the real rows, 0 if there is none
     float* patch_loss;  // [N] f32: mean squared error of each row; wanted wherever loss is
     void* grad_pred;    // [N, C * p * p] of the predictions' dtype: grad_loss * d loss / d pred
-    double* partials;   // [loss_partials(N)] f64, scratch; wanted with loss, on a CUDA device only
+    double* partials;   // [N] f64, scratch: sums that the first stage leaves for the second; with loss, on CUDA only
 };
 
 // pred: [N, C * p * p] pred_dtype (f16, bf16, f32). grad_loss: [] f32, or null for 1. Rows at or past cu_seqlens[B] are
@@ -38,10 +38,5 @@ void scale_loss_gradient_cuda(const LossGradient& gradient, int device, uintptr_
 // What both sides ask of their arguments, values on a device apart; throw std::invalid_argument.
 void check_loss(const Patches& patches, const void* pred, bool norm_pix_loss, const LossOutputs& out);
 void check_loss_gradient(const LossGradient& gradient);
-
-// Sums that the first stage of the reduction leaves for the second: at most one a row.
-inline int64_t loss_partials(int64_t n_rows) {
-    return n_rows;
-}
 
 }  // namespace hdxray

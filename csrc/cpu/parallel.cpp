@@ -33,8 +33,8 @@ void parallel_for(int64_t n, int64_t grain, int n_threads, const std::function<v
     threads.reserve(static_cast<size_t>(wanted - 1));
     try {
         for (int64_t t = 1; t < wanted; ++t) threads.emplace_back(work);
-    } catch (const std::system_error&) {
-        // No more threads to be had (a container's limit): those that started, and this one, do all the work.
+    } catch (const std::exception&) {
+        // No more threads to be had (a limit, no memory): those that started, and this one, do all the work.
     }
     work();
     for (auto& thread : threads) thread.join();

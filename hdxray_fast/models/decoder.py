@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..errors import ArgumentError
+from ..ops import debug
 from ..ops.mixture import mix_maps
 from ..ops.plan import MaskPlan
 from .layers import LAYER_NORM_EPS, Block, CrossBlock, Queries, init_weights
@@ -54,10 +56,13 @@ class SelfDecoder(nn.Module):
         Args:
             maps: feature maps of the encoder, each ``[N_keep + B, encoder_dim]``; this decoder reads the last one.
             cu_seqlens: ``[B + 1]`` int32, of the maps.
-            plan: the plan that the encoder worked on.
+            plan: the plan that the encoder worked on; no patch is both kept and predicted.
 
         Returns:
             ``[N_predict, p * p * C]`` in the order of ``plan.predict_ids``.
+
+        Raises:
+            ArgumentError: a patch is both; on a GPU it is noticed under ``debug_checks`` only.
         """
         encoder_rows, predict_rows, position_rows, cu_seqlens = _sequence_rows(plan)
         tokens = self.decoder_embed(maps[-1]).to(self.mask_token.dtype)  # [N_keep + B, D]
@@ -95,7 +100,9 @@ def _sequence_rows(plan: MaskPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
     # the rank of a cell among the used ones is its row, before the class tokens are counted
     used = torch.zeros(batch * patches + 1, dtype=torch.int32, device=device)
-    rank = used.index_fill(0, keep_cells, 1).index_fill(0, predict_cells, 1).cumsum(0) - 1
+    used = used.index_fill(0, keep_cells, 1).index_fill(0, predict_cells, 1)
+    _check_disjoint(plan, used[:-1])
+    rank = used.cumsum(0) - 1
     first_slack = cu_seqlens[-1] + keep_past
     keep_rows = torch.where(keep_real, rank[keep_cells] + keep_image + 1, first_slack)
     first_slack = cu_seqlens[-1] + (n_keep - plan.keep_cu_seqlens[-1]) + predict_past
@@ -108,6 +115,14 @@ def _sequence_rows(plan: MaskPlan) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     positions = positions.index_copy(0, keep_rows, plan.keep_ids.long() + 1)
     positions = positions.index_copy(0, predict_rows, plan.predict_ids.long() + 1)
     return rows, predict_rows, positions, cu_seqlens
+
+
+def _check_disjoint(plan: MaskPlan, used: Tensor) -> None:
+    """That no cell is kept and predicted, which would move the rows of all images behind it."""
+    if torch.compiler.is_compiling() or (used.device.type != "cpu" and not debug.checks_are_on()):
+        return
+    if int(used.sum()) != int(plan.keep_cu_seqlens[-1] + plan.predict_cu_seqlens[-1]):
+        raise ArgumentError("plan: predicts patches that it keeps, which decoder='self' cannot; decoder='cross' can")
 
 
 def _real_rows(cu_seqlens: Tensor, total: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -242,12 +242,14 @@ class Encoder(Intake):
         return_prefix_tokens: bool = False,
         norm: bool = False,
         attn_mask: None = None,
+        **inputs,
     ) -> list:
-        """DINO's name for :meth:`forward_intermediates`: ``[B, gh * gw, D]``, with ``reshape`` ``[B, D, gh, gw]``."""
-        form = "NCHW" if reshape else "NLC"
-        return self.forward_intermediates(
-            images, n, return_prefix_tokens, norm, output_fmt=form, intermediates_only=True, attn_mask=attn_mask
-        )
+        """DINO's name for :meth:`forward_intermediates`: ``[B, gh * gw, D]``, with ``reshape`` ``[B, D, gh, gw]``.
+
+        ``inputs`` are its ``plan``, ``scale``, ``shift``, ``inside`` and ``valid``.
+        """
+        inputs |= {"output_fmt": "NCHW" if reshape else "NLC", "intermediates_only": True, "attn_mask": attn_mask}
+        return self.forward_intermediates(images, n, return_prefix_tokens, norm, **inputs)
 
     def forward_maps(
         self,

@@ -99,7 +99,7 @@ class EncoderConfig:
             if not isinstance(getattr(self, option), bool):
                 raise ArgumentTypeError(f"{option}: got {getattr(self, option)!r}, accepted are True and False")
         if not _is_number(self.mlp_ratio) or not 1 <= self.embed_dim * self.mlp_ratio < 2**31:
-            raise ArgumentError(f"mlp_ratio: got {self.mlp_ratio!r}, accepted is a number above 0")
+            raise ArgumentError(f"mlp_ratio: got {self.mlp_ratio!r}, accepted is a number of at least 1 / embed_dim")
         if not _is_number(self.norm_eps) or not 0 < self.norm_eps < 1:
             raise ArgumentError(f"norm_eps: got {self.norm_eps!r}, accepted is a number between 0 and 1")
         largest = 3e38  # of float32

@@ -29,7 +29,8 @@ class Intake(Trunk):
             images: ``[B, C, H, W]``, of an integer dtype or of floats from 0 to ``white``, bright = dense.
             valid: bool ``[B, gh, gw]``, patches that hold any of the radiograph, over which ``"per_image"`` takes mean
                 and deviation; left out, all.
-            white: largest value of the range; left out, that of the integer dtype, and 1 for floats.
+            white: largest value of the range; left out, 1 for floats, 255 for uint8 and 65535 for uint16. Integers that
+                are normalised ``"per_image"`` need none, however few of their bits they use.
 
         Returns:
             ``[B, C, H, W] float32``.
@@ -40,11 +41,11 @@ class Intake(Trunk):
         images = self.check_images(images)
         if images.dtype == torch.bool or images.is_complex():
             raise ArgumentError(f"images: got dtype {dtype_names([images.dtype])}, accepted are integers and floats")
-        if white is None:
-            white = 1.0 if images.is_floating_point() else float(torch.iinfo(images.dtype).max)
-        if not white > 0:
+        if white is not None and not white > 0:
             raise ArgumentError(f"white: got {white}, accepted is a number above 0")
-        levels = images.float() * (255.0 / white)
+        levels = images.float()
+        if images.is_floating_point() or self.normalisation != "per_image":  # else it is their own levels that count
+            levels = levels * (255.0 / (_white_of(images.dtype) if white is None else white))
         scale, shift = scale_of_levels(levels, self._valid_grid(images, valid), self.normalisation, 255.0)
         if isinstance(scale, Tensor):
             scale, shift = (value[:, None, None, None] for value in (scale, shift))
@@ -148,3 +149,12 @@ class Intake(Trunk):
             )
         if plan.batch_size != images.shape[0]:
             raise ArgumentError(f"plan: is for {plan.batch_size} images, images has {images.shape[0]}")
+
+
+def _white_of(dtype: torch.dtype) -> float:
+    """The value of white in images that do not say it."""
+    if dtype.is_floating_point:
+        return 1.0
+    if dtype not in (torch.uint8, torch.uint16):
+        raise ArgumentError(f"white: left out, and {dtype_names([dtype])} does not tell it; give the largest value")
+    return float(torch.iinfo(dtype).max)

@@ -83,8 +83,9 @@ def selected_patches(
         if margin:
             spread = F.max_pool2d(wanted.float().unsqueeze(1), 2 * margin + 1, stride=1, padding=margin)
             wanted = spread.squeeze(1) > 0
-    # inside is kept whole, outside not at all
-    plan = plan_masks(wanted, valid, ratio_inside=0.0, ratio_outside=1.0, predict=0.0, patch_size=patch_size)
+    # Inside is kept whole, outside not at all; where nothing is inside one patch is, the same in each place of a batch.
+    ratios = {"ratio_inside": 0.0, "ratio_outside": 1.0, "predict": 0.0}
+    plan = plan_masks(wanted, valid, **ratios, index=[0] * batch, patch_size=patch_size)
     return sent(plan, images.device)
 
 

@@ -33,7 +33,7 @@ class Transform:
         self.config = config
 
     def __call__(self, picture: Any) -> Tensor:
-        """Normalised pixels ``[C, S, S] float32``, zeros where the picture does not reach.
+        """Normalised pixels ``[C, S, S] float32``; where the picture does not reach, those of grey level 0.
 
         Args:
             picture: a path (DICOM, PNG, JPEG, TIFF, BMP, WebP, .npy), a PIL image, or an array or tensor ``[H, W]``,

@@ -108,8 +108,11 @@ class Trunk(nn.Module):
         grid = config.grid_size
         if config == self.config:
             return
+        frozen = not self.pos_embed.requires_grad
         table = self._table_of(grid).detach().to(self.pos_embed)
         set_positions(self, "pos_embed", table, self.learned_positions)
+        if frozen:
+            self.pos_embed.requires_grad_(False)
         self.config, self.img_size, self.grid_size = config, config.img_size, grid
 
     def set_drop_path(self, rate: float = 0.0) -> None:

@@ -200,8 +200,9 @@ def _backward(ctx, grad_loss, *_):
     grad_pred = None
     if ctx.needs_input_grad[1] and grad_loss is not None:
         # It is handed out once, and whoever gets it may write to it. A second backward pass works it out anew; so does
-        # one that is to be differentiated itself, which the operator then refuses by name, and a compiler's stand-in.
-        if type(grad_loss) is Tensor and not torch.is_grad_enabled():
+        # one that is to be differentiated itself, which the operator then refuses by name, a compiler's stand-in, and
+        # a batch of gradients in one (is_grads_batched).
+        if type(grad_loss) is Tensor and not torch.is_grad_enabled() and not native.is_wrapped(grad_loss):
             grad_pred, ctx.unit_grad = ctx.unit_grad, None
         if grad_pred is None:
             grad_pred = _loss_backward_op(*ctx.saved_tensors, grad_loss, *ctx.values)

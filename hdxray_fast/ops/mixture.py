@@ -36,7 +36,7 @@ def mix_maps(maps: list[Tensor], weights: Tensor) -> Tensor:
 
 def mix_maps_ref(maps: list[Tensor], weights: Tensor) -> Tensor:
     """`mix_maps` in plain PyTorch: ``[L, M] @ [M, N * D]``, of a copy of all maps."""
-    return (weights @ torch.stack(maps).flatten(1)).view(-1, *maps[0].shape)
+    return (weights @ torch.stack(maps).flatten(1)).view(len(weights), *maps[0].shape)
 
 
 @constant_result
@@ -76,7 +76,7 @@ def _mix_backward_op(grads: Tensor, maps: list[Tensor], weights: Tensor) -> list
         return [*grad_maps, grad_weights.to(weights.dtype)]
     kind = maps[0].dtype
     flat = grads.flatten(1).to(kind)  # [L, N * D]
-    grad_maps = (weights.t().to(kind) @ flat).view(-1, *maps[0].shape)
+    grad_maps = (weights.t().to(kind) @ flat).view(len(maps), *maps[0].shape)
     grad_weights = flat @ torch.stack(maps).flatten(1).t()
     return [*(grad.clone() for grad in grad_maps), grad_weights.to(weights.dtype)]
 

@@ -65,14 +65,17 @@ def resolve_for(backend: str, *tensors: Tensor) -> str:
 
     Its transforms (grad, vmap, jvp) wrap tensors, and take no operators with gradients of their own.
     """
-    if backend == "auto" and not torch.compiler.is_compiling() and any(map(_is_wrapped, tensors)):
+    if backend == "auto" and not torch.compiler.is_compiling() and any(map(is_wrapped, tensors)):
         return "reference"
     return resolve_backend(backend, tensors[0].device)
 
 
-def _is_wrapped(tensor: Tensor) -> bool:
+def is_wrapped(tensor: Tensor) -> bool:
+    """Whether it stands for others, in a transform of torch.func or in a batch of gradients (is_grads_batched)."""
     functorch = getattr(torch._C, "_functorch", None)  # there is no public way to ask
-    return functorch is not None and functorch.is_functorch_wrapped_tensor(tensor)
+    if functorch is None:
+        return False
+    return functorch.is_functorch_wrapped_tensor(tensor) or functorch.is_legacy_batchedtensor(tensor)
 
 
 @constant_result
@@ -169,7 +172,7 @@ def check_packed_values(ids: Tensor, cu_seqlens: Tensor, n_patches: int, which: 
         if not debug.checks_are_on():
             return
         ids, cu_seqlens = ids.cpu(), cu_seqlens.cpu()
-    if _is_wrapped(ids):
+    if is_wrapped(ids):
         return
     n_rows, batch = ids.numel(), cu_seqlens.numel() - 1
     if core is not None:
@@ -256,12 +259,7 @@ def _source(
         return images, _images(images, patch_size)
     images = images.contiguous()
     check_packed_values(ids, cu_seqlens, grid[0] * grid[1], which)
-    n_rows, channels = images.shape[:2]
-    if n_rows != ids.numel() or images.shape[2:] != (patch_size, patch_size):
-        raise ArgumentError(
-            f"images: got shape {tuple(images.shape)}, accepted are the pixels of {ids.numel()} patches, "
-            f"[N, C, p, p] = [{ids.numel()}, {channels}, {patch_size}, {patch_size}]"
-        )
+    channels = images.shape[1]
     return images, (
         images.data_ptr(), DTYPE_CODES[images.dtype], cu_seqlens.numel() - 1, channels,
         channels * patch_size**2, patch_size**2, patch_size, *grid, patch_size, True,
@@ -424,7 +422,7 @@ def loss(
     made, n_rows = partial(torch.empty, dtype=torch.float32, device=images.device), ids.numel()
     loss, patch_loss, partials = made(()), made(n_rows), None
     if images.is_cuda:  # what the first stage of the reduction leaves for the second
-        partials = torch.empty(core.loss_partials(n_rows), dtype=torch.float64, device=images.device)
+        partials = torch.empty(n_rows, dtype=torch.float64, device=images.device)
     grad_pred = pred.new_empty(pred.shape if with_grad else (0, pred.shape[1]))
     outputs = loss, patch_loss, grad_pred if with_grad else None, partials
     _loss(images, pred, ids, cu_seqlens, scaling, patch_size, norm_pix_loss, grid, None, outputs)

@@ -92,20 +92,28 @@ def check_scatter(
     return ids, cu_seqlens, _per_image("scale", scale, cu_seqlens)
 
 
-def check_view_operands(images: Tensor, affine: Tensor, table: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """``affine [B, 2, 3]`` float32 and ``table [B, 256]`` uint8 or ``[B, 257]`` uint16, contiguous."""
+def check_view_operands(
+    images: Tensor, affine: Tensor, table: Tensor | None, whose: str = ""
+) -> tuple[Tensor, Tensor | None]:
+    """``affine [B, 2, 3]`` float32 and ``table [B, 256]`` uint8 or ``[B, 257]`` uint16, contiguous.
+
+    ``whose`` stands before their names in errors.
+    """
     batch = images.shape[0]
-    check_tensor("affine", affine, (torch.float32,), images.device)
+    name = f"{whose}affine"
+    check_tensor(name, affine, (torch.float32,), images.device)
     if affine.ndim != 3 or affine.shape[0] != batch or affine.shape[1] != 2 or affine.shape[2] != 3:
-        raise ArgumentError(f"affine: got shape {tuple(affine.shape)}, accepted is [B, 2, 3] = [{batch}, 2, 3]")
+        raise ArgumentError(f"{name}: got shape {tuple(affine.shape)}, accepted is [B, 2, 3] = [{batch}, 2, 3]")
     if table is None:
         return affine.contiguous(), None
+    name = f"{whose}table"
     if images.dtype not in TABLE_SIZES:
-        raise ArgumentError(f"table: is for uint8 and uint16 images, but these are {images.dtype}; use None")
-    check_tensor("table", table, (images.dtype,), images.device)
+        raise ArgumentError(f"{name}: is for uint8 and uint16 images, but these are {images.dtype}; use None")
+    check_tensor(name, table, (images.dtype,), images.device)
     size = TABLE_SIZES[images.dtype]
     if table.ndim != 2 or table.shape[0] != batch or table.shape[1] != size:
-        raise ArgumentError(f"table: got shape {tuple(table.shape)}, accepted is [B, {size}] = [{batch}, {size}]")
+        got = f"got shape {tuple(table.shape)}, accepted for {images.dtype}"
+        raise ArgumentError(f"{name}: {got} is [B, {size}] = [{batch}, {size}]")
     return affine.contiguous(), table.contiguous()
 
 

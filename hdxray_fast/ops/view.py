@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import ArgumentError, ArgumentTypeError
 from . import debug, flops, native
 from .operands import TABLE_SIZES, check_pixels, check_view_operands
-from .plan import MaskPlan, check_tensor, rows_with_patch
+from .plan import MaskPlan, rows_with_patch
 
 
 @dataclass(frozen=True)
@@ -49,25 +49,9 @@ def check_view(view: Any, images: Tensor, values: bool = False) -> View:
     """
     if not isinstance(view, View):
         raise ArgumentTypeError(f"view: got {type(view).__name__}, accepted is a View or None")
-    batch = images.shape[0]
-    affine = check_tensor("view.affine", view.affine, (torch.float32,), images.device)
-    if affine.shape != (batch, 2, 3):
-        raise ArgumentError(f"view.affine: got shape {tuple(affine.shape)}, accepted is [B, 2, 3] = [{batch}, 2, 3]")
-    table = view.table
-    if table is not None:
-        if images.dtype not in TABLE_SIZES:
-            raise ArgumentError(f"view.table: is for uint8 and uint16 images, but these are {images.dtype}; use None")
-        check_tensor("view.table", table, (images.dtype,), images.device)
-        size = TABLE_SIZES[images.dtype]
-        if table.shape != (batch, size):
-            raise ArgumentError(
-                f"view.table: got shape {tuple(table.shape)}, accepted for {images.dtype} is "
-                f"[B, {size}] = [{batch}, {size}]"
-            )
-        table = table.contiguous()
-    view = View(affine.contiguous(), table)
+    view = View(*check_view_operands(images, view.affine, view.table, "view."))
     if values and not torch.compiler.is_compiling():
-        check_map_values(affine)
+        check_map_values(view.affine)
     return view
 
 

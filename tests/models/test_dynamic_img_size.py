@@ -102,3 +102,10 @@ def test_what_is_refused():
         encoder(torch.randn(1, 1, 32, 32), hx.plan_all(torch.ones(1, 4, 6, dtype=torch.bool)))
     with pytest.raises(hx.ArgumentError, match=r"^valid: "):
         encoder.normalise(torch.rand(1, 1, 32, 32), valid=torch.ones(1, 4, 6, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_another_size_leaves_positions_frozen_or_not(frozen):
+    encoder = make(learned=True).requires_grad_(not frozen)
+    encoder.set_input_size(96)
+    assert encoder.pos_embed.requires_grad is not frozen

@@ -332,3 +332,20 @@ def test_the_options_told_are_those_that_can_be_given():
     names = str(told.value).partition("accepted are ")[2].split(", ")
     assert {"img_size", "in_chans", "weights", "strict", "keep", "pool"} <= set(names)
     assert "began_from" not in names and "stem" not in names
+
+
+def test_a_film_without_a_wanted_patch_has_one_feature_wherever_it_stands():
+    images = torch.randint(0, 256, (1, 1, *SIZE), dtype=torch.uint8).expand(3, -1, -1, -1)
+    encoder = small(keep="contour", margin=0, pool="mean")
+    found = encoder(images, inside=torch.zeros(3, *encoder.grid_size, dtype=torch.bool))
+    torch.testing.assert_close(found, found[:1].expand_as(found))
+
+
+def test_blocks_by_dinos_name_are_of_the_patches_that_are_kept():
+    images = torch.randint(0, 256, (2, 1, *SIZE), dtype=torch.uint8)
+    encoder = small(keep="contour")
+    inside = torch.zeros(2, *encoder.grid_size, dtype=torch.bool)
+    inside[:, 1, 1] = True
+    (found,) = encoder.get_intermediate_layers(images, inside=inside)
+    (expected,) = encoder.forward_intermediates(images, 1, output_fmt="NLC", intermediates_only=True, inside=inside)
+    assert torch.equal(found, expected) and (found == 0).all(-1).any()

@@ -151,3 +151,21 @@ def test_bad_arguments_are_named():
         hx.embed([{}], encoder)
     with pytest.raises(ArgumentError, match="img_size: the encoder takes 32 x 64"):
         encoder_of(img_size=(32, 64)).transform()
+
+
+@pytest.mark.parametrize("dtype", [torch.uint16, torch.int16, torch.int32, torch.int64])
+def test_integers_of_few_bits_are_normalised_as_those_of_all(dtype):
+    encoder, images = encoder_of(), canvases()
+    expected = encoder.normalise(images)
+    torch.testing.assert_close(encoder.normalise(images.to(dtype)), expected)
+    if dtype != torch.int16:
+        wide = (images.int() * 257).to(dtype)  # 16 bits, in PIL's mode I as int32
+        torch.testing.assert_close(encoder.normalise(wide), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_integers_that_do_not_tell_white_are_asked_for_it():
+    """Fixed mean and deviation are shares of white, and no film reaches the largest int64."""
+    encoder, images = encoder_of(normalisation=(0.5, 0.25)), canvases()
+    with pytest.raises(ArgumentError, match=r"^white: left out, and .*int64.* does not tell it"):
+        encoder.normalise(images.long())
+    torch.testing.assert_close(encoder.normalise(images.long(), white=255.0), encoder.normalise(images))

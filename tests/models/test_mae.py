@@ -244,3 +244,31 @@ def test_bad_options_name_the_argument(culprit, kwargs):
 def test_options_of_an_encoder_alone_are_refused(option):
     with pytest.raises(hx.ArgumentError, match=f"^{next(iter(option))}: "):
         small_mae(**option)
+
+
+@pytest.mark.parametrize("decoder", ["cross", "self"])
+def test_an_auto_encoder_has_one_size(decoder):
+    """Its encoder may take others, its decoder's positions are of one grid."""
+    model = small_mae(decoder)
+    model.encoder.dynamic_img_size = True
+    images = torch.zeros(1, 1, 32, 96, dtype=torch.uint8)
+    with pytest.raises(hx.ArgumentError, match=r"^plan: is for a 2 x 6 grid, .* 4 x 6 places; create .* img_size"):
+        model(images, make_plan([[0, 1]], [[2, 3]], (2, 6)))
+
+
+def test_the_self_decoder_refuses_to_predict_what_is_kept():
+    """Its sequences have one row a patch; a cross decoder asks for any patch."""
+    images = torch.randint(0, 255, (2, 1, 64, 96), dtype=torch.uint8)
+    plan = make_plan([[0, 3], [1]], [[2, 3, 4], [5]], (4, 6))
+    with pytest.raises(hx.ArgumentError, match=r"^plan: predicts patches that it keeps"):
+        small_mae("self")(images, plan)
+    assert small_mae("cross")(images, plan).pred.shape == (4, 256)
+
+
+@pytest.mark.parametrize("decoder", ["cross", "self"])
+def test_an_empty_batch_has_no_loss(decoder):
+    plan = hx.plan_masks(torch.ones(0, 4, 6, dtype=torch.bool), torch.ones(0, 4, 6, dtype=torch.bool))
+    model = small_mae(decoder)
+    out = model(torch.zeros(0, 1, 64, 96, dtype=torch.uint8), plan)
+    out.loss.backward()
+    assert out.loss == 0 and out.pred.shape == (0, 256)

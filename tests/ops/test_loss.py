@@ -196,6 +196,16 @@ def test_a_second_backward_pass_gives_the_same(pred_dtype, upstream):
     torch.testing.assert_close(pred.grad, grads[0] / upstream, rtol=0 if upstream == 1.0 else 2**-6, atol=0)
 
 
+def test_gradients_of_a_batch_are_those_one_by_one():
+    """With ``is_grads_batched`` a tensor stands for several, and none of them may be written to."""
+    images, pred, plan = case(16, 1, torch.uint8)
+    loss, _ = hx.reconstruction_loss(images, pred, plan)
+    upstream = torch.tensor([1.0, -2.5])
+    (several,) = torch.autograd.grad(loss, pred, upstream, is_grads_batched=True, retain_graph=True)
+    for value, grad in zip(upstream, several, strict=True):
+        torch.testing.assert_close(torch.autograd.grad(loss, pred, value, retain_graph=True)[0], grad)
+
+
 def test_a_gradient_that_is_not_asked_for_is_not_made(monkeypatch):
     images, pred, plan = case(16, 1, torch.uint8)
     seen = []

@@ -181,7 +181,7 @@ def loss_of(
     n_rows = case.ids.numel()
     loss, patch_loss = (torch.full(shape, float("nan")) for shape in ((), (n_rows,)))
     grad = torch.full_like(pred, float("nan")) if with_grad else None
-    partials = torch.full((core.loss_partials(n_rows),), float("nan"), dtype=torch.float64)
+    partials = torch.full((n_rows,), float("nan"), dtype=torch.float64)
     grad_loss = None if upstream is None else torch.tensor(upstream)
     pointers = tuple(native._address(t) for t in (loss, patch_loss, grad, partials))
     arguments = (

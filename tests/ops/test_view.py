@@ -167,7 +167,7 @@ def loss_of_packed_pixels(pixels, ids, cu, scaling, grid, p: int, dtype: torch.d
     expected = native.loss(pixels, pred, ids, cu, scaling, p, True, True, grid)
     _, source = native._source(pixels, ids, cu, p, "predict", grid)
     made = [torch.empty_like(t) for t in expected]
-    partials = torch.empty(native.core.loss_partials(ids.numel()), dtype=torch.float64)
+    partials = torch.empty(ids.numel(), dtype=torch.float64)
     there = source, native._rows(ids, cu, scaling), pred.data_ptr(), native.DTYPE_CODES[dtype]
     native.core._emulate_loss(*there, True, 0, tuple(t.data_ptr() for t in (*made, partials)))
     for ours, wanted in zip(made[:2], expected[:2], strict=True):
