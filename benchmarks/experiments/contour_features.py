@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 from paired import differences_within_runs
 from runs import probe_auroc, split_sizes, untrained, write_results
+from slices import begin
 
 import hdxray_fast as hx
 from hdxray_fast.data.listing import list_images
@@ -81,7 +82,8 @@ def main() -> None:
     if options.weights and not options.what:
         parser.error("say with --what what the encoders are: how they were pre-trained, and on what")
     out, size = Path(options.out), options.img_size
-    out.mkdir(parents=True, exist_ok=True)
+    names = ("weights", "untrained", "model", "labels", "images", "img_size", "what", "keep", "limit")
+    begin(out, {name: getattr(options, name) for name in names}, "*_*/metrics.json")
 
     keeps = ("all", *options.keep)
     count = len(options.weights) or options.untrained

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from runs import pretrained
+from slices import begin
 
 from hdxray_fast.files import written_whole
 from hdxray_fast.reports.config import ReportConfig
@@ -55,7 +56,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0)
     options = parser.parse_args()
     out = Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    free = ("out", "threads")
+    begin(out, {name: value for name, value in vars(options).items() if name not in free}, "encoder")
     began = time.perf_counter()
     seconds = {}
 

@@ -22,6 +22,7 @@ from hdxray_fast.classify.probe_config import ProbeConfig
 from hdxray_fast.data.csv_cells import write_table
 from hdxray_fast.data.listing import list_images, manifest_rows
 from hdxray_fast.data.splits import patient_place
+from hdxray_fast.data.table_text import TABLE_FILES
 from hdxray_fast.files import written_whole
 from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.pretrain.task import run_pretraining
@@ -42,7 +43,7 @@ def training_images(labels: str, images: str | None) -> dict[str, str]:
 def images_of(data: str) -> dict[str, str]:
     """Images of a folder or manifest, and the patient of each as the manifest says; blank where it does not."""
     paths = [str(Path(path).resolve()) for path in list_images(data)]
-    if Path(data).suffix.lower() != ".csv":
+    if Path(data).suffix.lower() not in TABLE_FILES:
         return dict.fromkeys(paths, "")
     known = {str(Path(path).resolve()): patient for path, patient in manifest_rows(data, Path(data).parent).items()}
     return {path: known.get(path, "") for path in paths}

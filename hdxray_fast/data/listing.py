@@ -243,7 +243,7 @@ def manifest_rows(
 ) -> dict[str, str]:
     """Each file that a CSV manifest names, once, and its patient: that of its last row; blank if it is not told."""
     rows = _manifest_rows(manifest, argument, image_column, patient_column)
-    return {str(root / name): name_of(patient or "") for name, patient in rows}
+    return {str(root / name): name_of((patient or "").strip()) for name, patient in rows}
 
 
 def _manifest_rows(

@@ -114,8 +114,8 @@ class MaskedAutoencoder(nn.Module):
         grid = tuple(side // self.encoder.patch_size for side in self.config["img_size"])
         if tuple(plan.grid_size) != grid:  # an encoder may take other sizes, a decoder has one
             raise ArgumentError(
-                f"plan: is for a {plan.grid_size[0]} x {plan.grid_size[1]} grid, and the decoder has {grid[0]} x {grid[1]} "
-                "places; create the auto-encoder with the img_size of the images"
+                f"plan: is for a {plan.grid_size[0]} x {plan.grid_size[1]} grid, and the decoder has places for "
+                f"{grid[0]} x {grid[1]}; create the auto-encoder with the img_size of the images"
             )
         maps, cu_seqlens = self.encoder.forward_maps(images, plan, scale, shift, view)
         pred = self.decoder(maps, cu_seqlens, plan)

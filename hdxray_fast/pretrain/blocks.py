@@ -39,7 +39,7 @@ def blocks_ahead(
     block = min(config.shuffle_block, -(-len(images) // nodes))
     needed = 2 * block * int(images.column("length").to_numpy().mean())
     limit = memory_limit()
-    on_disk = isinstance(images, StreamedSet)  # whose room :func:`require_room` has seen to
+    on_disk = isinstance(getattr(images, "images", images), StreamedSet)  # whose room :func:`require_room` has seen to
     if rank % (world // nodes) == 0 and limit is not None and needed > limit and not on_disk:
         warnings.warn(
             f"shuffle_block: two blocks of {block} images take {size_in_words(needed)} of the page cache, and this "

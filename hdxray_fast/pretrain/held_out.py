@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from torch import nn
 
 from ..data.listing import manifest_rows
+from ..data.near_duplicates import united
 from ..data.prepared.reading import PreparedSet, PreparedSubset, is_prepared
 from ..data.radiograph_dataset import RadiographDataset
 from ..data.splits import patient_place
@@ -24,7 +26,8 @@ def held_out_rows(
     """Who is trained on, and who is held out.
 
     Images of one patient, and images of the same pixels, are never parted. Where a patient falls depends on the seed
-    and its id (without one, on the pixels) alone, so that a set that grows keeps those it held out.
+    and its id (without one, on the pixels) alone, so that a set that grows keeps those it held out; but for one who is
+    held out because nobody falls below ``share``, and for those who come to share pixels with one held out.
 
     Args:
         patients: id or hash of each image's patient, blank where it is not known.
@@ -40,26 +43,22 @@ def held_out_rows(
     """
     if not share:
         return list(range(len(patients))), []
-    groups: dict[str, str] = {}  # of each patient, and of each image's pixels
-
-    def leader(name: str) -> str:
-        while groups.setdefault(name, name) != name:
-            name = groups[name]
-        return name
-
     looks = [f"pixels {same}" if same else f"row {row}" for row, same in enumerate(pixels)]
     names = [f"patient {patient}" if patient else look for patient, look in zip(patients, looks, strict=True)]
-    for name, look in zip(names, looks, strict=True):
-        first, second = sorted((leader(name), leader(look)))
-        groups[second] = first
-    places = {name: patient_place(name, seed) for name in {leader(name) for name in names}}
+    first: dict[str, int] = {}  # row of each look
+    for row, look in enumerate(looks):
+        first.setdefault(look, row)
+    groups = united(names, range(len(names)), [first[look] for look in looks])
+    places: dict[str, float] = {}
+    for name, group in set(zip(names, groups, strict=True)):  # that of whoever falls lowest
+        places[group] = min(places.get(group, 1.0), patient_place(name, seed))
     if len(places) < 2:
         raise ConfigError(
             "val_share: all radiographs are one patient's, or have the same pixels; nobody can be held out"
         )
     order = sorted(places, key=places.get)
     out = {name for name in order[1:-1] if places[name] < share} | {order[0]}
-    held = [row for row, name in enumerate(names) if leader(name) in out]
+    held = [row for row, group in enumerate(groups) if group in out]
     return sorted(set(range(len(names))) - set(held)), held
 
 
@@ -72,8 +71,17 @@ def patients_of(config: PretrainConfig, images: PreparedSet | PreparedSubset) ->
     for one in data:
         if one.suffix.lower() in TABLE_FILES:
             root = Path(config.images) if config.images else one.parent
-            known |= manifest_rows(one, root, "data", config.image_column, config.patient_column)
-    return [known.get(source, "") for source in images.sources()]
+            rows = manifest_rows(one, root, "data", config.image_column, config.patient_column)
+            known |= {os.path.abspath(name): patient for name, patient in rows.items()}  # as a folder may spell it
+    return [known.get(os.path.abspath(source), "") for source in images.sources()]
+
+
+def looks_of(images: PreparedSet | PreparedSubset) -> list[str]:
+    """What tells images of the same pixels: the hash of those that were read, or where a set does not have it, as one
+    that is made for a store, the checksum of those that are kept, which by chance is another image's once in a while.
+    """
+    told = zip(images.hashes(), images.checksums().tolist(), strict=True)
+    return [digest or f"crc {checksum:08x}" for digest, checksum in told]
 
 
 class HeldOut:

@@ -80,24 +80,25 @@ class PlanConfig:
             raise ConfigError("epochs is above 0, and predict a share above 0 and up to 1")
 
     def filled_in(self) -> PlanConfig:
-        """These settings with a decoder, a size and a precision.
+        """These settings with a decoder, a size and a precision, and the format of ``data``.
 
         Raises:
             ConfigError: ``data`` is no prepared data set, or of another size.
         """
-        size = self.img_size or 1280
+        size, stored = self.img_size or 1280, {}
         if self.data is not None:
             from ..data.prepared.chunk_store import is_address
             from ..data.prepared.reading import PreparedSet
 
             if is_address(self.data):
                 raise ConfigError("data: plan reads sets on a disk; for one at an address give images and img_size")
-            prepared = PreparedSet(self.data).size
-            if self.img_size not in (None, prepared):
+            recipe = PreparedSet(self.data).recipe
+            if self.img_size not in (None, recipe["size"]):
                 raise ConfigError(
-                    f"img_size: got {self.img_size}, {self.data} was prepared with {prepared}; leave it out"
+                    f"img_size: got {self.img_size}, {self.data} was prepared with {recipe['size']}; leave it out"
                 )
-            size = prepared
+            size, stored = recipe["size"], {name: recipe[name] for name in ("format", "bits")}
         width, depth = decoder_size(self.model, self.decoder_embed_dim, self.decoder_depth)
         precision = ("fp32" if self.gpu == "cpu" else "bf16") if self.precision == "auto" else self.precision
-        return replace(self, img_size=size, decoder_embed_dim=width, decoder_depth=depth, precision=precision)
+        filled = {"img_size": size, "decoder_embed_dim": width, "decoder_depth": depth, "precision": precision}
+        return replace(self, **filled, **stored)

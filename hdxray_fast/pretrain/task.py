@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterable
@@ -19,7 +20,7 @@ from ..data.prepared.reading import PreparedSet, PreparedSubset, is_prepared
 from ..data.prepared.sources import Source, run_sources
 from ..data.prepared.streamed_set import StreamedSet
 from ..data.radiograph_dataset import RadiographDataset
-from ..errors import ConfigError
+from ..errors import CheckpointError, ConfigError
 from ..images.panels import stack, tile, write_image
 from ..models.mae import MaskedAutoencoder, create_mae
 from ..models.presets import ENCODERS
@@ -28,16 +29,17 @@ from ..ops.loss import reconstruction_loss
 from ..ops.view import View
 from ..ranks import on_main, together
 from ..terminal import are
+from ..training.checkpoints import checkpoint_folders
 from ..training.data_record import DataRecord, prints_of
 from ..training.loop import Training
-from ..training.run_folder import as_begun
+from ..training.run_folder import CHECKPOINTS, as_begun, begun_settings
 from ..training.run_images import read_images
 from ..training.task import Task
-from ..weights.model_folders import describe_model, save_model
+from ..weights.model_folders import describe_model, load_model, save_model
 from .batches import PlannedBatch, planned
 from .blocks import blocks_ahead, node_count, require_room
 from .config import PretrainConfig
-from .held_out import HeldOut, held_out_rows, patients_of
+from .held_out import HeldOut, held_out_rows, looks_of, patients_of
 from .reconstruction import PICTURED, how_to_read, prune_pictures, reconstruction_picture
 from .start import new_model, started_model
 
@@ -124,8 +126,11 @@ def run_pretraining(
         elif images is None:
             images, _ = read_images(training, sources, cache, size=config.img_size, contour=config.contour)
         if config.val_share:
-            kept, held = held_out_rows(patients_of(config, images), images.hashes(), config.val_share, config.seed)
+            patients = patients_of(config, images)
+            kept, held = held_out_rows(patients, looks_of(images), config.val_share, config.seed)
             training.print(f"{are(len(held), 'radiograph')} held out, {len(kept)} trained on")
+            if not any(patients):
+                training.print("note: no patient is known, so that one with several may be on both sides (val_share)")
             task.use(images.subset(kept), images.subset(held))
         else:
             task.use(images)
@@ -182,10 +187,21 @@ class PretrainTask(Task):
         elif self.config.weights is None:
             model = new_model(self.config)
         else:
-            model, self.loaded = started_model(self.config)
+            model, self.loaded = self._started()
         self._settings = model.config
         self.predict = self.config.predict or model.default_predict
         return model
+
+    def _started(self) -> tuple[MaskedAutoencoder, str]:
+        """With the weights that a run begins with; where it is gone on with, its checkpoint may do without them."""
+        try:
+            return started_model(self.config)
+        except CheckpointError:
+            saved = checkpoint_folders(Path(self.config.out) / CHECKPOINTS) if begun_settings(self.config) else []
+            for folder in reversed(saved):
+                with contextlib.suppress(CheckpointError):
+                    return load_model(folder), f"weights: {self.config.weights} cannot be read; the checkpoint has all"
+            raise
 
     def peak_lr(self, images: int) -> float:
         return min(5e-4 * math.sqrt(images / 8), 2.4e-3)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from types import UnionType
+from typing import ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..errors import ConfigError
@@ -129,7 +131,8 @@ class TrainingConfig:
             raise ConfigError(f"a setting is of the wrong type ({error}); numbers are given as numbers") from error
 
     def _check(self) -> None:
-        """Refuse numbers out of range; a task's own settings are checked in its ``_check``, after these."""
+        """Refuse words and numbers out of range; a task's own settings are checked in its ``_check``, after these."""
+        self._check_kinds()
         self._at_least(1, "steps", "batch_size", "grad_accum", "keep_checkpoints", "process_timeout")
         check_caps(self.timeout, self.max_memory)
         require_utf8(self.out, "out")
@@ -140,8 +143,26 @@ class TrainingConfig:
             raise ConfigError(
                 f"device: got {self.device!r}, accepted are cpu and cuda; of several GPUs CUDA_VISIBLE_DEVICES chooses"
             )
-        if self.lr is not None and not self.lr > 0:
+        if self.lr is not None and not 0 < self.lr < math.inf:
             raise ConfigError(f"lr: {self.lr} is not accepted; give a number above 0")
+        if self.seed >= 1 << 64:
+            raise ConfigError(f"seed: {self.seed} is not accepted; give a whole number below 2^64")
+
+    def _check_kinds(self) -> None:
+        """The words of a setting, whole numbers, and yes or no: the command's parser refuses others by itself."""
+        hints = get_type_hints(type(self))
+        for name in (field.name for field in dataclasses.fields(self)):
+            hint, value = hints[name], getattr(self, name)
+            kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+            words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+            if value is None and type(None) in kinds:
+                continue
+            if words and value not in words:
+                raise ConfigError(f"{name}: got {value!r}, accepted are {', '.join(words)}")
+            if int in kinds and type(value) is not int:
+                raise ConfigError(f"{name}: got {value!r}, accepted is a whole number")
+            if bool in kinds and type(value) is not bool:
+                raise ConfigError(f"{name}: got {value!r}, accepted are True and False")
 
     def _at_least(self, least: int, *names: str) -> None:
         """Each of the settings is a number of at least ``least``, or left out."""

@@ -62,8 +62,8 @@ class RunFolder:
         self._lock = RunLock(self.path)
 
     def claim(self) -> None:
-        """Hold it, as long as no other run is in it, or empty it of one; write the settings down. Every process must
-        call this.
+        """Hold it, as long as no other run is in it, or empty it of one; write the settings of a new run down. Every
+        process must call this.
 
         Raises:
             ConfigError: it holds another run or files of the same names that no run made, another process is at work
@@ -80,7 +80,9 @@ class RunFolder:
                 self._clear()
             else:
                 self._refuse_another_run()
-            self._write_settings()
+            self._make_ready()
+            if not _holds_a_run(self.path) or not self.settings.exists():
+                self._write_settings()
         except BaseException:
             self._lock.release()
             raise
@@ -161,7 +163,7 @@ class RunFolder:
                         "--force (force=True) would remove; choose another out"
                     )
 
-    def _write_settings(self) -> None:
+    def _make_ready(self) -> None:
         if KEY_FILE in self._writes:
             check_key(self.path)
         claim_names(self.path, self._maker, self._writes, is_run(self.path))
@@ -170,6 +172,11 @@ class RunFolder:
                 for folder in (self.path, self.path / "model", self.path / "cache"):
                     remove_leftovers(folder)
             self.checkpoints.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"out: cannot write to {place_of(error, self.path)} ({error.strerror})") from error
+
+    def _write_settings(self) -> None:
+        try:
             with written_whole(self.settings) as temporary:
                 temporary.write_text(json.dumps(self.config.as_dict(), indent=1))
         except OSError as error:
@@ -202,10 +209,12 @@ class RunFolder:
             raise self._unwritable(error) from error
 
     def begin(self, step: int, record: DataRecord | None, why: str = "damaged") -> None:
-        """Before a run goes on from ``step``: nothing that lies after it is left, and its data is written down.
+        """Before a run goes on from ``step``: nothing that lies after it is left; its settings, which are those it goes
+        on with now that nothing has refused them, and its data are written down.
 
         ``why`` checkpoints after it are passed over, as a word before their names.
         """
+        self._write_settings()
         self.cut_log(step)
         set_aside_after(self.checkpoints, step, why)
         if record is not None:

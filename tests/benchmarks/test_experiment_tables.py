@@ -255,6 +255,12 @@ def test_kinds_of_patches_are_set_against_each_other_within_their_encoder(tables
         write_run(tmp_path / "out" / f"contour_{number}", scores(rng, 1.0))
     write_labels(tmp_path / "labels.csv")
     given = ["--labels", str(tmp_path / "labels.csv"), "--out", str(tmp_path / "out"), "--untrained", "3"]
+    begun = {"weights": [], "untrained": 3, "model": "vit_tiny_patch16", "labels": given[1], "images": None}
+    begun |= {"img_size": 320, "what": None, "keep": ["valid", "contour"], "limit": 40}
+    (tmp_path / "out" / "experiment.json").write_text(json.dumps(begun))
+    monkeypatch.setattr("sys.argv", ["contour_features", *given, "--img-size", "64"])
+    with pytest.raises(SystemExit, match=r"begun with other settings \(img_size; "):  # or these runs would be its own
+        importlib.import_module("contour_features").main()
     monkeypatch.setattr("sys.argv", ["contour_features", *given])
     importlib.import_module("contour_features").main()
     (tmp_path / "experiments").mkdir()

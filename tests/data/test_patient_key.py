@@ -11,8 +11,10 @@ from toy_radiographs import draw_radiograph
 from xray_makers import dicom
 
 from hdxray_fast.cli.main import main
+from hdxray_fast.data.csv_cells import name_of
 from hdxray_fast.data.prepared.patient_key import beside, find_key, make_key, read_key
 from hdxray_fast.data.prepared.reading import PreparedSet
+from hdxray_fast.data.prepared.worker import patient_hash
 from hdxray_fast.errors import ConfigError
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="owners, modes and links of POSIX")
@@ -112,3 +114,9 @@ def test_two_keys_are_never_alike(tmp_path):
     for name in "ab":
         make_key(tmp_path / name)
     assert read_key(tmp_path / "a") != read_key(tmp_path / "b")
+
+
+def test_an_id_with_a_byte_that_is_no_text_has_a_hash():
+    """As tables of this package write such ids, and read them back."""
+    found = patient_hash(b"key", name_of("M\\xfcller"))
+    assert len(found) == 16 and found == patient_hash(b"key", " M\udcfcller") != patient_hash(b"key", "Muller")

@@ -144,6 +144,19 @@ def test_in_blocks_each_chunk_comes_once_an_epoch_ahead_of_its_images(address, c
     assert max(map(fetched.count, fetched)) <= 5
 
 
+def test_a_part_of_it_is_fetched_ahead_as_all_of_it_is(address, tmp_path, fetched):
+    """As what is trained on is, where others are held out."""
+    data = StreamedSet(ChunkStore(address), tmp_path / "cache", LARGE)
+    part = data.subset([0, 2, 3, 5])
+    order = BlocksAhead(part, seed=3, nodes=1, block=2)
+    assert part.fetchers == data.fetchers > 1 and part.run_starts().tolist() == [0, 1, 2, 3]  # a chunk an image
+    for ((_, place),) in StepSampler(4, 1, last=4, seed=3, order=order):
+        order.reader.wait()
+        ahead = len(fetched)
+        part.read(place)
+        assert len(fetched) == ahead > 0, "it was not there"
+
+
 def test_processes_share_what_one_of_them_fetched(address, chunks, tmp_path, fetched):
     local, faults = PreparedSet(chunks), []
 

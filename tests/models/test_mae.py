@@ -252,7 +252,7 @@ def test_an_auto_encoder_has_one_size(decoder):
     model = small_mae(decoder)
     model.encoder.dynamic_img_size = True
     images = torch.zeros(1, 1, 32, 96, dtype=torch.uint8)
-    with pytest.raises(hx.ArgumentError, match=r"^plan: is for a 2 x 6 grid, .* 4 x 6 places; create .* img_size"):
+    with pytest.raises(hx.ArgumentError, match=r"^plan: is for a 2 x 6 grid, .* 4 x 6; create .* img_size"):
         model(images, make_plan([[0, 1]], [[2, 3]], (2, 6)))
 
 

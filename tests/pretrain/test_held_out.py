@@ -19,7 +19,7 @@ from toy_radiographs import draw_radiograph
 import hdxray_fast as hx
 from hdxray_fast.errors import ConfigError
 from hdxray_fast.pretrain.config import PretrainConfig
-from hdxray_fast.pretrain.held_out import HeldOut, held_out_rows, patients_of
+from hdxray_fast.pretrain.held_out import HeldOut, held_out_rows, looks_of, patients_of
 from hdxray_fast.pretrain.task import PretrainTask, run_pretraining
 
 for package in ("accelerate", "safetensors", "tqdm", "pyarrow"):
@@ -62,6 +62,16 @@ def test_a_set_that_grows_keeps_what_it_held_out():
     assert few == {row for row in more if row < 200} and 20 < len(more) < 60
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_a_copy_that_comes_to_a_film_held_out_is_held_out_too(seed):
+    """Under whatever name: where a group falls is where its lowest falls."""
+    names = [f"p{number}" for number in range(60)]
+    held = held_out_rows(names, names, 0.2, seed)[1]
+    row = held[0]
+    patients, pixels = [*names, "a0"], [*names, names[row]]  # "a0" comes first of all names
+    assert {row, 60} <= set(held_out_rows(patients, pixels, 0.2, seed)[1])
+
+
 def test_images_without_patient_or_hash_are_each_their_own():
     kept, held = held_out_rows([""] * 50, [""] * 50, 0.2, 0)
     assert kept and 3 < len(held) < 20
@@ -88,6 +98,25 @@ def test_patients_are_those_of_all_manifests(run):
     several = [str(root / "more.csv"), str(root), str(root / "list.csv")]
     assert known and all(known) and patients_of(dataclasses.replace(config, data=several), result.images) == known
     assert patients_of(dataclasses.replace(config, data=several[:2]), result.images) == [""] * len(known)
+
+
+def test_patients_are_known_however_a_file_is_spelt(run, tmp_path, monkeypatch):
+    """A folder that is named from here, and a manifest with whole paths and blanks around ids."""
+    root, config, _ = run
+    rows = [f"{root / f'{number}.png'},{patient} " for number, patient in enumerate("aabbcd")]
+    (tmp_path / "whole.csv").write_text("\n".join(["image,patient", *rows, ""]))
+    monkeypatch.chdir(root.parent)
+    several = dataclasses.replace(config, data=[root.name, str(tmp_path / "whole.csv")], out=str(tmp_path / "run"))
+    images = run_pretraining(several, progress=False).images
+    known = patients_of(several, images)
+    assert known == ["aabbcd"[int(Path(source).stem)] for source in images.sources()]
+
+
+def test_films_of_a_set_without_hashes_are_told_apart_by_what_is_kept(run):
+    images = run[2].images
+    told = SimpleNamespace(hashes=lambda: ["", "", "x"], checksums=lambda: images.checksums()[[0, 0, 1]])
+    first, second, third = looks_of(told)
+    assert first == second and third == "x" and first.startswith("crc ")
 
 
 def test_the_loss_is_logged_and_is_that_of_the_model(run):

@@ -125,6 +125,9 @@ def test_with_blocks_computed_again(decoder, half, monkeypatch):
 def test_a_prepared_set_gives_its_own_figures(tmp_path):
     make_folder(tmp_path / "xrays")
     prepare([tmp_path / "xrays"], tmp_path / "set")
+    prepare([tmp_path / "xrays"], tmp_path / "png", format="png", bits=16)
+    png = PlanConfig(data=str(tmp_path / "png"), model="vit_tiny_patch16")
+    assert "prepared (png, 16 bits)" in describe(plan(png), png.filled_in())
     data = PreparedSet(tmp_path / "set")
     inside, valid = data.shares()
     assert inside == pytest.approx(sum(data[row].inside.mean() for row in range(6)) / 6, abs=0.02)

@@ -275,7 +275,16 @@ def test_a_loss_that_is_not_finite_names_step_and_files_and_keeps_the_state(radi
         ({"threads": -1}, "threads"),
         ({"workers": -5}, "workers"),
         ({"clip_grad": -1.0}, "clip_grad"),
-        ({"steps": "3"}, "wrong type"),
+        ({"steps": "3"}, "^steps: got '3', accepted is a whole number"),
+        ({"steps": 2.5}, "^steps: got 2.5, accepted is a whole number"),
+        ({"workers": True}, "^workers: got True, accepted is a whole number"),
+        ({"lr": "fast"}, "wrong type"),
+        ({"lr": float("inf")}, "^lr: inf"),
+        ({"seed": 1 << 64}, "^seed: .* below 2"),
+        ({"shuffle": "block"}, "^shuffle: got 'block', accepted are global, blocks"),
+        ({"schedule": "WSD"}, "^schedule: got 'WSD', accepted are cosine, wsd"),
+        ({"precision": "float16"}, "^precision: got 'float16', accepted are auto, fp32, bf16"),
+        ({"shard": "no"}, "^shard: got 'no', accepted are True and False"),
     ],
 )
 def test_settings_are_checked_by_name(changes, named):

@@ -69,6 +69,8 @@ def test_without_a_checkpoint_from_before_the_fall_it_cannot_grow(grown, images,
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "step_00000009")
     with pytest.raises(CheckpointError, match="from before the rate fell"):
         run_pretraining(config(images, tmp_path / "run", **{**GROWS, "steps": 16, "resume": "auto"}))
+    again = config(images, tmp_path / "run", **{**GROWS, "steps": 12, "resume": "auto"})  # as the error says
+    assert run_pretraining(again, progress=False).finished
 
 
 @pytest.mark.parametrize(
@@ -111,6 +113,25 @@ def test_a_run_starts_from_a_run(grown, images, tmp_path, capsys):
     assert larger.encoder.grid_size == (8, 8) and "resized" in told
     decoder = dict(larger.decoder.named_parameters())
     assert all(torch.equal(decoder[name], value) for name, value in before.decoder.named_parameters())
+
+
+def test_a_run_goes_on_when_the_weights_it_began_with_are_gone(grown, images, tmp_path, capsys):
+    shutil.copytree(grown / "grown" / "model", tmp_path / "weights")
+    weights = str(tmp_path / "weights")
+    planned = config(images, tmp_path / "run", weights=weights, steps=3, save_every=1, resume="auto")
+
+    def stops(line: dict) -> None:
+        if line["step"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_pretraining(planned, progress=False, on_step=stops)
+    shutil.rmtree(tmp_path / "weights")
+    assert run_pretraining(planned, progress=False).finished
+    assert f"weights: {tmp_path / 'weights'} cannot be read; the checkpoint has all" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="weights: is missing"):
+        run_pretraining(planned, progress=False)
 
 
 def test_another_decoder_begins_anew_and_another_encoder_is_refused(grown, tmp_path):

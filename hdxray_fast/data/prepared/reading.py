@@ -329,18 +329,25 @@ class PreparedSubset:
         rows = self.rows[places]
         return self.images.extents(rows[rows >= 0])  # what a cache has lost lies nowhere
 
-    fetchers = 1
+    @property
+    def fetchers(self) -> int:
+        """As :attr:`PreparedSet.fetchers`."""
+        return self.images.fetchers
 
     def bring(self, path: Path) -> bool:
         """As :meth:`PreparedSet.bring`."""
-        return False
+        return self.images.bring(path)
 
     def touch(self, places: np.ndarray) -> None:
         """As :meth:`PreparedSet.touch`."""
+        self.images.touch(self.rows[places])
 
     def run_starts(self) -> np.ndarray | None:
         """As :meth:`PreparedSet.run_starts`."""
-        return None
+        starts = self.images.run_starts()
+        if starts is None:
+            return None
+        return np.flatnonzero(np.diff(np.searchsorted(starts, self.rows, "right"), prepend=-1))
 
     def source(self, place: int) -> str:
         """As :meth:`PreparedSet.source`."""

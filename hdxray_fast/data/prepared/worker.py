@@ -133,7 +133,8 @@ def encode(pixels: np.ndarray, kind: str, quality: int = 95) -> bytes:
 
 def patient_hash(key: bytes, patient: str) -> str:
     """HMAC-SHA256 of a patient id, 16 hexadecimal digits; empty for none."""
-    return hmac.new(key, patient.strip().encode(), hashlib.sha256).hexdigest()[:16] if patient.strip() else ""
+    patient = patient.strip()
+    return hmac.new(key, patient.encode("utf-8", "surrogateescape"), hashlib.sha256).hexdigest()[:16] if patient else ""
 
 
 def _filtered(canvas: Canvas, contour: Contour, recipe: dict) -> str:
