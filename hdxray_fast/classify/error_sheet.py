@@ -144,7 +144,8 @@ def _tile(
     grey = cv2.resize(display_levels(item.pixels)[item.pixels], (TILE, TILE), interpolation=cv2.INTER_AREA)
     pictures = np.concatenate([cv2.cvtColor(grey, cv2.COLOR_GRAY2BGR), tinted(grey, found)], axis=1)
     if model.config.multiclass:
-        truth, threshold = f", is {table.classes[int(np.nanargmax(table.labels[error.row]))]}", None
+        held = np.flatnonzero(table.labels[error.row] == 1)  # of a film whose class is not known there is none
+        truth, threshold = f", is {table.classes[held[0]]}" if len(held) else "", None
     else:
         truth, threshold = "", thresholds[error.column]
     words = [

@@ -302,7 +302,8 @@ def fit_probe(features: np.ndarray, table: LabelTable, strengths: Sequence[float
         return model.coef_, model.intercept_, chosen
 
     if table.multiclass:
-        weight, bias, strength = best(table.labels.argmax(1).astype(float))
+        held = table.labels == 1  # NaN, of a class that is not known, would count as the most
+        weight, bias, strength = best(np.where(held.any(1), held.argmax(1), np.nan))
         if len(weight) == 1:  # two classes: scikit-learn keeps the second's logit alone
             weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
         chosen = [strength] * len(table.classes)

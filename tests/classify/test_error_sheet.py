@@ -12,6 +12,7 @@ import torch
 from toy_radiographs import draw_radiograph
 
 import hdxray_fast as hx
+from hdxray_fast.classify import error_sheet
 from hdxray_fast.classify.attention_maps import PatchMap, film_map, patch_map
 from hdxray_fast.classify.classifier import Classifier, ClassifierConfig
 from hdxray_fast.classify.error_sheet import confident_errors, full_colour, tinted, write_error_sheet
@@ -186,6 +187,18 @@ def test_a_map_of_nothing_in_particular_is_pale_and_says_so(signed):
     assert drawn[1e-5] <= 1 and drawn[1.0] > 50
     assert drawn[0.02] < 0.35 * drawn[1.0] if signed else drawn[0.02] == drawn[1.0]
     assert PatchMap(np.full((4, 4), NAN, np.float32), signed, "").full == 1
+
+
+def test_of_exclusive_classes_the_one_that_holds_is_named_if_it_is_known(radiographs, tmp_path, monkeypatch):
+    captions = []
+    monkeypatch.setattr(error_sheet, "captioned", lambda picture, words: captions.append(words[0]) or picture)
+    paths = [str(path) for path in sorted(radiographs.glob("*.png"))[:2]]
+    labels = np.array([[0, 1], [0, NAN]], np.float32)
+    table = LabelTable(paths, labels, ["a", "b"], paths, ["test"] * 2, multiclass=True)
+    model = classifier()
+    model.config.multiclass = True
+    write_error_sheet(tmp_path / "errors.png", model, table, np.array([[0.9, 0.1], [0.8, 0.2]]), [])
+    assert captions == ["wrong class: a 0.90, is b", "wrong class: a 0.80"]
 
 
 def test_a_probability_is_told_from_its_threshold():

@@ -327,6 +327,23 @@ def test_two_exclusive_classes_and_unknown_labels():
     assert abs(good.weight[0, 0]) > abs(bad.weight[0, 0])
 
 
+@pytest.mark.parametrize("uncertain", ["ignore", "zeros"])
+def test_an_exclusive_class_is_the_one_that_holds_whatever_else_is_not_known(uncertain):
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 4)).astype(np.float32)
+    kind = (features[:, 0] > 0).astype(int)
+    labels = np.eye(2)[kind]
+    whole = fit_probe(features, table_of(labels, multiclass=True))
+    table = table_of(labels, multiclass=True)
+    doubted = np.arange(200) % 3 == 0
+    if uncertain == "zeros":  # in training they are decided
+        doubted &= np.array([split != "train" for split in table.splits])
+    table.labels[doubted, 1 - kind[doubted]] = np.nan
+    probe = fit_probe(features, table)
+    np.testing.assert_array_equal(probe.weight, whole.weight)
+    assert probe.strengths == whole.strengths
+
+
 def test_nothing_of_test_is_looked_at():
     rng = np.random.default_rng(0)
     features = rng.normal(size=(200, 4)).astype(np.float32)
