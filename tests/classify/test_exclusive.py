@@ -9,6 +9,8 @@ import pytest
 
 import hdxray_fast as hx
 from hdxray_fast.classify.calibration import calibration_error
+from hdxray_fast.classify.classifier import Classifier, ClassifierConfig, save_classifier
+from hdxray_fast.classify.evaluation import evaluate_files
 from hdxray_fast.classify.intervals import share_interval
 from hdxray_fast.classify.metrics import evaluate_predictions, format_metrics
 
@@ -109,3 +111,10 @@ def test_prevalence_is_for_classes_with_a_threshold():
     truth, probabilities, patients = cases(np.random.default_rng(2))
     with pytest.raises(hx.ConfigError, match=r"^prevalence: "):
         evaluate(truth, probabilities, patients, prevalence=0.1)
+
+
+def test_a_prevalence_of_exclusive_classes_is_refused_before_a_table_or_an_image_is_read(tmp_path):
+    encoder = hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1, embed_dim=24, num_heads=3)
+    save_classifier(Classifier(encoder, ClassifierConfig(NAMES, multiclass=True)), tmp_path / "model")
+    with pytest.raises(hx.ConfigError, match=r"^prevalence: "):
+        evaluate_files(tmp_path / "model", tmp_path / "none.csv", tmp_path / "out", prevalence=0.1, progress=False)
