@@ -114,7 +114,10 @@ def read_answers(path: str | os.PathLike) -> Answers:
         labels = np.where(labels < 0, np.nan, labels).astype(np.float32)
     called = None
     if PRESENT in frame.columns and PRESENT not in classes:
-        named = [set(cell.split("|")) for cell in strings(frame[PRESENT].fillna(""))]
+        cells = strings(frame[PRESENT].fillna(""))  # one alone may have a bar in its own name
+        named = [
+            {cell} if cell in classes else set(cell.split("|")) for cell in cells
+        ]
         called = np.array([[name in cell for name in classes] for cell in named], bool)
         from_where = [THRESHOLD + name for name in classes]
         if set(from_where) <= set(frame.columns):  # of a film without a frontal chest `present` says that alone

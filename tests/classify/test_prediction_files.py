@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from hdxray_fast.classify.label_table import LabelTable
-from hdxray_fast.classify.predictions import Predictions, report_predictions, write_predictions
+from hdxray_fast.classify.prediction_files import read_answers
+from hdxray_fast.classify.predictions import Predictions, called_present, report_predictions, write_predictions
 
 sklearn = pytest.importorskip("sklearn.metrics")
 pytest.importorskip("matplotlib")
@@ -42,3 +43,12 @@ def test_without_patients_there_is_no_column(tmp_path):
     assert (
         tmp_path / "plain.csv"
     ).read_text() == "image,mass,present,threshold mass\na.png,0.25,mass,0.2\nb.png,1e-09,,0.2\n"
+
+
+def test_exclusive_classes_with_a_bar_in_their_names_are_read_as_they_were_called(tmp_path):
+    classes, scores = ["normal", "COPD|emphysema", "effusion"], np.eye(3) * 0.6 + 0.1
+    present = called_present(scores, classes, [], multiclass=True)
+    images = ["a.png", "b.png", "c.png"]
+    found = Predictions(images, scores, classes, [], present=present, multiclass=True)
+    write_predictions(tmp_path / "predictions.csv", found)
+    np.testing.assert_array_equal(read_answers(tmp_path / "predictions.csv").called, np.eye(3, dtype=bool))
