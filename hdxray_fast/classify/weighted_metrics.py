@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from .calibration import CALIBRATION_BINS
+from .calibration import calibration_bins
 
-RANKED = ("auroc", "auprc", "calibration_error")  # of probabilities
-DECIDED = ("sensitivity", "specificity", "balanced_accuracy", "f1")  # of what was called present
 MEASURED = ("auroc", "auprc", "sensitivity", "specificity", "balanced_accuracy", "f1", "calibration_error")
 
 
@@ -25,8 +23,7 @@ class WeightedMetrics:
         self.truth, self.score = truth[self.order].astype(np.float64), score[self.order]
         self.called = None if called is None else called[self.order].astype(np.float64)
         self.starts = self._starts(self.score)  # of ties
-        bins = np.minimum((self.score * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-        self.bins, self.gaps = self._starts(bins), self.score - self.truth
+        self.bins, self.gaps = self._starts(calibration_bins(self.score)), self.score - self.truth
 
     @staticmethod
     def _starts(ordered: np.ndarray) -> np.ndarray:
