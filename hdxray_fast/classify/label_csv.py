@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import difflib
 import warnings
 from collections.abc import Iterable, Sequence
@@ -73,13 +74,13 @@ def read_generic(
     if multiclass and named is not None:
         names = frame[named].astype("string").str.strip()
         if names.isna().any():
-            raise ConfigError(f"{path}: row {_first(names.isna())} has no label")
+            raise ConfigError(f"{path}: row {first_row(names.isna())} has no label")
         _refuse_no_names(names, named, path)
         classes = list(classes) if classes else sorted(names.unique())
         if foreign := sorted(set(names) - set(classes)):
             lacking = [name for name in classes if name not in set(names)] or classes
             raise NoSuchClass(
-                f"{path}: row {_first(~names.isin(classes))}, column {named!r} holds none of the classes "
+                f"{path}: row {first_row(~names.isin(classes))}, column {named!r} holds none of the classes "
                 f"{', '.join(classes)}; remove such rows ({len(foreign)} other names), or name theirs among the "
                 "classes",
                 (difflib.get_close_matches(foreign[0], lacking, 1) or lacking)[0],
@@ -106,7 +107,7 @@ def read_generic(
         strings(frame[split].fillna("")) if split else [""] * len(frame),
         multiclass,
         notes,
-        lines=list(range(2, len(frame) + 2)),
+        lines=[int(place) + 2 for place in frame.index],
         patients_known=patient is not None,
     )
 
@@ -116,7 +117,7 @@ def _refuse_no_names(names, column: str, path: Path) -> None:
     wrong = names.map(lambda name: len(name) > LONGEST_CLASS or visible(name) != name).astype(bool)
     if wrong.any():
         raise ConfigError(
-            f"{path}: row {_first(wrong)}, column {column!r} holds no name of a class: it is longer than "
+            f"{path}: row {first_row(wrong)}, column {column!r} holds no name of a class: it is longer than "
             f"{LONGEST_CLASS} letters, or has control characters"
         )
     if 4 < (count := names.nunique()) > len(names) / 2:
@@ -137,7 +138,8 @@ def import_pandas():
 
 
 def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False, ids: Sequence[str | None] = ()):
-    """A CSV as text: ids keep their zeros, and only an empty cell is blank, so that a "nan" left behind is seen.
+    """A CSV as text: ids keep their zeros, and only an empty cell is blank, so that a "nan" left behind is seen. Its
+    index is 0 for the first row below the header, and counts blank lines.
 
     Args:
         path: of the file.
@@ -152,6 +154,8 @@ def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False, ids: Seq
             warnings.simplefilter("error", pandas.errors.ParserWarning)
             # without index_col=False rows that end in a comma, where the header does not, move one column to the left
             frame = pandas.read_csv(stream, index_col=False, sep=separator, **options)
+            stream.seek(0)
+            frame.index = _places(stream, separator, len(frame))
     except pandas.errors.ParserWarning as error:
         raise ConfigError(f"{path}: has rows with more cells than its header has columns") from error
     except (OSError, ValueError, pandas.errors.ParserError) as error:
@@ -184,7 +188,7 @@ def _split_column(frame, path: Path) -> str | None:
     wrong = ~frame[split].fillna("").map(canonical_split).isin(("", *SPLITS))
     if wrong.any():
         raise ConfigError(
-            f"{path}: row {_first(wrong)}, column {split!r} names no split; accepted are {', '.join(SPLITS)} (or "
+            f"{path}: row {first_row(wrong)}, column {split!r} names no split; accepted are {', '.join(SPLITS)} (or "
             f"{', '.join(SPLIT_NAMES)})"
         )
     return split
@@ -247,8 +251,9 @@ def _cross(column) -> str:
     return repr(min(marks).lower()) if marks and {mark.lower() for mark in marks} <= CROSSES else ""
 
 
-def label_values(frame, path: Path, classes: Sequence[str], blank: float = np.nan) -> np.ndarray:
-    """``[N, C] float32`` of 1, 0, -1 and ``blank``."""
+def label_values(frame, path: Path, classes: Sequence[str], blank: float = np.nan, rows=None) -> np.ndarray:
+    """``[N, C] float32`` of 1, 0, -1 and ``blank``. ``rows``: the index that the frame's rows have in the file, where
+    the frame has another."""
     require_columns(frame, path, classes)
     columns = []
     for name in classes:
@@ -258,8 +263,9 @@ def label_values(frame, path: Path, classes: Sequence[str], blank: float = np.na
         if bad.any():
             if mark := _cross(given):
                 raise ConfigError(f"{path}: column {name!r} {CROSSED.format(mark, mark)}")
+            row = first_row(bad if rows is None else bad.set_axis(rows))
             raise ConfigError(
-                f"{path}: row {_first(bad)}, column {name!r} holds {_kind(given[bad].iloc[0])}; labels are 1, 0, -1 "
+                f"{path}: row {row}, column {name!r} holds {_kind(given[bad].iloc[0])}; labels are 1, 0, -1 "
                 "(uncertain) or blank, and true, false, yes and no; write other words as 1 and 0, or name the label "
                 f"columns with classes (--classes){one_of_many(name)}"
             )
@@ -315,7 +321,7 @@ def require_cells(frame, path: Path, columns: Iterable[str]) -> None:
     """Raise a ConfigError that names the row if a cell of these columns is blank: ids and names of files."""
     for column in columns:
         if (blank := frame[column].fillna("").str.strip() == "").any():
-            raise ConfigError(f"{path}: row {_first(blank)} has nothing in the column {column!r}")
+            raise ConfigError(f"{path}: row {first_row(blank)} has nothing in the column {column!r}")
 
 
 def _under(root: Path, name: str) -> Path:
@@ -327,6 +333,20 @@ def strings(column) -> list[str]:
     return [str(value).strip() for value in column]
 
 
-def _first(bad) -> int:
-    """Line of the file that the first bad row stands on (the header is line 1)."""
-    return int(np.flatnonzero(bad.to_numpy())[0]) + 2
+def first_row(bad) -> int:
+    """Row of the file that the first bad one is (the header is row 1), of a frame's rows or of some of them."""
+    return int(bad.index[np.flatnonzero(bad.to_numpy())[0]]) + 2
+
+
+def _places(stream, separator: str, count: int) -> Sequence[int]:
+    """Of each of ``count`` rows where it stands below the header of a file, from 0 on: blank lines, which pandas passes
+    over, count."""
+    if sum(1 for _ in stream) == count + 1:
+        return range(count)
+    stream.seek(0)
+    try:
+        rows = enumerate(csv.reader(stream, delimiter=separator, skipinitialspace=True))
+        found = [number for number, cells in rows if len(cells) > 1 or "".join(cells).strip()]
+    except csv.Error:
+        found = []
+    return [number - 1 for number in found[1:]] if len(found) == count + 1 else range(count)

@@ -18,7 +18,7 @@ from ..data.listing import FilesByName
 from ..errors import ConfigError
 from ..regular_files import read_json, read_text
 from ..terminal import counted
-from .label_csv import import_pandas, label_values, read_csv, require_cells, require_columns, strings
+from .label_csv import first_row, import_pandas, label_values, read_csv, require_cells, require_columns, strings
 from .label_table import LabelTable
 from .padchest_tree import with_broader
 from .renaming import NoSuchClass
@@ -50,16 +50,17 @@ def read_chexpert(path: Path, images: Path | None, *, classes: Sequence[str] | N
     files = [path] if path.is_file() else [path / name for name in CHEXPERT_FILES if (path / name).exists()]
     if not files:
         raise ConfigError(f"data: {path} holds neither train.csv nor valid.csv of CheXpert")
-    frame = pandas.concat([_chexpert_list(file, classes or CHEXPERT) for file in files], ignore_index=True)
+    frame = pandas.concat([_chexpert_list(file, classes or CHEXPERT).assign(list=str(file)) for file in files])
     frame, notes = _frontal(frame, "Frontal/Lateral", ("Frontal",))
     if {"val", "test"} & set(frame["split"]) == {"val"}:
         frame["split"] = frame["split"].replace("val", "test")
         notes.append("no list of the test set: valid.csv, which radiologists labelled, is the test split")
     root = images or files[0].parent
     classes = list(classes or CHEXPERT)
+    parts = [(file, frame[frame["list"] == str(file)]) for file in files]  # so that an error names file and row
     return LabelTable(
         [str(_chexpert_image(root, name)) for name in frame["Path"]],
-        label_values(frame, path, classes, blank=0.0),  # by its authors a blank is a negative
+        np.concatenate([label_values(part, file, classes, blank=0.0) for file, part in parts]),  # a blank is a negative
         classes,
         strings(frame["patient"]),
         strings(frame["split"]),
@@ -74,8 +75,7 @@ def _chexpert_list(file: Path, classes: Sequence[str]):
     frame["Path"] = frame["Path"].fillna("").str.replace("\\", "/", regex=False)
     found = frame["Path"].str.extract(r"(?:(?:^|/)(?P<folder>train|valid|val|test)/)?(?P<patient>patient\d+)(?=/)")
     if (lost := found["patient"].isna()).any():
-        row = int(np.flatnonzero(lost)[0])
-        raise ConfigError(f"{file}: row {row + 2}, column 'Path' names no patient (patient00001/...)")
+        raise ConfigError(f"{file}: row {first_row(lost)}, column 'Path' names no patient (patient00001/...)")
     named = next((name for name in ("train", "val", "test") if file.stem.startswith(name)), "train")
     frame["patient"], frame["split"] = found["patient"], found["folder"].replace("valid", "val").fillna(named)
     if "Frontal/Lateral" not in frame.columns:  # the names tell it too: view2_lateral.jpg
@@ -97,16 +97,17 @@ def _chexpert_image(root: Path, name: str) -> Path:
 def read_mimic(path: Path, images: Path | None, *, classes: Sequence[str] | None = None, **_) -> LabelTable:
     """The folder of MIMIC-CXR-JPG: labels per study joined to images, official split and views; frontal views."""
     root = path if path.is_dir() else path.parent
-    labels = read_csv(path if path.is_file() else _one(root, "mimic-cxr-*-chexpert.csv*"))
-    splits = read_csv(_one(root, "mimic-cxr-*-split.csv*"))
-    views = read_csv(_one(root, "mimic-cxr-*-metadata.csv*"))
+    files = (path if path.is_file() else _one(root, "mimic-cxr-*-chexpert.csv*"),
+             _one(root, "mimic-cxr-*-split.csv*"), _one(root, "mimic-cxr-*-metadata.csv*"))  # fmt: skip
+    labels, splits, views = map(read_csv, files)
     classes = list(classes or CHEXPERT)
-    require_columns(labels, path, ("subject_id", "study_id", *classes))
-    require_columns(splits, path, ("dicom_id", "study_id", "subject_id", "split"))
-    require_cells(splits, path, ("dicom_id", "study_id", "subject_id"))
-    require_columns(views, path, ("dicom_id", "ViewPosition"))
+    require_columns(labels, files[0], ("subject_id", "study_id", *classes))
+    require_columns(splits, files[1], ("dicom_id", "study_id", "subject_id", "split"))
+    require_cells(splits, files[1], ("dicom_id", "study_id", "subject_id"))
+    require_columns(views, files[2], ("dicom_id", "ViewPosition"))
     frame = splits.merge(views[["dicom_id", "ViewPosition"]], on="dicom_id", how="left")
-    joined = frame.merge(labels[["subject_id", "study_id", *classes]], on=["subject_id", "study_id"], how="inner")
+    labels = labels[["subject_id", "study_id", *classes]].assign(row=labels.index)
+    joined = frame.merge(labels, on=["subject_id", "study_id"], how="inner")
     left = len(frame) - len(joined)
     notes = [f"{counted(left, 'image')} of studies without labels"] if left else []
     frame, more = _frontal(joined, "ViewPosition", ("PA", "AP"))
@@ -120,7 +121,8 @@ def read_mimic(path: Path, images: Path | None, *, classes: Sequence[str] | None
     ]
     return LabelTable(
         paths,
-        label_values(frame, path, classes, blank=0.0),  # the labels are CheXpert's, and so is the meaning of a blank
+        # the labels are CheXpert's, and so is the meaning of a blank
+        label_values(frame, files[0], classes, blank=0.0, rows=frame["row"]),
         classes,
         strings(frame["subject_id"]),
         strings(frame["split"]),
@@ -140,7 +142,7 @@ def read_nih14(path: Path, images: Path | None, *, classes: Sequence[str] | None
         foreign := next((row for row, found in enumerate(findings) if found - {*NIH14, "No Finding"}), None)
     ) is not None:
         raise ConfigError(
-            f"{file}: row {foreign + 2}, column 'Finding Labels' holds a finding that ChestX-ray14 has not"
+            f"{file}: row {frame.index[foreign] + 2}, column 'Finding Labels' holds a finding that ChestX-ray14 has not"
         )
     _check_classes(classes, NIH14, file)
     labels = np.array([[float(name in found) for name in classes] for found in findings], np.float32)

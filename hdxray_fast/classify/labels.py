@@ -253,7 +253,9 @@ def check_table(table: LabelTable, source: str, least: int = 2) -> None:
     train = table.split("train")
     for split in SPLITS:
         if split not in table.splits:
-            raise ConfigError(f"{source}: no image is in the split {split!r}; there are too few patients to split")
+            none = table.origin.get(f"{split}_share") == 0
+            why = f" and {split}_share is 0: raise it" if none else "; there are too few patients to split"
+            raise ConfigError(f"{source}: no image is in the split {split!r}{why}")
     for column, name in enumerate(table.classes):
         values = train.labels[:, column]
         positive, negative = int((values == 1).sum()), int((values == 0).sum())

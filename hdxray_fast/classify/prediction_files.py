@@ -14,7 +14,7 @@ from ..data.film_views import NOT_FRONTAL, describe_view
 from ..errors import ConfigError
 from ..names import unescaped
 from ..regular_files import what_else
-from .label_csv import import_pandas, label_values, read_csv, strings
+from .label_csv import first_row, import_pandas, label_values, read_csv, strings
 from .label_table import LabelTable
 from .predictions import THRESHOLD, VIEW
 
@@ -88,7 +88,8 @@ def read_answers(path: str | os.PathLike) -> Answers:
     if len(set(images)) < len(images):
         first: dict[str, int] = {}
         again = next(row for row, name in enumerate(images) if first.setdefault(name, row) != row)
-        raise ConfigError(f"models: {file}: rows {first[images[again]] + 2} and {again + 2} name one image")
+        both = " and ".join(str(frame.index[row] + 2) for row in (first[images[again]], again))
+        raise ConfigError(f"models: {file}: rows {both} name one image")
     labelled = [name for name in frame.columns if name.startswith(LABEL) and name[len(LABEL) :] in frame.columns]
     patient = find_column([name for name in frame.columns if f"{LABEL}{name}" not in labelled], PATIENT_COLUMNS)
     classes = [name[len(LABEL) :] for name in labelled]
@@ -102,9 +103,8 @@ def read_answers(path: str | os.PathLike) -> Answers:
     for name in classes:
         values = _numbers(frame[name])
         if (wrong := ~values.between(0, 1)).any():
-            row = int(np.flatnonzero(wrong)[0])
             raise ConfigError(
-                f"models: {file}, row {row + 2}, column {name!r}: no probability from 0 to 1 stands there"
+                f"models: {file}, row {first_row(wrong)}, column {name!r}: no probability from 0 to 1 stands there"
             )
         columns.append(values.to_numpy(np.float64))
     labels = None
@@ -115,9 +115,7 @@ def read_answers(path: str | os.PathLike) -> Answers:
     called = None
     if PRESENT in frame.columns and PRESENT not in classes:
         cells = strings(frame[PRESENT].fillna(""))  # one alone may have a bar in its own name
-        named = [
-            {cell} if cell in classes else set(cell.split("|")) for cell in cells
-        ]
+        named = [{cell} if cell in classes else set(cell.split("|")) for cell in cells]
         called = np.array([[name in cell for name in classes] for cell in named], bool)
         from_where = [THRESHOLD + name for name in classes]
         if set(from_where) <= set(frame.columns):  # of a film without a frontal chest `present` says that alone

@@ -95,6 +95,25 @@ def test_crosses_and_blank_cells_are_told_to_have_no_negatives(tmp_path):
         read_labels(generic(tmp_path, edema=[1, ""] * 20))
 
 
+def test_rows_are_those_of_the_file_where_it_has_blank_lines(tmp_path):
+    head, *rows = generic(tmp_path).read_text().splitlines()
+    rows[1] += "\n\n  \n"  # rows 4 to 6 are blank, and cells may have lines of their own
+    rows[0] = rows[0].replace("p0", '"p\n\n0"')
+    path = write(tmp_path / "blank.csv", "\n".join(["", head, *rows]))
+    assert read_manifest(path).lines == [3, 4, *range(8, 46)]
+    rows[2] = rows[2].replace("p1", "")
+    write(path, "\n".join([head, *rows]))
+    with pytest.raises(hx.ConfigError, match="row 7 has nothing in the column 'patient'"):
+        read_manifest(path)
+
+
+def test_a_share_of_nothing_is_told_where_a_split_lacks(tmp_path):
+    with pytest.raises(hx.ConfigError, match="no image is in the split 'val' and val_share is 0: raise it"):
+        read_labels(generic(tmp_path), val_share=0)
+    with pytest.raises(hx.ConfigError, match="no image is in the split 'test' and test_share is 0: raise it"):
+        read_labels(generic(tmp_path), test_share=0)
+
+
 def test_generic_manifest(tmp_path):
     table = read_labels(generic(tmp_path), val_share=0.2, test_share=0.3)
     assert table.classes == ["edema", "nodule"]

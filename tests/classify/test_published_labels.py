@@ -124,6 +124,27 @@ def test_chexpert_lists_without_any_folder_go_by_their_names(tmp_path):
         read_manifest(path, preset="chexpert")
 
 
+def test_a_bad_cell_is_named_by_its_row_and_file_whatever_was_left_out_before_it(tmp_path):
+    chexpert(tmp_path / "train.csv", "", "train", 10001, 4)
+    path = chexpert(tmp_path / "valid.csv", "", "valid", 64541, 6)
+    head, *rows, lateral = path.read_text().splitlines()
+    write(path, [head, lateral, "", *rows[:-1], rows[-1].rpartition(",")[0] + ",7"])
+    with pytest.raises(hx.ConfigError, match=r"valid\.csv: row 9, column '.*' holds another number"):
+        read_manifest(tmp_path, preset="chexpert")
+
+    labels = ["subject_id,study_id,Edema", *(f"{i},{i},{i % 2}" for i in range(4)), "4,4,wet"]
+    labels = write(tmp_path / "mimic-cxr-2.0.0-chexpert.csv", labels)
+    splits = ["dicom_id,study_id,subject_id,split", *(f"d{i},{i // 2},{i // 2},train" for i in range(10))]
+    splits = write(tmp_path / "mimic-cxr-2.0.0-split.csv", splits)
+    views = ["dicom_id,ViewPosition", *(f"d{i},{'PA' if i % 2 else 'LATERAL'}" for i in range(10))]
+    write(tmp_path / "mimic-cxr-2.0.0-metadata.csv", views)
+    with pytest.raises(hx.ConfigError, match=r"chexpert\.csv: row 6, column 'Edema' holds a text"):
+        read_manifest(tmp_path, preset="mimic-cxr", classes=["Edema"])
+    write(splits, [*splits.read_text().splitlines(), "", "d10,5,,train"])
+    with pytest.raises(hx.ConfigError, match=r"split\.csv: row 13 has nothing in the column 'subject_id'"):
+        read_manifest(labels, preset="mimic-cxr", classes=["Edema"])
+
+
 # --- the others -------------------------------------------------------------------------------------------------------
 def test_mimic_views_that_nobody_told(tmp_path):
     """Compressed lists, more columns than are read, and images without ViewPosition, which are told by themselves."""
