@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
@@ -25,6 +24,7 @@ from .dicom_elements import repair
 from .dicom_frames import decoded_frame
 from .dicom_header import PHOTOMETRIC, ImagePixel, check_modality, image_pixel, set_tone, spacing, text
 from .palette import palette_to_luma
+from .quiet import no_warnings
 from .raster import check_caps, check_frame
 from .stored_bits import Reading, settle
 from .tone import Grey, scratch
@@ -56,8 +56,7 @@ def _silence() -> Iterator[None]:
         logger.addFilter(_quiet)
     _QUIET.active = True
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with no_warnings():
             yield
     finally:
         _QUIET.active = False

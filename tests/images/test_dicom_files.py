@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from xray_makers import PLANTED, dicom, ramp
 
 import hdxray_fast as hx
+from hdxray_fast.images import dicom as dicom_module
 from hdxray_fast.images.canvas import Limits
 
 pytest.importorskip("pydicom")
@@ -156,3 +160,26 @@ def test_dicom_without_pydicom_says_what_to_install(tmp_path, stored, monkeypatc
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(hx.MissingDependencyError, match=r"3 or later: .*pip install '\w"):
         shown(path)
+
+
+def test_warnings_are_shown_again_after_files_that_were_read_at_once(tmp_path, stored, monkeypatch):
+    """Whichever thread ends first."""
+    path, before, decode = dicom(tmp_path / "a.dcm", stored), list(warnings.filters), dicom_module._decode
+    inside, both, first_gone = (threading.Event() for _ in range(3))
+    turns = iter([(inside, both), (both, first_gone)])
+
+    def in_turn(*args):
+        begun, ended = next(turns)
+        begun.set()
+        assert ended.wait(60)
+        return decode(*args)
+
+    monkeypatch.setattr(dicom_module, "_decode", in_turn)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(hx.read_canvas, path, size=SIZE)
+        assert inside.wait(60)
+        second = pool.submit(hx.read_canvas, path, size=SIZE)
+        first.result()
+        first_gone.set()
+        second.result()
+    assert warnings.filters == before
