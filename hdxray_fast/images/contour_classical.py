@@ -41,9 +41,9 @@ def _model() -> dict[str, np.ndarray]:
     return load_shape_model()
 
 
-def prior_polygon(model: dict[str, np.ndarray] | None = None) -> np.ndarray:
+def prior_polygon() -> np.ndarray:
     """[32, 2] mean outline as shares (x, y) of the valid box."""
-    return (_model() if model is None else model)["prior"]
+    return _model()["prior"]
 
 
 def equalise(image: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray, tuple[int, int]] | None:
@@ -144,11 +144,10 @@ def match_template(grey: np.ndarray, model: dict[str, np.ndarray]) -> tuple[np.n
     return best[2], best[1]
 
 
-def run_cascade(grey: np.ndarray, box: np.ndarray, model: dict[str, np.ndarray], stages: int | None = None):
+def run_cascade(grey: np.ndarray, box: np.ndarray, model: dict[str, np.ndarray]):
     """Refine a box and the mean outline in it: (box [4], radii [32])."""
     shape = np.zeros(model["shape_basis"].shape[0])
-    count = model["stages"].shape[0] if stages is None else stages
-    for stage in model["stages"][:count]:  # [components + 1, 4 + shapes]
+    for stage in model["stages"]:  # [components + 1, 4 + shapes]
         answer = np.append(cascade_input(grey, box, shape, model), 1) @ stage
         box, shape = apply_step(box, shape, answer)
     return box, model["shape_mean"] + shape @ model["shape_basis"]
@@ -169,15 +168,13 @@ def apply_step(box: np.ndarray, shape: np.ndarray, answer: np.ndarray) -> tuple[
     return np.array([cx - w / 2, cy - h / 2, w, h]), shape + answer[4:]
 
 
-def match_shape(
-    image: np.ndarray, valid: np.ndarray, model: dict[str, np.ndarray] | None = None
-) -> tuple[np.ndarray | None, float]:
+def match_shape(image: np.ndarray, valid: np.ndarray) -> tuple[np.ndarray | None, float]:
     """Find the chest's outline in a frame: ([K, 2] float32 in frame pixels or None, confidence 0..1).
 
     The confidence is the correlation of the picture in the final box with the mean chest, on a logistic scale where a
     correlation of 0.5 means one half.
     """
-    model = _model() if model is None else model
+    model = _model()
     seen = equalise(image, valid)
     if seen is None:
         return None, 0.0

@@ -81,9 +81,9 @@ def contour_view(
     return view
 
 
-def error_view(pixels: np.ndarray, reconstruction: np.ndarray, full_scale: int = 64) -> np.ndarray:
-    """Absolute error in grey levels as a heat map, black at 0 and white at ``full_scale``. ``[S, S, 3] uint8`` BGR."""
-    error = cv2.absdiff(pixels, reconstruction).astype(np.float32) * (255 / full_scale)
+def error_view(pixels: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
+    """Absolute error in grey levels as a heat map, black at 0 and white at 64. ``[S, S, 3] uint8`` BGR."""
+    error = cv2.absdiff(pixels, reconstruction).astype(np.float32) * (255 / 64)
     return cv2.applyColorMap(np.clip(error, 0, 255).astype(np.uint8), cv2.COLORMAP_INFERNO)
 
 
@@ -95,7 +95,6 @@ def reconstruction_panel(
     patches: np.ndarray,
     *,
     means: np.ndarray | None = None,
-    polygon: np.ndarray | None = None,
     caption: str = "",
     side: int = 640,
 ) -> np.ndarray:
@@ -111,7 +110,6 @@ def reconstruction_panel(
         keep_ids, predict_ids: ``[N] int`` row-major patch ids.
         patches: ``[N_predict, p*p] float`` predicted grey levels, 0 to 255.
         means: ``[N_predict] float``, the original's mean in each predicted patch, where mean and contrast are its.
-        polygon: ``[K, 2] float32`` contour, canvas pixels; the border of ``inside`` is drawn without it.
         caption: a line below the pictures.
         side: side of each picture, pixels.
 
@@ -126,7 +124,7 @@ def reconstruction_panel(
     original = show[pixels]
     views = {
         "original": original,
-        f"contour: {inside.mean():.0%} of patches inside": contour_view(original, inside, polygon),
+        f"contour: {inside.mean():.0%} of patches inside": contour_view(original, inside),
         f"shown to the model: {len(keep_ids)} patches ({share:.0%})": masked_view(original, keep_ids, patch_size),
     }
     title = "reconstruction (shown patches kept)"
