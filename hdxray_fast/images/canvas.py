@@ -43,7 +43,7 @@ class Limits:
     max_frames: int = 4096
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Canvas:
     """A radiograph on a square canvas.
 

@@ -37,7 +37,7 @@ FALLBACK_CONFIDENCE = 0.45  # what fell back never passes for accepted
 PRIOR_CONFIDENCE = 0.1  # the prior and the rectangle have not looked at the picture
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contour:
     """The chest's outline on a canvas.
 
@@ -59,7 +59,7 @@ class Contour:
     method: str
     flagged: bool
     view: ChestView = field(default_factory=ChestView)
-    _canvas: weakref.ref | None = field(default=None, repr=False, compare=False)  # no more than borrowed
+    _canvas: weakref.ref | None = field(default=None, repr=False)  # no more than borrowed
 
     def __repr__(self) -> str:
         inside = f"inside {int(self.inside.sum())} of {self.inside.size} patches"
@@ -110,7 +110,9 @@ def rasterize_polygon(polygon: np.ndarray, size: int, patch_size: int = 16) -> n
     cells = size // patch_size
     if len(points) < 3:
         return np.zeros((cells, cells), bool)
-    start = np.clip(points / patch_size, -4.0 * cells, 5.0 * cells)  # far points add nothing but rounding
+    start = _cut_off(points / patch_size, -1.0, cells + 1.0)  # far points would cost digits
+    if not len(start):
+        return np.zeros((cells, cells), bool)
     delta = np.roll(start, -1, axis=0) - start  # [K, 2]
     # every edge is cut where it crosses a grid line: fractions t of the edge, sorted
     lines = np.arange(cells + 1, dtype=np.float64)
@@ -133,6 +135,27 @@ def rasterize_polygon(polygon: np.ndarray, size: int, patch_size: int = 16) -> n
     np.add.at(area, (row, column), height * share)
     np.add.at(area, (row, column + 1), height * (1 - share))
     return np.abs(np.cumsum(area, axis=1)[:, :cells]) >= 0.5 - 1e-9
+
+
+def _cut_off(polygon: np.ndarray, low: float, high: float) -> np.ndarray:
+    """The part of a polygon ``[K, 2]`` within a square, ``[L, 2]``: cut along one side after the other (Sutherland and
+    Hodgman). What holds together by it alone is joined along a side, by edges there and back, whose areas cancel."""
+    for axis, sign, limit in ((0, -1, low), (0, 1, high), (1, -1, low), (1, 1, high)):
+        beyond = sign * (polygon[:, axis] - limit)
+        if not (beyond > 0).any():
+            continue
+        points = []
+        for here, there, out, next_out in zip(
+            polygon, np.roll(polygon, -1, axis=0), beyond, np.roll(beyond, -1), strict=True
+        ):
+            if out <= 0:
+                points.append(here)
+            if (out > 0) != (next_out > 0):
+                share = out / 2 / (out / 2 - next_out / 2)  # halves: of the largest numbers a difference is none
+                points.append(here * (1 - share) + there * share)
+                points[-1][axis] = limit
+        polygon = np.array(points).reshape(-1, 2)
+    return polygon
 
 
 def find_contour(canvas: Canvas, method: str = "network", patch_size: int = 16, rescue: bool = True) -> Contour:
@@ -170,7 +193,11 @@ def find_contour(canvas: Canvas, method: str = "network", patch_size: int = 16, 
     inside = rasterize_polygon(polygon, canvas.pixels.shape[0], patch_size)
     view = judge_view(_named_view(canvas), chances, SURE)
     flagged = confidence < ACCEPT and method != "rectangle"
-    return Contour(polygon, inside, round(float(confidence), 4), name, bool(flagged), view, weakref.ref(canvas))
+    try:
+        borrowed = weakref.ref(canvas)
+    except TypeError:  # a tuple with names, say: a notebook shows its contour as text
+        borrowed = None
+    return Contour(polygon, inside, round(float(confidence), 4), name, bool(flagged), view, borrowed)
 
 
 def find_view(canvas: Canvas) -> ChestView:

@@ -35,8 +35,9 @@ def draw_overlay(canvas: Canvas, contour: Contour, title: str = "") -> np.ndarra
     cells = contour.inside.shape[0]
     patch = size // cells
     inside = cv2.resize(contour.inside.astype(np.uint8), (size, size), interpolation=cv2.INTER_NEAREST)
-    inside[::patch] = 0  # leave the grid's lines untinted, so that single patches can be counted
-    inside[:, ::patch] = 0
+    if patch > 1:  # leave the grid's lines untinted, so that single patches can be counted
+        inside[::patch] = 0
+        inside[:, ::patch] = 0
     tinted = cv2.addWeighted(picture, 0.82, np.full_like(picture, colour), 0.18, 0)
     picture = np.where(inside[..., None] > 0, tinted, picture)
     line = max(1, round(size / 400))

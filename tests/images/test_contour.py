@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import threading
+from collections import namedtuple
 
 import cv2
 import numpy as np
@@ -89,6 +90,18 @@ class TestRasterize:
         assert not rasterize_polygon(square * 50 + 100, 64, 16).any()
         assert not rasterize_polygon(square * 50 - 100, 64, 16).any()
 
+    @pytest.mark.parametrize("far", [8, 1e4, 1e9])
+    def test_edges_keep_their_direction_however_far_they_reach(self, far):
+        row, column = np.mgrid[:10, :10]
+        expected = 2 * row >= column  # below the edge from (0, 0) to (2, 1), but a patch it cuts in halves
+        triangle = np.array([[0, 0], [2, 1], [0, 2]]) * (far * 80)
+        for polygon in (triangle, triangle[::-1], np.roll(triangle, 1, axis=0)):
+            np.testing.assert_array_equal(rasterize_polygon(polygon, 160, 16), expected)
+        bracket = np.array([[-1, -1], [1, -1], [1, 1], [0.9, 1], [0.9, -0.9], [-0.9, -0.9], [-0.9, 1], [-1, 1]])
+        assert not rasterize_polygon(bracket * far * 160, 160, 16).any()  # it reaches around the canvas
+        lower = bracket * far * 160 + [0, far * 160 * 0.9 + 80]  # its bar ends at half the canvas
+        np.testing.assert_array_equal(rasterize_polygon(lower, 160, 16), row < 5)
+
     @pytest.mark.parametrize(
         ("polygon", "size", "patch_size", "error"),
         [
@@ -125,6 +138,11 @@ class TestArguments:
         with pytest.raises(error, match=says) as caught:
             find_contour(canvas)
         assert isinstance(caught.value, HDXrayError)
+
+    def test_a_canvas_of_another_make_needs_pixels_and_a_box_alone(self):
+        other = namedtuple("Other", "pixels valid_box")(phantom_chest(160).pixels, (0, 0, 160, 160))
+        contour = find_contour(other, method="rectangle")
+        assert contour.inside.any() and contour._repr_png_() is None
 
     def test_unknown_method_names_the_known_ones(self):
         with pytest.raises(ArgumentError, match="network, classical, prior, rectangle"):

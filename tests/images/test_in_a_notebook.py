@@ -45,3 +45,10 @@ def test_a_contour_shows_itself_on_its_canvas():
     assert copy.deepcopy(contour).method == "rectangle"
     del canvas
     assert contour._repr_png_() is None  # a list of contours does not keep their canvases alive
+
+
+def test_canvases_and_contours_can_be_compared_and_put_into_sets():
+    first, second = (hx.read_canvas(draw_radiograph(0), size=64) for _ in range(2))
+    assert first == first and first != second and len({first, second, first}) == 2
+    contours = [hx.find_contour(canvas, method="rectangle") for canvas in (first, second)]
+    assert contours[1] in contours and contours[0] != contours[1] and len({*contours}) == 2

@@ -56,6 +56,13 @@ class TestDraw:
         assert np.all(picture[256:] == 24, axis=2).mean() > 0.5
         assert not np.all(picture[256:] == 24)
 
+    def test_patches_of_a_pixel_are_tinted_too(self):
+        canvas = Canvas(np.full((256, 256), 90, np.uint8), (0, 0, 256, 256), {})
+        contour = square_contour(256)
+        fine = replace(contour, inside=rasterize_polygon(contour.polygon, 256, 1))
+        picture = draw_overlay(canvas, fine)[80:180, 80:180]  # within the line
+        assert (picture == picture[0, 0]).all() and tuple(picture[0, 0]) != (90, 90, 90)
+
     def test_flagged_is_another_colour(self):
         canvas = Canvas(np.zeros((256, 256), np.uint8), (0, 0, 256, 256), {})
         line = draw_overlay(canvas, square_contour(256, flagged=True))[64, 128]
