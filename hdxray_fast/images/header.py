@@ -20,7 +20,7 @@ class Header:
     samples: int = 1
     bits: int = 8  # per sample
     frames: int = 1
-    orientation: int = 1  # EXIF / TIFF orientation still to be applied
+    orientation: int = 1  # by EXIF, or by a TIFF, which OpenCV turns itself
     min_is_white: bool = False
     colour: str = ""  # "", "cmyk", "cmyk_plain", "palette"...
     pages: list[Header] = field(default_factory=list, repr=False)  # of a TIFF, where each has a size of its own

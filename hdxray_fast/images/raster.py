@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import math
-import warnings
 
 import cv2
 import numpy as np
 
 from ..errors import ArgumentError, ImageReadError, ImageTooLargeError, UnsupportedImageError
 from .header import DamagedFile, Header
+from .quiet import no_warnings
 from .sniff import read_header
 from .tone import Grey
 
@@ -76,7 +76,8 @@ def decode_raster(path: str, kind: str, data: bytes, frame: int | None, limits) 
     grey = _to_luma(pixels, flags, rgb=False)
     # OpenCV turns min-is-white 8-bit TIFFs itself (through RGBA), but hands out other depths as they are stored
     invert = header.min_is_white and not (kind == "tiff" and grey.dtype == np.uint8)
-    grey = _orient(grey, header.orientation)
+    if kind != "tiff":  # which OpenCV turns itself
+        grey = _orient(grey, header.orientation)
     if header.orientation != 1:
         flags.append("orientation_applied")
     provenance = {
@@ -148,7 +149,9 @@ def _to_luma(pixels: np.ndarray, flags: list[str], rgb: bool) -> np.ndarray:
         grey = cv2.cvtColor(colour, cv2.COLOR_RGB2GRAY if rgb else cv2.COLOR_BGR2GRAY)
         flags.append("colour_to_luma")
     if alpha is not None:
-        opaque = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1.0
+        opaque = 1.0
+        if np.issubdtype(dtype, np.integer):  # wider ones mostly hold 8 or 16 bits, and signed ones what they are
+            opaque = np.iinfo(dtype).max if dtype in (np.uint8, np.uint16) else max(1.0, float(alpha.max()))
         if (alpha < opaque).any():
             flags.append("transparency_over_black")
             grey = np.rint(grey * (alpha / opaque)).astype(grey.dtype) if opaque != 1.0 else grey * alpha
@@ -168,8 +171,7 @@ def decode_npy(path: str, data: bytes, frame: int | None, limits) -> Grey:
     stream = io.BytesIO(data)
     try:
         reader = _NPY_HEADERS[np.lib.format.read_magic(stream)]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they quote the header
+        with no_warnings():
             shape, fortran, dtype = reader(stream)
     except Exception:
         raise ImageReadError(path, "the .npy header is damaged or truncated") from None

@@ -55,8 +55,11 @@ def _page(tags: dict[int, tuple]) -> Header:
     photometric = one(262, 1)
     kind = {1: "", 2: "signed", 3: "float"}.get(one(339, 1), "unknown")
     colour = "palette" if photometric == 3 else "cmyk" if photometric == 5 else kind
-    bits = max(tags.get(258) or (1,))
-    return Header("tiff", width, height, one(277, 1), bits, min_is_white=photometric == 0, colour=colour)
+    bits, turned = max(tags.get(258) or (1,)), one(274, 1)
+    return Header(
+        "tiff", width, height, one(277, 1), bits, min_is_white=photometric == 0, colour=colour,
+        orientation=turned if 1 < turned <= 8 else 1,
+    )  # fmt: skip
 
 
 def _page_tags(data: bytes, order: str, offset: int, count: int, room: int) -> dict[int, tuple]:

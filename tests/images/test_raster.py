@@ -155,6 +155,17 @@ def test_rgba_is_laid_over_black(tmp_path):
     assert np.array_equal(shown(tmp_path, grey_alpha), canvas.pixels)
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.int32, np.uint32, np.int64])
+def test_rgba_of_8_bits_in_wider_integers(dtype):
+    alpha = np.full_like(SQUARE, 255)
+    opaque = hx.read_canvas(np.dstack([SQUARE] * 3 + [alpha]).astype(dtype), size=SIZE, window="minmax")
+    assert np.array_equal(opaque.pixels, SQUARE) and "transparency_over_black" not in opaque.provenance["flags"]
+    alpha[:, :20] = 0
+    canvas = hx.read_canvas(np.dstack([SQUARE] * 3 + [alpha]).astype(dtype), size=SIZE, window="minmax")
+    assert (canvas.pixels[:, :20] == 0).all() and np.array_equal(canvas.pixels[:, 20:], SQUARE[:, 20:])
+    assert "transparency_over_black" in canvas.provenance["flags"]
+
+
 def _write(tmp_path, data: bytes):
     (tmp_path / "written.bin").write_bytes(data)
     return tmp_path / "written.bin"
@@ -204,6 +215,8 @@ def test_orientation_is_applied_once(tmp_path, kind, orientation):
     assert (height, width) == upright.shape
     shown_part = canvas.pixels[top : top + height, left : left + width].astype(int)
     assert np.abs(shown_part - upright).max() <= (4 if kind == "jpeg" else 0)
+    told = canvas.provenance
+    assert ("orientation_applied" in told["flags"], told["stored"]["orientation"]) == (orientation > 1, orientation)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
