@@ -47,8 +47,6 @@ def save_report_model(model: ReportModel, directory: str | Path) -> Path:
         CheckpointError: the folder cannot be written, or holds something else than a report model.
     """
     directory = Path(directory)
-    if directory.exists() and not (directory / REPORT_FILE).is_file() and any(directory.iterdir()):
-        raise CheckpointError(f"{directory}: holds something else than a report model; choose another folder")
     temporary = temporary_name(directory)
     settings = {
         "format": FORMAT,
@@ -60,6 +58,8 @@ def save_report_model(model: ReportModel, directory: str | Path) -> Path:
         "validated": model.validated.record() if model.validated else {},
     }
     try:
+        if directory.exists() and not (directory / REPORT_FILE).is_file() and any(directory.iterdir()):
+            raise CheckpointError(f"{directory}: holds something else than a report model; choose another folder")
         temporary.mkdir(parents=True)
         save_model(model.encoder, temporary / "encoder")
         visual = {name: tensor.detach().contiguous().cpu() for name, tensor in model.visual.state_dict().items()}

@@ -22,7 +22,7 @@ from ..data.radiographs import Radiograph, read_ahead
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..data.seen import SEEN_FILE, Seen
 from ..data.seen_key import KEY_FILE, keep_key
-from ..errors import ArgumentError, ConfigError
+from ..errors import ArgumentError, ArgumentTypeError, ConfigError
 from ..features.parts_folder import parts_of
 from ..features.shares import Share
 from ..files import claim_names, refuse_foreign, written_somewhere, written_whole
@@ -39,7 +39,7 @@ from .model import ReportModel
 from .predictions import Prediction, write_predictions
 from .saving import load_report_model
 from .sentences import sentence_tokens
-from .studies import Study, with_names
+from .studies import Study, StudyTable, with_names
 from .study_list import Studies
 from .visual_tokens import Views
 from .writing_options import WritingOptions
@@ -50,7 +50,7 @@ MAKER = "report-generate"
 PREDICTIONS, PAGE = "predictions.csv", "reports.html"
 
 
-def studies_of_files(paths: Sequence[str | os.PathLike], together: bool = False, language: str = "en") -> list[Study]:
+def studies_of_files(paths: Sequence[str | os.PathLike], together: bool = False) -> list[Study]:
     """A study for each radiograph among files, folders, manifests and prepared data sets.
 
     ``together``: one study of all of them.
@@ -65,10 +65,10 @@ def studies_of_files(paths: Sequence[str | os.PathLike], together: bool = False,
     if several := next((file for file in _files_of(inputs) if ";" in file and not os.path.exists(file)), None):
         raise ConfigError(f"paths: {several} names several radiographs of one study; give such a CSV with --data")
     if together:
-        return [Study(Path(files[0]).stem, tuple(files), "", language=language)]
+        return [Study(Path(files[0]).stem, tuple(files), "")]
     stems = Counter(Path(file).stem for file in files)
     ids = [file if stems[Path(file).stem] > 1 else Path(file).stem for file in files]
-    return [Study(name, (file,), "", language=language) for name, file in zip(ids, files, strict=True)]
+    return [Study(name, (file,), "") for name, file in zip(ids, files, strict=True)]
 
 
 def _files_of(inputs: Sequence[Input]) -> list[str]:
@@ -76,7 +76,7 @@ def _files_of(inputs: Sequence[Input]) -> list[str]:
 
 
 def write_reports(
-    studies: Sequence[Study] | str | os.PathLike,
+    studies: StudyTable | Sequence[Study] | str | os.PathLike | Sequence[str | os.PathLike],
     model: ReportModel | str | os.PathLike,
     *,
     options: WritingOptions | None = None,
@@ -98,8 +98,8 @@ def write_reports(
     of reports from before, or of other processes, no ``attention`` is at hand.
 
     Args:
-        studies: from ``read_studies`` or :func:`studies_of_files`; or a radiograph, a folder of them or a prepared data
-            set.
+        studies: from ``read_studies`` or :func:`studies_of_files`; or radiographs, folders of them or prepared data
+            sets: one, or a list.
         model: a report model, or its folder.
         options: of the search for words.
         out: folder for ``predictions.csv``, ``reports.html``, the pictures and what the model has seen; left out,
@@ -116,8 +116,8 @@ def write_reports(
             part among them, and the main one joins.
 
     Raises:
-        ArgumentError, ConfigError: an argument is not as described, no radiograph is named, or a data set was prepared
-            otherwise than the model reads files.
+        ArgumentError, ArgumentTypeError, ConfigError: an argument is not as described, no radiograph is named, or a
+            data set was prepared otherwise than the model reads files.
         CheckpointError: the model cannot be loaded.
         TrainingError: another rank is gone.
     """
@@ -128,10 +128,14 @@ def write_reports(
     share = Share.of_part(part)
     if share.of > 1 and out is None:
         raise ConfigError("part: shares are joined in the folder out; name it")
-    of_files = isinstance(studies, (str, os.PathLike))
+    studies = studies.studies if isinstance(studies, StudyTable) else studies
+    paths = [studies] if isinstance(studies, (str, os.PathLike)) else studies
+    of_files = bool(paths) and all(isinstance(path, (str, os.PathLike)) for path in paths)
     if of_files:
-        prepared = [*prepared, *([studies] if is_prepared(studies) else [])]
-        studies = studies_of_files([studies])
+        prepared = [*prepared, *filter(is_prepared, paths)]
+        studies = studies_of_files(paths)
+    elif not isinstance(studies, Studies) and not all(isinstance(study, Study) for study in studies):
+        raise ArgumentTypeError("studies: got a list of neither studies nor paths alone; read_studies gives studies")
     if not studies:
         raise ConfigError("studies: there is none to write a report on")
     if out is not None:

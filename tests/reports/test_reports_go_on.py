@@ -17,12 +17,13 @@ from report_model_makers import ENGLISH, QUICK, save_small_encoder
 
 pytest.importorskip("transformers")
 
-from hdxray_fast.errors import ConfigError
+from hdxray_fast.errors import ArgumentTypeError, CheckpointError, ConfigError
 from hdxray_fast.reports import writing
 from hdxray_fast.reports.config import ReportConfig
 from hdxray_fast.reports.layouts import read_studies
 from hdxray_fast.reports.run import run_report_training
-from hdxray_fast.reports.saving import load_report_model
+from hdxray_fast.reports.saving import load_report_model, save_report_model
+from hdxray_fast.reports.studies import StudyTable
 from hdxray_fast.reports.writing import write_reports
 from hdxray_fast.reports.writing_options import WritingOptions
 
@@ -53,10 +54,10 @@ def root(tmp_path_factory) -> Path:
 
 
 def generate(root: Path, out: Path, model=None, **options):
-    studies = read_studies(root / "studies.csv").split("test")
+    table = StudyTable(read_studies(root / "studies.csv").split("test"))
     words = WritingOptions(num_beams=1, max_length=6)
     given = {"options": words, "pictures": 3, "batch_size": 2, **options}
-    return write_reports(studies, model or load_report_model(root / "run"), out=out, **given)
+    return write_reports(table, model or load_report_model(root / "run"), out=out, **given)
 
 
 def files_in(out: Path) -> dict[str, bytes]:
@@ -211,9 +212,12 @@ def test_reports_on_a_prepared_set_are_those_on_its_files(root, whole, tmp_path)
     settings = {"img_size": load_report_model(root / "run").encoder.img_size[0], "view": "any", "body_part": "any"}
     films = shutil.copytree(root, tmp_path / "films", ignore=shutil.ignore_patterns("run", "encoder", "*.csv"))
     prepare([films], tmp_path / "set", **settings)
-    files = write_reports(str(films), root / "run", options=WritingOptions(num_beams=1), pictures=0)
+    words = WritingOptions(num_beams=1)
+    files = write_reports(str(films), root / "run", options=words, pictures=0)
+    some = write_reports([films / "s12.png", films / "s13.png"], root / "run", options=words, pictures=0)
+    assert [row.text for row in some.rows] == [row.text for row in files.rows if row.study.id in ("s12", "s13")]
     shutil.rmtree(films)
-    stored = write_reports(str(tmp_path / "set"), root / "run", options=WritingOptions(num_beams=1), pictures=0)
+    stored = write_reports([tmp_path / "set"], root / "run", options=words, pictures=0)
     assert [(row.study, row.text) for row in stored.rows] == [(row.study, row.text) for row in files.rows]
 
     studies = read_studies(root / "studies.csv", prepared=tmp_path / "set")
@@ -231,3 +235,12 @@ def test_reports_on_a_prepared_set_are_those_on_its_files(root, whole, tmp_path)
     model.encoder.contour = "prior"
     with pytest.raises(ConfigError, match=r"set: was prepared with contour="):
         write_reports(str(tmp_path / "set"), model)
+    with pytest.raises(ArgumentTypeError, match=r"^studies: "):
+        write_reports([films / "s12.png", studies.studies[0]], model)
+
+
+def test_a_report_model_is_not_written_in_the_place_of_a_file(root, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match=r"file: cannot be written .*Not a directory"):
+        save_report_model(load_report_model(root / "run"), tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
