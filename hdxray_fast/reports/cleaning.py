@@ -78,6 +78,11 @@ def clean_r2gen_mimic_cxr(report: str) -> str:
     return _clean_r2gen(report, _R2GEN_MIMIC)
 
 
+def is_blank(report: str) -> bool:
+    """No letter and no digit: nothing to teach, and nothing that a score could be of."""
+    return not any(character.isalnum() for character in report)
+
+
 def mostly_chinese(texts: Iterable[str]) -> bool:
     """More than half of the letters are Chinese characters."""
     letters = [character for text in texts for character in text if character.isalpha()]

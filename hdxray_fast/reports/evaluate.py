@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..data.seen import Overlap
 from ..errors import ConfigError
-from .cleaning import UNKNOWN, R2GenReferences, mostly_chinese
+from .cleaning import UNKNOWN, R2GenReferences, is_blank, mostly_chinese
 from .clinical import check_clinical, clinical_scores
 from .exchange import exchanged_scores
 from .intervals import score_intervals
@@ -272,7 +272,7 @@ def _pair(made: list[Prediction], studies: list[Study], named: str, partial: boo
     for study in studies:
         if study.id not in texts:
             continue
-        if not any(character.isalnum() for character in study.report):
+        if is_blank(study.report):
             bare.append(study.named)
             continue
         rows.append(

@@ -164,16 +164,21 @@ def _read_annotation(path: Path, root: Path, language: str) -> StudyTable:
                 raise ConfigError(f"{where}: report is a {type(report).__name__}, accepted is text")
             studies.append(
                 Study(
-                    id=str(entry["id"]) if entry.get("id") is not None else f"{split}-{number}",
+                    id=_told(entry.get("id")) or f"{split}-{number}",
                     images=tuple(image_path(root, name) for name in names),
                     report=report or "",
                     split=split,
                     language=language_at(entry.get("language", language), where),
-                    patient=str(entry.get("subject_id", "")),
+                    patient=_told(entry.get("subject_id")),
                     place=f"{split}[{number}]",
                 )
             )
     return StudyTable(studies)
+
+
+def _told(value: object) -> str:
+    """An id of JSON as text without spaces around it; blank where it is null, or the NaN that pandas may write."""
+    return "" if value is None or value != value else str(value).strip()
 
 
 def _read_csv(
@@ -208,18 +213,18 @@ def _read_csv(
     if text and sections != "findings":
         notes.append(f"sections={sections} says nothing here: the column {text!r} is read as it is")
     studies = Studies()
-    for number, row in enumerate(rows, start=2):  # the header is row 1
+    for row in rows:
         names = [name.strip() for column in (first, *others) for name in row[column].split(";") if name.strip()]
         report = row[text] if text else chosen_sections(*(row[part] if part else "" for part in parts), sections)
         studies.append(
             Study(
-                id=(row[ids] if ids else "") or f"row-{number}",
+                id=(row[ids].strip() if ids else "") or f"row-{row.number}",
                 images=tuple(image_path(root, name) for name in names),
                 report=report,
                 split=row[split] if split else "",
-                language=language_at((row[spoken] if spoken else "") or language, f"data: {path}, row {number}"),
-                patient=row[patients] if patients else "",
-                place=f"row {number}",
+                language=language_at((row[spoken] if spoken else "") or language, f"data: {path}, row {row.number}"),
+                patient=row[patients].strip() if patients else "",  # "P1 " and "P1" are one
+                place=f"row {row.number}",
             )
         )
     return StudyTable(studies, notes)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ..data.columns import columns_in_words
 from ..errors import ConfigError
 from ..regular_files import REPORT_TEXT, read_text
-from .csv_rows import read_rows
+from .csv_rows import Row, read_rows
 from .studies import Study, StudyTable, chosen_sections, with_names
 from .study_list import Studies
 
@@ -77,19 +77,18 @@ def read_mimic_cxr(folder: Path, images: Path, sections: str, language: str) -> 
     """
     split_rows = _table(folder, "split", required=True)
     views = {row["dicom_id"]: (row.get("ViewPosition") or "").strip().upper() for row in _table(folder, "metadata")}
-    grouped: dict[tuple[str, str], list[dict]] = {}
-    for number, row in enumerate(split_rows, start=2):
-        row["row"] = number
+    grouped: dict[tuple[str, str], list[Row]] = {}
+    for row in split_rows:
         grouped.setdefault((row["subject_id"], row["study_id"]), []).append(row)
     studies, without_text = Studies(), []
     for (subject, study), rows in grouped.items():
         place = Path("files") / f"p{subject[:2]}" / f"p{subject}"
         text = _first_file(folder / root / place / f"s{study}.txt" for root in ("", "mimic-cxr-reports"))
         if text is None:
-            without_text.append(f"row {rows[0]['row']}")
+            without_text.append(f"row {rows[0].number}")
             continue
         if len({row["split"] for row in rows}) > 1:
-            shown = " and ".join(str(row["row"]) for row in {row["split"]: row for row in reversed(rows)}.values())
+            shown = " and ".join(str(row.number) for row in {row["split"]: row for row in reversed(rows)}.values())
             raise ConfigError(f"data: {folder}: a study is in several splits (rows {shown} of the list of splits)")
         rows.sort(key=lambda row: (_FRONTAL_FIRST.get(views.get(row["dicom_id"], ""), 3), row["dicom_id"]))
         found = extract_sections(read_text(text, REPORT_TEXT, errors="replace"))
@@ -101,7 +100,7 @@ def read_mimic_cxr(folder: Path, images: Path, sections: str, language: str) -> 
                 split=rows[0]["split"],
                 language=language,
                 patient=subject,
-                place=f"row {rows[0]['row']}",
+                place=f"row {rows[0].number}",
             )
         )
     table = StudyTable(studies)
@@ -110,7 +109,7 @@ def read_mimic_cxr(folder: Path, images: Path, sections: str, language: str) -> 
     return table
 
 
-def _table(folder: Path, name: str, required: bool = False) -> list[dict[str, str]]:
+def _table(folder: Path, name: str, required: bool = False) -> list[Row]:
     path = next(iter(sorted(folder.glob(f"mimic-cxr-*{name}.csv*"))), None)
     if path is None:
         if required:

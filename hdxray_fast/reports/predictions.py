@@ -81,10 +81,10 @@ def read_predictions(path: str | Path) -> list[Prediction]:
     if suffix in (".json", ".jsonl"):
         rows = _read_json(path, lines=suffix == ".jsonl")
     elif suffix == ".csv":
-        read = (
-            {unquoted(name): unquoted(cell) for name, cell in row.items()} for row in read_rows(path, "predictions")
-        )
-        rows = [(f"row {number}", row) for number, row in enumerate(read, start=2)]
+        rows = [
+            (f"row {row.number}", {unquoted(name): unquoted(cell) for name, cell in row.items()})
+            for row in read_rows(path, "predictions")
+        ]
     else:
         raise ConfigError(f"predictions: {path} is none of .csv, .json and .jsonl")
     if not rows:
@@ -131,11 +131,11 @@ def _prediction(row: object, source: str, place: str) -> Prediction:
     for key in filter(None, (text, reference)):
         if row[key] is not None and not isinstance(row[key], str):
             raise ConfigError(f"{where}: {key} is a {type(row[key]).__name__}, accepted is text")
-    if row[name] in (None, ""):
+    if row[name] is None or not (own := str(row[name]).strip()):  # as ids of studies are read
         raise ConfigError(f"{where} has no id")
     language = row.get("language") or ""
     return Prediction(
-        id=unescaped(str(row[name])),
+        id=unescaped(own),
         generated=row[text] or "",
         reference=None if reference is None else row[reference],
         language=language_at(language, where) if language else "",

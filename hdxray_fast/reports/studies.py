@@ -15,6 +15,7 @@ from ..data.seen import Seen
 from ..data.splits import SPLITS, canonical_split
 from ..errors import ConfigError
 from ..terminal import counted, first_names, visible
+from .cleaning import is_blank
 from .study_list import Studies, Study
 from .study_splits import split_studies
 
@@ -111,11 +112,11 @@ def finish_table(
 ) -> StudyTable:
     """Fill in splits, leave out what cannot be used, and refuse what would make results worthless.
 
-    Empty reports and studies without any image file are left out and counted; of a study that lacks one image the
-    others are kept. Studies without a split get one that depends on seed and patient alone, or is that of ``record``.
-    Splits are of all studies that are listed, so that they are the same whatever can be read of them. Without
-    ``need_images`` nothing is asked of images: texts are scored without them. With ``prepared`` images are those of a
-    prepared data set, whatever files there are. ``images`` is the folder that was given for them.
+    Empty reports (without a letter or digit) and studies without any image file are left out and counted; of a study
+    that lacks one image the others are kept. Studies without a split get one that depends on seed and patient alone, or
+    is that of ``record``. Splits are of all studies that are listed, so that they are the same whatever can be read of
+    them. Without ``need_images`` nothing is asked of images: texts are scored without them. With ``prepared`` images
+    are those of a prepared data set, whatever files there are. ``images`` is the folder that was given for them.
 
     Raises:
         ConfigError: an id is there twice, a patient or an image is in two splits, or nothing is left.
@@ -133,7 +134,7 @@ def finish_table(
     )
     table.origin, table.drawn, table.known = found.origin, found.drawn, found.known
     table.listed = dict(Counter(found.splits))
-    table.leave_out(lambda study: not study.report.strip(), "left out: the report, or the section asked for, is empty")
+    table.leave_out(lambda study: is_blank(study.report), "left out: the report, or the section asked for, is empty")
     if need_images:
         table.leave_out(lambda study: not study.images, "left out: no image is named")
         _drop_missing(table, source, prepared, images)

@@ -11,6 +11,7 @@ from report_makers import MIMIC, mimic_place, write_annotation, write_csv, write
 import hdxray_fast as hx
 from hdxray_fast.reports.layouts import read_studies
 from hdxray_fast.reports.mimic_cxr import extract_sections
+from hdxray_fast.reports.predictions import read_predictions
 from hdxray_fast.reports.studies import Study, StudyTable, finish_table
 
 
@@ -145,6 +146,10 @@ def test_csv_in_chinese_and_by_patient(tmp_path):
         ("image,report,split\na.png,clear,holdout\n", "row 2: its split is none of train"),
         ("image,report\na.png,\nb.png, \n", r"no study can be used \(2 studies left out: the report"),
         ("image,report\n", "no study can be used|needed are"),
+        ("image,report, image \na.png,clear,b.png\n", "its columns 1 and 3 have one name; rename or remove one"),
+        ("\nimage,report,language\n\na.png,klar,en\n\nb.png,klar,de\n", "row 6: language is none of"),
+        ("image,report\na.png,.\nb.png,。\n", r"2 studies left out: the report.* is empty \(row 2, row 3\)"),
+        ("image,report,patient,split\na.png,x,P1,train\nb.png,y,P1 ,test\n", "one patient is in two splits"),
         ("id,image,report\n1,a.png,x\n1,b.png,y\n", "row 2 and row 3 have one id: a study is listed more than once"),
     ],
 )
@@ -166,6 +171,26 @@ def test_csv_gzipped_and_not_utf8(tmp_path):
     (tmp_path / "gbk.csv").write_bytes("image,report\na.png,双肺清晰\n".encode("gbk"))
     with pytest.raises(hx.ConfigError, match="not UTF-8"):
         read_studies(tmp_path / "gbk.csv")
+
+
+def test_columns_without_a_name_are_passed_over(tmp_path):
+    touch(tmp_path, "a.png")
+    (tmp_path / "studies.csv").write_text("image,report,,\na.png,clear,,\n")
+    assert read_studies(tmp_path / "studies.csv").studies[0].report == "clear"
+
+
+def test_ids_are_read_without_spaces_around_them_and_null_is_none(tmp_path):
+    touch(tmp_path, "1.png", "2.png", "3.png")
+    train = [entry(1, "1.png", subject_id=None), entry(2, "2.png", subject_id=float("nan"))]
+    path = write_annotation(tmp_path, train=train, val=[], test=[entry(3, "3.png", subject_id=None)])
+    assert read_studies(path).studies.column("patient") == ["", "", ""]
+    path = write_annotation(tmp_path, train=[entry(1, "1.png", subject_id="7 ")], val=[], test=[entry("2 ", "2.png")])
+    table = read_studies(path)
+    assert (table.studies.column("id"), table.studies.column("patient")) == (["CXR1", "CXR2"], ["7", ""])
+    path = write_csv(tmp_path / "studies.csv", [{"id": " s1", "image": "1.png", "report": "x", "patient": "P1 "}])
+    assert read_studies(path).patients == ["P1"]
+    made = write_csv(tmp_path / "made.csv", [{"id": "s1 ", "generated": "x"}])
+    assert read_predictions(made)[0].id == read_studies(path).studies[0].id == "s1"
 
 
 # IU X-ray -------------------------------------------------------------------------------------------------------------
