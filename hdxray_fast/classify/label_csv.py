@@ -163,7 +163,7 @@ def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False, ids: Seq
     frame.columns = [str(name).strip() for name in frame.columns]
     if ours:
         frame.columns = [unquoted(name) for name in frame.columns]
-        frame = frame.map(unquoted, na_action="ignore")
+        frame = frame.map(unquoted, na_action="ignore").astype(object)  # without text a column would be one of numbers
     if twice := [name for name, again in zip(frame.columns, frame.columns.duplicated(), strict=True) if again]:
         first = list(frame.columns).index(twice[0]) + 1
         again = list(frame.columns).index(twice[0], first) + 1

@@ -19,9 +19,12 @@ class _Silence:
     def __init__(self) -> None:
         self.lock, self.inside, self.caught = threading.Lock(), 0, warnings.catch_warnings()
 
-    def renew_lock(self) -> None:
-        """In a forked process no thread is left that would release it."""
+    def begin_anew(self) -> None:
+        """In a forked process no thread is left that would release the lock, or put the filters back."""
         self.lock = threading.Lock()
+        if self.inside:
+            self.inside = 0
+            self.caught.__exit__(None, None, None)
 
     def begin(self) -> None:
         with self.lock:
@@ -40,7 +43,7 @@ class _Silence:
 
 _SILENCE = _Silence()
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_SILENCE.renew_lock)
+    os.register_at_fork(after_in_child=_SILENCE.begin_anew)
 
 
 @contextmanager
