@@ -90,7 +90,8 @@ def quick(data: Path, out: Path, encoder: str, **options) -> ReportConfig:
 
 
 def arguments(options: dict) -> list[str]:
-    return [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value).lower())]
+    given = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in options.items()}
+    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", value)]
 
 
 def trained_tensors(folder: Path, part: str) -> dict[str, torch.Tensor]:
