@@ -62,6 +62,7 @@ class FeaturePictures:
 class _Seen:
     source: str
     flagged: bool
+    view: str  # name of a ChestView, or "" (not known)
     film: Film
     box: tuple[slice, slice]  # of the patches that are no padding, in patches
     frame: tuple[slice, slice]  # of the radiograph among the pixels of these patches
@@ -125,8 +126,8 @@ def draw_features(
         raise ArgumentError(f"weights: take {height} x {width} pixels, and canvases are square; give img_size")
     keep = keep or ("valid" if encoder.keep == "all" else encoder.keep)
     check_word("keep", keep, ("valid", "contour"))
-    if at is not None and (len(at) != 2 or not all(0 <= value < width for value in at)):
-        raise ArgumentError(f"at: got {' '.join(map(str, at))}, accepted are x and y from 0 to {width - 1}")
+    if at is not None and not (isinstance(at, Sequence) and len(at) == 2 and all(0 <= value < width for value in at)):
+        raise ArgumentError(f"at: got {at}, accepted are x and y from 0 to {width - 1}")
     paths = as_paths(paths)
     images = _prepared(paths, encoder)
     if images is None:
@@ -165,11 +166,13 @@ def draw_features(
     left_out = len(names) - len(chosen)
     if not seen:
         return FeaturePictures(quarantined=bad, left_out=left_out)
-    found = PrincipalComponents.of([_chest(item) for item in seen])
+    chests = [_chest(item) for item in seen]
+    dark = [_darkness(item, encoder.patch_size)[rows] for item, rows in zip(seen, chests, strict=True)]
+    found = PrincipalComponents.of([item.features.values[rows] for item, rows in zip(seen, chests, strict=True)], dark)
     pictures = {}
     for item in seen:
         pictures[item.source] = folder / f"{stems[item.source]}.features.png"
-        write_image(pictures[item.source], _picture(item, found, at, encoder.patch_size))
+        write_image(pictures[item.source], _picture(item, found, at, encoder.patch_size, stems[item.source]))
     flagged = [item.source for item in seen if item.flagged]
     return FeaturePictures(pictures, flagged, bad, left_out, found.explained)
 
@@ -191,24 +194,25 @@ def _of_files(files: list[str], encoder: Encoder, workers: int, caps: dict) -> I
     jobs = [(file, file) for file in files]
     for item in read_ahead(jobs, encoder.img_size[0], encoder.patch_size, workers, encoder.contour, **caps):
         if isinstance(item, Radiograph):
-            yield item.source, item.flagged, as_batch([item]), item.valid_box
+            yield item.source, item.flagged, item.view, as_batch([item]), item.valid_box
         else:
             yield item
 
 
 def _of_set(images: PreparedSet, rows: list[int], encoder: Encoder) -> Iterator[tuple]:
     samples = RadiographDataset(images, patch_size=encoder.patch_size, bits=8)
-    flagged = images.column("flagged")
     for row in rows:
+        _, flagged, _, view = images.about(row)
         sample = samples[0, row]
         batch = {name: sample[name][None] for name in ("pixels", "inside", "valid", "scale", "shift")}
-        yield images.source(row), bool(flagged[row].as_py()), batch, images.read(row).valid_box
+        yield images.source(row), flagged, view, batch, images.read(row).valid_box
 
 
 def _look(
     encoder: Encoder,
     source: str,
     flagged: bool,
+    view: str,
     batch: dict[str, Tensor],
     valid_box: tuple[int, int, int, int],
     keep: str,
@@ -220,12 +224,12 @@ def _look(
     box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
     if at is not None and features.row_of(_place(at, encoder.patch_size, features.grid_size)) is None:
         p = encoder.patch_size
-        where = (
-            f"x from {box[1].start * p} to {box[1].stop * p - 1}, y from {box[0].start * p} to {box[0].stop * p - 1}"
-        )
-        chest = " within its chest contour" if keep == "contour" else ""
+        seen = features.on_grid(np.ones(len(features.ids), np.float32)) == 1
+        (top, bottom), (left, right) = (np.flatnonzero(seen.any(axis))[[0, -1]] for axis in (1, 0))
+        what, shape = ("the chest contour of ", ", not all of which is inside") if keep == "contour" else ("", "")
         raise ArgumentError(
-            f"at: {at[0]} {at[1]} lies outside of {source}, which has {where}{chest}; choose a place there"
+            f"at: {at[0]} {at[1]} lies outside of {what}{source}, which has x from {left * p} to {right * p + p - 1}, "
+            f"y from {top * p} to {bottom * p + p - 1}{shape}; choose a place there"
         )
     inside = batch["inside"][0].numpy().ravel()[features.ids]
     frame = tuple(
@@ -233,7 +237,7 @@ def _look(
         for side, first, length in zip(box, valid_box[:2], valid_box[2:], strict=True)
     )
     film = Film(batch["pixels"][0, 0].numpy(), valid_box, float(batch["scale"]), float(batch["shift"]))
-    return _Seen(source, flagged, film, box, frame, inside, features)
+    return _Seen(source, flagged, view, film, box, frame, inside, features)
 
 
 def _place(at: Sequence[int], patch_size: int, grid_size: tuple[int, int]) -> int:
@@ -242,21 +246,27 @@ def _place(at: Sequence[int], patch_size: int, grid_size: tuple[int, int]) -> in
 
 
 def _chest(item: _Seen) -> np.ndarray:
-    """The features that components are fitted over: of the chest, or of all where it is not known."""
-    return item.features.values if item.flagged or not item.inside.any() else item.features.values[item.inside]
+    """Which features are of the chest, over which components are fitted; all, where it is not known: ``[N] bool``."""
+    return np.ones(len(item.inside), bool) if item.flagged or not item.inside.any() else item.inside
+
+
+def _darkness(item: _Seen, patch_size: int) -> np.ndarray:
+    """How dark the patches that were looked at are on the radiograph's own scale, ``[N] float32``."""
+    means = cv2.resize(item.film.pixels, item.features.grid_size[::-1], interpolation=cv2.INTER_AREA)
+    return -(means.ravel()[item.features.ids] * np.float32(item.film.scale) + np.float32(item.film.shift))
 
 
 def _well_inside(item: _Seen) -> np.ndarray:
     """Which of the patches that were looked at are nearer to the middle of the chest than to the edge of its contour,
-    within which parts of the abdomen lie; all, where the contour is not to be relied on: ``[N] bool``."""
-    if item.flagged or not item.inside.any():
-        return np.ones(len(item.inside), bool)
-    inside = item.features.on_grid(item.inside) == 1
+    within which parts of the abdomen lie; or of the film, where the contour is not to be relied on: ``[N] bool``."""
+    inside = item.features.on_grid(_chest(item)) == 1
     depth = cv2.distanceTransform(np.pad(inside, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
     return depth.ravel()[item.features.ids] >= depth.max() / 2
 
 
-def _picture(item: _Seen, found: PrincipalComponents, at: Sequence[int] | None, patch_size: int) -> np.ndarray:
+def _picture(
+    item: _Seen, found: PrincipalComponents, at: Sequence[int] | None, patch_size: int, stem: str
+) -> np.ndarray:
     features, box = item.features, item.box
     shares = found.shares(features.values)
     if at is None:
@@ -264,10 +274,10 @@ def _picture(item: _Seen, found: PrincipalComponents, at: Sequence[int] | None, 
         row = int(np.where(_well_inside(item), strength, -np.inf).argmax())
     else:
         row = features.row_of(_place(at, patch_size, features.grid_size))
-    y, x = divmod(int(features.ids[row]), features.grid_size[1])
-    point = ((x - box[1].start + 0.5) * patch_size, (y - box[0].start + 0.5) * patch_size)
-    if at is not None:
-        point = at[0] - box[1].start * patch_size, at[1] - box[0].start * patch_size
+    if at is None:
+        y, x = divmod(int(features.ids[row]), features.grid_size[1])
+        at = x * patch_size + patch_size // 2, y * patch_size + patch_size // 2
+    point = at[0] - box[1].start * patch_size, at[1] - box[0].start * patch_size
     pixels = item.film.pixels[tuple(slice(side.start * patch_size, side.stop * patch_size) for side in box)]
     grey = display_levels(pixels)[pixels]
     alike = features.on_grid(features.similarity(row))[box]
@@ -281,7 +291,11 @@ def _picture(item: _Seen, found: PrincipalComponents, at: Sequence[int] | None, 
         low, high = np.nanpercentile(attention, (50, 99.5))  # a few patches take most of it
         panels["attention of the class token"] = heat_over(grey, attention, low, high)
     panels = {title: panel[item.frame] for title, panel in panels.items()}  # patches reach into the padding
-    name = Path(item.source).name
-    unsure = "   FLAGGED: no chest contour to rely on, this may be no chest" if item.flagged else ""
+    source = Path(item.source)
+    name = source.name if source.stem == stem else "/".join(source.parts[-2:])  # several are called so
+    told = f"{name}   cross at {at[0]} {at[1]}"
+    if item.flagged:
+        what = "a lateral view" if item.view == "lateral" else "this may be no chest"
+        told += f"   FLAGGED: no chest contour to rely on, {what}"
     reading = READING if features.attention is None else f"{READING}{READING_ATTENTION}"
-    return titled_row(panels, f"{name}{unsure}", item.flagged, reading)
+    return titled_row(panels, told, item.flagged, reading)

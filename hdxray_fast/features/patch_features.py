@@ -86,7 +86,8 @@ class PrincipalComponents:
 
     Attributes:
         mean: ``[D] float32``.
-        axes: ``[3, D] float32``, orthonormal; the largest entry of each is positive, so that signs do not change.
+        axes: ``[3, D] float32``, orthonormal; the first points to what is dark, if that is told, and of the others the
+            largest entry is positive, so that signs do not change.
         low, high: ``[3] float32``, between which 98 % of the features lie along each axis.
         explained: ``[3] float32``, shares of the variance.
     """
@@ -98,8 +99,11 @@ class PrincipalComponents:
     explained: np.ndarray
 
     @classmethod
-    def of(cls, features: Sequence[np.ndarray]) -> PrincipalComponents:
+    def of(cls, features: Sequence[np.ndarray], dark: Sequence[np.ndarray] | None = None) -> PrincipalComponents:
         """Fitted over ``[N, D]`` features of several radiographs together.
+
+        Args:
+            dark: of each, how dark the radiograph is there, ``[N]``.
 
         Raises:
             ArgumentError: the features are narrower than a picture has colours.
@@ -119,6 +123,10 @@ class PrincipalComponents:
         explained = values[::-1][:COMPONENTS] / max(values.sum(), 1e-12)
         mean, axes = mean.astype(np.float32), axes.astype(np.float32)
         along = np.concatenate([(rows.astype(np.float32) - mean) @ axes.T for rows in features])
+        if dark is not None:
+            levels = np.concatenate(list(dark))
+            if (along[:, 0] * (levels - levels.mean())).sum() < 0:
+                axes[0], along[:, 0] = -axes[0], -along[:, 0]
         low, high = np.percentile(along, (1, 99), axis=0).astype(np.float32)
         return cls(mean, axes, low, high, explained.astype(np.float32))
 

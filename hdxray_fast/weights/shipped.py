@@ -31,6 +31,11 @@ def blocks_read_best(name: str | None = None) -> int:
     return regular_files.read_json(_folder(name) / CONFIG_FILE)[READ_BEST]
 
 
+def shipped_size(name: str | None = None) -> int:
+    """Canvas side that the encoder was trained for, pixels."""
+    return regular_files.read_json(_folder(name) / CONFIG_FILE)["model"]["img_size"][0]
+
+
 def read_pretrained(name: str | None = None) -> Source:
     """Weights of an encoder that come with the package, in float16 but for the positions, which are computed.
 

@@ -78,6 +78,16 @@ def test_components_are_those_of_all_features_together():
     assert 0.008 < (shares[:, 0] == 0).mean() < 0.012 and shares.max() == 1  # 1 % beyond either end
 
 
+def test_the_first_component_points_to_what_is_dark():
+    rows = np.random.default_rng(0).normal(size=(600, 8)).astype(np.float16) * np.float16(3)
+    bright = PrincipalComponents.of([rows])
+    along = (rows.astype(np.float32) - bright.mean) @ bright.axes[0]
+    for dark, sign in ((along, 1), (-along, -1)):
+        found = PrincipalComponents.of([rows[:100], rows[100:]], [dark[:100], dark[100:]])
+        np.testing.assert_allclose(found.axes[0], sign * bright.axes[0], atol=1e-3)
+        assert found.low[0] < 0 < found.high[0] and found.axes[1] == pytest.approx(bright.axes[1], abs=1e-3)
+
+
 def test_a_constant_picture_has_components_that_are_no_nan():
     shares = PrincipalComponents.of([np.ones((9, 4), np.float16)]).shares(np.ones((9, 4), np.float16))
     assert np.isfinite(shares).all()
@@ -138,11 +148,14 @@ def test_the_patch_that_is_chosen_lies_well_inside_the_chest():
     inside[2:11, 1:10] = True
     features = PatchFeatures(np.zeros((144, 4), np.float16), np.arange(144), (12, 12), None)
     film = Film(np.zeros((192, 192), np.uint8), (0, 0, 192, 192), 1.0, 0.0)
-    seen = _Seen("a.png", False, film, (), (), inside.ravel(), features)
+    seen = _Seen("a.png", False, "frontal", film, (), (), inside.ravel(), features)
     chosen = np.zeros((12, 12), bool)
     chosen[4:9, 3:8] = True
     assert np.array_equal(_well_inside(seen).reshape(12, 12), chosen)
-    assert _well_inside(replace(seen, flagged=True)).all()
+    chosen[:] = False
+    chosen[3:9, 3:9] = True  # of the film, where the contour is not to be relied on
+    assert np.array_equal(_well_inside(replace(seen, flagged=True)).reshape(12, 12)[3:9, 3:9], chosen[3:9, 3:9])
+    assert not _well_inside(replace(seen, flagged=True)).reshape(12, 12)[[0, 1, -1]].any()
 
 
 def test_the_padding_of_patches_at_the_edge_is_left_out(encoder, tmp_path):
