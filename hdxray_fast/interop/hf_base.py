@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ class HDXrayPreTrainedModel(PreTrainedModel):
     def save_pretrained(self, save_directory: str | os.PathLike, *args, state_dict: dict | None = None, **kwargs):
         """As transformers has it, with a model card and the image processor's settings beside the weights.
 
-        A ``README.md`` that is there stays.
+        A ``README.md`` that somebody wrote or changed stays.
         """
         if kwargs.get("is_main_process", not args or args[0]) and not Path(save_directory).is_file():
             Path(save_directory).mkdir(parents=True, exist_ok=True)
@@ -164,13 +165,13 @@ class HDXrayPreTrainedModel(PreTrainedModel):
             state_dict = self._names_to_save(self.state_dict() if state_dict is None else state_dict)
         return super().save_pretrained(save_directory, *args, state_dict=state_dict, **kwargs)
 
-    def _write_beside(self, folder: Path) -> None:
+    def _write_beside(self, folder: Path, classes: Sequence[str] = ()) -> None:
         from .hf_images import HDXrayImageProcessor
 
         config = self.config.encoder_config()
         HDXrayImageProcessor.from_config(config).save_pretrained(folder)
         write_import_file(folder)
-        write_model_card(folder, config)
+        write_model_card(folder, config, classes)
 
     def _names_to_save(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """An encoder's files leave the prefix out, so that this package reads them too."""

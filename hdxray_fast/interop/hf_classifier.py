@@ -25,7 +25,7 @@ from ..classify.heads import build_head
 from ..classify.loss import classification_loss
 from ..errors import ArgumentError, ArgumentTypeError, CheckpointError
 from ..files import written_whole
-from ..weights.hub_files import CLASSIFIER_CLASS, label_keys, write_model_card
+from ..weights.hub_files import CLASSIFIER_CLASS, label_keys
 from ..weights.model_folders import MODEL_FILE, encoder_tensors, read_tensors
 from ..weights.stored_sizes import stored_in
 from .hf_base import PREFIX, HDXrayPreTrainedModel
@@ -206,8 +206,7 @@ class HDXrayForImageClassification(HDXrayPreTrainedModel):
         from .hf_images import HDXrayImageProcessor
 
         settings = classifier_config(self.config)
-        write_model_card(folder, self.config.encoder_config(), settings.classes)
-        super()._write_beside(folder)
+        super()._write_beside(folder, settings.classes)
         if settings.contour != "network":
             processor = HDXrayImageProcessor.from_config(self.config.encoder_config(), contour=settings.contour)
             processor.save_pretrained(folder)

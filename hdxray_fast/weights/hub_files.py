@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ CLASSIFIER_CLASS = "HDXrayForImageClassification"
 HUB_KEYS = {"model_type": MODEL_TYPE, "architectures": ["HDXrayModel"]}
 PREPROCESSOR_FILE = "preprocessor_config.json"
 TEMPLATE_SIGN = "This model card has been automatically generated"  # transformers' own, empty card
+_OUR_SIGN = "\n<!-- Written by hdxray_fast, and written anew with the weights unless it is changed: {} -->\n"
 
 # Where transformers has not heard of this package, "auto_map" makes it ask whether it may run this file, which says
 # what is missing, instead of asking for another version of transformers. After ``import hdxray_fast`` it is not read.
@@ -78,11 +80,27 @@ def preprocessor_settings(config: EncoderConfig) -> dict[str, Any]:
 
 def write_model_card(directory: Path, config: EncoderConfig, classes: Sequence[str] = ()) -> None:
     """Write ``README.md`` unless there is one that somebody wrote; ``classes`` are those of a classifier."""
+    write_card(directory, model_card(config, classes))
+
+
+def write_card(directory: Path, card: str) -> None:
+    """Write ``README.md`` unless there is one that somebody wrote, or changed after it was written here."""
     path = Path(directory) / CARD_FILE
-    if path.exists() and TEMPLATE_SIGN not in read_text(path, None, errors="replace"):
+    if path.exists() and not _is_ours(read_text(path, None, errors="replace")):
         return
     with written_whole(path) as temporary:
-        temporary.write_text(model_card(config, classes), encoding="utf-8")
+        temporary.write_text(card + _sign_of(card), encoding="utf-8")
+
+
+def _is_ours(text: str) -> bool:
+    """Whether nobody's words are in a card: it is as it was written here, or transformers' empty one."""
+    card, sign, _ = text.rpartition(_OUR_SIGN.partition("{}")[0])
+    return TEMPLATE_SIGN in text or (bool(sign) and text == card + _sign_of(card))
+
+
+def _sign_of(card: str) -> str:
+    """What a card ends with, in Markdown unseen, by which it is known as long as nobody has changed it."""
+    return _OUR_SIGN.format(sha256(card.encode()).hexdigest()[:16])
 
 
 def model_card(config: EncoderConfig, classes: Sequence[str] = ()) -> str:

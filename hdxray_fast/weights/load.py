@@ -16,16 +16,15 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError, CheckpointError
-from ..files import written_whole
 from ..models.encoder import Encoder
 from ..models.encoder_config import DEFAULTS, EncoderConfig, LeftOut, check_options, preset
 from .adapt import fit_channels, fit_positions, split_positions
-from .hub_files import CARD_FILE, IMPORT_FILE, PREPROCESSOR_FILE
+from .hub_files import IMPORT_FILE, PREPROCESSOR_FILE, write_card
 from .layouts import Renamed, contradictions, infer, rename
 from .model_folders import CONFIG_FILE, ENCODER_FORMAT, MAE_FORMAT, save_model
 from .report import LoadReport, shortened
 from .shipped import PRETRAINED, pretrained_card, read_pretrained
-from .source_files import TENSOR_FILES, Source, folder_with_weights, read_json, read_source
+from .source_files import HUBS, TENSOR_FILES, Source, folder_with_weights, read_json, read_source
 
 __all__ = ["LoadReport", "convert", "load_encoder"]
 
@@ -96,7 +95,8 @@ def convert(
 
     Args:
         source: weights, as for :func:`hdxray_fast.create_encoder`.
-        folder: created if missing; an encoder that this package wrote there before is replaced.
+        folder: created if missing; an encoder that this package wrote there before is replaced. A ``README.md`` that
+            somebody wrote or changed stays.
         img_size, in_chans: left out, those of the weights.
         strict, overrides: as for :func:`hdxray_fast.create_encoder`.
 
@@ -109,14 +109,15 @@ def convert(
         raise ArgumentTypeError(f"folder: got {type(folder).__name__}, accepted is a path")
     _check_free(Path(folder), source)
     encoder = load_encoder(source, None, img_size, in_chans, strict, **overrides)
+    save_model(encoder, folder)
     if source == PRETRAINED:  # whoever has the weights has the card that says whose radiographs they know
-        Path(folder).mkdir(parents=True, exist_ok=True)
         height, width = encoder.img_size
         here = f"The first {encoder.config.depth} blocks, for images of {height} x {width} pixels."
-        with written_whole(Path(folder) / CARD_FILE) as temporary:
-            card = pretrained_card().read_text(encoding="utf-8")
-            temporary.write_text(f"{card}\n## In this folder\n\n{here}\n", encoding="utf-8")
-    save_model(encoder, folder)
+        card = pretrained_card().read_text(encoding="utf-8")
+        try:
+            write_card(Path(folder), f"{card}\n## In this folder\n\n{here}\n")
+        except OSError as error:
+            raise CheckpointError(f"{folder}: cannot be written ({error})") from error
     return encoder.load_report
 
 
@@ -262,9 +263,10 @@ def _fill(encoder: Encoder, tensors: dict[str, Tensor], report: LoadReport, stri
 def _check_free(folder: Path, source: str | os.PathLike) -> None:
     """Raise an error if writing a model there would overwrite the source, or anything but an encoder of this package:
     somebody else's file, or a model that holds more."""
-    read = folder_with_weights(Path(source)) if Path(source).is_dir() else Path(source)
-    if folder.exists() and folder.resolve() in (read.resolve(), read.resolve().parent):
-        raise ArgumentError(f"folder: {folder} holds the source itself; give another folder")
+    if not (isinstance(source, str) and (source == PRETRAINED or source.startswith(HUBS))):
+        read = folder_with_weights(Path(source)) if Path(source).is_dir() else Path(source)
+        if folder.exists() and folder.resolve() in (read.resolve(), read.resolve().parent):
+            raise ArgumentError(f"folder: {folder} holds the source itself; give another folder")
     written = (CONFIG_FILE, PREPROCESSOR_FILE, IMPORT_FILE, *TENSOR_FILES)
     found = next((name for name in written if os.path.lexists(folder / name)), None)
     if found is None:

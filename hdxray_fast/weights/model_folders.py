@@ -42,8 +42,8 @@ def save_model(model: MaskedAutoencoder | Encoder, directory: str | Path) -> Pat
     """Write ``model.safetensors`` and ``config.json``; a crash at any moment leaves each file either old or new.
 
     The folder is one for transformers' ``AutoModel``, ``AutoBackbone`` and ``AutoImageProcessor`` too, an
-    auto-encoder's as its encoder, with a model card (a ``README.md`` that is there stays). Nothing is written before it
-    is known that :func:`load_model` will take it.
+    auto-encoder's as its encoder, with a model card (a ``README.md`` that somebody wrote or changed stays). Nothing is
+    written before it is known that :func:`load_model` will take it.
 
     Args:
         model: from :func:`hdxray_fast.create_mae` or :func:`hdxray_fast.create_encoder`, also within ``torch.compile``

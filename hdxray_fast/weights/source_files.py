@@ -21,6 +21,7 @@ from .hub_retries import quiet_retries
 from .stored_sizes import are_there
 
 TENSOR_FILES = ("model.safetensors", "pytorch_model.bin")
+HUBS = ("hf:", "timm:")  # what names of weights begin with that are no paths
 # where training scripts put the model; a teacher goes before its student, as in DINO's own evaluation
 STATE_DICTS = (
     *("model", "state_dict", "model_state_dict", "teacher", "student", "model_ema", "net", "network"),

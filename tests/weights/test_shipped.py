@@ -82,11 +82,26 @@ def test_a_converted_folder_has_its_card_and_gives_the_same_features(encoder, tm
     assert main(["convert", "pretrained", str(tmp_path / "folder"), "--img-size", "64"]) == 0
     card = (tmp_path / "folder" / "README.md").read_text(encoding="utf-8")
     assert card.startswith(pretrained_card().read_text(encoding="utf-8"))
-    assert card.endswith("## In this folder\n\nThe first 8 blocks, for images of 64 x 64 pixels.\n")
+    assert "## In this folder\n\nThe first 8 blocks, for images of 64 x 64 pixels.\n" in card
     image = torch.rand(1, 1, 64, 64)
     again = hx.create_encoder(weights=tmp_path / "folder").eval()
     with torch.no_grad():
         torch.testing.assert_close(again(image), encoder(image))
+
+
+def test_a_card_goes_with_its_weights_and_what_somebody_wrote_stays(tmp_path, monkeypatch):
+    hx.save_model(hx.create_encoder("vit_tiny_patch16", img_size=64, depth=1), tmp_path / "other")
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "pretrained"  # a folder, which the weights of that name are not in
+    for source, credit in (("pretrained", True), ("other", False), ("pretrained", True), ("pretrained", True)):
+        assert main(["convert", source, "pretrained", "--img-size", "64"]) == 0
+        assert ("ChestX-ray14" in (folder / "README.md").read_text(encoding="utf-8")) == credit
+    written = (folder / "README.md").read_text(encoding="utf-8")
+    for own in ("My own words.\n", written.replace("\n## ", "\nMeasured by us: 0.8.\n\n## ", 1), f"{written}More.\n"):
+        (folder / "README.md").write_text(own, encoding="utf-8")
+        for source in ("pretrained", "other"):
+            assert main(["convert", source, "pretrained", "--img-size", "64"]) == 0
+            assert (folder / "README.md").read_text(encoding="utf-8") == own
 
 
 def test_pretraining_goes_on_from_it(tmp_path):
