@@ -88,8 +88,9 @@ class TimmEncoder(Encoder):
 
     @_model_args.setter
     def _model_args(self, options: dict[str, Any]) -> None:
-        if "weights" in options:
-            options = {n: getattr(self.config, n) for n in OURS} | {n: v for n, v in options.items() if n != "weights"}
+        if self.load_report is not None:  # it is as its weights were saved, which the options do not tell
+            told = {n: v for n, v in options.items() if n not in ("weights", "init_values")}
+            options = {n: getattr(self.config, n) for n in OURS} | told
         self.__dict__["_built_by"] = options
 
     def forward(

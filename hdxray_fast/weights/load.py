@@ -175,7 +175,7 @@ def _fit(
     if not sincos and not wanted["learned_positions"]:
         raise ArgumentError(f"learned_positions: got False, but the positions of {source.label} are learned")
     pixels = _fit_first_layer(source, settings, wanted["in_chans"], tensors, report)
-    if not source.own and "normalisation" not in chosen:
+    if not source.own and "normalisation" not in wanted:
         if pixels:
             wanted["normalisation"] = pixels
         else:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from .. import regular_files
 from ..errors import ArgumentTypeError, CheckpointError, MissingDependencyError
 from ..extras import install
+from ..models.layers import LAYER_NORM_EPS
+from ..models.presets import ENCODERS
 from ..regular_files import what_else
 from . import model_folders
 from .data_only import tell_of_code
@@ -106,9 +108,25 @@ def _read_directory(folder: Path, label: str) -> Source:
         if odd := [f"{name} {what_else(folder / name)}" for name in TENSOR_FILES if what_else(folder / name)]:
             raise CheckpointError(f"{folder}: its {odd[0]}")
         raise CheckpointError(f"{folder}: holds neither of {' and '.join(TENSOR_FILES)}")
-    source.config = config
-    source.mean, source.std = _pixel_statistics(read_json(folder / PREPROCESSOR_FILE), config)
+    source.config, source.settings = config, _told_by_timm(config)
+    if not source.settings:
+        source.mean, source.std = _pixel_statistics(read_json(folder / PREPROCESSOR_FILE), config)
     return source
+
+
+def _told_by_timm(config: dict) -> dict[str, Any]:
+    """Settings that no tensor tells, of an encoder of this package that timm saved; of other models none.
+
+    The mean and deviation beside them are rough values where each image is brought to 0 and 1, which timm has no words
+    for.
+    """
+    name = str(config.get("architecture")).removeprefix("hdxray_").removesuffix("_1280")
+    if name not in ENCODERS:
+        return {}
+    usual = {"norm_eps": LAYER_NORM_EPS, "normalisation": "per_image", "contour": "network", "began_from": None}
+    options = config.get("model_args")
+    told = {**usual, "num_heads": ENCODERS[name]["num_heads"], **(options if isinstance(options, dict) else {})}
+    return {option: told[option] for option in ("num_heads", *usual)}
 
 
 def _read_own(folder: Path, label: str) -> Source:

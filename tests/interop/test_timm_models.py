@@ -262,6 +262,26 @@ def test_a_folder_keeps_its_size_channels_and_pixels(timm, tmp_path, monkeypatch
         timm.create_model(NAME, weights=folder, **narrow)
 
 
+@pytest.mark.parametrize("how", ["new", "pretrained", "folder"])
+def test_what_timm_saved_is_read_as_it_was(timm, tmp_path, how):
+    tiny, options = "hdxray_vit_tiny_patch16_1280", {"img_size": 32, "depth": 2}
+    if how == "folder":
+        hx.save_model(
+            hx.create_encoder("vit_tiny_patch16", normalisation=(0.4, 0.2), norm_eps=1e-5, **options), tmp_path / "own"
+        )
+        options = {"weights": tmp_path / "own", "depth": 2}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = timm.create_model(tiny, pretrained=how == "pretrained", **options)
+    timm.models.save_for_hf(model, tmp_path / "saved", safe_serialization=True)
+    again = hx.create_encoder(weights=tmp_path / "saved", img_size=None)
+    assert again.config == model.config and not again.load_report.assumed
+    assert again.config.began_from == ("vit_tiny_patch16" if how == "pretrained" else None)
+    images = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(again.eval().forward_features(images), model.eval().forward_features(images))
+
+
 @pytest.mark.parametrize("learned", [True, False])
 def test_pretrained_weights_at_another_size(timm, tmp_path, learned):
     sizes = SIZES | {"learned_positions": learned, "num_classes": 2}
