@@ -117,20 +117,30 @@ class PartsFolder:
             ``None`` if ``work`` was done here, otherwise the shares, counted from 1, that have not ended (none: another
             process joins them).
         """
-        if not self.share.is_main:
-            return []
-        return None if self.join(plan, work) else self.missing(plan)
+        return self._join(plan, work) if self.share.is_main else []
 
     def join(self, plan: str, work: Callable[[], None]) -> bool:
         """Once all shares have ended: do ``work``, by one process, and remove the folder; whether it was this one."""
-        with locked(self.path / "join.lock"):
-            done = not self.missing(plan)
-            if done:
-                work()
+        return self._join(plan, work) is None
+
+    def _join(self, plan: str, work: Callable[[], None]) -> list[int] | None:
+        """As :meth:`joined`, in any process."""
+        waiting: list[int] | None = []
+        with ExitStack() as held:
+            try:
+                held.enter_context(locked(self.path / "join.lock"))
+            except FileNotFoundError:  # another has joined, and the folder is gone
+                pass
+            else:
+                if self._ended(self.share.which):  # else another has joined
+                    waiting = self.missing(plan) or None
+                if waiting is None:
+                    work()
+                    self._clear()  # who waits for the lock finds nothing to join
         self.release()
-        if done or not self.parts():  # the latter: another has joined, and locks are left
+        if waiting is None or not (waiting or self.parts()):  # the latter: locks are left
             self.remove()
-        return done
+        return waiting
 
     def missing(self, plan: str) -> list[int]:
         """Shares, counted from 1, that have not ended yet."""
@@ -151,12 +161,17 @@ class PartsFolder:
     def remove(self) -> None:
         """Remove the parts and the folder, with what killed processes left there; what is not its own stays."""
         remove_leftovers(self.path)
-        order = (".done", f".{self._suffix}", ".lock")  # a share has not ended whose parts are gone
-        for path in sorted(self._found(OTHER, self._part), key=lambda path: order.index(path.suffix)):
+        self._clear()
+        for path in self._found(OTHER):
             path.unlink(missing_ok=True)
         (self.path / OWNER_FILE).unlink(missing_ok=True)
         with suppress(OSError):  # something of somebody else's is in it
             self.path.rmdir()
+
+    def _clear(self) -> None:
+        """Remove notes and parts: notes first, for a share has not ended whose parts are gone."""
+        for path in [path for path in self._found(OTHER) if path.suffix == ".done"] + self._found(self._part):
+            path.unlink(missing_ok=True)
 
     def _found(self, *kinds: re.Pattern[str]) -> list[Path]:
         try:

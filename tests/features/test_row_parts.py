@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import random
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ from hdxray_fast.data.quarantine import Quarantined
 from hdxray_fast.features import row_parts
 from hdxray_fast.features.embedding import Embeddings
 from hdxray_fast.features.feature_table import FeatureTable, read_features
+from hdxray_fast.features.parts_folder import PartsFolder
 from hdxray_fast.features.row_parts import RowParts
 from hdxray_fast.features.shares import Share
 from hdxray_fast.features.stamps import Stamp
@@ -208,6 +212,39 @@ def test_the_last_share_joins_and_another_share_is_no_hindrance(tmp_path):
     assert "5.png" in second.unreadable.read_text()
     assert not first.join(plan, files, lambda: pytest.fail("it has been joined"))
     assert not first.folder.exists()
+
+
+def test_of_shares_that_end_together_one_joins_and_the_others_know(tmp_path):
+    count, done = 4, []
+    together = threading.Barrier(count)
+
+    def end(folder: Path, which: int) -> list[int] | None:
+        place = PartsFolder(folder, Share(which, count))
+        place.hold()
+        place.part(0).write_bytes(b"x")
+        place.end_share("plan")
+        together.wait(30)
+        return place.joined("plan", lambda: (time.sleep(0.02), done.append(len(place.parts()))))
+
+    with ThreadPoolExecutor(count) as pool:
+        for turn in range(10):
+            done.clear()
+            told = list(pool.map(end, [tmp_path / f"{turn}.parts"] * count, range(count)))
+            assert sorted(told, key=lambda one: one is None) == [[], [], [], None] and done == [count]
+            assert not list(tmp_path.iterdir())
+
+
+def test_shares_with_nothing_left_to_make_end_as_others_do(tmp_path):
+    files = names(range(4))
+    with FeatureTable(tmp_path / "f.parquet", {"a": 1}, WIDTH) as table:
+        add(table, range(4))
+        finish(table, files)
+    for which, left in enumerate(([2], None)):
+        with FeatureTable(tmp_path / "f.parquet", {"a": 1}, WIDTH, share=Share(which, 2)) as table:
+            plan = table.plan(files, 1)
+            table.end_share(plan)
+            assert table.joined(plan, files, lambda: None) == left
+    assert not table.folder.exists()
 
 
 def test_shares_of_other_lists_are_not_taken_for_these(tmp_path):
