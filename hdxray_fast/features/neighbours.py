@@ -111,7 +111,9 @@ def find_similar(
         paths = [unescaped(path) for path in facts["path"]]
     prints = facts.get("provenance_id") or [""] * len(paths)
     views = [str(view or "") for view in facts.get(VIEW, [""] * len(paths))]
-    row = _row_of(str(query), paths, facts)
+    row = held = _row_of(str(query), paths)
+    if row is not None and not _is_as_it_was(str(query), row, facts):
+        row = None
     if row is None:
         weights = _shipped_encoder(settings) if weights is None else weights
         if weights is None:
@@ -120,11 +122,12 @@ def find_similar(
                     f"query: {query}: the table {table} does not hold it, and its features are {earlier}; remove "
                     f"{table} and make it anew: embed IMAGES --out {table}"
                 )
-            held = "holds it as it was before it was written anew" if str(query) in paths else "does not hold it"
+            how = "does not hold it" if held is None else "holds it as it was before it was written anew"
             raise ConfigError(
-                f"query: {query}: the table {table} {held}; give weights (those of the table), or embed it first"
+                f"query: {query}: the table {table} {how}; give weights (those of the table), or embed it first"
             )
-        feature, pixels, view = _embedded(str(query), table, settings, weights, device)
+        reading = {"workers": min(workers, 1), "timeout": timeout, "max_memory": max_memory}
+        feature, pixels, view = _embedded(str(query), table, settings, weights, device, reading)
         if len(feature) != width:
             raise ConfigError(f"{table}: has features of {width} numbers, and the weights give {len(feature)}")
     else:
@@ -188,14 +191,20 @@ def _opened(table: str | os.PathLike) -> Iterator[CheckedParquet]:
         raise ConfigError(f"{table}: cannot be read as Parquet ({reason_of(error)})") from error
 
 
-def _row_of(query: str, paths: Sequence[str], facts: dict) -> int | None:
-    """The row of a query that has not changed since; ``None`` if there is none."""
-    row = paths.index(query) if query in paths else None
-    if row is None:
-        return None
+def _row_of(query: str, paths: Sequence[str]) -> int | None:
+    """The row of a query, however its path is spelt; ``None`` if there is none."""
+    if query in paths:
+        return paths.index(query)
+    name, place = os.path.basename(query), os.path.abspath(query)
+    return next((row for row, path in enumerate(paths) if path.endswith(name) and os.path.abspath(path) == place), None)
+
+
+def _is_as_it_was(query: str, row: int, facts: dict) -> bool:
+    """Whether a query has not changed since its row was made."""
     now = Stamp.of(query)  # a file that is gone keeps its row
-    size, written = (facts.get(name, [None] * len(paths))[row] for name in ("size", "mtime_ns"))
-    return row if now is None or written is None or Stamp(size, written).is_of(query, now) else None
+    size, written = (facts[name][row] if name in facts else None for name in ("size", "mtime_ns"))
+    # of an image of a prepared set what has changed is not known: in place of a time there is a CRC-32
+    return now is None or written is None or 0 <= written < 1 << 32 or Stamp(size, written).is_of(query, now)
 
 
 def _shipped_encoder(settings: object) -> Encoder | None:
@@ -234,7 +243,7 @@ def _side_of(settings: object) -> int:
     return side[0] if isinstance(side, list) else side
 
 
-def _embedded(query: str, table, settings: object, weights, device) -> tuple[np.ndarray, str, str]:
+def _embedded(query: str, table, settings: object, weights, device, reading: dict) -> tuple[np.ndarray, str, str]:
     """Feature, pixel hash and view of a file that the table does not hold, made as its rows were."""
     try:
         size, known = _side_of(settings), settings["weights"]
@@ -256,7 +265,7 @@ def _embedded(query: str, table, settings: object, weights, device) -> tuple[np.
             "two encoders do not compare; give those, or embed the images with these"
         )
     job = Embedder(encoder, device=device, precision=settings.get("precision", "fp32"), **made)
-    (found,) = job.batches([(query, query)], batch_size=1)
+    (found,) = job.batches([(query, query)], batch_size=1, **reading)
     if found.quarantined:
         raise ArgumentError(f"query: {query} cannot be read: {found.quarantined[0].reason}")
     return found.features[0], found.provenance_ids[0], found.views[0]

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from every_command import Commands
+from every_command import Commands, draw
 
 from hdxray_fast.cli.main import main
 from hdxray_fast.data import contour_files, radiographs
@@ -88,5 +88,16 @@ def test_a_single_file_is_capped_too(reader, tmp_path, unruly, capsys):
     commands = Commands(tmp_path, ["hangs.png"])
     began = time.monotonic()
     assert main([*commands.words(reader), "--timeout", "2"]) == 2
+    assert time.monotonic() - began < 55
+    assert "takes longer than 2 s" in capsys.readouterr().err
+
+
+def test_the_query_of_similar_is_capped_too(tmp_path, unruly, capsys):
+    commands = Commands(tmp_path, GOOD[:2])
+    assert main([*commands.words("embed"), "--workers", "1"]) == 0
+    words = ["similar", *draw(tmp_path / "queries", ["hangs.png"]), "--in", str(commands.out("embed"))]
+    words += ["--weights", str(commands.encoder()), "--out", str(tmp_path / "similar"), "--timeout", "2"]
+    began = time.monotonic()
+    assert main([*words, "--workers", "2"]) == 2
     assert time.monotonic() - began < 55
     assert "takes longer than 2 s" in capsys.readouterr().err

@@ -70,6 +70,13 @@ def test_the_same_pixels_are_nearest_and_said(made):
     assert not any(near.same_pixels for near in others)
 
 
+@pytest.mark.parametrize("spelt", ["xrays/0.png", "./xrays/../xrays/0.png"])
+def test_a_query_is_no_neighbour_of_its_own_however_its_path_is_spelt(made, spelt, monkeypatch):
+    monkeypatch.chdir(made)
+    found = find_similar(spelt, made / "features.parquet", weights=made / "model")
+    assert [os.path.basename(near.path) for near in found.neighbours].count("0.png") == 0
+
+
 def test_a_query_beside_the_table_is_embedded_as_its_rows_were(made, tmp_path):
     assert cv2.imwrite(str(tmp_path / "new.png"), draw_radiograph(3))
     found = find_similar(tmp_path / "new.png", made / "features.parquet", weights=made / "model", most=2)

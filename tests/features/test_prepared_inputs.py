@@ -19,6 +19,7 @@ from hdxray_fast.data.inputs import inputs_of, list_inputs
 from hdxray_fast.data.quarantine import Quarantined
 from hdxray_fast.features.embedding_files import embed_files
 from hdxray_fast.features.feature_table import read_features
+from hdxray_fast.features.neighbours import find_similar
 
 pytest.importorskip("pyarrow")
 
@@ -68,6 +69,12 @@ def test_a_table_is_that_of_the_files_and_nothing_is_embedded_twice(folder, prep
     assert embed_files(prepared, stored, encoder(), progress=False).new == 0
     # of one name the first counts; a file is no image of the set, whose pixels may be others
     assert embed_files([folder, prepared], stored, encoder(), progress=False).new == 5
+
+
+def test_a_prepared_film_is_found_in_the_table_by_its_file(folder, prepared, tmp_path):
+    embed_files(prepared, tmp_path / "stored.parquet", encoder(), progress=False)
+    found = find_similar(folder / "2.png", tmp_path / "stored.parquet")  # without weights: nothing is embedded anew
+    assert len(found.neighbours) == 4 and str(folder / "2.png") not in [near.path for near in found.neighbours]
 
 
 def test_the_view_of_a_prepared_film_is_that_of_its_file(tmp_path):
