@@ -269,20 +269,21 @@ def _makers(folder: Path) -> list[str]:
     return lines if all(re.fullmatch("[a-z]+(-[a-z]+)*", line) for line in lines) else []
 
 
-def free_name(stem: str, taken: set[str]) -> str:
+def free_name(stem: str, taken: dict[str, int]) -> str:
     """The stem, numbered if it is among ``taken``, which it then joins; upper and lower case count as the same, as on
-    some file systems."""
-    name, number = stem, 1
+    some file systems. ``taken`` holds names in small letters, and of each the last number that was given for it."""
+    name, number = stem, taken.get(stem.lower(), 1)
     while name.lower() in taken:
         number += 1
         name = f"{stem}-{number}"
-    taken.add(name.lower())
+    taken[stem.lower()] = number
+    taken.setdefault(name.lower(), 1)
     return name
 
 
 def names_after(sources: Iterable[str]) -> list[str]:
     """For each source a name to call its picture by: its file's without suffix, numbered where several are alike."""
-    taken: set[str] = set()
+    taken: dict[str, int] = {}
     return [free_name(Path(source).stem or "image", taken) for source in sources]
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 import pytest
 
-from hdxray_fast.files import remove_leftovers, share, written_whole
+from hdxray_fast.files import names_after, remove_leftovers, share, written_whole
 
 DEAD = 99_999_999  # above every system's largest process id
 
@@ -82,3 +83,11 @@ def test_secrets_are_their_owners_alone_from_the_first_byte_on(tmp_path):
     with written_whole(tmp_path / "open") as temporary:
         (tmp_path / "plain").touch()
         assert temporary.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_many_files_of_one_name_are_numbered_at_once():
+    began = time.monotonic()
+    names = names_after([f"{number}/View1_frontal.jpg" for number in range(30000)])
+    assert time.monotonic() - began < 10
+    assert names[:2] == ["View1_frontal", "View1_frontal-2"] and names[-1] == "View1_frontal-30000"
+    assert names_after(["a.png", "A-2.png", "b/A.png", "a-2.jpg", ".png"]) == ["a", "A-2", "A-3", "a-2-2", ".png"]

@@ -11,10 +11,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from ..errors import ArgumentTypeError, ConfigError
+from ..files import OWNER_FILE
 from ..regular_files import lines, reason_of, what_else
 from .columns import PATH_COLUMNS, PATIENT_COLUMNS, columns_in_words, named_column
 from .csv_cells import name_of
 from .missing_files import folder_meant
+from .picture_folder import drawn_in
 from .table_text import TABLE_FILES, open_text_table
 
 IMAGE_SUFFIXES = frozenset(
@@ -24,6 +26,8 @@ IMAGE_SUFFIXES = frozenset(
 
 # Files that tell a folder of ours: of a training, of a prepared set, of a cache
 OURS = ({"log.jsonl", "config.json"}, {"settings.json", "sources.parquet"}, {"settings.json", "lookup.arrow"})
+# Pictures in folders that commands have marked as theirs, beside those that are written down there
+RESULTS = {"curves.png", "errors.png", "forest.png", "fractions.png"}
 
 
 def as_paths(paths: object, argument: str = "paths", instead: str = "") -> list[str | os.PathLike]:
@@ -58,7 +62,7 @@ def list_images(
             stands :func:`.names.escaped`.
         images: folder that relative paths of a manifest start from; the manifest's own folder by default.
         exclude: folders to leave out of a search: where results go, lest they be taken for radiographs. Folders of
-            pre-training runs, of prepared data sets and of contour overlays are left out in any case.
+            pre-training runs and of prepared data sets are left out in any case, and pictures that commands drew.
         argument: what the caller calls ``data``, for errors.
         image_column: the column of a manifest's files, where it goes by none of the usual names.
 
@@ -196,6 +200,10 @@ def _walk(root: Path, exclude: set[str]) -> Iterator[tuple[str, str]]:
                 (os.path.join(folder, name), os.path.join(real, name))
                 for name, is_link in sorted(subfolders, reverse=True) if not is_link
             ]  # fmt: skip
+            names -= drawn_in(Path(folder), names)
+            if OWNER_FILE in names:
+                names -= RESULTS
+                names = {name for name in names if not name.endswith(".report.png")}
             overlays = any(name.endswith(".contour.json") for name in names)
             yield from ((folder, name) for name in names if not (overlays and name.startswith("contacts")))
 

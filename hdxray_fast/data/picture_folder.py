@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,6 +92,12 @@ class PictureFolder:
     def _written_down(self) -> dict:
         files = {name: escaped(os.path.abspath(file)) if file else "" for name, file in self.pictures.items()}
         return json.loads(json.dumps({"settings": {**self.settings}, "files": files}))
+
+
+def drawn_in(folder: Path, names: Iterable[str]) -> set[str]:
+    """Of the files of a folder, all of whose names are given, those that commands drew and wrote down."""
+    records = [folder / name for name in names if name.startswith(".") and name.endswith(".drawn")]
+    return {name for record in records for name in _drawn_before(record)[1]}
 
 
 def _drawn_before(record: Path) -> tuple[dict, dict[str, str]]:

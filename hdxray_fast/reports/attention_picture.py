@@ -192,14 +192,14 @@ def _wrapped(text: str, width: int, lines: int = 5) -> str:
 def picture_names(studies: Sequence[Study], pictures: int) -> list[str]:
     """File names of the pictures of the first so many studies, after their first radiographs, whichever process draws
     them."""
-    stems: set[str] = set()
+    stems: dict[str, int] = {}
     # they may be written into the folder of the radiographs, which are not drawn over
     return [
         f"{_file_name(study.images[0] if study.images else study.id, stems)}.report.png" for study in studies[:pictures]
     ]
 
 
-def _file_name(study: str, taken: set[str]) -> str:
+def _file_name(study: str, taken: dict[str, int]) -> str:
     """The last part of a path or id as a file name, numbered if it is taken."""
     last = Path(study).name
     if Path(study).suffix.lower() in IMAGE_SUFFIXES:

@@ -10,7 +10,9 @@ import hdxray_fast as hx
 from hdxray_fast.data.columns import PATIENT_COLUMNS, find_column, named_column
 from hdxray_fast.data.listing import list_images
 from hdxray_fast.data.missing_files import none_found
+from hdxray_fast.data.picture_folder import PictureFolder
 from hdxray_fast.errors import ConfigError
+from hdxray_fast.files import claim_names
 
 
 def test_folder_is_listed_in_a_fixed_order_without_hidden_and_foreign_files(radiographs):
@@ -21,6 +23,25 @@ def test_folder_is_listed_in_a_fixed_order_without_hidden_and_foreign_files(radi
     (radiographs / "IM000001").write_bytes(b"DICOM files often have no suffix")
     names = [str(path.relative_to(radiographs)) for path in list_images(radiographs)]
     assert names == sorted([*(f"{i}.png" for i in range(5)), "sub/9.PNG", "IM000001"])
+
+
+def test_pictures_that_commands_drew_are_no_radiographs(radiographs):
+    before = list_images(radiographs)
+    for maker, names in (("features", ["0.features.png"]), ("similar", ["similar.png"]), ("predict", ["0.map.png"])):
+        for folder in (radiographs, radiographs / maker):
+            PictureFolder(folder, maker, {}, dict.fromkeys(names, "")).claim()
+            (folder / names[0]).write_bytes(b"x")
+    for maker, names in (("report-generate", ["0.report.png"]), ("evaluate", ["curves.png", "errors.png"])):
+        for folder in (radiographs, radiographs / maker):
+            claim_names(folder, maker, names)
+            for name in names:
+                (folder / name).write_bytes(b"x")
+    assert list_images(radiographs) == before
+    (radiographs / "others").mkdir()
+    kept = [radiographs / "others" / name for name in ("0.features.png", "curves.png", "similar.png")]
+    for path in kept:  # nothing says that they were drawn
+        path.write_bytes(b"x")
+    assert sorted(list_images(radiographs)) == sorted([*before, *kept])
 
 
 @pytest.mark.parametrize("column", ["image", "path", "Path", "Image Index", " IMAGE_Path"])
