@@ -16,6 +16,7 @@ from ..errors import ConfigError, TrainingError
 from ..features.parts_folder import parts_of
 from ..features.shares import Share
 from ..files import claim_names, make_folder, written_somewhere
+from ..models.layers import check_count
 from ..progress import note
 from ..ranks import acquainted
 from ..terminal import visible
@@ -156,10 +157,12 @@ def predict_files(
             to be replaced, or ``<out>.parts/`` holds answers of another model, or for other names, or in
             another precision.
         TrainingError: the file cannot be written; or another rank is gone.
+        ArgumentError, ArgumentTypeError: ``batch_size`` is no int of at least 1.
     """
     share, place = Share.of_part(part), file_named_by(out, "predictions.csv")
     refuse_other_table(place, ("image", "present"), "predictions")  # before the model is read
     check_view(view)
+    check_count("batch_size", batch_size)
     lost, aside = place.with_suffix(".unreadable.csv"), place.with_suffix(f".{LEFT_OUT}")
     for listed in (lost, aside):
         read_quarantine(listed)
@@ -255,9 +258,11 @@ def evaluate_files(
             has no image in the split; more than half of the images of ``"test"`` or ``"all"`` are of training or
             validation, and ``allow_training_patients`` is not given; or ``out`` holds a training run, another
             evaluation (and not ``force``), or files of these names that no evaluation made.
+        ArgumentError, ArgumentTypeError: ``batch_size`` is no int of at least 1.
         TrainingError: none of the images can be read or, with ``view``, is left, or more than a share ``max_bad_share``
             cannot be read.
     """
+    check_count("batch_size", batch_size)
     check_caps(timeout, max_memory)
     check_view(view)
     share, out = Share.of_part(part), Path(out)

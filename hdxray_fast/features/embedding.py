@@ -112,8 +112,10 @@ def embed(
     Args:
         images: a file, a folder, a CSV manifest or a prepared data set, or a list of them; or PIL images, or arrays or
             tensors ``[H, W]`` of any integer or float dtype (bright = dense), ``[H, W, 3]``, ``[H, W, 4]`` or ``[3, H,
-            W]`` in colour, one or a list of them; or a tensor or array ``[B, C, H, W]`` of the encoder's size, taken as
-            it is (no canvas is made, so ``keep="contour"`` looks for the contours in it).
+            W]`` in colour, one or a list of them; or an array ``[N, H, W]`` of N images (``[3, H, W]``, which may be
+            either, stands in a list: ``[array]`` is one image, ``list(array)`` are three); or a tensor or array ``[B,
+            C, H, W]`` of the encoder's size, taken as it is (no canvas is made, so ``keep="contour"`` looks for the
+            contours in it).
         encoder: an encoder, which is put on ``device`` and is in evaluation mode meanwhile, or weights for
             :func:`hdxray_fast.create_encoder`; left out, the pre-trained one that comes with the package.
         pool: ``"cls"``, ``"mean"`` or ``"attention"``; left out, the encoder's, or ``"mean"``.
@@ -340,6 +342,11 @@ def _sources(images: object) -> Iterator[Input]:
                 f"images: got shape {list(images.shape)}, accepted are [H, W], [H, W, 3], [N, H, W], [B, C, H, W]"
             )
         colour = images.ndim == 3 and images.shape[2] in (3, 4)
+        if images.ndim == 3 and images.shape[0] == 3 and not colour:
+            raise ArgumentError(
+                f"images: got shape {list(images.shape)}, which may be one image in colour or three images; give "
+                "[array] for the one, list(array) for the three"
+            )
         images = [images] if images.ndim == 2 or colour else list(images)
     if not isinstance(images, Iterable):
         raise ArgumentTypeError(

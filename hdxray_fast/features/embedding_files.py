@@ -16,6 +16,7 @@ from ..data.quarantine import Quarantined
 from ..data.reader_pool import MAX_MEMORY, TIMEOUT, check_caps
 from ..data.result_files import file_named_by, refuse_other_table
 from ..models.encoder import Encoder
+from ..models.layers import check_count
 from ..names import require_utf8
 from ..ranks import acquainted
 from ..weights.create import create_encoder, encoder_of_size
@@ -106,6 +107,7 @@ def embed_files(
         image_column: the column of the manifests' files, where it goes by none of the usual names.
 
     Raises:
+        ArgumentError, ArgumentTypeError: an argument is not as described.
         ConfigError: a path names no image, ``out`` has another ending or holds features made with other settings, or a
             cap is not above 0.
         MissingDependencyError: pyarrow is not installed.
@@ -153,6 +155,7 @@ def embed_list(
     With ``thumbnails`` the table keeps one of each image, by which near duplicates are found; ``argument`` named
     ``out``, for errors.
     """
+    check_count("batch_size", batch_size)
     check_caps(timeout, max_memory)
     share = Share.of_part(part)
     encoder = encoder_of_size(weights, img_size)

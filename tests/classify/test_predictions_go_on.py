@@ -81,6 +81,13 @@ def test_what_fails_after_the_last_image_costs_no_image(command, commands, tmp_p
     assert main(words) == 0
 
 
+@pytest.mark.parametrize("command", RESULTS)
+def test_batches_of_nothing_are_refused_before_anything_is_written(command, commands, tmp_path, capsys):
+    assert main([*words_of(commands, command, tmp_path / "none"), "--batch-size", "0"]) == 2
+    assert "--batch-size: got 0, accepted is at least 1" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_file_that_changed_is_read_again_and_another_model_is_refused(commands, tmp_path, monkeypatch):
     words = words_of(commands, "predict", tmp_path / "out")
     with monkeypatch.context() as patch:

@@ -95,6 +95,12 @@ def test_one_image_in_colour_is_one_image():
     one = hx.embed(np.repeat(grey[:, :, None], 3, axis=2), small())
     np.testing.assert_allclose(one.features, hx.embed(grey, small()).features, rtol=1e-3, atol=1e-3)
     assert one.sources == ["<array 0>"]
+    first = np.repeat(grey[None], 3, axis=0)
+    for alike in ([first], torch.from_numpy(first)):
+        np.testing.assert_allclose(hx.embed(alike, small()).features, one.features, rtol=1e-3, atol=1e-3)
+    assert len(hx.embed(list(first), small())) == 3 and len(hx.embed(first[:2], small())) == 2
+    with pytest.raises(hx.ArgumentError, match=r"got shape \[3, 90, 70\], .*\[array\] for the one, list\(array\) for"):
+        hx.embed(first, small())
 
 
 def test_files_tensors_and_what_is_valid_agree(folder):
@@ -229,6 +235,10 @@ def test_bad_input_is_named(folder):
         hx.embed(folder, encoder, device="gpu")
     with pytest.raises(hx.ArgumentError, match=r"^batch_size: "):
         hx.embed(torch.rand(1, 1, 128, 128), encoder, batch_size=0)
+    for wrong, error in ((0, hx.ArgumentError), (2.5, hx.ArgumentTypeError)):
+        with pytest.raises(error, match=r"^batch_size: "):
+            hx.embed_files(folder, folder / "f.parquet", encoder, batch_size=wrong, progress=False)
+    assert not list(folder.glob("f.*"))
     for images in (3, [3], [None]):
         with pytest.raises(hx.ArgumentTypeError, match=r"^images: "):
             hx.embed(images, encoder)
