@@ -32,6 +32,7 @@ from .hf_base import PREFIX, HDXrayPreTrainedModel
 from .hf_config import CONFIG_WORDS, HDXrayConfig
 
 PROBLEMS = ("single_label_classification", "multi_label_classification")
+UNKNOWN = -100  # a class number, in transformers as in PyTorch
 _FIELDS = {field.name for field in fields(ClassifierConfig)} - {"classes", "multiclass"}
 _OF_A_RUN = ("thresholds", "splits", "precision")
 _HUB = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -116,7 +117,9 @@ class HDXrayForImageClassification(HDXrayPreTrainedModel):
             self.config.problem_type = PROBLEMS[0] if one else PROBLEMS[1]
         shape = list(labels.shape)
         if self.config.problem_type == PROBLEMS[0] and shape == [len(logits)]:
-            return F.cross_entropy(logits, labels.long())
+            labels = labels.long()
+            total = F.cross_entropy(logits.float(), labels, reduction="sum")
+            return total / (labels != UNKNOWN).sum().clamp(min=1)  # of a batch where nothing is known 0, not NaN
         if shape == [len(logits)] and self.num_labels == 1:
             labels = labels[:, None]
         if labels.shape != logits.shape:
@@ -124,7 +127,8 @@ class HDXrayForImageClassification(HDXrayPreTrainedModel):
                 f"labels: got shape {shape} for logits {list(logits.shape)} of a {self.config.problem_type}, accepted "
                 "is [B, num_labels], and [B] where one class holds"
             )
-        return classification_loss(logits, labels.float(), self.config.problem_type == PROBLEMS[0])
+        labels = labels.float().masked_fill(labels == UNKNOWN, float("nan"))
+        return classification_loss(logits, labels, self.config.problem_type == PROBLEMS[0])
 
     def to_classifier(self) -> Classifier:
         """A :class:`.Classifier` around the same encoder and head, for :func:`hdxray_fast.predict` and the like."""

@@ -153,6 +153,12 @@ def test_losses_are_those_of_transformers(transformers):
     single = fresh(num_labels=1)
     assert single(images, torch.tensor([1, 0, 1, 1])).loss > 0
     assert single.config.problem_type == "multi_label_classification"
+    known = single(images[:2], torch.tensor([1, 0])).loss
+    torch.testing.assert_close(single(images, torch.tensor([1, 0, -100, -100])).loss, known)
+    for blind in (fresh(num_labels=3), single):  # a batch in which nothing is known
+        loss = blind(images, torch.full((4,), -100)).loss
+        loss.backward()
+        assert loss == 0 and not any(p.grad.any() for p in blind.parameters() if p.grad is not None)
     with pytest.raises(hx.ArgumentError, match=r"^labels: got shape \[4, 2\]"):
         model(images, torch.zeros(4, 2))
     with pytest.raises(hx.ArgumentError, match=r"^problem_type: got 'regression'"):
