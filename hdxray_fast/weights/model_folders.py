@@ -6,7 +6,7 @@ import argparse
 import json
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -343,7 +343,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """
     _require_tensors(path)
     if not path.is_file():
-        return _read_shards(index_of(path))
+        return read_shards(index_of(path))
     try:
         return load_tensors(path)
     except (SafetensorError, OSError, ValueError) as error:
@@ -358,10 +358,18 @@ def _require_tensors(path: Path) -> None:
         )
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def read_shards(index: Path, read: Callable[[Path], dict[str, Tensor]] = read_tensors) -> dict[str, Tensor]:
+    """What the files that an index of shards names hold of it; ``read`` is given each.
+
+    Raises:
+        CheckpointError: the index or a file is damaged, or a tensor or a file is missing; the message names it.
+    """
     places, tensors = shards_of(index), {}
     for name in sorted(set(places.values())):
-        shard = read_tensors(index.with_name(name))
+        path = index.with_name(name)
+        if not path.is_file():  # an index in its place, which may lead back to this one, is none
+            raise CheckpointError(f"{path}: {what_else(path) or 'is missing'}")
+        shard = read(path)
         tensors.update({key: tensor for key, tensor in shard.items() if places.get(key) == name})
     if missing := sorted(places.keys() - tensors.keys()):
         raise CheckpointError(f"{index}: {missing[0]} is not in {places[missing[0]]}, where it should be")

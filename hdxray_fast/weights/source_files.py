@@ -102,7 +102,8 @@ def _read_directory(folder: Path, label: str) -> Source:
             source = _read_file(folder / name, label)
             break
         if (folder / f"{name}.index.json").is_file():
-            source = Source(label, _read_shards(folder / f"{name}.index.json"))
+            index = folder / f"{name}.index.json"
+            source = Source(label, model_folders.read_shards(index, lambda path: _read_file(path, str(path)).tensors))
             break
     else:
         if odd := [f"{name} {what_else(folder / name)}" for name in TENSOR_FILES if what_else(folder / name)]:
@@ -174,20 +175,6 @@ def _state_dict(content: object) -> tuple[dict[str, Tensor], list[str]]:
         (_, tensors, left_out), *others = models
         return tensors, [*left_out, *(f"{key}.{name}" for key, model, _ in others for name in model)]
     return {name: value for name, value in content.items() if isinstance(name, str) and isinstance(value, Tensor)}, []
-
-
-def _read_shards(index: Path) -> dict[str, Tensor]:
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
-        raise CheckpointError(f"{index}: is damaged, it has no weight_map")
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(shards.values())):
-        if Path(name).name != name:
-            raise CheckpointError(f"{index}: names {name!r}, accepted are files beside it")
-        tensors.update(_read_file(index.parent / name, str(index)).tensors)
-    if lost := sorted(set(shards) - set(tensors)):
-        raise CheckpointError(f"{index}: promises {lost[0]} and {len(lost) - 1} more that its files do not hold")
-    return tensors
 
 
 def read_json(path: Path) -> dict[str, Any]:

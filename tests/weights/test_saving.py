@@ -150,3 +150,7 @@ def test_shards_that_are_not_whole_are_named(tmp_path):
     index.write_text("{")
     with pytest.raises(CheckpointError, match="no index of shards"):
         hx.load_model(tmp_path)
+    index.write_text(json.dumps({"weight_map": {first: "model.safetensors"}}))  # which it is itself
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: is missing"):
+        hx.create_encoder(weights=tmp_path)
