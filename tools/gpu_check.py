@@ -171,6 +171,7 @@ class Check:
             self.environment(**env),
             needs=("build",),
             blocked=self.no_gpu,
+            prepare=lambda: report.unlink(missing_ok=True),
             verdict=pytest_verdict(report, skips_fail),
         )
 

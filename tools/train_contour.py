@@ -26,6 +26,7 @@ import contour_shape
 import cv2
 import numpy as np
 import torch
+from contour_confidence import overlap
 from contour_data import FRAME, LEVELS, Sample, augment, load_labelled, load_unlabelled, standardise, valid_mask
 from contour_export import fold_batch_norm
 from contour_model import ContourNet, contour_loss
@@ -95,11 +96,6 @@ def hull_mask(probability: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarra
     fixed = np.round((polygon * size * 4 - 0.5) * 256).astype(np.int32)
     filled = cv2.fillPoly(np.zeros((size * 4, size * 4), np.uint8), [fixed], 255, shift=8)
     return cv2.resize(filled, (size, size), interpolation=cv2.INTER_AREA).astype(np.float32) / 255, polygon
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Intersection over union of two boolean grids."""
-    return float((a & b).sum() / max(1, (a | b).sum()))
 
 
 def score(nets: list[ContourNet], samples: list[Sample]) -> list[dict]:

@@ -128,7 +128,6 @@ BAD_ROW = "import pytest\n@pytest.fixture\ndef f():\n    yield\n    pytest.fail(
 def test_pytest_stages_pass_only_if_something_passed(runner, tmp_path, body, skips_fail, passes, remark):
     (tmp_path / "test_x.py").write_text(body)
     report = tmp_path / "report.xml"
-    report.write_text("an old report")
     verdict = pytest_verdict(report, skips_fail)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
     command += ["--rootdir", str(tmp_path), str(tmp_path)]
@@ -197,6 +196,19 @@ def test_a_build_starts_without_what_was_built_before(runner, tmp_path, monkeypa
     stage.command = python("pass")
     (result,) = runner.run(stage)
     assert (result.status, result.remark) == ("FAIL", "no core was built")
+
+
+def test_a_report_of_tests_goes_when_they_start_and_not_when_they_are_planned(runner, tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_check.Check, "probe", lambda self: {"error": "not asked"})
+    check = gpu_check.Check(tmp_path, tmp_path / "out")
+    report = check.logs / "tests.xml"
+    report.parent.mkdir(parents=True, exist_ok=True)
+    report.write_text("<testsuites/>")
+    stage = check.tests()
+    assert report.exists()
+    stage.command, stage.needs, stage.blocked = python("pass"), (), None
+    (result,) = runner.run(stage)
+    assert (result.status, result.remark) == ("FAIL", "pytest wrote no report")
 
 
 def test_a_bar_within_its_noise_is_said(tmp_path):
