@@ -26,7 +26,7 @@ from ..locks import RunLock
 from ..models.encoder import Encoder
 from ..progress import note
 from ..regular_files import RUN_JSON, read_json
-from ..terminal import visible, visible_lines
+from ..terminal import first_names, visible, visible_lines
 from ..training.run_folder import LOG
 from ..weights.create import encoder_of_size
 from .calibration import (
@@ -51,6 +51,8 @@ FEATURES = "features.parquet"
 TABLE_OF_FEATURES = (FEATURES, f"{FEATURES}.parts", "features.unreadable.csv")
 PROBE_FILES = (*TABLE_OF_FEATURES, "model", KEY_FILE, *RESULT_FILES)
 TOLD = ("data", "preset", "multiclass", "uncertain")  # settings that make other results of the same folder
+FREE = ("out", "batch_size", "workers", "timeout", "max_memory", "device", "compile")  # nothing hangs on these
+FLAT = 0.01  # of a probability, between the test images that a class is furthest apart in
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation
 USUAL_STRENGTH = 0.1  # where validation cannot choose: it neither shrinks to nothing nor lets go
 
@@ -116,6 +118,8 @@ def run_probe(config: ProbeConfig, encoder: Encoder | None = None, *, progress: 
         raise ConfigError("pool: a probe is kept on 'cls' or 'mean' features, got 'attention'; say which")
     if progress:
         note(visible_lines(describe_labels(table)))
+        if other := _other_settings(out, config):
+            note(visible_lines(f"out: {out} holds a probe with other settings ({other}); this one takes its place"))
     with RunLock(out):
         _refuse_other_task(out, config, table)  # again: another run may have begun it meanwhile
         _claim(out)
@@ -170,6 +174,12 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
         classifier.config.thresholds = [
             best_threshold(val.labels[:, c], scores["val"][:, c]) for c in range(len(table.classes))
         ]
+    flat = [name for name, share in zip(table.classes, np.ptp(scores["test"], axis=0), strict=True) if share < FLAT]
+    if flat and len(scores["test"]) > 1:
+        notes.append(
+            f"probabilities of {first_names(flat)} differ by less than {FLAT} over all test images: the probe tells "
+            "nothing apart there; it had too few images to learn from, or their features do not tell it"
+        )
     if probe.not_chosen:
         notes.append(f"no label in val for {', '.join(probe.not_chosen)}: C = {USUAL_STRENGTH} there, not chosen")
     if unreadable:
@@ -357,6 +367,14 @@ def _refuse_other_task(out: Path, config: ProbeConfig, table: LabelTable) -> Non
             raise ConfigError(
                 f"out: {out} holds results with {name}={before[name]}, not {now[name]}; choose another folder for these"
             )
+
+
+def _other_settings(out: Path, config: ProbeConfig) -> str:
+    """Settings of the results in a folder that are not those of now; empty without results."""
+    before, now = results_of(out) or {}, asdict(config)
+    passed_over = (*FREE, "data", "classes")
+    names = [name for name in now if name not in passed_over and before.get(name, now[name]) != now[name]]
+    return ", ".join(f"{name}: {before[name]!r} -> {now[name]!r}" for name in names)
 
 
 def results_of(out: Path) -> dict | None:

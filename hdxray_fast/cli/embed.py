@@ -50,7 +50,9 @@ def run_embed_command(paths: list[str], out: str, weights: str, **options) -> in
     if told := describe_not_frontal(done.not_frontal, done.rows):
         note(told)
     lost = f"; {counted(done.unreadable, 'file')} could not be read" if done.unreadable else ""
-    print(f"{done.rows} rows of {done.width} numbers in {visible(done.out)} ({done.new} new){lost}")
+    more = f", {done.others} of files not named now" if done.others else ""
+    rows = counted(done.rows, "row")
+    print(f"{rows} of {done.width} numbers in {visible(done.out)} ({done.new} new{more}){lost}")
     if done.table != done.out:
         print(f"{visible(done.table)} holds them as well, and is what a later embed goes on from")
     return 0

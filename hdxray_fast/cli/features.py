@@ -104,6 +104,8 @@ def run_similar_command(query: str, workers: int, labels: str | None, **options)
         print(", ".join(map(visible, (f"{near.distance:.4f}  {near.path}", *about(near, found.labelled)))))
     if labels is None and all(near.same_patient is None for near in found.neighbours):
         note("whose they are is told with --labels TABLE that has a column of patients")
+    elif told.get("patients") and all(near.same_patient is None for near in found.neighbours):
+        note("whose the query is the table of labels does not say, so that nobody knows which others are its patient's")
     if found.labelled and all(near.labels is None for near in found.neighbours):
         note("none of them is in the table of labels; --images says where its radiographs are")
     if found.missing:

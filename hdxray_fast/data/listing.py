@@ -74,6 +74,10 @@ def list_images(
     """
     root = Path(data)
     if root.is_dir():
+        if any(os.path.realpath(root) == os.path.realpath(folder) for folder in exclude):
+            raise ConfigError(
+                f"{argument}: {root} is where results go, which is not read; give another folder for them"
+            )
         found = image_files(root, exclude)
     elif root.is_file() and root.suffix.lower() in TABLE_FILES:
         found = manifest_paths(root, Path(images) if images else root.parent, argument, image_column)

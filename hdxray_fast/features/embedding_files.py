@@ -50,6 +50,7 @@ class EmbeddedFiles:
             process joins the table, ``rows`` are those of the parts that this process knows of.
         joined: whether this process joined the table.
         not_frontal: rows that show no frontal chest, by path, with their views (``"lateral"``, ``"other"``).
+        others: rows of files that were not asked for, from calls before.
     """
 
     out: Path
@@ -64,6 +65,7 @@ class EmbeddedFiles:
     waiting: list[int] = field(default_factory=list)
     joined: bool = True
     not_frontal: dict[str, str] = field(default_factory=dict)
+    others: int = 0
 
 
 @acquainted()
@@ -179,7 +181,7 @@ def embed_list(
         bad = [table.bad[file][0] for file in files if file in table.bad]
         return EmbeddedFiles(
             table.out, table.out, len(table), new, table.width, len(bad), table.unreadable, bad, job.precision,
-            waiting or [], waiting is None, dict(table.not_frontal),
+            waiting or [], waiting is None, dict(table.not_frontal), max(0, len(table) - len(files) + len(bad)),
         )  # fmt: skip
 
 

@@ -67,8 +67,8 @@ def find_similar(
         table: ``features.parquet`` of :func:`.embed_files`; a column ``patient`` of hashes is read too. Features are
             read a thousand at a time.
         images: folder in which the table's radiographs are now; left out, they are where the table says.
-        weights: those that the table was made with, for a query that it does not hold; looked at as it says there. Left
-            out, the encoder that comes with the package, if the table is of it.
+        weights: those that the table was made with (others are refused), for a query that it does not hold; looked at
+            as it says there. Left out, the encoder that comes with the package, if the table is of it.
         labels: of radiographs, by their paths, the classes that hold: they are told beside each.
         patients: likewise, the patient (blank: not known), where the table does not tell: whether it is the query's is
             told, and nothing else.
@@ -90,6 +90,10 @@ def find_similar(
     """
     if not isinstance(query, str | os.PathLike):
         raise ArgumentTypeError(f"query: got {type(query).__name__}, accepted is the path of a radiograph")
+    for name, known in (("labels", labels), ("patients", patients)):
+        if not isinstance(known, Mapping | None) or any(isinstance(one, str) for one in (labels or {}).values()):
+            accepted = "paths with the names of their classes" if name == "labels" else "paths with their patients"
+            raise ArgumentTypeError(f"{name}: got {type(known).__name__}, accepted is a mapping of {accepted}")
     check_count("most", most)
     check_caps(timeout, max_memory)
     folder = None
@@ -114,9 +118,11 @@ def find_similar(
     row = held = _row_of(str(query), paths)
     if row is not None and not _is_as_it_was(str(query), row, facts):
         row = None
+    encoder = None if weights is None else _encoder_of(table, settings, weights)
     if row is None:
-        weights = _shipped_encoder(settings) if weights is None else weights
-        if weights is None:
+        if encoder is None and (shipped := _shipped_encoder(settings)) is not None:
+            encoder = _encoder_of(table, settings, shipped)
+        if encoder is None:
             if earlier := _of_earlier_shipped(settings):
                 raise ConfigError(
                     f"query: {query}: the table {table} does not hold it, and its features are {earlier}; remove "
@@ -127,7 +133,7 @@ def find_similar(
                 f"query: {query}: the table {table} {how}; give weights (those of the table), or embed it first"
             )
         reading = {"workers": min(workers, 1), "timeout": timeout, "max_memory": max_memory}
-        feature, pixels, view = _embedded(str(query), table, settings, weights, device, reading)
+        feature, pixels, view = _embedded(str(query), encoder, settings, device, reading)
         if len(feature) != width:
             raise ConfigError(f"{table}: has features of {width} numbers, and the weights give {len(feature)}")
     else:
@@ -243,11 +249,12 @@ def _side_of(settings: object) -> int:
     return side[0] if isinstance(side, list) else side
 
 
-def _embedded(query: str, table, settings: object, weights, device, reading: dict) -> tuple[np.ndarray, str, str]:
-    """Feature, pixel hash and view of a file that the table does not hold, made as its rows were."""
+def _encoder_of(table, settings: object, weights) -> Encoder:
+    """The encoder of weights that must be those of the table."""
     try:
         size, known = _side_of(settings), settings["weights"]
-        made = {name: settings[name] for name in MADE}
+        if not {*MADE} <= {*settings}:
+            raise KeyError
     except (KeyError, TypeError, IndexError) as error:
         raise ConfigError(f"{table}: does not say with which weights it was made; embed the images anew") from error
     encoder = encoder_of_size(weights, size)
@@ -264,6 +271,12 @@ def _embedded(query: str, table, settings: object, weights, device, reading: dic
             f"weights: are not those that {table} was made with (other: {', '.join(sorted(other))}), and features of "
             "two encoders do not compare; give those, or embed the images with these"
         )
+    return encoder
+
+
+def _embedded(query: str, encoder: Encoder, settings: dict, device, reading: dict) -> tuple[np.ndarray, str, str]:
+    """Feature, pixel hash and view of a file that the table does not hold, made as its rows were."""
+    made = {name: settings[name] for name in MADE}
     job = Embedder(encoder, device=device, precision=settings.get("precision", "fp32"), **made)
     (found,) = job.batches([(query, query)], batch_size=1, **reading)
     if found.quarantined:

@@ -145,6 +145,24 @@ def test_end_to_end(manifest, tmp_path, capsys):
         run_probe(config(other, out), small_encoder(), progress=False)
 
 
+def test_a_probe_says_what_it_takes_the_place_of(manifest, tmp_path, capsys):
+    settings = config(manifest, tmp_path / "probe")
+    for changes in ({}, {"workers": 1}, {"split_seed": 3, "val_share": 0.3}):
+        run_probe(replace(settings, **changes), small_encoder())
+        told = capsys.readouterr().err
+        assert ("takes its place" in told) == ("split_seed" in changes)
+    assert "holds a probe with other settings (val_share: 0.25 -> 0.3, split_seed: 0 -> 3)" in " ".join(told.split())
+
+
+def test_a_probe_that_tells_nothing_apart_says_so(manifest, tmp_path):
+    """Labels that the pictures do not tell, so that the strongest regularisation is chosen."""
+    first, *rows = manifest.read_text().splitlines()
+    drawn = np.random.default_rng(5).integers(0, 2, len(rows))
+    manifest.write_text("\n".join([first, *(f"{row[:-1]}{value}" for row, value in zip(rows, drawn, strict=True))]))
+    result = run_probe(config(manifest, tmp_path / "probe"), small_encoder(), progress=False)
+    assert any(note.startswith("probabilities of high differ by less than 0.01 over all test") for note in result.notes)
+
+
 def test_no_temperature_is_told_where_none_was_asked_for(manifest, tmp_path):
     result = run_probe(config(manifest, tmp_path / "p", calibrate="none"), small_encoder(), progress=False)
     assert "temperature" not in json.loads((tmp_path / "p" / "metrics.json").read_text())

@@ -77,6 +77,17 @@ def test_a_query_is_no_neighbour_of_its_own_however_its_path_is_spelt(made, spel
     assert [os.path.basename(near.path) for near in found.neighbours].count("0.png") == 0
 
 
+def test_what_is_given_is_looked_at_even_where_it_is_not_needed(made):
+    query, table = made / "xrays" / "0.png", made / "features.parquet"
+    with pytest.raises(hx.ConfigError, match=r"weights: are not those that .*features.parquet was made with"):
+        find_similar(query, table, weights=encoder_of(1))
+    for labels in ("labels.csv", {str(query): "pneumonia"}, [str(query)]):
+        with pytest.raises(hx.ArgumentTypeError, match=r"^labels: got .* paths with the names of their classes"):
+            find_similar(query, table, labels=labels)
+    with pytest.raises(hx.ArgumentTypeError, match=r"^patients: got str, .* paths with their patients"):
+        find_similar(query, table, patients="labels.csv")
+
+
 def test_a_query_beside_the_table_is_embedded_as_its_rows_were(made, tmp_path):
     assert cv2.imwrite(str(tmp_path / "new.png"), draw_radiograph(3))
     found = find_similar(tmp_path / "new.png", made / "features.parquet", weights=made / "model", most=2)
