@@ -55,6 +55,7 @@ _ROOMS = {
     "save_model": "weights.model_folders",
     "ReportConfig": "reports.config",
     "run_report_training": "reports.run",
+    "read_studies": "reports.layouts",
     "load_report_model": "reports.saving",
     "write_reports": "reports.writing",
     "compare_reports": "reports.compare",

@@ -86,7 +86,7 @@ def add_commands(commands, parser_class) -> None:
     evaluate.add_argument("--split", default="test", help="train, val, test, or all (of data that the model never saw)")
     share = "of the classes where they will be looked for, for predictive values: 0.05, or Edema=0.05, ..."
     evaluate.add_argument("--prevalence", help=share)
-    evaluate.add_argument("--bootstraps", type=int, default=1000)
+    evaluate.add_argument("--bootstraps", type=int, default=1000, help="draws of patients, for intervals")
     evaluate.add_argument("--bootstrap-seed", type=int, default=0, help="of the draws of patients for intervals")
     rename = "classes that the table calls otherwise than the model: effusions=effusion, ..."
     evaluate.add_argument("--rename", help=rename)
