@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +19,7 @@ from ..errors import ArgumentTypeError, CheckpointError, HDXrayError
 from ..files import save_tensors, written_whole
 from ..models.encoder import Encoder
 from ..models.encoder_config import EncoderConfig
+from ..models.grey_levels import level_of_caller
 from ..models.mae import MaskedAutoencoder, create_mae, encoder_within
 from ..regular_files import check_regular, load_tensors, read_json, reason_of, what_else
 from .data_only import tell_of_code
@@ -119,8 +121,22 @@ def folder_of_weights(directory: Path) -> Path:
         if (inner / CONFIG_FILE).is_file() and are_there(inner / MODEL_FILE):
             if inner in steps:
                 raise CheckpointError(f"{directory}: is a run that has not ended; its newest checkpoint is in {inner}")
+            if steps and _written(steps[0]) > _written(inner):  # it was given more steps, and these have not ended
+                warnings.warn(
+                    f"{directory}: went on since its model was written; that model is taken, and the newest checkpoint "
+                    f"is in {steps[0]}",
+                    stacklevel=level_of_caller(),
+                )
             return inner
     return directory
+
+
+def _written(folder: Path) -> float:
+    """When a folder's model was written; 0 if it holds none."""
+    try:
+        return (folder / CONFIG_FILE).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def describe_model(model: MaskedAutoencoder | Encoder) -> dict[str, dict]:

@@ -115,6 +115,21 @@ def test_a_run_starts_from_a_run(grown, images, tmp_path, capsys):
     assert all(torch.equal(decoder[name], value) for name, value in before.decoder.named_parameters())
 
 
+def test_the_model_of_a_run_that_goes_on_is_told_to_be_that_of_its_former_end(grown, images, tmp_path):
+    shutil.copytree(grown / "planned", tmp_path / "run")
+    planned = config(images, tmp_path / "run", **{**GROWS, "steps": 16, "save_every": 1, "resume": "auto"})
+    hx.create_encoder(weights=tmp_path / "run")  # nothing to tell
+
+    def stops(line: dict) -> None:
+        if line["step"] == 12:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_pretraining(planned, progress=False, on_step=stops)
+    with pytest.warns(UserWarning, match=r"run: went on since its model was written; .* is in .*step_00000011"):
+        hx.create_encoder(weights=tmp_path / "run")
+
+
 def test_a_run_goes_on_when_the_weights_it_began_with_are_gone(grown, images, tmp_path, capsys):
     shutil.copytree(grown / "grown" / "model", tmp_path / "weights")
     weights = str(tmp_path / "weights")
