@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from ..data.reader_pool import MAX_MEMORY, TIMEOUT, worker_count
 from ..data.result_files import write_rows
 from ..errors import ConfigError
 from ..files import written_somewhere, written_whole
+from ..images.panels import left_out_if_it_fails
 from ..images.perceptual_hash import no_thumbnails
 from ..terminal import are, visible
 from .attention_maps import describe_off_chest
@@ -91,16 +90,16 @@ def report_predictions(
         if uncalibrated is not None and temperature["value"] != 1:
             before = as_probabilities(uncalibrated, table.multiclass)
     report["notes"] = [*dict.fromkeys(map(visible, notes)), *map(visible, describe_one_sided(called_in(report)))]
-    with _going_on(out / "curves.png"):
+    with left_out_if_it_fails(out / "curves.png"):
         plot_curves(out / "curves.png", table.labels, probabilities, table.classes, before)
     drawn: list[tuple[str, str]] = []
     if model is not None:
         reading = {"workers": worker_count(workers), "timeout": timeout, "max_memory": max_memory, "images": images}
-        with _going_on(out / "errors.png"):
+        with left_out_if_it_fails(out / "errors.png"):
             write_error_sheet(out / "errors.png", model, table, probabilities, thresholds, drawn=drawn, **reading)
         report["off_chest"] = describe_off_chest(drawn)
         report["notes"] += [report["off_chest"]] if report["off_chest"] else []
-    with _going_on(out / PAGE_FILE), written_whole(out / PAGE_FILE) as temporary:
+    with left_out_if_it_fails(out / PAGE_FILE), written_whole(out / PAGE_FILE) as temporary:
         sheet = out / "errors.png" if model is not None else None
         content = result_page(title, table, probabilities, thresholds, report, extra or {}, sheet, seed)
         temporary.write_text(content, encoding="utf-8")
@@ -113,17 +112,6 @@ def describe_unreadable(count: int, listed: str | Path) -> str:
     """The warning that so many images, listed there, are missing from the results; what stands in these names a file
     beside them by its name alone, which is right wherever they are taken."""
     return f"warning: {are(count, 'image')} left out, which could not be read: {listed}"
-
-
-@contextmanager
-def _going_on(picture: Path) -> Iterator[None]:
-    """What goes wrong while a picture or a page is made, as a warning: the numbers do not hang on it."""
-    try:
-        yield
-    except Exception as error:
-        picture.unlink(missing_ok=True)  # of an earlier evaluation
-        reason = f"{type(error).__name__}: {error}"
-        warnings.warn(visible(f"{picture}: left out, it cannot be made ({reason})"), stacklevel=3)
 
 
 @dataclass

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from ..files import written_whole
+from ..terminal import visible
 from .lettering import write_line
 
 GUTTER = 12  # pixels between panels
@@ -174,6 +178,21 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     """PNG by name; a failure to write is an ``OSError`` that names the file."""
     with written_whole(Path(path), durable=False) as temporary:
         temporary.write_bytes(png_of(image))  # cv2.imwrite fails silently, and on non-ASCII paths on Windows
+
+
+@contextlib.contextmanager
+def left_out_if_it_fails(picture: Path) -> Iterator[None]:
+    """What goes wrong while a picture or a page is made, as a warning: no number and no weight hangs on it.
+
+    A picture of the same name that was made before is removed.
+    """
+    try:
+        yield
+    except Exception as error:
+        with contextlib.suppress(OSError):  # what cannot be written cannot always be removed
+            picture.unlink(missing_ok=True)
+        reason = f"{type(error).__name__}: {error}"
+        warnings.warn(visible(f"{picture}: left out, it cannot be made ({reason})"), stacklevel=3)
 
 
 def _titled(view: np.ndarray, title: str, side: int) -> np.ndarray:

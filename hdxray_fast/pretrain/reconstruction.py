@@ -70,8 +70,10 @@ def reconstruction_picture(
     """
     training = model.training
     model.eval()
-    levels, means = predicted_levels(model, sample, plan)
-    model.train(training)
+    try:
+        levels, means = predicted_levels(model, sample, plan)
+    finally:  # a run goes on without a picture that fails
+        model.train(training)
     return reconstruction_panel(
         sample["pixels"][0, 0].cpu().numpy(),
         sample["inside"][0].cpu().numpy(),

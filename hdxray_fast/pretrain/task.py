@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -21,11 +22,12 @@ from ..data.prepared.sources import Source, run_sources
 from ..data.prepared.streamed_set import StreamedSet
 from ..data.radiograph_dataset import RadiographDataset
 from ..errors import CheckpointError, ConfigError
-from ..images.panels import stack, tile, write_image
+from ..images.panels import left_out_if_it_fails, stack, tile, write_image
 from ..models.mae import MaskedAutoencoder, create_mae
 from ..models.presets import ENCODERS
 from ..ops.gather import gather_patches
 from ..ops.loss import reconstruction_loss
+from ..ops.plan import MaskPlan
 from ..ops.view import View
 from ..ranks import on_main, together
 from ..terminal import are
@@ -270,25 +272,42 @@ class PretrainTask(Task):
 
     def _draw(self, training: Training, step: int) -> None:
         """Some radiographs, held out if any are, unaugmented and each under a mask that never changes; every masked
-        patch is predicted.
+        patch is predicted. A picture that cannot be made is left out, with a warning.
 
-        The main process alone draws, unless weights are shared out: then no process has a model without the others.
+        The main process alone draws, unless weights are shared out: then no process has a model without the others,
+        and all of them leave out what one cannot read.
         """
         if not (training.is_main or training.sharded):
             return
+        path = training.out / "pictures" / f"step_{step:08d}.png"
         shown, whose = (self.held_out, "held out") if self.held_out is not None else (self.images, "trained on")
+        samples: list[tuple[dict[str, Tensor], MaskPlan]] = []
+        with left_out_if_it_fails(path):
+            samples = self._pictured(shown, training.accelerator.device)
+        if training.sharded and training.sum({"unread": int(not samples)})["unread"]:
+            return
+        caption = f"step {step}: {self.config.model}, {self.config.decoder} decoder; this radiograph is {whose}"
+        rows: list[np.ndarray] = []
+        # shared weights are gathered by all processes together: what fails in one of them ends them all
+        with contextlib.nullcontext() if training.sharded else left_out_if_it_fails(path):
+            rows = [reconstruction_picture(training.model, *sample, caption) for sample in samples]
+        if not (rows and training.is_main):
+            return
+        with left_out_if_it_fails(path):
+            path.parent.mkdir(exist_ok=True)
+            write_image(path, tile([stack(rows)], how_to_read(step, self.config.norm_pix_loss)))
+            self.picture = path
+            prune_pictures(path.parent, self.config.keep_pictures)
+
+    def _pictured(
+        self, shown: PreparedSet | PreparedSubset, device: torch.device
+    ) -> list[tuple[dict[str, Tensor], MaskPlan]]:
+        """Batches of one radiograph, evenly from all, and what is hidden of each."""
         plain = RadiographDataset(shown, patch_size=self.dataset.patch_size, bits=8)  # as a picture has
         count = min(PICTURED, len(shown))
-        rows = []
+        samples = []
         for number in range(count):
             sample = plain[0, number * len(shown) // count]
-            sample = {name: value[None].to(training.accelerator.device) for name, value in sample.items()}
-            plan = planned(self.config, sample, predict=1.0, fixed=True)
-            caption = f"step {step}: {self.config.model}, {self.config.decoder} decoder; this radiograph is {whose}"
-            rows.append(reconstruction_picture(training.model, sample, plan, caption))
-        if training.is_main:
-            folder = training.out / "pictures"
-            folder.mkdir(exist_ok=True)
-            self.picture = folder / f"step_{step:08d}.png"
-            write_image(self.picture, tile([stack(rows)], how_to_read(step, self.config.norm_pix_loss)))
-            prune_pictures(folder, self.config.keep_pictures)
+            sample = {name: value[None].to(device) for name, value in sample.items()}
+            samples.append((sample, planned(self.config, sample, predict=1.0, fixed=True)))
+        return samples

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+from tiny_training import TINY_PRETRAINING
+
+from hdxray_fast.pretrain import task
+from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.pretrain.reconstruction import prune_pictures
+from hdxray_fast.training.checkpoints import checkpoint_folders
+
+pytestmark = pytest.mark.usefixtures("two_blocks")
 
 
 def left(folder) -> list[int]:
@@ -25,3 +33,23 @@ def test_pictures_of_ones_own_and_all_of_them_where_nothing_is_to_go(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
     prune_pictures(tmp_path, keep=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(set(names) - {"step_00000005.png"})
+
+
+@pytest.mark.parametrize("fails", ["a folder that is none", "reading", "drawing"])
+def test_a_picture_that_cannot_be_made_costs_no_checkpoint(radiographs, tmp_path, monkeypatch, fails):
+    def no(*_, **__):
+        raise RuntimeError(fails)
+
+    out = tmp_path / "run"
+    options = {**TINY_PRETRAINING, "ratio_inside": 0.8, "ratio_outside": 0.6, "picture_every": None, "resume": "never"}
+    config = PretrainConfig(data=str(radiographs), out=str(out), steps=2, save_every=1, **options)
+    if fails == "reading":
+        monkeypatch.setattr(task, "planned", no)
+    elif fails == "drawing":
+        monkeypatch.setattr(task, "reconstruction_picture", no)
+    begun = (lambda line: (out / "pictures").write_text("")) if fails == "a folder that is none" else None
+    with pytest.warns(UserWarning, match=r"pictures/step_0000000\d.png: left out, it cannot be made \(\w+: ") as told:
+        done = task.run_pretraining(config, progress=False, on_step=begun)
+    assert len([one for one in told if "left out" in str(one.message)]) == 2
+    assert done.finished and done.picture is None and (out / "model").is_dir()
+    assert [path.name for path in checkpoint_folders(out / "checkpoints")] == ["step_00000001", "step_00000002"]
