@@ -87,7 +87,7 @@ def _run(argv: list[str]) -> int:
     try:
         from jsonargparse import ArgumentError
 
-        from .parser import CommandParser, command_words, commands_below, join_lists, tidy
+        from .parser import CommandParser, command_words, commands_below, join_lists, names_as_typed, tidy
         from .refusals import in_typed_words, option_names, parser_reason, unknown_option, unquoted
     except ImportError as error:
         raise MissingDependencyError(f"the command line needs jsonargparse: {install('train')}") from error
@@ -119,7 +119,7 @@ def _run(argv: list[str]) -> int:
     try:
         for config in configs:
             check_config(Path(config), {action.dest for action in own._actions})
-        parsed = parser.parse_args(join_lists(own, argv))
+        parsed = names_as_typed(parser.parse_args(join_lists(own, argv)))
         settings = parsed[parsed.command]
         settings.pop("config", None)
         try:

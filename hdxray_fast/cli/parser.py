@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
 
 # Titles of help, and the settings under each; what is required stands before them, all others directly behind
 SECTIONS: dict[str, tuple[str, ...]] = {
@@ -39,6 +39,8 @@ SECTIONS: dict[str, tuple[str, ...]] = {
 }
 PRINT_CONFIG = "--print-config"
 ASKS = ("help", "config")  # no settings of a run
+# bytes of a name that are not UTF-8: no YAML takes Python's letters for them, so that others, of nobody's use, go there
+CARRIED = {byte: 0x100000 + byte for byte in range(0xDC80, 0xDD00)}
 
 
 class _Help(DefaultHelpFormatter):
@@ -229,10 +231,25 @@ def join_lists(parser, argv: Sequence[str]) -> list[str]:
     return joined
 
 
+def names_as_typed(parsed: Namespace) -> Namespace:
+    """What the parser made of :func:`join_lists`, with the bytes of names that are not UTF-8 as Python has them."""
+    back = {carried: byte for byte, carried in CARRIED.items()}
+    for key, value in parsed.items():
+        if isinstance(value, list):
+            parsed[key] = [one.translate(back) if isinstance(one, str) else one for one in value]
+    return parsed
+
+
 def _quoted(value: str, kind: Any) -> str:
     try:
         float(value)
         is_number = kind is not str
     except ValueError:
         is_number = False
-    return value if is_number else "'" + value.replace("'", "''") + "'"  # YAML: a name stays one, whatever is in it
+    if is_number:
+        return value
+    value = value.translate(CARRIED)
+    if not re.search(r"[\0-\x1f\x7f-\x9f]", value):
+        return "'" + value.replace("'", "''") + "'"  # YAML: a name stays one, whatever is in it
+    # control characters, which YAML takes as escapes alone
+    return '"' + "".join(one if one.isalnum() else rf"\U{ord(one):08x}" for one in value) + '"'

@@ -11,7 +11,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from every_command import Commands, draw
+from every_command import TRAINED, Commands, draw
 
 import hdxray_fast as hx
 from hdxray_fast.cli.main import main
@@ -128,6 +128,16 @@ def test_folders_and_members_of_archives(tmp_path, capfd):
         shard.unlink()
     assert main(words) == 0, capfd.readouterr().err  # made again, from the list that was written down
     assert hx.PreparedSet(tmp_path / "set").sources() == names
+
+
+def test_a_run_takes_one_such_folder_or_several(tmp_path, capfd):
+    folder = tmp_path / os.fsdecode(b'it\'s "caf\xe9"\x1b \\x')
+    draw(folder, ["0.png", "1.png"])
+    words = [*TRAINED, "--steps", "1", "--workers", "0", "--picture-every", "0", "--model", "vit_tiny_patch16"]
+    for number, data in enumerate(([str(folder)], [str(folder), *draw(tmp_path / "others", ["2.png"])])):
+        out = tmp_path / f"run{number}"
+        assert main(["pretrain", "--data", *data, "--out", str(out), *words]) == 0, capfd.readouterr().err
+        assert json.loads((out / "config.json").read_text())["data"] == (data if number else data[0])
 
 
 @pytest.mark.parametrize("command", ["prepare", "embed", "pretrain"])
