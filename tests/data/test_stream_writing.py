@@ -18,6 +18,7 @@ from hdxray_fast.cli.main import main
 from hdxray_fast.data.order import generator
 from hdxray_fast.data.prepared.index import merge
 from hdxray_fast.data.prepared.reading import PreparedSet
+from hdxray_fast.errors import ConfigError
 
 pytest.importorskip("litdata")
 from hdxray_fast.data.prepared import stream_writing
@@ -96,6 +97,13 @@ def test_other_chunks_and_other_folders_are_left_alone(prepared, whole, tmp_path
     (tmp_path / "mine" / ".stream").mkdir()
     with pytest.raises(hx.ConfigError, match=r"^out: .*chunks of another data set"):
         write_stream(prepared, tmp_path / "mine")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other file systems refuse such names")
+def test_a_folder_whose_name_is_not_utf8_is_refused_before_it_is_made(prepared, tmp_path):
+    with pytest.raises(ConfigError, match=r"^out: .*bad\\xe9 has a name that is not UTF-8"):
+        write_stream(prepared, tmp_path / os.fsdecode(b"bad\xe9"))
+    assert not any(tmp_path.iterdir())
 
 
 def test_nothing_is_done_where_all_is_there(prepared, whole, tmp_path, monkeypatch):

@@ -18,6 +18,7 @@ import numpy as np
 from ...errors import ConfigError, HDXrayError, TrainingError
 from ...files import checksum, flush, make_folder, remove_leftovers, temporary_name, written_whole
 from ...locks import locked
+from ...names import require_utf8
 from ...parquet_files import read_parquet
 from ...progress import progress_bar
 from ...regular_files import RUN_JSON, open_regular, read_json
@@ -68,6 +69,7 @@ def write_stream(
         ShardError: an image is damaged.
         MissingDependencyError: litdata is not installed.
     """
+    require_utf8(out, "out")
     litdata_or_error()
     which, of = which_part(part)
     data, out = PreparedSet(folder, verify=True), Path(out)
