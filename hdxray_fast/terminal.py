@@ -48,7 +48,7 @@ def plural(unit: str) -> str:
     """``steps``, ``studies``, ``classes``."""
     if re.search("[^aeiou]y$", unit):
         return f"{unit[:-1]}ies"
-    return f"{unit}{'es' if unit.endswith(('s', 'ch')) else 's'}"
+    return f"{unit}{'es' if unit.endswith(('s', 'ch')) and not unit.endswith('epoch') else 's'}"
 
 
 def are(count: int, unit: str) -> str:

@@ -58,9 +58,16 @@ TABLE = [
 
 
 def test_one_is_counted_as_one():
-    units = ("step", "study", "class", "day", "patch")
-    assert [counted(1, unit) for unit in units] == ["1 step", "1 study", "1 class", "1 day", "1 patch"]
-    assert [counted(2, unit) for unit in units] == ["2 steps", "2 studies", "2 classes", "2 days", "2 patches"]
+    units = ("step", "study", "class", "day", "patch", "epoch")
+    assert [counted(1, unit) for unit in units] == ["1 step", "1 study", "1 class", "1 day", "1 patch", "1 epoch"]
+    assert [counted(2, unit) for unit in units] == [
+        "2 steps",
+        "2 studies",
+        "2 classes",
+        "2 days",
+        "2 patches",
+        "2 epochs",
+    ]
     assert counted(1234, "study") == "1,234 studies" and (are(1, "file"), are(0, "file")) == (
         "1 file is",
         "0 files are",

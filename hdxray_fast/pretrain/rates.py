@@ -53,6 +53,7 @@ def device_rate(kind: str, shape: Shape, flops: float, precision: str) -> Rate:
     peak = DEVICES[kind][0] / (1 if precision == "bf16" else 8)
     return Rate(
         SHARE_OF_PEAK * peak / flops,
-        f"estimate: {SHARE_OF_PEAK:.0%} of {peak / 1e12:.0f} TFLOP/s; no step was measured on this device",
+        f"estimate: {SHARE_OF_PEAK:.0%} of {peak / 1e12:.0f} TFLOP/s; no step was measured on this device in "
+        f"{precision}",
         False,
     )

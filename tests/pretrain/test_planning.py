@@ -14,7 +14,7 @@ from hdxray_fast.cli.main import main
 from hdxray_fast.data.prepared.reading import PreparedSet
 from hdxray_fast.errors import ConfigError
 from hdxray_fast.models.presets import ENCODERS
-from hdxray_fast.pretrain import work
+from hdxray_fast.pretrain import planning, work
 from hdxray_fast.pretrain.config import PretrainConfig
 from hdxray_fast.pretrain.plan_config import DEVICES, PlanConfig
 from hdxray_fast.pretrain.planning import describe, plan
@@ -166,12 +166,17 @@ def test_rates_say_where_they_come_from(monkeypatch):
     assert (
         not guess.measured and guess.images_per_second == pytest.approx(78) and "no step was measured" in guess.source
     )
+    assert "no step was measured on this device in fp32" in device_rate("h100", base, 1e12, "fp32").source
     assert device_rate("cpu", base, 1e12, "fp32").measured
     with pytest.raises(ConfigError, match="precision=fp32"):
         device_rate("cpu", base, 1e12, "bf16")
     small = plan(PlanConfig(images=100, format="png", gpus=2, batch_size=5, grad_accum=2, epochs=3))
     assert small.prepared_bytes == 100 * 1280 * 1280 * 0.5 and small.steps == 15
     assert small.prepare_core_seconds is None
+
+
+def test_one_second_is_one():
+    assert [planning._duration(seconds) for seconds in (0.8, 9, 7200)] == ["1 second", "9 seconds", "2.0 hours"]
 
 
 def test_kinds_of_devices():
