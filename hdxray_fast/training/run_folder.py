@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
@@ -33,6 +35,9 @@ WRITES = (
 PATHS = ("data", "images", "weights", "prepared")  # settings that name files
 MODELS = ("weights", "tokenizer", "language_model")  # settings that may name a run, for what is in its folder
 KEPT = ("cache", KEY_FILE)  # of a folder that is made anew: images as they were read, and what patients are told by
+# Folders of which a run makes what is called so, beside whatever people put there
+BY_STEP = (CHECKPOINTS, "failed", "pictures")
+OF_A_STEP = re.compile(r"((damaged|ended)_)?step_\d+(\.png)?|\.step_\d+(\.png)?(\.\d+\.[0-9a-f]{16})?\.tmp")
 # settings that the runs of every release have written down; nobody else's file holds all of them by chance
 OF_EVERY_RUN = frozenset({
     "out", "steps", "batch_size", "grad_accum", "lr", "weight_decay", "beta2", "warmup", "clip_grad", "ema",
@@ -142,24 +147,31 @@ class RunFolder:
 
     def _clear(self) -> None:
         """Remove what an earlier run wrote here, checkpoints first: what is left after a kill goes on with nothing."""
-        gone = [CHECKPOINTS, *(name for name in self._writes if name not in (CHECKPOINTS, *KEPT))]
-        gone += ["quarantine.csv", *(path.name for path in self.path.glob("unreadable.*.csv"))]  # of earlier releases
-        self._refuse_to_lose_a_source(gone)
-        claim_names(self.path, self._maker, self._writes, is_run(self.path))
+        names = [CHECKPOINTS, *(name for name in self._writes if name not in (CHECKPOINTS, *KEPT))]
+        # of earlier releases
+        names += ["quarantine.csv", *(path.name for path in self.path.glob("unreadable.[0-9]*.csv"))]
+        by_step = [self.path / name for name in names if name in BY_STEP and (self.path / name).is_dir()]
         try:
-            for name in gone:
-                _remove(self.path / name)
+            gone = [path for folder in by_step for path in sorted(folder.iterdir()) if OF_A_STEP.fullmatch(path.name)]
+            gone += [path for path in map(self.path.joinpath, names) if path not in by_step]
+            self._refuse_to_lose_a_source(gone)
+            claim_names(self.path, self._maker, self._writes, is_run(self.path))
+            for path in gone:
+                _remove(path)
+            for folder in by_step:
+                with suppress(OSError):  # what is not the run's stays, and so does a link
+                    folder.rmdir()
         except OSError as error:
             raise ConfigError(f"out: cannot remove {place_of(error, self.path)} ({error.strerror})") from error
 
-    def _refuse_to_lose_a_source(self, gone: Sequence[str]) -> None:
+    def _refuse_to_lose_a_source(self, gone: Sequence[Path]) -> None:
         for setting in dict.fromkeys((*PATHS, *MODELS)):
             given = getattr(self.config, setting, None)
             for path in given if isinstance(given, list) else [given]:
-                inside = next((name for name in gone if path and _lies_in(path, self.path / name)), None)
+                inside = next((one for one in gone if path and _lies_in(path, one)), None)
                 if inside or (path and setting in MODELS and _lead_to_one(str(path), str(self.path))):
                     raise ConfigError(
-                        f"{setting}: {path} {f'lies in {self.path / inside}' if inside else 'is the run'}, which "
+                        f"{setting}: {path} {f'lies in {inside}' if inside else 'is the run'}, which "
                         "--force (force=True) would remove; choose another out"
                     )
 

@@ -231,7 +231,22 @@ def test_force_empties_linked_folders_and_follows_no_link_in_them(tmp_path):
     (tmp_path / "run" / "quarantine.csv").write_text("of an earlier release")
     assert train(tmp_path / "run", steps=1, force=True)[1].start == 0
     assert (tmp_path / "films" / "a.png").exists() and not (tmp_path / "run" / "quarantine.csv").exists()
-    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["step_00000001"]
+    assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == ["films", "step_00000001"]
+
+
+def test_force_leaves_what_people_put_beside_checkpoints_and_pictures(tmp_path):
+    class Drawing(Regression):
+        writes = ("pictures",)
+
+    train(tmp_path, Drawing(), steps=2)
+    mine = ("checkpoints/step_00000002_best/a", "checkpoints/keep/a", "pictures/mine.png", "failed/notes.txt")
+    made = ("checkpoints/damaged_step_00000009/a", "pictures/step_00000002.png", "failed/step_00000002/a")
+    own = "unreadable.mine.csv"
+    for name in (*mine, *made, own):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert train(tmp_path, Drawing(), steps=1, force=True)[1].start == 0
+    assert [name for name in (*mine, *made, own) if (tmp_path / name).exists()] == [*mine, own]
 
 
 @pytest.mark.parametrize("name", ["checkpoints", ".made-by", ".run.lock", ".run.json"])
