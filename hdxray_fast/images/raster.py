@@ -62,6 +62,10 @@ def decode_raster(path: str, kind: str, data: bytes, frame: int | None, limits) 
     except DamagedFile as damage:
         raise ImageReadError(path, str(damage)) from None
     check_caps(path, header.width, header.height, header.samples, header.bits, header.frames, limits)
+    if header.frames > 1 and kind != "tiff":
+        raise UnsupportedImageError(
+            path, f"is an animated {kind.upper()} of {header.frames} frames; accepted: still pictures"
+        )
     frame = check_frame(path, header.frames, frame)
     if frame and header.pages:  # a page has a size of its own
         header = header.pages[frame]
@@ -69,8 +73,6 @@ def decode_raster(path: str, kind: str, data: bytes, frame: int | None, limits) 
     reason = _unsupported(header)
     if reason:
         raise UnsupportedImageError(path, reason)
-    if header.frames > 1 and kind != "tiff":
-        raise UnsupportedImageError(path, f"is an animated {kind.upper()}; accepted: still pictures")
     pixels = _decode(path, header, data, frame)
     flags: list[str] = []
     grey = _to_luma(pixels, flags, rgb=False)

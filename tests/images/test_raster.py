@@ -245,7 +245,7 @@ def test_tiff_pages_need_a_choice(tmp_path):
 
 def test_animations_are_refused(tmp_path):
     data = png(SIZE, SIZE, scanlines(SQUARE), extra=png_chunk(b"acTL", struct.pack(">II", 3, 0)))
-    with pytest.raises(hx.UnsupportedImageError, match="3 frames"):
+    with pytest.raises(hx.UnsupportedImageError, match="animated PNG of 3 frames; accepted: still pictures"):
         shown(tmp_path, data)
     with pytest.raises(hx.UnsupportedImageError, match="animated"):
         shown(tmp_path, data, frame=0)
