@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 from ..errors import CheckpointError, ConfigError
@@ -17,6 +17,7 @@ from .config import PretrainConfig
 SIZES = ("stem", "patch_size", "embed_dim", "depth", "num_heads")
 # what an auto-encoder's encoder always has; how pixels are looked at is the pre-training's own
 FIXED = {"class_token": True, "reg_tokens": 0, "fc_norm": False}
+LOADED = "loaded"  # what becomes of a decoder that is taken
 OWN = ("img_size", "in_chans", "keep", "margin", "pool", "contour", "normalisation")
 
 
@@ -50,7 +51,10 @@ def started_model(config: PretrainConfig) -> tuple[MaskedAutoencoder, str]:
     overrides = _options(encoder, config)
     model = new_model(config, **overrides)
     model.encoder.load_state_dict(encoder.state_dict())
-    return model, f"{encoder.load_report}\n  decoder     {_fill_decoder(model, config)}"
+    decoder, report = _fill_decoder(model, config), encoder.load_report
+    if decoder.startswith(LOADED):  # what an encoder leaves out is in the line below
+        report = replace(report, left_out=[name for name in report.left_out if not name.startswith("decoder.")])
+    return model, f"{report}\n  decoder     {decoder}"
 
 
 def _options(encoder: Encoder, config: PretrainConfig) -> dict:
@@ -94,4 +98,4 @@ def _fill_decoder(model: MaskedAutoencoder, config: PretrainConfig) -> str:
     lacking = model.decoder.load_state_dict(tensors, strict=False)
     if wrong := [name for name in lacking.missing_keys if not name.endswith("pos_embed")]:
         raise CheckpointError(f"{folder}: its decoder lacks {wrong[0]}")
-    return f"loaded, {len(tensors)} tensors"
+    return f"{LOADED}, {len(tensors)} tensors"
