@@ -27,8 +27,15 @@ def add_commands(commands, parser_class) -> None:
 def run_contour_command(paths: list[str], out: str, workers: int, image_column: str | None, **options) -> int:
     from ..data.contour_files import write_contours
     from ..data.listing import list_images
+    from ..data.prepared.reading import is_prepared
     from ..data.reader_pool import worker_count
+    from ..errors import ConfigError
 
+    if prepared := next((path for path in paths if is_prepared(path)), None):
+        raise ConfigError(
+            f"paths: {prepared} is a prepared data set, whose contours were found when it was made (contacts.png in it "
+            "shows some); give radiographs"
+        )
     listing = {"exclude": (out,), "argument": "paths", "image_column": image_column}
     files = [file for path in paths for file in list_images(path, **listing)]
     summary = write_contours(files, out, workers=worker_count(workers), **options)

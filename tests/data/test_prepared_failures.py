@@ -12,10 +12,12 @@ import pytest
 from prepared_helpers import SIZE, contents, make_folder, prepare
 from toy_radiographs import draw_radiograph
 
+from hdxray_fast.cli.main import main
+from hdxray_fast.data.inputs import list_inputs
 from hdxray_fast.data.prepared.index import merge
 from hdxray_fast.data.prepared.merged import NOTE
 from hdxray_fast.data.prepared.patient_key import beside
-from hdxray_fast.data.prepared.reading import PreparedSet
+from hdxray_fast.data.prepared.reading import PreparedSet, is_prepared
 from hdxray_fast.data.prepared.shards import LATER, ShardError, ShardFolder, arrow
 from hdxray_fast.errors import ConfigError, TrainingError
 
@@ -94,6 +96,30 @@ def test_damaged_lists_are_named(made, name):
     if name in again:  # it is made from the shards
         merge(made)
         assert len(PreparedSet(made)) == len(PreparedSet(made).index) == 6
+
+
+@pytest.mark.parametrize("damage", ["rubbish", "no object", "lost"])
+def test_a_set_whose_settings_are_damaged_is_one_all_the_same(made, damage):
+    """Not a folder without images, to whatever reads it."""
+    (made / "settings.json").unlink()
+    if damage != "lost":
+        (made / "settings.json").write_text("{" if damage == "rubbish" else "[]")
+    with pytest.raises(ConfigError, match=r"settings\.json: is (damaged|missing)"):
+        list_inputs([made])
+    (made / "lookup.arrow").unlink()  # not merged yet
+    assert is_prepared(made) and not is_prepared(made.parent / "xrays")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other file systems refuse such names")
+def test_a_set_under_a_name_that_is_not_utf8_is_no_damaged_one(made):
+    there = made.rename(made.parent / os.fsdecode(b"set \xe9"))
+    with pytest.raises(ConfigError, match=r"set \\xe9: has a name that is not UTF-8"):
+        PreparedSet(there)
+
+
+def test_contour_says_that_a_set_has_its_contours(made, capsys):
+    assert main(["contour", str(made), "--out", str(made.parent / "contours")]) == 2
+    assert f"{made} is a prepared data set, whose contours were found" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["a column less", "numbers", "no names", "bytes", "a folder", "a pipe"])

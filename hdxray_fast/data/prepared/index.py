@@ -22,14 +22,14 @@ from ..quarantine import SHOWN
 from .duplicates import Copies, Near
 from .index_files import IndexFiles
 from .merged import NOTE, MergeNote
+from .reading import LOOKUP
 from .shards import ShardFolder, arrow, read_settings, write_json, writing
 from .summary import PICTURES, LeftOut, write_pictures
 from .tally import Tally
 from .worker import FILTERED, OK, UNREADABLE
 
-INDEX, LOOKUP, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY, TILES = (
+INDEX, QUARANTINE, DUPLICATES, SKIPPED, SUMMARY, TILES = (
     "index.parquet",
-    "lookup.arrow",
     "quarantine.csv",
     "duplicates.csv",
     "skipped.csv",

@@ -16,7 +16,7 @@ import numpy as np
 
 from ...errors import ArgumentError, ConfigError
 from ...images.view import VIEWS
-from ...names import unescaped
+from ...names import SURROGATE, escaped, unescaped
 from ...parquet_files import read_parquet
 from ...regular_files import RUN_JSON, read_json, reason_of
 from .lookup import read_lookup
@@ -24,6 +24,7 @@ from .shard_files import ShardFiles
 from .shards import FORMAT, LOOKUP_ROWS, SETTINGS, ChunkFolder, ShardError, ShardFolder, arrow, read_settings
 from .worker import PATCH
 
+LOOKUP = "lookup.arrow"
 GAP = 1 << 16  # bytes between two images of a shard that are read along rather than passed over
 
 
@@ -75,7 +76,11 @@ class PreparedSet:
         settings = read_settings(self.folder)
         self.recipe = settings["recipe"]
         self.size = self.recipe["size"]
-        path = self.folder / "lookup.arrow"
+        if SURROGATE.search(str(self.folder)):
+            raise ConfigError(
+                f"{escaped(self.folder)}: has a name that is not UTF-8, where Arrow opens no file; rename the folder"
+            )
+        path = self.folder / LOOKUP
         if not os.path.lexists(path):
             raise ConfigError(
                 f"{path}: is missing; once all parts are prepared, hdxray-fast merge {self.folder} writes it"
@@ -411,12 +416,13 @@ def inside_grid(packed, size: int) -> np.ndarray:
 
 
 def is_prepared(folder: str | os.PathLike) -> bool:
-    """Whether a folder is a prepared data set, finished or not."""
-    path = Path(folder) / SETTINGS
-    if not path.is_file():
-        return False
+    """Whether a folder is a prepared data set, finished or not; also one whose settings are lost or damaged, which
+    whoever opens it is told."""
+    folder = Path(folder)
     try:
-        found = read_json(path, RUN_JSON)
+        found = read_json(folder / SETTINGS, RUN_JSON)
     except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and found.get("format") == FORMAT
+        found = None
+    if isinstance(found, dict):
+        return found.get("format") == FORMAT
+    return (folder / LOOKUP).is_file() or ((folder / "shards").is_dir() and (folder / "sources.parquet").is_file())

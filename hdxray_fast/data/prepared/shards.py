@@ -321,7 +321,10 @@ def read_settings(folder: Path) -> dict:
     except FileNotFoundError:
         raise ConfigError(f"{path}: is missing; a prepared data set is a folder that prepare wrote") from None
     except (OSError, ValueError) as error:
-        raise ConfigError(f"{path}: is damaged or cannot be read ({regular_files.reason_of(error)})") from error
+        raise ConfigError(
+            f"{path}: is damaged or cannot be read ({regular_files.reason_of(error)}); fetch it from where the data "
+            "set was made, or prepare it anew"
+        ) from error
     return check_settings(found, path, folder)
 
 
