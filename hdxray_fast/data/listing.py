@@ -53,6 +53,7 @@ def list_images(
     exclude: Iterable[str | Path] = (),
     argument: str = "data",
     image_column: str | None = None,
+    on_skip: Callable[[Path], None] = lambda path: None,
 ) -> list[Path]:
     """The radiographs that ``data`` names, in an order that does not depend on the file system.
 
@@ -65,6 +66,7 @@ def list_images(
             pre-training runs and of prepared data sets are left out in any case, and pictures that commands drew.
         argument: what the caller calls ``data``, for errors.
         image_column: the column of a manifest's files, where it goes by none of the usual names.
+        on_skip: called with each file of a folder that is left out for its suffix.
 
     Returns:
         Paths, sorted for a folder and in the manifest's order otherwise, without repeats.
@@ -78,7 +80,7 @@ def list_images(
             raise ConfigError(
                 f"{argument}: {root} is where results go, which is not read; give another folder for them"
             )
-        found = image_files(root, exclude)
+        found = image_files(root, exclude, on_skip)
     elif root.is_file() and root.suffix.lower() in TABLE_FILES:
         found = manifest_paths(root, Path(images) if images else root.parent, argument, image_column)
     elif root.is_file():

@@ -18,7 +18,7 @@ from xray_makers import dicom
 from hdxray_fast.data.listing import list_images
 from hdxray_fast.data.prepared.index import read_set_aside
 from hdxray_fast.data.prepared.reading import PreparedSet
-from hdxray_fast.data.prepared.sources import list_sources
+from hdxray_fast.data.prepared.sources import list_sources, run_sources
 from hdxray_fast.data.prepared.tally import describe
 from hdxray_fast.errors import ConfigError
 
@@ -167,3 +167,17 @@ def test_a_file_that_a_folder_and_a_manifest_name_is_one_source_of_a_patient(fir
     data = [Path("xrays"), tmp_path / "list.csv"]
     (source,) = list_sources([data[first], data[1 - first]])
     assert (Path(source.name).absolute(), source.patient) == (tmp_path / "xrays" / "a.png", "p1")
+
+
+def test_a_run_tells_of_archives_that_it_passes_over(tmp_path, capsys):
+    """Those of a folder; where one is named, its members are read."""
+    root = tmp_path / "films"
+    root.mkdir()
+    cv2.imwrite(str(root / "a.png"), draw_radiograph(0))
+    (root / "notes.txt").touch()
+    assert len(run_sources(root)) == 1 and "archive" not in capsys.readouterr().err
+    with zipfile.ZipFile(root / "more.zip", "w") as archive:
+        archive.write(root / "a.png", "b.png")
+    assert len(run_sources(root)) == 1
+    assert f"{root}: 1 archive is passed over (more.zip); name archives themselves" in capsys.readouterr().err
+    assert len(run_sources(root / "more.zip", workers=0)) == 1 and "archive" not in capsys.readouterr().err

@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 from ...errors import ConfigError
+from ...progress import note
+from ...terminal import are, first_names, visible
 from ..listing import image_names, in_order, is_image_name, list_images, manifest_rows, wrong_with
 from ..missing_files import none_found
 from ..reader_pool import MAX_MEMORY, TIMEOUT, Failed
@@ -137,8 +139,8 @@ def run_sources(
     """What a run trains on: the members of an archive, or the files of :func:`hdxray_fast.data.listing.list_images`; of
     several one after the other, each file once.
 
-    Archives that lie in a folder are left out, as they were when a run of an earlier version was begun. An archive is
-    listed by a worker with the default caps on time and memory; with ``workers=0`` in this process.
+    Archives that lie in a folder are left out, as they were when a run of an earlier version was begun, which is said.
+    An archive is listed by a worker with the default caps on time and memory; with ``workers=0`` in this process.
 
     Raises:
         ConfigError: ``data`` does not exist, is damaged, or holds no image.
@@ -151,7 +153,14 @@ def run_sources(
         return list(found.values())
     if is_archive(Path(data)) and Path(data).exists() and not Path(data).is_dir():
         return list_sources([data], workers=min(workers, 1))
-    return [Source(str(path)) for path in list_images(data, images, exclude, image_column=image_column)]
+    skipped: list[Path] = []
+    files = list_images(data, images, exclude, image_column=image_column, on_skip=skipped.append)
+    if archives := [os.path.relpath(path, data) for path in skipped if is_archive(path)]:
+        note(
+            f"{visible(data)}: {are(len(archives), 'archive')} passed over ({first_names(archives)}); name archives "
+            "themselves, or prepare the folder, which reads them too"
+        )
+    return [Source(str(path)) for path in files]
 
 
 def _no_image(data: Sequence[str | os.PathLike], skipped: Sequence[str]) -> ConfigError:
