@@ -100,6 +100,7 @@ def tidy(parser: ArgumentParser, words: Sequence[str] = ()) -> None:
         parser: complete.
         words: that call it, without the program's name.
     """
+    beside: list[str] = []  # what has no option, in its order
     needed: list[str] = []
     sections: dict[str, list[argparse.Action]] = {
         title: [] for title in ("Required", "Commands", "Settings", *SECTIONS, "Help")
@@ -124,7 +125,7 @@ def tidy(parser: ArgumentParser, words: Sequence[str] = ()) -> None:
             parser._print_config = PRINT_CONFIG
             action.help, action.metavar = "print the settings as YAML, to begin a file for --config with", ""
         if not action.option_strings:
-            needed.insert(0, f"{action.dest} ..." if action.nargs in ("+", "*") else action.dest)
+            beside.append(f"{action.dest} ..." if action.nargs in ("+", "*") else action.dest)
         elif action.required:
             needed.append(f"{action.option_strings[0]} {action.metavar}")
     # a seed alone is no training, nor is what replaces pictures the saving of one
@@ -134,7 +135,7 @@ def tidy(parser: ArgumentParser, words: Sequence[str] = ()) -> None:
     parser._action_groups = []
     for title, actions in sections.items():
         parser.add_argument_group(title)._group_actions = actions
-    parser.usage = " ".join(["hdxray-fast", *words, *needed, *["[settings]"] * ("COMMAND ..." not in needed)])
+    parser.usage = " ".join(["hdxray-fast", *words, *beside, *needed, *["[settings]"] * ("COMMAND ..." not in needed)])
 
 
 def _with_options(text: str, parser: ArgumentParser, action: argparse.Action) -> str:

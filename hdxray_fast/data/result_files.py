@@ -45,10 +45,9 @@ def file_named_by(
         path = path / usual
     elif path.suffix.lower() not in endings or path.is_dir():
         what = "is a folder" if path.is_dir() else "does not say by its ending what kind of file it is to be"
-        raise ConfigError(
-            f"{argument}: {path} {what}; accepted {'are files' if endings[1:] else 'is a file'} that end in {known}, "
-            f"such as {usual}{', and folders' * folders}"
-        )
+        kinds = f"are files that end in {known}" if endings[1:] else f"is a file that ends in {known}"
+        new = ", and folders, a new one with a slash behind its name" * folders
+        raise ConfigError(f"{argument}: {path} {what}; accepted {kinds}, such as {usual}{new}")
     return path
 
 

@@ -49,6 +49,12 @@ def test_help_speaks_a_users_words(parsers):
         assert not jargon.search(told), (words, jargon.search(told))
 
 
+def test_usage_is_in_the_order_that_is_typed(parsers):
+    usage = {words: parser.format_usage().split("\n")[0] for words, parser in parsers.items()}
+    assert usage["convert"] == "usage: hdxray-fast convert source folder [settings]"
+    assert usage["compare"] == "usage: hdxray-fast compare models ... --out OUT [settings]"
+
+
 def test_sections_of_help_name_settings_that_there_are(parsers):
     known = {action.dest for parser in parsers.values() for action in parser._actions}
     assert {name for names in SECTIONS.values() for name in names} <= known
