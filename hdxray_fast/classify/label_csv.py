@@ -156,6 +156,8 @@ def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False, ids: Seq
             frame = pandas.read_csv(stream, index_col=False, sep=separator, **options)
             stream.seek(0)
             frame.index = _places(stream, separator, len(frame))
+            stream.seek(0)
+            frame.columns = _names(stream, separator, frame.columns)
     except pandas.errors.ParserWarning as error:
         raise ConfigError(f"{path}: has rows with more cells than its header has columns") from error
     except (OSError, ValueError, pandas.errors.ParserError) as error:
@@ -167,7 +169,7 @@ def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False, ids: Seq
     if twice := [name for name, again in zip(frame.columns, frame.columns.duplicated(), strict=True) if again]:
         first = list(frame.columns).index(twice[0]) + 1
         again = list(frame.columns).index(twice[0], first) + 1
-        raise ConfigError(f"{path}: its columns {first} and {again} have one name")
+        raise ConfigError(f"{path}: its columns {first} and {again} have one name; rename or remove one")
     if hidden := hidden_in(frame.columns):
         raise ConfigError(f"{path}: the name of its column {hidden} holds a control character or an invisible one")
     if separator == ";":  # where numbers have commas, columns are parted by semicolons
@@ -336,6 +338,19 @@ def strings(column) -> list[str]:
 def first_row(bad) -> int:
     """Row of the file that the first bad one is (the header is row 1), of a frame's rows or of some of them."""
     return int(bad.index[np.flatnonzero(bad.to_numpy())[0]]) + 2
+
+
+def _names(stream, separator: str, read: Sequence[str]) -> Sequence[str]:
+    """The names of columns as the header has them: pandas calls a second ``a`` ``a.1``, which is another column's name.
+    ``read``: by pandas, which calls those without a name ``Unnamed: 3``."""
+    try:
+        rows = csv.reader(stream, delimiter=separator, skipinitialspace=True)
+        header = next((cells for cells in rows if len(cells) > 1 or "".join(cells).strip()), [])
+    except csv.Error:
+        return read
+    if len(header) != len(read):
+        return read
+    return [name if name.strip() else called for name, called in zip(header, read, strict=True)]
 
 
 def _places(stream, separator: str, count: int) -> Sequence[int]:

@@ -666,6 +666,7 @@ def test_a_fraction_counts_whom_it_adds_and_why_and_exact_adds_none():
         ("image|mass\na.png|1\n", "has one cell and no name that is known; its columns are separated by bars"),
         ("image,label\na.png,tb\n", "no column of labels .* its columns are label; --multiclass true"),
         ("image,mass,mass \na.png,1,0\n", "its columns 2 and 3 have one name"),
+        ("\nimage,edema,mass, mass\na.png,1,1,0\n", "its columns 3 and 4 have one name; rename or remove one"),
     ],
 )
 def test_bad_manifests_are_named(tmp_path, text, message):
