@@ -276,6 +276,8 @@ def _manifest_rows(
                     "(--image-column)"
                 )
             patient = named_column(columns, patient_column, PATIENT_COLUMNS, "patient_column", manifest)
+            if twice := [name for name in (column, patient) if name and list(columns).count(name) > 1]:
+                raise ConfigError(f"{argument}: {manifest} has two columns {twice[0]!r}; rename or remove one")
             rows = (row for row in reader if row[column])
             return [(name_of(row[column]), None if patient is None else row[patient] or "") for row in rows]
     except (OSError, csv.Error) as error:

@@ -78,6 +78,10 @@ def test_what_names_no_image_is_a_config_error(tmp_path):
     manifest.write_text("picture\na.png\n")
     with pytest.raises(ConfigError, match="columns"):
         list_images(manifest)
+    for name, header in {"image": "image,image,patient", "patient": "image,patient,patient"}.items():
+        manifest.write_text(f"{header}\na.png,b,c\n")  # of which the last would be taken
+        with pytest.raises(ConfigError, match=rf"m\.csv has two columns '{name}'; rename or remove one"):
+            list_images(manifest)
     manifest.write_bytes(b"\xff\xfebad")
     with pytest.raises(ConfigError, match="is not UTF-16, as its first bytes say"):
         list_images(manifest)
