@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ..progress import note
+from ..terminal import visible
 
 WEIGHTS = "pretrained for the encoder that comes with the package, a run or model folder, or published weights"
 
@@ -22,6 +23,7 @@ def tell_start(config, preset: str) -> None:
     """Note what a training trains, from what, and what may be wanted in its place."""
     from torch.cuda import is_available
 
+    from ..training.run_folder import begun_settings
     from ..training.starting import with_start
     from ..weights.shipped import PRETRAINED
 
@@ -32,6 +34,10 @@ def tell_start(config, preset: str) -> None:
             "pretrained, which comes with the package, begins with"
         )
     else:
+        given = getattr(config, preset)
+        if config.weights is not None and given is not None and begun_settings(config) is None:
+            # no refusal, for configurations of runs with weights hold this preset
+            note(f"--{preset} {given} has no part in this: --weights {visible(start.weights)} say what the encoder is")
         tell_encoder(start.weights)
     if preset == "model" and start.tune == "all" and start.device != "cuda" and not is_available():
         note("the whole encoder is trained, which is slow without a GPU; probe trains a head alone, in minutes")

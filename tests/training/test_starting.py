@@ -57,6 +57,10 @@ def test_runs_of_one_comparison_start_alike(tmp_path):
     [
         ([], "encoder: the first 8 blocks of vit_tiny_patch16, which comes with the package"),
         (["--model", "vit_base_patch16"], "encoder: vit_base_patch16, untrained: it needs many films and days"),
+        (
+            ["--model", USUAL, "--weights", "w"],
+            f"--model {USUAL} has no part in this: --weights w say what the encoder is",
+        ),
     ],
 )
 def test_a_fine_tuning_says_first_what_it_trains(words, told, tmp_path, capsys):
