@@ -184,9 +184,13 @@ def truth_of(runs: Sequence[Answers], table: LabelTable | None, source: str) -> 
         if labels is None:
             labels = table.labels[rows][:, [table.classes.index(name) for name in runs[0].classes]]
     if labels is None:
-        raise ConfigError(f"data: {runs[0].source} and the others have no labels; name a table of labels with data")
+        raise ConfigError(
+            f"data: {runs[0].source} and the others have no labels; name a table of labels with data (--data)"
+        )
     if patients is None:
-        notes = ["no patients in the predictions: every image counts as a patient of its own; data may name a table"]
+        notes = [
+            "no patients in the predictions: every image counts as a patient of its own (--data names a table of them)"
+        ]
         return labels, list(runs[0].images), notes
     return labels, patients, []
 

@@ -27,13 +27,19 @@ def add_commands(commands, parser_class) -> None:
     compare.add_argument("--layout", help="how studies are read, as for report evaluate")
     compare.add_argument("--split", help="of studies: train, val, test (left out) or all")
     compare.add_argument("--sections", help="of studies, as references, as for report evaluate")
+    compare.add_argument("--report-column", help="of studies: the CSV column that holds the report")
     compare.add_argument("--language", help="en or zh, of reports that do not say")
+    partial = "go on where studies have no generated text; all models lack the same ones"
+    compare.add_argument("--partial", action="store_true", help=partial)
+    allow = "compare reports on studies most of which a model was trained on, too, or ids that are other patients here"
+    compare.add_argument("--allow-training-patients", action="store_true", help=allow)
     compare.add_argument("--bootstraps", type=int, default=2000, help="paired draws of patients")
     compare.add_argument("--seed", type=int, default=0, help="of the draws")
     commands.add_subcommand("compare", compare)
 
 
-OF_LABELS, OF_REPORTS = ("preset", "multiclass", "classes", "rename"), ("layout", "split", "sections", "language")
+OF_LABELS = ("preset", "multiclass", "classes", "rename")
+OF_REPORTS = ("layout", "split", "sections", "report_column", "language", "partial", "allow_training_patients")
 
 
 def run_compare_command(models: list[str], out: str, **options) -> int:

@@ -150,7 +150,7 @@ def _require_same_studies(every: Sequence[Evaluation], files: Sequence[Path]) ->
         if other:
             raise ConfigError(
                 f"models: {file} has other references than {files[0]} for {len(other)} of {len(order)} studies, the "
-                f"first is {by[other[0]]['place']}; give the references of both with data"
+                f"first is {by[other[0]]['place']}; give the references of both with data (--data)"
             )
         evaluation.rows[:] = [by[name] for name in order]
 

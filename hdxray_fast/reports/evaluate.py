@@ -107,7 +107,7 @@ def evaluate_reports(
     check_language(language)
     check_clinical(clinical)
     if check_count(count) == "images" and data is None:
-        raise ConfigError("count: images are those that data names; give data")
+        raise ConfigError("count: images are those that data names; give data (--data)")
     if r2gen not in (None, *R2GEN_CHOICES):
         raise ConfigError(f"r2gen: got {r2gen!r}, accepted are {', '.join(map(repr, R2GEN_CHOICES))}")
     named = str(predictions) if isinstance(predictions, (str, Path)) else "predictions"
@@ -239,8 +239,8 @@ def _own_references(made: list[Prediction], named: str, language: str) -> list[S
     without = [prediction.place for prediction in made if prediction.reference is None]
     if without:
         raise ConfigError(
-            f"{named}: {len(without)} of {len(made)} have no reference (the first is {without[0]}); give data, or a "
-            "column 'reference'"
+            f"{named}: {len(without)} of {len(made)} have no reference (the first is {without[0]}); give data "
+            "(--data), or a column 'reference'"
         )
     return [Study(p.id, (), p.reference or "", language=p.language or language, place=p.place) for p in made]
 
@@ -262,7 +262,7 @@ def _pair(made: list[Prediction], studies: list[Study], named: str, partial: boo
     if without and not partial:
         raise ConfigError(
             f"{named}: {with_names(without, 'study', 'without generated text')}; generate theirs too, or score the "
-            "others with partial"
+            "others with partial (--partial)"
         )
     if without:
         notes.append(with_names(without, "study", "not scored: no generated text"))
@@ -328,7 +328,7 @@ def _check_languages(rows: list[dict], named: str) -> None:
         if chinese != (language == "zh"):
             raise ConfigError(
                 f"{named}: the references are said to be {language!r} and are mostly "
-                f"{'Chinese' if chinese else 'not Chinese'}; give language, one of 'en', 'zh'"
+                f"{'Chinese' if chinese else 'not Chinese'}; give language (--language), one of 'en', 'zh'"
             )
 
 

@@ -117,7 +117,7 @@ def guess_layout(path: Path) -> str:
         raise ConfigError(f"data: {path} {reason}; give annotation.json, a CSV, or the folder of the reports")
     raise ConfigError(
         f"data: {path} is none of the layouts that are told by themselves (annotation.json, a .csv, a folder with .xml "
-        f"reports or with mimic-cxr-2.0.0-split.csv); give layout, one of {', '.join(LAYOUTS)}"
+        f"reports or with mimic-cxr-2.0.0-split.csv); give layout (--layout), one of {', '.join(LAYOUTS)}"
     )
 
 

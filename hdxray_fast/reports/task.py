@@ -75,7 +75,8 @@ class ReportTask(Task):
         if mostly_chinese(study.report for study in self.studies["train"]) != (config.language == "zh"):
             raise ConfigError(
                 f"language: got {config.language!r}, but the training reports are "
-                f"{'not Chinese' if config.language == 'zh' else 'Chinese'}; give language, one of 'en', 'zh'"
+                f"{'not Chinese' if config.language == 'zh' else 'Chinese'}; give language (--language), one of 'en' "
+                "and 'zh'"
             )
         self.clean = cleaner(config.cleaning_name)
         texts = [self.clean(report) for report in self.studies["train"].column("report")]

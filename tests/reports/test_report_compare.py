@@ -110,3 +110,20 @@ def test_the_command_tells_reports_from_predictions(two, capsys):
     words = ["compare", str(two / "worse.csv"), str(two / "better.csv"), "--out", out, "--classes", "edema"]
     assert main(words) == 2
     assert "--classes: has no meaning for reports" in capsys.readouterr().err
+
+
+def test_refusals_name_options_that_there_are(two, capsys):
+    rows = [{"id": row.id, "befund": row.reference, "image": f"{row.id}.png", "split": "test"} for row in TRUE]
+    data = write_csv(two / "more.csv", [*rows, {**rows[0], "id": "another", "image": "another.png"}])
+    words = ["compare", str(two / "worse.csv"), str(two / "better.csv"), "--out", str(two / "out")]
+    words += ["--bootstraps", "20", "--data", str(data)]
+    assert main(words) == 2
+    assert "(or 'findings' and 'impression', or --report-column)" in capsys.readouterr().err
+    words += ["--report-column", "befund"]
+    assert main(words) == 2
+    assert "generate theirs too, or score the others with --partial\n" in capsys.readouterr().err
+    assert main([*words, "--partial"]) == 0
+    assert "not scored: no generated text" in capsys.readouterr().out
+    (two / "bare.csv").write_text("id,generated\ncase00,The heart is normal.\n")
+    assert main(["compare", str(two / "worse.csv"), str(two / "bare.csv"), "--out", str(two / "out")]) == 2
+    assert "; give --data, or a column 'reference'" in capsys.readouterr().err
