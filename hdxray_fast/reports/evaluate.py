@@ -19,7 +19,7 @@ from .intervals import score_intervals
 from .known_images import KNOWN_FILE, read_known_images
 from .layouts import guess_layout
 from .metrics import Convention, Scores, conventions, score_reports
-from .own_split import overlap_with, read_own_split, record_of_model, record_of_predictions
+from .own_split import drawn_as, overlap_with, read_own_split, record_of_model, record_of_predictions
 from .predictions import Prediction, read_predictions
 from .r2gen_sets import SIZES, check_count, own_data_set, per_image, text_per_image
 from .statistics import duplicate_statistics, length_statistics
@@ -117,6 +117,7 @@ def evaluate_reports(
     training: list[str] = []
     overlap: Overlap | None = None
     own: str | None = None
+    drawn: dict | None = None
     if data is None:
         studies = _own_references(made, named, language)
     else:
@@ -137,6 +138,7 @@ def evaluate_reports(
             split_seed=split_seed,
             need_images=False,
         )
+        drawn = drawn_as(table, record, val_share, test_share, split_seed)
         notes += table.notes
         training = [study.report for study in table.split("train") if study.language == "en"]
         studies = table.studies if split == "all" else table.split(split)
@@ -181,6 +183,7 @@ def evaluate_reports(
         "predictions": named,
         "data": None if data is None else str(data),
         "split": None if data is None else split,
+        "splits": drawn,
         "sections": None if data is None else sections,
         "studies": len(rows),
         "count": count,

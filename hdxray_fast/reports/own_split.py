@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..data.seen import DRAWN_FILE, SEEN_FILE, Overlap, Seen
-from ..data.seen_key import KEY_FILE, key_of
+from ..data.seen_key import KEY_FILE, key_of, without_digests
 from ..errors import ConfigError
 from ..regular_files import RUN_JSON, read_json, reason_of
 from ..weights.model_folders import model_folder
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .config import ReportConfig
 
 REPORT_FILE = "report.json"  # in a report model's folder
+SCORES, METRICS = "scores.csv", "metrics.json"  # in an evaluation's folder
 ORIGIN_KEYS = {"val_share": "val_share", "test_share": "test_share", "split_seed": "seed"}
 
 
@@ -45,8 +46,32 @@ def record_of_model(directory: str | Path) -> Seen | None:
 
 
 def record_of_predictions(path: str | Path) -> Seen | None:
-    """What the model behind predictions has seen: ``report generate`` writes it beside them."""
-    return Seen.load(Path(path).parent / SEEN_FILE)
+    """What the model behind predictions has seen: ``report generate`` writes it beside them.
+
+    Of an evaluation's scores it is how the splits of the data were drawn, and nobody.
+    """
+    path = Path(path)
+    if (record := Seen.load(path.parent / SEEN_FILE)) is not None or path.name != SCORES:
+        return record
+    try:
+        told = read_json(path.with_name(METRICS), RUN_JSON)
+    except (OSError, ValueError):
+        return None
+    origin = told.get("splits") if isinstance(told, dict) else None
+    numbers = isinstance(origin, dict) and all(isinstance(origin.get(key), int | float) for key in ORIGIN_KEYS.values())
+    return Seen.of_origin(origin) if numbers else None
+
+
+def drawn_as(table: StudyTable, record: Seen | None, *told: float | None) -> dict | None:
+    """How splits were drawn, for ``metrics.json``: rule, seed and shares; ``None`` where the table gives them, or
+    neither the model nor the user told of them.
+
+    Args:
+        table: of :func:`read_own_split`, with ``record``.
+        told: shares and seed by the user.
+    """
+    known = (record is not None and record.origin) or any(value is not None for value in told)
+    return without_digests(table.origin) if table.drawn and known else None
 
 
 def read_own_split(

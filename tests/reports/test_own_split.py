@@ -19,11 +19,18 @@ from hdxray_fast.data.seen_key import KEY_FILE
 from hdxray_fast.data.splits import patient_place
 from hdxray_fast.errors import CheckpointError, ConfigError
 from hdxray_fast.images.contour import find_contour
+from hdxray_fast.reports.compare import compare_reports
 from hdxray_fast.reports.config import ReportConfig
 from hdxray_fast.reports.evaluate import evaluate_reports
 from hdxray_fast.reports.layouts import read_studies
-from hdxray_fast.reports.own_split import overlap_with, read_of_run, read_own_split, record_of_model
-from hdxray_fast.reports.predictions import Prediction, read_predictions
+from hdxray_fast.reports.own_split import (
+    overlap_with,
+    read_of_run,
+    read_own_split,
+    record_of_model,
+    record_of_predictions,
+)
+from hdxray_fast.reports.predictions import Prediction, read_predictions, write_predictions
 from hdxray_fast.reports.run import run_report_training
 from hdxray_fast.reports.saving import load_report_model
 from hdxray_fast.reports.writing import write_reports
@@ -105,6 +112,23 @@ def test_generate_and_evaluate_find_it_in_another_folder_under_other_column_name
         (tmp_path / "model" / SEEN_FILE).write_bytes((out / SEEN_FILE).read_bytes())
     assert main([*command, "--split-seed", "0"]) == 2
     assert f"--split-seed: got 0, but the model was trained on patients of {data}" in capsys.readouterr().err
+
+
+def test_evaluations_are_compared_on_the_split_that_they_were_made_on(trained, tmp_path):
+    """Their folders hold no record of a model; before, the test split was drawn anew with seed 0."""
+    pytest.importorskip("scipy")
+    data = str(trained / "studies.csv")
+    for name, text in {"a": ENGLISH[0], "b": ENGLISH[1]}.items():
+        write_predictions(tmp_path / f"{name}.csv", [Prediction(study, text) for study in sorted(of("test"))])
+        words = ["report", "evaluate", str(tmp_path / f"{name}.csv"), "--data", data, "--out", str(tmp_path / name)]
+        words += ["--bootstraps", "0", "--meteor", "false", "--workers", "0"]
+        assert main([*words, *(["--split-seed", str(SEED)] if name == "b" else ["--model", str(trained / "run")])]) == 0
+    told = json.loads((tmp_path / "a" / "metrics.json").read_text())["splits"]
+    assert told == {"draw": "by patient id", "seed": SEED, "val_share": 0.1, "test_share": 0.2}
+    report = compare_reports({"a": tmp_path / "a", "b": tmp_path / "b"}, data=data, bootstraps=20)
+    assert report["studies"] == len(of("test")) and not any("does not say how" in note for note in report["notes"])
+    (tmp_path / "a" / "metrics.json").write_text('{"splits": {"seed": "x"}}')
+    assert record_of_predictions(tmp_path / "a" / "scores.csv") is None
 
 
 def test_a_model_without_its_key_draws_the_same_and_knows_nobody(trained, tmp_path):
