@@ -102,9 +102,9 @@ def test_captions_say_what_is_no_frontal_chest_and_what_lies_off_the_chest(radio
     monkeypatch.setattr(film_maps, "captioned", lambda picture, words: said.append(words) or picture)
     model, name = classifier(thresholds=[0, 1, 1, 1, 1]), str(radiographs / "0.png")
     found = hx.predict(name, model)
-    whole = read_radiograph(name, name, 64, 16, "rectangle")
-    chest = np.zeros((4, 4), bool)
-    for film in (whole, replace(whole, view="lateral", flagged=False, inside=chest | np.eye(4, dtype=bool)[::-1])):
+    chest = np.eye(4, dtype=bool)[::-1]  # hardly any, so that maps lie off it, whatever the model
+    frontal = replace(read_radiograph(name, name, 64, 16, "rectangle"), flagged=False, inside=chest)
+    for film in (frontal, replace(frontal, view="lateral")):
         film_maps._picture(model, found, 0, film, "0.png", drawn)
     assert len({len(words) for words in said[:2]}) == len({len(words) for words in said[2:]}) == 1
     reading = "where the model looked, which need not be where a finding is"
