@@ -179,18 +179,25 @@ def test_locks_are_there_until_the_last_worker_has_ended(monkeypatch):
     """One that is only starting when the last file is done takes them up, and would print a traceback without."""
     synchronize = pytest.importorskip("loky.backend.synchronize")
     manager = pytest.importorskip("pebble.pool.process").WorkerManager
-    stop, unlink, events = manager.force_stop_workers, synchronize.sem_unlink, []
+    stop, unlink, make_name = manager.force_stop_workers, synchronize.sem_unlink, synchronize.SemLock._make_name
+    made, events = [], []
 
-    def noted(event, function):
-        def call(*arguments):
-            events.append(event)
-            return function(*arguments)
+    def stopping(*arguments):
+        events.append("stopped")
+        return stop(*arguments)
 
-        return call
+    def unlinking(name):
+        if name in made:  # and of no other pool, whose locks may go at any time
+            events.append("unlinked")
+        return unlink(name)
 
-    gc.collect()  # locks of other pools
-    monkeypatch.setattr(manager, "force_stop_workers", noted("stopped", stop))
-    monkeypatch.setattr(synchronize, "sem_unlink", noted("unlinked", unlink))
+    def naming():
+        made.append(make_name())
+        return made[-1]
+
+    monkeypatch.setattr(manager, "force_stop_workers", stopping)
+    monkeypatch.setattr(synchronize, "sem_unlink", unlinking)
+    monkeypatch.setattr(synchronize.SemLock, "_make_name", staticmethod(naming))
     assert list(call_in_order(abs, [(-1,)], workers=1)) == [1]
     gc.collect()
     assert events == ["stopped", "unlinked", "unlinked"]
