@@ -52,7 +52,7 @@ TABLE_OF_FEATURES = (FEATURES, f"{FEATURES}.parts", "features.unreadable.csv")
 PROBE_FILES = (*TABLE_OF_FEATURES, "model", KEY_FILE, *RESULT_FILES)
 TOLD = ("data", "preset", "multiclass", "uncertain")  # settings that make other results of the same folder
 FREE = ("out", "batch_size", "workers", "timeout", "max_memory", "device", "compile")  # nothing hangs on these
-FLAT = 0.01  # of a probability, between the test images that a class is furthest apart in
+FLAT = 0.01  # of the mean probability: so far apart are those of test images of which a probe tells something
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))  # scikit-learn's C: the inverse of the regularisation
 USUAL_STRENGTH = 0.1  # where validation cannot choose: it neither shrinks to nothing nor lets go
 
@@ -174,11 +174,12 @@ def _run_probe(config: ProbeConfig, out: Path, table: LabelTable, encoder: Encod
         classifier.config.thresholds = [
             best_threshold(val.labels[:, c], scores["val"][:, c]) for c in range(len(table.classes))
         ]
-    flat = [name for name, share in zip(table.classes, np.ptp(scores["test"], axis=0), strict=True) if share < FLAT]
+    apart, mean = np.ptp(scores["test"], axis=0), scores["test"].mean(axis=0)
+    flat = [name for name, is_flat in zip(table.classes, apart < FLAT * mean, strict=True) if is_flat]
     if flat and len(scores["test"]) > 1:
         notes.append(
-            f"probabilities of {first_names(flat)} differ by less than {FLAT} over all test images: the probe tells "
-            "nothing apart there; it had too few images to learn from, or their features do not tell it"
+            f"probabilities of {first_names(flat)} differ by less than a hundredth between the test images: mostly a "
+            "probe had too few images to learn from then, or their features do not tell it"
         )
     if probe.not_chosen:
         notes.append(f"no label in val for {', '.join(probe.not_chosen)}: C = {USUAL_STRENGTH} there, not chosen")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -126,8 +127,13 @@ def draw_features(
         raise ArgumentError(f"weights: take {height} x {width} pixels, and canvases are square; give img_size")
     keep = keep or ("valid" if encoder.keep == "all" else encoder.keep)
     check_word("keep", keep, ("valid", "contour"))
-    if at is not None and not (isinstance(at, Sequence) and len(at) == 2 and all(0 <= value < width for value in at)):
-        raise ArgumentError(f"at: got {at}, accepted are x and y from 0 to {width - 1}")
+    if at is not None:
+        try:
+            at = [operator.index(value) for value in at]
+        except TypeError:
+            at = [at]
+        if len(at) != 2 or not all(0 <= value < width for value in at):
+            raise ArgumentError(f"at: got {' '.join(map(str, at))}, accepted are x and y from 0 to {width - 1}")
     paths = as_paths(paths)
     images = _prepared(paths, encoder)
     if images is None:

@@ -209,8 +209,11 @@ def _is_as_it_was(query: str, row: int, facts: dict) -> bool:
     """Whether a query has not changed since its row was made."""
     now = Stamp.of(query)  # a file that is gone keeps its row
     size, written = (facts[name][row] if name in facts else None for name in ("size", "mtime_ns"))
-    # of an image of a prepared set what has changed is not known: in place of a time there is a CRC-32
-    return now is None or written is None or 0 <= written < 1 << 32 or Stamp(size, written).is_of(query, now)
+    if now is None or written is None or Stamp(size, written).is_of(query, now):
+        return True
+    # of an image of a prepared set what has changed is not known: in place of a time there is a CRC-32, and no file is
+    # of the first seconds of 1970 but those of archives, to the second
+    return 0 <= written < 1 << 32 and written % 10**9 != 0
 
 
 def _shipped_encoder(settings: object) -> Encoder | None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..models.encoder import Encoder
 from ..models.inputs import encoder_inputs
+from ..models.selection import sent
 from ..ops.mask_plan import plan_all
 
 VIEWS = 16  # what is left of the tissue is a 16th of its variance
@@ -72,11 +73,12 @@ def position_features(
         batch = {"pixels": pixels[None, None].to(device)}
         for name in ("scale", "shift"):
             batch[name] = torch.tensor([getattr(film, name)], dtype=torch.float32, device=device)
-        for ids in np.array_split(order.permutation(places), -(-len(places) // AT_ONCE)):
+        for some in np.array_split(order.permutation(places), -(-len(places) // AT_ONCE)):
+            ids = torch.from_numpy(np.sort(some))  # as a plan has them
             chosen = torch.zeros(count, dtype=torch.bool)
-            chosen[torch.from_numpy(ids)] = True
-            plan = plan_all(chosen.view(1, height, width), encoder.patch_size)
-            total[chosen.to(device)] += _patches(encoder, *encoder_inputs(encoder, {**batch, "plan": plan}))
+            chosen[ids] = True
+            plan = sent(plan_all(chosen.view(1, height, width), encoder.patch_size), device)
+            total.index_add_(0, ids.to(device), _patches(encoder, *encoder_inputs(encoder, {**batch, "plan": plan})))
         seen()
     return (total / VIEWS).cpu().numpy()
 

@@ -36,6 +36,8 @@ class _Silence:
 
     def end(self) -> None:
         with self.lock:
+            if not self.inside:  # in a process that was forked meanwhile
+                return
             self.inside -= 1
             if not self.inside:
                 self.caught.__exit__(None, None, None)

@@ -134,7 +134,9 @@ def finish_table(
     )
     table.origin, table.drawn, table.known = found.origin, found.drawn, found.known
     table.listed = dict(Counter(found.splits))
-    table.leave_out(lambda study: is_blank(study.report), "left out: the report, or the section asked for, is empty")
+    # where texts are scored, studies without a word are kept, for their texts to be known and told of
+    empty = is_blank if need_images else lambda report: not report.strip()
+    table.leave_out(lambda study: empty(study.report), "left out: the report, or the section asked for, is empty")
     if need_images:
         table.leave_out(lambda study: not study.images, "left out: no image is named")
         _drop_missing(table, source, prepared, images)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from dataclasses import dataclass
 from types import UnionType
 from typing import ClassVar, Literal, Union, get_args, get_origin, get_type_hints
@@ -159,8 +160,10 @@ class TrainingConfig:
                 continue
             if words and value not in words:
                 raise ConfigError(f"{name}: got {value!r}, accepted are {', '.join(words)}")
-            if int in kinds and type(value) is not int:
-                raise ConfigError(f"{name}: got {value!r}, accepted is a whole number")
+            if int in kinds:
+                if isinstance(value, bool) or not hasattr(value, "__index__"):
+                    raise ConfigError(f"{name}: got {value!r}, accepted is a whole number")
+                object.__setattr__(self, name, operator.index(value))  # NumPy's too, which JSON does not take
             if bool in kinds and type(value) is not bool:
                 raise ConfigError(f"{name}: got {value!r}, accepted are True and False")
 

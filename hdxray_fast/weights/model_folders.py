@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import pickle
+import re
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -121,22 +122,24 @@ def folder_of_weights(directory: Path) -> Path:
         if (inner / CONFIG_FILE).is_file() and are_there(inner / MODEL_FILE):
             if inner in steps:
                 raise CheckpointError(f"{directory}: is a run that has not ended; its newest checkpoint is in {inner}")
-            if steps and _written(steps[0]) > _written(inner):  # it was given more steps, and these have not ended
+            if inner.name == "model" and (told := _of_more_steps(directory)):
                 warnings.warn(
-                    f"{directory}: went on since its model was written; that model is taken, and the newest checkpoint "
-                    f"is in {steps[0]}",
-                    stacklevel=level_of_caller(),
+                    f"{directory}: {told} since its model was written, which is taken", stacklevel=level_of_caller()
                 )
             return inner
     return directory
 
 
-def _written(folder: Path) -> float:
-    """When a folder's model was written; 0 if it holds none."""
+def _of_more_steps(run: Path) -> str:
+    """How far a run has come that was given more steps and has not ended again; empty of any other."""
+    numbers = [re.fullmatch(r"step_(\d+)", path.name) for path in (run / "checkpoints").glob("step_*")]
+    newest = max((int(number[1]) for number in numbers if number), default=None)
     try:
-        return (folder / CONFIG_FILE).stat().st_mtime
-    except OSError:
-        return 0.0
+        steps = read_json(run / CONFIG_FILE)["steps"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+    is_under_way = newest is not None and type(steps) is int and newest < steps
+    return f"has come to step {newest} of {steps}" if is_under_way else ""
 
 
 def describe_model(model: MaskedAutoencoder | Encoder) -> dict[str, dict]:

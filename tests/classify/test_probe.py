@@ -160,7 +160,7 @@ def test_a_probe_that_tells_nothing_apart_says_so(manifest, tmp_path):
     drawn = np.random.default_rng(5).integers(0, 2, len(rows))
     manifest.write_text("\n".join([first, *(f"{row[:-1]}{value}" for row, value in zip(rows, drawn, strict=True))]))
     result = run_probe(config(manifest, tmp_path / "probe"), small_encoder(), progress=False)
-    assert any(note.startswith("probabilities of high differ by less than 0.01 over all test") for note in result.notes)
+    assert any(note.startswith("probabilities of high differ by less than a hundredth") for note in result.notes)
 
 
 def test_no_temperature_is_told_where_none_was_asked_for(manifest, tmp_path):

@@ -168,6 +168,13 @@ def test_the_padding_of_patches_at_the_edge_is_left_out(encoder, tmp_path):
     assert film[:, [0, -1]].std() > 0 and np.abs(film[:, 0] - film[:, 1]).max() < 120  # no black edge
 
 
+@pytest.mark.parametrize("at", [200, "ab", (1,), (1.5, 2), (64, 0)], ids=str)
+def test_a_place_is_two_numbers_on_the_canvas(encoder, folder, tmp_path, at):
+    hx.draw_features(folder / "tall.png", encoder, tmp_path / "out", at=np.array([32, 32]))
+    with pytest.raises(hx.ArgumentError, match=r"^at: got .*, accepted are x and y from 0 to 63"):
+        hx.draw_features(folder / "tall.png", encoder, tmp_path / "out", at=at)
+
+
 def test_what_may_be_no_chest_is_flagged(encoder, folder, monkeypatch):
     monkeypatch.setattr("hdxray_fast.data.radiographs.find_contour", _unsure(hx.find_contour))
     done = hx.draw_features(folder / "tall.png", encoder, folder / "out")

@@ -77,6 +77,22 @@ def test_a_query_is_no_neighbour_of_its_own_however_its_path_is_spelt(made, spel
     assert [os.path.basename(near.path) for near in found.neighbours].count("0.png") == 0
 
 
+def test_a_file_with_the_time_of_an_archive_is_known_to_have_changed(made, tmp_path):
+    """Archives that are made the same each time give their files the first second of 1970."""
+    (tmp_path / "xrays").mkdir()
+    for number in range(3):
+        path = tmp_path / "xrays" / f"{number}.png"
+        assert cv2.imwrite(str(path), draw_radiograph(number))
+        os.utime(path, (1, 1))
+    table = tmp_path / "features.parquet"
+    hx.embed_files(tmp_path / "xrays", table, made / "model", progress=False)
+    path = tmp_path / "xrays" / "0.png"
+    assert len(find_similar(path, table).neighbours) == 2
+    assert cv2.imwrite(str(path), draw_radiograph(5))
+    with pytest.raises(hx.ConfigError, match="holds it as it was before it was written anew"):
+        find_similar(path, table)
+
+
 def test_what_is_given_is_looked_at_even_where_it_is_not_needed(made):
     query, table = made / "xrays" / "0.png", made / "features.parquet"
     with pytest.raises(hx.ConfigError, match=r"weights: are not those that .*features.parquet was made with"):

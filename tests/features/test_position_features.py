@@ -90,3 +90,15 @@ def test_the_same_films_give_the_same(encoder):
     pixels = np.random.default_rng(0).integers(0, 255, (64, 64))
     a, b = (position_features(encoder, [film(pixels)], EVERYWHERE, CPU) for _ in range(2))
     assert np.array_equal(a, b)
+
+
+def test_what_the_encoder_is_given_is_where_it_runs(encoder, monkeypatch):
+    """On a GPU nothing of it may be left on the host; a device without memory stands for one."""
+
+    def looks(encoder, images, plan, scale, shift):
+        assert {x.device.type for x in (images, plan.keep_ids, plan.keep_cu_seqlens, scale, shift)} == {"meta"}
+        raise StopIteration
+
+    monkeypatch.setattr(module, "_patches", looks)
+    with pytest.raises(StopIteration):
+        position_features(encoder, [film(np.zeros((64, 64)))], EVERYWHERE, torch.device("meta"))

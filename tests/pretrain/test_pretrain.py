@@ -292,6 +292,11 @@ def test_settings_are_checked_by_name(changes, named):
         PretrainConfig(data="x", out="y", **changes)
 
 
+def test_numbers_of_numpy_are_numbers():
+    config = PretrainConfig(data="x", out="y", seed=np.int64(3), batch_size=np.int32(4))
+    assert (type(config.seed), config.seed, config.batch_size) == (int, 3, 4) and json.dumps(config.as_dict())
+
+
 @pytest.mark.slow
 def test_kill_9_at_any_moment_then_resume_gives_the_same_curve(radiographs, tmp_path):
     """Twice killed without notice, at moments nobody chose; the curve equals the uninterrupted one bit for bit."""

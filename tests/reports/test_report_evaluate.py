@@ -224,9 +224,9 @@ def test_nothing_is_dropped_in_silence(tmp_path):
         evaluation.notes
         == evaluation.metrics["notes"]
         == [
-            "1 study left out: the report, or the section asked for, is empty (row 5)",
             "1 study not scored: no generated text (row 4)",
-            "2 generated texts not scored: no such study is in the data and split (text 3, text 4)",
+            "1 generated text not scored: no such study is in the data and split (text 4)",
+            "1 study not scored: the reference is empty (row 5)",
             "1 generated texts are empty; they are scored as they are",
         ]
     )
