@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -67,3 +68,18 @@ def test_copies_are_of_the_values_when_they_were_made():
     values += 1
     (found,) = copies.wait()
     assert found.tolist() == [0, 1, 2, 3] and not found.is_cuda
+
+
+@pytest.mark.parametrize("keep", ["valid", "contour"])
+def test_pictures_of_features_are_those_of_the_cpu(images, tmp_path, keep):
+    for number, image in enumerate(images[:3]):
+        assert cv2.imwrite(str(tmp_path / f"{number}.png"), image)
+    made = {
+        device: hx.draw_features(
+            tmp_path, encoder("valid"), tmp_path / device, at=(64, 64), keep=keep, device=device
+        ).pictures
+        for device in ("cpu", "cuda")
+    }
+    for source, path in made["cuda"].items():
+        found, expected = (cv2.imread(str(one)).astype(int) for one in (path, made["cpu"][source]))
+        assert np.abs(found - expected).mean() < 2
