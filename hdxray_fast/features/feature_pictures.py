@@ -173,7 +173,7 @@ def draw_features(
     if not seen:
         return FeaturePictures(quarantined=bad, left_out=left_out)
     chests = [_chest(item) for item in seen]
-    dark = [_darkness(item, encoder.patch_size)[rows] for item, rows in zip(seen, chests, strict=True)]
+    dark = [_darkness(item)[rows] for item, rows in zip(seen, chests, strict=True)]
     found = PrincipalComponents.of([item.features.values[rows] for item, rows in zip(seen, chests, strict=True)], dark)
     pictures = {}
     for item in seen:
@@ -256,7 +256,7 @@ def _chest(item: _Seen) -> np.ndarray:
     return np.ones(len(item.inside), bool) if item.flagged or not item.inside.any() else item.inside
 
 
-def _darkness(item: _Seen, patch_size: int) -> np.ndarray:
+def _darkness(item: _Seen) -> np.ndarray:
     """How dark the patches that were looked at are on the radiograph's own scale, ``[N] float32``."""
     means = cv2.resize(item.film.pixels, item.features.grid_size[::-1], interpolation=cv2.INTER_AREA)
     return -(means.ravel()[item.features.ids] * np.float32(item.film.scale) + np.float32(item.film.shift))
