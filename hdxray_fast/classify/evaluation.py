@@ -271,9 +271,8 @@ def evaluate_files(
         raise ConfigError(f"out: {out} holds a training run, whose metrics stay as they are; choose another folder")
     claim_names(out, "evaluate", EVALUATION_FILES)
     classifier = load_classifier(model)
-    shares = read_prevalence(prevalence, classes or classifier.config.classes)  # refused now, not after the last image
-    if shares and classifier.config.multiclass:
-        raise ConfigError("prevalence: predictive values are of classes with a threshold, not of multiclass ones")
+    # refused now, not after the last image
+    read_prevalence(prevalence, classes or classifier.config.classes, classifier.config.multiclass)
 
     def read() -> tuple[LabelTable, Sequence[str]]:
         asked = classes or classifier.config.classes

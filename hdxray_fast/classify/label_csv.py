@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import difflib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from ..data.columns import (
     find_column,
     hidden_in,
     named_column,
+    twins_in,
 )
 from ..data.csv_cells import unquoted
 from ..data.splits import SPLIT_COLUMNS, SPLIT_NAMES, SPLITS, canonical_split
@@ -166,10 +167,8 @@ def read_csv(path: Path, blank: Sequence[str] = (), ours: bool = False, ids: Seq
     if ours:
         frame.columns = [unquoted(name) for name in frame.columns]
         frame = frame.map(unquoted, na_action="ignore").astype(object)  # without text a column would be one of numbers
-    if twice := [name for name, again in zip(frame.columns, frame.columns.duplicated(), strict=True) if again]:
-        first = list(frame.columns).index(twice[0]) + 1
-        again = list(frame.columns).index(twice[0], first) + 1
-        raise ConfigError(f"{path}: its columns {first} and {again} have one name; rename or remove one")
+    if twins := twins_in(frame.columns):
+        raise ConfigError(f"{path}: its columns {twins[0]} and {twins[1]} have one name; rename or remove one")
     if hidden := hidden_in(frame.columns):
         raise ConfigError(f"{path}: the name of its column {hidden} holds a control character or an invisible one")
     if separator == ";":  # where numbers have commas, columns are parted by semicolons
@@ -340,12 +339,18 @@ def first_row(bad) -> int:
     return int(bad.index[np.flatnonzero(bad.to_numpy())[0]]) + 2
 
 
+def _filled_rows(stream, separator: str) -> Iterator[tuple[int, list[str]]]:
+    """Rows of a file with their numbers from 0 on, without the blank ones, which pandas passes over."""
+    for number, cells in enumerate(csv.reader(stream, delimiter=separator, skipinitialspace=True)):
+        if len(cells) > 1 or "".join(cells).strip():
+            yield number, cells
+
+
 def _names(stream, separator: str, read: Sequence[str]) -> Sequence[str]:
     """The names of columns as the header has them: pandas calls a second ``a`` ``a.1``, which is another column's name.
     ``read``: by pandas, which calls those without a name ``Unnamed: 3``."""
     try:
-        rows = csv.reader(stream, delimiter=separator, skipinitialspace=True)
-        header = next((cells for cells in rows if len(cells) > 1 or "".join(cells).strip()), [])
+        _, header = next(_filled_rows(stream, separator), (0, []))
     except csv.Error:
         return read
     if len(header) != len(read):
@@ -360,8 +365,7 @@ def _places(stream, separator: str, count: int) -> Sequence[int]:
         return range(count)
     stream.seek(0)
     try:
-        rows = enumerate(csv.reader(stream, delimiter=separator, skipinitialspace=True))
-        found = [number for number, cells in rows if len(cells) > 1 or "".join(cells).strip()]
+        found = [number for number, _ in _filled_rows(stream, separator)]
     except csv.Error:
         found = []
     return [number - 1 for number in found[1:]] if len(found) == count + 1 else range(count)

@@ -398,9 +398,7 @@ def labels_of(config: ProbeConfig | FinetuneConfig, begun: Seen | str | None = N
         classes=config.classes,
         multiclass=config.multiclass,
     )
-    read_prevalence(config.prevalence, table.classes)
-    if config.prevalence is not None and config.multiclass:
-        raise ConfigError("prevalence: predictive values are of classes with a threshold, not of multiclass ones")
+    read_prevalence(config.prevalence, table.classes, config.multiclass)
     drawn = config.val_share, config.test_share, config.split_seed
     told = {"preset": config.preset, "uncertain": config.uncertain, "chosen": config.classes is not None}
     return draw_splits(table, str(config.data), *drawn, begun=begun, **told)

@@ -74,15 +74,18 @@ def predictive_values(sensitivity: float, specificity: float, prevalence: float)
     ]
 
 
-def read_prevalence(text: str | float | None, classes: Sequence[str] | None = None) -> dict[str, float]:
+def read_prevalence(
+    text: str | float | None, classes: Sequence[str] | None = None, multiclass: bool = False
+) -> dict[str, float]:
     """A prevalence for each class that is named: ``"0.05"`` is for all, ``"Edema=5%, Mass=0.01"`` for single ones.
 
     Args:
         text: what the user gave.
         classes: ``C`` names; left out, they are not known yet, and numbers alone are checked.
+        multiclass: the classes exclude each other, and have no prevalence.
 
     Raises:
-        ConfigError: no number between 0 and 1, or an unknown class.
+        ConfigError: no number between 0 and 1, an unknown class, or any prevalence of ``multiclass``.
     """
     if text is None:
         return {}
@@ -101,10 +104,12 @@ def read_prevalence(text: str | float | None, classes: Sequence[str] | None = No
         found[name.strip() if equals else ""] = share
     if classes is None:
         return found
+    if "" not in found and (foreign := sorted(set(found) - set(classes))):
+        raise ConfigError(f"prevalence: names {foreign[0]!r}, classes are {', '.join(classes)}")
+    if multiclass:
+        raise ConfigError("prevalence: predictive values are of classes with a threshold, not of multiclass ones")
     if "" in found:
         return dict.fromkeys(classes, found[""])
-    if foreign := sorted(set(found) - set(classes)):
-        raise ConfigError(f"prevalence: names {foreign[0]!r}, classes are {', '.join(classes)}")
     return found
 
 

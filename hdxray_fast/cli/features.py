@@ -58,10 +58,9 @@ def run_features_command(paths: list[str], weights: str, out: str, workers: int,
     from ..weights.shipped import PRETRAINED, shipped_size
 
     tell_encoder(weights)
-    if weights == PRETRAINED and options["img_size"] and options["img_size"] < shipped_size():
-        note(
-            f"below {shipped_size()} pixels, its own size, it tells less apart: tissue blurs, attention keeps to edges"
-        )
+    own, size = shipped_size(), options["img_size"]
+    if weights == PRETRAINED and size and size < own:
+        note(f"below {own} pixels, its own size, it tells less apart: tissue blurs, attention keeps to edges")
     done = draw_features(paths, weights, out, workers=worker_count(workers), progress=True, **options)
     if lost := [(bad.path, bad.reason) for bad in done.quarantined]:
         note(first_unreadable(lost, len(lost), visible(Path(out) / "unreadable.csv")))

@@ -94,6 +94,15 @@ def columns_in_words(columns: Iterable[str], known: Iterable[str] = ()) -> str:
     return f"its columns are {', '.join(shown)}{', ...' if len(names) > MOST_SHOWN else ''}{hint}"
 
 
+def twins_in(names: Iterable[str]) -> tuple[int, int] | None:
+    """The first two, from 1 on, that have one name; those without a name are passed over."""
+    first: dict[str, int] = {}
+    for number, name in enumerate(names, start=1):
+        if name and first.setdefault(name, number) != number:
+            return first[name], number
+    return None
+
+
 def hidden_in(names: Iterable[str]) -> int | None:
     """The first of the names, from 1 on, that holds characters a terminal obeys or does not show."""
     return next((number for number, name in enumerate(names, start=1) if visible(name) != name), None)

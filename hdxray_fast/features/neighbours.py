@@ -90,10 +90,12 @@ def find_similar(
     """
     if not isinstance(query, str | os.PathLike):
         raise ArgumentTypeError(f"query: got {type(query).__name__}, accepted is the path of a radiograph")
-    for name, known in (("labels", labels), ("patients", patients)):
-        if not isinstance(known, Mapping | None) or any(isinstance(one, str) for one in (labels or {}).values()):
-            accepted = "paths with the names of their classes" if name == "labels" else "paths with their patients"
-            raise ArgumentTypeError(f"{name}: got {type(known).__name__}, accepted is a mapping of {accepted}")
+    if not isinstance(labels, Mapping | None) or any(isinstance(names, str) for names in (labels or {}).values()):
+        accepted = "a mapping of paths with the names of their classes"
+        raise ArgumentTypeError(f"labels: got {type(labels).__name__}, accepted is {accepted}")
+    if not isinstance(patients, Mapping | None):
+        accepted = "a mapping of paths with their patients"
+        raise ArgumentTypeError(f"patients: got {type(patients).__name__}, accepted is {accepted}")
     check_count("most", most)
     check_caps(timeout, max_memory)
     folder = None

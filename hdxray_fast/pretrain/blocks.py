@@ -7,7 +7,6 @@ import warnings
 
 from ..data.memory import memory_limit
 from ..data.prepared.reading import PreparedSet, PreparedSubset
-from ..data.prepared.streamed_set import StreamedSet
 from ..data.read_ahead import BlocksAhead
 from ..errors import ConfigError
 from ..files import size_in_words
@@ -39,8 +38,8 @@ def blocks_ahead(
     block = min(config.shuffle_block, -(-len(images) // nodes))
     needed = 2 * block * int(images.column("length").to_numpy().mean())
     limit = memory_limit()
-    on_disk = isinstance(getattr(images, "images", images), StreamedSet)  # whose room :func:`require_room` has seen to
-    if rank % (world // nodes) == 0 and limit is not None and needed > limit and not on_disk:
+    is_fetched = images.fetchers > 1  # from a store, to a disk whose room :func:`require_room` has seen to
+    if rank % (world // nodes) == 0 and limit is not None and needed > limit and not is_fetched:
         warnings.warn(
             f"shuffle_block: two blocks of {block} images take {size_in_words(needed)} of the page cache, and this "
             f"machine has {size_in_words(limit)} of memory: they would be read twice; take smaller blocks, or a set of "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from ..data.columns import hidden_in
+from ..data.columns import hidden_in, twins_in
 from ..data.table_text import open_text_table
 from ..errors import ConfigError
 from ..regular_files import lines, reason_of
@@ -55,8 +55,6 @@ def read_rows(path: Path, argument: str = "data") -> list[Row]:
 def _checked_header(names: list[str], where: str) -> list[str]:
     if hidden := hidden_in(names):
         raise ConfigError(f"{where}: the name of its column {hidden} holds a control character or an invisible one")
-    first: dict[str, int] = {}
-    for number, name in enumerate(map(str.strip, names), start=1):
-        if name and first.setdefault(name, number) != number:  # columns without a name hold nothing that is read
-            raise ConfigError(f"{where}: its columns {first[name]} and {number} have one name; rename or remove one")
+    if twins := twins_in(map(str.strip, names)):
+        raise ConfigError(f"{where}: its columns {twins[0]} and {twins[1]} have one name; rename or remove one")
     return names

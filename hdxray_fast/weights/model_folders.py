@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -122,7 +122,7 @@ def folder_of_weights(directory: Path) -> Path:
         if (inner / CONFIG_FILE).is_file() and are_there(inner / MODEL_FILE):
             if inner in steps:
                 raise CheckpointError(f"{directory}: is a run that has not ended; its newest checkpoint is in {inner}")
-            if inner.name == "model" and (told := _of_more_steps(directory)):
+            if inner.name == "model" and (told := _of_more_steps(directory, steps)):
                 warnings.warn(
                     f"{directory}: {told} since its model was written, which is taken", stacklevel=level_of_caller()
                 )
@@ -130,9 +130,9 @@ def folder_of_weights(directory: Path) -> Path:
     return directory
 
 
-def _of_more_steps(run: Path) -> str:
+def _of_more_steps(run: Path, checkpoints: Sequence[Path]) -> str:
     """How far a run has come that was given more steps and has not ended again; empty of any other."""
-    numbers = [re.fullmatch(r"step_(\d+)", path.name) for path in (run / "checkpoints").glob("step_*")]
+    numbers = [re.fullmatch(r"step_(\d+)", path.name) for path in checkpoints]
     newest = max((int(number[1]) for number in numbers if number), default=None)
     try:
         steps = read_json(run / CONFIG_FILE)["steps"]
